@@ -1,0 +1,32 @@
+"""The resolved engine settings, in vLLM's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What the scheduler runs with; every default of vLLM 0.32 is already filled in.
+
+    `num_gpu_blocks` counts vLLM's null block, so one fewer is usable. Lengths are in tokens.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    num_gpu_blocks: int
+    block_size: int = 16
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    scheduling_policy: str = "fcfs"
+    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold_adaptive: bool = False
+    max_num_active_seqs: int | None = None
+    watermark: float = 0.0
+    scheduler_reserve_full_isl: bool = True
+    async_scheduling: bool = False
+    batching: str = "continuous"
+    step_noise: bool = False
+    request_overhead_ps: int = 0
+    client_overhead_ps: int = 0

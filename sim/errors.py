@@ -1,0 +1,40 @@
+"""What the user must mend: every mistake in a file or on the command line ends up here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NOTHING = object()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake of the user's.
+
+    `place` is where it stands (`scenarios/x.yaml:14:5 engine.max_num_seq`), `rule` what it breaks, `value` what was
+    found there, `mend` what to do about it.
+    """
+
+    place: str
+    rule: str
+    value: object = NOTHING
+    mend: str = ""
+
+    def __str__(self) -> str:
+        found = "" if self.value is NOTHING else f" (got {shorten(self.value)})"
+        mend = f"; {self.mend}" if self.mend else ""
+        return f"{self.place}: {self.rule}{found}{mend}"
+
+
+class UserError(Exception):
+    """One or several problems that the user must mend; the command line prints them and exits with 2."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """`repr(value)`, cut in the middle when it is longer than `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 4 :]}"

@@ -1,0 +1,1 @@
+"""A simulator of LLM inference serving, calibrated by real GPU profiles."""
