@@ -1,0 +1,103 @@
+"""Requests on their way to the engine: read in chunks, handed over one by one, held back by a concurrency limit."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from simbatch.sim.engine.prefix_keys import PrefixKeys
+from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.engine.request import Request
+
+if TYPE_CHECKING:
+    from simbatch.sim.workload.chunk import RequestChunk, RequestSource
+
+
+class Arrivals:
+    """The stream of requests; `next_ps` is when the next one is sent, None when there is none to come now.
+
+    With a limit on concurrency a request is sent at its own time or when a slot is free, whichever is later
+    (`vllm bench serve --max-concurrency`); a closed loop's slot is free a think time after its request has ended.
+    """
+
+    def __init__(self, source: RequestSource, recorder: Recorder, max_model_len: int, keys: PrefixKeys | None) -> None:
+        self._chunks = source.chunks()
+        self._recorder = recorder
+        self._max_model_len = max_model_len
+        self._keys = keys
+        self._slots = None if source.max_concurrency is None else [0] * source.max_concurrency
+        self._think_time_ps = getattr(source, "think_time_ps", 0)
+        self.load_cpu_s = 0.0  # spent in reading, not in simulating
+        self._first = self._index = self._length = 0
+        self._chunk: RequestChunk
+        self.next_ps: int | None = None
+        self._load()
+        self._look()
+
+    def take(self, now_ps: int, add: Callable[[Request], None]) -> int:
+        """Hand over every request sent by `now_ps`; returns how many those were."""
+        num_taken = 0
+        while self.next_ps is not None and self.next_ps <= now_ps:
+            add(self._pop(self.next_ps))
+            num_taken += 1
+        return num_taken
+
+    def ended(self, now_ps: int) -> None:
+        """A request has left the system."""
+        if self._slots is not None:
+            heapq.heappush(self._slots, now_ps + self._think_time_ps)
+            if self.next_ps is None:
+                self._look()
+
+    def _pop(self, arrival_ps: int) -> Request:
+        i, chunk = self._index, self._chunk
+        index = self._first + i
+        num_prompt = chunk.num_prompt_tokens[i]
+        request = Request(
+            index,
+            chunk.request_id[i] if chunk.request_id else str(index),
+            arrival_ps,
+            num_prompt,
+            min(chunk.num_output_tokens[i], self._max_model_len - num_prompt),
+        )
+        if chunk.priority:
+            request.priority = chunk.priority[i]
+        if chunk.tenant:
+            request.tenant = chunk.tenant[i]
+        if self._keys and chunk.hash_ids:
+            request.keys = self._keys.of(chunk.hash_ids[i], num_prompt)
+        if self._slots is not None:
+            heapq.heappop(self._slots)
+            self._recorder.arrival_ps[index] = arrival_ps
+        self._index += 1
+        if self._index == self._length:
+            self._load()
+        self._look()
+        return request
+
+    def _look(self) -> None:
+        if self._index == self._length or self._slots == []:
+            self.next_ps = None
+        else:
+            own_ps = self._chunk.arrival_ps[self._index]
+            self.next_ps = own_ps if self._slots is None else max(own_ps, self._slots[0])
+
+    def _load(self) -> None:
+        begin = time.process_time()
+        self._first += self._length
+        chunk = next((c for c in self._chunks if c.arrival_ps), None)
+        self._index, self._length = 0, 0
+        if chunk is not None:
+            self._chunk, self._length = chunk, len(chunk.arrival_ps)
+            self._recorder.expect(chunk)
+        self.load_cpu_s += time.process_time() - begin
+
+
+def too_long(request: Request, max_model_len: int) -> str | None:
+    """Why vLLM's front end would turn the request away (v1/engine/input_processor.py), if it would."""
+    if request.num_prompt_tokens < max_model_len:
+        return None
+    return f"prompt of {request.num_prompt_tokens} tokens is not shorter than max_model_len ({max_model_len})"
+

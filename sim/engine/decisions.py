@@ -1,0 +1,90 @@
+"""The scheduler's questions, answered by the policy and checked: a policy's arithmetic is never trusted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simbatch.policies.base import Policy
+from simbatch.sim.engine.config import EngineConfig
+from simbatch.sim.engine.request import Request
+from simbatch.sim.engine.views import EngineView, RequestView
+from simbatch.sim.engine.waiting import FcfsQueue, SortedQueue, WaitingQueue
+from simbatch.sim.errors import Problem, UserError
+
+
+class Decisions:
+    """What the policy decides; whatever it leaves to vLLM costs nothing here."""
+
+    def __init__(self, config: EngineConfig, policy: Policy) -> None:
+        self.config = config
+        self.policy = policy
+        self.view: EngineView
+        self._by_priority = config.scheduling_policy == "priority"
+        self._max_seats = config.max_num_active_seqs or config.max_num_seqs
+        self.is_fcfs = not (policy.overrides("order") or self._by_priority)
+        self.victim_is_last = not (policy.overrides("victim") or self._by_priority)
+        self.decides_seats = policy.overrides("seats")
+        self.decides_budget = policy.overrides("token_budget")
+        self.rejects = policy.overrides("reject")
+        self.listens = policy.overrides("finished")
+
+    def start(self, view: EngineView) -> None:
+        """Show the policy its engine, before the run."""
+        self.view = view
+        self.policy.start(view)
+
+    def new_queue(self) -> WaitingQueue:
+        """The queue in the policy's order."""
+        if self.is_fcfs:
+            return FcfsQueue()
+        return SortedQueue(self._vllm_priority if self._by_priority else self._policy_order)
+
+    def seats(self) -> int:
+        """How many requests may run."""
+        if not self.decides_seats:
+            return self._max_seats
+        return self._checked("seats()", self.policy.seats(self.view), self._max_seats, "max_num_seqs")
+
+    def token_budget(self) -> int:
+        """How many tokens the next step may take."""
+        limit = self.config.max_num_batched_tokens
+        if not self.decides_budget:
+            return limit
+        return self._checked("token_budget()", self.policy.token_budget(self.view), limit, "max_num_batched_tokens")
+
+    def victim(self, running: list[Request]) -> Request:
+        """Who loses its blocks."""
+        if self.victim_is_last:
+            return running[-1]
+        if self._by_priority:  # the first of the equals, in order of admission
+            return max(running, key=lambda request: (request.priority, request.arrival_ps))
+        views = [RequestView(request) for request in running]
+        chosen = self.policy.victim(views)
+        for request, view in zip(running, views, strict=True):
+            if view is chosen:
+                return request
+        raise self._broken("victim() must return one of the running requests", chosen)
+
+    def reject(self, request: Request) -> str | None:
+        """Why the policy turns the request away, if it does."""
+        return self.policy.reject(RequestView(request), self.view) if self.rejects else None
+
+    def finished(self, request: Request) -> None:
+        """Tell the policy that a request has ended."""
+        if self.listens:
+            self.policy.finished(RequestView(request))
+
+    def _vllm_priority(self, request: Request) -> Any:
+        return request.priority, request.arrival_ps, request.request_id
+
+    def _policy_order(self, request: Request) -> Any:
+        return self.policy.order(RequestView(request))
+
+    def _checked(self, what: str, value: int, limit: int, name: str) -> int:
+        if isinstance(value, int) and 1 <= value <= limit:
+            return value
+        raise self._broken(f"{what} must be a whole number from 1 to {name} ({limit})", value)
+
+    def _broken(self, rule: str, value: object) -> UserError:
+        place = f"policy {type(self.policy).__name__} at {self.view.now_s:.6f} s"
+        return UserError(Problem(place, rule, value, "mend the policy or its parameters"))

@@ -1,0 +1,86 @@
+"""What a simulation leaves behind: one row per request, one row per span of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+FINISHED, REJECTED, UNFINISHED = 0, 1, 2
+STATUS_NAMES = ("finished", "rejected", "unfinished")
+
+SEGMENT_FIELDS = (
+    "start_ps",  # when the device starts the first step
+    "num_steps",
+    "duration_ps",  # of the first step
+    "slope_ps",  # each further step lasts this much longer
+    "num_decodes",
+    "num_regular",  # decodes whose gap to their previous token is the step's duration
+    "decode_context",  # tokens computed before the first step, summed over the decodes; +num_decodes each further step
+    "prefill_tokens",
+    "num_prefills",
+    "prefill_attention",  # sum of q*(2h+q) over the prefills: q tokens scheduled after h computed ones
+    "num_running",  # requests that hold a seat
+    "num_waiting",
+    "free_blocks",  # after the last step
+)
+SEGMENT_DTYPE = np.dtype([(name, np.int64) for name in SEGMENT_FIELDS])
+
+
+class StepRow(NamedTuple):
+    """One step in full, as `--steps` asks for; requests are given by their index in the input."""
+
+    step: int
+    start_ps: int
+    end_ps: int
+    scheduled: list[tuple[int, int, int]]  # (request, num_tokens, num_computed_tokens before)
+    preempted: list[int]
+    finished: list[int]
+    free_blocks: int
+    num_running: int
+    num_waiting: int
+
+
+@dataclass(frozen=True)
+class RequestColumns:
+    """One entry per request, in input order; times in ps, -1 where the event never came."""
+
+    arrival_ps: NDArray[np.int64]
+    scheduled_ps: NDArray[np.int64]
+    first_token_ps: NDArray[np.int64]
+    finish_ps: NDArray[np.int64]
+    num_prompt_tokens: NDArray[np.int64]
+    num_output_tokens: NDArray[np.int64]
+    num_cached_tokens: NDArray[np.int64]
+    num_preemptions: NDArray[np.int64]
+    priority: NDArray[np.int64]
+    status: NDArray[np.int8]
+    request_id: list[str] | None = None
+    tenant: list[str | None] | None = None
+    reason: dict[int, str] = field(default_factory=dict)  # why a request was rejected
+
+    def __len__(self) -> int:
+        return len(self.arrival_ps)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that metrics, files and pictures are made from."""
+
+    requests: RequestColumns
+    segments: NDArray[np.void]  # of SEGMENT_DTYPE, in order of time
+    gaps: NDArray[np.int64]  # inter-token gaps (ps) that are not one step's duration: after a stall or a preemption
+    num_preemptions: int
+    end_ps: int
+    num_gpu_blocks: int
+    block_size: int
+    client_overhead_ps: int
+    event_loop_cpu_s: float
+    steps: list[StepRow] | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps simulated, spans counted in full."""
+        return int(self.segments["num_steps"].sum())

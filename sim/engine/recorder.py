@@ -1,0 +1,111 @@
+"""Writes down what happens, in columns that stay small: one entry per request, one row per span of steps."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simbatch.sim.engine.record import FINISHED, REJECTED, SEGMENT_DTYPE, UNFINISHED, RequestColumns, RunRecord, StepRow
+from simbatch.sim.engine.request import NEVER, Request
+
+if TYPE_CHECKING:
+    from simbatch.sim.engine.config import EngineConfig
+    from simbatch.sim.workload.chunk import RequestChunk
+
+
+class Recorder:
+    """The growing form of a `RunRecord`."""
+
+    def __init__(self, keep_steps: bool = False) -> None:
+        self.arrival_ps = array("q")
+        self.scheduled_ps = array("q")
+        self.first_token_ps = array("q")
+        self.finish_ps = array("q")
+        self.num_prompt_tokens = array("q")
+        self.num_output_tokens = array("q")
+        self.num_cached_tokens = array("q")
+        self.num_preemptions = array("q")
+        self.priority = array("q")
+        self.status = array("b")
+        self.request_id: list[str] = []
+        self.tenant: list[str | None] = []
+        self.reason: dict[int, str] = {}
+        self.segments = array("q")  # row after row
+        self.gaps = array("q")
+        self.steps: list[StepRow] | None = [] if keep_steps else None
+
+    def span(self, *fields: int) -> None:
+        """A row of segments: all of `SEGMENT_FIELDS`, in their order."""
+        self.segments.extend(fields)
+
+    def expect(self, chunk: RequestChunk) -> None:
+        """Make room for the requests of a chunk."""
+        n = len(chunk.arrival_ps)
+        never, zeros = array("q", [NEVER]) * n, array("q", [0]) * n
+        self.arrival_ps.extend(chunk.arrival_ps)
+        self.num_prompt_tokens.extend(chunk.num_prompt_tokens)
+        self.priority.extend(chunk.priority or zeros)
+        for column in (self.scheduled_ps, self.first_token_ps, self.finish_ps):
+            column.extend(never)
+        for column in (self.num_output_tokens, self.num_cached_tokens, self.num_preemptions):
+            column.extend(zeros)
+        self.status.extend(array("b", [UNFINISHED]) * n)
+        self.request_id.extend(chunk.request_id or ())
+        self.tenant.extend(chunk.tenant or ())
+
+    def rejected(self, request: Request, reason: str) -> None:
+        """A request was turned away on arrival."""
+        self.status[request.index] = REJECTED
+        self.reason[request.index] = reason
+
+    def finished(self, request: Request) -> None:
+        """A request has all its tokens."""
+        self.status[request.index] = FINISHED
+        self.left(request)
+
+    def left(self, request: Request) -> None:
+        """Write down how far a request came."""
+        i = request.index
+        self.scheduled_ps[i] = request.scheduled_ps
+        self.first_token_ps[i] = request.first_token_ps
+        self.finish_ps[i] = request.finish_ps
+        self.num_output_tokens[i] = request.num_output_tokens
+        self.num_cached_tokens[i] = request.num_cached_tokens
+        self.num_preemptions[i] = request.num_preemptions
+
+    def record(self, config: EngineConfig, num_preemptions: int, end_ps: int, event_loop_cpu_s: float) -> RunRecord:
+        """The finished form, as numpy columns."""
+        requests = RequestColumns(
+            *(
+                np.array(column, dtype=np.int64)
+                for column in (
+                    self.arrival_ps,
+                    self.scheduled_ps,
+                    self.first_token_ps,
+                    self.finish_ps,
+                    self.num_prompt_tokens,
+                    self.num_output_tokens,
+                    self.num_cached_tokens,
+                    self.num_preemptions,
+                    self.priority,
+                )
+            ),
+            status=np.array(self.status, dtype=np.int8),
+            request_id=self.request_id or None,
+            tenant=self.tenant or None,
+            reason=self.reason,
+        )
+        return RunRecord(
+            requests=requests,
+            segments=np.frombuffer(self.segments.tobytes(), dtype=SEGMENT_DTYPE),
+            gaps=np.array(self.gaps, dtype=np.int64),
+            num_preemptions=num_preemptions,
+            end_ps=end_ps,
+            num_gpu_blocks=config.num_gpu_blocks,
+            block_size=config.block_size,
+            client_overhead_ps=config.client_overhead_ps,
+            event_loop_cpu_s=event_loop_cpu_s,
+            steps=self.steps,
+        )

@@ -1,0 +1,47 @@
+"""A request as the scheduler sees it."""
+
+from __future__ import annotations
+
+NEVER = -1
+
+
+class Request:
+    """One request on its way through the engine; lengths in tokens, times in ps (-1: not yet).
+
+    What most requests never change stands on the class, so that making one is cheap.
+    """
+
+    num_computed_tokens = 0  # advanced when scheduled, not when the step ends (vLLM v1/core/sched/scheduler.py)
+    num_registered_tokens = 0  # tokens whose full blocks are in the prefix cache's index
+    num_placeholders = 0  # tokens sampled by steps in flight (asynchronous scheduling)
+    num_cached_tokens = 0  # prefix-cache hit at the first admission
+    num_preemptions = 0
+    scheduled_ps = NEVER
+    first_token_ps = NEVER
+    last_token_ps = NEVER
+    tenant: str | None = None
+    finish_ps = NEVER
+    seat = 0  # admission number: `running` is in this order
+    finish_round = 0  # decode round of the last token (spans.py)
+    order_key: object = None  # what the policy sorts the queue by
+    keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
+    block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
+
+    def __init__(
+        self, index: int, request_id: str, arrival_ps: int, num_prompt_tokens: int, max_tokens: int, priority: int = 0
+    ) -> None:
+        self.index = index
+        self.request_id = request_id
+        self.arrival_ps = arrival_ps
+        self.num_prompt_tokens = num_prompt_tokens
+        self.max_tokens = max_tokens
+        self.priority = priority
+        self.num_tokens = num_prompt_tokens  # the prompt and the outputs received
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens produced and received so far."""
+        return self.num_tokens - self.num_prompt_tokens
+
+    def __repr__(self) -> str:
+        return f"Request({self.request_id}, {self.num_computed_tokens}/{self.num_tokens})"

@@ -1,0 +1,173 @@
+"""vLLM V1's scheduler, step by step (v1/core/sched/scheduler.py, vLLM 0.32).
+
+Running requests first, in order of admission, then the head of the queue for as long as it fits; one token budget for
+decodes and prefill chunks alike; when blocks run out, a running request is preempted and recomputed later. There is no
+prefill or decode phase: a request simply wants `num_tokens + num_placeholders - num_computed_tokens` more tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from simbatch.sim.engine.config import EngineConfig
+from simbatch.sim.engine.decisions import Decisions
+from simbatch.sim.engine.kv_cache import KVCache
+from simbatch.sim.engine.request import Request
+
+
+class Entry(NamedTuple):
+    """One request's share of a step."""
+
+    request: Request
+    num_tokens: int
+    num_computed_tokens: int  # before the step
+    samples: bool  # the step ends with a new token for it
+
+    @property
+    def is_decode(self) -> bool:
+        """One token of a request whose prompt is computed."""
+        return self.samples and self.num_tokens == 1 and self.num_computed_tokens >= self.request.num_prompt_tokens
+
+
+class Batch(NamedTuple):
+    """What one step computes, in vLLM's order, and who was preempted to make room."""
+
+    entries: list[Entry]
+    preempted: list[Request]
+
+
+class Scheduler:
+    """Decides who runs; `schedule` plans a step, `update` takes its tokens in."""
+
+    def __init__(self, config: EngineConfig, kv: KVCache, decisions: Decisions) -> None:
+        self.config = config
+        self.kv = kv
+        self.decisions = decisions
+        self.running: list[Request] = []  # in order of admission
+        self.waiting = decisions.new_queue()
+        self.num_preemptions = 0
+        self._watermark_blocks = int(config.watermark * config.num_gpu_blocks)
+        self._num_admitted = 0
+
+    def schedule(self) -> Batch:
+        """Plan the next step: whom it computes, how many tokens each, and whom it preempts."""
+        planned: dict[Request, int] = {}
+        preempted: list[Request] = []
+        threshold = self.long_prefill_threshold()
+        budget = self._schedule_running(planned, preempted, self.decisions.token_budget(), threshold)
+        if not preempted:
+            self.admit_waiting(planned, budget, threshold)
+        return Batch([self._enter(r, n) for r, n in planned.items()], preempted)
+
+    def _schedule_running(
+        self, planned: dict[Request, int], preempted: list[Request], budget: int, threshold: int
+    ) -> int:
+        running, kv = self.running, self.kv
+        i = 0
+        while i < len(running) and budget > 0:
+            request = running[i]
+            n = request.num_tokens + request.num_placeholders - request.num_computed_tokens
+            if n <= 0 or self._last_token_in_flight(request):
+                i += 1
+                continue
+            n = min(n, threshold or n, budget)
+            total = request.num_computed_tokens + n
+            while kv.blocks(total) - kv.blocks(request.num_computed_tokens) > kv.free:
+                victim = self.decisions.victim(running)
+                position = running.index(victim)
+                i -= position < i
+                budget += planned.pop(victim, 0)
+                preempted.append(victim)
+                self._preempt(victim, position)
+                if victim is request:
+                    return budget
+            kv.grow(request, total)
+            self._advance(request, total)
+            planned[request] = n
+            budget -= n
+            i += 1
+        return budget
+
+    def admit_waiting(self, planned: dict[Request, int], budget: int, threshold: int) -> None:
+        """Admit from the head of the queue while seats, budget and blocks last; nobody jumps the head."""
+        running, waiting, kv = self.running, self.waiting, self.kv
+        num_seats = self.decisions.seats()
+        while budget > 0 and waiting and len(running) < num_seats:
+            request = waiting.head()
+            num_hits, num_idle = kv.lookup(request)
+            num_cached = num_hits * kv.block_size
+            n = request.num_tokens - num_cached
+            n = min(n, threshold or n)
+            if n > budget and not self.config.enable_chunked_prefill:
+                break
+            n = min(n, budget)
+            reserved = request.num_tokens if self.config.scheduler_reserve_full_isl else num_cached + n
+            if kv.blocks(reserved) - num_hits + num_idle + self.watermark_blocks() > kv.free:
+                break
+            waiting.pop()
+            kv.admit(request, num_hits, num_cached + n)
+            self._advance(request, num_cached + n)
+            request.seat = self._num_admitted = self._num_admitted + 1
+            running.append(request)
+            planned[request] = n
+            budget -= n
+
+    def update(self, batch: Batch, on_token: Callable[[Entry], None]) -> list[Request]:
+        """Give every sampling entry its token, in batch order; returns who finished. Slots and blocks are free now."""
+        finished = []
+        for entry in batch.entries:
+            request = entry.request
+            if not entry.samples:
+                continue
+            request.num_tokens += 1
+            if request.num_placeholders:  # none left: preempted while the token was in flight
+                request.num_placeholders -= 1
+                self.kv.register(request, request.num_computed_tokens - request.num_placeholders)
+            on_token(entry)
+            if request.num_output_tokens >= request.max_tokens:
+                finished.append(request)
+                self._end(request)
+        return finished
+
+    def long_prefill_threshold(self) -> int:
+        """Most tokens that one prefill may take in a step, 0 for no limit; no limit for a request that is alone."""
+        threshold, total = self.config.long_prefill_token_threshold, len(self.running) + len(self.waiting)
+        if not threshold or total <= 1:
+            return 0
+        if self.config.long_prefill_token_threshold_adaptive:
+            return max(threshold, self.config.max_num_batched_tokens // total)
+        return threshold
+
+    def watermark_blocks(self) -> int:
+        """Blocks that an admission must leave free; none when nobody runs."""
+        return self._watermark_blocks if self.running else 0
+
+    def _last_token_in_flight(self, request: Request) -> bool:
+        in_flight = request.num_placeholders
+        return in_flight > 0 and request.num_output_tokens + in_flight >= request.max_tokens
+
+    def _advance(self, request: Request, num_tokens: int) -> None:
+        request.num_computed_tokens = num_tokens
+        self.kv.register(request, min(num_tokens, request.num_tokens))
+
+    def _enter(self, request: Request, n: int) -> Entry:
+        samples = request.num_computed_tokens == request.num_tokens + request.num_placeholders
+        if samples and self.config.async_scheduling:
+            request.num_placeholders += 1
+        return Entry(request, n, request.num_computed_tokens - n, samples)
+
+    def _preempt(self, request: Request, position: int) -> None:
+        del self.running[position]
+        self.kv.release(request)
+        request.num_computed_tokens = request.num_placeholders = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.put_back(request)
+
+    def _end(self, request: Request) -> None:
+        if request.num_computed_tokens:
+            self.kv.release(request)
+            self.running.remove(request)
+        else:  # its last token was in flight when it was preempted
+            self.waiting.remove(request)

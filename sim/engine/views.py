@@ -1,0 +1,134 @@
+"""What a policy sees: read-only, in seconds and tokens, and nothing that a real scheduler could not know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.engine.config import EngineConfig
+from simbatch.sim.engine.request import Request
+
+if TYPE_CHECKING:
+    from simbatch.sim.engine.replica import Replica
+
+
+class RequestView:
+    """A request as a policy may see it: never its true output length (`simbatch.policies.base.RequestView`)."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    @property
+    def request_id(self) -> str:
+        """The name it came with."""
+        return self._request.request_id
+
+    @property
+    def arrival_s(self) -> float:
+        """When the client sent it."""
+        return self._request.arrival_ps / PS_PER_S
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return self._request.num_prompt_tokens
+
+    @property
+    def priority(self) -> int:
+        """Lower goes first, as in vLLM."""
+        return self._request.priority
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose request it is, when the trace says."""
+        return self._request.tenant
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens in the KV cache, or being computed now."""
+        return self._request.num_computed_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens produced so far."""
+        return self._request.num_output_tokens
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often it has lost its blocks."""
+        return self._request.num_preemptions
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to first token, once there is one."""
+        first = self._request.first_token_ps
+        return None if first < 0 else (first - self._request.arrival_ps) / PS_PER_S
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first, once finished with more than one."""
+        request = self._request
+        if request.finish_ps < 0 or request.num_output_tokens < 2:
+            return None
+        return (request.finish_ps - request.first_token_ps) / (request.num_output_tokens - 1) / PS_PER_S
+
+    @property
+    def e2el_s(self) -> float | None:
+        """End-to-end latency, once finished."""
+        finish = self._request.finish_ps
+        return None if finish < 0 else (finish - self._request.arrival_ps) / PS_PER_S
+
+    def __repr__(self) -> str:
+        return f"<request {self.request_id}>"
+
+
+class EngineView:
+    """The engine as a policy may see it (`simbatch.policies.base.EngineView`)."""
+
+    __slots__ = ("_config", "_replica")
+
+    def __init__(self, config: EngineConfig, replica: Replica) -> None:
+        self._config = config
+        self._replica = replica
+
+    @property
+    def now_s(self) -> float:
+        """The clock at this decision."""
+        return self._replica.now_ps / PS_PER_S
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue, preempted ones among them."""
+        return self._replica.num_waiting
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a seat."""
+        return len(self._replica.scheduler.running)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks nobody holds."""
+        return self._replica.scheduler.kv.free
+
+    @property
+    def num_usable_blocks(self) -> int:
+        """All KV blocks but vLLM's null block."""
+        return self._config.num_gpu_blocks - 1
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a KV block holds."""
+        return self._config.block_size
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Seats that the engine has."""
+        return self._config.max_num_active_seqs or self._config.max_num_seqs
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Tokens that a step can take."""
+        return self._config.max_num_batched_tokens
