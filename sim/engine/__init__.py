@@ -16,6 +16,7 @@ from simbatch.sim.engine.prefix_keys import PrefixKeys
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.spans import SpanReplica
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
@@ -50,7 +51,7 @@ def run(
         if progress is not None and num_left % 1000 == 0:
             progress(num_left)
 
-    replica = Replica(env, config, cost, policy, arrivals, recorder, on_end)
+    replica = (SpanReplica if spans else Replica)(env, config, cost, policy, arrivals, recorder, on_end)
     loaded_before_s = arrivals.load_cpu_s
     begin_s = time.process_time()
     env.process(replica.run())

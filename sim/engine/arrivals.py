@@ -36,6 +36,11 @@ class Arrivals:
         self._load()
         self._look()
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether the end of a request lets another one be sent."""
+        return self._slots is not None
+
     def take(self, now_ps: int, add: Callable[[Request], None]) -> int:
         """Hand over every request sent by `now_ps`; returns how many those were."""
         num_taken = 0

@@ -22,6 +22,8 @@ class Decisions:
         self._by_priority = config.scheduling_policy == "priority"
         self._max_seats = config.max_num_active_seqs or config.max_num_seqs
         self.is_fcfs = not (policy.overrides("order") or self._by_priority)
+        # whether an arrival leaves it as it is who is admitted next, and how much of it
+        self.head_is_stable = self.is_fcfs and not config.long_prefill_token_threshold_adaptive
         self.victim_is_last = not (policy.overrides("victim") or self._by_priority)
         self.decides_seats = policy.overrides("seats")
         self.decides_budget = policy.overrides("token_budget")

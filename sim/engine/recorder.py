@@ -12,6 +12,7 @@ from simbatch.sim.engine.request import NEVER, Request
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.config import EngineConfig
+    from simbatch.sim.engine.step import Step
     from simbatch.sim.workload.chunk import RequestChunk
 
 
@@ -39,6 +40,25 @@ class Recorder:
     def span(self, *fields: int) -> None:
         """A row of segments: all of `SEGMENT_FIELDS`, in their order."""
         self.segments.extend(fields)
+
+    def step(
+        self, step: Step, finished: list[Request], free_blocks: int, num_running: int, num_waiting: int
+    ) -> None:
+        """A step in full; the counts are those after its update."""
+        assert self.steps is not None
+        self.steps.append(
+            StepRow(
+                step=len(self.steps),
+                start_ps=step.start_ps,
+                end_ps=step.end_ps,
+                scheduled=[(e.request.index, e.num_tokens, e.num_computed_tokens) for e in step.batch.entries],
+                preempted=[request.index for request in step.batch.preempted],
+                finished=[request.index for request in finished],
+                free_blocks=free_blocks,
+                num_running=num_running,
+                num_waiting=num_waiting,
+            )
+        )
 
     def expect(self, chunk: RequestChunk) -> None:
         """Make room for the requests of a chunk."""

@@ -2,7 +2,8 @@
 
 Synchronous: take in every request that has arrived, schedule, run, update. Asynchronous, vLLM's default on a GPU: two
 batches in flight, so that step k+1 is scheduled when step k starts on the device, and arrivals, freed seats and freed
-blocks take effect one step later.
+blocks take effect one step later. What admitting requests costs the host is part of the step that takes them in, unless
+the device is still busy with an earlier one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import simpy
 
@@ -20,58 +21,16 @@ from simbatch.sim.engine.arrivals import Arrivals, too_long
 from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.engine.decisions import Decisions
 from simbatch.sim.engine.kv_cache import KVCache, PrefixKVCache
-from simbatch.sim.engine.record import StepRow
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.request import Request
 from simbatch.sim.engine.scheduler import Batch, Entry, Scheduler
+from simbatch.sim.engine.step import Prefills, Step, step_ps
 from simbatch.sim.engine.views import EngineView
 
 Process = Generator[simpy.Event, Any, None]
 
 MAX_EMPTY_STEPS = 3  # nothing can be scheduled and nothing will change: the engine is stuck
 MAX_FRUITLESS_STEPS = 1_000_000  # steps in a row without a token: requests rotate through the blocks for ever
-
-
-class Shape(NamedTuple):
-    """What a step consists of: all that its duration depends on (`simbatch.sim.cost.model`)."""
-
-    num_decodes: int = 0
-    decode_context: int = 0
-    prefill_tokens: int = 0
-    num_prefills: int = 0
-    prefill_context: int = 0
-    prefill_attention: int = 0
-    after: tuple[int, int, int] = (0, 0, 0)  # running, waiting, free blocks, as planned
-
-
-def measure(batch: Batch) -> Shape:
-    """The shape of a batch: one token of a request whose prompt is computed is a decode, all else is prefill."""
-    num_decodes = decode_context = tokens = num_prefills = context = attention = 0
-    for entry in batch.entries:
-        h, q = entry.num_computed_tokens, entry.num_tokens
-        if entry.is_decode:
-            num_decodes += 1
-            decode_context += h
-        else:
-            num_prefills += 1
-            tokens += q
-            context += h + q
-            attention += q * (2 * h + q)
-    return Shape(num_decodes, decode_context, tokens, num_prefills, context, attention)
-
-
-class Step(NamedTuple):
-    """A scheduled batch, its time on the device, and what it consists of."""
-
-    batch: Batch
-    start_ps: int
-    end_ps: int
-    shape: Shape
-
-    @property
-    def duration_ps(self) -> int:
-        """How long the device works on it."""
-        return self.end_ps - self.start_ps
 
 
 class Replica:
@@ -94,9 +53,11 @@ class Replica:
         self.recorder = recorder
         self.decisions = Decisions(config, policy)
         cache = PrefixKVCache if config.enable_prefix_caching else KVCache
-        self.scheduler = Scheduler(config, cache(config.num_gpu_blocks, config.block_size), self.decisions)
+        self.kv = cache(config.num_gpu_blocks, config.block_size)
+        self.scheduler = Scheduler(config, self.kv, self.decisions)
         self.backlog = self.decisions.new_queue() if config.batching == "static" else None
         self.now_ps = 0
+        self.device_free_ps = 0
         self._on_end = on_end
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
         self._num_empty = self._num_fruitless = 0
@@ -120,16 +81,20 @@ class Replica:
         """The SimPy process."""
         return self._run_async() if self.config.async_scheduling else self._run_sync()
 
+    def leap(self, in_flight: deque[Step]) -> Process:
+        """Skip what can be foreseen; a plain replica does every step (spans.py does not)."""
+        yield from ()
+
     def _run_sync(self) -> Process:
         while True:
+            yield from self.leap(deque())
             overhead_ps = self.intake()
             if not self.has_work:
                 if self.arrivals.next_ps is None:
                     return
                 yield from self.wait_until(self.arrivals.next_ps)
                 continue
-            yield from self.wait_until(self.now_ps + overhead_ps)
-            step = self.schedule(self.now_ps)
+            step = self.schedule(overhead_ps)
             yield from self.wait_until(step.end_ps)
             self.update(step)
             if (yield from self.is_stuck(step.batch)):
@@ -137,8 +102,8 @@ class Replica:
 
     def _run_async(self) -> Process:
         in_flight: deque[Step] = deque()
-        device_free_ps = 0
         while True:
+            yield from self.leap(in_flight)
             overhead_ps = self.intake()
             if not self.has_work and not in_flight:
                 if self.arrivals.next_ps is None:
@@ -147,9 +112,7 @@ class Replica:
                 continue
             newest = None
             if self.has_work:
-                newest = self.schedule(max(self.now_ps + overhead_ps, device_free_ps))
-                if newest.batch.entries:
-                    device_free_ps = newest.end_ps
+                newest = self.schedule(overhead_ps)
                 in_flight.append(newest)
                 if len(in_flight) < 2 and (newest.batch.entries or self.has_work):
                     if (yield from self.is_stuck(newest.batch)):
@@ -166,13 +129,13 @@ class Replica:
         """Let the clock run; it never goes back."""
         if time_ps > self.now_ps:
             yield self.env.timeout(time_ps - self.now_ps)
-            self.now_ps = self.env.now
+            self.now_ps = time_ps
 
     def intake(self) -> int:
-        """Take in every request that has arrived; returns how long that keeps the engine's host busy."""
+        """Take in every request that has arrived; returns how long (ps) that keeps the engine's host busy."""
         num_taken = self.arrivals.take(self.now_ps, self.add)
         if self.backlog and not self.scheduler.running and not self.scheduler.waiting:
-            self._form_batch()
+            self._form_batch(self.backlog)
         return num_taken * self.config.request_overhead_ps
 
     def add(self, request: Request) -> None:
@@ -187,55 +150,57 @@ class Replica:
         else:
             self.backlog.add(request)
 
-    def schedule(self, start_ps: int) -> Step:
-        """Plan a step that starts on the device at `start_ps`."""
+    def schedule(self, overhead_ps: int) -> Step:
+        """Plan the next step and its time on the device."""
         batch = self.scheduler.schedule()
         if not batch.entries:
-            return Step(batch, self.now_ps, self.now_ps, Shape())
+            return Step(batch, self.now_ps, self.now_ps)
+        start_ps = max(self.now_ps, self.device_free_ps)
+        decodes = [entry for entry in batch.entries if entry.is_decode]
+        context = sum(entry.num_computed_tokens for entry in decodes)
+        prefills = Prefills.of((e.num_tokens, e.num_computed_tokens) for e in batch.entries if not e.is_decode)
+        self.device_free_ps = max(start_ps, self.now_ps + overhead_ps) + step_ps(
+            self.cost, len(decodes), context, prefills
+        )
         for entry in batch.entries:
-            request = entry.request
-            if request.scheduled_ps < 0:
-                request.scheduled_ps = start_ps
-                request.num_cached_tokens = entry.num_computed_tokens
-        shape = measure(batch)
-        now = (len(self.scheduler.running), self.num_waiting, self.scheduler.kv.free)
-        return Step(batch, start_ps, start_ps + self.duration_ps(shape), shape._replace(after=now))
-
-    def duration_ps(self, shape: Shape) -> int:
-        """How long the device works on such a step."""
-        if shape.num_prefills:
-            return self.cost.mixed_ps(
-                shape.num_decodes,
-                shape.decode_context,
-                shape.prefill_tokens,
-                shape.prefill_context,
-                shape.prefill_attention,
-            )
-        return self.cost.decode_ps(shape.num_decodes) + self.cost.decode_context_ps * shape.decode_context
+            self.note_start(entry.request, entry.num_computed_tokens, start_ps)
+        num_regular = sum(follows_on(entry, start_ps) for entry in decodes)
+        self.write_span(start_ps, 1, self.device_free_ps - start_ps, 0, len(decodes), num_regular, context, prefills)
+        return Step(batch, start_ps, self.device_free_ps)
 
     def update(self, step: Step) -> None:
-        """Take in a step's tokens."""
-        num_regular = 0
+        """Take in a step's tokens; seats and blocks of those that end are free at once."""
+        finished = self.scheduler.take_tokens(step.batch, lambda entry: self.note_token(entry, step))
+        self.release(finished)
+        self.write_step(step, finished)
 
-        def on_token(entry: Entry) -> None:
-            nonlocal num_regular
-            request = entry.request
-            gap_ps = step.end_ps - request.last_token_ps
-            if request.first_token_ps < 0:
-                request.first_token_ps = step.end_ps
-            elif entry.is_decode and gap_ps == step.duration_ps:
-                num_regular += 1
-            else:
-                self.recorder.gaps.append(gap_ps)
-            request.last_token_ps = step.end_ps
-
-        finished = self.scheduler.update(step.batch, on_token)
+    def release(self, finished: list[Request]) -> None:
+        """Let go of requests that have their last token."""
         for request in finished:
-            self._finish(request)
-        if self.backlog is not None and not self.scheduler.running and not self.scheduler.waiting:
-            self._end_batch()
-        if step.batch.entries:
-            self._record(step, num_regular, finished)
+            self.scheduler.end(request)
+        for request in finished if self.backlog is None else ():
+            self._leave(request)
+        if self.backlog is not None:
+            self._ended += finished
+            if not self.scheduler.running and not self.scheduler.waiting:
+                ended, self._ended = self._ended, []
+                for request in ended:
+                    self._leave(request)
+
+    def note_start(self, request: Request, num_computed_tokens: int, start_ps: int) -> None:
+        """A request's first step, if it is that, starts."""
+        if request.scheduled_ps < 0:
+            request.scheduled_ps = start_ps
+            request.num_cached_tokens = num_computed_tokens
+
+    def note_token(self, entry: Entry, step: Step) -> None:
+        """A request gets a token at the end of a step."""
+        request = entry.request
+        if request.first_token_ps < 0:
+            request.first_token_ps = step.end_ps
+        elif not step.is_counted and not (entry.is_decode and request.last_token_ps == step.start_ps):
+            self.recorder.gaps.append(step.end_ps - request.last_token_ps)
+        request.last_token_ps = step.end_ps
 
     def is_stuck(self, batch: Batch) -> Generator[simpy.Event, Any, bool]:
         """After a step: whether nothing will ever change again. An idle engine waits for the next arrival."""
@@ -251,21 +216,43 @@ class Replica:
             return False
         return self._num_empty >= MAX_EMPTY_STEPS
 
-    def _form_batch(self) -> None:
-        assert self.backlog is not None
-        for _ in range(min(self.decisions.seats(), len(self.backlog))):
-            self.scheduler.waiting.add(self.backlog.pop())
+    def write_span(
+        self,
+        start_ps: int,
+        num_steps: int,
+        duration_ps: int,
+        slope_ps: int,
+        num_decodes: int,
+        num_regular: int,
+        context: int,
+        prefills: Prefills,
+        num_blocks: int = 0,
+    ) -> None:
+        """Write down a span of steps, with the seats and the queue as they are now; `num_blocks` are yet to be taken."""
+        self.recorder.span(
+            start_ps,
+            num_steps,
+            duration_ps,
+            slope_ps,
+            num_decodes,
+            num_regular,
+            context,
+            prefills.tokens,
+            prefills.num_prefills,
+            prefills.attention,
+            len(self.scheduler.running),
+            self.num_waiting,
+            self.kv.free - num_blocks,
+        )
 
-    def _finish(self, request: Request) -> None:
-        if self.backlog is None:
-            self._leave(request)
-        else:
-            self._ended.append(request)
+    def write_step(self, step: Step, finished: list[Request]) -> None:
+        """Write down a step in full, if that is wanted."""
+        if self.recorder.steps is not None and step.batch.entries:
+            self.recorder.step(step, finished, self.kv.free, len(self.scheduler.running), self.num_waiting)
 
-    def _end_batch(self) -> None:
-        ended, self._ended = self._ended, []
-        for request in ended:
-            self._leave(request)
+    def _form_batch(self, backlog: Any) -> None:
+        for _ in range(min(self.decisions.seats(), len(backlog))):
+            self.scheduler.waiting.add(backlog.pop())
 
     def _leave(self, request: Request) -> None:
         request.finish_ps = self.now_ps
@@ -274,34 +261,8 @@ class Replica:
         self.arrivals.ended(self.now_ps)
         self._on_end()
 
-    def _record(self, step: Step, num_regular: int, finished: list[Request]) -> None:
-        shape, (num_running, num_waiting, free_blocks) = step.shape, step.shape.after
-        self.recorder.span(
-            step.start_ps,
-            1,
-            step.duration_ps,
-            0,
-            shape.num_decodes,
-            num_regular,
-            shape.decode_context,
-            shape.prefill_tokens,
-            shape.num_prefills,
-            shape.prefill_attention,
-            num_running,
-            num_waiting,
-            free_blocks,
-        )
-        if self.recorder.steps is not None:
-            self.recorder.steps.append(
-                StepRow(
-                    step=len(self.recorder.steps),
-                    start_ps=step.start_ps,
-                    end_ps=step.end_ps,
-                    scheduled=[(e.request.index, e.num_tokens, e.num_computed_tokens) for e in step.batch.entries],
-                    preempted=[request.index for request in step.batch.preempted],
-                    finished=[request.index for request in finished],
-                    free_blocks=self.scheduler.kv.free,
-                    num_running=len(self.scheduler.running),
-                    num_waiting=self.num_waiting,
-                )
-            )
+
+def follows_on(entry: Entry, start_ps: int) -> bool:
+    """Whether a decode's previous token came at the end of the step before, so that its gap is the step's duration."""
+    in_flight = entry.request.num_placeholders - 1  # this step's own is counted already
+    return in_flight > 0 or entry.request.last_token_ps == start_ps

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 class Scheduler:
-    """Decides who runs; `schedule` plans a step, `update` takes its tokens in."""
+    """Decides who runs: `schedule` plans a step, `take_tokens` and `end` take in what came of it."""
 
     def __init__(self, config: EngineConfig, kv: KVCache, decisions: Decisions) -> None:
         self.config = config
@@ -83,7 +83,7 @@ class Scheduler:
                 if victim is request:
                     return budget
             kv.grow(request, total)
-            self._advance(request, total)
+            self.advance(request, total)
             planned[request] = n
             budget -= n
             i += 1
@@ -107,14 +107,14 @@ class Scheduler:
                 break
             waiting.pop()
             kv.admit(request, num_hits, num_cached + n)
-            self._advance(request, num_cached + n)
+            self.advance(request, num_cached + n)
             request.seat = self._num_admitted = self._num_admitted + 1
             running.append(request)
             planned[request] = n
             budget -= n
 
-    def update(self, batch: Batch, on_token: Callable[[Entry], None]) -> list[Request]:
-        """Give every sampling entry its token, in batch order; returns who finished. Slots and blocks are free now."""
+    def take_tokens(self, batch: Batch, on_token: Callable[[Entry], None]) -> list[Request]:
+        """Give every sampling entry its token, in batch order; returns whose last one that was."""
         finished = []
         for entry in batch.entries:
             request = entry.request
@@ -127,8 +127,15 @@ class Scheduler:
             on_token(entry)
             if request.num_output_tokens >= request.max_tokens:
                 finished.append(request)
-                self._end(request)
         return finished
+
+    def end(self, request: Request) -> None:
+        """Free the seat and the blocks of a request that has its last token."""
+        if request.num_computed_tokens:
+            self.kv.release(request)
+            self.running.remove(request)
+        else:  # its last token was in flight when it was preempted
+            self.waiting.remove(request)
 
     def long_prefill_threshold(self) -> int:
         """Most tokens that one prefill may take in a step, 0 for no limit; no limit for a request that is alone."""
@@ -147,7 +154,8 @@ class Scheduler:
         in_flight = request.num_placeholders
         return in_flight > 0 and request.num_output_tokens + in_flight >= request.max_tokens
 
-    def _advance(self, request: Request, num_tokens: int) -> None:
+    def advance(self, request: Request, num_tokens: int) -> None:
+        """A request has `num_tokens` computed tokens once this step is done."""
         request.num_computed_tokens = num_tokens
         self.kv.register(request, min(num_tokens, request.num_tokens))
 
@@ -164,10 +172,3 @@ class Scheduler:
         request.num_preemptions += 1
         self.num_preemptions += 1
         self.waiting.put_back(request)
-
-    def _end(self, request: Request) -> None:
-        if request.num_computed_tokens:
-            self.kv.release(request)
-            self.running.remove(request)
-        else:  # its last token was in flight when it was preempted
-            self.waiting.remove(request)
