@@ -1,1 +1,5 @@
-"""To be written."""
+"""Batching policies, one file each, and the contract for your own (`Policy`)."""
+
+from simbatch.policies.base import EngineView, Policy, RequestView
+
+__all__ = ["EngineView", "Policy", "RequestView"]
