@@ -11,8 +11,9 @@ from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.replica import Replica, Step
+from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.request import Request
+from simbatch.sim.engine.step import Step
 
 PS_PER_NS = 1000
 Line = dict[str, Any]
@@ -137,6 +138,7 @@ class CaseReplica(Replica):
         self._max_steps = case.get("max_steps", 1_000_000)
         self._arrivals = arrivals
         self._line_of: dict[int, Line] = {}
+        self._seat_of: dict[Request, int] = {}
         self._newest: Line | None = None
         super().__init__(simpy.Environment(0), config, cost, VLLM(), arrivals, CaseRecorder())  # type: ignore[arg-type]
 
@@ -153,10 +155,11 @@ class CaseReplica(Replica):
             self.requests[request.request_id]["st"] = "rejected:VLLMValidationError"
         super().add(request)
 
-    def schedule(self, start_ps: int) -> Step:
+    def schedule(self, overhead_ps: int) -> Step:
         """Write the step's line."""
-        step = super().schedule(start_ps)
-        line: Line = {"i": self.step_number, "t": self.now_ps // PS_PER_NS, "d": step.duration_ps // PS_PER_NS}
+        step = super().schedule(overhead_ps)
+        duration_ps = step.end_ps - step.start_ps
+        line: Line = {"i": self.step_number, "t": self.now_ps // PS_PER_NS, "d": duration_ps // PS_PER_NS}
         if step.batch.entries:
             line["s"] = [
                 [e.request.request_id, e.num_tokens, e.num_computed_tokens, kind(e.is_decode, e.samples)]
@@ -190,7 +193,7 @@ class CaseReplica(Replica):
 
     def is_stuck(self, batch: Any) -> Any:
         """By step number, an idle engine jumps to the next arrival's."""
-        if self.step_number - (0 if self.config.async_scheduling else 0) >= self._max_steps:
+        if self.step_number >= self._max_steps:
             self.stalled = True
             return True
         if not (batch.entries or batch.preempted) and self._arrivals.by_step and self._arrivals.next_ps is not None:
@@ -223,10 +226,8 @@ class CaseReplica(Replica):
             line["res"] = again
 
     def _was_admitted_now(self, request: Request) -> bool:
-        known = self._seats_known.get(request, 0) if hasattr(self, "_seats_known") else 0
-        if not hasattr(self, "_seats_known"):
-            self._seats_known: dict[Request, int] = {}
-        self._seats_known[request] = request.seat
+        known = self._seat_of.get(request)
+        self._seat_of[request] = request.seat
         return known != request.seat
 
     def _note_token(self, request: Request, num_before: int, line: Line) -> None:

@@ -1,0 +1,67 @@
+"""Compare simbatch's engine with recordings of vLLM's scheduler: `python -m parity.check [DIR]`.
+
+DIR holds cases (`*.json`), each with what vLLM decided (`*.jsonl.gz`) beside it or in `../expected`. Prints
+`N of N identical`; exits with 1 on any difference, or where there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from parity.recording import CaseReplica
+
+SHARED = Path(__file__).parents[2] / "shared" / "parity" / "cases"
+
+
+def recordings(folder: Path) -> list[tuple[Path, Path]]:
+    """Cases of a folder and their recordings."""
+    pairs = []
+    for case in sorted(folder.glob("*.json")):
+        name = f"{case.stem}.jsonl.gz"
+        found = [path for path in (folder / name, folder.parent / "expected" / name) if path.is_file()]
+        if found:
+            pairs.append((case, found[0]))
+    return pairs
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The lines of a recording."""
+    with gzip.open(path, "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def first_difference(case: dict[str, Any], recorded: list[dict[str, Any]]) -> str | None:
+    """The first line that differs, both sides of it, or None."""
+    replica = CaseReplica(case)
+    played = replica.play()
+    played[-1]["end"]["vllm"] = recorded[-1].get("end", {}).get("vllm")
+    for ours, vllms in zip_longest(played, recorded[1:]):
+        if ours != vllms:
+            return f"  vLLM     {json.dumps(vllms)}\n  simbatch {json.dumps(ours)}"
+    return None
+
+
+def main(arguments: list[str]) -> int:
+    """Compare every recording of the folder."""
+    folder = Path(arguments[0]) if arguments else SHARED
+    pairs = recordings(folder)
+    if not pairs:
+        print(f"{folder}: no case (*.json) with a recording (*.jsonl.gz beside it or in ../expected)")
+        return 1
+    num_same = 0
+    for case_path, recording_path in pairs:
+        difference = first_difference(json.loads(case_path.read_text()), load(recording_path))
+        num_same += difference is None
+        if difference is not None:
+            print(f"{case_path.stem}: the first line that differs\n{difference}")
+    print(f"{num_same} of {len(pairs)} identical")
+    return 0 if num_same == len(pairs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
