@@ -9,6 +9,7 @@ import simpy
 
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
+from simbatch.sim.engine.arrivals import FAR
 from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
@@ -62,13 +63,14 @@ class CaseArrivals:
         self._max_model_len = config.max_model_len
         self._step_number = step_number
         self._num_taken = 0
+        self.is_limited = False
         self.load_cpu_s = 0.0
 
     @property
-    def next_ps(self) -> int | None:
+    def next_ps(self) -> int:
         """When the next request arrives; by step number any moment will do."""
         if not self._pending:
-            return None
+            return FAR
         return 0 if self.by_step else int(self._pending[0][self._when]) * PS_PER_NS
 
     @property
@@ -80,7 +82,7 @@ class CaseArrivals:
         """Hand over whoever has arrived."""
         before = self._num_taken
         while self._pending and (
-            self.next_step <= self._step_number() if self.by_step else (self.next_ps or 0) <= now_ps
+            self.next_step <= self._step_number() if self.by_step else self.next_ps <= now_ps
         ):
             case_request = self._pending.pop(0)
             arrival = case_request.get("arrival_time", case_request[self._when])
@@ -98,15 +100,9 @@ class CaseArrivals:
             add(request)
         return self._num_taken - before
 
-    def ended(self, now_ps: int) -> None:
-        """Nobody waits for that here."""
-
 
 class CaseRecorder(Recorder):
     """Keeps no columns: the lines are the record."""
-
-    def span(self, *fields: int) -> None:
-        """Not needed."""
 
     def left(self, request: Request) -> None:
         """Not needed."""
@@ -196,7 +192,7 @@ class CaseReplica(Replica):
         if self.step_number >= self._max_steps:
             self.stalled = True
             return True
-        if not (batch.entries or batch.preempted) and self._arrivals.by_step and self._arrivals.next_ps is not None:
+        if not (batch.entries or batch.preempted) and self._arrivals.by_step and self._arrivals.next_ps < FAR:
             self.step_number = max(self.step_number, self._arrivals.next_step)
         stuck = yield from super().is_stuck(batch)
         self.stalled = self.stalled or stuck
@@ -204,7 +200,7 @@ class CaseReplica(Replica):
 
     def wait_until(self, time_ps: int) -> Any:
         """An engine with nothing to do jumps to the next arrival's step."""
-        if not self.has_work and self._arrivals.by_step and self._arrivals.next_ps is not None:
+        if not self.has_work and self._arrivals.by_step and self._arrivals.next_ps < FAR:
             self.step_number = max(self.step_number, self._arrivals.next_step)
         yield from super().wait_until(time_ps)
 

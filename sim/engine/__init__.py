@@ -43,15 +43,8 @@ def run(
     if config.enable_prefix_caching and source.hash_block_tokens:
         keys = PrefixKeys(source.hash_block_tokens, config.block_size)
     arrivals = Arrivals(source, recorder, config.max_model_len, keys)
-    num_left = 0
-
-    def on_end() -> None:
-        nonlocal num_left
-        num_left += 1
-        if progress is not None and num_left % 1000 == 0:
-            progress(num_left)
-
-    replica = (SpanReplica if spans else Replica)(env, config, cost, policy, arrivals, recorder, on_end)
+    kind = SpanReplica if spans else Replica
+    replica = kind(env, config, cost, policy, arrivals, recorder, progress or (lambda num_gone: None))
     loaded_before_s = arrivals.load_cpu_s
     begin_s = time.process_time()
     env.process(replica.run())

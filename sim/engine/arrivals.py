@@ -14,9 +14,11 @@ from simbatch.sim.engine.request import Request
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 
+FAR = 1 << 62  # ps: 53 days
+
 
 class Arrivals:
-    """The stream of requests; `next_ps` is when the next one is sent, None when there is none to come now.
+    """The stream of requests; `next_ps` is when the next one is sent, `FAR` when there is none to come now.
 
     With a limit on concurrency a request is sent at its own time or when a slot is free, whichever is later
     (`vllm bench serve --max-concurrency`); a closed loop's slot is free a think time after its request has ended.
@@ -32,7 +34,7 @@ class Arrivals:
         self.load_cpu_s = 0.0  # spent in reading, not in simulating
         self._first = self._index = self._length = 0
         self._chunk: RequestChunk
-        self.next_ps: int | None = None
+        self.next_ps = FAR
         self._load()
         self._look()
 
@@ -44,7 +46,7 @@ class Arrivals:
     def take(self, now_ps: int, add: Callable[[Request], None]) -> int:
         """Hand over every request sent by `now_ps`; returns how many those were."""
         num_taken = 0
-        while self.next_ps is not None and self.next_ps <= now_ps:
+        while self.next_ps <= now_ps:
             add(self._pop(self.next_ps))
             num_taken += 1
         return num_taken
@@ -53,20 +55,15 @@ class Arrivals:
         """A request has left the system."""
         if self._slots is not None:
             heapq.heappush(self._slots, now_ps + self._think_time_ps)
-            if self.next_ps is None:
+            if self.next_ps == FAR:
                 self._look()
 
     def _pop(self, arrival_ps: int) -> Request:
         i, chunk = self._index, self._chunk
-        index = self._first + i
-        num_prompt = chunk.num_prompt_tokens[i]
-        request = Request(
-            index,
-            chunk.request_id[i] if chunk.request_id else str(index),
-            arrival_ps,
-            num_prompt,
-            min(chunk.num_output_tokens[i], self._max_model_len - num_prompt),
-        )
+        index, num_prompt = self._first + i, chunk.num_prompt_tokens[i]
+        num_output = min(chunk.num_output_tokens[i], self._max_model_len - num_prompt)
+        request_id = chunk.request_id[i] if chunk.request_id else str(index)
+        request = Request(index, request_id, arrival_ps, num_prompt, num_output)
         if chunk.priority:
             request.priority = chunk.priority[i]
         if chunk.tenant:
@@ -84,7 +81,7 @@ class Arrivals:
 
     def _look(self) -> None:
         if self._index == self._length or self._slots == []:
-            self.next_ps = None
+            self.next_ps = FAR
         else:
             own_ps = self._chunk.arrival_ps[self._index]
             self.next_ps = own_ps if self._slots is None else max(own_ps, self._slots[0])
@@ -98,11 +95,4 @@ class Arrivals:
             self._chunk, self._length = chunk, len(chunk.arrival_ps)
             self._recorder.expect(chunk)
         self.load_cpu_s += time.process_time() - begin
-
-
-def too_long(request: Request, max_model_len: int) -> str | None:
-    """Why vLLM's front end would turn the request away (v1/engine/input_processor.py), if it would."""
-    if request.num_prompt_tokens < max_model_len:
-        return None
-    return f"prompt of {request.num_prompt_tokens} tokens is not shorter than max_model_len ({max_model_len})"
 

@@ -20,7 +20,7 @@ class Decisions:
         self.policy = policy
         self.view: EngineView
         self._by_priority = config.scheduling_policy == "priority"
-        self._max_seats = config.max_num_active_seqs or config.max_num_seqs
+        self.max_seats = config.max_num_active_seqs or config.max_num_seqs
         self.is_fcfs = not (policy.overrides("order") or self._by_priority)
         # whether an arrival leaves it as it is who is admitted next, and how much of it
         self.head_is_stable = self.is_fcfs and not config.long_prefill_token_threshold_adaptive
@@ -44,8 +44,8 @@ class Decisions:
     def seats(self) -> int:
         """How many requests may run."""
         if not self.decides_seats:
-            return self._max_seats
-        return self._checked("seats()", self.policy.seats(self.view), self._max_seats, "max_num_seqs")
+            return self.max_seats
+        return self._checked("seats()", self.policy.seats(self.view), self.max_seats, "max_num_seqs")
 
     def token_budget(self) -> int:
         """How many tokens the next step may take."""

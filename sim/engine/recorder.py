@@ -33,13 +33,9 @@ class Recorder:
         self.request_id: list[str] = []
         self.tenant: list[str | None] = []
         self.reason: dict[int, str] = {}
-        self.segments = array("q")  # row after row
+        self.segments = array("q")  # row after row, each with all of `SEGMENT_FIELDS` in their order
         self.gaps = array("q")
         self.steps: list[StepRow] | None = [] if keep_steps else None
-
-    def span(self, *fields: int) -> None:
-        """A row of segments: all of `SEGMENT_FIELDS`, in their order."""
-        self.segments.extend(fields)
 
     def step(
         self, step: Step, finished: list[Request], free_blocks: int, num_running: int, num_waiting: int

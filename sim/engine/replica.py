@@ -17,7 +17,7 @@ import simpy
 
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.engine.arrivals import Arrivals, too_long
+from simbatch.sim.engine.arrivals import FAR, Arrivals
 from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.engine.decisions import Decisions
 from simbatch.sim.engine.kv_cache import KVCache, PrefixKVCache
@@ -31,6 +31,7 @@ Process = Generator[simpy.Event, Any, None]
 
 MAX_EMPTY_STEPS = 3  # nothing can be scheduled and nothing will change: the engine is stuck
 MAX_FRUITLESS_STEPS = 1_000_000  # steps in a row without a token: requests rotate through the blocks for ever
+PROGRESS_INTERVAL = 1000  # requests
 
 
 class Replica:
@@ -44,7 +45,7 @@ class Replica:
         policy: Policy,
         arrivals: Arrivals,
         recorder: Recorder,
-        on_end: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda num_gone: None,
     ) -> None:
         self.env = env
         self.config = config
@@ -58,7 +59,8 @@ class Replica:
         self.backlog = self.decisions.new_queue() if config.batching == "static" else None
         self.now_ps = 0
         self.device_free_ps = 0
-        self._on_end = on_end
+        self.num_gone = 0  # requests that have left the system
+        self._progress = progress
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
         self._num_empty = self._num_fruitless = 0
         self.decisions.start(EngineView(config, self))
@@ -75,7 +77,8 @@ class Replica:
 
     def unfinished(self) -> Iterator[Request]:
         """Requests that are still in the engine."""
-        return chain(self.scheduler.running, self.scheduler.waiting, self.backlog or (), self._ended)
+        backlog = self.backlog.requests() if self.backlog else ()
+        return chain(self.scheduler.running, self.scheduler.waiting.requests(), backlog, self._ended)
 
     def run(self) -> Process:
         """The SimPy process."""
@@ -90,7 +93,7 @@ class Replica:
             yield from self.leap(deque())
             overhead_ps = self.intake()
             if not self.has_work:
-                if self.arrivals.next_ps is None:
+                if self.arrivals.next_ps == FAR:
                     return
                 yield from self.wait_until(self.arrivals.next_ps)
                 continue
@@ -106,7 +109,7 @@ class Replica:
             yield from self.leap(in_flight)
             overhead_ps = self.intake()
             if not self.has_work and not in_flight:
-                if self.arrivals.next_ps is None:
+                if self.arrivals.next_ps == FAR:
                     return
                 yield from self.wait_until(self.arrivals.next_ps)
                 continue
@@ -140,15 +143,13 @@ class Replica:
 
     def add(self, request: Request) -> None:
         """Queue an arriving request, unless it is turned away."""
-        reason = too_long(request, self.config.max_model_len) or self.decisions.reject(request)
-        if reason is not None:
-            self.recorder.rejected(request, reason)
-            self.arrivals.ended(self.now_ps)
-            self._on_end()
-        elif self.backlog is None:
-            self.scheduler.waiting.add(request)
-        else:
-            self.backlog.add(request)
+        if request.num_prompt_tokens >= self.config.max_model_len or self.decisions.rejects:
+            reason = self._too_long(request) or self.decisions.reject(request)
+            if reason is not None:
+                self.recorder.rejected(request, reason)
+                self._gone()
+                return
+        (self.scheduler.waiting if self.backlog is None else self.backlog).add(request)
 
     def schedule(self, overhead_ps: int) -> Step:
         """Plan the next step and its time on the device."""
@@ -165,12 +166,12 @@ class Replica:
         for entry in batch.entries:
             self.note_start(entry.request, entry.num_computed_tokens, start_ps)
         num_regular = sum(follows_on(entry, start_ps) for entry in decodes)
-        self.write_span(start_ps, 1, self.device_free_ps - start_ps, 0, len(decodes), num_regular, context, prefills)
+        self.write_span(start_ps, 1, self.device_free_ps - start_ps, 0, len(decodes), num_regular, context, prefills, 0)
         return Step(batch, start_ps, self.device_free_ps)
 
     def update(self, step: Step) -> None:
         """Take in a step's tokens; seats and blocks of those that end are free at once."""
-        finished = self.scheduler.take_tokens(step.batch, lambda entry: self.note_token(entry, step))
+        finished = self.scheduler.take_tokens(step.batch, lambda entry: self._note_entry(entry, step))
         self.release(finished)
         self.write_step(step, finished)
 
@@ -178,14 +179,13 @@ class Replica:
         """Let go of requests that have their last token."""
         for request in finished:
             self.scheduler.end(request)
-        for request in finished if self.backlog is None else ():
-            self._leave(request)
         if self.backlog is not None:
             self._ended += finished
-            if not self.scheduler.running and not self.scheduler.waiting:
-                ended, self._ended = self._ended, []
-                for request in ended:
-                    self._leave(request)
+            if self.scheduler.running or self.scheduler.waiting:
+                return
+            finished, self._ended = self._ended, []
+        for request in finished:
+            self._leave(request)
 
     def note_start(self, request: Request, num_computed_tokens: int, start_ps: int) -> None:
         """A request's first step, if it is that, starts."""
@@ -193,14 +193,19 @@ class Replica:
             request.scheduled_ps = start_ps
             request.num_cached_tokens = num_computed_tokens
 
-    def note_token(self, entry: Entry, step: Step) -> None:
+    def _note_entry(self, entry: Entry, step: Step) -> None:
+        if step.is_counted:
+            entry.request.last_token_ps = step.end_ps
+        else:
+            self.note_token(entry.request, entry.is_decode, step.start_ps, step.end_ps)
+
+    def note_token(self, request: Request, is_decode: bool, start_ps: int, end_ps: int) -> None:
         """A request gets a token at the end of a step."""
-        request = entry.request
         if request.first_token_ps < 0:
-            request.first_token_ps = step.end_ps
-        elif not step.is_counted and not (entry.is_decode and request.last_token_ps == step.start_ps):
-            self.recorder.gaps.append(step.end_ps - request.last_token_ps)
-        request.last_token_ps = step.end_ps
+            request.first_token_ps = end_ps
+        elif not (is_decode and request.last_token_ps == start_ps):
+            self.recorder.gaps.append(end_ps - request.last_token_ps)
+        request.last_token_ps = end_ps
 
     def is_stuck(self, batch: Batch) -> Generator[simpy.Event, Any, bool]:
         """After a step: whether nothing will ever change again. An idle engine waits for the next arrival."""
@@ -211,7 +216,7 @@ class Replica:
             self._num_empty = 0
             return False
         self._num_empty += 1
-        if self.arrivals.next_ps is not None:
+        if self.arrivals.next_ps != FAR:
             yield from self.wait_until(self.arrivals.next_ps)
             return False
         return self._num_empty >= MAX_EMPTY_STEPS
@@ -226,23 +231,27 @@ class Replica:
         num_regular: int,
         context: int,
         prefills: Prefills,
-        num_blocks: int = 0,
+        num_blocks: int,
     ) -> None:
         """Write down a span of steps, with the seats and the queue as they are now; `num_blocks` are yet to be taken."""
-        self.recorder.span(
-            start_ps,
-            num_steps,
-            duration_ps,
-            slope_ps,
-            num_decodes,
-            num_regular,
-            context,
-            prefills.tokens,
-            prefills.num_prefills,
-            prefills.attention,
-            len(self.scheduler.running),
-            self.num_waiting,
-            self.kv.free - num_blocks,
+        num_prefills, tokens, _, attention = prefills
+        num_waiting = len(self.scheduler.waiting) + (len(self.backlog) if self.backlog else 0)
+        self.recorder.segments.extend(
+            (
+                start_ps,
+                num_steps,
+                duration_ps,
+                slope_ps,
+                num_decodes,
+                num_regular,
+                context,
+                tokens,
+                num_prefills,
+                attention,
+                len(self.scheduler.running),
+                num_waiting,
+                self.kv.free - num_blocks,
+            )
         )
 
     def write_step(self, step: Step, finished: list[Request]) -> None:
@@ -252,14 +261,28 @@ class Replica:
 
     def _form_batch(self, backlog: Any) -> None:
         for _ in range(min(self.decisions.seats(), len(backlog))):
-            self.scheduler.waiting.add(backlog.pop())
+            self.scheduler.waiting.add(backlog.take())
 
     def _leave(self, request: Request) -> None:
         request.finish_ps = self.now_ps
         self.recorder.finished(request)
-        self.decisions.finished(request)
-        self.arrivals.ended(self.now_ps)
-        self._on_end()
+        if self.decisions.listens:
+            self.decisions.finished(request)
+        self._gone()
+
+    def _gone(self) -> None:
+        self.num_gone += 1
+        if self.arrivals.is_limited:
+            self.arrivals.ended(self.now_ps)
+        if not self.num_gone % PROGRESS_INTERVAL:
+            self._progress(self.num_gone)
+
+    def _too_long(self, request: Request) -> str | None:
+        """Why vLLM's front end turns the request away (v1/engine/input_processor.py), if it does."""
+        limit = self.config.max_model_len
+        if request.num_prompt_tokens < limit:
+            return None
+        return f"prompt of {request.num_prompt_tokens} tokens is not shorter than max_model_len ({limit})"
 
 
 def follows_on(entry: Entry, start_ps: int) -> bool:

@@ -23,7 +23,6 @@ class Request:
     finish_ps = NEVER
     seat = 0  # admission number: `running` is in this order
     joined_round = -1  # round in which it joined the decode group (decode_group.py), -1 outside
-    order_key: object = None  # what the policy sorts the queue by
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
     block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
 

@@ -47,7 +47,7 @@ class Scheduler:
         self.running: list[Request] = []  # in order of admission
         self.waiting = decisions.new_queue()
         self.num_preemptions = 0
-        self._watermark_blocks = int(config.watermark * config.num_gpu_blocks)
+        self._watermark_blocks = int(config.watermark * config.num_gpu_blocks)  # an admission leaves these free
         self._num_admitted = 0
 
     def schedule(self) -> Batch:
@@ -92,20 +92,23 @@ class Scheduler:
     def admit_waiting(self, planned: dict[Request, int], budget: int, threshold: int) -> None:
         """Admit from the head of the queue while seats, budget and blocks last; nobody jumps the head."""
         running, waiting, kv = self.running, self.waiting, self.kv
-        num_seats = self.decisions.seats()
+        num_seats = self.decisions.seats() if self.decisions.decides_seats else self.decisions.max_seats
         while budget > 0 and waiting and len(running) < num_seats:
-            request = waiting.head()
+            request = waiting.head
             num_hits, num_idle = kv.lookup(request)
             num_cached = num_hits * kv.block_size
             n = request.num_tokens - num_cached
-            n = min(n, threshold or n)
-            if n > budget and not self.config.enable_chunked_prefill:
-                break
-            n = min(n, budget)
+            if 0 < threshold < n:
+                n = threshold
+            if n > budget:
+                if not self.config.enable_chunked_prefill:
+                    break
+                n = budget
             reserved = request.num_tokens if self.config.scheduler_reserve_full_isl else num_cached + n
-            if kv.blocks(reserved) - num_hits + num_idle + self.watermark_blocks() > kv.free:
+            watermark = self._watermark_blocks if running else 0  # waived when nobody runs
+            if kv.blocks(reserved) - num_hits + num_idle + watermark > kv.free:
                 break
-            waiting.pop()
+            waiting.take()
             kv.admit(request, num_hits, num_cached + n)
             self.advance(request, num_cached + n)
             request.seat = self._num_admitted = self._num_admitted + 1
@@ -135,20 +138,19 @@ class Scheduler:
             self.kv.release(request)
             self.running.remove(request)
         else:  # its last token was in flight when it was preempted
-            self.waiting.remove(request)
+            self.waiting.drop(request)
 
     def long_prefill_threshold(self) -> int:
         """Most tokens that one prefill may take in a step, 0 for no limit; no limit for a request that is alone."""
-        threshold, total = self.config.long_prefill_token_threshold, len(self.running) + len(self.waiting)
-        if not threshold or total <= 1:
+        threshold = self.config.long_prefill_token_threshold
+        if not threshold:
+            return 0
+        total = len(self.running) + len(self.waiting)
+        if total <= 1:
             return 0
         if self.config.long_prefill_token_threshold_adaptive:
             return max(threshold, self.config.max_num_batched_tokens // total)
         return threshold
-
-    def watermark_blocks(self) -> int:
-        """Blocks that an admission must leave free; none when nobody runs."""
-        return self._watermark_blocks if self.running else 0
 
     def _last_token_in_flight(self, request: Request) -> bool:
         in_flight = request.num_placeholders

@@ -22,6 +22,7 @@ from typing import Any
 import simpy
 
 from simbatch.sim.engine.decode_group import OUTSIDE, DecodeGroup
+from simbatch.sim.engine.arrivals import FAR
 from simbatch.sim.engine.replica import Process, Replica
 from simbatch.sim.engine.request import Request
 from simbatch.sim.engine.scheduler import Batch, Entry
@@ -35,8 +36,8 @@ class SpanReplica(Replica):
         super().__init__(*args, **kwargs)
         self._group = DecodeGroup(self.config.block_size)
         self._partials: list[Request] = []  # running requests whose prompt, or what is recomputed, is not done
-        self._ending: list[Request] = []  # got their last token in the newest step; their seats are not free yet
-        self._newest: Step | None = None  # planned and not let go; its entries are complete only if steps are kept
+        self._newest: Step | None = None  # planned last and not let go; its batch is complete only if steps are kept
+        self._ending: list[Request] = []  # its last tokens: their seats are not free yet
         self._has_stepped = self._retry_admission = False
         self._taken = 0  # blocks that the group has for its next round already
 
@@ -45,20 +46,171 @@ class SpanReplica(Replica):
         if self.decisions.decides_budget:
             return
         self._gather(in_flight)
-        while not self._is_hard():
-            overhead_ps = self._take_in()
-            planned = self._plan_prefills()
-            if not planned and not self._group.size:
-                if (yield from self._idle()):
-                    continue
-                break
+        group, kv, arrivals, waiting = self._group, self.kv, self.arrivals, self.scheduler.waiting
+        keeps_steps = self.recorder.steps is not None
+        while group.blocks_next <= kv.free and not (self._partials and self._is_hard()):
+            overhead_ps = self._take_in() if arrivals.next_ps <= self.now_ps or self.backlog else 0
+            planned = self._plan_prefills() if self._partials or (waiting and self._retry_admission) else None
             start_ps = max(self.now_ps, self.device_free_ps)
             ready_ps = max(start_ps, self.now_ps + overhead_ps)
             if planned:
-                yield from self._step(planned, start_ps, ready_ps)
+                step, ended = self._step(planned, start_ps, ready_ps)
+            elif group.size:
+                num_steps, duration_ps, slope_ps = self._plan_span(start_ps, ready_ps)
+                while keeps_steps and num_steps > 1:
+                    step, ended = self._decode(1, start_ps, duration_ps, slope_ps)
+                    yield from self._pass(start_ps, step, ended)
+                    num_steps, start_ps, duration_ps = num_steps - 1, step.end_ps, duration_ps + slope_ps
+                step, ended = self._decode(num_steps, start_ps, duration_ps, slope_ps)
+            elif (yield from self._idle()):
+                continue
             else:
-                yield from self._span(start_ps, ready_ps)
+                break
+            yield from self._pass(start_ps, step, ended)
         self._settle(in_flight)
+
+    def _pass(self, start_ps: int, step: Step, ended: list[Request]) -> Process:
+        """Let the time go by of what was planned from `start_ps` on, the last of it `step`."""
+        self.device_free_ps = step.end_ps
+        self._has_stepped = True
+        if not self.config.async_scheduling:
+            yield self.env.timeout(step.end_ps - self.now_ps)
+            self.now_ps = step.end_ps
+            self._newest, self._ending = step, ended
+            self._let_go()
+            return
+        if self._ending or self.recorder.steps is not None:
+            yield from self.wait_until(start_ps)
+            self._let_go()
+        self._newest, self._ending = step, ended
+        if step.start_ps > self.now_ps:
+            yield self.env.timeout(step.start_ps - self.now_ps)
+            self.now_ps = step.start_ps
+
+    def _let_go(self) -> None:
+        """The newest step is over: its last tokens' seats and blocks are free."""
+        step, ended = self._newest, self._ending
+        self._newest, self._ending = None, []
+        if ended:
+            for request in ended:
+                self.kv.register(request, request.num_computed_tokens)
+            self.release(ended)
+            self._retry_admission = True
+        if step is not None and self.recorder.steps is not None:
+            self.write_step(step, ended)
+
+    # -- one step or span -----------------------------------------------------------------------------------------
+
+    def _take_in(self) -> int:
+        waiting = self.scheduler.waiting
+        num_waiting = len(waiting)
+        overhead_ps = self.intake()
+        if len(waiting) != num_waiting and (not num_waiting or not self.decisions.head_is_stable):
+            self._retry_admission = True
+        return overhead_ps
+
+    def _plan_prefills(self) -> dict[Request, int]:
+        """Who is computed beside the decodes: requests in mid-prefill, and new ones if they can be admitted."""
+        scheduler = self.scheduler
+        planned: dict[Request, int] = {}
+        self._taken = self._group.blocks_next
+        self.kv.take(self._taken)
+        budget = self.config.max_num_batched_tokens - self._group.size
+        for request in self._partials:
+            n = min(request.num_tokens - request.num_computed_tokens, budget)
+            if n > 0:
+                total = request.num_computed_tokens + n
+                self.kv.grow(request, total)
+                scheduler.advance(request, total)
+                planned[request] = n
+                budget -= n
+        if scheduler.waiting:
+            scheduler.admit_waiting(planned, budget, scheduler.long_prefill_threshold())
+        self._retry_admission = bool(planned)
+        return planned
+
+    def _step(self, planned: dict[Request, int], start_ps: int, ready_ps: int) -> tuple[Step, list[Request]]:
+        """A step with prefills; returns it and whose last token it brings."""
+        group, self._taken = self._group, 0
+        num_decodes, context, num_regular = group.size, group.context, group.size
+        chunks = []
+        for request, n in planned.items():
+            num_computed = request.num_computed_tokens - n
+            if request.scheduled_ps < 0:
+                self.note_start(request, num_computed, start_ps)
+            if is_decode(request, n):  # what is recomputed after a preemption ends with one token
+                num_decodes += 1
+                context += num_computed
+                num_regular += request.last_token_ps == start_ps
+            else:
+                chunks.append((n, num_computed))
+        prefills = Prefills.of(chunks)
+        end_ps = ready_ps + step_ps(self.cost, num_decodes, context, prefills)
+        num_regular -= self._count_late(start_ps, end_ps)
+        self.write_span(start_ps, 1, end_ps - start_ps, 0, num_decodes, num_regular, context, prefills, 0)
+        step = Step(self._batch(planned), start_ps, end_ps)
+        ended = group.advance(1)
+        partials = [request for request in self._partials if request not in planned] if self._partials else []
+        for request, n in planned.items():
+            if request.num_computed_tokens < request.num_tokens:
+                partials.append(request)
+                continue
+            self.note_token(request, is_decode(request, n), start_ps, end_ps)
+            request.num_tokens += 1
+            if request.num_tokens - request.num_prompt_tokens < request.max_tokens:
+                group.join(request)
+            else:
+                ended.append(request)
+        self._partials = partials
+        if len(ended) > 1:
+            ended.sort(key=lambda request: request.seat)
+        return step, ended
+
+    def _plan_span(self, start_ps: int, ready_ps: int) -> tuple[int, int, int]:
+        """How many decode-only steps nothing can change, the first one's duration, and how much longer each next is."""
+        group = self._group
+        slope_ps = self.cost.decode_context_ps * group.size
+        duration_ps = ready_ps - start_ps + self.cost.decode_ps(group.size) + self.cost.decode_context_ps * group.context
+        num_steps = self._span_length(start_ps, duration_ps, slope_ps) if ready_ps == start_ps else 1
+        num_regular = group.size - self._count_late(start_ps, start_ps + duration_ps)
+        num_blocks = group.blocks_for(num_steps) - self._taken
+        self.write_span(
+            start_ps, num_steps, duration_ps, slope_ps, group.size, num_regular, group.context, NO_PREFILLS, num_blocks
+        )
+        return num_steps, duration_ps, slope_ps
+
+    def _span_length(self, start_ps: int, duration_ps: int, slope_ps: int) -> int:
+        """Steps until the first last token, the first arrival that a plan can see, or the blocks' end."""
+        if not self._has_stepped:  # somebody's last token may be older than the step before
+            return 1
+        if self._ending and (self.scheduler.waiting or self.arrivals.is_limited):  # seats are free after one step
+            return 1
+        num_steps = self._group.rounds_left
+        time_left_ps = self.arrivals.next_ps - start_ps
+        if span_ps(num_steps, duration_ps, slope_ps) > time_left_ps:
+            before = steps_until(time_left_ps, duration_ps, slope_ps)
+            num_steps = min(num_steps, before + 1 if self.config.async_scheduling else max(before, 1))
+        return self._group.rounds_within(num_steps, self.kv.free + self._taken)
+
+    def _decode(self, num_steps: int, start_ps: int, duration_ps: int, slope_ps: int) -> tuple[Step, list[Request]]:
+        """Decode-only steps; returns the last of them and whose last token it brings."""
+        self.kv.take(self._group.blocks_for(num_steps) - self._taken)
+        self._taken = 0
+        end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
+        step = Step(self._batch({}), end_ps - duration_ps - slope_ps * (num_steps - 1), end_ps)
+        return step, self._group.advance(num_steps)
+
+    def _idle(self) -> Generator[simpy.Event, Any, bool]:
+        """Nobody can be scheduled: let the device finish, or wait for an arrival; False where neither is to come."""
+        if self._newest is not None:
+            yield from self.wait_until(self.device_free_ps)
+            self._let_go()
+            self._retry_admission = True
+            return True
+        if self.has_work or self.arrivals.next_ps == FAR:
+            return False
+        yield from self.wait_until(self.arrivals.next_ps)
+        return True
 
     # -- from the stepwise replica and back -----------------------------------------------------------------------
 
@@ -67,15 +219,18 @@ class SpanReplica(Replica):
         self._newest = in_flight.popleft() if in_flight else None
         self._ending, self._partials = [], []
         for entry in self._newest.batch.entries if self._newest else ():
+            request = entry.request
             if entry.samples:
-                entry.request.num_tokens += 1
-                entry.request.num_placeholders = 0
-                self.note_token(entry, self._newest)
-                if entry.request.num_output_tokens >= entry.request.max_tokens:
-                    self._ending.append(entry.request)
+                if not self._newest.is_counted:
+                    self.note_token(request, entry.is_decode, self._newest.start_ps, self._newest.end_ps)
+                request.num_tokens += 1
+                request.num_placeholders = 0
+                if request.num_output_tokens >= request.max_tokens:
+                    self._ending.append(request)
         ending = set(self._ending)
         for request in self.scheduler.running:
-            if request.num_tokens - request.num_computed_tokens > 1 or not is_decoding(request):
+            wanted = request.num_tokens - request.num_computed_tokens
+            if wanted > 1 or request.num_computed_tokens < request.num_prompt_tokens:
                 self._partials.append(request)
             elif request not in ending:
                 self._group.join(request)
@@ -100,166 +255,22 @@ class SpanReplica(Replica):
                     entry.request.num_tokens -= 1
                     entry.request.num_placeholders = 1
             in_flight.append(newest._replace(is_counted=True))
-        self._ending, self._newest = [], None
+        self._newest, self._ending = None, []
 
     def _is_hard(self) -> bool:
-        """Whether the next step needs a loop over the running requests: who gets tokens, who is preempted."""
+        """Whether the next step, with requests in mid-prefill, needs a loop over the running requests."""
         group, partials = self._group, self._partials
-        num_blocks = group.blocks_next
-        if partials:
-            budget = self.config.max_num_batched_tokens - group.size
-            wanted = sum(request.num_tokens - request.num_computed_tokens for request in partials)
-            if self.config.long_prefill_token_threshold or budget < 0:
-                return True
-            if wanted > budget and (len(partials) > 1 or self.scheduler.running[-1] is not partials[0]):
-                return True
-            for request in partials:
-                total = request.num_computed_tokens + min(request.num_tokens - request.num_computed_tokens, budget)
-                num_blocks += self.kv.blocks(total) - self.kv.blocks(request.num_computed_tokens)
-        return num_blocks > self.kv.free
-
-    # -- one step or span -----------------------------------------------------------------------------------------
-
-    def _take_in(self) -> int:
-        waiting = self.scheduler.waiting
-        num_waiting = len(waiting)
-        overhead_ps = self.intake()
-        if len(waiting) != num_waiting and (not num_waiting or not self.decisions.head_is_stable):
-            self._retry_admission = True
-        return overhead_ps
-
-    def _plan_prefills(self) -> dict[Request, int]:
-        """Who is computed beside the decodes: requests in mid-prefill, and new ones if they can be admitted."""
-        scheduler, planned = self.scheduler, dict[Request, int]()
-        if not self._partials and not (self._retry_admission and scheduler.waiting):
-            return planned
-        self._taken = self._group.blocks_next
-        self.kv.take(self._taken)
-        budget = self.config.max_num_batched_tokens - self._group.size
-        for request in self._partials:
-            n = min(request.num_tokens - request.num_computed_tokens, budget)
-            if n > 0:
-                total = request.num_computed_tokens + n
-                self.kv.grow(request, total)
-                scheduler.advance(request, total)
-                planned[request] = n
-                budget -= n
-        scheduler.admit_waiting(planned, budget, scheduler.long_prefill_threshold())
-        self._retry_admission = bool(planned)
-        return planned
-
-    def _step(self, planned: dict[Request, int], start_ps: int, ready_ps: int) -> Process:
-        """A step with prefills."""
-        group, self._taken = self._group, 0
-        entries = [entry_of(request, n) for request, n in planned.items()]
-        decodes = [entry for entry in entries if entry.is_decode]  # recomputes one last token
-        prefills = Prefills.of((e.num_tokens, e.num_computed_tokens) for e in entries if not e.is_decode)
-        num_decodes = group.size + len(decodes)
-        context = group.context + sum(entry.num_computed_tokens for entry in decodes)
-        end_ps = ready_ps + step_ps(self.cost, num_decodes, context, prefills)
-        num_regular = group.size - self._count_late(start_ps, end_ps)
-        num_regular += sum(entry.request.last_token_ps == start_ps for entry in decodes)
-        step = Step(self._batch(entries), start_ps, end_ps)
-        for request, n in planned.items():
-            self.note_start(request, request.num_computed_tokens - n, start_ps)
-        self.write_span(start_ps, 1, end_ps - start_ps, 0, num_decodes, num_regular, context, prefills)
-        ended = group.advance(1)
-        self._partials = [request for request in self._partials if request not in planned]
-        for entry in entries:
-            if entry.samples:
-                self._take_token(entry, step, ended)
-            else:
-                self._partials.append(entry.request)
-        ended.sort(key=lambda request: request.seat)
-        yield from self._pass(step, ended, start_ps)
-
-    def _take_token(self, entry: Entry, step: Step, ended: list[Request]) -> None:
-        request = entry.request
-        request.num_tokens += 1
-        self.note_token(entry, step)
-        if request.num_output_tokens >= request.max_tokens:
-            ended.append(request)
-        else:
-            self._group.join(request)
-
-    def _span(self, start_ps: int, ready_ps: int) -> Process:
-        """As many decode-only steps as nothing can change."""
-        group = self._group
-        slope_ps = self.cost.decode_context_ps * group.size
-        duration_ps = ready_ps - start_ps + self.cost.decode_ps(group.size) + self.cost.decode_context_ps * group.context
-        num_steps = self._span_length(start_ps, duration_ps, slope_ps) if ready_ps == start_ps else 1
-        num_regular = group.size - self._count_late(start_ps, start_ps + duration_ps)
-        num_blocks = group.blocks_for(num_steps) - self._taken
-        self.write_span(
-            start_ps, num_steps, duration_ps, slope_ps, group.size, num_regular, group.context, Prefills(), num_blocks
-        )
-        end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
-        last_ps = end_ps - duration_ps - slope_ps * (num_steps - 1)
-        if self.recorder.steps is not None:
-            yield from self._walk(num_steps - 1, start_ps, duration_ps, slope_ps)
-            num_blocks, num_steps, start_ps = group.blocks_for(1) - self._taken, 1, last_ps
-        self.kv.take(num_blocks)
-        self._taken = 0
-        yield from self._pass(Step(self._batch([]), last_ps, end_ps), group.advance(num_steps), start_ps)
-
-    def _walk(self, num_steps: int, start_ps: int, duration_ps: int, slope_ps: int) -> Process:
-        """The same steps one by one, each written down in full."""
-        for _ in range(num_steps):
-            self.kv.take(self._group.blocks_for(1) - self._taken)
-            self._taken = 0
-            step = Step(self._batch([]), start_ps, start_ps + duration_ps)
-            yield from self._pass(step, self._group.advance(1), start_ps)
-            start_ps, duration_ps = step.end_ps, duration_ps + slope_ps
-
-    def _span_length(self, start_ps: int, duration_ps: int, slope_ps: int) -> int:
-        """Steps until the first last token, the first arrival that a plan can see, or the blocks' end."""
-        if not self._has_stepped:  # somebody's last token may be older than the step before
-            return 1
-        if self._ending and (self.scheduler.waiting or self.arrivals.is_limited):  # seats are free after one step
-            return 1
-        num_steps = self._group.rounds_left
-        next_ps = self.arrivals.next_ps
-        if next_ps is not None and start_ps + span_ps(num_steps, duration_ps, slope_ps) > next_ps:
-            before = steps_until(next_ps - start_ps, duration_ps, slope_ps)
-            num_steps = min(num_steps, max(before, 1) if not self.config.async_scheduling else before + 1)
-        return self._group.rounds_within(num_steps, self.kv.free + self._taken)
-
-    def _pass(self, step: Step, ended: list[Request], start_ps: int) -> Process:
-        """Let the time of what was planned go by, and let go of those that have ended by then."""
-        self.device_free_ps = step.end_ps
-        self._has_stepped = True
-        if self.config.async_scheduling:
-            yield from self.wait_until(start_ps)
-            self._let_go()
-            self._newest, self._ending = step, ended
-            yield from self.wait_until(step.start_ps)
-        else:
-            yield from self.wait_until(step.end_ps)
-            self._newest, self._ending = step, ended
-            self._let_go()
-
-    def _let_go(self) -> None:
-        step, ended = self._newest, self._ending
-        self._newest, self._ending = None, []
-        if ended:
-            for request in ended:
-                self.kv.register(request, request.num_computed_tokens)
-            self.release(ended)
-            self._retry_admission = True
-        if step is not None:
-            self.write_step(step, ended)
-
-    def _idle(self) -> Generator[simpy.Event, Any, bool]:
-        """Nobody can be scheduled: let the device finish, or wait for an arrival; False where neither is to come."""
-        if self._newest is not None:
-            yield from self.wait_until(self.device_free_ps)
-            self._let_go()
-            self._retry_admission = True
+        budget = self.config.max_num_batched_tokens - group.size
+        wanted = sum(request.num_tokens - request.num_computed_tokens for request in partials)
+        if self.config.long_prefill_token_threshold or budget < 0:
             return True
-        if self.has_work or self.arrivals.next_ps is None:
-            return False
-        yield from self.wait_until(self.arrivals.next_ps)
-        return True
+        if wanted > budget and (len(partials) > 1 or self.scheduler.running[-1] is not partials[0]):
+            return True
+        num_blocks = group.blocks_next
+        for request in partials:
+            total = request.num_computed_tokens + min(request.num_tokens - request.num_computed_tokens, budget)
+            num_blocks += self.kv.blocks(total) - self.kv.blocks(request.num_computed_tokens)
+        return num_blocks > self.kv.free
 
     def _count_late(self, start_ps: int, end_ps: int) -> int:
         """Members whose last token is older than the step before, which only the stepwise replica brings about."""
@@ -269,32 +280,29 @@ class SpanReplica(Replica):
         self.recorder.gaps.extend(end_ps - request.last_token_ps for request in late)
         return len(late)
 
-    def _batch(self, entries: list[Entry]) -> Batch:
+    def _batch(self, planned: dict[Request, int]) -> Batch:
         """The step's batch, in vLLM's order; complete only where steps are kept."""
         if self.recorder.steps is None:
             return NO_ENTRIES
-        beside = {entry.request: entry for entry in entries}
-        batch = []
+        entries = []
         for request in self.scheduler.running:
+            computed = request.num_computed_tokens
             if request.joined_round != OUTSIDE:
-                computed = request.num_computed_tokens + self._group.round - request.joined_round
-                batch.append(Entry(request, 1, computed, True))
-            elif request in beside:
-                batch.append(beside[request])
-        return Batch(batch, [])
+                entries.append(Entry(request, 1, computed + self._group.round - request.joined_round, True))
+            elif request in planned:
+                n = planned[request]
+                entries.append(Entry(request, n, computed - n, computed == request.num_tokens))
+        return Batch(entries, [])
 
 
 NO_ENTRIES = Batch([], [])
+NO_PREFILLS = Prefills()
 
 
-def is_decoding(request: Request) -> bool:
-    """Whether the prompt is computed."""
-    return request.num_computed_tokens >= request.num_prompt_tokens
-
-
-def entry_of(request: Request, n: int) -> Entry:
-    """The entry of a request that has been advanced by n tokens."""
-    return Entry(request, n, request.num_computed_tokens - n, request.num_computed_tokens == request.num_tokens)
+def is_decode(request: Request, n: int) -> bool:
+    """Whether the n tokens that a request has been advanced by are a decode (`Entry.is_decode`)."""
+    computed = request.num_computed_tokens
+    return n == 1 and computed == request.num_tokens and computed > request.num_prompt_tokens
 
 
 def span_ps(num_steps: int, duration_ps: int, slope_ps: int) -> int:

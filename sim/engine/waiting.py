@@ -4,85 +4,60 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from simbatch.sim.engine.request import Request
 
 
-class WaitingQueue(Protocol):
-    """Where requests stand until they are admitted, and again after a preemption."""
-
-    def add(self, request: Request) -> None:
-        """A request arrives."""
-
-    def put_back(self, request: Request) -> None:
-        """A preempted request returns."""
-
-    def head(self) -> Request:
-        """Who is admitted next."""
-
-    def pop(self) -> Request:
-        """Take the head out."""
-
-    def remove(self, request: Request) -> None:
-        """Take out a request that ended while it waited."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Request]: ...
-
-
-class FcfsQueue:
+class FcfsQueue(deque[Request]):
     """First come, first served; a preempted request goes to the front."""
 
-    def __init__(self) -> None:
-        self._requests: deque[Request] = deque()
-        self.add = self._requests.append
-        self.put_back = self._requests.appendleft
-        self.pop = self._requests.popleft
-        self.remove = self._requests.remove
+    add = deque.append
+    put_back = deque.appendleft
+    take = deque.popleft
+    drop = deque.remove
 
+    def requests(self) -> list[Request]:
+        """All who wait, the head first."""
+        return list(self)
+
+    @property
     def head(self) -> Request:
         """Who is admitted next."""
-        return self._requests[0]
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self._requests)
+        return self[0]
 
 
-class SortedQueue:
-    """Smallest key first; the key is asked for at arrival and after a preemption."""
+class SortedQueue(list[tuple[Any, int, Request]]):
+    """A heap: smallest key first, ties by arrival; the key is asked for at arrival and after a preemption."""
 
     def __init__(self, key: Callable[[Request], Any]) -> None:
+        super().__init__()
         self._key = key
-        self._heap: list[tuple[Any, int, Request]] = []
 
     def add(self, request: Request) -> None:
-        """A request arrives."""
-        request.order_key = self._key(request)
-        heapq.heappush(self._heap, (request.order_key, request.index, request))
+        """A request arrives, or returns after a preemption."""
+        heapq.heappush(self, (self._key(request), request.index, request))
 
     put_back = add
 
+    def requests(self) -> list[Request]:
+        """All who wait, the head first."""
+        return [entry[2] for entry in sorted(self, key=lambda entry: entry[:2])]
+
+    @property
     def head(self) -> Request:
         """Who is admitted next."""
-        return self._heap[0][2]
+        return self[0][2]
 
-    def pop(self) -> Request:
+    def take(self) -> Request:
         """Take the head out."""
-        return heapq.heappop(self._heap)[2]
+        return heapq.heappop(self)[2]
 
-    def remove(self, request: Request) -> None:
+    def drop(self, request: Request) -> None:
         """Take out a request that ended while it waited."""
-        self._heap = [entry for entry in self._heap if entry[2] is not request]
-        heapq.heapify(self._heap)
+        self[:] = [entry for entry in self if entry[2] is not request]
+        heapq.heapify(self)
 
-    def __len__(self) -> int:
-        return len(self._heap)
 
-    def __iter__(self) -> Iterator[Request]:
-        return (entry[2] for entry in sorted(self._heap, key=lambda entry: entry[:2]))
+WaitingQueue = FcfsQueue | SortedQueue
