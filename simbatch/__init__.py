@@ -1,1 +1,45 @@
-"""A simulator of LLM inference serving, calibrated by real GPU profiles."""
+"""A simulator of LLM inference serving, calibrated by real GPU profiles.
+
+>>> from simbatch import Scenario, simulate
+
+What stands here is imported when it is first used, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simbatch.policies.base import Policy
+    from simbatch.sim.errors import Problem, UserError
+    from simbatch.sim.results import Result
+    from simbatch.sim.scenario import Scenario
+    from simbatch.sim.simulate import simulate
+
+__all__ = ["Policy", "Problem", "Result", "Scenario", "UserError", "simulate"]
+
+_HOMES = {
+    "Policy": "simbatch.policies.base",
+    "Problem": "simbatch.sim.errors",
+    "Result": "simbatch.sim.results",
+    "Scenario": "simbatch.sim.scenario",
+    "UserError": "simbatch.sim.errors",
+    "simulate": "simbatch.sim.simulate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("simbatch")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'simbatch' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

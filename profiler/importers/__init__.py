@@ -1,1 +1,1 @@
-"""To be written."""
+"""Measurements of others as profiles, one module per source."""

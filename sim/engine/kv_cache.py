@@ -19,6 +19,11 @@ class KVCache:
         self.num_usable = num_gpu_blocks - 1
         self.free = self.num_usable
 
+    @property
+    def num_clean(self) -> int:
+        """Free blocks that can be handed out without evicting a cached one."""
+        return self.free
+
     def blocks(self, num_tokens: int) -> int:
         """How many blocks hold that many tokens."""
         return -(-num_tokens // self.block_size)
@@ -33,7 +38,7 @@ class KVCache:
 
     def grow(self, request: Request, num_tokens: int) -> None:
         """Give a running request room for `num_tokens` tokens in all."""
-        self.free -= self.blocks(num_tokens) - self.blocks(request.num_computed_tokens)
+        self.take(self.blocks(num_tokens) - self.blocks(request.num_computed_tokens))
 
     def take(self, num_blocks: int) -> None:
         """Hand out blocks, for several requests at once."""
@@ -65,6 +70,11 @@ class PrefixKVCache(KVCache):
         self._next_id = 1
         self._next_private_key = -1
 
+    @property
+    def num_clean(self) -> int:
+        """Free blocks without a hash."""
+        return self.free - self._num_cached
+
     def lookup(self, request: Request) -> tuple[int, int]:
         """Longest cached prefix, at least one token short of the request (vLLM kv_cache_manager.py)."""
         limit = (request.num_tokens - 1) // self.block_size
@@ -89,13 +99,9 @@ class PrefixKVCache(KVCache):
             self._touch_run(request, num_hits - num_shared)
         self.take(self.blocks(num_tokens) - num_hits)
 
-    def grow(self, request: Request, num_tokens: int) -> None:
-        """Give a running request room for `num_tokens` tokens in all."""
-        self.take(self.blocks(num_tokens) - self.blocks(request.num_computed_tokens))
-
     def take(self, num_blocks: int) -> None:
         """Hand out blocks: those without a hash first, then the least recently used."""
-        missing = num_blocks - (self.free - self._num_cached)
+        missing = num_blocks - self.num_clean
         self.free -= num_blocks
         while missing > 0:
             missing -= self._evict(missing)

@@ -190,6 +190,8 @@ class SpanReplica(Replica):
         if span_ps(num_steps, duration_ps, slope_ps) > time_left_ps:
             before = steps_until(time_left_ps, duration_ps, slope_ps)
             num_steps = min(num_steps, before + 1 if self.config.async_scheduling else max(before, 1))
+        if self._ending:  # what they give back is handed out before anything cached is evicted
+            return max(self._group.rounds_within(num_steps, self.kv.num_clean + self._taken), 1)
         return self._group.rounds_within(num_steps, self.kv.free + self._taken)
 
     def _decode(self, num_steps: int, start_ps: int, duration_ps: int, slope_ps: int) -> tuple[Step, list[Request]]:

@@ -1,1 +1,24 @@
-"""To be written."""
+"""Which requests arrive, and when: synthetic processes and traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simbatch.sim.workload.chunk import RequestChunk, RequestSource
+from simbatch.sim.workload.model import Workload
+
+__all__ = ["RequestChunk", "RequestSource", "Workload", "open_workload"]
+
+
+def open_workload(workload: Workload, *, seed: int, folder: Path) -> RequestSource:
+    """The requests of a workload; relative paths start at `folder`.
+
+    Raises UserError, at once for settings and missing files, while reading for malformed rows.
+    """
+    if workload.trace is not None:
+        from simbatch.sim.workload.traces import open_trace
+
+        return open_trace(workload.trace, folder=folder, workload=workload, seed=seed)
+    from simbatch.sim.workload.synthetic import SyntheticSource
+
+    return SyntheticSource(workload, seed=seed, folder=folder)

@@ -1,1 +1,74 @@
-"""To be written."""
+"""The command line: `simbatch run`, `compare`, `trace`, `profiles`, `policies`, `schema`.
+
+A subcommand's module is imported when it is used, and none to show the list of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from simbatch.cli._errors import exit_code_of
+
+# name: (module and command in it, its line in `simbatch --help`)
+_COMMANDS = {
+    "run": ("simbatch.cli.run:run", "Simulate a scenario and show what its users feel."),
+    "compare": ("simbatch.cli.compare:compare", "Put policies or profiles side by side on the same arrivals."),
+    "trace": ("simbatch.cli.trace:trace", "Describe, convert or generate request traces."),
+    "profiles": ("simbatch.cli.profiles:profiles", "List and show the GPU profiles that ship."),
+    "policies": ("simbatch.cli.policies:policies", "List the batching policies and their parameters."),
+    "schema": ("simbatch.cli.schema:schema", "Print the JSON Schema of scenario files."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """All of them, in the order of a day's work."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return it."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}:{attribute} is not a command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command when there is none of this name."""
+        from difflib import get_close_matches
+
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = get_close_matches(args[0], _COMMANDS, n=1)
+            if near and "did you mean" not in error.message.lower():
+                error.message += f" Did you mean {near[0]!r}?"
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The list, from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="simbatch", message="simbatch %(version)s")
+def cli() -> None:
+    """Find the batch size, scheduler settings and policy for a model on a GPU, and see what users will feel.
+
+    Start with: simbatch run scenarios/bursty.yaml
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0, 2 for what the user must mend, 130 when interrupted."""
+    sys.exit(exit_code_of(lambda: cli.main(arguments, prog_name="simbatch", standalone_mode=False)))

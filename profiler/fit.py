@@ -1,0 +1,120 @@
+"""Fit the two-regime step time, and judge it on steps that it never saw.
+
+Relative least squares with physical signs: every row is divided by its measured time, and every term costs something.
+Functions of a count are sums of ramps between knots, so non-negative coefficients give a function that never falls.
+Past the last knot a function goes on with the mean slope of its upper half: the last ramp alone may be one flat or
+steep piece of a kernel's staircase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.profiler.steps import Floats, Steps, predict_s
+from simbatch.sim.cost.error import ErrorFigures
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.step_time import TwoRegimeStepTime
+
+DECODE_BANDS = ((1, 8), (9, 32), (33, 64), (65, 128), (129, 256), (257, 1024))
+KNOT_DIGITS = 9  # to the nanosecond
+COEFFICIENT_DIGITS = 5  # significant
+
+
+def fit_two_regime(
+    decode: tuple[Steps, Floats], mixed: tuple[Steps, Floats], seq_knots: Sequence[int], token_knots: Sequence[int]
+) -> TwoRegimeStepTime:
+    """Fit both regimes; each is given as steps and their measured times in s, `mixed` being all steps with a prefill.
+
+    Knots outside the counts that occur are left out.
+    """
+    steps, measured_s = decode
+    knots = _covered(seq_knots, steps.num_decodes)
+    ramps = _ramps(steps.num_decodes, knots)
+    found = solve(np.column_stack([ramps, steps.decode_context]), measured_s)
+    decode_part = {
+        "seqs": _knots(knots, found[: len(knots)]),
+        "per_context_token_s": _short(found[len(knots)]),
+    }
+    return TwoRegimeStepTime.model_validate(
+        {"form": "two_regime", "decode": decode_part, "mixed": _fit_mixed(*mixed, token_knots)}
+    )
+
+
+def _fit_mixed(steps: Steps, measured_s: Floats, token_knots: Sequence[int]) -> dict[str, Any]:
+    knots = _covered(token_knots, steps.num_tokens)
+    terms = {
+        "per_decode_seq_s": steps.num_decodes,
+        "per_seq_token_s": steps.num_decodes * steps.prefill_tokens,
+        "per_context_token_s": steps.decode_context,
+        "per_prefill_context_token_s": steps.prefill_context,
+        "per_attention_unit_s": steps.prefill_attention,
+    }
+    found = solve(np.column_stack([_ramps(steps.num_tokens, knots), *terms.values()]), measured_s)
+    coefficients = map(_short, found[len(knots) :])
+    return {"tokens": _knots(knots, found[: len(knots)]), **dict(zip(terms, coefficients, strict=True))}
+
+
+def solve(columns: NDArray[Any], measured_s: Floats) -> Floats:
+    """Non-negative coefficients that minimise the sum of squared relative errors."""
+    from scipy.optimize import nnls
+
+    scaled = columns / measured_s[:, None]
+    size = np.maximum(np.linalg.norm(scaled, axis=0), np.finfo(float).tiny)
+    found, _ = nnls(scaled / size, np.ones(len(measured_s)), maxiter=100 * scaled.shape[1])
+    return np.asarray(found / size, dtype=np.float64)
+
+
+def figures(predicted_s: Floats, measured_s: Floats) -> ErrorFigures:
+    """Error of predictions against measurements, as shares, rounded to 1e-5."""
+    if len(measured_s) == 0:
+        return ErrorFigures(num_steps=0, mape=0.0, p95=0.0, bias=0.0)
+    errors = np.abs(predicted_s / measured_s - 1)
+    return ErrorFigures(
+        num_steps=len(measured_s),
+        mape=round(float(errors.mean()), 5),
+        p95=round(float(np.quantile(errors, 0.95)), 5),
+        bias=round(float(predicted_s.sum() / measured_s.sum() - 1), 5),
+    )
+
+
+def judge(cost: CostModel, steps: Steps, measured_s: Floats) -> ErrorFigures:
+    """Error of a cost model on measured steps."""
+    return figures(predict_s(cost, steps), measured_s)
+
+
+def judge_bands(cost: CostModel, steps: Steps, measured_s: Floats) -> dict[str, ErrorFigures]:
+    """Error by bands of the number of decodes; bands without steps are left out."""
+    predicted_s = predict_s(cost, steps)
+    rows = {f"{low}-{high}": (steps.num_decodes >= low) & (steps.num_decodes <= high) for low, high in DECODE_BANDS}
+    return {band: figures(predicted_s[inside], measured_s[inside]) for band, inside in rows.items() if inside.any()}
+
+
+def _covered(knots: Sequence[int], counts: NDArray[np.int64]) -> list[int]:
+    """Knots between the lowest and the highest count that occur, and these two."""
+    low, high = int(counts.min()), int(counts.max())
+    return sorted({low, *(knot for knot in knots if low < knot < high), high})
+
+
+def _ramps(counts: NDArray[np.int64], knots: Sequence[int]) -> Floats:
+    """Columns: 1, then per pair of knots how far a count has come between them."""
+    widths = np.diff(knots)
+    climbed = [np.clip(counts - low, 0, width) for low, width in zip(knots[:-1], widths, strict=True)]
+    return np.column_stack([np.ones(len(counts)), *climbed]).astype(np.float64)
+
+
+def _knots(knots: Sequence[int], coefficients: Floats) -> dict[str, list[Any]]:
+    """A function's values at its knots, and one more knot as far above as the last is from zero."""
+    climbs = np.diff(knots) * coefficients[1:]
+    values = coefficients[0] + np.concatenate([[0.0], np.cumsum(climbs)])
+    last = knots[-1]
+    slope = (values[-1] - np.interp(last / 2, knots, values)) / (last / 2)
+    counts, times = [*knots, 2 * last], [*values, values[-1] + slope * last]
+    return {"count": counts, "time_s": [round(float(value), KNOT_DIGITS) for value in times]}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{COEFFICIENT_DIGITS}g}")

@@ -1,0 +1,42 @@
+"""Profiles to JSON: the same profile gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from simbatch.sim.cost.profile import Profile
+
+LAST = ("step_time",)  # the long tables, below what a person reads
+
+
+def profile_json(profile: Profile) -> str:
+    """Render the file's text: one key a line, a list on one."""
+    content = profile.model_dump(mode="json")
+    ordered = {key: value for key, value in content.items() if key not in LAST} | {key: content[key] for key in LAST}
+    return _indented(ordered, 0) + "\n"
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write beside the target first, then rename: an interrupted run leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(profile_json(profile))
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _indented(value: Any, depth: int) -> str:
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, ensure_ascii=False)
+    inner = "  " * (depth + 1)
+    lines = [f"{inner}{json.dumps(key)}: {_indented(part, depth + 1)}" for key, part in value.items()]
+    return "{\n" + ",\n".join(lines) + "\n" + "  " * depth + "}"

@@ -1,0 +1,143 @@
+"""How long a step lasts: cost models on the integer picosecond clock.
+
+Every coefficient is rounded once, here, so that spans of steps and single steps agree exactly.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from simbatch.sim.clock import PS_PER_S
+
+# The attention coefficient is a few thousand ps per unit and multiplies up to 1e9 units: it keeps 20 more bits.
+ATTENTION_SHIFT = 20
+_HALF = 1 << (ATTENTION_SHIFT - 1)
+
+
+class CostModel(Protocol):
+    """Step durations in integer ps."""
+
+    @property
+    def decode_context_ps(self) -> int:
+        """What one token of context costs in a decode-only step (context: tokens computed before, over all decodes)."""
+        ...
+
+    def decode_ps(self, num_decodes: int, /) -> int:
+        """The rest of a decode-only step, which lasts `decode_ps(n) + decode_context_ps * context`."""
+        ...
+
+    def mixed_ps(
+        self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
+    ) -> int:
+        """A step with any prefill, in full.
+
+        For a prefill of q tokens after h computed ones: `prefill_tokens` is the sum of q, `prefill_context` of h + q,
+        `prefill_attention` of q * (2h + q).
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinearCost:
+    """Four terms: base, prefill tokens, decodes, and context (computed before + scheduled now, over all entries)."""
+
+    base_ps: int
+    per_prefill_token_ps: int
+    per_decode_seq_ps: int
+    per_context_token_ps: int
+
+    @property
+    def decode_context_ps(self) -> int:
+        """See `CostModel`."""
+        return self.per_context_token_ps
+
+    def decode_ps(self, num_decodes: int, /) -> int:
+        """See `CostModel`; the token that a decode computes now counts as context too."""
+        return self.base_ps + (self.per_decode_seq_ps + self.per_context_token_ps) * num_decodes
+
+    def mixed_ps(
+        self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
+    ) -> int:
+        """See `CostModel`; `prefill_attention` costs nothing here."""
+        del prefill_attention
+        return (
+            self.base_ps
+            + self.per_prefill_token_ps * prefill_tokens
+            + self.per_decode_seq_ps * num_decodes
+            + self.per_context_token_ps * (decode_context + num_decodes + prefill_context)
+        )
+
+
+class PiecewiseLinear:
+    """A function of a count, linear between its knots and above them, constant below them, as integers.
+
+    Values are computed once and kept: the engine asks for the same few thousand counts millions of times.
+    """
+
+    def __init__(self, counts: Sequence[int], values_ps: Sequence[int]) -> None:
+        self._counts = tuple(counts)
+        self._values = tuple(values_ps)
+        self._table: list[int] = []
+
+    def __call__(self, count: int, /) -> int:
+        """The value at `count` (0 or more), in ps."""
+        if count >= len(self._table):
+            self._table.extend(map(self._at, range(len(self._table), count + 1)))
+        return self._table[count]
+
+    def _at(self, count: int) -> int:
+        if count <= self._counts[0] or len(self._counts) == 1:
+            return self._values[0]
+        right = min(bisect_left(self._counts, count), len(self._counts) - 1)
+        x0, x1 = self._counts[right - 1], self._counts[right]
+        y0, y1 = self._values[right - 1], self._values[right]
+        return y0 + ((y1 - y0) * (count - x0) * 2 + (x1 - x0)) // (2 * (x1 - x0))
+
+
+class TwoRegimeCost:
+    """Decode-only steps and steps with any prefill, each with its own terms.
+
+    decode-only: decode(n) + decode_context * context
+    any prefill: tokens(T) + seq * n + seq_token * n * P + context * decode context + prefill_context * sum of (h + q)
+                 + attention * sum of q * (2h + q)
+    with n decodes, P prefill tokens and T = P + n. A decode's context costs two to four times as much beside a prefill,
+    whose attention kernel is another one: one coefficient cannot serve both. That kernel also starts, for every
+    sequence, as many thread blocks as its longest chunk needs (n * P), and a short chunk waits for its history to be
+    read (h + q) rather than computed with (q * (2h + q)).
+    """
+
+    def __init__(
+        self,
+        *,
+        decode: PiecewiseLinear,
+        decode_context_ps: int,
+        tokens: PiecewiseLinear,
+        seq_ps: int,
+        seq_token_ps: int,
+        context_ps: int,
+        prefill_context_ps: int,
+        attention_s: float,
+    ) -> None:
+        self.decode_ps = decode
+        self.decode_context_ps = decode_context_ps
+        self._tokens = tokens
+        self._seq_ps = seq_ps
+        self._seq_token_ps = seq_token_ps
+        self._context_ps = context_ps
+        self._prefill_context_ps = prefill_context_ps
+        self._attention = round(attention_s * PS_PER_S * (1 << ATTENTION_SHIFT))
+
+    def mixed_ps(
+        self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
+    ) -> int:
+        """See `CostModel`."""
+        return (
+            self._tokens(prefill_tokens + num_decodes)
+            + (self._seq_ps + self._seq_token_ps * prefill_tokens) * num_decodes
+            + self._context_ps * decode_context
+            + self._prefill_context_ps * prefill_context
+            + ((self._attention * prefill_attention + _HALF) >> ATTENTION_SHIFT)
+        )

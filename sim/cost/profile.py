@@ -1,0 +1,230 @@
+"""A profile: what a GPU does with a model, or step times written inside a scenario."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from simbatch.sim.cost import error as error_module
+from simbatch.sim.cost import load, measured_range, memory, step_time
+from simbatch.sim.cost.error import FitError
+from simbatch.sim.cost.measured_range import MeasuredRange
+from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, KVCacheType, Memory
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.step_time import Seconds, StepTime, Strict
+from simbatch.sim.errors import Problem, UserError
+
+GIB = 2**30
+VLLM_GPU_MEMORY_UTILIZATION = 0.9
+
+
+class Profile(Strict):
+    """What every profile answers; `InlineProfile` and `MeasuredProfile` are the two kinds."""
+
+    name: str = Field(default="inline", min_length=1, max_length=200)
+    step_time: StepTime
+    max_model_len: int = Field(default=8192, gt=0, le=2**31, description="default of engine.max_model_len, tokens")
+    request_overhead_s: Seconds = Field(default=0.0, description="cost of admitting a request, s")
+    client_overhead_s: Seconds = Field(default=0.0, description="what a client sees on top of the engine's times, s")
+
+    def cost_model(self) -> CostModel:
+        """The step times on the integer clock."""
+        return self.step_time.cost_model()
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether vLLM would schedule asynchronously by default."""
+        return False
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether the step times were computed rather than measured."""
+        return False
+
+    @property
+    def measured(self) -> MeasuredRange | None:
+        """What was measured, if anything."""
+        return None
+
+    @property
+    def fit_error(self) -> FitError | None:
+        """The held-out error, if step times were fitted."""
+        return None
+
+    @property
+    def default_max_num_seqs(self) -> int:
+        """VLLM 0.32's default on this GPU."""
+        return 256
+
+    @property
+    def default_max_num_batched_tokens(self) -> int:
+        """VLLM 0.32's default on this GPU."""
+        return 2048
+
+    @property
+    def default_block_size(self) -> int:
+        """Tokens a block, as measured or written."""
+        raise NotImplementedError
+
+    def num_gpu_blocks_for(
+        self,
+        gpu_memory_utilization: float | None = None,
+        kv_cache_dtype: str = "auto",
+        block_size: int | None = None,
+    ) -> int:
+        """Blocks under other settings, vLLM's null block included; None and `auto` are the profile's own.
+
+        Raises UserError for settings that cannot be computed or that leave no block.
+        """
+        raise NotImplementedError
+
+
+class InlineProfile(Profile):
+    """Step times and blocks as written: for theory and tests."""
+
+    num_gpu_blocks: int = Field(gt=1, le=2**40, description="KV blocks, vLLM's null block included")
+    block_size: int = Field(default=16, gt=0, le=2**20, description="tokens a block")
+
+    @property
+    def default_block_size(self) -> int:
+        """See `Profile`."""
+        return self.block_size
+
+    def num_gpu_blocks_for(
+        self,
+        gpu_memory_utilization: float | None = None,
+        kv_cache_dtype: str = "auto",
+        block_size: int | None = None,
+    ) -> int:
+        """See `Profile`; there are no memory figures here, so the blocks stay as written."""
+        del block_size
+        rule = "an inline profile has no memory figures to compute blocks from"
+        mend = "remove it and set profile.num_gpu_blocks"
+        if gpu_memory_utilization not in (None, VLLM_GPU_MEMORY_UTILIZATION):
+            raise UserError(Problem("engine.gpu_memory_utilization", rule, gpu_memory_utilization, mend))
+        if kv_cache_dtype != "auto":
+            raise UserError(Problem("engine.kv_cache_dtype", rule, kv_cache_dtype, mend))
+        return self.num_gpu_blocks
+
+
+class MeasuredProfile(Profile):
+    """A model on a GPU: step times with their error, memory, and where the figures come from."""
+
+    name: str = Field(min_length=1, max_length=200)
+    model: str
+    gpu: str = Field(description="rtx4090, rtxpro6000, h100, h200, a100, l40s, or cpu")
+    quantisation: str = Field(description="of the weights: bf16, fp8, awq, ...")
+    kv_cache_dtype: KVCacheType = Field(description="of the KV cache as measured")
+    tensor_parallel_size: int = Field(ge=1)
+    vllm_version: str
+    source: str
+    licence: str
+    command: str = Field(description="what makes this file from the source")
+    estimate: bool = Field(default=False, description="computed rather than measured")
+    notes: tuple[str, ...] = Field(default=(), strict=False)
+    memory: Memory
+    error: FitError | None
+    range: MeasuredRange | None
+
+    @property
+    def is_gpu(self) -> bool:
+        """See `Profile`."""
+        return self.gpu != "cpu"
+
+    @property
+    def is_estimate(self) -> bool:
+        """See `Profile`."""
+        return self.estimate
+
+    @property
+    def measured(self) -> MeasuredRange | None:
+        """See `Profile`."""
+        return self.range
+
+    @property
+    def fit_error(self) -> FitError | None:
+        """See `Profile`."""
+        return self.error
+
+    @property
+    def _is_large(self) -> bool:
+        return self.memory.total_bytes >= 70 * GIB and self.gpu != "a100"
+
+    @property
+    def default_max_num_seqs(self) -> int:
+        """See `Profile`: 1,024 from 70 GiB, but not on A100."""
+        return 1024 if self._is_large else 256
+
+    @property
+    def default_max_num_batched_tokens(self) -> int:
+        """See `Profile`: 8,192 from 70 GiB and 16,384 from 160 GiB, but 2,048 on A100."""
+        if not self._is_large:
+            return 2048
+        return 16384 if self.memory.total_bytes >= 160 * GIB else 8192
+
+    @property
+    def default_block_size(self) -> int:
+        """See `Profile`."""
+        return self.memory.block_size
+
+    def num_gpu_blocks_for(
+        self,
+        gpu_memory_utilization: float | None = None,
+        kv_cache_dtype: str = "auto",
+        block_size: int | None = None,
+    ) -> int:
+        """See `Profile`: what the utilisation leaves beside weights, activations, graphs and reserve."""
+        utilization = self.memory.gpu_memory_utilization if gpu_memory_utilization is None else gpu_memory_utilization
+        token_bytes = self._kv_bytes_per_token(kv_cache_dtype)
+        blocks = self.memory.kv_bytes(utilization) // (token_bytes * (block_size or self.memory.block_size))
+        if blocks < 2:
+            rule = f"{self.name} leaves no memory for KV blocks at this utilisation"
+            raise UserError(Problem("engine.gpu_memory_utilization", rule, utilization, "raise it"))
+        return blocks
+
+    def _kv_bytes_per_token(self, kv_cache_dtype: str) -> int:
+        measured = self.memory.kv_bytes_per_token
+        if kv_cache_dtype in ("auto", self.kv_cache_dtype):
+            return measured
+        if kv_cache_dtype not in KV_ELEMENT_BYTES:
+            known = ", ".join(["auto", *KV_ELEMENT_BYTES])
+            raise UserError(Problem("engine.kv_cache_dtype", "unknown type", kv_cache_dtype, f"known: {known}"))
+        return measured * KV_ELEMENT_BYTES[kv_cache_dtype] // KV_ELEMENT_BYTES[self.kv_cache_dtype]
+
+
+def load_profile(reference: str | Mapping[str, Any], *, folder: Path) -> Profile:
+    """A shipped profile by name, a JSON file by path (relative to `folder`), or what a scenario wrote inline.
+
+    Raises UserError with the place and what to mend.
+    """
+    if isinstance(reference, Mapping):
+        return _validated(dict(reference), "profile", joint=".")
+    if reference in load.shipped_names():
+        return _validated(load.parse_json(load.shipped_text(reference), reference), reference)
+    path = folder / Path(reference).expanduser()
+    if not path.is_file() and not re.search(r"[/\\]|\.json$", reference):
+        raise load.unknown_profile(reference)
+    content = load.parse_json(load.read_text(path, str(path)), str(path))
+    return _validated({"name": path.stem, **content}, str(path))
+
+
+def _validated(content: dict[str, Any], place: str, joint: str = " ") -> Profile:
+    kind = MeasuredProfile if {"model", "gpu", "memory"} & content.keys() else InlineProfile
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise load.problems_of(error, place, _all_keys(kind), joint) from None
+
+
+def _all_keys(kind: type[Profile]) -> set[str]:
+    parts: list[type[BaseModel]] = [
+        part
+        for module in (error_module, measured_range, memory, step_time)
+        for part in vars(module).values()
+        if isinstance(part, type) and issubclass(part, BaseModel)
+    ]
+    return {key for part in (kind, *parts) for key in part.model_fields}

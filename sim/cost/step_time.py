@@ -1,0 +1,142 @@
+"""The `step_time` of a profile: two forms, checked when read, each making a cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from simbatch.sim.clock import to_ps
+from simbatch.sim.cost.model import CostModel, LinearCost, PiecewiseLinear, TwoRegimeCost
+
+# An hour: no step lasts longer, and sums of such steps stay inside 64 bits.
+MAX_STEP_S = 3600.0
+
+Seconds = Annotated[float, Field(ge=0, le=MAX_STEP_S, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**31)]
+
+
+class Strict(BaseModel):
+    """What every part of a profile keeps to: no unknown keys, no text or booleans for numbers, no changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class LinearStepTime(Strict):
+    """base + per_prefill_token * P + per_decode_seq * n + per_context_token * context (computed before + scheduled)."""
+
+    form: Literal["linear"] = "linear"
+    base_s: Seconds = Field(description="cost of any step, s")
+    per_prefill_token_s: Seconds = Field(default=0.0, description="per scheduled token that is not a decode, s")
+    per_decode_seq_s: Seconds = Field(default=0.0, description="per decode, s")
+    per_context_token_s: Seconds = Field(
+        default=0.0, description="per token of context (computed before + scheduled now, over all entries), s"
+    )
+
+    @model_validator(mode="after")
+    def _positive(self) -> LinearStepTime:
+        _check_positive(self.cost_model())
+        return self
+
+    def cost_model(self) -> LinearCost:
+        """The same, rounded to ps."""
+        return LinearCost(
+            base_ps=to_ps(self.base_s),
+            per_prefill_token_ps=to_ps(self.per_prefill_token_s),
+            per_decode_seq_ps=to_ps(self.per_decode_seq_s),
+            per_context_token_ps=to_ps(self.per_context_token_s),
+        )
+
+
+class Knots(Strict):
+    """A function of a count, linear between its knots and above them, constant below them."""
+
+    count: Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=4096)]
+    time_s: Annotated[tuple[Seconds, ...], Field(strict=False, min_length=1, max_length=4096)]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Knots:
+        if len(self.count) != len(self.time_s):
+            raise ValueError(f"count and time_s must be of one length, not {len(self.count)} and {len(self.time_s)}")
+        if any(b <= a for a, b in pairwise(self.count)):
+            raise ValueError("count must rise from knot to knot")
+        if any(b < a for a, b in pairwise(self.time_s)):
+            raise ValueError("time_s must not fall from knot to knot: more work never takes less time")
+        return self
+
+    def function(self) -> PiecewiseLinear:
+        """The same, rounded to ps."""
+        return PiecewiseLinear(self.count, [to_ps(value) for value in self.time_s])
+
+
+class DecodeStepTime(Strict):
+    """A decode-only step: seqs(n) + per_context_token * context."""
+
+    seqs: Knots = Field(description="by the number of decodes, without their context")
+    per_context_token_s: Seconds = Field(description="per token computed before, over all decodes, s")
+
+
+class MixedStepTime(Strict):
+    """A step with any prefill: see `TwoRegimeCost`."""
+
+    tokens: Knots = Field(description="by the number of scheduled tokens, prefill and decode")
+    per_decode_seq_s: Seconds = Field(description="per decode, on top of its token, s")
+    per_seq_token_s: Seconds = Field(default=0.0, description="per decode and prefill token, s")
+    per_context_token_s: Seconds = Field(description="per token computed before, over all decodes, s")
+    per_prefill_context_token_s: Seconds = Field(default=0.0, description="per h + q of a prefill of q after h, s")
+    per_attention_unit_s: Seconds = Field(description="per q * (2h + q) of a prefill of q tokens after h, s")
+
+
+class TwoRegimeStepTime(Strict):
+    """Decode-only steps and steps with any prefill, each with its own terms."""
+
+    form: Literal["two_regime"]
+    decode: DecodeStepTime
+    mixed: MixedStepTime
+
+    @model_validator(mode="after")
+    def _positive(self) -> TwoRegimeStepTime:
+        _check_positive(self.cost_model())
+        return self
+
+    def cost_model(self) -> TwoRegimeCost:
+        """The same, rounded to ps."""
+        mixed = self.mixed
+        return TwoRegimeCost(
+            decode=self.decode.seqs.function(),
+            decode_context_ps=to_ps(self.decode.per_context_token_s),
+            tokens=mixed.tokens.function(),
+            seq_ps=to_ps(mixed.per_decode_seq_s),
+            seq_token_ps=to_ps(mixed.per_seq_token_s),
+            context_ps=to_ps(mixed.per_context_token_s),
+            prefill_context_ps=to_ps(mixed.per_prefill_context_token_s),
+            attention_s=mixed.per_attention_unit_s,
+        )
+
+
+def _form_of(value: Any) -> Any:
+    return value.get("form", "linear") if isinstance(value, dict) else getattr(value, "form", "linear")
+
+
+# What is written inside a scenario needs no `form`: it is linear then.
+StepTime = Annotated[
+    Annotated[LinearStepTime, Tag("linear")] | Annotated[TwoRegimeStepTime, Tag("two_regime")],
+    Discriminator(
+        _form_of,
+        custom_error_type="form",
+        custom_error_message="form must be linear or two_regime",
+    ),
+]
+
+
+def _check_positive(cost: CostModel) -> None:
+    """No term is negative, so the smallest steps show whether any step can take no time."""
+    smallest: Sequence[tuple[str, int]] = (
+        ("a decode of one token", cost.decode_ps(1) + cost.decode_context_ps),
+        ("a prefill of one token", cost.mixed_ps(0, 0, 1, 1, 1)),
+    )
+    for what, duration in smallest:
+        if duration <= 0:
+            raise ValueError(f"a step time must be positive, and {what} takes {duration} ps: give it a base")

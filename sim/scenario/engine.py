@@ -1,0 +1,76 @@
+"""The `engine` section: `vllm serve` flags in snake_case, every one optional."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+Count = Annotated[int, Field(ge=1, le=2**31)]
+
+
+class Section(BaseModel):
+    """What every section keeps to: no unknown keys, no text or booleans for numbers, no changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise PydanticCustomError("rule", "must be a power of two", {"mend": "vLLM's default is 16"})
+    return value
+
+
+class EngineSettings(Section):
+    """Scheduler and KV-cache settings of vLLM 0.32; what is left out takes vLLM's default for the profile's GPU."""
+
+    max_num_seqs: Count | None = Field(
+        default=None, description="requests that run at once; by GPU: 256, from 70 GiB 1,024 (A100: 256)"
+    )
+    max_num_batched_tokens: Count | None = Field(
+        default=None,
+        description="token budget of a step; by GPU: 2,048, from 70 GiB 8,192, from 160 GiB 16,384 (A100: 2,048)",
+    )
+    max_model_len: Count | None = Field(
+        default=None, description="longest prompt and output together, tokens; default: the profile's"
+    )
+    block_size: Annotated[int, Field(ge=1, le=1024), AfterValidator(_power_of_two)] | None = Field(
+        default=None, description="tokens a KV block holds, a power of two; default: the profile's, 16 inline"
+    )
+    num_gpu_blocks_override: Annotated[int, Field(ge=2, le=2**40)] | None = Field(
+        default=None, description="KV blocks, vLLM's null block included, instead of the profile's"
+    )
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="share of the GPU's memory that vLLM may take (0.9); recomputes the KV blocks"
+    )
+    kv_cache_dtype: Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"] = Field(
+        default="auto", description="type of keys and values; recomputes the KV blocks (not the step times)"
+    )
+    enable_prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prefixes")
+    enable_chunked_prefill: bool = Field(default=True, description="split long prompts over several steps")
+    scheduling_policy: Literal["fcfs", "priority"] = Field(
+        default="fcfs", description="vLLM's order of the queue; beside policy vllm only"
+    )
+    long_prefill_token_threshold: Annotated[int, Field(ge=0, le=2**31)] = Field(
+        default=0, description="tokens a step that one prompt may take at most while others are there; 0: no limit"
+    )
+    long_prefill_token_threshold_adaptive: bool = Field(
+        default=False, description="raise that threshold to a fair share of the token budget"
+    )
+    max_num_active_seqs: Count | None = Field(
+        default=None, description="requests admitted at once, when fewer than max_num_seqs"
+    )
+    watermark: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of the KV blocks kept free when admitting"
+    )
+    scheduler_reserve_full_isl: bool = Field(
+        default=True, description="admit a prompt only when all of it fits the KV cache"
+    )
+    async_scheduling: bool | None = Field(
+        default=None, description="plan a step while the last one runs; default: true on a GPU, false inline and on CPU"
+    )
+    batching: Literal["continuous", "static"] = Field(
+        default="continuous", description="ours: admit at every step, or run whole batches as generate() does"
+    )
+    step_noise: bool = Field(default=False, description="ours: draw step times from the profile's noise")

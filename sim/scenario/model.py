@@ -1,0 +1,190 @@
+"""A scenario: everything that one simulation depends on, as CONTRACT's YAML says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import PydanticCustomError
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.document import KeyPath, read_document
+from simbatch.sim.scenario.engine import EngineSettings, Section
+from simbatch.sim.scenario.hints import Hints
+from simbatch.sim.scenario.problems import problems_of
+from simbatch.sim.scenario.source import Source, Value, plain_data
+from simbatch.sim.workload.model import Workload
+
+if TYPE_CHECKING:
+    from simbatch.policies.base import Policy
+
+Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
+
+
+def _profile(value: object) -> object:
+    if (isinstance(value, str) and value.strip()) or (isinstance(value, dict) and value):
+        return value
+    mend = "see `simbatch profiles`; inline: profile: {num_gpu_blocks: 1000, step_time: {base_s: 0.01}}"
+    raise PydanticCustomError("rule", "must be a shipped profile's name, a path, or step times inline", {"mend": mend})
+
+
+def _mapping_with_name(value: object) -> object:
+    if isinstance(value, str):
+        rule = "must be a mapping with a name"
+        raise PydanticCustomError("rule", "{rule}", {"rule": rule, "mend": f"write policy: {{name: {value}}}"})
+    return value
+
+
+def _empty_section(value: object) -> object:
+    """Take `engine:` with every line below it commented out for an empty section."""
+    return {} if value is None else value
+
+
+class PolicyChoice(Section):
+    """The batching policy by name, with its parameters beside the name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, Field(min_length=1)] = Field(
+        description="fixed, adaptive, priority, vllm, or your own as package.module:Class or file.py:Class"
+    )
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters alone."""
+        return dict(self.model_extra or {})
+
+
+class Slo(Section):
+    """What a user must get for a request to count as good, in ms, as in `vllm bench serve --goodput`."""
+
+    ttft_ms: Milliseconds | None = Field(default=None, description="time to first token, ms")
+    tpot_ms: Milliseconds | None = Field(default=None, description="time per output token after the first, ms")
+    e2el_ms: Milliseconds | None = Field(default=None, description="end-to-end latency, ms")
+
+
+class Scenario(Section):
+    """Everything that one simulation depends on.
+
+    >>> scenario = Scenario.from_dict({
+    ...     "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}},
+    ...     "workload": {"num_prompts": 10, "request_rate": 5,
+    ...                  "prompt_len": {"distribution": "fixed", "mean": 100},
+    ...                  "output_len": {"distribution": "fixed", "mean": 20}},
+    ... })
+    >>> scenario.policy.name, scenario.override({"engine.max_num_seqs": 64}).engine.max_num_seqs
+    ('vllm', 64)
+    """
+
+    profile: Annotated[str | dict[str, Any], BeforeValidator(_profile)] = Field(
+        description="a shipped profile's name, a path, or step times inline"
+    )
+    engine: Annotated[EngineSettings, BeforeValidator(_empty_section)] = Field(
+        default_factory=EngineSettings, description="vllm serve flags in snake_case"
+    )
+    policy: Annotated[PolicyChoice, BeforeValidator(_mapping_with_name)] = Field(
+        default_factory=lambda: PolicyChoice(name="vllm"), description="the batching policy and its parameters"
+    )
+    workload: Workload = Field(description="which requests arrive, and when")
+    slo: Annotated[Slo, BeforeValidator(_empty_section)] = Field(
+        default_factory=Slo, description="service levels for goodput, ms"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="the same seed gives the same requests, to the byte"
+    )
+
+    _source: Source = PrivateAttr()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a YAML file; relative paths in it start at its folder.
+
+        Raises UserError with the line and column of everything that must be mended.
+        """
+        path = Path(path)
+        document = read_document(path)
+        return cls._from_source(Source(document.name, path.parent, path.stem, document.data, document.places))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, folder: str | Path = ".", name: str = "scenario") -> Self:
+        """The same from a dict; relative paths start at `folder`."""
+        source = Source(name, Path(folder), name, {}, {})
+        return cls._from_source(source.with_data(plain_data(data, name)))
+
+    def override(self, values: Mapping[str, Value], *, origin: str = "override") -> Self:
+        """A changed copy: dotted keys to values (`{"engine.max_num_seqs": 64}`).
+
+        `origin` names where the change comes from in the messages of the UserError that a wrong one raises.
+        """
+        return self._from_source(self._source.override(values, origin))
+
+    def with_policy(self, name: str) -> Self:
+        """A copy under another policy; the parameters are kept when it is the one that is there already."""
+        if name == self.policy.name:
+            return self
+        return self._from_source(self._source.override({"policy": {"name": name}}, "--policy"))
+
+    def with_profile(self, reference: str) -> Self:
+        """A copy on another profile."""
+        return self._from_source(self._source.override({"profile": reference}, "--profile"))
+
+    @classmethod
+    def _from_source(cls, source: Source) -> Self:
+        try:
+            scenario = cls.model_validate(source.data)
+        except ValidationError as error:
+            hints = Hints(cls.model_json_schema())
+            problems = problems_of(error, source, hints) + inline_profile_problems(source)
+            raise UserError(*source.in_order(problems)) from None
+        problems = inline_profile_problems(source)
+        if problems:
+            raise UserError(*problems)
+        scenario._source = source
+        return scenario
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self._source.stem
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths start."""
+        return self._source.folder
+
+    def build_policy(self) -> Policy:
+        """The policy as an object; UserError at a name or parameter that does not exist."""
+        from simbatch.sim.scenario.policy import build_policy
+
+        return build_policy(self.policy.name, self.policy.params, self._source)
+
+    def locate(self, path: KeyPath) -> str:
+        """Where a key or its value stands: `scenarios/x.yaml:14:5 engine.max_num_seqs`."""
+        return self._source.locate(path, False)
+
+    def relocated(self, error: UserError) -> UserError:
+        """The same problems, those at a key of the scenario with its line and column."""
+        return UserError(*self._source.in_order(map(self._source.relocated, error.problems)))
+
+    def dump(self) -> dict[str, Any]:
+        """As plain data that `from_dict` takes back; paths are absolute, so that it can be stored anywhere."""
+        return self._source.with_absolute_paths(self.model_dump(mode="json", exclude_none=True))
+
+
+def inline_profile_problems(source: Source) -> list[Problem]:
+    """What is wrong with step times written inside the scenario."""
+    from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile
+
+    profile = source.data.get("profile")
+    if not isinstance(profile, dict):
+        return []
+    kind = MeasuredProfile if {"model", "gpu", "memory"} & profile.keys() else InlineProfile
+    try:
+        kind.model_validate(profile)
+    except ValidationError as error:
+        schema = kind.model_json_schema()
+        hints = Hints({"properties": {"profile": schema}, "$defs": schema.get("$defs", {})})
+        return problems_of(error, source, hints, prefix=("profile",))
+    return []

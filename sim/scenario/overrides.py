@@ -1,0 +1,43 @@
+"""`--set engine.max_num_seqs=64`: dotted keys and values as a YAML file would say them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.document import parse_document
+from simbatch.sim.scenario.scalars import parse_plain
+from simbatch.sim.scenario.source import Value
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Value]:
+    """`["seed=7"]` as `{"seed": 7}`; the last of two for one key counts.
+
+    A value that starts with a bracket or a quote is read as YAML, any other as one plain scalar, whatever is in it.
+    Raises UserError naming the flag.
+    """
+    values: dict[str, Value] = {}
+    problems: list[Problem] = []
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip()
+        if not equals or not name or not all(name.split(".")):
+            mend = "write --set engine.max_num_seqs=64"
+            problems.append(Problem(f"--set {assignment}", "must be a dotted key, =, and a value", mend=mend))
+            continue
+        try:
+            values[name] = _value(text.strip(), name)
+        except ValueError as error:
+            problems.append(Problem(f"--set {name}", str(error), text, "write a finite number"))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return values
+
+
+def _value(text: str, name: str) -> Value:
+    if not text.startswith(("{", "[", '"', "'")):
+        return parse_plain(text)
+    value: Value = parse_document(f"value: {text}", name=f"--set {name}").data["value"]
+    return value

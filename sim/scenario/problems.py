@@ -1,0 +1,176 @@
+"""Pydantic's errors as problems in plain words, at the line and column where they stand."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from simbatch.sim.errors import NOTHING, Problem
+from simbatch.sim.scenario.document import KeyPath
+from simbatch.sim.scenario.hints import Hints
+from simbatch.sim.scenario.source import Source
+
+_RULES = {
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "dict_type": "must be a mapping: lines of `key: value`",
+    "mapping_type": "must be a mapping: lines of `key: value`",
+    "model_type": "must be a mapping: lines of `key: value`",
+    "model_attributes_type": "must be a mapping: lines of `key: value`",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "union_tag_invalid": "must be one of {expected_tags}",
+}
+_TYPE_ERRORS = frozenset(kind for kind, rule in _RULES.items() if kind.endswith("_type") or "parsing" in kind)
+_NUMBERS = ("int_type", "int_parsing", "int_from_float", "float_type", "float_parsing")
+
+
+def problems_of(error: ValidationError, source: Source, hints: Hints, prefix: KeyPath = ()) -> list[Problem]:
+    """One problem per place; `prefix` is the path of what was validated inside it."""
+    found = [_Found(details, source, hints, prefix) for details in error.errors(include_url=False)]
+    paths = {item.path for item in found}
+    # Of a union's alternatives, one that came further into the value says more than one that refused it whole.
+    kept = [item for item in found if not (item.is_refusal and any(_inside(path, item.path) for path in paths))]
+    groups: dict[KeyPath, list[_Found]] = {}
+    for item in kept:
+        groups.setdefault(item.path, []).append(item)
+    return [_merged(same) for same in groups.values()]
+
+
+def _inside(path: KeyPath, other: KeyPath) -> bool:
+    return len(path) > len(other) and path[: len(other)] == other
+
+
+def _merged(same: list[_Found]) -> Problem:
+    """Alternatives for one place as one problem: `must be a number, or a mapping`."""
+    problems = [item.problem() for item in same]
+    rules = list(dict.fromkeys(problem.rule for problem in problems))
+    first = problems[0]
+    rule = rules[0] + "".join(f", or {other.removeprefix('must be ')}" for other in rules[1:])
+    return Problem(first.place, rule, first.value, first.mend if len(rules) == 1 else "")
+
+
+class _Found:
+    """One of pydantic's errors, with the path in the user's data that it belongs to."""
+
+    def __init__(self, details: Any, source: Source, hints: Hints, prefix: KeyPath) -> None:
+        self.kind: str = details["type"]
+        self.message: str = details["msg"]
+        self.context: dict[str, Any] = details.get("ctx", {})
+        self._data, self._hints, self._locate = source.data, hints, source.locate
+        self.path, self.value = self._walk(prefix + details["loc"])
+        self.is_refusal = self.kind in _TYPE_ERRORS
+
+    def _walk(self, location: tuple[Any, ...]) -> tuple[KeyPath, Any]:
+        """Follow `location` through the data, leaving out the names of a union's alternatives."""
+        path: KeyPath = ()
+        value = self._data
+        for i, part in enumerate(location):
+            if _holds(value, part):
+                path, value = (*path, part), value[part]
+            elif self.kind == "missing" and i == len(location) - 1:
+                path, value = (*path, part), NOTHING
+        if self.kind.startswith("union_tag"):
+            tag = str(self.context["discriminator"]).strip("'")
+            path = (*path, tag)
+            value = value.get(tag, NOTHING) if isinstance(value, dict) else value
+            self.kind = "missing" if self.kind == "union_tag_not_found" else self.kind
+        return path, value
+
+    def problem(self) -> Problem:
+        if self.kind == "missing":
+            return self._missing()
+        if self.kind == "extra_forbidden":
+            mend = self._hints.mend_unknown(self.path, self._data)
+            return Problem(self._locate(self.path, True), "unknown key", _shown(self.value), mend)
+        return Problem(self._locate(self.path, False), self._rule(), _shown(self.value), self._mend())
+
+    def _missing(self) -> Problem:
+        description = self._hints.description(self.path, self._data)
+        mend = f"add `{self.path[-1]}: ...`" + (f" ({description})" if description else "")
+        return Problem(self._locate(self.path, True), "required, but missing", mend=mend)
+
+    def _rule(self) -> str:
+        if self.kind in _RULES:
+            context = {key: _plain_number(value) for key, value in self.context.items()}
+            return _RULES[self.kind].format(**context).replace("'", "")
+        text = self.message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        return text.replace("Input should be", "must be")
+
+    def _mend(self) -> str:
+        if "mend" in self.context:
+            return str(self.context["mend"])
+        near = self._near_choice()
+        if near:
+            return f"did you mean {near}?"
+        if self.value is None:
+            return "give it a value, or leave the line out for its default"
+        if self.kind in _NUMBERS:
+            return _mend_number(self.value)
+        if self.kind.startswith("bool"):
+            return "write true or false without quotes"
+        if self.kind == "string_type":
+            return "put it in quotes if it is meant as text"
+        if self.kind in ("greater_than", "greater_than_equal"):
+            return "raise it"
+        if self.kind in ("less_than", "less_than_equal"):
+            return "lower it"
+        if "mapping" in self._rule():
+            known = self._hints.known_keys(self.path, self._data)
+            return f"its keys: {', '.join(known)}" if known else ""
+        return ""
+
+    def _near_choice(self) -> str:
+        choices = self.context.get("expected_tags") or self.context.get("expected") or ""
+        names = [name.strip(" '") for name in str(choices).replace(" or ", ",").split(",")]
+        near = get_close_matches(self.value.lower(), names, n=1) if isinstance(self.value, str) else []
+        return near[0] if near else ""
+
+
+def _holds(value: Any, key: Any) -> bool:
+    if isinstance(value, dict):
+        return key in value
+    return isinstance(value, (list, tuple)) and isinstance(key, int) and key < len(value)
+
+
+def _mend_number(value: object) -> str:
+    if isinstance(value, bool):
+        return "write a number, not true or false"
+    if isinstance(value, float):
+        return f"write {int(value)}" if value.is_integer() else "round it"
+    if isinstance(value, str):
+        try:
+            float(value.replace("_", "").replace(",", ""))
+        except ValueError:
+            return "write the number alone; its unit is in the key's name" if value[:1].isdigit() else "write a number"
+        return "write it without quotes, underscores or commas"
+    return "write one number"
+
+
+def _plain_number(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
+
+
+def _shown(value: object) -> object:
+    """Long mappings and lists are not repeated; their place says enough."""
+    return NOTHING if isinstance(value, (dict, list, tuple)) and len(repr(value)) > 60 else value

@@ -1,0 +1,156 @@
+"""From what a scenario says to what the engine runs with: vLLM 0.32's defaults filled in, its start rules checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from simbatch.policies.base import Policy
+from simbatch.sim.clock import to_ps
+from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.engine.config import EngineConfig
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.engine import EngineSettings
+from simbatch.sim.scenario.model import Scenario
+from simbatch.sim.scenario.rules import start_problems
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A scenario with everything looked up; `defaults` are the keys of `engine` that the user did not write."""
+
+    scenario: Scenario
+    profile: Profile
+    policy: Policy
+    policy_name: str
+    engine: EngineConfig
+    defaults: tuple[str, ...]
+
+    def engine_settings(self) -> dict[str, Any]:
+        """The engine's settings as a scenario says them, all of them; None where a limit is not set."""
+        given, engine = self.scenario.engine, self.engine
+        names = [name for name in EngineSettings.model_fields if name != "num_gpu_blocks_override"]
+        settings = {name: getattr(engine if hasattr(engine, name) else given, name) for name in names}
+        if settings["gpu_memory_utilization"] is None and isinstance(self.profile, MeasuredProfile):
+            settings["gpu_memory_utilization"] = self.profile.memory.gpu_memory_utilization
+        return {**settings, "num_gpu_blocks": engine.num_gpu_blocks}
+
+    def dump(self) -> dict[str, Any]:
+        """The scenario with nothing left to defaults, as plain data that gives the same run again."""
+        engine = {key: value for key, value in self.engine_settings().items() if value is not None}
+        blocks = engine.pop("num_gpu_blocks")
+        engine["num_gpu_blocks_override"] = blocks
+        policy = {"name": self.policy_name, **self.policy.parameters()}
+        policy = {key: value for key, value in policy.items() if value is not None}
+        return self.scenario.dump() | {"engine": engine, "policy": policy}
+
+
+def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
+    """Look everything up and check it; `policy` takes the place of the scenario's.
+
+    Raises UserError with all problems of profile, policy and engine at their lines.
+    """
+    if isinstance(policy, str):
+        scenario, policy = scenario.with_policy(policy), None
+    collected: list[Problem] = []
+    profile = _collect(collected, lambda: _load_profile(scenario))
+    chosen = policy or _collect(collected, scenario.build_policy)
+    engine = profile and _collect(collected, lambda: resolve_engine(scenario.engine, profile))
+    if chosen is not None:
+        name = scenario.policy.name if policy is None else _class_name(chosen)
+        collected += _policy_problems(scenario, chosen, name)
+    if collected or profile is None or chosen is None or engine is None:
+        raise scenario.relocated(UserError(*collected))
+    return Resolved(scenario, profile, chosen, name, engine, _defaults(scenario.engine))
+
+
+def resolve_engine(settings: EngineSettings, profile: Profile) -> EngineConfig:
+    """The engine's settings on this profile; UserError when vLLM would not start with them."""
+    _check_noise(settings, profile)
+    block_size = settings.block_size or profile.default_block_size
+    # asked also when overridden: vLLM measures its memory first and does not start without any
+    computed_blocks = profile.num_gpu_blocks_for(settings.gpu_memory_utilization, settings.kv_cache_dtype, block_size)
+    num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
+    max_model_len = settings.max_model_len or profile.max_model_len
+    max_num_seqs, max_num_batched_tokens = _batch_limits(settings, profile, max_model_len)
+    same = {f.name for f in fields(EngineConfig)} & EngineSettings.model_fields.keys()
+    config = EngineConfig(
+        **{
+            **{name: getattr(settings, name) for name in same},
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "max_model_len": max_model_len,
+            "num_gpu_blocks": num_gpu_blocks,
+            "block_size": block_size,
+            "async_scheduling": profile.is_gpu if settings.async_scheduling is None else settings.async_scheduling,
+            "request_overhead_ps": to_ps(profile.request_overhead_s),
+            "client_overhead_ps": to_ps(profile.client_overhead_s),
+        }
+    )
+    problems = list(start_problems(config))
+    if problems:
+        raise UserError(*problems)
+    return config
+
+
+def _batch_limits(settings: EngineSettings, profile: Profile, max_model_len: int) -> tuple[int, int]:
+    """`max_num_seqs` and `max_num_batched_tokens`; one left out gives way to the other (vLLM engine/arg_utils.py)."""
+    seqs = settings.max_num_seqs or profile.default_max_num_seqs
+    tokens = settings.max_num_batched_tokens
+    if tokens is None:
+        tokens = profile.default_max_num_batched_tokens
+        if not settings.enable_chunked_prefill:
+            tokens = max(tokens, max_model_len)
+        tokens = max(min(tokens, seqs * max_model_len), 1)
+    if settings.max_num_seqs is None:
+        seqs = min(seqs, tokens)
+    return seqs, tokens
+
+
+def _check_noise(settings: EngineSettings, profile: Profile) -> None:
+    if settings.step_noise and getattr(profile, "noise", None) is None:
+        rule = f"the profile {profile.name} has no distribution of noise to draw from"
+        raise UserError(Problem("engine.step_noise", rule, True, "remove it, or take a profile that has one"))
+
+
+def _defaults(settings: EngineSettings) -> tuple[str, ...]:
+    names = [*(set(EngineSettings.model_fields) - {"num_gpu_blocks_override"}), "num_gpu_blocks"]
+    given = {name for name in settings.model_fields_set if getattr(settings, name) is not None}
+    if "num_gpu_blocks_override" in given:
+        given.add("num_gpu_blocks")
+    return tuple(sorted(set(names) - given))
+
+
+def _policy_problems(scenario: Scenario, policy: Policy, name: str) -> list[Problem]:
+    """Settings that this policy does not go with."""
+    problems = []
+    batching, order = scenario.engine.batching, scenario.engine.scheduling_policy
+    if batching not in policy.disciplines:
+        rule = f"policy {name} does not support {batching} batching, only {' and '.join(policy.disciplines)}"
+        problems.append(Problem("engine.batching", rule, batching, "take another policy: see `simbatch policies`"))
+    if order == "priority" and name != "vllm":
+        rule = f"policy {name} owns the order of the queue, which vLLM's --scheduling-policy priority would set too"
+        problems.append(Problem("engine.scheduling_policy", rule, order, "remove it, or set policy: {name: vllm}"))
+    return problems
+
+
+def _load_profile(scenario: Scenario) -> Profile:
+    from simbatch.sim.cost.profile import load_profile
+
+    return load_profile(scenario.profile, folder=scenario.folder)
+
+
+def _collect(problems: list[Problem], get: Callable[[], T]) -> T | None:
+    try:
+        return get()
+    except UserError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _class_name(policy: Policy) -> str:
+    kind = type(policy)
+    return f"{kind.__module__}:{kind.__qualname__}"

@@ -1,0 +1,146 @@
+"""Where a scenario's values come from: a file's lines, flags of the command line, or a dict."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.document import Key, KeyPath, Places, dotted
+
+Value = str | int | float | bool | None | list[Any] | dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Plain data with the place of each value; `overrides` says which paths came from where else."""
+
+    name: str
+    folder: Path
+    stem: str
+    data: dict[Key, Any]
+    places: dict[KeyPath, Places]
+    overrides: dict[KeyPath, str] = field(default_factory=dict)
+
+    def with_data(self, data: dict[Key, Any]) -> Source:
+        """The same place, other data."""
+        return replace(self, data=data)
+
+    def locate(self, path: KeyPath, of_key: bool) -> str:
+        """`file:line:column key`, the value's place or the key's; `--set key` where that set it."""
+        for length in range(len(path), 0, -1):
+            origin = self.overrides.get(path[:length])
+            if origin:
+                return origin if self._is_whole_flag(origin, path) else f"{origin} {dotted(path)}"
+        if not self.places:
+            return f"{self.name} {dotted(path)}".rstrip()
+        if path not in self.places:
+            for below, origin in self.overrides.items():
+                if below[: len(path)] == path:
+                    return f"{origin} {dotted(below)}"
+        known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in self.places), None)
+        if known is None:
+            return f"{self.name}:1:1 {dotted(path)}".rstrip()
+        places = self.places[known]
+        mark = places.key if of_key or known != path else places.value
+        return f"{self.name}:{mark.line}:{mark.column} {dotted(path)}"
+
+    def in_order(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Problems as they stand in the file, from top to bottom; those of flags last."""
+
+        def position(problem: Problem) -> tuple[float, int]:
+            found = re.match(rf"{re.escape(self.name)}:(\d+):(\d+)", problem.place)
+            return (int(found[1]), int(found[2])) if found else (math.inf, 0)
+
+        return sorted(problems, key=position)
+
+    def _is_whole_flag(self, origin: str, path: KeyPath) -> bool:
+        """Whether the flag itself says what it sets: `--seed`, `--policy`."""
+        return dotted(path).removesuffix(".name") == origin.removeprefix("--")
+
+    def relocated(self, problem: Problem) -> Problem:
+        """A problem whose place is one of our keys, with the line and column of it."""
+        name, _, rest = problem.place.partition(" ")
+        path = self._path_of(name)
+        if path is None:
+            return problem
+        return replace(problem, place=f"{self.locate(path, False)} {rest}".rstrip())
+
+    def _path_of(self, name: str) -> KeyPath | None:
+        """The path that `workload.phases[0].rate` names, when its first key is one of ours."""
+        path: list[Key] = []
+        for part in name.split("."):
+            key, *indices = part.replace("]", "").split("[")
+            path.append(key)
+            path += [int(index) for index in indices if index.isdigit()]
+        first = path[0]
+        return tuple(path) if first in SECTIONS else None
+
+    def override(self, values: Mapping[str, Value], origin: str) -> Source:
+        """A copy with the dotted keys set; UserError when a key cannot be set."""
+        data, overrides = copy.deepcopy(self.data), dict(self.overrides)
+        for name, value in values.items():
+            path: KeyPath = tuple(int(part) if part.isdigit() else part for part in name.split("."))
+            _set(data, path, plain_value(value, f"{origin} {name}"), f"{origin} {name}")
+            overrides = {other: where for other, where in overrides.items() if other[: len(path)] != path}
+            overrides[path] = origin
+        return replace(self, data=data, overrides=overrides)
+
+    def with_absolute_paths(self, data: dict[str, Any]) -> dict[str, Any]:
+        """`data` with relative paths of files taken from the scenario's folder."""
+        return {key: self._absolute(key, value) for key, value in data.items()}
+
+    def _absolute(self, key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: self._absolute(name, child) for name, child in value.items()}
+        is_file = key == "path" or (key == "profile" and isinstance(value, str) and value.endswith(".json"))
+        return str((self.folder / Path(value).expanduser()).absolute()) if is_file else value
+
+
+SECTIONS = ("profile", "engine", "policy", "workload", "slo", "seed")
+
+
+def _set(data: Any, path: KeyPath, value: Any, place: str) -> None:
+    """Set the value at `path`, making mappings on the way; a list's entry is named by its number."""
+    *parents, last = path
+    for i, key in enumerate([*parents, last]):
+        if isinstance(data, list):
+            if not isinstance(key, int) or key >= len(data):
+                rule = f"{dotted(path[:i])} is a list of {len(data)} entries"
+                raise UserError(Problem(place, rule, key, f"name an entry by its number, 0 to {len(data) - 1}"))
+        elif not isinstance(data, dict):
+            rule = f"{dotted(path[:i])} is a value, not a mapping"
+            raise UserError(Problem(place, rule, data, f"set {dotted(path[:i])} as a whole"))
+        if i == len(parents):
+            data[key] = value
+        elif isinstance(data, dict) and data.get(key) is None:
+            data[key] = {}
+        data = data[key]
+
+
+def plain_data(data: Mapping[str, Any], name: str) -> dict[Key, Any]:
+    """A caller's mapping as plain dicts, lists and numbers; UserError when it cannot be."""
+    if not isinstance(data, Mapping):
+        raise UserError(Problem(name, "must be a mapping", data, "give a dict, or a path to Scenario.load"))
+    plain: dict[Key, Any] = plain_value(data, name)
+    return plain
+
+
+def plain_value(value: Any, place: str) -> Any:
+    """Tuples to lists, numpy's numbers to Python's, paths to text; no NaN or infinity."""
+    if isinstance(value, Mapping):
+        return {key: plain_value(child, f"{place} {key}") for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(child, place) for child in value]
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, (str, int, float, bool)) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(Problem(place, "a number must be finite", value, "write a finite number"))
+    return value

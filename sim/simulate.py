@@ -1,0 +1,74 @@
+"""A scenario in, its results out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from simbatch.policies.base import Policy
+from simbatch.sim.errors import UserError
+from simbatch.sim.results.facts import RunFacts, Slo
+from simbatch.sim.scenario.model import Scenario
+from simbatch.sim.scenario.resolve import Resolved, resolve
+
+if TYPE_CHECKING:
+    from simbatch.sim.engine.record import RunRecord
+    from simbatch.sim.results import Result
+    from simbatch.sim.workload.chunk import RequestSource
+
+
+def simulate(
+    scenario: Scenario,
+    policy: Policy | str | None = None,
+    *,
+    steps: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Result:
+    """Run a scenario to its end.
+
+    `policy` (an object, or a name as in YAML) takes the place of the scenario's; `steps` keeps every step;
+    `progress` is told the number of ended requests now and then. Raises UserError for what the user must mend.
+    """
+    return run_resolved(resolve(scenario, policy), steps=steps, progress=progress)
+
+
+def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[[int], None] | None = None) -> Result:
+    """The same for a scenario that has been looked up already."""
+    import time
+
+    from simbatch.sim import engine
+    from simbatch.sim.results import Result
+    from simbatch.sim.workload import open_workload
+
+    scenario = resolved.scenario
+    try:
+        source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
+        cost = resolved.profile.cost_model()
+        begin_s = time.perf_counter()
+        record = engine.run(resolved.engine, cost, resolved.policy, source, steps=steps, progress=progress)
+    except UserError as error:
+        raise scenario.relocated(error) from None
+    wall_s = time.perf_counter() - begin_s
+    return Result(record, run_facts(resolved, record, source), wall_s)
+
+
+def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> RunFacts:
+    """What the results say beside the record."""
+    scenario, profile = resolved.scenario, resolved.profile
+    measured, error = profile.measured, profile.fit_error
+    return RunFacts(
+        scenario_name=scenario.name,
+        scenario=resolved.dump(),
+        policy=resolved.policy_name,
+        policy_params=resolved.policy.parameters(),
+        slo=Slo(**scenario.slo.model_dump()),
+        seed=scenario.seed,
+        engine=resolved.engine_settings(),
+        engine_defaults=resolved.defaults,
+        profile=profile.name,
+        profile_source=getattr(profile, "source", None),
+        profile_error=None if error is None else error.summary(),
+        profile_is_estimate=profile.is_estimate,
+        share_in_range=None if measured is None else measured.share_inside(record.segments),
+        skipped=source.skipped,
+    )

@@ -1,0 +1,83 @@
+"""Requests drawn from distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from simbatch.sim.clock import to_ps
+from simbatch.sim.workload.arrival_model import ClosedLoop
+from simbatch.sim.workload.arrivals import arrival_times
+from simbatch.sim.workload.chunk import RequestChunk
+from simbatch.sim.workload.lengths import length_draw
+from simbatch.sim.workload.model import Prefix, Workload
+from simbatch.sim.workload.streams import Purpose, stream
+
+
+class SyntheticSource:
+    """A `RequestSource` of `num_prompts` requests; the same workload and seed give the same requests.
+
+    A shared prefix is one hash of `prefix_len` tokens, so `hash_block_tokens` is the prefix's length.
+    """
+
+    skipped = 0
+
+    def __init__(self, workload: Workload, *, seed: int, folder: Path) -> None:
+        if workload.num_prompts is None or workload.prompt_len is None or workload.output_len is None:
+            raise ValueError("a workload with a trace is not synthetic; use open_workload")
+        self.num_requests: int | None = workload.num_prompts
+        self._arrival = workload.resolved_arrival()
+        self._seed = seed
+        self._prompt_len = length_draw(workload.prompt_len, folder=folder, of="num_prompt_tokens")
+        self._output_len = length_draw(workload.output_len, folder=folder, of="num_output_tokens")
+        self._priorities = workload.priority_shares()
+        self._prefix = workload.prefix
+        self.hash_block_tokens = workload.prefix.prefix_len if workload.prefix else 0
+        closed = self._arrival if isinstance(self._arrival, ClosedLoop) else None
+        self.max_concurrency = closed.max_concurrency if closed else workload.max_concurrency
+        self.think_time_ps = to_ps(closed.think_time_s) if closed else 0
+        self.is_closed_loop = closed is not None
+
+    def chunks(self) -> Iterator[RequestChunk]:
+        """Draw the requests, always the same ones."""
+        prompts, outputs, priorities, prefixes = (
+            stream(self._seed, purpose)
+            for purpose in (Purpose.PROMPT_LEN, Purpose.OUTPUT_LEN, Purpose.PRIORITIES, Purpose.PREFIX)
+        )
+        new_stream = partial(stream, self._seed, Purpose.ARRIVALS)
+        for arrival_ps in arrival_times(self._arrival, self.num_requests or 0, new_stream):
+            n = len(arrival_ps)
+            prompt_len, output_len = self._prompt_len(prompts, n), self._output_len(outputs, n)
+            hash_ids: list[tuple[int, ...]] | None = None
+            if self._prefix:
+                which = draw_prefixes(self._prefix, prefixes, n)
+                prompt_len = prompt_len + np.where(which >= 0, self._prefix.prefix_len, 0)
+                hash_ids = [(number,) if number >= 0 else () for number in which.tolist()]
+            yield RequestChunk(
+                arrival_ps=arrival_ps.tolist(),
+                num_prompt_tokens=prompt_len.tolist(),
+                num_output_tokens=output_len.tolist(),
+                priority=draw_priorities(self._priorities, priorities, n),
+                hash_ids=hash_ids,
+            )
+
+
+def draw_priorities(shares: list[tuple[int, float]], rng: np.random.Generator, n: int) -> list[int] | None:
+    """A priority for each of `n` requests, drawn independently; None when there are no shares."""
+    if not shares:
+        return None
+    ends = np.cumsum([share for _, share in shares])
+    which = np.searchsorted(ends, rng.random(n) * ends[-1], side="right")
+    levels = [level for level, _ in shares]
+    return [levels[i] for i in which.tolist()]
+
+
+def draw_prefixes(prefix: Prefix, rng: np.random.Generator, n: int) -> npt.NDArray[np.int64]:
+    """The number of the prefix that each of `n` prompts begins with, -1 for none."""
+    shared = rng.random((n, 2))  # whether, and which: a row per request, so that chunks do not matter
+    which = np.minimum((shared[:, 1] * prefix.num_prefixes).astype(np.int64), prefix.num_prefixes - 1)
+    return np.where(shared[:, 0] < prefix.share, which, -1)

@@ -1,0 +1,77 @@
+"""Traces: requests from files of several formats, read as streams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.workload.model import Workload
+from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TIME_UNITS, Trace, TraceFormat, settings_mistakes
+from simbatch.sim.workload.traces.rows import Reader
+from simbatch.sim.workload.traces.source import TraceSource
+from simbatch.sim.workload.traces.text import check_file
+
+__all__ = ["TraceSource", "open_trace"]
+
+
+def open_trace(
+    trace: Trace,
+    *,
+    folder: Path = Path(),
+    workload: Workload | None = None,
+    seed: int = 0,
+    place: str = "workload.trace",
+) -> TraceSource:
+    """A trace's requests; a relative path starts at `folder`.
+
+    `workload` adds its `priorities` and `max_concurrency`; `place` names the settings in messages. UserError at once
+    for settings, missing files and headers, while reading for malformed rows.
+    """
+    path = folder / Path(trace.path).expanduser()
+    check_file(path, f"{place}.path" if place else str(path))
+    trace_format = trace.format or _detected(path)
+    mistakes = settings_mistakes(trace, trace_format)
+    if mistakes:
+        raise UserError(*(Problem(_named(place, key), rule, getattr(trace, key), mend) for key, rule, mend in mistakes))
+    return TraceSource(
+        path,
+        trace_format,
+        _reader(path, trace, trace_format),
+        trace,
+        max_concurrency=workload.max_concurrency if workload else None,
+        priorities=workload.priority_shares() if workload else None,
+        seed=seed,
+    )
+
+
+def _named(place: str, key: str) -> str:
+    return f"{place}.{key}" if place else f"--{key.replace('_', '-')}"
+
+
+def _detected(path: Path) -> TraceFormat:
+    from simbatch.sim.workload.traces.detect import detect_format
+
+    return detect_format(path)
+
+
+def _reader(path: Path, trace: Trace, trace_format: TraceFormat) -> Reader:
+    from simbatch.sim.workload.traces import bench, columnar, lines, tables
+    from simbatch.sim.workload.traces.values import PS_PER_UNIT
+
+    unit = PS_PER_UNIT[trace.time_unit or TIME_UNITS.get(trace_format, "s")]
+    hash_block_tokens = trace.hash_block_tokens or HASH_BLOCK_TOKENS.get(trace_format, 0)
+    match trace_format:
+        case "azure":
+            return tables.TableReader(path, tables.AZURE, None, 0)
+        case "burstgpt":
+            return tables.TableReader(path, tables.BURSTGPT, unit, 0)
+        case "csv":
+            return tables.TableReader(path, tables.OURS, unit, hash_block_tokens)
+        case "mooncake" | "timed_trace":
+            return lines.LinesReader(path, lines.TIMED_TRACE, unit, hash_block_tokens)
+        case "jsonl":
+            return lines.LinesReader(path, tables.OURS, unit, hash_block_tokens)
+        case "parquet":
+            return columnar.ParquetReader(path, tables.OURS, unit, hash_block_tokens)
+        case "vllm_bench":
+            return bench.BenchReader(path, bench.BENCH, unit)

@@ -1,0 +1,84 @@
+"""Which format a file has, by its name and its first line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TRACE_FORMATS, TraceFormat
+from simbatch.sim.workload.traces.bench import BENCH
+from simbatch.sim.workload.traces.lines import TIMED_TRACE
+from simbatch.sim.workload.traces.tables import AZURE, BURSTGPT, OURS
+from simbatch.sim.workload.traces.text import text_errors
+
+_HEAD = 1 << 16  # characters of a first line that is longer than any row, as a JSON document's may be
+
+
+def detect_format(path: Path) -> TraceFormat:
+    """The format of `path`; UserError that says what was found when none fits or several do."""
+    with path.open("rb") as binary:
+        if binary.read(4) == b"PAR1":
+            return "parquet"
+    with text_errors(path), path.open(encoding="utf-8-sig") as file:
+        head = next((line for line in iter(lambda: file.readline(_HEAD), "") if line.strip()), "").strip()
+        if head.startswith("{"):
+            return _detect_json(path, head, head + file.read(_HEAD))
+    if not head:
+        raise UserError(Problem(str(path), "the trace has no requests: the file is empty", mend="name another file"))
+    header = {name.strip() for name in next(csv.reader([head]), [])}
+    tables: tuple[tuple[TraceFormat, Any], ...] = (("azure", AZURE), ("burstgpt", BURSTGPT), ("csv", OURS))
+    for trace_format, columns in tables:
+        if header.issuperset(columns.required):
+            return trace_format
+    # one that has most of a format's columns is that format with a mistake, which its reader explains
+    likely = [trace_format for trace_format, columns in tables if len(header & set(columns.required)) >= 2]
+    if len(likely) == 1:
+        return likely[0]
+    raise _unknown(path, f"no known format begins with {head[:80]!r}")
+
+
+def _detect_json(path: Path, head: str, more: str) -> TraceFormat:
+    try:
+        row = json.loads(head)
+    except ValueError:
+        row = None
+    if row is None:
+        if path.suffix == ".json" or any(f'"{name}"' in more for name in BENCH.required):
+            return "vllm_bench"
+        if f'"{OURS.arrival}"' in head:
+            return "jsonl"
+        raise _unknown(path, "the first line is not a whole JSON object")
+    if OURS.arrival in row:
+        return "jsonl"
+    if set(TIMED_TRACE.required) <= row.keys():
+        return _detect_unit(path, row)
+    if row.keys() & set(BENCH.required) or "request_throughput" in row:
+        return "vllm_bench"
+    if len(row.keys() & set(OURS.required)) >= 2:
+        return "jsonl"
+    raise _unknown(path, f"no known format has the keys {', '.join(row)[:120]}")
+
+
+def _detect_unit(path: Path, row: dict[str, Any]) -> TraceFormat:
+    """Mooncake and timed_trace share their keys; the number of hashes tells them apart, or the file's name."""
+    hashes, prompt = row.get("hash_ids"), row["input_length"]
+    names: tuple[TraceFormat, ...] = ("mooncake", "timed_trace")
+    fitting = names
+    if isinstance(hashes, list) and type(prompt) is int:
+        fitting = tuple(n for n in names if prompt // (h := HASH_BLOCK_TOKENS[n]) <= len(hashes) <= -(-prompt // h))
+    if len(fitting) != 1:
+        fitting = tuple(name for name in names if name in path.name.lower())
+    if len(fitting) == 1:
+        return fitting[0]
+    rule = (
+        "mooncake (ms, 512 tokens a hash) and timed_trace (s, 16) have the same keys, and this row fits both or neither"
+    )
+    raise UserError(Problem(f"{path}:1", rule, mend="give the format"))
+
+
+def _unknown(path: Path, found: str) -> UserError:
+    mend = f"give one of {', '.join(TRACE_FORMATS)} as format, if it is one"
+    return UserError(Problem(f"{path}:1", f"the format cannot be told: {found}", mend=mend))

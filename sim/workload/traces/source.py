@@ -1,0 +1,133 @@
+"""A trace file as a source of requests: what all formats must keep to, and what a scenario sets about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.workload.chunk import RequestChunk
+from simbatch.sim.workload.streams import Purpose, stream
+from simbatch.sim.workload.synthetic import draw_priorities
+from simbatch.sim.workload.trace_model import Trace, TraceFormat
+from simbatch.sim.workload.traces.rows import Batch, Reader
+
+
+class TraceSource:
+    """A `RequestSource` that reads a file in batches, from its start at every `chunks()`."""
+
+    num_requests: int | None = None
+    think_time_ps = 0
+
+    def __init__(
+        self,
+        path: Path,
+        trace_format: TraceFormat,
+        reader: Reader,
+        settings: Trace,
+        *,
+        max_concurrency: int | None = None,
+        priorities: list[tuple[int, float]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.path, self.format = path, trace_format
+        self.hash_block_tokens = reader.hash_block_tokens
+        self.max_concurrency = max_concurrency
+        self.skipped = 0
+        self._reader, self._settings = reader, settings
+        self._priorities, self._seed = priorities or [], seed
+
+    @property
+    def ignored(self) -> set[str]:
+        """Columns of the file that mean nothing here; complete when all is read."""
+        return self._reader.ignored
+
+    def chunks(self) -> Iterator[RequestChunk]:
+        """Read the file; UserError for a malformed row, and for a file without requests."""
+        self.skipped = num_requests = 0
+        first_ps = last = None
+        rng = stream(self._seed, Purpose.PRIORITIES)
+        limit = self._settings.limit
+        for batch in self._reader.batches():
+            kept = self._without_empty(batch, None if limit is None else limit - num_requests)
+            if kept.arrival_ps:
+                last = self._check(kept, last)
+                if first_ps is None:
+                    first_ps = kept.arrival_ps[0] if self.format == "azure" else 0
+                num_requests += len(kept.arrival_ps)
+                drawn = draw_priorities(self._priorities, rng, len(kept.arrival_ps))
+                yield self._chunk(kept, first_ps, drawn)
+            if num_requests == limit:
+                break
+        if num_requests == 0:
+            rule = "the trace has no requests"
+            rule += f": all its {self.skipped} rows are without output tokens" if self.skipped else ""
+            raise UserError(Problem(str(self.path), rule, mend="name another file"))
+
+    def _without_empty(self, batch: Batch, room: int | None) -> Batch:
+        """The first `room` rows with output tokens; the others before them are counted, or an error."""
+        outputs, skip = batch.num_output_tokens, self._settings.on_empty == "skip"
+        if 0 not in outputs[:room] and (room is None or room >= len(outputs)):
+            return batch
+        indices: list[int] = []
+        for i, output in enumerate(outputs):
+            if len(indices) == room:
+                break
+            if output:
+                indices.append(i)
+            elif skip:
+                self.skipped += 1
+            else:
+                mend = "remove the row, or set on_empty: skip, which counts it"
+                raise self._error(
+                    batch, i, self._reader.columns.num_output_tokens, "a request needs output tokens", 0, mend
+                )
+        return batch.keep(indices)
+
+    def _error(self, batch: Batch, i: int, column: str, rule: str, value: object, mend: str) -> UserError:
+        return UserError(Problem(self._reader.place(batch.lines[i], column), rule, value, mend))
+
+    def _check(self, batch: Batch, last: int | None) -> int:
+        """What holds for a row beside its neighbours and its other columns; returns the last arrival."""
+        columns, times = self._reader.columns, batch.arrival_ps
+        if 0 in batch.num_prompt_tokens:
+            i = batch.num_prompt_tokens.index(0)
+            rule = "a request needs prompt tokens"
+            raise self._error(batch, i, columns.num_prompt_tokens, rule, 0, "fill it in, or remove the row")
+        before = [times[0] if last is None else last, *times[:-1]]
+        if any(map(int.__gt__, before, times)):
+            i = next(i for i, (a, b) in enumerate(zip(before, times, strict=True)) if a > b)
+            rule = f"is {(before[i] - times[i]) / 1e12:g} s earlier than the request before it"
+            raise self._error(batch, i, columns.arrival, rule, NOTHING, f"sort the file by {columns.arrival}")
+        if batch.hash_ids is not None:
+            self._check_hashes(batch, batch.hash_ids)
+        return times[-1]
+
+    def _check_hashes(self, batch: Batch, rows: list[tuple[int, ...] | None]) -> None:
+        h, columns = self.hash_block_tokens, self._reader.columns
+        for i, (hashes, prompt) in enumerate(zip(rows, batch.num_prompt_tokens, strict=True)):
+            if hashes is not None and not prompt // h <= len(hashes) <= -(-prompt // h):
+                low, high = prompt // h, -(-prompt // h)
+                expected = f"{low} or {high}" if low != high else f"{low}"
+                rule = f"a prompt of {prompt} tokens has {expected} hashes of {h} tokens each"
+                mend = "set hash_block_tokens to what one hash stands for"
+                raise self._error(batch, i, columns.hash_ids or "", rule, len(hashes), mend)
+
+    def _chunk(self, batch: Batch, first_ps: int, drawn: list[int] | None) -> RequestChunk:
+        if drawn is not None and batch.priority is not None:
+            rule = f"{self.path} has priorities of its own"
+            raise UserError(Problem("workload.priorities", rule, mend="leave priorities out"))
+        times, scale = batch.arrival_ps, self._settings.rate_scale
+        if first_ps:
+            times = [ps - first_ps for ps in times]
+        if scale != 1:
+            times = [round(ps / scale) for ps in times]
+        return RequestChunk(
+            arrival_ps=times,
+            num_prompt_tokens=batch.num_prompt_tokens,
+            num_output_tokens=batch.num_output_tokens,
+            priority=batch.priority if drawn is None else drawn,
+            request_id=batch.request_id,
+            tenant=batch.tenant,
+            hash_ids=None if batch.hash_ids is None else [hashes or () for hashes in batch.hash_ids],
+        )

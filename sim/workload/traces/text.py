@@ -1,0 +1,64 @@
+"""Files that are not what they should be: absent, folders, not text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+from simbatch.sim.errors import Problem, UserError
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip-compressed: unpack it first (gunzip)",
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed: unpack it first",
+    b"BZh": "bzip2-compressed: unpack it first",
+    b"PAR1": "parquet: give format: parquet",
+    b"\xff\xfe": "UTF-16: save it as UTF-8",
+    b"\xfe\xff": "UTF-16: save it as UTF-8",
+}
+
+
+def check_file(path: Path, place: str) -> None:
+    """UserError at `place` unless `path` is a file that can be read."""
+    if path.is_file():
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise UserError(Problem(place, f"cannot be read: {error.strerror}", str(path))) from None
+        return
+    if path.is_dir():
+        raise UserError(Problem(place, "is a folder, not a trace", str(path), "name a file in it"))
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, siblings, n=1)
+    mend = f"did you mean {near[0]}?" if near else "a relative path is taken from the scenario's folder"
+    raise UserError(Problem(place, "there is no such file", str(path), mend))
+
+
+@contextmanager
+def text_errors(path: Path) -> Iterator[None]:
+    """Turn bytes that are not UTF-8 into a UserError with their line."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise UserError(_not_text(path)) from None
+
+
+def _not_text(path: Path) -> Problem:
+    with path.open("rb") as file:
+        head = file.read(4)
+        found = next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)
+        if found:
+            kind, _, mend = found.partition(": ")
+            return Problem(f"{path}:1", f"must be UTF-8 text, and is {kind}", head, mend)
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                bad = error.object[error.start : error.start + 1]
+                return Problem(
+                    f"{path}:{number}", "must be UTF-8 text, and a byte here is not", bad, "save it as UTF-8"
+                )
+    return Problem(f"{path}", "must be UTF-8 text", mend="save it as UTF-8")

@@ -1,0 +1,161 @@
+"""Values of traces: token counts, times, priorities and prefix hashes, from text or JSON.
+
+Each kind has a fast way for a whole column, which gives up (None) as soon as one value is unusual, and a slow one for
+a single value, which says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.workload.model import priority_of
+from simbatch.sim.workload.section import MAX_TOKENS
+from simbatch.sim.workload.trace_model import TimeUnit
+from simbatch.sim.workload.traces.kinds import Kind, never
+from simbatch.sim.workload.traces.rows import BadValueError
+
+PS_PER_UNIT: dict[TimeUnit, int] = {"s": PS_PER_S, "ms": 10**9, "us": 10**6, "ns": 10**3}
+MAX_PS = 2**63 - 1
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NOT_NUMBERS = {"nan", "inf", "infinity"}
+
+
+def _tokens_fast(values: Sequence[object]) -> list[int] | None:
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        joined = "".join(values)  # type: ignore[arg-type]  # all are str
+        if not (joined.isascii() and joined.isdigit()):
+            return None
+        try:
+            numbers = [int(text) for text in values]  # type: ignore[call-overload]
+        except ValueError:  # an empty one, or thousands of digits
+            return None
+    elif kinds == {int}:
+        numbers = list(values)  # type: ignore[arg-type]  # all are int
+    else:
+        return None
+    return numbers if min(numbers) >= 0 and max(numbers) <= MAX_TOKENS else None
+
+
+def _tokens(value: object) -> int:
+    number = _number(value, "a whole number of tokens")
+    if number < 0:
+        raise BadValueError("must not be negative", "give a number of tokens")
+    if number != int(number):
+        raise BadValueError("must be a whole number of tokens", "round it")
+    if number > MAX_TOKENS:
+        raise BadValueError(f"must be at most {MAX_TOKENS} tokens", "check the column")
+    return int(number)
+
+
+def times(ps_per_unit: int) -> Kind[int]:
+    """Times in plain numbers of a unit, finite and not negative, to ps."""
+    return Kind(_times_fast(ps_per_unit), _time(ps_per_unit))
+
+
+def _times_fast(ps_per_unit: int) -> Callable[[Sequence[object]], list[int] | None]:
+    def fast(values: Sequence[object]) -> list[int] | None:
+        kinds = set(map(type, values))
+        if not (kinds == {str} and "_" not in "".join(values)) and not kinds <= {int, float}:  # type: ignore[arg-type]
+            return None
+        try:
+            numbers = np.fromiter(map(float, values), np.float64, len(values))  # type: ignore[arg-type]
+        except (ValueError, OverflowError):
+            return None
+        ps = np.rint(numbers * ps_per_unit)
+        if not np.isfinite(ps).all() or ps.min() < 0 or ps.max() >= MAX_PS:
+            return None
+        whole: list[int] = ps.astype(np.int64).tolist()
+        return whole
+
+    return fast
+
+
+def _time(ps_per_unit: int) -> Callable[[object], int]:
+    def slow(value: object) -> int:
+        number = _number(value, "a time in plain numbers")
+        if number < 0:
+            raise BadValueError("a time must not be negative", "count times from the start of the trace")
+        if number * ps_per_unit >= MAX_PS:
+            rule = f"a time must be at most {MAX_PS / PS_PER_S:.0f} s (106 days), which is all that the clock holds"
+            raise BadValueError(rule, "count times from the start of the trace, check time_unit, or use limit")
+        return round(number * ps_per_unit)
+
+    return slow
+
+
+def _priority(value: object) -> int:
+    """A priority as an integer or high, normal, low; nothing means 0."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return 0
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    level = priority_of(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+    if level is None:
+        raise BadValueError("a priority must be an integer, or high, normal or low", "lower goes first")
+    return level
+
+
+def _text(value: object) -> str | None:
+    """A label; nothing means none."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, (dict, list, bool, float)):
+        raise BadValueError("must be text or a whole number", "quote it")
+    return str(value)
+
+
+def _request_id(value: object) -> str:
+    """A request's label, not empty."""
+    label = _text(value)
+    if label is None:
+        raise BadValueError("a request_id must not be empty", "give every row one, or leave the column out")
+    return label
+
+
+def _hash_ids(value: object) -> tuple[int, ...] | None:
+    """A list of integers, or the same as text: `1 2 3` or `[1, 2, 3]`; nothing means that nothing is known."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, str):
+        value = [_hash_of(part) for part in value.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()]
+    if not isinstance(value, (list, tuple)):
+        raise BadValueError("hash_ids must be a list of integers", "one for every block of the prompt")
+    if not set(map(type, value)) <= {int}:
+        bad = next(item for item in value if type(item) is not int)
+        raise BadValueError(f"hash_ids must be integers, and {bad!r} is none", "give each block's hash as an integer")
+    return tuple(value)
+
+
+def _hash_of(part: str) -> object:
+    return int(part) if part.isascii() and part.removeprefix("-").isdigit() and len(part) <= 40 else part
+
+
+def _number(value: object, what: str) -> float:
+    if value is None or value == "":
+        raise BadValueError(f"must be {what}, and is empty", "fill it in, or remove the row")
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise BadValueError(f"must be {what}", "write a number")
+    if isinstance(value, str):
+        stripped = value.strip()
+        if stripped.lower().lstrip("+-") in _NOT_NUMBERS:
+            raise BadValueError(f"must be {what}, not NaN or infinite", "fill it in, or remove the row")
+        if not _NUMBER.fullmatch(stripped):
+            raise BadValueError(f"must be {what}", "write plain digits, without units or separators")
+        value = int(stripped) if stripped.isdigit() and len(stripped) < 400 else float(stripped)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadValueError(f"must be {what}, not NaN or infinite", "fill it in, or remove the row")
+    return min(value, 10**300) if isinstance(value, int) else value
+
+
+TOKENS = Kind(_tokens_fast, _tokens)
+PRIORITIES = Kind(never, _priority)
+TEXTS = Kind(never, _text)
+REQUEST_IDS = Kind(never, _request_id)
+HASH_IDS = Kind(never, _hash_ids)

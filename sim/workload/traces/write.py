@@ -1,0 +1,211 @@
+"""Requests into a file, a chunk at a time, and an account of what the format could not hold."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+from simbatch.sim.clock import to_s
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.workload.chunk import RequestChunk, RequestSource
+from simbatch.sim.workload.traces.hashes import Rehash
+
+WriteFormat = Literal["jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure"]
+WRITE_FORMATS: tuple[WriteFormat, ...] = get_args(WriteFormat)
+HOLDS_HASHES: tuple[WriteFormat, ...] = ("jsonl", "csv", "parquet", "mooncake", "timed_trace")
+HOLDS_LABELS: tuple[WriteFormat, ...] = ("jsonl", "csv", "parquet")
+AZURE_START = datetime(2023, 11, 16)  # noqa: DTZ001  # Azure's timestamps have no zone; the day is arbitrary
+_PS_PER_TICK = 10**5  # Azure's seventh decimal
+_MAX_JSON_INT = 2**53  # beyond it other programs' JSON readers round
+
+
+class Losses(Counter[str]):
+    """What was left out or changed, and for how many requests."""
+
+    def lines(self) -> list[str]:
+        """One sentence each."""
+        return [f"{what} ({count} requests)" for what, count in self.items()]
+
+
+def write_trace(
+    source: RequestSource,
+    path: Path,
+    to: WriteFormat,
+    *,
+    hash_block_tokens: int,
+    regroup: bool,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[int, Losses]:
+    """Write all requests of `source`; returns how many and what `to` could not hold.
+
+    `hash_block_tokens` is what one hash stands for in the file; `regroup` names the blocks anew, which must be done
+    when the source's hashes stand for another number of tokens or do not cover whole prompts. The file appears when
+    it is complete.
+    """
+    losses: Losses = Losses()
+    rehash = Rehash(source.hash_block_tokens, hash_block_tokens) if regroup and source.hash_block_tokens else None
+    num_written = 0
+    with _writer(path, to, bool(source.hash_block_tokens)) as write:
+        for chunk in source.chunks():
+            _note_losses(chunk, to, losses)
+            write(_rows(chunk, num_written, rehash if to in HOLDS_HASHES else None), losses)
+            num_written += len(chunk)
+            if progress:
+                progress(num_written)
+    return num_written, losses
+
+
+Row = dict[str, Any]
+Write = Callable[[list[Row], Losses], None]
+
+
+def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None) -> list[Row]:
+    """The chunk's requests in our own columns, `arrival_ps` instead of `arrival_s`."""
+    n = len(chunk)
+    columns: dict[str, Any] = {
+        "request_id": chunk.request_id or [str(i) for i in range(first, first + n)],
+        "arrival_ps": chunk.arrival_ps,
+        "num_prompt_tokens": chunk.num_prompt_tokens,
+        "num_output_tokens": chunk.num_output_tokens,
+        "priority": chunk.priority or [0] * n,
+        "tenant": chunk.tenant or [None] * n,
+        "hash_ids": chunk.hash_ids or [()] * n,
+    }
+    if rehash and chunk.hash_ids:
+        columns["hash_ids"] = list(map(rehash, chunk.hash_ids, chunk.num_prompt_tokens))
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _note_losses(chunk: RequestChunk, to: WriteFormat, losses: Losses) -> None:
+    if to in HOLDS_LABELS:
+        return
+    labels = {"request_id": chunk.request_id, "tenant": chunk.tenant, "priority": chunk.priority}
+    if to not in HOLDS_HASHES:
+        labels["hash_ids"] = chunk.hash_ids
+    for name, found in labels.items():
+        number = sum(map(bool, found or ()))
+        if number:
+            losses[f"{to} has no {name}: left out"] += number
+
+
+@contextmanager
+def _writer(path: Path, to: WriteFormat, has_hashes: bool) -> Iterator[Write]:
+    """A function that takes rows, for a file that is put in place when all went well."""
+    if not path.parent.is_dir():
+        raise UserError(Problem(str(path), "there is no such folder", str(path.parent), "create it first"))
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        if to == "parquet":
+            with _parquet(temporary, has_hashes) as write:
+                yield write
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                yield _TEXT[to](file, has_hashes)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(Problem(str(path), f"cannot be written: {error.strerror or error}")) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(ps: int, ps_per_unit: int = 10**12) -> float | int:
+    """A time as JSON has it: an integer where it is whole."""
+    return ps // ps_per_unit if ps % ps_per_unit == 0 else ps / ps_per_unit
+
+
+def _jsonl(file: IO[str], _: bool) -> Write:
+    def write(rows: list[Row], _: Losses) -> None:
+        for row in rows:
+            line = {"request_id": row["request_id"], "arrival_s": to_s(row["arrival_ps"])}
+            line |= {key: row[key] for key in ("num_prompt_tokens", "num_output_tokens")}
+            line |= {key: row[key] for key in ("priority", "tenant", "hash_ids") if row[key]}
+            file.write(json.dumps(line) + "\n")
+
+    return write
+
+
+def _timed(ps_per_unit: int) -> Callable[[IO[str], bool], Write]:
+    def open_writer(file: IO[str], has_hashes: bool) -> Write:
+        def write(rows: list[Row], _: Losses) -> None:
+            for row in rows:
+                line = {
+                    "timestamp": _plain(row["arrival_ps"], ps_per_unit),
+                    "input_length": row["num_prompt_tokens"],
+                    "output_length": row["num_output_tokens"],
+                }
+                file.write(json.dumps(line | ({"hash_ids": row["hash_ids"]} if has_hashes else {})) + "\n")
+
+        return write
+
+    return open_writer
+
+
+def _csv(file: IO[str], has_hashes: bool) -> Write:
+    import csv
+
+    names = ["request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens", "priority", "tenant"]
+    names += ["hash_ids"] if has_hashes else []
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(names)
+
+    def write(rows: list[Row], _: Losses) -> None:
+        for row in rows:
+            row |= {"arrival_s": to_s(row["arrival_ps"]), "hash_ids": " ".join(map(str, row["hash_ids"]))}
+            table.writerow([row[name] for name in names])
+
+    return write
+
+
+def _azure(file: IO[str], _: bool) -> Write:
+    file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    first = True
+
+    def write(rows: list[Row], losses: Losses) -> None:
+        nonlocal first
+        if first and rows[0]["arrival_ps"]:
+            offset = f"{to_s(rows[0]['arrival_ps']):g} s"
+            losses[f"azure's times count from the first request, which came at {offset}: the trace begins with it"] += 1
+        first = False
+        for row in rows:
+            ticks, rest = divmod(row["arrival_ps"], _PS_PER_TICK)
+            if rest:
+                losses["azure's times have 7 decimals: cut"] += 1
+            seconds, fraction = divmod(ticks, 10**7)
+            moment = AZURE_START + timedelta(seconds=seconds)
+            file.write(f"{moment}.{fraction:07d},{row['num_prompt_tokens']},{row['num_output_tokens']}\n")
+
+    return write
+
+
+@contextmanager
+def _parquet(path: Path, has_hashes: bool) -> Iterator[Write]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [("request_id", pa.string()), ("arrival_s", pa.float64())]
+    fields += [("num_prompt_tokens", pa.int64()), ("num_output_tokens", pa.int64())]
+    fields += [("priority", pa.int64()), ("tenant", pa.string())]
+    fields += [("hash_ids", pa.list_(pa.int64()))] if has_hashes else []
+    schema = pa.schema(fields)
+    with pq.ParquetWriter(path, schema) as table:
+
+        def write(rows: list[Row], _: Losses) -> None:
+            for row in rows:
+                row["arrival_s"] = to_s(row["arrival_ps"])
+            table.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+        yield write
+
+
+_TEXT: dict[WriteFormat, Callable[[IO[str], bool], Write]] = {
+    "jsonl": _jsonl,
+    "csv": _csv,
+    "mooncake": _timed(10**9),
+    "timed_trace": _timed(10**12),
+    "azure": _azure,
+}

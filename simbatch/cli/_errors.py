@@ -1,0 +1,53 @@
+"""The one place where mistakes become lines on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import click
+
+from simbatch.sim.errors import UserError
+
+OK = 0
+USER_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def exit_code_of(command: Callable[[], object]) -> int:
+    """Run `command`; what the user must mend is printed, without a traceback."""
+    try:
+        result = command()
+        sys.stdout.flush()
+    except UserError as error:
+        for problem in error.problems:
+            _say(f"error: {problem}")
+        return USER_ERROR
+    except click.ClickException as error:
+        error.show()
+        return USER_ERROR
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted: files that stand already are whole, nothing else was written")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # whoever read stdout has left; Python would complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        _say(f"error: {_of_file(error)}")
+        return USER_ERROR
+    except MemoryError:
+        _say("error: not enough memory for this run; simulate fewer requests, or leave out --steps")
+        return USER_ERROR
+    return result if isinstance(result, int) else OK
+
+
+def _of_file(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,65 @@
+"""Options that several commands share, and the scenario that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simbatch.sim.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from simbatch.sim.scenario import Scenario
+
+Command = Callable[..., Any]
+
+
+def scenario_options(command: Command) -> Command:
+    """FILE, --set, --seed and -o, which every command that simulates takes."""
+    options = (
+        click.argument("file", type=click.Path(path_type=Path)),
+        click.option(
+            "-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here."
+        ),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Set a key of the scenario: --set engine.max_num_seqs=64. Can be repeated.",
+        ),
+        click.option("--seed", type=int, metavar="N", help="Set the scenario's seed."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load_scenario(
+    file: Path, assignments: tuple[str, ...], seed: int | None, policy: str | None = None, profile: str | None = None
+) -> Scenario:
+    """The scenario of `file` with what the flags change: first --policy and --profile, then --set, then --seed."""
+    from simbatch.sim.scenario import Scenario, parse_overrides
+
+    values = parse_overrides(assignments)
+    scenario = Scenario.load(file)
+    if policy is not None:
+        scenario = scenario.with_policy(policy)
+    if profile is not None:
+        scenario = scenario.with_profile(profile)
+    if values:
+        scenario = scenario.override(values, origin="--set")
+    return scenario if seed is None else scenario.override({"seed": seed}, origin="--seed")
+
+
+def checked_folder(folder: Path) -> Path:
+    """`folder`, when results can be written there; UserError before any time is spent otherwise."""
+    for existing in (folder, *folder.parents):
+        if existing.exists():
+            if not existing.is_dir():
+                rule = f"{existing} is a file, not a folder"
+                raise UserError(Problem(f"-o {folder}", rule, mend="name another folder"))
+            break
+    return folder

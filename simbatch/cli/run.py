@@ -1,0 +1,47 @@
+"""`simbatch run`: one scenario, one result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from simbatch.cli._options import checked_folder, load_scenario, scenario_options
+
+
+@click.command()
+@scenario_options
+@click.option("--policy", metavar="P", help="Another policy: a name, package.module:Class, or file.py:Class.")
+@click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def run(
+    file: Path,
+    folder: Path | None,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    policy: str | None,
+    steps: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Simulate the scenario in FILE (YAML) and show what its users feel.
+
+    Results are written to DIR, by default results/<name of FILE>.
+    """
+    from simbatch.cli._progress import progress_of
+    from simbatch.sim.scenario import resolve
+    from simbatch.sim.simulate import run_resolved
+
+    scenario = load_scenario(file, assignments, seed, policy)
+    resolved = resolve(scenario)
+    folder = checked_folder(folder or Path("results", file.stem))
+    with progress_of(scenario.name, scenario.workload.num_prompts, quiet=quiet) as progress:
+        result = run_resolved(resolved, steps=steps, progress=progress)
+    written = result.save(folder)
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=2))
+    elif not quiet:
+        click.echo(result.text())
+        click.echo(f"{len(written)} files in {folder}")

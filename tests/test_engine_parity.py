@@ -1,0 +1,36 @@
+"""vLLM's own decisions: every recording of its real scheduler, line for line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from parity.check import SHARED, first_difference, load, main, recordings
+
+RECORDINGS = recordings(SHARED)
+
+
+@pytest.mark.skipif(not RECORDINGS, reason="../shared/parity (recordings of vLLM's scheduler) is not here")
+@pytest.mark.parametrize(("case", "recording"), RECORDINGS, ids=[case.stem for case, _ in RECORDINGS])
+def test_the_recording_is_reproduced(case: Path, recording: Path) -> None:
+    assert first_difference(json.loads(case.read_text()), load(recording)) is None
+
+
+@pytest.mark.skipif(not RECORDINGS, reason="../shared/parity (recordings of vLLM's scheduler) is not here")
+def test_a_difference_is_found_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case, recording = RECORDINGS[0]
+    changed = json.loads(case.read_text())
+    changed["requests"][0]["max_tokens"] += 1
+    (tmp_path / case.name).write_text(json.dumps(changed))
+    (tmp_path / recording.name).write_bytes(recording.read_bytes())
+    assert main([str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "0 of 1 identical" in shown
+    assert "vLLM     {" in shown
+
+
+def test_nothing_to_compare_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 1
+    assert "no case" in capsys.readouterr().out

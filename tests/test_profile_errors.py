@@ -1,0 +1,152 @@
+"""Wrong profiles: each answered with place, rule, value and mend."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from simbatch.sim.cost import load_profile
+from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.errors import UserError
+
+SHIPPED = json.loads(shipped_text("rtx4090-llama-3.1-8b-bf16"))
+REMOVE = object()
+
+
+def changed(path: str, value: object) -> dict:
+    """The shipped profile with one key changed, added or removed."""
+    content = copy.deepcopy(SHIPPED)
+    *parents, last = path.split(".")
+    part = content
+    for key in parents:
+        part = part[key]
+    if value is REMOVE:
+        del part[last]
+    else:
+        part[last] = value
+    return content
+
+
+WRONG_FILES = [
+    ("gpu", REMOVE, "gpu: required key is missing; add it"),
+    ("gpux", "rtx4090", "gpux: unknown key (got 'rtx4090'); did you mean gpu?"),
+    ("gpu", 4090, "gpu: must be text (got 4090); put it in quotes"),
+    ("tensor_parallel_size", 1.5, "tensor_parallel_size: must be a whole number (got 1.5)"),
+    ("tensor_parallel_size", 0, "tensor_parallel_size: must be at least 1 (got 0)"),
+    ("tensor_parallel_size", True, "tensor_parallel_size: must be a whole number (got True)"),
+    ("kv_cache_dtype", "int3", "kv_cache_dtype: must be one of 'float16', 'bfloat16'"),
+    ("memory", 24, "memory: must be an object with keys (got 24)"),
+    ("memory.num_gpu_blocks", 3000, "memory: the parts leave 2588 blocks, not 3000"),
+    ("memory.weights_bytes", "16e9", "memory.weights_bytes: must be a whole number (got '16e9')"),
+    ("memory.gpu_memory_utilization", 1.2, "memory.gpu_memory_utilization: must be at most 1 (got 1.2)"),
+    ("memory.num_gpu_blocks_from", "guess", "memory.num_gpu_blocks_from: must be one of 'vllm' or 'estimate'"),
+    ("step_time.form", "cubic", "step_time: form must be linear or two_regime"),
+    (
+        "step_time.mixed.tokens",
+        {"count": [1, 2], "time_s": [0.1]},
+        "step_time.mixed.tokens: count and time_s must be of",
+    ),
+    ("step_time.mixed.tokens", {"count": [2, 1], "time_s": [1, 2]}, "step_time.mixed.tokens: count must rise"),
+    ("step_time.mixed.tokens", {"count": [1, 2], "time_s": [2, 1]}, "step_time.mixed.tokens: time_s must not fall"),
+    ("step_time.mixed.tokens", {"count": [], "time_s": []}, "step_time.mixed.tokens.count: "),
+    ("step_time.decode.seqs", {"count": [1], "time_s": ["1"]}, "step_time.decode.seqs.time_s[0]: must be a number"),
+    ("step_time.decode.per_context_token_s", -1e-9, "step_time.decode.per_context_token_s: must be at least 0"),
+    ("step_time.decode.per_contxt_token_s", 1e-9, "did you mean per_context_token_s?"),
+    ("request_overhead_s", -1, "request_overhead_s: must be at least 0 (got -1)"),
+    ("range.decode.num_decodes", [256, 1], "range.decode.num_decodes: the lowest stands first (got [256, 1])"),
+    ("range.decode.num_decodes", [1], "range.decode.num_decodes[1]: required key is missing"),
+    ("error.decode.mape", -0.1, "error.decode.mape: must be at least 0 (got -0.1)"),
+    ("notes", "none", "notes: must be a list (got 'none')"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), WRONG_FILES)
+def test_a_wrong_key_is_named_with_its_file(tmp_path, path, value, expected):
+    file = tmp_path / "wrong.json"
+    file.write_text(json.dumps(changed(path, value)))
+    with pytest.raises(UserError) as caught:
+        load_profile("wrong.json", folder=tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{file} ")
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"name": "x",\n  "gpu" "y"}', ":2:9: not JSON: "),
+        ('{"name": "x", "name": "y"}', ": key 'name' stands twice"),
+        ('{"request_overhead_s": NaN}', ": NaN is no number of JSON"),
+        ('{"request_overhead_s": Infinity}', ": Infinity is no number"),
+        (
+            '{"num_gpu_blocks": 9, "step_time": {"base_s": 1e999}}',
+            " step_time.base_s: must be a finite number (got inf)",
+        ),
+        ("[1]", ": a profile is an object with keys (got [1])"),
+        ("", ":1:1: not JSON: "),
+        ("[" * 100_000, ": "),
+    ],
+)
+def test_wrong_json_is_named_with_its_line(tmp_path, text, expected):
+    file = tmp_path / "wrong.json"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_profile("wrong.json", folder=tmp_path)
+    assert f"{file}{expected}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inline", "expected"),
+    [
+        ({"num_gpu_blocks": 10}, "profile.step_time: required key is missing"),
+        ({"step_time": {"base_s": 1}}, "profile.num_gpu_blocks: required key is missing"),
+        ({"num_gpu_block": 9, "step_time": {"base_s": 1}}, "unknown key (got 9); did you mean num_gpu_blocks?"),
+        ({"num_gpu_blocks": 1, "step_time": {"base_s": 1}}, "profile.num_gpu_blocks: must be above 1 (got 1)"),
+        ({"num_gpu_blocks": 9, "step_time": {"base_s": True}}, "step_time.base_s: must be a number (got True)"),
+        ({"num_gpu_blocks": 9, "step_time": {"base_s": "1"}}, "step_time.base_s: must be a number (got '1')"),
+        ({"num_gpu_blocks": 9, "step_time": {"base_s": -1}}, "step_time.base_s: must be at least 0 (got -1)"),
+        ({"num_gpu_blocks": 9, "step_time": {"base_s": float("nan")}}, "step_time.base_s: must be a finite number"),
+        ({"num_gpu_blocks": 9, "step_time": {"base_s": 0}}, "step_time: a step time must be positive"),
+        ({"num_gpu_blocks": 9, "step_time": {"base_s": 1e-13}}, "a decode of one token takes 0 ps"),
+        (
+            {"num_gpu_blocks": 9, "step_time": {"base_s": 0, "per_decode_seq_s": 0.1}},
+            "a prefill of one token takes 0 ps: give it a base",
+        ),
+        ({"num_gpu_blocks": 9, "step_time": {"base_s": 4000}}, "step_time.base_s: must be at most 3600 (got 4000)"),
+        ({"num_gpu_blocks": 9, "step_time": 0.1}, "profile.step_time: must be an object with keys (got 0.1)"),
+        ({"num_gpu_blocks": 9, "step_time": {"form": None}}, "profile.step_time: form must be linear or two_regime"),
+    ],
+)
+def test_wrong_inline_profiles(inline, expected):
+    with pytest.raises(UserError) as caught:
+        load_profile(inline, folder=Path())
+    assert expected in str(caught.value)
+
+
+def test_an_unknown_name_is_answered_with_near_ones_and_what_ships():
+    with pytest.raises(UserError) as caught:
+        load_profile("rtx4090-llama-3.1-8b", folder=Path())
+    message = str(caught.value)
+    assert "neither a shipped profile nor a file (got 'rtx4090-llama-3.1-8b')" in message
+    assert "did you mean rtx4090-llama-3.1-8b-bf16?" in message
+    assert "shipped: " in message
+
+
+def test_a_missing_file_a_folder_and_binary_are_named(tmp_path):
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "pickle.json").write_bytes(b"\x80\x04\x95")
+    for name, rule in (
+        ("missing.json", "no such file"),
+        ("folder.json", "cannot be read"),
+        ("pickle.json", "not UTF-8 text at byte 0"),
+    ):
+        with pytest.raises(UserError, match=rule) as caught:
+            load_profile(name, folder=tmp_path)
+        assert str(tmp_path / name) in str(caught.value)
+
+
+def test_several_mistakes_are_told_together():
+    with pytest.raises(UserError) as caught:
+        load_profile({"num_gpu_blocks": "9", "step_time": {"base_s": 1, "bass": 2}}, folder=Path())
+    assert len(caught.value.problems) == 2
