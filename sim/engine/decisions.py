@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from typing import Any
 
 from simbatch.policies.base import Policy
@@ -9,7 +11,7 @@ from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.engine.request import Request
 from simbatch.sim.engine.views import EngineView, RequestView
 from simbatch.sim.engine.waiting import FcfsQueue, SortedQueue, WaitingQueue
-from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.errors import NOTHING, Problem, UserError
 
 
 class Decisions:
@@ -33,7 +35,7 @@ class Decisions:
     def start(self, view: EngineView) -> None:
         """Show the policy its engine, before the run."""
         self.view = view
-        self.policy.start(view)
+        self._ask("start", view)
 
     def new_queue(self) -> WaitingQueue:
         """The queue in the policy's order."""
@@ -45,14 +47,14 @@ class Decisions:
         """How many requests may run."""
         if not self.decides_seats:
             return self.max_seats
-        return self._checked("seats()", self.policy.seats(self.view), self.max_seats, "max_num_seqs")
+        return self._checked("seats()", self._ask("seats", self.view), self.max_seats, "max_num_seqs")
 
     def token_budget(self) -> int:
         """How many tokens the next step may take."""
         limit = self.config.max_num_batched_tokens
         if not self.decides_budget:
             return limit
-        return self._checked("token_budget()", self.policy.token_budget(self.view), limit, "max_num_batched_tokens")
+        return self._checked("token_budget()", self._ask("token_budget", self.view), limit, "max_num_batched_tokens")
 
     def victim(self, running: list[Request]) -> Request:
         """Who loses its blocks."""
@@ -61,7 +63,7 @@ class Decisions:
         if self._by_priority:  # the first of the equals, in order of admission
             return max(running, key=lambda request: (request.priority, request.arrival_ps))
         views = [RequestView(request) for request in running]
-        chosen = self.policy.victim(views)
+        chosen = self._ask("victim", views)
         for request, view in zip(running, views, strict=True):
             if view is chosen:
                 return request
@@ -69,24 +71,32 @@ class Decisions:
 
     def reject(self, request: Request) -> str | None:
         """Why the policy turns the request away, if it does."""
-        return self.policy.reject(RequestView(request), self.view) if self.rejects else None
+        return self._ask("reject", RequestView(request), self.view) if self.rejects else None
 
     def finished(self, request: Request) -> None:
         """Tell the policy that a request has ended."""
         if self.listens:
-            self.policy.finished(RequestView(request))
+            self._ask("finished", RequestView(request))
 
     def _vllm_priority(self, request: Request) -> Any:
         return request.priority, request.arrival_ps, request.request_id
 
     def _policy_order(self, request: Request) -> Any:
-        return self.policy.order(RequestView(request))
+        return self._ask("order", RequestView(request))
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self.policy, method)(*arguments)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            rule = f"{method}() failed at {Path(where.filename).name}:{where.lineno}: {type(error).__name__}: {error}"
+            raise self._broken(rule) from error
 
     def _checked(self, what: str, value: int, limit: int, name: str) -> int:
         if isinstance(value, int) and 1 <= value <= limit:
             return value
         raise self._broken(f"{what} must be a whole number from 1 to {name} ({limit})", value)
 
-    def _broken(self, rule: str, value: object) -> UserError:
+    def _broken(self, rule: str, value: object = NOTHING) -> UserError:
         place = f"policy {type(self.policy).__name__} at {self.view.now_s:.6f} s"
         return UserError(Problem(place, rule, value, "mend the policy or its parameters"))
