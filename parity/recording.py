@@ -29,27 +29,47 @@ def engine_config(case: dict[str, Any]) -> EngineConfig:
 
 
 class ContentKeys:
-    """Names of a request's full blocks, its outputs' too: equal names for equal tokens from the start."""
+    """Names of a request's full blocks: equal names for equal tokens from the start.
 
-    def __init__(self, block_size: int) -> None:
+    As in the engine's own traces, blocks that nobody else can have stay nameless; only a case whose prompts replay
+    another request's answer (`r:<id>` streams) names them all.
+    """
+
+    def __init__(self, case: dict[str, Any], block_size: int) -> None:
         self._block_size = block_size
         self._known: dict[tuple[Any, ...], int] = {}
+        self._replayed = {
+            stream for r in case["requests"] for stream, *_ in prompt_parts(r) if stream.startswith("r:") and stream != own(r)
+        }
 
     def of(self, case_request: dict[str, Any]) -> list[int]:
-        """One name per full block of prompt and outputs."""
-        own, n = "r:" + case_request["id"], case_request["prompt_len"]
-        parts = case_request.get("segments")
-        if parts is None:
-            stream, k = case_request.get("prefix") or (own, 0)
-            parts = [[stream, 0, min(k, n)], [own, min(k, n), n - min(k, n)]]
-        tokens = [(stream, start + i) for stream, start, length in parts for i in range(length)]
-        tokens += [(own, position) for position in range(n, n + case_request["max_tokens"])]
+        """One name per full block of the prompt's shared beginning, or of prompt and outputs."""
+        mine, n = own(case_request), case_request["prompt_len"]
+        tokens = [(s, start + i) for s, start, length in prompt_parts(case_request) for i in range(length)]
+        tokens += [(mine, position) for position in range(n, n + case_request["max_tokens"])]
+        if mine not in self._replayed:
+            while tokens and tokens[-1][0] == mine:
+                tokens.pop()
         keys, link = [], 0
         for end in range(self._block_size, len(tokens) + 1, self._block_size):
             block = (link, *tokens[end - self._block_size : end])
             link = self._known.setdefault(block, len(self._known) + 1)
             keys.append(link)
         return keys
+
+
+def own(case_request: dict[str, Any]) -> str:
+    """The stream of tokens that only this request has, unless another replays it."""
+    return f"r:{case_request['id']}"
+
+
+def prompt_parts(case_request: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """The prompt as (stream, start, length)."""
+    if "segments" in case_request:
+        return [tuple(part) for part in case_request["segments"]]
+    n = case_request["prompt_len"]
+    stream, k = case_request.get("prefix") or (own(case_request), 0)
+    return [(stream, 0, min(k, n)), (own(case_request), min(k, n), n - min(k, n))]
 
 
 class CaseArrivals:
@@ -59,7 +79,7 @@ class CaseArrivals:
         self.by_step = any("arrival_step" in r for r in case["requests"])
         self._when = "arrival_step" if self.by_step else "arrival_ns"
         self._pending = sorted(case["requests"], key=lambda r: r[self._when])  # stable
-        self._keys = ContentKeys(config.block_size) if config.enable_prefix_caching else None
+        self._keys = ContentKeys(case, config.block_size) if config.enable_prefix_caching else None
         self._max_model_len = config.max_model_len
         self._step_number = step_number
         self._num_taken = 0

@@ -1,0 +1,159 @@
+"""Differential fuzz: fresh random cases through vLLM's real scheduler and through ours, decision by decision.
+
+`python -m parity.fuzz --vllm-python PYTHON [--cases 200] [--seed N]`: PYTHON is the interpreter of an environment with
+vLLM (its CPU build will do). Half of the cases are short of memory. Cases that differ are kept with vLLM's recording in
+`parity/failures`, where `make parity CASES=parity/failures` finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from parity.check import first_difference, load
+
+HERE = Path(__file__).parent
+ORACLE = HERE / "vllm_oracle.py"
+STEP_TIMES_NS = (
+    {"base": 6_000_000, "per_prefill_token": 45_000, "per_decode_seq": 90_000, "per_context_token": 35},
+    {"base": 10_000_000, "per_prefill_token": 0, "per_decode_seq": 0, "per_context_token": 0},  # many ties
+)
+
+
+def random_case(name: str, seed: int) -> dict[str, Any]:
+    """A case in the recordings' form; every even seed is short of blocks."""
+    rng = random.Random(seed)
+    block_size = rng.choice([16, 16, 16, 32, 64, 128])
+    max_model_len = rng.choice([256, 512, 768, 1024])
+    per_request = -(-max_model_len // block_size)
+    slack = [0, 1, per_request // 2, per_request] if seed % 2 == 0 else [per_request * 4, per_request * 12]
+    max_num_seqs = rng.choice([1, 3, 5, 8, 13, 24, 40])
+    budget = max(max_num_seqs, rng.choice([37, 48, 64, 100, 256, 512, 700, 1024]))
+    config: dict[str, Any] = {
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": budget,
+        "max_model_len": max_model_len,
+        "block_size": block_size,
+        "num_gpu_blocks": 1 + per_request + rng.choice(slack),
+        "enable_prefix_caching": rng.random() < 0.6,
+        "policy": rng.choice(["fcfs", "fcfs", "priority"]),
+        "watermark": rng.choice([0.0, 0.0, 0.03, 0.15]),
+        "scheduler_reserve_full_isl": rng.random() < 0.75,
+        "long_prefill_token_threshold": rng.choice([0, 0, 0, 11, 20, 64]),
+        "async_scheduling": rng.random() < 0.5,
+    }
+    if config["long_prefill_token_threshold"] and rng.random() < 0.4:
+        config["long_prefill_token_threshold_adaptive"] = True
+    if budget >= max_model_len and rng.random() < 0.3:
+        config["enable_chunked_prefill"] = False
+    if max_num_seqs > 1 and rng.random() < 0.2:
+        config["max_num_active_seqs"] = rng.randint(1, max_num_seqs)
+    requests = random_chats(rng, max_model_len) if rng.random() < 0.2 else random_requests(rng, max_model_len, block_size)
+    return {
+        "name": name,
+        "seed": seed,
+        "config": config,
+        "step_time_ns": rng.choice(STEP_TIMES_NS),
+        "requests": requests,
+        "max_steps": 20_000,  # real vLLM can rotate for ever
+    }
+
+
+def random_requests(rng: random.Random, max_model_len: int, block_size: int) -> list[dict[str, Any]]:
+    """Independent requests, some with shared beginnings, some of whole blocks, some too long."""
+    now, rate_per_s, requests = 0, rng.choice([0, 2, 20, 200]), list[dict[str, Any]]()
+    ties = rng.random() < 0.3
+    for i in range(rng.choice([6, 30, 70])):
+        if rate_per_s and rng.random() < 0.85:
+            now += int(rng.expovariate(rate_per_s) * 1e9)
+        prompt_len = rng.randint(1, max_model_len // 2)
+        if rng.random() < 0.1:
+            prompt_len = rng.randint(max_model_len // 2, max_model_len + 1)
+        elif rng.random() < 0.2:
+            prompt_len = block_size * rng.randint(1, max(1, prompt_len // block_size))
+        request = {"id": f"r{i}", "arrival_ns": now // 10**7 * 10**7 if ties else now, "prompt_len": prompt_len}
+        request |= {"max_tokens": rng.choice([1, 2, rng.randint(1, 60), rng.randint(1, max_model_len // 2)])}
+        request |= {"priority": rng.randrange(4)}
+        if rng.random() < 0.6:
+            request["prefix"] = [f"g{rng.randrange(6)}", rng.randint(1, prompt_len)]
+        requests.append(request)
+    return requests
+
+
+def random_chats(rng: random.Random, max_model_len: int) -> list[dict[str, Any]]:
+    """Turns that replay the conversation so far, answers included, behind a shared system prompt."""
+    requests = []
+    for user in range(rng.randint(2, 12)):
+        now = rng.randrange(10**9)
+        parts: list[list[Any]] = [[f"sys{rng.randrange(3)}", 0, rng.choice([16, 48, 70])]]
+        for turn in range(rng.randint(1, 4)):
+            name, length = f"u{user}t{turn}", sum(part[2] for part in parts)
+            question, answer = rng.randint(1, 80), rng.randint(1, 60)
+            if length + question + answer >= max_model_len:
+                break
+            parts = [*parts, [f"r:{name}", length, question]]
+            requests.append(
+                {
+                    "id": name,
+                    "arrival_ns": now,
+                    "prompt_len": length + question,
+                    "max_tokens": answer,
+                    "segments": parts,
+                }
+            )
+            parts = [*parts[:-1], [f"r:{name}", length, question + answer]]
+            now += int(rng.expovariate(1) * 1e9)
+    return sorted(requests, key=lambda request: request["arrival_ns"])
+
+
+def record(vllm_python: str, cases: list[Path], out: Path) -> None:
+    """Let the real scheduler decide."""
+    command = [vllm_python, str(ORACLE), *map(str, cases), "--out", str(out), "--gzip"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def main() -> int:
+    """Make cases, record, compare; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vllm-python", default=os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python"))
+    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="printed, so that a failure can be repeated")
+    options = parser.parse_args()
+    print(f"{options.cases} cases from seed {options.seed}, half of them short of memory", flush=True)
+    failures, num_steps, num_preemptions = HERE / "failures", 0, 0
+    num_same = 0
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for i in range(options.cases):
+            path = Path(folder) / f"fuzz{options.seed + i}.json"
+            path.write_text(json.dumps(random_case(path.stem, options.seed + i)))
+            paths.append(path)
+        record(options.vllm_python, paths, Path(folder))
+        for path in paths:
+            recording = path.with_suffix(".jsonl.gz")
+            lines = load(recording)
+            difference = first_difference(json.loads(path.read_text()), lines)
+            num_same += difference is None
+            num_steps += sum("i" in line for line in lines)
+            num_preemptions += sum(len(line.get("pre", ())) for line in lines)
+            if difference is not None:
+                print(f"{path.stem}: the first step that differs\n{difference}")
+                failures.mkdir(exist_ok=True)
+                shutil.copy(path, failures)
+                shutil.copy(recording, failures)
+    print(f"{num_same} of {len(paths)} identical ({num_steps} steps, {num_preemptions} preemptions)")
+    return 0 if num_same == len(paths) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
