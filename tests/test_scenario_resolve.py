@@ -197,7 +197,7 @@ class Patient(Policy):
 
     seats_: int = 2
 
-    def seats(self, engine: object) -> int:
+    def seats(self, engine: object) -> int:  # noqa: ARG002
         return self.seats_
 
 

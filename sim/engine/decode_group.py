@@ -6,6 +6,7 @@ import heapq
 
 from simbatch.sim.engine.request import Request
 
+NOBODY: list[Request] = []
 OUTSIDE = -1  # a request's `joined_round` when it is in no group
 
 
@@ -38,7 +39,10 @@ class DecodeGroup:
         """Every member gets that many tokens; returns those whose last one that was, in order of admission."""
         self.round += num_rounds
         self.context += num_rounds * self.size
-        ends, ended = self._ends, []
+        ends = self._ends
+        if not ends or ends[0][0] > self.round:
+            return NOBODY
+        ended = []
         while ends and ends[0][0] == self.round:
             request = heapq.heappop(ends)[2]
             self._catch_up(request)
@@ -72,8 +76,10 @@ class DecodeGroup:
 
     def blocks_for(self, num_rounds: int) -> int:
         """KV blocks that the members need over the next rounds."""
-        whole, rest = divmod(num_rounds, self._block_size)
         needing, first = self._needing, self.round % self._block_size
+        if first + num_rounds <= self._block_size:
+            return sum(needing[first : first + num_rounds])
+        whole, rest = divmod(num_rounds, self._block_size)
         num_blocks = whole * self.size + sum(needing[first : first + rest])
         over = first + rest - self._block_size
         return num_blocks + sum(needing[:over]) if over > 0 else num_blocks

@@ -19,11 +19,6 @@ class KVCache:
         self.num_usable = num_gpu_blocks - 1
         self.free = self.num_usable
 
-    @property
-    def num_clean(self) -> int:
-        """Free blocks that can be handed out without evicting a cached one."""
-        return self.free
-
     def blocks(self, num_tokens: int) -> int:
         """How many blocks hold that many tokens."""
         return -(-num_tokens // self.block_size)
@@ -70,11 +65,6 @@ class PrefixKVCache(KVCache):
         self._next_id = 1
         self._next_private_key = -1
 
-    @property
-    def num_clean(self) -> int:
-        """Free blocks without a hash."""
-        return self.free - self._num_cached
-
     def lookup(self, request: Request) -> tuple[int, int]:
         """Longest cached prefix, at least one token short of the request (vLLM kv_cache_manager.py)."""
         limit = (request.num_tokens - 1) // self.block_size
@@ -101,10 +91,20 @@ class PrefixKVCache(KVCache):
 
     def take(self, num_blocks: int) -> None:
         """Hand out blocks: those without a hash first, then the least recently used."""
-        missing = num_blocks - self.num_clean
+        missing = num_blocks - (self.free - self._num_cached)
         self.free -= num_blocks
         while missing > 0:
-            missing -= self._evict(missing)
+            entry, held = next(iter(self._lru.items()))
+            if entry in self._key_of:
+                self._forget(entry)
+                held = 1
+            elif held > missing:
+                self._lru[entry] = held - missing
+                held = missing
+            else:
+                del self._lru[entry]
+            self._num_cached -= held
+            missing -= held
 
     def register(self, request: Request, num_tokens: int) -> None:
         """Name the full shared blocks among the first `num_tokens` tokens; a run needs no names."""
@@ -173,23 +173,14 @@ class PrefixKVCache(KVCache):
         self._lru[run_of(request)] = left
         self._enter(run_of(request), own[num_touched], refs=0)
 
-    def _evict(self, at_most: int) -> int:
-        """Forget the least recently used block or the tail of a run; returns how many blocks that frees."""
-        entry, num_blocks = next(iter(self._lru.items()))
-        key = self._key_of.get(entry)
-        num_evicted = min(num_blocks, at_most)
-        if num_evicted == num_blocks:
-            del self._lru[entry]
-        else:
-            self._lru[entry] = num_blocks - num_evicted
-        self._num_cached -= num_evicted
-        if key is not None:
-            del self._key_of[entry], self._refs[entry]
-            ids = self._ids_of[key]
-            ids.remove(entry)
-            if not ids:
-                del self._ids_of[key]
-        return num_evicted
+    def _forget(self, block: int) -> None:
+        """Evict a shared block."""
+        del self._lru[block], self._refs[block]
+        key = self._key_of.pop(block)
+        ids = self._ids_of[key]
+        ids.remove(block)
+        if not ids:
+            del self._ids_of[key]
 
 
 def run_of(request: Request) -> int:

@@ -77,12 +77,20 @@ class Recorder:
         self.reason[request.index] = reason
 
     def finished(self, request: Request) -> None:
-        """A request has all its tokens."""
-        self.status[request.index] = FINISHED
-        self.left(request)
+        """A request has all its tokens; what is as it was expected need not be written."""
+        i = request.index
+        self.status[i] = FINISHED
+        self.scheduled_ps[i] = request.scheduled_ps
+        self.first_token_ps[i] = request.first_token_ps
+        self.finish_ps[i] = request.finish_ps
+        self.num_output_tokens[i] = request.max_tokens
+        if request.num_cached_tokens:
+            self.num_cached_tokens[i] = request.num_cached_tokens
+        if request.num_preemptions:
+            self.num_preemptions[i] = request.num_preemptions
 
     def left(self, request: Request) -> None:
-        """Write down how far a request came."""
+        """Write down how far an unfinished request came."""
         i = request.index
         self.scheduled_ps[i] = request.scheduled_ps
         self.first_token_ps[i] = request.first_token_ps

@@ -68,7 +68,7 @@ class Replica:
     @property
     def num_waiting(self) -> int:
         """Requests in the queue."""
-        return len(self.scheduler.waiting) + (len(self.backlog) if self.backlog is not None else 0)
+        return len(self.scheduler.waiting) + (len(self.backlog) if self.backlog else 0)
 
     @property
     def has_work(self) -> bool:
@@ -178,6 +178,7 @@ class Replica:
     def release(self, finished: list[Request]) -> None:
         """Let go of requests that have their last token."""
         for request in finished:
+            self.kv.register(request, request.num_computed_tokens)
             self.scheduler.end(request)
         if self.backlog is not None:
             self._ended += finished

@@ -24,6 +24,7 @@ def scenario_schema() -> Schema:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
         "title": "simbatch scenario",
+        "description": schema["description"].partition("\n")[0],
         "$defs": dict(sorted(definitions.items())),
     }
     return _without_titles(schema)

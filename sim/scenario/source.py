@@ -18,14 +18,14 @@ Value = str | int | float | bool | None | list[Any] | dict[Any, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """Plain data with the place of each value; `overrides` says which paths came from where else."""
+    """Plain data with the place of each value; `overrides` says which paths came from which flag and key."""
 
     name: str
     folder: Path
     stem: str
     data: dict[Key, Any]
     places: dict[KeyPath, Places]
-    overrides: dict[KeyPath, str] = field(default_factory=dict)
+    overrides: dict[KeyPath, tuple[str, str]] = field(default_factory=dict)
 
     def with_data(self, data: dict[Key, Any]) -> Source:
         """The same place, other data."""
@@ -34,15 +34,12 @@ class Source:
     def locate(self, path: KeyPath, of_key: bool) -> str:
         """`file:line:column key`, the value's place or the key's; `--set key` where that set it."""
         for length in range(len(path), 0, -1):
-            origin = self.overrides.get(path[:length])
-            if origin:
-                return origin if self._is_whole_flag(origin, path) else f"{origin} {dotted(path)}"
+            if path[:length] in self.overrides:
+                origin, name = self.overrides[path[:length]]
+                shown = name if name.startswith(dotted(path)) else dotted(path)
+                return origin if self._is_whole_flag(origin, shown) else f"{origin} {shown}"
         if not self.places:
             return f"{self.name} {dotted(path)}".rstrip()
-        if path not in self.places:
-            for below, origin in self.overrides.items():
-                if below[: len(path)] == path:
-                    return f"{origin} {dotted(below)}"
         known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in self.places), None)
         if known is None:
             return f"{self.name}:1:1 {dotted(path)}".rstrip()
@@ -59,9 +56,9 @@ class Source:
 
         return sorted(problems, key=position)
 
-    def _is_whole_flag(self, origin: str, path: KeyPath) -> bool:
+    def _is_whole_flag(self, origin: str, name: str) -> bool:
         """Whether the flag itself says what it sets: `--seed`, `--policy`."""
-        return dotted(path).removesuffix(".name") == origin.removeprefix("--")
+        return name.removesuffix(".name") == origin.removeprefix("--")
 
     def relocated(self, problem: Problem) -> Problem:
         """A problem whose place is one of our keys, with the line and column of it."""
@@ -86,9 +83,9 @@ class Source:
         data, overrides = copy.deepcopy(self.data), dict(self.overrides)
         for name, value in values.items():
             path: KeyPath = tuple(int(part) if part.isdigit() else part for part in name.split("."))
-            _set(data, path, plain_value(value, f"{origin} {name}"), f"{origin} {name}")
-            overrides = {other: where for other, where in overrides.items() if other[: len(path)] != path}
-            overrides[path] = origin
+            new = _set(data, path, plain_value(value, f"{origin} {name}"), f"{origin} {name}")
+            overrides = {other: where for other, where in overrides.items() if other[: len(new)] != new}
+            overrides[new] = (origin, name)
         return replace(self, data=data, overrides=overrides)
 
     def with_absolute_paths(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -105,8 +102,9 @@ class Source:
 SECTIONS = ("profile", "engine", "policy", "workload", "slo", "seed")
 
 
-def _set(data: Any, path: KeyPath, value: Any, place: str) -> None:
-    """Set the value at `path`, making mappings on the way; a list's entry is named by its number."""
+def _set(data: Any, path: KeyPath, value: Any, place: str) -> KeyPath:
+    """Set the value at `path`, a list's entry by its number; returns the path where something new begins."""
+    begin: KeyPath | None = None
     *parents, last = path
     for i, key in enumerate([*parents, last]):
         if isinstance(data, list):
@@ -120,7 +118,9 @@ def _set(data: Any, path: KeyPath, value: Any, place: str) -> None:
             data[key] = value
         elif isinstance(data, dict) and data.get(key) is None:
             data[key] = {}
+            begin = begin or path[: i + 1]
         data = data[key]
+    return begin or path
 
 
 def plain_data(data: Mapping[str, Any], name: str) -> dict[Key, Any]:

@@ -1,0 +1,72 @@
+"""`simbatch compare`: policies or profiles side by side on the same arrivals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from simbatch.cli._options import checked_folder, load_scenario, scenario_options
+from simbatch.sim.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from simbatch.sim.scenario import Resolved
+
+
+@click.command()
+@scenario_options
+@click.option("--policy", "policies", multiple=True, metavar="P", help="A policy to compare. Can be repeated.")
+@click.option("--profile", "profiles", multiple=True, metavar="P", help="A profile to compare. Can be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print compare.json instead of the table.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def compare(
+    file: Path,
+    folder: Path | None,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    policies: tuple[str, ...],
+    profiles: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Simulate the scenario in FILE once for each policy or profile and put the results side by side.
+
+    A policy that the scenario has keeps its parameters there; any other runs with its defaults. The table, its numbers
+    and one picture are written to DIR, by default results/<name of FILE>-compare.
+    """
+    from simbatch.cli._simulate import simulate_shown
+    from simbatch.sim.results.compare import Comparison
+
+    candidates = _candidates(file, assignments, seed, policies, profiles)
+    folder = checked_folder(folder or Path("results", f"{file.stem}-compare"))
+    results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
+    comparison = Comparison(results)
+    written = comparison.save(folder)
+    if as_json:
+        click.echo((folder / "compare.json").read_text(encoding="utf-8"), nl=False)
+    elif not quiet:
+        click.echo(comparison.text())
+        click.echo(f"{len(written)} files in {folder}")
+
+
+def _candidates(
+    file: Path, assignments: tuple[str, ...], seed: int | None, policies: Sequence[str], profiles: Sequence[str]
+) -> dict[str, Resolved]:
+    """Everything to be compared, looked up and checked before anything runs."""
+    from simbatch.sim.scenario import resolve
+
+    for flag, names in (("--policy", policies), ("--profile", profiles)):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(Problem(flag, "is named twice", twice, "name each candidate once"))
+    pairs = list(product(policies or [None], profiles or [None]))
+    if len(pairs) < 2:
+        mend = "for example: --policy fixed --policy adaptive"
+        raise UserError(Problem("compare", "needs at least two policies or two profiles", pairs[0][0] or "", mend))
+    return {
+        " on ".join(name for name in pair if name): resolve(load_scenario(file, assignments, seed, *pair))
+        for pair in pairs
+    }

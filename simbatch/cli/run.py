@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -30,18 +29,15 @@ def run(
 
     Results are written to DIR, by default results/<name of FILE>.
     """
-    from simbatch.cli._progress import progress_of
+    from simbatch.cli._simulate import simulate_shown
     from simbatch.sim.scenario import resolve
-    from simbatch.sim.simulate import run_resolved
 
-    scenario = load_scenario(file, assignments, seed, policy)
-    resolved = resolve(scenario)
+    resolved = resolve(load_scenario(file, assignments, seed, policy))
     folder = checked_folder(folder or Path("results", file.stem))
-    with progress_of(scenario.name, scenario.workload.num_prompts, quiet=quiet) as progress:
-        result = run_resolved(resolved, steps=steps, progress=progress)
+    result = simulate_shown(resolved, resolved.scenario.name, steps=steps, quiet=quiet)
     written = result.save(folder)
     if as_json:
-        click.echo(json.dumps(result.summary, indent=2))
+        click.echo((folder / "summary.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         click.echo(result.text())
         click.echo(f"{len(written)} files in {folder}")

@@ -18,26 +18,23 @@ class Rehash:
         self._splits = old % new == 0
 
     def __call__(self, hash_ids: tuple[int, ...], num_prompt_tokens: int) -> tuple[int, ...]:
-        """The new hashes of one prompt, the last one for what is left when the old ones cover that."""
+        """One hash for every block of the prompt, the last one for what is left."""
         new = self._new
         covered = min(len(hash_ids) * self._old, num_prompt_tokens)
-        num_full = num_prompt_tokens // new
-        num_covered = covered // new
-        names = [self._name(hash_ids, start) for start in range(0, num_covered * new, new)]
-        names += [self._private() for _ in range(num_full - num_covered)]
-        if covered == num_prompt_tokens and num_full * new < num_prompt_tokens:
-            names.append(self._name(hash_ids, num_full * new, num_prompt_tokens))
-        return tuple(names)
+        ends = [min(start + new, num_prompt_tokens) for start in range(0, num_prompt_tokens, new)]
+        return tuple(
+            self._name(hash_ids, i * new, end) if end <= covered else self._private() for i, end in enumerate(ends)
+        )
 
     def _private(self) -> int:
         self._num_private += 1
         return 2 * self._num_private - 1  # odd; what is shared is even
 
-    def _name(self, hash_ids: tuple[int, ...], start: int, end: int | None = None) -> int:
+    def _name(self, hash_ids: tuple[int, ...], start: int, end: int) -> int:
         old, new = self._old, self._new
         first, offset = divmod(start, old)
         if self._splits:
             return 2 * (hash_ids[first] * (old // new) + offset // new)
-        last = -(-(end or start + new) // old)
+        last = -(-end // old)
         text = ",".join(map(str, (offset, *hash_ids[first:last])))
         return 2 * int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")

@@ -36,6 +36,8 @@ class TraceSource:
         self.skipped = 0
         self._reader, self._settings = reader, settings
         self._priorities, self._seed = priorities or [], seed
+        self._has_ids: bool | None = None  # by the first batch
+        self._has_tenants: bool | None = None  # by the batches so far
 
     @property
     def ignored(self) -> set[str]:
@@ -45,6 +47,7 @@ class TraceSource:
     def chunks(self) -> Iterator[RequestChunk]:
         """Read the file; UserError for a malformed row, and for a file without requests."""
         self.skipped = num_requests = 0
+        self._has_ids = self._has_tenants = None
         first_ps = last = None
         rng = stream(self._seed, Purpose.PRIORITIES)
         limit = self._settings.limit
@@ -99,6 +102,11 @@ class TraceSource:
             i = next(i for i, (a, b) in enumerate(zip(before, times, strict=True)) if a > b)
             rule = f"is {(before[i] - times[i]) / 1e12:g} s earlier than the request before it"
             raise self._error(batch, i, columns.arrival, rule, NOTHING, f"sort the file by {columns.arrival}")
+        if self._has_ids is None:
+            self._has_ids = batch.request_id is not None
+        elif self._has_ids != (batch.request_id is not None):
+            rule, mend = "stands in some rows only", "give every row one, or none"
+            raise self._error(batch, 0, columns.request_id or "", rule, NOTHING, mend)
         if batch.hash_ids is not None:
             self._check_hashes(batch, batch.hash_ids)
         return times[-1]
@@ -117,6 +125,7 @@ class TraceSource:
         if drawn is not None and batch.priority is not None:
             rule = f"{self.path} has priorities of its own"
             raise UserError(Problem("workload.priorities", rule, mend="leave priorities out"))
+        self._has_tenants = self._has_tenants or batch.tenant is not None
         times, scale = batch.arrival_ps, self._settings.rate_scale
         if first_ps:
             times = [ps - first_ps for ps in times]
@@ -128,6 +137,6 @@ class TraceSource:
             num_output_tokens=batch.num_output_tokens,
             priority=batch.priority if drawn is None else drawn,
             request_id=batch.request_id,
-            tenant=batch.tenant,
+            tenant=batch.tenant or ([None] * len(times) if self._has_tenants else None),
             hash_ids=None if batch.hash_ids is None else [hashes or () for hashes in batch.hash_ids],
         )

@@ -35,7 +35,9 @@ class TableReader:
         with text_errors(path):
             line, self._header = next(self._rows(), (1, []))
         if not self._header:
-            raise UserError(Problem(str(path), "the trace has no requests: the file is empty", mend="name another file"))
+            raise UserError(
+                Problem(str(path), "the trace has no requests: the file is empty", mend="name another file")
+            )
         self._index = check_header(self._header, columns, self.place(line, ""))
         self.ignored = set(self._header) - set(self._index)
         self.hash_block_tokens = hash_block_tokens if columns.hash_ids in self._index else 0

@@ -9,7 +9,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.workload.traces.rows import BadValueError
 
 _FORM = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,12}))?(?:(Z)|([+-])(\d\d):?(\d\d))?", re.ASCII)
-_PS_BY_DIGITS = [10**zeros for zeros in range(12, -1, -1)]  # what the last of so many decimals is worth
+_PS_BY_DIGITS: list[int] = [10**zeros for zeros in range(12, -1, -1)]  # what the last of so many decimals is worth
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

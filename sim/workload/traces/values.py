@@ -33,7 +33,7 @@ def _tokens_fast(values: Sequence[object]) -> list[int] | None:
         if not (joined.isascii() and joined.isdigit()):
             return None
         try:
-            numbers = [int(text) for text in values]  # type: ignore[call-overload]
+            numbers = [int(text) for text in values if isinstance(text, str)]
         except ValueError:  # an empty one, or thousands of digits
             return None
     elif kinds == {int}:

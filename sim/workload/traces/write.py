@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,10 +18,10 @@ from simbatch.sim.workload.traces.hashes import Rehash
 WriteFormat = Literal["jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure"]
 WRITE_FORMATS: tuple[WriteFormat, ...] = get_args(WriteFormat)
 HOLDS_HASHES: tuple[WriteFormat, ...] = ("jsonl", "csv", "parquet", "mooncake", "timed_trace")
+NEEDS_HASHES: tuple[WriteFormat, ...] = ("mooncake", "timed_trace")
 HOLDS_LABELS: tuple[WriteFormat, ...] = ("jsonl", "csv", "parquet")
-AZURE_START = datetime(2023, 11, 16)  # noqa: DTZ001  # Azure's timestamps have no zone; the day is arbitrary
+AZURE_START = datetime(2023, 11, 16)  # Azure's timestamps have no zone; the day is arbitrary
 _PS_PER_TICK = 10**5  # Azure's seventh decimal
-_MAX_JSON_INT = 2**53  # beyond it other programs' JSON readers round
 
 
 class Losses(Counter[str]):
@@ -44,16 +44,19 @@ def write_trace(
     """Write all requests of `source`; returns how many and what `to` could not hold.
 
     `hash_block_tokens` is what one hash stands for in the file; `regroup` names the blocks anew, which must be done
-    when the source's hashes stand for another number of tokens or do not cover whole prompts. The file appears when
-    it is complete.
+    when the source's hashes stand for another number of tokens or do not cover whole prompts. mooncake and timed_trace
+    need hashes, so prompts without any get ones of their own. The file appears when it is complete.
     """
-    losses: Losses = Losses()
-    rehash = Rehash(source.hash_block_tokens, hash_block_tokens) if regroup and source.hash_block_tokens else None
+    losses = Losses()
+    old = source.hash_block_tokens
+    rehash = None
+    if to in HOLDS_HASHES and (regroup if old else to in NEEDS_HASHES):
+        rehash = Rehash(old or hash_block_tokens, hash_block_tokens)
     num_written = 0
-    with _writer(path, to, bool(source.hash_block_tokens)) as write:
+    with _writer(path, to, bool(old)) as write:
         for chunk in source.chunks():
             _note_losses(chunk, to, losses)
-            write(_rows(chunk, num_written, rehash if to in HOLDS_HASHES else None), losses)
+            write(_rows(chunk, num_written, rehash), losses)
             num_written += len(chunk)
             if progress:
                 progress(num_written)
@@ -76,15 +79,16 @@ def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None) -> list[Row]:
         "tenant": chunk.tenant or [None] * n,
         "hash_ids": chunk.hash_ids or [()] * n,
     }
-    if rehash and chunk.hash_ids:
-        columns["hash_ids"] = list(map(rehash, chunk.hash_ids, chunk.num_prompt_tokens))
+    if rehash:
+        columns["hash_ids"] = list(map(rehash, columns["hash_ids"], chunk.num_prompt_tokens))
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _note_losses(chunk: RequestChunk, to: WriteFormat, losses: Losses) -> None:
     if to in HOLDS_LABELS:
         return
-    labels = {"request_id": chunk.request_id, "tenant": chunk.tenant, "priority": chunk.priority}
+    labels: dict[str, Sequence[object] | None] = {"request_id": chunk.request_id}
+    labels |= {"tenant": chunk.tenant, "priority": chunk.priority}
     if to not in HOLDS_HASHES:
         labels["hash_ids"] = chunk.hash_ids
     for name, found in labels.items():
@@ -107,8 +111,6 @@ def _writer(path: Path, to: WriteFormat, has_hashes: bool) -> Iterator[Write]:
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 yield _TEXT[to](file, has_hashes)
         temporary.replace(path)
-    except OSError as error:
-        raise UserError(Problem(str(path), f"cannot be written: {error.strerror or error}")) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -130,15 +132,17 @@ def _jsonl(file: IO[str], _: bool) -> Write:
 
 
 def _timed(ps_per_unit: int) -> Callable[[IO[str], bool], Write]:
-    def open_writer(file: IO[str], has_hashes: bool) -> Write:
-        def write(rows: list[Row], _: Losses) -> None:
+    def open_writer(file: IO[str], _: bool) -> Write:
+        def write(rows: list[Row], losses: Losses) -> None:
             for row in rows:
+                if not row["hash_ids"]:
+                    losses["without hash_ids; vllm bench serve would send an empty prompt"] += 1
                 line = {
                     "timestamp": _plain(row["arrival_ps"], ps_per_unit),
                     "input_length": row["num_prompt_tokens"],
                     "output_length": row["num_output_tokens"],
                 }
-                file.write(json.dumps(line | ({"hash_ids": row["hash_ids"]} if has_hashes else {})) + "\n")
+                file.write(json.dumps(line | ({"hash_ids": row["hash_ids"]} if row["hash_ids"] else {})) + "\n")
 
         return write
 
@@ -187,7 +191,7 @@ def _parquet(path: Path, has_hashes: bool) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fields = [("request_id", pa.string()), ("arrival_s", pa.float64())]
+    fields: list[tuple[str, pa.DataType]] = [("request_id", pa.string()), ("arrival_s", pa.float64())]
     fields += [("num_prompt_tokens", pa.int64()), ("num_output_tokens", pa.int64())]
     fields += [("priority", pa.int64()), ("tenant", pa.string())]
     fields += [("hash_ids", pa.list_(pa.int64()))] if has_hashes else []

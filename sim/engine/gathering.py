@@ -1,0 +1,105 @@
+"""From the stepwise replica to spans and back: the running requests' numbers, taken together and given back."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from simbatch.sim.engine.decode_group import OUTSIDE, DecodeGroup
+from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.request import Request
+from simbatch.sim.engine.scheduler import Batch, Entry
+from simbatch.sim.engine.step import Step
+
+NO_ENTRIES = Batch([], [])
+
+
+class GatheringReplica(Replica):
+    """A replica that can hand its running requests to a `DecodeGroup`, and take them back for a step of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._group = DecodeGroup(self.config.block_size)
+        self._partials: list[Request] = []  # running requests whose prompt, or what is recomputed, is not done
+        self._newest: Step | None = None  # planned last and not let go; its batch is complete only if steps are kept
+        self._ending: list[Request] = []  # its last tokens: their seats are not free yet
+        self._has_stepped = False  # since they were gathered
+        self._retry_admission = True  # something has changed since the head of the queue was refused
+
+    def _gather(self, in_flight: deque[Step]) -> None:
+        """Take the decodes together; tokens in flight count as received."""
+        self._newest = in_flight.popleft() if in_flight else None
+        self._ending, self._partials = [], []
+        for entry in self._newest.batch.entries if self._newest else ():
+            request = entry.request
+            if entry.samples:
+                if not self._newest.is_counted:
+                    self.note_token(request, entry.is_decode, self._newest.start_ps, self._newest.end_ps)
+                request.num_tokens += 1
+                request.num_placeholders = 0
+                if request.num_output_tokens >= request.max_tokens:
+                    self._ending.append(request)
+        ending = set(self._ending)
+        for request in self.scheduler.running:
+            wanted = request.num_tokens - request.num_computed_tokens
+            if wanted > 1 or request.num_computed_tokens < request.num_prompt_tokens:
+                self._partials.append(request)
+            elif request not in ending:
+                self._group.join(request)
+        self._has_stepped, self._retry_admission = False, True
+
+    def _settle(self, in_flight: deque[Step]) -> None:
+        """Give every request its own numbers back; the newest step is in flight again if scheduling is asynchronous."""
+        newest, is_async = self._newest, self.config.async_scheduling
+        members = self._group.disband()
+        if newest is not None and self._has_stepped and self.recorder.steps is None:
+            tokens = sorted(members + self._ending, key=lambda request: request.seat)
+            entries = [Entry(request, 1, request.num_computed_tokens - 1, True) for request in tokens]
+            entries += [Entry(request, 1, 0, False) for request in self._partials]
+            newest = newest._replace(batch=Batch(entries, []))
+        for request in members:
+            self.kv.register(request, request.num_computed_tokens - is_async)
+            if self._has_stepped:
+                request.last_token_ps = self.device_free_ps
+        if newest is not None:
+            for entry in newest.batch.entries:
+                if entry.samples:
+                    entry.request.num_tokens -= 1
+                    entry.request.num_placeholders = 1
+            in_flight.append(newest._replace(is_counted=True))
+        self._newest, self._ending = None, []
+
+    def _is_hard(self) -> bool:
+        """Whether the next step, with requests in mid-prefill, needs a loop over the running requests."""
+        group, partials = self._group, self._partials
+        budget = self.config.max_num_batched_tokens - group.size
+        wanted = sum(request.num_tokens - request.num_computed_tokens for request in partials)
+        if self.config.long_prefill_token_threshold or budget < 0:
+            return True
+        if wanted > budget and (len(partials) > 1 or self.scheduler.running[-1] is not partials[0]):
+            return True
+        num_blocks = group.blocks_next
+        for request in partials:
+            total = request.num_computed_tokens + min(request.num_tokens - request.num_computed_tokens, budget)
+            num_blocks += self.kv.blocks(total) - self.kv.blocks(request.num_computed_tokens)
+        return num_blocks > self.kv.free
+
+    def _count_late(self, start_ps: int, end_ps: int) -> int:
+        """Members whose last token is older than the step before, which only the stepwise replica brings about."""
+        late = [request for request in self._group.members() if request.last_token_ps != start_ps]
+        self.recorder.gaps.extend(end_ps - request.last_token_ps for request in late)
+        return len(late)
+
+    def _batch(self, planned: dict[Request, int]) -> Batch:
+        """The batch of the step that is planned, in vLLM's order; complete only where steps are kept."""
+        if self.recorder.steps is None:
+            return NO_ENTRIES
+        entries = []
+        for request in self.scheduler.running:
+            computed = request.num_computed_tokens
+            if request.joined_round != OUTSIDE:
+                entries.append(Entry(request, 1, computed + self._group.round - request.joined_round, True))
+            elif request in planned:
+                n = planned[request]
+                entries.append(Entry(request, n, computed - n, computed == request.num_tokens))
+        return Batch(entries, [])

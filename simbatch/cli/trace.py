@@ -1,0 +1,269 @@
+"""`simbatch trace`: describe, convert and generate request traces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simbatch.sim.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from simbatch.sim.workload.chunk import RequestSource
+    from simbatch.sim.workload.model import Workload
+    from simbatch.sim.workload.traces import TraceSource
+    from simbatch.sim.workload.traces.write import WriteFormat
+
+# repeated from sim/workload, whose models take a while to import; a test holds them together
+READ = ("azure", "burstgpt", "mooncake", "timed_trace", "vllm_bench", "jsonl", "csv", "parquet")
+WRITE = ("jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure")
+_DISTRIBUTIONS = ("fixed", "lognormal")  # what the length flags can say
+A_FILE = click.Path(path_type=Path)
+
+
+@click.group()
+def trace() -> None:
+    """Describe, convert or generate request traces."""
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How to read the trace: the keys of a scenario's `workload.trace`."""
+    options = (
+        click.option("--format", "trace_format", type=click.Choice(READ), help="The file's format. Default: detected."),
+        click.option("--limit", type=int, metavar="N", help="Take the first N requests only."),
+        click.option("--rate-scale", type=float, metavar="X", help="Multiply the arrival rate by X."),
+        click.option("--time-unit", type=click.Choice(["s", "ms", "us", "ns"]), help="Unit of the file's plain times."),
+        click.option(
+            "--hash-block-tokens", type=int, metavar="N", help="Tokens that one entry of hash_ids stands for."
+        ),
+        click.option("--on-empty", type=click.Choice(["error", "skip"]), help="Rows without output tokens."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How to write a trace."""
+    options = (
+        click.option("--to", type=click.Choice(WRITE), help="Format to write. Default: by OUT's ending."),
+        click.option(
+            "--out-hash-block-tokens",
+            type=click.IntRange(1, 2**20),
+            metavar="N",
+            help="Tokens that one hash stands for in OUT. Default: mooncake 512, others 16.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@trace.command()
+@click.argument("file", type=A_FILE)
+@reading_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-o", "--output", "picture", type=A_FILE, metavar="PICTURE.png", help="Draw arrivals and lengths.")
+def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -> None:
+    """Say what the trace in FILE is like: size, rate, burstiness, lengths, shared prefixes."""
+    from simbatch.cli._progress import progress_of
+    from simbatch.cli._trace_text import description
+    from simbatch.sim.workload.traces.statistics import describe as describe_source
+
+    if picture is not None:
+        _check_picture(picture)
+    source = _open(file, settings)
+    with progress_of(f"reading {file.name}", None, quiet=False) as progress:
+        statistics = describe_source(source, progress)
+    facts = {"path": str(file), "format": source.format, **statistics.summary(), "skipped": source.skipped}
+    facts["ignored_columns"] = sorted(source.ignored)
+    if picture is not None:
+        from simbatch.sim.workload.traces.picture import draw
+
+        draw(statistics, f"{file.name} ({source.format}, {statistics.num_requests:,} requests)", picture)
+        click.echo(f"picture: {picture}", err=True)
+    click.echo(json.dumps(facts, indent=2) if as_json else description(facts))
+
+
+@trace.command()
+@click.argument("file", metavar="IN", type=A_FILE)
+@click.argument("output", metavar="OUT", type=A_FILE)
+@writing_options
+@reading_options
+def convert(file: Path, output: Path, to: str | None, out_hash_block_tokens: int | None, **settings: Any) -> None:
+    """Write the trace in IN as OUT; what OUT's format cannot hold is named on stderr."""
+    source = _open(file, settings)
+    target = _target(output, to)
+    size = out_hash_block_tokens or _default_hash_block_tokens(target)
+    count = _write(source, output, target, size, source.hash_block_tokens != size)
+    for name in sorted(source.ignored):
+        _warn(f"{file}: column {name} means nothing here and was left out")
+    if source.skipped:
+        _warn(f"{file}: {source.skipped} rows without output tokens were skipped")
+    click.echo(f"{count} requests: {file} ({source.format}) to {output} ({target})")
+
+
+@trace.command()
+@click.argument("output", metavar="OUT", type=A_FILE)
+@writing_options
+@click.option("--scenario", type=A_FILE, metavar="FILE", help="Take the workload and seed of this scenario (YAML).")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed. Default: the scenario's, or 0.")
+@click.option("--num-prompts", type=int, metavar="N", help="How many requests.")
+@click.option("--request-rate", type=float, metavar="X", help="Requests per second.")
+@click.option("--burstiness", type=float, metavar="X", help="Shape of the gamma gaps: 1 is Poisson, less is burstier.")
+@click.option("--prompt-len-mean", type=float, metavar="X", help="Mean prompt length, tokens.")
+@click.option("--prompt-len-cv", type=float, metavar="X", help="Its standard deviation / mean (lognormal). Default: 0.")
+@click.option("--prompt-len-max", type=int, metavar="N", help="Longer draws are set to it.")
+@click.option("--output-len-mean", type=float, metavar="X", help="Mean output length, tokens.")
+@click.option("--output-len-cv", type=float, metavar="X", help="Its standard deviation / mean (lognormal). Default: 0.")
+@click.option("--output-len-max", type=int, metavar="N", help="Longer draws are set to it.")
+def generate(
+    output: Path,
+    to: str | None,
+    out_hash_block_tokens: int | None,
+    scenario: Path | None,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    **options: Any,
+) -> None:
+    """Write synthetic requests to OUT: those of a scenario, or drawn as the options say."""
+    from simbatch.sim.workload import open_workload
+
+    target = _target(output, to)
+    given = {key: value for key, value in options.items() if value is not None}
+    if scenario is not None:
+        workload, seed, folder = _of_scenario(scenario, assignments, seed, given)
+    else:
+        if assignments:
+            raise UserError(Problem("--set", "needs a scenario", ", ".join(assignments), "add --scenario FILE"))
+        workload, seed, folder = _of_options(given), seed or 0, Path()
+    source = open_workload(workload, seed=seed, folder=folder)
+    _check_open_loop(source)
+    size = out_hash_block_tokens or _default_hash_block_tokens(target)
+    # a trace's hashes cover whole prompts; a synthetic workload's shared prefixes do not
+    regroup = workload.trace is None or source.hash_block_tokens != size
+    count = _write(source, output, target, size, regroup)
+    click.echo(f"{count} requests to {output} ({target}), seed {seed}")
+
+
+def _open(file: Path, settings: dict[str, Any]) -> TraceSource:
+    from simbatch.sim.workload.trace_model import Trace
+    from simbatch.sim.workload.traces import open_trace
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    if "trace_format" in given:
+        given["format"] = given.pop("trace_format")
+    trace_settings: Trace = _validated(Trace, {"path": str(file), **given})
+    return open_trace(trace_settings, place="")
+
+
+def _validated(model: Any, data: dict[str, Any]) -> Any:
+    """The model of what the flags say; UserError that names the flag."""
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(*map(_flag_problem, error.errors(include_url=False))) from None
+
+
+def _flag_problem(details: Any) -> Problem:
+    flag = "--" + "-".join(part for part in map(str, details["loc"]) if part not in _DISTRIBUTIONS).replace("_", "-")
+    if details["type"] == "missing":
+        many = flag in ("--prompt-len", "--output-len")
+        return Problem(f"{flag}-mean" if many else flag, "required, but missing", mend="add it, or use --scenario FILE")
+    rule = details["msg"].replace("Input should be", "must be")
+    context = details.get("ctx", {})
+    return Problem(flag.removesuffix("--"), rule, details["input"], str(context.get("mend", "")))
+
+
+def _target(output: Path, to: str | None) -> WriteFormat:
+    from simbatch.sim.workload.traces.write import WRITE_FORMATS
+
+    ending = to or output.suffix.removeprefix(".")
+    found = next((name for name in WRITE_FORMATS if name == ending), None)
+    if found is None:
+        rule = "the format to write cannot be told from the file's ending"
+        raise UserError(Problem(str(output), rule, output.suffix, f"add --to: one of {', '.join(WRITE_FORMATS)}"))
+    return found
+
+
+def _default_hash_block_tokens(target: WriteFormat) -> int:
+    from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS
+
+    return HASH_BLOCK_TOKENS.get(target, 16)
+
+
+def _write(source: RequestSource, output: Path, to: WriteFormat, size: int, regroup: bool) -> int:
+    from simbatch.cli._progress import progress_of
+    from simbatch.sim.workload.traces.write import HOLDS_HASHES, write_trace
+
+    with progress_of(f"writing {output.name}", source.num_requests, quiet=False) as progress:
+        count, losses = write_trace(source, output, to, hash_block_tokens=size, regroup=regroup, progress=progress)
+    for line in losses.lines():
+        _warn(line)
+    if source.hash_block_tokens and to in HOLDS_HASHES:
+        if size > source.hash_block_tokens:
+            _warn(
+                f"hashes of {source.hash_block_tokens} tokens became ones of {size}: shorter shared prefixes are lost"
+            )
+        if size != _default_hash_block_tokens(to):
+            _warn(f"{output} does not say that a hash stands for {size} tokens: read it with hash_block_tokens: {size}")
+    return count
+
+
+def _of_scenario(
+    file: Path, assignments: tuple[str, ...], seed: int | None, given: dict[str, Any]
+) -> tuple[Workload, int, Path]:
+    from simbatch.cli._options import load_scenario
+
+    if given:
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+        mend = "leave them out, or use --set workload.request_rate=3"
+        raise UserError(Problem(flags, "a scenario brings its own workload", mend=mend))
+    scenario = load_scenario(file, assignments, seed)
+    return scenario.workload, scenario.seed, scenario.folder
+
+
+def _of_options(given: dict[str, Any]) -> Workload:
+    from simbatch.sim.workload.model import Workload
+
+    data: dict[str, Any] = {}
+    for key, value in given.items():
+        length, _, part = key.partition("_len_")
+        if part:
+            data.setdefault(f"{length}_len", {})[part] = value
+        else:
+            data[key] = value
+    for length in ("prompt_len", "output_len"):
+        if length in data:
+            data[length]["distribution"] = "lognormal" if data[length].get("cv") else "fixed"
+            if data[length]["distribution"] == "fixed":
+                data[length].pop("cv", None)
+    workload: Workload = _validated(Workload, data)
+    return workload
+
+
+def _check_open_loop(source: RequestSource) -> None:
+    if getattr(source, "is_closed_loop", False):
+        rule = "a closed loop has no arrival times before it is simulated"
+        raise UserError(
+            Problem("workload.arrival", rule, mend="simulate it, and convert the result's requests.parquet")
+        )
+    if source.max_concurrency is not None:
+        _warn(f"max_concurrency ({source.max_concurrency}) holds requests back when simulated; a trace cannot say that")
+
+
+def _check_picture(picture: Path) -> None:
+    if picture.suffix.lower() != ".png":
+        raise UserError(Problem(f"-o {picture}", "a picture's name must end in .png", mend="rename it"))
+    if not picture.parent.is_dir():
+        raise UserError(Problem(f"-o {picture}", "there is no such folder", str(picture.parent), "create it first"))
+
+
+def _warn(line: str) -> None:
+    click.echo(f"warning: {line}", err=True)

@@ -1,0 +1,131 @@
+"""The console: the block of `vllm bench serve` to the letter, and the rest readable."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from simbatch.sim.results import Result, Slo
+from simbatch.sim.results.console import number, percent, table
+from tests.results_records import MS, REJECTED, Toy, back_to_back, build, facts
+
+BLOCK = """\
+============ Serving Benchmark Result ============
+Successful requests:                     2
+Failed requests:                         0
+Maximum request concurrency:             8
+Request rate configured (RPS):           3.00
+Benchmark duration (s):                  0.34
+Total input tokens:                      40
+Total generated tokens:                  6
+Request throughput (req/s):              5.88
+Request goodput (req/s):                 2.94
+Output token throughput (tok/s):         17.65
+Peak output token throughput (tok/s):    6.00
+Peak concurrent requests:                2.00
+Total token throughput (tok/s):          135.29
+---------------Time to First Token----------------
+Mean TTFT (ms):                          175.00
+Median TTFT (ms):                        175.00
+P90 TTFT (ms):                           195.00
+P95 TTFT (ms):                           197.50
+P99 TTFT (ms):                           199.50
+-----Time per Output Token (excl. 1st token)------
+Mean TPOT (ms):                          35.00
+Median TPOT (ms):                        35.00
+P90 TPOT (ms):                           43.00
+P95 TPOT (ms):                           44.00
+P99 TPOT (ms):                           44.80
+---------------Inter-token Latency----------------
+Mean ITL (ms):                           35.00
+Median ITL (ms):                         35.00
+P90 ITL (ms):                            47.00
+P95 ITL (ms):                            48.50
+P99 ITL (ms):                            49.70
+----------------End-to-end Latency----------------
+Mean E2EL (ms):                          245.00
+Median E2EL (ms):                        245.00
+P90 E2EL (ms):                           249.00
+P95 E2EL (ms):                           249.50
+P99 E2EL (ms):                           249.90
+=================================================="""
+
+
+def result(**changes):
+    steps = back_to_back([100 * MS, 20 * MS, 30 * MS, 40 * MS, 50 * MS], start_ps=100 * MS)
+    record = build([Toy(0, [0, 1, 2], 10), Toy(100 * MS, [2, 3, 4], 30, priority=1)], steps)
+    known = {
+        "slo": Slo(ttft_ms=150, tpot_ms=45),
+        "scenario": {"workload": {"request_rate": 3, "max_concurrency": 8}},
+        "policy": "adaptive",
+        "policy_params": {"target_tpot_ms": 50, "growth": "multiplicative"},
+        "engine": {"max_num_seqs": 64, "block_size": 16, "watermark": 0.0, "max_num_active_seqs": None},
+        "engine_defaults": ("block_size", "watermark", "max_num_active_seqs"),
+        "profile": "rtx4090-llama-3.1-8b-bf16",
+        "profile_error": "decode 1.9 %, mixed 4.8 %",
+        "share_in_range": 0.9999,
+        "seed": 7,
+    }
+    return Result(record, facts(**{**known, **changes}))
+
+
+def test_the_block_is_that_of_vllm():
+    lines = result().text().splitlines()
+    assert [line.rstrip() for line in lines[: len(BLOCK.splitlines())]] == BLOCK.splitlines()
+    assert lines[1] == "{:<40} {:<10}".format("Successful requests:", 2)
+    assert lines[5] == "{:<40} {:<10.2f}".format("Benchmark duration (s):", 0.34)
+
+
+def test_what_follows_says_slo_classes_engine_and_setting():
+    text = re.sub(r" +\n", "\n", result().text())
+    assert "TTFT <= 150 ms:                          50.00 %\n" in text
+    assert "All of them:                             50.00 %\n" in text
+    assert re.search(r"^high +1 +200\.0 +200\.0 +25\.0 +25\.0 +250\.0 +250\.0 +0\.00 %$", text, re.MULTILINE)
+    assert re.search(r"^normal +1 +150\.0 ", text, re.MULTILINE)
+    assert "Batch size, mean / max:                  1.20 / 2\n" in text
+    assert "Policy: adaptive target_tpot_ms 50, growth multiplicative\n" in text
+    assert "Profile: rtx4090-llama-3.1-8b-bf16; error: decode 1.9 %, mixed 4.8 %\n" in text
+    assert "Steps inside the profile's measured range: 99.99 %\n" in text
+    assert "Engine, as written: max_num_seqs 64\n" in text
+    assert text.endswith("Engine, resolved: block_size 16, watermark 0, max_num_active_seqs none")
+
+
+def test_numbers_are_readable():
+    assert not re.search(r"\d\.\d{5}", result().text())
+
+
+def test_lines_stay_narrow():
+    engine = {f"a_long_setting_number_{i}": i for i in range(30)}
+    assert max(map(len, result(engine=engine).text().splitlines())) <= 100
+
+
+def test_warnings_come_last_and_reasons_are_named():
+    record = build([Toy(0, [0]), Toy(0, [], 9000, status=REJECTED)], back_to_back([MS]))
+    text = Result(record, facts()).text()
+    assert text.endswith("WARNING: 1 of 2 requests were rejected; see the reasons.")
+    assert "Rejected 1: prompt of 9000 tokens\n" in text
+    assert "Mean TPOT (ms):                          -" in text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(None, "-"), (0.0, "0.00 %"), (0.5, "50.00 %"), (0.999999, "99.99 %"), (1.0, "100.00 %")]
+)
+def test_a_share_below_all_is_never_shown_as_all(share, text):
+    assert percent(share) == text
+
+
+def test_tables_align():
+    assert table(["", "a"], [["long name", number(1234.5)], ["b", number(None)]]) == [
+        "                  a",
+        "long name  1,234.50",
+        "b                 -",
+    ]
+
+
+def test_a_notebook_shows_a_small_table():
+    html = result(scenario_name="<b>")._repr_html_()
+    assert html.startswith("<table>")
+    assert "&lt;b&gt;, adaptive: 2 of 2 requests" in html
+    assert "<td>175.0</td>" in html
+    assert "<b>" not in html

@@ -1,0 +1,141 @@
+"""Arrival processes: vLLM's semantics, their statistics, and no dependence on chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simbatch.sim.errors import UserError
+from simbatch.sim.workload import arrivals
+from simbatch.sim.workload.arrivals import arrival_times
+from simbatch.sim.workload.model import Workload
+from simbatch.sim.workload.streams import Purpose, stream
+
+FIXED = {"distribution": "fixed", "mean": 10}
+
+
+def times_s(num_prompts: int, seed: int = 0, **workload: Any) -> Any:
+    data = {"num_prompts": num_prompts, "prompt_len": FIXED, "output_len": FIXED, **workload}
+    process = Workload.model_validate(data).resolved_arrival()
+    chunks = list(arrival_times(process, num_prompts, lambda: stream(seed, Purpose.ARRIVALS)))
+    assert all(len(chunk) <= arrivals.CHUNK_SIZE for chunk in chunks)
+    return np.concatenate(chunks) / 1e12
+
+
+def gaps(times: Any) -> Any:
+    return np.diff(times, prepend=0.0)
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
+def test_gamma_gaps_have_the_rate_and_the_burstiness(burstiness: float) -> None:
+    found = gaps(times_s(100_000, request_rate=5, burstiness=burstiness))
+    assert found.mean() == pytest.approx(0.2, rel=1e-9)  # rescaled: exact
+    assert found.std() / found.mean() == pytest.approx(burstiness**-0.5, rel=0.03)
+    assert found[0] > 0  # the first request comes after a gap
+
+
+def test_the_last_arrival_is_rescaled_to_its_place_as_vllm_does() -> None:
+    assert times_s(70_000, request_rate=7, burstiness=0.5)[-1] == pytest.approx(10_000, abs=1e-9)
+    assert times_s(1, request_rate=4)[-1] == pytest.approx(0.25, abs=1e-12)
+
+
+def test_rescaling_stretches_the_unscaled_process() -> None:
+    scaled, plain = times_s(5_000, request_rate=3), times_s(5_000, request_rate=3, rescale=False)
+    assert plain[-1] != pytest.approx(5_000 / 3, rel=1e-6)
+    assert scaled == pytest.approx(plain * (5_000 / 3 / plain[-1]), rel=1e-9)
+
+
+def test_the_gaps_are_numpys_gamma_with_vllms_parameters() -> None:
+    plain = times_s(1_000, seed=3, request_rate=2, burstiness=0.5, rescale=False)
+    expected = np.cumsum(stream(3, Purpose.ARRIVALS).gamma(0.5, 1 / (2 * 0.5), 1_000))
+    assert plain == pytest.approx(expected, abs=1e-12)
+
+
+def test_poisson_is_the_unscaled_process_of_burstiness_1() -> None:
+    poisson = times_s(1_000, arrival={"process": "poisson", "request_rate": 2})
+    assert poisson == pytest.approx(times_s(1_000, request_rate=2, rescale=False), abs=0)
+
+
+def test_constant_gaps() -> None:
+    assert times_s(4, request_rate=2, arrival={"process": "constant"}).tolist() == [0.5, 1.0, 1.5, 2.0]
+
+
+@pytest.mark.parametrize("process", [{"process": "all_at_once"}, {"process": "closed_loop", "max_concurrency": 2}])
+def test_processes_without_times(process: dict[str, Any]) -> None:
+    assert times_s(3, arrival=process).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("strategy", "middle"), [("linear", 55.0), ("exponential", 10.0)])
+def test_a_ramps_rate_goes_by_the_requests_number(strategy: str, middle: float) -> None:
+    ramp = {"process": "ramp", "ramp_up_strategy": strategy, "ramp_up_start_rps": 1, "ramp_up_end_rps": 109 if strategy == "linear" else 100}
+    found = gaps(times_s(200_001, arrival=ramp | {"burstiness": 100.0}))
+    assert found[:500].mean() == pytest.approx(1, rel=0.05)
+    assert 1 / found[99_000:101_000].mean() == pytest.approx(middle, rel=0.05)
+    assert 1 / found[-500:].mean() == pytest.approx(ramp["ramp_up_end_rps"], rel=0.05)
+
+
+def test_a_ramp_is_not_rescaled() -> None:
+    ramp = {"process": "ramp", "ramp_up_start_rps": 2, "ramp_up_end_rps": 2}
+    assert times_s(500, arrival=ramp) == pytest.approx(times_s(500, request_rate=2, rescale=False), rel=1e-12)
+
+
+def test_on_off_has_its_rates_within_their_times() -> None:
+    process = {"process": "on_off", "request_rate": 20, "off_request_rate": 2, "on_s": 10, "off_s": 30}
+    found = times_s(130_000, arrival=process)
+    in_burst = found % 40 < 10
+    cycles = found[-1] / 40
+    assert in_burst.sum() / cycles / 10 == pytest.approx(20, rel=0.03)
+    assert (~in_burst).sum() / cycles / 30 == pytest.approx(2, rel=0.03)
+
+
+def test_nothing_arrives_in_a_silent_pause() -> None:
+    found = times_s(5_000, arrival={"process": "on_off", "request_rate": 5, "on_s": 2, "off_s": 8})
+    assert (found % 10 <= 2 + 1e-9).all()
+    assert found[-1] == pytest.approx(5_000, rel=0.1)
+
+
+def test_a_day_has_its_peak_and_its_mean() -> None:
+    day = {"process": "daily", "request_rate": 50, "amplitude": 0.8, "period_s": 1000, "peak_s": 250}
+    found = times_s(250_000, arrival=day)
+    by_hour = np.histogram(found % 1000, bins=20, range=(0, 1000))[0] / (found[-1] / 1000) / 50
+    middles = np.arange(25, 1000, 50)
+    assert by_hour == pytest.approx(50 * (1 + 0.8 * np.cos(2 * np.pi * (middles - 250) / 1000)), rel=0.06)
+    assert 250_000 / found[-1] == pytest.approx(50, rel=0.02)
+
+
+def test_a_day_whose_rate_falls_to_zero_has_ordered_times() -> None:
+    found = times_s(20_000, arrival={"process": "daily", "request_rate": 10, "amplitude": 1, "period_s": 100})
+    assert (np.diff(found) >= 0).all()
+
+
+def test_a_run_longer_than_the_clock_is_refused() -> None:
+    with pytest.raises(UserError, match=r"workload\.num_prompts: arrivals end after more than 9200000 s .*\(got 10\)"):
+        times_s(10, request_rate=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    process=st.sampled_from(
+        [
+            {"process": "gamma", "request_rate": 5, "burstiness": 0.3},
+            {"process": "constant", "request_rate": 3},
+            {"process": "on_off", "request_rate": 5, "off_request_rate": 1, "on_s": 3, "off_s": 4},
+            {"process": "ramp", "ramp_up_start_rps": 1, "ramp_up_end_rps": 5},
+            {"process": "daily", "request_rate": 5, "period_s": 20},
+        ]
+    ),
+    seed=st.integers(0, 2**63 - 1),
+    num_prompts=st.integers(1, 60),
+    chunk_size=st.integers(1, 25),
+)
+def test_chunks_do_not_change_the_times(process: dict[str, Any], seed: int, num_prompts: int, chunk_size: int) -> None:
+    whole = times_s(num_prompts, seed, arrival=process)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrivals, "CHUNK_SIZE", chunk_size)
+        parts = times_s(num_prompts, seed, arrival=process)
+    assert parts == pytest.approx(whole, rel=1e-9, abs=1e-9)
+    assert (np.diff(whole) >= 0).all()
