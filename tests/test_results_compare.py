@@ -10,7 +10,7 @@ from PIL import Image
 
 from simbatch.sim.errors import UserError
 from simbatch.sim.results import Result, Slo
-from simbatch.sim.results.compare import Comparison
+from simbatch.sim.results.compare import Comparison, Row
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 
@@ -38,6 +38,13 @@ def test_values_and_the_best(comparison):
     assert row(comparison, "completed").best == []  # all the same
     assert row(comparison, "simbatch.batch_size.max").best == []  # neither end is better
     assert row(comparison, "simbatch.classes.high.p99_ttft_ms").better == "lower"
+
+
+def test_values_that_look_equal_are_equally_good():
+    values = {"a": 2.2004, "b": 2.2001, "c": None}
+    assert Row("request_throughput", "", values, "higher").best == []
+    assert Row("request_throughput", "", {**values, "c": 1.0}, "higher").best == ["a", "b"]
+    assert Row("request_throughput", "", {**values, "c": 1.0}, "lower").best == ["c"]
 
 
 def test_the_table(comparison):

@@ -169,7 +169,12 @@ ERRORS: list[tuple[str, dict[str, Any], tuple[str | int, ...], str]] = [
         ("prompt_len", "lognormal", "cv"),
         "Field required",
     ),
-    ("azure's time unit", {"trace": {"path": "x", "format": "azure", "time_unit": "ms"}}, ("trace", "time_unit"), "no other"),
+    (
+        "azure's time unit",
+        {"trace": {"path": "x", "format": "azure", "time_unit": "ms"}},
+        ("trace", "time_unit"),
+        "no other",
+    ),
     (
         "azure's hashes",
         {"trace": {"path": "x", "format": "azure", "hash_block_tokens": 16}},

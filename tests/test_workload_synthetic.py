@@ -30,7 +30,10 @@ def column(found: RequestSource, name: str) -> list[Any]:
 
 
 COLUMNS = ("arrival_ps", "num_prompt_tokens", "num_output_tokens", "priority", "hash_ids")
-FULL = {"priorities": {"high": 0.1, "normal": 0.6, "low": 0.3}, "prefix": {"num_prefixes": 4, "prefix_len": 100, "share": 0.5}}
+FULL = {
+    "priorities": {"high": 0.1, "normal": 0.6, "low": 0.3},
+    "prefix": {"num_prefixes": 4, "prefix_len": 100, "share": 0.5},
+}
 
 
 def test_the_same_seed_gives_the_same_requests_again_and_again() -> None:

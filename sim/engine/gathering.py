@@ -7,7 +7,7 @@ from typing import Any
 
 from simbatch.sim.engine.decode_group import OUTSIDE, DecodeGroup
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.request import Request
+from simbatch.sim.engine.request import NEVER, Request
 from simbatch.sim.engine.scheduler import Batch, Entry
 from simbatch.sim.engine.step import Step
 
@@ -21,20 +21,22 @@ class GatheringReplica(Replica):
         super().__init__(*args, **kwargs)
         self._group = DecodeGroup(self.config.block_size)
         self._partials: list[Request] = []  # running requests whose prompt, or what is recomputed, is not done
-        self._newest: Step | None = None  # planned last and not let go; its batch is complete only if steps are kept
-        self._ending: list[Request] = []  # its last tokens: their seats are not free yet
+        self._newest_ps = NEVER  # start of the step planned last, if it is not let go; it ends at `device_free_ps`
+        self._newest_batch = NO_ENTRIES  # what it computes, if steps are kept
+        self._ending: list[Request] = []  # whose last tokens it brings: their seats are not free yet
         self._has_stepped = False  # since they were gathered
         self._retry_admission = True  # something has changed since the head of the queue was refused
 
     def _gather(self, in_flight: deque[Step]) -> None:
         """Take the decodes together; tokens in flight count as received."""
-        self._newest = in_flight.popleft() if in_flight else None
+        step = in_flight.popleft() if in_flight else Step(NO_ENTRIES, NEVER, NEVER)
+        self._newest_ps, self._newest_batch = step.start_ps, step.batch
         self._ending, self._partials = [], []
-        for entry in self._newest.batch.entries if self._newest else ():
+        for entry in step.batch.entries:
             request = entry.request
             if entry.samples:
-                if not self._newest.is_counted:
-                    self.note_token(request, entry.is_decode, self._newest.start_ps, self._newest.end_ps)
+                if not step.is_counted:
+                    self.note_token(request, entry.is_decode, step.start_ps, step.end_ps)
                 request.num_tokens += 1
                 request.num_placeholders = 0
                 if request.num_output_tokens >= request.max_tokens:
@@ -50,24 +52,24 @@ class GatheringReplica(Replica):
 
     def _settle(self, in_flight: deque[Step]) -> None:
         """Give every request its own numbers back; the newest step is in flight again if scheduling is asynchronous."""
-        newest, is_async = self._newest, self.config.async_scheduling
+        is_async, in_flight_still = self.config.async_scheduling, self._newest_ps != NEVER
         members = self._group.disband()
-        if newest is not None and self._has_stepped and self.recorder.steps is None:
-            tokens = sorted(members + self._ending, key=lambda request: request.seat)
-            entries = [Entry(request, 1, request.num_computed_tokens - 1, True) for request in tokens]
-            entries += [Entry(request, 1, 0, False) for request in self._partials]
-            newest = newest._replace(batch=Batch(entries, []))
         for request in members:
             self.kv.register(request, request.num_computed_tokens - is_async)
             if self._has_stepped:
                 request.last_token_ps = self.device_free_ps
-        if newest is not None:
-            for entry in newest.batch.entries:
+        if in_flight_still:
+            batch = self._newest_batch
+            if self._has_stepped and self.recorder.steps is None:
+                tokens = sorted(members + self._ending, key=lambda request: request.seat)
+                entries = [Entry(request, 1, request.num_computed_tokens - 1, True) for request in tokens]
+                batch = Batch(entries + [Entry(request, 1, 0, False) for request in self._partials], [])
+            for entry in batch.entries:
                 if entry.samples:
                     entry.request.num_tokens -= 1
                     entry.request.num_placeholders = 1
-            in_flight.append(newest._replace(is_counted=True))
-        self._newest, self._ending = None, []
+            in_flight.append(Step(batch, self._newest_ps, max(self.device_free_ps, self.now_ps), is_counted=True))
+        self._newest_ps, self._ending = NEVER, []
 
     def _is_hard(self) -> bool:
         """Whether the next step, with requests in mid-prefill, needs a loop over the running requests."""

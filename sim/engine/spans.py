@@ -22,13 +22,11 @@ from typing import Any
 import simpy
 
 from simbatch.sim.engine.arrivals import FAR
+from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.gathering import GatheringReplica
 from simbatch.sim.engine.replica import Process
-from simbatch.sim.engine.request import Request
+from simbatch.sim.engine.request import NEVER, Request
 from simbatch.sim.engine.step import Step
-
-Planned = tuple[Step, list[Request]]  # the last step of what was planned, and whose last token it brings
-
 
 class SpanReplica(GatheringReplica):
     """A replica that leaps from change to change."""
@@ -41,50 +39,52 @@ class SpanReplica(GatheringReplica):
             return
         self._gather(in_flight)
         group, kv, arrivals, waiting = self._group, self.kv, self.arrivals, self.scheduler.waiting
-        while group.blocks_next <= kv.free and not (self._partials and self._is_hard()):
-            overhead_ps = self._take_in() if arrivals.next_ps <= self.now_ps or self.backlog else 0
-            planned = self._plan_prefills() if self._partials or (waiting and self._retry_admission) else None
+        is_async, keeps_steps, timeout = self.config.async_scheduling, self.recorder.steps is not None, self.env.timeout
+        num_left = duration_ps = slope_ps = num_blocks = 0  # of the span under way, and what its next part takes
+        while num_left or (group.blocks_next <= kv.free and not (self._partials and self._is_hard())):
             start_ps = self.device_free_ps if self.device_free_ps > self.now_ps else self.now_ps
-            ready_ps = max(start_ps, self.now_ps + overhead_ps) if overhead_ps else start_ps
-            if planned:
-                step, ended = self._step(planned, start_ps, ready_ps)
-            elif group.size:
-                num_steps, duration_ps, slope_ps = self._plan_span(start_ps, ready_ps)
-                if self._ending and num_steps > 1:  # what they give back is handed out from the second step on
-                    yield from self._part(start_ps)
-                while num_steps > 1 and self.recorder.steps is not None:  # the same steps one by one, to be kept
-                    step, ended = self._decode(1, start_ps, duration_ps, slope_ps)
-                    yield from self._pass(start_ps, step, ended)
-                    num_steps, start_ps, duration_ps = num_steps - 1, step.end_ps, duration_ps + slope_ps
-                step, ended = self._decode(num_steps, start_ps, duration_ps, slope_ps)
-            elif (yield from self._idle()):
-                continue
-            else:
-                break
-            yield from self._pass(start_ps, step, ended)
+            if not num_left:
+                overhead_ps = self._take_in() if arrivals.next_ps <= self.now_ps or self.backlog else 0
+                ready_ps = max(start_ps, self.now_ps + overhead_ps)
+                planned = self._plan_prefills() if self._partials or (waiting and self._retry_admission) else None
+                if planned:
+                    newest_ps, batch = start_ps, self._batch(planned)
+                    ended = self._step(planned, start_ps, ready_ps)
+                elif group.size:
+                    num_left, duration_ps, slope_ps, num_blocks = self._plan_span(start_ps, ready_ps)
+                elif (yield from self._idle()):
+                    continue
+                else:
+                    break
+            if num_left:
+                num_steps = num_left
+                if keeps_steps:  # one step at a time
+                    num_steps, num_blocks = 1, group.blocks_next
+                elif self._ending and num_left > 1:  # what they give back is handed out from the second step on
+                    yield from self._let_go_within(start_ps)
+                kv.take(num_blocks - self._taken)
+                end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
+                newest_ps = end_ps - duration_ps - slope_ps * (num_steps - 1)
+                batch, self._taken, self.device_free_ps = self._batch({}), 0, end_ps
+                ended = group.advance(num_steps)
+                num_left, duration_ps = num_left - num_steps, duration_ps + slope_ps
+            self._has_stepped = True
+            if is_async and (self._ending or keeps_steps):
+                if start_ps > self.now_ps:
+                    yield timeout(start_ps - self.now_ps)
+                    self.now_ps = start_ps
+                self._let_go()
+            wake_ps = newest_ps if is_async else self.device_free_ps
+            if wake_ps > self.now_ps:
+                yield timeout(wake_ps - self.now_ps)
+                self.now_ps = wake_ps
+            if is_async or ended or keeps_steps:
+                self._newest_ps, self._newest_batch, self._ending = newest_ps, batch, ended
+                if not is_async:
+                    self._let_go()
         self._settle(in_flight)
 
-    def _pass(self, start_ps: int, step: Step, ended: list[Request]) -> Process:
-        """Let the time go by of what was planned from `start_ps` on, the last of it `step`."""
-        self.device_free_ps = step.end_ps
-        self._has_stepped = True
-        if not self.config.async_scheduling:
-            yield self.env.timeout(step.end_ps - self.now_ps)
-            self.now_ps = step.end_ps
-            self._newest, self._ending = step, ended
-            self._let_go()
-            return
-        if self._ending or self.recorder.steps is not None:
-            if start_ps > self.now_ps:
-                yield self.env.timeout(start_ps - self.now_ps)
-                self.now_ps = start_ps
-            self._let_go()
-        self._newest, self._ending = step, ended
-        if step.start_ps > self.now_ps:
-            yield self.env.timeout(step.start_ps - self.now_ps)
-            self.now_ps = step.start_ps
-
-    def _part(self, start_ps: int) -> Process:
+    def _let_go_within(self, start_ps: int) -> Process:
         """Let go of those that end when the span's first step starts, between its blocks and the next step's."""
         num_blocks = self._group.blocks_next
         self.kv.take(num_blocks - self._taken)
@@ -94,17 +94,17 @@ class SpanReplica(GatheringReplica):
 
     def _let_go(self) -> None:
         """The newest step is over: its last tokens' seats and blocks are free."""
-        step, ended = self._newest, self._ending
-        self._newest, self._ending = None, NOBODY
+        start_ps, ended = self._newest_ps, self._ending
+        self._newest_ps, self._ending = NEVER, NOBODY
         if ended:
             self.release(ended)
             self._retry_admission = True
-        if step is not None and self.recorder.steps is not None:
-            self.write_step(step, ended)
+        if self.recorder.steps is not None and start_ps != NEVER:
+            self.write_step(Step(self._newest_batch, start_ps, self.now_ps), ended)
 
     def _idle(self) -> Generator[simpy.Event, Any, bool]:
         """Nobody can be scheduled: let the device finish, or wait for an arrival; False where neither is to come."""
-        if self._newest is not None:
+        if self._newest_ps != NEVER:
             yield from self.wait_until(self.device_free_ps)
             self._let_go()
             self._retry_admission = True
@@ -143,15 +143,16 @@ class SpanReplica(GatheringReplica):
         self._retry_admission = bool(planned)
         return planned
 
-    def _step(self, planned: dict[Request, int], start_ps: int, ready_ps: int) -> Planned:
-        """A step with prefills."""
+    def _step(self, planned: dict[Request, int], start_ps: int, ready_ps: int) -> list[Request]:
+        """A step with prefills; returns whose last token it brings."""
         group, self._taken = self._group, 0
         num_decodes, context, num_regular = group.size, group.context, group.size
         num_prefills = tokens = prefill_context = attention = 0
         for request, q in planned.items():
             total = request.num_computed_tokens
             if request.scheduled_ps < 0:
-                self.note_start(request, total - q, start_ps)
+                request.scheduled_ps = start_ps
+                request.num_cached_tokens = total - q
             if q == 1 and is_decode(request):
                 num_decodes += 1
                 context += total - 1
@@ -165,21 +166,21 @@ class SpanReplica(GatheringReplica):
             duration_ps = self.cost.mixed_ps(num_decodes, context, tokens, prefill_context, attention)
         else:
             duration_ps = self.cost.decode_ps(num_decodes) + self.cost.decode_context_ps * context
-        end_ps = ready_ps + duration_ps
+        self.device_free_ps = end_ps = ready_ps + duration_ps
         if not self._has_stepped:
             num_regular -= self._count_late(start_ps, end_ps)
         self.recorder.segments.extend(
             (start_ps, 1, end_ps - start_ps, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
              len(self.scheduler.running), self.num_waiting, self.kv.free)
         )  # fmt: skip
-        step = Step(self._batch(planned), start_ps, end_ps)
-        return step, self._take_tokens(planned, start_ps, end_ps)
+        return self._take_tokens(planned, start_ps, end_ps)
 
     def _take_tokens(self, planned: dict[Request, int], start_ps: int, end_ps: int) -> list[Request]:
         """Everybody's token of a step with prefills; returns whose last one that was."""
         group = self._group
         ended = group.advance(1)
-        self._partials = [request for request in self._partials if request not in planned] if self._partials else []
+        if self._partials:
+            self._partials = [request for request in self._partials if request not in planned]
         for request, q in planned.items():
             if request.num_computed_tokens < request.num_tokens:
                 self._partials.append(request)
@@ -192,8 +193,8 @@ class SpanReplica(GatheringReplica):
                 ended = [*ended, request]
         return sorted(ended, key=lambda request: request.seat) if len(ended) > 1 else ended
 
-    def _plan_span(self, start_ps: int, ready_ps: int) -> tuple[int, int, int]:
-        """How many decode-only steps nothing can change, the first one's duration, and how much longer each next is."""
+    def _plan_span(self, start_ps: int, ready_ps: int) -> tuple[int, int, int, int]:
+        """How many decode-only steps nothing can change: their number, the first one's duration, slope, blocks."""
         group, cost, num_decodes = self._group, self.cost, self._group.size
         slope_ps = cost.decode_context_ps * num_decodes
         duration_ps = ready_ps - start_ps + cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
@@ -202,32 +203,24 @@ class SpanReplica(GatheringReplica):
             num_regular -= self._count_late(start_ps, start_ps + duration_ps)
         elif ready_ps == start_ps and not (self._ending and (self.scheduler.waiting or self.arrivals.is_limited)):
             num_steps = self._span_length(start_ps, duration_ps, slope_ps)
-        num_free = self.kv.free + self._taken - group.blocks_for(num_steps)
+        num_blocks, num_free = group.blocks_for(num_steps), self.kv.free + self._taken
+        if num_blocks > num_free:
+            num_steps = group.rounds_within(num_steps, num_free)
+            num_blocks = group.blocks_for(num_steps)
         self.recorder.segments.extend(
             (start_ps, num_steps, duration_ps, slope_ps, num_decodes, num_regular, group.context, 0, 0, 0,
-             len(self.scheduler.running), self.num_waiting, num_free)
+             len(self.scheduler.running), self.num_waiting, num_free - num_blocks)
         )  # fmt: skip
-        return num_steps, duration_ps, slope_ps
+        return num_steps, duration_ps, slope_ps, num_blocks
 
     def _span_length(self, start_ps: int, duration_ps: int, slope_ps: int) -> int:
-        """Steps until the first last token, the first arrival that a plan can see, or the blocks' end."""
+        """Steps until the first last token, or until the first arrival that a plan can see."""
         num_steps = self._group.rounds_left
         time_left_ps = self.arrivals.next_ps - start_ps
-        if span_ps(num_steps, duration_ps, slope_ps) > time_left_ps:
-            before = steps_until(time_left_ps, duration_ps, slope_ps)
-            num_steps = min(num_steps, before + 1 if self.config.async_scheduling else max(before, 1))
-        return self._group.rounds_within(num_steps, self.kv.free + self._taken)
-
-    def _decode(self, num_steps: int, start_ps: int, duration_ps: int, slope_ps: int) -> Planned:
-        """Decode-only steps."""
-        self.kv.take(self._group.blocks_for(num_steps) - self._taken)
-        self._taken = 0
-        end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
-        step = Step(self._batch({}), end_ps - duration_ps - slope_ps * (num_steps - 1), end_ps)
-        return step, self._group.advance(num_steps)
-
-
-NOBODY: list[Request] = []
+        if span_ps(num_steps, duration_ps, slope_ps) <= time_left_ps:
+            return num_steps
+        before = steps_until(time_left_ps, duration_ps, slope_ps)
+        return min(num_steps, before + 1 if self.config.async_scheduling else max(before, 1))
 
 
 def is_decode(request: Request) -> bool:

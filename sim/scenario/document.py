@@ -176,7 +176,7 @@ class _Builder:
         return node
 
     def _alias(self, event: yaml.AliasEvent) -> _Node:
-        target = self.anchors.get(event.anchor)
+        target = self.anchors.get(str(event.anchor))
         if target is not None and not target.open:
             return _Node(_mark(event), target.value, target.is_mapping, issue=target.issue)
         rule = "an alias cannot stand inside its anchor" if target else "an alias needs an anchor of its name before it"

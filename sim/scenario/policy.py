@@ -21,11 +21,14 @@ def build_policy(name: str, params: dict[str, Any], source: Source) -> Policy:
         return load_policy(name, params, folder=source.folder)
     except ValidationError as error:
         kind = policy_class(name, folder=source.folder)
-        known: dict[str, Any] = {"properties": {field.name: {} for field in fields(kind)}}  # type: ignore[arg-type]
+        known: dict[str, Any] = {"properties": {field.name: {} for field in fields(kind)}}
         hints = Hints({"properties": {"policy": known}})
         raise UserError(*problems_of(error, source, hints, prefix=("policy",))) from None
     except UserError as error:
         raise UserError(*(_at_parameter(problem, params) for problem in error.problems)) from None
+    except Exception as error:  # whatever a user's own class does when it is made
+        rule = f"the policy cannot be made: {type(error).__name__}: {error}"
+        raise UserError(Problem("policy.name", rule, name, "mend its class")) from error
 
 
 def _at_parameter(problem: Problem, params: dict[str, Any]) -> Problem:

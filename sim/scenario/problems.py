@@ -84,7 +84,7 @@ class _Found:
     def _walk(self, location: tuple[Any, ...]) -> tuple[KeyPath, Any]:
         """Follow `location` through the data, leaving out the names of a union's alternatives."""
         path: KeyPath = ()
-        value = self._data
+        value: Any = self._data
         for i, part in enumerate(location):
             if _holds(value, part):
                 path, value = (*path, part), value[part]

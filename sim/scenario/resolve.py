@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, TypeVar
 
 from simbatch.policies.base import Policy
@@ -58,7 +59,9 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
     collected: list[Problem] = []
     profile = _collect(collected, lambda: _load_profile(scenario))
     chosen = policy or _collect(collected, scenario.build_policy)
-    engine = profile and _collect(collected, lambda: resolve_engine(scenario.engine, profile))
+    engine = None
+    if profile is not None:
+        engine = _collect(collected, partial(resolve_engine, scenario.engine, profile))
     if chosen is not None:
         name = scenario.policy.name if policy is None else _class_name(chosen)
         collected += _policy_problems(scenario, chosen, name)

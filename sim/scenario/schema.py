@@ -27,7 +27,8 @@ def scenario_schema() -> Schema:
         "description": schema["description"].partition("\n")[0],
         "$defs": dict(sorted(definitions.items())),
     }
-    return _without_titles(schema)
+    plain: Schema = _without_titles(schema)
+    return plain
 
 
 def _profile(description: str) -> Schema:

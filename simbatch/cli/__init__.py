@@ -5,6 +5,7 @@ A subcommand's module is imported when it is used, and none to show the list of 
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -51,7 +52,7 @@ class LazyGroup(click.Group):
         except click.UsageError as error:
             near = get_close_matches(args[0], _COMMANDS, n=1)
             if near and "did you mean" not in error.message.lower():
-                error.message += f" Did you mean {near[0]!r}?"
+                raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from None
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -71,4 +72,13 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 2 for what the user must mend, 130 when interrupted."""
-    sys.exit(exit_code_of(lambda: cli.main(arguments, prog_name="simbatch", standalone_mode=False)))
+    given = sys.argv[1:] if arguments is None else arguments
+    sys.exit(exit_code_of(lambda: _invoke(given)))
+
+
+def _invoke(arguments: list[str]) -> None:
+    if "_SIMBATCH_COMPLETE" in os.environ:  # a shell asks for completions
+        cli.main(arguments, prog_name="simbatch")
+    # not cli.main(): it would answer a closed pipe itself, with exit code 1
+    with cli.make_context("simbatch", list(arguments)) as context:
+        cli.invoke(context)

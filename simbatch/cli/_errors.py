@@ -19,12 +19,14 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 def exit_code_of(command: Callable[[], object]) -> int:
     """Run `command`; what the user must mend is printed, without a traceback."""
     try:
-        result = command()
+        command()
         sys.stdout.flush()
     except UserError as error:
         for problem in error.problems:
             _say(f"error: {problem}")
         return USER_ERROR
+    except click.exceptions.Exit as end:  # after --help and --version
+        return end.exit_code
     except click.ClickException as error:
         error.show()
         return USER_ERROR
@@ -41,7 +43,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except MemoryError:
         _say("error: not enough memory for this run; simulate fewer requests, or leave out --steps")
         return USER_ERROR
-    return result if isinstance(result, int) else OK
+    return OK
 
 
 def _of_file(error: OSError) -> str:

@@ -62,7 +62,9 @@ def _candidates(
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UserError(Problem(flag, "is named twice", twice, "name each candidate once"))
-    pairs = list(product(policies or [None], profiles or [None]))
+    each_policy: list[str | None] = [*policies] or [None]
+    each_profile: list[str | None] = [*profiles] or [None]
+    pairs = list(product(each_policy, each_profile))
     if len(pairs) < 2:
         mend = "for example: --policy fixed --policy adaptive"
         raise UserError(Problem("compare", "needs at least two policies or two profiles", pairs[0][0] or "", mend))

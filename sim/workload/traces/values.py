@@ -68,10 +68,9 @@ def _times_fast(ps_per_unit: int) -> Callable[[Sequence[object]], list[int] | No
             numbers = np.fromiter(map(float, values), np.float64, len(values))  # type: ignore[arg-type]
         except (ValueError, OverflowError):
             return None
-        ps = np.rint(numbers * ps_per_unit)
-        if not np.isfinite(ps).all() or ps.min() < 0 or ps.max() >= MAX_PS:
+        if not (numbers.min() >= 0 and numbers.max() < MAX_PS / ps_per_unit):  # NaN is neither
             return None
-        whole: list[int] = ps.astype(np.int64).tolist()
+        whole: list[int] = np.rint(numbers * ps_per_unit).astype(np.int64).tolist()
         return whole
 
     return fast

@@ -1,0 +1,99 @@
+"""The requests of a run as columns in seconds, as `requests.parquet` has them, and the latencies that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.engine.record import FINISHED, STATUS_NAMES, RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TIME_COLUMNS = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")
+COUNT_COLUMNS = ("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions", "priority")
+FILE_COLUMNS = ("request_id", *TIME_COLUMNS, *COUNT_COLUMNS, "status")
+LATENCY_COLUMNS = ("ttft_s", "tpot_s", "e2el_s")
+
+
+class RequestTable:
+    """One entry per request, in input order; `table["ttft_s"]` is a numpy array, times in seconds.
+
+    NaN where something never came: the finish of an unfinished request, the TPOT of a single token. TTFT, TPOT and
+    E2EL are what the client sees, `client_overhead` included, and are given for finished requests only.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+
+    def __len__(self) -> int:
+        return len(self._record.requests)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from FILE_COLUMNS
+        yield from LATENCY_COLUMNS
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        requests = self._record.requests
+        if name == "request_id":
+            return np.array(request_ids(self._record), dtype=np.str_)
+        if name == "status":
+            return np.array(STATUS_NAMES, dtype=np.str_)[requests.status]
+        if name in TIME_COLUMNS:
+            times: NDArray[np.int64] = getattr(requests, name.removesuffix("_s") + "_ps")
+            return np.where(times < 0, np.nan, times / PS_PER_S)
+        if name in COUNT_COLUMNS:
+            counts: NDArray[np.int64] = getattr(requests, name)
+            return counts
+        if name in LATENCY_COLUMNS:
+            return self._latency_s(name)
+        raise KeyError(f"no column {name!r}; there are {', '.join(self)}")
+
+    def _latency_s(self, name: str) -> NDArray[np.float64]:
+        requests = self._record.requests
+        values = np.full(len(requests), np.nan)
+        finished = requests.status == FINISHED
+        match name:
+            case "ttft_s":
+                values[finished] = ttft_ps(self._record)[finished] / PS_PER_S
+            case "e2el_s":
+                values[finished] = e2el_ps(self._record)[finished] / PS_PER_S
+            case _:
+                finished &= requests.num_output_tokens > 1
+                decoding_ps = requests.finish_ps[finished] - requests.first_token_ps[finished]
+                values[finished] = decoding_ps / (requests.num_output_tokens[finished] - 1) / PS_PER_S
+        return values
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The same as a DataFrame, columns in this order; needs pandas."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise ImportError("to_pandas() needs pandas, which is not installed: pip install pandas") from None
+        return pd.DataFrame({name: self[name] for name in self})
+
+    def __repr__(self) -> str:
+        return f"RequestTable of {len(self):,} requests: {', '.join(self)}"
+
+
+def request_ids(record: RunRecord) -> list[str]:
+    """The ids as given, or the running index as text."""
+    return record.requests.request_id or [str(i) for i in range(len(record.requests))]
+
+
+def ttft_ps(record: RunRecord) -> NDArray[np.int64]:
+    """First token minus send, as the client sees it; only meaningful for requests that have one."""
+    return record.requests.first_token_ps - record.requests.arrival_ps + record.client_overhead_ps
+
+
+def e2el_ps(record: RunRecord) -> NDArray[np.int64]:
+    """Finish minus send, as the client sees it; only meaningful for finished requests."""
+    return record.requests.finish_ps - record.requests.arrival_ps + record.client_overhead_ps

@@ -1,0 +1,158 @@
+"""Policies or profiles side by side on the same arrivals: one table, one picture, one file of numbers."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.results import console, files
+from simbatch.sim.results.result import Result
+
+OWN_FILES = ("compare.json", "compare.csv", "compare.png")
+LOWER, HIGHER = "lower", "higher"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of every candidate; `better` says which end is, None when neither."""
+
+    key: str  # as in summary.json, dots between the levels
+    label: str
+    values: dict[str, float | None]
+    better: str | None = None
+    decimals: int = 2
+    is_share: bool = False
+
+    @property
+    def best(self) -> list[str]:
+        """Who has the best value, to the digits shown; nobody when all look equal."""
+        measured = {value: label for label, value in self.values.items() if value is not None}
+        texts = {self._text(label) for label in measured.values()}
+        if self.better is None or len(texts) < 2:
+            return []
+        best = self._text(measured[(min if self.better == LOWER else max)(measured)])
+        return [label for label in self.values if self._text(label) == best]
+
+    def cell(self, label: str) -> str:
+        """What the table shows, the best with a star."""
+        return f"{self._text(label)} {'*' if label in self.best else ' '}"
+
+    def _text(self, label: str) -> str:
+        value = self.values[label]
+        return console.percent(value) if self.is_share else console.number(value, self.decimals)
+
+
+class Comparison:
+    """Several results under their labels, `{"fixed": result, "adaptive": result}`, in that order."""
+
+    def __init__(self, results: Mapping[str, Result]) -> None:
+        if not results:
+            raise UserError(Problem("compare", "needs at least one result", mend="name a policy or a profile"))
+        self.results = dict(results)
+
+    @cached_property
+    def same_arrivals(self) -> bool:
+        """Whether all served the same requests at the same times; a closed loop never does."""
+        first, *others = (result.record.requests for result in self.results.values())
+        return all(
+            np.array_equal(first.arrival_ps, other.arrival_ps)
+            and np.array_equal(first.num_prompt_tokens, other.num_prompt_tokens)
+            and np.array_equal(first.priority, other.priority)
+            for other in others
+        )
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The metrics that are compared; a latency that nobody has is left out."""
+        rows = [self._row(*what) for what in self._wanted()]
+        return [row for row in rows if any(value is not None for value in row.values.values())]
+
+    def text(self) -> str:
+        """The table for the console, plain text."""
+        labels = list(self.results)
+        header = ("", *(f"{label}  " for label in labels))
+        table = console.table(header, [(row.label, *(row.cell(label) for label in labels)) for row in self.rows])
+        facts = next(iter(self.results.values())).facts
+        title = f"{facts.scenario_name}, seed {facts.seed}: {len(labels)} candidates, * marks the best"
+        lines = [title, "", *table, ""]
+        if not self.same_arrivals:
+            lines.append("NOTE: the candidates did not get the same requests at the same times.")
+        for label, result in self.results.items():
+            lines += [f"WARNING: {label}: {warning}" for warning in result.summary["simbatch"]["warnings"]]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of compare.json."""
+        facts = next(iter(self.results.values())).facts
+        return {
+            "scenario": facts.scenario_name,
+            "seed": facts.seed,
+            "same_arrivals": self.same_arrivals,
+            "candidates": {
+                label: {"policy": result.summary["simbatch"]["policy"], "profile": result.facts.profile}
+                for label, result in self.results.items()
+            },
+            "metrics": [
+                {"key": row.key, "label": row.label, "better": row.better, "values": row.values, "best": row.best}
+                for row in self.rows
+            ],
+        }
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write compare.json, compare.csv and compare.png to `folder`; returns their paths."""
+        from simbatch.sim.results import compare_plot
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.csv": self._write_csv,
+            "compare.png": lambda path: compare_plot.write(path, self.results),
+        }
+        return files.write_all(Path(folder), writers, OWN_FILES)
+
+    def _write_csv(self, path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["metric", "better", *self.results])
+            for row in self.rows:
+                writer.writerow([row.key, row.better or "", *row.values.values()])
+
+    def _row(self, key: str, label: str, better: str | None, kind: str) -> Row:
+        values = {name: _lookup(result.summary, key) for name, result in self.results.items()}
+        return Row(key, label, values, better, {"count": 0, "ms": 1}.get(kind, 2), kind == "share")
+
+    def _wanted(self) -> Iterator[tuple[str, str, str | None, str]]:
+        """Key, label, what is better, and how it is shown."""
+        yield "completed", "Successful requests", HIGHER, "count"
+        yield "duration", "Duration (s)", None, "number"
+        yield "request_throughput", "Request throughput (req/s)", HIGHER, "number"
+        yield "request_goodput", "Request goodput (req/s)", HIGHER, "number"
+        yield "simbatch.slo_share.all", "Requests within SLO", HIGHER, "share"
+        yield "output_throughput", "Output throughput (tok/s)", HIGHER, "number"
+        for name in console.LATENCY_HEADERS:
+            for statistic in ("mean", "p99"):
+                label = f"{console.STATISTIC_LABELS[statistic]} {name.upper()} (ms)"
+                yield f"{statistic}_{name}_ms", label, LOWER, "ms"
+        classes = {name for result in self.results.values() for name in result.summary["simbatch"]["classes"]}
+        for name in sorted(classes) if len(classes) > 1 else ():
+            yield f"simbatch.classes.{name}.p99_ttft_ms", f"P99 TTFT, {name} (ms)", LOWER, "ms"
+            yield f"simbatch.classes.{name}.slo_share.all", f"Within SLO, {name}", HIGHER, "share"
+        yield "simbatch.queue.mean_waiting", "Waiting requests, mean", None, "number"
+        yield "simbatch.queue.max_waiting", "Waiting requests, max", None, "count"
+        yield "simbatch.batch_size.mean", "Batch size, mean", None, "number"
+        yield "simbatch.batch_size.max", "Batch size, max", None, "count"
+        yield "simbatch.kv_cache.peak_use", "KV cache use, peak", None, "share"
+        yield "simbatch.num_preemptions", "Preemptions", LOWER, "count"
+
+
+def _lookup(summary: Mapping[str, Any], key: str) -> float | None:
+    value: Any = summary
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else float(value) if isinstance(value, float) else int(value)

@@ -1,0 +1,174 @@
+"""What a run says on the console: the block of `vllm bench serve`, then ours in the same form."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from simbatch.sim.results.facts import RunFacts
+
+WIDTH = 50
+TEXT_WIDTH = 100
+STATISTIC_LABELS = {"mean": "Mean", "median": "Median", "p90": "P90", "p95": "P95", "p99": "P99"}
+LATENCY_HEADERS = {
+    "ttft": "Time to First Token",
+    "tpot": "Time per Output Token (excl. 1st token)",
+    "itl": "Inter-token Latency",
+    "e2el": "End-to-end Latency",
+}
+CLASS_LATENCIES = tuple((name, statistic) for name in ("ttft", "tpot", "e2el") for statistic in ("mean", "p99"))
+
+
+def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
+    """Everything, as plain text; `summary` as in summary.json."""
+    ours = summary["simbatch"]
+    lines = [
+        *benchmark_block(summary, facts),
+        *_slo_lines(ours),
+        *_class_lines(ours["classes"]),
+        *_serving_lines(ours),
+        *_origin_lines(ours),
+        *(f"WARNING: {warning}" for warning in ours["warnings"]),
+    ]
+    return "\n".join(_wrapped(lines))
+
+
+def benchmark_block(summary: Mapping[str, Any], facts: RunFacts) -> Iterator[str]:
+    """The block of `vllm bench serve`, row by row as it prints them."""
+    workload = facts.scenario.get("workload", {})
+    yield _header(" Serving Benchmark Result ", "=")
+    yield _row("Successful requests:", summary["completed"])
+    yield _row("Failed requests:", summary["failed"])
+    if (limit := workload.get("max_concurrency")) is not None:
+        yield _row("Maximum request concurrency:", limit)
+    if (rate := workload.get("request_rate")) is not None:
+        yield _row("Request rate configured (RPS):", float(rate))
+    yield _row("Benchmark duration (s):", summary["duration"])
+    yield _row("Total input tokens:", summary["total_input_tokens"])
+    yield _row("Total generated tokens:", summary["total_output_tokens"])
+    yield _row("Request throughput (req/s):", summary["request_throughput"])
+    if facts.slo.limits():
+        yield _row("Request goodput (req/s):", summary["request_goodput"])
+    yield _row("Output token throughput (tok/s):", summary["output_throughput"])
+    yield _row("Peak output token throughput (tok/s):", summary["max_output_tokens_per_s"])
+    yield _row("Peak concurrent requests:", float(summary["max_concurrent_requests"]))
+    yield _row("Total token throughput (tok/s):", summary["total_token_throughput"])
+    for name, header in LATENCY_HEADERS.items():
+        yield _header(header, "-")
+        for statistic, label in STATISTIC_LABELS.items():
+            yield _row(f"{label} {name.upper()} (ms):", summary[f"{statistic}_{name}_ms"])
+    yield "=" * WIDTH
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as they need, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for row in (header, *rows):
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join([row[0].ljust(len(first)), *others]).rstrip())
+    return lines
+
+
+def number(value: float | None, decimals: int = 2) -> str:
+    """Readable digits, `-` for what was not measured."""
+    return "-" if value is None else f"{value:,.{decimals}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share as 97.35 %; never 100 % for less than all."""
+    if share is None:
+        return "-"
+    return f"{min(100 * share, 99.99) if share < 1 else 100 * share:.2f} %"
+
+
+def _slo_lines(ours: Mapping[str, Any]) -> Iterator[str]:
+    if not (shares := ours["slo_share"]):
+        return
+    yield _header("Requests within SLO", "-")
+    for name, limit in ours["slo"].items():
+        yield _row(f"{name.upper()} <= {limit:g} ms:", percent(shares[name]))
+    yield _row("All of them:", percent(shares["all"]))
+
+
+def _class_lines(classes: Mapping[str, Any]) -> Iterator[str]:
+    if not classes:
+        return
+    yield _header("Classes (latencies in ms)", "-")
+    header = ("class", "requests", *(f"{name.upper()} {statistic}" for name, statistic in CLASS_LATENCIES), "in SLO")
+    rows = [
+        (
+            name,
+            f"{block['requests']['total']:,}",
+            *(number(block[f"{statistic}_{name}_ms"], 1) for name, statistic in CLASS_LATENCIES),
+            percent(block["slo_share"].get("all")),
+        )
+        for name, block in classes.items()
+    ]
+    yield from table(header, rows)
+
+
+def _serving_lines(ours: Mapping[str, Any]) -> Iterator[str]:
+    kv, batch, queue = ours["kv_cache"], ours["batch_size"], ours["queue"]
+    yield _header("Engine", "-")
+    yield _row("KV cache use, mean / peak:", f"{percent(kv['mean_use'])} / {percent(kv['peak_use'])}")
+    yield _row("Preemptions:", f"{ours['num_preemptions']:,}")
+    yield _row("Batch size, mean / max:", f"{number(batch['mean'])} / {batch['max']:,}")
+    yield _row("Waiting requests, mean / max:", f"{number(queue['mean_waiting'])} / {queue['max_waiting']:,}")
+    waits = f"{number(queue['mean_wait_ms'], 1)} / {number(queue['p99_wait_ms'], 1)}"
+    yield _row("Time in queue, mean / P99 (ms):", waits)
+    yield _row("Device busy:", percent(ours["device_busy_share"]))
+    if ours["cached_tokens_share"]:
+        yield _row("Prompt tokens from the prefix cache:", percent(ours["cached_tokens_share"]))
+    yield _row("Steps:", f"{ours['num_steps']:,}")
+    if ours["skipped_rows"]:
+        yield _row("Trace rows skipped:", f"{ours['skipped_rows']:,}")
+    for reason in ours["rejected_reasons"]:
+        yield f"Rejected {reason['count']:,}: {reason['example']}"
+
+
+def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
+    profile, engine = ours["profile"], ours["engine"]
+    name, *params = ours["policy"].items()
+    yield _header("Setting", "-")
+    yield f"Scenario: {ours['scenario']}, seed {ours['seed']}"
+    given = {key: value for key, value in params if value is not None}
+    yield f"Policy: {name[1]}{_listed(given)}"
+    error = profile["error"] or ("not stated" if profile["source"] else "none (step times as written)")
+    estimate = " (an estimate)" if profile["is_estimate"] else ""
+    yield f"Profile: {profile['name']}{estimate}; error: {error}"
+    if profile["share_of_steps_in_range"] is not None:
+        yield f"Steps inside the profile's measured range: {percent(profile['share_of_steps_in_range'])}"
+    resolved = [key for key in engine if key in ours["engine_defaults"]]
+    if written := {key: value for key, value in engine.items() if key not in resolved}:
+        yield f"Engine, as written:{_listed(written)}"
+    if resolved:
+        yield f"Engine, resolved:{_listed({key: engine[key] for key in resolved})}"
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return "".join(f"{',' if i else ''} {key} {_plain(value)}" for i, (key, value) in enumerate(settings.items()))
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _header(title: str, fill: str) -> str:
+    return f"{title:{fill}^{WIDTH}}"
+
+
+def _row(label: str, value: float | str | None) -> str:
+    text = "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{label:<40} {text:<10}"
+
+
+def _wrapped(lines: Sequence[str]) -> Iterator[str]:
+    """Sentences and lists broken at TEXT_WIDTH, what follows indented; rows and tables are short enough."""
+    for line in lines:
+        yield from textwrap.wrap(line, TEXT_WIDTH, subsequent_indent="  ") if len(line) > TEXT_WIDTH else [line]

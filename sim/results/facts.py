@@ -1,0 +1,56 @@
+"""What the results need to know about a run beside its record: scenario, policy, SLO, profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PRIORITY_NAMES: Mapping[int, str] = {0: "high", 1: "normal", 2: "low"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slo:
+    """Limits in ms as in vLLM's `--goodput`; None: not asked for."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    e2el_ms: float | None = None
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, `{"ttft": 1000.0, ...}` in ms, always in the order ttft, tpot, e2el."""
+        given = {"ttft": self.ttft_ms, "tpot": self.tpot_ms, "e2el": self.e2el_ms}
+        return {name: float(limit) for name, limit in given.items() if limit is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """Everything the results say that the record does not; plain data, ready for JSON and YAML.
+
+    `scenario`: the resolved scenario, as it goes to `scenario.yaml`. `policy`: the registry's name or
+    `package.module:Class`, with every parameter resolved in `policy_params`. `engine`: the resolved engine settings as
+    in the scenario; `engine_defaults`: which of its keys the user did not write. `profile_error`: one line for people
+    (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown. `share_in_range`: the share of steps inside the
+    profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out by
+    `on_empty: skip`. `class_names`: names of the integer priorities that have one; the others go by their number.
+    """
+
+    scenario_name: str
+    scenario: Mapping[str, Any]
+    policy: str
+    policy_params: Mapping[str, Any] = field(default_factory=dict)
+    slo: Slo = field(default_factory=Slo)
+    seed: int = 0
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    engine_defaults: tuple[str, ...] = ()
+    profile: str
+    profile_source: str | None = None
+    profile_error: str | None = None
+    profile_is_estimate: bool = False
+    share_in_range: float | None = None
+    skipped: int = 0
+    class_names: Mapping[int, str] = field(default_factory=lambda: PRIORITY_NAMES)
+
+    def class_name(self, priority: int) -> str:
+        """`high`, `normal`, `low`, or the number."""
+        return self.class_names.get(priority, str(priority))

@@ -1,0 +1,168 @@
+"""A result on disk: every file is written beside its target, then renamed; what this run does not write goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.engine.record import RunRecord, StepRow
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.results.columns import COUNT_COLUMNS, FILE_COLUMNS, TIME_COLUMNS, RequestTable, request_ids
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+OWN_FILES = (
+    "summary.json",
+    "requests.parquet",
+    "steps.parquet",
+    "scenario.yaml",
+    "run.json",
+    "latency.png",
+    "timeline.png",
+)
+STEPS_PER_ROW_GROUP = 20_000
+PACKAGES = ("simbatch", "simpy", "numpy", "pyarrow", "matplotlib", "pydantic")
+
+
+def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]], own: tuple[str, ...] = ()) -> list[Path]:
+    """Let each writer write its file under a temporary name, rename them all, remove what else is in `own`.
+
+    Returns the files in the order of `writers`. Raises UserError when the folder cannot be written to; an earlier
+    result is then as it was.
+    """
+    targets = {folder / name: writer for name, writer in writers.items()}
+    temporary = {target: target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in targets}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_and_rename(targets, temporary)
+        for name in set(own) - writers.keys():
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        rule = f"the results cannot be written: {error.strerror or error}"
+        raise UserError(Problem(str(error.filename or folder), rule, mend="choose another folder with -o")) from error
+    return list(targets)
+
+
+def _write_and_rename(targets: Mapping[Path, Callable[[Path], None]], temporary: Mapping[Path, Path]) -> None:
+    try:
+        for target, writer in targets.items():
+            writer(temporary[target])
+        for target in targets:
+            temporary[target].replace(target)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented, in the order given; NaN and infinities are errors."""
+    path.write_text(json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Block style, in the order given."""
+    import yaml
+
+    text = yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True, width=120)
+    path.write_text(text, encoding="utf-8")
+
+
+def write_requests(path: Path, record: RunRecord) -> None:
+    """The columns of CONTRACT's requests.parquet; times in float seconds, null where never."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = RequestTable(record)
+    columns: dict[str, pa.Array[Any]] = {"request_id": pa.array(request_ids(record), pa.string())}
+    for name in TIME_COLUMNS:
+        columns[name] = pa.array(table[name], pa.float64(), mask=np.isnan(table[name]))
+    for name in COUNT_COLUMNS:
+        columns[name] = pa.array(table[name], pa.int64())
+    columns["status"] = pa.array(table["status"].tolist(), pa.string())
+    pq.write_table(pa.table({name: columns[name] for name in FILE_COLUMNS}), path)
+
+
+def write_steps(path: Path, record: RunRecord) -> None:
+    """The columns of CONTRACT's steps.parquet, in groups, so that they need not be in memory twice."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    steps = record.steps or []
+    ids = pa.array(request_ids(record), pa.string())
+    with pq.ParquetWriter(path, _steps_table([], ids).schema) as writer:
+        for begin in range(0, len(steps), STEPS_PER_ROW_GROUP):
+            writer.write_table(_steps_table(steps[begin : begin + STEPS_PER_ROW_GROUP], ids))
+
+
+def run_facts(record: RunRecord, wall_s: float | None) -> dict[str, Any]:
+    """run.json: what depends on the machine and the clock on the wall."""
+    versions = {name: _version(name) for name in PACKAGES}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "wall_s": wall_s,
+        "event_loop_cpu_s": record.event_loop_cpu_s,
+        "steps": record.num_steps,
+        "segments": len(record.segments),
+    }
+
+
+def plain(value: Any) -> Any:
+    """Mappings, sequences, numpy's scalars and paths as JSON and YAML know them."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, Path) else value
+
+
+def _steps_table(steps: list[StepRow], ids: pa.StringArray) -> pa.Table:
+    import pyarrow as pa
+
+    def whole(name: str) -> NDArray[np.int64]:
+        return np.array([getattr(step, name) for step in steps], dtype=np.int64)
+
+    def listed(name: str, items: pa.Array[Any]) -> pa.Array[Any]:
+        lengths = [len(getattr(step, name)) for step in steps]
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, items)
+
+    def requests(name: str) -> pa.Array[Any]:
+        indices = np.array(list(chain.from_iterable(getattr(step, name) for step in steps)), dtype=np.int64)
+        return listed(name, ids.take(indices))
+
+    entries = np.array(list(chain.from_iterable(step.scheduled for step in steps)), dtype=np.int64).reshape(-1, 3)
+    scheduled = pa.StructArray.from_arrays(
+        [ids.take(entries[:, 0]), pa.array(entries[:, 1]), pa.array(entries[:, 2])],
+        names=["request_id", "num_tokens", "num_computed_tokens"],
+    )
+    columns: dict[str, pa.Array[Any]] = {
+        "step": pa.array(whole("step")),
+        "start_s": pa.array(whole("start_ps") / PS_PER_S),
+        "end_s": pa.array(whole("end_ps") / PS_PER_S),
+        "scheduled": listed("scheduled", scheduled),
+        "preempted": requests("preempted"),
+        "finished": requests("finished"),
+    }
+    for name in ("free_blocks", "num_running", "num_waiting"):
+        columns[name] = pa.array(whole(name))
+    return pa.table(columns)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

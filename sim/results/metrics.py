@@ -1,0 +1,129 @@
+"""The keys of `vllm bench serve`, by its own definitions (vllm/benchmarks/serve.py, `calculate_metrics`).
+
+A request counts as completed when it finished; the rejected and the unfinished are `failed` and enter no latency. The
+benchmark's clock runs from 0, when the client starts, to the last response, a rejection's included: `duration`.
+Throughputs divide by it. Where nothing was measured the value is None, not vLLM's 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.sim.clock import PS_PER_MS, PS_PER_S
+from simbatch.sim.engine.record import FINISHED, REJECTED, RequestColumns, RunRecord
+from simbatch.sim.results import curves
+from simbatch.sim.results.columns import e2el_ps, ttft_ps
+from simbatch.sim.results.facts import Slo
+from simbatch.sim.results.gaps import PooledGaps
+
+Bools = NDArray[np.bool_]
+Number = float | int | None
+PERCENTS = (50, 90, 95, 99)
+STATISTICS = ("mean", "median", "std", "p90", "p95", "p99")
+MAX_INT64 = 2**63 - 1
+
+
+def bench_serve(record: RunRecord, slo: Slo) -> dict[str, Number]:
+    """Everything that `vllm bench serve --save-result` would write about such a run, in its order."""
+    requests = record.requests
+    done = requests.status == FINISHED
+    duration_s = duration_ps(record) / PS_PER_S
+    num_input, num_output = int(requests.num_prompt_tokens[done].sum()), int(requests.num_output_tokens[done].sum())
+    goodput = ratio(int(within_slo(record, slo).sum()), duration_s) if slo.limits() else None
+    summary: dict[str, Number] = {
+        "duration": duration_s,
+        "completed": int(done.sum()),
+        "failed": int((~done).sum()),
+        "total_input_tokens": num_input,
+        "total_output_tokens": num_output,
+        "request_throughput": ratio(int(done.sum()), duration_s),
+        "request_goodput": goodput,
+        "output_throughput": ratio(num_output, duration_s),
+        "total_token_throughput": ratio(num_input + num_output, duration_s),
+        "max_output_tokens_per_s": float(curves.output_tokens_per_second(record).max(initial=0.0)),
+        "max_concurrent_requests": curves.concurrency(record).max,
+    }
+    for name, values in latencies_ms(record, done).items():
+        summary |= keyed(name, describe(values))
+        if name == "tpot":
+            summary |= keyed("itl", describe_gaps(PooledGaps.of(record)))
+    return summary
+
+
+def duration_ps(record: RunRecord) -> int:
+    """From 0 to the last response that a client gets (`benchmark_duration`, which waits for every request)."""
+    requests = record.requests
+    finished, rejected = requests.status == FINISHED, requests.status == REJECTED
+    if not (finished | rejected).any():
+        return record.end_ps
+    last_finish = int(requests.finish_ps[finished].max(initial=-1)) + record.client_overhead_ps
+    return max(last_finish if finished.any() else 0, int(requests.arrival_ps[rejected].max(initial=0)))
+
+
+def latencies_ms(record: RunRecord, chosen: Bools) -> dict[str, NDArray[np.float64]]:
+    """`ttft`, `tpot` and `e2el` of the chosen finished requests; TPOT only of those with several tokens."""
+    decoding_ps, num_gaps = _decoding(record.requests, chosen & (record.requests.num_output_tokens > 1))
+    return {
+        "ttft": ttft_ps(record)[chosen] / PS_PER_MS,
+        "tpot": decoding_ps / num_gaps / PS_PER_MS,
+        "e2el": e2el_ps(record)[chosen] / PS_PER_MS,
+    }
+
+
+def within_slo(record: RunRecord, slo: Slo, only: str | None = None) -> Bools:
+    """Which requests finished within every limit (or within one: ttft, tpot, e2el), the limit itself included.
+
+    A single token has no TPOT and is within it, as in vLLM's goodput. Compared in whole picoseconds.
+    """
+    requests = record.requests
+    good: Bools = requests.status == FINISHED
+    for name, limit_ms in slo.limits().items():
+        if only in (None, name):
+            good &= _latency_ps(record, name) <= min(round(limit_ms * PS_PER_MS), MAX_INT64)
+    return good
+
+
+def describe(values_ms: NDArray[np.float64]) -> dict[str, Number]:
+    """Mean, median, population deviation and linear percentiles; None without values."""
+    if not len(values_ms):
+        return dict.fromkeys(STATISTICS)
+    median, *percentiles = np.percentile(values_ms, PERCENTS)
+    figures = (values_ms.mean(), median, values_ms.std(), *percentiles)
+    return {name: float(figure) for name, figure in zip(STATISTICS, figures, strict=True)}
+
+
+def describe_gaps(gaps: PooledGaps) -> dict[str, Number]:
+    """The same for pooled inter-token gaps, in ms."""
+    if not gaps.size:
+        return dict.fromkeys(STATISTICS)
+    median, *percentiles = gaps.percentiles_ps(PERCENTS)
+    figures = (gaps.mean_ps(), median, gaps.std_ps(), *percentiles)
+    return {name: figure / PS_PER_MS for name, figure in zip(STATISTICS, figures, strict=True)}
+
+
+def keyed(name: str, statistics: dict[str, Number]) -> dict[str, Number]:
+    """With the keys of vLLM: `mean_ttft_ms`, `p99_ttft_ms`, ..."""
+    return {f"{statistic}_{name}_ms": value for statistic, value in statistics.items()}
+
+
+def ratio(numerator: float, denominator: float) -> float | None:
+    """The quotient, None when there is nothing to divide by."""
+    return numerator / denominator if denominator else None
+
+
+def _decoding(requests: RequestColumns, chosen: Bools) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """E2EL - TTFT (ps) and the number of gaps in it."""
+    return requests.finish_ps[chosen] - requests.first_token_ps[chosen], requests.num_output_tokens[chosen] - 1
+
+
+def _latency_ps(record: RunRecord, name: str) -> NDArray[np.int64]:
+    if name == "ttft":
+        return ttft_ps(record)
+    if name == "e2el":
+        return e2el_ps(record)
+    several = record.requests.num_output_tokens > 1
+    decoding_ps, num_gaps = _decoding(record.requests, several)
+    tpot_ps = np.zeros(len(several), dtype=np.int64)
+    tpot_ps[several] = -(-decoding_ps // num_gaps)  # rounded up: above a whole limit exactly when the quotient is
+    return tpot_ps

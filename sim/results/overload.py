@@ -1,0 +1,74 @@
+"""When a run says less than it seems to: overload, rejections, steps that nobody measured."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.engine.record import FINISHED, REJECTED, UNFINISHED, RunRecord
+from simbatch.sim.results.curves import Curve, waiting
+from simbatch.sim.results.facts import RunFacts
+
+MIN_BACKLOG = 10
+MIN_BACKLOG_SHARE = 0.05
+GROWTH = 1.25  # a queue that grows linearly has a mean 7/5 as long in its last quarter as in the third
+MIN_SHARE_IN_RANGE = 0.99
+
+
+def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
+    """Plain sentences, the gravest first."""
+    status = record.requests.status
+    num_rejected, num_unfinished = int((status == REJECTED).sum()), int((status == UNFINISHED).sum())
+    warnings = []
+    if is_overloaded(record):
+        warnings.append(_overload_text(record))
+    if num_unfinished:
+        warnings.append(f"{num_unfinished:,} of {len(status):,} requests never finished: the engine was stuck.")
+    if num_rejected:
+        warnings.append(f"{num_rejected:,} of {len(status):,} requests were rejected; see the reasons.")
+    share = facts.share_in_range
+    if share is not None and share < MIN_SHARE_IN_RANGE:
+        outside = f"{100 * (1 - share):.1f} % of the steps are outside what the profile measured"
+        warnings.append(f"{outside}: their times are extrapolated.")
+    if facts.profile_is_estimate:
+        warnings.append("The profile is an estimate: nobody measured this model on this GPU.")
+    return warnings
+
+
+def is_overloaded(record: RunRecord) -> bool:
+    """Whether the queue kept growing for as long as requests arrived.
+
+    The rule: when the last request arrives, at least 10 requests and 5 % of all wait for their first step, and in the
+    last quarter of the arrivals the queue was on average at least 1.25 times as long as in any earlier quarter.
+    """
+    arrivals = record.requests.arrival_ps[record.requests.status != REJECTED]
+    if len(arrivals) < MIN_BACKLOG:
+        return False
+    begin, end = int(arrivals.min()), int(arrivals.max())
+    if end - begin < 4:
+        return False
+    queue = waiting(record)
+    if _at(queue, end) < max(MIN_BACKLOG, MIN_BACKLOG_SHARE * len(arrivals)):
+        return False
+    *earlier, last = queue.mean_per_bin(np.linspace(begin, end, 5).astype(np.int64)).tolist()
+    return bool(last >= GROWTH * max(earlier))
+
+
+def _at(curve: Curve, moment: int) -> int:
+    position = int(np.searchsorted(curve.times, moment, side="right"))
+    return int(curve.values[position - 1]) if position else 0
+
+
+def _overload_text(record: RunRecord) -> str:
+    """How fast requests came and went, while they came."""
+    requests = record.requests
+    accepted = requests.arrival_ps[requests.status != REJECTED]
+    begin, end = int(accepted.min()), int(accepted.max())
+    period_s = (end - begin) / PS_PER_S
+    finish = requests.finish_ps[requests.status == FINISHED]
+    left = int(((finish >= begin) & (finish <= end)).sum())
+    return (
+        f"Overloaded: the queue kept growing. Requests arrived at {(len(accepted) - 1) / period_s:.2f}/s and left at "
+        f"{left / period_s:.2f}/s, and {_at(waiting(record), end):,} were waiting when the last one arrived. "
+        "Latencies say how long the run was, not what this system can do: lower the rate."
+    )

@@ -1,0 +1,88 @@
+"""The result of one simulation: numbers, columns, text, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.results import console, files
+from simbatch.sim.results.columns import RequestTable
+from simbatch.sim.results.facts import RunFacts
+from simbatch.sim.results.metrics import bench_serve
+from simbatch.sim.results.serving import simbatch_block
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a simulation gives: `summary` (the content of summary.json), `requests` (columns), `save(folder)`.
+
+    `wall_s` is how long the simulation took on the wall, if the caller measured it; it goes to run.json alone.
+    """
+
+    record: RunRecord
+    facts: RunFacts
+    wall_s: float | None = None
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The keys of `vllm bench serve`, and everything of ours under `simbatch`."""
+        ours = files.plain(simbatch_block(self.record, self.facts))
+        return {**bench_serve(self.record, self.facts.slo), "simbatch": ours}
+
+    @cached_property
+    def requests(self) -> RequestTable:
+        """One entry per request: `requests["ttft_s"]` is a numpy array, `requests.to_pandas()` a DataFrame."""
+        return RequestTable(self.record)
+
+    def text(self) -> str:
+        """What the console shows."""
+        return console.report(self.summary, self.facts)
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write every file of the result to `folder`, in place of an earlier one; returns their paths."""
+        from simbatch.sim.results import latency_plot, timeline_plot
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "summary.json": lambda path: files.write_json(path, self.summary),
+            "requests.parquet": lambda path: files.write_requests(path, self.record),
+            "scenario.yaml": lambda path: files.write_yaml(path, self.facts.scenario),
+            "run.json": lambda path: files.write_json(path, files.run_facts(self.record, self.wall_s)),
+            "latency.png": lambda path: latency_plot.write(path, self),
+            "timeline.png": lambda path: timeline_plot.write(path, self),
+        }
+        if self.record.steps is not None:
+            writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
+        return files.write_all(Path(folder), writers, files.OWN_FILES)
+
+    def __repr__(self) -> str:
+        s = self.summary
+        return f"Result({self.facts.scenario_name}, {self.facts.policy}: {s['completed']:,} of {len(self.requests):,})"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        rows = "".join(
+            "<tr><th style='text-align:left'>"
+            + name.upper()
+            + " (ms)</th>"
+            + "".join(f"<td>{console.number(self.summary[f'{key}_{name}_ms'], 1)}</td>" for key in _HTML_COLUMNS)
+            + "</tr>"
+            for name in console.LATENCY_HEADERS
+        )
+        head = "".join(f"<th>{console.STATISTIC_LABELS[key]}</th>" for key in _HTML_COLUMNS)
+        share = self.summary["simbatch"]["slo_share"].get("all")
+        facts = [
+            f"{self.summary['completed']:,} of {len(self.requests):,} requests",
+            f"{console.number(self.summary['request_throughput'])} req/s",
+            f"{console.number(self.summary['output_throughput'])} output tok/s",
+            *([f"{console.percent(share)} within SLO"] if share is not None else []),
+        ]
+        caption = escape(f"{self.facts.scenario_name}, {self.facts.policy}: {', '.join(facts)}")
+        return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{rows}</table>"
+
+
+_HTML_COLUMNS = ("mean", "median", "p90", "p95", "p99")

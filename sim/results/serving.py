@@ -1,0 +1,161 @@
+"""What `vllm bench serve` does not say: memory, batches, queue, classes, SLOs, profile; the key `simbatch`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from simbatch.sim.clock import PS_PER_MS, PS_PER_S
+from simbatch.sim.engine.record import FINISHED, REJECTED, STATUS_NAMES, RunRecord
+from simbatch.sim.results import curves
+from simbatch.sim.results.facts import RunFacts
+from simbatch.sim.results.metrics import (
+    Bools,
+    describe,
+    duration_ps,
+    keyed,
+    latencies_ms,
+    ratio,
+    within_slo,
+)
+from simbatch.sim.results.overload import warnings_of
+
+
+def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
+    """Everything of ours; plain data in a fixed order."""
+    everybody = np.ones(len(record.requests), dtype=np.bool_)
+    return {
+        **_setting(facts),
+        "requests": _counts(record, everybody),
+        "rejected_reasons": _reasons(record),
+        "skipped_rows": facts.skipped,
+        "slo": facts.slo.limits(),
+        "slo_share": _slo_share(record, facts, everybody),
+        "classes": _classes(record, facts),
+        "kv_cache": _kv_cache(record),
+        "num_preemptions": record.num_preemptions,
+        "batch_size": _batch_size(record),
+        "queue": _queue(record),
+        "mean_concurrent_requests": _mean_in_flight(record),
+        "num_steps": record.num_steps,
+        "device_busy_share": ratio(int(curves.span_ps(record).sum()), duration_ps(record)),
+        "cached_tokens_share": _cached_share(record),
+        "client_overhead_ms": record.client_overhead_ps / PS_PER_MS,
+        "warnings": warnings_of(record, facts),
+    }
+
+
+def _setting(facts: RunFacts) -> dict[str, Any]:
+    return {
+        "scenario": facts.scenario_name,
+        "seed": facts.seed,
+        "policy": {"name": facts.policy, **facts.policy_params},
+        "engine": dict(facts.engine),
+        "engine_defaults": list(facts.engine_defaults),
+        "profile": {
+            "name": facts.profile,
+            "source": facts.profile_source,
+            "error": facts.profile_error,
+            "is_estimate": facts.profile_is_estimate,
+            "share_of_steps_in_range": facts.share_in_range,
+        },
+    }
+
+
+def _counts(record: RunRecord, chosen: Bools) -> dict[str, int]:
+    status = record.requests.status[chosen]
+    by_status = {name: int((status == code).sum()) for code, name in enumerate(STATUS_NAMES)}
+    return {"total": len(status), **by_status}
+
+
+def _reasons(record: RunRecord) -> list[dict[str, Any]]:
+    """Reasons that differ in their numbers alone are one; each with its count and first example."""
+    examples: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for index in sorted(record.requests.reason):
+        reason = record.requests.reason[index]
+        kind = re.sub(r"\d+", "#", reason)
+        examples.setdefault(kind, reason)
+        counts[kind] = counts.get(kind, 0) + 1
+    ranked = sorted(counts, key=lambda kind: (-counts[kind], kind))
+    return [{"count": counts[kind], "example": examples[kind]} for kind in ranked]
+
+
+def _slo_share(record: RunRecord, facts: RunFacts, chosen: Bools) -> dict[str, float | None]:
+    """Shares of the chosen requests, all that were sent: who was rejected or never finished got no service."""
+    if not (limits := facts.slo.limits()):
+        return {}
+    names = {"all": None, **{name: name for name in limits}}
+    total = int(chosen.sum())
+    return {key: ratio(int(within_slo(record, facts.slo, only)[chosen].sum()), total) for key, only in names.items()}
+
+
+def _classes(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
+    """One block per priority, the most urgent first; empty when no request has a priority of its own."""
+    priorities = np.unique(record.requests.priority)
+    if len(priorities) == 0 or (len(priorities) == 1 and priorities[0] == 0):
+        return {}
+    duration_s = duration_ps(record) / PS_PER_S
+    good = within_slo(record, facts.slo)
+    blocks = {}
+    for priority in priorities.tolist():
+        chosen = record.requests.priority == priority
+        block: dict[str, Any] = {"priority": priority, "requests": _counts(record, chosen)}
+        block["request_goodput"] = ratio(int(good[chosen].sum()), duration_s) if facts.slo.limits() else None
+        block["slo_share"] = _slo_share(record, facts, chosen)
+        for name, values in latencies_ms(record, chosen & (record.requests.status == FINISHED)).items():
+            block |= keyed(name, describe(values))
+        blocks[facts.class_name(priority)] = block
+    return blocks
+
+
+def _kv_cache(record: RunRecord) -> dict[str, Any]:
+    usable = record.num_gpu_blocks - 1
+    mean, peak = curves.mean_used_blocks(record, duration_ps(record)), curves.used_blocks(record).max
+    return {
+        "num_gpu_blocks": record.num_gpu_blocks,
+        "block_size": record.block_size,
+        "usable_blocks": usable,
+        "mean_use": ratio(mean, usable),
+        "peak_use": ratio(peak, usable),
+    }
+
+
+def _batch_size(record: RunRecord) -> dict[str, Any]:
+    """Requests per step, decodes and prefills together; the mean is over steps."""
+    rows = record.segments
+    sizes = rows["num_decodes"] + rows["num_prefills"]
+    return {
+        "mean": ratio(int((sizes * rows["num_steps"]).sum()), record.num_steps),
+        "max": int(sizes.max(initial=0)),
+    }
+
+
+def _queue(record: RunRecord) -> dict[str, Any]:
+    """Requests that arrived and were not yet scheduled for the first time; the mean is over time (Little's law)."""
+    requests = record.requests
+    waits = requests.status != REJECTED
+    started = waits & (requests.scheduled_ps >= 0)
+    wait_ps = requests.scheduled_ps[started] - requests.arrival_ps[started]
+    never_ps = np.maximum(record.end_ps - requests.arrival_ps[waits & ~started], 0)
+    total_s = (wait_ps / PS_PER_S).sum() + (never_ps / PS_PER_S).sum()
+    return {
+        "mean_waiting": ratio(float(total_s), duration_ps(record) / PS_PER_S),
+        "max_waiting": curves.waiting(record).max,
+        **keyed("wait", describe(wait_ps / PS_PER_MS)),
+    }
+
+
+def _mean_in_flight(record: RunRecord) -> float | None:
+    """Requests in the system on average, over time: the finished ones, from send to response."""
+    total_ms = latencies_ms(record, record.requests.status == FINISHED)["e2el"].sum()
+    return ratio(float(total_ms), duration_ps(record) / PS_PER_MS)
+
+
+def _cached_share(record: RunRecord) -> float | None:
+    """Prompt tokens found in the prefix cache when first scheduled, of all prompt tokens scheduled."""
+    started = record.requests.scheduled_ps >= 0
+    cached = int(record.requests.num_cached_tokens[started].sum())
+    return ratio(cached, int(record.requests.num_prompt_tokens[started].sum()))

@@ -1,0 +1,357 @@
+"""The command line as a user meets it: what it prints where, what it writes, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from simbatch.cli import _errors, cli, main
+from simbatch.sim.scenario import Scenario, resolve
+
+ROOT = Path(__file__).parents[1]
+TEXT = """\
+profile: {num_gpu_blocks: 1000, step_time: {base_s: 0.01, per_decode_seq_s: 0.0001}}
+policy: {name: fixed, batch_size: 4}
+workload:
+  num_prompts: 20
+  request_rate: 3
+  prompt_len: {distribution: fixed, mean: 10}
+  output_len: {distribution: lognormal, mean: 10, cv: 1}
+  priorities: {high: 0.2, normal: 0.8}
+slo: {ttft_ms: 100}
+"""
+OWN_POLICY = '''\
+from simbatch import Policy
+
+class OneByOne(Policy):
+    """One request at a time."""
+
+    def seats(self, engine):
+        return 1
+
+class Broken(Policy):
+    """Forgets something."""
+
+    def seats(self, engine):
+        return forgotten
+
+class Odd(Policy):
+    """Has an annotation that means nothing."""
+
+    size: "Nothing" = 3
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(TEXT)
+    Path("own.py").write_text(OWN_POLICY)
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def simbatch(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "simbatch", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("numpy", "pydantic", "matplotlib", "pyarrow", "scipy", "simpy", "rich", "yaml", "pandas")
+    code = (
+        "import sys\nfrom simbatch.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert all(name in done.stdout for name in ("run", "compare", "trace", "profiles", "policies", "schema"))
+
+
+def test_every_command_has_its_help_line_and_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli.list_commands(None):  # type: ignore[arg-type]
+        assert run(name, "--help") == 0
+        assert f"Usage: simbatch {name}" in capsys.readouterr().out
+
+
+def test_version() -> None:
+    done = simbatch("--version")
+    assert (done.returncode, done.stdout) == (0, f"simbatch {version('simbatch')}\n")
+
+
+def test_public_names_are_there_and_lazy() -> None:
+    import simbatch as package
+
+    assert {"Policy", "Scenario", "simulate", "UserError", "__version__"} <= set(dir(package))
+    assert package.__version__ == version("simbatch")
+    with pytest.raises(AttributeError, match="Scenari"):
+        package.Scenari  # noqa: B018
+    code = "import simbatch, sys; print([n for n in ('pydantic', 'numpy', 'yaml') if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.usefixtures("folder")
+def test_run_writes_its_files_and_says_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", "small.yaml", "--steps") == 0
+    printed = capsys.readouterr()
+    assert "Mean TTFT (ms)" in printed.out
+    assert "files in results/small" in printed.out
+    assert printed.err == ""  # no terminal: no progress
+    written = {path.name for path in Path("results/small").iterdir()}
+    assert {"summary.json", "requests.parquet", "steps.parquet", "scenario.yaml", "run.json"} <= written
+    assert pq.read_table("results/small/requests.parquet").num_rows == 20
+
+
+def test_the_resolved_scenario_gives_the_same_run_again(folder: Path) -> None:
+    assert run("run", "small.yaml", "--quiet") == 0
+    stored = yaml.safe_load(Path("results/small/scenario.yaml").read_text())
+    assert stored["engine"]["max_num_batched_tokens"] == 2048
+    assert stored["policy"] == {"name": "fixed", "batch_size": 4}
+    first = json.loads(Path("results/small/summary.json").read_text())
+    assert run("run", "results/small/scenario.yaml", "-o", "again", "--quiet") == 0
+    second = json.loads(Path("again/summary.json").read_text())
+    assert {k: v for k, v in second.items() if k != "simbatch"} == {k: v for k, v in first.items() if k != "simbatch"}
+    assert folder.joinpath("again", "scenario.yaml").read_text() == Path("results/small/scenario.yaml").read_text()
+
+
+def test_json_is_the_file_itself_and_the_same_each_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", "small.yaml", "--json", "-o", "a") == 0
+    first = capsys.readouterr().out
+    assert first == (folder / "a" / "summary.json").read_text()
+    assert json.loads(first)["completed"] == 20
+    assert run("run", "small.yaml", "--json", "-o", "b") == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.usefixtures("folder")
+def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", "small.yaml", "--quiet") == 0
+    assert run("compare", "small.yaml", "--policy", "fixed", "--policy", "priority", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("folder")
+def test_flags_change_the_scenario() -> None:
+    sets = ["--set", "policy.max_batch_size=3", "--set", "workload.num_prompts=5"]
+    assert run("run", "small.yaml", "--quiet", "--policy", "adaptive", *sets, "--seed", "9") == 0
+    summary = json.loads(Path("results/small/summary.json").read_text())
+    assert summary["completed"] == 5
+    stored = yaml.safe_load(Path("results/small/scenario.yaml").read_text())
+    assert (stored["policy"]["name"], stored["policy"]["max_batch_size"], stored["seed"]) == ("adaptive", 3, 9)
+
+
+@pytest.mark.usefixtures("folder")
+def test_policy_of_the_same_name_keeps_its_parameters() -> None:
+    assert run("run", "small.yaml", "--quiet", "--policy", "fixed") == 0
+    assert yaml.safe_load(Path("results/small/scenario.yaml").read_text())["policy"]["batch_size"] == 4
+
+
+@pytest.mark.usefixtures("folder")
+def test_own_policy_from_a_file() -> None:
+    assert run("run", "small.yaml", "--policy", "own.py:OneByOne", "--quiet") == 0
+    assert json.loads(Path("results/small/summary.json").read_text())["simbatch"]["batch_size"]["max"] == 1
+    assert run("run", "results/small/scenario.yaml", "--quiet", "-o", "again") == 0  # its path is stored whole
+
+
+@pytest.mark.usefixtures("folder")
+def test_compare_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compare", "small.yaml", "--policy", "fixed", "--policy", "own.py:OneByOne") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"fixed +own\.py:OneByOne", out)
+    assert {path.name for path in Path("results/small-compare").iterdir()} >= {"compare.json", "compare.png"}
+    assert run("compare", "small.yaml", "--policy", "fixed", "--policy", "vllm", "--json", "-o", "there") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["same_arrivals"] is True
+    assert list(content["candidates"]) == ["fixed", "vllm"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_compare_profiles() -> None:
+    inline = {"num_gpu_blocks": 900, "step_time": {"base_s": 0.02}}
+    Path("slow.json").write_text(json.dumps(inline))
+    Path("fast.json").write_text(json.dumps({**inline, "step_time": {"base_s": 0.001}}))
+    assert run("compare", "small.yaml", "--profile", "slow.json", "--profile", "fast.json", "--quiet") == 0
+    rows = {row["key"]: row for row in json.loads(Path("results/small-compare/compare.json").read_text())["metrics"]}
+    assert rows["mean_tpot_ms"]["best"] == ["fast.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
+        (["run"], "Missing argument 'FILE'"),
+        (["run", "small.yaml", "--polcy", "x"], "No such option"),
+        (["run", "small.yaml", "--seed", "x"], "'x' is not a valid integer"),
+        (["run", "small.yaml", "--seed", "-1"], "error: --seed: must be at least 0 (got -1); raise it"),
+        (["run", "smal.yaml"], "error: smal.yaml: cannot be read: No such file or directory; did you mean small.yaml?"),
+        (
+            ["run", "small.yaml", "--policy", "fxed"],
+            "--policy: no such policy (got 'fxed'); did you mean fixed?",
+        ),
+        (["run", "small.yaml", "--policy", "own.py:None"], "error: --policy: own.py has no subclass"),
+        (["run", "small.yaml", "--policy", "own.py:Odd"], "error: --policy: the policy cannot be made: NameError"),
+        (["run", "small.yaml", "--policy", "own.py:Broken"], "seats() failed at own.py:13: NameError"),
+        (["run", "small.yaml", "--set", "engine.max_num_seq=4"], "did you mean max_num_seqs?"),
+        (["run", "small.yaml", "--set", "seed"], "error: --set seed: must be a dotted key, =, and a value"),
+        (["run", "small.yaml", "-o", "small.yaml"], "error: -o small.yaml: small.yaml is a file, not a folder"),
+        (["run", "small.yaml", "-o", "small.yaml/deep"], "small.yaml is a file, not a folder; name another folder"),
+        (["run", "small.yaml", "-o", "/proc/nothing"], "error: /proc/nothing"),
+        (["compare", "small.yaml"], "error: compare: needs at least two policies or two profiles"),
+        (["compare", "small.yaml", "--policy", "fixed"], "for example: --policy fixed --policy adaptive"),
+        (["compare", "small.yaml", "--policy", "fixed", "--policy", "fixed"], "error: --policy: is named twice"),
+        (["compare", "small.yaml", "--profile", "a.json", "--profile", "b"], "error: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_end_with_2_and_write_nothing(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert {path.name for path in folder.iterdir()} <= {"small.yaml", "own.py", "__pycache__"}
+
+
+def test_without_a_command_help_and_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    assert "Commands" in capsys.readouterr().err
+
+
+def test_a_wrong_file_through_the_installed_command(folder: Path) -> None:
+    (folder / "wrong.yaml").write_text(TEXT + "sede: 3\n")
+    done = simbatch("run", "wrong.yaml", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: wrong.yaml:10:1 sede: unknown key (got 3); did you mean seed?\n"
+
+
+def test_reader_that_leaves_early_is_no_error(folder: Path) -> None:
+    command = f"{sys.executable} -m simbatch run small.yaml | true; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, _errors.BROKEN_PIPE)  # 0 when `true` was not gone yet
+    assert done.stderr == ""
+    assert (folder / "results" / "small" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "results/x"), 2, "error: results/x: No space left on device"),
+        (MemoryError(), 2, "error: not enough memory"),
+    ],
+    ids=["interrupt", "disk", "memory"],
+)
+def test_other_ends(raised: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise raised
+
+    assert _errors.exit_code_of(command) == code
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_bug_of_ours_keeps_its_traceback() -> None:
+    def command() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _errors.exit_code_of(command)
+
+
+def test_schema_in_the_repository_is_the_one_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("schema") == 0
+    printed = capsys.readouterr().out
+    assert (ROOT / "scenarios" / "schema.json").read_text() == printed, "simbatch schema > scenarios/schema.json"
+
+
+def test_schema_knows_every_key_of_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    from simbatch.sim.scenario.hints import Hints
+
+    assert run("schema") == 0
+    hints = Hints(json.loads(capsys.readouterr().out))
+    checked = 0
+
+    def check(path: tuple[str | int, ...], value: object, data: object) -> None:
+        nonlocal checked
+        if isinstance(value, dict):
+            known = hints.known_keys(path, data)
+            if path[-1:] == ("priorities",):
+                return
+            for key, child in value.items():
+                assert key in known, (path, key)
+                checked += 1
+                check((*path, key), child, data)
+
+    for file in (ROOT / "scenarios").glob("*.yaml"):
+        data = yaml.safe_load(file.read_text())
+        check((), data, data)
+    assert checked > 50
+
+
+def test_schema_describes_every_engine_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("schema") == 0
+    schema = json.loads(capsys.readouterr().out)
+    settings = schema["$defs"]["EngineSettings"]["properties"]
+    assert {"max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "batching"} <= settings.keys()
+    assert all(setting.get("description") for setting in settings.values())
+    assert all(setting.get("description") for setting in schema["$defs"]["Workload"]["properties"].values())
+
+
+def test_policies_are_listed_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("policies") == 0
+    out = capsys.readouterr().out
+    assert "fixed  (continuous and static batching)" in out
+    assert "batch_size: whole number from 1, default 32" in out
+    assert run("policies", "--json") == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert {"adaptive", "fixed", "priority", "vllm"} <= listed.keys()
+    assert listed["adaptive"]["parameters"]["max_batch_size"]["default"] == 64
+
+
+def test_the_demo_shows_a_difference() -> None:
+    """In a burst, `priority` keeps the high class out of the queue, and the three differ in goodput."""
+    from simbatch import simulate
+
+    bursty = Scenario.load(ROOT / "scenarios" / "bursty.yaml")
+    summaries = {name: simulate(bursty, name).summary for name in ("fixed", "adaptive", "priority")}
+    goodput = [summary["request_goodput"] for summary in summaries.values()]
+    assert max(goodput) > 1.1 * sorted(goodput)[1] > 1.2 * min(goodput)
+    high = {name: summary["simbatch"]["classes"]["high"]["p99_ttft_ms"] for name, summary in summaries.items()}
+    assert high["priority"] < 0.2 * high["fixed"]
+
+
+@pytest.mark.parametrize("name", ["steady", "priority_mix", "memory_pressure", "long_prompts", "static_batches"])
+def test_scenarios_show_what_they_are_for(name: str) -> None:
+    from simbatch import simulate
+
+    resolved = resolve(Scenario.load(ROOT / "scenarios" / f"{name}.yaml"))
+    result = simulate(resolved.scenario)
+    ours = result.summary["simbatch"]
+    assert result.summary["completed"] == resolved.scenario.workload.num_prompts
+    assert (ours["num_preemptions"] > 0) == (name == "memory_pressure")
+    if name == "long_prompts":
+        assert result.requests["num_prompt_tokens"].max() > resolved.engine.max_num_batched_tokens
+    if name == "priority_mix":
+        classes = ours["classes"]
+        assert classes["high"]["p99_ttft_ms"] < classes["normal"]["p99_ttft_ms"] < classes["low"]["p99_ttft_ms"]
+    if name != "static_batches":  # below capacity: the queue does not grow
+        assert result.summary["request_throughput"] > 0.9 * (resolved.scenario.workload.request_rate or 0)
