@@ -1,0 +1,1 @@
+"""simbatch's engine against vLLM's real scheduler, decision by decision."""

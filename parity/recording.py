@@ -39,7 +39,10 @@ class ContentKeys:
         self._block_size = block_size
         self._known: dict[tuple[Any, ...], int] = {}
         self._replayed = {
-            stream for r in case["requests"] for stream, *_ in prompt_parts(r) if stream.startswith("r:") and stream != own(r)
+            stream
+            for r in case["requests"]
+            for stream, *_ in prompt_parts(r)
+            if stream.startswith("r:") and stream != own(r)
         }
 
     def of(self, case_request: dict[str, Any]) -> list[int]:
@@ -101,9 +104,7 @@ class CaseArrivals:
     def take(self, now_ps: int, add: Callable[[Request], None]) -> int:
         """Hand over whoever has arrived."""
         before = self._num_taken
-        while self._pending and (
-            self.next_step <= self._step_number() if self.by_step else self.next_ps <= now_ps
-        ):
+        while self._pending and (self.next_step <= self._step_number() if self.by_step else self.next_ps <= now_ps):
             case_request = self._pending.pop(0)
             arrival = case_request.get("arrival_time", case_request[self._when])
             request = Request(

@@ -121,7 +121,7 @@ class Policy:
         super().__init_subclass__(**kwargs)
         dataclass(eq=False)(cls)
 
-    def start(self, engine: EngineView) -> None:  # noqa: B027 - nothing to set unless a policy has state
+    def start(self, engine: EngineView) -> None:
         """Set the state for a run; called once before it."""
 
     def order(self, request: RequestView) -> Any:
@@ -147,7 +147,7 @@ class Policy:
         """Why to turn an arriving request away, or None to take it."""
         return None
 
-    def finished(self, request: RequestView) -> None:  # noqa: B027 - feedback is welcome, not needed
+    def finished(self, request: RequestView) -> None:
         """Feedback: `request` has just got its last token."""
 
     def overrides(self, method: str) -> bool:

@@ -12,7 +12,8 @@ from simbatch.policies.base import EngineView, Policy
 class Fixed(Policy):
     """A constant batch size: at most `batch_size` requests run; the others wait in order of arrival.
 
-    Continuous: seats freed are filled at once. Static: batches of up to `batch_size`, formed from whoever waits.
+    Continuous: seats freed are filled at once. Static: batches of up to `batch_size`, formed from whoever waits. The
+    engine's own `max_num_seqs` holds as well.
     """
 
     disciplines: ClassVar = ("continuous", "static")
@@ -20,5 +21,5 @@ class Fixed(Policy):
     batch_size: Annotated[int, Ge(1)] = 32
 
     def seats(self, engine: EngineView) -> int:
-        """The constant."""
-        return self.batch_size
+        """The constant, as far as the engine has seats."""
+        return min(self.batch_size, engine.max_num_seqs)

@@ -30,8 +30,11 @@ class UserError(Exception):
     """One or several problems that the user must mend; the command line prints them and exits with 2."""
 
     def __init__(self, *problems: Problem) -> None:
-        super().__init__("\n".join(map(str, problems)))
+        super().__init__(*problems)  # so that a copy keeps them: SimPy and pickle make one from `args`
         self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
 
 
 def shorten(value: object, limit: int = 80) -> str:

@@ -48,8 +48,7 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
         record = engine.run(resolved.engine, cost, resolved.policy, source, steps=steps, progress=progress)
     except UserError as error:
         # SimPy raises a copy made from the text alone; the one with the problems is its cause
-        told = error.__cause__ if isinstance(error.__cause__, UserError) else error
-        raise scenario.relocated(told) from told.__cause__
+        raise scenario.relocated(error) from error.__cause__
     wall_s = time.perf_counter() - begin_s
     return Result(record, run_facts(resolved, record, source), wall_s)
 

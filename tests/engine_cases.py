@@ -38,7 +38,9 @@ class ListSource:
     def chunks(self) -> Iterator[RequestChunk]:
         for i in range(0, len(self.rows), 7):
             arrivals, prompts, outputs, priorities, hashes = (list(c) for c in zip(*self.rows[i : i + 7], strict=True))
-            yield RequestChunk(arrivals, prompts, outputs, priorities, hash_ids=hashes if self.hash_block_tokens else None)
+            yield RequestChunk(
+                arrivals, prompts, outputs, priorities, hash_ids=hashes if self.hash_block_tokens else None
+            )
 
 
 @dataclass

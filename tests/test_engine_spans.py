@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,13 +57,15 @@ def test_invariants(seed: int) -> None:
         assert 0 <= row.free_blocks <= config.num_gpu_blocks - 1
         assert all(arrivals[index] <= row.start_ps for index in indices)
         assert not set(indices) & set(row.preempted)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         assert before.end_ps <= after.start_ps
     finished, rejected = requests.status == FINISHED, requests.status == REJECTED
     assert (finished | rejected).all()  # every request that fits the pool ends
     assert [p >= config.max_model_len for p in prompts] == rejected.tolist()
     lengths = np.array([row[2] for row in case.source.rows])
-    assert (requests.num_output_tokens == np.minimum(lengths, config.max_model_len - requests.num_prompt_tokens))[finished].all()
+    assert (requests.num_output_tokens == np.minimum(lengths, config.max_model_len - requests.num_prompt_tokens))[
+        finished
+    ].all()
     order = np.stack([requests.arrival_ps, requests.scheduled_ps, requests.first_token_ps, requests.finish_ps])
     assert (np.diff(order[:, finished], axis=0) >= 0).all()
     if steps:
@@ -77,7 +80,9 @@ def test_steps_until_is_the_smallest_number(duration: int, slope: int, time: int
     assert steps == 0 or span_ps(steps - 1, duration, slope) < time
 
 
-@given(st.lists(st.tuples(st.integers(1, 99), st.integers(1, 50)), min_size=1, max_size=20), st.sampled_from([1, 4, 16]))
+@given(
+    st.lists(st.tuples(st.integers(1, 99), st.integers(1, 50)), min_size=1, max_size=20), st.sampled_from([1, 4, 16])
+)
 def test_blocks_are_counted_by_residue(members: list[tuple[int, int]], block_size: int) -> None:
     group = DecodeGroup(block_size)
     for i, (prompt, output) in enumerate(members):
@@ -102,4 +107,6 @@ def test_an_outgrown_pool_leaves_the_request_unfinished(is_async: bool) -> None:
     record = run(config, case.cost, case.policy, case.source)
     assert record.requests.status.tolist() == [2, 0]
     assert record.requests.finish_ps[0] == -1
-    assert record.requests.num_output_tokens[0] == 25  # all that 64 tokens of KV allow: 40 + 24 computed, one more sampled
+    assert (
+        record.requests.num_output_tokens[0] == 25
+    )  # all that 64 tokens of KV allow: 40 + 24 computed, one more sampled

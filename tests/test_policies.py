@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,8 @@ class TestFixed:
         record = serve(Fixed(batch_size=2), rows, batching="static")
         assert batch_sizes(record) == [2, 1, 1, 1, 1, 2, 2, 1]
 
-    def test_more_than_the_engine_has_is_an_error_that_names_policy_and_rule(self) -> None:
-        with pytest.raises(UserError, match=r"policy Fixed at 0\.0.* s: seats\(\) .* max_num_seqs \(16\) \(got 17\)"):
-            serve(Fixed(batch_size=17), all_at_once(1))
+    def test_the_engine_has_the_last_word(self) -> None:
+        assert max(batch_sizes(serve(Fixed(batch_size=100), all_at_once(50)))) == 16
 
 
 class TestAdaptive:
@@ -106,7 +104,7 @@ class TestAdaptive:
         rows = [(0, 4, 20, 0, ()) for _ in range(400)]
         record = serve(Adaptive(target_tpot_ms=16, adjustment_interval=5, growth="additive"), rows)
         settled = batch_sizes(record)[len(record.steps or []) // 2 :]
-        assert 3 <= min(settled[:-20])
+        assert min(settled[:-20]) >= 3
         assert max(settled) <= 7
 
     def test_two_targets_are_an_error(self) -> None:
@@ -160,8 +158,12 @@ class TestOwnPolicies:
         [
             ("def order(self, request):\n        return 1 / 0", r"order\(\) failed at mine.py:4: ZeroDivisionError"),
             ("def seats(self, engine):\n        return 0", r"seats\(\) must be .* \(got 0\)"),
+            ("def seats(self, engine):\n        return 17", r"policy Mine at 0\.0.* s: seats\(\) .* \(16\) \(got 17\)"),
             ("def seats(self, engine):\n        return 2.5", r"seats\(\) must be a whole number"),
-            ("def token_budget(self, engine):\n        return 10**6", r"token_budget\(\) must be .* max_num_batched_tokens"),
+            (
+                "def token_budget(self, engine):\n        return 10**6",
+                r"token_budget\(\) must be .* max_num_batched_tokens",
+            ),
             ("def victim(self, running):\n        return None", r"victim\(\) must return one of the running requests"),
         ],
     )
@@ -247,5 +249,3 @@ class View:
 
     def __init__(self, max_num_seqs: int) -> None:
         self.max_num_seqs = max_num_seqs
-
-

@@ -150,7 +150,9 @@ VALUES = [
     ),
     Wrong("section", GOOD + "engine: 3\n", ":7:9 engine", "must be a mapping", "3", "its keys: max_num_seqs"),
     Wrong("watermark", GOOD + "engine: {watermark: 1}\n", ":7:21 engine.watermark", "must be less than 1", "1"),
-    Wrong("block size", GOOD + "engine: {block_size: 24}\n", ":7:22 engine.block_size", "power of two", "24", "16"),
+    Wrong(
+        "block size", GOOD + "engine: {block_size: 4096}\n", ":7:22 engine.block_size", "at most 1024", "4096", "lower"
+    ),
     Wrong("profile type", "profile: [1]\n" + WORKLOAD, ":1:10 profile", "must be a sh"),
     Wrong(
         "profile name", "profile: rtx\n" + WORKLOAD, ":1:10 profile", "neither a shipped profile nor a file", "'rtx'"

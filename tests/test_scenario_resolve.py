@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ DATA: dict[str, Any] = {
 
 def scenario(**sections: Any) -> Scenario:
     return Scenario.from_dict({**DATA, **sections})
+
+
+def test_the_example_in_the_docstring() -> None:
+    from simbatch.sim.scenario import model
+
+    assert doctest.testmod(model) == (0, 2)
 
 
 def test_defaults_inline() -> None:
@@ -197,7 +204,7 @@ class Patient(Policy):
 
     seats_: int = 2
 
-    def seats(self, engine: object) -> int:  # noqa: ARG002
+    def seats(self, engine: object) -> int:
         return self.seats_
 
 

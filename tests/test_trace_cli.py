@@ -204,11 +204,11 @@ def test_generate_from_a_scenario(tmp_path: Path) -> None:
     [
         (("--num-prompts", 5), "--prompt-len-mean: required, but missing"),
         ((*OPTIONS, "--request-rate", 0), "--request-rate: must be greater than 0 (got 0.0)"),
-        ((*OPTIONS, "--output-len-mean", 2.5), "--output-len-mean: a fixed length must be a whole number of tokens (got 2.5)"),
+        ((*OPTIONS, "--output-len-mean", 2.5), "--output-len-mean: a fixed length must be a whole number of tokens"),
         ((*OPTIONS, "--set", "seed=1"), "--set: needs a scenario"),
-        ((*OPTIONS, "--scenario", "s.yaml"), "--num-prompts, --request-rate, --prompt-len-mean, --output-len-mean: a scenario brings"),
+        ((*OPTIONS[:2], "--scenario", "s.yaml"), "--num-prompts: a scenario brings its own workload"),
     ],
-)  # fmt: skip
+)
 def test_generate_refuses(tmp_path: Path, arguments: tuple[object, ...], said: str) -> None:
     assert said in refused("generate", tmp_path / "g.csv", *arguments)
     assert not list(tmp_path.iterdir())

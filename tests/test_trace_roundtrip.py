@@ -160,7 +160,7 @@ def test_generated_prefixes_are_shared_by_the_same_requests_when_read_back(tmp_p
     ]
 
 
-def test_statistics_are_numpys(tmp_path: Path) -> None:
+def test_statistics_are_numpys() -> None:
     path = shared("azure/AzureLLMInferenceTrace_code.csv")
     found, columns = describe(source_of(path)).summary(), read(path)
     times = np.array(columns["arrival_ps"]) / 1e12

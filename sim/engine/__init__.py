@@ -44,7 +44,7 @@ def run(
         keys = PrefixKeys(source.hash_block_tokens, config.block_size)
     arrivals = Arrivals(source, recorder, config.max_model_len, keys)
     kind = SpanReplica if spans else Replica
-    replica = kind(env, config, cost, policy, arrivals, recorder, progress or (lambda num_gone: None))
+    replica = kind(env, config, cost, policy, arrivals, recorder, progress)
     loaded_before_s = arrivals.load_cpu_s
     begin_s = time.process_time()
     env.process(replica.run())

@@ -95,4 +95,3 @@ class Arrivals:
             self._chunk, self._length = chunk, len(chunk.arrival_ps)
             self._recorder.expect(chunk)
         self.load_cpu_s += time.process_time() - begin
-

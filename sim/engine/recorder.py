@@ -37,9 +37,7 @@ class Recorder:
         self.gaps = array("q")
         self.steps: list[StepRow] | None = [] if keep_steps else None
 
-    def step(
-        self, step: Step, finished: list[Request], free_blocks: int, num_running: int, num_waiting: int
-    ) -> None:
+    def step(self, step: Step, finished: list[Request], free_blocks: int, num_running: int, num_waiting: int) -> None:
         """A step in full; the counts are those after its update."""
         assert self.steps is not None
         self.steps.append(
@@ -102,20 +100,15 @@ class Recorder:
     def record(self, config: EngineConfig, num_preemptions: int, end_ps: int, event_loop_cpu_s: float) -> RunRecord:
         """The finished form, as numpy columns."""
         requests = RequestColumns(
-            *(
-                np.array(column, dtype=np.int64)
-                for column in (
-                    self.arrival_ps,
-                    self.scheduled_ps,
-                    self.first_token_ps,
-                    self.finish_ps,
-                    self.num_prompt_tokens,
-                    self.num_output_tokens,
-                    self.num_cached_tokens,
-                    self.num_preemptions,
-                    self.priority,
-                )
-            ),
+            arrival_ps=np.array(self.arrival_ps),
+            scheduled_ps=np.array(self.scheduled_ps),
+            first_token_ps=np.array(self.first_token_ps),
+            finish_ps=np.array(self.finish_ps),
+            num_prompt_tokens=np.array(self.num_prompt_tokens),
+            num_output_tokens=np.array(self.num_output_tokens),
+            num_cached_tokens=np.array(self.num_cached_tokens),
+            num_preemptions=np.array(self.num_preemptions),
+            priority=np.array(self.priority),
             status=np.array(self.status, dtype=np.int8),
             request_id=self.request_id or None,
             tenant=self.tenant or None,

@@ -45,7 +45,7 @@ class Replica:
         policy: Policy,
         arrivals: Arrivals,
         recorder: Recorder,
-        progress: Callable[[int], None] = lambda num_gone: None,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         self.env = env
         self.config = config
@@ -166,7 +166,10 @@ class Replica:
         for entry in batch.entries:
             self.note_start(entry.request, entry.num_computed_tokens, start_ps)
         num_regular = sum(follows_on(entry, start_ps) for entry in decodes)
-        self.write_span(start_ps, 1, self.device_free_ps - start_ps, 0, len(decodes), num_regular, context, prefills, 0)
+        self.recorder.segments.extend(
+            (start_ps, 1, self.device_free_ps - start_ps, 0, len(decodes), num_regular, context, prefills.tokens,
+             prefills.num_prefills, prefills.attention, len(self.scheduler.running), self.num_waiting, self.kv.free)
+        )  # fmt: skip
         return Step(batch, start_ps, self.device_free_ps)
 
     def update(self, step: Step) -> None:
@@ -222,39 +225,6 @@ class Replica:
             return False
         return self._num_empty >= MAX_EMPTY_STEPS
 
-    def write_span(
-        self,
-        start_ps: int,
-        num_steps: int,
-        duration_ps: int,
-        slope_ps: int,
-        num_decodes: int,
-        num_regular: int,
-        context: int,
-        prefills: Prefills,
-        num_blocks: int,
-    ) -> None:
-        """Write down a span of steps, with the seats and the queue as they are now; `num_blocks` are yet to be taken."""
-        num_prefills, tokens, _, attention = prefills
-        num_waiting = len(self.scheduler.waiting) + (len(self.backlog) if self.backlog else 0)
-        self.recorder.segments.extend(
-            (
-                start_ps,
-                num_steps,
-                duration_ps,
-                slope_ps,
-                num_decodes,
-                num_regular,
-                context,
-                tokens,
-                num_prefills,
-                attention,
-                len(self.scheduler.running),
-                num_waiting,
-                self.kv.free - num_blocks,
-            )
-        )
-
     def write_step(self, step: Step, finished: list[Request]) -> None:
         """Write down a step in full, if that is wanted."""
         if self.recorder.steps is not None and step.batch.entries:
@@ -275,7 +245,7 @@ class Replica:
         self.num_gone += 1
         if self.arrivals.is_limited:
             self.arrivals.ended(self.now_ps)
-        if not self.num_gone % PROGRESS_INTERVAL:
+        if self._progress is not None and not self.num_gone % PROGRESS_INTERVAL:
             self._progress(self.num_gone)
 
     def _too_long(self, request: Request) -> str | None:

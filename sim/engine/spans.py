@@ -28,6 +28,7 @@ from simbatch.sim.engine.replica import Process
 from simbatch.sim.engine.request import NEVER, Request
 from simbatch.sim.engine.step import Step
 
+
 class SpanReplica(GatheringReplica):
     """A replica that leaps from change to change."""
 

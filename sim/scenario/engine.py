@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 
@@ -14,12 +13,6 @@ class Section(BaseModel):
     """What every section keeps to: no unknown keys, no text or booleans for numbers, no changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _power_of_two(value: int) -> int:
-    if value & (value - 1):
-        raise PydanticCustomError("rule", "must be a power of two", {"mend": "vLLM's default is 16"})
-    return value
 
 
 class EngineSettings(Section):
@@ -35,8 +28,8 @@ class EngineSettings(Section):
     max_model_len: Count | None = Field(
         default=None, description="longest prompt and output together, tokens; default: the profile's"
     )
-    block_size: Annotated[int, Field(ge=1, le=1024), AfterValidator(_power_of_two)] | None = Field(
-        default=None, description="tokens a KV block holds, a power of two; default: the profile's, 16 inline"
+    block_size: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="tokens a KV block holds; default: the profile's, 16 inline"
     )
     num_gpu_blocks_override: Annotated[int, Field(ge=2, le=2**40)] | None = Field(
         default=None, description="KV blocks, vLLM's null block included, instead of the profile's"

@@ -123,7 +123,11 @@ class Workload(Section):
 
 def priority_of(key: str | int) -> int | None:
     """The level that a class name or an integer (also as text) means; None when it means none."""
-    if isinstance(key, int):
-        return key if -(2**31) <= key < 2**31 else None
-    text = key.strip()
-    return PRIORITY_NAMES.get(text, int(text) if text.lstrip("-").isdecimal() and len(text) < 10 else None)
+    if isinstance(key, str):
+        text = key.strip()
+        if text in PRIORITY_NAMES:
+            return PRIORITY_NAMES[text]
+        if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 11):
+            return None
+        key = int(text)
+    return key if -(2**31) <= key < 2**31 else None

@@ -26,7 +26,7 @@ class ParquetReader:
         try:
             with pq.ParquetFile(path) as file:
                 names = file.schema_arrow.names
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             mend = "check the format; a file that was cut off looks like this"
             raise UserError(Problem(str(path), f"not valid parquet: {error}", mend=mend)) from None
         self._names = list(check_header(names, columns, str(path)))

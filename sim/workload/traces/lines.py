@@ -41,9 +41,7 @@ def decode_json(text: str, place: str) -> Any:
         return DECODER.decode(text)
     except json.JSONDecodeError as error:
         shown = text[max(error.pos - 20, 0) : error.pos + 20]
-        mend = (
-            "check the line; a file that was cut off ends like this" if error.pos >= len(text) - 1 else "check the line"
-        )
+        mend = "complete or remove the line if the file was cut off, or check the format"
         raise UserError(Problem(f"{place}:{error.colno}", f"not valid JSON: {error.msg}", shown, mend)) from None
     except BadValueError as error:
         raise UserError(Problem(place, error.rule, mend=error.mend)) from None

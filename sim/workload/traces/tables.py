@@ -52,7 +52,7 @@ class TableReader:
                     if row:
                         yield reader.line_num, row
             except csv.Error as error:
-                mend = "check the quotes here and above"
+                mend = "check the quotes here and above, or the format"
                 raise UserError(
                     Problem(self.place(reader.line_num, ""), f"not valid CSV: {error}", mend=mend)
                 ) from None

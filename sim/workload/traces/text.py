@@ -32,7 +32,8 @@ def check_file(path: Path, place: str) -> None:
         raise UserError(Problem(place, "is a folder, not a trace", str(path), "name a file in it"))
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = get_close_matches(path.name, siblings, n=1)
-    mend = f"did you mean {near[0]}?" if near else "a relative path is taken from the scenario's folder"
+    otherwise = "check the path" if place == str(path) else "a relative path is taken from the scenario's folder"
+    mend = f"did you mean {near[0]}?" if near else otherwise
     raise UserError(Problem(place, "there is no such file", str(path), mend))
 
 

@@ -155,12 +155,14 @@ def _csv(file: IO[str], has_hashes: bool) -> Write:
     names = ["request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens", "priority", "tenant"]
     names += ["hash_ids"] if has_hashes else []
     table = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # the other forgets to quote \r
     table.writerow(names)
 
     def write(rows: list[Row], _: Losses) -> None:
         for row in rows:
             row |= {"arrival_s": to_s(row["arrival_ps"]), "hash_ids": " ".join(map(str, row["hash_ids"]))}
-            table.writerow([row[name] for name in names])
+            has_return = "\r" in row["request_id"] or "\r" in (row["tenant"] or "")
+            (quoted if has_return else table).writerow([row[name] for name in names])
 
     return write
 
