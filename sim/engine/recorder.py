@@ -67,7 +67,9 @@ class Recorder:
             column.extend(zeros)
         self.status.extend(array("b", [UNFINISHED]) * n)
         self.request_id.extend(chunk.request_id or ())
-        self.tenant.extend(chunk.tenant or ())
+        if chunk.tenant:  # the first tenant may stand far down in a file
+            self.tenant += [None] * (len(self.status) - n - len(self.tenant))
+            self.tenant += chunk.tenant
 
     def rejected(self, request: Request, reason: str) -> None:
         """A request was turned away on arrival."""

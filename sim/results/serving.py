@@ -31,7 +31,7 @@ def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
         "requests": _counts(record, everybody),
         "rejected_reasons": _reasons(record),
         "skipped_rows": facts.skipped,
-        "slo": facts.slo.limits(),
+        "slo": {f"{name}_ms": limit for name, limit in facts.slo.limits().items()},
         "slo_share": _slo_share(record, facts, everybody),
         "classes": _classes(record, facts),
         "kv_cache": _kv_cache(record),
