@@ -14,7 +14,7 @@ from simbatch.sim.engine.request import Request
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 
-FAR = 1 << 62  # ps: 53 days
+FAR = 1 << 63  # ps: later than any column can say
 
 
 class Arrivals:

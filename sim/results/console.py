@@ -87,7 +87,8 @@ def _slo_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     if not (shares := ours["slo_share"]):
         return
     yield _header("Requests within SLO", "-")
-    for name, limit in ours["slo"].items():
+    for key, limit in ours["slo"].items():
+        name = key.removesuffix("_ms")
         yield _row(f"{name.upper()} <= {limit:g} ms:", percent(shares[name]))
     yield _row("All of them:", percent(shares["all"]))
 
