@@ -10,11 +10,11 @@ import simpy
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine.arrivals import FAR
-from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.request import Request
 from simbatch.sim.engine.step import Step
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.request import Request
 
 PS_PER_NS = 1000
 Line = dict[str, Any]

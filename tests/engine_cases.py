@@ -13,8 +13,8 @@ from simbatch.policies.fixed import Fixed
 from simbatch.policies.priority import Priority
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
-from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.chunk import RequestChunk
 
 MS = 10**9  # ps

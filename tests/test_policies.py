@@ -16,9 +16,9 @@ from simbatch.policies.registry import load_policy, policy_names
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
-from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import UserError
+from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import MS, ListSource, Row
 
 HERE = Path(__file__).parent

@@ -43,7 +43,9 @@ def simulated() -> Result:
 def real() -> dict[str, Any]:
     """The run's metrics, as `vllm bench serve` defines them; a request is sent when the engine takes it in."""
     rows = [json.loads(line) for line in (RUN / "requests.jsonl").read_text().splitlines()]
-    sent, first, last = (np.array([row[key] for row in rows]) for key in ("queued_ts", "first_token_ts", "last_token_ts"))
+    sent, first, last = (
+        np.array([row[key] for row in rows]) for key in ("queued_ts", "first_token_ts", "last_token_ts")
+    )
     num_output = np.array([row["output_toks"] for row in rows])
     return {
         "ttft_s": first - sent,

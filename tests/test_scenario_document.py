@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario.document import MAX_VALUES, parse_document
-from simbatch.sim.scenario.scalars import parse_plain
+from simbatch.sim.scenario.reading.document import MAX_VALUES, parse_document
+from simbatch.sim.scenario.reading.scalars import parse_plain
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from simbatch.policies.vllm import VLLM
 from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
-from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import MS, ListSource
 
 STEP_S = 0.010

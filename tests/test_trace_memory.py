@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simbatch.sim.workload.traces import TraceSource
-from simbatch.sim.workload.traces.statistics import describe
+from simbatch.sim.workload.traces.tools.statistics import describe
 from tests.trace_files import source_of
 
 ROWS = 120_000

@@ -11,12 +11,12 @@ import simpy
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine.arrivals import Arrivals
-from simbatch.sim.engine.config import EngineConfig
-from simbatch.sim.engine.prefix_keys import PrefixKeys
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.spans import SpanReplica
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.prefix_keys import PrefixKeys
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from simbatch.sim.engine.prefix_keys import PrefixKeys
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.request import Request
+from simbatch.sim.scheduler.prefix_keys import PrefixKeys
+from simbatch.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk, RequestSource

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 
-from simbatch.sim.engine.request import Request
+from simbatch.sim.scheduler.request import Request
 
 NOBODY: list[Request] = []
 OUTSIDE = -1  # a request's `joined_round` when it is in no group

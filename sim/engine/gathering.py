@@ -7,9 +7,9 @@ from typing import Any
 
 from simbatch.sim.engine.decode_group import OUTSIDE, DecodeGroup
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.request import NEVER, Request
-from simbatch.sim.engine.scheduler import Batch, Entry
 from simbatch.sim.engine.step import Step
+from simbatch.sim.scheduler.request import NEVER, Request
+from simbatch.sim.scheduler.scheduler import Batch, Entry
 
 NO_ENTRIES = Batch([], [])
 

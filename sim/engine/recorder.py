@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simbatch.sim.engine.record import FINISHED, REJECTED, SEGMENT_DTYPE, UNFINISHED, RequestColumns, RunRecord, StepRow
-from simbatch.sim.engine.request import NEVER, Request
+from simbatch.sim.scheduler.request import NEVER, Request
 
 if TYPE_CHECKING:
-    from simbatch.sim.engine.config import EngineConfig
     from simbatch.sim.engine.step import Step
+    from simbatch.sim.scheduler.config import EngineConfig
     from simbatch.sim.workload.chunk import RequestChunk
 
 

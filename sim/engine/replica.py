@@ -18,14 +18,14 @@ import simpy
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine.arrivals import FAR, Arrivals
-from simbatch.sim.engine.config import EngineConfig
-from simbatch.sim.engine.decisions import Decisions
-from simbatch.sim.engine.kv_cache import KVCache, PrefixKVCache
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.request import Request
-from simbatch.sim.engine.scheduler import Batch, Entry, Scheduler
 from simbatch.sim.engine.step import Prefills, Step, step_ps
-from simbatch.sim.engine.views import EngineView
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.decisions import Decisions
+from simbatch.sim.scheduler.kv_cache import KVCache, PrefixKVCache
+from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.scheduler import Batch, Entry, Scheduler
+from simbatch.sim.scheduler.views import EngineView
 
 Process = Generator[simpy.Event, Any, None]
 

@@ -25,8 +25,8 @@ from simbatch.sim.engine.arrivals import FAR
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.gathering import GatheringReplica
 from simbatch.sim.engine.replica import Process
-from simbatch.sim.engine.request import NEVER, Request
 from simbatch.sim.engine.step import Step
+from simbatch.sim.scheduler.request import NEVER, Request
 
 
 class SpanReplica(GatheringReplica):

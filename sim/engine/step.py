@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.engine.scheduler import Batch
+from simbatch.sim.scheduler.scheduler import Batch
 
 
 class Step(NamedTuple):

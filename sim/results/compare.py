@@ -107,12 +107,12 @@ class Comparison:
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write compare.json, compare.csv and compare.png to `folder`; returns their paths."""
-        from simbatch.sim.results import compare_plot
+        from simbatch.sim.results.plots import comparison
 
         writers: dict[str, Callable[[Path], None]] = {
             "compare.json": lambda path: files.write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
-            "compare.png": lambda path: compare_plot.write(path, self.results),
+            "compare.png": lambda path: comparison.write(path, self.results),
         }
         return files.write_all(Path(folder), writers, OWN_FILES)
 

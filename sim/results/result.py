@@ -45,15 +45,15 @@ class Result:
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write every file of the result to `folder`, in place of an earlier one; returns their paths."""
-        from simbatch.sim.results import latency_plot, timeline_plot
+        from simbatch.sim.results.plots import latency, timeline
 
         writers: dict[str, Callable[[Path], None]] = {
             "summary.json": lambda path: files.write_json(path, self.summary),
             "requests.parquet": lambda path: files.write_requests(path, self.record),
             "scenario.yaml": lambda path: files.write_yaml(path, self.facts.scenario),
             "run.json": lambda path: files.write_json(path, files.run_facts(self.record, self.wall_s)),
-            "latency.png": lambda path: latency_plot.write(path, self),
-            "timeline.png": lambda path: timeline_plot.write(path, self),
+            "latency.png": lambda path: latency.write(path, self),
+            "timeline.png": lambda path: timeline.write(path, self),
         }
         if self.record.steps is not None:
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from simbatch.sim.scenario.document import Key, KeyPath, dotted
+from simbatch.sim.scenario.reading.document import Key, KeyPath, dotted
 
 Schema = dict[str, Any]
 

@@ -10,11 +10,11 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, Validation
 from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario.document import KeyPath, read_document
 from simbatch.sim.scenario.engine import EngineSettings, Section
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
-from simbatch.sim.scenario.source import Source, Value, plain_data
+from simbatch.sim.scenario.reading.document import KeyPath, read_document
+from simbatch.sim.scenario.reading.source import Source, Value, plain_data
 from simbatch.sim.workload.model import Workload
 
 if TYPE_CHECKING:

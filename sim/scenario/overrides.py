@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario.document import parse_document
-from simbatch.sim.scenario.scalars import parse_plain
-from simbatch.sim.scenario.source import Value
+from simbatch.sim.scenario.reading.document import parse_document
+from simbatch.sim.scenario.reading.scalars import parse_plain
+from simbatch.sim.scenario.reading.source import Value
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Value]:

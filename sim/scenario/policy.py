@@ -12,7 +12,7 @@ from simbatch.policies.registry import load_policy, policy_class
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
-from simbatch.sim.scenario.source import Source
+from simbatch.sim.scenario.reading.source import Source
 
 
 def build_policy(name: str, params: dict[str, Any], source: Source) -> Policy:

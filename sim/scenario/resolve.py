@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
-from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.rules import start_problems
+from simbatch.sim.scheduler.config import EngineConfig
 
 T = TypeVar("T")
 

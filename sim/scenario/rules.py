@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from simbatch.sim.engine.config import EngineConfig
 from simbatch.sim.errors import Problem
+from simbatch.sim.scheduler.config import EngineConfig
 
 
 def start_problems(config: EngineConfig) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
     from simbatch.sim.workload.model import Workload
     from simbatch.sim.workload.traces import TraceSource
-    from simbatch.sim.workload.traces.write import WriteFormat
+    from simbatch.sim.workload.traces.tools.write import WriteFormat
 
 # repeated from sim/workload, whose models take a while to import; a test holds them together
 READ = ("azure", "burstgpt", "mooncake", "timed_trace", "vllm_bench", "jsonl", "csv", "parquet")
@@ -71,7 +71,7 @@ def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -
     """Say what the trace in FILE is like: size, rate, burstiness, lengths, shared prefixes."""
     from simbatch.cli._progress import progress_of
     from simbatch.cli._trace_text import description
-    from simbatch.sim.workload.traces.statistics import describe as describe_source
+    from simbatch.sim.workload.traces.tools.statistics import describe as describe_source
 
     if picture is not None:
         _check_picture(picture)
@@ -81,7 +81,7 @@ def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -
     facts = {"path": str(file), "format": source.format, **statistics.summary(), "skipped": source.skipped}
     facts["ignored_columns"] = sorted(source.ignored)
     if picture is not None:
-        from simbatch.sim.workload.traces.picture import draw
+        from simbatch.sim.workload.traces.tools.picture import draw
 
         draw(statistics, f"{file.name} ({source.format}, {statistics.num_requests:,} requests)", picture)
         click.echo(f"picture: {picture}", err=True)
@@ -182,7 +182,7 @@ def _flag_problem(details: Any) -> Problem:
 
 
 def _target(output: Path, to: str | None) -> WriteFormat:
-    from simbatch.sim.workload.traces.write import WRITE_FORMATS
+    from simbatch.sim.workload.traces.tools.write import WRITE_FORMATS
 
     ending = to or output.suffix.removeprefix(".")
     found = next((name for name in WRITE_FORMATS if name == ending), None)
@@ -200,7 +200,7 @@ def _default_hash_block_tokens(target: WriteFormat) -> int:
 
 def _write(source: RequestSource, output: Path, to: WriteFormat, size: int, regroup: bool) -> int:
     from simbatch.cli._progress import progress_of
-    from simbatch.sim.workload.traces.write import HOLDS_HASHES, write_trace
+    from simbatch.sim.workload.traces.tools.write import HOLDS_HASHES, write_trace
 
     with progress_of(f"writing {output.name}", source.num_requests, quiet=False) as progress:
         count, losses = write_trace(source, output, to, hash_block_tokens=size, regroup=regroup, progress=progress)

@@ -55,8 +55,8 @@ def _detected(path: Path) -> TraceFormat:
 
 
 def _reader(path: Path, trace: Trace, trace_format: TraceFormat) -> Reader:
-    from simbatch.sim.workload.traces import bench, columnar, lines, tables
-    from simbatch.sim.workload.traces.values import PS_PER_UNIT
+    from simbatch.sim.workload.traces.columns.values import PS_PER_UNIT
+    from simbatch.sim.workload.traces.formats import bench, columnar, lines, tables
 
     unit = PS_PER_UNIT[trace.time_unit or TIME_UNITS.get(trace_format, "s")]
     hash_block_tokens = trace.hash_block_tokens or HASH_BLOCK_TOKENS.get(trace_format, 0)

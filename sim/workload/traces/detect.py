@@ -9,9 +9,9 @@ from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TRACE_FORMATS, TraceFormat
-from simbatch.sim.workload.traces.bench import BENCH
-from simbatch.sim.workload.traces.lines import TIMED_TRACE
-from simbatch.sim.workload.traces.tables import AZURE, BURSTGPT, OURS
+from simbatch.sim.workload.traces.formats.bench import BENCH
+from simbatch.sim.workload.traces.formats.lines import TIMED_TRACE
+from simbatch.sim.workload.traces.formats.tables import AZURE, BURSTGPT, OURS
 from simbatch.sim.workload.traces.text import text_errors
 
 _HEAD = 1 << 16  # characters of a first line that is longer than any row, as a JSON document's may be

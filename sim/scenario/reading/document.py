@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.scenario.scalars import parse_plain
-from simbatch.sim.scenario.syntax import syntax_problem
+from simbatch.sim.scenario.reading.scalars import parse_plain
+from simbatch.sim.scenario.reading.syntax import syntax_problem
 
 Key = str | int
 KeyPath = tuple[Key, ...]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simbatch.sim.engine.record import FINISHED
-from simbatch.sim.results import curves, style
+from simbatch.sim.results import curves
 from simbatch.sim.results.console import number, percent
 from simbatch.sim.results.metrics import latencies_ms
-from simbatch.sim.results.timeline_plot import arrivals, binned, end_s
+from simbatch.sim.results.plots import style
+from simbatch.sim.results.plots.timeline import arrivals, binned, end_s
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario.document import Key, KeyPath, Places, dotted
+from simbatch.sim.scenario.reading.document import Key, KeyPath, Places, dotted
 
 Value = str | int | float | bool | None | list[Any] | dict[Any, Any]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.policies.base import Policy
-from simbatch.sim.engine.config import EngineConfig
-from simbatch.sim.engine.request import Request
-from simbatch.sim.engine.views import EngineView, RequestView
-from simbatch.sim.engine.waiting import FcfsQueue, SortedQueue, WaitingQueue
 from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.views import EngineView, RequestView
+from simbatch.sim.scheduler.waiting import FcfsQueue, SortedQueue, WaitingQueue
 
 
 class Decisions:

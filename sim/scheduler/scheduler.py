@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from simbatch.sim.engine.config import EngineConfig
-from simbatch.sim.engine.decisions import Decisions
-from simbatch.sim.engine.kv_cache import KVCache
-from simbatch.sim.engine.request import Request
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.decisions import Decisions
+from simbatch.sim.scheduler.kv_cache import KVCache
+from simbatch.sim.scheduler.request import Request
 
 
 class Entry(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simbatch.sim.clock import to_s
-from simbatch.sim.workload.traces.statistics import Lengths, TraceStatistics
+from simbatch.sim.workload.traces.tools.statistics import Lengths, TraceStatistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.traces import values
-from simbatch.sim.workload.traces.assemble import assemble
-from simbatch.sim.workload.traces.header import check_header
-from simbatch.sim.workload.traces.lines import decode_json
+from simbatch.sim.workload.traces.columns import values
+from simbatch.sim.workload.traces.columns.assemble import assemble
+from simbatch.sim.workload.traces.columns.header import check_header
+from simbatch.sim.workload.traces.formats.lines import decode_json
 from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Columns
 from simbatch.sim.workload.traces.text import text_errors
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from simbatch.sim.engine.request import Request
+from simbatch.sim.scheduler.request import Request
 
 
 class KVCache:

@@ -16,7 +16,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.workload.model import priority_of
 from simbatch.sim.workload.section import MAX_TOKENS
 from simbatch.sim.workload.trace_model import TimeUnit
-from simbatch.sim.workload.traces.kinds import Kind, never
+from simbatch.sim.workload.traces.columns.kinds import Kind, never
 from simbatch.sim.workload.traces.rows import BadValueError
 
 PS_PER_UNIT: dict[TimeUnit, int] = {"s": PS_PER_S, "ms": 10**9, "us": 10**6, "ns": 10**3}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from simbatch.sim.workload.traces import values
-from simbatch.sim.workload.traces.kinds import Kind
+from simbatch.sim.workload.traces.columns import values
+from simbatch.sim.workload.traces.columns.kinds import Kind
 from simbatch.sim.workload.traces.rows import Batch, Columns
 
 T = TypeVar("T")

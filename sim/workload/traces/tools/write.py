@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, get_args
 from simbatch.sim.clock import to_s
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
-from simbatch.sim.workload.traces.hashes import Rehash
+from simbatch.sim.workload.traces.tools.hashes import Rehash
 
 WriteFormat = Literal["jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure"]
 WRITE_FORMATS: tuple[WriteFormat, ...] = get_args(WriteFormat)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.engine.config import EngineConfig
-from simbatch.sim.engine.request import Request
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.replica import Replica

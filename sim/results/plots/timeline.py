@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.results import curves, style
+from simbatch.sim.results import curves
 from simbatch.sim.results.metrics import duration_ps
+from simbatch.sim.results.plots import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

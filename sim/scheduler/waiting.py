@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from simbatch.sim.engine.request import Request
+from simbatch.sim.scheduler.request import Request
 
 
 class FcfsQueue(deque[Request]):

@@ -1,0 +1,1 @@
+"""Pictures of results, through matplotlib's object interface."""

@@ -1,0 +1,1 @@
+"""Checked columns from what a file's columns say."""

@@ -1,0 +1,1 @@
+"""What `simbatch trace` does with a trace: describe, draw, write."""
