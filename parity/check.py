@@ -15,7 +15,7 @@ from typing import Any
 
 from parity.recording import CaseReplica
 
-SHARED = Path(__file__).parents[2] / "shared" / "parity" / "cases"
+RECORDINGS = Path(__file__).parent / "recordings"
 
 
 def recordings(folder: Path) -> list[tuple[Path, Path]]:
@@ -48,7 +48,7 @@ def first_difference(case: dict[str, Any], recorded: list[dict[str, Any]]) -> st
 
 def main(arguments: list[str]) -> int:
     """Compare every recording of the folder."""
-    folder = Path(arguments[0]) if arguments else SHARED
+    folder = Path(arguments[0]) if arguments else RECORDINGS
     pairs = recordings(folder)
     if not pairs:
         print(f"{folder}: no case (*.json) with a recording (*.jsonl.gz beside it or in ../expected)")

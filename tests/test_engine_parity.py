@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from parity.check import SHARED, first_difference, load, main, recordings
+from parity import check
+from parity.check import first_difference, load, main, recordings
 
-RECORDINGS = recordings(SHARED)
+RECORDINGS = recordings(check.RECORDINGS)
 
 
-@pytest.mark.skipif(not RECORDINGS, reason="../shared/parity (recordings of vLLM's scheduler) is not here")
 @pytest.mark.parametrize(("case", "recording"), RECORDINGS, ids=[case.stem for case, _ in RECORDINGS])
 def test_the_recording_is_reproduced(case: Path, recording: Path) -> None:
     assert first_difference(json.loads(case.read_text()), load(recording)) is None
 
 
-@pytest.mark.skipif(not RECORDINGS, reason="../shared/parity (recordings of vLLM's scheduler) is not here")
 def test_a_difference_is_found_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case, recording = RECORDINGS[0]
     changed = json.loads(case.read_text())
@@ -29,6 +28,15 @@ def test_a_difference_is_found_and_shown(tmp_path: Path, capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert "0 of 1 identical" in shown
     assert "vLLM     {" in shown
+
+
+def test_recordings_in_a_folder_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case, recording = RECORDINGS[0]
+    for folder, path in (("cases", case), ("expected", recording)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / path.name).write_bytes(path.read_bytes())
+    assert main([str(tmp_path / "cases")]) == 0
+    assert "1 of 1 identical" in capsys.readouterr().out
 
 
 def test_nothing_to_compare_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

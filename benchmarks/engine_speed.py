@@ -1,0 +1,142 @@
+"""How fast the engine is: `python -m benchmarks.engine_speed [--azure FILE] [--mooncake FILE] [--repeat N]`.
+
+Requests per CPU second of the event loop alone (`event_loop_cpu_s` of run.json), best of N runs, and as a ratio to a
+calibration loop run beside it (SimPy timeouts per CPU second), so that a noisy machine does not decide. The traces are
+those of ../shared, unless named; what is not there is left out and said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import simpy
+
+from simbatch.sim import engine
+from simbatch.sim.scenario import Scenario
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.workload import open_workload
+from simbatch.sim.workload.chunk import RequestChunk, RequestSource
+
+TRACES = Path(__file__).parents[2] / "shared" / "traces"
+AZURE = TRACES / "azure" / "AzureLLMInferenceTrace_conv.csv"
+MOONCAKE = TRACES / "mooncake" / "conversation_trace.jsonl"
+
+
+@dataclass
+class Repeated:
+    """A source, several times over, each time later by its own length."""
+
+    source: RequestSource
+    times: int
+    period_ps: int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+    def chunks(self) -> Iterator[RequestChunk]:
+        """The chunks of every round."""
+        for i in range(self.times):
+            for chunk in self.source.chunks():
+                yield RequestChunk(
+                    [arrival_ps + i * self.period_ps for arrival_ps in chunk.arrival_ps],
+                    chunk.num_prompt_tokens,
+                    chunk.num_output_tokens,
+                )
+
+
+def timeouts_per_cpu_s(count: int = 300_000) -> float:
+    """The calibration loop: a SimPy process that does nothing but wait."""
+    env = simpy.Environment()
+
+    def wait() -> Iterator[simpy.Event]:
+        for _ in range(count):
+            yield env.timeout(1)
+
+    env.process(wait())
+    begin_s = time.process_time()
+    env.run()
+    return count / (time.process_time() - begin_s)
+
+
+def azure_scenario(path: Path, **engine_settings: Any) -> Scenario:
+    """The Azure conversation trace at 0.3 of its rate on the RTX 4090 profile with 20,000 blocks."""
+    settings = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_model_len": 32_768, "block_size": 16}
+    return Scenario.from_dict(
+        {
+            "profile": "rtx4090-llama-3.1-8b-bf16",
+            "engine": {**settings, "num_gpu_blocks_override": 20_000, **engine_settings},
+            "workload": {"trace": {"path": str(path), "format": "azure", "rate_scale": 0.3}},
+        }
+    )
+
+
+def mooncake_scenario(path: Path) -> Scenario:
+    """The Mooncake conversation trace with its prefix hashes, 60,000 blocks."""
+    settings = {"max_model_len": 131_072, "block_size": 16, "num_gpu_blocks_override": 60_000}
+    return Scenario.from_dict(
+        {
+            "profile": "rtx4090-llama-3.1-8b-bf16",
+            "engine": settings,
+            "workload": {"trace": {"path": str(path), "format": "mooncake"}},
+        }
+    )
+
+
+def measure(name: str, scenario: Scenario, policy: str, repeat: int, rounds: int = 1) -> None:
+    """Print one row."""
+    best = ratio = 0.0
+    resolved = resolve(scenario, policy)
+    for _ in range(repeat):
+        source: Any = open_workload(resolved.scenario.workload, seed=0, folder=Path())
+        if rounds > 1:
+            span_ps = max(chunk.arrival_ps[-1] for chunk in source.chunks())
+            source = Repeated(source, rounds, span_ps)
+        calibration = timeouts_per_cpu_s()
+        record = engine.run(resolved.engine, resolved.profile.cost_model(), resolved.policy, source)
+        rate = len(record.requests) / record.event_loop_cpu_s
+        if rate > best:
+            best, ratio = rate, rate / calibration
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{name:<44} {len(record.requests):>9,} {best:>12,.0f} {ratio:>10.4f} {len(record.segments):>11,}"
+        f" {record.num_steps:>12,} {record.num_preemptions:>9,} {peak_mib:>8,.0f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--azure", type=Path, default=AZURE)
+    parser.add_argument("--mooncake", type=Path, default=MOONCAKE)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--million", action="store_true", help="the Azure trace 52 times over as well: a million requests")
+    options = parser.parse_args()
+    print(f"calibration: {timeouts_per_cpu_s():,.0f} SimPy timeouts per CPU second\n")
+    head = ("scenario", "requests", "req/CPU s", "/timeouts", "events", "steps", "preempted", "peak MiB")
+    print("{:<44} {:>9} {:>12} {:>10} {:>11} {:>12} {:>9} {:>8}".format(*head))
+    if options.azure.is_file():
+        plain = azure_scenario(options.azure, enable_prefix_caching=False)
+        for policy in ("vllm", "fixed", "adaptive", "priority"):
+            measure(f"azure, {policy}", plain, policy, options.repeat)
+        synchronous = azure_scenario(options.azure, enable_prefix_caching=False, async_scheduling=False)
+        measure("azure, vllm, synchronous", synchronous, "vllm", options.repeat)
+        measure("azure, vllm, prefix caching", azure_scenario(options.azure), "vllm", options.repeat)
+        if options.million:
+            measure("azure x 52, vllm", plain, "vllm", 1, rounds=52)
+    else:
+        print(f"{options.azure} is not here: the Azure rows are left out")
+    if options.mooncake.is_file():
+        measure("mooncake, vllm, prefix caching", mooncake_scenario(options.mooncake), "vllm", 1)
+    else:
+        print(f"{options.mooncake} is not here: the Mooncake row is left out")
+
+
+if __name__ == "__main__":
+    main()
