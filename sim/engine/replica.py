@@ -22,7 +22,8 @@ from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.step import Prefills, Step, step_ps
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
-from simbatch.sim.scheduler.kv_cache import KVCache, PrefixKVCache
+from simbatch.sim.scheduler.kv_cache import KVCache
+from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.scheduler import Batch, Entry, Scheduler
 from simbatch.sim.scheduler.views import EngineView
