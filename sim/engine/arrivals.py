@@ -61,9 +61,11 @@ class Arrivals:
     def _pop(self, arrival_ps: int) -> Request:
         i, chunk = self._index, self._chunk
         index, num_prompt = self._first + i, chunk.num_prompt_tokens[i]
-        num_output = min(chunk.num_output_tokens[i], self._max_model_len - num_prompt)
-        request_id = chunk.request_id[i] if chunk.request_id else str(index)
-        request = Request(index, request_id, arrival_ps, num_prompt, num_output)
+        num_output = chunk.num_output_tokens[i]
+        if num_prompt + num_output > self._max_model_len:
+            num_output = self._max_model_len - num_prompt
+        name = chunk.request_id[i] if chunk.request_id else None
+        request = Request(index, name, arrival_ps, num_prompt, num_output)
         if chunk.priority:
             request.priority = chunk.priority[i]
         if chunk.tenant:
@@ -73,8 +75,11 @@ class Arrivals:
         if self._slots is not None:
             heapq.heappop(self._slots)
             self._recorder.arrival_ps[index] = arrival_ps
-        self._index += 1
-        if self._index == self._length:
+        self._index = i = i + 1
+        if i < self._length and self._slots is None:
+            self.next_ps = chunk.arrival_ps[i]
+            return request
+        if i == self._length:
             self._load()
         self._look()
         return request

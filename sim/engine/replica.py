@@ -60,6 +60,7 @@ class Replica:
         self.backlog = self.decisions.new_queue() if config.batching == "static" else None
         self.now_ps = 0
         self.device_free_ps = 0
+        self.write_span = recorder.segments.extend  # takes `SEGMENT_FIELDS`
         self.num_gone = 0  # requests that have left the system
         self._progress = progress
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
@@ -148,7 +149,7 @@ class Replica:
             reason = self._too_long(request) or self.decisions.reject(request)
             if reason is not None:
                 self.recorder.rejected(request, reason)
-                self._gone()
+                self._gone(self.now_ps)
                 return
         (self.scheduler.waiting if self.backlog is None else self.backlog).add(request)
 
@@ -167,7 +168,7 @@ class Replica:
         for entry in batch.entries:
             self.note_start(entry.request, entry.num_computed_tokens, start_ps)
         num_regular = sum(follows_on(entry, start_ps) for entry in decodes)
-        self.recorder.segments.extend(
+        self.write_span(
             (start_ps, 1, self.device_free_ps - start_ps, 0, len(decodes), num_regular, context, prefills.tokens,
              prefills.num_prefills, prefills.attention, len(self.scheduler.running), self.num_waiting, self.kv.free)
         )  # fmt: skip
@@ -176,11 +177,11 @@ class Replica:
     def update(self, step: Step) -> None:
         """Take in a step's tokens; seats and blocks of those that end are free at once."""
         finished = self.scheduler.take_tokens(step.batch, lambda entry: self._note_entry(entry, step))
-        self.release(finished)
+        self.release(finished, self.now_ps)
         self.write_step(step, finished)
 
-    def release(self, finished: list[Request]) -> None:
-        """Let go of requests that have their last token."""
+    def release(self, finished: list[Request], at_ps: int) -> None:
+        """Let go of requests that have got their last token."""
         for request in finished:
             self.kv.register(request, request.num_computed_tokens)
             self.scheduler.end(request)
@@ -190,7 +191,11 @@ class Replica:
                 return
             finished, self._ended = self._ended, []
         for request in finished:
-            self._leave(request)
+            request.finish_ps = at_ps
+            self.recorder.finished(request)
+            if self.decisions.listens:
+                self.decisions.finished(request)
+            self._gone(at_ps)
 
     def note_start(self, request: Request, num_computed_tokens: int, start_ps: int) -> None:
         """A request's first step, if it is that, starts."""
@@ -235,17 +240,10 @@ class Replica:
         for _ in range(min(self.decisions.seats(), len(backlog))):
             self.scheduler.waiting.add(backlog.take())
 
-    def _leave(self, request: Request) -> None:
-        request.finish_ps = self.now_ps
-        self.recorder.finished(request)
-        if self.decisions.listens:
-            self.decisions.finished(request)
-        self._gone()
-
-    def _gone(self) -> None:
+    def _gone(self, at_ps: int) -> None:
         self.num_gone += 1
         if self.arrivals.is_limited:
-            self.arrivals.ended(self.now_ps)
+            self.arrivals.ended(at_ps)
         if self._progress is not None and not self.num_gone % PROGRESS_INTERVAL:
             self._progress(self.num_gone)
 

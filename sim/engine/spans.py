@@ -41,6 +41,8 @@ class SpanReplica(GatheringReplica):
         self._gather(in_flight)
         group, kv, arrivals, waiting = self._group, self.kv, self.arrivals, self.scheduler.waiting
         is_async, keeps_steps, timeout = self.config.async_scheduling, self.recorder.steps is not None, self.env.timeout
+        # whether anybody would notice if the end of a step were written down a little before its time
+        is_watched = self.decisions.listens or arrivals.is_limited or keeps_steps or self.backlog is not None
         num_left = duration_ps = slope_ps = num_blocks = 0  # of the span under way, and what its next part takes
         while num_left or (group.blocks_next <= kv.free and not (self._partials and self._is_hard())):
             start_ps = self.device_free_ps if self.device_free_ps > self.now_ps else self.now_ps
@@ -62,7 +64,11 @@ class SpanReplica(GatheringReplica):
                 if keeps_steps:  # one step at a time
                     num_steps, num_blocks = 1, group.blocks_next
                 elif self._ending and num_left > 1:  # what they give back is handed out from the second step on
-                    yield from self._let_go_within(start_ps)
+                    kv.take(group.blocks_next - self._taken)
+                    self._taken = group.blocks_next
+                    if is_watched:
+                        yield from self.wait_until(start_ps)
+                    self._let_go(start_ps)
                 kv.take(num_blocks - self._taken)
                 end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
                 newest_ps = end_ps - duration_ps - slope_ps * (num_steps - 1)
@@ -71,10 +77,9 @@ class SpanReplica(GatheringReplica):
                 num_left, duration_ps = num_left - num_steps, duration_ps + slope_ps
             self._has_stepped = True
             if is_async and (self._ending or keeps_steps):
-                if start_ps > self.now_ps:
-                    yield timeout(start_ps - self.now_ps)
-                    self.now_ps = start_ps
-                self._let_go()
+                if is_watched:
+                    yield from self.wait_until(start_ps)
+                self._let_go(start_ps)
             wake_ps = newest_ps if is_async else self.device_free_ps
             if wake_ps > self.now_ps:
                 yield timeout(wake_ps - self.now_ps)
@@ -82,32 +87,24 @@ class SpanReplica(GatheringReplica):
             if is_async or ended or keeps_steps:
                 self._newest_ps, self._newest_batch, self._ending = newest_ps, batch, ended
                 if not is_async:
-                    self._let_go()
+                    self._let_go(wake_ps)
         self._settle(in_flight)
 
-    def _let_go_within(self, start_ps: int) -> Process:
-        """Let go of those that end when the span's first step starts, between its blocks and the next step's."""
-        num_blocks = self._group.blocks_next
-        self.kv.take(num_blocks - self._taken)
-        self._taken = num_blocks
-        yield from self.wait_until(start_ps)
-        self._let_go()
-
-    def _let_go(self) -> None:
+    def _let_go(self, at_ps: int) -> None:
         """The newest step is over: its last tokens' seats and blocks are free."""
         start_ps, ended = self._newest_ps, self._ending
         self._newest_ps, self._ending = NEVER, NOBODY
         if ended:
-            self.release(ended)
+            self.release(ended, at_ps)
             self._retry_admission = True
         if self.recorder.steps is not None and start_ps != NEVER:
-            self.write_step(Step(self._newest_batch, start_ps, self.now_ps), ended)
+            self.write_step(Step(self._newest_batch, start_ps, at_ps), ended)
 
     def _idle(self) -> Generator[simpy.Event, Any, bool]:
         """Nobody can be scheduled: let the device finish, or wait for an arrival; False where neither is to come."""
         if self._newest_ps != NEVER:
             yield from self.wait_until(self.device_free_ps)
-            self._let_go()
+            self._let_go(self.now_ps)
             self._retry_admission = True
             return True
         if self.has_work or self.arrivals.next_ps == FAR:
@@ -170,7 +167,7 @@ class SpanReplica(GatheringReplica):
         self.device_free_ps = end_ps = ready_ps + duration_ps
         if not self._has_stepped:
             num_regular -= self._count_late(start_ps, end_ps)
-        self.recorder.segments.extend(
+        self.write_span(
             (start_ps, 1, end_ps - start_ps, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
              len(self.scheduler.running), self.num_waiting, self.kv.free)
         )  # fmt: skip
@@ -186,7 +183,10 @@ class SpanReplica(GatheringReplica):
             if request.num_computed_tokens < request.num_tokens:
                 self._partials.append(request)
                 continue
-            self.note_token(request, q == 1 and is_decode(request), start_ps, end_ps)
+            if request.first_token_ps < 0:
+                request.first_token_ps = request.last_token_ps = end_ps
+            else:
+                self.note_token(request, q == 1 and is_decode(request), start_ps, end_ps)
             request.num_tokens += 1
             if request.num_tokens - request.num_prompt_tokens < request.max_tokens:
                 group.join(request)
@@ -208,7 +208,7 @@ class SpanReplica(GatheringReplica):
         if num_blocks > num_free:
             num_steps = group.rounds_within(num_steps, num_free)
             num_blocks = group.blocks_for(num_steps)
-        self.recorder.segments.extend(
+        self.write_span(
             (start_ps, num_steps, duration_ps, slope_ps, num_decodes, num_regular, group.context, 0, 0, 0,
              len(self.scheduler.running), self.num_waiting, num_free - num_blocks)
         )  # fmt: skip
@@ -218,6 +218,8 @@ class SpanReplica(GatheringReplica):
         """Steps until the first last token, or until the first arrival that a plan can see."""
         num_steps = self._group.rounds_left
         time_left_ps = self.arrivals.next_ps - start_ps
+        if num_steps * (duration_ps + slope_ps * num_steps) <= time_left_ps:  # the last step's duration for all
+            return num_steps
         if span_ps(num_steps, duration_ps, slope_ps) <= time_left_ps:
             return num_steps
         before = steps_until(time_left_ps, duration_ps, slope_ps)

@@ -27,15 +27,20 @@ class Request:
     block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
 
     def __init__(
-        self, index: int, request_id: str, arrival_ps: int, num_prompt_tokens: int, max_tokens: int, priority: int = 0
+        self, index: int, name: str | None, arrival_ps: int, num_prompt_tokens: int, max_tokens: int, priority: int = 0
     ) -> None:
         self.index = index
-        self.request_id = request_id
+        self._name = name
         self.arrival_ps = arrival_ps
         self.num_prompt_tokens = num_prompt_tokens
         self.max_tokens = max_tokens
         self.priority = priority
         self.num_tokens = num_prompt_tokens  # the prompt and the outputs received
+
+    @property
+    def request_id(self) -> str:
+        """The name it came with, or its place in the input."""
+        return str(self.index) if self._name is None else self._name
 
     @property
     def num_output_tokens(self) -> int:
