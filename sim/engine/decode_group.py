@@ -45,16 +45,25 @@ class DecodeGroup:
         ended = []
         while ends and ends[0][0] == self.round:
             request = heapq.heappop(ends)[2]
-            self._catch_up(request)
-            self.size -= 1
-            self.context -= request.num_computed_tokens
-            self._needing[(self.round - request.num_computed_tokens) % self._block_size] -= 1
+            self._take_out(request)
             ended.append(request)
+            while ends and not is_member(ends[0]):
+                heapq.heappop(ends)
         return ended
+
+    def leave(self, request: Request) -> None:
+        """Let a member go before its end."""
+        self._take_out(request)
+        while self._ends and not is_member(self._ends[0]):
+            heapq.heappop(self._ends)
+
+    def needs_block(self, request: Request) -> bool:
+        """Whether a member needs a KV block in the next round."""
+        return (request.num_computed_tokens + self.round - request.joined_round) % self._block_size == 0
 
     def members(self) -> list[Request]:
         """All of them, in no order."""
-        return [entry[2] for entry in self._ends]
+        return [entry[2] for entry in self._ends if is_member(entry)]
 
     def disband(self) -> list[Request]:
         """Let every member go, with its own numbers up to date; in order of admission."""
@@ -97,8 +106,19 @@ class DecodeGroup:
                 high = middle - 1
         return low
 
+    def _take_out(self, request: Request) -> None:
+        self._catch_up(request)
+        self.size -= 1
+        self.context -= request.num_computed_tokens
+        self._needing[(self.round - request.num_computed_tokens) % self._block_size] -= 1
+
     def _catch_up(self, request: Request) -> None:
         num_rounds = self.round - request.joined_round
         request.num_computed_tokens += num_rounds
         request.num_tokens += num_rounds
         request.joined_round = OUTSIDE
+
+
+def is_member(entry: tuple[int, int, Request]) -> bool:
+    """Whether an entry of the heap still holds: its request may have left, and come back under another seat."""
+    return entry[2].joined_round != OUTSIDE and entry[2].seat == entry[1]

@@ -24,6 +24,8 @@ class GatheringReplica(Replica):
         self._newest_ps = NEVER  # start of the step planned last, if it is not let go; it ends at `device_free_ps`
         self._newest_batch = NO_ENTRIES  # what it computes, if steps are kept
         self._ending: list[Request] = []  # whose last tokens it brings: their seats are not free yet
+        self._preempted: list[Request] = []  # to make room for the step that is being planned
+        self._taken = 0  # blocks that the group has for its next round already
         self._has_stepped = False  # since they were gathered
         self._retry_admission = True  # something has changed since the head of the queue was refused
 
@@ -72,19 +74,56 @@ class GatheringReplica(Replica):
         self._newest_ps, self._ending = NEVER, []
 
     def _is_hard(self) -> bool:
-        """Whether the next step, with requests in mid-prefill, needs a loop over the running requests."""
+        """Whether the next step needs a loop over the running requests; if not, there is room for it now."""
         group, partials = self._group, self._partials
+        if not partials:
+            return group.blocks_next > self.kv.free and not self._make_room(0)
         budget = self.config.max_num_batched_tokens - group.size
         wanted = sum(request.num_tokens - request.num_computed_tokens for request in partials)
         if self.config.long_prefill_token_threshold or budget < 0:
             return True
         if wanted > budget and (len(partials) > 1 or self.scheduler.running[-1] is not partials[0]):
             return True
-        num_blocks = group.blocks_next
+        num_blocks = 0
         for request in partials:
             total = request.num_computed_tokens + min(request.num_tokens - request.num_computed_tokens, budget)
             num_blocks += self.kv.blocks(total) - self.kv.blocks(request.num_computed_tokens)
-        return num_blocks > self.kv.free
+        return group.blocks_next + num_blocks > self.kv.free and not self._make_room(num_blocks)
+
+    def _make_room(self, num_partial_blocks: int) -> bool:
+        """Preempt the last admitted until the others' blocks suffice; False if that is not who goes, or how.
+
+        Requests get their blocks in order of admission and the victim is always the last, so what is free goes to the
+        first, then what each victim gives back: as many victims as it takes, whoever it was that needed a block.
+        """
+        group, kv, running = self._group, self.kv, self.scheduler.running
+        if not (self.decisions.victim_is_last and self._has_stepped):
+            return False
+        if self._partials and (len(self._partials) > 1 or running[-1] is not self._partials[0]):
+            return False
+        self._taken = 0
+        while running and group.blocks_next - self._taken + num_partial_blocks > kv.free:
+            num_blocks = min(kv.free, group.blocks_next - self._taken)  # for those before the one who finds none
+            kv.take(num_blocks)
+            self._taken += num_blocks
+            num_partial_blocks = 0  # the partial is the first to go
+            self._preempt_last()
+        num_blocks = group.blocks_next - self._taken
+        kv.take(num_blocks)
+        self._taken += num_blocks
+        return True
+
+    def _preempt_last(self) -> None:
+        victim = self.scheduler.running[-1]
+        if victim.joined_round != OUTSIDE:
+            self._group.leave(victim)
+            victim.last_token_ps = self.device_free_ps
+        if self._partials:
+            self._partials.clear()
+        else:
+            self.kv.register(victim, victim.num_computed_tokens - self.config.async_scheduling)
+        self._preempted.append(victim)
+        self.scheduler.preempt(victim, len(self.scheduler.running) - 1)
 
     def _count_late(self, start_ps: int, end_ps: int) -> int:
         """Members whose last token is older than the step before, which only the stepwise replica brings about."""
@@ -104,4 +143,4 @@ class GatheringReplica(Replica):
             elif request in planned:
                 n = planned[request]
                 entries.append(Entry(request, n, computed - n, computed == request.num_tokens))
-        return Batch(entries, [])
+        return Batch(entries, list(self._preempted))

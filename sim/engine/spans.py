@@ -32,8 +32,6 @@ from simbatch.sim.scheduler.request import NEVER, Request
 class SpanReplica(GatheringReplica):
     """A replica that leaps from change to change."""
 
-    _taken = 0  # blocks that the group has for its next round already
-
     def leap(self, in_flight: deque[Step]) -> Process:
         """Simulate until something needs the stepwise replica, or to the end."""
         if self.decisions.decides_budget:
@@ -44,18 +42,21 @@ class SpanReplica(GatheringReplica):
         # whether anybody would notice if the end of a step were written down a little before its time
         is_watched = self.decisions.listens or arrivals.is_limited or keeps_steps or self.backlog is not None
         num_left = duration_ps = slope_ps = num_blocks = 0  # of the span under way, and what its next part takes
-        while num_left or (group.blocks_next <= kv.free and not (self._partials and self._is_hard())):
+        while num_left or not ((group.blocks_next > kv.free or self._partials) and self._is_hard()):
             start_ps = self.device_free_ps if self.device_free_ps > self.now_ps else self.now_ps
             if not num_left:
                 overhead_ps = self._take_in() if arrivals.next_ps <= self.now_ps or self.backlog else 0
                 ready_ps = max(start_ps, self.now_ps + overhead_ps)
-                planned = self._plan_prefills() if self._partials or (waiting and self._retry_admission) else None
+                planned = None
+                if not self._preempted and (self._partials or (waiting and self._retry_admission)):
+                    planned = self._plan_prefills()
                 if planned:
                     newest_ps, batch = start_ps, self._batch(planned)
                     ended = self._step(planned, start_ps, ready_ps)
                 elif group.size:
                     num_left, duration_ps, slope_ps, num_blocks = self._plan_span(start_ps, ready_ps)
-                elif (yield from self._idle()):
+                elif self._preempted or (yield from self._idle()):
+                    self._close_preemptions()
                     continue
                 else:
                     break
@@ -76,6 +77,8 @@ class SpanReplica(GatheringReplica):
                 ended = group.advance(num_steps)
                 num_left, duration_ps = num_left - num_steps, duration_ps + slope_ps
             self._has_stepped = True
+            if self._preempted:
+                self._close_preemptions()
             if is_async and (self._ending or keeps_steps):
                 if is_watched:
                     yield from self.wait_until(start_ps)
@@ -99,6 +102,10 @@ class SpanReplica(GatheringReplica):
             self._retry_admission = True
         if self.recorder.steps is not None and start_ps != NEVER:
             self.write_step(Step(self._newest_batch, start_ps, at_ps), ended)
+
+    def _close_preemptions(self) -> None:
+        """The step that preempted is planned; the next one may admit again."""
+        self._preempted, self._retry_admission = [], True
 
     def _idle(self) -> Generator[simpy.Event, Any, bool]:
         """Nobody can be scheduled: let the device finish, or wait for an arrival; False where neither is to come."""
@@ -202,7 +209,9 @@ class SpanReplica(GatheringReplica):
         num_steps, num_regular = 1, num_decodes
         if not self._has_stepped:  # somebody's last token may be older than the step before
             num_regular -= self._count_late(start_ps, start_ps + duration_ps)
-        elif ready_ps == start_ps and not (self._ending and (self.scheduler.waiting or self.arrivals.is_limited)):
+        elif ready_ps == start_ps and not (
+            self._preempted or (self._ending and (self.scheduler.waiting or self.arrivals.is_limited))
+        ):
             num_steps = self._span_length(start_ps, duration_ps, slope_ps)
         num_blocks, num_free = group.blocks_for(num_steps), self.kv.free + self._taken
         if num_blocks > num_free:

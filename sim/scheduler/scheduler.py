@@ -79,7 +79,7 @@ class Scheduler:
                 i -= position < i
                 budget += planned.pop(victim, 0)
                 preempted.append(victim)
-                self._preempt(victim, position)
+                self.preempt(victim, position)
                 if victim is request:
                     return budget
             kv.grow(request, total)
@@ -167,7 +167,8 @@ class Scheduler:
             request.num_placeholders += 1
         return Entry(request, n, request.num_computed_tokens - n, samples)
 
-    def _preempt(self, request: Request, position: int) -> None:
+    def preempt(self, request: Request, position: int) -> None:
+        """Take a running request's blocks and seat; it is recomputed later."""
         del self.running[position]
         self.kv.release(request)
         request.num_computed_tokens = request.num_placeholders = 0
