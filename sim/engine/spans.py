@@ -55,7 +55,7 @@ class SpanReplica(GatheringReplica):
                     ended = self._step(planned, start_ps, ready_ps)
                 elif group.size:
                     num_left, duration_ps, slope_ps, num_blocks = self._plan_span(start_ps, ready_ps)
-                elif self._preempted or (yield from self._idle()):
+                elif (yield from self._idle()) or self._preempted:
                     self._close_preemptions()
                     continue
                 else:
