@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from simbatch.policies.base import Policy
-from simbatch.sim.errors import UserError
+from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import Resolved, resolve
 
 if TYPE_CHECKING:
+    from simbatch.sim.engine.explain import Event
     from simbatch.sim.engine.record import RunRecord
     from simbatch.sim.results import Result
     from simbatch.sim.workload.chunk import RequestSource
@@ -73,3 +74,22 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         share_in_range=None if measured is None else measured.share_inside(record.segments),
         skipped=source.skipped,
     )
+
+
+def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
+    """The life of one request of a scenario, event by event; UserError where there is none of that name."""
+    from simbatch.sim import engine
+    from simbatch.sim.workload import open_workload
+
+    scenario = resolved.scenario
+    try:
+        source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
+        cost = resolved.profile.cost_model()
+        events = engine.explain(resolved.engine, cost, resolved.policy, source, request_id)
+    except UserError as error:
+        raise scenario.relocated(error) from error.__cause__
+    if not events:
+        rule = "no request of this name is ever sent"
+        mend = "requests.parquet of `simbatch run` lists request_id; where the input has none it is the row, from 0"
+        raise UserError(Problem("--request", rule, request_id, mend))
+    return events

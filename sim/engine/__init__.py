@@ -11,6 +11,7 @@ import simpy
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine.arrivals import Arrivals
+from simbatch.sim.engine.explain import Event, WatchedReplica
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
@@ -39,10 +40,7 @@ def run(
     """
     recorder = Recorder(keep_steps=steps)
     env = simpy.Environment(0)
-    keys = None
-    if config.enable_prefix_caching and source.hash_block_tokens:
-        keys = PrefixKeys(source.hash_block_tokens, config.block_size)
-    arrivals = Arrivals(source, recorder, config.max_model_len, keys)
+    arrivals = arrivals_of(source, recorder, config)
     kind = SpanReplica if spans else Replica
     replica = kind(env, config, cost, policy, arrivals, recorder, progress)
     loaded_before_s = arrivals.load_cpu_s
@@ -53,3 +51,23 @@ def run(
     for request in replica.unfinished():
         recorder.left(request)
     return recorder.record(config, replica.scheduler.num_preemptions, replica.now_ps, cpu_s)
+
+
+def explain(
+    config: EngineConfig, cost: CostModel, policy: Policy, source: RequestSource, request_id: str
+) -> list[Event]:
+    """The life of one request, from its arrival on; empty if there is no such request."""
+    recorder, env = Recorder(), simpy.Environment(0)
+    arrivals = arrivals_of(source, recorder, config)
+    replica = WatchedReplica(env, config, cost, policy, arrivals, recorder, watched_id=request_id)
+    env.process(replica.run())
+    env.run()
+    return replica.events
+
+
+def arrivals_of(source: RequestSource, recorder: Recorder, config: EngineConfig) -> Arrivals:
+    """The source's requests on their way to an engine with these settings."""
+    keys = None
+    if config.enable_prefix_caching and source.hash_block_tokens:
+        keys = PrefixKeys(source.hash_block_tokens, config.block_size)
+    return Arrivals(source, recorder, config.max_model_len, keys)

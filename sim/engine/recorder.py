@@ -118,7 +118,7 @@ class Recorder:
         )
         return RunRecord(
             requests=requests,
-            segments=np.frombuffer(self.segments.tobytes(), dtype=SEGMENT_DTYPE),
+            segments=np.frombuffer(self.segments, dtype=SEGMENT_DTYPE),
             gaps=np.array(self.gaps, dtype=np.int64),
             num_preemptions=num_preemptions,
             end_ps=end_ps,

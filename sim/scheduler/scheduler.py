@@ -37,6 +37,18 @@ class Batch(NamedTuple):
     preempted: list[Request]
 
 
+class Refusal(NamedTuple):
+    """Why the head of the queue was not admitted: what it needed, what there was, what the watermark keeps.
+
+    `reason` is `seats`, `blocks`, `budget`, `chunk` (chunked prefill is off) or `preemption` (admission was closed).
+    """
+
+    reason: str
+    needed: int = 0
+    available: int = 0
+    watermark: int = 0
+
+
 class Scheduler:
     """Decides who runs: `schedule` plans a step, `take_tokens` and `end` take in what came of it."""
 
@@ -47,6 +59,7 @@ class Scheduler:
         self.running: list[Request] = []  # in order of admission
         self.waiting = decisions.new_queue()
         self.num_preemptions = 0
+        self.refusal = Refusal("seats")  # of the newest step, if anybody is waiting
         self._watermark_blocks = int(config.watermark * config.num_gpu_blocks)  # an admission leaves these free
         self._num_admitted = 0
 
@@ -56,7 +69,9 @@ class Scheduler:
         preempted: list[Request] = []
         threshold = self.long_prefill_threshold()
         budget = self._schedule_running(planned, preempted, self.decisions.token_budget(), threshold)
-        if not preempted:
+        if preempted:
+            self.refusal = Refusal("preemption")
+        else:
             self.admit_waiting(planned, budget, threshold)
         return Batch([self._enter(r, n) for r, n in planned.items()], preempted)
 
@@ -79,7 +94,7 @@ class Scheduler:
                 i -= position < i
                 budget += planned.pop(victim, 0)
                 preempted.append(victim)
-                self.preempt(victim, position)
+                self.preempt(victim, position, request)
                 if victim is request:
                     return budget
             kv.grow(request, total)
@@ -102,12 +117,15 @@ class Scheduler:
                 n = threshold
             if n > budget:
                 if not self.config.enable_chunked_prefill:
-                    break
+                    self.refusal = Refusal("chunk", n, budget)
+                    return
                 n = budget
             reserved = request.num_tokens if self.config.scheduler_reserve_full_isl else num_cached + n
             watermark = self._watermark_blocks if running else 0  # waived when nobody runs
-            if kv.blocks(reserved) - num_hits + num_idle + watermark > kv.free:
-                break
+            num_blocks = kv.blocks(reserved) - num_hits + num_idle + watermark
+            if num_blocks > kv.free:
+                self.refusal = Refusal("blocks", num_blocks, kv.free, watermark)
+                return
             waiting.take()
             kv.admit(request, num_hits, num_cached + n)
             self.advance(request, num_cached + n)
@@ -115,6 +133,8 @@ class Scheduler:
             running.append(request)
             planned[request] = n
             budget -= n
+        if waiting:
+            self.refusal = Refusal("seats", len(running), num_seats) if budget > 0 else Refusal("budget")
 
     def take_tokens(self, batch: Batch, on_token: Callable[[Entry], None]) -> list[Request]:
         """Give every sampling entry its token, in batch order; returns whose last one that was."""
@@ -167,8 +187,8 @@ class Scheduler:
             request.num_placeholders += 1
         return Entry(request, n, request.num_computed_tokens - n, samples)
 
-    def preempt(self, request: Request, position: int) -> None:
-        """Take a running request's blocks and seat; it is recomputed later."""
+    def preempt(self, request: Request, position: int, needed_by: Request | None = None) -> None:
+        """Take a running request's blocks and seat, for one that found none free; it is recomputed later."""
         del self.running[position]
         self.kv.release(request)
         request.num_computed_tokens = request.num_placeholders = 0

@@ -1,4 +1,4 @@
-"""The command line: `simbatch run`, `compare`, `trace`, `profiles`, `policies`, `schema`.
+"""The command line: `simbatch run`, `compare`, `explain`, `trace`, `profiles`, `policies`, `schema`.
 
 A subcommand's module is imported when it is used, and none to show the list of them.
 """
@@ -17,6 +17,7 @@ from simbatch.cli._errors import exit_code_of
 _COMMANDS = {
     "run": ("simbatch.cli.run:run", "Simulate a scenario and show what its users feel."),
     "compare": ("simbatch.cli.compare:compare", "Put policies or profiles side by side on the same arrivals."),
+    "explain": ("simbatch.cli.explain:explain", "Tell the life of one request: why it waited, who preempted it."),
     "trace": ("simbatch.cli.trace:trace", "Describe, convert or generate request traces."),
     "profiles": ("simbatch.cli.profiles:profiles", "List and show the GPU profiles that ship."),
     "policies": ("simbatch.cli.policies:policies", "List the batching policies and their parameters."),

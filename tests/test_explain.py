@@ -1,0 +1,111 @@
+"""`simbatch explain`: what the life of a request says must be what its steps show."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from simbatch import Scenario, UserError, simulate
+from simbatch.cli import main
+from simbatch.sim.engine.explain import Event
+from simbatch.sim.scenario import resolve
+from simbatch.sim.simulate import explain_request
+
+ROOT = Path(__file__).parents[1]
+STEP = {"base_s": 0.01, "per_prefill_token_s": 0, "per_decode_seq_s": 0, "per_context_token_s": 0}
+
+
+def scenario(
+    tmp_path: Path, rows: list[tuple[float, int, int]], num_gpu_blocks: int = 1000, **engine: object
+) -> Scenario:
+    """Steps of 10 ms; requests as (arrival_s, prompt, output)."""
+    lines = [f"{i},{a},{p},{o}" for i, (a, p, o) in enumerate(rows)]
+    header = "request_id,arrival_s,num_prompt_tokens,num_output_tokens"
+    (tmp_path / "trace.csv").write_text("\n".join([header, *lines]) + "\n")
+    return Scenario.from_dict(
+        {
+            "profile": {"num_gpu_blocks": num_gpu_blocks, "step_time": STEP},
+            "engine": {"max_model_len": 128, "max_num_batched_tokens": 256, "enable_prefix_caching": False, **engine},
+            "workload": {"trace": {"path": str(tmp_path / "trace.csv"), "format": "csv"}},
+        }
+    )
+
+
+def life(scenario: Scenario, request_id: str) -> list[Event]:
+    return explain_request(resolve(scenario), request_id)
+
+
+def test_waiting_for_a_seat_and_behind_another(tmp_path: Path) -> None:
+    """One seat: 0 has it for 5 steps, then 1 for 3, then 2."""
+    told = life(scenario(tmp_path, [(0, 8, 5), (0, 8, 3), (0, 8, 1)], max_num_seqs=1), "2")
+    assert [(event.step, event.num_steps, event.what) for event in told if event.step is not None] == [
+        (0, 5, "waits: behind request 1, which has no seat: 1 of 1 are taken"),
+        (5, 3, "waits: no seat: 1 of 1 are taken"),
+        (8, 1, "admitted: 8 tokens computed"),
+    ]
+    assert told[-1].what == "finished with 1 tokens, 0.090 s after it was sent"
+
+
+def test_waiting_for_blocks_budget_and_chunks(tmp_path: Path) -> None:
+    rows = [(0, 100, 20), (0, 100, 2)]
+    short = life(scenario(tmp_path, rows, num_gpu_blocks=10), "1")
+    assert short[1].what == "waits: too few blocks: 7 needed (0 of them for the watermark), 2 free"
+    budget = life(scenario(tmp_path, rows, max_num_batched_tokens=128, max_num_seqs=8), "1")
+    assert [event.what for event in budget[1:3]] == [
+        "admitted: 28 tokens computed",
+        "prefill goes on: 72 tokens after 28",
+    ]
+    whole = life(
+        scenario(tmp_path, rows, max_num_batched_tokens=128, max_num_seqs=8, enable_chunked_prefill=False), "1"
+    )
+    assert whole[1].what == "waits: 100 tokens for 28 left of the budget, and chunked prefill is off"
+
+
+def test_a_preemption_names_who_needed_the_block(tmp_path: Path) -> None:
+    told = life(scenario(tmp_path, [(0, 40, 60), (0, 40, 60)], num_gpu_blocks=9), "1")
+    whats = [event.what for event in told]
+    assert any(what.startswith("preempted: request 0 needed a block and none was free") for what in whats)
+    assert any(what.startswith("admitted again") for what in whats)
+
+
+def test_prefix_hits_and_rejections_are_told() -> None:
+    bursty = Scenario.load(ROOT / "scenarios" / "bursty.yaml").override(
+        {"workload.num_prompts": 20, "workload.prefix": {"num_prefixes": 1, "prefix_len": 64, "share": 1.0}}
+    )
+    assert any("64 tokens hit in the prefix cache" in event.what for event in life(bursty, "10"))
+    short = bursty.override({"engine.max_model_len": 65, "engine.max_num_batched_tokens": 256})
+    assert life(short, "0")[1].what.startswith("rejected: prompt of")
+
+
+@pytest.mark.parametrize("request_id", ["104", "109", "150"])
+def test_it_agrees_with_the_run(request_id: str) -> None:
+    """The same first token, end, preemptions and admissions as the (spans') run."""
+    pressure = Scenario.load(ROOT / "scenarios" / "memory_pressure.yaml")
+    requests, i = simulate(pressure).requests, int(request_id)
+    told = life(pressure, request_id)
+    assert sum(event.what.startswith("preempted") for event in told) == requests["num_preemptions"][i]
+    assert sum(event.what.startswith("admitted") for event in told) == requests["num_preemptions"][i] + 1
+    assert told[-1].time_s == requests["finish_s"][i]
+    first = next(event for event in told if event.what.startswith("first token"))
+    assert first.time_s == requests["first_token_s"][i]
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(ROOT / "scenarios" / "memory_pressure.yaml")
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", file, "--request", "3", "--json"])
+    assert ended.value.code == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[0]["what"].startswith("arrives")
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", file, "--request", "nobody"])
+    assert ended.value.code == 2
+    assert re.search(r"--request: no request of this name .* \(got 'nobody'\)", capsys.readouterr().err)
+
+
+def test_nobody_of_that_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no request of this name"):
+        life(scenario(tmp_path, [(0, 8, 5)]), "7")
