@@ -19,6 +19,7 @@ from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
 
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
+SHARED_CONTEXT = 2  # requests that share a prefix each read it: contexts add up to more than the cache holds
 TRAIN_STEPS, HELD_OUT_STEPS = 4000, 2000
 KV_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 SOURCE = "LLMServingSim (github.com/casys-kaist/LLMServingSim): op latencies measured through vLLM, composed to steps"
@@ -57,7 +58,7 @@ def import_llmservingsim(
     if gpu not in gpus or variant not in KV_DTYPES:
         rule = f"gpu must be one of {', '.join(gpus)}, and variant one of {', '.join(KV_DTYPES)}"
         raise UserError(Problem(str(folder / "meta.yaml"), rule, (gpu, variant)))
-    kv_tokens = (facts.num_gpu_blocks - 1) * facts.block_size
+    kv_tokens = (facts.num_gpu_blocks - 1) * facts.block_size * SHARED_CONTEXT
     limits = tables.attention.limits(facts.max_num_batched_tokens, kv_tokens)
     step_time, error = _fit(tables, limits)
     paths = {"--model-config": model_config, "--run-meta": run_meta}
@@ -112,7 +113,7 @@ def _fit(tables: OpTables, limits: Limits) -> tuple[TwoRegimeStepTime, FitError]
     measured_s = {regime: tables.step_time_s(steps) for regime, steps in held_out.items()}
     design = (
         f"{TRAIN_STEPS} random steps per regime fitted, {HELD_OUT_STEPS} others held out, over the measured grid and "
-        f"{limits.kv_tokens} KV tokens; against the composed tables, not against a real run"
+        f"contexts of {limits.kv_tokens} tokens in all; against the composed tables, not against a real run"
     )
     return step_time, FitError(
         design=design,

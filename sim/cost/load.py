@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.paths import read_at_most, shorten_path
 
 MAX_BYTES = 16 * 2**20
 _UNION_TAGS = frozenset({"linear", "two_regime"})
@@ -27,11 +28,11 @@ _RULES = {
     "float_type": ("must be a number", "write it without quotes"),
     "string_type": ("must be text", "put it in quotes"),
     "bool_type": ("must be true or false", ""),
-    "greater_than": ("must be above {gt}", ""),
-    "greater_than_equal": ("must be at least {ge}", ""),
-    "less_than": ("must be below {lt}", ""),
-    "less_than_equal": ("must be at most {le}", ""),
-    "literal_error": ("must be one of {expected}", ""),
+    "greater_than": ("must be above {gt}", "raise it"),
+    "greater_than_equal": ("must be at least {ge}", "raise it"),
+    "less_than": ("must be below {lt}", "lower it"),
+    "less_than_equal": ("must be at most {le}", "lower it"),
+    "literal_error": ("must be one of {expected}", "write one of these"),
     "too_short": ("must have at least {min_length} entries", ""),
     "finite_number": ("must be a finite number", ""),
     "tuple_type": ("must be a list", ""),
@@ -53,9 +54,12 @@ def shipped_text(name: str) -> str:
 def read_text(path: Path, place: str) -> str:
     """The text of a profile file, or a UserError that says why it cannot be read."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(Problem(place, f"a profile is at most {MAX_BYTES} bytes", path.stat().st_size))
-        return path.read_text(encoding="utf-8-sig")
+        content = read_at_most(path, MAX_BYTES)
+        if len(content) > MAX_BYTES:
+            raise UserError(
+                Problem(place, f"a profile is at most {MAX_BYTES} bytes", mend="name a profile's JSON file")
+            )
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(
             Problem(place, "no such file", mend="check the path; it starts at the scenario's folder")
@@ -64,8 +68,9 @@ def read_text(path: Path, place: str) -> str:
         raise UserError(
             Problem(place, f"not UTF-8 text at byte {error.start}", mend="a profile is a JSON file")
         ) from None
-    except OSError as error:
-        raise UserError(Problem(place, f"cannot be read: {error.strerror}")) from None
+    except (OSError, ValueError) as error:
+        reason = "is a folder" if isinstance(error, IsADirectoryError) else getattr(error, "strerror", None) or error
+        raise UserError(Problem(shorten_path(place), f"cannot be read: {reason}", mend="check the path")) from None
 
 
 def parse_json(text: str, place: str) -> dict[str, Any]:
@@ -77,6 +82,8 @@ def parse_json(text: str, place: str) -> dict[str, Any]:
         raise UserError(Problem(where, f"not JSON: {error.msg}", mend="mend the text there")) from None
     except (_WrongJsonError, RecursionError) as error:
         raise UserError(Problem(place, str(error), mend="mend the text there")) from None
+    except ValueError:  # Python refuses to read so many digits
+        raise UserError(Problem(place, "a number has thousands of digits", mend="shorten it")) from None
     if not isinstance(value, dict):
         raise UserError(Problem(place, "a profile is an object with keys", value, "start it with {"))
     return value
@@ -111,6 +118,8 @@ def _problem(details: Any, place: str, keys: list[str], joint: str) -> Problem:
         mend = f"did you mean {near[0]}?" if near else mend
     elif isinstance(value, dict):
         value = NOTHING
+    if kind == "float_type" and not isinstance(value, str):
+        mend = "write a number"
     return Problem(f"{place}{joint}{path}" if path else place, rule, value, mend)
 
 

@@ -17,6 +17,7 @@ from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, KVCacheType, Memory
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.step_time import Seconds, StepTime, Strict
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.paths import stat_of, user_path
 
 GIB = 2**30
 VLLM_GPU_MEMORY_UTILIZATION = 0.9
@@ -205,8 +206,8 @@ def load_profile(reference: str | Mapping[str, Any], *, folder: Path) -> Profile
         return _validated(dict(reference), "profile", joint=".")
     if reference in load.shipped_names():
         return _validated(load.parse_json(load.shipped_text(reference), reference), reference)
-    path = folder / Path(reference).expanduser()
-    if not path.is_file() and not re.search(r"[/\\]|\.json$", reference):
+    path = user_path(folder, reference)
+    if stat_of(path) is None and not re.search(r"[/\\]|\.json$", reference):
         raise load.unknown_profile(reference)
     content = load.parse_json(load.read_text(path, str(path)), str(path))
     return _validated({"name": path.stem, **content}, str(path))

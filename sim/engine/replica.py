@@ -159,17 +159,24 @@ class Replica:
         if not batch.entries:
             return Step(batch, self.now_ps, self.now_ps)
         start_ps = max(self.now_ps, self.device_free_ps)
-        decodes = [entry for entry in batch.entries if entry.is_decode]
-        context = sum(entry.num_computed_tokens for entry in decodes)
-        prefills = Prefills.of((e.num_tokens, e.num_computed_tokens) for e in batch.entries if not e.is_decode)
-        self.device_free_ps = max(start_ps, self.now_ps + overhead_ps) + step_ps(
-            self.cost, len(decodes), context, prefills
-        )
-        for entry in batch.entries:
-            self.note_start(entry.request, entry.num_computed_tokens, start_ps)
-        num_regular = sum(follows_on(entry, start_ps) for entry in decodes)
+        num_decodes = num_regular = context = 0
+        chunks = []
+        for request, n, num_computed, samples in batch.entries:
+            if request.scheduled_ps < 0:
+                request.scheduled_ps = start_ps
+                request.num_cached_tokens = num_computed
+            if samples and n == 1 and num_computed >= request.num_prompt_tokens:
+                num_decodes += 1
+                context += num_computed
+                # its last token came, or is to come, when the step before ends: one placeholder is this step's own
+                num_regular += request.num_placeholders > 1 or request.last_token_ps == start_ps
+            else:
+                chunks.append((n, num_computed))
+        prefills = Prefills.of(chunks)
+        duration_ps = step_ps(self.cost, num_decodes, context, prefills)
+        self.device_free_ps = max(start_ps, self.now_ps + overhead_ps) + duration_ps
         self.write_span(
-            (start_ps, 1, self.device_free_ps - start_ps, 0, len(decodes), num_regular, context, prefills.tokens,
+            (start_ps, 1, self.device_free_ps - start_ps, 0, num_decodes, num_regular, context, prefills.tokens,
              prefills.num_prefills, prefills.attention, len(self.scheduler.running), self.num_waiting, self.kv.free)
         )  # fmt: skip
         return Step(batch, start_ps, self.device_free_ps)
@@ -196,12 +203,6 @@ class Replica:
             if self.decisions.listens:
                 self.decisions.finished(request)
             self._gone(at_ps)
-
-    def note_start(self, request: Request, num_computed_tokens: int, start_ps: int) -> None:
-        """A request's first step, if it is that, starts."""
-        if request.scheduled_ps < 0:
-            request.scheduled_ps = start_ps
-            request.num_cached_tokens = num_computed_tokens
 
     def _note_entry(self, entry: Entry, step: Step) -> None:
         if step.is_counted:
@@ -253,9 +254,3 @@ class Replica:
         if request.num_prompt_tokens < limit:
             return None
         return f"prompt of {request.num_prompt_tokens} tokens is not shorter than max_model_len ({limit})"
-
-
-def follows_on(entry: Entry, start_ps: int) -> bool:
-    """Whether a decode's previous token came at the end of the step before, so that its gap is the step's duration."""
-    in_flight = entry.request.num_placeholders - 1  # this step's own is counted already
-    return in_flight > 0 or entry.request.last_token_ps == start_ps

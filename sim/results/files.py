@@ -43,6 +43,10 @@ def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]], own: 
     """
     targets = {folder / name: writer for name, writer in writers.items()}
     temporary = {target: target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in targets}
+    blocked = next((target for target in targets if target.is_dir()), None)
+    if blocked is not None:
+        mend = "move it away, or choose another folder with -o"
+        raise UserError(Problem(str(blocked), "is a folder, and a file of the results has its name", mend=mend))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_and_rename(targets, temporary)
@@ -50,7 +54,7 @@ def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]], own: 
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         rule = f"the results cannot be written: {error.strerror or error}"
-        raise UserError(Problem(str(error.filename or folder), rule, mend="choose another folder with -o")) from error
+        raise UserError(Problem(str(folder), rule, mend="choose another folder with -o")) from error
     return list(targets)
 
 

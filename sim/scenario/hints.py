@@ -28,6 +28,10 @@ class Hints:
         found = (node["properties"].get(path[-1], {}).get("description") for node in parents if "properties" in node)
         return next((text for text in found if text), "")
 
+    def is_required(self, path: KeyPath, data: Any) -> bool:
+        """Whether the key at `path` has no default."""
+        return any(path[-1] in node.get("required", ()) for node in self._at(path[:-1], data)) if path else False
+
     def mend_unknown(self, path: KeyPath, data: Any) -> str:
         """What to do about an unknown key: the nearest name here, its place elsewhere, or all that is known here."""
         name, known = str(path[-1]), self.known_keys(path[:-1], data)

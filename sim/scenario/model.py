@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -20,6 +21,7 @@ from simbatch.sim.workload.model import Workload
 if TYPE_CHECKING:
     from simbatch.policies.base import Policy
 
+_NAME = re.compile(r"[\w.:/-]+")
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
 
 
@@ -33,7 +35,8 @@ def _profile(value: object) -> object:
 def _mapping_with_name(value: object) -> object:
     if isinstance(value, str):
         rule = "must be a mapping with a name"
-        raise PydanticCustomError("rule", "{rule}", {"rule": rule, "mend": f"write policy: {{name: {value}}}"})
+        name = value if _NAME.fullmatch(value) else "fixed"
+        raise PydanticCustomError("rule", "{rule}", {"rule": rule, "mend": f"write policy: {{name: {name}}}"})
     return value
 
 

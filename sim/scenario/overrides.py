@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.reading.document import parse_document
@@ -23,14 +24,14 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Value]:
         name = name.strip()
         if not equals or not name or not all(name.split(".")):
             mend = "write --set engine.max_num_seqs=64"
-            problems.append(Problem(f"--set {assignment}", "must be a dotted key, =, and a value", mend=mend))
+            problems.append(Problem(f"--set {_short(assignment)}", "must be a dotted key, =, and a value", mend=mend))
             continue
         try:
             values[name] = _value(text.strip(), name)
         except ValueError as error:
             problems.append(Problem(f"--set {name}", str(error), text, "write a finite number"))
         except UserError as error:
-            problems += error.problems
+            problems += [_of_flag(problem, name, text.strip()) for problem in error.problems]
     if problems:
         raise UserError(*problems)
     return values
@@ -39,5 +40,16 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Value]:
 def _value(text: str, name: str) -> Value:
     if not text.startswith(("{", "[", '"', "'")):
         return parse_plain(text)
-    value: Value = parse_document(f"value: {text}", name=f"--set {name}").data["value"]
+    value: Value = parse_document(f"value: {text}", name="--set").data["value"]
     return value
+
+
+def _of_flag(problem: Problem, name: str, text: str) -> Problem:
+    """A mistake in the document that stands for the flag's value, as one of the flag."""
+    _, _, key = problem.place.partition(" ")
+    value = text if isinstance(problem.value, str) and problem.value.startswith("value: ") else problem.value
+    return replace(problem, place=f"--set {name}{key.removeprefix('value')}", value=value)
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."

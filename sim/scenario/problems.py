@@ -35,13 +35,15 @@ _RULES = {
     "multiple_of": "must be a multiple of {multiple_of}",
     "too_short": "must have at least {min_length} entries",
     "too_long": "must have at most {max_length} entries",
-    "string_too_short": "must have at least {min_length} characters",
+    "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
     "union_tag_invalid": "must be one of {expected_tags}",
+    "invalid_key": "a key must be a name",
 }
 _TYPE_ERRORS = frozenset(kind for kind, rule in _RULES.items() if kind.endswith("_type") or "parsing" in kind)
+_EXACT = 1e15  # floats below it are whole numbers to the last digit
 _NUMBERS = ("int_type", "int_parsing", "int_from_float", "float_type", "float_parsing")
 
 
@@ -100,6 +102,9 @@ class _Found:
     def problem(self) -> Problem:
         if self.kind == "missing":
             return self._missing()
+        if self.kind == "invalid_key":
+            mend = "remove it; a number takes no commas (1024, not 1,024)"
+            return Problem(self._locate(self.path, True), self._rule(), self.path[-1], mend)
         if self.kind == "extra_forbidden":
             mend = self._hints.mend_unknown(self.path, self._data)
             return Problem(self._locate(self.path, True), "unknown key", _shown(self.value), mend)
@@ -124,9 +129,14 @@ class _Found:
         if near:
             return f"did you mean {near}?"
         if self.value is None:
-            return "give it a value, or leave the line out for its default"
+            is_needed = self._hints.is_required(self.path, self._data)
+            return "give it a value" + ("" if is_needed else ", or leave the line out for its default")
         if self.kind in _NUMBERS:
-            return _mend_number(self.value)
+            return _mend_number(self.value, str(self.path[-1]) if self.path else "")
+        if self.kind == "string_too_short":
+            return "give it a value"
+        if self.kind == "literal_error":
+            return "write one of these"
         if self.kind.startswith("bool"):
             return "write true or false without quotes"
         if self.kind == "string_type":
@@ -153,22 +163,27 @@ def _holds(value: Any, key: Any) -> bool:
     return isinstance(value, (list, tuple)) and isinstance(key, int) and key < len(value)
 
 
-def _mend_number(value: object) -> str:
+def _mend_number(value: object, key: str) -> str:
     if isinstance(value, bool):
         return "write a number, not true or false"
     if isinstance(value, float):
+        if abs(value) >= _EXACT:
+            return "write a smaller one, in digits"
         return f"write {int(value)}" if value.is_integer() else "round it"
     if isinstance(value, str):
         try:
             float(value.replace("_", "").replace(",", ""))
         except ValueError:
-            return "write the number alone; its unit is in the key's name" if value[:1].isdigit() else "write a number"
+            if not value[:1].isdigit():
+                return "write a number"
+            has_unit = key.endswith(("_s", "_ms"))
+            return "write the number alone" + ("; its unit is in the key's name" if has_unit else ", without a unit")
         return "write it without quotes, underscores or commas"
     return "write one number"
 
 
 def _plain_number(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
 
 
 def _shown(value: object) -> object:

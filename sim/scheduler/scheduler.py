@@ -73,7 +73,7 @@ class Scheduler:
             self.refusal = Refusal("preemption")
         else:
             self.admit_waiting(planned, budget, threshold)
-        return Batch([self._enter(r, n) for r, n in planned.items()], preempted)
+        return Batch(self._entries(planned), preempted)
 
     def _schedule_running(
         self, planned: dict[Request, int], preempted: list[Request], budget: int, threshold: int
@@ -181,11 +181,16 @@ class Scheduler:
         request.num_computed_tokens = num_tokens
         self.kv.register(request, min(num_tokens, request.num_tokens))
 
-    def _enter(self, request: Request, n: int) -> Entry:
-        samples = request.num_computed_tokens == request.num_tokens + request.num_placeholders
-        if samples and self.config.async_scheduling:
-            request.num_placeholders += 1
-        return Entry(request, n, request.num_computed_tokens - n, samples)
+    def _entries(self, planned: dict[Request, int]) -> list[Entry]:
+        """The step's entries; one that reaches the end of its known tokens samples the next."""
+        entries, is_async = [], self.config.async_scheduling
+        for request, n in planned.items():
+            computed = request.num_computed_tokens
+            samples = computed == request.num_tokens + request.num_placeholders
+            if samples and is_async:
+                request.num_placeholders += 1
+            entries.append(Entry(request, n, computed - n, samples))
+        return entries
 
     def preempt(self, request: Request, position: int, needed_by: Request | None = None) -> None:
         """Take a running request's blocks and seat, for one that found none free; it is recomputed later."""

@@ -8,6 +8,7 @@ take a process of rate 1 through the inverse of the cumulative rate, which keeps
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,7 +44,7 @@ def arrival_times(process: Arrival, num_prompts: int, new_stream: NewStream) -> 
     UserError when they leave the clock's range.
     """
     for times_s in _times_s(process, num_prompts, new_stream):
-        if times_s[-1] > MAX_TIME_S:
+        if not times_s[-1] <= MAX_TIME_S:  # NaN neither
             rule = f"arrivals end after more than {MAX_TIME_S:.0f} s (106 days), which is all that the clock holds"
             mend = "lower num_prompts, or raise the request rate"
             raise UserError(Problem("workload.num_prompts", rule, num_prompts, mend))
@@ -106,7 +107,10 @@ def _gamma(process: Gamma, n: int, new_stream: NewStream) -> Iterator[Floats]:
     last = 0.0
     for times in _sums(gaps, n, new_stream()):  # a first pass for the sum: nothing of it is kept
         last = float(times[-1])
-    factor = n / rate / last if last > 0 else 1.0
+    factor = n / rate / last if last > 0 else math.inf
+    if not math.isfinite(factor):
+        rule = f"all {n} arrivals fall together, and cannot be stretched to num_prompts / request_rate"
+        raise UserError(Problem("workload.burstiness", rule, process.burstiness or 1.0, "raise it"))
     return (times * factor for times in _sums(gaps, n, new_stream()))
 
 

@@ -74,12 +74,12 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 2 for what the user must mend, 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
+    if "_SIMBATCH_COMPLETE" in os.environ:  # a shell asks for completions
+        cli.main(given, prog_name="simbatch")
     sys.exit(exit_code_of(lambda: _invoke(given)))
 
 
 def _invoke(arguments: list[str]) -> None:
-    if "_SIMBATCH_COMPLETE" in os.environ:  # a shell asks for completions
-        cli.main(arguments, prog_name="simbatch")
     # not cli.main(): it would answer a closed pipe itself, with exit code 1
     with cli.make_context("simbatch", list(arguments)) as context:
         cli.invoke(context)

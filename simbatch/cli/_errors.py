@@ -25,6 +25,9 @@ def exit_code_of(command: Callable[[], object]) -> int:
         for problem in error.problems:
             _say(f"error: {problem}")
         return USER_ERROR
+    except SystemExit as end:  # a policy's file may say sys.exit()
+        _say(f"error: the policy ended the program by sys.exit({end.code!r}); remove that call from its file")
+        return USER_ERROR
     except click.exceptions.Exit as end:  # after --help and --version
         return end.exit_code
     except click.ClickException as error:

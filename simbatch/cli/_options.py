@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from simbatch.sim.scenario import Scenario
 
 Command = Callable[..., Any]
+_MAX_NAME = 255  # of a file, on every system in use
 
 
 def scenario_options(command: Command) -> Command:
@@ -56,10 +58,18 @@ def load_scenario(
 
 def checked_folder(folder: Path) -> Path:
     """`folder`, when results can be written there; UserError before any time is spent otherwise."""
+    from stat import S_ISDIR
+
+    from simbatch.sim.paths import shorten_path, stat_of
+
+    place = f"-o {shorten_path(str(folder))}"
+    if any(len(os.fsencode(part)) > _MAX_NAME for part in folder.parts):
+        raise UserError(Problem(place, f"a name is longer than {_MAX_NAME} bytes", mend="name another folder"))
     for existing in (folder, *folder.parents):
-        if existing.exists():
-            if not existing.is_dir():
-                rule = f"{existing} is a file, not a folder"
-                raise UserError(Problem(f"-o {folder}", rule, mend="name another folder"))
+        if existing.is_symlink() and stat_of(existing) is None:
+            raise UserError(Problem(place, f"{existing} is a link that leads nowhere", mend="name another folder"))
+        if (there := stat_of(existing)) is not None:
+            if not S_ISDIR(there.st_mode):
+                raise UserError(Problem(place, f"{existing} is a file, not a folder", mend="name another folder"))
             break
     return folder

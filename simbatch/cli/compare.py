@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from simbatch.cli._options import checked_folder, load_scenario, scenario_options
-from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.sim.scenario import Resolved
@@ -67,7 +67,9 @@ def _candidates(
     pairs = list(product(each_policy, each_profile))
     if len(pairs) < 2:
         mend = "for example: --policy fixed --policy adaptive"
-        raise UserError(Problem("compare", "needs at least two policies or two profiles", pairs[0][0] or "", mend))
+        given = " ".join(name for name in pairs[0] if name)
+        rule = "needs at least two policies or two profiles"
+        raise UserError(Problem("compare", rule, given or NOTHING, mend))
     return {
         " on ".join(name for name in pair if name): resolve(load_scenario(file, assignments, seed, *pair))
         for pair in pairs

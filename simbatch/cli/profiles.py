@@ -75,7 +75,10 @@ def import_profile(
     """Fit a profile from measurements in DIR and write it."""
     from simbatch.profiler.importers.imported import import_llmservingsim
     from simbatch.profiler.write import write_profile
+    from simbatch.sim.paths import check_target
 
+    if output.parent.exists():  # the others are made
+        check_target(output, [model_config])
     del source  # there is one so far
     profile = import_llmservingsim(directory, model_config, run_meta, output.name, tensor_parallel_size)
     write_profile(profile, output)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.paths import check_target, user_path
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 # repeated from sim/workload, whose models take a while to import; a test holds them together
 READ = ("azure", "burstgpt", "mooncake", "timed_trace", "vllm_bench", "jsonl", "csv", "parquet")
 WRITE = ("jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure")
+_BOUNDS = {
+    "greater_than": ("more than", "gt", "raise it"),
+    "greater_than_equal": ("at least", "ge", "raise it"),
+    "less_than_equal": ("at most", "le", "lower it"),
+}
 _DISTRIBUTIONS = ("fixed", "lognormal")  # what the length flags can say
 A_FILE = click.Path(path_type=Path)
 
@@ -97,6 +103,7 @@ def convert(file: Path, output: Path, to: str | None, out_hash_block_tokens: int
     """Write the trace in IN as OUT; what OUT's format cannot hold is named on stderr."""
     source = _open(file, settings)
     target = _target(output, to)
+    check_target(output, [file])
     size = out_hash_block_tokens or _default_hash_block_tokens(target)
     count = _write(source, output, target, size, source.hash_block_tokens != size)
     for name in sorted(source.ignored):
@@ -141,6 +148,8 @@ def generate(
         if assignments:
             raise UserError(Problem("--set", "needs a scenario", ", ".join(assignments), "add --scenario FILE"))
         workload, seed, folder = _of_options(given), seed or 0, Path()
+    inputs = [user_path(folder, workload.trace.path)] if workload.trace else []
+    check_target(output, [*inputs, scenario] if scenario else inputs)
     source = open_workload(workload, seed=seed, folder=folder)
     _check_open_loop(source)
     size = out_hash_block_tokens or _default_hash_block_tokens(target)
@@ -176,9 +185,20 @@ def _flag_problem(details: Any) -> Problem:
     if details["type"] == "missing":
         many = flag in ("--prompt-len", "--output-len")
         return Problem(f"{flag}-mean" if many else flag, "required, but missing", mend="add it, or use --scenario FILE")
-    rule = details["msg"].replace("Input should be", "must be")
     context = details.get("ctx", {})
-    return Problem(flag.removesuffix("--"), rule, details["input"], str(context.get("mend", "")))
+    if details["type"] == "extra_forbidden":  # min and max go with a distribution that varies
+        length = flag.rpartition("-")[0]
+        return Problem(
+            flag, f"needs {length}-cv: a fixed length is never cut", details["input"], "add it, or remove this"
+        )
+    if details["type"] in _BOUNDS:
+        word, key, mend = _BOUNDS[details["type"]]
+        return Problem(flag, f"must be {word} {context[key]:.10g}", details["input"], mend)
+    if not details["loc"]:
+        mend = "add --num-prompts 100 --request-rate 2 --prompt-len-mean 500 --output-len-mean 100, or --scenario FILE"
+        return Problem("simbatch trace generate", "needs to know what to generate", mend=mend)
+    rule = details["msg"].replace("Input should be", "must be")
+    return Problem(flag, rule, details["input"], str(context.get("mend", "check the value")))
 
 
 def _target(output: Path, to: str | None) -> WriteFormat:
@@ -261,8 +281,7 @@ def _check_open_loop(source: RequestSource) -> None:
 def _check_picture(picture: Path) -> None:
     if picture.suffix.lower() != ".png":
         raise UserError(Problem(f"-o {picture}", "a picture's name must end in .png", mend="rename it"))
-    if not picture.parent.is_dir():
-        raise UserError(Problem(f"-o {picture}", "there is no such folder", str(picture.parent), "create it first"))
+    check_target(picture)
 
 
 def _warn(line: str) -> None:

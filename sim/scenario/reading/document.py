@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.paths import read_at_most
 from simbatch.sim.scenario.reading.scalars import parse_plain
 from simbatch.sim.scenario.reading.syntax import syntax_problem
 
@@ -97,16 +98,15 @@ def dotted(path: KeyPath) -> str:
 def _read_text(path: Path) -> str:
     name = str(path)
     try:
-        size = path.stat().st_size
-        content = path.read_bytes() if size <= MAX_BYTES else b""
+        content = read_at_most(path, MAX_BYTES)
     except IsADirectoryError:
         raise UserError(Problem(name, "is a folder, not a file", mend="name the YAML file in it")) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(Problem(name, f"cannot be read: {reason}", mend=_similar_file(path))) from None
-    if size > MAX_BYTES:
+    if len(content) > MAX_BYTES:
         mend = "a scenario is short; give a trace by `workload: {trace: {path: ...}}`"
-        raise UserError(Problem(name, f"is larger than {MAX_BYTES} bytes", size, mend))
+        raise UserError(Problem(name, f"is larger than {MAX_BYTES} bytes", mend=mend))
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(Problem(f"{name}:1:1", "must be UTF-8 text, and is UTF-16", mend="save it as UTF-8"))
     try:
@@ -123,7 +123,11 @@ def _similar_file(path: Path) -> str:
     import difflib
 
     try:
-        names = [other.name for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml")]
+        names = [
+            other.name
+            for other in path.parent.iterdir()
+            if other.suffix in (".yaml", ".yml") and other.name != path.name
+        ]
     except (OSError, ValueError):
         return "check the path"
     near = difflib.get_close_matches(path.name, names, n=1)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario.reading.document import Key, KeyPath, Places, dotted
+from simbatch.sim.errors import Problem, UserError, shorten
+from simbatch.sim.paths import user_path
+from simbatch.sim.scenario.reading.document import MAX_DEPTH, Key, KeyPath, Places, dotted
 
 Value = str | int | float | bool | None | list[Any] | dict[Any, Any]
 
@@ -82,7 +83,10 @@ class Source:
         """A copy with the dotted keys set; UserError when a key cannot be set."""
         data, overrides = copy.deepcopy(self.data), dict(self.overrides)
         for name, value in values.items():
-            path: KeyPath = tuple(int(part) if part.isdigit() else part for part in name.split("."))
+            path: KeyPath = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+            if len(path) > MAX_DEPTH:
+                rule = f"keys are nested more than {MAX_DEPTH} deep"
+                raise UserError(Problem(f"{origin} {shorten(name)}", rule, mend="name a key of the scenario"))
             new = _set(data, path, plain_value(value, f"{origin} {name}"), f"{origin} {name}")
             overrides = {other: where for other, where in overrides.items() if other[: len(new)] != new}
             overrides[new] = (origin, name)
@@ -96,7 +100,7 @@ class Source:
         if isinstance(value, dict):
             return {name: self._absolute(name, child) for name, child in value.items()}
         is_file = key == "path" or (key == "profile" and isinstance(value, str) and value.endswith(".json"))
-        return str((self.folder / Path(value).expanduser()).absolute()) if is_file else value
+        return str(user_path(self.folder, value).absolute()) if is_file else value
 
 
 SECTIONS = ("profile", "engine", "policy", "workload", "slo", "seed")

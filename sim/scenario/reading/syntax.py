@@ -20,6 +20,12 @@ _SAYINGS = (
     ),
     ("but got '<stream end>'", "a bracket is opened and never closed", "close it"),
     ("version 1.* is required", "only YAML 1 is read", "remove the %YAML line"),
+    ("escape", "a backslash in double quotes begins an escape", "put the text in single quotes"),
+    (
+        "expected '<document start>'",
+        "this line does not belong to the lines above",
+        "write `key: value` in every line, keys of one level indented alike",
+    ),
     ("expected the node content", "a value must stand here", "remove the bracket, or quote it"),
     ("found unexpected end of stream", "a quote is opened and never closed", "close it"),
     ("expected ',' or '}'", "an entry of { } must be followed by a comma or }", "check the brackets and commas"),

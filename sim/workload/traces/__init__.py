@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.paths import user_path
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TIME_UNITS, Trace, TraceFormat, settings_mistakes
 from simbatch.sim.workload.traces.rows import Reader
@@ -27,7 +28,7 @@ def open_trace(
     `workload` adds its `priorities` and `max_concurrency`; `place` names the settings in messages. UserError at once
     for settings, missing files and headers, while reading for malformed rows.
     """
-    path = folder / Path(trace.path).expanduser()
+    path = user_path(folder, trace.path)
     check_file(path, f"{place}.path" if place else str(path))
     trace_format = trace.format or _detected(path)
     mistakes = settings_mistakes(trace, trace_format)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TRACE_FORMATS, 
 from simbatch.sim.workload.traces.formats.bench import BENCH
 from simbatch.sim.workload.traces.formats.lines import TIMED_TRACE
 from simbatch.sim.workload.traces.formats.tables import AZURE, BURSTGPT, OURS
-from simbatch.sim.workload.traces.text import text_errors
+from simbatch.sim.workload.traces.text import compression_of, text_errors
 
 _HEAD = 1 << 16  # characters of a first line that is longer than any row, as a JSON document's may be
 
@@ -22,6 +23,9 @@ def detect_format(path: Path) -> TraceFormat:
     with path.open("rb") as binary:
         if binary.read(4) == b"PAR1":
             return "parquet"
+    packed = compression_of(path)
+    if packed:
+        raise packed
     with text_errors(path), path.open(encoding="utf-8-sig") as file:
         head = next((line for line in iter(lambda: file.readline(_HEAD), "") if line.strip()), "").strip()
         if head.startswith("{"):
@@ -34,10 +38,29 @@ def detect_format(path: Path) -> TraceFormat:
         if header.issuperset(columns.required):
             return trace_format
     # one that has most of a format's columns is that format with a mistake, which its reader explains
-    likely = [trace_format for trace_format, columns in tables if len(header & set(columns.required)) >= 2]
+    alike = {trace_format: _num_alike(header, columns.required) for trace_format, columns in tables}
+    likely = [name for name, number in alike.items() if number >= 2 and number == max(alike.values())]
     if len(likely) == 1:
         return likely[0]
-    raise _unknown(path, f"no known format begins with {head[:80]!r}")
+    raise _unknown(path, f"no known format begins with {head[:80]!r}", _hint(head))
+
+
+def _num_alike(header: set[str], required: tuple[str, ...]) -> int:
+    """How many of the columns the header has, give or take some letters."""
+    names = [name.lower() for name in header]
+    return sum(bool(get_close_matches(name.lower(), names, n=1, cutoff=0.7)) for name in required)
+
+
+def _hint(head: str) -> str:
+    """What the first line tells about a file that nothing can be made of."""
+    if head.startswith("version https://git-lfs"):
+        return "this is Git LFS's pointer to the file: get the file itself by git lfs pull"
+    if head.startswith("["):
+        return "write one JSON object a line, without the list around them"
+    for name, separator in (("semicolons", ";"), ("tabs", "\t")):
+        if head.count(separator) >= 2 and "," not in head:
+            return f"separate the columns by commas, not by {name}"
+    return ""
 
 
 def _detect_json(path: Path, head: str, more: str) -> TraceFormat:
@@ -50,7 +73,7 @@ def _detect_json(path: Path, head: str, more: str) -> TraceFormat:
             return "vllm_bench"
         if f'"{OURS.arrival}"' in head:
             return "jsonl"
-        raise _unknown(path, "the first line is not a whole JSON object")
+        raise _unknown(path, "the first line is not a whole JSON object", "write one JSON object a line")
     if OURS.arrival in row:
         return "jsonl"
     if set(TIMED_TRACE.required) <= row.keys():
@@ -59,7 +82,7 @@ def _detect_json(path: Path, head: str, more: str) -> TraceFormat:
         return "vllm_bench"
     if len(row.keys() & set(OURS.required)) >= 2:
         return "jsonl"
-    raise _unknown(path, f"no known format has the keys {', '.join(row)[:120]}")
+    raise _unknown(path, f"no known format has the keys {', '.join(row)[:120] or '(none)'}")
 
 
 def _detect_unit(path: Path, row: dict[str, Any]) -> TraceFormat:
@@ -79,6 +102,6 @@ def _detect_unit(path: Path, row: dict[str, Any]) -> TraceFormat:
     raise UserError(Problem(f"{path}:1", rule, mend="give the format"))
 
 
-def _unknown(path: Path, found: str) -> UserError:
-    mend = f"give one of {', '.join(TRACE_FORMATS)} as format, if it is one"
+def _unknown(path: Path, found: str, mend: str = "") -> UserError:
+    mend = mend or f"give one of {', '.join(TRACE_FORMATS)} as format, if it is one"
     return UserError(Problem(f"{path}:1", f"the format cannot be told: {found}", mend=mend))

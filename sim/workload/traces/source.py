@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.workload.chunk import RequestChunk
 from simbatch.sim.workload.streams import Purpose, stream
 from simbatch.sim.workload.synthetic import draw_priorities
 from simbatch.sim.workload.trace_model import Trace, TraceFormat
+from simbatch.sim.workload.traces.columns.values import MAX_PS
 from simbatch.sim.workload.traces.rows import Batch, Reader
 
 
@@ -131,6 +133,10 @@ class TraceSource:
             times = [ps - first_ps for ps in times]
         if scale != 1:
             times = [round(ps / scale) for ps in times]
+        if times[-1] > MAX_PS:
+            rule = f"is {times[-1] / PS_PER_S:.0f} s after the trace's start, and the clock holds {MAX_PS / PS_PER_S:.0f} s"
+            mend = "use limit, or mend the time" if scale == 1 else "raise rate_scale, or use limit"
+            raise self._error(batch, len(times) - 1, self._reader.columns.arrival, rule, NOTHING, mend)
         return RequestChunk(
             arrival_ps=times,
             num_prompt_tokens=batch.num_prompt_tokens,

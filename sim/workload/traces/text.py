@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.paths import stat_of
 
 _MAGIC = {
     b"\x1f\x8b": "gzip-compressed: unpack it first (gunzip)",
-    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it first, or save it as CSV",
     b"\x28\xb5\x2f\xfd": "zstd-compressed: unpack it first",
     b"BZh": "bzip2-compressed: unpack it first",
     b"PAR1": "parquet: give format: parquet",
@@ -22,19 +24,44 @@ _MAGIC = {
 
 def check_file(path: Path, place: str) -> None:
     """UserError at `place` unless `path` is a file that can be read."""
-    if path.is_file():
+    there = stat_of(path)
+    if there is not None and stat.S_ISDIR(there.st_mode):
+        raise UserError(Problem(place, "is a folder, not a trace", str(path), "name a file in it"))
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        rule = "is a pipe or a device, and a trace is read more than once"
+        raise UserError(Problem(place, rule, str(path), "save it as a file first"))
+    if there is not None:
         try:
             path.open("rb").close()
         except OSError as error:
-            raise UserError(Problem(place, f"cannot be read: {error.strerror}", str(path))) from None
+            raise UserError(
+                Problem(place, f"cannot be read: {error.strerror}", str(path), "check who may read it")
+            ) from None
         return
-    if path.is_dir():
-        raise UserError(Problem(place, "is a folder, not a trace", str(path), "name a file in it"))
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = get_close_matches(path.name, siblings, n=1)
+    if path.is_symlink():
+        raise UserError(Problem(place, "is a link that leads to no file", str(path), "mend the link"))
+    near = get_close_matches(path.name, _siblings(path), n=1)
     otherwise = "check the path" if place == str(path) else "a relative path is taken from the scenario's folder"
     mend = f"did you mean {near[0]}?" if near else otherwise
     raise UserError(Problem(place, "there is no such file", str(path), mend))
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return [entry.name for entry in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return []
+
+
+def compression_of(path: Path) -> UserError | None:
+    """What to say of a file that is packed or in another encoding, by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    found = next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)
+    if found is None or head.startswith(b"PAR1"):
+        return None
+    kind, _, mend = found.partition(": ")
+    return UserError(Problem(f"{path}:1", f"must be UTF-8 text, and is {kind}", head, mend))
 
 
 @contextmanager

@@ -19,10 +19,10 @@ def check_header(header: Sequence[str], columns: Columns, place: str) -> dict[st
     ]
     for name in columns.required:
         if name not in names:
-            near = get_close_matches(name.lower(), [other.lower() for other in names], n=1)
+            free = {other.lower(): other for other in names if other not in columns}
+            near = get_close_matches(name.lower(), free, n=1)
             found = ", ".join(names) or "nothing"
-            mend = f"is it {names[[other.lower() for other in names].index(near[0])]!r}? Rename it" if near else ""
-            mend = mend or "check the format, or name another one"
+            mend = f"is it {free[near[0]]!r}? Rename it" if near else "check the format, or name another one"
             problems.append(Problem(f"{place} {name}", f"the column is missing; the file has {found}", mend=mend))
     if problems:
         raise UserError(*problems)

@@ -107,7 +107,10 @@ def _text(value: object) -> str | None:
         return None
     if isinstance(value, (dict, list, bool, float)):
         raise BadValueError("must be text or a whole number", "quote it")
-    return str(value)
+    text = str(value)
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadValueError("is not text: half of a UTF-16 pair stands alone", "write the whole character")
+    return text
 
 
 def _request_id(value: object) -> str:

@@ -100,8 +100,6 @@ def _note_losses(chunk: RequestChunk, to: WriteFormat, losses: Losses) -> None:
 @contextmanager
 def _writer(path: Path, to: WriteFormat, has_hashes: bool) -> Iterator[Write]:
     """A function that takes rows, for a file that is put in place when all went well."""
-    if not path.parent.is_dir():
-        raise UserError(Problem(str(path), "there is no such folder", str(path.parent), "create it first"))
     temporary = path.with_name(f".{path.name}.part")
     try:
         if to == "parquet":
