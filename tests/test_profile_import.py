@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from simbatch.cli.profiles import profiles
 from simbatch.profiler.design import REGIMES, sample_steps
 from simbatch.profiler.fit import judge, judge_bands
-from simbatch.profiler.importers.imported import HELD_OUT_SEED, import_llmservingsim
+from simbatch.profiler.importers.imported import HELD_OUT_SEED, SHARED_CONTEXT, import_llmservingsim
 from simbatch.profiler.importers.llmservingsim import OpTables
 from simbatch.profiler.model_config import read_model_config
 from simbatch.profiler.steps import Steps
@@ -65,7 +65,7 @@ def test_the_command_in_the_shipped_file_writes_the_same_bytes(tmp_path):
 def test_the_held_out_error_in_the_file_is_the_one_recomputed():
     profile = load_profile(NAME, folder=Path())
     tables = OpTables(RTX4090 / "profile", 32, qk_norm=False)
-    limits = tables.attention.limits(2048, 2587 * 16)
+    limits = tables.attention.limits(2048, 2587 * 16 * SHARED_CONTEXT)
     cost = profile.cost_model()
     for regime in REGIMES:
         stated = getattr(profile.fit_error, regime)

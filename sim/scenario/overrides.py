@@ -27,7 +27,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Value]:
             problems.append(Problem(f"--set {_short(assignment)}", "must be a dotted key, =, and a value", mend=mend))
             continue
         try:
-            values[name] = _value(text.strip(), name)
+            values[name] = _value(text.strip())
         except ValueError as error:
             problems.append(Problem(f"--set {name}", str(error), text, "write a finite number"))
         except UserError as error:
@@ -37,7 +37,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Value]:
     return values
 
 
-def _value(text: str, name: str) -> Value:
+def _value(text: str) -> Value:
     if not text.startswith(("{", "[", '"', "'")):
         return parse_plain(text)
     value: Value = parse_document(f"value: {text}", name="--set").data["value"]

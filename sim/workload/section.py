@@ -13,7 +13,7 @@ MAX_REQUESTS = 10**9
 
 Count = Annotated[int, Field(ge=1, le=MAX_REQUESTS)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-Rate = Annotated[float, Field(gt=0, ge=1e-9, le=1e9)]
+Rate = Annotated[float, Field(gt=0, le=1e9)]
 Seconds = Annotated[float, Field(ge=0, le=9e6)]
 Duration = Annotated[float, Field(ge=1e-6, le=9e6)]
 Share = Annotated[float, Field(ge=0, le=1)]

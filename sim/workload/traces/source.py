@@ -134,7 +134,8 @@ class TraceSource:
         if scale != 1:
             times = [round(ps / scale) for ps in times]
         if times[-1] > MAX_PS:
-            rule = f"is {times[-1] / PS_PER_S:.0f} s after the trace's start, and the clock holds {MAX_PS / PS_PER_S:.0f} s"
+            clock_s = f"{MAX_PS / PS_PER_S:.0f} s (106 days)"
+            rule = f"is {times[-1] / PS_PER_S:.0f} s after the trace's start, and the clock holds {clock_s}"
             mend = "use limit, or mend the time" if scale == 1 else "raise rate_scale, or use limit"
             raise self._error(batch, len(times) - 1, self._reader.columns.arrival, rule, NOTHING, mend)
         return RequestChunk(

@@ -22,7 +22,7 @@ class Kind(NamedTuple, Generic[T]):
     slow: Callable[[object], T]
 
     def parse(self, values: Sequence[object], where: Callable[[int], str]) -> list[T]:
-        """All values, of which there may be none; `where` gives the place of the i-th for the UserError of a bad one."""
+        """All values, if any; `where` gives the place of the i-th for the UserError of a bad one."""
         parsed = self.fast(values) if values else []
         return [self._one(value, i, where) for i, value in enumerate(values)] if parsed is None else parsed
 

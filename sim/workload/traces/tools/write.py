@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from simbatch.sim.clock import to_s
-from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.paths import check_target
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 from simbatch.sim.workload.traces.tools.hashes import Rehash
 
@@ -100,6 +100,7 @@ def _note_losses(chunk: RequestChunk, to: WriteFormat, losses: Losses) -> None:
 @contextmanager
 def _writer(path: Path, to: WriteFormat, has_hashes: bool) -> Iterator[Write]:
     """A function that takes rows, for a file that is put in place when all went well."""
+    check_target(path)
     temporary = path.with_name(f".{path.name}.part")
     try:
         if to == "parquet":
