@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--azure", type=Path, default=AZURE)
     parser.add_argument("--mooncake", type=Path, default=MOONCAKE)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--million", action="store_true", help="the Azure trace 52 times over as well: a million requests")
+    parser.add_argument("--million", action="store_true", help="the Azure trace 52 times over as well")
     options = parser.parse_args()
     print(f"calibration: {timeouts_per_cpu_s():,.0f} SimPy timeouts per CPU second\n")
     head = ("scenario", "requests", "req/CPU s", "/timeouts", "events", "steps", "preempted", "peak MiB")

@@ -10,7 +10,7 @@ a method returns must depend on the state it is shown and on what `finished` tol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, dataclass_transform
 
@@ -43,6 +43,10 @@ class RequestView(Protocol):
         """Tokens in the KV cache, or being computed now."""
 
     @property
+    def num_wanted_tokens(self) -> int:
+        """Tokens that it knows and has not computed: 1 for a decode, 0 if it can have none in the next step."""
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens produced so far."""
 
@@ -61,6 +65,14 @@ class RequestView(Protocol):
     @property
     def e2el_s(self) -> float | None:
         """End-to-end latency, once finished."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole step: who computes how many tokens, in this order, and who gives up blocks and seat before it."""
+
+    tokens: Mapping[RequestView, int]
+    preempt: Sequence[RequestView] = ()
 
 
 class EngineView(Protocol):
@@ -146,6 +158,16 @@ class Policy:
     def reject(self, request: RequestView, engine: EngineView) -> str | None:
         """Why to turn an arriving request away, or None to take it."""
         return None
+
+    def plan(self, running: Sequence[RequestView], waiting: Sequence[RequestView], engine: EngineView) -> Plan:
+        """The whole next step, for a policy that none of the methods above can express; asked at every step.
+
+        It replaces `order`, `seats`, `token_budget` and `victim`, and spans: every step is simulated. Running requests
+        that it leaves out keep blocks and seat. The engine checks it: tokens within the budget and within what each
+        request wants, seats, free blocks. Cached tokens of a waiting request need not be computed; what is too many
+        for that reason alone is cut.
+        """
+        return Plan({request: request.num_wanted_tokens for request in running if request.num_wanted_tokens})
 
     def finished(self, request: RequestView) -> None:
         """Feedback: `request` has just got its last token."""

@@ -50,6 +50,10 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
     except UserError as error:
         # SimPy raises a copy made from the text alone; the one with the problems is its cause
         raise scenario.relocated(error) from error.__cause__
+    except OverflowError:
+        rule = "the simulated time exceeds 106 days, which is all that the clock holds"
+        mend = "simulate fewer requests, or take shorter step times"
+        raise scenario.relocated(UserError(Problem("workload", rule, mend=mend))) from None
     wall_s = time.perf_counter() - begin_s
     return Result(record, run_facts(resolved, record, source), wall_s)
 

@@ -203,7 +203,7 @@ def test_generate_from_a_scenario(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("--num-prompts", 5), "--prompt-len-mean: required, but missing"),
-        ((*OPTIONS, "--request-rate", 0), "--request-rate: must be greater than 0 (got 0.0)"),
+        ((*OPTIONS, "--request-rate", 0), "--request-rate: must be more than 0 (got 0.0)"),
         ((*OPTIONS, "--output-len-mean", 2.5), "--output-len-mean: a fixed length must be a whole number of tokens"),
         ((*OPTIONS, "--set", "seed=1"), "--set: needs a scenario"),
         ((*OPTIONS[:2], "--scenario", "s.yaml"), "--num-prompts: a scenario brings its own workload"),
@@ -224,7 +224,7 @@ def test_a_closed_loop_has_no_times_to_write(tmp_path: Path) -> None:
 
 def test_the_flags_are_named_in_messages(table: Path, tmp_path: Path) -> None:
     assert refused("describe", table, "--time-unit", "ms").startswith("--time-unit: format csv has arrival_s")
-    assert "--limit: must be greater than or equal to 1 (got 0)" in refused("describe", table, "--limit", 0)
+    assert "--limit: must be at least 1 (got 0)" in refused("describe", table, "--limit", 0)
     assert refused("describe", tmp_path / "u.csv").startswith(f"{tmp_path}/u.csv: there is no such file")
     assert "there is no such folder" in refused("convert", table, tmp_path / "no" / "o.csv")
     with pytest.raises(click.UsageError):

@@ -23,6 +23,7 @@ from simbatch.sim.engine.step import Prefills, Step, step_ps
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
+from simbatch.sim.scheduler.planned import PlannedScheduler
 from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.scheduler import Batch, Entry, Scheduler
@@ -56,7 +57,8 @@ class Replica:
         self.decisions = Decisions(config, policy)
         cache = PrefixKVCache if config.enable_prefix_caching else KVCache
         self.kv = cache(config.num_gpu_blocks, config.block_size)
-        self.scheduler = Scheduler(config, self.kv, self.decisions)
+        kind = PlannedScheduler if self.decisions.plans else Scheduler
+        self.scheduler: Scheduler = kind(config, self.kv, self.decisions)
         self.backlog = self.decisions.new_queue() if config.batching == "static" else None
         self.now_ps = 0
         self.device_free_ps = 0
@@ -183,7 +185,16 @@ class Replica:
 
     def update(self, step: Step) -> None:
         """Take in a step's tokens; seats and blocks of those that end are free at once."""
-        finished = self.scheduler.take_tokens(step.batch, lambda entry: self._note_entry(entry, step))
+        _, start_ps, end_ps, is_counted = step
+
+        def note(entry: Entry) -> None:
+            request = entry.request
+            if is_counted or (request.last_token_ps == start_ps and entry.is_decode):
+                request.last_token_ps = end_ps
+            else:
+                self.note_token(request, entry.is_decode, start_ps, end_ps)
+
+        finished = self.scheduler.take_tokens(step.batch, note)
         self.release(finished, self.now_ps)
         self.write_step(step, finished)
 
@@ -203,12 +214,6 @@ class Replica:
             if self.decisions.listens:
                 self.decisions.finished(request)
             self._gone(at_ps)
-
-    def _note_entry(self, entry: Entry, step: Step) -> None:
-        if step.is_counted:
-            entry.request.last_token_ps = step.end_ps
-        else:
-            self.note_token(entry.request, entry.is_decode, step.start_ps, step.end_ps)
 
     def note_token(self, request: Request, is_decode: bool, start_ps: int, end_ps: int) -> None:
         """A request gets a token at the end of a step."""

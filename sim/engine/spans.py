@@ -34,7 +34,7 @@ class SpanReplica(GatheringReplica):
 
     def leap(self, in_flight: deque[Step]) -> Process:
         """Simulate until something needs the stepwise replica, or to the end."""
-        if self.decisions.decides_budget:
+        if self.decisions.decides_budget or self.decisions.plans:
             return
         self._gather(in_flight)
         group, kv, arrivals, waiting = self._group, self.kv, self.arrivals, self.scheduler.waiting

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from simbatch.policies.base import Policy
@@ -44,9 +45,16 @@ class Resolved:
         engine = {key: value for key, value in self.engine_settings().items() if value is not None}
         blocks = engine.pop("num_gpu_blocks")
         engine["num_gpu_blocks_override"] = blocks
-        policy = {"name": self.policy_name, **self.policy.parameters()}
+        policy = {"name": self._policy_anywhere(), **self.policy.parameters()}
         policy = {key: value for key, value in policy.items() if value is not None}
         return self.scenario.dump() | {"engine": engine, "policy": policy}
+
+    def _policy_anywhere(self) -> str:
+        """The policy's name, a file's with its whole path: the scenario is stored in another folder."""
+        file, _, kind = self.policy_name.rpartition(":")
+        found = (path.absolute() for path in (self.scenario.folder / file, Path(file)) if path.is_file())
+        path = next(found, None) if file.endswith(".py") else None
+        return f"{path}:{kind}" if path else self.policy_name
 
 
 def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:

@@ -6,11 +6,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from simbatch.policies.base import Policy
+from simbatch.policies.base import Plan, Policy
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.views import EngineView, RequestView
+from simbatch.sim.scheduler.views import EngineView, RequestView, request_of, view_of
 from simbatch.sim.scheduler.waiting import FcfsQueue, SortedQueue, WaitingQueue
 
 
@@ -31,6 +31,7 @@ class Decisions:
         self.decides_budget = policy.overrides("token_budget")
         self.rejects = policy.overrides("reject")
         self.listens = policy.overrides("finished")
+        self.plans = policy.overrides("plan")
 
     def start(self, view: EngineView) -> None:
         """Show the policy its engine, before the run."""
@@ -62,27 +63,32 @@ class Decisions:
             return running[-1]
         if self._by_priority:  # the first of the equals, in order of admission
             return max(running, key=lambda request: (request.priority, request.arrival_ps))
-        views = [RequestView(request) for request in running]
-        chosen = self._ask("victim", views)
-        for request, view in zip(running, views, strict=True):
-            if view is chosen:
-                return request
-        raise self._broken("victim() must return one of the running requests", chosen)
+        chosen = self._ask("victim", [view_of(request) for request in running])
+        if isinstance(chosen, RequestView) and request_of(chosen) in running:
+            return request_of(chosen)
+        raise self.broken("victim() must return one of the running requests", chosen)
+
+    def plan(self, running: list[Request], waiting: list[Request]) -> Plan:
+        """The whole next step; whether it can be followed is for the scheduler to see."""
+        plan = self._ask("plan", [view_of(r) for r in running], [view_of(r) for r in waiting], self.view)
+        if isinstance(plan, Plan):
+            return plan
+        raise self.broken("plan() must return a Plan", plan)
 
     def reject(self, request: Request) -> str | None:
         """Why the policy turns the request away, if it does."""
-        return self._ask("reject", RequestView(request), self.view) if self.rejects else None
+        return self._ask("reject", view_of(request), self.view) if self.rejects else None
 
     def finished(self, request: Request) -> None:
         """Tell the policy that a request has ended."""
         if self.listens:
-            self._ask("finished", RequestView(request))
+            self._ask("finished", view_of(request))
 
     def _vllm_priority(self, request: Request) -> Any:
         return request.priority, request.arrival_ps, request.request_id
 
     def _policy_order(self, request: Request) -> Any:
-        return self._ask("order", RequestView(request))
+        return self._ask("order", view_of(request))
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:
@@ -90,13 +96,14 @@ class Decisions:
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             rule = f"{method}() failed at {Path(where.filename).name}:{where.lineno}: {type(error).__name__}: {error}"
-            raise self._broken(rule) from error
+            raise self.broken(rule) from error
 
     def _checked(self, what: str, value: int, limit: int, name: str) -> int:
         if isinstance(value, int) and 1 <= value <= limit:
             return value
-        raise self._broken(f"{what} must be a whole number from 1 to {name} ({limit})", value)
+        raise self.broken(f"{what} must be a whole number from 1 to {name} ({limit})", value)
 
-    def _broken(self, rule: str, value: object = NOTHING) -> UserError:
+    def broken(self, rule: str, value: object = NOTHING) -> UserError:
+        """The error that says which rule the policy's answer breaks."""
         place = f"policy {type(self.policy).__name__} at {self.view.now_s:.6f} s"
         return UserError(Problem(place, rule, value, "mend the policy or its parameters"))

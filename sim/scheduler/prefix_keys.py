@@ -14,20 +14,29 @@ class PrefixKeys:
         self._h = hash_block_tokens
         self._block_size = block_size
         self._chain: dict[tuple[int, int], int] = {}  # (chain so far, hash) -> chain
-        self._whole = hash_block_tokens % block_size == 0
-        self._keys_of: dict[int, list[int]] = {}  # chain -> names of the blocks in its last hash's tokens
+        self._per_hash, rest = divmod(hash_block_tokens, block_size)
+        self._is_whole = not rest  # a hash covers whole blocks
 
     def of(self, hash_ids: tuple[int, ...], num_prompt_tokens: int) -> list[int]:
         """Names of the blocks that lie whole within the prompt and its hashes; the rest is private."""
         num_blocks = min(num_prompt_tokens, len(hash_ids) * self._h) // self._block_size
         links = self._links(hash_ids)
-        if self._whole:
-            keys: list[int] = []
-            for link in links:
-                keys += self._keys_in(link)
-            return keys[:num_blocks]
+        if self._is_whole:
+            return self._whole_keys(links)[:num_blocks]
         ends = range(self._block_size, num_blocks * self._block_size + 1, self._block_size)
         return [links[(end - 1) // self._h] * (self._h + 1) + (end - 1) % self._h + 1 for end in ends]
+
+    def _whole_keys(self, links: list[int]) -> list[int]:
+        """Links are numbered as they are first met, so those of a new prefix follow on each other."""
+        keys: list[int] = []
+        first = last = -1
+        for link in [*links, -1]:
+            if link != last + 1 or first < 0:
+                if first >= 0:
+                    keys += range(first * self._per_hash, (last + 1) * self._per_hash)
+                first = link
+            last = link
+        return keys
 
     def _links(self, hash_ids: tuple[int, ...]) -> list[int]:
         chain, link, links = self._chain, 0, []
@@ -38,10 +47,3 @@ class PrefixKeys:
             link = known
             links.append(link)
         return links
-
-    def _keys_in(self, link: int) -> list[int]:
-        keys = self._keys_of.get(link)
-        if keys is None:
-            first = link * (self._h + 1)
-            keys = self._keys_of[link] = list(range(first + self._block_size, first + self._h + 1, self._block_size))
-        return keys

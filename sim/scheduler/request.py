@@ -23,6 +23,7 @@ class Request:
     finish_ps = NEVER
     seat = 0  # admission number: `running` is in this order
     joined_round = -1  # round in which it joined the decode group (decode_group.py), -1 outside
+    view: object = None  # what policies see of it (views.py), made when it is first asked for
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
     block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
 
@@ -36,6 +37,12 @@ class Request:
         self.max_tokens = max_tokens
         self.priority = priority
         self.num_tokens = num_prompt_tokens  # the prompt and the outputs received
+
+    @property
+    def last_token_in_flight(self) -> bool:
+        """Whether a step in flight brings its last token (asynchronous scheduling)."""
+        in_flight = self.num_placeholders
+        return in_flight > 0 and self.num_tokens - self.num_prompt_tokens + in_flight >= self.max_tokens
 
     @property
     def request_id(self) -> str:

@@ -83,12 +83,16 @@ class Scheduler:
         while i < len(running) and budget > 0:
             request = running[i]
             n = request.num_tokens + request.num_placeholders - request.num_computed_tokens
-            if n <= 0 or self._last_token_in_flight(request):
+            if n <= 0 or (request.num_placeholders and request.last_token_in_flight):
                 i += 1
                 continue
-            n = min(n, threshold or n, budget)
+            if 0 < threshold < n:
+                n = threshold
+            if n > budget:
+                n = budget
             total = request.num_computed_tokens + n
-            while kv.blocks(total) - kv.blocks(request.num_computed_tokens) > kv.free:
+            num_blocks = kv.blocks(total) - kv.blocks(request.num_computed_tokens)
+            while num_blocks > kv.free:
                 victim = self.decisions.victim(running)
                 position = running.index(victim)
                 i -= position < i
@@ -97,7 +101,8 @@ class Scheduler:
                 self.preempt(victim, position, request)
                 if victim is request:
                     return budget
-            kv.grow(request, total)
+            if num_blocks:
+                kv.take(num_blocks)
             self.advance(request, total)
             planned[request] = n
             budget -= n
@@ -127,14 +132,18 @@ class Scheduler:
                 self.refusal = Refusal("blocks", num_blocks, kv.free, watermark)
                 return
             waiting.take()
-            kv.admit(request, num_hits, num_cached + n)
-            self.advance(request, num_cached + n)
-            request.seat = self._num_admitted = self._num_admitted + 1
-            running.append(request)
+            self.seat(request, num_hits, num_cached + n)
             planned[request] = n
             budget -= n
         if waiting:
             self.refusal = Refusal("seats", len(running), num_seats) if budget > 0 else Refusal("budget")
+
+    def seat(self, request: Request, num_hits: int, num_tokens: int) -> None:
+        """Give a request a seat, its cached blocks, and room for `num_tokens` tokens in all."""
+        self.kv.admit(request, num_hits, num_tokens)
+        self.advance(request, num_tokens)
+        request.seat = self._num_admitted = self._num_admitted + 1
+        self.running.append(request)
 
     def take_tokens(self, batch: Batch, on_token: Callable[[Entry], None]) -> list[Request]:
         """Give every sampling entry its token, in batch order; returns whose last one that was."""
@@ -171,10 +180,6 @@ class Scheduler:
         if self.config.long_prefill_token_threshold_adaptive:
             return max(threshold, self.config.max_num_batched_tokens // total)
         return threshold
-
-    def _last_token_in_flight(self, request: Request) -> bool:
-        in_flight = request.num_placeholders
-        return in_flight > 0 and request.num_output_tokens + in_flight >= request.max_tokens
 
     def advance(self, request: Request, num_tokens: int) -> None:
         """A request has `num_tokens` computed tokens once this step is done."""

@@ -51,6 +51,14 @@ class RequestView:
         return self._request.num_computed_tokens
 
     @property
+    def num_wanted_tokens(self) -> int:
+        """Tokens that it knows and has not computed, 0 if it can have none in the next step."""
+        request = self._request
+        if request.num_placeholders and request.last_token_in_flight:
+            return 0
+        return request.num_tokens + request.num_placeholders - request.num_computed_tokens
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens produced so far."""
         return self._request.num_output_tokens
@@ -82,6 +90,18 @@ class RequestView:
 
     def __repr__(self) -> str:
         return f"<request {self.request_id}>"
+
+
+def view_of(request: Request) -> RequestView:
+    """The one view of a request."""
+    if request.view is None:
+        request.view = RequestView(request)
+    return request.view  # type: ignore[return-value]
+
+
+def request_of(view: RequestView) -> Request:
+    """The request behind a view."""
+    return view._request
 
 
 class EngineView:

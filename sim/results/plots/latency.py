@@ -37,7 +37,7 @@ def write(path: Path, result: Result) -> None:
         first, _, third, _ = drawing.axes
         first.set_ylabel("share of requests")
         third.set_ylabel("share of all gaps")
-        if by_class:
+        if by_class and "ttft" in all_requests:
             first.legend(loc="upper left", borderaxespad=0.2)
 
 
