@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -102,3 +103,17 @@ def test_work_is_conserved(draw: Callable[[np.random.Generator], np.ndarray]) ->
     spans = record.segments
     assert spans["num_steps"].sum() == outputs.sum()
     assert (spans["num_steps"] * spans["duration_ps"]).sum() == outputs.sum() * 10 * MS
+
+
+@pytest.mark.parametrize(("is_async", "expected_ms"), [(False, 30), (True, 40)])
+@pytest.mark.parametrize("late_ps", [0, 1])
+def test_ties_are_exact(is_async: bool, expected_ms: int, late_ps: int) -> None:
+    """An arrival at the very moment a step is planned is in it; a picosecond later it is not.
+
+    Steps of 10 ms; 0.03 s is not a whole number of binary fractions of a second, yet three steps end at it exactly.
+    Asynchronous: the step that starts at 30 ms was planned at 20 ms, so the next one has the newcomer.
+    """
+    config = dataclasses.replace(engine(4), async_scheduling=is_async)
+    rows = [(0, 1, 10, 0, ()), (to_ps(0.03) + late_ps, 1, 1, 0, ())]
+    record = run(config, CONSTANT_STEP, VLLM(), ListSource(rows))
+    assert record.requests.scheduled_ps[1] == (expected_ms + (10 if late_ps else 0)) * MS
