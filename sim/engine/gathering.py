@@ -132,9 +132,7 @@ class GatheringReplica(Replica):
         return len(late)
 
     def _batch(self, planned: dict[Request, int]) -> Batch:
-        """The batch of the step that is planned, in vLLM's order; complete only where steps are kept."""
-        if self.recorder.steps is None:
-            return NO_ENTRIES
+        """The batch of the step that is planned, in vLLM's order."""
         entries = []
         for request in self.scheduler.running:
             computed = request.num_computed_tokens

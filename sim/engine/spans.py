@@ -23,7 +23,7 @@ import simpy
 
 from simbatch.sim.engine.arrivals import FAR
 from simbatch.sim.engine.decode_group import NOBODY
-from simbatch.sim.engine.gathering import GatheringReplica
+from simbatch.sim.engine.gathering import NO_ENTRIES, GatheringReplica
 from simbatch.sim.engine.replica import Process
 from simbatch.sim.engine.step import Step
 from simbatch.sim.scheduler.request import NEVER, Request
@@ -51,7 +51,7 @@ class SpanReplica(GatheringReplica):
                 if not self._preempted and (self._partials or (waiting and self._retry_admission)):
                     planned = self._plan_prefills()
                 if planned:
-                    newest_ps, batch = start_ps, self._batch(planned)
+                    newest_ps, batch = start_ps, self._batch(planned) if keeps_steps else NO_ENTRIES
                     ended = self._step(planned, start_ps, ready_ps)
                 elif group.size:
                     num_left, duration_ps, slope_ps, num_blocks = self._plan_span(start_ps, ready_ps)
@@ -73,7 +73,8 @@ class SpanReplica(GatheringReplica):
                 kv.take(num_blocks - self._taken)
                 end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
                 newest_ps = end_ps - duration_ps - slope_ps * (num_steps - 1)
-                batch, self._taken, self.device_free_ps = self._batch({}), 0, end_ps
+                batch = self._batch({}) if keeps_steps else NO_ENTRIES
+                self._taken, self.device_free_ps = 0, end_ps
                 ended = group.advance(num_steps)
                 num_left, duration_ps = num_left - num_steps, duration_ps + slope_ps
             self._has_stepped = True
