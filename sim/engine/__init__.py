@@ -36,7 +36,7 @@ def run(
     """Serve every request of `source`; returns what happened.
 
     `steps` keeps every step, `spans=False` simulates them one by one (same result, slower), `progress` is told how many
-    requests have left the system, once for each thousand.
+    requests have left the system, once for each five hundred.
     """
     recorder = Recorder(keep_steps=steps)
     env = simpy.Environment(0)

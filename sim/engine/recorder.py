@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from simbatch.sim.scheduler.config import EngineConfig
     from simbatch.sim.workload.chunk import RequestChunk
 
+MAX_UNPACKED = 1_000_000  # integers: 40 MB
+
 
 class Recorder:
     """The growing form of a `RunRecord`."""
@@ -33,9 +35,16 @@ class Recorder:
         self.request_id: list[str] = []
         self.tenant: list[str | None] = []
         self.reason: dict[int, str] = {}
-        self.segments = array("q")  # row after row, each with all of `SEGMENT_FIELDS` in their order
+        self.rows: list[int] = []  # the newest segments, row after row, each with all of `SEGMENT_FIELDS`
+        self._segments = array("q")  # the older ones
         self.gaps = array("q")
         self.steps: list[StepRow] | None = [] if keep_steps else None
+
+    def pack(self) -> None:
+        """Make the newest segments small, once they are many."""
+        if len(self.rows) > MAX_UNPACKED:
+            self._segments.extend(self.rows)
+            self.rows.clear()
 
     def step(self, step: Step, finished: list[Request], free_blocks: int, num_running: int, num_waiting: int) -> None:
         """A step in full; the counts are those after its update."""
@@ -101,6 +110,7 @@ class Recorder:
 
     def record(self, config: EngineConfig, num_preemptions: int, end_ps: int, event_loop_cpu_s: float) -> RunRecord:
         """The finished form, as numpy columns."""
+        self._segments.extend(self.rows)
         requests = RequestColumns(
             arrival_ps=np.array(self.arrival_ps),
             scheduled_ps=np.array(self.scheduled_ps),
@@ -118,7 +128,7 @@ class Recorder:
         )
         return RunRecord(
             requests=requests,
-            segments=np.frombuffer(self.segments, dtype=SEGMENT_DTYPE),
+            segments=np.frombuffer(self._segments, dtype=SEGMENT_DTYPE),
             gaps=np.array(self.gaps, dtype=np.int64),
             num_preemptions=num_preemptions,
             end_ps=end_ps,

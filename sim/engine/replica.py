@@ -33,7 +33,7 @@ Process = Generator[simpy.Event, Any, None]
 
 MAX_EMPTY_STEPS = 3  # nothing can be scheduled and nothing will change: the engine is stuck
 MAX_FRUITLESS_STEPS = 1_000_000  # steps in a row without a token: requests rotate through the blocks for ever
-PROGRESS_INTERVAL = 1000  # requests
+PROGRESS_INTERVAL = 500  # requests
 
 
 class Replica:
@@ -62,7 +62,7 @@ class Replica:
         self.backlog = self.decisions.new_queue() if config.batching == "static" else None
         self.now_ps = 0
         self.device_free_ps = 0
-        self.write_span = recorder.segments.extend  # takes `SEGMENT_FIELDS`
+        self.write_span = recorder.rows.extend  # takes `SEGMENT_FIELDS`
         self.num_gone = 0  # requests that have left the system
         self._progress = progress
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
@@ -250,8 +250,10 @@ class Replica:
         self.num_gone += 1
         if self.arrivals.is_limited:
             self.arrivals.ended(at_ps)
-        if self._progress is not None and not self.num_gone % PROGRESS_INTERVAL:
-            self._progress(self.num_gone)
+        if not self.num_gone % PROGRESS_INTERVAL:
+            self.recorder.pack()
+            if self._progress is not None:
+                self._progress(self.num_gone)
 
     def _too_long(self, request: Request) -> str | None:
         """Why vLLM's front end turns the request away (v1/engine/input_processor.py), if it does."""

@@ -213,7 +213,10 @@ class SpanReplica(GatheringReplica):
         elif ready_ps == start_ps and not (
             self._preempted or (self._ending and (self.scheduler.waiting or self.arrivals.is_limited))
         ):
-            num_steps = self._span_length(start_ps, duration_ps, slope_ps)
+            num_steps, time_left_ps = group.rounds_left, self.arrivals.next_ps - start_ps
+            if span_ps(num_steps, duration_ps, slope_ps) > time_left_ps:  # a plan can see the next arrival before
+                before = steps_until(time_left_ps, duration_ps, slope_ps)
+                num_steps = min(num_steps, before + 1 if self.config.async_scheduling else max(before, 1))
         num_blocks, num_free = group.blocks_for(num_steps), self.kv.free + self._taken
         if num_blocks > num_free:
             num_steps = group.rounds_within(num_steps, num_free)
@@ -223,17 +226,6 @@ class SpanReplica(GatheringReplica):
              len(self.scheduler.running), self.num_waiting, num_free - num_blocks)
         )  # fmt: skip
         return num_steps, duration_ps, slope_ps, num_blocks
-
-    def _span_length(self, start_ps: int, duration_ps: int, slope_ps: int) -> int:
-        """Steps until the first last token, or until the first arrival that a plan can see."""
-        num_steps = self._group.rounds_left
-        time_left_ps = self.arrivals.next_ps - start_ps
-        if num_steps * (duration_ps + slope_ps * num_steps) <= time_left_ps:  # the last step's duration for all
-            return num_steps
-        if span_ps(num_steps, duration_ps, slope_ps) <= time_left_ps:
-            return num_steps
-        before = steps_until(time_left_ps, duration_ps, slope_ps)
-        return min(num_steps, before + 1 if self.config.async_scheduling else max(before, 1))
 
 
 def is_decode(request: Request) -> bool:
