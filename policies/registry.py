@@ -73,6 +73,8 @@ def policy_class(name: str, *, folder: Path) -> type[Policy]:
     target = SHIPPED.get(name) or offered.get(name) or name
     where, colon, class_name = target.rpartition(":")
     if not colon or not where or not class_name:
+        if name.endswith(".py"):
+            raise UserError(Problem("policy.name", "a file, but which class in it?", name, f"write {name}:Class"))
         near = get_close_matches(name, policy_names(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(policy_names())}; {OWN}"
         raise UserError(Problem("policy.name", "no such policy", name, hint))
@@ -90,7 +92,7 @@ def policy_class(name: str, *, folder: Path) -> type[Policy]:
 def _module(name: str, reference: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         mend = "install the package or set PYTHONPATH; a file is named as file.py:Class"
         raise UserError(Problem("policy.name", f"cannot import {name}: {error}", reference, mend)) from error
 
@@ -108,7 +110,7 @@ def _module_of_file(where: str, folder: Path, reference: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         rule = f"{path} cannot be run: {type(error).__name__}: {error}"
         raise UserError(Problem("policy.name", rule, reference, "mend the file")) from error
     return module

@@ -31,6 +31,14 @@ def shorten_path(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"...{text[-limit:]}"
 
 
+def is_dangling(path: Path) -> bool:
+    """Whether the path is a link that leads nowhere."""
+    try:
+        return stat_of(path) is None and path.is_symlink()
+    except (OSError, ValueError):
+        return False
+
+
 def read_at_most(path: Path, limit: int) -> bytes:
     """The file's first `limit` bytes and one more if there is one; a pipe that nobody writes to is empty.
 

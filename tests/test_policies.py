@@ -165,6 +165,14 @@ class TestOwnPolicies:
                 "def token_budget(self, engine):\n        return 10**6",
                 r"token_budget\(\) must be .* max_num_batched_tokens",
             ),
+            ("def reject(self, request, engine):\n        return True", r"reject\(\) must return why, in words"),
+            ("def order(self, request):\n        return None", r"order\(\) must return values that can be compared"),
+            ("def order(self, request):\n        return float('nan')", r"order\(\) must return values that can be"),
+            ("def order(self, request):\n        return {}", r"order\(\) must return values that can be compared"),
+            (
+                "def order(self, request):\n        return 1 if request.request_id == '0' else 'b'",
+                r"order\(\) must return values that can be compared with each other \(got 'b'\)",
+            ),
             ("def victim(self, running):\n        return None", r"victim\(\) must return one of the running requests"),
         ],
     )
@@ -221,6 +229,7 @@ class TestRegistry:
             ("fixd", r"policy.name: no such policy \(got 'fixd'\); did you mean fixed\?"),
             ("no.such.package:Mine", "cannot import no.such.package"),
             ("nofile.py:Mine", "no file nofile.py"),
+            ("test_policies.py", r"a file, but which class in it\? .* write test_policies.py:Class"),
             ("test_policies.py:Nobody", "has no subclass of simbatch.policies.Policy called Nobody"),
             ("test_policies.py:serve", "has no subclass"),
         ],

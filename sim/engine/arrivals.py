@@ -46,6 +46,8 @@ class Arrivals:
     def take(self, now_ps: int, add: Callable[[Request], None]) -> int:
         """Hand over every request sent by `now_ps`; returns how many those were."""
         num_taken = 0
+        if now_ps >= FAR:
+            raise OverflowError("the clock has run past what its columns hold")
         while self.next_ps <= now_ps:
             add(self._pop(self.next_ps))
             num_taken += 1

@@ -21,6 +21,7 @@ class Decisions:
         self.config = config
         self.policy = policy
         self.view: EngineView
+        self._first_key: Any = None  # what the policy's keys must compare with
         self._by_priority = config.scheduling_policy == "priority"
         self.max_seats = config.max_num_active_seqs or config.max_num_seqs
         self.is_fcfs = not (policy.overrides("order") or self._by_priority)
@@ -77,7 +78,10 @@ class Decisions:
 
     def reject(self, request: Request) -> str | None:
         """Why the policy turns the request away, if it does."""
-        return self._ask("reject", view_of(request), self.view) if self.rejects else None
+        reason = self._ask("reject", view_of(request), self.view) if self.rejects else None
+        if reason is None or (isinstance(reason, str) and reason):
+            return reason
+        raise self.broken("reject() must return why, in words, or None", reason)
 
     def finished(self, request: Request) -> None:
         """Tell the policy that a request has ended."""
@@ -88,7 +92,15 @@ class Decisions:
         return request.priority, request.arrival_ps, request.request_id
 
     def _policy_order(self, request: Request) -> Any:
-        return self._ask("order", view_of(request))
+        key = self._ask("order", view_of(request))
+        if self._first_key is None:
+            self._first_key = key
+        try:
+            if key == key and (key < self._first_key) in (True, False):
+                return key
+        except TypeError:
+            pass
+        raise self.broken("order() must return values that can be compared with each other", key)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:

@@ -45,10 +45,14 @@ def arrival_times(process: Arrival, num_prompts: int, new_stream: NewStream) -> 
     """
     for times_s in _times_s(process, num_prompts, new_stream):
         if not times_s[-1] <= MAX_TIME_S:  # NaN neither
-            rule = f"arrivals end after more than {MAX_TIME_S:.0f} s (106 days), which is all that the clock holds"
-            mend = "lower num_prompts, or raise the request rate"
-            raise UserError(Problem("workload.num_prompts", rule, num_prompts, mend))
+            raise _too_long(num_prompts)
         yield np.rint(times_s * PS_PER_S).astype(np.int64)
+
+
+def _too_long(num_prompts: int) -> UserError:
+    rule = f"arrivals end after more than {MAX_TIME_S:.0f} s (106 days), which is all that the clock holds"
+    mend = "lower num_prompts, or raise the request rate"
+    return UserError(Problem("workload.num_prompts", rule, num_prompts, mend))
 
 
 def _times_s(process: Arrival, n: int, new_stream: NewStream) -> Iterator[Floats]:
@@ -107,6 +111,8 @@ def _gamma(process: Gamma, n: int, new_stream: NewStream) -> Iterator[Floats]:
     last = 0.0
     for times in _sums(gaps, n, new_stream()):  # a first pass for the sum: nothing of it is kept
         last = float(times[-1])
+    if not math.isfinite(last) or not math.isfinite(n / rate):
+        raise _too_long(n)
     factor = n / rate / last if last > 0 else math.inf
     if not math.isfinite(factor):
         rule = f"all {n} arrivals fall together, and cannot be stretched to num_prompts / request_rate"

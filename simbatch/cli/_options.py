@@ -60,13 +60,13 @@ def checked_folder(folder: Path) -> Path:
     """`folder`, when results can be written there; UserError before any time is spent otherwise."""
     from stat import S_ISDIR
 
-    from simbatch.sim.paths import shorten_path, stat_of
+    from simbatch.sim.paths import is_dangling, shorten_path, stat_of
 
     place = f"-o {shorten_path(str(folder))}"
     if any(len(os.fsencode(part)) > _MAX_NAME for part in folder.parts):
         raise UserError(Problem(place, f"a name is longer than {_MAX_NAME} bytes", mend="name another folder"))
     for existing in (folder, *folder.parents):
-        if existing.is_symlink() and stat_of(existing) is None:
+        if is_dangling(existing):
             raise UserError(Problem(place, f"{existing} is a link that leads nowhere", mend="name another folder"))
         if (there := stat_of(existing)) is not None:
             if not S_ISDIR(there.st_mode):

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.paths import stat_of
+from simbatch.sim.paths import is_dangling, shorten_path, stat_of
 
 _MAGIC = {
     b"\x1f\x8b": "gzip-compressed: unpack it first (gunzip)",
@@ -38,12 +38,12 @@ def check_file(path: Path, place: str) -> None:
                 Problem(place, f"cannot be read: {error.strerror}", str(path), "check who may read it")
             ) from None
         return
-    if path.is_symlink():
+    if is_dangling(path):
         raise UserError(Problem(place, "is a link that leads to no file", str(path), "mend the link"))
     near = get_close_matches(path.name, _siblings(path), n=1)
     otherwise = "check the path" if place == str(path) else "a relative path is taken from the scenario's folder"
     mend = f"did you mean {near[0]}?" if near else otherwise
-    raise UserError(Problem(place, "there is no such file", str(path), mend))
+    raise UserError(Problem(shorten_path(place), "there is no such file", str(path), mend))
 
 
 def _siblings(path: Path) -> list[str]:
