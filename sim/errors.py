@@ -38,6 +38,6 @@ class UserError(Exception):
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """`repr(value)`, cut in the middle when it is longer than `limit` characters."""
-    text = repr(value)
+    """`repr(value)`, cut in the middle when it is longer than `limit` characters; true, false and null as in a file."""
+    text = {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else repr(value)
     return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 4 :]}"

@@ -92,7 +92,7 @@ WORKLOADS = {
         "request_rate: 3\n  burstiness: 1e-300",
         "burstiness: all",
     ),
-    "nothing after a required key": (WORKLOAD, "workload:\n", "(got None); give it a value\n"),
+    "nothing after a required key": (WORKLOAD, "workload:\n", "(got null); give it a value\n"),
     "a rate with its unit": ("request_rate: 3", "request_rate: 3 req/s", "alone, without a unit"),
     "a home of nobody's": (
         WORKLOAD,
@@ -216,7 +216,7 @@ def test_a_name_that_no_system_takes(refused: Callable[..., str]) -> None:
 )
 def test_a_policy_that_ends_the_program(refused: Callable[..., str], body: str) -> None:
     answer = refused("run", "s.yaml", "--policy", "p.py:P", s__yaml=GOOD, p__py=POLICY + body)
-    assert "sys.exit" in answer
+    assert "sys.exit" in answer or "SystemExit" in answer
 
 
 GENERATE = ("trace", "generate", "out.csv", "--num-prompts", 5, "--request-rate", 1, "--output-len-mean", 5)

@@ -93,7 +93,7 @@ KEYS = [
     Wrong("elsewhere", GOOD + "max_num_seqs: 3\n", ":7:1 max_num_seqs", "unknown key", "3", "engine.max_num_seqs?"),
     Wrong("near", GOOD + "engine: {max_num_seq: 3}\n", ":7:10 engine.max_num_seq", "unknown key", "3", "max_num_seqs?"),
     Wrong("dashes", GOOD + "engine: {max-num-seqs: 3}\n", ":7:10 engine.max-num-seqs", "unknown", "3", "max_num_seqs?"),
-    Wrong("no space in braces", GOOD + "engine: {seed:3}\n", ":7:10 engine.seed:3", "unknown key", "None"),
+    Wrong("no space in braces", GOOD + "engine: {seed:3}\n", ":7:10 engine.seed:3", "unknown key", "null"),
     Wrong("far", GOOD + "slo: {zzz: 1}\n", ":7:7 slo.zzz", "unknown key", "1", "known here: ttft_ms, tpot_ms, e2el_ms"),
     Wrong("unit left out", GOOD + "slo: {ttft: 1}\n", ":7:7 slo.ttft", "unknown key", "1", "did you mean ttft_ms?"),
     Wrong(
@@ -112,7 +112,7 @@ KEYS = [
         "0.01",
         "did you mean base_s?",
     ),
-    Wrong("null", GOOD + "seed:\n", ":7:6 seed", "must be a whole number", "None", "leave the line out"),
+    Wrong("null", GOOD + "seed:\n", ":7:6 seed", "must be a whole number", "null", "leave the line out"),
     Wrong("policy without a name", GOOD + "policy: {x: 1}\n", ":7:1 policy.name", "required, but missing"),
 ]
 
@@ -121,7 +121,7 @@ VALUES = [
     Wrong("yaml 1.1 number", GOOD + "seed: 1_000\n", ":7:7 seed", "must be a whole number", "'1_000'", "underscores"),
     Wrong("sexagesimal", GOOD + "seed: 1:30\n", ":7:7 seed", "must be a whole number", "'1:30'", "the number alone"),
     Wrong("whole float", GOOD + "seed: 7.0\n", ":7:7 seed", "must be a whole number", "7.0", "write 7"),
-    Wrong("bool as number", GOOD + "seed: true\n", ":7:7 seed", "must be a whole number", "True", "not true or false"),
+    Wrong("bool as number", GOOD + "seed: true\n", ":7:7 seed", "must be a whole number", "true", "not true or false"),
     Wrong("negative", GOOD + "seed: -1\n", ":7:7 seed", "must be at least 0", "-1", "raise it"),
     Wrong(
         "unit in a value",
@@ -255,7 +255,7 @@ RULES = [
         "another policy",
     ),
     Wrong(
-        "noise", GOOD + "engine: {step_noise: true}\n", ":7:22 engine.step_noise", "no distribution of noise", "True"
+        "noise", GOOD + "engine: {step_noise: true}\n", ":7:22 engine.step_noise", "no distribution of noise", "true"
     ),
     Wrong(
         "memory of an inline profile",

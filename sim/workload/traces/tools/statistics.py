@@ -97,7 +97,7 @@ class TraceStatistics:
         self.prompts, self.outputs = Lengths(), Lengths()
         self.per_second: Counter[int] = Counter()  # requests by the second after the first one
         self.priorities: Counter[int] = Counter()
-        self.tenants: Counter[str | None] = Counter()
+        self.tenants: Counter[str] = Counter()
         self.blocks = PrefixBlocks()
 
     def add(self, chunk: RequestChunk) -> None:
@@ -111,7 +111,7 @@ class TraceStatistics:
         self.outputs.counts.update(chunk.num_output_tokens)
         self.per_second.update((ps - self.first_ps) // PS_PER_S for ps in chunk.arrival_ps)
         self.priorities.update(chunk.priority or ())
-        self.tenants.update(chunk.tenant or ())
+        self.tenants.update(tenant for tenant in chunk.tenant or () if tenant is not None)
         self.blocks.add(chunk.hash_ids or [])
 
     def rates(self, window_s: int) -> Any:
