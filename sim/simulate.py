@@ -48,7 +48,6 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
         begin_s = time.perf_counter()
         record = engine.run(resolved.engine, cost, resolved.policy, source, steps=steps, progress=progress)
     except UserError as error:
-        # SimPy raises a copy made from the text alone; the one with the problems is its cause
         raise scenario.relocated(error) from error.__cause__
     except OverflowError:
         rule = "the simulated time exceeds 106 days, which is all that the clock holds"

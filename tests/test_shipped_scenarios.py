@@ -73,3 +73,32 @@ def test_the_azure_trace_keeps_its_lengths() -> None:
     assert np.array_equal(result.requests["num_prompt_tokens"], rows[:, 0])
     assert np.array_equal(result.requests["num_output_tokens"], rows[:, 1])
     assert result.summary["completed"] == 19_366
+
+
+def test_an_output_that_is_cut_is_counted_and_said() -> None:
+    """Prompts of 900 and outputs of 200 where prompt and output may have 1,000 tokens: 100 are produced, as in vLLM."""
+    result = simulate(
+        Scenario.from_dict(
+            {
+                "profile": {
+                    "num_gpu_blocks": 1000,
+                    "step_time": {
+                        "base_s": 0.01,
+                        "per_prefill_token_s": 0,
+                        "per_decode_seq_s": 0,
+                        "per_context_token_s": 0,
+                    },
+                },
+                "engine": {"max_model_len": 1000},
+                "workload": {
+                    "num_prompts": 20,
+                    "request_rate": 1,
+                    "prompt_len": {"distribution": "fixed", "mean": 900},
+                    "output_len": {"distribution": "fixed", "mean": 200},
+                },
+            }
+        )
+    )
+    assert (result.requests["num_output_tokens"] == 100).all()
+    assert result.summary["simbatch"]["num_truncated"] == 20
+    assert "20 of 20 requests had their output cut" in result.text()

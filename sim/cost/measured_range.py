@@ -10,6 +10,8 @@ from pydantic import AfterValidator, Field
 
 from simbatch.sim.cost.step_time import Strict
 
+SLICE_ROWS = 65_536
+
 
 def _in_order(bounds: tuple[int, int]) -> tuple[int, int]:
     if bounds[0] > bounds[1]:
@@ -51,13 +53,14 @@ class MeasuredRange(Strict):
 
     def share_inside(self, segments: NDArray[np.void]) -> float:
         """The share of steps inside the range, 1 when there is none; `segments`: see `engine.record.SEGMENT_DTYPE`."""
-        active = segments[(segments["num_decodes"] > 0) | (segments["prefill_tokens"] > 0)]
-        total = int(active["num_steps"].sum())
-        if total == 0:
-            return 1.0
-        has_prefill = active["prefill_tokens"] > 0
-        inside = self._decode_steps_inside(active[~has_prefill]) + self._mixed_steps_inside(active[has_prefill])
-        return inside / total
+        inside = total = 0
+        for begin in range(0, len(segments), SLICE_ROWS):  # millions of rows are not copied at once
+            rows = segments[begin : begin + SLICE_ROWS]
+            rows = rows[(rows["num_decodes"] > 0) | (rows["prefill_tokens"] > 0)]
+            has_prefill = rows["prefill_tokens"] > 0
+            total += int(rows["num_steps"].sum())
+            inside += self._decode_steps_inside(rows[~has_prefill]) + self._mixed_steps_inside(rows[has_prefill])
+        return inside / total if total else 1.0
 
     def _decode_steps_inside(self, rows: NDArray[np.void]) -> int:
         """Step i of a span has a context of K + i*n: the steps inside are an interval of i."""

@@ -66,6 +66,7 @@ class Arrivals:
         num_output = chunk.num_output_tokens[i]
         if num_prompt + num_output > self._max_model_len:
             num_output = self._max_model_len - num_prompt
+            self._recorder.num_truncated += num_output > 0
         name = chunk.request_id[i] if chunk.request_id else None
         request = Request(index, name, arrival_ps, num_prompt, num_output)
         if chunk.priority:

@@ -38,6 +38,7 @@ class Recorder:
         self.rows: list[int] = []  # the newest segments, row after row, each with all of `SEGMENT_FIELDS`
         self._segments = array("q")  # the older ones
         self.gaps = array("q")
+        self.num_truncated = 0
         self.steps: list[StepRow] | None = [] if keep_steps else None
 
     def pack(self) -> None:
@@ -131,6 +132,7 @@ class Recorder:
             segments=np.frombuffer(self._segments, dtype=SEGMENT_DTYPE),
             gaps=np.array(self.gaps, dtype=np.int64),
             num_preemptions=num_preemptions,
+            num_truncated=self.num_truncated,
             end_ps=end_ps,
             num_gpu_blocks=config.num_gpu_blocks,
             block_size=config.block_size,

@@ -48,8 +48,7 @@ class RequestTable:
         if name == "status":
             return np.array(STATUS_NAMES, dtype=np.str_)[requests.status]
         if name in TIME_COLUMNS:
-            times: NDArray[np.int64] = getattr(requests, name.removesuffix("_s") + "_ps")
-            return np.where(times < 0, np.nan, times / PS_PER_S)
+            return seconds(getattr(requests, name.removesuffix("_s") + "_ps"))
         if name in COUNT_COLUMNS:
             counts: NDArray[np.int64] = getattr(requests, name)
             return counts
@@ -82,6 +81,11 @@ class RequestTable:
 
     def __repr__(self) -> str:
         return f"RequestTable of {len(self):,} requests: {', '.join(self)}"
+
+
+def seconds(times_ps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Times in float seconds, NaN where never."""
+    return np.where(times_ps < 0, np.nan, times_ps / PS_PER_S)
 
 
 def request_ids(record: RunRecord) -> list[str]:

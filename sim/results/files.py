@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.engine.record import RunRecord, StepRow
+from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.columns import COUNT_COLUMNS, FILE_COLUMNS, TIME_COLUMNS, RequestTable, request_ids
+from simbatch.sim.results.columns import COUNT_COLUMNS, FILE_COLUMNS, TIME_COLUMNS, seconds
+from simbatch.sim.results.slices import bounds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,27 +84,22 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_requests(path: Path, record: RunRecord) -> None:
-    """The columns of CONTRACT's requests.parquet; times in float seconds, null where never."""
-    import pyarrow as pa
+    """The columns of CONTRACT's requests.parquet, in groups; times in float seconds, null where never."""
     import pyarrow.parquet as pq
 
-    table = RequestTable(record)
-    columns: dict[str, pa.Array[Any]] = {"request_id": pa.array(request_ids(record), pa.string())}
-    for name in TIME_COLUMNS:
-        columns[name] = pa.array(table[name], pa.float64(), mask=np.isnan(table[name]))
-    for name in COUNT_COLUMNS:
-        columns[name] = pa.array(table[name], pa.int64())
-    columns["status"] = pa.array(table["status"].tolist(), pa.string())
-    pq.write_table(pa.table({name: columns[name] for name in FILE_COLUMNS}), path)
+    schema = _requests_table(record, slice(0, 0)).schema
+    repeating: Any = [*COUNT_COLUMNS, "status"]  # values worth a dictionary; the type stubs know only a bool
+    with pq.ParquetWriter(path, schema, use_dictionary=repeating) as writer:
+        for part in bounds(len(record.requests)):
+            writer.write_table(_requests_table(record, part))
 
 
 def write_steps(path: Path, record: RunRecord) -> None:
     """The columns of CONTRACT's steps.parquet, in groups, so that they need not be in memory twice."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     steps = record.steps or []
-    ids = pa.array(request_ids(record), pa.string())
+    ids = _ids(record, slice(0, len(record.requests)))
     with pq.ParquetWriter(path, _steps_table([], ids).schema) as writer:
         for begin in range(0, len(steps), STEPS_PER_ROW_GROUP):
             writer.write_table(_steps_table(steps[begin : begin + STEPS_PER_ROW_GROUP], ids))
@@ -132,7 +128,30 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _steps_table(steps: list[StepRow], ids: pa.StringArray) -> pa.Table:
+def _requests_table(record: RunRecord, part: slice) -> pa.Table:
+    import pyarrow as pa
+
+    requests = record.requests
+    columns: dict[str, pa.Array[Any]] = {}
+    for name in TIME_COLUMNS:
+        times = seconds(getattr(requests, name.removesuffix("_s") + "_ps")[part])
+        columns[name] = pa.array(times, pa.float64(), mask=np.isnan(times))
+    for name in COUNT_COLUMNS:
+        columns[name] = pa.array(getattr(requests, name)[part], pa.int64())
+    columns["request_id"] = _ids(record, part)
+    columns["status"] = pa.array(STATUS_NAMES, pa.string()).take(pa.array(requests.status[part], pa.int8()))
+    return pa.table({name: columns[name] for name in FILE_COLUMNS})
+
+
+def _ids(record: RunRecord, part: slice) -> pa.Array[Any]:
+    import pyarrow as pa
+
+    if record.requests.request_id:
+        return pa.array(record.requests.request_id[part], pa.string())
+    return pa.array(np.arange(part.start, part.stop)).cast(pa.string())
+
+
+def _steps_table(steps: list[StepRow], ids: pa.Array[Any]) -> pa.Table:
     import pyarrow as pa
 
     def whole(name: str) -> NDArray[np.int64]:

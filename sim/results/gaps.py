@@ -3,14 +3,15 @@
 A span of m decode-only steps gives every decode the gaps d, d + s, ..., d + (m-1)s, so the pool of all gaps is a
 weighted union of progressions. Its k-th smallest value v is the least integer with C(v) >= k, where C(x), the number
 of gaps up to x, is closed per progression. Rows that end by x bound C(x) from below and rows that begin by x from
-above, so two sorted arrays bracket v; between, only the rows that straddle the bracket are counted, and bisection
-drops them as it goes. A gap that is not a step's duration is a progression of one.
+above; counted once in narrow logarithmic bins, they say which bins v can be in. Only the rows that reach into these
+are looked at one by one, and bisection drops them as it goes. A gap that is not a step's duration is a progression of
+one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,9 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.results.slices import bounds, slices
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 LIMB_BITS = 20  # sum of weights * 2**20 stays inside int64 for 8e12 gaps
+MAX_INT64 = int(np.iinfo(np.int64).max)
+# A bin holds the values whose floats agree in their exponent and the first 12 bits after the point: 0.024 % wide.
+BIN_SHIFT = 52 - 12
+BIN_ORIGIN = int(np.float64(0.5).view(np.int64)) >> BIN_SHIFT  # 0 and what is below 1 fall into bin 0
+NUM_BINS = (int(np.float64(2.0**63).view(np.int64)) >> BIN_SHIFT) - BIN_ORIGIN + 1
+SKETCH_PIECES, MAX_SKETCH_ROWS = 8, 200_000
 
 
 @dataclass(frozen=True)
@@ -35,15 +44,18 @@ class PooledGaps:
     @classmethod
     def of(cls, record: RunRecord) -> PooledGaps:
         """All gaps of a run; those of unfinished requests too, which the segments do not tell apart."""
-        rows = record.segments[record.segments["num_regular"] > 0]
-        first, slope, count = (np.ascontiguousarray(rows[name]) for name in ("duration_ps", "slope_ps", "num_steps"))
-        ones = np.ones(len(record.gaps), dtype=np.int64)
-        return cls.from_progressions(
-            np.concatenate([first, record.gaps]),
-            np.concatenate([slope, ones]),
-            np.concatenate([count, ones]),
-            np.concatenate([rows["num_regular"], ones]),
-        )
+        num_spans = int(np.count_nonzero(record.segments["num_regular"] > 0))
+        size = num_spans + len(record.gaps)
+        pool = cls(*(np.ones(size, dtype=np.int64) for _ in range(4)))
+        pool.first[num_spans:] = record.gaps
+        end = 0
+        for rows in slices(record.segments):
+            rows = rows[rows["num_regular"] > 0]
+            begin, end = end, end + len(rows)
+            spans = cls.from_progressions(*(rows[f] for f in ("duration_ps", "slope_ps", "num_steps", "num_regular")))
+            pool.first[begin:end], pool.slope[begin:end] = spans.first, spans.slope
+            pool.count[begin:end], pool.weight[begin:end] = spans.count, spans.weight
+        return pool
 
     @classmethod
     def from_progressions(cls, first: Ints, slope: Ints, count: Ints, weight: Ints) -> PooledGaps:
@@ -57,12 +69,12 @@ class PooledGaps:
             np.where(single, weight * count, weight),
         )
 
-    @cached_property
+    @property
     def last(self) -> Ints:
         """The largest value of each row."""
         return self.first + self.slope * (self.count - 1)
 
-    @cached_property
+    @property
     def mass(self) -> Ints:
         """How many gaps each row stands for."""
         return self.weight * self.count
@@ -70,21 +82,23 @@ class PooledGaps:
     @cached_property
     def size(self) -> int:
         """How many gaps there are."""
-        return int(self.mass.sum())
+        return int(np.dot(self.weight, self.count))
 
     def mean_ps(self) -> float:
         """The mean: an exact integer sum, divided once."""
-        return _exact_dot(self.mass, self.first + self.last) / (2 * self.size)
+        return sum(_exact_dot(part.mass, part.first + part.last) for part in self._parts()) / (2 * self.size)
 
     def std_ps(self) -> float:
         """The population's standard deviation, to 12 digits, which no split of the spans changes.
 
         A progression of m varies round its own middle by s*s*(m*m - 1)/12.
         """
-        middle = (self.first + self.last) / 2 - self.mean_ps()
-        inside = self.slope.astype(np.float64) ** 2 * (self.count.astype(np.float64) ** 2 - 1) / 12
-        variance = float((self.mass * (middle**2 + inside)).sum()) / self.size
-        return float(f"{math.sqrt(variance):.12g}")
+        mean, total = self.mean_ps(), 0.0
+        for part in self._parts():
+            middle = (part.first + part.last) / 2 - mean
+            inside = part.slope.astype(np.float64) ** 2 * (part.count.astype(np.float64) ** 2 - 1) / 12
+            total += float((part.mass * (middle**2 + inside)).sum())
+        return float(f"{math.sqrt(total / self.size):.12g}")
 
     def percentiles_ps(self, percents: Sequence[float]) -> list[float]:
         """As `numpy.percentile` gives them for the expanded multiset (method `linear`)."""
@@ -93,25 +107,36 @@ class PooledGaps:
     def order_statistics(self, rank: int) -> tuple[int, int]:
         """The gaps of rank `rank` and `rank + 1` in ascending order, from 0; the last one twice at the end."""
         wanted = rank + 1
-        low = int(self._firsts[0][np.searchsorted(self._firsts[1], wanted)])
-        high = int(self._lasts[0][np.searchsorted(self._lasts[1], wanted)])
-        rows = self._only((self.first <= high) & (self.last > low))
-        num_below = self._num_in_rows_ending_by(low)
-        value = rows._bisect(wanted - num_below, low, high)
+        begun, ended = self._num_by_bin
+        low, high = int(np.searchsorted(begun, wanted)), int(np.searchsorted(ended, wanted))
+        rows = self._reaching_into(low, high)
+        num_below = int(ended[low - 1]) if low else 0
+        value = rows._least_with(wanted - num_below)
         if wanted == self.size or num_below + rows._num_up_to(value) > wanted:
             return value, value
         return value, min(rows._next_after(value), self._next_first(value))
 
-    def sketch(self, pieces: int = 8) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Values (ps, ascending) and their cumulative shares, good enough to draw: each row in a few equal pieces."""
-        parts = np.minimum(self.count, pieces if len(self.first) < 500_000 else 1)
-        row = np.repeat(np.arange(len(parts)), parts)
-        piece = np.arange(len(row)) - np.repeat(np.cumsum(parts) - parts, parts)
-        position = (piece + 0.5) / parts[row] * self.count[row] - 0.5
-        values = self.first[row] + self.slope[row] * position
-        order = np.argsort(values)
-        shares = np.cumsum((self.mass[row] / parts[row])[order]) / self.size
-        return values[order], shares
+    def sketch(self) -> tuple[Floats, Floats]:
+        """Values (ps, ascending, one per bin) and the shares up to them, good enough to draw.
+
+        A row counts in a few equal pieces, or at its middle where there are many rows.
+        """
+        mass = np.zeros(NUM_BINS)
+        for part in self._parts():
+            pieces = np.minimum(part.count, SKETCH_PIECES if len(self.first) <= MAX_SKETCH_ROWS else 1)
+            row = np.repeat(np.arange(len(pieces)), pieces)
+            piece = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+            position = (piece + 0.5) / pieces[row] * part.count[row] - 0.5
+            values = part.first[row] + part.slope[row] * position
+            mass += np.bincount(_bins(values), weights=(part.mass / pieces)[row], minlength=NUM_BINS)
+        used = np.flatnonzero(mass)
+        ends = ((used + (BIN_ORIGIN + 1)) << BIN_SHIFT).view(np.float64)
+        return ends, np.cumsum(mass[used]) / self.size
+
+    def _parts(self) -> Iterator[PooledGaps]:
+        """The rows in slices, as views."""
+        for part in bounds(len(self.first)):
+            yield PooledGaps(self.first[part], self.slope[part], self.count[part], self.weight[part])
 
     def _percentile(self, percent: float) -> float:
         position = (self.size - 1) * (percent / 100)
@@ -121,54 +146,59 @@ class PooledGaps:
         return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
 
     @cached_property
-    def _firsts(self) -> tuple[Ints, Ints]:
-        return _with_running_mass(self.first, self.mass)
+    def _num_by_bin(self) -> tuple[Ints, Ints]:
+        """By bin: how many gaps are in rows that begin in it or below, and in rows that end in it or below."""
+        begun, ended = np.zeros(NUM_BINS), np.zeros(NUM_BINS)  # floats hold whole numbers to 9e15
+        for part in self._parts():
+            mass = part.mass
+            begun += np.bincount(_bins(part.first), weights=mass, minlength=NUM_BINS)
+            ended += np.bincount(_bins(part.last), weights=mass, minlength=NUM_BINS)
+        return np.cumsum(begun.astype(np.int64)), np.cumsum(ended.astype(np.int64))
 
-    @cached_property
-    def _lasts(self) -> tuple[Ints, Ints]:
-        return self._firsts if self.count.max() == 1 else _with_running_mass(self.last, self.mass)
+    def _reaching_into(self, low: int, high: int) -> PooledGaps:
+        """The rows with a value that may be in the bins from `low` to `high`."""
+        parts = [part._only((_bins(part.first) <= high) & (_bins(part.last) >= low)) for part in self._parts()]
+        columns = ([getattr(part, name) for part in parts] for name in ("first", "slope", "count", "weight"))
+        return PooledGaps(*map(np.concatenate, columns))
 
     def _only(self, chosen: NDArray[np.bool_]) -> PooledGaps:
         return PooledGaps(self.first[chosen], self.slope[chosen], self.count[chosen], self.weight[chosen])
 
-    def _num_in_rows_ending_by(self, value: int) -> int:
-        lasts, mass = self._lasts
-        position = int(np.searchsorted(lasts, value, side="right"))
-        return int(mass[position - 1]) if position else 0
-
     def _next_first(self, value: int) -> int:
-        firsts, _ = self._firsts
-        position = int(np.searchsorted(firsts, value, side="right"))
-        return int(firsts[position]) if position < len(firsts) else np.iinfo(np.int64).max
+        """The least value above `value` that a row begins with."""
+        return min(int(part.first[part.first > value].min(initial=MAX_INT64)) for part in self._parts())
 
     def _next_after(self, value: int) -> int:
         """The least value above `value` in rows that have begun by it."""
         inside = (self.first <= value) & (self.last > value)
         first, slope = self.first[inside], self.slope[inside]
         following = first + ((value - first) // slope + 1) * slope
-        return int(following.min(initial=np.iinfo(np.int64).max))
+        return int(following.min(initial=MAX_INT64))
 
     def _num_up_to(self, value: int) -> int:
         return int((np.clip((value - self.first) // self.slope + 1, 0, self.count) * self.weight).sum())
 
-    def _bisect(self, wanted: int, low: int, high: int) -> int:
-        """The least integer from `low` to `high` with at least `wanted` gaps up to it."""
-        rows = self
+    def _least_with(self, wanted: int) -> int:
+        """The least integer with at least `wanted` gaps up to it: bisection."""
+        rows, low, high = self, int(self.first.min()), int(self.last.max())
         while low < high:
             middle = (low + high) // 2
             if rows._num_up_to(middle) >= wanted:
                 high = middle
             else:
                 low = middle + 1
-            done, alive = rows.last < low, (rows.last >= low) & (rows.first <= high)
-            wanted -= int(rows.mass[done].sum())
-            rows = rows._only(alive)
+            last = rows.last
+            wanted -= int(rows.mass[last < low].sum())
+            rows = rows._only((last >= low) & (rows.first <= high))
+            low, high = max(low, int(rows.first.min())), min(high, int(rows.last.max()))
         return low
 
 
-def _with_running_mass(values: Ints, mass: Ints) -> tuple[Ints, Ints]:
-    order = np.argsort(values)
-    return values[order], np.cumsum(mass[order])
+def _bins(values: NDArray[np.generic]) -> Ints:
+    """Which bin each value (from 0 to 2**63) is in; never lower for a higher value."""
+    bits: Ints = values.astype(np.float64).view(np.int64) >> BIN_SHIFT
+    bits -= BIN_ORIGIN
+    return np.maximum(bits, 0, out=bits)
 
 
 def _exact_dot(weights: Ints, values: Ints) -> int:

@@ -16,6 +16,7 @@ from simbatch.sim.results import curves
 from simbatch.sim.results.columns import e2el_ps, ttft_ps
 from simbatch.sim.results.facts import Slo
 from simbatch.sim.results.gaps import PooledGaps
+from simbatch.sim.results.tokens import output_tokens_per_second
 
 Bools = NDArray[np.bool_]
 Number = float | int | None
@@ -25,7 +26,10 @@ MAX_INT64 = 2**63 - 1
 
 
 def bench_serve(record: RunRecord, slo: Slo) -> dict[str, Number]:
-    """Everything that `vllm bench serve --save-result` would write about such a run, in its order."""
+    """Everything that `vllm bench serve --save-result` would write about such a run, in its order.
+
+    `max_output_tokens_per_s` misses the tokens that end the recomputation of preempted requests: their time is nowhere.
+    """
     requests = record.requests
     done = requests.status == FINISHED
     duration_s = duration_ps(record) / PS_PER_S
@@ -41,7 +45,7 @@ def bench_serve(record: RunRecord, slo: Slo) -> dict[str, Number]:
         "request_goodput": goodput,
         "output_throughput": ratio(num_output, duration_s),
         "total_token_throughput": ratio(num_input + num_output, duration_s),
-        "max_output_tokens_per_s": float(curves.output_tokens_per_second(record).max(initial=0.0)),
+        "max_output_tokens_per_s": float(output_tokens_per_second(record).max(initial=0.0)),
         "max_concurrent_requests": curves.concurrency(record).max,
     }
     for name, values in latencies_ms(record, done).items():

@@ -6,8 +6,9 @@ import numpy as np
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REJECTED, UNFINISHED, RunRecord
-from simbatch.sim.results.curves import Curve, waiting
+from simbatch.sim.results.curves import waiting
 from simbatch.sim.results.facts import RunFacts
+from simbatch.sim.results.step_function import Curve
 
 MIN_BACKLOG = 10
 MIN_BACKLOG_SHARE = 0.05
@@ -26,6 +27,9 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
         warnings.append(f"{num_unfinished:,} of {len(status):,} requests never finished: the engine was stuck.")
     if num_rejected:
         warnings.append(f"{num_rejected:,} of {len(status):,} requests were rejected; see the reasons.")
+    if record.num_truncated:
+        cut = f"{record.num_truncated:,} of {len(status):,} requests"
+        warnings.append(f"{cut} had their output cut, as vLLM does where prompt and output reach max_model_len.")
     share = facts.share_in_range
     if share is not None and share < MIN_SHARE_IN_RANGE:
         outside = f"{100 * (1 - share):.1f} % of the steps are outside what the profile measured"

@@ -21,6 +21,7 @@ from simbatch.sim.results.metrics import (
     within_slo,
 )
 from simbatch.sim.results.overload import warnings_of
+from simbatch.sim.results.slices import slices
 
 
 def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
@@ -36,11 +37,12 @@ def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
         "classes": _classes(record, facts),
         "kv_cache": _kv_cache(record),
         "num_preemptions": record.num_preemptions,
+        "num_truncated": record.num_truncated,
         "batch_size": _batch_size(record),
         "queue": _queue(record),
         "mean_concurrent_requests": _mean_in_flight(record),
         "num_steps": record.num_steps,
-        "device_busy_share": ratio(int(curves.span_ps(record).sum()), duration_ps(record)),
+        "device_busy_share": ratio(curves.busy_ps(record), duration_ps(record)),
         "cached_tokens_share": _cached_share(record),
         "client_overhead_ms": record.client_overhead_ps / PS_PER_MS,
         "warnings": warnings_of(record, facts),
@@ -125,12 +127,12 @@ def _kv_cache(record: RunRecord) -> dict[str, Any]:
 
 def _batch_size(record: RunRecord) -> dict[str, Any]:
     """Requests per step, decodes and prefills together; the mean is over steps."""
-    rows = record.segments
-    sizes = rows["num_decodes"] + rows["num_prefills"]
-    return {
-        "mean": ratio(int((sizes * rows["num_steps"]).sum()), record.num_steps),
-        "max": int(sizes.max(initial=0)),
-    }
+    weighted = highest = 0
+    for rows in slices(record.segments):
+        sizes = curves.batch_sizes(rows)
+        weighted += int((sizes * rows["num_steps"]).sum())
+        highest = max(highest, int(sizes.max()))
+    return {"mean": ratio(weighted, record.num_steps), "max": highest}
 
 
 def _queue(record: RunRecord) -> dict[str, Any]:

@@ -85,10 +85,15 @@ def duration_text(milliseconds: float | None) -> str:
 
 def cdf(axes: Axes, values: NDArray[np.float64], shares: NDArray[np.float64], **style: Any) -> None:
     """A distribution: `shares` of all are up to `values` (ascending)."""
-    chosen = np.unique(np.linspace(0, len(values) - 1, CURVE_POINTS).round().astype(int))
+    chosen = _evenly(len(values))
     axes.step(
         np.append(values[chosen[:1]], values[chosen]), np.append(0.0, 100 * shares[chosen]), where="post", **style
     )
+
+
+def _evenly(length: int) -> NDArray[np.int64]:
+    """As many indices as a curve needs, the first and the last among them."""
+    return np.unique(np.linspace(0, length - 1, CURVE_POINTS).round().astype(np.int64))
 
 
 def latency_axis(axes: Axes, low: float, high: float, max_labels: int = 8) -> None:
@@ -129,8 +134,9 @@ def count_axis(axes: Axes, highest: float) -> None:
 
 
 def sorted_shares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Values in order and the share of all up to each."""
-    return np.sort(values), np.arange(1, len(values) + 1) / len(values)
+    """Values in order and the share of all up to each, as many as are drawn; `values` has one at least."""
+    chosen = _evenly(len(values))
+    return np.sort(values)[chosen], (chosen + 1) / len(values)
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:

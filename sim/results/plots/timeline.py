@@ -13,6 +13,7 @@ from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.results import curves
 from simbatch.sim.results.metrics import duration_ps
 from simbatch.sim.results.plots import style
+from simbatch.sim.results.step_function import StepFunction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,11 +54,12 @@ def end_s(record: RunRecord) -> float:
     return max(duration_ps(record), record.end_ps, 1) / PS_PER_S
 
 
-def binned(curve: curves.Curve, record: RunRecord, num_bins: int = NUM_BINS) -> Series:
+def binned(curve: StepFunction, record: RunRecord, num_bins: int = NUM_BINS) -> Series:
     """A curve in equal bins over the run."""
     edges = np.linspace(0, end_s(record) * PS_PER_S, num_bins + 1).astype(np.int64)
     edges = np.unique(edges)
-    return edges / PS_PER_S, curve.mean_per_bin(edges), curve.max_per_bin(edges).astype(np.float64)
+    means, peaks = curve.per_bin(edges)
+    return edges / PS_PER_S, means, peaks.astype(np.float64)
 
 
 def arrivals(record: RunRecord, num_bins: int = NUM_BINS) -> Series:

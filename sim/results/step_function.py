@@ -1,0 +1,114 @@
+"""Step functions of time, and what is asked of them: the highest value, means and peaks in bins."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class StepFunction(ABC):
+    """Counts, 0 or more, over time (ps); 0 before the first."""
+
+    @abstractmethod
+    def pieces(self) -> Iterator[Curve]:
+        """The function in the order of time; each piece holds until the next one begins."""
+
+    @property
+    def max(self) -> int:
+        """The highest value, 0 for an empty function."""
+        return max((int(piece.values.max(initial=0)) for piece in self.pieces()), default=0)
+
+    def mean_per_bin(self, edges: Ints) -> Floats:
+        """The time-weighted mean between each two edges (ps)."""
+        return self.per_bin(edges)[0]
+
+    def max_per_bin(self, edges: Ints) -> Ints:
+        """The highest value between each two edges (ps): a peak is never lost, however narrow."""
+        return self.per_bin(edges)[1]
+
+    def per_bin(self, edges: Ints) -> tuple[Floats, Ints]:
+        """Both of them, in one pass."""
+        integrals, peaks = np.zeros(len(edges)), np.zeros(len(edges), dtype=np.int64)
+        so_far = 0.0  # the integral up to the first time of `piece`
+        before: Curve | None = None
+        for following in self.pieces():
+            if len(following.times):
+                piece = following if before is None else before.last().then(following)
+                so_far = piece.add_to(edges, so_far, integrals, peaks)
+                before = following
+        if before is not None:
+            before.last().end(edges, so_far, integrals, peaks)
+        return np.diff(integrals) / np.diff(edges), peaks[:-1]
+
+
+@dataclass(frozen=True)
+class Curve(StepFunction):
+    """A step function in one piece: `values[i]` from `times[i]` (ps, ascending) until the next."""
+
+    times: Ints
+    values: Ints
+
+    @classmethod
+    def counting(cls, begins: Ints, ends: Ints) -> Curve:
+        """How many of the half-open intervals [begin, end) hold each moment."""
+        times = np.concatenate([ends, begins])
+        changes = np.repeat(np.array([-1, 1]), [len(ends), len(begins)])
+        order = np.argsort(times, kind="stable")
+        times, values = times[order], np.cumsum(changes[order])
+        is_last = np.append(times[1:] != times[:-1], True)[: len(times)]
+        return cls(times[is_last], values[is_last])
+
+    def pieces(self) -> Iterator[Curve]:
+        """The curve itself."""
+        yield self
+
+    def last(self) -> Curve:
+        """Its last step alone."""
+        return Curve(self.times[-1:], self.values[-1:])
+
+    def then(self, following: Curve) -> Curve:
+        """Both in one."""
+        return Curve(
+            np.concatenate([self.times, following.times]),
+            np.concatenate([self.values, following.values]),
+        )
+
+    def add_to(self, edges: Ints, so_far: float, integrals: Floats, peaks: Ints) -> float:
+        """Fill in what this curve says up to its last time; returns the integral up to there."""
+        held = self.values[:-1] * np.diff(self.times).astype(np.float64)
+        integral = np.cumsum(np.concatenate([[so_far], held]))
+        begin, end = np.searchsorted(edges, self.times[[0, -1]])
+        position = np.searchsorted(self.times, edges[begin:end], side="right") - 1
+        since = (edges[begin:end] - self.times[position]).astype(np.float64)
+        integrals[begin:end] = integral[position] + self.values[position] * since
+        peaks[begin:end] = np.maximum(peaks[begin:end], self.values[position])
+        first = np.searchsorted(self.times, edges)
+        bins = np.flatnonzero(first[:-1] < first[1:])
+        if len(bins):
+            highest = np.maximum.reduceat(self.values[: first[-1]], first[bins])
+            peaks[bins] = np.maximum(peaks[bins], highest)
+        return float(integral[-1])
+
+    def end(self, edges: Ints, so_far: float, integrals: Floats, peaks: Ints) -> None:
+        """Fill in what holds from its only time on."""
+        begin = int(np.searchsorted(edges, self.times[0]))
+        integrals[begin:] = so_far + self.values[0] * (edges[begin:] - self.times[0]).astype(np.float64)
+        peaks[begin:] = np.maximum(peaks[begin:], self.values[0])
+
+
+@dataclass(frozen=True)
+class Pieces(StepFunction):
+    """A step function that is made piece by piece, anew for each question, so that it is never in memory whole."""
+
+    make: Callable[[], Iterator[Curve]]
+
+    def pieces(self) -> Iterator[Curve]:
+        """What `make` makes."""
+        return self.make()
