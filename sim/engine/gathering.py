@@ -26,6 +26,14 @@ class GatheringReplica(Replica):
         self._ending: list[Request] = []  # whose last tokens it brings: their seats are not free yet
         self._preempted: list[Request] = []  # to make room for the step that is being planned
         self._taken = 0  # blocks that the group has for its next round already
+        self._refuses_chunks = not self.config.enable_chunked_prefill
+        # whether anybody would notice if the end of a step were written down a little before its time
+        self._is_watched = (
+            self.decisions.listens
+            or self.arrivals.is_limited
+            or self.recorder.steps is not None
+            or self.backlog is not None
+        )
         self._has_stepped = False  # since they were gathered
         self._retry_admission = True  # something has changed since the head of the queue was refused
 

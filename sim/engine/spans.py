@@ -39,8 +39,6 @@ class SpanReplica(GatheringReplica):
         self._gather(in_flight)
         group, kv, arrivals, waiting = self._group, self.kv, self.arrivals, self.scheduler.waiting
         is_async, keeps_steps, timeout = self.config.async_scheduling, self.recorder.steps is not None, self.env.timeout
-        # whether anybody would notice if the end of a step were written down a little before its time
-        is_watched = self.decisions.listens or arrivals.is_limited or keeps_steps or self.backlog is not None
         num_left = duration_ps = slope_ps = num_blocks = 0  # of the span under way, and what its next part takes
         while num_left or not ((group.blocks_next > kv.free or self._partials) and self._is_hard()):
             start_ps = self.device_free_ps if self.device_free_ps > self.now_ps else self.now_ps
@@ -67,7 +65,7 @@ class SpanReplica(GatheringReplica):
                 elif self._ending and num_left > 1:  # what they give back is handed out from the second step on
                     kv.take(group.blocks_next - self._taken)
                     self._taken = group.blocks_next
-                    if is_watched:
+                    if self._is_watched:
                         yield from self.wait_until(start_ps)
                     self._let_go(start_ps)
                 kv.take(num_blocks - self._taken)
@@ -78,10 +76,10 @@ class SpanReplica(GatheringReplica):
                 ended = group.advance(num_steps)
                 num_left, duration_ps = num_left - num_steps, duration_ps + slope_ps
             self._has_stepped = True
-            if self._preempted:
+            if self._preempted or (ended and self._refuses_chunks):
                 self._close_preemptions()
             if is_async and (self._ending or keeps_steps):
-                if is_watched:
+                if self._is_watched:
                     yield from self.wait_until(start_ps)
                 self._let_go(start_ps)
             wake_ps = newest_ps if is_async else self.device_free_ps
@@ -105,7 +103,7 @@ class SpanReplica(GatheringReplica):
             self.write_step(Step(self._newest_batch, start_ps, at_ps), ended)
 
     def _close_preemptions(self) -> None:
-        """The step that preempted is planned; the next one may admit again."""
+        """The step that preempted is planned, or there are more tokens for whole prompts: the next one may admit."""
         self._preempted, self._retry_admission = [], True
 
     def _idle(self) -> Generator[simpy.Event, Any, bool]:
