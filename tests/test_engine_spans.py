@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simbatch.sim.engine import run
+from simbatch.sim.engine import arrivals_of, run
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
-from simbatch.sim.engine.spans import span_ps, steps_until
+from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.engine.spans import SpanReplica, span_ps, steps_until
 from simbatch.sim.scheduler.request import Request
 from tests.engine_cases import itl_ps, random_case
 
@@ -110,3 +113,28 @@ def test_an_outgrown_pool_leaves_the_request_unfinished(is_async: bool) -> None:
     assert (
         record.requests.num_output_tokens[0] == 25
     )  # all that 64 tokens of KV allow: 40 + 24 computed, one more sampled
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**9))
+def test_company_changes_nothing(seed: int) -> None:
+    """Alone in its environment a replica looks ahead; beside another process it goes through SimPy's events."""
+    case = random_case(seed)
+    alone = run(case.config, case.cost, case.policy, case.source)
+    env, recorder = simpy.Environment(0), Recorder()
+    arrivals = arrivals_of(case.source, recorder, case.config)
+    replica = SpanReplica(env, case.config, case.cost, case.policy, arrivals, recorder)
+    seen_ps = []
+
+    def watch() -> Iterator[simpy.Event]:
+        while replica.num_gone < len(case.source.rows):
+            yield env.timeout(7_000_000_001)
+            seen_ps.append(replica.now_ps)
+
+    env.process(replica.run())
+    env.process(watch())
+    env.run()
+    assert recorder.finish_ps.tolist() == alone.requests.finish_ps.tolist()
+    assert recorder.first_token_ps.tolist() == alone.requests.first_token_ps.tolist()
+    assert seen_ps == sorted(seen_ps)
+    assert all(now <= 7_000_000_001 * (i + 1) for i, now in enumerate(seen_ps))  # it never ran ahead of the other

@@ -8,6 +8,7 @@ the device is still busy with an earlier one.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
@@ -86,7 +87,8 @@ class Replica:
 
     def run(self) -> Process:
         """The SimPy process."""
-        return self._run_async() if self.config.async_scheduling else self._run_sync()
+        yield from self._run_async() if self.config.async_scheduling else self._run_sync()
+        yield self.env.timeout(self.now_ps - self.env.now)
 
     def leap(self, in_flight: deque[Step]) -> Process:
         """Skip what can be foreseen; a plain replica does every step (spans.py does not)."""
@@ -133,9 +135,13 @@ class Replica:
                 return
 
     def wait_until(self, time_ps: int) -> Process:
-        """Let the clock run; it never goes back."""
+        """Let the clock run; it never goes back.
+
+        A replica that is alone in its environment looks ahead instead: nothing else can happen meanwhile.
+        """
         if time_ps > self.now_ps:
-            yield self.env.timeout(time_ps - self.now_ps)
+            if self.env.peek() < math.inf:
+                yield self.env.timeout(time_ps - self.env.now)
             self.now_ps = time_ps
 
     def intake(self) -> int:

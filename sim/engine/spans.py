@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator
-from math import isqrt
+from math import inf, isqrt
 from typing import Any
 
 import simpy
@@ -38,7 +38,8 @@ class SpanReplica(GatheringReplica):
             return
         self._gather(in_flight)
         group, kv, arrivals, waiting = self._group, self.kv, self.arrivals, self.scheduler.waiting
-        is_async, keeps_steps, timeout = self.config.async_scheduling, self.recorder.steps is not None, self.env.timeout
+        is_async, keeps_steps = self.config.async_scheduling, self.recorder.steps is not None
+        is_alone = self.env.peek() == inf  # and will be: whoever else might run would have an event in the queue
         num_left = duration_ps = slope_ps = num_blocks = 0  # of the span under way, and what its next part takes
         while num_left or not ((group.blocks_next > kv.free or self._partials) and self._is_hard()):
             start_ps = self.device_free_ps if self.device_free_ps > self.now_ps else self.now_ps
@@ -84,7 +85,8 @@ class SpanReplica(GatheringReplica):
                 self._let_go(start_ps)
             wake_ps = newest_ps if is_async else self.device_free_ps
             if wake_ps > self.now_ps:
-                yield timeout(wake_ps - self.now_ps)
+                if not is_alone:
+                    yield self.env.timeout(wake_ps - self.env.now)
                 self.now_ps = wake_ps
             if is_async or ended or keeps_steps:
                 self._newest_ps, self._newest_batch, self._ending = newest_ps, batch, ended
