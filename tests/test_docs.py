@@ -139,7 +139,7 @@ def test_yaml_blocks_are_scenarios(page: str) -> None:
 
 @pytest.mark.parametrize("page", [README, "CONTRIBUTING.md", "docs/design.md", REFERENCE, "docs/python.md"])
 def test_folders_and_files_that_a_page_names_are_there(page: str) -> None:
-    roots = "sim|simbatch|policies|profiler|profiles|parity|scenarios|tests"
+    roots = "sim|simbatch|policies|profiler|profiles|parity|scenarios|tests|docs|benchmarks"
     named = re.findall(rf"`((?:{roots})/[\w./-]*)`", read(page))
     assert [name for name in named if not (ROOT / name).exists()] == []
 
