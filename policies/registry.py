@@ -108,9 +108,12 @@ def _module_of_file(where: str, folder: Path, reference: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the user's folder is not ours
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         rule = f"{path} cannot be run: {type(error).__name__}: {error}"
         raise UserError(Problem("policy.name", rule, reference, "mend the file")) from error
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
     return module
