@@ -121,7 +121,9 @@ def record(vllm_python: str, cases: list[Path], out: Path) -> None:
     """Let the real scheduler decide."""
     command = [vllm_python, str(ORACLE), *map(str, cases), "--out", str(out), "--gzip"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"vLLM's scheduler could not be driven by {vllm_python}:\n{done.stderr[-3000:]}")
 
 
 def main() -> int:
