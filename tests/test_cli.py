@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from simbatch.cli import _errors, cli, main
-from simbatch.sim.scenario import Scenario, resolve
 
 ROOT = Path(__file__).parents[1]
 TEXT = """\
@@ -288,83 +287,3 @@ def test_a_bug_of_ours_keeps_its_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         _errors.exit_code_of(command)
-
-
-def test_schema_in_the_repository_is_the_one_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("schema") == 0
-    printed = capsys.readouterr().out
-    assert (ROOT / "scenarios" / "schema.json").read_text() == printed, "simbatch schema > scenarios/schema.json"
-
-
-def test_schema_knows_every_key_of_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
-    from simbatch.sim.scenario.hints import Hints
-
-    assert run("schema") == 0
-    hints = Hints(json.loads(capsys.readouterr().out))
-    checked = 0
-
-    def check(path: tuple[str | int, ...], value: object, data: object) -> None:
-        nonlocal checked
-        if isinstance(value, dict):
-            known = hints.known_keys(path, data)
-            if path[-1:] == ("priorities",):
-                return
-            for key, child in value.items():
-                assert key in known, (path, key)
-                checked += 1
-                check((*path, key), child, data)
-
-    for file in (ROOT / "scenarios").glob("*.yaml"):
-        data = yaml.safe_load(file.read_text())
-        check((), data, data)
-    assert checked > 50
-
-
-def test_schema_describes_every_engine_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("schema") == 0
-    schema = json.loads(capsys.readouterr().out)
-    settings = schema["$defs"]["EngineSettings"]["properties"]
-    assert {"max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "batching"} <= settings.keys()
-    assert all(setting.get("description") for setting in settings.values())
-    assert all(setting.get("description") for setting in schema["$defs"]["Workload"]["properties"].values())
-
-
-def test_policies_are_listed_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("policies") == 0
-    out = capsys.readouterr().out
-    assert "fixed  (continuous and static batching)" in out
-    assert "batch_size: whole number from 1, default 32" in out
-    assert run("policies", "--json") == 0
-    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert {"adaptive", "fixed", "priority", "vllm"} <= listed.keys()
-    assert listed["adaptive"]["parameters"]["max_batch_size"]["default"] == 64
-
-
-def test_the_demo_shows_a_difference() -> None:
-    """In a burst, `priority` keeps the high class out of the queue, and the three differ in goodput."""
-    from simbatch import simulate
-
-    bursty = Scenario.load(ROOT / "scenarios" / "bursty.yaml")
-    summaries = {name: simulate(bursty, name).summary for name in ("fixed", "adaptive", "priority")}
-    goodput = [summary["request_goodput"] for summary in summaries.values()]
-    assert max(goodput) > 1.1 * sorted(goodput)[1] > 1.2 * min(goodput)
-    high = {name: summary["simbatch"]["classes"]["high"]["p99_ttft_ms"] for name, summary in summaries.items()}
-    assert high["priority"] < 0.2 * high["fixed"]
-
-
-@pytest.mark.parametrize("name", ["steady", "priority_mix", "memory_pressure", "long_prompts", "static_batches"])
-def test_scenarios_show_what_they_are_for(name: str) -> None:
-    from simbatch import simulate
-
-    resolved = resolve(Scenario.load(ROOT / "scenarios" / f"{name}.yaml"))
-    result = simulate(resolved.scenario)
-    ours = result.summary["simbatch"]
-    assert result.summary["completed"] == resolved.scenario.workload.num_prompts
-    assert (ours["num_preemptions"] > 0) == (name == "memory_pressure")
-    if name == "long_prompts":
-        assert result.requests["num_prompt_tokens"].max() > resolved.engine.max_num_batched_tokens
-    if name == "priority_mix":
-        classes = ours["classes"]
-        assert classes["high"]["p99_ttft_ms"] < classes["normal"]["p99_ttft_ms"] < classes["low"]["p99_ttft_ms"]
-    if name != "static_batches":  # below capacity: the queue does not grow
-        assert result.summary["request_throughput"] > 0.9 * (resolved.scenario.workload.request_rate or 0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from simbatch import Result, Scenario, simulate
+from simbatch.sim.scenario import resolve
 
 ROOT = Path(__file__).parents[1]
 AZURE = ROOT.parent / "shared" / "traces" / "azure" / "AzureLLMInferenceTrace_conv.csv"
@@ -102,3 +103,31 @@ def test_an_output_that_is_cut_is_counted_and_said() -> None:
     assert (result.requests["num_output_tokens"] == 100).all()
     assert result.summary["simbatch"]["num_truncated"] == 20
     assert "20 of 20 requests had their output cut" in result.text()
+
+
+def test_the_demo_shows_a_difference() -> None:
+    """In a burst, `priority` keeps the high class out of the queue, and the three differ in goodput."""
+
+    bursty = Scenario.load(ROOT / "scenarios" / "bursty.yaml")
+    summaries = {name: simulate(bursty, name).summary for name in ("fixed", "adaptive", "priority")}
+    goodput = [summary["request_goodput"] for summary in summaries.values()]
+    assert max(goodput) > 1.1 * sorted(goodput)[1] > 1.2 * min(goodput)
+    high = {name: summary["simbatch"]["classes"]["high"]["p99_ttft_ms"] for name, summary in summaries.items()}
+    assert high["priority"] < 0.2 * high["fixed"]
+
+
+@pytest.mark.parametrize("name", ["steady", "priority_mix", "memory_pressure", "long_prompts", "static_batches"])
+def test_scenarios_show_what_they_are_for(name: str) -> None:
+
+    resolved = resolve(Scenario.load(ROOT / "scenarios" / f"{name}.yaml"))
+    result = simulate(resolved.scenario)
+    ours = result.summary["simbatch"]
+    assert result.summary["completed"] == resolved.scenario.workload.num_prompts
+    assert (ours["num_preemptions"] > 0) == (name == "memory_pressure")
+    if name == "long_prompts":
+        assert result.requests["num_prompt_tokens"].max() > resolved.engine.max_num_batched_tokens
+    if name == "priority_mix":
+        classes = ours["classes"]
+        assert classes["high"]["p99_ttft_ms"] < classes["normal"]["p99_ttft_ms"] < classes["low"]["p99_ttft_ms"]
+    if name != "static_batches":  # below capacity: the queue does not grow
+        assert result.summary["request_throughput"] > 0.9 * (resolved.scenario.workload.request_rate or 0)

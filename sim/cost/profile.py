@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,11 @@ class Profile(Strict):
         return 2048
 
     @property
+    @abstractmethod
     def default_block_size(self) -> int:
         """Tokens a block, as measured or written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def num_gpu_blocks_for(
         self,
         gpu_memory_utilization: float | None = None,
@@ -81,7 +83,6 @@ class Profile(Strict):
 
         Raises UserError for settings that cannot be computed or that leave no block.
         """
-        raise NotImplementedError
 
 
 class InlineProfile(Profile):
