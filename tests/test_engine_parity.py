@@ -42,3 +42,20 @@ def test_recordings_in_a_folder_of_their_own(tmp_path: Path, capsys: pytest.Capt
 def test_nothing_to_compare_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
     assert "no case" in capsys.readouterr().out
+
+
+def test_a_refused_configuration_must_be_refused_here_too() -> None:
+    case = json.loads(RECORDINGS[0][0].read_text())
+    recorded = [{"case": case["name"], "vllm": "0.32.0", "config_error": "ValidationError"}]
+    assert "simbatch starts" in (first_difference(case, recorded) or "")
+    case["config"] |= {"max_num_batched_tokens": 8, "max_num_seqs": 16}
+    assert first_difference(case, recorded) is None
+
+
+def test_names_of_physical_blocks_are_not_compared(tmp_path: Path) -> None:
+    case, recording = RECORDINGS[0]
+    lines = [line | ({"blk": {"r0": [1, 2]}} if "i" in line else {}) for line in load(recording)]
+    assert first_difference(json.loads(case.read_text()), lines) is None
+    (tmp_path / "broken.json").write_text('{"name": "broken"}')
+    (tmp_path / "broken.jsonl.gz").write_bytes(recording.read_bytes())
+    assert main([str(tmp_path)]) == 1
