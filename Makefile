@@ -60,6 +60,7 @@ $(VLLM_VENV)/ready: | $(BIN)/python
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.engine_speed
+	$(BIN)/python -m benchmarks.corners
 
 clean:
 	rm -rf $(VENV) build results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

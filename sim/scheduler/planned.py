@@ -26,18 +26,28 @@ class PlannedScheduler(Scheduler):
         planned: dict[Request, int] = {}
         budget, running = self.config.max_num_batched_tokens, set(self.running)
         for view, n in plan.tokens.items():
-            request = self._request_of(view)
+            request = request_of(view) if type(view) is RequestView else self._request_of(view)
             if not isinstance(n, int) or n < 1:
                 self._refuse(request, "tokens must be a whole number of at least 1", n)
-            if request in running:
-                self._grow(request, n)
-            else:
+            if request not in running:
                 n = self._admit(request, n)
+            elif n > 1 or not self._decode(request):
+                self._grow(request, n)
             planned[request] = n
             budget -= n
             if budget < 0:
                 self._refuse(request, f"the step is over max_num_batched_tokens ({self.config.max_num_batched_tokens})")
         return Batch(self._entries(planned), preempted)
+
+    def _decode(self, request: Request) -> bool:
+        """One more token that needs no block and is not the last in flight: most of what plans say; else False."""
+        computed, in_flight = request.num_computed_tokens, request.num_placeholders
+        if not computed % self.kv.block_size or computed >= request.num_tokens + in_flight:
+            return False
+        if in_flight and request.last_token_in_flight:
+            return False
+        self.advance(request, computed + 1)
+        return True
 
     def _grow(self, request: Request, n: int) -> None:
         wanted = request.num_tokens + request.num_placeholders - request.num_computed_tokens

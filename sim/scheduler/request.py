@@ -41,8 +41,8 @@ class Request:
     @property
     def last_token_in_flight(self) -> bool:
         """Whether a step in flight brings its last token (asynchronous scheduling)."""
-        in_flight = self.num_placeholders
-        return in_flight > 0 and self.num_tokens - self.num_prompt_tokens + in_flight >= self.max_tokens
+        known = self.num_tokens + self.num_placeholders
+        return self.num_placeholders > 0 and known - self.num_prompt_tokens >= self.max_tokens
 
     @property
     def request_id(self) -> str:
