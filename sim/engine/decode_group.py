@@ -57,10 +57,6 @@ class DecodeGroup:
         while self._ends and not is_member(self._ends[0]):
             heapq.heappop(self._ends)
 
-    def needs_block(self, request: Request) -> bool:
-        """Whether a member needs a KV block in the next round."""
-        return (request.num_computed_tokens + self.round - request.joined_round) % self._block_size == 0
-
     def members(self) -> list[Request]:
         """All of them, in no order."""
         return [entry[2] for entry in self._ends if is_member(entry)]
@@ -70,7 +66,9 @@ class DecodeGroup:
         members = sorted(self.members(), key=lambda request: request.seat)
         for request in members:
             self._catch_up(request)
-        self.__init__(self._block_size)  # type: ignore[misc]
+        self.size = self.context = 0
+        self._needing = [0] * self._block_size
+        self._ends.clear()
         return members
 
     @property

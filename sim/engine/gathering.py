@@ -26,6 +26,8 @@ class GatheringReplica(Replica):
         self._ending: list[Request] = []  # whose last tokens it brings: their seats are not free yet
         self._preempted: list[Request] = []  # to make room for the step that is being planned
         self._taken = 0  # blocks that the group has for its next round already
+        # where not even one request may fit, requests can rotate for ever, which the stepwise replica notices
+        self._holds_longest = self.kv.num_usable * self.config.block_size >= self.config.max_model_len
         self._refuses_chunks = not self.config.enable_chunked_prefill
         # whether anybody would notice if the end of a step were written down a little before its time
         self._is_watched = (
@@ -64,6 +66,8 @@ class GatheringReplica(Replica):
         """Give every request its own numbers back; the newest step is in flight again if scheduling is asynchronous."""
         is_async, in_flight_still = self.config.async_scheduling, self._newest_ps != NEVER
         members = self._group.disband()
+        if members and self._has_stepped:  # they got tokens: the engine is not stuck
+            self._num_fruitless = 0
         for request in members:
             self.kv.register(request, request.num_computed_tokens - is_async)
             if self._has_stepped:
@@ -105,7 +109,7 @@ class GatheringReplica(Replica):
         first, then what each victim gives back: as many victims as it takes, whoever it was that needed a block.
         """
         group, kv, running = self._group, self.kv, self.scheduler.running
-        if not (self.decisions.victim_is_last and self._has_stepped):
+        if not (self.decisions.victim_is_last and self._has_stepped and self._holds_longest):
             return False
         if self._partials and (len(self._partials) > 1 or running[-1] is not self._partials[0]):
             return False

@@ -20,7 +20,7 @@ from simbatch.policies.base import Policy
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine.arrivals import FAR, Arrivals
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.step import Prefills, Step, step_ps
+from simbatch.sim.engine.step import Step, step_ps
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
@@ -106,7 +106,7 @@ class Replica:
             step = self.schedule(overhead_ps)
             yield from self.wait_until(step.end_ps)
             self.update(step)
-            if (yield from self.is_stuck(step.batch)):
+            if self.goes_in_circles or (yield from self.is_stuck(step.batch)):
                 return
 
     def _run_async(self) -> Process:
@@ -130,6 +130,8 @@ class Replica:
             step = in_flight.popleft()
             yield from self.wait_until(step.end_ps)
             self.update(step)
+            if self.goes_in_circles:
+                return
             drained = not step.batch.entries and not (in_flight and in_flight[0].batch.entries)
             if drained and (yield from self.is_stuck(newest.batch if newest else Batch([], []))):
                 return
@@ -168,7 +170,7 @@ class Replica:
             return Step(batch, self.now_ps, self.now_ps)
         start_ps = max(self.now_ps, self.device_free_ps)
         num_decodes = num_regular = context = 0
-        chunks = []
+        num_prefills = tokens = prefill_context = attention = 0
         for request, n, num_computed, samples in batch.entries:
             if request.scheduled_ps < 0:
                 request.scheduled_ps = start_ps
@@ -179,13 +181,15 @@ class Replica:
                 # its last token came, or is to come, when the step before ends: one placeholder is this step's own
                 num_regular += request.num_placeholders > 1 or request.last_token_ps == start_ps
             else:
-                chunks.append((n, num_computed))
-        prefills = Prefills.of(chunks)
-        duration_ps = step_ps(self.cost, num_decodes, context, prefills)
+                num_prefills += 1
+                tokens += n
+                prefill_context += num_computed + n
+                attention += n * (2 * num_computed + n)
+        duration_ps = step_ps(self.cost, num_decodes, context, tokens, prefill_context, attention)
         self.device_free_ps = max(start_ps, self.now_ps + overhead_ps) + duration_ps
         self.write_span(
-            (start_ps, 1, self.device_free_ps - start_ps, 0, num_decodes, num_regular, context, prefills.tokens,
-             prefills.num_prefills, prefills.attention, len(self.scheduler.running), self.num_waiting, self.kv.free)
+            (start_ps, 1, self.device_free_ps - start_ps, 0, num_decodes, num_regular, context, tokens, num_prefills,
+             attention, len(self.scheduler.running), self.num_waiting, self.kv.free)
         )  # fmt: skip
         return Step(batch, start_ps, self.device_free_ps)
 
@@ -200,6 +204,7 @@ class Replica:
             else:
                 self.note_token(request, entry.is_decode, start_ps, end_ps)
 
+        self._num_fruitless = 0 if any(entry.samples for entry in step.batch.entries) else self._num_fruitless + 1
         finished = self.scheduler.take_tokens(step.batch, note)
         self.release(finished, self.now_ps)
         self.write_step(step, finished)
@@ -229,11 +234,13 @@ class Replica:
             self.recorder.gaps.append(end_ps - request.last_token_ps)
         request.last_token_ps = end_ps
 
+    @property
+    def goes_in_circles(self) -> bool:
+        """Whether requests rotate through seats and blocks and none of them gets a token any more."""
+        return self._num_fruitless > MAX_FRUITLESS_STEPS
+
     def is_stuck(self, batch: Batch) -> Generator[simpy.Event, Any, bool]:
         """After a step: whether nothing will ever change again. An idle engine waits for the next arrival."""
-        self._num_fruitless = 0 if any(entry.samples for entry in batch.entries) else self._num_fruitless + 1
-        if self._num_fruitless > MAX_FRUITLESS_STEPS:
-            return True
         if batch.entries or batch.preempted:
             self._num_empty = 0
             return False

@@ -3,9 +3,9 @@
 Between two changes of the batch every running request decodes one token a step. A span of k such steps is one event:
 k ends at the first last token, at the first arrival that may be admitted, or where blocks run out; with n decodes the
 steps' durations d, d + s, d + 2s, ... sum up in closed form. A step with prefills is one event too and costs the same
-however many requests decode beside them. What would need a loop over the running requests (a preemption, a budget that
-does not reach everybody) is left to the stepwise replica: `leap` gathers the decodes, leaps, and puts all back as the
-stepwise replica would have it.
+however many requests decode beside them, and where blocks run out a tail of the running requests is preempted. What
+would need a loop over them (another choice of victim, a budget that does not reach everybody) is left to the stepwise
+replica: `leap` gathers the decodes, leaps, and puts all back as the stepwise replica would have it.
 
 The clock is ahead of the bookkeeping by design: a span's tokens are counted when it is planned. Asynchronous
 scheduling plans step k+1 when step k starts, so seats and blocks of requests that end in step k (`_ending`) are free
@@ -25,7 +25,7 @@ from simbatch.sim.engine.arrivals import FAR
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.gathering import NO_ENTRIES, GatheringReplica
 from simbatch.sim.engine.replica import Process
-from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.step import Step, step_ps
 from simbatch.sim.scheduler.request import NEVER, Request
 
 
@@ -168,11 +168,8 @@ class SpanReplica(GatheringReplica):
                 tokens += q
                 prefill_context += total
                 attention += q * (total + total - q)
-        if num_prefills:
-            duration_ps = self.cost.mixed_ps(num_decodes, context, tokens, prefill_context, attention)
-        else:
-            duration_ps = self.cost.decode_ps(num_decodes) + self.cost.decode_context_ps * context
-        self.device_free_ps = end_ps = ready_ps + duration_ps
+        end_ps = ready_ps + step_ps(self.cost, num_decodes, context, tokens, prefill_context, attention)
+        self.device_free_ps = end_ps
         if not self._has_stepped:
             num_regular -= self._count_late(start_ps, end_ps)
         self.write_span(

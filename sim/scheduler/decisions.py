@@ -84,9 +84,8 @@ class Decisions:
         raise self.broken("reject() must return why, in words, or None", reason)
 
     def finished(self, request: Request) -> None:
-        """Tell the policy that a request has ended."""
-        if self.listens:
-            self._ask("finished", view_of(request))
+        """Tell the policy that a request has ended; only one that listens need be told."""
+        self._ask("finished", view_of(request))
 
     def _vllm_priority(self, request: Request) -> Any:
         return request.priority, request.arrival_ps, request.request_id

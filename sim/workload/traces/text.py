@@ -48,7 +48,7 @@ def check_file(path: Path, place: str) -> None:
 
 def _siblings(path: Path) -> list[str]:
     try:
-        return [entry.name for entry in path.parent.iterdir()]
+        return [entry.name for entry in path.parent.iterdir() if entry.is_file()]
     except (OSError, ValueError):
         return []
 
