@@ -58,12 +58,23 @@ $(VLLM_VENV)/ready: | $(BIN)/python
 	$(VLLM_VENV)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio torchcodec
 	@touch $@
 
+# vLLM and simbatch together, as `pip install 'simbatch[profile]'` gives them on a GPU machine: an environment of this
+# checkout that sees the packages of the other one.
+$(VENV)-vllm/installed: pyproject.toml $(VLLM_VENV)/ready
+	rm -rf $(VENV)-vllm
+	$(VLLM_VENV)/bin/python -m venv --without-pip $(VENV)-vllm
+	$(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(VENV)-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm.pth
+	$(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check --python $(VENV)-vllm/bin/python \
+		install --editable . pytest
+	@touch $@
+
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.engine_speed
 	$(BIN)/python -m benchmarks.corners
 
 clean:
-	rm -rf $(VENV) build results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-vllm build results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Editable: a change in the code needs no new installation, only one in pyproject.toml does.
 $(VENV)/installed: pyproject.toml | $(BIN)/python

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from simbatch.profiler.design import REGIMES, Limits, sample_steps
-from simbatch.profiler.fit import figures, fit_two_regime, judge, judge_bands, solve
-from simbatch.profiler.steps import concatenate, predict_s
+from simbatch.profiler.fitting.design import REGIMES, Limits, sample_steps
+from simbatch.profiler.fitting.fit import figures, fit_two_regime, judge, judge_bands, solve
+from simbatch.profiler.fitting.steps import concatenate, predict_s
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 
 LIMITS = Limits(

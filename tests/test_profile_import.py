@@ -6,12 +6,12 @@ import pytest
 from click.testing import CliRunner
 
 from simbatch.cli.profiles import profiles
-from simbatch.profiler.design import REGIMES, sample_steps
-from simbatch.profiler.fit import judge, judge_bands
+from simbatch.profiler.fitting.design import REGIMES, sample_steps
+from simbatch.profiler.fitting.fit import judge, judge_bands
+from simbatch.profiler.fitting.steps import Steps
 from simbatch.profiler.importers.imported import HELD_OUT_SEED, SHARED_CONTEXT, import_llmservingsim
 from simbatch.profiler.importers.llmservingsim import OpTables
-from simbatch.profiler.model_config import read_model_config
-from simbatch.profiler.steps import Steps
+from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.write import profile_json, write_profile
 from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.load import shipped_text

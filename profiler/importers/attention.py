@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.design import Limits
+from simbatch.profiler.fitting.design import Limits
+from simbatch.profiler.fitting.steps import Steps
 from simbatch.profiler.importers.tables import Floats, best_axes, on_grid, read_columns
-from simbatch.profiler.steps import Steps
 from simbatch.sim.errors import Problem, UserError
 
 POINT = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")

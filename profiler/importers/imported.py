@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.design import REGIMES, Limits, sample_steps
-from simbatch.profiler.fit import fit_two_regime, judge, judge_bands
+from simbatch.profiler.fitting.design import REGIMES, Limits, sample_steps
+from simbatch.profiler.fitting.fit import fit_two_regime, judge, judge_bands
+from simbatch.profiler.fitting.steps import concatenate
 from simbatch.profiler.importers.llmservingsim import OpTables
-from simbatch.profiler.model_config import ModelConfig, read_json, read_model_config
-from simbatch.profiler.steps import concatenate
+from simbatch.profiler.model.config import ModelConfig, read_json, read_model_config
 from simbatch.sim.cost.error import FitError
 from simbatch.sim.cost.gpus import GPU_NAMES, profile_name
 from simbatch.sim.cost.profile import MeasuredProfile

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from simbatch.profiler.fitting.steps import Steps
 from simbatch.profiler.importers.attention import AttentionTable
 from simbatch.profiler.importers.tables import Floats, read_columns
-from simbatch.profiler.steps import Steps
 from simbatch.sim.errors import Problem, UserError
 
 LAYER_OPS = {

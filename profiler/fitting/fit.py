@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.steps import Floats, Steps, predict_s
+from simbatch.profiler.fitting.steps import Floats, Steps, predict_s
 from simbatch.sim.cost.error import ErrorFigures
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.step_time import TwoRegimeStepTime

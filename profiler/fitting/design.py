@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.steps import Steps
+from simbatch.profiler.fitting.steps import Steps
 
 REGIMES = ("decode", "prefill", "mixed")
 

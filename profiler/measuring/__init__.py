@@ -1,0 +1,1 @@
+"""Measuring step times and memory of a real vLLM engine."""

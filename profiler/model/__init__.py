@@ -1,0 +1,1 @@
+"""What follows from a model's `config.json` and a GPU's datasheet."""

@@ -1,0 +1,1 @@
+"""Real runs and simulated ones side by side."""
