@@ -1,0 +1,136 @@
+"""Profiles that nobody measured: from the roofline, and from a measured profile whose weights are stored smaller."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simbatch.profiler.model.config import ModelConfig
+from simbatch.profiler.model.memory_plan import plan_memory
+from simbatch.profiler.model.quantisation import checked_quantisation
+from simbatch.profiler.model.roofline import Roofline, knots, roofline_of
+from simbatch.profiler.model.weights import weights_of
+from simbatch.sim.cost.gpus import GPUS, Gpu, profile_name
+from simbatch.sim.cost.memory import Memory
+from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.cost.step_time import Knots, TwoRegimeStepTime
+from simbatch.sim.errors import Problem, UserError
+
+NOT_MEASURED = (
+    "an estimate from shapes and datasheet: nobody measured this model on this GPU; where somebody did, such estimates "
+    "of steps were 3 to 20 % off on average (docs/memory.md)"
+)
+
+
+def roofline_profile(
+    config: ModelConfig,
+    gpu: Gpu,
+    *,
+    model: str,
+    quantisation: str | None = None,
+    kv_cache_dtype: str = "auto",
+    tensor_parallel_size: int = 1,
+    command: str = "",
+) -> MeasuredProfile:
+    """Estimate a whole profile; raises UserError where the model does not fit or cannot be divided."""
+    roofline = roofline_of(config, gpu, quantisation, kv_cache_dtype, tensor_parallel_size)
+    plan = plan_memory(
+        config,
+        gpu,
+        quantisation=roofline.quantisation,
+        kv_cache_dtype=kv_cache_dtype,
+        tensor_parallel_size=tensor_parallel_size,
+    )
+    resolved = config.dtype if kv_cache_dtype == "auto" else kv_cache_dtype
+    return MeasuredProfile.model_validate(
+        {
+            "name": profile_name(gpu.short, model, roofline.quantisation, resolved, tensor_parallel_size),
+            "model": model,
+            "gpu": gpu.short,
+            "quantisation": roofline.quantisation,
+            "kv_cache_dtype": resolved,
+            "tensor_parallel_size": tensor_parallel_size,
+            "vllm_version": "0.32.0",
+            "source": "roofline of the model's shapes and the GPU's datasheet",
+            "licence": "Apache-2.0",
+            "command": command,
+            "estimate": True,
+            "notes": (NOT_MEASURED, _length_note(config, plan.max_kv_tokens)),
+            "max_model_len": min(config.max_position_embeddings, plan.max_kv_tokens),
+            "memory": plan.memory(),
+            "step_time": roofline.step_time(),
+            "error": None,
+            "range": None,
+        }
+    )
+
+
+def scaled_weights_profile(
+    base: MeasuredProfile, config: ModelConfig, quantisation: str, command: str = ""
+) -> MeasuredProfile:
+    """Estimate what a measured profile becomes when its weights are stored smaller (int4: weight-only).
+
+    Each matrix gets faster by the bytes that need no reading, as far as its multiplications let it; everything else
+    stays as measured. The memory that the weights free becomes KV cache. Raises UserError for weights that do not get
+    smaller, and for a profile that has no matrices to scale.
+    """
+    checked_quantisation(quantisation)
+    step_time = base.step_time
+    if base.gpu not in GPUS or not isinstance(step_time, TwoRegimeStepTime):
+        raise UserError(Problem("--base", "must be a measured profile of a known GPU", base.name))
+    roofline = roofline_of(config, GPUS[base.gpu], base.quantisation, base.kv_cache_dtype, base.tensor_parallel_size)
+    memory = _memory_with(base, config, quantisation)
+    decode = step_time.decode.model_copy(update={"seqs": _faster(step_time.decode.seqs, roofline, quantisation)})
+    mixed = step_time.mixed.model_copy(update={"tokens": _faster(step_time.mixed.tokens, roofline, quantisation)})
+    kv_tokens = (memory.num_gpu_blocks - 1) * memory.block_size
+    note = (
+        f"an estimate: step times of {base.name}, less the time of the weights' bytes that {quantisation} need not "
+        "read, where reading and not multiplying takes the time; dequantising is taken to cost nothing, which vLLM's "
+        "Marlin kernels come close to up to some 32 tokens a step, and is optimistic for prompts (docs/memory.md); "
+        "the KV cache has the memory that is freed"
+    )
+    changed = {
+        "name": profile_name(base.gpu, base.model, quantisation, base.kv_cache_dtype, base.tensor_parallel_size),
+        "quantisation": quantisation,
+        "estimate": True,
+        "command": command,
+        "notes": (note, _length_note(config, kv_tokens)),
+        "max_model_len": min(config.max_position_embeddings, kv_tokens),
+        "memory": memory,
+        "step_time": TwoRegimeStepTime(form="two_regime", decode=decode, mixed=mixed),
+        "error": None,
+        "noise": None,
+    }
+    return MeasuredProfile.model_validate(dict(base) | changed)
+
+
+def _faster(measured: Knots, roofline: Roofline, quantisation: str) -> Knots:
+    """The function with its matrices' share shrunk as the roofline's shrink; the share itself is the measured one.
+
+    So a matrix that reads from memory keeps the bandwidth that was measured, and one that multiplies gains nothing.
+    """
+    counts = sorted({*measured.count, *(2**power for power in range(15) if 2**power < measured.count[-1])})
+    times = np.interp(counts, measured.count, measured.time_s)
+    others = np.array([roofline.rest_s(count) + roofline.sequences_s(1) for count in counts])
+    kept = np.array([roofline.matrices_s(count, quantisation) / roofline.matrices_s(count) for count in counts])
+    return Knots.model_validate(
+        knots(counts, list(times - np.maximum(times - others, 0.0) * (1 - np.minimum(kept, 1))))
+    )
+
+
+def _memory_with(base: MeasuredProfile, config: ModelConfig, quantisation: str) -> Memory:
+    memory = base.memory
+    weights = weights_of(config, quantisation, base.tensor_parallel_size).total
+    if weights >= memory.weights_bytes:
+        rule = f"weights of {weights:,} bytes are no smaller than those of {base.name} ({memory.weights_bytes:,})"
+        raise UserError(Problem("--quantization", rule, quantisation))
+    kv_bytes = memory.kv_bytes(memory.gpu_memory_utilization) + memory.weights_bytes - weights
+    blocks = kv_bytes // (memory.kv_bytes_per_token * memory.block_size)
+    update = {"weights_bytes": weights, "num_gpu_blocks": blocks, "num_gpu_blocks_from": "estimate"}
+    return Memory.model_validate(memory.model_dump() | update)
+
+
+def _length_note(config: ModelConfig, kv_tokens: int) -> str:
+    own = config.max_position_embeddings
+    if own > kv_tokens:
+        return f"max_model_len is what the KV cache holds: vLLM would not start with the model's own {own}"
+    return f"max_model_len is the model's own {own}"

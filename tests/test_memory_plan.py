@@ -1,0 +1,142 @@
+"""The memory planner: weights, KV cache and blocks from a model's shapes and a GPU's memory."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from simbatch.profiler.model.memory_plan import kv_bytes_per_token, num_blocks, plan_memory
+from simbatch.profiler.model.weights import weights_of
+from simbatch.sim.cost.gpus import GPUS
+from simbatch.sim.errors import UserError
+from tests.model_configs import llama, published
+
+GPU = GPUS["rtx4090"]
+RUN = Path(__file__).parents[2] / "shared" / "gpu" / "llmservingsim" / "rtx4090-llama-3.1-8b" / "run" / "meta.json"
+
+
+def test_grouped_heads_take_a_quarter_of_the_cache():
+    assert kv_bytes_per_token(llama()) == 2 * 32 * 8 * 128 * 2 == 131_072
+    assert kv_bytes_per_token(llama(num_key_value_heads=32)) == 4 * 131_072
+
+
+def test_an_fp8_cache_takes_half():
+    assert kv_bytes_per_token(llama(), "fp8") == kv_bytes_per_token(llama(), "fp8_e5m2") == 65_536
+
+
+def test_a_model_published_in_32_bits_is_loaded_in_16():
+    assert kv_bytes_per_token(llama(torch_dtype="float32")) == 131_072
+    assert plan_memory(llama(torch_dtype="float32"), GPU).weights_bytes == 16_060_522_496
+
+
+@pytest.mark.parametrize(("size", "heads"), [(1, 8), (2, 4), (8, 1), (16, 1)])
+def test_heads_are_shared_among_gpus_and_repeated_where_too_few(size, heads):
+    assert kv_bytes_per_token(llama(), "auto", size) == 2 * 32 * heads * 128 * 2
+
+
+def test_the_published_models():
+    assert kv_bytes_per_token(published("llama-3.1-70b-instruct")) == 327_680
+    assert kv_bytes_per_token(published("qwen3-32b")) == 262_144
+    assert kv_bytes_per_token(published("llama-2-7b-hf")) == 524_288
+
+
+def test_only_linear_layers_are_quantised():
+    bf16, awq, int8 = (weights_of(llama(), stored) for stored in ("bf16", "awq", "int8"))
+    assert (awq.embeddings, awq.head, awq.others) == (bf16.embeddings, bf16.head, bf16.others)
+    assert awq.layers / bf16.layers == pytest.approx(4.15625 / 16)  # 4 bits, and 20 for 128 of them
+    assert bf16.layers // 2 < int8.layers < 0.51 * bf16.layers
+
+
+def test_a_vocabulary_is_padded_and_norms_are_on_every_gpu():
+    odd = llama(vocab_size=128_001)
+    assert weights_of(odd, "bf16").head == 128_064 * 4096 * 2
+    assert weights_of(odd, "bf16", 2).head == 64_032 * 4096 * 2
+    assert weights_of(odd, "bf16", 2).others == weights_of(odd, "bf16").others
+    assert weights_of(llama(tie_word_embeddings=True), "bf16").head == 0
+
+
+@pytest.mark.parametrize("size", [3, 5, 64])
+def test_gpus_that_cannot_share_the_heads(size):
+    with pytest.raises(UserError) as caught:
+        weights_of(llama(), "bf16", size)
+    assert caught.value.problems[0].place == "--tensor-parallel-size"
+
+
+def test_blocks_are_whole():
+    assert num_blocks(2_097_152, 131_072, 16) == 1
+    assert num_blocks(2_097_151, 131_072, 16) == 0
+    assert num_blocks(-1, 131_072, 16) == 0
+
+
+def test_a_plan_adds_up_and_names_every_formula():
+    plan = plan_memory(llama(), GPU)
+    memory = plan.memory()  # checks that the parts leave these blocks
+    assert memory.num_gpu_blocks_from == "estimate"
+    assert memory.weights_bytes == 16_060_522_496
+    figures = {figure.label: figure for figure in plan.figures}
+    parts = sum(
+        figures[label].value for label in ("weights", "activations", "CUDA graphs", "rotary table", "CUDA and NCCL")
+    )
+    assert figures["usable memory"].value - parts == plan.kv_cache_bytes
+    assert figures["KV per token"].formula == "2 x 32 layers x 8 KV heads x 128 x 2 bytes"
+    assert figures["weights"].is_exact
+    assert not figures["activations"].is_exact
+    assert all(figure.formula for figure in plan.all_figures)
+    table = plan.text()
+    assert "2,346  KV cache / (131,072 x 16 tokens a block), whole ones" in table
+    assert "37,520  (blocks - vLLM's null block) x 16" in table
+
+
+def test_smaller_weights_and_more_gpus_leave_more_blocks():
+    def blocks(**more):
+        return plan_memory(llama(), GPU, **more).num_gpu_blocks
+
+    assert blocks(quantisation="awq") > blocks(quantisation="fp8") > blocks()
+    assert blocks(tensor_parallel_size=2) > 2 * blocks()
+    assert blocks(kv_cache_dtype="fp8") // 2 == blocks()
+    assert blocks(gpu_memory_utilization=0.95) > blocks()
+    assert blocks(block_size=32) == blocks() // 2
+    # what the profile run at the start takes grows with both limits
+    assert blocks(max_num_seqs=512) < blocks() < blocks(max_num_seqs=128)
+    assert blocks(max_num_batched_tokens=16_384) < blocks()
+
+
+def test_the_quantisation_is_the_checkpoints_unless_given():
+    awq = llama(quantization_config={"quant_method": "awq", "bits": 4, "group_size": 128})
+    assert plan_memory(awq, GPU).weights_bytes == plan_memory(llama(), GPU, quantisation="awq").weights_bytes
+    assert plan_memory(awq, GPU, quantisation="bf16").weights_bytes == plan_memory(llama(), GPU).weights_bytes
+
+
+def test_a_model_that_does_not_fit_says_what_to_do():
+    with pytest.raises(UserError, match="--tensor-parallel-size"):
+        plan_memory(llama(num_hidden_layers=64), GPU)
+
+
+@pytest.mark.parametrize("option", ["quantisation", "kv_cache_dtype"])
+def test_an_unknown_type_is_named(option):
+    with pytest.raises(UserError, match="int3"):
+        plan_memory(llama(), GPU, **{option: "int3"})
+
+
+def test_against_the_recorded_run_nothing_was_fitted():
+    """vLLM 0.19 resolved 2,588 blocks; it did not yet keep memory for CUDA graphs back."""
+    if not RUN.exists():
+        pytest.skip("no recorded run beside the project")
+    run = json.loads(RUN.read_text())
+    gpu = replace(GPU, total_bytes=run["hardware"]["device_total_memory_bytes"])
+    kwargs = run["engine_kwargs"]
+    plan = plan_memory(
+        llama(),
+        gpu,
+        max_num_seqs=kwargs["max_num_seqs"],
+        max_num_batched_tokens=kwargs["max_num_batched_tokens"],
+        gpu_memory_utilization=run["kv_cache"]["gpu_memory_utilization"],
+    )
+    resolved = run["kv_cache"]["num_gpu_blocks"]
+    kept = plan.kv_cache_bytes - resolved * 16 * plan.kv_bytes_per_token
+    # docs/memory.md gives these differences: 508 MB below what vLLM had, of which the graphs are 537 MB
+    assert plan.num_gpu_blocks == 2346
+    assert -520e6 < kept < -500e6
+    without_graphs = num_blocks(plan.kv_cache_bytes + plan.graphs_bytes, plan.kv_bytes_per_token, 16)
+    assert without_graphs == pytest.approx(resolved, rel=0.01)

@@ -1,0 +1,169 @@
+"""Step times of what nobody measured: the roofline, and a measured profile with smaller weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simbatch import Scenario, simulate
+from simbatch.profiler.fitting.design import Limits, sample_steps
+from simbatch.profiler.fitting.steps import Steps, predict_s
+from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_profile
+from simbatch.profiler.model.roofline import roofline_of
+from simbatch.profiler.write import profile_json
+from simbatch.sim.cost.gpus import GPUS
+from simbatch.sim.cost.profile import load_profile
+from simbatch.sim.errors import UserError
+from tests.model_configs import llama, published
+
+GPU = GPUS["rtx4090"]
+LIMITS = Limits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
+BASE = load_profile("rtx4090-llama-3.1-8b-bf16", folder=Path())
+
+
+def one_step(*, prefill=0, decodes=0, context=0):
+    columns = (bool(prefill), prefill, prefill, prefill * prefill, decodes, decodes * context, context, context)
+    return Steps(*(np.array([value], dtype=np.int64) for value in columns))
+
+
+def cost_of(quantisation=None, gpu=GPU, config=None, **more):
+    return roofline_of(config or llama(), gpu, quantisation, **more).step_time().cost_model()
+
+
+def test_the_work_of_a_decode_is_two_flops_a_weight_and_one_reading_of_them():
+    work = roofline_of(llama(), GPU).work(one_step(decodes=1, context=1000))
+    layers, head = 32 * 218_103_808, 128_256 * 4096
+    attention = 4 * 32 * 128 * 32 * 1000  # scores and values: 2 x 2 FLOPs a head, dimension and layer
+    assert work.flops[0] == 2 * (layers + head) + attention
+    assert work.bytes[0] == 2 * (layers + head) + 131_072 * 1001
+
+
+def test_the_work_of_a_prompt_is_causal():
+    work = roofline_of(llama(), GPU).work(one_step(prefill=2048))
+    attention = 4 * 32 * 128 * 32 * 2048 * 2048 / 2
+    assert work.flops[0] == 2 * (2048 * 32 * 218_103_808 + 128_256 * 4096) + attention
+
+
+def test_no_step_is_shorter_than_the_datasheet_allows():
+    for gpu in GPUS.values():
+        roofline = roofline_of(llama(), gpu)
+        for regime in ("decode", "prefill", "mixed"):
+            steps = sample_steps(regime, 200, LIMITS, 1)
+            share = roofline.utilisation(steps, predict_s(roofline.step_time().cost_model(), steps))
+            assert share.max() < 1
+            assert share.min() > 0
+
+
+def test_quantised_weights_are_read_faster_and_multiplied_as_their_kind_allows():
+    decode = {stored: cost_of(stored).decode_ps(1) for stored in ("bf16", "int8", "fp8", "awq")}
+    assert decode["awq"] < decode["fp8"] <= decode["int8"] < decode["bf16"]
+    prompt = {stored: cost_of(stored).mixed_ps(0, 0, 2048, 2048, 2048**2) for stored in decode}
+    assert prompt["awq"] == pytest.approx(prompt["bf16"], rel=1e-3)  # turned to 16 bits, then multiplied
+    assert prompt["int8"] < prompt["fp8"] < prompt["bf16"]
+    a100 = [cost_of(stored, GPUS["a100"]).mixed_ps(0, 0, 2048, 2048, 2048**2) for stored in ("fp8", "bf16")]
+    assert a100[0] == pytest.approx(a100[1], rel=0.01)  # it cannot multiply fp8
+
+
+def test_an_fp8_cache_is_read_in_half_the_time():
+    ratio = cost_of(kv_cache_dtype="fp8").decode_context_ps / cost_of().decode_context_ps
+    assert ratio == pytest.approx(0.5, rel=1e-3)
+
+
+def test_two_gpus_halve_the_work_and_pay_for_talking():
+    one, two = cost_of(), cost_of(tensor_parallel_size=2)
+    assert one.decode_ps(1) / 2 < two.decode_ps(1) < one.decode_ps(1)
+
+
+def test_few_tokens_do_not_read_all_experts():
+    experts = llama(
+        architectures=["MixtralForCausalLM"], num_local_experts=8, num_experts_per_tok=2, num_hidden_layers=8
+    )
+    cost = cost_of(config=experts)
+    dense = cost_of(config=llama(num_hidden_layers=8))
+    assert 1.5 < cost.decode_ps(1) / dense.decode_ps(1) < 2  # two of eight MLPs, one attention
+    assert cost.decode_ps(8) > 2.5 * cost.decode_ps(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "most"),
+    [
+        # of measurements that had no say in the shares (LLMServingSim's); docs/memory.md has the whole table
+        ("rtx4090-llama-3.1-8b-bf16", "llama-3.1-8b-instruct", 0.2),
+        ("rtxpro6000-llama-3.1-8b-bf16", "llama-3.1-8b-instruct", 0.1),
+        ("rtxpro6000-qwen3-32b-bf16-tp2", "qwen3-32b", 0.1),
+        # of aiconfigurator's
+        ("h100-llama-3.1-8b-fp8-kvfp8", "llama-3.1-8b-instruct", 0.15),
+        ("l40s-llama-3.1-70b-bf16-tp4", "llama-3.1-70b-instruct", 0.1),
+    ],
+)
+def test_against_what_was_measured(name, model, most):
+    measured = load_profile(name, folder=Path())
+    shape = measured.quantisation, measured.kv_cache_dtype, measured.tensor_parallel_size
+    estimated = roofline_of(published(model), GPUS[measured.gpu], *shape).step_time().cost_model()
+    for regime in ("decode", "prefill", "mixed"):
+        steps = sample_steps(regime, 300, LIMITS, 3)
+        assert np.abs(predict_s(estimated, steps) / predict_s(measured.cost_model(), steps) - 1).mean() < most
+
+
+def test_a_roofline_profile_says_that_it_is_one():
+    profile = roofline_profile(llama(), GPUS["h100"], model="my/Model-8B", quantisation="fp8", kv_cache_dtype="fp8")
+    assert profile.name == "h100-model-8b-fp8-kvfp8"
+    assert profile.is_estimate
+    assert profile.error is None
+    assert profile.range is None
+    assert profile.memory.num_gpu_blocks_from == "estimate"
+    assert "estimate" in profile.notes[0]
+
+
+def test_a_roofline_profile_of_a_cache_too_short_for_the_model():
+    short = roofline_profile(llama(), GPU, model="m")
+    assert short.max_model_len == (short.memory.num_gpu_blocks - 1) * 16 < 131_072
+    assert roofline_profile(llama(), GPUS["h200"], model="m").max_model_len == 131_072
+
+
+def test_smaller_weights_help_decodes_and_not_prompts():
+    awq = scaled_weights_profile(BASE, llama(), "awq")
+    before, after = BASE.cost_model(), awq.cost_model()
+    speed_up = [before.decode_ps(n) / after.decode_ps(n) for n in (1, 16, 64, 256)]
+    assert 2.2 < speed_up[0] < 16 / 4.15625  # head, attention and launches stay
+    assert speed_up[0] > 1.3 * speed_up[2]
+    assert speed_up[-1] == pytest.approx(1)
+    assert after.mixed_ps(0, 0, 2048, 2048, 2048**2) == before.mixed_ps(0, 0, 2048, 2048, 2048**2)
+    assert after.decode_context_ps == before.decode_context_ps
+
+
+def test_what_smaller_weights_free_becomes_cache():
+    awq = scaled_weights_profile(BASE, llama(), "awq")
+    freed = BASE.memory.weights_bytes - awq.memory.weights_bytes
+    assert freed == 16_060_522_496 - 5_727_854_592
+    assert awq.memory.num_gpu_blocks == BASE.memory.num_gpu_blocks + freed // (16 * 131_072)
+    assert awq.memory.reserve_bytes == BASE.memory.reserve_bytes
+    assert awq.memory.num_gpu_blocks_from == "estimate"
+
+
+def test_the_awq_profile_that_ships_is_this_estimate():
+    shipped = load_profile("rtx4090-llama-3.1-8b-awq", folder=Path())
+    made = scaled_weights_profile(BASE, llama(), "awq", shipped.command)
+    assert profile_json(made) == profile_json(shipped)
+
+
+def test_weights_that_are_no_smaller_are_refused():
+    with pytest.raises(UserError, match="no smaller"):
+        scaled_weights_profile(BASE, llama(), "fp16")
+
+
+def test_what_rests_on_an_estimate_says_so(tmp_path):
+    path = tmp_path / "estimate.json"
+    path.write_text(profile_json(roofline_profile(llama(), GPUS["l40s"], model="my/Model")))
+    scenario = {
+        "profile": str(path),
+        "workload": {
+            "num_prompts": 5,
+            "request_rate": 1,
+            "prompt_len": {"distribution": "fixed", "mean": 100},
+            "output_len": {"distribution": "fixed", "mean": 10},
+        },
+    }
+    result = simulate(Scenario.from_dict(scenario, folder=tmp_path))
+    assert result.summary["simbatch"]["profile"]["is_estimate"] is True
+    assert "(an estimate)" in result.text()
