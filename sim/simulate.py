@@ -46,7 +46,9 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
         source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
         cost = resolved.profile.cost_model()
         begin_s = time.perf_counter()
-        record = engine.run(resolved.engine, cost, resolved.policy, source, steps=steps, progress=progress)
+        record = engine.run(
+            resolved.engine, cost, resolved.policy, source, steps=steps, progress=progress, noise=resolved.noise()
+        )
     except UserError as error:
         raise scenario.relocated(error) from error.__cause__
     except OverflowError:
@@ -88,7 +90,7 @@ def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
     try:
         source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
         cost = resolved.profile.cost_model()
-        events = engine.explain(resolved.engine, cost, resolved.policy, source, request_id)
+        events = engine.explain(resolved.engine, cost, resolved.policy, source, request_id, resolved.noise())
     except UserError as error:
         raise scenario.relocated(error) from error.__cause__
     if not events:

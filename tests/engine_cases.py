@@ -13,11 +13,16 @@ from simbatch.policies.fixed import Fixed
 from simbatch.policies.priority import Priority
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
+from simbatch.sim.cost.noise import NoiseDraws, Ratios, StepNoise
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.chunk import RequestChunk
 
 MS = 10**9  # ps
+NOISE = StepNoise(
+    decode=Ratios(share=(0, 0.5, 0.9, 0.99, 1), ratio=(0.92, 0.95, 1.05, 1.5, 2.05)),
+    mixed=Ratios(share=(0, 1), ratio=(0.6, 1.4)),
+)
 Row = tuple[int, int, int, int, tuple[int, ...]]  # arrival_ps, prompt, output, priority, hashes
 
 
@@ -49,6 +54,11 @@ class Case:
     cost: LinearCost
     policy: Policy
     source: ListSource
+    noise_seed: int | None = None
+
+    def noise(self) -> NoiseDraws | None:
+        """Draws from their beginning, for one run."""
+        return None if self.noise_seed is None else NOISE.draws(self.noise_seed)
 
 
 def random_case(seed: int) -> Case:
@@ -79,7 +89,8 @@ def random_case(seed: int) -> Case:
     cost = LinearCost(
         rng.choice([6, 10]) * MS, rng.choice([0, 45_000_000]), rng.choice([0, 90_000_000]), rng.choice([0, 351, 35_000])
     )
-    return Case(config, cost, policy, random_source(rng, max_model_len))
+    source = random_source(rng, max_model_len)
+    return Case(config, cost, policy, source, rng.choice([None, seed]))
 
 
 def random_policy(rng: random.Random, max_num_seqs: int) -> Policy:

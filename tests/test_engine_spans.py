@@ -24,7 +24,7 @@ from tests.engine_cases import itl_ps, random_case
 
 def simulate(seed: int, *, steps: bool, spans: bool) -> RunRecord:
     case = random_case(seed)
-    return run(case.config, case.cost, case.policy, case.source, steps=steps, spans=spans)
+    return run(case.config, case.cost, case.policy, case.source, steps=steps, spans=spans, noise=case.noise())
 
 
 @settings(max_examples=150, deadline=None)
@@ -141,10 +141,10 @@ def test_an_engine_that_turns_in_circles_ends(is_async: bool, monkeypatch: pytes
 def test_company_changes_nothing(seed: int) -> None:
     """Alone in its environment a replica looks ahead; beside another process it goes through SimPy's events."""
     case = random_case(seed)
-    alone = run(case.config, case.cost, case.policy, case.source)
+    alone = run(case.config, case.cost, case.policy, case.source, noise=case.noise())
     env, recorder = simpy.Environment(0), Recorder()
     arrivals = arrivals_of(case.source, recorder, case.config)
-    replica = SpanReplica(env, case.config, case.cost, case.policy, arrivals, recorder)
+    replica = SpanReplica(env, case.config, case.cost, case.policy, arrivals, recorder, noise=case.noise())
     seen_ps = []
 
     def watch() -> Iterator[simpy.Event]:

@@ -8,12 +8,13 @@ steep piece of a kernel's staircase.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.profiler.fitting.robust import non_negative
 from simbatch.profiler.fitting.steps import Floats, Steps, predict_s
 from simbatch.sim.cost.error import ErrorFigures
 from simbatch.sim.cost.model import CostModel
@@ -23,6 +24,8 @@ DECODE_BANDS = ((1, 8), (9, 32), (33, 64), (65, 128), (129, 256), (257, 1024))
 KNOT_DIGITS = 9  # to the nanosecond
 COEFFICIENT_DIGITS = 5  # significant
 
+Solver = Callable[[NDArray[Any], Floats], Floats]
+
 
 def fit_two_regime(
     decode: tuple[Steps, Floats], mixed: tuple[Steps, Floats], seq_knots: Sequence[int], token_knots: Sequence[int]
@@ -31,41 +34,45 @@ def fit_two_regime(
 
     Knots outside the counts that occur are left out.
     """
-    steps, measured_s = decode
+    parts = {"decode": fit_decode(*decode, seq_knots), "mixed": fit_mixed(*mixed, token_knots)}
+    return TwoRegimeStepTime.model_validate({"form": "two_regime", **parts})
+
+
+def fit_decode(
+    steps: Steps, measured_s: Floats, seq_knots: Sequence[int], solver: Solver | None = None
+) -> dict[str, Any]:
+    """Fit the `decode` part of a step time; `solver` takes the place of `solve`."""
     knots = _covered(seq_knots, steps.num_decodes)
-    ramps = _ramps(steps.num_decodes, knots)
-    found = solve(np.column_stack([ramps, steps.decode_context]), measured_s)
-    decode_part = {
-        "seqs": _knots(knots, found[: len(knots)]),
-        "per_context_token_s": _short(found[len(knots)]),
-    }
-    return TwoRegimeStepTime.model_validate(
-        {"form": "two_regime", "decode": decode_part, "mixed": _fit_mixed(*mixed, token_knots)}
-    )
+    columns = np.column_stack([_ramps(steps.num_decodes, knots), steps.decode_context])
+    found = (solver or solve)(columns, measured_s)
+    return {"seqs": knots_of(knots, found[: len(knots)]), "per_context_token_s": short(found[len(knots)])}
 
 
-def _fit_mixed(steps: Steps, measured_s: Floats, token_knots: Sequence[int]) -> dict[str, Any]:
+def fit_mixed(
+    steps: Steps, measured_s: Floats, token_knots: Sequence[int], solver: Solver | None = None
+) -> dict[str, Any]:
+    """Fit the `mixed` part, for all steps with a prefill."""
     knots = _covered(token_knots, steps.num_tokens)
-    terms = {
+    terms = mixed_terms(steps)
+    found = (solver or solve)(np.column_stack([_ramps(steps.num_tokens, knots), *terms.values()]), measured_s)
+    coefficients = map(short, found[len(knots) :])
+    return {"tokens": knots_of(knots, found[: len(knots)]), **dict(zip(terms, coefficients, strict=True))}
+
+
+def mixed_terms(steps: Steps) -> dict[str, NDArray[np.int64]]:
+    """What the coefficients of a step with prefills multiply, beside its tokens."""
+    return {
         "per_decode_seq_s": steps.num_decodes,
         "per_seq_token_s": steps.num_decodes * steps.prefill_tokens,
         "per_context_token_s": steps.decode_context,
         "per_prefill_context_token_s": steps.prefill_context,
         "per_attention_unit_s": steps.prefill_attention,
     }
-    found = solve(np.column_stack([_ramps(steps.num_tokens, knots), *terms.values()]), measured_s)
-    coefficients = map(_short, found[len(knots) :])
-    return {"tokens": _knots(knots, found[: len(knots)]), **dict(zip(terms, coefficients, strict=True))}
 
 
 def solve(columns: NDArray[Any], measured_s: Floats) -> Floats:
     """Non-negative coefficients that minimise the sum of squared relative errors."""
-    from scipy.optimize import nnls
-
-    scaled = columns / measured_s[:, None]
-    size = np.maximum(np.linalg.norm(scaled, axis=0), np.finfo(float).tiny)
-    found, _ = nnls(scaled / size, np.ones(len(measured_s)), maxiter=100 * scaled.shape[1])
-    return np.asarray(found / size, dtype=np.float64)
+    return non_negative(columns / measured_s[:, None], np.ones(len(measured_s)))
 
 
 def figures(predicted_s: Floats, measured_s: Floats) -> ErrorFigures:
@@ -88,7 +95,11 @@ def judge(cost: CostModel, steps: Steps, measured_s: Floats) -> ErrorFigures:
 
 def judge_bands(cost: CostModel, steps: Steps, measured_s: Floats) -> dict[str, ErrorFigures]:
     """Error by bands of the number of decodes; bands without steps are left out."""
-    predicted_s = predict_s(cost, steps)
+    return bands(steps, predict_s(cost, steps), measured_s)
+
+
+def bands(steps: Steps, predicted_s: Floats, measured_s: Floats) -> dict[str, ErrorFigures]:
+    """The same for predictions."""
     rows = {f"{low}-{high}": (steps.num_decodes >= low) & (steps.num_decodes <= high) for low, high in DECODE_BANDS}
     return {band: figures(predicted_s[inside], measured_s[inside]) for band, inside in rows.items() if inside.any()}
 
@@ -106,7 +117,7 @@ def _ramps(counts: NDArray[np.int64], knots: Sequence[int]) -> Floats:
     return np.column_stack([np.ones(len(counts)), *climbed]).astype(np.float64)
 
 
-def _knots(knots: Sequence[int], coefficients: Floats) -> dict[str, list[Any]]:
+def knots_of(knots: Sequence[int], coefficients: Floats) -> dict[str, list[Any]]:
     """A function's values at its knots, and one more knot as far above as the last is from zero."""
     climbs = np.diff(knots) * coefficients[1:]
     values = coefficients[0] + np.concatenate([[0.0], np.cumsum(climbs)])
@@ -116,5 +127,6 @@ def _knots(knots: Sequence[int], coefficients: Floats) -> dict[str, list[Any]]:
     return {"count": counts, "time_s": [round(float(value), KNOT_DIGITS) for value in times]}
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
+    """Round to significant digits."""
     return float(f"{value:.{COEFFICIENT_DIGITS}g}")

@@ -7,6 +7,7 @@ off is left out when reading. The first line is the engine's facts.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,7 @@ class EngineFacts(BaseModel):
     num_gpu_blocks: int = Field(gt=1)
     kv_bytes_per_token: int = Field(gt=0)
     kv_cache_bytes: int = Field(gt=0)
+    kv_cache_memory_bytes: int | None = Field(default=None, description="vLLM's setting; none: it took what was left")
     weights_bytes: int | None = None
     activation_bytes: int | None = None
     graphs_bytes: int | None = None
@@ -139,16 +141,17 @@ def read_samples(path: Path) -> Samples:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(Problem(str(path), f"cannot be read: {error}", mend="name a samples file")) from None
-    records = [_parsed(path, number, line) for number, line in enumerate(lines[:-1], 1) if line]
-    if not records or records[0].get("record") != "engine":
+    records = [(number, _parsed(path, number, line)) for number, line in enumerate(lines[:-1], 1) if line]
+    first = records[0][1] if records else {}
+    if first.get("record") != "engine":
         rule = "not a samples file: its first line must be the engine's facts"
         raise UserError(Problem(f"{path}:1", rule, mend="`simbatch profile` writes one"))
     try:
-        engine = EngineFacts.model_validate({key: value for key, value in records[0].items() if key != "record"})
+        engine = EngineFacts.model_validate({key: value for key, value in first.items() if key != "record"})
     except ValidationError as error:
         raise problems_of(error, f"{path}:1", EngineFacts.model_fields) from None
     samples = Samples(engine)
-    for number, content in enumerate(records[1:], 2):
+    for number, content in records[1:]:
         try:
             _READERS[content.pop("record")](samples, content)
         except (KeyError, TypeError, ValueError) as error:
@@ -183,14 +186,23 @@ def _features(entries: Sequence[Entry]) -> tuple[int, ...]:
 def _add_step(samples: Samples, content: dict[str, Any]) -> None:
     entries = tuple(Entry(int(computed), int(n), bool(decode)) for computed, n, decode in content["entries"])
     duration_s = float(content["duration_s"])
-    if not duration_s > 0 or not entries:
+    if not 0 < duration_s < math.inf or not entries:
         raise ValueError("a step lasts longer than 0 s and computes something")
+    if any(computed < 0 or n < 1 or (decode and n > 1) for computed, n, decode in entries):
+        raise ValueError("an entry has 0 or more tokens computed, 1 or more scheduled, and a decode has one")
     samples.steps.append(StepSample(int(content["episode"]), bool(content["is_canary"]), duration_s, entries))
+
+
+def _add_admission(samples: Samples, content: dict[str, Any]) -> None:
+    duration_s, num_prompt_tokens = float(content["duration_s"]), int(content["num_prompt_tokens"])
+    if not 0 <= duration_s < math.inf:
+        raise ValueError("an admission takes 0 s or longer")
+    samples.admissions.append(Admission(duration_s, num_prompt_tokens))
 
 
 _READERS: dict[str, Callable[[Samples, dict[str, Any]], None]] = {
     "step": _add_step,
-    "admission": lambda samples, content: samples.admissions.append(Admission(**content)),
+    "admission": _add_admission,
     "batch": lambda samples, content: samples.batches.append(content),
     "note": lambda samples, content: samples.notes.append(content),
 }

@@ -91,12 +91,11 @@ def parse_json(text: str, place: str) -> dict[str, Any]:
 
 def unknown_profile(reference: str) -> UserError:
     """What to say when nothing has this name."""
-    names = shipped_names()
-    near = get_close_matches(reference, names, n=3, cutoff=0.5)
+    near = get_close_matches(reference, shipped_names(), n=3, cutoff=0.5)
     guess = f"did you mean {' or '.join(near)}? " if near else ""
-    shipped = ", ".join(names) or "none"
+    all_of_them = "`simbatch profiles list` shows what ships"
     rule = "neither a shipped profile nor a file"
-    return UserError(Problem("profile", rule, reference, f"{guess}shipped: {shipped}; or give a path to a .json file"))
+    return UserError(Problem("profile", rule, reference, f"{guess}{all_of_them}, or give a path to a .json file"))
 
 
 def problems_of(error: ValidationError, place: str, keys: Iterable[str], joint: str = " ") -> UserError:

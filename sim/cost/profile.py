@@ -12,16 +12,19 @@ from pydantic import BaseModel, Field, ValidationError
 
 from simbatch.sim.cost import error as error_module
 from simbatch.sim.cost import load, measured_range, memory, step_time
+from simbatch.sim.cost import noise as noise_module
 from simbatch.sim.cost.error import FitError
+from simbatch.sim.cost.gpus import default_batch_limits
 from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, KVCacheType, Memory
 from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.noise import StepNoise
 from simbatch.sim.cost.step_time import Seconds, StepTime, Strict
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import stat_of, user_path
 
-GIB = 2**30
 VLLM_GPU_MEMORY_UTILIZATION = 0.9
+FLOAT32_BYTES = 4  # a model in float32 (on a CPU) has such a cache, but nobody can ask vLLM for one
 
 
 class Profile(Strict):
@@ -32,6 +35,7 @@ class Profile(Strict):
     max_model_len: int = Field(default=8192, gt=0, le=2**31, description="default of engine.max_model_len, tokens")
     request_overhead_s: Seconds = Field(default=0.0, description="cost of admitting a request, s")
     client_overhead_s: Seconds = Field(default=0.0, description="what a client sees on top of the engine's times, s")
+    noise: StepNoise | None = Field(default=None, description="how measured steps spread, for engine.step_noise")
 
     def cost_model(self) -> CostModel:
         """The step times on the integer clock."""
@@ -153,20 +157,14 @@ class MeasuredProfile(Profile):
         return self.error
 
     @property
-    def _is_large(self) -> bool:
-        return self.memory.total_bytes >= 70 * GIB and self.gpu != "a100"
-
-    @property
     def default_max_num_seqs(self) -> int:
         """See `Profile`: 1,024 from 70 GiB, but not on A100."""
-        return 1024 if self._is_large else 256
+        return default_batch_limits(self.gpu, self.memory.total_bytes)[0]
 
     @property
     def default_max_num_batched_tokens(self) -> int:
         """See `Profile`: 8,192 from 70 GiB and 16,384 from 160 GiB, but 2,048 on A100."""
-        if not self._is_large:
-            return 2048
-        return 16384 if self.memory.total_bytes >= 160 * GIB else 8192
+        return default_batch_limits(self.gpu, self.memory.total_bytes)[1]
 
     @property
     def default_block_size(self) -> int:
@@ -195,7 +193,7 @@ class MeasuredProfile(Profile):
         if kv_cache_dtype not in KV_ELEMENT_BYTES:
             known = ", ".join(["auto", *KV_ELEMENT_BYTES])
             raise UserError(Problem("engine.kv_cache_dtype", "unknown type", kv_cache_dtype, f"known: {known}"))
-        return measured * KV_ELEMENT_BYTES[kv_cache_dtype] // KV_ELEMENT_BYTES[self.kv_cache_dtype]
+        return measured * KV_ELEMENT_BYTES[kv_cache_dtype] // KV_ELEMENT_BYTES.get(self.kv_cache_dtype, FLOAT32_BYTES)
 
 
 def load_profile(reference: str | Mapping[str, Any], *, folder: Path) -> Profile:
@@ -225,7 +223,7 @@ def _validated(content: dict[str, Any], place: str, joint: str = " ") -> Profile
 def _all_keys(kind: type[Profile]) -> set[str]:
     parts: list[type[BaseModel]] = [
         part
-        for module in (error_module, measured_range, memory, step_time)
+        for module in (error_module, measured_range, memory, noise_module, step_time)
         for part in vars(module).values()
         if isinstance(part, type) and issubclass(part, BaseModel)
     ]

@@ -10,6 +10,7 @@ import simpy
 
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.engine.arrivals import Arrivals
 from simbatch.sim.engine.explain import Event, WatchedReplica
 from simbatch.sim.engine.record import RunRecord
@@ -32,17 +33,18 @@ def run(
     steps: bool = False,
     spans: bool = True,
     progress: Callable[[int], None] | None = None,
+    noise: NoiseDraws | None = None,
 ) -> RunRecord:
     """Serve every request of `source`; returns what happened.
 
     `steps` keeps every step, `spans=False` simulates them one by one (same result, slower), `progress` is told how many
-    requests have left the system, once for each five hundred.
+    requests have left the system, once for each five hundred. `noise` is drawn from for the time of every step.
     """
     recorder = Recorder(keep_steps=steps)
     env = simpy.Environment(0)
     arrivals = arrivals_of(source, recorder, config)
     kind = SpanReplica if spans else Replica
-    replica = kind(env, config, cost, policy, arrivals, recorder, progress)
+    replica = kind(env, config, cost, policy, arrivals, recorder, progress, noise)
     loaded_before_s = arrivals.load_cpu_s
     begin_s = time.process_time()
     env.process(replica.run())
@@ -54,12 +56,17 @@ def run(
 
 
 def explain(
-    config: EngineConfig, cost: CostModel, policy: Policy, source: RequestSource, request_id: str
+    config: EngineConfig,
+    cost: CostModel,
+    policy: Policy,
+    source: RequestSource,
+    request_id: str,
+    noise: NoiseDraws | None = None,
 ) -> list[Event]:
     """The life of one request, from its arrival on; empty if there is no such request."""
     recorder, env = Recorder(), simpy.Environment(0)
     arrivals = arrivals_of(source, recorder, config)
-    replica = WatchedReplica(env, config, cost, policy, arrivals, recorder, watched_id=request_id)
+    replica = WatchedReplica(env, config, cost, policy, arrivals, recorder, noise=noise, watched_id=request_id)
     env.process(replica.run())
     env.run()
     return replica.events

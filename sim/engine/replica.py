@@ -18,6 +18,7 @@ import simpy
 
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.engine.arrivals import FAR, Arrivals
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.step import Step, step_ps
@@ -40,6 +41,8 @@ PROGRESS_INTERVAL = 500  # requests
 class Replica:
     """One engine: requests in, tokens out."""
 
+    noise: NoiseDraws | None = None  # of the class: one attribute more makes CPython's look-ups of all others slower
+
     def __init__(
         self,
         env: simpy.Environment,
@@ -49,6 +52,7 @@ class Replica:
         arrivals: Arrivals,
         recorder: Recorder,
         progress: Callable[[int], None] | None = None,
+        noise: NoiseDraws | None = None,
     ) -> None:
         self.env = env
         self.config = config
@@ -68,6 +72,8 @@ class Replica:
         self._progress = progress
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
         self._num_empty = self._num_fruitless = 0
+        if noise is not None:
+            self.noise = noise
         self.decisions.start(EngineView(config, self))
 
     @property
@@ -186,6 +192,8 @@ class Replica:
                 prefill_context += num_computed + n
                 attention += n * (2 * num_computed + n)
         duration_ps = step_ps(self.cost, num_decodes, context, tokens, prefill_context, attention)
+        if self.noise is not None:
+            duration_ps = self.noise.step_ps(duration_ps, tokens > 0)
         self.device_free_ps = max(start_ps, self.now_ps + overhead_ps) + duration_ps
         self.write_span(
             (start_ps, 1, self.device_free_ps - start_ps, 0, num_decodes, num_regular, context, tokens, num_prefills,

@@ -5,7 +5,8 @@ k ends at the first last token, at the first arrival that may be admitted, or wh
 steps' durations d, d + s, d + 2s, ... sum up in closed form. A step with prefills is one event too and costs the same
 however many requests decode beside them, and where blocks run out a tail of the running requests is preempted. What
 would need a loop over them (another choice of victim, a budget that does not reach everybody) is left to the stepwise
-replica: `leap` gathers the decodes, leaps, and puts all back as the stepwise replica would have it.
+replica: `leap` gathers the decodes, leaps, and puts all back as the stepwise replica would have it. With noise every
+step has a time of its own, so a span is one step.
 
 The clock is ahead of the bookkeeping by design: a span's tokens are counted when it is planned. Asynchronous
 scheduling plans step k+1 when step k starts, so seats and blocks of requests that end in step k (`_ending`) are free
@@ -38,6 +39,7 @@ class SpanReplica(GatheringReplica):
             return
         self._gather(in_flight)
         group, kv, arrivals, waiting = self._group, self.kv, self.arrivals, self.scheduler.waiting
+        plan_span = self._plan_noisy_step if self.noise else self._plan_span
         is_async, keeps_steps = self.config.async_scheduling, self.recorder.steps is not None
         is_alone = self.env.peek() == inf  # and will be: whoever else might run would have an event in the queue
         num_left = duration_ps = slope_ps = num_blocks = 0  # of the span under way, and what its next part takes
@@ -53,7 +55,7 @@ class SpanReplica(GatheringReplica):
                     newest_ps, batch = start_ps, self._batch(planned) if keeps_steps else NO_ENTRIES
                     ended = self._step(planned, start_ps, ready_ps)
                 elif group.size:
-                    num_left, duration_ps, slope_ps, num_blocks = self._plan_span(start_ps, ready_ps)
+                    num_left, duration_ps, slope_ps, num_blocks = plan_span(start_ps, ready_ps)
                 elif (yield from self._idle()) or self._preempted:
                     self._close_preemptions()
                     continue
@@ -168,7 +170,8 @@ class SpanReplica(GatheringReplica):
                 tokens += q
                 prefill_context += total
                 attention += q * (total + total - q)
-        end_ps = ready_ps + step_ps(self.cost, num_decodes, context, tokens, prefill_context, attention)
+        work_ps = step_ps(self.cost, num_decodes, context, tokens, prefill_context, attention)
+        end_ps = ready_ps + (self.noise.step_ps(work_ps, tokens > 0) if self.noise else work_ps)
         self.device_free_ps = end_ps
         if not self._has_stepped:
             num_regular -= self._count_late(start_ps, end_ps)
@@ -223,6 +226,20 @@ class SpanReplica(GatheringReplica):
              len(self.scheduler.running), self.num_waiting, num_free - num_blocks)
         )  # fmt: skip
         return num_steps, duration_ps, slope_ps, num_blocks
+
+    def _plan_noisy_step(self, start_ps: int, ready_ps: int) -> tuple[int, int, int, int]:
+        """The same for one decode-only step, whose time is drawn."""
+        group, num_decodes = self._group, self._group.size
+        assert self.noise is not None
+        work_ps = step_ps(self.cost, num_decodes, group.context, 0, 0, 0)
+        duration_ps = ready_ps - start_ps + self.noise.step_ps(work_ps, has_prefill=False)
+        num_late = 0 if self._has_stepped else self._count_late(start_ps, start_ps + duration_ps)
+        num_blocks = group.blocks_next
+        self.write_span(
+            (start_ps, 1, duration_ps, 0, num_decodes, num_decodes - num_late, group.context, 0, 0, 0,
+             len(self.scheduler.running), self.num_waiting, self.kv.free + self._taken - num_blocks)
+        )  # fmt: skip
+        return 1, duration_ps, 0, num_blocks
 
 
 def is_decode(request: Request) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
+from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
@@ -39,6 +40,11 @@ class Resolved:
         if settings["gpu_memory_utilization"] is None and isinstance(self.profile, MeasuredProfile):
             settings["gpu_memory_utilization"] = self.profile.memory.gpu_memory_utilization
         return {**settings, "num_gpu_blocks": engine.num_gpu_blocks}
+
+    def noise(self) -> NoiseDraws | None:
+        """Draws for the step times of one run, seeded as the scenario; None without `engine.step_noise`."""
+        noise = self.profile.noise if self.engine.step_noise else None
+        return None if noise is None else noise.draws(self.scenario.seed)
 
     def dump(self) -> dict[str, Any]:
         """The scenario with nothing left to defaults, as plain data that gives the same run again."""
@@ -122,7 +128,7 @@ def _batch_limits(settings: EngineSettings, profile: Profile, max_model_len: int
 
 
 def _check_noise(settings: EngineSettings, profile: Profile) -> None:
-    if settings.step_noise and getattr(profile, "noise", None) is None:
+    if settings.step_noise and profile.noise is None:
         rule = f"the profile {profile.name} has no distribution of noise to draw from"
         raise UserError(Problem("engine.step_noise", rule, True, "remove it, or take a profile that has one"))
 

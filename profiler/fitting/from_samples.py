@@ -1,0 +1,201 @@
+"""From a samples file to a profile: drift, forms, choice, noise, memory, range, and where it all comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from simbatch.profiler.fitting.choose import (
+    NUM_FOLDS,
+    REGIMES,
+    Choice,
+    choose,
+    errors_by_regime,
+    held_out_predictions,
+    step_time_of,
+)
+from simbatch.profiler.fitting.facts import of_engine, own_name
+from simbatch.profiler.fitting.fit import bands
+from simbatch.profiler.fitting.forms import Measured, forms_for
+from simbatch.profiler.fitting.range_of import range_of
+from simbatch.profiler.fitting.repeats import Drift, drift_of, noise_floor
+from simbatch.profiler.fitting.samples import Admission, Samples, steps_of
+from simbatch.profiler.fitting.spread import noise_of
+from simbatch.profiler.fitting.steps import Floats, predict_s
+from simbatch.sim.cost.error import FitError
+from simbatch.sim.cost.load import problems_of
+from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.errors import Problem, UserError
+
+ENOUGH = {"decode": (12, NUM_FOLDS), "prefill": (4, 2), "mixed": (12, NUM_FOLDS)}  # steps, episodes that have them
+TRIMMED = 0.05  # of the admissions at either end
+QUICK_FORM = "table"
+STANDSTILL = 50  # times the prediction: the machine was suspended or starved, the engine did not run
+FLOOR_DIGITS = 5
+
+
+@dataclass(frozen=True)
+class FittedProfile:
+    """A profile, and the held-out predictions that its error was computed from."""
+
+    profile: MeasuredProfile
+    data: Measured
+    choice: Choice
+    drift: Drift | None
+    is_rescaled: bool  # whether the drift was taken out of the times
+
+    def text(self) -> str:
+        """The report for people."""
+        from simbatch.profiler.fitting.report import report_text
+
+        return report_text(self)
+
+    def plot(self, path: Path) -> None:
+        """Draw predicted against measured times to a PNG."""
+        from simbatch.profiler.fitting.plot import plot_fit
+
+        plot_fit(self, path)
+
+
+def fit_samples(samples: Samples, *, name: str | None = None, command: str = "") -> FittedProfile:
+    """Fit a profile; raises UserError that says which steps are missing."""
+    drift, engine = drift_of(samples.steps), samples.engine
+    data, positions = _engine_steps(samples)
+    _check_enough(data)
+    choice, is_rescaled = choose(data, forms_for(engine)), False
+    if drift is not None and drift.is_large:
+        still = Measured(data.steps, data.time_s / drift.factors(positions), data.episodes)
+        of_still = choose(still, forms_for(engine))
+        if of_still.score < choice.score:
+            data, choice, is_rescaled = still, of_still, True
+    notes = [*_notes(samples, data, choice), _drift_note(drift, is_rescaled), *engine.warnings]
+    content = {
+        "name": name or own_name(engine),
+        **of_engine(engine, command),
+        "request_overhead_s": round(request_overhead_s(samples.admissions), 9),
+        "notes": notes,
+        "step_time": choice.step_time,
+        "noise": noise_of(data, choice.held_out_s),
+        "error": _error(samples, data, choice),
+        "range": range_of(data),
+    }
+    try:
+        profile = MeasuredProfile.model_validate(content)
+    except ValidationError as error:
+        raise problems_of(error, "the samples' engine", MeasuredProfile.model_fields) from None
+    return FittedProfile(profile, data, choice, drift, is_rescaled)
+
+
+def held_out_error(samples: Samples) -> dict[str, float]:
+    """Held-out mean absolute relative error by regime, of one form, for deciding when to stop; cheap.
+
+    Empty while a regime has too few steps.
+    """
+    data, _ = _engine_steps(samples)
+    if _missing(data):
+        return {}
+    predicted_s = held_out_predictions(forms_for(samples.engine)[QUICK_FORM], data)
+    return {regime: error.mape for regime, error in errors_by_regime(data, predicted_s).items()}
+
+
+def request_overhead_s(admissions: Sequence[Admission]) -> float:
+    """Mean cost of an admission without the slowest and fastest twentieth, s: totals are sums, but not of hiccups."""
+    times = np.sort([admission.duration_s for admission in admissions])
+    cut = int(TRIMMED * len(times))
+    return float(times[cut : len(times) - cut].mean()) if len(times) else 0.0
+
+
+def _engine_steps(samples: Samples) -> tuple[Measured, Floats]:
+    """The steps to fit, and their positions among all; without canaries and without those in which all stood still."""
+    data = Measured(*steps_of(samples.fitted()))
+    positions = np.array([i for i, step in enumerate(samples.steps) if not step.is_canary], dtype=np.float64)
+    if _missing(data):
+        return data, positions
+    predicted_s = predict_s(step_time_of(forms_for(samples.engine)[QUICK_FORM](data)).cost_model(), data.steps)
+    ratios = data.time_s / predicted_s
+    keeps = ratios < STANDSTILL * np.median(ratios)
+    return data.select(keeps), positions[keeps]
+
+
+def _missing(data: Measured) -> list[str]:
+    what = {"decode": "steps of decodes alone", "prefill": "steps of prefills alone", "mixed": "steps of both (mixed)"}
+    missing = []
+    for regime in REGIMES:
+        rows = data.regime(regime)
+        num_steps, num_episodes = int(rows.sum()), len(np.unique(data.episodes[rows]))
+        least_steps, least_episodes = ENOUGH[regime]
+        if num_steps < least_steps or num_episodes < least_episodes:
+            found = f"{num_steps} in {num_episodes} episodes"
+            missing.append(f"{what[regime]}: {found}, at least {least_steps} in {least_episodes} are needed")
+    return missing
+
+
+def _check_enough(data: Measured) -> None:
+    missing = _missing(data)
+    if missing:
+        mend = "measure longer: `simbatch profile ... --resume`, with a larger --budget-minutes"
+        raise UserError(*(Problem("too few samples to fit", rule, mend=mend) for rule in missing))
+
+
+def _error(samples: Samples, data: Measured, choice: Choice) -> FitError:
+    regimes = errors_by_regime(data, choice.held_out_s)
+    is_decode = data.regime("decode")
+    num_episodes = len(np.unique(data.episodes))
+    floor = {regime: round(share, FLOOR_DIGITS) for regime, share in noise_floor(samples.steps).items()}
+    return FitError(
+        design=f"{len(data)} measured steps of {num_episodes} random episodes; each predicted by a fit on the other "
+        f"episodes ({NUM_FOLDS} parts in turn)",
+        decode_bands=bands(data.steps.select(is_decode), choice.held_out_s[is_decode], data.time_s[is_decode]),
+        noise_floor=floor,
+        forms={
+            form: {regime: error.mape for regime, error in errors.items()} for form, errors in choice.errors.items()
+        },
+        **regimes,
+    )
+
+
+def _notes(samples: Samples, data: Measured, choice: Choice) -> list[str]:
+    engine = samples.engine
+    notes = [
+        f"step_time: {choice.chosen['decode']} for decodes, {choice.chosen['mixed']} for steps with prefills, by the "
+        "held-out errors under error.forms",
+        f"measured with max_num_seqs {engine.max_num_seqs}, max_num_batched_tokens {engine.max_num_batched_tokens}, "
+        f"async_scheduling {str(engine.async_scheduling).lower()}",
+        f"request_overhead_s: mean of {len(samples.admissions)} admissions, {TRIMMED:.0%} left out at either end",
+        "memory: what vLLM resolved; reserve_bytes is what the parts that it names leave, not a measurement",
+    ]
+    if engine.weights_bytes is None:
+        notes.append("weights_bytes: vLLM does not say; inside the reserve")
+    num_left_out = len(samples.fitted()) - len(data)
+    if num_left_out:
+        left_out = (
+            f"{num_left_out} of {len(samples.fitted())} steps took more than {STANDSTILL} times what was predicted"
+        )
+        notes.append(f"{left_out}, and were left out")
+    ratios = data.time_s / choice.held_out_s
+    is_spike = ratios > 1.5
+    if is_spike.any():
+        share = float(data.time_s[is_spike].sum() / data.time_s.sum())
+        notes.append(
+            f"{int(is_spike.sum())} of {len(data)} steps took more than 1.5 times what the others predict, and "
+            f"{share:.1%} of all time; they count in the totals and in noise"
+        )
+    return notes
+
+
+def _drift_note(drift: Drift | None, is_rescaled: bool) -> str:
+    if drift is None:
+        return "drift: not measured, for there are fewer than two visits to a canary"
+    text = f"drift: the last canary took {drift.last:.3f} times the first"
+    if is_rescaled:
+        return f"{text}; times were divided by the canaries' medians, interpolated over the order of steps"
+    if drift.is_large:
+        return (
+            f"{text}, those between {drift.slowness.min():.3f} to {drift.slowness.max():.3f}; times were left as they "
+            "are, since taking it out raised the held-out error: the machine was not quiet"
+        )
+    return f"{text}; times were left as they are"

@@ -1,0 +1,51 @@
+"""Predicted against measured step times, regime by regime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simbatch.profiler.fitting.choose import REGIMES
+from simbatch.sim.results.plots.style import INK, colours, duration_text, figure, headline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from simbatch.profiler.fitting.from_samples import FittedProfile
+    from simbatch.profiler.fitting.steps import Floats
+
+BAND = 0.10
+MANY = 8  # highest over lowest time: fewer labels above that
+
+
+def plot_fit(fitted: FittedProfile, path: Path) -> None:
+    """A picture with one part per regime: held-out predictions, the diagonal, a band of +-10 %."""
+    with figure(path, 11.5, 4.6) as drawing:
+        headline(drawing, f"Held-out step times: {fitted.profile.name}")
+        for axes, regime in zip(drawing.subplots(1, len(REGIMES)), REGIMES, strict=True):
+            rows = fitted.data.regime(regime)
+            error = getattr(fitted.profile.error, regime)
+            axes.set_title(f"{regime}, {error.num_steps:,} steps\nmean error {error.mape:.1%}, sum {error.bias:+.1%}")
+            measured_ms, predicted_ms = (1e3 * times[rows] for times in (fitted.data.time_s, fitted.choice.held_out_s))
+            _regime(axes, measured_ms, predicted_ms, colours(REGIMES)[regime])
+
+
+def _regime(axes: Axes, measured_ms: Floats, predicted_ms: Floats, colour: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low = 0.8 * min(measured_ms.min(), predicted_ms.min())
+    high = 1.25 * max(measured_ms.max(), predicted_ms.max())
+    ends = np.array([low, high])
+    axes.fill_between(ends, ends * (1 - BAND), ends * (1 + BAND), color=INK, alpha=0.1, lw=0, label="±10 %")
+    axes.plot(ends, ends, color=INK, lw=0.8)
+    axes.scatter(measured_ms, predicted_ms, s=9, color=colour, alpha=0.5, lw=0)
+    axes.set_xlabel("measured")
+    axes.set_ylabel("predicted, fitted on other episodes")
+    axes.legend(loc="upper left")
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high / low > MANY else (1.0, 2.0, 4.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: duration_text(value)))
+        axis.set_minor_formatter(NullFormatter())
