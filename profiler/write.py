@@ -10,13 +10,16 @@ from typing import Any
 
 from simbatch.sim.cost.profile import Profile
 
-LAST = ("step_time",)  # the long tables, below what a person reads
+LAST = ("step_time", "noise")  # the long tables, below what a person reads
 
 
 def profile_json(profile: Profile) -> str:
     """Render the file's text: one key a line, a list on one."""
     content = profile.model_dump(mode="json")
-    ordered = {key: value for key, value in content.items() if key not in LAST} | {key: content[key] for key in LAST}
+    if content["noise"] is None:
+        del content["noise"]
+    first = {key: value for key, value in content.items() if key not in LAST}
+    ordered = first | {key: content[key] for key in LAST if key in content}
     return _indented(ordered, 0) + "\n"
 
 

@@ -129,8 +129,9 @@ def test_an_unknown_name_is_answered_with_near_ones_and_what_ships():
         load_profile("rtx4090-llama-3.1-8b", folder=Path())
     message = str(caught.value)
     assert "neither a shipped profile nor a file (got 'rtx4090-llama-3.1-8b')" in message
-    assert "did you mean rtx4090-llama-3.1-8b-bf16?" in message
-    assert "shipped: " in message
+    assert "did you mean" in message
+    assert "rtx4090-llama-3.1-8b-bf16" in message
+    assert "`simbatch profiles list` shows what ships" in message
 
 
 def test_a_missing_file_a_folder_and_binary_are_named(tmp_path):

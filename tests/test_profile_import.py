@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ from simbatch.cli.profiles import profiles
 from simbatch.profiler.fitting.design import REGIMES, sample_steps
 from simbatch.profiler.fitting.fit import judge, judge_bands
 from simbatch.profiler.fitting.steps import Steps
-from simbatch.profiler.importers.imported import HELD_OUT_SEED, SHARED_CONTEXT, import_llmservingsim
+from simbatch.profiler.importers.fit_tables import HELD_OUT_SEED
+from simbatch.profiler.importers.imported import context_tokens, import_profile
+from simbatch.profiler.importers.kernels import AllReduce
 from simbatch.profiler.importers.llmservingsim import OpTables
+from simbatch.profiler.importers.source import Request
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.write import profile_json, write_profile
 from simbatch.sim.cost import load_profile
@@ -21,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 RTX4090 = Path("../shared/gpu/llmservingsim/rtx4090-llama-3.1-8b")
 CONFIG = Path("../shared/models/llama-3.1-8b-instruct/config.json")
+MIXTRAL = Path("../shared/models/mixtral-8x7b-v0.1/config.json")
 NAME = "rtx4090-llama-3.1-8b-bf16"
 
 with_measurements = pytest.mark.skipif(
@@ -51,21 +56,10 @@ def step(*, chunk=0, history=0, contexts=()):
 
 @with_measurements
 @pytest.mark.usefixtures("in_root")
-def test_the_command_in_the_shipped_file_writes_the_same_bytes(tmp_path):
-    words = load_profile(NAME, folder=Path()).command.split()
-    assert words[:3] == ["simbatch", "profiles", "import"]
-    output = tmp_path / words[-1]
-    result = CliRunner().invoke(profiles, [*words[2:-1], str(output)])
-    assert result.exit_code == 0
-    assert output.read_text() == shipped_text(NAME)
-
-
-@with_measurements
-@pytest.mark.usefixtures("in_root")
 def test_the_held_out_error_in_the_file_is_the_one_recomputed():
     profile = load_profile(NAME, folder=Path())
-    tables = OpTables(RTX4090 / "profile", 32, qk_norm=False)
-    limits = tables.attention.limits(2048, 2587 * 16 * SHARED_CONTEXT)
+    tables = OpTables(RTX4090 / "profile", read_model_config(CONFIG), 1, None)
+    limits = tables.limits(context_tokens(2587 * 16))
     cost = profile.cost_model()
     for regime in REGIMES:
         stated = getattr(profile.fit_error, regime)
@@ -78,7 +72,7 @@ def test_the_held_out_error_in_the_file_is_the_one_recomputed():
 @with_measurements
 @pytest.mark.usefixtures("in_root")
 def test_tables_compose_at_measured_points_to_what_the_csv_files_say():
-    tables = OpTables(RTX4090 / "profile", 32, qk_norm=False)
+    tables = OpTables(RTX4090 / "profile", read_model_config(CONFIG), 1, None)
     dense = read_csv("dense.csv", "layer", "tokens")
     sequence = read_csv("per_sequence.csv", "layer", "sequences")
     attention = read_csv("attention.csv", "prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
@@ -101,7 +95,7 @@ def test_tables_compose_at_measured_points_to_what_the_csv_files_say():
 @with_measurements
 @pytest.mark.usefixtures("in_root")
 def test_uneven_contexts_lie_between_the_mean_and_the_longest_by_alpha():
-    tables = OpTables(RTX4090 / "profile", 32, qk_norm=False)
+    tables = OpTables(RTX4090 / "profile", read_model_config(CONFIG), 1, None)
     uneven = [256] * 60 + [1024] * 4
     mean = sum(uneven) / 64
     attention = tables.attention
@@ -116,21 +110,36 @@ def test_uneven_contexts_lie_between_the_mean_and_the_longest_by_alpha():
 
 
 @with_measurements
-@pytest.mark.parametrize(
-    ("folder", "model"), [("rtxpro6000-llama-3.1-8b", None), ("rtxpro6000-qwen3-32b", "qwen3-32b")]
-)
-def test_the_other_dense_models_compose_too(folder, model):
-    config = read_model_config(SHARED / "models" / (model or "llama-3.1-8b-instruct") / "config.json")
-    assert config.qk_norm == (model is not None)
-    tables = OpTables(
-        SHARED / "gpu" / "llmservingsim" / folder / "profile", config.num_hidden_layers, qk_norm=config.qk_norm
-    )
-    assert tables.attention.alpha_default_is_stated
-    limits = tables.attention.limits(2048, 90_000)
-    for regime in REGIMES:
-        times = tables.step_time_s(sample_steps(regime, 200, limits, seed=1))
-        assert times.min() > 0.008
-        assert times.max() < 2
+@pytest.mark.usefixtures("in_root")
+@pytest.mark.parametrize(("folder", "model"), [("llama-3.1-8b", "llama-3.1-8b-instruct"), ("qwen3-32b", "qwen3-32b")])
+def test_two_gpus_take_half_the_work_and_two_all_reduces_a_layer(folder, model):
+    profile = Path(f"../shared/gpu/llmservingsim/rtxpro6000-{folder}/profile")
+    config = read_model_config(Path(f"../shared/models/{model}/config.json"))
+    path = Path("../shared/gpu/aiconfigurator/rtx_pro_6000_server/vllm-0.24.0/custom_allreduce_perf.parquet")
+    all_reduce = AllReduce(path, 2)
+    one, two_silent = (OpTables(profile, config, degree, None) for degree in (1, 2))
+    two = OpTables(profile, config, 2, all_reduce)
+    assert one.attention.alpha_default_is_stated
+    assert two.attention.alpha_default != one.attention.alpha_default
+    for steps in (step(contexts=[1024] * 64), step(chunk=2048)):
+        talk = two.step_time_s(steps) - two_silent.step_time_s(steps)
+        calls = 2 * config.num_hidden_layers
+        assert talk[0] == pytest.approx(calls * all_reduce.time_s(steps.num_tokens, config.hidden_size)[0])
+        assert 0.4 < two_silent.step_time_s(steps)[0] / one.step_time_s(steps)[0] < 0.62
+
+
+@with_measurements
+@pytest.mark.usefixtures("in_root")
+def test_norms_and_sampler_are_read_from_one_gpu_s_tables(tmp_path):
+    source = Path("../shared/gpu/llmservingsim/rtxpro6000-llama-3.1-8b/profile")
+    copy = tmp_path / "profile"
+    shutil.copytree(source, copy)
+    for file, ops in (("dense.csv", ("layernorm", "final_layernorm")), ("per_sequence.csv", ("sampler",))):
+        lines = (copy / "tp2" / file).read_text().splitlines(keepends=True)
+        (copy / "tp2" / file).write_text("".join(line for line in lines if line.split(",")[0] not in ops))
+    config = read_model_config(CONFIG)
+    steps = step(chunk=100, contexts=[300] * 20)
+    assert OpTables(copy, config, 2, None).step_time_s(steps) == OpTables(source, config, 2, None).step_time_s(steps)
 
 
 @with_measurements
@@ -168,7 +177,7 @@ def test_what_is_written_is_read_back(tmp_path):
         ("profile/tp1/dense.csv", "layer,tokens,time_us\n", r"dense.csv: no rows"),
         ("profile/tp1/dense.csv", "layer,tokens,time_us\nlayernorm,1,fast\n", r"dense.csv:2 time_us: must be a finite"),
         ("profile/tp1/dense.csv", "layer,tokens,time_us\nlayernorm,1,2\n", r"dense.csv: ops missing: qkv_proj"),
-        ("config.json", '{"architectures": ["MixtralForCausalLM"]}', r"config.json architectures: only dense"),
+        ("config.json", '{"architectures": ["GPT2LMHeadModel"]}', r"config.json architectures: only these decoders"),
         ("config.json", '{"architectures"', r"config.json:1:17: not JSON"),
         ("meta.json", "[]", r"meta.json: must be an object"),
         ("meta.json", '{"engine_kwargs": {}}', r"meta.json kv_cache: must be an object"),
@@ -186,18 +195,39 @@ def test_wrong_measurements_are_named(tmp_path, file, text, expected):
     (tmp_path / "profile" / "tp1").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "meta.json").write_text(json.dumps(meta))
-    keys = {"gpu": "x", "model": "a/b", "variant": "bf16", "vllm_version": "0.19.0"}
+    keys = {"gpu": "NVIDIA GeForce RTX 4090", "model": "a/b", "variant": "bf16", "vllm_version": "0.19.0"}
     (tmp_path / "profile" / "meta.yaml").write_text(json.dumps(keys))
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=expected):
-        import_llmservingsim(tmp_path / "profile", tmp_path / "config.json", tmp_path / "meta.json", "x.json")
+        import_profile(
+            Request(
+                "llmservingsim",
+                tmp_path / "profile",
+                "x.json",
+                model_config=tmp_path / "config.json",
+                run_meta=tmp_path / "meta.json",
+            )
+        )
 
 
-def test_without_a_run_the_blocks_are_not_guessed(tmp_path):
-    with pytest.raises(UserError, match=r"--run-meta: the number of KV blocks is not in the op tables"):
-        import_llmservingsim(tmp_path, tmp_path / "config.json", None, "x.json")
-    with pytest.raises(UserError, match=r"--tensor-parallel-size: only 1 can be imported so far"):
-        import_llmservingsim(tmp_path, tmp_path / "config.json", None, "x.json", 2)
+@with_measurements
+@pytest.mark.usefixtures("in_root")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"tensor_parallel_size": 2}, r"--all-reduce: the all-reduce between GPUs is not in LLMServingSim's tables"),
+        ({"tensor_parallel_size": 4, "all_reduce": Path("x")}, r"x: must have one folder vllm-<version> inside"),
+        ({"all_reduce": Path("x")}, r"--all-reduce: one GPU needs none \(got 'x'\)"),
+        ({"gpu": "h100"}, r"--gpu: means nothing with --from llmservingsim"),
+        ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype: was not measured here"),
+        ({"model_config": MIXTRAL}, r"mixtral.* architectures: only dense decoders can be imported"),
+        ({"model_config": None}, r"--model-config: this source needs the model's config.json"),
+    ],
+)
+def test_what_llmservingsim_did_not_measure_is_refused(options, expected):
+    asked = {"model_config": CONFIG, **options}
+    with pytest.raises(UserError, match=expected):
+        import_profile(Request("llmservingsim", RTX4090 / "profile", "x.json", **asked))
 
 
 def test_list_and_show_print_what_tells_profiles_apart():

@@ -33,9 +33,11 @@ HISTORY_LABELS = ["kp=0", "kp<=512", "kp<=1k", "kp<=2k", "kp<=4k", "kp<=8k", "kp
 class AttentionTable:
     """Attention time of one layer, by step."""
 
-    def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, meta: Mapping[str, Any], tensor_parallel_size: int = 1) -> None:
         self._read_times(folder / "attention.csv")
-        self._read_alphas(folder / "skew_fit.csv", meta)
+        self._read_alphas(
+            folder / "skew_fit.csv", (meta.get("skew_fit") or {}).get("per_tp", {}).get(tensor_parallel_size, {})
+        )
 
     def time_us(self, steps: Steps) -> Floats:
         """One layer's attention, us."""
@@ -85,11 +87,11 @@ class AttentionTable:
         both = np.column_stack([np.maximum(steps.prefill_tokens, chunks[0]), history, decodes])
         return np.where(steps.prefill_tokens == 0, self._decode(decodes), self._mixed(both))
 
-    def _read_alphas(self, path: Path, meta: Mapping[str, Any]) -> None:
+    def _read_alphas(self, path: Path, fitted: Mapping[str, Any]) -> None:
         texts = ["n_label", "skew_rate_label", "kv_big_label", "kp_label"]
         labels, (chunk, alpha, num_samples) = read_columns(path, texts, ["pc", "alpha", "n_samples"])
         self._skew_chunks = np.unique(chunk[chunk > 0])
-        stated = (meta.get("skew_fit") or {}).get("per_tp", {}).get(1, {}).get("alpha_default")
+        stated = fitted.get("alpha_default")
         self.alpha_default_is_stated = stated is not None
         self.alpha_default = float(stated) if stated is not None else _weighted_median(alpha, num_samples)
         known = [SEQ_LABELS, RATE_LABELS, LONGEST_LABELS, HISTORY_LABELS]

@@ -6,7 +6,9 @@ With T scheduled tokens, S sequences and L layers, a step takes
 
     embedding(T) + final_layernorm(T) + lm_head(S) + sampler(S)
     + L * (2 layernorm(T) + qkv_proj(T) [+ qk_norm(T)] + rotary_emb(T) + o_proj(T) + gate_up_proj(T) + act_fn(T)
-           + down_proj(T) + attention)
+           + down_proj(T) + attention [+ 2 all-reduces of T * hidden])
+
+Norms and the sampler do not change with the degree and are read from tp1; the all-reduce is not in the tables.
 """
 
 from __future__ import annotations
@@ -18,9 +20,15 @@ from typing import Any
 import numpy as np
 import yaml
 
+from simbatch.profiler.fitting.design import Limits
 from simbatch.profiler.fitting.steps import Steps
 from simbatch.profiler.importers.attention import AttentionTable
+from simbatch.profiler.importers.fit_tables import fit_tables
+from simbatch.profiler.importers.kernels import AllReduce, all_reduce_of
+from simbatch.profiler.importers.source import KV_DTYPES, Request, Source
 from simbatch.profiler.importers.tables import Floats, read_columns
+from simbatch.profiler.model.config import ModelConfig
+from simbatch.sim.cost.gpus import GPU_NAMES
 from simbatch.sim.errors import Problem, UserError
 
 LAYER_OPS = {
@@ -35,33 +43,121 @@ LAYER_OPS = {
 QK_NORM_OPS = {"qk_norm": 1}  # Qwen3 normalises queries and keys
 STEP_OPS = {"embedding": 1, "final_layernorm": 1}
 SEQUENCE_OPS = {"lm_head": 1, "sampler": 1}
+SAME_AT_EVERY_DEGREE = ("layernorm", "final_layernorm", "qk_norm", "sampler")
+MEASURED_VARIANTS = ("bf16", "fp16")
+MAX_BATCHED_TOKENS = 2048
 US = 1e-6
+CREDIT = "LLMServingSim (github.com/casys-kaist/LLMServingSim): op latencies measured through vLLM, composed to steps"
 
 
 class OpTables:
     """The tables of one model on one GPU, and the step times that they compose to."""
 
-    def __init__(self, folder: Path, num_layers: int, *, qk_norm: bool) -> None:
+    def __init__(
+        self, folder: Path, config: ModelConfig, tensor_parallel_size: int, all_reduce: AllReduce | None
+    ) -> None:
         self.folder = folder
-        self.num_layers = num_layers
+        self.config = config
         self.meta = read_meta(folder / "meta.yaml")
-        dense, per_sequence = folder / "tp1" / "dense.csv", folder / "tp1" / "per_sequence.csv"
-        by_layer = _curves(dense, "tokens", LAYER_OPS | (QK_NORM_OPS if qk_norm else {}))
-        by_step = _curves(dense, "tokens", STEP_OPS)
-        self._by_tokens = (by_layer[0], num_layers * by_layer[1] + np.interp(by_layer[0], *by_step))
-        self._by_sequences = _curves(per_sequence, "sequences", SEQUENCE_OPS)
-        self.attention = AttentionTable(folder / "tp1", self.meta)
+        self._all_reduce = all_reduce
+        self._tables = folder / f"tp{tensor_parallel_size}"
+        if not self._tables.is_dir():
+            rule = f"{folder} has no folder tp{tensor_parallel_size}"
+            raise UserError(Problem("--tensor-parallel-size", rule, tensor_parallel_size))
+        by_layer = self._curves("dense.csv", "tokens", LAYER_OPS | (QK_NORM_OPS if config.qk_norm else {}))
+        by_step = self._curves("dense.csv", "tokens", STEP_OPS)
+        layers = config.num_hidden_layers
+        self._by_tokens = (by_layer[0], layers * by_layer[1] + np.interp(by_layer[0], *by_step))
+        self._by_sequences = self._curves("per_sequence.csv", "sequences", SEQUENCE_OPS)
+        self.attention = AttentionTable(self._tables, self.meta, tensor_parallel_size)
 
     def step_time_s(self, steps: Steps) -> Floats:
         """What each step lasts, s."""
         per_step = np.interp(steps.num_tokens, *self._by_tokens)
         per_step += np.interp(steps.num_prefills + steps.num_decodes, *self._by_sequences)
-        return np.asarray((per_step + self.num_layers * self.attention.time_us(steps)) * US)
+        total_s = (per_step + self.config.num_hidden_layers * self.attention.time_us(steps)) * US
+        if self._all_reduce is not None:
+            calls = 2 * self.config.num_hidden_layers
+            total_s += calls * self._all_reduce.time_s(steps.num_tokens, self.config.hidden_size)
+        return np.asarray(total_s)
+
+    def limits(self, kv_tokens: int) -> Limits:
+        """The measured grid, for a design."""
+        return self.attention.limits(min(MAX_BATCHED_TOKENS, self.token_counts[-1]), kv_tokens)
 
     @property
     def token_counts(self) -> list[int]:
         """The scheduled tokens that were measured."""
         return [int(count) for count in self._by_tokens[0]]
+
+    def _curves(self, file: str, count: str, ops: Mapping[str, int]) -> tuple[Floats, Floats]:
+        """The weighted sum of ops (us) over all the counts at which any was measured."""
+        curves = {op: self._curve(file, count, op) for op in ops}
+        at = np.unique(np.concatenate([counts for counts, _ in curves.values()]))
+        total = np.zeros(len(at))
+        for op, weight in ops.items():
+            total += weight * np.interp(at, *curves[op])
+        return at, total
+
+    def _curve(self, file: str, count: str, op: str) -> tuple[Floats, Floats]:
+        path = (self.folder / "tp1" if op in SAME_AT_EVERY_DEGREE else self._tables) / file
+        (layers,), (counts, times) = read_columns(path, ["layer"], [count, "time_us"])
+        rows = np.flatnonzero(np.array(layers) == op)
+        if not len(rows):
+            raise UserError(Problem(str(path), f"ops missing: {op}", sorted(set(layers))))
+        rows = rows[np.argsort(counts[rows])]
+        return counts[rows], times[rows]
+
+
+def read_source(request: Request) -> Source:
+    """Read DIR, one model on one GPU; raises UserError for what is missing, malformed or not measured."""
+    request.refuse(gpu="--gpu", model="--model", quantisation="--quantization")
+    if request.kv_cache_dtype != "auto":
+        raise UserError(Problem("--kv-cache-dtype", "was not measured here", request.kv_cache_dtype, "leave it out"))
+    degree = request.tensor_parallel_size
+    if degree > 1 and request.all_reduce is None:
+        rule = "the all-reduce between GPUs is not in LLMServingSim's tables"
+        raise UserError(Problem("--all-reduce", rule, mend="give aiconfigurator's folder of the same GPU"))
+    if degree == 1 and request.all_reduce is not None:
+        raise UserError(Problem("--all-reduce", "one GPU needs none", str(request.all_reduce), "leave it out"))
+    config = request.config()
+    meta = read_meta(request.folder / "meta.yaml")
+    gpus = {full: short for short, full in GPU_NAMES.items()}
+    gpu, variant = meta["gpu"], meta["variant"]
+    if gpu not in gpus or variant not in MEASURED_VARIANTS:
+        rule = f"gpu must be one of {', '.join(gpus)}, and variant one of {', '.join(MEASURED_VARIANTS)}"
+        raise UserError(Problem(str(request.folder / "meta.yaml"), rule, (gpu, variant)))
+    all_reduce = all_reduce_of(request.all_reduce, degree) if request.all_reduce is not None else None
+    tables = OpTables(request.folder, config, degree, all_reduce)
+    return Source(
+        model=meta["model"],
+        gpu=gpus[gpu],
+        quantisation=variant,
+        kv_cache_dtype=KV_DTYPES[variant],
+        vllm_version=str(meta["vllm_version"]),
+        credit=CREDIT
+        if all_reduce is None
+        else f"{CREDIT}; all-reduce: aiconfigurator (github.com/ai-dynamo/aiconfigurator)",
+        licence="MIT" if all_reduce is None else "MIT; all-reduce: Apache-2.0",
+        config=config,
+        fit=lambda kv_tokens: fit_tables(tables, kv_tokens),
+        notes=_notes(tables, all_reduce),
+    )
+
+
+def _notes(tables: OpTables, all_reduce: AllReduce | None) -> tuple[str, ...]:
+    notes = []
+    if not tables.attention.alpha_default_is_stated:
+        notes.append(
+            f"uneven decode contexts: buckets that skew_fit.csv lacks take {tables.attention.alpha_default:g}, its "
+            "median weighted by samples, since meta.yaml states no default"
+        )
+    if all_reduce is not None:
+        notes.append(
+            f"all-reduce: 2 a layer, measured through vLLM {all_reduce.vllm_version} by aiconfigurator on the same GPU "
+            "model, inside a CUDA graph for steps of up to 512 tokens, else eager"
+        )
+    return tuple(notes)
 
 
 def read_meta(path: Path) -> Mapping[str, Any]:
@@ -77,19 +173,3 @@ def read_meta(path: Path) -> Mapping[str, Any]:
             Problem(str(path), f"keys missing: {', '.join(missing)}", mend="give LLMServingSim's meta.yaml")
         )
     return dict(meta)
-
-
-def _curves(path: Path, count: str, ops: Mapping[str, int]) -> tuple[Floats, Floats]:
-    """The weighted sum of ops (us) over all the counts at which any was measured."""
-    (layers,), (counts, times) = read_columns(path, ["layer"], [count, "time_us"])
-    names = np.array(layers)
-    missing = [op for op in ops if op not in layers]
-    if missing:
-        raise UserError(Problem(str(path), f"ops missing: {', '.join(missing)}", sorted(set(layers))))
-    at = np.unique(counts[np.isin(names, list(ops))])
-    total = np.zeros(len(at))
-    for op, weight in ops.items():
-        rows = np.flatnonzero(names == op)
-        rows = rows[np.argsort(counts[rows])]
-        total += weight * np.interp(at, counts[rows], times[rows])
-    return at, total

@@ -1,4 +1,4 @@
-"""`simbatch profiles`: list, show and import profiles."""
+"""`simbatch profiles`: list, show, import and estimate profiles."""
 
 from __future__ import annotations
 
@@ -8,25 +8,31 @@ from typing import TYPE_CHECKING
 
 import click
 
+from simbatch.cli._profile_import import estimate, import_profile
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from simbatch.sim.cost.error import ErrorFigures
-    from simbatch.sim.cost.profile import MeasuredProfile, Profile
+    from simbatch.sim.cost.profile import Profile
 
-FORMATS = ("llmservingsim",)
+SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 MIN_WIDTH = 140  # a row of `list` stays on one line when piped
 
 
 @click.group()
 def profiles() -> None:
-    """List, show and import profiles (what a GPU does with a model)."""
+    """List, show, import and estimate profiles (what a GPU does with a model)."""
 
 
 @profiles.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_profiles(as_json: bool) -> None:
-    """List the profiles that ship."""
+    """List the profiles that ship.
+
+    ~ marks a number of KV blocks that was estimated; the errors are mean absolute ones, held out; batch (sequences) and
+    chunk (tokens) are the largest that were measured.
+    """
     from simbatch.sim.cost.load import shipped_names
     from simbatch.sim.cost.profile import load_profile
 
@@ -44,12 +50,19 @@ def list_profiles(as_json: bool) -> None:
 @profiles.command()
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print the profile's own JSON.")
-def show(name: str, as_json: bool) -> None:
-    """Show one profile: NAME is one that ships, or a path."""
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw its step times to this PNG.")
+def show(name: str, as_json: bool, plot: Path | None) -> None:
+    """Show one profile, and draw it: NAME is one that ships, or a path."""
     from simbatch.profiler.write import profile_json
     from simbatch.sim.cost.profile import load_profile
 
     profile = load_profile(name, folder=Path())
+    if plot is not None:
+        from simbatch.sim.paths import check_target
+        from simbatch.sim.results.plots.step_times import plot_step_times
+
+        check_target(plot)
+        plot_step_times(profile, plot)
     if as_json:
         click.echo(profile_json(profile), nl=False)
         return
@@ -57,43 +70,14 @@ def show(name: str, as_json: bool) -> None:
         click.echo(f"{key:<24}{value}")
 
 
-@profiles.command(name="import")
-@click.option("--from", "source", type=click.Choice(FORMATS), required=True, help="Whose measurements DIR holds.")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False, exists=True))
-@click.option("--model-config", type=click.Path(path_type=Path), required=True, help="The model's config.json.")
-@click.option("--run-meta", type=click.Path(path_type=Path), help="meta.json of a run: the blocks that vLLM resolved.")
-@click.option("--tensor-parallel-size", type=int, default=1, show_default=True, help="GPUs that share the model.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
-def import_profile(
-    source: str,
-    directory: Path,
-    model_config: Path,
-    run_meta: Path | None,
-    tensor_parallel_size: int,
-    output: Path,
-) -> None:
-    """Fit a profile from measurements in DIR and write it."""
-    from simbatch.profiler.importers.imported import import_llmservingsim
-    from simbatch.profiler.write import write_profile
-    from simbatch.sim.paths import check_target
-
-    if output.parent.exists():  # the others are made
-        check_target(output, [model_config])
-    del source  # there is one so far
-    profile = import_llmservingsim(directory, model_config, run_meta, output.name, tensor_parallel_size)
-    write_profile(profile, output)
-    click.echo(f"{output}: {_summary(profile)}", err=True)
+profiles.add_command(import_profile)
+profiles.add_command(estimate)
 
 
-def _summary(profile: MeasuredProfile) -> str:
-    error = profile.error
-    if error is None:
-        return profile.name
-    parts = {"decode": error.decode, "prefill": error.prefill, "mixed": error.mixed}
-    return f"{profile.name}, held-out error " + ", ".join(f"{key} {_percent(part)}" for key, part in parts.items())
-
-
-def _percent(figures: ErrorFigures) -> str:
+def error_text(figures: ErrorFigures) -> str:
+    """Mean absolute error, 95th percentile and bias; `not measured` without a step."""
+    if figures.num_steps == 0:
+        return "not measured"
     return f"{figures.mape:.1%} (p95 {figures.p95:.1%}, bias {figures.bias:+.1%})"
 
 
@@ -117,7 +101,7 @@ def _facts(profile: Profile) -> dict[str, object]:
         }
     facts |= {"max_model_len": profile.max_model_len, "step_time": profile.step_time.form}
     if (error := profile.fit_error) is not None:
-        facts |= {f"error {key}": _percent(getattr(error, key)) for key in ("decode", "prefill", "mixed")}
+        facts |= {f"error {key}": error_text(getattr(error, key)) for key in ("decode", "prefill", "mixed")}
         facts["error design"] = error.design
     if (measured := profile.measured) is not None:
         for regime, bounds in measured.model_dump().items():
@@ -130,13 +114,38 @@ def _facts(profile: Profile) -> dict[str, object]:
 def _table(found: list[Profile]) -> Table:
     from rich.table import Table
 
-    table = Table("name", "model", "gpu", "weights", "blocks", "decode", "prefill", "mixed", "source", box=None)
+    names = (
+        "name",
+        "model",
+        "gpu",
+        "weights",
+        "KV",
+        "blocks",
+        "decode",
+        "prefill",
+        "mixed",
+        "batch",
+        "chunk",
+        "source",
+    )
+    table = Table(*names, box=None, pad_edge=False)
     for profile in found:
-        facts = _facts(profile)
-        error = profile.fit_error
-        shares = [f"{part.mape:.1%}" for part in (error.decode, error.prefill, error.mixed)] if error else ["-"] * 3
-        columns = [str(facts.get(key, "-")) for key in ("name", "model", "gpu", "quantisation", "num_gpu_blocks")]
-        table.add_row(*columns, *shares, str(facts.get("source", "-")).split(" (")[0])
+        facts = {key: str(value) for key, value in _facts(profile).items()}
+        error, measured = profile.fit_error, profile.measured
+        model = facts.get("model", "-").rsplit("/", 1)[-1]
+        cache = SHORT_DTYPES.get(facts.get("kv_cache_dtype", "-"), facts.get("kv_cache_dtype", "-"))
+        blocks, _, kind = facts.get("num_gpu_blocks", "-").partition(" ")
+        shares = [_share(part) for part in (error.decode, error.prefill, error.mixed)] if error else ["-"] * 3
+        ends = [str(measured.decode.num_decodes[1]), str(measured.mixed.prefill_tokens[1])] if measured else ["-"] * 2
+        source = "estimate" if profile.is_estimate else facts.get("source", "-").split(" (")[0]
+        known = [facts.get(key, "-") for key in ("gpu", "quantisation")]
+        table.add_row(
+            profile.name, model, *known, cache, f"~{blocks}" if "est" in kind else blocks, *shares, *ends, source
+        )
     for column in table.columns:
         column.no_wrap = True
     return table
+
+
+def _share(figures: ErrorFigures) -> str:
+    return f"{figures.mape:.1%}" if figures.num_steps else "-"

@@ -1,0 +1,52 @@
+"""Make the profiles that ship again, by the command in each, and compare: `python -m benchmarks.remake_profiles`.
+
+The measurements of others lie in ../shared/gpu and are no part of the project. --write puts new files in the place of
+those that differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from simbatch.sim.cost.load import parse_json, shipped_names, shipped_text
+
+ROOT = Path(__file__).parents[1]
+
+
+def remake(name: str, folder: Path) -> Path:
+    """Run the command that stands in a shipped profile, its output put into `folder`; raises CalledProcessError."""
+    words = str(parse_json(shipped_text(name), name)["command"]).split()
+    if words[0] != "simbatch" or words[-2] != "-o" or words[-1] != f"{name}.json":
+        raise SystemExit(f"{name}: its command must be simbatch ... -o {name}.json, not {' '.join(words)}")
+    output = folder / words[-1]
+    command = [sys.executable, "-m", "simbatch", *words[1:-1], str(output)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return output
+
+
+def main() -> None:
+    """Compare all, or those named; exit code 1 when one differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="profiles; all that ship if none is named")
+    parser.add_argument("--write", action="store_true", help="replace the files that differ")
+    options = parser.parse_args()
+    names = options.names or shipped_names()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = pool.map(lambda name: remake(name, Path(folder)).read_text(encoding="utf-8"), names)
+        different = [(name, text) for name, text in zip(names, made, strict=True) if text != shipped_text(name)]
+    for name, text in different:
+        print(f"{name}: differs")
+        if options.write:
+            (ROOT / "profiles" / f"{name}.json").write_text(text, encoding="utf-8")
+    print(f"{len(names) - len(different)} of {len(names)} identical")
+    sys.exit(bool(different))
+
+
+if __name__ == "__main__":
+    main()

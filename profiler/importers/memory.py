@@ -1,0 +1,129 @@
+"""The memory of an imported profile: what vLLM resolved when a recorded run started, else the planner's estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simbatch.profiler.importers.source import Source
+from simbatch.profiler.model.config import read_json
+from simbatch.profiler.model.memory_plan import plan_memory
+from simbatch.sim.cost.gpus import GPUS
+from simbatch.sim.cost.memory import Memory
+from simbatch.sim.errors import Problem, UserError
+
+BLOCK_SIZE = 16  # vLLM's default on these GPUs
+ESTIMATED = (
+    "memory: nobody recorded what vLLM resolved on this GPU; num_gpu_blocks is the planner's estimate at "
+    "gpu_memory_utilization {utilization:g}: see docs/memory.md, and set num_gpu_blocks_override where you know better"
+)
+RESOLVED = (
+    "memory: num_gpu_blocks, block_size, gpu_memory_utilization and total_bytes are what vLLM resolved when a "
+    "recorded run started; weights_bytes follow from the model's published shapes; reserve_bytes is what these "
+    "imply (activations, CUDA graphs, other libraries), not a measurement"
+)
+
+
+class Resolved(NamedTuple):
+    """Memory, the longest request that it holds, the tokens of KV cache for a design, and what to say of them."""
+
+    memory: Memory
+    max_model_len: int
+    kv_tokens: int
+    notes: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What an engine's start resolved, from a recorded run's `meta.json`."""
+
+    num_gpu_blocks: int
+    block_size: int
+    gpu_memory_utilization: float
+    total_bytes: int
+    max_model_len: int
+
+
+def memory_of_run(source: Source, facts: RunFacts) -> Resolved:
+    """The blocks that vLLM resolved; the reserve is what they imply."""
+    config = source.config
+    kv_bytes = facts.num_gpu_blocks * facts.block_size * config.kv_bytes_per_token
+    share = int(facts.total_bytes * facts.gpu_memory_utilization)
+    memory = Memory(
+        total_bytes=facts.total_bytes,
+        gpu_memory_utilization=facts.gpu_memory_utilization,
+        weights_bytes=config.weights_bytes,
+        reserve_bytes=share - config.weights_bytes - kv_bytes,
+        kv_bytes_per_token=config.kv_bytes_per_token,
+        block_size=facts.block_size,
+        num_gpu_blocks=facts.num_gpu_blocks,
+        num_gpu_blocks_from="vllm",
+    )
+    kv_tokens = (facts.num_gpu_blocks - 1) * facts.block_size
+    own = config.max_position_embeddings
+    length = (
+        f"max_model_len is that run's {facts.max_model_len}: {kv_tokens} tokens of KV cache cannot hold one request of "
+        f"the model's own {own}"
+        if own > kv_tokens
+        else f"max_model_len is that run's {facts.max_model_len}; the model's own is {own}"
+    )
+    return Resolved(memory, facts.max_model_len, kv_tokens, (RESOLVED, length))
+
+
+def memory_of_plan(source: Source, tensor_parallel_size: int) -> Resolved:
+    """What the planner expects vLLM to resolve; raises UserError when the weights leave no room."""
+    config, gpu = source.config, GPUS[source.gpu]
+    plan = plan_memory(
+        config,
+        gpu,
+        quantisation=source.quantisation,
+        kv_cache_dtype=source.kv_cache_dtype,
+        tensor_parallel_size=tensor_parallel_size,
+        block_size=BLOCK_SIZE,
+        max_num_seqs=gpu.default_max_num_seqs,
+        max_num_batched_tokens=gpu.default_max_num_batched_tokens,
+    )
+    kv_tokens = (plan.num_gpu_blocks - 1) * BLOCK_SIZE
+    own = config.max_position_embeddings
+    length = (
+        f"max_model_len is what the KV cache holds: vLLM would not start with the model's own {own}"
+        if own > kv_tokens
+        else f"max_model_len is the model's own {own}"
+    )
+    note = ESTIMATED.format(utilization=plan.gpu_memory_utilization)
+    about = int(float(f"{kv_tokens:.2g}"))  # the fit need not change with an estimate's last digits
+    return Resolved(plan.memory(), min(own, kv_tokens), about, (note, length))
+
+
+def read_run_facts(path: Path) -> RunFacts:
+    """Read a run's `meta.json`; raises UserError for keys that are missing or of the wrong kind."""
+    content = read_json(path)
+    engine, cache = _part(path, content, "engine_kwargs"), _part(path, content, "kv_cache")
+    hardware = _part(path, content, "hardware")
+    utilization = cache.get("gpu_memory_utilization")
+    if isinstance(utilization, bool) or not isinstance(utilization, int | float) or not 0 < utilization <= 1:
+        rule = "must be a number above 0, at most 1"
+        raise UserError(Problem(f"{path} kv_cache.gpu_memory_utilization", rule, utilization))
+    return RunFacts(
+        num_gpu_blocks=_whole(path, cache, "kv_cache", "num_gpu_blocks"),
+        block_size=_whole(path, cache, "kv_cache", "block_size"),
+        gpu_memory_utilization=float(utilization),
+        total_bytes=_whole(path, hardware, "hardware", "device_total_memory_bytes"),
+        max_model_len=_whole(path, engine, "engine_kwargs", "max_model_len"),
+    )
+
+
+def _part(path: Path, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = content.get(key)
+    if not isinstance(value, dict):
+        raise UserError(Problem(f"{path} {key}", "must be an object with keys", value))
+    return value
+
+
+def _whole(path: Path, part: Mapping[str, Any], where: str, key: str) -> int:
+    value = part.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise UserError(Problem(f"{path} {where}.{key}", "must be a whole number above 0", value))
+    return value

@@ -1,0 +1,117 @@
+"""`simbatch profiles import` and `estimate`: profiles from the measurements of others, and from other profiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from simbatch.sim.cost.gpus import GPU_NAMES
+
+if TYPE_CHECKING:
+    from simbatch.sim.cost.profile import MeasuredProfile
+
+FORMATS = ("llmservingsim", "aiconfigurator", "splitwise")
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
+
+
+@click.command(name="import")
+@click.option("--from", "source", type=click.Choice(FORMATS), required=True, help="Whose measurements DIR holds.")
+@click.argument("directory", metavar="DIR", type=FOLDER)
+@click.option("--model", help="Whose times to compose, as meta-llama/Llama-3.1-8B (aiconfigurator).")
+@click.option("--model-config", type=FILE, help="The model's config.json (llmservingsim, aiconfigurator).")
+@click.option("--gpu", type=click.Choice(tuple(GPU_NAMES)), help="Which of DIR's GPUs (splitwise).")
+@click.option("--quantization", help="Of the weights: bf16 (default) or fp8 (aiconfigurator).")
+@click.option("--kv-cache-dtype", default="auto", show_default=True, help="auto or fp8 (aiconfigurator).")
+@click.option(
+    "--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the model."
+)
+@click.option(
+    "--all-reduce", type=FOLDER, help="aiconfigurator's folder of the GPU: llmservingsim beyond one GPU needs it."
+)
+@click.option(
+    "--run-meta", type=FILE, help="meta.json of a run: the blocks that vLLM resolved; else they are estimated."
+)
+@click.option("-o", "--output", type=FILE, required=True, help="File to write.")
+def import_profile(
+    source: str,
+    directory: Path,
+    model: str | None,
+    model_config: Path | None,
+    gpu: str | None,
+    quantization: str | None,
+    kv_cache_dtype: str,
+    tensor_parallel_size: int,
+    all_reduce: Path | None,
+    run_meta: Path | None,
+    output: Path,
+) -> None:
+    """Fit a profile from measurements in DIR and write it.
+
+    DIR is LLMServingSim's `profile` folder of one model on one GPU, aiconfigurator's folder of one GPU (h100_sxm, with
+    h100_sxm.yaml beside it), or Splitwise's folder with perf_model.csv.
+    """
+    from simbatch.profiler.importers import imported
+    from simbatch.profiler.importers.source import Request
+
+    request = Request(
+        source=source,
+        folder=directory,
+        output_name=output.name,
+        model=model,
+        gpu=gpu,
+        quantisation=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+        tensor_parallel_size=tensor_parallel_size,
+        model_config=model_config,
+        run_meta=run_meta,
+        all_reduce=all_reduce,
+    )
+    _check(output, model_config, run_meta)
+    _write(imported.import_profile(request), output)
+
+
+@click.command()
+@click.option(
+    "--base", required=True, metavar="NAME", help="A profile of the same model and GPU: one that ships, or a path."
+)
+@click.option("--quantization", required=True, help="Of the weights: awq, gptq, fp8, int8.")
+@click.option("--model-config", type=FILE, required=True, help="The model's config.json.")
+@click.option("-o", "--output", type=FILE, required=True, help="File to write.")
+def estimate(base: str, quantization: str, model_config: Path, output: Path) -> None:
+    """Estimate what quantised weights do to a measured profile: fewer bytes to read in each step, more KV blocks.
+
+    Nobody measured the result: it says so, and so does every result that it feeds.
+    """
+    from simbatch.profiler.importers.estimated import estimate_profile
+
+    _check(output, model_config)
+    _write(estimate_profile(base, quantization, model_config, output.name), output)
+
+
+def _check(output: Path, *read: Path | None) -> None:
+    from simbatch.sim.paths import check_target
+
+    if output.parent.exists():  # the others are made
+        check_target(output, [path for path in read if path is not None])
+
+
+def _write(profile: MeasuredProfile, output: Path) -> None:
+    from simbatch.profiler.write import write_profile
+
+    write_profile(profile, output)
+    click.echo(f"{output}: {_summary(profile)}", err=True)
+
+
+def _summary(profile: MeasuredProfile) -> str:
+    from simbatch.cli.profiles import error_text
+
+    memory = profile.memory
+    parts = [profile.name, f"{memory.num_gpu_blocks} KV blocks ({memory.num_gpu_blocks_from})"]
+    if profile.error is not None and not profile.estimate:
+        regimes = ("decode", "prefill", "mixed")
+        errors = [f"{regime} {error_text(getattr(profile.error, regime))}" for regime in regimes]
+        parts.append(f"held-out error {', '.join(errors)}")
+    return "; ".join(parts)
