@@ -1,0 +1,111 @@
+"""The batch table: for each batch size, what its requests see and what it takes.
+
+All requests of a batch are sent at once, with prompts that no cache knows. TTFT, TPOT and E2EL are those of
+`vllm bench serve`, means over the requests; the step latency is the median of the steps in which the whole batch
+decodes; throughput is output tokens over the time from the first send to the last token. Elapsed time over batch size
+is none of them: it is inverse throughput.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simbatch.profiler.fitting.samples import EngineFacts
+from simbatch.profiler.measuring.step_clock import RecordedStep
+
+PROMPT_LEN, OUTPUT_LEN = 256, 32
+KNEE_RULE = (
+    "the batch size whose point lies farthest above the straight line from the first to the last point of throughput "
+    "over step latency, both scaled to 0..1; rows with kv_full are left out"
+)
+MIN_KNEE_ROWS = 3
+
+
+class Shape(NamedTuple):
+    """Tokens of each request of the table."""
+
+    prompt_len: int
+    output_len: int
+
+    @classmethod
+    def of(cls, facts: EngineFacts) -> Shape:
+        """The usual one, or what the model's length and the memory allow."""
+        longest = min(facts.max_model_len, (facts.num_gpu_blocks - 1) * facts.block_size)
+        output_len = max(2, min(OUTPUT_LEN, longest // 4))
+        return cls(max(1, min(PROMPT_LEN, longest - output_len)), output_len)
+
+
+class Lived(NamedTuple):
+    """One request of a batch: when it was sent, and when each of its tokens came, s."""
+
+    sent_s: float
+    token_s: Sequence[float]
+
+
+def batch_sizes(max_num_seqs: int) -> list[int]:
+    """1, 2, 4 ... and the highest."""
+    return sorted({2**power for power in range(max_num_seqs.bit_length())} | {max_num_seqs})
+
+
+def run_batch(engine: Any, prompts: Sequence[Sequence[int]], output_len: int, prefix: str) -> list[Lived]:
+    """Send all prompts, step until they are answered."""
+    lives = {f"{prefix}-{i}": Lived(0.0, []) for i in range(len(prompts))}
+    for request_id, prompt in zip(lives, prompts, strict=True):
+        lives[request_id] = Lived(time.perf_counter(), [])
+        engine.add_request(request_id, prompt, output_len)
+    while engine.has_unfinished():
+        outputs = engine.step()
+        now = time.perf_counter()
+        for output in outputs:
+            lives[output.request_id].token_s.extend([now] * output.num_new_tokens)  # type: ignore[attr-defined]
+    engine.drain()
+    return list(lives.values())
+
+
+def row_of(facts: EngineFacts, shape: Shape, lives: Sequence[Lived], steps: Sequence[RecordedStep]) -> dict[str, Any]:
+    """A row of the table from the requests' lives and the engine's steps; latencies in ms."""
+    sent = np.array([life.sent_s for life in lives])
+    first, last = (np.array([life.token_s[at] for life in lives]) for at in (0, -1))
+    usable = facts.num_gpu_blocks - 1
+    needed = len(lives) * -(-(shape.prompt_len + shape.output_len - 1) // facts.block_size)
+    decodes = [step for step in steps if all(entry.is_decode for _, entry in step.entries)]
+    most = max((len(step.entries) for step in decodes), default=0)
+    whole = [step for step in decodes if len(step.entries) == most]
+    used, running = max(((usable - step.free_blocks, step.num_running) for step in steps), default=(0, 0))
+    block_bytes = facts.block_size * facts.kv_bytes_per_token
+    return {
+        "batch_size": len(lives),
+        "prompt_len": shape.prompt_len,
+        "output_len": shape.output_len,
+        "output_throughput": float(sum(len(life.token_s) for life in lives) / (last.max() - sent.min())),
+        "step_ms": float(1e3 * np.median([step.duration_s for step in whole])) if whole else None,
+        "step_batch": most,
+        "step_context": float(np.mean([e.num_computed_tokens for s in whole for _, e in s.entries])) if whole else None,
+        "ttft_ms": float(1e3 * (first - sent).mean()),
+        "tpot_ms": float(1e3 * ((last - first) / (shape.output_len - 1)).mean()),
+        "e2el_ms": float(1e3 * (last - sent).mean()),
+        "kv_blocks": used,
+        "kv_bytes_per_seq": used * block_bytes // max(1, running),
+        "kv_full": needed > usable,
+    }
+
+
+def knee(rows: Sequence[dict[str, Any]]) -> int | None:
+    """The batch size at the knee, by `KNEE_RULE`; None with fewer than three rows, or when the curve has no bend."""
+    rows = [row for row in rows if not row["kv_full"] and row["step_ms"]]
+    if len(rows) < MIN_KNEE_ROWS:
+        return None
+    latency, throughput = (
+        np.array([row[key] for row in rows], dtype=float) for key in ("step_ms", "output_throughput")
+    )
+    spans = np.ptp(latency), np.ptp(throughput)
+    if not all(spans):
+        return None
+    above = (throughput - throughput[0]) / (throughput[-1] - throughput[0] or spans[1])
+    above -= (latency - latency[0]) / (latency[-1] - latency[0] or spans[0])
+    best = int(above.argmax())
+    return int(rows[best]["batch_size"]) if above[best] > 0 else None

@@ -1,0 +1,58 @@
+"""When enough was measured: the held-out error has stopped improving, or the time is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+MIN_EPISODES = 40
+GROWTH = 1.2  # the error is looked at again when there are that many times the episodes
+PATIENCE = 3  # looks in a row without improvement
+IMPROVEMENT = 0.03  # of the best mean error so far: less is none
+
+
+@dataclass
+class Budget:
+    """Seconds from now on; `now` is a clock."""
+
+    seconds: float
+    now: Callable[[], float]
+    start_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start_s = self.now()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since it was made."""
+        return self.now() - self.start_s
+
+    @property
+    def left_s(self) -> float:
+        """Never below zero."""
+        return max(0.0, self.seconds - self.elapsed_s)
+
+
+@dataclass
+class Stopping:
+    """Looks at the held-out error of the regimes now and then; they weigh the same."""
+
+    best: float = float("inf")
+    looks_without: int = 0
+    next_look: int = MIN_EPISODES
+
+    def is_time_to_look(self, num_episodes: int) -> bool:
+        """Whether enough has come since the last look."""
+        return num_episodes >= self.next_look
+
+    def look(self, num_episodes: int, errors: Mapping[str, float]) -> bool:
+        """Whether to stop; `errors` is empty while there is not enough to fit."""
+        self.next_look = max(num_episodes + 1, int(num_episodes * GROWTH))
+        if not errors:
+            return False
+        error = sum(errors.values()) / len(errors)
+        if error < self.best * (1 - IMPROVEMENT):
+            self.best, self.looks_without = error, 0
+        else:
+            self.looks_without += 1
+        return self.looks_without >= PATIENCE

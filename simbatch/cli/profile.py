@@ -1,0 +1,216 @@
+"""`simbatch profile`: measure a model through vLLM, or estimate it from its config and a GPU's datasheet."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simbatch.sim.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from simbatch.profiler.measuring.run import Files, Measured
+
+Command = Callable[..., Any]
+_OF_ESTIMATES = {"quantization", "kv_cache_dtype", "tensor_parallel_size"}
+NOT_QUIET = 1.2  # slowest over fastest canary
+MIN_WIDTH = 130  # a row of the tables stays on one line when piped
+
+
+def _engine_options(command: Command) -> Command:
+    options = (
+        click.option(
+            "--quantization", metavar="NAME", help="awq, gptq, fp8 ...; default: what the model's config says."
+        ),
+        click.option("--kv-cache-dtype", metavar="NAME", help="auto, fp8 ...: the type of the KV cache."),
+        click.option("--tensor-parallel-size", type=click.IntRange(1), metavar="N", help="GPUs that share the model."),
+        click.option("--max-num-seqs", type=click.IntRange(1), metavar="N", help="Requests that run at once, at most."),
+        click.option(
+            "--max-num-batched-tokens", type=click.IntRange(1), metavar="N", help="Tokens of a step, at most."
+        ),
+        click.option("--max-model-len", type=click.IntRange(1), metavar="N", help="Tokens of a request, at most."),
+        click.option(
+            "--gpu-memory-utilization",
+            type=click.FloatRange(0, 1, min_open=True),
+            metavar="F",
+            help="Share of the memory that vLLM takes.",
+        ),
+        click.option(
+            "--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE", help="Any other vLLM argument."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model", required=False)
+@_engine_options
+@click.option(
+    "--budget-minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    metavar="M",
+    help="Measure no longer than that; it ends sooner when the held-out error stops improving.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the design.")
+@click.option("--resume", is_flag=True, help="Go on with the samples beside FILE.")
+@click.option(
+    "--roofline",
+    type=(click.Path(path_type=Path), str),
+    metavar="MODEL_CONFIG GPU",
+    help="Estimate from a config.json and a GPU's datasheet instead; needs no vLLM.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The profile.")
+def profile(
+    model: str | None,
+    output: Path,
+    budget_minutes: float,
+    seed: int,
+    resume: bool,
+    roofline: tuple[Path, str] | None,
+    engine_args: tuple[str, ...],
+    **flags: Any,
+) -> None:
+    """Measure MODEL (a folder or a name of Hugging Face) on this machine through vLLM and write a profile.
+
+    Give the flags that you serve with. What was measured is kept beside FILE as it comes: after an interruption go on
+    with --resume.
+    """
+    from simbatch.sim.paths import check_target
+
+    check_target(output)
+    if (model is None) == (roofline is None):
+        raise click.UsageError("name either a MODEL to measure, or --roofline MODEL_CONFIG GPU to estimate")
+    given = {key: value for key, value in flags.items() if value is not None}
+    if roofline is not None:
+        _estimate(*roofline, given, output)
+        return
+    from simbatch.profiler.measuring.run import Files
+    from simbatch.profiler.measuring.vllm_engine import EngineOptions
+
+    files = Files(output)
+    options = EngineOptions(str(model), **given, seed=seed, extra=_extra(engine_args), log=files.log)
+    measured = _measure(options, files, budget_minutes, resume)
+    _show(measured, files)
+
+
+def _measure(options: Any, files: Files, budget_minutes: float, resume: bool) -> Measured:
+    import time
+
+    from simbatch.profiler.measuring.progress import progress
+    from simbatch.profiler.measuring.run import check_start, measure_profile
+    from simbatch.profiler.measuring.stopping import Budget
+
+    check_start(options, files, resume=resume)
+    click.echo(f"starting vLLM with {options.model} (its messages go to {files.log})", err=True)
+    for warning in options.warnings:
+        click.echo(f"note: {warning}", err=True)
+    try:
+        return measure_profile(
+            options,
+            files,
+            budget=lambda: Budget(60 * budget_minutes, time.monotonic),
+            resume=resume,
+            command=_command_line(options, budget_minutes),
+            progress=progress,
+        )
+    except (KeyboardInterrupt, UserError):
+        if files.samples.exists():
+            click.echo(f"what was measured is kept in {files.samples}; go on with --resume", err=True)
+        raise
+
+
+def _command_line(options: Any, budget_minutes: float) -> str:
+    """The command that does the same again, without paths of this machine."""
+    flags = [f"--{key.replace('_', '-')} {value}" for key, value in vars(options).items() if value is not None]
+    skipped = ("--model ", "--extra ", "--log ")
+    flags = [flag for flag in flags if not flag.startswith(skipped)]
+    flags += [f"--engine-arg {shlex.quote(f'{key}={value}')}" for key, value in options.extra.items()]
+    name = Path(options.model).name if Path(options.model).is_absolute() else options.model
+    return " ".join(["simbatch profile", shlex.quote(name), *flags, f"--budget-minutes {budget_minutes:g}"])
+
+
+def _extra(assignments: tuple[str, ...]) -> dict[str, Any]:
+    import yaml
+
+    extra = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key.isidentifier():
+            mend = "write KEY=VALUE, as in --engine-arg enforce_eager=true"
+            raise UserError(Problem("--engine-arg", "must be an argument of vLLM and its value", assignment, mend))
+        try:
+            extra[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(Problem(f"--engine-arg {key}", "the value is not YAML", value)) from None
+    return extra
+
+
+def _show(measured: Measured, files: Files) -> None:
+    from rich.console import Console
+
+    from simbatch.profiler.measuring.planned import planned_memory, utilisation
+    from simbatch.profiler.measuring.report import batch_notes, batch_table, memory_table
+
+    facts, rows = measured.samples.engine, measured.samples.batches
+    console = Console(highlight=False)
+    console.width = max(console.width, MIN_WIDTH)
+    shares, no_roofline = utilisation(facts, rows)
+    console.print(batch_table(rows, facts, shares))
+    cut = [note["text"] for note in measured.samples.notes if "batch table" in note.get("text", "")][-1:]
+    for note in (*batch_notes(rows, facts, no_roofline), *cut):
+        console.print(f"- {note}", markup=False, soft_wrap=True)
+    planned, how = planned_memory(facts)
+    console.print()
+    console.print(memory_table(facts, planned))
+    console.print(f"- {how}", markup=False, soft_wrap=True)
+    console.print()
+    console.print(measured.fitted.text(), markup=False, soft_wrap=True)
+    if (times := measured.canary_ratio) > NOT_QUIET:
+        click.echo(
+            f"warning: the machine was not quiet: one step took {times:.1f} times as long at one time as at another; "
+            "measure again when it is",
+            err=True,
+        )
+    written = [path.name for path in files.pictures if path.exists()]
+    click.echo(f"{measured.why_ended}\n{files.profile}, {', '.join(written)}", err=True)
+
+
+def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> None:
+    from simbatch.profiler.model.config import read_model_config
+    from simbatch.profiler.model.estimates import roofline_profile
+    from simbatch.profiler.write import write_profile
+    from simbatch.sim.cost.gpus import GPUS
+
+    if gpu not in GPUS:
+        raise UserError(Problem("--roofline GPU", f"must be one of {', '.join(GPUS)}", gpu))
+    if flags.keys() - _OF_ESTIMATES:
+        names = ", ".join(f"--{key.replace('_', '-')}" for key in sorted(flags.keys() - _OF_ESTIMATES))
+        raise click.UsageError(
+            f"{names}: a roofline estimate takes --quantization, --kv-cache-dtype and "
+            "--tensor-parallel-size alone; the scenario's engine section has the rest"
+        )
+    folder = config if config.is_dir() else config.parent
+    written = {"quantisation" if key == "quantization" else key: value for key, value in flags.items()}
+    model = folder.resolve().name
+    text = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in flags.items())
+    estimated = roofline_profile(
+        read_model_config(config),
+        GPUS[gpu],
+        model=model,
+        **written,
+        command=f"simbatch profile --roofline {shlex.quote(model)}/config.json {gpu} {text}".strip(),
+    )
+    write_profile(estimated, output)
+    memory = estimated.memory
+    click.echo(
+        f"{estimated.name}: {memory.num_gpu_blocks:,} KV blocks of {memory.block_size} tokens, "
+        f"weights of {memory.weights_bytes / 2**30:.1f} GiB; {estimated.notes[0]}"
+    )
+    click.echo(f"{output}", err=True)

@@ -1,0 +1,20 @@
+"""Tests that need real vLLM: `.venv-vllm/bin/python -m pytest tests/vllm`; elsewhere they are skipped."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+HAS_VLLM = find_spec("vllm") is not None
+if HAS_VLLM:
+    # two threads that wait for each other crawl when a third wants a core; one is slower alone, and steady
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/vllm/" not in item.nodeid:
+            continue
+        item.add_marker(pytest.mark.filterwarnings("ignore"))  # vLLM's and torch's own
+        if not HAS_VLLM:
+            item.add_marker(pytest.mark.skip(reason="vLLM is not installed here (CONTRIBUTING.md says how)"))
