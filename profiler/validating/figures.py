@@ -1,0 +1,116 @@
+"""Real figures and simulated ones: the same code makes both, from `simbatch.sim.results`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from simbatch.profiler.validating.bounds import LATENCIES, STATISTICS, Bounds, is_within
+from simbatch.profiler.validating.real_run import Run
+from simbatch.sim.results.compared import Metric
+from simbatch.sim.results.console import STATISTIC_LABELS
+
+CLIENT, ENGINE = "client", "engine"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of every real run and of the simulation; shares are of the real runs' median."""
+
+    metric: Metric
+    clock: str
+    real: tuple[float, ...]
+    simulated: float | None
+    bound: float | None = None
+
+    @property
+    def median(self) -> float:
+        """Of the real runs."""
+        return median(self.real)
+
+    @property
+    def spread(self) -> float | None:
+        """How far the run that is farthest from the median is from it; None for one run."""
+        if len(self.real) < 2 or not self.median:
+            return None
+        return max(abs(value - self.median) for value in self.real) / self.median
+
+    @property
+    def error(self) -> float | None:
+        """Of the simulation; None where there is nothing to divide by."""
+        return None if self.simulated is None or not self.median else self.simulated / self.median - 1
+
+    @property
+    def is_within(self) -> bool | None:
+        """Whether it keeps to its bound; None when it has none."""
+        return None if self.bound is None else is_within(self.error, self.bound, self.spread)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As validation.json has it."""
+        return {
+            "key": self.metric.key,
+            "label": self.metric.label,
+            "clock": self.clock,
+            "real": list(self.real),
+            "median": self.median,
+            "min": min(self.real),
+            "max": max(self.real),
+            "spread": self.spread,
+            "simulated": self.simulated,
+            "error": self.error,
+            "bound": self.bound,
+            "is_within": self.is_within,
+        }
+
+
+def figures_of(real: Sequence[Run], simulated: Run, bounds: Bounds | None) -> list[Figure]:
+    """All that both sides have; bounds hold for what the client sees."""
+    summaries = [run.result.summary for run in real]
+    figures = []
+    for metric in _client_metrics(real):
+        values = [metric.of(summary) for summary in summaries]
+        ours = metric.of(simulated.result.summary)
+        figures += _figure(metric, CLIENT, values, ours, None if bounds is None else bounds.of(metric.key))
+    theirs, own = [run.by_engine for run in real], simulated.by_engine
+    if own is not None:
+        seen = [result.summary for result in theirs if result is not None]
+        for metric in _latencies(("ttft", "e2el")) if len(seen) == len(real) else ():
+            figures += _figure(metric, ENGINE, [metric.of(summary) for summary in seen], metric.of(own.summary), None)
+    return figures
+
+
+def _figure(
+    metric: Metric, clock: str, values: Sequence[float | None], simulated: float | None, bound: float | None
+) -> list[Figure]:
+    real = tuple(float(value) for value in values if value is not None)
+    return [Figure(metric, clock, real, simulated, bound)] if real and len(real) == len(values) else []
+
+
+def _client_metrics(real: Sequence[Run]) -> Iterator[Metric]:
+    """What the runs were recorded in enough detail for."""
+    yield Metric("duration", "Duration (s)")
+    yield Metric("request_throughput", "Request throughput (req/s)")
+    yield Metric("output_throughput", "Output throughput (tok/s)")
+    yield from _latencies(LATENCIES)
+    if all(len(run.record.gaps) for run in real):
+        yield from (_latency(statistic, "itl") for statistic in ("mean", "p99"))
+    yield Metric("simbatch.mean_concurrent_requests", "Requests in flight, mean")
+    if all((run.record.requests.scheduled_ps >= 0).any() for run in real):
+        yield Metric("simbatch.queue.mean_waiting", "Waiting requests, mean")
+        yield Metric("simbatch.queue.max_waiting", "Waiting requests, max", kind="count")
+    if all(len(run.record.segments) for run in real):
+        yield Metric("simbatch.batch_size.mean", "Batch size, mean")
+        yield Metric("simbatch.batch_size.max", "Batch size, max", kind="count")
+        yield Metric("simbatch.num_steps", "Steps", kind="count")
+        yield Metric("simbatch.num_preemptions", "Preemptions", kind="count")
+        yield Metric("simbatch.cached_tokens_share", "Prompt tokens from the prefix cache", kind="share")
+
+
+def _latencies(names: Sequence[str]) -> Iterator[Metric]:
+    yield from (_latency(statistic, name) for name in names for statistic in STATISTICS)
+
+
+def _latency(statistic: str, name: str) -> Metric:
+    return Metric(f"{statistic}_{name}_ms", f"{STATISTIC_LABELS[statistic]} {name.upper()} (ms)", kind="ms")

@@ -1,0 +1,75 @@
+"""One real run, in the form that a simulation has: the same metrics, curves and pictures serve both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.sim.engine.record import SEGMENT_DTYPE, RunRecord, StepRow
+from simbatch.sim.results import Result, RunFacts
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A real run or a simulated one; `taken_in_ps` is when the engine took each request in, None where nobody says.
+
+    Times count from the moment at which the client starts.
+    """
+
+    record: RunRecord
+    facts: RunFacts
+    taken_in_ps: Ints | None
+    itl_s: list[list[float]] | None = None  # per request, between its tokens
+
+    @cached_property
+    def result(self) -> Result:
+        """Its figures as a client counts them, from the send of a request on."""
+        return Result(self.record, self.facts)
+
+    @cached_property
+    def by_engine(self) -> Result | None:
+        """Its figures as the engine counts them, from when it took a request in."""
+        if self.taken_in_ps is None:
+            return None
+        requests = replace(self.record.requests, arrival_ps=self.taken_in_ps)
+        return Result(replace(self.record, requests=requests, client_overhead_ps=0), self.facts)
+
+
+def simulated_run(result: Result) -> Run:
+    """A simulation that kept its steps: a request is taken in when the step in progress ends, or at once when idle."""
+    arrival_ps, steps = result.record.requests.arrival_ps, result.record.steps or []
+    starts = np.array([step.start_ps for step in steps], dtype=np.int64)
+    ends = np.array([step.end_ps for step in steps], dtype=np.int64)
+    following = np.searchsorted(ends, arrival_ps)
+    inside = np.minimum(following, max(len(ends) - 1, 0))
+    is_busy = (following < len(ends)) & (starts[inside] < arrival_ps) if len(ends) else np.zeros(len(arrival_ps), bool)
+    taken_in_ps = np.where(is_busy, ends[inside], arrival_ps) if len(ends) else arrival_ps
+    return Run(result.record, result.facts, taken_in_ps)
+
+
+def features(step: StepRow, num_prompt_tokens: Ints) -> tuple[int, int, int, int, int]:
+    """Decodes, their context, prefill tokens, their context and attention, as `simbatch.sim.cost.model` has them."""
+    decodes = context = tokens = prefill_context = attention = 0
+    for index, q, h in step.scheduled:
+        if q == 1 and h >= num_prompt_tokens[index]:
+            decodes, context = decodes + 1, context + h
+        else:
+            tokens, prefill_context, attention = tokens + q, prefill_context + h + q, attention + q * (2 * h + q)
+    return decodes, context, tokens, prefill_context, attention
+
+
+def segments_of(steps: Sequence[StepRow], num_prompt_tokens: Ints) -> NDArray[np.void]:
+    """Steps as segments of a `RunRecord`; all gaps between tokens are kept one by one, so none is regular."""
+    rows = []
+    for step in steps:
+        decodes, context, tokens, _, attention = features(step, num_prompt_tokens)
+        counts = (decodes, 0, context, tokens, len(step.scheduled) - decodes, attention)
+        after = (step.num_running, step.num_waiting, step.free_blocks)
+        rows.append((step.start_ps, 1, step.end_ps - step.start_ps, 0, *counts, *after))
+    return np.array(rows, dtype=SEGMENT_DTYPE)

@@ -1,0 +1,97 @@
+"""A real run beside its simulation: figures, files, and whether the simulation keeps to its bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from simbatch.profiler.validating.bounds import Bounds
+from simbatch.profiler.validating.figures import CLIENT, Figure, figures_of
+from simbatch.profiler.validating.real_run import Run
+from simbatch.profiler.validating.step_check import step_figures
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.results import files
+
+NOISY = 0.15  # a spread of a mean that makes its error worth little
+OWN_FILES = ("validation.json", "latency.png", "timeline.png")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The real runs and the simulation of the same requests; `source` says what was run, as plain data."""
+
+    real: Sequence[Run]
+    simulated: Run
+    cost: CostModel
+    source: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    bounds: Bounds | None = None
+    admission_ms: dict[str, float] | None = None  # of a request: the real mean, and what the profile says
+
+    @cached_property
+    def figures(self) -> list[Figure]:
+        """Everything that both sides know."""
+        return figures_of(self.real, self.simulated, self.bounds)
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """The real steps beside what the profile says of them; empty where no steps were recorded."""
+        return step_figures(self.real, self.cost)
+
+    @property
+    def outside(self) -> list[Figure]:
+        """What does not keep to its bound."""
+        return [figure for figure in self.figures if figure.is_within is False]
+
+    @property
+    def name(self) -> str:
+        """The scenario's."""
+        return self.simulated.facts.scenario_name
+
+    @cached_property
+    def all_notes(self) -> list[str]:
+        """What a reader of the figures must know."""
+        warnings = self.simulated.result.summary["simbatch"]["warnings"]
+        return [*self.notes, *self._noise(), *(f"simulated: {text}" for text in warnings)]
+
+    def _noise(self) -> Iterator[str]:
+        """What the runs say of each other."""
+        if len(self.real) == 1:
+            yield "one real run says nothing of the noise from run to run"
+        spreads = {figure.metric.key: figure.spread or 0.0 for figure in self.figures if figure.clock == CLIENT}
+        widest = max((key for key in spreads if key.startswith("mean_")), key=spreads.__getitem__, default=None)
+        if widest is not None and spreads[widest] > NOISY:
+            yield (
+                f"the real runs are up to {spreads[widest]:.0%} off their own median ({widest}), and errors below that "
+                "say little: measure on a machine that does nothing else, at a lower load, or with more runs"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of validation.json."""
+        ours = self.simulated.result.summary["simbatch"]
+        return {
+            "scenario": self.name,
+            "real": {**self.source, "runs": len(self.real)},
+            "simulated": {key: ours[key] for key in ("profile", "engine", "policy", "seed")},
+            "num_requests": len(self.simulated.record.requests),
+            "figures": [figure.as_dict() for figure in self.figures],
+            "steps": self.steps,
+            "admission_ms": self.admission_ms,
+            "bounds": None if self.bounds is None else dict(self.bounds.shares),
+            "is_within_bounds": None if self.bounds is None else not self.outside,
+            "notes": self.all_notes,
+        }
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write validation.json and the pictures to `folder`, in place of earlier ones; returns their paths."""
+        from simbatch.profiler.validating import pictures
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "validation.json": lambda path: files.write_json(path, self.as_dict()),
+            "latency.png": lambda path: pictures.write_latency(path, self),
+            "timeline.png": lambda path: pictures.write_timeline(path, self),
+        }
+        return files.write_all(folder, writers, OWN_FILES)

@@ -1,0 +1,138 @@
+"""`simbatch validate`: a real run beside its simulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simbatch.cli._options import checked_folder, load_scenario, scenario_options
+from simbatch.sim.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from simbatch.profiler.validating.bounds import Bounds
+    from simbatch.profiler.validating.validation import Validation
+    from simbatch.sim.scenario import Scenario
+
+MIN_WIDTH = 130  # a row of the table stays on one line when piped
+OUTSIDE = 1  # exit code
+
+
+@click.command()
+@scenario_options
+@click.option("--engine", "model", metavar="MODEL", help="Replay on real vLLM: a model's folder or name.")
+@click.option("--recorded", type=click.Path(path_type=Path), metavar="FILE", help="Compare with a recorded run.")
+@click.option("--requests", "source", type=click.Choice(["scenario", "recorded"]), help="Whose requests to simulate.")
+@click.option("--quantization", metavar="NAME", help="awq, gptq, fp8 ...; default: what the model's config says.")
+@click.option("--tensor-parallel-size", type=click.IntRange(1), metavar="N", help="GPUs that share the model.")
+@click.option("--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE", help="Any other vLLM argument.")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Real runs.")
+@click.option("--resume", is_flag=True, help="Go on with the real runs that are in DIR.")
+@click.option("--bounds", metavar="NAME=PERCENT,...", help="Exit with 1 when a figure is off by more.")
+@click.option("--json", "as_json", is_flag=True, help="Print validation.json instead of the table.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def validate(
+    file: Path,
+    folder: Path | None,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    model: str | None,
+    recorded: Path | None,
+    source: str | None,
+    bounds: str | None,
+    as_json: bool,
+    quiet: bool,
+    **flags: Any,
+) -> None:
+    """Simulate the scenario in FILE and put it beside a real run of the same requests.
+
+    The real run is made now, in real time on vLLM's engine in this process (--engine), or was recorded (--recorded: the
+    JSON of `vllm bench serve --save-result --save-detailed`, or LLMServingSim's requests.jsonl). Figures and pictures
+    are written to DIR, by default results/validate-<name of FILE>.
+    """
+    from simbatch.profiler.validating.bounds import Bounds
+
+    if (model is None) == (recorded is None):
+        raise click.UsageError("name either a model with --engine, or a file with --recorded")
+    _refuse_flags(model is not None, source, flags)
+    limits = None if bounds is None else Bounds.parse(bounds)
+    scenario = load_scenario(file, assignments, seed)
+    folder = checked_folder(folder or Path("results", f"validate-{file.stem}"))
+    if recorded is not None:
+        validation = _recorded(scenario, recorded, source, limits)
+    else:
+        validation = _engine(scenario, str(model), folder, limits, flags, quiet)
+    written = validation.save(folder)
+    _show(validation, folder, written, as_json=as_json, quiet=quiet)
+    if validation.outside:
+        raise click.exceptions.Exit(OUTSIDE)
+
+
+def _recorded(scenario: Scenario, file: Path, source: str | None, bounds: Bounds | None) -> Validation:
+    from simbatch.profiler.validating.on_recorded import validate_recorded
+    from simbatch.sim.scenario import resolve
+
+    return validate_recorded(resolve(scenario), file, source, bounds)
+
+
+def _engine(
+    scenario: Scenario, model: str, folder: Path, bounds: Bounds | None, flags: dict[str, Any], quiet: bool
+) -> Validation:
+    from simbatch.cli.profile import _extra as engine_args_of
+    from simbatch.profiler.measuring.vllm_engine import check_model, require_vllm
+    from simbatch.profiler.validating.on_engine import Told, validate_engine
+    from simbatch.profiler.validating.progress import progress, warm_up
+    from simbatch.profiler.validating.settings import check_can_run, engine_options
+    from simbatch.sim.scenario import resolve
+
+    check_can_run(scenario)
+    resolve(scenario)  # its mistakes, before any time is spent
+    options = engine_options(
+        scenario,
+        model,
+        quantization=flags["quantization"],
+        tensor_parallel_size=flags["tensor_parallel_size"],
+        extra=engine_args_of(flags["engine_args"]),
+    )
+    require_vllm()
+    check_model(options)
+    told = Told(
+        say=lambda line: None if quiet else click.echo(line, err=True),
+        warm_up=lambda done, total: None if quiet else warm_up(done, total),
+        progress=lambda runs, requests, run_s: progress(runs, requests, run_s, quiet=quiet),
+    )
+    try:
+        return validate_engine(
+            scenario, options, folder, repeats=flags["repeat"], resume=flags["resume"], bounds=bounds, told=told
+        )
+    except KeyboardInterrupt:
+        if any(folder.glob("run-*/requests.parquet")):
+            click.echo(f"\nthe runs that had ended are kept in {folder}; go on with --resume", err=True)
+        raise
+
+
+def _refuse_flags(is_engine: bool, source: str | None, flags: dict[str, Any]) -> None:
+    """What belongs to the other kind of validation."""
+    if is_engine:
+        if source is not None:
+            raise UserError(Problem("--requests", "goes with --recorded alone", source))
+        return
+    defaults: dict[str, Any] = {"repeat": 1}
+    for name, value in flags.items():
+        if value != defaults.get(name) and value not in (None, (), False):
+            raise UserError(Problem(f"--{name.rstrip('s').replace('_', '-')}", "goes with --engine alone"))
+
+
+def _show(validation: Validation, folder: Path, written: list[Path], *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        click.echo((folder / "validation.json").read_text(encoding="utf-8"), nl=False)
+    elif not quiet:
+        from rich.console import Console
+
+        from simbatch.profiler.validating.report import show
+
+        console = Console(highlight=False)
+        console.width = max(console.width, MIN_WIDTH)
+        show(console, validation)
+        click.echo(f"{len(written)} files in {folder}")

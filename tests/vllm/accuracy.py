@@ -1,0 +1,101 @@
+"""The loop of docs/accuracy.md on this machine: profile a small model on real vLLM, then validate on three workloads.
+
+    .venv-vllm/bin/python -m tests.vllm.accuracy -o build/accuracy
+
+On a machine that does nothing else it takes about ten minutes. The rates are shares of the capacity that the profile
+says: 0.3 (light), 0.8 (heavy), 0.5 in bursts. Prints a table in Markdown; ends with 1 when a figure is outside.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from simbatch import Scenario, simulate
+
+HERE = Path(__file__).parent
+MODEL = HERE / "models" / "tiny-llama"
+EAGER = ("--engine-arg", "enforce_eager=true")
+ENGINE = ("--max-num-seqs", "32", "--max-num-batched-tokens", "512", "--max-model-len", "1024")
+SHARES = {"light": 0.3, "heavy": 0.8, "bursty": 0.5}
+BOUNDS = "mean=5,mean_ttft=10,p90=10"
+SHOWN = (
+    "output_throughput",
+    "mean_ttft_ms",
+    "p90_ttft_ms",
+    "mean_tpot_ms",
+    "p90_tpot_ms",
+    "mean_e2el_ms",
+    "p90_e2el_ms",
+)
+
+
+def profile(target, budget_minutes, engine=ENGINE):
+    """Measure MODEL into `target`."""
+    flags = (*engine, *EAGER, "--budget-minutes", str(budget_minutes), "-o", str(target))
+    simbatch("profile", str(MODEL), *flags).check_returncode()
+
+
+def rate_of(name, target, settings):
+    """The scenario's share of the requests per second that the engine does when all are there from the start."""
+    scenario = Scenario.load(HERE / "scenarios" / f"{name}.yaml")
+    content = scenario.override({"profile": str(target.absolute()), **settings}).dump()
+    workload = {**content["workload"], "arrival": {"process": "all_at_once"}, "num_prompts": 2000}
+    for key in ("request_rate", "burstiness"):
+        workload.pop(key, None)
+    saturated = simulate(Scenario.from_dict({**content, "workload": workload}))
+    return round(SHARES[name] * saturated.summary["request_throughput"], 3)
+
+
+def validate(name, target, folder, repeat, bounds, **settings):
+    """Replay a scenario, with some of its keys set (`__` for the dots); returns how it ended."""
+    dotted = {key.replace("__", "."): value for key, value in settings.items()}
+    given = {"workload.request_rate": rate_of(name, target, dotted), "profile": target.absolute(), **dotted}
+    flags = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
+    program = ("validate", str(HERE / "scenarios" / f"{name}.yaml"), "--engine", str(MODEL), *EAGER, *flags)
+    return simbatch(*program, "--repeat", str(repeat), "-o", str(folder), "--bounds", bounds)
+
+
+def simbatch(*arguments):
+    """Run a command, its output shown as it comes."""
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    return subprocess.run([sys.executable, "-m", "simbatch", *arguments], env=environment, check=False)
+
+
+def markdown(folder, names):
+    """The table: real median, spread, simulated, error."""
+    yield "| workload | figure | real, median | spread | simulated | error |"
+    yield "|---|---|---|---|---|---|"
+    for name in names:
+        content = json.loads((folder / name / "validation.json").read_text())
+        figures = {f["key"]: f for f in content["figures"] if f["clock"] == "client"}
+        for key in SHOWN:
+            figure = figures[key]
+            spread = "-" if figure["spread"] is None else f"±{figure['spread']:.1%}"
+            values = f"{figure['median']:,.1f} | {spread} | {figure['simulated']:,.1f} | {figure['error']:+.1%}"
+            yield f"| {name} | {figure['label']} | {values} |"
+
+
+def main():
+    """The whole loop."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("build", "accuracy"))
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--budget-minutes", type=float, default=4)
+    parser.add_argument("--keep-profile", action="store_true", help="take the profile that is there")
+    given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
+    target = given.output / "tiny-llama.json"
+    if not (given.keep_profile and target.exists()):
+        for old in given.output.glob("tiny-llama.*"):
+            old.unlink()
+        profile(target, given.budget_minutes)
+    codes = [validate(name, target, given.output / name, given.repeat, BOUNDS).returncode for name in SHARES]
+    print("\n".join(markdown(given.output, SHARES)))
+    sys.exit(max(codes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What `simbatch recommend` writes, put through vLLM's own argument parser."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.profile import load_profile
+from simbatch.sim.search.recommend import Choice, Load, Recommendation
+from simbatch.sim.search.recommend_cases import USE_CASES, scenario_of
+from simbatch.sim.search.recommend_vllm import arguments, command, config_yaml
+
+CHOSEN = Choice(24, 4096)
+
+
+@pytest.fixture(scope="module")
+def parse():
+    """`vllm serve ...` as vLLM's command line builds it."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser()
+    ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
+    return lambda words: parser.parse_args(words)
+
+
+def recommendation(use_case, name, **changes):
+    case, profile = USE_CASES[use_case], load_profile(name, folder=Path())
+    profile = profile.model_copy(update=changes)
+    scenario = scenario_of(case, profile, name, case.slo, 0)
+    return Recommendation(case, scenario, profile, case.goal, CHOSEN, CHOSEN, CHOSEN, Load(1.0), {})
+
+
+def check(parsed, given):
+    assert (parsed.model_tag or parsed.model) == given["model"]
+    for name, value in given.items():
+        if name not in ("model", "quantization", "dtype"):
+            assert getattr(parsed, name.replace("-", "_")) == value, name
+    assert parsed.quantization == given.get("quantization")
+    assert parsed.dtype == given.get("dtype", "auto")
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_command_and_file_of_every_profile(name, parse, tmp_path):
+    given = arguments(recommendation("mixed", name))
+    check(parse(shlex.split(command(given))[1:]), given)
+    file = tmp_path / "vllm.yaml"
+    file.write_text(config_yaml(given, "a comment"))
+    check(parse(["serve", "--config", str(file)]), given)
+
+
+@pytest.mark.parametrize("use_case", USE_CASES)
+@pytest.mark.parametrize("quantisation", ["bf16", "fp32", "awq", "gptq", "fp8", "int8", "int4", "fp8_block"])
+def test_every_use_case_and_quantisation(use_case, quantisation, parse):
+    given = arguments(recommendation(use_case, "rtx4090-llama-3.1-8b-bf16", quantisation=quantisation))
+    check(parse(shlex.split(command(given))[1:]), given)
+
+
+def test_what_is_off_is_said_as_vllm_says_it(parse, tmp_path):
+    found = recommendation("mixed", "rtx4090-llama-3.1-8b-bf16")
+    found = replace(found, scenario=found.scenario.override({"engine.enable_prefix_caching": False}))
+    given = arguments(found)
+    file = tmp_path / "vllm.yaml"
+    file.write_text(config_yaml(given, "a comment"))
+    assert "--no-enable-prefix-caching" in command(given)
+    assert parse(shlex.split(command(given))[1:]).enable_prefix_caching is False
+    assert parse(["serve", "--config", str(file)]).enable_prefix_caching is False
