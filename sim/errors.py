@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
-NOTHING = object()
+
+class Nothing(Enum):
+    """That there is no value to show; an enum stays what it is when an error comes from another process."""
+
+    NOTHING = 0
+
+
+NOTHING = Nothing.NOTHING
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def test_what_follows_says_slo_classes_engine_and_setting():
     assert "Profile: rtx4090-llama-3.1-8b-bf16; error: decode 1.9 %, mixed 4.8 %\n" in text
     assert "Steps inside the profile's measured range: 99.99 %\n" in text
     assert "Engine, as written: max_num_seqs 64\n" in text
-    assert text.endswith("Engine, resolved: block_size 16, watermark 0, max_num_active_seqs none")
+    assert "Engine, resolved: block_size 16, watermark 0, max_num_active_seqs none\n" in text
+    assert text.endswith("Steady state: no claim (too short: 0 requests after warm-up, 200 are needed)")
 
 
 def test_numbers_are_readable():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,10 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results import console, files
+from simbatch.sim.results.compared import LOWER, Metric, metrics_of
 from simbatch.sim.results.result import Result
 
-OWN_FILES = ("compare.json", "compare.csv", "compare.png")
-LOWER, HIGHER = "lower", "higher"
+OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png")
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,18 @@ class Row:
     def best(self) -> list[str]:
         """Who has the best value, to the digits shown; nobody when all look equal."""
         measured = {value: label for label, value in self.values.items() if value is not None}
-        texts = {self._text(label) for label in measured.values()}
+        texts = {self.text(label) for label in measured.values()}
         if self.better is None or len(texts) < 2:
             return []
-        best = self._text(measured[(min if self.better == LOWER else max)(measured)])
-        return [label for label in self.values if self._text(label) == best]
+        best = self.text(measured[(min if self.better == LOWER else max)(measured)])
+        return [label for label in self.values if self.text(label) == best]
 
     def cell(self, label: str) -> str:
         """What the table shows, the best with a star."""
-        return f"{self._text(label)} {'*' if label in self.best else ' '}"
+        return f"{self.text(label)} {'*' if label in self.best else ' '}"
 
-    def _text(self, label: str) -> str:
+    def text(self, label: str) -> str:
+        """A candidate's value as it is shown."""
         value = self.values[label]
         return console.percent(value) if self.is_share else console.number(value, self.decimals)
 
@@ -71,7 +72,7 @@ class Comparison:
     @cached_property
     def rows(self) -> list[Row]:
         """The metrics that are compared; a latency that nobody has is left out."""
-        rows = [self._row(*what) for what in self._wanted()]
+        rows = [self._row(metric) for metric in metrics_of([result.summary for result in self.results.values()])]
         return [row for row in rows if any(value is not None for value in row.values.values())]
 
     def text(self) -> str:
@@ -123,36 +124,6 @@ class Comparison:
             for row in self.rows:
                 writer.writerow([row.key, row.better or "", *row.values.values()])
 
-    def _row(self, key: str, label: str, better: str | None, kind: str) -> Row:
-        values = {name: _lookup(result.summary, key) for name, result in self.results.items()}
-        return Row(key, label, values, better, {"count": 0, "ms": 1}.get(kind, 2), kind == "share")
-
-    def _wanted(self) -> Iterator[tuple[str, str, str | None, str]]:
-        """Key, label, what is better, and how it is shown."""
-        yield "completed", "Successful requests", HIGHER, "count"
-        yield "duration", "Duration (s)", None, "number"
-        yield "request_throughput", "Request throughput (req/s)", HIGHER, "number"
-        yield "request_goodput", "Request goodput (req/s)", HIGHER, "number"
-        yield "simbatch.slo_share.all", "Requests within SLO", HIGHER, "share"
-        yield "output_throughput", "Output throughput (tok/s)", HIGHER, "number"
-        for name in console.LATENCY_HEADERS:
-            for statistic in ("mean", "p99"):
-                label = f"{console.STATISTIC_LABELS[statistic]} {name.upper()} (ms)"
-                yield f"{statistic}_{name}_ms", label, LOWER, "ms"
-        classes = {name for result in self.results.values() for name in result.summary["simbatch"]["classes"]}
-        for name in sorted(classes) if len(classes) > 1 else ():
-            yield f"simbatch.classes.{name}.p99_ttft_ms", f"P99 TTFT, {name} (ms)", LOWER, "ms"
-            yield f"simbatch.classes.{name}.slo_share.all", f"Within SLO, {name}", HIGHER, "share"
-        yield "simbatch.queue.mean_waiting", "Waiting requests, mean", None, "number"
-        yield "simbatch.queue.max_waiting", "Waiting requests, max", None, "count"
-        yield "simbatch.batch_size.mean", "Batch size, mean", None, "number"
-        yield "simbatch.batch_size.max", "Batch size, max", None, "count"
-        yield "simbatch.kv_cache.peak_use", "KV cache use, peak", None, "share"
-        yield "simbatch.num_preemptions", "Preemptions", LOWER, "count"
-
-
-def _lookup(summary: Mapping[str, Any], key: str) -> float | None:
-    value: Any = summary
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return None if value is None else float(value) if isinstance(value, float) else int(value)
+    def _row(self, metric: Metric) -> Row:
+        values = {name: metric.of(result.summary) for name, result in self.results.items()}
+        return Row(metric.key, metric.label, values, metric.better, metric.decimals, metric.is_share)

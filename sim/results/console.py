@@ -29,6 +29,7 @@ def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
         *_class_lines(ours["classes"]),
         *_serving_lines(ours),
         *_origin_lines(ours),
+        steady_line(ours["steady_state"]),
         *(f"WARNING: {warning}" for warning in ours["warnings"]),
     ]
     return "\n".join(_wrapped(lines))
@@ -146,6 +147,18 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
         yield f"Engine, as written:{_listed(written)}"
     if resolved:
         yield f"Engine, resolved:{_listed({key: engine[key] for key in resolved})}"
+
+
+def steady_line(steady: Mapping[str, Any]) -> str:
+    """How sure the mean E2EL of the steady state is, or why nothing is said of it."""
+    mean = steady["mean_e2el_ms"]
+    if mean["low"] is None:
+        return f"Steady state: no claim ({steady['refused'] or mean['refused']})"
+    value, low, high = (number(mean[key] / 1000, 2) for key in ("value", "low", "high"))
+    return (
+        f"Steady state: E2EL mean {value} s (95 % interval {low} to {high} over {steady['num_batches']} batches; "
+        f"left out: the first {steady['left_out_first']:,} requests as warm-up, the last {steady['left_out_last']:,})"
+    )
 
 
 def _listed(settings: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from simbatch.sim.results.metrics import (
 )
 from simbatch.sim.results.overload import warnings_of
 from simbatch.sim.results.slices import slices
+from simbatch.sim.results.steady import steady_state
 
 
 def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
         "device_busy_share": ratio(curves.busy_ps(record), duration_ps(record)),
         "cached_tokens_share": _cached_share(record),
         "client_overhead_ms": record.client_overhead_ps / PS_PER_MS,
+        "steady_state": steady_state(record, facts),
         "warnings": warnings_of(record, facts),
     }
 

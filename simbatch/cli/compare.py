@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,13 +13,24 @@ from simbatch.cli._options import checked_folder, load_scenario, scenario_option
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
+    from simbatch.sim.results import Result
     from simbatch.sim.scenario import Resolved
+    from simbatch.sim.search.cells import Cell
 
 
 @click.command()
 @scenario_options
 @click.option("--policy", "policies", multiple=True, metavar="P", help="A policy to compare. Can be repeated.")
 @click.option("--profile", "profiles", multiple=True, metavar="P", help="A profile to compare. Can be repeated.")
+@click.option(
+    "--replications",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Run each candidate under N seeds, from the scenario's on, and say how sure the differences are.",
+)
+@click.option("--bonferroni", is_flag=True, help="Make the intervals of all candidates hold together, per metric.")
+@click.option("--jobs", type=int, default=-1, metavar="N", help="Processes for the replications; -1: one per core.")
 @click.option("--json", "as_json", is_flag=True, help="Print compare.json instead of the table.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def compare(
@@ -29,27 +40,57 @@ def compare(
     seed: int | None,
     policies: tuple[str, ...],
     profiles: tuple[str, ...],
+    replications: int,
+    bonferroni: bool,
+    jobs: int,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Simulate the scenario in FILE once for each policy or profile and put the results side by side.
 
-    A policy that the scenario has keeps its parameters there; any other runs with its defaults. The table, its numbers
-    and one picture are written to DIR, by default results/<name of FILE>-compare.
+    A policy that the scenario has keeps its parameters there; any other runs with its defaults. With --replications,
+    all run under the same seeds, and each is compared with the first by the differences seed by seed. The table, its
+    numbers and the pictures are written to DIR, by default results/<name of FILE>-compare.
     """
     from simbatch.cli._simulate import simulate_shown
     from simbatch.sim.results.compare import Comparison
+    from simbatch.sim.results.replications import ReplicatedComparison
 
+    if jobs == 0:
+        raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
     candidates = _candidates(file, assignments, seed, policies, profiles)
+    start = next(iter(candidates.values())).scenario.seed
+    seeds = range(start, start + replications)
+    cells = _cells(candidates, seeds[1:])
     folder = checked_folder(folder or Path("results", f"{file.stem}-compare"))
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
-    comparison = Comparison(results)
+    comparison: Comparison | ReplicatedComparison = Comparison(results)
+    if replications > 1:
+        summaries = _summaries(results, cells, jobs, quiet)
+        comparison = ReplicatedComparison(Comparison(results), summaries, seeds, bonferroni)
     written = comparison.save(folder)
     if as_json:
         click.echo((folder / "compare.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         click.echo(comparison.text())
         click.echo(f"{len(written)} files in {folder}")
+
+
+def _cells(candidates: dict[str, Resolved], seeds: Sequence[int]) -> dict[str, list[Cell]]:
+    """Each candidate under the seeds after the first, checked."""
+    from simbatch.cli._replicate import cells_under
+
+    return cells_under(candidates, seeds) if seeds else {}
+
+
+def _summaries(
+    results: dict[str, Result], cells: dict[str, list[Cell]], jobs: int, quiet: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """Of each candidate, those of all seeds."""
+    from simbatch.cli._replicate import summaries_of
+
+    others = summaries_of(cells, jobs=jobs, quiet=quiet)
+    return {label: [result.summary, *others[label]] for label, result in results.items()}
 
 
 def _candidates(
