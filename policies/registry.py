@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,13 @@ OWN = "for your own, write package.module:Class or file.py:Class"
 
 def policy_names() -> list[str]:
     """Names of the policies that ship and of those that installed packages offer."""
-    return sorted({*SHIPPED, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+    return sorted({*SHIPPED, *_offered()})
+
+
+@cache
+def _offered() -> dict[str, str]:
+    """What installed packages offer, by name; looked up once, since it reads the metadata of every package."""
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
 def load_policy(name: str, params: Mapping[str, Any], *, folder: Path) -> Policy:
@@ -69,8 +76,7 @@ def _parameters_model(kind: type[Policy]) -> type[BaseModel]:
 
 def policy_class(name: str, *, folder: Path) -> type[Policy]:
     """The class that a name stands for."""
-    offered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    target = SHIPPED.get(name) or offered.get(name) or name
+    target = SHIPPED.get(name) or _offered().get(name) or name
     where, colon, class_name = target.rpartition(":")
     if not colon or not where or not class_name:
         if name.endswith(".py"):

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from simbatch.sim.errors import Problem, UserError
     from simbatch.sim.results import Result
     from simbatch.sim.scenario import Scenario
+    from simbatch.sim.search.sweep import sweep
     from simbatch.sim.simulate import simulate
 
-__all__ = ["Policy", "Problem", "Result", "Scenario", "UserError", "simulate"]
+__all__ = ["Policy", "Problem", "Result", "Scenario", "UserError", "simulate", "sweep"]
 
 _HOMES = {
     "Policy": "simbatch.policies.base",
@@ -26,6 +27,7 @@ _HOMES = {
     "Scenario": "simbatch.sim.scenario",
     "UserError": "simbatch.sim.errors",
     "simulate": "simbatch.sim.simulate",
+    "sweep": "simbatch.sim.search.sweep",
 }
 
 

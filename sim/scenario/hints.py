@@ -32,6 +32,11 @@ class Hints:
         """Whether the key at `path` has no default."""
         return any(path[-1] in node.get("required", ()) for node in self._at(path[:-1], data)) if path else False
 
+    def takes_whole_numbers(self, path: KeyPath, data: Any) -> bool:
+        """Whether a number at `path` must be a whole one."""
+        kinds = {node.get("type") for node in self._at(path, data)}
+        return "integer" in kinds and "number" not in kinds
+
     def mend_unknown(self, path: KeyPath, data: Any) -> str:
         """What to do about an unknown key: the nearest name here, its place elsewhere, or all that is known here."""
         name, known = str(path[-1]), self.known_keys(path[:-1], data)

@@ -16,6 +16,7 @@ from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
 from simbatch.sim.scenario.reading.document import KeyPath, read_document
 from simbatch.sim.scenario.reading.source import Source, Value, plain_data
+from simbatch.sim.scenario.sweep import Sweep
 from simbatch.sim.workload.model import Workload
 
 if TYPE_CHECKING:
@@ -97,6 +98,14 @@ class Scenario(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="the same seed gives the same requests, to the byte"
     )
+    sweep: Sweep | None = Field(
+        default=None,
+        exclude=True,
+        description="what `simbatch sweep` varies: dotted keys to lists or {from, to, steps}",
+    )
+    tune: dict[str, Any] | None = Field(
+        default=None, exclude=True, description="what `simbatch tune` searches: dotted keys to lists of values"
+    )
 
     _source: Source = PrivateAttr()
 
@@ -116,10 +125,11 @@ class Scenario(Section):
         source = Source(name, Path(folder), name, {}, {})
         return cls._from_source(source.with_data(plain_data(data, name)))
 
-    def override(self, values: Mapping[str, Value], *, origin: str = "override") -> Self:
+    def override(self, values: Mapping[str, Value], *, origin: str | Mapping[str, str] = "override") -> Self:
         """A changed copy: dotted keys to values (`{"engine.max_num_seqs": 64}`).
 
-        `origin` names where the change comes from in the messages of the UserError that a wrong one raises.
+        `origin` names where the change, or each of them, comes from in the messages of the UserError that a wrong one
+        raises.
         """
         return self._from_source(self._source.override(values, origin))
 
@@ -172,7 +182,7 @@ class Scenario(Section):
         return UserError(*self._source.in_order(map(self._source.relocated, error.problems)))
 
     def dump(self) -> dict[str, Any]:
-        """As plain data that `from_dict` takes back; paths are absolute, so that it can be stored anywhere."""
+        """One simulation, so without `sweep` and `tune`, as plain data that `from_dict` takes back; absolute paths."""
         return self._source.with_absolute_paths(self.model_dump(mode="json", exclude_none=True))
 
 

@@ -27,28 +27,32 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Value]:
             problems.append(Problem(f"--set {_short(assignment)}", "must be a dotted key, =, and a value", mend=mend))
             continue
         try:
-            values[name] = _value(text.strip())
-        except ValueError as error:
-            problems.append(Problem(f"--set {name}", str(error), text, "write a finite number"))
+            values[name] = read_value(text.strip(), "--set", name)
         except UserError as error:
-            problems += [_of_flag(problem, name, text.strip()) for problem in error.problems]
+            problems += error.problems
     if problems:
         raise UserError(*problems)
     return values
 
 
-def _value(text: str) -> Value:
-    if not text.startswith(("{", "[", '"', "'")):
-        return parse_plain(text)
-    value: Value = parse_document(f"value: {text}", name="--set").data["value"]
+def read_value(text: str, flag: str, name: str) -> Value:
+    """What `text` says as the value of `name`; UserError naming the flag."""
+    try:
+        if not text.startswith(("{", "[", '"', "'")):
+            return parse_plain(text)
+        value: Value = parse_document(f"value: {text}", name=flag).data["value"]
+    except ValueError as error:
+        raise UserError(Problem(f"{flag} {name}", str(error), text, "write a finite number")) from None
+    except UserError as error:
+        raise UserError(*(_of_flag(problem, f"{flag} {name}", text) for problem in error.problems)) from None
     return value
 
 
-def _of_flag(problem: Problem, name: str, text: str) -> Problem:
+def _of_flag(problem: Problem, place: str, text: str) -> Problem:
     """A mistake in the document that stands for the flag's value, as one of the flag."""
     _, _, key = problem.place.partition(" ")
     value = text if isinstance(problem.value, str) and problem.value.startswith("value: ") else problem.value
-    return replace(problem, place=f"--set {name}{key.removeprefix('value')}", value=value)
+    return replace(problem, place=f"{place}{key.removeprefix('value')}", value=value)
 
 
 def _short(text: str, limit: int = 60) -> str:

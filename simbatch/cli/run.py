@@ -33,6 +33,8 @@ def run(
     from simbatch.sim.scenario import resolve
 
     resolved = resolve(load_scenario(file, assignments, seed, policy))
+    if resolved.scenario.sweep is not None and not quiet:
+        click.echo(f"the settings outside `sweep` are run; its cells: simbatch sweep {file}", err=True)
     folder = checked_folder(folder or Path("results", file.stem))
     result = simulate_shown(resolved, resolved.scenario.name, steps=steps, quiet=quiet)
     written = result.save(folder)

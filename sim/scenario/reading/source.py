@@ -79,10 +79,11 @@ class Source:
         first = path[0]
         return tuple(path) if first in SECTIONS else None
 
-    def override(self, values: Mapping[str, Value], origin: str) -> Source:
+    def override(self, values: Mapping[str, Value], origins: str | Mapping[str, str]) -> Source:
         """A copy with the dotted keys set; UserError when a key cannot be set."""
         data, overrides = copy.deepcopy(self.data), dict(self.overrides)
         for name, value in values.items():
+            origin = origins if isinstance(origins, str) else origins[name]
             path: KeyPath = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
             if len(path) > MAX_DEPTH:
                 rule = f"keys are nested more than {MAX_DEPTH} deep"
@@ -103,7 +104,7 @@ class Source:
         return str(user_path(self.folder, value).absolute()) if is_file else value
 
 
-SECTIONS = ("profile", "engine", "policy", "workload", "slo", "seed")
+SECTIONS = ("profile", "engine", "policy", "workload", "slo", "seed", "tune")
 
 
 def _set(data: Any, path: KeyPath, value: Any, place: str) -> KeyPath:

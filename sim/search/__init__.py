@@ -1,0 +1,1 @@
+"""Many simulations: sweeps over settings, and the search for the best ones."""

@@ -1,0 +1,190 @@
+"""A cell: one simulation of many, a pure function of its resolved scenario, named by a hash of all it depends on.
+
+What others need to run cells stands here too: `run_cells` and `CellStore` come from their own files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.model import Scenario
+from simbatch.sim.scenario.reading.source import plain_value
+from simbatch.sim.scenario.resolve import Resolved, resolve
+
+if TYPE_CHECKING:
+    from simbatch.sim.search.run import run_cells
+    from simbatch.sim.search.store import CellStore
+
+__all__ = ["Cell", "CellStore", "Settings", "Summary", "cells_of", "evaluate", "run_cells"]
+
+Settings = Mapping[str, Any]  # dotted keys of a scenario to values
+Summary = dict[str, Any]  # what summary.json holds
+KEY_LENGTH = 20  # hexadecimal digits: no two of a million cells are alike by chance
+MAX_PROBLEMS = 20
+_POLICY = "policy.name"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What `settings` and `seed` make of a scenario, as plain data that any process can run."""
+
+    settings: dict[str, Any]
+    seed: int
+    scenario: dict[str, Any]
+    folder: Path
+    name: str
+    key: str
+
+    def label(self) -> str:
+        """The settings and the seed, for a message."""
+        shown = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in self.settings.items()]
+        return " ".join([*shown, f"seed={self.seed}"])
+
+
+def cells_of(
+    scenario: Scenario,
+    settings: Sequence[Settings],
+    seeds: Sequence[int],
+    *,
+    places: Sequence[Mapping[str, str]] | None = None,
+) -> list[Cell]:
+    """Every entry of `settings` under every seed, in that order; nothing has run yet.
+
+    A `policy.name` other than the scenario's starts from that policy's defaults. `places` says where each value comes
+    from, for the messages. Raises one UserError with the problems of all cells.
+    """
+    problems: list[Problem] = []
+    origins = places or [dict.fromkeys(chosen, "setting") for chosen in settings]
+    fingerprints = _Fingerprints()
+    cells: list[Cell] = []
+    _check_seeds(scenario, seeds)
+    for chosen, origin in zip(settings, origins, strict=True):
+        try:
+            resolved = resolve(_changed(scenario, chosen, origin))
+            cells += _seeded(resolved, chosen, seeds, fingerprints)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*_shortened(problems))
+    return cells
+
+
+def evaluate(cell: Cell) -> Summary:
+    """Simulate: the content of summary.json. Raises UserError, its places after the cell's settings."""
+    from simbatch.sim.results.files import plain
+    from simbatch.sim.simulate import simulate
+
+    try:
+        scenario = Scenario.from_dict(cell.scenario, folder=cell.folder, name=cell.name)
+        summary: Summary = plain(simulate(scenario).summary)
+    except UserError as error:
+        at = f"cell {cell.label()}: "
+        raise UserError(*(replace(problem, place=at + problem.place) for problem in error.problems)) from error
+    return summary
+
+
+def _changed(scenario: Scenario, settings: Settings, places: Mapping[str, str]) -> Scenario:
+    values, origins = dict(settings), dict(places)
+    name = values.get(_POLICY)
+    if isinstance(name, str) and name != scenario.policy.name:
+        del values[_POLICY]
+        values = {"policy": {"name": name}, **values}
+        origins["policy"] = origins[_POLICY]
+    return scenario.override(values, origin=origins)
+
+
+def _seeded(
+    resolved: Resolved, settings: Settings, seeds: Sequence[int], fingerprints: _Fingerprints
+) -> Iterable[Cell]:
+    data = resolved.dump()
+    folder, name = resolved.scenario.folder.absolute(), resolved.scenario.name
+    fingerprint = fingerprints.of(resolved, data)
+    for seed in seeds:
+        key = _digest(json.dumps([fingerprint, name, seed]).encode())[:KEY_LENGTH]
+        yield Cell(plain_value(settings, "setting"), seed, {**data, "seed": seed}, folder, name, key)
+
+
+def _check_seeds(scenario: Scenario, seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        scenario.override({"seed": seed}, origin="--replications")
+
+
+class _Fingerprints:
+    """Hashes of resolved scenarios, in which files count by what is in them; each file is read once."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+        self._profiles: dict[str, str] = {}
+        self._version = version("simbatch")
+
+    def of(self, resolved: Resolved, data: dict[str, Any]) -> str:
+        """Of everything but the seed."""
+        content = {**self._by_content(data), "profile": self._profile(resolved, data["profile"]), "seed": None}
+        kind = type(resolved.policy)
+        source = None if kind.__module__.startswith("simbatch.policies.") else _source_of(kind)
+        if source is not None:
+            content["policy"] = {**content["policy"], "name": kind.__qualname__, "source": self._file(source)}
+        return _digest(json.dumps([self._version, content], sort_keys=True).encode())
+
+    def _profile(self, resolved: Resolved, reference: Any) -> str:
+        name = json.dumps(reference)
+        if name not in self._profiles:
+            self._profiles[name] = _digest(resolved.profile.model_dump_json().encode())
+        return self._profiles[name]
+
+    def _by_content(self, data: dict[str, Any]) -> dict[str, Any]:
+        return {key: self._value(key, value) for key, value in data.items()}
+
+    def _value(self, key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return self._by_content(value)
+        return self._file(value) if key == "path" and isinstance(value, str) else value
+
+    def _file(self, path: str) -> str:
+        if path not in self._files:
+            try:
+                with Path(path).open("rb") as file:
+                    self._files[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            except (OSError, ValueError):  # the simulation says what is wrong with it
+                self._files[path] = path
+        return self._files[path]
+
+
+def _source_of(kind: type) -> str | None:
+    try:
+        return inspect.getsourcefile(kind)
+    except (OSError, TypeError):  # typed at a prompt
+        return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _shortened(problems: Sequence[Problem]) -> list[Problem]:
+    """Each once: one wrong value makes many cells wrong."""
+    different = {str(problem): problem for problem in problems}
+    shown = list(different.values())[:MAX_PROBLEMS]
+    if len(different) > len(shown):
+        shown.append(Problem("sweep", f"{len(different) - len(shown):,} more problems like these", mend="mend these"))
+    return shown
+
+
+def __getattr__(name: str) -> Any:
+    if name == "run_cells":
+        from simbatch.sim.search.run import run_cells
+
+        return run_cells
+    if name == "CellStore":
+        from simbatch.sim.search.store import CellStore
+
+        return CellStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

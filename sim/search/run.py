@@ -1,0 +1,158 @@
+"""Cells to summaries: in this process, on several, or on a Dask cluster; where they run changes nothing in them.
+
+Each cell is a task of its own, and here a finished one is written down by the process that ran it: whatever dies or is
+interrupted, only cells under way are lost. A worker that dies (killed, out of memory) is replaced and its cell run
+again; when that happens time after time and no cell gets finished, it is said and left to the user.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from typing import NamedTuple
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.search.cells import Cell, Summary, evaluate
+from simbatch.sim.search.store import CellStore
+
+MAX_DEATHS = 3  # that a cell was suspected of, before it is run alone
+MAX_DEATHS_IN_A_ROW = 10
+AHEAD = 3  # cells handed out per process, so that none waits for its next
+MAX_PROBLEMS = 20
+OnResult = Callable[[Cell, Summary], None]
+Say = Callable[[str], None]
+
+
+class Outcome(NamedTuple):
+    """What became of a cell: its summary, or what the user must mend."""
+
+    key: str
+    summary: Summary | None
+    problems: tuple[Problem, ...] = ()
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    store: CellStore | None = None,
+    *,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    on_result: OnResult | None = None,
+    say: Say | None = None,
+) -> dict[str, Summary]:
+    """The summary of each cell by its key; cells of one key are run once.
+
+    `jobs` processes (-1: one per core; 1: this one), or the cluster of a Dask `scheduler`. Each result is put into
+    `store` and told to `on_result` as it comes, in any order; `say` is told of workers that died. A cell that fails
+    holds up no other: its problems are raised, with those of all others, as one UserError at the end.
+    """
+    if jobs == 0:
+        raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
+    todo = {cell.key: cell for cell in cells}
+    found: dict[str, Summary] = {}
+    problems: list[Problem] = []
+    with closing(_outcomes(todo, store, jobs, scheduler, say or _silent)) as outcomes:
+        for outcome in outcomes:
+            problems += outcome.problems
+            if outcome.summary is not None:
+                found[outcome.key] = outcome.summary
+                if on_result is not None:
+                    on_result(todo[outcome.key], outcome.summary)
+    if problems:
+        raise UserError(*problems[:MAX_PROBLEMS])
+    return {key: found[key] for key in todo}
+
+
+def _outcomes(
+    todo: dict[str, Cell], store: CellStore | None, jobs: int, scheduler: str | None, say: Say
+) -> Generator[Outcome, None, None]:
+    if scheduler is None or not todo:
+        return _on_this_machine(todo, store, jobs, say)
+    from simbatch.sim.search.cluster import on_cluster
+
+    return on_cluster(scheduler, todo.values(), store, say)
+
+
+def _on_this_machine(
+    todo: dict[str, Cell], store: CellStore | None, jobs: int, say: Say
+) -> Generator[Outcome, None, None]:
+    """A death speaks against whatever was handed out; who stood there thrice is run alone, and then it is certain."""
+    remaining, in_a_row = dict(todo), 0
+    deaths: Counter[str] = Counter()
+    while remaining:
+        order = sorted(remaining.values(), key=lambda cell: deaths[cell.key])
+        trusted = [cell for cell in order if deaths[cell.key] < MAX_DEATHS]
+        try:
+            for outcome in _on_processes(trusted or order[:1], store, jobs):
+                in_a_row = 0
+                del remaining[outcome.key]
+                yield outcome
+        except BrokenProcessPool:
+            in_a_row += 1
+            if in_a_row == MAX_DEATHS_IN_A_ROW:
+                rule = f"worker processes died {in_a_row} times, and no cell was finished in between (out of memory?)"
+                mend = f"take fewer processes or smaller scenarios; {len(remaining):,} cells are not finished"
+                raise UserError(Problem("--jobs", rule, jobs, mend)) from None
+            if trusted:
+                handed_out = [cell.key for cell in trusted if cell.key in remaining][: _num_ahead(jobs)]
+                deaths.update(handed_out)
+                say(f"a worker process died; {len(remaining):,} cells go on in new ones")
+            else:
+                rule = f"the process that ran it died {MAX_DEATHS + 1} times (out of memory?)"
+                del remaining[order[0].key]
+                yield _failed(order[0], rule, "make it smaller, or leave it out")
+
+
+def _num_ahead(jobs: int) -> int:
+    """How many cells are handed out before the first is finished."""
+    from joblib import effective_n_jobs
+
+    return AHEAD * int(effective_n_jobs(jobs))
+
+
+def _on_processes(cells: Iterable[Cell], store: CellStore | None, jobs: int) -> Generator[Outcome, None, None]:
+    from joblib import Parallel, delayed
+
+    if store is not None:
+        store = CellStore(store.folder.absolute())  # workers live on, in the folder where they were started
+    calls = [delayed(_attempt_here)(cell, store, os.getpid()) for cell in cells]
+    parallel = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=f"{AHEAD}*n_jobs", return_as="generator_unordered")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*have been cancelled")  # whoever interrupts knows
+        with closing(parallel(calls)) as outcomes:
+            yield from outcomes
+
+
+def _attempt_here(cell: Cell, store: CellStore | None, parent: int) -> Outcome:
+    """In a worker, or in the parent itself when it has one process; Ctrl-C is the parent's to answer."""
+    if os.getpid() != parent:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    outcome = attempt(cell)
+    if store is not None and outcome.summary is not None:
+        store.put(cell.key, outcome.summary)
+    return outcome
+
+
+def attempt(cell: Cell) -> Outcome:
+    """Evaluate; what goes wrong is the outcome."""
+    try:
+        return Outcome(cell.key, evaluate(cell))
+    except UserError as error:
+        return Outcome(cell.key, None, error.problems)
+    except MemoryError:
+        return _failed(cell, "not enough memory", "simulate fewer requests, or take fewer --jobs")
+    except SystemExit as end:
+        return _failed(cell, f"the policy ended the program by sys.exit({end.code!r})", "remove that call")
+
+
+def _failed(cell: Cell, rule: str, mend: str) -> Outcome:
+    return Outcome(cell.key, None, (Problem(f"cell {cell.label()}", rule, mend=mend),))
+
+
+def _silent(line: str) -> None:
+    """Nobody listens."""

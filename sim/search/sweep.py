@@ -1,0 +1,156 @@
+"""A sweep: many settings of one scenario, each under the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simbatch.sim.results import files
+from simbatch.sim.results.console import number, table
+from simbatch.sim.scenario.model import Scenario
+from simbatch.sim.search.cells import Cell, Summary, cells_of
+from simbatch.sim.search.run import Say, run_cells
+from simbatch.sim.search.store import CellStore
+from simbatch.sim.search.sweep_grid import grid_of
+from simbatch.sim.search.sweep_table import Row, points_of, row_of, write_csv, write_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OWN_FILES = ("summary.csv", "summary.parquet", "points.csv", "sweep.png")
+MAX_LINES = 40
+SHOWN = {
+    "request_throughput": ("req/s", 2),
+    "request_goodput": ("goodput", 2),
+    "output_throughput": ("tok/s", 1),
+    "p99_ttft_ms": ("P99 TTFT ms", 0),
+    "p99_tpot_ms": ("P99 TPOT ms", 1),
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What was planned (`cells`) and what is there (`summaries` by key); a shard has not run everything."""
+
+    name: str
+    keys: list[str]
+    cells: Sequence[Cell]
+    summaries: Mapping[str, Summary]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """A row per cell that is there, in the order planned: settings, seed, every metric, warnings, key."""
+        there = (cell for cell in self.cells if cell.key in self.summaries)
+        return [row_of(cell, self.keys, self.summaries[cell.key]) for cell in there]
+
+    @cached_property
+    def points(self) -> list[Row]:
+        """A row per setting: the mean of each metric over the seeds, and its 95 % interval (`.low`, `.high`)."""
+        return points_of(self.rows, self.keys)
+
+    @property
+    def num_missing(self) -> int:
+        """Cells that nobody has run yet."""
+        return len(self.cells) - len(self.rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`rows` as a DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    def text(self) -> str:
+        """A line per setting, with the means of the main metrics."""
+        shown = [key for key in SHOWN if any(point.get(key) is not None for point in self.points)]
+        header = [*self.keys, *(SHOWN[key][0] for key in shown), ""]
+        lines = [
+            [*(_setting(point[key]) for key in self.keys), *(_figure(point, key) for key in shown), _remark(point)]
+            for point in self.points[:MAX_LINES]
+        ]
+        left_out = len(self.points) - len(lines)
+        rest = [f"... and {left_out:,} more settings in summary.csv"] if left_out else []
+        most = max((point["replications"] for point in self.points), default=1)
+        means = [f"means of {most} seeds, with 95 % intervals"] if most > 1 else []
+        missing = [f"{self.num_missing:,} of {len(self.cells):,} cells are missing"] if self.num_missing else []
+        return "\n".join([*(line.rstrip() for line in table(header, lines)), *rest, *means, *missing])
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write summary.csv and .parquet, points.csv with several seeds, and sweep.png where there is one to draw."""
+        from simbatch.sim.search import sweep_plot
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "summary.csv": lambda path: write_csv(path, self.rows),
+            "summary.parquet": lambda path: write_parquet(path, self.rows),
+        }
+        if len(self.rows) > len(self.points):
+            writers["points.csv"] = lambda path: write_csv(path, self.points)
+        if (drawing := sweep_plot.choose(self.points, self.keys)) is not None:
+            writers["sweep.png"] = lambda path: sweep_plot.write(path, self.name, drawing)
+        return files.write_all(Path(folder), writers, OWN_FILES)
+
+    def __repr__(self) -> str:
+        return f"Sweep({self.name}: {len(self.points):,} settings, {len(self.rows):,} of {len(self.cells):,} cells)"
+
+
+def planned(
+    scenario: Scenario, over: Mapping[str, Any] | None = None, *, replications: int = 1, origin: str = "over"
+) -> Sweep:
+    """Every cell, checked; nothing has run yet. Raises UserError with all that is wrong with any of them."""
+    grid = grid_of(scenario, over, origin=origin)
+    seeds = [scenario.seed + i for i in range(replications)]
+    cells = cells_of(scenario, grid.settings, seeds, places=grid.places)
+    return Sweep(scenario.name, grid.keys(), cells, {})
+
+
+def sweep(
+    scenario: Scenario,
+    over: Mapping[str, Any] | None = None,
+    *,
+    replications: int = 1,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    folder: Path | str | None = None,
+    say: Say | None = None,
+) -> Sweep:
+    """Simulate every combination of the scenario's `sweep` section and of `over` (dotted keys to lists of values).
+
+    `replications` seeds from the scenario's on, the same arrivals for every setting; `jobs` processes (-1: one per
+    core) or a Dask `scheduler`. With a `folder`, every cell is kept in its `cells/` and taken from there when it is
+    there already. Raises UserError for what the user must mend.
+    """
+    plan = planned(scenario, over, replications=replications)
+    store = None if folder is None else CellStore(Path(folder, "cells"))
+    there = {} if store is None else stored(store, plan.cells)
+    todo = [cell for cell in plan.cells if cell.key not in there]
+    found = run_cells(todo, store, jobs=jobs, scheduler=scheduler, say=say)
+    done = Sweep(plan.name, plan.keys, plan.cells, there | found)
+    if folder is not None:
+        done.save(folder)
+    return done
+
+
+def stored(store: CellStore, cells: Sequence[Cell]) -> dict[str, Summary]:
+    """The summaries of those that are in the store."""
+    found = {cell.key: store.get(cell.key) for cell in cells}
+    return {key: summary for key, summary in found.items() if summary is not None}
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key} {item}" for key, item in value.items())
+    return "-" if value is None else str(value)
+
+
+def _figure(point: Row, key: str) -> str:
+    mean, high = point.get(key), point.get(f"{key}.high")
+    text = number(mean, SHOWN[key][1])
+    return text if mean is None or high is None else f"{text} ± {number(high - mean, SHOWN[key][1])}"
+
+
+def _remark(point: Row) -> str:
+    if not point["overloaded_runs"]:
+        return ""
+    return "overloaded" if point["replications"] == 1 else f"overloaded in {point['overloaded_runs']}"

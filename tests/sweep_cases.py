@@ -1,0 +1,77 @@
+"""A small scenario to sweep over, and policies that do to a worker what the world does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from simbatch import Scenario
+
+WORKLOAD: dict[str, Any] = {
+    "num_prompts": 30,
+    "request_rate": 5,
+    "prompt_len": {"distribution": "lognormal", "mean": 100, "cv": 0.5},
+    "output_len": {"distribution": "lognormal", "mean": 20, "cv": 0.5},
+}
+DATA: dict[str, Any] = {
+    "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},
+    "workload": WORKLOAD,
+    "slo": {"ttft_ms": 100},
+    "seed": 3,
+}
+SEATS = [{"engine.max_num_seqs": n} for n in range(1, 13)]
+YAML = """\
+profile: {num_gpu_blocks: 1000, step_time: {base_s: 0.01, per_decode_seq_s: 0.001}}
+workload:
+  num_prompts: 30
+  request_rate: 5
+  prompt_len: {distribution: lognormal, mean: 100, cv: 0.5}
+  output_len: {distribution: lognormal, mean: 20, cv: 0.5}
+slo: {ttft_ms: 100}
+seed: 3
+"""
+
+# Each simulation leaves a line in `runs`; the one with `seats` kills its process, every time or only the first.
+POLICY = """
+import os, signal
+from pathlib import Path
+from simbatch import Policy
+
+HERE = Path(__file__).parent
+
+class Watched(Policy):
+    fatal_seats: int = 0
+    again: bool = False
+
+    def start(self, engine):
+        super().start(engine)
+        with (HERE / "runs").open("a") as file:
+            file.write(f"{engine.max_num_seqs}\\n")
+        if engine.max_num_seqs == self.fatal_seats:
+            try:
+                (HERE / "died").touch(exist_ok=self.again)  # of two at once only one dies
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+class Wrong(Policy):
+    def seats(self, engine):
+        return -1
+
+class Exits(Policy):
+    def start(self, engine):
+        raise SystemExit(3)
+"""
+
+
+def toy(**changes: Any) -> Scenario:
+    return Scenario.from_dict(DATA | changes, name="toy")
+
+
+def watched(folder: Path, **params: Any) -> Scenario:
+    (folder / "watched.py").write_text(POLICY)
+    return Scenario.from_dict(DATA | {"policy": {"name": "watched.py:Watched", **params}}, folder=folder, name="toy")
+
+
+def runs(folder: Path) -> int:
+    return len((folder / "runs").read_text().splitlines())
