@@ -166,15 +166,19 @@ def plan_memory(
         figures=figures,
     )
     if plan.num_gpu_blocks < 2:
-        taken = (plan.total_bytes * gpu_memory_utilization - plan.kv_cache_bytes - weights) / GIB
-        usable = f"of the {plan.total_bytes * gpu_memory_utilization / GIB:.1f} GiB that vLLM may take on {gpu.short}"
-        rule = (
-            f"{stored} weights need {weights / GIB:.1f} GiB and the rest {taken:.1f} GiB {usable}: "
-            "nothing is left for a KV cache"
-        )
-        mend = "take more GPUs (--tensor-parallel-size), smaller weights (--quantization), or a larger GPU"
-        raise UserError(Problem("memory", rule, mend=mend))
+        raise _too_large(plan, stored, gpu)
     return plan
+
+
+def _too_large(plan: MemoryPlan, stored: str, gpu: Gpu) -> UserError:
+    usable, weights = int(plan.total_bytes * plan.gpu_memory_utilization), plan.weights_bytes
+    rest = usable - plan.kv_cache_bytes - weights
+    rule = (
+        f"{stored} weights need {weights / GIB:.1f} GiB and the rest {rest / GIB:.1f} GiB of the {usable / GIB:.1f} "
+        f"GiB that vLLM may take on {gpu.short}: nothing is left for a KV cache"
+    )
+    mend = "take more GPUs (--tensor-parallel-size), smaller weights (--quantization), or a larger GPU"
+    return UserError(Problem("memory", rule, mend=mend))
 
 
 def _activation(config: ModelConfig, tensor_parallel_size: int, seqs: int, tokens: int) -> tuple[int, str]:

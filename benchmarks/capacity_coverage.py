@@ -1,0 +1,60 @@
+"""`simbatch tune --capacity` on a queue whose capacity is known: how often the 95 % interval holds it.
+
+    .venv/bin/python -m benchmarks.capacity_coverage [--repetitions 50] [--busy 0.7]
+
+M/D/1: Poisson arrivals, one seat, a request is one step of 10 ms. The limit is the mean latency that Pollaczek and
+Khinchine give for the server busy to that share, so the capacity is that share of 100 requests per second. Every
+repetition has 8 seeds of its own, 2,500 requests each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from statistics import fmean
+
+from simbatch.sim.scenario import Scenario
+from simbatch.sim.search.capacity import find_capacity
+from simbatch.sim.search.tune_goal import Limit
+from simbatch.sim.search.tune_run import Runner
+
+SERVICE_S, REPLICATIONS, NUM_PROMPTS = 0.01, 8, 2500
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repetitions", type=int, default=50)
+    parser.add_argument("--busy", type=float, default=0.7, help="share of the service rate at the capacity")
+    options = parser.parse_args()
+    truth = options.busy / SERVICE_S
+    limit_ms = 1000 * SERVICE_S * (1 + options.busy / (2 * (1 - options.busy)))
+    limit = Limit.parse(f"mean_e2el_ms={limit_ms}")
+    intervals = []
+    for i in range(options.repetitions):
+        scenario = queue(seed=1000 + REPLICATIONS * i)
+        interval = find_capacity(scenario, (limit,), Runner(scenario, jobs=1), REPLICATIONS).interval
+        assert interval is not None
+        intervals.append(interval)
+    held = sum(interval.holds(truth) for interval in intervals)
+    print(f"capacity {truth:g}/s: {held} of {len(intervals)} intervals hold it;", end=" ")
+    print(f"estimate / truth {fmean(interval.estimate for interval in intervals) / truth:.4f} on average,", end=" ")
+    print(f"half width {fmean(interval.half_width for interval in intervals) / truth:.1%}")
+
+
+def queue(seed: int) -> Scenario:
+    return Scenario.from_dict(
+        {
+            "profile": {"num_gpu_blocks": 1000, "max_model_len": 64, "step_time": {"base_s": SERVICE_S}},
+            "engine": {"max_num_seqs": 1},
+            "workload": {
+                "num_prompts": NUM_PROMPTS,
+                "arrival": {"process": "poisson", "request_rate": 50},
+                "prompt_len": {"distribution": "fixed", "mean": 10},
+                "output_len": {"distribution": "fixed", "mean": 1},
+            },
+            "seed": seed,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""`simbatch tune` against the whole grid: it should find the best with at most a fifth of the runs.
+
+    .venv/bin/python -m benchmarks.tune_against_grid [--seeds 10] [--jobs -1]
+
+Three scenarios with small workloads and the space that `tune` searches by default. Every combination is simulated once;
+then the search runs under several seeds of its own on the same requests, with as many trials as `tune` takes by
+default. Found means the same objective as the grid's best within the limit (ties are the same). `after` is the number
+of runs, the scenario as it stands included, until the best was first seen; `worst` the lowest result as a share of the
+best. Exit code 1 when a search misses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.search.tune import Tuned, tune
+from simbatch.sim.search.tune_axes import default_axes
+from simbatch.sim.search.tune_goal import METRICS, Goal, Limit, Means, Summary, means_over, metric_of
+from simbatch.sim.search.tune_run import Runner
+from simbatch.sim.search.tune_space import Space
+
+ROOT = Path(__file__).parents[1]
+LARGEST_SHARE = 1 / 5
+
+
+class Case(NamedTuple):
+    """A scenario, what changes it, and the goal."""
+
+    name: str
+    scenario: str
+    changes: dict[str, Any]
+    maximize: str
+    limits: tuple[str, ...] = ()
+
+
+CASES = (
+    Case("goodput in bursts", "bursty", {"workload.num_prompts": 400}, "goodput"),
+    Case(
+        "throughput under a latency limit",
+        "steady",
+        {"workload.num_prompts": 300, "workload.request_rate": 8},
+        "throughput",
+        ("p99_tpot_ms=35",),
+    ),
+    Case(
+        "throughput in a small KV cache",
+        "memory_pressure",
+        {"workload.num_prompts": 200},
+        "throughput",
+        ("p99_ttft_ms=20000",),
+    ),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=10, help="searches for each scenario")
+    parser.add_argument("--jobs", type=int, default=-1, help="processes for the grid")
+    options = parser.parse_args()
+    is_found = [show(case, options.seeds, options.jobs) for case in CASES]
+    sys.exit(not all(is_found))
+
+
+def show(case: Case, num_seeds: int, jobs: int) -> bool:
+    goal = Goal((metric_of(case.maximize, "--maximize"),), tuple(map(Limit.parse, case.limits)))
+    scenario = Scenario.load(ROOT / "scenarios" / f"{case.scenario}.yaml").override(case.changes)
+    space = Space(scenario, default_axes(resolve(scenario), goal.limits))
+    begin = time.perf_counter()
+    runner = Runner(scenario, jobs=jobs)
+    settings = [space.settings(point) for point in space.points if space.is_allowed(point)]
+    grid = [figures(summary) for summary in runner([(each, scenario.seed) for each in settings])]
+    ranks = [goal.rank(means) for means in grid]
+    best, feasible = min(ranks), sum(map(goal.is_met, grid))
+    print(f"{case.name} ({case.scenario}.yaml, {goal.metrics[0].key}, {' '.join(map(str, goal.limits)) or 'no limit'})")
+    print(f"  grid {len(grid)}, {feasible} within the limits; best {-best[1]:,.4g}, reached by {ranks.count(best)}")
+    results = [tune(space, goal, runner, search_seed=seed) for seed in range(num_seeds)]
+    after = [
+        [goal.rank(trial.means) for trial in tuned.trials].index(best) + 1 for tuned in results if hits(tuned, best)
+    ]
+    share = max(len(tuned.trials) for tuned in results) / len(grid)
+    worst = min(goal.rank(tuned.best.means)[1] / best[1] if tuned.is_feasible else 0.0 for tuned in results)
+    is_found = share <= LARGEST_SHARE and len(after) == num_seeds
+    print(f"  tune: {share:.1%} of the grid's runs; found by {len(after)} of {num_seeds} searches", end="")
+    print(f", after {min(after)} to {max(after)} runs" if after else "", end="")
+    print(f"; worst {worst:.2%} of the best; {'ok' if is_found else 'MISSED'}")
+    print(f"  ({time.perf_counter() - begin:.0f} s)", flush=True)
+    return is_found
+
+
+def figures(summary: Summary) -> Means:
+    return means_over([summary], list(METRICS.values()))
+
+
+def hits(tuned: Tuned, best: tuple[float, ...]) -> bool:
+    return tuned.goal.rank(tuned.best.means) == best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""`simbatch recommend`: settings for a use case, from the source material's table, checked by simulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from simbatch.cli._options import checked_folder
+from simbatch.cli._progress import progress_of
+from simbatch.sim.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from simbatch.sim.cost.profile import MeasuredProfile
+
+CASES = ("interactive", "batch", "mixed", "longform")
+ABOUT_RUNS = 150
+SLO_KEYS = ("ttft_ms", "tpot_ms", "e2el_ms")
+
+
+@click.command()
+@click.option("--use-case", type=click.Choice(CASES), required=True, help="What the model is to serve.")
+@click.option("--profile", "reference", required=True, metavar="P", help="A profile that ships, or a path.")
+@click.option("--slo", "limits", multiple=True, metavar="KEY=MS", help="--slo ttft_ms=500 --slo tpot_ms=40.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the traffic.")
+@click.option("--jobs", type=int, default=-1, metavar="N", help="Processes; -1: one per core.")
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
+@click.option("--json", "as_json", is_flag=True, help="Print recommend.json instead of the report.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def recommend(
+    use_case: str,
+    reference: str,
+    limits: tuple[str, ...],
+    seed: int,
+    jobs: int,
+    folder: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Recommend max_num_seqs and max_num_batched_tokens for a use case, as flags and a config file of vLLM.
+
+    The rule of thumb for the use case is checked by simulation on the profile, and corrected where it is wrong. Takes
+    about half a minute on two cores. Results go to DIR, by default results/recommend-<use case>-<profile>.
+    """
+    from simbatch.sim.search.recommend import recommend as search
+    from simbatch.sim.search.recommend_cases import USE_CASES, scenario_of
+    from simbatch.sim.search.recommend_files import save
+    from simbatch.sim.search.recommend_report import report
+    from simbatch.sim.search.tune_run import Runner
+
+    case, profile = USE_CASES[use_case], _profile(reference)
+    slo = _slo(limits) or dict(case.slo)
+    scenario = scenario_of(case, profile, reference, slo, seed)
+    folder = checked_folder(folder or Path("results", f"recommend-{use_case}-{profile.name}"))
+    with progress_of("recommend", ABOUT_RUNS, quiet=quiet) as progress:
+        runner = Runner(scenario, jobs=jobs, progress=progress)
+        found = search(case, scenario, profile, runner)
+    found.num_runs = runner.num_runs
+    written = save(found, folder)
+    if as_json:
+        click.echo((folder / "recommend.json").read_text(encoding="utf-8"), nl=False)
+    elif not quiet:
+        click.echo(report(found))
+        click.echo(f"\n{found.num_runs} simulations; {', '.join(path.name for path in written)} in {folder}")
+
+
+def _profile(reference: str) -> MeasuredProfile:
+    from simbatch.sim.cost.profile import MeasuredProfile, load_profile
+
+    profile = load_profile(reference, folder=Path())
+    if not isinstance(profile, MeasuredProfile):
+        rule = "names no model and no GPU, so there is nothing to recommend flags for"
+        raise UserError(Problem("--profile", rule, reference, "take one that ships: `simbatch profiles list`"))
+    return profile
+
+
+def _slo(limits: tuple[str, ...]) -> dict[str, float]:
+    found = {}
+    for limit in (part for text in limits for part in text.split(",")):
+        key, _, value = limit.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if key not in SLO_KEYS or not 0 < number < float("inf"):
+            rule = f"must be one of {', '.join(SLO_KEYS)} and its limit in ms"
+            raise UserError(Problem("--slo", rule, limit, "write --slo ttft_ms=500 --slo tpot_ms=40"))
+        found[key] = number
+    return found

@@ -1,0 +1,198 @@
+"""`simbatch tune`: the best settings for a goal, or the capacity of the settings that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simbatch.cli._options import checked_folder, load_scenario, scenario_options
+from simbatch.cli._progress import progress_of
+from simbatch.sim.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from simbatch.sim.results.compared import Metric
+    from simbatch.sim.scenario import Scenario
+    from simbatch.sim.search.tune_goal import Goal, Limit
+    from simbatch.sim.search.tune_run import Runner
+    from simbatch.sim.search.tune_space import Space
+
+Count = click.IntRange(min=1)
+
+
+@click.command()
+@scenario_options
+@click.option("--maximize", metavar="METRIC", help="throughput (default), goodput, or another figure of summary.json.")
+@click.option("--limit", "limits", multiple=True, metavar="METRIC=N", help="--limit p99_tpot_ms=50. Can be repeated.")
+@click.option("--pareto", metavar="METRICS", help="The Pareto set of these: --pareto throughput,p99_ttft_ms.")
+@click.option("--knee", is_flag=True, help="Recommend the knee of the Pareto set (of throughput and p99_tpot_ms).")
+@click.option("--capacity", is_flag=True, help="Find the highest request rate that meets the SLO or the limits.")
+@click.option("--over", multiple=True, metavar="KEY=VALUES", help="Search this key: --over engine.max_num_seqs=8,16.")
+@click.option("--trials", type=Count, metavar="N", help="Settings to try (a fifth of the combinations, 20 to 60).")
+@click.option("--replications", type=Count, metavar="N", help="Seeds for each of them (1; for --capacity 8).")
+@click.option("--confirm", type=click.IntRange(min=0), default=5, metavar="N", help="Fresh seeds for the winner (5).")
+@click.option("--jobs", type=int, default=-1, metavar="N", help="Processes; -1: one per core.")
+@click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier search has run.")
+@click.option("--json", "as_json", is_flag=True, help="Print tune.json instead of the report.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def tune(
+    file: Path,
+    folder: Path | None,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    maximize: str | None,
+    limits: tuple[str, ...],
+    pareto: str | None,
+    knee: bool,
+    capacity: bool,
+    over: tuple[str, ...],
+    trials: int | None,
+    replications: int | None,
+    confirm: int,
+    jobs: int,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Search the settings of the scenario in FILE for the best ones, and say how they compare with those it has.
+
+    Without --over and without a section `tune` in FILE, max_num_seqs, max_num_batched_tokens and the policy are
+    searched (with --knee max_num_seqs alone). Results go to DIR, by default results/<name of FILE>-tune.
+    """
+    from simbatch.sim.search.tune_goal import Limit
+
+    _check_flags(maximize, pareto, knee, capacity, over, jobs)
+    scenario = load_scenario(file, assignments, seed)
+    kept = tuple(map(Limit.parse, limits))
+    folder = checked_folder(folder or Path("results", f"{file.stem}-tune"))
+    if capacity:
+        text, number = _capacity(scenario, kept, folder, replications, jobs, resume, quiet)
+    else:
+        goal = _goal(maximize, pareto, knee, kept)
+        space = _space(scenario, goal, over, knee)
+        sizes = (trials, replications or 1, confirm)
+        text, number = _tune(space, goal, folder, sizes, knee, jobs, resume, quiet)
+    if as_json:
+        click.echo((folder / "tune.json").read_text(encoding="utf-8"), nl=False)
+    elif not quiet:
+        click.echo(text)
+        click.echo(f"{number} files in {folder}")
+
+
+def _tune(
+    space: Space,
+    goal: Goal,
+    folder: Path,
+    sizes: tuple[int | None, int, int],
+    knee: bool,
+    jobs: int,
+    resume: bool,
+    quiet: bool,
+) -> tuple[str, int]:
+    from simbatch.sim.search.tune import default_trials, tune
+    from simbatch.sim.search.tune_files import save
+    from simbatch.sim.search.tune_report import report
+
+    trials, replications, confirm = sizes
+    goal.check_slo(_has_slo(space.scenario))
+    trials = default_trials(space) if trials is None else trials
+    with progress_of("tune", trials * replications + 2 * confirm, quiet=quiet) as progress:
+        runner = _runner(space.scenario, folder, jobs, resume, progress)
+        tuned = tune(space, goal, runner, trials=trials, replications=replications, confirm=confirm, wants_knee=knee)
+    written = save(tuned, folder, runner.num_runs)
+    return report(tuned), len(written)
+
+
+def _capacity(
+    scenario: Scenario,
+    limits: tuple[Limit, ...],
+    folder: Path,
+    replications: int | None,
+    jobs: int,
+    resume: bool,
+    quiet: bool,
+) -> tuple[str, int]:
+    from simbatch.sim.search.capacity import REPLICATIONS, capacity_limits, find_capacity
+    from simbatch.sim.search.capacity_report import report, save
+    from simbatch.sim.search.tune_goal import Goal
+
+    replications = replications or REPLICATIONS
+    if replications < 2:
+        rule = "an interval needs at least two seeds"
+        raise UserError(Problem("--replications", rule, replications, "leave it out for 8"))
+    limits = capacity_limits(scenario, limits)
+    Goal((), limits).check_slo(_has_slo(scenario))
+    with progress_of("capacity", None, quiet=quiet) as progress:
+        runner = _runner(scenario, folder, jobs, resume, progress)
+        found = find_capacity(scenario, limits, runner, replications)
+    written = save(found, folder, runner.num_runs)
+    return report(found), len(written)
+
+
+def _runner(scenario: Scenario, folder: Path, jobs: int, resume: bool, progress: Any) -> Runner:
+    from simbatch.sim.search.cells import CellStore
+    from simbatch.sim.search.tune_run import Runner
+
+    return Runner(scenario, CellStore(folder / "cells"), jobs=jobs, resume=resume, progress=progress)
+
+
+def _has_slo(scenario: Scenario) -> bool:
+    return bool(scenario.slo.model_dump(exclude_none=True))
+
+
+def _goal(maximize: str | None, pareto: str | None, knee: bool, limits: tuple[Limit, ...]) -> Goal:
+    from simbatch.sim.search.tune_goal import Goal, metric_of
+
+    if pareto is None and not knee:
+        flag = "--maximize"
+        metric = metric_of(maximize or "throughput", flag)
+        if metric.better != "higher":
+            rule = "is better when it is small"
+            raise UserError(Problem(flag, rule, metric.key, f"write --limit {metric.key}=..., or --pareto"))
+        return Goal((metric,), limits)
+    names = (pareto or "throughput,p99_tpot_ms").split(",")
+    metrics = tuple(dict.fromkeys(metric_of(name, "--pareto") for name in names if name.strip()))
+    if len(metrics) < 2:
+        raise UserError(Problem("--pareto", "needs at least two metrics", pareto, "throughput,p99_ttft_ms"))
+    if knee:
+        _check_knee(metrics, pareto)
+    return Goal(metrics, limits)
+
+
+def _check_knee(metrics: Sequence[Metric], given: str | None) -> None:
+    if {metric.better for metric in metrics} != {"higher", "lower"} or len(metrics) != 2:
+        rule = "a knee lies between one figure that should be high and one that should be low"
+        raise UserError(Problem("--pareto", rule, given, "for example throughput,p99_tpot_ms"))
+
+
+def _space(scenario: Scenario, goal: Goal, over: tuple[str, ...], knee: bool) -> Space:
+    """What is searched: --over, else the scenario's own block, else what is usual."""
+    from simbatch.sim.scenario import resolve
+    from simbatch.sim.search.sweep_grid import parse_over
+    from simbatch.sim.search.tune_axes import axes_of, default_axes, seats_axis
+    from simbatch.sim.search.tune_space import Space
+
+    resolved = resolve(scenario)
+    if over:
+        return Space(scenario, axes_of(parse_over(over), "--over"), "--over")
+    if scenario.tune:
+        place = scenario.locate(("tune",))
+        return Space(scenario, axes_of(scenario.tune, place), place)
+    return Space(scenario, [seats_axis(resolved)] if knee else default_axes(resolved, goal.limits))
+
+
+def _check_flags(
+    maximize: str | None, pareto: str | None, knee: bool, capacity: bool, over: tuple[str, ...], jobs: int
+) -> None:
+    """Flags that ask for different things; UserError before any time is spent."""
+    if jobs == 0:
+        raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
+    if capacity and (maximize or pareto or knee or over):
+        rule = "finds the rate for the settings as they stand, and searches none"
+        mend = "search first, then take what it recommends with --set"
+        raise UserError(Problem("--capacity", rule, mend=mend))
+    if maximize and (pareto or knee):
+        rule = "asks for one best figure, --pareto and --knee for a trade-off"
+        raise UserError(Problem("--maximize", rule, maximize, "leave one of them out"))

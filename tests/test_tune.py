@@ -1,0 +1,290 @@
+"""`simbatch tune`: the best settings within limits, the same on one process as on four, and what it says of none."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simbatch import Scenario, UserError, simulate
+from simbatch.cli import main
+from simbatch.sim.scenario import resolve
+from simbatch.sim.search.tune import Tuned, tune
+from simbatch.sim.search.tune_axes import axes_of, default_axes, seat_counts
+from simbatch.sim.search.tune_files import content
+from simbatch.sim.search.tune_flags import set_flags, vllm_serve
+from simbatch.sim.search.tune_goal import Goal, Limit, metric_of
+from simbatch.sim.search.tune_run import Runner
+from simbatch.sim.search.tune_space import SEQS, TOKENS, Axis, Space
+
+SCENARIO: dict[str, Any] = {
+    # every decode costs, so that seats buy throughput with latency: 10 ms and 1 ms for each
+    "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},
+    "workload": {
+        "num_prompts": 80,
+        "arrival": {"process": "all_at_once"},
+        "prompt_len": {"distribution": "uniform", "min": 20, "max": 60},
+        "output_len": {"distribution": "fixed", "mean": 20},
+    },
+    "slo": {"tpot_ms": 30},
+    "seed": 3,
+}
+SEATS = [1, 2, 4, 8, 16, 32, 64]
+
+
+def scenario(**sections: Any) -> Scenario:
+    return Scenario.from_dict({**SCENARIO, **sections})
+
+
+def search(space: Space, *limits: str, maximize: str = "throughput", jobs: int = 1, **options: Any) -> Tuned:
+    goal = Goal((metric_of(maximize, "--maximize"),), tuple(map(Limit.parse, limits)))
+    return tune(space, goal, Runner(space.scenario, jobs=jobs), **options)
+
+
+def seats(base: Scenario | None = None) -> Space:
+    return Space(base or scenario(), [Axis(SEQS, tuple(SEATS))])
+
+
+def test_without_a_limit_every_seat_is_worth_it() -> None:
+    tuned = search(seats())
+    assert tuned.best.settings == {SEQS: 64} or tuned.best is tuned.baseline
+    assert tuned.best.means["output_throughput"] == simulate(scenario()).summary["output_throughput"]
+
+
+@pytest.mark.parametrize("limit_ms", [12, 15, 20, 35])
+def test_the_largest_batch_under_a_latency_limit(limit_ms: float) -> None:
+    tuned = search(seats(), f"p99_tpot_ms={limit_ms}")
+    tpot_ms = {count: simulate(scenario().override({SEQS: count})).summary["p99_tpot_ms"] for count in SEATS}
+    assert tuned.is_feasible
+    assert tuned.best.settings[SEQS] == max(count for count, measured in tpot_ms.items() if measured <= limit_ms)
+    assert [str(limit) for limit in tuned.binding()] == [f"p99_tpot_ms <= {limit_ms}"]
+
+
+def test_no_feasible_setting_is_an_answer() -> None:
+    tuned = search(seats(), "p99_tpot_ms=5", "p99_ttft_ms=1e9")
+    assert not tuned.is_feasible
+    assert tuned.best.settings == {SEQS: 1}  # nothing is nearer to 5 ms
+    assert [limit.metric.key for limit in tuned.binding()] == ["p99_tpot_ms"]
+
+
+def test_limits_that_only_together_cannot_be_kept() -> None:
+    tuned = search(seats(), "p99_tpot_ms=11.5", "output_throughput=500")
+    assert not tuned.is_feasible
+    alone = [search(seats(), limit).is_feasible for limit in ("p99_tpot_ms=11.5", "output_throughput=500")]
+    assert alone == [True, True]
+    assert tuned.binding()
+
+
+def test_the_pareto_set_of_a_trade_off_is_every_setting_and_has_a_knee() -> None:
+    goal = Goal((metric_of("throughput", "x"), metric_of("p99_tpot_ms", "x")))
+    tuned = tune(seats(), goal, Runner(scenario(), jobs=1), wants_knee=True)
+    assert {trial.settings.get(SEQS, 256) for trial in tuned.front} >= set(SEATS)
+    assert tuned.knee is not None
+    assert tuned.best is tuned.front[tuned.knee.index]
+    assert tuned.best.settings[SEQS] in (4, 8, 16, 32)
+
+
+def default_space() -> Space:
+    base = scenario()
+    return Space(base, default_axes(resolve(base), ()))
+
+
+def test_the_same_seed_gives_the_same_answer_on_one_process_and_on_four() -> None:
+    found = [search(default_space(), "p99_tpot_ms=25", trials=24, confirm=2, jobs=jobs) for jobs in (1, 4)]
+    assert json.dumps(content(found[0], 0)) == json.dumps(content(found[1], 0))
+    assert [trial.settings for trial in found[0].trials] == [trial.settings for trial in found[1].trials]
+
+
+def test_another_seed_of_the_search_tries_other_settings() -> None:
+    found = [search(default_space(), trials=24, search_seed=seed) for seed in (1, 2)]
+    assert [trial.settings for trial in found[0].trials] != [trial.settings for trial in found[1].trials]
+
+
+def test_a_search_finds_what_the_whole_grid_has() -> None:
+    space = Space(scenario(), default_axes(resolve(scenario()))[:2])
+    everything = search(space, "p99_tpot_ms=25", trials=len(space.points))
+    few = search(space, "p99_tpot_ms=25", trials=len(space.points) // 5)
+    assert len(few.trials) <= len(space.points) // 5 < len(everything.trials)
+    assert few.goal.rank(few.best.means) == everything.goal.rank(everything.best.means)
+
+
+def test_nothing_is_simulated_twice_and_replications_share_seeds() -> None:
+    space = seats()
+    runner = Runner(space.scenario, jobs=1)
+    goal = Goal((metric_of("throughput", "x"),))
+    tuned = tune(space, goal, runner, replications=3)
+    assert tuned.seeds == [3, 4, 5]
+    assert runner.num_runs == 3 * len(tuned.trials) == 3 * (len(SEATS) + 1)
+
+
+def test_the_winner_meets_fresh_seeds() -> None:
+    tuned = search(seats(), "p99_tpot_ms=20", confirm=4)
+    assert tuned.confirmation is not None
+    assert tuned.confirmation.seeds == [4, 5, 6, 7]
+    assert tuned.confirmation.difference is not None
+    assert tuned.confirmation.difference.high < 0  # the limit costs throughput, against the scenario without it
+
+
+def test_vllm_s_start_rules_hold_for_every_trial() -> None:
+    space = Space(scenario(), [Axis(SEQS, (64, 256)), Axis(TOKENS, (128, 512))])
+    tuned = search(space)
+    assert {SEQS: 256, TOKENS: 128} not in [trial.settings for trial in tuned.trials]
+    assert space.num_refused == 1
+
+
+def test_seats_are_powers_of_two_and_their_halves() -> None:
+    assert list(seat_counts(48)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
+
+
+def test_parameters_count_only_for_policies_that_have_them() -> None:
+    block = {"policy.name": ["vllm", "adaptive"], "policy.target_tpot_ms": [20, 40], SEQS: [8, 16]}
+    space = Space(scenario(), axes_of(block, "tune"))
+    assert len(space.points) == 2 + 4
+    policies = [space.settings(point).get("policy", {"name": "vllm"}) for point in space.points]
+    assert [policy for policy in policies if policy["name"] == "vllm"] == [{"name": "vllm"}] * 2
+    assert {policy.get("max_batch_size") for policy in policies} == {None, 8, 16}  # it follows the seats
+
+
+def test_flags_say_what_is_set() -> None:
+    base = Scenario.load(Path(__file__).parents[1] / "scenarios" / "memory_pressure.yaml")
+    settings = {SEQS: 48, "policy": {"name": "adaptive", "target_tpot_ms": 40.0}}
+    assert set_flags(settings) == "--set engine.max_num_seqs=48 --set 'policy={name: adaptive, target_tpot_ms: 40.0}'"
+    assert vllm_serve(base, settings) == (
+        "vllm serve meta-llama/Llama-3.1-8B --max-num-seqs 48 --max-model-len 8192 --num-gpu-blocks-override 1000"
+    )
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"engine.max_num_seq": [8]}, "did you mean max_num_seqs"),
+        ({"workload.request_rate": [8]}, "tune searches keys of engine and policy"),
+        ({SEQS: []}, "must be a list of values"),
+        ({SEQS: {"from": 3}}, "is no range"),
+        ({"policy.ageing_s": [8]}, "has this parameter"),
+        ({"policy.name": ["adaptive"], "policy.target_tpot_ms": [20, -1]}, "must be more than 0"),
+        ({"policy.name": ["adaptiv"]}, "did you mean adaptive"),
+        ({TOKENS: [16], SEQS: [32]}, "max-num-batched-tokens"),
+    ],
+)
+def test_what_cannot_be_searched(block: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Space(scenario(), axes_of(block, "tune"), "tune")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("p99_tpto_ms=50", "did you mean p99_tpot_ms"),
+        ("p99_tpot_ms", "must be a metric, =, and a number"),
+        ("p99_tpot_ms=fast", "must be a number"),
+        ("p99_tpot_ms=nan", "must be a number"),
+        ("p99_tpot_ms=-1", "must be a number"),
+    ],
+)
+def test_a_limit_is_a_metric_and_a_number(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Limit.parse(text)
+
+
+def test_a_share_is_a_lower_limit_and_a_latency_an_upper_one() -> None:
+    assert str(Limit.parse("slo_share=0.9")) == "simbatch.slo_share.all >= 0.9"
+    assert Limit.parse("slo_share=0.9").excess(0.8) > 0 >= Limit.parse("p99_ttft_ms=5").excess(5.0)
+
+
+FILE = """
+profile: {num_gpu_blocks: 2000, step_time: {base_s: 0.01, per_decode_seq_s: 0.001}}
+workload: {num_prompts: 60, arrival: {process: all_at_once}, prompt_len: {distribution: fixed, mean: 20},
+           output_len: {distribution: fixed, mean: 10}}
+tune: {engine.max_num_seqs: [2, 4, 8, 16]}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(FILE)
+    return Path("mine.yaml")
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", *map(str, words)])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_the_command_answers_and_writes_its_evidence(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(file, "--limit", "p99_tpot_ms=20", "--jobs", "1") == 0
+    shown = capsys.readouterr().out
+    assert "--set engine.max_num_seqs=8" in shown
+    assert "vllm serve MODEL --max-num-seqs 8" in shown
+    folder = Path("results/mine-tune")
+    answer = json.loads((folder / "tune.json").read_text())
+    assert (answer["feasible"], answer["best"]["settings"]) == (True, {SEQS: 8})
+    assert answer["binds"] == [{"metric": "p99_tpot_ms", "at_most": 20.0}]
+    with (folder / "trials.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert len(rows) == answer["num_trials"] == 5
+    assert [row[SEQS] for row in rows if row["best"] == "true"] == ["8"]
+    assert (folder / "tune.png").stat().st_size > 5000
+
+
+def test_the_command_says_what_cannot_be_had(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(file, "--limit", "p99_tpot_ms=3", "--jobs", "1", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["feasible"], answer["best"]["settings"]) == (False, {SEQS: 2})
+    assert answer["binds"] == [{"metric": "p99_tpot_ms", "at_most": 3.0}]
+    assert run(file, "--limit", "p99_tpot_ms=3", "--jobs", "1") == 0
+    assert "Nothing that was tried keeps p99_tpot_ms <= 3" in capsys.readouterr().out
+
+
+def test_resume_takes_finished_simulations(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (file, "--over", "engine.max_num_seqs=2,4", "--jobs", "1", "--quiet")
+    assert run(*words) == 0
+    first = Path("results/mine-tune/tune.json").read_bytes()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a simulation ran again")
+
+    monkeypatch.setattr("simbatch.sim.search.tune_run.run_cells", refuse)
+    assert run(*words, "--resume") == 0
+    assert Path("results/mine-tune/tune.json").read_bytes() == first
+
+
+def test_pareto_knee_and_capacity_by_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(file, "--knee", "--pareto", "throughput,p99_tpot_ms", "--jobs", "1") == 0
+    assert "Knee (*)" in capsys.readouterr().out
+    open_loop = "workload.arrival={process: poisson, request_rate: 5}"
+    words = ("--set", open_loop, "--capacity", "--limit", "p99_ttft_ms=200", "--replications", "2", "--jobs", "1")
+    assert run(file, *words, "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["feasible"]
+    assert 0 < answer["rate"]["low"] <= answer["rate"]["estimate"] <= answer["rate"]["high"]
+    assert not Path("results/mine-tune/tune.png").exists()  # an earlier answer does not stay beside this one
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--maximize", "goodput"), "the scenario has none"),
+        (("--maximize", "p99_ttft_ms"), "better when it is small"),
+        (("--maximize", "goodput", "--knee"), "for a trade-off"),
+        (("--capacity", "--knee"), "searches none"),
+        (("--capacity", "--limit", "p99_ttft_ms=9", "--replications", "1"), "at least two seeds"),
+        (("--capacity",), "has no SLO"),
+        (("--pareto", "throughput"), "at least two metrics"),
+        (("--knee", "--pareto", "throughput,goodput"), "a knee lies between"),
+        (("--limit", "p99_tpto_ms=9"), "did you mean p99_tpot_ms"),
+        (("--jobs", "0"), "must not be 0"),
+        (("--over", "engine.max_num_seqs"), "must be a dotted key"),
+    ],
+)
+def test_flags_that_make_no_sense(
+    file: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    assert run(file, *words) == 2
+    assert message in capsys.readouterr().err
