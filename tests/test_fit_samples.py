@@ -3,7 +3,7 @@ import pytest
 
 from simbatch.profiler.fitting.choose import NUM_FOLDS, folds
 from simbatch.profiler.fitting.forms import Measured, forms_for
-from simbatch.profiler.fitting.from_samples import fit_samples, held_out_error, request_overhead_s
+from simbatch.profiler.fitting.from_samples import fit_samples, held_out, request_overhead_s
 from simbatch.profiler.fitting.robust import solve_robust
 from simbatch.profiler.fitting.samples import Admission, Samples, steps_of
 from simbatch.profiler.fitting.steps import predict_s
@@ -95,7 +95,7 @@ def test_a_suspended_machine_is_left_out_and_said():
     whole = fit_samples(made_samples()).profile.error
     assert fitted.profile.error.decode.mape == pytest.approx(whole.decode.mape, rel=0.02)
     assert len(fitted.data) == len(made_samples().fitted()) - 1
-    assert held_out_error(samples)["decode"] < 0.05
+    assert held_out(samples).errors["decode"] < 0.05
 
 
 def test_weights_by_the_measured_time_would_bend_the_totals():
@@ -171,15 +171,25 @@ def test_too_few_steps_of_a_regime_are_named(regime):
         fit_samples(samples)
     assert word in str(caught.value)
     assert "0 in 0 episodes" in str(caught.value)
-    assert held_out_error(samples) == {}
-    assert held_out_error(Samples(ENGINE)) == {}
+    assert held_out(samples) is None
+    assert held_out(Samples(ENGINE)) is None
 
 
 def test_a_quick_look_agrees_with_the_fit():
     samples = made_samples()
-    quick, whole = held_out_error(samples), fit_samples(samples).profile.error
+    quick, whole = held_out(samples).errors, fit_samples(samples).profile.error
     for regime in REGIMES:
         assert quick[regime] == pytest.approx(getattr(whole, regime).mape, rel=0.3)
+
+
+def test_totals_are_as_sure_as_the_episodes_agree():
+    even, uneven = made_samples(noise=0.01), made_samples(noise=0.01)
+    speeds = np.random.default_rng(3).normal(1, 0.1, 1 + max(step.episode for step in uneven.steps))
+    uneven.steps = [step._replace(duration_s=step.duration_s * speeds[step.episode]) for step in uneven.steps]
+    num_episodes = len({step.episode for step in uneven.fitted()})
+    assert max(held_out(even).total_errors.values()) < 0.004
+    for part in ("decode", "mixed"):
+        assert 0.5 < held_out(uneven).total_errors[part] / (0.1 / num_episodes**0.5) < 2.5
 
 
 def test_the_profile_says_what_was_measured_and_survives_its_file(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -90,16 +91,37 @@ def fit_samples(samples: Samples, *, name: str | None = None, command: str = "")
     return FittedProfile(profile, data, choice, drift, is_rescaled)
 
 
-def held_out_error(samples: Samples) -> dict[str, float]:
-    """Held-out mean absolute relative error by regime, of one form, for deciding when to stop; cheap.
+class HeldOut(NamedTuple):
+    """What is known so far: held-out error by regime, and how sure the totals of the two parts are, as shares."""
 
-    Empty while a regime has too few steps.
+    errors: dict[str, float]
+    total_errors: dict[str, float]
+
+
+def held_out(samples: Samples) -> HeldOut | None:
+    """The held-out mean absolute relative error of one form and the standard errors of totals, cheaply.
+
+    None while a regime has too few steps. An episode is measured in one go, fast or slow as the machine is then, so the
+    totals' standard errors are those of a ratio over episodes (Cochran, Sampling Techniques, 2.11).
     """
     data, _ = _engine_steps(samples)
     if _missing(data):
-        return {}
+        return None
     predicted_s = held_out_predictions(forms_for(samples.engine)[QUICK_FORM], data)
-    return {regime: error.mape for regime, error in errors_by_regime(data, predicted_s).items()}
+    errors = {regime: error.mape for regime, error in errors_by_regime(data, predicted_s).items()}
+    is_decode = data.steps.prefill_tokens == 0
+    parts = {"decode": is_decode, "mixed": ~is_decode}
+    return HeldOut(errors, {part: _total_error(data.select(rows), predicted_s[rows]) for part, rows in parts.items()})
+
+
+def _total_error(data: Measured, predicted_s: Floats) -> float:
+    """Standard error of sum measured / sum predicted."""
+    _, episode = np.unique(data.episodes, return_inverse=True)
+    measured, predicted = np.bincount(episode, data.time_s), np.bincount(episode, predicted_s)
+    ratio = measured.sum() / predicted.sum()
+    num_episodes = len(measured)
+    squares = ((measured - ratio * predicted) ** 2).sum() * num_episodes / max(1, num_episodes - 1)
+    return float(np.sqrt(squares) / measured.sum())
 
 
 def request_overhead_s(admissions: Sequence[Admission]) -> float:

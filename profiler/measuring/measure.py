@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.fitting.from_samples import held_out_error
+from simbatch.profiler.fitting.from_samples import HeldOut, held_out
 from simbatch.profiler.fitting.samples import (
     Admission,
     EngineFacts,
@@ -90,7 +90,7 @@ class Measurement:
     budget: Budget
     tell: Tell
     stopping: Stopping = field(default_factory=Stopping)
-    errors: dict[str, float] = field(default_factory=dict)
+    found: HeldOut | None = None
     _last_canary_s: float = 0.0
 
     def run(self) -> str:
@@ -133,8 +133,8 @@ class Measurement:
         index = first = 1 + max((step.episode for step in self.kept.samples.fitted()), default=-1)
         while self.budget.left_s or not self._can_be_fitted(index):
             if self.stopping.is_time_to_look(index):
-                self.errors = held_out_error(self.kept.samples)
-                if self.stopping.look(index, self.errors):
+                self.found = held_out(self.kept.samples)
+                if self.stopping.look(index, self.found):
                     return f"the held-out error stopped improving after {index} episodes"
             if self.budget.elapsed_s - self._last_canary_s > max(CANARY_EVERY_S, CANARY_EVERY * self.budget.seconds):
                 self._canary()
@@ -145,13 +145,13 @@ class Measurement:
 
     def _can_be_fitted(self, num_episodes: int) -> bool:
         """Whether a fit has the least it needs: a budget that is too short for that is overrun by a little."""
-        return bool(held_out_error(self.kept.samples)) or num_episodes >= MIN_EPISODES
+        return held_out(self.kept.samples) is not None or num_episodes >= MIN_EPISODES
 
     def _say(self, num_episodes: int) -> None:
-        errors = ", ".join(f"{regime} {error:.1%}" for regime, error in self.errors.items())
-        text = f"episode {num_episodes}, {len(self.kept.samples.steps)} steps" + (
-            f"; held-out error {errors}" if errors else ""
-        )
+        text = f"episode {num_episodes}, {len(self.kept.samples.steps)} steps"
+        if self.found is not None:
+            text += "; held-out error " + ", ".join(f"{key} {error:.1%}" for key, error in self.found.errors.items())
+            text += f"; totals to {max(self.found.total_errors.values()):.1%}"
         self.tell(text)
 
 

@@ -1,14 +1,17 @@
-"""When enough was measured: the held-out error has stopped improving, or the time is over."""
+"""When enough was measured: the held-out error has stopped improving and totals are sure, or the time is over."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from simbatch.profiler.fitting.from_samples import HeldOut
 
 MIN_EPISODES = 40
 GROWTH = 1.2  # the error is looked at again when there are that many times the episodes
 PATIENCE = 3  # looks in a row without improvement
 IMPROVEMENT = 0.03  # of the best mean error so far: less is none
+SURE = 0.01  # standard error of the totals: means over a long run are as good as that, however noisy its steps
 
 
 @dataclass
@@ -45,14 +48,14 @@ class Stopping:
         """Whether enough has come since the last look."""
         return num_episodes >= self.next_look
 
-    def look(self, num_episodes: int, errors: Mapping[str, float]) -> bool:
-        """Whether to stop; `errors` is empty while there is not enough to fit."""
+    def look(self, num_episodes: int, found: HeldOut | None) -> bool:
+        """Whether to stop; None while there is not enough to fit."""
         self.next_look = max(num_episodes + 1, int(num_episodes * GROWTH))
-        if not errors:
+        if found is None:
             return False
-        error = sum(errors.values()) / len(errors)
+        error = sum(found.errors.values()) / len(found.errors)
         if error < self.best * (1 - IMPROVEMENT):
             self.best, self.looks_without = error, 0
         else:
             self.looks_without += 1
-        return self.looks_without >= PATIENCE
+        return self.looks_without >= PATIENCE and max(found.total_errors.values()) <= SURE

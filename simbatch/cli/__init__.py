@@ -17,9 +17,16 @@ from simbatch.cli._errors import exit_code_of
 _COMMANDS = {
     "run": ("simbatch.cli.run:run", "Simulate a scenario and show what its users feel."),
     "compare": ("simbatch.cli.compare:compare", "Put policies or profiles side by side on the same arrivals."),
+    "sweep": ("simbatch.cli.sweep:sweep", "Simulate a grid of settings, on all cores or a cluster."),
+    "tune": ("simbatch.cli.tune:tune", "Search for the best settings under a goal and limits."),
+    "recommend": ("simbatch.cli.recommend:recommend", "Recommend settings for a use case, checked by simulation."),
+    "memory": ("simbatch.cli.memory:memory", "Say how large a batch fits into a GPU's memory."),
     "explain": ("simbatch.cli.explain:explain", "Tell the life of one request: why it waited, who preempted it."),
     "trace": ("simbatch.cli.trace:trace", "Describe, convert or generate request traces."),
-    "profiles": ("simbatch.cli.profiles:profiles", "List and show the GPU profiles that ship."),
+    "profile": ("simbatch.cli.profile:profile", "Measure a model on this machine's GPU through vLLM."),
+    "fit": ("simbatch.cli.fit:fit", "Fit a profile from measured steps."),
+    "validate": ("simbatch.cli.validate:validate", "Put a real run beside its simulation."),
+    "profiles": ("simbatch.cli.profiles:profiles", "List, show and import GPU profiles."),
     "policies": ("simbatch.cli.policies:policies", "List the batching policies and their parameters."),
     "schema": ("simbatch.cli.schema:schema", "Print the JSON Schema of scenario files."),
 }

@@ -7,8 +7,9 @@ import pytest
 
 HAS_VLLM = find_spec("vllm") is not None
 if HAS_VLLM:
-    # two threads that wait for each other crawl when a third wants a core; one is slower alone, and steady
+    # see accuracy.STEADY; what malloc reads at a program's start comes too late here
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
 def pytest_collection_modifyitems(items):
