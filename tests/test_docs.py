@@ -79,6 +79,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MPLBACKEND", "agg")
     (tmp_path / "mine.py").write_text(OWN_POLICY)
     requests = "".join(f"2024-05-10 00:00:{i:02}.000000+00:00,{100 + i},{10 + i}\n" for i in range(20))
+    (tmp_path / "MODEL").mkdir()
+    shutil.copy(ROOT / "parity" / "model" / "config.json", tmp_path / "MODEL")
     (tmp_path / "TRACE.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + requests)
     return tmp_path
 

@@ -19,3 +19,12 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.filterwarnings("ignore"))  # vLLM's and torch's own
         if not HAS_VLLM:
             item.add_marker(pytest.mark.skip(reason="vLLM is not installed here (CONTRIBUTING.md says how)"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_environment():
+    """What an engine in this process has set for vLLM is not handed on to the next module's."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
