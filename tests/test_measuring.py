@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from simbatch.cli import main
-from simbatch.profiler.fitting.from_samples import HeldOut
 from simbatch.profiler.fitting.samples import Admission, EngineFacts, Entry, StepSample, read_samples
 from simbatch.profiler.measuring.batches import Lived, Shape, batch_sizes, knee, row_of
 from simbatch.profiler.measuring.measure import check_not_begun, open_samples
@@ -15,7 +14,7 @@ from simbatch.profiler.measuring.planned import planned_memory, utilisation
 from simbatch.profiler.measuring.progress import left_text
 from simbatch.profiler.measuring.run import Files
 from simbatch.profiler.measuring.step_clock import Counts, RecordedStep, StepClock
-from simbatch.profiler.measuring.stopping import MIN_EPISODES, PATIENCE, SURE, Budget, Stopping
+from simbatch.profiler.measuring.stopping import Budget
 from simbatch.profiler.measuring.vllm_start import EngineOptions, check_model, failed_start, quantisation_name
 from simbatch.sim.errors import UserError
 
@@ -147,28 +146,6 @@ def test_the_knee_is_where_throughput_stops_to_come_for_free():
     assert knee(rows((10, 100), (20, 200), (30, 300))) is None  # a straight line
     assert knee(bend[:2]) is None
     assert knee(rows((10, 100), (10, 200), (11, 370), (20, 400), (40, 410), full_from=2)) is None
-
-
-def test_measuring_stops_when_the_error_does_not_improve():
-    stopping, looks = Stopping(), []
-    num_episodes = MIN_EPISODES
-    for error in (0.2, 0.1, 0.099, 0.0985, 0.098, 0.05):
-        assert stopping.is_time_to_look(num_episodes)
-        looks.append(stopping.look(num_episodes, found(error, SURE)))
-        assert not stopping.is_time_to_look(num_episodes)
-        num_episodes = stopping.next_look
-    assert looks.index(True) == 1 + PATIENCE
-    assert not Stopping().look(50, None)  # too few steps to fit: go on
-
-
-def test_measuring_goes_on_while_totals_are_unsure():
-    stopping = Stopping()
-    assert not any(stopping.look(50 + i, found(0.1, 1.5 * SURE)) for i in range(10))
-    assert stopping.look(60, found(0.1, SURE))
-
-
-def found(error, total_error):
-    return HeldOut({"decode": error, "mixed": error}, {"decode": total_error, "mixed": SURE / 2})
 
 
 def test_a_budget_never_goes_below_zero():
