@@ -199,7 +199,10 @@ class Policy:
         return None
 
     def token_budget(self, engine: EngineView) -> int:
-        """How many tokens the next step may take. It cuts prompts short; no decode is held back by it."""
+        """How many tokens the next step may take. It cuts prompts short; no decode is held back by it.
+
+        Not asked without chunked prefill, when no prompt can be cut.
+        """
         return engine.max_num_batched_tokens
 
     def victim(self, running: Sequence[RequestView]) -> RequestView:
