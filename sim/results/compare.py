@@ -66,6 +66,7 @@ class Comparison:
             np.array_equal(first.arrival_ps, other.arrival_ps)
             and np.array_equal(first.num_prompt_tokens, other.num_prompt_tokens)
             and np.array_equal(first.priority, other.priority)
+            and first.tenant == other.tenant
             for other in others
         )
 
