@@ -16,7 +16,7 @@ from simbatch.sim.results import console, files
 from simbatch.sim.results.compared import LOWER, Metric, metrics_of
 from simbatch.sim.results.result import Result
 
-OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png")
+OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf")
 
 
 @dataclass(frozen=True)

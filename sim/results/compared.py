@@ -58,14 +58,14 @@ def metrics_of(summaries: Collection[Mapping[str, Any]]) -> Iterator[Metric]:
         for statistic in ("mean", "p99"):
             label = f"{console.STATISTIC_LABELS[statistic]} {name.upper()} (ms)"
             yield Metric(f"{statistic}_{name}_ms", label, LOWER, "ms")
-    yield Metric("simbatch.mean_normalised_latency_ms", "Mean normalised latency (ms/tok)", LOWER, "ms")
+    yield Metric("simbatch.mean_normalised_latency_ms", "Norm. latency (ms/token)", LOWER, "ms")
     for kind in ("classes", "tenants"):
         names = {name for summary in summaries for name in summary["simbatch"][kind]}
         for name in sorted(names) if 1 < len(names) <= MAX_COMPARED else ():
             yield from _group_metrics(kind, name)
-    yield Metric("simbatch.fairness.tenants", "Fairness over tenants (Jain)", HIGHER, "index")
-    yield Metric("simbatch.fairness.least_fair_share_ratio", "Fair share, least served tenant", HIGHER)
-    yield Metric("simbatch.fairness.requests", "Fairness over requests (Jain)", HIGHER, "index")
+    yield Metric("simbatch.fairness.tenants", "Fairness, tenants (Jain)", HIGHER, "index")
+    yield Metric("simbatch.fairness.least_fair_share_ratio", "Fair share, least served", HIGHER)
+    yield Metric("simbatch.fairness.requests", "Fairness, requests (Jain)", HIGHER, "index")
     yield Metric("simbatch.longest_wait.wait_ms", "Longest time in queue (ms)", LOWER, "ms")
     yield Metric("simbatch.queue.mean_waiting", "Waiting requests, mean")
     yield Metric("simbatch.queue.max_waiting", "Waiting requests, max", None, "count")

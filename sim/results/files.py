@@ -88,11 +88,8 @@ def write_requests(path: Path, record: RunRecord) -> None:
     import pyarrow.parquet as pq
 
     schema = _requests_table(record, slice(0, 0)).schema
-    repeating: Any = [
-        *COUNT_COLUMNS,
-        "status",
-        *([TENANT] if record.requests.tenant else []),
-    ]  # values worth a dictionary; the type stubs know only a bool
+    # values worth a dictionary; the type stubs know only a bool
+    repeating: Any = [*COUNT_COLUMNS, "status", *({TENANT} & {*schema.names})]
     with pq.ParquetWriter(path, schema, use_dictionary=repeating) as writer:
         for part in bounds(len(record.requests)):
             writer.write_table(_requests_table(record, part))
