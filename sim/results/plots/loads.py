@@ -89,16 +89,8 @@ def _panel(axes: Axes, compared: LoadComparison, metric: Metric, looks: Mapping[
     limit = compared.limits.get(metric.key.removeprefix("p99_").removesuffix("_ms"))
     if metric.key.startswith("p99_") and limit is not None:
         axes.axhline(limit, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
-        axes.text(
-            0.995,
-            limit,
-            "SLO",
-            transform=axes.get_yaxis_transform(),
-            fontsize=6.5,
-            ha="right",
-            va="bottom",
-            color="#777777",
-        )
+        at = axes.get_yaxis_transform()
+        axes.text(0.995, limit, "SLO", transform=at, fontsize=6.5, ha="right", va="bottom", color="#777777")
     _name_lines(axes, ends, looks)
 
 
