@@ -108,7 +108,7 @@ def _recomputed(record: RunRecord) -> dict[str, Any]:
     computed = 0
     for rows in slices(record.segments):
         computed += int((rows["prefill_tokens"] + rows["num_decodes"] * rows["num_steps"]).sum())
-    recomputed = getattr(record, "num_recomputed_tokens", 0)
+    recomputed = record.num_recomputed_tokens
     return {"num_recomputed_tokens": recomputed, "recomputed_tokens_share": ratio(recomputed, computed)}
 
 

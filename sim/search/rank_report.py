@@ -67,8 +67,8 @@ class Ranking:
             f"Made by `simbatch rank` of simbatch {version('simbatch')}; [judging](judging.md) says how.",
             "All policies of a scenario got the same arrivals, seed by seed. *Best* has the best mean; the others are",
             "compared with it by paired differences, whose 95 % intervals hold together in a scenario (Bonferroni).",
-            "*Not told apart* is not *equal*. Shares differ in points (of 100). A policy has its default parameters, except",
-            "where the scenario gives it others (†).",
+            "*Not told apart* is not *equal*. Shares differ in points (of 100). A policy has its default parameters,",
+            "except where the scenario gives it others (†).",
             "",
             "| policy | scenarios | best, or not told apart from it | mean rank |",
             "|---|---|---|---|",
@@ -200,7 +200,8 @@ def _slo(limits: Mapping[str, float]) -> str:
 def _as_dict(judged: Judged, standing: Standing) -> dict[str, Any]:
     runs: Sequence[Summary] = judged.summaries[standing.policy]
     return {
-        "policy": runs[0]["simbatch"]["policy"],
+        "policy": standing.policy,
+        "parameters": {key: value for key, value in runs[0]["simbatch"]["policy"].items() if key != "name"},
         "rank": standing.rank,
         "mean": standing.mean,
         "interval": judged.replicated.interval_of(standing.values),

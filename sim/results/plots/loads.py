@@ -86,12 +86,18 @@ def _panel(axes: Axes, compared: LoadComparison, metric: Metric, looks: Mapping[
     axes.set_title(SHORT.get(metric.key, metric.label))
     _x_axis(axes, x)
     _y_axis(axes, metric, shown)
-    limit = compared.limits.get(metric.key.removeprefix("p99_").removesuffix("_ms"))
-    if metric.key.startswith("p99_") and limit is not None:
+    if metric.key.startswith("p99_"):
+        _draw_limit(axes, compared.limits.get(metric.key.removeprefix("p99_").removesuffix("_ms")))
+    _name_lines(axes, ends, looks)
+
+
+def _draw_limit(axes: Axes, limit: float | None) -> None:
+    """The SLO, where the panel reaches it."""
+    low, high = axes.get_ylim()
+    if limit is not None and low <= limit <= 0.97 * high:
         axes.axhline(limit, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
         at = axes.get_yaxis_transform()
         axes.text(0.995, limit, "SLO", transform=at, fontsize=6.5, ha="right", va="bottom", color="#777777")
-    _name_lines(axes, ends, looks)
 
 
 def _curves(points: Sequence[Point]) -> tuple[NDArray[np.float64], ...]:
