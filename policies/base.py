@@ -16,8 +16,8 @@ heads
 - `plan`: at every step, in place of `order`, `lane`, `hold`, `shed`, `seats`, `token_budget` and `victim`.
 
 A change is an arrival, an end, a preemption, or a step that computed prompts. While nothing of that kind happens the
-engine leaps over the steps and asks nothing: an answer stands until the next change. It should depend on what the policy
-is shown and was told, and change nothing itself, since how often a policy is asked at one moment is left open.
+engine leaps over the steps and asks nothing: an answer stands until the next change. It should depend on what the
+policy is shown and was told, and change nothing, since how often a policy is asked at one moment is left open.
 """
 
 from __future__ import annotations
