@@ -11,7 +11,7 @@ from pydantic import Field
 from simbatch.policies.base import EngineView, Policy, RequestView
 
 WINDOW = 1000  # outputs that are remembered
-NUM_MOMENTS = 16  # of the future that are looked at
+NUM_MOMENTS = 17  # of the future that are looked at
 FIRST_MARGIN, SMALLEST_MARGIN, LARGEST_MARGIN = 0.05, 0.001, 0.5  # share of the blocks that is left free
 
 
@@ -49,8 +49,8 @@ class MemoryAware(Policy):
         self._running: dict[str, Held] = {}
         self._prefills: list[Held] = []  # whose blocks are not all taken yet
         self._clock = 0.0  # steps that gave everybody a token
-        self._outputs: deque[float] = deque([self.expected_output_tokens], WINDOW)
-        self._sorted = np.array(self._outputs)
+        self._outputs: deque[float] = deque(maxlen=WINDOW)
+        self._look_back()
         self._prompt_tokens = self._num_prompts = 0
         self._free_blocks = engine.num_usable_blocks
         self._margin = FIRST_MARGIN
@@ -86,8 +86,14 @@ class MemoryAware(Policy):
             is_much = self._num_preempted > self.max_preempted_share * self._num_seen
             self._margin = min(max(self._margin * (1.5 if is_much else 0.9), SMALLEST_MARGIN), LARGEST_MARGIN)
             self._num_seen = self._num_preempted = 0
-        if not self._num_seen or len(self._outputs) <= self.adjustment_interval:
-            self._sorted = np.sort(np.array(self._outputs))
+        if not self._num_seen or len(self._outputs) < self.adjustment_interval:
+            self._look_back()
+
+    def _look_back(self) -> None:
+        """Outputs by length, and the moments to look at; what was expected counts as one until enough have ended."""
+        is_new = len(self._outputs) < self.adjustment_interval
+        self._sorted = np.sort([*self._outputs, *[self.expected_output_tokens] * is_new])
+        self._moments = np.linspace(0, self._sorted[-1], NUM_MOMENTS)
 
     def _set_clock(self, num_running: int) -> None:
         """Nobody counts steps, but the blocks that are taken tell how far all have got together."""
@@ -112,9 +118,8 @@ class MemoryAware(Policy):
         prompts, since = np.array([(held.prompt, held.since) for held in self._running.values()]).T
         said = np.append(np.maximum(self._clock - since, 0.0), 0.0)
         tokens = np.append(prompts, newcomer) + said
-        moments = np.linspace(0, longest, NUM_MOMENTS + 1)
-        stays = self._num_longer(said[:, None] + moments) / self._num_longer(said)[:, None]
-        peak = (stays * (tokens[:, None] + moments)).sum(axis=0).max()
+        stays = self._num_longer(said[:, None] + self._moments) / self._num_longer(said)[:, None]
+        peak = (stays * (tokens[:, None] + self._moments)).sum(axis=0).max()
         return bool(peak - tokens[:-1].sum() <= room)
 
     def _num_longer(self, tokens: np.ndarray) -> np.ndarray:
