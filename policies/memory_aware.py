@@ -48,8 +48,9 @@ class MemoryAware(Policy):
         self._engine = engine
         self._running: dict[str, Held] = {}
         self._prefills: list[Held] = []  # whose blocks are not all taken yet
+        self._begun = 0.0  # sum of `since - prompt` of all who run
         self._clock = 0.0  # steps that gave everybody a token
-        self._outputs: deque[float] = deque(maxlen=WINDOW)
+        self._outputs: deque[int] = deque(maxlen=WINDOW)
         self._look_back()
         self._prompt_tokens = self._num_prompts = 0
         self._free_blocks = engine.num_usable_blocks
@@ -71,14 +72,16 @@ class MemoryAware(Policy):
         shared = size * (-(-computed // size) - (self._free_blocks - self._engine.free_blocks))
         prompt, said = request.num_prompt_tokens - shared, request.num_output_tokens
         held = Held(request, prompt, request.num_prompt_tokens + said, self._clock - said, request.num_preemptions)
+        self._forget(request)
         self._running[request.request_id] = held
+        self._begun += held.since - held.prompt
         self._prefills.append(held)
         self._prompt_tokens += prompt
         self._num_prompts += 1
 
     def finished(self, request: RequestView) -> None:
         """Learn how long outputs are, and adjust the margin now and then."""
-        self._running.pop(request.request_id, None)
+        self._forget(request)
         self._outputs.append(request.num_output_tokens)
         self._num_seen += 1
         self._num_preempted += request.num_preemptions > 0
@@ -90,41 +93,51 @@ class MemoryAware(Policy):
             self._look_back()
 
     def _look_back(self) -> None:
-        """Outputs by length, and the moments to look at; what was expected counts as one until enough have ended."""
+        """How many outputs were longer than 0, 1, 2, ... tokens, and one more, for what has not been seen yet.
+
+        What was expected counts as an output until enough have ended.
+        """
         is_new = len(self._outputs) < self.adjustment_interval
-        self._sorted = np.sort([*self._outputs, *[self.expected_output_tokens] * is_new])
-        self._moments = np.linspace(0, self._sorted[-1], NUM_MOMENTS)
+        outputs = np.array([*self._outputs, *[int(self.expected_output_tokens)] * is_new])
+        self._num_longer = len(outputs) + 1 - np.cumsum(np.bincount(outputs))
+        self._moments = np.linspace(0, len(self._num_longer) - 1, NUM_MOMENTS)
 
     def _set_clock(self, num_running: int) -> None:
         """Nobody counts steps, but the blocks that are taken tell how far all have got together."""
         if len(self._running) > num_running:  # who has been preempted is told nowhere
-            self._running = {name: held for name, held in self._running.items() if _is_running(held)}
-        self._prefills = [
-            held for held in self._prefills if _is_running(held) and held.request.num_computed_tokens < held.known
-        ]
+            for held in [held for held in self._running.values() if not _is_running(held)]:
+                self._forget(held.request)
+        if self._prefills:
+            self._prefills = [held for held in self._prefills if _is_running(held) and _to_come(held) > 0]
         engine = self._engine
         taken = engine.block_size * (engine.num_usable_blocks - engine.free_blocks - num_running / 2)
-        to_come = sum(held.known - held.request.num_computed_tokens for held in self._prefills)
-        begun = sum(held.since - held.prompt for held in self._running.values())
-        self._clock = (taken + to_come + begun) / num_running
+        self._clock = (taken + sum(map(_to_come, self._prefills)) + self._begun) / num_running
+
+    def _forget(self, request: RequestView) -> None:
+        held = self._running.pop(request.request_id, None)
+        if held is not None:
+            self._begun -= held.since - held.prompt
 
     def _fits_one_more(self) -> bool:
         """Whether the worst moment to come leaves the margin free, with one more request of a usual prompt."""
-        engine, longest, num_running = self._engine, self._sorted[-1], len(self._running)
+        engine, num_running = self._engine, len(self._running)
         newcomer = self._prompt_tokens / self._num_prompts
         room = engine.block_size * (engine.free_blocks - self._margin * engine.num_usable_blocks - num_running / 2)
-        if room >= (num_running + 1) * longest + newcomer:
+        if room >= (num_running + 1) * self._moments[-1] + newcomer:
             return True
-        prompts, since = np.array([(held.prompt, held.since) for held in self._running.values()]).T
-        said = np.append(np.maximum(self._clock - since, 0.0), 0.0)
+        said = np.fromiter((self._clock - held.since for held in self._running.values()), float, num_running)
+        said = np.append(np.maximum(said, 0.0), 0.0)
+        prompts = np.fromiter((held.prompt for held in self._running.values()), float, num_running)
         tokens = np.append(prompts, newcomer) + said
-        stays = self._num_longer(said[:, None] + self._moments) / self._num_longer(said)[:, None]
-        peak = (stays * (tokens[:, None] + self._moments)).sum(axis=0).max()
+        later = said[:, None] + self._moments
+        longer = self._num_longer.take(later.astype(int), mode="clip")
+        peak = ((tokens[:, None] + self._moments) * longer / longer[:, :1]).sum(axis=0).max()
         return bool(peak - tokens[:-1].sum() <= room)
 
-    def _num_longer(self, tokens: np.ndarray) -> np.ndarray:
-        """How many outputs were longer; and one more, for what has not been seen yet."""
-        return len(self._sorted) + 1 - np.searchsorted(self._sorted, tokens, side="right")
+
+def _to_come(held: Held) -> int:
+    """How many of the tokens that it came with have no blocks yet."""
+    return held.known - held.request.num_computed_tokens
 
 
 def _is_running(held: Held) -> bool:

@@ -39,7 +39,7 @@ class TestDecisions:
 class TestSource:
     def test_the_tail_of_itl_grows_with_load_and_the_throughput_does_not_suffer(self) -> None:
         """Figure 1b: the median hardly moves while the 99th percentile multiplies."""
-        light, heavy = (serving("a100-llama-3.1-8b-bf16", 120, rate, **CONVERSATIONS) for rate in (1, 6))
+        light, heavy = (serving("a100-llama-3.1-8b-bf16", 100, rate, **CONVERSATIONS) for rate in (1, 6))
         at_light, at_heavy = under(light, "prefill_first").summary, under(heavy, "prefill_first").summary
         assert at_heavy["p99_itl_ms"] > 5 * at_light["p99_itl_ms"]
         assert at_heavy["p99_itl_ms"] > 8 * at_heavy["median_itl_ms"]
