@@ -14,16 +14,17 @@ class Sarathi(Policy):
 
     Everything else is vLLM's own: decodes first, prompts in order of arrival, cut into chunks. Source: Agrawal et al.,
     Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve (OSDI 2024, section 4), which takes one token
-    budget from a profile and the bound on the time between tokens; here for each step, by what decodes in it. The tail
-    of the time between tokens comes down to the bound, at nearly the throughput of whole prompts; times to first token
-    get longer.
+    budget from a profile and the bound on the time between tokens; here for each step, by what decodes in it and how
+    far the prompt under way is. The tail of the time between tokens comes down to the bound, at nearly the throughput
+    of whole prompts; times to first token get longer.
     """
 
-    target_tpot_ms: Annotated[float, Field(gt=0, description="bound on a step that somebody decodes in")] = 50.0
-    min_chunk_tokens: Annotated[int, Field(ge=1, description="what prompts get in any case")] = 64
+    target_tpot_ms: Annotated[float, Field(gt=0, description="bound on a step that somebody decodes in")] = 100.0
+    tile_tokens: Annotated[int, Field(ge=1, description="chunks are multiples of this, at least one")] = 64
 
     def start(self, engine: EngineView) -> None:
-        """Nobody is in the middle of a prompt."""
+        """Begin to look at one tile; no prompt is under way."""
+        self._num_tiles = 1
         self._newest: RequestView | None = None
 
     def admitted(self, request: RequestView) -> None:
@@ -31,23 +32,34 @@ class Sarathi(Policy):
         self._newest = request
 
     def token_budget(self, engine: EngineView) -> int:
-        """All of it when nobody decodes; else the largest chunk within the bound, in multiples of the smallest."""
-        limit = engine.max_num_batched_tokens
-        num_decodes, num_computed = engine.num_decoding, self._num_computed()
+        """All of it when nobody decodes; else the decodes and the largest chunk within the bound."""
+        limit, num_decodes = engine.max_num_batched_tokens, engine.num_decoding
         if not num_decodes:
             return limit
-        chunk = step = self.min_chunk_tokens
-        while step >= self.min_chunk_tokens:  # doubled while it fits, then halved
-            longer = chunk + step
-            fits = num_decodes + longer <= limit
-            if fits and engine.step_time_s(longer, num_computed) * 1000 <= self.target_tpot_ms:
-                chunk = longer
-                step *= 2
-            else:
-                step //= 2
-        return min(num_decodes + chunk, limit)
+        most = (limit - num_decodes) // self.tile_tokens
+        self._history = self._tokens_before()
+        n = min(self._num_tiles, most)  # where the last search ended: it mostly ends there again
+        step = 1
+        if self._fits(n, engine):
+            while n < most and self._fits(min(n + step, most), engine):
+                n, step = min(n + step, most), 2 * step
+        else:
+            while n > 1 and not self._fits(max(n - step, 1), engine):
+                n, step = max(n - step, 1), 2 * step
+            n = max(n - step, 1)
+        while step > 1:  # it fits with n and may fit with less than n + step
+            step //= 2
+            if n + step <= most and self._fits(n + step, engine):
+                n += step
+        self._num_tiles = n = max(n, 1)
+        return min(num_decodes + n * self.tile_tokens, limit)
 
-    def _num_computed(self) -> int:
-        """How much of the prompt under way is computed, which its next chunk attends to."""
+    def _fits(self, num_tiles: int, engine: EngineView) -> bool:
+        return engine.step_time_s(num_tiles * self.tile_tokens, self._history) * 1000 <= self.target_tpot_ms
+
+    def _tokens_before(self) -> int:
+        """How much of the prompt under way is computed, if one is: the next chunk attends to it."""
         newest = self._newest
-        return newest.num_computed_tokens if newest and newest.num_computed_tokens < newest.num_prompt_tokens else 0
+        if newest is None or newest.num_computed_tokens >= newest.num_prompt_tokens:
+            return 0
+        return newest.num_computed_tokens

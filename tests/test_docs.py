@@ -89,6 +89,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def result() -> Result:
     """A run in which every figure of ours is there: a rejected request, classes, SLOs."""
     changes: dict[str, Any] = {"workload.num_prompts": 60, "engine.max_model_len": 2000}
+    changes |= {"workload.tenants": {"a": 0.5, "b": 0.5}}
     return simulate(Scenario.load(ROOT / "scenarios" / "bursty.yaml").override(changes), steps=True)
 
 
@@ -204,9 +205,21 @@ def test_the_reference_has_every_key_of_the_summary_and_no_other(result: Result)
     assert ours["engine"].keys() - engine == {"num_gpu_blocks"}
     assert ours["policy"].keys() - policy == set()
     assert ours["rejected_reasons"][0].keys() - documented == set()
-    for block in ours["classes"].values():
+    for block in (*ours["classes"].values(), *ours["tenants"].values()):
         assert block.keys() - documented == set()
-    keys = {*result.summary, *leaves({**ours, "engine": 0, "policy": 0, "classes": {"<class>": 0}})} - {"simbatch"}
+    keys = {
+        *result.summary,
+        *leaves(
+            {
+                **ours,
+                "engine": 0,
+                "policy": 0,
+                "classes": {"<class>": 0},
+                "tenants": {"<tenant>": 0},
+                "other_tenants": 0,
+            }
+        ),
+    } - {"simbatch"}
     assert names(" ".join(rows("summary.json"))) - {"simbatch"} == keys
 
 
