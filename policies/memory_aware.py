@@ -98,7 +98,8 @@ class MemoryAware(Policy):
         What was expected counts as an output until enough have ended.
         """
         is_new = len(self._outputs) < self.adjustment_interval
-        outputs = np.array([*self._outputs, *[int(self.expected_output_tokens)] * is_new])
+        most = self._engine.num_usable_blocks * self._engine.block_size
+        outputs = np.array([*self._outputs, *[min(int(self.expected_output_tokens), most)] * is_new])
         self._num_longer = len(outputs) + 1 - np.cumsum(np.bincount(outputs))
         self._moments = np.linspace(0, len(self._num_longer) - 1, NUM_MOMENTS)
 
