@@ -33,10 +33,10 @@ class ShortestRemainingFirst(Policy):
         room = Room(running, engine)
         for request in firm:
             room.serve(request, [*reversed(loose), *reversed(firm)])
-        newcomers = nsmallest(engine.max_num_seqs, waiting, key=self._left)
+        newcomers, is_full = set(nsmallest(engine.max_num_seqs, waiting, key=self._left)), False
         for request in sorted([*loose, *newcomers], key=self._left):
-            if not room.serve(request, self._longer(loose, request)) and request.num_computed_tokens == 0:
-                break
+            if not (is_full and request in newcomers):
+                is_full |= not room.serve(request, self._longer(loose, request)) and request in newcomers
         return room.plan()
 
     def _is_firm(self, request: RequestView) -> bool:
