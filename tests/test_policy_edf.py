@@ -33,7 +33,7 @@ class TestByHand:
         assert record.requests.first_token_ps[2] == (109 + 10) * MS
 
     def test_it_learns_how_late_the_profile_is(self) -> None:
-        """Steps of 4 tokens: a second prompt of 4 is seated at 10 ms, gets 3 tokens beside a decode, and 1 in a step more.
+        """Steps of 4 tokens: a second prompt of 4 is seated at 10 ms, gets 3 beside a decode, and 1 a step later.
 
         By the profile it has its first token at 10 + 11 ms, and it comes at 10 + 2 * 11 ms. The next such would by the
         profile just be in time, but not with the 11 ms that the profile left out.

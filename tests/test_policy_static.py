@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -79,12 +80,12 @@ def load(request_rate: float, num_prompts: int, **parameters: float) -> Load:
 class TestDelayedBatching:
     """Clipper's figure of delayed batching, and Triton's dynamic batcher: fuller batches for later answers."""
 
-    def test_a_longer_delay_makes_fuller_batches_that_serve_more_per_second_of_the_device_and_answer_later(
+    def test_a_longer_delay_makes_fuller_batches_that_serve_more_per_busy_second_and_answer_later(
         self,
     ) -> None:
         """At 8 requests a second; one batch of 50 tokens lasts 0.3 s, of one request or of thirty."""
         found = [load(8, 200, max_delay_s=delay_s) for delay_s in (0.0, 0.5, 1.0, 2.0)]
-        for before, after in zip(found, found[1:], strict=False):
+        for before, after in pairwise(found):
             assert after.batch_size > 1.3 * before.batch_size
             assert after.requests_per_busy_s > 1.3 * before.requests_per_busy_s
             assert after.latency_s > 1.1 * before.latency_s
