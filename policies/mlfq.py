@@ -33,8 +33,9 @@ class MultiLevelFeedback(Policy):
     than `max_batch_size`. Plans every step.
 
     Source: Wu et al., FastServe: Iteration-Level Preemptive Scheduling for Large Language Model Inference (NSDI 2026;
-    arXiv 2305.05920, algorithm 1), where the highest quantum is one step and passed-over requests move to the host's
-    memory: where long answers block the way, mean latency falls against first come, first served.
+    arXiv 2305.05920), whose code has a highest quantum of 10 ms, levels without end, 3 s to rise, and moves blocks to
+    the host's memory. Figure 11: where long answers block the way, latency per token falls far below first come, first
+    served.
     """
 
     quantum_s: Annotated[float, Field(gt=0, description="of the highest level")] = 0.5

@@ -105,7 +105,7 @@ def served(policy: str, request_rate: float) -> Served:
 
 
 class TestFastServe:
-    """Wu et al.: latency against the request rate, under outputs with a long tail."""
+    """Wu et al., figure 11: latency per token against the request rate, by both orders in the same engine."""
 
     def test_under_load_short_answers_no_longer_wait_behind_long_ones(self) -> None:
         fcfs, mlfq = (served(policy, 6.0) for policy in ("vllm", "mlfq"))
