@@ -9,36 +9,45 @@ from pydantic import Field
 
 from simbatch.policies.base import EngineView, Policy, RequestView
 
+WINDOW = 5  # requests over which a tenant's mean output is taken, as in the authors' artifact
+
 
 class Fair(Policy):
     """Admit the request of the tenant that has been served least; tenants' lines are first come, first served.
 
-    A tenant's counter grows by `prompt_weight` for each prompt token and `output_weight` for each output token.
-    Outputs are charged as expected on admission (the mean of those seen) and set right at the end. Who was away does
-    not save up: a tenant that comes back starts from the lowest counter of those who wait. Source: Sheng et al.,
-    Fairness in Serving Large Language Models (VTC, OSDI 2024; with the length prediction of its section 4.4): two
-    tenants that both have requests waiting get the same service, however many each of them sends.
+    A tenant's counter grows by `prompt_weight` for each prompt token and `output_weight` for each output token, over
+    the tenant's own weight. Outputs are charged on admission, as long as the tenant's last ones were, and set right at
+    the end. Who was away does not save up: a tenant whose line was empty is lifted to the lowest counter of those who
+    wait, or, if nobody does, to that of the last whose line ran empty. Requests without a tenant are one tenant's.
+
+    Source: Sheng et al., Fairness in Serving Large Language Models (OSDI 2024): the virtual token counter (VTC), with
+    its weighted form and its length prediction. Figure 3: two tenants that both have requests waiting get the same
+    service, however many each of them sends, up to a bound that time does not move.
     """
 
     prompt_weight: Annotated[float, Field(ge=0, description="of a prompt token")] = 1.0
     output_weight: Annotated[float, Field(gt=0, description="of an output token")] = 2.0
-    expected_output_tokens: Annotated[float, Field(gt=0, description="of a request, until some have ended")] = 100.0
+    expected_output_tokens: Annotated[float, Field(gt=0, description="of a tenant's first requests")] = 100.0
+    weights: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]] | None, Field(description="shares of tenants by name; others have 1")
+    ] = None
 
     def start(self, engine: EngineView) -> None:
         """Nobody has been served."""
         self._served: dict[Hashable, float] = {}
-        self._num_waiting: dict[Hashable, int] = {}
-        self._charged: dict[str, float] = {}  # for outputs, by request
-        self._num_finished = 0
-        self._mean_output = self.expected_output_tokens
+        self._waiting: dict[Hashable, set[str]] = {}
+        self._last_away: Hashable = None  # whose line ran empty last
+        self._charged: dict[str, float] = {}  # output tokens, by request
+        self._mean_output: dict[Hashable, float] = {}
 
     def lane(self, request: RequestView) -> Hashable:
-        """A line for each tenant; one that was empty is lifted to the others."""
+        """A line for each tenant; one that was empty is lifted, unless it returns from a preemption."""
         tenant = request.tenant
-        if not self._num_waiting.get(tenant):
-            waiting = [self._served[name] for name, n in self._num_waiting.items() if n]
-            self._served[tenant] = max(self._served.get(tenant, 0.0), min(waiting, default=0.0))
-        self._num_waiting[tenant] = self._num_waiting.get(tenant, 0) + 1
+        if not self._waiting.get(tenant) and not request.num_preemptions:
+            others = [self._served[name] for name, ids in self._waiting.items() if ids]
+            least = min(others) if others else self._served.get(self._last_away, 0.0)
+            self._served[tenant] = max(self._served.get(tenant, 0.0), least)
+        self._waiting.setdefault(tenant, set()).add(request.request_id)
         return tenant
 
     def order(self, request: RequestView) -> float:
@@ -47,17 +56,27 @@ class Fair(Policy):
 
     def admitted(self, request: RequestView) -> None:
         """Charge for the prompt and the expected output; after a preemption nothing more."""
-        self._num_waiting[request.tenant] -= 1
-        if request.num_preemptions:
-            return
-        self._charged[request.request_id] = self.output_weight * self._mean_output
-        self._served[request.tenant] += (
-            self.prompt_weight * request.num_prompt_tokens + self._charged[request.request_id]
-        )
+        self._leave_line(request)
+        if request.request_id not in self._charged:
+            expected = self._mean_output.get(request.tenant, self.expected_output_tokens)
+            self._charged[request.request_id] = expected
+            self._charge(request, self.prompt_weight * request.num_prompt_tokens + self.output_weight * expected)
 
     def finished(self, request: RequestView) -> None:
         """Set the charge right, and learn from it."""
-        output = request.num_output_tokens
-        self._served[request.tenant] += self.output_weight * output - self._charged.pop(request.request_id)
-        self._num_finished += 1
-        self._mean_output += (output - self._mean_output) / min(self._num_finished, 1000)
+        self._leave_line(request)  # where it is if it was preempted with its last token in flight
+        output, expected = request.num_output_tokens, self._charged.pop(request.request_id)
+        self._charge(request, self.output_weight * (output - expected))
+        mean = self._mean_output.setdefault(request.tenant, output)
+        self._mean_output[request.tenant] = mean + (output - mean) / WINDOW
+
+    def _leave_line(self, request: RequestView) -> None:
+        line = self._waiting[request.tenant]
+        if request.request_id in line:
+            line.remove(request.request_id)
+            if not line:
+                self._last_away = request.tenant
+
+    def _charge(self, request: RequestView, service: float) -> None:
+        weight = (self.weights or {}).get(request.tenant or "", 1.0)
+        self._served[request.tenant] += service / weight

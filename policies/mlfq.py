@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import nsmallest
 from math import ceil, log2
 from typing import Annotated
@@ -12,27 +13,41 @@ from pydantic import Field
 from simbatch.policies.base import EngineView, Plan, Policy, RequestView
 from simbatch.policies.planning import Room
 
-Standing = tuple[int, int, float]  # level, output tokens when it came there, when it began to wait
+
+@dataclass
+class Standing:
+    """Where a request stands: its level, how much of the level's quantum it has used, when it was served last."""
+
+    level: int
+    served_at_s: float
+    used_s: float = 0.0
 
 
 class MultiLevelFeedback(Policy):
     """Serve `max_batch_size` requests a step, those of the highest level first; who uses a level's quantum up sinks.
 
-    The quantum of a level is twice that of the one above. A request skips the levels whose quantum its prompt would
-    use up (by the profile). Who has not been served for `promote_s` rises to the top, so nobody starves. Who is passed
-    over keeps seat and blocks, as long as there are any. Plans every step. Source: Wu et al., Fast Distributed
-    Inference Serving for Large Language Models (FastServe, 2023): where long answers block the way, mean latency falls
-    against first come, first served.
+    The quantum of a level is twice that of the one above; what counts are the steps that a request is part of. A
+    request joins at the first level whose quantum holds its first step (its prompt, by the profile). Who has not been
+    served for `promote_s` rises to the top, so nobody starves. On a level first come is first served. Who is passed
+    over keeps seat and blocks, and loses them (to compute them again) when they run out; so give the engine more seats
+    than `max_batch_size`. Plans every step.
+
+    Source: Wu et al., FastServe: Iteration-Level Preemptive Scheduling for Large Language Model Inference (NSDI 2026;
+    arXiv 2305.05920), whose code has a highest quantum of 10 ms, levels without end, 3 s to rise, and moves blocks to
+    the host's memory. Figure 11: where long answers block the way, latency per token falls far below first come, first
+    served.
     """
 
     quantum_s: Annotated[float, Field(gt=0, description="of the highest level")] = 0.5
-    num_levels: Annotated[int, Field(ge=1, le=32, description="levels")] = 6
+    num_levels: Annotated[int, Field(ge=1, le=32, description="levels, each with twice the quantum")] = 6
     promote_s: Annotated[float, Field(gt=0, description="unserved for so long, a request rises to the top")] = 30.0
     max_batch_size: Annotated[int, Field(ge=1, description="requests in a step")] = 64
 
     def start(self, engine: EngineView) -> None:
         """Nobody has a level."""
         self._standing: dict[str, Standing] = {}
+        self._served: list[str] = []  # by the step that was planned last, at `_planned_at_s`
+        self._planned_at_s = engine.now_s
 
     def finished(self, request: RequestView) -> None:
         """Forget it."""
@@ -40,37 +55,39 @@ class MultiLevelFeedback(Policy):
 
     def plan(self, running: Sequence[RequestView], waiting: Sequence[RequestView], engine: EngineView) -> Plan:
         """The highest levels, as many as make a batch; the lowest give way."""
-        step_s = engine.step_time_s(0) if engine.num_decoding else 0.0
-        rank = {request: self._rank(request, step_s, engine) for request in [*running, *waiting]}
+        self._charge_last_step(engine.now_s)
+        rank = {request: self._rank(request, engine) for request in [*running, *waiting]}
         ranked = nsmallest(engine.max_num_seqs + len(running), rank, key=rank.__getitem__)
         lowest = sorted(running, key=rank.__getitem__, reverse=True)
-        room = Room(running, engine)
+        room, newcomers, is_full = Room(running, engine), set(waiting), False
         for request in ranked:
             if len(room.tokens) >= self.max_batch_size or not room.budget:
                 break
-            below = (other for other in lowest if rank[other] > rank[request])
-            if not room.serve(request, below) and not request.num_computed_tokens:
-                break
-        for request in room.tokens:
-            level, since, _ = self._standing[request.request_id]
-            self._standing[request.request_id] = level, since, engine.now_s
+            if not (is_full and request in newcomers):
+                below = (other for other in lowest if rank[other] > rank[request])
+                is_full |= not room.serve(request, below) and request in newcomers
+        self._served = [request.request_id for request in room.tokens]
         return room.plan()
 
-    def starvation_bound_s(self) -> float | None:
-        """At the top it is overtaken only by those who came to it before."""
-        return None
+    def _charge_last_step(self, now_s: float) -> None:
+        """To those whom the last step served, until now; who has more than the quantum sinks by a level."""
+        elapsed_s, self._planned_at_s = now_s - self._planned_at_s, now_s
+        for standing in filter(None, map(self._standing.get, self._served)):
+            standing.served_at_s = now_s
+            standing.used_s += elapsed_s
+            if standing.used_s > self.quantum_s * 2**standing.level and standing.level < self.num_levels - 1:
+                standing.level, standing.used_s = standing.level + 1, 0.0
 
-    def _rank(self, request: RequestView, step_s: float, engine: EngineView) -> tuple[int, float, str]:
-        """Level, arrival, name; moves the request to the level where it belongs."""
+    def _rank(self, request: RequestView, engine: EngineView) -> tuple[int, float, str]:
+        """Level, arrival, name."""
         standing = self._standing.get(request.request_id)
         if standing is None:
-            prompt_s = engine.step_time_s(request.num_prompt_tokens)
-            level = min(max(ceil(log2(max(prompt_s / self.quantum_s, 1e-9))), 0), self.num_levels - 1)
-            standing = level, 0, request.arrival_s
-        level, since, waits_since_s = standing
-        if level and engine.now_s - waits_since_s > self.promote_s:
-            level, since = 0, request.num_output_tokens
-        elif (request.num_output_tokens - since) * step_s > self.quantum_s * 2**level and level < self.num_levels - 1:
-            level, since = level + 1, request.num_output_tokens
-        self._standing[request.request_id] = level, since, waits_since_s
-        return level, request.arrival_s, request.request_id
+            standing = Standing(self._first_level(request, engine), request.arrival_s)
+            self._standing[request.request_id] = standing
+        if standing.level and engine.now_s - standing.served_at_s > self.promote_s:
+            standing.level, standing.used_s = 0, 0.0
+        return standing.level, request.arrival_s, request.request_id
+
+    def _first_level(self, request: RequestView, engine: EngineView) -> int:
+        num_quanta = max(engine.step_time_s(request.num_prompt_tokens) / self.quantum_s, 1.0)
+        return min(ceil(log2(num_quanta)), self.num_levels - 1)

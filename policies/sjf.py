@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
 from typing import Annotated
 
 from pydantic import Field
@@ -14,23 +13,29 @@ class ShortestJobFirst(Policy):
     """Admit the request with the shortest predicted output first; nobody who runs is interrupted.
 
     The predictor's error is stated: `predictor_error` is the standard deviation of ln(predicted / true), 0 an oracle.
-    Source: Qiu et al., Efficient Interactive LLM Serving with Proxy Model-based Sequence Length Prediction (2024);
-    Fu et al., Efficient LLM Scheduling by Learning to Rank (NeurIPS 2024): mean latency falls against first come,
-    first served as long as requests queue, the less the worse the prediction.
+    With `max_overtaking_s`, a request's place is its arrival put off by a share of that time, the larger the longer
+    its prediction and a half at `typical_output_tokens`; so nobody waits for ever.
+
+    Source: Qiu et al., Efficient Interactive LLM Serving with Proxy Model-based Sequence Length Prediction (SSJF, AIOps
+    at ASPLOS 2024); Fu et al., Efficient LLM Scheduling by Learning to Rank (NeurIPS 2024): mean latency falls against
+    first come, first served as long as requests queue, the less the worse the prediction.
     """
 
     predictor_error: Annotated[float, Field(ge=0, le=10, description="of ln(predicted / true); 0: an oracle")] = 0.5
     max_overtaking_s: Annotated[
         float | None, Field(ge=0, description="overtaken only by requests that come within this time; none: no bound")
     ] = None
-    s_per_token: Annotated[float, Field(gt=0, description="what a predicted token weighs against waiting")] = 1.0
+    typical_output_tokens: Annotated[
+        float, Field(gt=0, description="the prediction that is put off by half of max_overtaking_s")
+    ] = 200.0
 
     def order(self, request: RequestView) -> float:
-        """The predicted length; with a bound, the arrival, put off by up to that bound."""
+        """The predicted length; with a bound, the arrival, put off by less than that bound."""
+        predicted = request.predicted_output_tokens
         if self.max_overtaking_s is None:
-            return request.predicted_output_tokens
-        return request.arrival_s + min(request.predicted_output_tokens * self.s_per_token, self.max_overtaking_s)
+            return predicted
+        return request.arrival_s + self.max_overtaking_s * predicted / (predicted + self.typical_output_tokens)
 
     def starvation_bound_s(self) -> float | None:
         """As the parameter says."""
-        return self.max_overtaking_s if self.max_overtaking_s != inf else None
+        return self.max_overtaking_s

@@ -1,0 +1,109 @@
+"""`edf`: in order of deadlines, and nothing for those who are late anyhow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simbatch import Result, Scenario, simulate
+from simbatch.policies.edf import EarliestDeadlineFirst
+from simbatch.sim.engine.record import FINISHED, REJECTED
+from tests.engine_cases import MS, Row
+from tests.test_policies import all_at_once, serve
+
+
+class TestByHand:
+    """One seat; a step takes 10 ms, and 1 ms for each decode in it: ten tokens are 10 + 9 * 11 = 109 ms."""
+
+    def test_in_order_of_deadlines(self) -> None:
+        """High is due after 1 s, normal after 2 s, low after 4 s: normal at 0 s before high at 1.1 s."""
+        first: Row = (0, 4, 150, 0, ())  # runs until 1.65 s, when all have come
+        rows = [first, *((ms * MS, 4, 2, priority, ()) for ms, priority in ((0, 2), (0, 1), (900, 0), (1100, 0)))]
+        record = serve(EarliestDeadlineFirst(shed_hopeless=False), rows, max_num_seqs=1)
+        assert record.requests.scheduled_ps.argsort().tolist() == [0, 3, 2, 4, 1]
+
+    def test_who_cannot_meet_the_deadline_is_dropped_when_its_turn_comes(self) -> None:
+        """The first runs until 109 ms. A step more, and the second would be 114 ms late, and the third 19 of 30 ms."""
+        rows: list[Row] = [(0, 4, 10, 0, ()), (5 * MS, 4, 10, 0, ()), (100 * MS, 4, 10, 0, ())]
+        record = serve(EarliestDeadlineFirst(target_ttft_ms=30), rows, max_num_seqs=1)
+        assert record.requests.status.tolist() == [FINISHED, REJECTED, FINISHED]
+        assert record.requests.reason == {1: "would miss its deadline for the first token"}
+        assert record.requests.first_token_ps[2] == (109 + 10) * MS
+
+    def test_it_learns_how_late_the_profile_is(self) -> None:
+        """Steps of 4 tokens: a second prompt of 4 is seated at 10 ms, gets 3 beside a decode, and 1 a step later.
+
+        By the profile it has its first token at 10 + 11 ms, and it comes at 10 + 2 * 11 ms. The next such would by the
+        profile just be in time, but not with the 11 ms that the profile left out.
+        """
+        settings = {"max_num_seqs": 2, "max_num_batched_tokens": 4, "max_model_len": 64}
+        rows = [*all_at_once(2, output=8), (200 * MS, 4, 8, 0, ()), (200 * MS, 4, 8, 0, ())]
+        record = serve(EarliestDeadlineFirst(target_ttft_ms=25), rows, **settings)
+        ttft_ms = (record.requests.first_token_ps - record.requests.arrival_ps) / MS
+        assert ttft_ms[:3].tolist() == [10, 32, 10]
+        assert record.requests.status.tolist() == [FINISHED] * 3 + [REJECTED]
+
+
+def run(policy: str, request_rate: float, *, shed: bool = True, seed: int = 0, **workload: Any) -> Result:
+    """Forty seconds of prompts on an H100, to be answered within a second; it can do a little over 40 a second."""
+    parameters = {"shed_hopeless": shed} if policy == "edf" else {}
+    return simulate(
+        Scenario.from_dict(
+            {
+                "profile": "h100-llama-3.1-8b-bf16",
+                "engine": {"max_num_seqs": 64},
+                "policy": {"name": policy, **parameters},
+                "slo": {"ttft_ms": 1000},
+                "seed": seed,
+                "workload": {
+                    "num_prompts": int(40 * request_rate),
+                    "request_rate": request_rate,
+                    "prompt_len": {"distribution": "lognormal", "mean": 600, "cv": 0.5, "max": 4096},
+                    "output_len": {"distribution": "lognormal", "mean": 100, "cv": 0.5, "max": 1024},
+                    **workload,
+                },
+            }
+        )
+    )
+
+
+def goodput(result: Result) -> float:
+    return result.summary["request_goodput"]
+
+
+class TestOverload:
+    """Clockwork: goodput under more load than the device can bear."""
+
+    def test_with_shedding_goodput_stays_and_without_it_collapses(self) -> None:
+        at_capacity = goodput(run("edf", 40))
+        assert at_capacity > 0.9 * 40
+        for rate in (60, 100):
+            assert goodput(run("edf", rate)) > at_capacity
+            assert goodput(run("edf", rate, shed=False)) < 0.15 * at_capacity
+            assert goodput(run("vllm", rate)) < 0.15 * at_capacity
+
+    def test_nearly_all_who_are_served_are_served_in_time(self) -> None:
+        requests = run("edf", 100).requests
+        assert np.mean(requests["ttft_s"][requests["status"] == "finished"] <= 1.0) > 0.95
+
+    def test_below_capacity_nobody_is_dropped_and_nothing_changes(self) -> None:
+        shedding = run("edf", 30)
+        assert shedding.summary["simbatch"]["requests"]["rejected"] == 0
+        assert goodput(shedding) == pytest.approx(goodput(run("vllm", 30)))
+
+
+class TestDeadlines:
+    """Liu and Layland: what can be done in time is done in time in the order of deadlines, when they differ."""
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_where_order_of_arrival_misses_deadlines_that_differ_this_order_meets_them(self, seed: int) -> None:
+        """Nearly more than the device can bear; high is due after a second, normal after two, low after four."""
+        met = {}
+        for policy in ("edf", "vllm"):
+            priorities = {"high": 0.4, "normal": 0.3, "low": 0.3}
+            requests = run(policy, 44, shed=False, seed=seed, priorities=priorities).requests
+            met[policy] = np.mean(requests["ttft_s"] <= 2.0 ** requests["priority"])
+        assert met["edf"] > 0.98
+        assert met["vllm"] < 0.92
