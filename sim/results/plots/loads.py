@@ -145,7 +145,7 @@ def _y_axis(axes: Axes, metric: Metric, shown: Sequence[float]) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.duration_text(value)))
     elif metric.is_share:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    better = {HIGHER: "higher is better", LOWER: "lower is better"}.get(metric.better or "", "")
+    better = {HIGHER: "↑ better", LOWER: "↓ better"}.get(metric.better or "", "")
     axes.set_title(better, loc="right", fontsize=6.5, color="#777777")
 
 
@@ -160,7 +160,13 @@ def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], looks: Mapp
         x, y = (float(part) for part in places[label])
         line, text = {"linewidth": 0.5, "color": "#AAAAAA"}, {"fontsize": LABEL_POINTS, "color": looks[label]["color"]}
         axes.plot([x, 1.0, 1.025], [y, y, height], transform=axes.transAxes, clip_on=False, zorder=0.4, **line)
-        axes.text(1.035, height, label, transform=axes.transAxes, va="center", **text)
+        axes.text(1.035, height, _short(label, labels), transform=axes.transAxes, va="center", **text)
+
+
+def _short(label: str, labels: Sequence[str]) -> str:
+    """A class of the user's own by its name alone, where that is enough to know it."""
+    name = label.rpartition(":")[2]
+    return label if sum(other.rpartition(":")[2] == name for other in labels) > 1 else name
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
