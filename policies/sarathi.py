@@ -21,11 +21,11 @@ class Sarathi(Policy):
     """
 
     target_tpot_ms: Annotated[float, Field(gt=0, description="bound on a step that somebody decodes in")] = 100.0
-    tile_tokens: Annotated[int, Field(ge=1, description="chunks are multiples of this, at least one")] = 64
+    tile_tokens: Annotated[int, Field(ge=1, description="chunks are multiples of this, at least one")] = 128
 
     def start(self, engine: EngineView) -> None:
-        """Begin to look at one tile; no prompt is under way."""
-        self._num_tiles = 1
+        """No prompt is under way."""
+        self._num_tiles: dict[int, int] = {}  # by the number of decodes: where the search ended last
         self._newest: RequestView | None = None
 
     def admitted(self, request: RequestView) -> None:
@@ -43,7 +43,7 @@ class Sarathi(Policy):
         def fits(num_tiles: int) -> bool:
             return time_s(num_tiles * self.tile_tokens, history) <= bound_s
 
-        self._num_tiles = n = largest(fits, most, near=self._num_tiles)
+        self._num_tiles[num_decodes] = n = largest(fits, most, near=self._num_tiles.get(num_decodes, 1))
         return min(num_decodes + n * self.tile_tokens, limit)
 
     def _tokens_before(self) -> int:

@@ -112,8 +112,11 @@ class GatheringReplica(Replica):
             return super().decoding()
         if not self._partials:
             return group.size, group.context
-        last = [request.num_computed_tokens for request in self._partials if is_decoding(request)]
-        return group.size + len(last), group.context + sum(last)
+        num_decodes, context = group.size, group.context
+        for request in self._partials:
+            if is_decoding(request):  # the last token of what it computes again
+                num_decodes, context = num_decodes + 1, context + request.num_computed_tokens
+        return num_decodes, context
 
     def _make_room(self, num_partial_blocks: int) -> bool:
         """Preempt the last admitted until the others' blocks suffice; False if that is not who goes, or how.

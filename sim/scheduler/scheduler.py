@@ -260,4 +260,7 @@ def is_decode(request: Request) -> bool:
 
 def has_prefill(planned: dict[Request, int]) -> bool:
     """Whether a step that has just been planned computes more than decodes."""
-    return any(n > 1 or not is_decode(request) for request, n in planned.items())
+    for request, n in planned.items():  # noqa: SIM110 - most of the time the first one tells
+        if n > 1 or not is_decode(request):
+            return True
+    return False
