@@ -110,4 +110,5 @@ def max_min_shares(demands: Floats, seats: Floats) -> Floats:
     levels = (seats[:, None] - before) / (n - np.arange(n))  # equal parts, if all smaller demands are met
     first = (ordered >= levels).argmax(axis=1)
     level = np.take_along_axis(levels, first[:, None], axis=1)
-    return np.minimum(demands, level)
+    shares: Floats = np.minimum(demands, level)
+    return shares

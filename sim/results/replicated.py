@@ -128,7 +128,8 @@ class Replicated:
     def rejected_share(self, label: str) -> float:
         """Of the requests of all runs of this candidate: whose latencies are not among its figures."""
         counts = [summary["simbatch"]["requests"] for summary in self.summaries[label]]
-        return sum(count["rejected"] for count in counts) / max(1, sum(count["total"] for count in counts))
+        rejected, total = (sum(int(count[key]) for count in counts) for key in ("rejected", "total"))
+        return rejected / max(1, total)
 
     def interval_of(self, values: Values) -> dict[str, float] | None:
         """Of one candidate's mean."""

@@ -76,7 +76,7 @@ class Standing:
     @property
     def is_equal(self) -> bool:
         """Whether every run has the figure that the best has."""
-        interval = self.difference and self.difference.interval
+        interval = None if self.difference is None else self.difference.interval
         return interval is not None and interval.low == interval.high == 0
 
 

@@ -158,9 +158,10 @@ def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], looks: Mapp
     heights = spread([float(places[label][1]) for label in labels], gap)
     for label, height in zip(labels, heights, strict=True):
         x, y = (float(part) for part in places[label])
-        line, text = {"linewidth": 0.5, "color": "#AAAAAA"}, {"fontsize": LABEL_POINTS, "color": looks[label]["color"]}
-        axes.plot([x, 1.0, 1.025], [y, y, height], transform=axes.transAxes, clip_on=False, zorder=0.4, **line)
-        axes.text(1.035, height, _short(label, labels), transform=axes.transAxes, va="center", **text)
+        line: dict[str, Any] = {"linewidth": 0.5, "color": "#AAAAAA", "clip_on": False, "zorder": 0.4}
+        text: dict[str, Any] = {"fontsize": LABEL_POINTS, "color": looks[label]["color"], "va": "center"}
+        axes.plot([x, 1.0, 1.025], [y, y, height], transform=axes.transAxes, **line)
+        axes.text(1.035, height, _short(label, labels), transform=axes.transAxes, **text)
 
 
 def _short(label: str, labels: Sequence[str]) -> str:
