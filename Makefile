@@ -87,6 +87,7 @@ docs: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.engine_speed
 	$(BIN)/python -m benchmarks.corners
+	$(BIN)/python -m benchmarks.policy_speed
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm build results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

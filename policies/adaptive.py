@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt
+from pydantic import Field
 
 from simbatch.policies.base import EngineView, Policy, RequestView
 
@@ -12,23 +12,29 @@ COMFORT = 0.8  # below this share of the target there is room to grow
 
 
 class Adaptive(Policy):
-    """Grow the batch while latency is well below the target, shrink it above (AIMD-like feedback).
+    """Grow the batch while latency is well below the target, shrink it above.
 
     After every `adjustment_interval` finished requests their mean latency decides: below 80 % of the target the batch
     size grows by a half (`multiplicative`) or by one (`additive`), at least by one; above the target it shrinks to 0.7;
     always within the bounds. The latency is the one whose target is set: `target_tpot_ms` (50 if none is), which
-    grows with the batch itself, `target_ttft_ms` or `target_e2el_ms`.
+    grows with the batch itself, `target_ttft_ms` or `target_e2el_ms`. Source: `AdaptiveBatchSizer` of the source
+    material; Crankshaw et al., Clipper (NSDI 2017, section 4.3.1, figure 4), whose AIMD is `additive` with a smaller
+    step down: the batch settles where the latency meets the target, far above the throughput of small batches.
     """
 
     disciplines: ClassVar = ("continuous", "static")
 
-    min_batch_size: Annotated[int, Ge(1)] = 1
-    max_batch_size: Annotated[int, Ge(1)] = 64
-    target_tpot_ms: Annotated[float, Gt(0)] | None = None
-    target_ttft_ms: Annotated[float, Gt(0)] | None = None
-    target_e2el_ms: Annotated[float, Gt(0)] | None = None
-    adjustment_interval: Annotated[int, Ge(1)] = 10
-    growth: Literal["multiplicative", "additive"] = "multiplicative"
+    min_batch_size: Annotated[int, Field(ge=1, description="where it starts, and its lower bound")] = 1
+    max_batch_size: Annotated[int, Field(ge=1, description="upper bound")] = 64
+    target_tpot_ms: Annotated[
+        Annotated[float, Field(gt=0)] | None, Field(description="steer on TPOT; 50 if no target is given")
+    ] = None
+    target_ttft_ms: Annotated[Annotated[float, Field(gt=0)] | None, Field(description="or on TTFT")] = None
+    target_e2el_ms: Annotated[Annotated[float, Field(gt=0)] | None, Field(description="or on E2EL")] = None
+    adjustment_interval: Annotated[int, Field(ge=1, description="finished requests per adjustment")] = 10
+    growth: Annotated[
+        Literal["multiplicative", "additive"], Field(description="by a half, at least by one; or by one")
+    ] = "multiplicative"
 
     def __post_init__(self) -> None:
         if self.min_batch_size > self.max_batch_size:

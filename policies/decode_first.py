@@ -12,25 +12,33 @@ from simbatch.policies.planning import Room, is_decoding
 
 
 class DecodeFirst(Policy):
-    """Compute no prompt while anybody decodes: whoever was admitted together is answered to the end, then the next.
+    """Fill a batch with prompts, answer all of it to the end, and only then let the next ones in.
 
-    Plans every step. Source: the decode-prioritising schedulers of Agrawal et al., Taming Throughput-Latency Tradeoff
-    in LLM Inference with Sarathi-Serve (OSDI 2024, section 3), FasterTransformer among them: the smallest time between
-    tokens, and the lowest throughput, since seats stay empty.
+    A batch is filled for as long as somebody waits and seats and blocks last; from then on no prompt is computed while
+    anybody decodes. Plans every step. Source: the decode-prioritising schedulers of Agrawal et al., Taming
+    Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve (OSDI 2024, sections 2 and 3), FasterTransformer
+    among them: the smallest time between tokens, and the lowest throughput, since the seats of those who have ended
+    stay empty until the last one ends.
     """
 
     max_batch_size: Annotated[int, Field(ge=1, description="most requests that run")] = 64
 
+    def start(self, engine: EngineView) -> None:
+        """The first batch is to be filled."""
+        self._is_filling = True
+
     def plan(self, running: Sequence[RequestView], waiting: Sequence[RequestView], engine: EngineView) -> Plan:
-        """Decodes if there are any; else prompts, those begun first."""
+        """Prompts while the batch is filled, those begun first; then decodes, until nobody is left."""
         room = Room(running, engine, self.max_batch_size)
-        decodes = [request for request in running if is_decoding(request)]
-        for request in decodes:
-            room.serve(request, reversed(running))
-        if not decodes:
-            for request in [*running, *waiting]:
+        self._is_filling = self._is_filling or not running
+        if self._is_filling:
+            for request in [*(request for request in running if not is_decoding(request)), *waiting]:
                 if not room.budget or not room.serve(request):
                     break
+            self._is_filling = bool(room.tokens)
+        if not self._is_filling:
+            for request in running:
+                room.serve(request, reversed(running))
         return room.plan()
 
     def starvation_bound_s(self) -> float | None:

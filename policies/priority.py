@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt
+from pydantic import Field
 
 from simbatch.policies.base import EngineView, Policy, RequestView
 
@@ -15,13 +15,16 @@ class Priority(Policy):
 
     So a normal request is overtaken only by high ones that arrive within `ageing_s` after it, and waits at most that
     much longer than in order of arrival. Comparing `arrival_s + priority * ageing_s` says the same at every moment, so
-    the order never changes while requests wait. When blocks run out, the last in this order is preempted.
+    the order never changes while requests wait. When blocks run out, the last in this order is preempted. Source:
+    `PriorityBatcher` of the source material; Jackson, Waiting-Time Distributions for Queues with Dynamic Priorities
+    (Naval Research Logistics Quarterly, 1962): the more load, the nearer do the waits of two classes come to differing
+    by their ageing, and not by more.
     """
 
     disciplines: ClassVar = ("continuous", "static")
 
-    max_batch_size: Annotated[int, Ge(1)] = 64
-    ageing_s: Annotated[float, Gt(0)] = 30.0
+    max_batch_size: Annotated[int, Field(ge=1, description="most requests that run")] = 64
+    ageing_s: Annotated[float, Field(gt=0, description="waiting that is worth a class")] = 30.0
 
     def order(self, request: RequestView) -> float:
         """Classes first, age against them."""

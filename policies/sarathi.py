@@ -6,25 +6,30 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy
+from simbatch.policies.base import EngineView, Policy, RequestView
 
 
 class Sarathi(Policy):
     """Let a step have as many prompt tokens beside its decodes as it can with the bound kept, by the profile.
 
     Everything else is vLLM's own: decodes first, prompts in order of arrival, cut into chunks. Source: Agrawal et al.,
-    Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve (OSDI 2024), which takes the token budget
-    from a profile and the bound on the time between tokens; here for each step, by what decodes in it. The tail of the
-    time between tokens comes down to the bound, at nearly the throughput of whole prompts; times to first token get
-    longer.
+    Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve (OSDI 2024, section 4), which takes one token
+    budget from a profile and the bound on the time between tokens; here for each step, by what decodes in it and how
+    far the prompt under way is. The tail of the time between tokens comes down to the bound, at nearly the throughput
+    of whole prompts; times to first token get longer.
     """
 
     target_tpot_ms: Annotated[float, Field(gt=0, description="bound on a step that somebody decodes in")] = 100.0
     tile_tokens: Annotated[int, Field(ge=1, description="chunks are multiples of this, at least one")] = 64
 
     def start(self, engine: EngineView) -> None:
-        """Begin to look at one tile."""
+        """Begin to look at one tile; no prompt is under way."""
         self._num_tiles = 1
+        self._newest: RequestView | None = None
+
+    def admitted(self, request: RequestView) -> None:
+        """Whose prompt is under way, if any is: prompts are computed in order."""
+        self._newest = request
 
     def token_budget(self, engine: EngineView) -> int:
         """All of it when nobody decodes; else the decodes and the largest chunk within the bound."""
@@ -32,6 +37,7 @@ class Sarathi(Policy):
         if not num_decodes:
             return limit
         most = (limit - num_decodes) // self.tile_tokens
+        self._history = self._tokens_before()
         n = min(self._num_tiles, most)  # where the last search ended: it mostly ends there again
         step = 1
         if self._fits(n, engine):
@@ -49,4 +55,11 @@ class Sarathi(Policy):
         return min(num_decodes + n * self.tile_tokens, limit)
 
     def _fits(self, num_tiles: int, engine: EngineView) -> bool:
-        return engine.step_time_s(num_tiles * self.tile_tokens) * 1000 <= self.target_tpot_ms
+        return engine.step_time_s(num_tiles * self.tile_tokens, self._history) * 1000 <= self.target_tpot_ms
+
+    def _tokens_before(self) -> int:
+        """How much of the prompt under way is computed, if one is: the next chunk attends to it."""
+        newest = self._newest
+        if newest is None or newest.num_computed_tokens >= newest.num_prompt_tokens:
+            return 0
+        return newest.num_computed_tokens

@@ -65,7 +65,7 @@ def test_each_load_has_the_same_seeds_and_differences_of_pairs() -> None:
     expected = stats.ttest_rel(row["runs"]["vllm"], row["runs"]["fixed"]).confidence_interval(0.95)
     difference = row["differences"]["vllm"]
     assert (difference["low"], difference["high"]) == pytest.approx((expected.low, expected.high))
-    assert difference["verdict"] == "better"
+    assert difference["verdict"] == ("better" if expected.high < 0 else "no difference shown")
     for rate, seed in ((4, 4), (12, 5)):
         changes = ["--set", f"workload.request_rate={rate}", "--seed", str(seed), "--policy", "fixed", "--quiet"]
         assert run("run", "small.yaml", *changes) == 0
@@ -153,10 +153,24 @@ def test_a_trace_goes_by_its_scale_and_a_mix_by_its_first_part(
     assert 50 / 4 < duration < 50 / 4 + 2  # b at 4 a second, twice as many as written
 
 
+def test_who_rejects_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = "        return 'full' if engine.num_waiting > 3 else None\n"
+    rejects = f"    def reject(self, request, engine):\n{full}"
+    (folder / "shed.py").write_text(f"from simbatch import Policy\n\n\nclass Shed(Policy):\n{rejects}")
+    few = ["--set", "engine.max_num_seqs=4", "--set", "engine.max_num_batched_tokens=64"]
+    candidates = ["--policy", "vllm", "--policy", "shed.py:Shed"]
+    assert run("compare", "small.yaml", *candidates, *few, "--rate", "2,60", "--jobs", "1") == 0
+    [note] = [line for line in capsys.readouterr().out.splitlines() if "rejected" in line]
+    content = json.loads(Path("results/small-compare/compare.json").read_text())
+    share = content["loads"][1]["rejected_share"]["shed.py:Shed"]
+    assert 0.1 < share < 0.9
+    assert note == f"NOTE: shed.py:Shed rejected {100 * share:.2f} % at 60: its latencies are those of the others."
+
+
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        (["4"], "error: --rate: needs at least two rates (got '4'); --rate 4,8"),
+        (["4"], "error: --rate: needs at least two rates (got '4'); for example --rate 4,8"),
         (["4,x"], "error: --rate: must be numbers above 0 (got 'x'); for example --rate 1,2,3"),
         (["4,,5"], "error: --rate: must be numbers above 0 (got '')"),
         (["4,-1"], "error: --rate: must be numbers above 0 (got '-1')"),

@@ -1,4 +1,4 @@
-"""What each policy decides, on arrivals small enough to follow by hand."""
+"""What concerns all policies: the registry, users' own, and what the engine refuses; each has a file of its own too."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from simbatch.policies import EngineView, Policy, RequestView
-from simbatch.policies.adaptive import Adaptive
-from simbatch.policies.fixed import Fixed
-from simbatch.policies.priority import Priority
 from simbatch.policies.registry import load_policy, policy_names
-from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
@@ -45,99 +41,6 @@ def batch_sizes(record: RunRecord) -> list[int]:
 
 def all_at_once(n: int, output: int = 5) -> list[Row]:
     return [(0, 4, output, 0, ()) for _ in range(n)]
-
-
-class TestFixed:
-    def test_at_most_so_many_run_and_seats_are_filled_at_once(self) -> None:
-        record = serve(Fixed(batch_size=3), all_at_once(7))
-        assert batch_sizes(record) == [3] * 10 + [1] * 5
-
-    def test_static_batches_wait_for_the_whole_batch(self) -> None:
-        rows = [(0, 4, n, 0, ()) for n in (5, 1, 3, 2)]
-        record = serve(Fixed(batch_size=2), rows, batching="static")
-        assert batch_sizes(record) == [2, 1, 1, 1, 1, 2, 2, 1]
-
-    def test_the_engine_has_the_last_word(self) -> None:
-        assert max(batch_sizes(serve(Fixed(batch_size=100), all_at_once(50)))) == 16
-
-
-class TestAdaptive:
-    def test_it_grows_from_one_by_at_least_one(self) -> None:
-        """int(1 * 1.5) is 1: written the usual way, growth would never start."""
-        policy, sizes = Adaptive(target_tpot_ms=1000, adjustment_interval=2), []
-        policy.start(View(max_num_seqs=16))
-        for _ in range(8):
-            sizes.append(policy.seats(View(max_num_seqs=16)))
-            for _ in range(2):
-                policy.finished(Finished(tpot_s=0.011))
-        assert sizes == [1, 2, 3, 4, 6, 9, 13, 16]  # by a half, at least by one, never above the engine's seats
-        assert max(batch_sizes(serve(Adaptive(target_tpot_ms=1000), all_at_once(200)))) == 16
-
-    def test_additive_growth_is_by_one(self) -> None:
-        policy = Adaptive(target_tpot_ms=1000, adjustment_interval=2, growth="additive", max_batch_size=5)
-        assert max(batch_sizes(serve(policy, all_at_once(60)))) == 5
-
-    @pytest.mark.parametrize("n", [7, 20])
-    def test_above_the_target_it_shrinks_to_seven_tenths(self, n: int) -> None:
-        policy = Adaptive(target_tpot_ms=5, min_batch_size=2, max_batch_size=64)
-        policy.start(View(max_num_seqs=64))
-        policy._batch_size = n
-        for _ in range(10):
-            policy.finished(Finished(tpot_s=0.006))
-        assert policy.seats(View(max_num_seqs=64)) == int(n * 0.7)
-
-    def test_between_the_bounds_it_stays(self) -> None:
-        policy = Adaptive(target_tpot_ms=10, min_batch_size=4)
-        policy.start(View(max_num_seqs=64))
-        for tpot_s in (0.0081, 0.0099) * 10:
-            policy.finished(Finished(tpot_s=tpot_s))
-        assert policy.seats(View(max_num_seqs=64)) == 4
-
-    def test_one_token_has_no_tpot_and_does_not_count(self) -> None:
-        policy = Adaptive(target_tpot_ms=50, adjustment_interval=1)
-        policy.start(View(max_num_seqs=64))
-        policy.finished(Finished(tpot_s=None))
-        assert policy.seats(View(max_num_seqs=64)) == 1
-
-    def test_it_holds_the_target_that_users_feel(self) -> None:
-        """A decode costs 10 ms + 1 ms a sequence: 16 ms TPOT is reached with 6, whatever the queue."""
-        rows = [(0, 4, 20, 0, ()) for _ in range(400)]
-        record = serve(Adaptive(target_tpot_ms=16, adjustment_interval=5, growth="additive"), rows)
-        settled = batch_sizes(record)[len(record.steps or []) // 2 :]
-        assert min(settled[:-20]) >= 3
-        assert max(settled) <= 7
-
-    def test_two_targets_are_an_error(self) -> None:
-        with pytest.raises(ValueError, match="only one of"):
-            Adaptive(target_tpot_ms=5, target_ttft_ms=5)
-
-
-class TestPriority:
-    def test_high_goes_before_normal_and_no_seat_stays_empty(self) -> None:
-        rows: list[Row] = [(0, 4, 5, 1, ()) for _ in range(4)] + [(0, 4, 5, 0, ()) for _ in range(2)]
-        record = serve(Priority(max_batch_size=3), rows)
-        assert [index for index, _, _ in (record.steps or [])[0].scheduled] == [4, 5, 0]
-
-    def test_nobody_starves(self) -> None:
-        """High ones keep arriving faster than they are served; the normal one waits for `ageing_s`, not for ever."""
-        high = [(i * 40 * MS, 4, 5, 0, ()) for i in range(200)]
-        rows = sorted([*high, (100 * MS, 4, 5, 1, ())], key=lambda row: (row[0], row[3]))
-        normal = rows.index((100 * MS, 4, 5, 1, ()))
-        waits = {}
-        for ageing_s in (1.0, 1000.0):
-            requests = serve(Priority(max_batch_size=1, ageing_s=ageing_s), rows).requests
-            waits[ageing_s] = (requests.scheduled_ps[normal] - requests.arrival_ps[normal]) / 10**12
-        assert 1.0 <= waits[1.0] < 2.0
-        assert waits[1000.0] == max(waits.values()) > 7.0  # without ageing, behind them all
-
-    def test_the_last_in_its_order_is_preempted(self) -> None:
-        """Room for 12 blocks of 16; the high one, admitted last, keeps its blocks."""
-        rows: list[Row] = [(0, 60, 40, 1, ()), (0, 60, 40, 1, ()), (10 * MS, 60, 40, 0, ())]
-        record = serve(Priority(), rows, num_gpu_blocks=14, max_model_len=128)
-        assert record.requests.num_preemptions[2] == 0
-        assert record.requests.num_preemptions[1] > 0
-        vllm = serve(VLLM(), rows, num_gpu_blocks=14, max_model_len=128)
-        assert vllm.requests.num_preemptions[2] > 0
 
 
 class TestOwnPolicies:
@@ -241,20 +144,3 @@ class TestRegistry:
     def test_parameters_are_checked(self, params: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
             load_policy("fixed", params, folder=HERE)
-
-
-class Finished:
-    """A finished request, as far as feedback looks at it."""
-
-    def __init__(self, tpot_s: float | None) -> None:
-        self.tpot_s = tpot_s
-
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"feedback on TPOT has no business with {name}")
-
-
-class View:
-    """An engine, as far as a batch size looks at it."""
-
-    def __init__(self, max_num_seqs: int) -> None:
-        self.max_num_seqs = max_num_seqs

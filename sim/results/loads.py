@@ -105,6 +105,7 @@ class LoadComparison:
                     "rate": rate,
                     "steady_state_refused": {label: replicated.refusal(label) for label in self.labels},
                     "overloaded_runs": {label: replicated.num_overloaded(label) for label in self.labels},
+                    "rejected_share": {label: replicated.rejected_share(label) for label in self.labels},
                     "metrics": replicated.metrics(),
                 }
                 for rate, replicated in zip(self.rates, self.at, strict=True)
@@ -149,6 +150,10 @@ class LoadComparison:
             if any(runs.values()):
                 counts = ", ".join(f"{rate:g} (in {num})" for rate, num in runs.items() if num)
                 yield f"WARNING: {label}: overloaded at {counts}: latencies there say how long the runs were."
+            shares = {rate: at.rejected_share(label) for rate, at in zip(self.rates, self.at, strict=True)}
+            if any(shares.values()):
+                counts = ", ".join(f"{console.percent(share)} at {rate:g}" for rate, share in shares.items() if share)
+                yield f"NOTE: {label} rejected {counts}: its latencies are those of the others."
 
     def _multiplicity(self) -> Iterator[str]:
         """How many comparisons the table has; more stand in compare.csv."""

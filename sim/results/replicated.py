@@ -125,6 +125,11 @@ class Replicated:
         """In how many runs of this candidate the queue kept growing."""
         return sum(refusal_of(summary) == OVERLOADED for summary in self.summaries[label])
 
+    def rejected_share(self, label: str) -> float:
+        """Of the requests of all runs of this candidate: whose latencies are not among its figures."""
+        counts = [summary["simbatch"]["requests"] for summary in self.summaries[label]]
+        return sum(count["rejected"] for count in counts) / max(1, sum(count["total"] for count in counts))
+
     def interval_of(self, values: Values) -> dict[str, float] | None:
         """Of one candidate's mean."""
         known = [value for value in values if value is not None]

@@ -155,9 +155,12 @@ def _section(judged: Judged) -> Iterator[str]:
 
 
 def _remark(judged: Judged, standing: Standing) -> str:
+    """The verdict, and what must be known about the figures beside it."""
     num = judged.replicated.num_overloaded(standing.policy)
-    text = verdict(judged, standing)
-    return f"{text}; overloaded in {num} of {len(judged.entry.seeds)}" if num else text
+    share = judged.replicated.rejected_share(standing.policy)
+    notes = [f"overloaded in {num} of {len(judged.entry.seeds)}"] if num else []
+    notes += [f"rejected {percent(share)}"] if share else []
+    return "; ".join([verdict(judged, standing), *notes])
 
 
 def _figure(replicated: Replicated, label: str, metric: Metric) -> str:
@@ -208,6 +211,7 @@ def _as_dict(judged: Judged, standing: Standing) -> dict[str, Any]:
         "difference": standing.difference and standing.difference.as_dict(),
         "verdict": verdict(judged, standing),
         "overloaded_runs": judged.replicated.num_overloaded(standing.policy),
+        "rejected_share": judged.replicated.rejected_share(standing.policy),
         "runs": standing.values,
         "others": {metric.key: [metric.of(summary) for summary in runs] for metric in OTHERS},
     }

@@ -33,7 +33,7 @@ def parse_rates(texts: Sequence[str]) -> list[float]:
     if twice is not None:
         raise UserError(Problem(FLAG, "is named twice", f"{twice:g}", "name each rate once"))
     if len(rates) < MIN_RATES:
-        mend = f"--rate {rates[0]:g},{2 * rates[0]:g}; for one rate alone: --set workload.request_rate={rates[0]:g}"
+        mend = f"for example --rate {rates[0]:g},{2 * rates[0]:g}"
         raise UserError(Problem(FLAG, "needs at least two rates", f"{rates[0]:g}", mend))
     return sorted(rates)
 
