@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field
@@ -37,25 +38,13 @@ class Sarathi(Policy):
         if not num_decodes:
             return limit
         most = (limit - num_decodes) // self.tile_tokens
-        self._history = self._tokens_before()
-        n = min(self._num_tiles, most)  # where the last search ended: it mostly ends there again
-        step = 1
-        if self._fits(n, engine):
-            while n < most and self._fits(min(n + step, most), engine):
-                n, step = min(n + step, most), 2 * step
-        else:
-            while n > 1 and not self._fits(max(n - step, 1), engine):
-                n, step = max(n - step, 1), 2 * step
-            n = max(n - step, 1)
-        while step > 1:  # it fits with n and may fit with less than n + step
-            step //= 2
-            if n + step <= most and self._fits(n + step, engine):
-                n += step
-        self._num_tiles = n = max(n, 1)
-        return min(num_decodes + n * self.tile_tokens, limit)
+        history, time_s, bound_s = self._tokens_before(), engine.step_time_s, self.target_tpot_ms / 1000
 
-    def _fits(self, num_tiles: int, engine: EngineView) -> bool:
-        return engine.step_time_s(num_tiles * self.tile_tokens, self._history) * 1000 <= self.target_tpot_ms
+        def fits(num_tiles: int) -> bool:
+            return time_s(num_tiles * self.tile_tokens, history) <= bound_s
+
+        self._num_tiles = n = largest(fits, most, near=self._num_tiles)
+        return min(num_decodes + n * self.tile_tokens, limit)
 
     def _tokens_before(self) -> int:
         """How much of the prompt under way is computed, if one is: the next chunk attends to it."""
@@ -63,3 +52,20 @@ class Sarathi(Policy):
         if newest is None or newest.num_computed_tokens >= newest.num_prompt_tokens:
             return 0
         return newest.num_computed_tokens
+
+
+def largest(fits: Callable[[int], bool], most: int, *, near: int) -> int:
+    """The largest number up to `most` that fits, or 1; quickly found when it is close to `near`."""
+    n, step = max(min(near, most), 1), 1
+    if fits(n):
+        while n < most and fits(min(n + step, most)):
+            n, step = min(n + step, most), 2 * step
+    else:
+        while n > 1 and not fits(max(n - step, 1)):
+            n, step = max(n - step, 1), 2 * step
+        n = max(n - step, 1)
+    while step > 1:  # n fits, n + step does not
+        step //= 2
+        if n + step <= most and fits(n + step):
+            n += step
+    return n

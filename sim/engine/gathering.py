@@ -108,8 +108,10 @@ class GatheringReplica(Replica):
     def decoding(self) -> tuple[int, int]:
         """The same, of the group without a loop over it."""
         group = self._group
-        if not group.size:
+        if not group.size or self._decoding is not None:
             return super().decoding()
+        if not self._partials:
+            return group.size, group.context
         last = [request.num_computed_tokens for request in self._partials if is_decoding(request)]
         return group.size + len(last), group.context + sum(last)
 

@@ -199,9 +199,11 @@ class Replica:
 
     def step_ps_with(self, num_tokens: int, num_computed: int) -> int:
         """How long a step lasts that computes so many prompt tokens, after others, beside all decodes."""
+        num_decodes, context = self._decoding or self.decoding()
+        if not num_tokens:
+            return step_ps(self.cost, num_decodes, context, 0, 0, 0)
         total = num_tokens + num_computed
-        features = (num_tokens, total, num_tokens * (total + num_computed)) if num_tokens else (0, 0, 0)
-        return step_ps(self.cost, *self.decoding(), *features)
+        return self.cost.mixed_ps(num_decodes, context, num_tokens, total, num_tokens * (total + num_computed))
 
     def schedule(self, overhead_ps: int) -> Step:
         """Plan the next step and its time on the device."""

@@ -28,7 +28,7 @@ from simbatch.sim.engine.gathering import NO_ENTRIES, GatheringReplica
 from simbatch.sim.engine.replica import Process
 from simbatch.sim.engine.step import Step, step_ps
 from simbatch.sim.scheduler.request import NEVER, Request
-from simbatch.sim.scheduler.scheduler import has_prefill, is_decode, is_decoding
+from simbatch.sim.scheduler.scheduler import has_prefill, is_decode
 
 
 class SpanReplica(GatheringReplica):
@@ -146,9 +146,10 @@ class SpanReplica(GatheringReplica):
         if self._taken:
             self.kv.take(self._taken)
         budget = self.config.max_num_batched_tokens
-        if self.decisions.decides_budget:
-            num_decodes = group.size + sum(map(is_decoding, self._partials))
-            budget = max(self.decisions.token_budget(), num_decodes)
+        if self.decisions.asked_on_change:
+            self._decoding = self.decoding()
+            if self.decisions.decides_budget:
+                budget = max(self.decisions.token_budget(), self._decoding[0])
         budget -= group.size
         for request in self._partials:
             n = min(request.num_tokens - request.num_computed_tokens, budget)
@@ -161,6 +162,7 @@ class SpanReplica(GatheringReplica):
         if scheduler.waiting and (scheduler.may_admit or not self.decisions.asked_on_change):
             scheduler.admit_waiting(planned, budget, scheduler.long_prefill_threshold())
         scheduler.may_admit = has_prefill(planned) if self.decisions.asked_on_change else bool(planned)
+        self._decoding = None
         return planned
 
     def _step(self, planned: dict[Request, int], start_ps: int, ready_ps: int) -> list[Request]:

@@ -65,14 +65,22 @@ class Decisions:
         """How many requests may run."""
         if not self.decides_seats:
             return self.max_seats
-        return self._checked("seats()", self._ask("seats", self.view), self.max_seats, "max_num_seqs")
+        try:
+            num_seats = self.policy.seats(self.view)
+        except Exception as error:
+            raise self._failed("seats", error) from error
+        return self._checked("seats()", num_seats, self.max_seats, "max_num_seqs")
 
     def token_budget(self) -> int:
         """How many tokens the next step may take."""
         limit = self.config.max_num_batched_tokens
         if not self.decides_budget:
             return limit
-        return self._checked("token_budget()", self._ask("token_budget", self.view), limit, "max_num_batched_tokens")
+        try:
+            budget = self.policy.token_budget(self.view)
+        except Exception as error:
+            raise self._failed("token_budget", error) from error
+        return self._checked("token_budget()", budget, limit, "max_num_batched_tokens")
 
     def victim(self, running: list[Request]) -> Request:
         """Who loses its blocks."""
@@ -154,9 +162,12 @@ class Decisions:
         try:
             return getattr(self.policy, method)(*arguments)
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            rule = f"{method}() failed at {Path(where.filename).name}:{where.lineno}: {type(error).__name__}: {error}"
-            raise self.broken(rule) from error
+            raise self._failed(method, error) from error
+
+    def _failed(self, method: str, error: Exception) -> UserError:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        rule = f"{method}() failed at {Path(where.filename).name}:{where.lineno}: {type(error).__name__}: {error}"
+        return self.broken(rule)
 
     def _checked(self, what: str, value: int, limit: int, name: str) -> int:
         if isinstance(value, int) and 1 <= value <= limit:

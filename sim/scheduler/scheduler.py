@@ -156,7 +156,7 @@ class Scheduler:
             self.seat(request, num_hits, num_cached + n)
             planned[request] = n
             budget -= n
-            if decides_seats:
+            if decides_seats and waiting:
                 num_seats = decisions.seats()
         if waiting:
             self.refusal = Refusal("seats", len(running), num_seats) if budget > 0 else Refusal("budget")
