@@ -44,9 +44,12 @@ class EarliestDeadlineFirst(Policy):
 
     def shed(self, request: RequestView, engine: EngineView) -> str | None:
         """Late, even if it is computed in the very next step."""
-        delay_s = max(self._delays_s) if engine.num_running else 0.0
-        late_s = self._first_token_s(request) + min(delay_s, self._allowed_s(request) / 2) - self.order(request)
-        return "would miss its deadline for the first token" if self.shed_hopeless and late_s > 0 else None
+        if not self.shed_hopeless:
+            return None
+        allowed_s = self._allowed_s(request)
+        delay_s = min(max(self._delays_s), allowed_s / 2) if engine.num_running else 0.0
+        is_late = self._first_token_s(request) + delay_s > request.arrival_s + allowed_s
+        return "would miss its deadline for the first token" if is_late else None
 
     def admitted(self, request: RequestView) -> None:
         """Note when the profile has its first token."""

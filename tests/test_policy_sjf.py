@@ -78,7 +78,8 @@ class TestPredictedLengths:
             mean_latency_s(24, name="sjf", predictor_error=error) for error in (0.0, 1.0, 2.0, 10.0)
         )
         assert oracle < 0.7 * fcfs
-        assert oracle < 0.97 * good < 0.97**2 * poor < 0.97**3 * useless
+        assert oracle < good < 0.95 * poor
+        assert poor < 0.9 * useless
         assert useless == pytest.approx(fcfs, rel=0.25)
 
     def test_the_gain_grows_with_the_load_from_nothing(self) -> None:
