@@ -49,9 +49,8 @@ class Sarathi(Policy):
     def _tokens_before(self) -> int:
         """How much of the prompt under way is computed, if one is: the next chunk attends to it."""
         newest = self._newest
-        if newest is None or newest.num_computed_tokens >= newest.num_prompt_tokens:
-            return 0
-        return newest.num_computed_tokens
+        computed = newest.num_computed_tokens if newest else 0
+        return computed if newest and computed < newest.num_prompt_tokens else 0
 
 
 def largest(fits: Callable[[int], bool], most: int, *, near: int) -> int:
