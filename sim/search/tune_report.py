@@ -101,7 +101,10 @@ def _verdict(tuned: Tuned) -> Iterator[str]:
         yield "Nothing that was tried is better than the scenario as it stands."
     close = sum(_is_close(tuned, trial) for trial in tuned.trials if trial is not tuned.best)
     if close:
-        yield f"{close} other settings that were tried come within {CLOSE:.0%} of the best figure."
+        others = (
+            "1 other setting that was tried comes" if close == 1 else f"{close} other settings that were tried come"
+        )
+        yield f"{others} within {CLOSE:.0%} of the best figure."
 
 
 def _infeasible(tuned: Tuned) -> Iterator[str]:
@@ -120,12 +123,20 @@ def _infeasible(tuned: Tuned) -> Iterator[str]:
 
 def _knee(tuned: Tuned) -> Iterator[str]:
     if tuned.knee is None:
-        yield "Marked by *: the end of the set with the best first figure; --knee picks the knee, if there is one."
+        if tuned.wants_knee:
+            yield "No knee: the set has fewer than three different points, or none above the line between its ends."
+        other = "; --knee picks the knee, if there is one" if _may_have_knee(tuned) else ""
+        yield f"Marked by *: the end of the set with the best first figure{other}."
         return
     gain, cost = trade_off(tuned.goal)
     height = f"{tuned.knee.distance:.2f} of its height"
     yield f"Knee (*): farthest above the straight line between the ends of the set ({height}, logarithmic axes)."
     yield f"More {gain.key} than this costs more and more {cost.key}."
+
+
+def _may_have_knee(tuned: Tuned) -> bool:
+    """Whether asking for it could bring one: it lies between one figure to raise and one to lower."""
+    return not tuned.wants_knee and sorted(tuned.goal.maximise) == [False, True]
 
 
 def _is_all_served(tuned: Tuned) -> bool:
