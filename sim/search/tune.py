@@ -14,6 +14,7 @@ from simbatch.sim.search.tune_study import ROUND, Search, front_of
 from simbatch.sim.statistics.intervals import Interval, paired_difference
 
 MIN_TRIALS, MAX_TRIALS, GRID_SHARE = 20, 60, 5  # by default a fifth of the combinations, within these
+TRIALS_A_ROUND = 10  # for each setting that is asked for at once: of few trials each should know of those before it
 OVERLOADED = "overloaded"
 
 Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]  # settings and a seed; their summary
@@ -142,7 +143,8 @@ def tune(
     if wanted >= len(space.points):
         _run_all(space, run, tried)
     else:
-        search = Search(space, goal, scenario.seed if search_seed is None else search_seed)
+        at_once = min(max(wanted // TRIALS_A_ROUND, 1), ROUND)
+        search = Search(space, goal, scenario.seed if search_seed is None else search_seed, at_once)
         _search(search, run, tried, wanted)
     tuned = Tuned(scenario, goal, space, seeds, found, baseline)
     tuned.best = tuned.ranked()[0]

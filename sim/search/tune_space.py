@@ -158,15 +158,12 @@ class Space:
         """How many of the points that were looked at cannot start."""
         return sum(error is not None for error in self._refused.values())
 
-    def neighbours(self, point: Point, step: int) -> list[Point]:
-        """Where one number is `step` places further or nearer, and (for step 1) where one name is another."""
+    def neighbours(self, point: Point) -> list[Point]:
+        """Where one number is the next one up or down, or one name is another."""
         found = []
         for number, axis in enumerate(self.axes):
             i, n = point[number], len(axis.values)
-            if axis.is_ordered:
-                others = [j for j in (i + step, i - step) if 0 <= j < n]
-            else:
-                others = [j for j in range(n) if j != i] if step == 1 else []
+            others = (j for j in (i - 1, i + 1) if 0 <= j < n) if axis.is_ordered else (j for j in range(n) if j != i)
             found += [self.canonical((*point[:number], j, *point[number + 1 :])) for j in others]
         return [other for other in dict.fromkeys(found) if other != point]
 
