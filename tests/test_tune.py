@@ -159,8 +159,24 @@ def test_flags_say_what_is_set() -> None:
     settings = {SEQS: 48, "policy": {"name": "adaptive", "target_tpot_ms": 40.0}}
     assert set_flags(settings) == "--set engine.max_num_seqs=48 --set 'policy={name: adaptive, target_tpot_ms: 40.0}'"
     assert vllm_serve(base, settings) == (
-        "vllm serve meta-llama/Llama-3.1-8B --max-num-seqs 48 --max-model-len 8192 --num-gpu-blocks-override 1000"
+        "vllm serve meta-llama/Llama-3.1-8B --max-model-len 8192 --max-num-seqs 48 --num-gpu-blocks-override 1000"
     )
+
+
+@pytest.mark.parametrize(
+    ("profile", "flags"),
+    [
+        ("rtx4090-llama-3.1-8b-bf16", "Llama-3.1-8B --max-model-len 32768"),  # the model's 131,072 do not fit
+        (
+            "h100-llama-3.1-70b-fp8-kvfp8-tp2",
+            "Llama-3.1-70B --quantization fp8 --kv-cache-dtype fp8 --tensor-parallel-size 2 --max-model-len 131072",
+        ),
+        ("rtx4090-llama-3.1-8b-awq", "Llama-3.1-8B --quantization awq --max-model-len 120224"),
+    ],
+)
+def test_the_command_holds_the_model_as_it_was_measured(profile: str, flags: str) -> None:
+    assert vllm_serve(scenario(profile=profile), {}) == f"vllm serve meta-llama/{flags}"
+    assert "--kv-cache-dtype auto" in vllm_serve(scenario(profile=profile), {"engine.kv_cache_dtype": "auto"})
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.results.console import number, table
+from simbatch.sim.scenario import resolve
 from simbatch.sim.search.tune import Trial, Tuned, setting_words, trade_off
-from simbatch.sim.search.tune_flags import own_policy, set_flags, vllm_serve
+from simbatch.sim.search.tune_flags import own_policy, set_flags, vllm_serve, weight_notes
 from simbatch.sim.search.tune_goal import GOODPUT, Goal
 
 NUM_SHOWN = 8
@@ -165,6 +167,9 @@ def _advice(tuned: Tuned) -> Iterator[str]:
     yield f"  {vllm_serve(tuned.scenario, settings)}"
     if policy := own_policy(tuned.scenario, settings):
         yield f"  (policy {policy} is not vLLM's own: these flags set the engine below it, and no flag sets the policy)"
+    profile = resolve(tuned.scenario.override(settings)).profile
+    if isinstance(profile, MeasuredProfile):
+        yield from (f"  ({note})" for note in weight_notes(profile))
 
 
 def _confirmation(tuned: Tuned) -> Iterator[str]:
