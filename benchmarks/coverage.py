@@ -90,6 +90,7 @@ LONG, SHORT = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0, help="the first repetition: others draw other seeds")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--engine", action="store_true")
     parser.add_argument("--warm-up", action="store_true")
@@ -104,8 +105,8 @@ def main() -> None:
     print("| queue | load | runs x requests | intervals given | hold the truth | half width | bias of the mean |")
     print("|---|---|---|---|---|---|---|")
     for case in (*LONG, *SHORT):
-        calls = (delayed(interval)(case, seed, options.engine) for seed in range(options.repetitions))
-        found = Parallel(n_jobs=options.jobs)(calls)
+        repetitions = range(options.first, options.first + options.repetitions)
+        found = Parallel(n_jobs=options.jobs)(delayed(interval)(case, each, options.engine) for each in repetitions)
         print_case(case, found)
 
 

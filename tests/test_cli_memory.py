@@ -112,6 +112,14 @@ def test_limits_that_bind_before_memory_are_said(llama, run):
     assert held[1] < seats + 1
 
 
+def test_settings_that_vllm_refuses_are_said(llama, run):
+    small = ("--max-num-batched-tokens", 10, "--max-num-seqs", 20)
+    assert "max_num_batched_tokens (10) must be at least max_num_seqs (20)" in run(llama, "--gpu", "h100", *small)[1]
+    out = run(llama, "--gpu", "h100", "--max-model-len", 200_000)[1]
+    assert "more than the model's own 131,072 tokens only with VLLM_ALLOW_LONG_MAX_MODEL_LEN=1" in out
+    assert "does not start" not in out + run(llama, "--gpu", "h100")[1]
+
+
 def test_cv_makes_a_distribution(llama, figures):
     lengths = ("--prompt-len", 800, "--output-len", 200)
     alike, different = (

@@ -147,6 +147,11 @@ def test_wrong_flags_are_told(file: Path, flags: list[str], capsys: pytest.Captu
     assert capsys.readouterr().err.startswith(f"error: {flags[0]}: must ")
 
 
+def test_processes_are_nothing_to_a_cluster(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sweep", file, "--scheduler", "tcp://127.0.0.1:1", "--jobs", 2) == 2
+    assert "--jobs: says nothing to a cluster: its workers do (got 2); leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("over", "x", "y", "others"),
     [

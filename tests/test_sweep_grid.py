@@ -129,7 +129,9 @@ def test_mistakes_stand_at_their_lines(tmp_path: Path, lines: str, problem: str)
         ("engine.max_num_seqs=8,x", "--over engine.max_num_seqs: must be a whole number (got 'x')"),
         ("engine.max_num_seqs=8,.inf", "--over engine.max_num_seqs: a number must be finite"),
         ("engine.max_num_seqs=[8", "--over engine.max_num_seqs: a bracket is opened and never closed"),
-        ("engine.max_num_seqs=8,8", "8 stands twice"),
+        ("engine.max_num_seqs=8,8", "--over engine.max_num_seqs: 8 stands twice"),
+        ("engine.max_num_seqs={from: 1, to: 8}", "--over engine.max_num_seqs.steps: required, but missing"),
+        ("seed=1,2", "--over seed: seed cannot be varied here"),
     ],
 )
 def test_mistakes_of_a_flag_name_it(flag: str, problem: str) -> None:

@@ -18,6 +18,7 @@ from simbatch.cli import main
 from simbatch.sim.search.cells import Cell, cells_of, evaluate
 from simbatch.sim.search.run import run_cells
 from simbatch.sim.search.store import CellStore
+from simbatch.sim.search.sweep import Sweep, planned, write_summary
 from tests.sweep_cases import SEATS, YAML, runs, toy, watched
 
 SIMBATCH = [sys.executable, "-m", "simbatch"]
@@ -113,6 +114,25 @@ def test_shards_add_up_to_the_whole(file: Path, capsys: pytest.CaptureFixture[st
     )
 
 
+def test_a_shard_that_ends_while_another_writes_is_in_the_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, store = planned(toy(), {"engine.max_num_seqs": [1, 2, 3]}), CellStore(tmp_path / "cells")
+    late = [(cell.key, evaluate(cell)) for cell in plan.cells[::-1]]
+    store.put(*late.pop())
+    save = Sweep.save
+
+    def save_slowly(self: Sweep, folder: Path | str) -> list[Path]:
+        if late:
+            store.put(*late.pop())
+        return save(self, folder)
+
+    monkeypatch.setattr(Sweep, "save", save_slowly)
+    done, _ = write_summary(plan, store, tmp_path)
+    assert done.num_missing == 0
+    assert len((tmp_path / "summary.csv").read_text().splitlines()) == 1 + 3
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_keeps_the_finished_cells(file: Path, jobs: int) -> None:
     file.write_text(file.read_text().replace("num_prompts: 30", "num_prompts: 3000"))
@@ -135,7 +155,7 @@ def test_ctrl_c_keeps_the_finished_cells(file: Path, jobs: int) -> None:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
-    """A real scheduler and two worker processes on loopback."""
+    """A real scheduler and two worker processes on loopback: its address, and the three processes, itself first."""
     pytest.importorskip("distributed")
     dask = str(Path(sys.executable).with_name("dask"))
     quiet = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -152,7 +172,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]
         workers = [begin("worker", address, *options, "--local-directory", str(tmp_path)) for _ in range(2)]
         for worker in workers:
             line_with(worker.stderr, r"Registered to: +(\S+)")
-        yield address, workers
+        yield address, begun
     finally:
         for process in reversed(begun):
             process.kill()
@@ -178,11 +198,22 @@ def test_a_dask_cluster_gives_the_same_bytes(file: Path, cluster: tuple[str, lis
 def test_a_dask_worker_that_dies_loses_nothing(
     tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[str]]]
 ) -> None:
-    address, workers = cluster
+    address, (_, *workers) = cluster
     cells = cells_of(watched(tmp_path, fatal_seats=6), SEATS, [3, 4])
     found = run_cells(cells, scheduler=address)
     assert sum(worker.poll() is not None for worker in workers) == 1
     assert found == {cell.key: evaluate(cell) for cell in cells}
+
+
+def test_a_scheduler_that_dies_is_told_and_keeps_what_is_finished(
+    tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[str]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    address, (scheduler, *_) = cluster
+    cells, store = cells_of(toy(), SEATS, range(20)), CellStore(tmp_path / "cells")
+    with pytest.raises(UserError, match=r"--scheduler: the scheduler went away.*--resume"):
+        run_cells(cells, store, scheduler=address, on_result=lambda *_: scheduler.kill())
+    assert 1 <= sum(store.has(cell.key) for cell in cells) < len(cells)
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize(

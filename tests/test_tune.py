@@ -111,6 +111,12 @@ def test_a_search_finds_what_the_whole_grid_has() -> None:
     assert few.goal.rank(few.best.means) == everything.goal.rank(everything.best.means)
 
 
+def test_of_equals_the_fewest_seats_are_recommended_and_what_is_there_before_all() -> None:
+    few = scenario(workload={**SCENARIO["workload"], "num_prompts": 6})  # no more than six seats are ever taken
+    assert search(seats(few)).best.settings == {}
+    assert search(seats(few.override({SEQS: 2}))).best.settings == {SEQS: 8}
+
+
 def test_nothing_is_simulated_twice_and_replications_share_seeds() -> None:
     space = seats()
     runner = Runner(space.scenario, jobs=1)
@@ -153,8 +159,24 @@ def test_flags_say_what_is_set() -> None:
     settings = {SEQS: 48, "policy": {"name": "adaptive", "target_tpot_ms": 40.0}}
     assert set_flags(settings) == "--set engine.max_num_seqs=48 --set 'policy={name: adaptive, target_tpot_ms: 40.0}'"
     assert vllm_serve(base, settings) == (
-        "vllm serve meta-llama/Llama-3.1-8B --max-num-seqs 48 --max-model-len 8192 --num-gpu-blocks-override 1000"
+        "vllm serve meta-llama/Llama-3.1-8B --max-model-len 8192 --max-num-seqs 48 --num-gpu-blocks-override 1000"
     )
+
+
+@pytest.mark.parametrize(
+    ("profile", "flags"),
+    [
+        ("rtx4090-llama-3.1-8b-bf16", "Llama-3.1-8B --max-model-len 32768"),  # the model's 131,072 do not fit
+        (
+            "h100-llama-3.1-70b-fp8-kvfp8-tp2",
+            "Llama-3.1-70B --quantization fp8 --kv-cache-dtype fp8 --tensor-parallel-size 2 --max-model-len 131072",
+        ),
+        ("rtx4090-llama-3.1-8b-awq", "Llama-3.1-8B --quantization awq --max-model-len 120224"),
+    ],
+)
+def test_the_command_holds_the_model_as_it_was_measured(profile: str, flags: str) -> None:
+    assert vllm_serve(scenario(profile=profile), {}) == f"vllm serve meta-llama/{flags}"
+    assert "--kv-cache-dtype auto" in vllm_serve(scenario(profile=profile), {"engine.kv_cache_dtype": "auto"})
 
 
 @pytest.mark.parametrize(
@@ -168,6 +190,9 @@ def test_flags_say_what_is_set() -> None:
         ({"policy.name": ["adaptive"], "policy.target_tpot_ms": [20, -1]}, "must be more than 0"),
         ({"policy.name": ["adaptiv"]}, "did you mean adaptive"),
         ({TOKENS: [16], SEQS: [32]}, "max-num-batched-tokens"),
+        ({TOKENS: [16, 64], SEQS: [32]}, f"tune {TOKENS}: vLLM needs .* at least --max-num-seqs"),
+        ({"profile": ["h100-llama-3.1-8b-bf16", "h100-llama-3.1-8b-bf1"]}, "tune profile: neither .*did you mean"),
+        ({"policy.name": ["vllm", "adaptiv"]}, "tune policy.name: no such policy"),
     ],
 )
 def test_what_cannot_be_searched(block: dict[str, Any], message: str) -> None:
@@ -183,6 +208,7 @@ def test_what_cannot_be_searched(block: dict[str, Any], message: str) -> None:
         ("p99_tpot_ms=fast", "must be a number"),
         ("p99_tpot_ms=nan", "must be a number"),
         ("p99_tpot_ms=-1", "must be a number"),
+        ("slo_share=99", "for 99 % write 0.99"),
     ],
 )
 def test_a_limit_is_a_metric_and_a_number(text: str, message: str) -> None:
@@ -258,6 +284,8 @@ def test_resume_takes_finished_simulations(file: Path, monkeypatch: pytest.Monke
 def test_pareto_knee_and_capacity_by_command(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(file, "--knee", "--pareto", "throughput,p99_tpot_ms", "--jobs", "1") == 0
     assert "Knee (*)" in capsys.readouterr().out
+    assert run(file, "--knee", "--over", "engine.max_num_seqs=128", "--jobs", "1") == 0
+    assert "No knee: the set has fewer than three" in capsys.readouterr().out
     open_loop = "workload.arrival={process: poisson, request_rate: 5}"
     words = ("--set", open_loop, "--capacity", "--limit", "p99_ttft_ms=200", "--replications", "2", "--jobs", "1")
     assert run(file, *words, "--json") == 0
@@ -274,6 +302,7 @@ def test_pareto_knee_and_capacity_by_command(file: Path, capsys: pytest.CaptureF
         (("--maximize", "p99_ttft_ms"), "better when it is small"),
         (("--maximize", "goodput", "--knee"), "for a trade-off"),
         (("--capacity", "--knee"), "searches none"),
+        (("--capacity", "--trials", "5"), "searches none"),
         (("--capacity", "--limit", "p99_ttft_ms=9", "--replications", "1"), "at least two seeds"),
         (("--capacity",), "has no SLO"),
         (("--pareto", "throughput"), "at least two metrics"),

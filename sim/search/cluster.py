@@ -6,8 +6,10 @@ waits for ever. A worker's death is the scheduler's to mend: it gives the task t
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Generator, Iterable
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
@@ -40,7 +42,7 @@ def on_cluster(
         _check_versions(client)
         futures = {client.submit(attempt, cell, pure=False): cell for cell in cells}
         for future in as_completed(list(futures), loop=client.loop):
-            outcome = _outcome(future, futures.pop(future))
+            outcome = _outcome(future, futures.pop(future), address)
             if store is not None and outcome.summary is not None:
                 store.put(outcome.key, outcome.summary)
             yield outcome
@@ -57,6 +59,7 @@ def _connected(address: str) -> tuple[Any, Any]:
     except ImportError:
         rule = "needs Dask, which is not installed"
         raise UserError(Problem(PLACE, rule, address, "pip install 'simbatch[cluster]'")) from None
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is one line here, not 40
     make: Any = Client  # it has no types
     try:
         return make(address, timeout=CONNECT_S, set_as_default=False), as_completed
@@ -81,7 +84,9 @@ def _version() -> str:
     return version("simbatch")
 
 
-def _outcome(future: Any, cell: Cell) -> Outcome:
+def _outcome(future: Any, cell: Cell, address: str) -> Outcome:
+    """What came of the cell; UserError when the scheduler itself is gone."""
+    from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
 
     from simbatch.sim.search.run import Outcome
@@ -91,4 +96,7 @@ def _outcome(future: Any, cell: Cell) -> Outcome:
     except KilledWorker as error:
         rule = f"the workers that ran it died, the last one at {error.last_worker.address} (out of memory?)"
         return Outcome(cell.key, None, (Problem(f"cell {cell.label()}", rule, mend="give the workers more memory"),))
+    except (CancelledError, CommClosedError):
+        rule = "the scheduler went away, and with it the cells that were not finished"
+        raise UserError(Problem(PLACE, rule, address, "start it again, and go on with --resume")) from None
     return outcome

@@ -8,7 +8,8 @@ from typing import Any
 from simbatch.sim.results.console import number, percent, table
 from simbatch.sim.search.recommend import CLOSE, ENOUGH, NUM_SEEDS, TOKENS_GAIN, Choice, Recommendation, Trial
 from simbatch.sim.search.recommend_cases import GB, GOODPUT, LARGE_GB, SMALL_GB
-from simbatch.sim.search.recommend_vllm import CONFIG_FILE, arguments, command, notes
+from simbatch.sim.search.recommend_vllm import CONFIG_FILE, arguments, command
+from simbatch.sim.search.tune_flags import weight_notes
 
 UNITS = {GOODPUT: "req/s within the SLO", "output_throughput": "output tokens/s"}
 FAR = 20  # times
@@ -57,7 +58,7 @@ def verdict(found: Recommendation) -> list[str]:
 def all_notes(found: Recommendation) -> list[str]:
     """What the figures rest on."""
     profile = found.profile
-    lines = notes(profile)
+    lines = weight_notes(profile)
     if profile.is_estimate:
         lines.append(f"The profile {profile.name} is an estimate: nobody measured this model on this GPU.")
     elif profile.error is not None:

@@ -6,13 +6,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.search.recommend import Recommendation
+from simbatch.sim.search.tune_flags import QUANTIZATION_FLAGS
 
 CONFIG_FILE = "vllm.yaml"
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-# Flags that say how weights are stored. Checkpoints in the other quantisations say it themselves.
-QUANTIZATION_FLAGS = ("awq", "gptq", "fp8")
 
 
 def arguments(found: Recommendation) -> dict[str, Any]:
@@ -55,17 +53,3 @@ def config_yaml(given: Mapping[str, Any], comment: str) -> str:
 
     data = {f"no-{name}" if value is False else name: value is False or value for name, value in given.items()}
     return f"# {comment}\n{yaml.safe_dump(data, sort_keys=False)}"
-
-
-def notes(profile: MeasuredProfile) -> list[str]:
-    """What one must know about the model's name."""
-    kind = profile.quantisation
-    if kind in DTYPES:
-        return []
-    if kind == "fp8":
-        return [
-            f"--quantization fp8 turns the 16-bit checkpoint {profile.model} into FP8 as it is loaded; for one that "
-            "is in FP8 already put its name there and leave the flag out."
-        ]
-    flag = "" if kind in QUANTIZATION_FLAGS else "; it says itself how it is quantised, so there is no flag"
-    return [f"Weights in {kind} need a checkpoint in {kind}: put its name in place of {profile.model}{flag}."]

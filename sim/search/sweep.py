@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +130,19 @@ def sweep(
     if folder is not None:
         done.save(folder)
     return done
+
+
+def write_summary(plan: Sweep, store: CellStore, folder: Path | str) -> tuple[Sweep, list[Path]]:
+    """The sweep with all cells that are in the store, and the files it wrote.
+
+    Written again while cells of another shard came in meanwhile: of two shards that end at the same moment the one that
+    writes last has then seen all of them.
+    """
+    while True:
+        done = replace(plan, summaries=stored(store, plan.cells))
+        written = done.save(folder)
+        if not any(store.has(cell.key) for cell in plan.cells if cell.key not in done.summaries):
+            return done, written
 
 
 def stored(store: CellStore, cells: Sequence[Cell]) -> dict[str, Summary]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -76,9 +76,19 @@ def grid_of(scenario: Scenario, over: Mapping[str, Any] | None = None, *, origin
 
 
 def _checked(scenario: Scenario, over: Mapping[str, Any], origin: str) -> Sweep:
-    section = scenario.override({"sweep": dict(over)}, origin=origin).sweep
+    try:
+        section = scenario.override({"sweep": dict(over)}, origin=origin).sweep
+    except UserError as error:  # the flag has no section
+        place = f"{origin} sweep."
+        raise UserError(*(_renamed(problem, place, f"{origin} ") for problem in error.problems)) from None
     assert section is not None
     return section
+
+
+def _renamed(problem: Problem, old: str, new: str) -> Problem:
+    if not problem.place.startswith(old):
+        return problem
+    return replace(problem, place=new + problem.place.removeprefix(old))
 
 
 def _axis(

@@ -9,11 +9,12 @@ from simbatch.sim.results.compared import HIGHER, LOWER, Metric
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search.knee import Knee, find_knee
 from simbatch.sim.search.tune_goal import METRICS, Goal, Limit, Means, Summary, means_over
-from simbatch.sim.search.tune_space import POLICY, Point, Settings, Space
+from simbatch.sim.search.tune_space import POLICY, SEQS, TOKENS, Point, Settings, Space
 from simbatch.sim.search.tune_study import ROUND, Search, front_of
 from simbatch.sim.statistics.intervals import Interval, paired_difference
 
 MIN_TRIALS, MAX_TRIALS, GRID_SHARE = 20, 60, 5  # by default a fifth of the combinations, within these
+TRIALS_A_ROUND = 10  # for each setting that is asked for at once: of few trials each should know of those before it
 OVERLOADED = "overloaded"
 
 Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]  # settings and a seed; their summary
@@ -53,6 +54,7 @@ class Tuned:
     trials: list[Trial]
     best: Trial
     front: list[Trial] = field(default_factory=list)
+    wants_knee: bool = False
     knee: Knee | None = None
     confirmation: Confirmation | None = None
 
@@ -67,8 +69,16 @@ class Tuned:
         return self.trials[0]
 
     def ranked(self) -> list[Trial]:
-        """The best first; of equals vLLM's own policy, which needs no code beside it, then what was tried first."""
-        return sorted(self.trials, key=lambda trial: (self.goal.rank(trial.means), self.needs_policy(trial)))
+        """The best first."""
+        return sorted(self.trials, key=lambda trial: (self.goal.rank(trial.means), self.preference(trial)))
+
+    def preference(self, trial: Trial) -> tuple[float, ...]:
+        """Of equals: vLLM's own policy, which needs no code beside it; what is there; the fewest seats and tokens.
+
+        Seats and tokens that bring nothing cost memory.
+        """
+        sizes = (trial.settings.get(SEQS, 0), trial.settings.get(TOKENS, 0))
+        return (self.needs_policy(trial), trial is not self.baseline, *sizes, trial.number)
 
     def needs_policy(self, trial: Trial) -> bool:
         """Whether another policy than vLLM's own runs there."""
@@ -133,12 +143,14 @@ def tune(
     if wanted >= len(space.points):
         _run_all(space, run, tried)
     else:
-        search = Search(space, goal, scenario.seed if search_seed is None else search_seed)
+        at_once = min(max(wanted // TRIALS_A_ROUND, 1), ROUND)
+        search = Search(space, goal, scenario.seed if search_seed is None else search_seed, at_once)
         _search(search, run, tried, wanted)
     tuned = Tuned(scenario, goal, space, seeds, found, baseline)
     tuned.best = tuned.ranked()[0]
     if len(goal.metrics) > 1:
-        _add_front(tuned, wants_knee)
+        tuned.wants_knee = wants_knee
+        _add_front(tuned)
     elif confirm and tuned.is_feasible:
         tuned.confirmation = _confirm(tuned, evaluate, [seeds[-1] + 1 + i for i in range(confirm)])
     return tuned
@@ -192,14 +204,14 @@ def is_overloaded(summary: Summary) -> bool:
     return bool(summary["simbatch"]["steady_state"]["refused"] == OVERLOADED)
 
 
-def _add_front(tuned: Tuned, wants_knee: bool) -> None:
+def _add_front(tuned: Tuned) -> None:
     """The Pareto set, the highest first figure first; its knee, else its first, is what is recommended."""
     goal = tuned.goal
     front = [tuned.trials[i] for i in front_of([trial.means for trial in tuned.trials], goal)]
     if not front:
         return
-    tuned.front = sorted(front, key=lambda trial: (_oriented(goal, trial), tuned.needs_policy(trial)))
-    if wants_knee:
+    tuned.front = sorted(front, key=lambda trial: (_oriented(goal, trial), tuned.preference(trial)))
+    if tuned.wants_knee:
         gain, cost = ([trial.means[metric.key] or 0.0 for trial in tuned.front] for metric in trade_off(goal))
         tuned.knee = find_knee(gain, cost)
     tuned.best = tuned.front[tuned.knee.index if tuned.knee else 0]

@@ -10,6 +10,7 @@ from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search.tune_space import Settings
 
 OURS = ("batching", "step_noise")  # of `engine`, and no flags of vLLM's
+QUANTIZATION_FLAGS = ("awq", "gptq", "fp8")  # checkpoints in the other quantisations say it themselves
 
 
 def set_flags(settings: Settings) -> str:
@@ -18,16 +19,46 @@ def set_flags(settings: Settings) -> str:
 
 
 def vllm_serve(scenario: Scenario, settings: Settings) -> str:
-    """The command with what is set by the scenario or the settings; everything else is vLLM's default."""
+    """The command with what is set by the profile, the scenario or the settings; everything else is vLLM's default.
+
+    The longest request too: the model's own may not fit into the memory that was measured, and vLLM would not start.
+    """
     resolved = resolve(scenario.override(settings))
     profile, given = resolved.profile, resolved.scenario.engine
-    model = profile.model if isinstance(profile, MeasuredProfile) else "MODEL"
-    words = ["vllm serve", shlex.quote(model)]
+    model, flags = "MODEL", {}
+    if isinstance(profile, MeasuredProfile):
+        model, flags = profile.model, _of_profile(profile) | {"max_model_len": resolved.engine.max_model_len}
     for name in type(given).model_fields:
         value = getattr(given, name)
         if name in given.model_fields_set and value is not None and name not in OURS:
-            words.append(_vllm_flag(name, value))
-    return " ".join(words)
+            flags[name] = value
+    return " ".join(["vllm serve", shlex.quote(model), *(_vllm_flag(name, value) for name, value in flags.items())])
+
+
+def weight_notes(profile: MeasuredProfile) -> list[str]:
+    """What one must know about the model's name when its weights are quantised."""
+    kind = profile.quantisation
+    if kind in ("bf16", "fp16", "fp32"):
+        return []
+    if kind == "fp8":
+        return [
+            f"--quantization fp8 turns the 16-bit checkpoint {profile.model} into FP8 as it is loaded; for one that "
+            "is in FP8 already put its name there and leave the flag out."
+        ]
+    flag = "" if kind in QUANTIZATION_FLAGS else "; it says itself how it is quantised, so there is no flag"
+    return [f"Weights in {kind} need a checkpoint in {kind}: put its name in place of {profile.model}{flag}."]
+
+
+def _of_profile(profile: MeasuredProfile) -> dict[str, Any]:
+    """How the model was held when it was measured, where vLLM would do otherwise."""
+    flags: dict[str, Any] = {}
+    if profile.quantisation in QUANTIZATION_FLAGS:
+        flags["quantization"] = profile.quantisation
+    if profile.kv_cache_dtype.startswith("fp8"):
+        flags["kv_cache_dtype"] = profile.kv_cache_dtype
+    if profile.tensor_parallel_size > 1:
+        flags["tensor_parallel_size"] = profile.tensor_parallel_size
+    return flags
 
 
 def own_policy(scenario: Scenario, settings: Settings) -> str | None:

@@ -73,6 +73,9 @@ class Limit:
             bound = inf
         if not isfinite(bound) or bound < 0:
             raise UserError(Problem(f"--limit {name.strip()}", "must be a number, 0 or more", number.strip(), mend))
+        if metric.key.startswith(SLO_SHARE) and bound > 1:
+            rule = "is a share of the requests, so at most 1"
+            raise UserError(Problem(f"--limit {name.strip()}", rule, bound, f"for {bound:g} % write {bound / 100:g}"))
         return cls(metric, bound)
 
     def excess(self, value: float | None) -> float:

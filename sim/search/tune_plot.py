@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRIED, FRONT, BEST, BASELINE = "#B5B5B5", style.PALETTE[0], style.PALETTE[2], style.PALETTE[3]
+MARGIN = 0.3  # beside a Pareto set, as a share of it
+TICKS = ((10, (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)), (1000, (1.0, 2.0, 5.0)), (inf, (1.0,)))  # of logarithmic axes
 
 
 def draw(path: Path, tuned: Tuned, axes_of: tuple[Metric, Metric]) -> None:
@@ -21,7 +24,6 @@ def draw(path: Path, tuned: Tuned, axes_of: tuple[Metric, Metric]) -> None:
     up, right = axes_of
     measured = [trial for trial in tuned.trials if None not in (trial.means[up.key], trial.means[right.key])]
     with style.figure(path, 8, 5.2) as drawing:
-        style.headline(drawing, f"{tuned.scenario.name}: {len(tuned.trials)} settings tried")
         axes = drawing.add_subplot()
         axes.set(xlabel=right.key, ylabel=up.key)
         within = [trial for trial in measured if tuned.goal.is_met(trial.means)]
@@ -36,7 +38,11 @@ def draw(path: Path, tuned: Tuned, axes_of: tuple[Metric, Metric]) -> None:
         label = f"{name}: {setting_words(tuned.best.settings)}"
         _points(axes, [tuned.best], up, right, marker="*", color=BEST, s=150, label=label, zorder=5)
         _limits(axes, tuned, up, right)
-        _scale(axes, [trial.means[right.key] or 0.0 for trial in measured])
+        if tuned.knee:
+            _chord(axes, tuned, up, right)
+        outside = _frame(axes, tuned, measured, up, right) if measured else 0
+        text = f"{tuned.scenario.name}: {len(tuned.trials)} settings tried"
+        style.headline(drawing, text + (f", {outside} of them outside the picture" if outside else ""))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
 
 
@@ -60,10 +66,51 @@ def _limits(axes: Axes, tuned: Tuned, up: Metric, right: Metric) -> None:
             axes.axhline(limit.bound, color=style.LIMIT, linestyle="--", linewidth=1.2, label=str(limit))
 
 
-def _scale(axes: Axes, values: Sequence[float]) -> None:
-    from matplotlib.ticker import LogFormatter, LogLocator
+def _chord(axes: Axes, tuned: Tuned, up: Metric, right: Metric) -> None:
+    """From end to end of the set: the knee is what is farthest above it."""
+    xs, ys = _coordinates([tuned.front[0], tuned.front[-1]], up, right)
+    axes.plot(xs, ys, color=FRONT, linewidth=0.9, linestyle=":", label="line between its ends")
 
-    if values and min(values) > 0 and max(values) / min(values) > style.LOG_FROM:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(10, 10)))
+
+def _frame(axes: Axes, tuned: Tuned, measured: Sequence[Trial], up: Metric, right: Metric) -> int:
+    """Scale both axes; returns how many points are outside: a Pareto set is shown with what is near it.
+
+    A knee is one on logarithmic axes, so that is how its picture is drawn.
+    """
+    is_near = bool(tuned.front) and tuned.knee is None
+    shown = _coordinates([*tuned.front, tuned.baseline] if is_near else measured, up, right)
+    outside: set[int] = set()
+    for name, values, all_values in zip("xy", shown, _coordinates(measured, up, right), strict=True):
+        is_log = min(values) > 0 and (tuned.knee is not None or (name == "x" and _is_wide(values)))
+        _scale(axes, name, values, is_log=is_log)
+        if is_near:
+            low, high = _around(values, is_log=is_log)
+            getattr(axes, f"set_{name}lim")(low, high)
+            outside |= {i for i, value in enumerate(all_values) if not low <= value <= high}
+    return len(outside)
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    return max(values) / min(values) > style.LOG_FROM
+
+
+def _around(values: Sequence[float], *, is_log: bool) -> tuple[float, float]:
+    """What to show of an axis: the values, and beside them a third of what they span."""
+    low, high = min(values), max(values)
+    if is_log:
+        factor = (high / low) ** MARGIN
+        return low / factor, high * factor
+    margin = max((high - low) * MARGIN, 0.02 * high, 1e-9)
+    return max(low - margin, 0.0), high + margin
+
+
+def _scale(axes: Axes, name: str, values: Sequence[float], *, is_log: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis = getattr(axes, f"{name}axis")
+    if is_log:
+        getattr(axes, f"set_{name}scale")("log")
+        ratio = max(values) / min(values)
+        axis.set_major_locator(LogLocator(subs=next(subs for most, subs in TICKS if ratio <= most)))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))

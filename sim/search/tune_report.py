@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.results.console import number, table
+from simbatch.sim.scenario import resolve
 from simbatch.sim.search.tune import Trial, Tuned, setting_words, trade_off
-from simbatch.sim.search.tune_flags import own_policy, set_flags, vllm_serve
+from simbatch.sim.search.tune_flags import own_policy, set_flags, vllm_serve, weight_notes
 from simbatch.sim.search.tune_goal import GOODPUT, Goal
 
 NUM_SHOWN = 8
@@ -101,7 +103,10 @@ def _verdict(tuned: Tuned) -> Iterator[str]:
         yield "Nothing that was tried is better than the scenario as it stands."
     close = sum(_is_close(tuned, trial) for trial in tuned.trials if trial is not tuned.best)
     if close:
-        yield f"{close} other settings that were tried come within {CLOSE:.0%} of the best figure."
+        others = (
+            "1 other setting that was tried comes" if close == 1 else f"{close} other settings that were tried come"
+        )
+        yield f"{others} within {CLOSE:.0%} of the best figure."
 
 
 def _infeasible(tuned: Tuned) -> Iterator[str]:
@@ -120,12 +125,20 @@ def _infeasible(tuned: Tuned) -> Iterator[str]:
 
 def _knee(tuned: Tuned) -> Iterator[str]:
     if tuned.knee is None:
-        yield "Marked by *: the end of the set with the best first figure; --knee picks the knee, if there is one."
+        if tuned.wants_knee:
+            yield "No knee: the set has fewer than three different points, or none above the line between its ends."
+        other = "; --knee picks the knee, if there is one" if _may_have_knee(tuned) else ""
+        yield f"Marked by *: the end of the set with the best first figure{other}."
         return
     gain, cost = trade_off(tuned.goal)
     height = f"{tuned.knee.distance:.2f} of its height"
     yield f"Knee (*): farthest above the straight line between the ends of the set ({height}, logarithmic axes)."
     yield f"More {gain.key} than this costs more and more {cost.key}."
+
+
+def _may_have_knee(tuned: Tuned) -> bool:
+    """Whether asking for it could bring one: it lies between one figure to raise and one to lower."""
+    return not tuned.wants_knee and sorted(tuned.goal.maximise) == [False, True]
 
 
 def _is_all_served(tuned: Tuned) -> bool:
@@ -154,6 +167,9 @@ def _advice(tuned: Tuned) -> Iterator[str]:
     yield f"  {vllm_serve(tuned.scenario, settings)}"
     if policy := own_policy(tuned.scenario, settings):
         yield f"  (policy {policy} is not vLLM's own: these flags set the engine below it, and no flag sets the policy)"
+    profile = resolve(tuned.scenario.override(settings)).profile
+    if isinstance(profile, MeasuredProfile):
+        yield from (f"  ({note})" for note in weight_notes(profile))
 
 
 def _confirmation(tuned: Tuned) -> Iterator[str]:

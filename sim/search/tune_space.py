@@ -7,7 +7,7 @@ one point. Neighbouring indices are neighbouring values, which the search makes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -44,48 +44,54 @@ class Axis:
 
 
 class Space:
-    """Every combination of the axes' values, as changes of one scenario."""
+    """Every combination of the axes' values, as changes of one scenario.
 
-    def __init__(self, scenario: Scenario, axes: Sequence[Axis], origin: str = "tune") -> None:
-        self.scenario, self.axes, self._origin = scenario, tuple(axes), origin
+    `origin` is where somebody named the values: a value with which no combination starts is then an error at its key.
+    Without it, such values of the usual axes are left out like any combination that does not start.
+    """
+
+    def __init__(self, scenario: Scenario, axes: Sequence[Axis], origin: str | None = None) -> None:
+        self.scenario, self.axes, self._origin = scenario, tuple(axes), origin or "tune"
         self._parameters = {name: self._parameters_of(name) for name in self._policies()}
         self._refused: dict[Point, UserError | None] = {}
-        self._check(origin)
+        self._check_axes()
+        self.points = list(dict.fromkeys(map(self.canonical, self._combinations())))
+        if not any(self.is_allowed(point) for point in self.points):
+            raise next(error for error in self._refused.values() if error is not None)
+        for number in range(len(self.axes)) if origin else ():
+            self._check_values(number)
 
     def _policies(self) -> list[str]:
         named = next((axis.values for axis in self.axes if axis.key == POLICY), None)
         return [str(name) for name in named] if named else [self.scenario.policy.name]
 
     def _parameters_of(self, name: str) -> set[str]:
-        return {field.name for field in fields(policy_class(name, folder=self.scenario.folder))}
+        try:
+            return {field.name for field in fields(policy_class(name, folder=self.scenario.folder))}
+        except UserError as error:
+            raise UserError(*(replace(each, place=f"{self._origin} {each.place}") for each in error.problems)) from None
 
-    def _check(self, origin: str) -> None:
-        """Every value by itself; UserError at its key."""
+    def _check_axes(self) -> None:
+        """UserError for far too many values, and for a parameter that no policy has."""
         size = prod(len(axis.values) for axis in self.axes)
         if size > MAX_POINTS:
             rule = f"the values make more than {MAX_POINTS:,} combinations"
-            raise UserError(Problem(origin, rule, size, "leave out values, or keys"))
+            raise UserError(Problem(self._origin, rule, size, "leave out values, or keys"))
         for axis in self.axes:
             if axis.parameter and not any(axis.parameter in known for known in self._parameters.values()):
                 rule = f"no policy that is searched ({', '.join(self._parameters)}) has this parameter"
-                raise UserError(Problem(f"{origin} {axis.key}", rule, mend="see `simbatch policies`"))
-            for value in () if axis.parameter or axis.key == POLICY else axis.values:
-                self.scenario.override({axis.key: value}, origin=origin)
-        self.points = list(dict.fromkeys(map(self.canonical, self._combinations())))
-        if not any(self.is_allowed(point) for point in self.points):
-            raise next(error for error in self._refused.values() if error is not None)
-        for number, axis in enumerate(self.axes):
-            for i in range(len(axis.values)) if axis.parameter else ():
-                self._check_parameter(number, i)
+                raise UserError(Problem(f"{self._origin} {axis.key}", rule, mend="see `simbatch policies`"))
 
-    def _check_parameter(self, number: int, i: int) -> None:
-        """UserError when a policy's parameter never takes this value."""
-        known = [
-            policy for policy in self.points if self.axes[number].parameter in self._parameters[self.policy_of(policy)]
-        ]
-        points = [point for point in known if point[number] == i]
-        if not any(self.is_allowed(point) for point in points):
-            raise next(error for point in points if (error := self._refused[point]) is not None)
+    def _check_values(self, number: int) -> None:
+        """UserError when nothing starts with some value of an axis: it would be left out without a word."""
+        axis = self.axes[number]
+        having: dict[int, list[Point]] = {}
+        for point in self.points:
+            if axis.parameter is None or axis.parameter in self._parameters[self.policy_of(point)]:
+                having.setdefault(point[number], []).append(point)
+        for points in having.values():
+            if not any(self.is_allowed(point) for point in points):
+                raise next(error for point in points if (error := self._refused[point]) is not None)
 
     def _combinations(self) -> Iterator[Point]:
         return product(*(range(len(axis.values)) for axis in self.axes))
@@ -152,15 +158,12 @@ class Space:
         """How many of the points that were looked at cannot start."""
         return sum(error is not None for error in self._refused.values())
 
-    def neighbours(self, point: Point, step: int) -> list[Point]:
-        """Where one number is `step` places further or nearer, and (for step 1) where one name is another."""
+    def neighbours(self, point: Point) -> list[Point]:
+        """Where one number is the next one up or down, or one name is another."""
         found = []
         for number, axis in enumerate(self.axes):
             i, n = point[number], len(axis.values)
-            if axis.is_ordered:
-                others = [j for j in (i + step, i - step) if 0 <= j < n]
-            else:
-                others = [j for j in range(n) if j != i] if step == 1 else []
+            others = (j for j in (i - 1, i + 1) if 0 <= j < n) if axis.is_ordered else (j for j in range(n) if j != i)
             found += [self.canonical((*point[:number], j, *point[number + 1 :])) for j in others]
         return [other for other in dict.fromkeys(found) if other != point]
 

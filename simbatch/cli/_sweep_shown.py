@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,13 @@ class Shown:
     store: CellStore
     quiet: bool
 
-    def run(self, folder: Path, *, jobs: int, scheduler: str | None, resume: bool) -> Sweep:
-        """Run what is missing (everything, without `resume`); the cells of other shards are taken as they are there."""
+    def run(self, folder: Path, *, jobs: int, scheduler: str | None, resume: bool) -> tuple[Sweep, list[Path]]:
+        """Run what is missing (everything, without `resume`), and write the summary of all cells that are there then.
+
+        Those of other shards are among them.
+        """
         from simbatch.sim.search.run import run_cells
-        from simbatch.sim.search.sweep import stored
+        from simbatch.sim.search.sweep import stored, write_summary
 
         there = stored(self.store, self.mine)
         if there and not resume:
@@ -52,9 +55,9 @@ class Shown:
             self._say(f"{num_done:,} of {len(self.mine):,} cells are in {self.store.folder}; go on with --resume")
             raise
         except UserError:
-            self._now().save(folder)
+            write_summary(self.plan, self.store, folder)
             raise
-        return self._now()
+        return write_summary(self.plan, self.store, folder)
 
     def dry_run(self, jobs: int, *, as_json: bool) -> str:
         """Each cell with its key, how many are there, and how long the others would take on this machine."""
@@ -74,11 +77,6 @@ class Shown:
         count = f"{len(self.mine):,} cells, {len(there):,} of them there already"
         estimate = "" if total_s is None else f"; the others take about {_duration(total_s)} on this machine"
         return "\n".join([*lines, count + estimate])
-
-    def _now(self) -> Sweep:
-        from simbatch.sim.search.sweep import stored
-
-        return replace(self.plan, summaries=stored(self.store, self.plan.cells))
 
     def _say(self, line: str) -> None:
         if not self.quiet:

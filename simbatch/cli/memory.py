@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,19 @@ def _of_config(path: Path, lengths: Lengths | None, flags: dict[str, Any]) -> An
         f"max_num_seqs {seqs:,}, max_num_batched_tokens {facts['max_num_batched_tokens']:,}, "
         f"max_model_len {max_model_len:,}",
     ]
-    return head, facts, [*parts, *rows], [*cuts, *_notes(cache, kept, found, largest)]
+    notes = [*_refusals(facts, config), *cuts, *_notes(cache, kept, found, largest)]
+    return head, facts, [*parts, *rows], notes
+
+
+def _refusals(facts: dict[str, Any], config: ModelConfig) -> Iterator[str]:
+    """Settings that vLLM refuses before it looks at the memory."""
+    seqs, tokens = facts["max_num_seqs"], facts["max_num_batched_tokens"]
+    longest, own = facts["max_model_len"], config.max_position_embeddings
+    if tokens < seqs:
+        rule = f"max_num_batched_tokens ({tokens:,}) must be at least max_num_seqs ({seqs:,})"
+        yield f"vLLM does not start like this: {rule}. Raise the one or lower the other."
+    if longest > own:
+        yield f"vLLM takes more than the model's own {own:,} tokens only with VLLM_ALLOW_LONG_MAX_MODEL_LEN=1."
 
 
 def _plan(config: ModelConfig, gpu: Gpu, flags: dict[str, Any], max_num_seqs: int | None) -> MemoryPlan:

@@ -84,7 +84,7 @@ def _slo(limits: tuple[str, ...]) -> dict[str, float]:
         except ValueError:
             number = 0.0
         if key not in SLO_KEYS or not 0 < number < float("inf"):
-            rule = f"must be one of {', '.join(SLO_KEYS)} and its limit in ms"
+            rule = f"must be one of {', '.join(SLO_KEYS)}, =, and milliseconds above 0"
             raise UserError(Problem("--slo", rule, limit, "write --slo ttft_ms=500 --slo tpot_ms=40"))
         found[key] = number
     return found

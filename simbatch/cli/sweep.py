@@ -50,6 +50,8 @@ def sweep(
 
     if jobs == 0:
         raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
+    if scheduler is not None and jobs != -1:
+        raise UserError(Problem("--jobs", "says nothing to a cluster: its workers do", jobs, "leave it out"))
     part = _part(shard)
     scenario = load_scenario(file, assignments, seed)
     plan = planned(scenario, parse_over(over), replications=replications, origin="--over")
@@ -58,8 +60,7 @@ def sweep(
     if dry_run:
         click.echo(shown.dry_run(jobs, as_json=as_json))
         return
-    done = shown.run(folder, jobs=jobs, scheduler=scheduler, resume=resume)
-    written = done.save(folder)
+    done, written = shown.run(folder, jobs=jobs, scheduler=scheduler, resume=resume)
     if as_json:
         content = {"scenario": plan.name, "num_cells": len(plan.cells), "missing": done.num_missing, "rows": done.rows}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))

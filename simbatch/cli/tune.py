@@ -63,7 +63,7 @@ def tune(
     """
     from simbatch.sim.search.tune_goal import Limit
 
-    _check_flags(maximize, pareto, knee, capacity, over, jobs)
+    _check_flags(maximize, pareto, knee, capacity, over, trials, jobs)
     scenario = load_scenario(file, assignments, seed)
     kept = tuple(map(Limit.parse, limits))
     folder = checked_folder(folder or Path("results", f"{file.stem}-tune"))
@@ -155,7 +155,7 @@ def _goal(maximize: str | None, pareto: str | None, knee: bool, limits: tuple[Li
     names = (pareto or "throughput,p99_tpot_ms").split(",")
     metrics = tuple(dict.fromkeys(metric_of(name, "--pareto") for name in names if name.strip()))
     if len(metrics) < 2:
-        raise UserError(Problem("--pareto", "needs at least two metrics", pareto, "throughput,p99_ttft_ms"))
+        raise UserError(Problem("--pareto", "needs at least two metrics", pareto, "write throughput,p99_ttft_ms"))
     if knee:
         _check_knee(metrics, pareto)
     return Goal(metrics, limits)
@@ -184,12 +184,18 @@ def _space(scenario: Scenario, goal: Goal, over: tuple[str, ...], knee: bool) ->
 
 
 def _check_flags(
-    maximize: str | None, pareto: str | None, knee: bool, capacity: bool, over: tuple[str, ...], jobs: int
+    maximize: str | None,
+    pareto: str | None,
+    knee: bool,
+    capacity: bool,
+    over: tuple[str, ...],
+    trials: int | None,
+    jobs: int,
 ) -> None:
     """Flags that ask for different things; UserError before any time is spent."""
     if jobs == 0:
         raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
-    if capacity and (maximize or pareto or knee or over):
+    if capacity and (maximize or pareto or knee or over or trials):
         rule = "finds the rate for the settings as they stand, and searches none"
         mend = "search first, then take what it recommends with --set"
         raise UserError(Problem("--capacity", rule, mend=mend))

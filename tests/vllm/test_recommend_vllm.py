@@ -11,6 +11,7 @@ from simbatch.sim.cost.profile import load_profile
 from simbatch.sim.search.recommend import Choice, Load, Recommendation
 from simbatch.sim.search.recommend_cases import USE_CASES, scenario_of
 from simbatch.sim.search.recommend_vllm import arguments, command, config_yaml
+from simbatch.sim.search.tune_flags import vllm_serve
 
 CHOSEN = Choice(24, 4096)
 
@@ -49,6 +50,17 @@ def test_command_and_file_of_every_profile(name, parse, tmp_path):
     file = tmp_path / "vllm.yaml"
     file.write_text(config_yaml(given, "a comment"))
     check(parse(["serve", "--config", str(file)]), given)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_what_tune_prints_is_taken_too(name, parse):
+    profile, scenario = load_profile(name, folder=Path()), recommendation("mixed", name).scenario
+    words = shlex.split(vllm_serve(scenario, {"engine.max_num_seqs": 24, "engine.enable_prefix_caching": False}))
+    parsed = parse(words[1:])
+    assert (parsed.model_tag, parsed.max_num_seqs, parsed.enable_prefix_caching) == (profile.model, 24, False)
+    assert parsed.tensor_parallel_size == profile.tensor_parallel_size
+    assert parsed.max_model_len == scenario.engine.max_model_len
+    assert parsed.kv_cache_dtype == (profile.kv_cache_dtype if profile.kv_cache_dtype.startswith("fp8") else "auto")
 
 
 @pytest.mark.parametrize("use_case", USE_CASES)
