@@ -38,7 +38,7 @@ lint: $(VENV)/installed-dev
 
 # A type checker cannot see in the checkout that sim/ is simbatch.sim: it checks an installed copy.
 types: $(VENV)/installed-dev
-	rm -rf build
+	rm -rf build/lib build/bdist* build/typecheck
 	$(PIP) install --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml --strict -p simbatch
 

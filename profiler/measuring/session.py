@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from simbatch.profiler.fitting.samples import Admission, StepSample
-from simbatch.profiler.measuring.design import DECODE_STEPS, MIN_CONTEXT, Episode, Injection, Limits, stream_tokens
+from simbatch.profiler.measuring.design import MIN_CONTEXT, Episode, Injection, Limits, stream_tokens
 from simbatch.profiler.measuring.vllm_engine import RecordedStep, VllmEngine
 
 CANARY_REPEATS = 9
 CANARY_BATCH, CANARY_CONTEXT, CANARY_PREFILL = 8, 256, 256
 VISITS = 2  # of each batch size in the warm-up
+IDLE_S = 0.05  # before a prompt that comes alone: in traffic nothing ran then, and a CPU's first step is slower
 
 
 class Session:
@@ -77,7 +79,7 @@ class Session:
             histories = [part for part in episode.injections if part.history]
             ids += [self._add(self._stream(part.stream, part.history), 1) for part in histories]
         self._build(ids, episode.num_decodes)
-        for _ in range(DECODE_STEPS if episode.contexts else 0):
+        for _ in range(episode.num_decode_steps):
             self.engine.step()
         for _ in range(episode.num_repeats if episode.injections else 0):
             self._inject(episode)
@@ -100,6 +102,8 @@ class Session:
 
     def _inject(self, episode: Episode) -> None:
         engine, most = self.engine, self.limits.max_num_batched_tokens
+        if not episode.contexts:
+            time.sleep(IDLE_S)
         ids = []
         for part in episode.injections:
             ids.append(self._add(self._prompt(part), min(len(episode.budgets) + 4, self._room(part))))
