@@ -23,8 +23,8 @@ import numpy as np
 from simbatch.profiler.fitting.samples import EngineFacts
 
 OUTPUT_TOKENS = (16, 1024)  # of the requests that a batch stands for
-MIN_DECODE_STEPS, MAX_DECODE_STEPS = 4, 64
-MAX_DECODE_SHARE = 1 / 16  # of the model's length
+MIN_DECODE_STEPS, MAX_DECODE_STEPS = 4, 32  # more episodes say more than longer ones
+MAX_DECODE_SHARE = 1 / 16  # of the model's length, at most
 MAX_MIXED_STEPS = 4
 MAX_PROMPTS = 3
 MIN_CONTEXT = 16
