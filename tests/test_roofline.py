@@ -153,7 +153,7 @@ def test_weights_that_are_no_smaller_are_refused():
 
 
 def test_the_config_of_another_model_is_refused():
-    with pytest.raises(UserError, match="is of another model .* 163,840 KV bytes"):
+    with pytest.raises(UserError, match=r"is of another model .* 163,840 KV bytes"):
         scaled_weights_profile(BASE, llama(num_hidden_layers=40), "awq")
 
 
