@@ -63,7 +63,8 @@ def batch_notes(rows: Sequence[dict[str, Any]], facts: EngineFacts, no_roofline:
     if no_roofline:
         notes.append(f"roofline: - because {no_roofline}")
     if any(row["kv_full"] for row in rows):
-        notes.append("kv_full: the batch needs more blocks than there are, so requests queue or are preempted")
+        rule = "kv_full: the batch needs more blocks than there are, so requests queue or are preempted"
+        notes.append(f"{rule}; its step is that of those which fit")
     return notes
 
 
