@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from simbatch import Scenario, simulate
 
@@ -105,9 +106,9 @@ class Loop:
         return saturated.summary["request_throughput"]
 
     def table(self) -> Iterator[str]:
-        """Real median, spread, simulated, error, in Markdown."""
-        yield "| workload | figure | real, median | spread | simulated | error |"
-        yield "|---|---|---|---|---|---|"
+        """Real median, spread, simulated, error and what it is within, in Markdown."""
+        yield "| workload | figure | real, median | spread | simulated | error | within |"
+        yield "|---|---|---|---|---|---|---|"
         for name in self.names:
             content = json.loads((self.folder / name / "validation.json").read_text())
             figures = {figure["key"]: figure for figure in content["figures"] if figure["clock"] == "client"}
@@ -115,7 +116,15 @@ class Loop:
                 figure = figures[key]
                 spread = "-" if figure["spread"] is None else f"±{figure['spread']:.1%}"
                 values = f"{figure['median']:,.1f} | {spread} | {figure['simulated']:,.1f} | {figure['error']:+.1%}"
-                yield f"| {name} | {figure['label']} | {values} |"
+                yield f"| {name} | {figure['label']} | {values} | {within(figure)} |"
+
+
+def within(figure: Mapping[str, Any]) -> str:
+    """Which of its two bounds a figure keeps to: its own, or twice the real runs' spread."""
+    if not figure["is_within"]:
+        return "**neither**"
+    is_own = abs(figure["error"]) <= figure["bound"]
+    return f"{figure['bound']:.0%}" if is_own else f"2 × {figure['spread']:.1%}"
 
 
 def scenario_of(name: str) -> Path:
