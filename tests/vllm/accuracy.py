@@ -124,7 +124,7 @@ def within(figure: Mapping[str, Any]) -> str:
     if not figure["is_within"]:
         return "**neither**"
     is_own = abs(figure["error"]) <= figure["bound"]
-    return f"{figure['bound']:.0%}" if is_own else f"2 × {figure['spread']:.1%}"
+    return f"{figure['bound']:.0%}" if is_own else f"twice {figure['spread']:.1%}"
 
 
 def scenario_of(name: str) -> Path:
