@@ -145,7 +145,7 @@ def main() -> None:
     """The whole loop."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("build", "accuracy"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--budget-minutes", type=float, default=1, help="of each round's profile")
     given = parser.parse_args()
     shutil.rmtree(given.output, ignore_errors=True)
