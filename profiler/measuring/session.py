@@ -15,6 +15,7 @@ from simbatch.profiler.measuring.vllm_engine import RecordedStep, VllmEngine
 CANARY_REPEATS = 9
 CANARY_BATCH, CANARY_CONTEXT, CANARY_PREFILL = 8, 256, 256
 VISITS = 2  # of each batch size in the warm-up
+EVERY = 512  # beyond, a first visit's few ms are a small share of a CPU's step
 IDLE_S = 0.05  # before a prompt that comes alone: in traffic nothing ran then, and a CPU's first step is slower
 
 
@@ -33,12 +34,16 @@ class Session:
         self._is_warm = self._has_stepped = False
         engine.on_step = self._saw
 
-    def warm_up(self, tell: Callable[[int, int], None]) -> None:
+    def warm_up(self, tell: Callable[[int, int], None], *, every: bool = False) -> None:
         """Visit every token count and batch size that episodes use: a first visit is slow, on a CPU half as long again.
 
-        `tell` gets how many are done, and of how many.
+        `every`: each one up to `EVERY` that the engine can do, for traffic, which meets them all. `tell` gets how many
+        are done, and of how many.
         """
         tokens, decodes = self.limits.warm_tokens, self.limits.warm_decodes
+        if every:
+            tokens = _all_up_to(EVERY, tokens)
+            decodes = _all_up_to(EVERY, decodes)
         total = len(tokens) + len(decodes)
         for done, count in enumerate(tokens):
             self._compute(count)
@@ -185,6 +190,10 @@ class Session:
     def fresh(self, length: int) -> list[int]:
         """Tokens that no prompt before had."""
         return list(map(int, self._rng.integers(0, self._vocab_size, size=length)))
+
+
+def _all_up_to(most: int, counts: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted({*range(1, min(most, max(counts)) + 1), *counts}))
 
 
 def _sample(step: RecordedStep, episode: int, *, is_canary: bool) -> StepSample:

@@ -36,7 +36,7 @@ STEADY = {
     "MALLOC_TOP_PAD_": str(2**28),
 }
 EAGER = ("--engine-arg", "enforce_eager=true")
-ENGINE = ("--max-num-seqs", "32", "--max-num-batched-tokens", "512", "--max-model-len", "1024")
+ENGINE = ("--max-num-seqs", "32", "--max-num-batched-tokens", "256", "--max-model-len", "1024")
 SHARES = {"light": 0.3, "heavy": 0.8, "bursty": 0.5}
 BOUNDS = "mean=5,mean_ttft=10,p90=10"
 SHOWN = (
