@@ -59,6 +59,7 @@ class Loop:
     budget_minutes: float = 1.0  # of each round's profile
     engine: Sequence[str] = ENGINE
     settings: Mapping[str, object] = field(default_factory=dict)
+    runs: int = 1  # of each workload in a round
 
     @property
     def target(self) -> Path:
@@ -66,15 +67,15 @@ class Loop:
         return self.folder / "profile.json"
 
     def round(self, number: int) -> None:
-        """Profile, then one more real run of each workload."""
+        """Profile, then further real runs of each workload."""
         self.profile()
         for name in self.names:
-            self.validate(name, number)
+            self.validate(name, number * self.runs)
 
     def finish(self, num_rounds: int, bounds: str = BOUNDS) -> int:
         """Profile, then simulate beside the real runs that are there: 1 when a figure is outside its bound."""
         self.profile()
-        return max(self.validate(name, num_rounds, "--bounds", bounds) for name in self.names)
+        return max(self.validate(name, num_rounds * self.runs, "--bounds", bounds) for name in self.names)
 
     def profile(self) -> None:
         """Add to the samples, in a further start of the engine."""

@@ -1,7 +1,7 @@
 """Profile, fit and validate on vLLM's CPU build, end to end, nothing mocked; the loop of accuracy.py, shorter.
 
 Bounds are wide; where the real runs differ by more among themselves, twice that holds, as `--bounds` says. On a noisy
-machine two rounds may not be enough: what is outside then is measured for up to two rounds more.
+machine a round may not be enough: what is outside then is measured for up to two rounds more.
 """
 
 import json
@@ -16,7 +16,7 @@ import pytest
 from tests.vllm.accuracy import EAGER, MODEL, Loop, scenario_of
 
 BOUNDS = "mean=10,mean_ttft=20,p90=20"
-NUM_PROMPTS, MIN_ROUNDS, MAX_ROUNDS = 40, 2, 4
+NUM_PROMPTS, RUNS, MAX_ROUNDS = 40, 2, 3
 # few sizes of steps, so that the warm-up is short
 ENGINE = ("--max-num-seqs", "8", "--max-num-batched-tokens", "128", "--max-model-len", "1024")
 SMALL = {"engine.max_num_seqs": 8, "engine.max_num_batched_tokens": 128}
@@ -25,21 +25,21 @@ WAIT_S = 120
 
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory):
-    """The loop, how many rounds it took, and how it ended."""
+    """The loop, how many real runs it took, and how it ended."""
     settings = {**SMALL, "workload.num_prompts": NUM_PROMPTS}
-    loop = Loop(tmp_path_factory.mktemp("loop"), ("heavy",), 0.1, ENGINE, settings)
+    loop = Loop(tmp_path_factory.mktemp("loop"), ("heavy",), 0.15, ENGINE, settings, RUNS)
     for number in range(1, MAX_ROUNDS + 1):
         loop.round(number)
-        if number >= MIN_ROUNDS and (code := loop.finish(number, BOUNDS)) == 0:
+        if (code := loop.finish(number, BOUNDS)) == 0:
             break
-    return loop, number, code
+    return loop, number * RUNS, code
 
 
 def test_the_simulation_is_close_to_the_real_engine(validated):
-    loop, num_rounds, code = validated
+    loop, num_runs, code = validated
     content = json.loads((loop.folder / "heavy" / "validation.json").read_text())
     assert code == 0, [figure for figure in content["figures"] if figure["is_within"] is False]
-    assert content["real"]["runs"] == num_rounds
+    assert content["real"]["runs"] == num_runs
     figures = {figure["key"]: figure for figure in content["figures"] if figure["clock"] == "client"}
     assert figures["duration"]["simulated"] > 1
     # what does not depend on the machine's speed is the same
@@ -51,8 +51,8 @@ def test_the_simulation_is_close_to_the_real_engine(validated):
 
 
 def test_every_run_is_kept_with_its_requests_and_steps(validated):
-    loop, num_rounds, _ = validated
-    for number in range(1, num_rounds + 1):
+    loop, num_runs, _ = validated
+    for number in range(1, num_runs + 1):
         folder = loop.folder / "heavy" / f"run-{number}"
         requests = pq.read_table(folder / "requests.parquet").to_pylist()
         assert len(requests) == NUM_PROMPTS
