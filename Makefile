@@ -4,7 +4,7 @@
 # make parity  the engine against recordings of vLLM's scheduler [CASES=folder of others], and against vLLM if it is there
 # make test-vllm  what needs the real vLLM: fresh random cases through its scheduler, profile and validate on its engine;
 #              installs vLLM's CPU build (3.5 GB) the first time
-# make validate  the simulation against real runs on vLLM's CPU build, ten minutes on a machine that does nothing else
+# make validate  the simulation against real runs on vLLM's CPU build; half an hour on a machine that does nothing else
 # make profiles  makes the profiles that ship again from ../shared, and compares
 # make docs    what is made from the code: scenarios/schema.json and docs/policies.md
 # make bench   how fast the engine is
@@ -39,7 +39,7 @@ lint: $(VENV)/installed-dev
 
 # A type checker cannot see in the checkout that sim/ is simbatch.sim: it checks an installed copy.
 types: $(VENV)/installed-dev
-	rm -rf build
+	rm -rf build/lib build/bdist* build/typecheck
 	$(PIP) install --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml --strict -p simbatch
 

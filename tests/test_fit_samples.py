@@ -122,6 +122,17 @@ def test_drift_is_measured_and_taken_out_when_it_is_large():
     assert ratio == pytest.approx(totals[1] / totals[0], rel=0.01)  # the mean speed stays
 
 
+def test_each_start_of_the_engine_has_canaries_of_its_own():
+    """A measurement that goes on leaves two visits in a row: the second start's speed must not blur the first's."""
+    first, second = made_samples(episodes=40, noise=0.01), made_samples(seed=1, episodes=40, noise=0.01)
+    second.steps = [step._replace(episode=step.episode + 40, duration_s=1.3 * step.duration_s) for step in second.steps]
+    fitted = fit_samples(Samples(ENGINE, first.steps + second.steps, first.admissions))
+    assert fitted.drift.slowness == pytest.approx([1, 1, 1, 1.3, 1.3, 1.3], rel=0.02)
+    assert fitted.is_rescaled
+    assert fitted.profile.error.decode.mape < 0.02
+    assert fitted.profile.error.noise_floor["decode"] < 0.012
+
+
 def test_the_form_follows_the_data():
     stairs = TRUTH.model_dump()
     counts = [1, 60, 61, 130, 131, 260, 261, 400, 401, 512]

@@ -51,6 +51,16 @@ def test_both_ends_of_each_range_are_drawn(limits):
     assert all(history % limits.block_size == 0 for history in histories)
 
 
+def test_a_batch_decodes_alone_for_as_long_as_nobody_arrives():
+    """n requests of L tokens: one ends every L / n steps, so small batches go on for long and large ones do not."""
+    episodes = [draw(ENGINES["cpu"], 0, index) for index in range(1000)]
+    steps = {n: [e.num_decode_steps for e in episodes if e.num_decodes == n] for n in (0, 1, 4, 32)}
+    assert set(steps[0]) == {0}
+    means = [np.mean(steps[n]) for n in (1, 4, 32)]
+    assert means[0] > 1.2 * means[1] > 2 * means[2]
+    assert (min(steps[32]), max(steps[1])) == (4, 32)
+
+
 def test_small_and_large_batches_get_the_same_attention():
     sizes = np.array([draw(ENGINES["h100"], 0, index).num_decodes for index in range(2000)])
     shares = [((sizes >= low) & (sizes < 4 * low)).sum() / (sizes > 0).sum() for low in (1, 4, 16, 64, 256)]

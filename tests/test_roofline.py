@@ -152,6 +152,11 @@ def test_weights_that_are_no_smaller_are_refused():
         scaled_weights_profile(BASE, llama(), "fp16")
 
 
+def test_the_config_of_another_model_is_refused():
+    with pytest.raises(UserError, match=r"is of another model .* 163,840 KV bytes"):
+        scaled_weights_profile(BASE, llama(num_hidden_layers=40), "awq")
+
+
 def test_what_rests_on_an_estimate_says_so(tmp_path):
     path = tmp_path / "estimate.json"
     path.write_text(profile_json(roofline_profile(llama(), GPUS["l40s"], model="my/Model")))

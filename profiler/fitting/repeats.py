@@ -60,10 +60,10 @@ def noise_floor(steps: Iterable[StepSample]) -> dict[str, float]:
     of g deviate from their own mean by sqrt((g - 1) / g) of what they would from the true one, which is made good.
     """
     groups: defaultdict[tuple[str, Hashable], list[float]] = defaultdict(list)
-    visit, was_canary = 0, False
+    visit, before = 0, None
     for step in steps:
-        visit += step.is_canary and not was_canary
-        was_canary = step.is_canary
+        visit += _begins_visit(before, step)
+        before = step
         regime, *kind = _kind(step)
         group = (step.is_canary, visit if step.is_canary else step.episode, *kind)
         groups[(regime, group)].append(step.duration_s)
@@ -79,11 +79,10 @@ def _visits(steps: Sequence[StepSample]) -> list[tuple[float, dict[Hashable, lis
     """Runs of canaries: their mean position, and their times by kind."""
     runs: list[list[int]] = []
     for position, step in enumerate(steps):
+        if _begins_visit(steps[position - 1] if position else None, step):
+            runs.append([])
         if step.is_canary:
-            if runs and runs[-1][-1] == position - 1:
-                runs[-1].append(position)
-            else:
-                runs.append([position])
+            runs[-1].append(position)
     visits = []
     for run in runs:
         times: defaultdict[Hashable, list[float]] = defaultdict(list)
@@ -92,6 +91,13 @@ def _visits(steps: Sequence[StepSample]) -> list[tuple[float, dict[Hashable, lis
             times[(regime, counts)].append(steps[position].duration_s)
         visits.append((float(np.mean(run)), dict(times)))
     return visits
+
+
+def _begins_visit(before: StepSample | None, step: StepSample) -> bool:
+    """Whether a canary is its visit's first: decodes, then prefills. Two starts of the engine leave two in a row."""
+    if before is None or not before.is_canary:
+        return step.is_canary
+    return step.is_canary and step.entries[0].is_decode and not before.entries[0].is_decode
 
 
 def _kind(step: StepSample) -> tuple[str, Hashable, int]:

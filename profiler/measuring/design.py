@@ -1,8 +1,12 @@
 """The design of experiments: which batches to build, drawn at random so that every range is covered.
 
-An episode is a batch of decodes at drawn contexts (none in some episodes), a few steps of it alone, then prompts
-injected into it and computed in chunks of drawn sizes. Sizes are log-uniform, and a twentieth of the draws falls on
-each end of a range. Episode i is a function of seed and i alone: a measurement that goes on continues the same series.
+An episode is a batch of decodes at drawn contexts (none in some episodes), steps of it alone, then prompts injected
+into it and computed in chunks of drawn sizes. Sizes are log-uniform, and a twentieth of the draws falls on each end of
+a range. Episode i is a function of seed and i alone: a measurement that goes on continues the same series.
+
+How long a batch decodes alone matters, for the first steps after a prefill are slower: on a CPU by a quarter, fading
+over ten steps. In traffic it is the time between two arrivals: with n requests of L tokens running one ends every L / n
+steps (Little's law), and as many come.
 
 Contexts come from `streams`, fixed series of tokens: with prefix caching a context is computed once and found again by
 later episodes, and no two requests of a batch share blocks. A step's tokens and decodes are taken from the `warm` ones.
@@ -18,7 +22,9 @@ import numpy as np
 
 from simbatch.profiler.fitting.samples import EngineFacts
 
-DECODE_STEPS = 8
+OUTPUT_TOKENS = (16, 1024)  # of the requests that a batch stands for
+MIN_DECODE_STEPS, MAX_DECODE_STEPS = 4, 32  # more episodes say more than longer ones
+MAX_DECODE_SHARE = 1 / 16  # of the model's length, at most
 MAX_MIXED_STEPS = 4
 MAX_PROMPTS = 3
 MIN_CONTEXT = 16
@@ -66,6 +72,11 @@ class Limits:
         return counts(self.largest_batch)
 
     @cached_property
+    def most_decode_steps(self) -> int:
+        """The longest that a batch decodes alone: contexts grow meanwhile."""
+        return int(np.clip(self.max_model_len * MAX_DECODE_SHARE, 2 * MIN_DECODE_STEPS, MAX_DECODE_STEPS))
+
+    @cached_property
     def largest_batch(self) -> int:
         """Requests of `MIN_CONTEXT` that run at once, in half of the memory."""
         lifetime = MIN_CONTEXT + _num_steps(self, 0)
@@ -93,6 +104,7 @@ class Episode:
     contexts: tuple[int, ...]
     injections: tuple[Injection, ...]
     budgets: tuple[int, ...]
+    num_decode_steps: int  # of the batch alone
     num_repeats: int
     num_steps: int  # that a decode lives at most: its context grows by so much
 
@@ -122,7 +134,8 @@ def draw(limits: Limits, seed: int, index: int) -> Episode:
     num_repeats = 2 if rng.random() < REPEATED else 1
     budgets = _budgets(limits, rng, num_decodes) if room else ()
     injections = _injections(limits, rng, budgets, num_decodes, room)
-    return Episode(index, contexts, injections, budgets, num_repeats, _num_steps(limits, sum(contexts)))
+    decode_steps = _decode_steps(limits, rng, num_decodes)
+    return Episode(index, contexts, injections, budgets, decode_steps, num_repeats, _num_steps(limits, sum(contexts)))
 
 
 def stream_tokens(stream: int, length: int, vocab_size: int, seed: int) -> list[int]:
@@ -135,7 +148,7 @@ def _num_steps(limits: Limits, num_context_tokens: int) -> int:
     """Steps from a batch's first decode to its end: building it, decoding, prefills twice, catching up."""
     building = 2 * ceil(num_context_tokens / limits.max_num_batched_tokens)
     catching_up = 2 * ceil(limits.max_model_len / limits.max_num_batched_tokens)
-    return building + catching_up + DECODE_STEPS + 2 * MAX_MIXED_STEPS + 8
+    return building + catching_up + limits.most_decode_steps + 2 * MAX_MIXED_STEPS + 8
 
 
 def _contexts(limits: Limits, rng: np.random.Generator, num_decodes: int) -> tuple[int, ...]:
@@ -150,6 +163,14 @@ def _contexts(limits: Limits, rng: np.random.Generator, num_decodes: int) -> tup
     longest = limits.max_model_len - _num_steps(limits, num_decodes * mean) - TAIL[1]
     drawn = np.minimum(drawn * mean / drawn.mean(), longest)
     return tuple(_aligned(limits, rng, int(context)) for context in drawn)
+
+
+def _decode_steps(limits: Limits, rng: np.random.Generator, num_decodes: int) -> int:
+    """Those between two arrivals, at a drawn number of output tokens."""
+    if not num_decodes:
+        return 0
+    between = _log_uniform(rng, *OUTPUT_TOKENS) / num_decodes
+    return int(np.clip(between, MIN_DECODE_STEPS, limits.most_decode_steps))
 
 
 def _aligned(limits: Limits, rng: np.random.Generator, context: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from simbatch.profiler.fitting.samples import EngineFacts
@@ -63,7 +63,8 @@ def batch_notes(rows: Sequence[dict[str, Any]], facts: EngineFacts, no_roofline:
     if no_roofline:
         notes.append(f"roofline: - because {no_roofline}")
     if any(row["kv_full"] for row in rows):
-        notes.append("kv_full: the batch needs more blocks than there are, so requests queue or are preempted")
+        rule = "kv_full: the batch needs more blocks than there are, so requests queue or are preempted"
+        notes.append(f"{rule}; its step is that of those which fit")
     return notes
 
 
@@ -78,7 +79,17 @@ def memory_table(facts: EngineFacts, planned: dict[str, int]) -> Table:
         real, plan = getattr(facts, key), planned.get(key)
         difference = "-" if real is None or plan is None else _difference(real, plan)
         table.add_row(label, _amount(real, is_bytes), _amount(plan, is_bytes), difference)
+    left = (_left(facts, parts) for parts in (facts.model_dump(), planned))
+    table.add_row("left of vLLM's share", *(_amount(amount, is_bytes=True) for amount in left), "-")
     return table
+
+
+def _left(facts: EngineFacts, parts: Mapping[str, Any]) -> int | None:
+    """What weights, activations, graphs and KV cache leave of the memory that vLLM may take; None on a CPU."""
+    if parts.get("weights_bytes") is None or facts.gpu == "cpu":
+        return None
+    taken = sum(parts.get(key) or 0 for _, key, is_bytes in _MEMORY if is_bytes)
+    return int(facts.total_bytes * facts.gpu_memory_utilization) - taken
 
 
 _MEMORY = (

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from simbatch.profiler.fitting.samples import Admission, StepSample
-from simbatch.profiler.measuring.design import DECODE_STEPS, MIN_CONTEXT, Episode, Injection, Limits, stream_tokens
+from simbatch.profiler.measuring.design import MIN_CONTEXT, Episode, Injection, Limits, stream_tokens
 from simbatch.profiler.measuring.vllm_engine import RecordedStep, VllmEngine
 
 CANARY_REPEATS = 9
 CANARY_BATCH, CANARY_CONTEXT, CANARY_PREFILL = 8, 256, 256
 VISITS = 2  # of each batch size in the warm-up
+EVERY = 512  # beyond, a first visit's few ms are a small share of a CPU's step
+IDLE_S = 0.05  # before a prompt that comes alone: in traffic nothing ran then, and a CPU's first step is slower
 
 
 class Session:
@@ -31,12 +34,16 @@ class Session:
         self._is_warm = self._has_stepped = False
         engine.on_step = self._saw
 
-    def warm_up(self, tell: Callable[[int, int], None]) -> None:
+    def warm_up(self, tell: Callable[[int, int], None], *, every: bool = False) -> None:
         """Visit every token count and batch size that episodes use: a first visit is slow, on a CPU half as long again.
 
-        `tell` gets how many are done, and of how many.
+        `every`: each one up to `EVERY` that the engine can do, for traffic, which meets them all. `tell` gets how many
+        are done, and of how many.
         """
         tokens, decodes = self.limits.warm_tokens, self.limits.warm_decodes
+        if every:
+            tokens = _all_up_to(EVERY, tokens)
+            decodes = _all_up_to(EVERY, decodes)
         total = len(tokens) + len(decodes)
         for done, count in enumerate(tokens):
             self._compute(count)
@@ -77,7 +84,7 @@ class Session:
             histories = [part for part in episode.injections if part.history]
             ids += [self._add(self._stream(part.stream, part.history), 1) for part in histories]
         self._build(ids, episode.num_decodes)
-        for _ in range(DECODE_STEPS if episode.contexts else 0):
+        for _ in range(episode.num_decode_steps):
             self.engine.step()
         for _ in range(episode.num_repeats if episode.injections else 0):
             self._inject(episode)
@@ -100,6 +107,8 @@ class Session:
 
     def _inject(self, episode: Episode) -> None:
         engine, most = self.engine, self.limits.max_num_batched_tokens
+        if not episode.contexts:
+            time.sleep(IDLE_S)
         ids = []
         for part in episode.injections:
             ids.append(self._add(self._prompt(part), min(len(episode.budgets) + 4, self._room(part))))
@@ -181,6 +190,10 @@ class Session:
     def fresh(self, length: int) -> list[int]:
         """Tokens that no prompt before had."""
         return list(map(int, self._rng.integers(0, self._vocab_size, size=length)))
+
+
+def _all_up_to(most: int, counts: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted({*range(1, min(most, max(counts)) + 1), *counts}))
 
 
 def _sample(step: RecordedStep, episode: int, *, is_canary: bool) -> StepSample:

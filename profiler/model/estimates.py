@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from simbatch.profiler.model.config import ModelConfig
-from simbatch.profiler.model.memory_plan import plan_memory
+from simbatch.profiler.model.memory_plan import kv_bytes_per_token, plan_memory
 from simbatch.profiler.model.quantisation import checked_quantisation
 from simbatch.profiler.model.roofline import Roofline, knots, roofline_of
 from simbatch.profiler.model.weights import weights_of
@@ -77,6 +77,7 @@ def scaled_weights_profile(
     step_time = base.step_time
     if base.gpu not in GPUS or not isinstance(step_time, TwoRegimeStepTime):
         raise UserError(Problem("--base", "must be a measured profile of a known GPU", base.name))
+    _check_same_model(base, config)
     roofline = roofline_of(config, GPUS[base.gpu], base.quantisation, base.kv_cache_dtype, base.tensor_parallel_size)
     memory = _memory_with(base, config, quantisation)
     decode = step_time.decode.model_copy(update={"seqs": _faster(step_time.decode.seqs, roofline, quantisation)})
@@ -115,6 +116,14 @@ def _faster(measured: Knots, roofline: Roofline, quantisation: str) -> Knots:
     return Knots.model_validate(
         knots(counts, list(times - np.maximum(times - others, 0.0) * (1 - np.minimum(kept, 1))))
     )
+
+
+def _check_same_model(base: MeasuredProfile, config: ModelConfig) -> None:
+    """By the KV bytes of a token: names differ from folder to folder."""
+    ours, theirs = kv_bytes_per_token(config, base.kv_cache_dtype, base.tensor_parallel_size), base.memory
+    if ours != theirs.kv_bytes_per_token:
+        rule = f"is of another model than {base.name}: {ours:,} KV bytes per token, not {theirs.kv_bytes_per_token:,}"
+        raise UserError(Problem("--model-config", rule, mend=f"name the config.json of {base.model}"))
 
 
 def _memory_with(base: MeasuredProfile, config: ModelConfig, quantisation: str) -> Memory:

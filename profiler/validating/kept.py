@@ -83,7 +83,7 @@ class Kept:
             event_loop_cpu_s=0.0,
             steps=steps,
         )
-        return Run(record, facts, _ps(table["taken_in_s"]), table["itl_s"])
+        return Run(record, facts, _ps(table["taken_in_s"]), table["itl_s"], table.get("admission_s", ()))
 
     def _num_whole(self) -> int:
         number = 0
@@ -106,6 +106,7 @@ def _write_requests(path: Path, run: Run) -> None:
     taken_in_ps = run.taken_in_ps if run.taken_in_ps is not None else np.zeros(0)
     columns["taken_in_s"] = pa.array(taken_in_ps / PS_PER_S)
     columns["itl_s"] = pa.array(run.itl_s or [[] for _ in range(len(table))], pa.list_(pa.float64()))
+    columns["admission_s"] = pa.array(run.admission_s or [None] * len(table), pa.float64())
     pq.write_table(pa.table(columns), path)
 
 

@@ -26,6 +26,7 @@ class Run:
     facts: RunFacts
     taken_in_ps: Ints | None
     itl_s: list[list[float]] | None = None  # per request, between its tokens
+    admission_s: Sequence[float | None] = ()  # per request, what taking it in took on the host; None when rejected
 
     @cached_property
     def result(self) -> Result:

@@ -62,7 +62,7 @@ class Replay:
         self._outputs: list[tuple[float, list[Output]]] = []  # with when they came, s
         self._origin_s = self._round_s = 0.0
         self._num_ended = 0
-        self.admission_s: list[float] = []  # what each `add_request` took
+        self._admission_s: list[float | None] = [None] * len(requests.all)  # what each `add_request` took
 
     def run(self, facts: RunFacts) -> Run:
         """Serve everything; aborts what is in the engine when it is interrupted."""
@@ -110,14 +110,13 @@ class Replay:
             return
         name = str(request.index)
         self._sent[name] = request
-        took_s = self._engine.add_request(
+        self._admission_s[request.index] = self._engine.add_request(
             name,
             self._prompts[request.index],
             request.max_tokens,
             priority=request.priority,
             arrival_time=to_s(request.arrival_ps),
         )
-        self.admission_s.append(took_s)
 
     def _step(self) -> None:
         outputs = self._engine.step()
@@ -154,7 +153,8 @@ class Replay:
             self._recorder.finished(request)
         record = self._recorder.record(self._config, end_ps, 0.0, num_preemptions=self._engine.preemptions.total())
         segments = segments_of(steps, record.requests.num_prompt_tokens)
-        return Run(replace(record, segments=segments, steps=steps), facts, np.array(self._taken_in_ps), itl_s)
+        record = replace(record, segments=segments, steps=steps)
+        return Run(record, facts, np.array(self._taken_in_ps), itl_s, self._admission_s)
 
     def _step_rows(self) -> list[StepRow]:
         """The steps; sets when each request was first scheduled, and what it found in the prefix cache."""

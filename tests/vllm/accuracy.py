@@ -1,10 +1,13 @@
-"""The loop of docs/accuracy.md on this machine: profile a small model on real vLLM, then validate on three workloads.
+"""The loop of docs/accuracy.md here: a small model is profiled on real vLLM and three workloads replayed, in turn.
 
     .venv-vllm/bin/python -m tests.vllm.accuracy -o build/accuracy
 
-On a machine that does nothing else it takes about ten minutes. The rates are shares of the capacity that the profile
-says: 0.3 (light), 0.8 (heavy), 0.5 in bursts. Each replay is simulated from the profile measured before it; another one
-after it tells whether the machine was still the same. Prints a table in Markdown; ends with 1 when a figure is outside.
+The machine's speed wanders, and every start of vLLM has a speed of its own. So a round profiles a bit (a further start
+of the engine, whose episodes are added to the same samples) and does one more real run of each workload; after the last
+round it profiles once more. All samples are then fitted together, and each workload is simulated from that profile,
+beside the median of its real runs. The profile sees nothing of the workloads. Their rates are shares of the capacity
+that the first two profiles say, so that all runs are of the same requests: 0.3 (light), 0.8 (heavy), 0.5 in bursts.
+Prints a table in Markdown; ends with 1 when a figure is outside its bound.
 """
 
 import argparse
@@ -13,10 +16,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from simbatch import Scenario, simulate
-from simbatch.sim.cost.profile import load_profile
 
 HERE = Path(__file__).parent
 MODEL = HERE / "models" / "tiny-llama"
@@ -31,9 +36,8 @@ STEADY = {
     "MALLOC_TOP_PAD_": str(2**28),
 }
 EAGER = ("--engine-arg", "enforce_eager=true")
-ENGINE = ("--max-num-seqs", "32", "--max-num-batched-tokens", "512", "--max-model-len", "1024")
+ENGINE = ("--max-num-seqs", "32", "--max-num-batched-tokens", "256", "--max-model-len", "1024")
 SHARES = {"light": 0.3, "heavy": 0.8, "bursty": 0.5}
-MOVED = 0.05
 BOUNDS = "mean=5,mean_ttft=10,p90=10"
 SHOWN = (
     "output_throughput",
@@ -46,100 +50,114 @@ SHOWN = (
 )
 
 
-def profile(target, budget_minutes, engine=ENGINE):
-    """Measure MODEL into `target`."""
-    flags = (*engine, *EAGER, "--budget-minutes", str(budget_minutes), "-o", str(target))
-    simbatch("profile", str(MODEL), *flags).check_returncode()
+@dataclass(frozen=True)
+class Loop:
+    """Profiling and replaying in turn; everything is in `folder`. `settings` are keys of the scenarios."""
+
+    folder: Path
+    names: Sequence[str] = tuple(SHARES)
+    budget_minutes: float = 1.0  # of each round's profile
+    engine: Sequence[str] = ENGINE
+    settings: Mapping[str, object] = field(default_factory=dict)
+    runs: int = 1  # of each workload in a round
+
+    @property
+    def target(self) -> Path:
+        """The profile, fitted to all that was measured so far."""
+        return self.folder / "profile.json"
+
+    def round(self, number: int) -> None:
+        """Profile, then further real runs of each workload."""
+        self.profile()
+        for name in self.names:
+            self.validate(name, number * self.runs)
+
+    def finish(self, num_rounds: int, bounds: str = BOUNDS) -> int:
+        """Profile, then simulate beside the real runs that are there: 1 when a figure is outside its bound."""
+        self.profile()
+        return max(self.validate(name, num_rounds * self.runs, "--bounds", bounds) for name in self.names)
+
+    def profile(self) -> None:
+        """Add to the samples, in a further start of the engine."""
+        flags = (*self.engine, *EAGER, "--budget-minutes", str(self.budget_minutes), "--resume")
+        simbatch("profile", str(MODEL), *flags, "-o", str(self.target))
+
+    def validate(self, name: str, num_runs: int, *more: str) -> int:
+        """Real runs until there are so many, and the simulation."""
+        given = {"profile": self.target.absolute(), **self.settings, "workload.request_rate": self.rate_of(name)}
+        flags = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
+        flags += ["--repeat", str(num_runs), "--resume", "-o", str(self.folder / name)]
+        return simbatch("validate", str(scenario_of(name)), "--engine", str(MODEL), *EAGER, *flags, *more)
+
+    def rate_of(self, name: str) -> float:
+        """Requests per second: kept, since the profile changes and the real runs must not."""
+        kept = self.folder / f"{name}.rate"
+        if not kept.exists():
+            kept.write_text(str(round(SHARES[name] * self.capacity(name), 3)))
+        return float(kept.read_text())
+
+    def capacity(self, name: str) -> float:
+        """Requests per second that the profile's engine does when all are there from the start."""
+        scenario = Scenario.load(scenario_of(name))
+        content = scenario.override({"profile": str(self.target.absolute()), **self.settings}).dump()
+        workload = {**content["workload"], "arrival": {"process": "all_at_once"}, "num_prompts": 2000}
+        for key in ("request_rate", "burstiness"):
+            workload.pop(key, None)
+        saturated = simulate(Scenario.from_dict({**content, "workload": workload}))
+        return saturated.summary["request_throughput"]
+
+    def table(self) -> Iterator[str]:
+        """Real median, spread, simulated, error and what it is within, in Markdown."""
+        yield "| workload | figure | real, median | spread | simulated | error | within |"
+        yield "|---|---|---|---|---|---|---|"
+        for name in self.names:
+            content = json.loads((self.folder / name / "validation.json").read_text())
+            figures = {figure["key"]: figure for figure in content["figures"] if figure["clock"] == "client"}
+            for key in SHOWN:
+                figure = figures[key]
+                spread = "-" if figure["spread"] is None else f"±{figure['spread']:.1%}"
+                values = f"{figure['median']:,.1f} | {spread} | {figure['simulated']:,.1f} | {figure['error']:+.1%}"
+                yield f"| {name} | {figure['label']} | {values} | {within(figure)} |"
 
 
-def rate_of(name, target, settings):
-    """The scenario's share of the requests per second that the engine does when all are there from the start."""
-    scenario = Scenario.load(HERE / "scenarios" / f"{name}.yaml")
-    content = scenario.override({"profile": str(target.absolute()), **settings}).dump()
-    workload = {**content["workload"], "arrival": {"process": "all_at_once"}, "num_prompts": 2000}
-    for key in ("request_rate", "burstiness"):
-        workload.pop(key, None)
-    saturated = simulate(Scenario.from_dict({**content, "workload": workload}))
-    return round(SHARES[name] * saturated.summary["request_throughput"], 3)
+def within(figure: Mapping[str, Any]) -> str:
+    """Which of its two bounds a figure keeps to: its own, or twice the real runs' spread."""
+    if not figure["is_within"]:
+        return "**neither**"
+    is_own = abs(figure["error"]) <= figure["bound"]
+    return f"{figure['bound']:.0%}" if is_own else f"twice {figure['spread']:.1%}"
 
 
-def validate(name, target, folder, repeat, bounds, **settings):
-    """Replay a scenario, with some of its keys set (`__` for the dots); returns how it ended."""
-    dotted = {key.replace("__", "."): value for key, value in settings.items()}
-    given = {"workload.request_rate": rate_of(name, target, dotted), "profile": target.absolute(), **dotted}
-    flags = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
-    program = ("validate", str(HERE / "scenarios" / f"{name}.yaml"), "--engine", str(MODEL), *EAGER, *flags)
-    return simbatch(*program, "--repeat", str(repeat), "-o", str(folder), "--bounds", bounds)
+def scenario_of(name: str) -> Path:
+    """The workload's file."""
+    return HERE / "scenarios" / f"{name}.yaml"
 
 
-def simbatch(*arguments):
-    """Run a command, its output shown as it comes."""
-    environment = {**STEADY, **os.environ}
-    return subprocess.run([sys.executable, "-m", "simbatch", *arguments], env=environment, check=False)
+def simbatch(*arguments: str) -> int:
+    """Run a command, its output shown as it comes; 1 is a figure outside its bound."""
+    program = [sys.executable, "-m", "simbatch", *arguments]
+    code = subprocess.run(program, env={**STEADY, **os.environ}, check=False).returncode
+    if code not in (0, 1):
+        raise subprocess.CalledProcessError(code, program)
+    return code
 
 
-def markdown(folder, names):
-    """The table: real median, spread, simulated, error."""
-    yield "| workload | figure | real, median | spread | simulated | error |"
-    yield "|---|---|---|---|---|---|"
-    for name in names:
-        content = json.loads((folder / name / "validation.json").read_text())
-        figures = {f["key"]: f for f in content["figures"] if f["clock"] == "client"}
-        for key in SHOWN:
-            figure = figures[key]
-            spread = "-" if figure["spread"] is None else f"±{figure['spread']:.1%}"
-            values = f"{figure['median']:,.1f} | {spread} | {figure['simulated']:,.1f} | {figure['error']:+.1%}"
-            yield f"| {name} | {figure['label']} | {values} |"
-
-
-def moved(before, after):
-    """How far the machine's speed moved between two profiles, as a share: of a usual decode step or of a mixed one."""
-    costs = [load_profile(str(target.absolute()), folder=HERE).cost_model() for target in (before, after)]
-    steps = [
-        (cost.decode_ps(8) + 1600 * cost.decode_context_ps, cost.mixed_ps(8, 1600, 128, 128, 128**2)) for cost in costs
-    ]
-    return max(abs(new / old - 1) for old, new in zip(*steps, strict=True))
-
-
-def attempt(given, name, before):
-    """Validate until the machine keeps its speed meanwhile, or tries are over: exit code, newest profile, what to say.
-
-    The simulation knows the profile from before a replay alone. The one from after it says whether the machine was the
-    same: where it moved by more than MOVED the attempt is void, whatever it found, and that one is the next `before`.
-    """
-    said = []
-    for number in range(1, given.tries + 1):
-        folder = given.output / name
-        shutil.rmtree(folder, ignore_errors=True)
-        code = validate(name, before, folder, given.repeat, BOUNDS).returncode
-        after = given.output / f"after-{name}-{number}.json"
-        profile(after, given.budget_minutes)
-        share, before = moved(before, after), after
-        said.append(f"{name}: the machine's speed moved by {share:.1%}{', void' if share > MOVED else ''}")
-        if share <= MOVED:
-            break
-    return code, before, said
-
-
-def main():
+def main() -> None:
     """The whole loop."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("build", "accuracy"))
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--tries", type=int, default=3, help="attempts at a workload while the machine's speed moves")
-    parser.add_argument("--budget-minutes", type=float, default=1)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--budget-minutes", type=float, default=1, help="of each round's profile")
     given = parser.parse_args()
     shutil.rmtree(given.output, ignore_errors=True)
     given.output.mkdir(parents=True)
-    latest = given.output / "before.json"
-    profile(latest, given.budget_minutes)
-    codes, lines = [], []
-    for name in SHARES:
-        code, latest, said = attempt(given, name, latest)
-        codes.append(code)
-        lines += said
-    print("\n".join([*markdown(given.output, SHARES), "", *lines]))
-    sys.exit(max(codes))
+    loop = Loop(given.output, budget_minutes=given.budget_minutes)
+    loop.profile()  # the rates rest on two starts: one may meet a slow minute
+    for number in range(1, given.rounds + 1):
+        loop.round(number)
+    code = loop.finish(given.rounds)
+    print("\n".join(loop.table()))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

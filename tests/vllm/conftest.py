@@ -1,6 +1,7 @@
 """Tests that need real vLLM: `.venv-vllm/bin/python -m pytest tests/vllm`; elsewhere they are skipped."""
 
 import os
+import signal
 from importlib.util import find_spec
 
 import pytest
@@ -10,6 +11,9 @@ if HAS_VLLM:
     # see accuracy.STEADY; what malloc reads at a program's start comes too late here
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # what a shell starts in the background ignores Ctrl-C, and so would the commands that are interrupted here
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

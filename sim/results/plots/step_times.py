@@ -100,7 +100,7 @@ def _finish(axes: Axes, name: str, counted: str, most: int) -> None:
     axes.set_xlim(1, most)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: _plain(value) if f"{value:e}"[0] in "25" else ""))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: _plain(value) if f"{value:e}"[0] in "235" else ""))
     axes.legend(fontsize=8)
 
 
