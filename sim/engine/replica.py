@@ -82,6 +82,16 @@ class Replica:
         return len(self.scheduler.waiting) + (len(self.backlog) if self.backlog else 0)
 
     @property
+    def num_running(self) -> int:
+        """Requests that hold a seat."""
+        return len(self.scheduler.running)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks nobody holds."""
+        return self.kv.free
+
+    @property
     def has_work(self) -> bool:
         """Whether any request is in the engine."""
         return bool(self.scheduler.running or self.scheduler.waiting or self.backlog)
