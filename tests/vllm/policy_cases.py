@@ -1,7 +1,11 @@
 """Cases for a policy in vLLM's own scheduler and in the simulation, and both of them played."""
 
+import random
+from collections import deque
+
 from parity.fuzz import random_case
-from parity.recording import CaseReplica
+from parity.recording import CaseReplica, prompt_parts
+from simbatch.sim.clock import PS_PER_S
 
 
 class CaseClock:
@@ -58,3 +62,102 @@ def played_by_vllm(case, policy):
 
 def played_by_simbatch(case, policy):
     return CaseReplica(case, policy).play()
+
+
+class StepClock:
+    """Seconds are steps that computed something."""
+
+    def __init__(self):
+        self.now_s = 0
+
+    def now_ps(self):
+        return self.now_s * PS_PER_S
+
+    def arrival_ps(self, arrival_time):
+        return int(arrival_time) * PS_PER_S
+
+
+class Watch:
+    """Writes down what a real engine's scheduler decides, step by step, and lets the clock go on with it."""
+
+    def __init__(self, engine, clock):
+        self.lines, self._names = [], engine._recording.names
+        scheduler = engine._scheduler
+        before = self._before = vars(scheduler).get("schedule")
+
+        def schedule(*args, **kwargs):
+            output = before(*args, **kwargs)
+            if output.num_scheduled_tokens or output.preempted_req_ids:
+                self._write(output, clock.now_s)
+            clock.now_s += bool(output.num_scheduled_tokens)
+            return output
+
+        scheduler.schedule = schedule
+        self._scheduler = scheduler
+
+    def _write(self, output, now_s):
+        cached = output.scheduled_cached_reqs
+        computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        computed |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        entries = [[self._names[i], n, computed[i]] for i, n in output.num_scheduled_tokens.items()]
+        preempted = sorted(self._names[i] for i in output.preempted_req_ids or ())
+        self.lines.append({"t": now_s, "s": entries, "pre": preempted, "fin": []})
+
+    def ends(self):
+        self._scheduler.schedule = self._before
+
+
+def served(engine, case, policy):
+    """The case's requests through a real engine under `policy`; `arrival_step` is when each comes."""
+    clock = StepClock()
+    engine.reset_prefix_cache()
+    engine.guide(policy, clock)
+    watch = Watch(engine, clock)
+    lines, pending = watch.lines, deque(sorted(case["requests"], key=lambda r: r["arrival_step"]))
+    refused = {}
+    while pending or engine.has_unfinished():
+        if not engine.has_unfinished():
+            clock.now_s = max(clock.now_s, pending[0]["arrival_step"])
+        while pending and pending[0]["arrival_step"] <= clock.now_s:
+            r = pending.popleft()
+            known = {key: r[key] for key in ("tenant",) if key in r}
+            engine.add_request(
+                r["id"], prompt_of(r, engine.vocab_size), r["max_tokens"],
+                priority=r["priority"], arrival_time=r["arrival_step"], known=known,
+            )  # fmt: skip
+        for output in engine.step():
+            if output.refusal is not None:
+                refused[output.request_id] = output.refusal
+            elif output.finished:
+                lines[-1]["fin"].append(output.request_id)
+    watch.ends()
+    engine.guide(None)
+    return lines, refused
+
+
+def prompt_of(case_request, vocab_size):
+    """Token ids: equal streams begin with equal tokens."""
+    tokens = []
+    for stream, start, length in prompt_parts(case_request):
+        rng = random.Random(stream)
+        tokens += [rng.randrange(3, vocab_size) for _ in range(start + length)][start:]
+    return tokens
+
+
+def simulated(case, policy):
+    """The same in simulation: a step lasts a second."""
+    requests = [{**r, "arrival_ns": r["arrival_step"] * 10**9} for r in case["requests"]]
+    for request in requests:
+        del request["arrival_step"]
+    step_time = {"base": 10**9, "per_prefill_token": 0, "per_decode_seq": 0, "per_context_token": 0}
+    lines = played_by_simbatch({**case, "requests": requests, "step_time_ns": step_time}, policy)
+    return [
+        {
+            "t": line["t"] // 10**9,
+            "s": [entry[:3] for entry in line.get("s", ())],
+            "pre": sorted(line.get("pre", ())),
+            "fin": line.get("fin", []),
+        }
+        for line in lines
+        if "i" in line and ("s" in line or "pre" in line)
+    ]
