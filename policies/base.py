@@ -4,13 +4,24 @@ A policy changes decisions, not mechanics. Each decision is one small method who
 engine allocates, counts and checks. A policy sees requests and the engine through read-only views, in seconds and
 tokens, and never a request's true output length.
 
-The engine asks again only after something has changed (an arrival, an end, a preemption), never at every step: what
-a method returns must depend on the state it is shown and on what `finished` told, not on the clock alone.
+When it is asked, between `start` and the last `finished`:
+
+- `reject`: of a request that arrives. `order` and `lane`: then, and after a preemption; with lanes, `order` of the lines'
+  heads at each admission.
+- `hold`: when the engine is idle and somebody waits, and again at each arrival.
+- `shed` and `seats`: after a change, when the head of the queue may get a seat, and again after each admission.
+- `token_budget`: in steps that may compute prompts. `victim`: when a running request finds no free block.
+- `admitted` and `finished` tell of a request that has got a seat, or its last token.
+- `plan`: at every step, in place of `order`, `lane`, `hold`, `shed`, `seats`, `token_budget` and `victim`.
+
+A change is an arrival, an end, a preemption, or a step that computed prompts. The engine does not ask while nothing of
+that kind happens, since it leaps over such steps: an answer must depend on what the policy is shown and was told, must
+change nothing itself, and stands until it is asked again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, dataclass_transform
 
@@ -51,6 +62,13 @@ class RequestView(Protocol):
         """Tokens produced so far."""
 
     @property
+    def predicted_output_tokens(self) -> float:
+        """What a predictor says of the output's length: the truth times exp(predictor_error * z), z standard normal.
+
+        Only for a policy with a parameter `predictor_error`, which so states it in every result; 0 is an oracle.
+        """
+
+    @property
     def num_preemptions(self) -> int:
         """How often it has lost its blocks."""
 
@@ -89,6 +107,13 @@ class EngineView(Protocol):
     @property
     def num_running(self) -> int:
         """Requests that hold a seat."""
+
+    @property
+    def num_decoding(self) -> int:
+        """Running requests whose prompt is computed and that want a token in the next step."""
+
+    def step_time_s(self, num_prompt_tokens: int, num_computed_tokens: int = 0) -> float:
+        """How long the profile says a step lasts with so many prompt tokens (after others) beside all decodes."""
 
     @property
     def free_blocks(self) -> int:
@@ -143,12 +168,31 @@ class Policy:
         """
         return request.arrival_s
 
+    def lane(self, request: RequestView) -> Hashable:
+        """The line that a request waits in, first come, first served (a preempted one in front).
+
+        The next to be admitted is the head of a line with the smallest `order`, asked afresh at each admission: so an
+        order can change while requests wait, at the cost of one question a line. Without it: the order stands.
+        """
+        return None
+
+    def hold(self, head: RequestView, engine: EngineView) -> float:
+        """Until when (s) an idle engine waits for a fuller batch; `head` would be first. Now or earlier: not at all.
+
+        Asked again at every arrival; what it said last is kept to.
+        """
+        return engine.now_s
+
     def seats(self, engine: EngineView) -> int:
         """How many requests may run (static: how many make a batch). Lowering it preempts nobody."""
         return engine.max_num_seqs
 
+    def shed(self, request: RequestView, engine: EngineView) -> str | None:
+        """Why to drop a request that is about to get its first seat, or None to admit it."""
+        return None
+
     def token_budget(self, engine: EngineView) -> int:
-        """How many tokens the next step may take."""
+        """How many tokens the next step may take. It cuts prompts short; no decode is held back by it."""
         return engine.max_num_batched_tokens
 
     def victim(self, running: Sequence[RequestView]) -> RequestView:
@@ -169,8 +213,18 @@ class Policy:
         """
         return Plan({request: request.num_wanted_tokens for request in running if request.num_wanted_tokens})
 
+    def admitted(self, request: RequestView) -> None:
+        """Feedback: `request` has just got a seat, the first or, after a preemption, another one."""
+
     def finished(self, request: RequestView) -> None:
         """Feedback: `request` has just got its last token."""
+
+    def starvation_bound_s(self) -> float | None:
+        """How much later (s) than a request another one may arrive and yet be admitted before it; None: no bound.
+
+        A promise about `order`, which `simbatch policies check` tests; first come, first served is 0.
+        """
+        return None if self.overrides("order") or self.overrides("plan") else 0.0
 
     def overrides(self, method: str) -> bool:
         """Whether this policy decides `method` itself; where it does not, the engine does not even ask."""

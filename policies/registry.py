@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import pkgutil
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -15,25 +16,35 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+import simbatch.policies
 from simbatch.policies.base import Policy
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-SHIPPED = {
-    "adaptive": "simbatch.policies.adaptive:Adaptive",
-    "fixed": "simbatch.policies.fixed:Fixed",
-    "priority": "simbatch.policies.priority:Priority",
-    "vllm": "simbatch.policies.vllm:VLLM",
-}
+MACHINERY = {"base", "planning", "registry", "testing"}  # every other file of this folder is a policy of that name
 ENTRY_POINTS = "simbatch.policies"  # the group in which other packages offer theirs
 OWN = "for your own, write package.module:Class or file.py:Class"
 
 
 def policy_names() -> list[str]:
     """Names of the policies that ship and of those that installed packages offer."""
-    return sorted({*SHIPPED, *_offered()})
+    return sorted({*shipped_names(), *_offered()})
+
+
+@cache
+def shipped_names() -> tuple[str, ...]:
+    """The policies of this folder: each is a file of its name."""
+    return tuple(sorted({module.name for module in pkgutil.iter_modules(simbatch.policies.__path__)} - MACHINERY))
+
+
+def _shipped_class(name: str) -> type[Policy]:
+    """The policy that a file of this folder defines."""
+    module = importlib.import_module(f"simbatch.policies.{name}")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Policy)]
+    (kind,) = (kind for kind in kinds if kind.__module__ == module.__name__)
+    return kind
 
 
 @cache
@@ -76,7 +87,9 @@ def _parameters_model(kind: type[Policy]) -> type[BaseModel]:
 
 def policy_class(name: str, *, folder: Path) -> type[Policy]:
     """The class that a name stands for."""
-    target = SHIPPED.get(name) or _offered().get(name) or name
+    if name in shipped_names():
+        return _shipped_class(name)
+    target = _offered().get(name) or name
     where, colon, class_name = target.rpartition(":")
     if not colon or not where or not class_name:
         if name.endswith(".py"):

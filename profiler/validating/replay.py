@@ -152,7 +152,7 @@ class Replay:
         for name, request in self._sent.items():
             request.num_preemptions = self._engine.preemptions[name]
             self._recorder.finished(request)
-        record = self._recorder.record(self._config, self._engine.preemptions.total(), end_ps, 0.0)
+        record = self._recorder.record(self._config, end_ps, 0.0, num_preemptions=self._engine.preemptions.total())
         segments = segments_of(steps, record.requests.num_prompt_tokens)
         return Run(replace(record, segments=segments, steps=steps), facts, np.array(self._taken_in_ps), itl_s)
 

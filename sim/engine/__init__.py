@@ -52,7 +52,14 @@ def run(
     cpu_s = time.process_time() - begin_s - (arrivals.load_cpu_s - loaded_before_s)
     for request in replica.unfinished():
         recorder.left(request)
-    return recorder.record(config, replica.scheduler.num_preemptions, replica.now_ps, cpu_s)
+    scheduler = replica.scheduler
+    return recorder.record(
+        config,
+        replica.now_ps,
+        cpu_s,
+        num_preemptions=scheduler.num_preemptions,
+        num_recomputed_tokens=scheduler.num_recomputed_tokens,
+    )
 
 
 def explain(

@@ -9,7 +9,7 @@ from simbatch.sim.engine.decode_group import OUTSIDE, DecodeGroup
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.step import Step
 from simbatch.sim.scheduler.request import NEVER, Request
-from simbatch.sim.scheduler.scheduler import Batch, Entry
+from simbatch.sim.scheduler.scheduler import Batch, Entry, is_decoding, is_partial
 
 NO_ENTRIES = Batch([], [])
 
@@ -37,7 +37,6 @@ class GatheringReplica(Replica):
             or self.backlog is not None
         )
         self._has_stepped = False  # since they were gathered
-        self._retry_admission = True  # something has changed since the head of the queue was refused
 
     def _gather(self, in_flight: deque[Step]) -> None:
         """Take the decodes together; tokens in flight count as received."""
@@ -55,12 +54,13 @@ class GatheringReplica(Replica):
                     self._ending.append(request)
         ending = set(self._ending)
         for request in self.scheduler.running:
-            wanted = request.num_tokens - request.num_computed_tokens
-            if wanted > 1 or request.num_computed_tokens < request.num_prompt_tokens:
+            if is_partial(request):
                 self._partials.append(request)
             elif request not in ending:
                 self._group.join(request)
-        self._has_stepped, self._retry_admission = False, True
+        self._has_stepped = False
+        if not self.decisions.asked_on_change:
+            self.scheduler.may_admit = True
 
     def _settle(self, in_flight: deque[Step]) -> None:
         """Give every request its own numbers back; the newest step is in flight again if scheduling is asynchronous."""
@@ -90,6 +90,8 @@ class GatheringReplica(Replica):
         group, partials = self._group, self._partials
         if not partials:
             return group.blocks_next > self.kv.free and not self._make_room(0)
+        if self.decisions.decides_budget and (len(partials) > 1 or self.scheduler.running[-1] is not partials[0]):
+            return True
         budget = self.config.max_num_batched_tokens - group.size
         wanted = sum(request.num_tokens - request.num_computed_tokens for request in partials)
         if self.config.long_prefill_token_threshold or budget < 0:
@@ -100,7 +102,16 @@ class GatheringReplica(Replica):
         for request in partials:
             total = request.num_computed_tokens + min(request.num_tokens - request.num_computed_tokens, budget)
             num_blocks += self.kv.blocks(total) - self.kv.blocks(request.num_computed_tokens)
-        return group.blocks_next + num_blocks > self.kv.free and not self._make_room(num_blocks)
+        is_short = group.blocks_next + num_blocks > self.kv.free  # at most: the policy's budget is not asked for yet
+        return is_short and (self.decisions.decides_budget or not self._make_room(num_blocks))
+
+    def decoding(self) -> tuple[int, int]:
+        """The same, of the group without a loop over it."""
+        group = self._group
+        if not group.size:
+            return super().decoding()
+        last = [request.num_computed_tokens for request in self._partials if is_decoding(request)]
+        return group.size + len(last), group.context + sum(last)
 
     def _make_room(self, num_partial_blocks: int) -> bool:
         """Preempt the last admitted until the others' blocks suffice; False if that is not who goes, or how.

@@ -78,6 +78,7 @@ class RunRecord:
     block_size: int
     client_overhead_ps: int
     event_loop_cpu_s: float
+    num_recomputed_tokens: int = 0  # computed, lost in a preemption, and computed again
     num_truncated: int = 0  # requests whose outputs were cut where prompt and outputs reach max_model_len
     steps: list[StepRow] | None = None
 

@@ -109,7 +109,15 @@ class Recorder:
         self.num_cached_tokens[i] = request.num_cached_tokens
         self.num_preemptions[i] = request.num_preemptions
 
-    def record(self, config: EngineConfig, num_preemptions: int, end_ps: int, event_loop_cpu_s: float) -> RunRecord:
+    def record(
+        self,
+        config: EngineConfig,
+        end_ps: int,
+        event_loop_cpu_s: float,
+        *,
+        num_preemptions: int,
+        num_recomputed_tokens: int = 0,
+    ) -> RunRecord:
         """The finished form, as numpy columns."""
         self._segments.extend(self.rows)
         requests = RequestColumns(
@@ -132,6 +140,7 @@ class Recorder:
             segments=np.frombuffer(self._segments, dtype=SEGMENT_DTYPE),
             gaps=np.array(self.gaps, dtype=np.int64),
             num_preemptions=num_preemptions,
+            num_recomputed_tokens=num_recomputed_tokens,
             num_truncated=self.num_truncated,
             end_ps=end_ps,
             num_gpu_blocks=config.num_gpu_blocks,

@@ -28,7 +28,7 @@ from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.planned import PlannedScheduler
 from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.scheduler import Batch, Entry, Scheduler
+from simbatch.sim.scheduler.scheduler import Batch, Entry, Scheduler, is_decoding
 from simbatch.sim.scheduler.views import EngineView
 
 Process = Generator[simpy.Event, Any, None]
@@ -64,6 +64,7 @@ class Replica:
         self.kv = cache(config.num_gpu_blocks, config.block_size)
         kind = PlannedScheduler if self.decisions.plans else Scheduler
         self.scheduler: Scheduler = kind(config, self.kv, self.decisions)
+        self.scheduler.on_shed = self._turn_away
         self.backlog = self.decisions.new_queue() if config.batching == "static" else None
         self.now_ps = 0
         self.device_free_ps = 0
@@ -72,6 +73,8 @@ class Replica:
         self._progress = progress
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
         self._num_empty = self._num_fruitless = 0
+        self._held_until_ps = 0  # what the policy has promised, while nobody runs
+        self._decoding: tuple[int, int] | None = None  # as it was before the step that is being planned
         if noise is not None:
             self.noise = noise
         self.decisions.start(EngineView(config, self))
@@ -114,10 +117,12 @@ class Replica:
         while True:
             yield from self.leap(deque())
             overhead_ps = self.intake()
-            if not self.has_work:
-                if self.arrivals.next_ps == FAR:
+            is_held = self.is_held()
+            if is_held or not self.has_work:
+                wake_ps = min(self.arrivals.next_ps, self._held_until_ps) if is_held else self.arrivals.next_ps
+                if wake_ps == FAR:
                     return
-                yield from self.wait_until(self.arrivals.next_ps)
+                yield from self.wait_until(wake_ps)
                 continue
             step = self.schedule(overhead_ps)
             yield from self.wait_until(step.end_ps)
@@ -130,13 +135,15 @@ class Replica:
         while True:
             yield from self.leap(in_flight)
             overhead_ps = self.intake()
-            if not self.has_work and not in_flight:
-                if self.arrivals.next_ps == FAR:
+            is_held = self.is_held()
+            if (is_held or not self.has_work) and not in_flight:
+                wake_ps = min(self.arrivals.next_ps, self._held_until_ps) if is_held else self.arrivals.next_ps
+                if wake_ps == FAR:
                     return
-                yield from self.wait_until(self.arrivals.next_ps)
+                yield from self.wait_until(wake_ps)
                 continue
             newest = None
-            if self.has_work:
+            if self.has_work and not is_held:
                 newest = self.schedule(overhead_ps)
                 in_flight.append(newest)
                 if len(in_flight) < 2 and (newest.batch.entries or self.has_work):
@@ -165,23 +172,52 @@ class Replica:
     def intake(self) -> int:
         """Take in every request that has arrived; returns how long (ps) that keeps the engine's host busy."""
         num_taken = self.arrivals.take(self.now_ps, self.add)
-        if self.backlog and not self.scheduler.running and not self.scheduler.waiting:
+        if num_taken:
+            self.scheduler.may_admit, self._held_until_ps = True, 0
+        if self.backlog and not self.scheduler.running and not self.scheduler.waiting and not self.is_held():
             self._form_batch(self.backlog)
         return num_taken * self.config.request_overhead_ps
 
     def add(self, request: Request) -> None:
         """Queue an arriving request, unless it is turned away."""
+        self.decisions.arrived(request)
         if request.num_prompt_tokens >= self.config.max_model_len or self.decisions.rejects:
             reason = self._too_long(request) or self.decisions.reject(request)
             if reason is not None:
-                self.recorder.rejected(request, reason)
-                self._gone(self.now_ps)
+                self._turn_away(request, reason)
                 return
         (self.scheduler.waiting if self.backlog is None else self.backlog).add(request)
 
+    def is_held(self) -> bool:
+        """Whether the policy waits for a fuller batch; nobody runs then. A promise is kept: it is not asked again."""
+        if not self.decisions.holds or self.scheduler.running:
+            return False
+        waiting = self.scheduler.waiting or self.backlog
+        if not waiting or (self.backlog is not None and self.scheduler.waiting):
+            return False
+        if not 0 < self._held_until_ps <= self.now_ps:
+            self._held_until_ps = self.decisions.hold_until_ps(waiting.head)
+        return self._held_until_ps > self.now_ps
+
+    def decoding(self) -> tuple[int, int]:
+        """How many running requests want one token after their prompt, and the sum of their computed tokens."""
+        if self._decoding is not None:
+            return self._decoding
+        members = [request.num_computed_tokens for request in self.scheduler.running if is_decoding(request)]
+        return len(members), sum(members)
+
+    def step_ps_with(self, num_tokens: int, num_computed: int) -> int:
+        """How long a step lasts that computes so many prompt tokens, after others, beside all decodes."""
+        total = num_tokens + num_computed
+        features = (num_tokens, total, num_tokens * (total + num_computed)) if num_tokens else (0, 0, 0)
+        return step_ps(self.cost, *self.decoding(), *features)
+
     def schedule(self, overhead_ps: int) -> Step:
         """Plan the next step and its time on the device."""
+        if self.decisions.asked_on_change or self.decisions.plans:
+            self._decoding = self.decoding()
         batch = self.scheduler.schedule()
+        self._decoding = None
         if not batch.entries:
             return Step(batch, self.now_ps, self.now_ps)
         start_ps = max(self.now_ps, self.device_free_ps)
@@ -229,6 +265,8 @@ class Replica:
 
     def release(self, finished: list[Request], at_ps: int) -> None:
         """Let go of requests that have got their last token."""
+        if finished:
+            self._held_until_ps = 0
         for request in finished:
             self.kv.register(request, request.num_computed_tokens)
             self.scheduler.end(request)
@@ -259,7 +297,7 @@ class Replica:
 
     def is_stuck(self, batch: Batch) -> Generator[simpy.Event, Any, bool]:
         """After a step: whether nothing will ever change again. An idle engine waits for the next arrival."""
-        if batch.entries or batch.preempted:
+        if batch.entries or batch.preempted or self.is_held():
             self._num_empty = 0
             return False
         self._num_empty += 1
@@ -274,8 +312,19 @@ class Replica:
             self.recorder.step(step, finished, self.kv.free, len(self.scheduler.running), self.num_waiting)
 
     def _form_batch(self, backlog: Any) -> None:
-        for _ in range(min(self.decisions.seats(), len(backlog))):
-            self.scheduler.waiting.add(backlog.take())
+        self.scheduler.may_admit = True
+        num_seats = self.decisions.seats()
+        while backlog and len(self.scheduler.waiting) < num_seats:
+            request = backlog.take()
+            reason = self.decisions.shed(request) if self.decisions.sheds else None
+            if reason is None:
+                self.scheduler.waiting.add(request)
+            else:
+                self._turn_away(request, reason)
+
+    def _turn_away(self, request: Request, reason: str) -> None:
+        self.recorder.rejected(request, reason)
+        self._gone(self.now_ps)
 
     def _gone(self, at_ps: int) -> None:
         self.num_gone += 1

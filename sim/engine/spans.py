@@ -28,6 +28,7 @@ from simbatch.sim.engine.gathering import NO_ENTRIES, GatheringReplica
 from simbatch.sim.engine.replica import Process
 from simbatch.sim.engine.step import Step, step_ps
 from simbatch.sim.scheduler.request import NEVER, Request
+from simbatch.sim.scheduler.scheduler import has_prefill, is_decode, is_decoding
 
 
 class SpanReplica(GatheringReplica):
@@ -35,21 +36,28 @@ class SpanReplica(GatheringReplica):
 
     def leap(self, in_flight: deque[Step]) -> Process:
         """Simulate until something needs the stepwise replica, or to the end."""
-        if self.decisions.decides_budget or self.decisions.plans:
+        # without chunked prefill the end of a request lets a longer prompt in before its seat is free
+        if self.decisions.plans or (self._refuses_chunks and self.decisions.asked_on_change):
             return
         self._gather(in_flight)
         group, kv, arrivals, waiting = self._group, self.kv, self.arrivals, self.scheduler.waiting
         plan_span = self._plan_noisy_step if self.noise else self._plan_span
-        is_async, keeps_steps = self.config.async_scheduling, self.recorder.steps is not None
+        is_async, holds, keeps_steps = (
+            self.config.async_scheduling,
+            self.decisions.holds,
+            self.recorder.steps is not None,
+        )
         is_alone = self.env.peek() == inf  # and will be: whoever else might run would have an event in the queue
         num_left = duration_ps = slope_ps = num_blocks = 0  # of the span under way, and what its next part takes
         while num_left or not ((group.blocks_next > kv.free or self._partials) and self._is_hard()):
             start_ps = self.device_free_ps if self.device_free_ps > self.now_ps else self.now_ps
             if not num_left:
                 overhead_ps = self._take_in() if arrivals.next_ps <= self.now_ps or self.backlog else 0
+                if holds and self.is_held():
+                    break
                 ready_ps = max(start_ps, self.now_ps + overhead_ps)
                 planned = None
-                if not self._preempted and (self._partials or (waiting and self._retry_admission)):
+                if not self._preempted and (self._partials or (waiting and self.scheduler.may_admit)):
                     planned = self._plan_prefills()
                 if planned:
                     newest_ps, batch = start_ps, self._batch(planned) if keeps_steps else NO_ENTRIES
@@ -102,20 +110,20 @@ class SpanReplica(GatheringReplica):
         self._newest_ps, self._ending = NEVER, NOBODY
         if ended:
             self.release(ended, at_ps)
-            self._retry_admission = True
         if self.recorder.steps is not None and start_ps != NEVER:
             self.write_step(Step(self._newest_batch, start_ps, at_ps), ended)
 
     def _close_preemptions(self) -> None:
         """The step that preempted is planned, or there are more tokens for whole prompts: the next one may admit."""
-        self._preempted, self._retry_admission = [], True
+        self._preempted, self.scheduler.may_admit = [], True
 
     def _idle(self) -> Generator[simpy.Event, Any, bool]:
         """Nobody can be scheduled: let the device finish, or wait for an arrival; False where neither is to come."""
         if self._newest_ps != NEVER:
             yield from self.wait_until(self.device_free_ps)
             self._let_go(self.now_ps)
-            self._retry_admission = True
+            if not self.decisions.asked_on_change:
+                self.scheduler.may_admit = True
             return True
         if self.has_work or self.arrivals.next_ps == FAR:
             return False
@@ -123,11 +131,11 @@ class SpanReplica(GatheringReplica):
         return True
 
     def _take_in(self) -> int:
-        waiting = self.scheduler.waiting
-        num_waiting = len(waiting)
+        scheduler = self.scheduler
+        num_waiting, may_admit = len(scheduler.waiting), scheduler.may_admit
         overhead_ps = self.intake()
-        if len(waiting) != num_waiting and (not num_waiting or not self.decisions.head_is_stable):
-            self._retry_admission = True
+        if num_waiting and self.decisions.head_is_stable:
+            scheduler.may_admit = may_admit
         return overhead_ps
 
     def _plan_prefills(self) -> dict[Request, int]:
@@ -137,7 +145,11 @@ class SpanReplica(GatheringReplica):
         self._taken = group.blocks_next
         if self._taken:
             self.kv.take(self._taken)
-        budget = self.config.max_num_batched_tokens - group.size
+        budget = self.config.max_num_batched_tokens
+        if self.decisions.decides_budget:
+            num_decodes = group.size + sum(map(is_decoding, self._partials))
+            budget = max(self.decisions.token_budget(), num_decodes)
+        budget -= group.size
         for request in self._partials:
             n = min(request.num_tokens - request.num_computed_tokens, budget)
             if n > 0:
@@ -146,9 +158,9 @@ class SpanReplica(GatheringReplica):
                 scheduler.advance(request, total)
                 planned[request] = n
                 budget -= n
-        if scheduler.waiting:
+        if scheduler.waiting and (scheduler.may_admit or not self.decisions.asked_on_change):
             scheduler.admit_waiting(planned, budget, scheduler.long_prefill_threshold())
-        self._retry_admission = bool(planned)
+        scheduler.may_admit = has_prefill(planned) if self.decisions.asked_on_change else bool(planned)
         return planned
 
     def _step(self, planned: dict[Request, int], start_ps: int, ready_ps: int) -> list[Request]:
@@ -214,6 +226,8 @@ class SpanReplica(GatheringReplica):
             self._preempted or (self._ending and (self.scheduler.waiting or self.arrivals.is_limited))
         ):
             num_steps, time_left_ps = group.rounds_left, self.arrivals.next_ps - start_ps
+            if self._partials and self.decisions.decides_budget:  # it had nothing for them, and is asked again
+                num_steps = 1
             if span_ps(num_steps, duration_ps, slope_ps) > time_left_ps:  # a plan can see the next arrival before
                 before = steps_until(time_left_ps, duration_ps, slope_ps)
                 num_steps = min(num_steps, before + 1 if self.config.async_scheduling else max(before, 1))
@@ -240,11 +254,6 @@ class SpanReplica(GatheringReplica):
              len(self.scheduler.running), self.num_waiting, self.kv.free + self._taken - num_blocks)
         )  # fmt: skip
         return 1, duration_ps, 0, num_blocks
-
-
-def is_decode(request: Request) -> bool:
-    """Whether the one token that a request has been advanced by is a decode (`Entry.is_decode`)."""
-    return request.num_tokens == request.num_computed_tokens > request.num_prompt_tokens
 
 
 def span_ps(num_steps: int, duration_ps: int, slope_ps: int) -> int:

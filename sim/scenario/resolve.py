@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,16 +75,18 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
     chosen = policy or _collect(collected, scenario.build_policy)
     engine = None
     if profile is not None:
-        engine = _collect(collected, partial(resolve_engine, scenario.engine, profile))
+        engine = _collect(collected, partial(resolve_engine, scenario.engine, profile, scenario.seed))
     if chosen is not None:
         name = scenario.policy.name if policy is None else _class_name(chosen)
-        collected += _policy_problems(scenario, chosen, name)
+        batching = _batching(scenario, chosen)
+        collected += _policy_problems(scenario, chosen, name, batching)
     if collected or profile is None or chosen is None or engine is None:
         raise scenario.relocated(UserError(*collected))
+    engine = replace(engine, batching=batching)
     return Resolved(scenario, profile, chosen, name, engine, _defaults(scenario.engine))
 
 
-def resolve_engine(settings: EngineSettings, profile: Profile) -> EngineConfig:
+def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) -> EngineConfig:
     """The engine's settings on this profile; UserError when vLLM would not start with them."""
     _check_noise(settings, profile)
     block_size = settings.block_size or profile.default_block_size
@@ -105,6 +107,7 @@ def resolve_engine(settings: EngineSettings, profile: Profile) -> EngineConfig:
             "async_scheduling": profile.is_gpu if settings.async_scheduling is None else settings.async_scheduling,
             "request_overhead_ps": to_ps(profile.request_overhead_s),
             "client_overhead_ps": to_ps(profile.client_overhead_s),
+            "seed": seed,
         }
     )
     problems = list(start_problems(config))
@@ -141,10 +144,18 @@ def _defaults(settings: EngineSettings) -> tuple[str, ...]:
     return tuple(sorted(set(names) - given))
 
 
-def _policy_problems(scenario: Scenario, policy: Policy, name: str) -> list[Problem]:
+def _batching(scenario: Scenario, policy: Policy) -> str:
+    """What the scenario says; where it leaves that open, what the policy supports, continuous before static."""
+    given = scenario.engine
+    if "batching" in given.model_fields_set or given.batching in policy.disciplines:
+        return given.batching
+    return policy.disciplines[0]
+
+
+def _policy_problems(scenario: Scenario, policy: Policy, name: str, batching: str) -> list[Problem]:
     """Settings that this policy does not go with."""
     problems = []
-    batching, order = scenario.engine.batching, scenario.engine.scheduling_policy
+    order = scenario.engine.scheduling_policy
     if batching not in policy.disciplines:
         rule = f"policy {name} does not support {batching} batching, only {' and '.join(policy.disciplines)}"
         problems.append(Problem("engine.batching", rule, batching, "take another policy: see `simbatch policies`"))

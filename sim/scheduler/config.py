@@ -30,3 +30,4 @@ class EngineConfig:
     step_noise: bool = False
     request_overhead_ps: int = 0
     client_overhead_ps: int = 0
+    seed: int = 0  # of the length predictor

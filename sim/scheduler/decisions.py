@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Hashable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from simbatch.policies.base import Plan, Policy
+from simbatch.sim.clock import to_ps
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.predictor import predicted_length
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.views import EngineView, RequestView, request_of, view_of
-from simbatch.sim.scheduler.waiting import FcfsQueue, SortedQueue, WaitingQueue
+from simbatch.sim.scheduler.waiting import FcfsQueue, LaneQueue, SortedQueue, WaitingQueue
 
 
 class Decisions:
@@ -24,15 +28,25 @@ class Decisions:
         self._first_key: Any = None  # what the policy's keys must compare with
         self._by_priority = config.scheduling_policy == "priority"
         self.max_seats = config.max_num_active_seqs or config.max_num_seqs
-        self.is_fcfs = not (policy.overrides("order") or self._by_priority)
-        # whether an arrival leaves it as it is who is admitted next, and how much of it
-        self.head_is_stable = self.is_fcfs and not config.long_prefill_token_threshold_adaptive
+        self.has_lanes = policy.overrides("lane")
+        self.is_fcfs = not (policy.overrides("order") or self.has_lanes or self._by_priority)
         self.victim_is_last = not (policy.overrides("victim") or self._by_priority)
         self.decides_seats = policy.overrides("seats")
         self.decides_budget = policy.overrides("token_budget")
         self.rejects = policy.overrides("reject")
+        self.holds = policy.overrides("hold")
+        self.sheds = policy.overrides("shed")
+        self.sheds_head = self.sheds and config.batching == "continuous"
         self.listens = policy.overrides("finished")
+        self.hears_admissions = policy.overrides("admitted")
         self.plans = policy.overrides("plan")
+        # asked after something has changed and at no other time, whether steps are leapt over or not
+        self.asked_on_change = self.decides_seats or self.decides_budget or self.sheds_head or self.has_lanes
+        # whether an arrival leaves it as it is who is admitted next, and how much of it
+        self.head_is_stable = not (
+            self.asked_on_change or not self.is_fcfs or config.long_prefill_token_threshold_adaptive
+        )
+        self._predictor_error: float | None = getattr(policy, "predictor_error", None)
 
     def start(self, view: EngineView) -> None:
         """Show the policy its engine, before the run."""
@@ -43,6 +57,8 @@ class Decisions:
         """The queue in the policy's order."""
         if self.is_fcfs:
             return FcfsQueue()
+        if self.has_lanes:
+            return LaneQueue(self._lane, self._policy_order)
         return SortedQueue(self._vllm_priority if self._by_priority else self._policy_order)
 
     def seats(self) -> int:
@@ -83,9 +99,42 @@ class Decisions:
             return reason
         raise self.broken("reject() must return why, in words, or None", reason)
 
+    def arrived(self, request: Request) -> None:
+        """Ask the predictor, if the policy has one."""
+        if self._predictor_error is not None:
+            request.predicted_output_tokens = predicted_length(
+                request.request_id, request.max_tokens, self._predictor_error, self.config.seed
+            )
+
+    def shed(self, request: Request) -> str | None:
+        """Why the policy drops a request rather than admit it, if it does; never one that has run."""
+        if request.num_preemptions:
+            return None
+        reason = self._ask("shed", view_of(request), self.view)
+        if reason is None or (isinstance(reason, str) and reason):
+            return reason
+        raise self.broken("shed() must return why, in words, or None", reason)
+
+    def hold_until_ps(self, head: Request) -> int:
+        """Until when the policy waits for a fuller batch."""
+        until_s = self._ask("hold", view_of(head), self.view)
+        if isinstance(until_s, int | float) and isfinite(until_s):
+            return to_ps(max(until_s, 0.0))
+        raise self.broken("hold() must return a time in seconds", until_s)
+
     def finished(self, request: Request) -> None:
         """Tell the policy that a request has ended; only one that listens need be told."""
         self._ask("finished", view_of(request))
+
+    def admitted(self, request: Request) -> None:
+        """Tell the policy that a request has got a seat; only one that hears admissions need be told."""
+        self._ask("admitted", view_of(request))
+
+    def _lane(self, request: Request) -> Hashable:
+        lane = self._ask("lane", view_of(request))
+        if isinstance(lane, Hashable):
+            return lane
+        raise self.broken("lane() must return something that can be a key of a dictionary", lane)
 
     def _vllm_priority(self, request: Request) -> Any:
         return request.priority, request.arrival_ps, request.request_id

@@ -59,6 +59,9 @@ class Scheduler:
         self.running: list[Request] = []  # in order of admission
         self.waiting = decisions.new_queue()
         self.num_preemptions = 0
+        self.num_recomputed_tokens = 0  # computed, lost in a preemption, and computed again
+        self.may_admit = True  # something has changed since the head of the queue was refused
+        self.on_shed: Callable[[Request, str], None]
         self.refusal = Refusal("seats")  # of the newest step, if anybody is waiting
         self._watermark_blocks = int(config.watermark * config.num_gpu_blocks)  # an admission leaves these free
         self._num_admitted = 0
@@ -68,12 +71,25 @@ class Scheduler:
         planned: dict[Request, int] = {}
         preempted: list[Request] = []
         threshold = self.long_prefill_threshold()
-        budget = self._schedule_running(planned, preempted, self.decisions.token_budget(), threshold)
+        budget = self._schedule_running(planned, preempted, self._token_budget(), threshold)
         if preempted:
             self.refusal = Refusal("preemption")
-        else:
+        elif not self.decisions.asked_on_change:
             self.admit_waiting(planned, budget, threshold)
+        else:
+            if self.may_admit:
+                self.admit_waiting(planned, budget, threshold)
+            self.may_admit = has_prefill(planned)
         return Batch(self._entries(planned), preempted)
+
+    def _token_budget(self) -> int:
+        """What the step may take: the policy is asked if there may be prompts to compute, and holds no decode back."""
+        limit = self.config.max_num_batched_tokens
+        if not self.decisions.decides_budget:
+            return limit
+        if not (self.may_admit and self.waiting) and not any(map(is_partial, self.running)):
+            return limit
+        return max(self.decisions.token_budget(), sum(map(is_decoding, self.running)))
 
     def _schedule_running(
         self, planned: dict[Request, int], preempted: list[Request], budget: int, threshold: int
@@ -115,6 +131,10 @@ class Scheduler:
         num_seats = self.decisions.seats() if self.decisions.decides_seats else self.decisions.max_seats
         while budget > 0 and waiting and len(running) < num_seats:
             request = waiting.head
+            if self.decisions.sheds_head and (reason := self.decisions.shed(request)) is not None:
+                waiting.take()
+                self.on_shed(request, reason)
+                continue
             num_hits, num_idle = kv.lookup(request)
             num_cached = num_hits * kv.block_size
             n = request.num_tokens - num_cached
@@ -135,15 +155,22 @@ class Scheduler:
             self.seat(request, num_hits, num_cached + n)
             planned[request] = n
             budget -= n
+            if self.decisions.decides_seats:
+                num_seats = self.decisions.seats()
         if waiting:
             self.refusal = Refusal("seats", len(running), num_seats) if budget > 0 else Refusal("budget")
 
     def seat(self, request: Request, num_hits: int, num_tokens: int) -> None:
         """Give a request a seat, its cached blocks, and room for `num_tokens` tokens in all."""
+        if request.num_lost_tokens:
+            self.num_recomputed_tokens += max(request.num_lost_tokens - num_hits * self.kv.block_size, 0)
+            request.num_lost_tokens = 0
         self.kv.admit(request, num_hits, num_tokens)
         self.advance(request, num_tokens)
         request.seat = self._num_admitted = self._num_admitted + 1
         self.running.append(request)
+        if self.decisions.hears_admissions:
+            self.decisions.admitted(request)
 
     def take_tokens(self, batch: Batch, on_token: Callable[[Entry], None]) -> list[Request]:
         """Give every sampling entry its token, in batch order; returns whose last one that was."""
@@ -163,6 +190,7 @@ class Scheduler:
 
     def end(self, request: Request) -> None:
         """Free the seat and the blocks of a request that has its last token."""
+        self.may_admit = True
         if request.num_computed_tokens:
             self.kv.release(request)
             self.running.remove(request)
@@ -201,7 +229,34 @@ class Scheduler:
         """Take a running request's blocks and seat, for one that found none free; it is recomputed later."""
         del self.running[position]
         self.kv.release(request)
+        self.may_admit = True
+        request.num_lost_tokens = request.num_computed_tokens
         request.num_computed_tokens = request.num_placeholders = 0
         request.num_preemptions += 1
         self.num_preemptions += 1
         self.waiting.put_back(request)
+
+
+def is_partial(request: Request) -> bool:
+    """Whether a running request's prompt, or what it computes again, is not done."""
+    wanted = request.num_tokens + request.num_placeholders - request.num_computed_tokens
+    return wanted > 1 or request.num_computed_tokens < request.num_prompt_tokens
+
+
+def is_decoding(request: Request) -> bool:
+    """Whether a running request wants one token, after its prompt, and the step to come may give it."""
+    known = request.num_tokens + request.num_placeholders
+    return (
+        request.num_computed_tokens == known - 1 >= request.num_prompt_tokens
+        and known - request.num_prompt_tokens < request.max_tokens
+    )
+
+
+def is_decode(request: Request) -> bool:
+    """Whether the one token that a request has just been advanced by is a decode (`Entry.is_decode`)."""
+    return request.num_tokens + request.num_placeholders == request.num_computed_tokens > request.num_prompt_tokens
+
+
+def has_prefill(planned: dict[Request, int]) -> bool:
+    """Whether a step that has just been planned computes more than decodes."""
+    return any(n > 1 or not is_decode(request) for request, n in planned.items())

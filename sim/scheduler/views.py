@@ -81,6 +81,13 @@ class RequestView:
         return self._request.num_output_tokens
 
     @property
+    def predicted_output_tokens(self) -> float:
+        """What the predictor says of the output's length; only for a policy with the parameter `predictor_error`."""
+        if self._request.predicted_output_tokens is None:
+            raise AttributeError("no predictor: give the policy a parameter predictor_error, which states its error")
+        return self._request.predicted_output_tokens
+
+    @property
     def num_preemptions(self) -> int:
         """How often it has lost its blocks."""
         return self._request.num_preemptions
@@ -144,6 +151,15 @@ class EngineView:
     def num_running(self) -> int:
         """Requests that hold a seat."""
         return self._engine.num_running
+
+    @property
+    def num_decoding(self) -> int:
+        """Running requests that want one token in the next step, their prompts computed."""
+        return self._replica.decoding()[0]
+
+    def step_time_s(self, num_prompt_tokens: int, num_computed_tokens: int = 0) -> float:
+        """How long a step lasts that computes so many prompt tokens beside all decodes."""
+        return self._replica.step_ps_with(num_prompt_tokens, num_computed_tokens) / PS_PER_S
 
     @property
     def free_blocks(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from simbatch.sim.scheduler.request import Request
@@ -60,4 +60,62 @@ class SortedQueue(list[tuple[Any, int, Request]]):
         heapq.heapify(self)
 
 
-WaitingQueue = FcfsQueue | SortedQueue
+class LaneQueue:
+    """One line per lane, first come, first served; whose head goes next is asked afresh at every admission."""
+
+    def __init__(self, lane: Callable[[Request], Hashable], key: Callable[[Request], Any]) -> None:
+        self._lane_of, self._key = lane, key
+        self._lanes: dict[Hashable, deque[Request]] = {}
+        self._num_waiting = 0
+
+    def __len__(self) -> int:
+        return self._num_waiting
+
+    def add(self, request: Request) -> None:
+        """A request arrives."""
+        self._lane(request).append(request)
+
+    def put_back(self, request: Request) -> None:
+        """A request returns after a preemption."""
+        self._lane(request).appendleft(request)
+
+    def requests(self) -> list[Request]:
+        """All who wait, the head first, lane after lane."""
+        lanes = sorted(self._lanes.values(), key=lambda lane: (self._key(lane[0]), lane[0].index))
+        return [request for lane in lanes for request in lane]
+
+    @property
+    def head(self) -> Request:
+        """Who is admitted next."""
+        return self._lanes[self._first()][0]
+
+    def take(self) -> Request:
+        """Take the head out."""
+        name = self._first()
+        request = self._lanes[name].popleft()
+        self._taken_from(name)
+        return request
+
+    def drop(self, request: Request) -> None:
+        """Take out a request that ended while it waited."""
+        name = next(name for name, lane in self._lanes.items() if request in lane)
+        self._lanes[name].remove(request)
+        self._taken_from(name)
+
+    def _first(self) -> Hashable:
+        lanes = self._lanes
+        if len(lanes) == 1:
+            return next(iter(lanes))
+        return min(lanes, key=lambda name: (self._key(lanes[name][0]), lanes[name][0].index))
+
+    def _lane(self, request: Request) -> deque[Request]:
+        self._num_waiting += 1
+        return self._lanes.setdefault(self._lane_of(request), deque())
+
+    def _taken_from(self, name: Hashable) -> None:
+        self._num_waiting -= 1
+        if not self._lanes[name]:
+            del self._lanes[name]
+
+
+WaitingQueue = FcfsQueue | SortedQueue | LaneQueue
