@@ -28,6 +28,12 @@ class Engine(Protocol):
     def free_blocks(self) -> int:
         """KV blocks nobody holds."""
 
+    def decoding(self) -> tuple[int, int]:
+        """How many running requests want one token after their prompt, and the sum of their computed tokens."""
+
+    def step_ps_with(self, num_tokens: int, num_computed: int) -> int:
+        """How long a step lasts that computes so many prompt tokens, after others, beside all decodes."""
+
 
 class RequestView:
     """A request as a policy may see it: never its true output length (`simbatch.policies.base.RequestView`)."""
@@ -155,11 +161,11 @@ class EngineView:
     @property
     def num_decoding(self) -> int:
         """Running requests that want one token in the next step, their prompts computed."""
-        return self._replica.decoding()[0]
+        return self._engine.decoding()[0]
 
     def step_time_s(self, num_prompt_tokens: int, num_computed_tokens: int = 0) -> float:
         """How long a step lasts that computes so many prompt tokens beside all decodes."""
-        return self._replica.step_ps_with(num_prompt_tokens, num_computed_tokens) / PS_PER_S
+        return self._engine.step_ps_with(num_prompt_tokens, num_computed_tokens) / PS_PER_S
 
     @property
     def free_blocks(self) -> int:

@@ -7,13 +7,19 @@ Nothing is imported from vLLM here; its requests and its scheduler are read by t
 from __future__ import annotations
 
 import time
+from itertools import takewhile
 from typing import Any, Protocol
 
 from simbatch.policies.base import Policy
+from simbatch.serving.options import PLACE
 from simbatch.sim.clock import to_ps
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.engine.step import step_ps_beside
+from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.scheduler import decoding, has_prefill, token_budget
 from simbatch.sim.scheduler.views import EngineView
 
 LOWEST = float("inf")  # priority: above every integer, so first to be preempted
@@ -48,7 +54,8 @@ class ServedRequest(Request):
     """A request of vLLM's (`inside`) as the simulator's decisions and views know requests; what changes is read live.
 
     `ahead` holds what the step in planning has given out so far: vLLM adds it up when the step is planned, the
-    simulator at once. The tenant comes with the request, in `vllm_xargs` or `SamplingParams.extra_args`.
+    simulator at once. What vLLM does not know of a request comes with it, in `vllm_xargs`, which become
+    `SamplingParams.extra_args`.
     """
 
     def __init__(self, index: int, inside: Any, arrival_ps: int, max_model_len: int, ahead: dict[str, int]) -> None:
@@ -57,7 +64,9 @@ class ServedRequest(Request):
         self.priority = inside.priority
         extra = getattr(inside.sampling_params, "extra_args", None) or {}
         self.tenant = extra.get("tenant")
+        self.foretold = extra.get("predicted_output_tokens")  # by whoever sent it
         self._name = extra.get("request_id") or own_name(inside.request_id)
+        self.is_seated = False  # as far as the policy has been told
 
     @property
     def num_prompt_tokens(self) -> int:  # type: ignore[override]
@@ -94,17 +103,88 @@ def own_name(inside: str) -> str:
 class Guide:
     """A policy at work in one scheduler: its decisions, the requests as it knows them, what it sees of the engine."""
 
-    def __init__(self, policy: Policy, scheduler: Any, clock: Clock) -> None:
+    def __init__(self, policy: Policy, scheduler: Any, clock: Clock, seed: int, cost: CostModel | None) -> None:
         self.scheduler, self.clock = scheduler, clock
-        self.config = engine_config(scheduler)
+        self.config = engine_config(scheduler, seed)
         self.decisions = Decisions(self.config, policy)
         self.ahead: dict[str, int] = {}  # tokens that the step in planning gives each request, by vLLM's ids
         self.marked: ServedRequest | None = None  # whose priority is `LOWEST` until it is preempted
-        self._left: list[Any] = []  # requests that have ended since a step's output was last taken in
+        self.may_admit = True  # as the simulator's scheduler has it: something has changed since a refusal
         self.refused: list[tuple[Any, str]] = []  # turned away, and their clients do not know yet
+        self._left: list[Any] = []  # requests that have ended since a step's output was last taken in
         self._served: dict[str, ServedRequest] = {}
         self._num_arrived = 0
+        self._cost = cost
+        self._decoding: tuple[int, int] | None = None  # as it was before the step that is being planned
+        self._has_preempted = False  # in the step that is being planned
         self.decisions.start(EngineView(self.config, self))
+
+    def begin_step(self) -> int:
+        """A step is planned from now on; returns how many tokens it may take."""
+        self._has_preempted = False
+        decisions, running = self.decisions, list(map(self.served, self.scheduler.running))
+        if decisions.asked_on_change:
+            self._decoding = decoding(running)
+        if not running:  # whatever it was that the head of the queue has been refused for
+            self.may_admit = True
+        return token_budget(decisions, running, self.may_admit and self.num_waiting > 0)
+
+    def step_is_planned(self, num_tokens: dict[str, int]) -> None:
+        """The step gives these requests so many tokens; vLLM is about to add them up."""
+        self.tell_admissions()
+        if self.decisions.asked_on_change and not self._has_preempted:
+            requests = self.scheduler.requests
+            planned = {self.served(requests[name]): n for name, n in num_tokens.items()}
+            # who waits for something of vLLM's own (a grammar, a KV transfer) comes back without an arrival
+            self.may_admit = has_prefill(planned) or bool(self.scheduler.deferred_waiting)
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Nothing is being planned any more."""
+        self.ahead.clear()
+        self.unmark()
+        self._decoding = None
+
+    def seats(self) -> int:
+        """How many requests may run, asked before an admission; hopeless heads of the queue are gone then."""
+        if self.decisions.asked_on_change and not self.may_admit:
+            return 0
+        self.tell_admissions()
+        seats, scheduler = self.decisions.seats(), self.scheduler
+        while self.decisions.sheds_head and len(scheduler.running) < seats and not scheduler.kv_holding_waiting:
+            if not scheduler.waiting:
+                return 0
+            head = scheduler.waiting.peek_request()
+            reason = self.decisions.shed(self.served(head))
+            if reason is None:
+                break
+            scheduler.turn_away(head, reason)
+        return seats
+
+    def tell_admissions(self) -> None:
+        """Tell the policy who has got a seat since it was last told; they are the last of those that run."""
+        if not self.decisions.hears_admissions:
+            return
+        new = list(takewhile(lambda request: not request.is_seated, map(self.served, reversed(self.scheduler.running))))
+        for request in reversed(new):
+            request.is_seated = True
+            self.decisions.admitted(request)
+
+    def preempts(self, inside: Any) -> None:
+        """A running request is about to lose its blocks."""
+        self.unmark()
+        self.served(inside).is_seated = False
+        self.ahead.pop(inside.request_id, None)
+        self.may_admit = self._has_preempted = True
+
+    def arrives(self, inside: Any) -> str | None:
+        """A request has come; returns why the policy turns it away, if it does."""
+        request = self.served(inside)
+        self.may_admit = True
+        self.decisions.arrived(request)
+        if request.foretold is not None:
+            request.predicted_output_tokens = float(request.foretold)
+        return self.decisions.reject(request)
 
     def served(self, inside: Any) -> ServedRequest:
         """The request as the policy knows it."""
@@ -119,6 +199,7 @@ class Guide:
     def ends(self, inside: Any) -> None:
         """A request has its last token, or is given up; queues may still name it until the step is taken in."""
         self.served(inside).finish_ps = self.now_ps
+        self.may_admit = True
         self._left.append(inside)
 
     def take_ended(self) -> list[ServedRequest]:
@@ -146,6 +227,17 @@ class Guide:
         """KV blocks nobody holds."""
         return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
+    def decoding(self) -> tuple[int, int]:
+        """How many running requests want one token after their prompt, and the sum of their computed tokens."""
+        return decoding(map(self.served, self.scheduler.running)) if self._decoding is None else self._decoding
+
+    def step_ps_with(self, num_tokens: int, num_computed: int) -> int:
+        """How long the profile says that a step lasts with so many prompt tokens, after others, beside all decodes."""
+        if self._cost is None:
+            rule = "the policy asks how long steps last (step_time_s), and no profile says it"
+            raise UserError(Problem(f"{PLACE}.profile", rule, mend="name the profile of this model on this GPU"))
+        return step_ps_beside(self._cost, self.decoding(), num_tokens, num_computed)
+
     def mark_victim(self) -> None:
         """Let the policy choose who is preempted next."""
         victim = self.decisions.victim([self.served(request) for request in self.scheduler.running])
@@ -161,7 +253,7 @@ class Guide:
             self.marked = None
 
 
-def engine_config(scheduler: Any) -> EngineConfig:
+def engine_config(scheduler: Any, seed: int) -> EngineConfig:
     """The engine as vLLM resolved it, in the simulator's form."""
     settings = vars(scheduler.scheduler_config)
     names = EngineConfig.__dataclass_fields__.keys() & settings.keys()
@@ -175,5 +267,6 @@ def engine_config(scheduler: Any) -> EngineConfig:
             "block_size": scheduler.block_size,
             "enable_prefix_caching": bool(scheduler.cache_config.enable_prefix_caching),
             "scheduling_policy": settings["policy"],
+            "seed": seed,
         }
     )

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from simbatch.policies.base import Policy
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.profile import load_profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.policy import build_policy
 from simbatch.sim.scenario.reading.source import Source
 
 PLACE = "--additional-config simbatch"
-KEYS = ("policy", "folder", "seed")
+KEYS = ("policy", "profile", "seed", "folder")
 EXAMPLE = """--additional-config '{"simbatch": {"policy": {"name": "adaptive", "target_tpot_ms": 40}}}'"""
 UNDOABLE = {  # what vLLM's scheduler cannot be told from outside
     "plan": "plans whole steps (plan)",
@@ -24,12 +26,16 @@ UNDOABLE = {  # what vLLM's scheduler cannot be told from outside
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """A policy by name with its parameters; `folder` is where the file of a `file.py:Class` is looked for first."""
+    """A policy by name with its parameters, and what it may ask for: a profile's step times, lengths drawn by a seed.
+
+    `folder` is where files that are named (`file.py:Class`, a profile) are looked for first.
+    """
 
     name: str
     params: Mapping[str, Any]
-    folder: Path = Path()
+    profile: str | Mapping[str, Any] | None = None
     seed: int = 0
+    folder: Path = Path()
 
     @classmethod
     def of(cls, additional_config: object) -> Self:
@@ -48,12 +54,13 @@ class PolicyOptions:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise UserError(Problem(f"{PLACE}.seed", "must be a whole number from 0 on", seed, "the scenario's seed"))
         params = {key: value for key, value in policy.items() if key != "name"}
-        return cls(policy["name"], params, Path(given.get("folder", "")), seed)
+        return cls(policy["name"], params, given.get("profile"), seed, Path(given.get("folder", "")))
 
     def additional_config(self) -> dict[str, Any]:
         """The same as vLLM takes it."""
         policy = {"name": self.name, **self.params}
-        return {"simbatch": {"policy": policy, "folder": str(self.folder), "seed": self.seed}}
+        given = {"policy": policy, "profile": self.profile, "seed": self.seed, "folder": str(self.folder.absolute())}
+        return {"simbatch": {key: value for key, value in given.items() if value is not None}}
 
     def build(self) -> Policy:
         """A fresh policy; UserError at a name or parameter that does not exist, and for what vLLM cannot do."""
@@ -65,6 +72,12 @@ class PolicyOptions:
             raise UserError(*map(source.relocated, error.problems)) from error.__cause__
         refuse_undoable(policy, f"{PLACE} policy.name", self.name)
         return policy
+
+    def cost_model(self) -> CostModel | None:
+        """The step times of the profile; UserError when it cannot be read, None when none is named."""
+        if self.profile is None:
+            return None
+        return load_profile(self.profile, folder=self.folder).cost_model()
 
 
 def refuse_undoable(policy: Policy, place: str, name: str) -> None:

@@ -47,11 +47,12 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         return object.__new__(AsyncPolicyScheduler if is_async else cls)
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        options = PolicyOptions.of(vllm_config.additional_config)
+        self._options = options = PolicyOptions.of(vllm_config.additional_config)
+        policy = options.build()
         super().__init__(vllm_config, *args, **kwargs)
         self._vllm_queue, self._vllm_policy = type(self.waiting), self.policy
         self._allocate = self.kv_cache_manager.allocate_slots
-        self.guide(options.build())
+        self.guide(policy)
         logger.info("serving under the simbatch policy %s %s", options.name, dict(options.params))
 
     def guide(self, policy: Policy | None, clock: Clock | None = None) -> None:
@@ -68,7 +69,8 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         if self.policy == SchedulingPolicy.PRIORITY:
             rule = "the policy owns the order, so vLLM's own must be fcfs"
             raise UserError(Problem("--scheduling-policy", rule, "priority", f"leave it out, or the policy {name}"))
-        self._guide = guide = Guide(policy, self, clock or EngineClock())
+        cost = self._options.cost_model()
+        self._guide = guide = Guide(policy, self, clock or EngineClock(), self._options.seed, cost)
         if not guide.decisions.is_fcfs:
             self.waiting = PolicyQueue(guide)
         manager.allocate_slots = self._guided_allocation
@@ -80,7 +82,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         """How many requests may run; vLLM reads it before each admission, and then the policy is asked."""
         if self._guide is None or not self._is_planning:
             return self._seats
-        return self._guide.decisions.seats()
+        return self._guide.seats()
 
     @max_num_active_reqs.setter
     def max_num_active_reqs(self, seats: int) -> None:
@@ -94,22 +96,20 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         limit = self.max_num_scheduled_tokens
         self._is_planning = True
         try:
-            self.max_num_scheduled_tokens = min(limit, guide.decisions.token_budget())
+            self.max_num_scheduled_tokens = min(limit, guide.begin_step())
             return super().schedule(*args, **kwargs)
         finally:
             self._is_planning = False
             self.max_num_scheduled_tokens = limit
-            guide.ahead.clear()
-            guide.unmark()
+            guide.end_step()
 
     def add_request(self, request: Any) -> None:
         """Queue a request, unless the policy turns it away."""
-        guide = self._guide
-        is_new = request.request_id not in self.requests
-        reason = guide.decisions.reject(guide.served(request)) if guide is not None and is_new else None
+        is_new = request.request_id not in self.requests  # else more input of a session
+        reason = self._guide.arrives(request) if self._guide is not None and is_new else None
         super().add_request(request)
         if reason is not None:
-            self._turn_away(request, reason)
+            self.turn_away(request, reason)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, Any]:
         """Take in a step's tokens, then tell the policy who has ended and the clients who was turned away."""
@@ -120,6 +120,19 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
                     self._guide.decisions.finished(request)
             self._tell_refused(self._guide, outputs)
         return outputs
+
+    def turn_away(self, request: Any, reason: str) -> None:
+        """End a waiting request; its client hears of it with the next step's output."""
+        assert self._guide is not None
+        logger.warning("request %s is turned away: %s", request.request_id, reason)
+        self.finish_requests(request.request_id, RequestStatus.FINISHED_ERROR)
+        self._guide.refused.append((request, reason))
+
+    def set_pause_state(self, pause_state: Any) -> None:
+        """Pause or go on; whoever came meanwhile may be admitted then."""
+        super().set_pause_state(pause_state)
+        if self._guide is not None:
+            self._guide.may_admit = True
 
     def _guided_allocation(self, request: Any, num_new_tokens: int, *args: Any, **kwargs: Any) -> Any:
         """Allocate as vLLM does; when a running request finds no room, the policy chooses who makes some."""
@@ -134,13 +147,12 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
         if self._guide is not None:
-            self._guide.unmark()
-            self._guide.ahead.pop(request.request_id, None)
+            self._guide.preempts(request)
         super()._preempt_request(request, *args, **kwargs)
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         if self._guide is not None:
-            self._guide.ahead.clear()  # vLLM adds it up now
+            self._guide.step_is_planned(scheduler_output.num_scheduled_tokens)
         super()._update_after_schedule(scheduler_output)
 
     def _update_request_with_output(self, request: Any, new_token_ids: list[int], **kwargs: Any) -> Any:
@@ -152,13 +164,6 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         if self._guide is not None:
             self._guide.ends(request)
         return super()._free_request(request, *args, **kwargs)
-
-    def _turn_away(self, request: Any, reason: str) -> None:
-        """End a waiting request; its client hears of it with the next step's output."""
-        assert self._guide is not None
-        logger.warning("request %s is turned away: %s", request.request_id, reason)
-        self.finish_requests(request.request_id, RequestStatus.FINISHED_ERROR)
-        self._guide.refused.append((request, reason))
 
     @staticmethod
     def _tell_refused(guide: Guide, outputs: dict[int, Any]) -> None:

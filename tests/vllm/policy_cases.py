@@ -29,20 +29,34 @@ def case_of(seed, **config):
     return case
 
 
-def oracle_of(case, policy):
-    """vLLM's scheduler under `policy`, ready to run the case."""
+def oracle_of(case, policy, **given):
+    """vLLM's scheduler under `policy`, ready to run the case; `given` is what additional_config says besides."""
     from parity import vllm_oracle
     from simbatch.vllm_scheduler import PolicyScheduler
 
+    config = {"simbatch": {"policy": {"name": "vllm"}, **given}}
+    tenants = {r["id"]: {"tenant": r["tenant"]} for r in case["requests"] if "tenant" in r}
+
     class Oracle(vllm_oracle.Oracle):
         def __init__(self):
-            given = vllm_oracle.EngineArgs
-            chosen = {"scheduler_cls": PolicyScheduler, "additional_config": {"simbatch": {"policy": {"name": "vllm"}}}}
-            vllm_oracle.EngineArgs = lambda **settings: given(**settings, **chosen)
+            arguments, params = vllm_oracle.EngineArgs, {"scheduler_cls": PolicyScheduler, "additional_config": config}
+            vllm_oracle.EngineArgs = lambda **settings: arguments(**settings, **params)
             try:
                 super().__init__(case)
             finally:
-                vllm_oracle.EngineArgs = given
+                vllm_oracle.EngineArgs = arguments
+            self.refused = {}
+            add, turn_away = self.sched.add_request, self.sched.turn_away
+
+            def add_with_tenant(request):
+                request.sampling_params.extra_args = tenants.get(request.request_id)
+                add(request)
+
+            def noted(request, reason):
+                self.refused[request.request_id] = reason
+                turn_away(request, reason)
+
+            self.sched.add_request, self.sched.turn_away = add_with_tenant, noted
             self.sched.guide(policy, CaseClock(self))
 
         def update(self, output, result, line, when):
@@ -52,16 +66,36 @@ def oracle_of(case, policy):
     return Oracle()
 
 
-def played_by_vllm(case, policy):
-    oracle = oracle_of(case, policy)
+def played_by_vllm(case, policy, **given):
+    oracle = oracle_of(case, policy, **given)
     loop = oracle.run_async if case["config"]["async_scheduling"] else oracle.run_sync
     loop()
     end = {"steps": oracle.step_no, "clock": oracle.clock, "stalled": oracle.stalled}
-    return [*oracle.lines, *oracle.info.values(), {"end": end}]
+    for line in oracle.lines:
+        line["fin"] = [name for name in line.get("fin", ()) if name not in oracle.refused]
+    return _lines(oracle.lines, oracle.info, oracle.refused, end)
+
+
+class Replica(CaseReplica):
+    def __init__(self, case, policy):
+        self.refused = {}
+        super().__init__(case, policy)
+
+    def _turn_away(self, request, reason):
+        if not self.requests[request.request_id]["st"].startswith("rejected"):
+            self.refused[request.request_id] = reason
+        super()._turn_away(request, reason)
 
 
 def played_by_simbatch(case, policy):
-    return CaseReplica(case, policy).play()
+    replica = Replica(case, policy)
+    *_, end = replica.play()
+    return _lines(replica.lines, replica.requests, replica.refused, end["end"])
+
+
+def _lines(steps, requests, refused, end):
+    rows = [{"req": name, "why": refused[name]} if name in refused else row for name, row in requests.items()]
+    return [*({key: value for key, value in line.items() if value != []} for line in steps), *rows, end]
 
 
 class StepClock:
