@@ -64,7 +64,7 @@ def test_the_scenario_s_settings_reach_vllm():
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"policy": {"name": "fixed"}}, "only vLLM's own scheduler runs in the real engine so far"),
+        ({"policy": {"name": "tests.planned_policy:Planned"}}, "vLLM's scheduler cannot be told that"),
         ({"policy": {"name": "fixed"}, "engine": {"batching": "static"}}, "batches continuously"),
     ],
 )

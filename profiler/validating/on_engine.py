@@ -99,6 +99,9 @@ def _replay(
 ) -> list[Run]:
     """Warm up, then run after run, each written when it has ended; `admissions` gets what every request took, s."""
     tokens = prompts(requests, engine.vocab_size, resolved.scenario.seed)
+    policy = None if resolved.scenario.policy.name == "vllm" else resolved.policy
+    if policy is not None:
+        engine.guide(None)  # it would hold back what the warm-up must visit
     told.say("warming up")
     Session(engine, resolved.scenario.seed, lambda _: None).warm_up(told.warm_up)
     run_s = to_s(duration_ps(simulated.record))
@@ -106,7 +109,7 @@ def _replay(
     runs = []
     for number in numbers:
         engine.reset_prefix_cache()
-        replay = Replay(engine, resolved.engine, requests, tokens, tell=partial(tell, number))
+        replay = Replay(engine, resolved.engine, requests, tokens, tell=partial(tell, number), policy=policy)
         runs.append(replay.run(simulated.facts))
         kept.write(number, runs[-1])
         admissions += replay.admission_s

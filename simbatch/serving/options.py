@@ -15,6 +15,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.policy import build_policy
 from simbatch.sim.scenario.reading.source import Source
 
+SCHEDULER_CLASS = "simbatch.vllm_scheduler.PolicyScheduler"
 PLACE = "--additional-config simbatch"
 KEYS = ("policy", "profile", "seed", "folder")
 EXAMPLE = """--additional-config '{"simbatch": {"policy": {"name": "adaptive", "target_tpot_ms": 40}}}'"""
