@@ -6,8 +6,9 @@ tokens, and never a request's true output length.
 
 When it is asked, between `start` and the last `finished`:
 
-- `reject`: of a request that arrives. `order` and `lane`: then, and after a preemption; with lanes, `order` of the lines'
-  heads at each admission.
+- `reject`: of a request that arrives. `order` and `lane`: then, and after a preemption; with lanes, `order` of the
+heads
+  of all lines at each admission.
 - `hold`: when the engine is idle and somebody waits, and again at each arrival.
 - `shed` and `seats`: after a change, when the head of the queue may get a seat, and again after each admission.
 - `token_budget`: in steps that may compute prompts. `victim`: when a running request finds no free block.
@@ -119,6 +120,9 @@ class EngineView(Protocol):
     def free_blocks(self) -> int:
         """KV blocks nobody holds."""
 
+    def blocks_freed_by(self, request: RequestView) -> int:
+        """How many blocks a running request's preemption would free: those it shares stay taken."""
+
     @property
     def num_usable_blocks(self) -> int:
         """All KV blocks but vLLM's null block."""
@@ -134,6 +138,9 @@ class EngineView(Protocol):
     @property
     def max_num_batched_tokens(self) -> int:
         """Tokens that a step can take; a policy can allow fewer, never more."""
+
+
+DECISIONS = ("order", "lane", "hold", "seats", "shed", "token_budget", "victim", "reject", "plan")
 
 
 @dataclass_transform(eq_default=False)
@@ -226,9 +233,15 @@ class Policy:
         """
         return None if self.overrides("order") or self.overrides("plan") else 0.0
 
-    def overrides(self, method: str) -> bool:
+    @classmethod
+    def overrides(cls, method: str) -> bool:
         """Whether this policy decides `method` itself; where it does not, the engine does not even ask."""
-        return getattr(type(self), method) is not getattr(Policy, method)
+        return getattr(cls, method) is not getattr(Policy, method)
+
+    @classmethod
+    def decisions(cls) -> list[str]:
+        """The decisions that this policy takes itself."""
+        return [name for name in DECISIONS if cls.overrides(name)]
 
     def parameters(self) -> dict[str, Any]:
         """The parameters by name, as YAML would give them."""

@@ -31,6 +31,10 @@ class Priority(Policy):
         """The batch is filled up from below: whatever the classes, no seat stays empty while anybody waits."""
         return min(self.max_batch_size, engine.max_num_seqs)
 
+    def starvation_bound_s(self) -> float:
+        """Between high (0) and low (2), the classes that have names."""
+        return 2 * self.ageing_s
+
     def victim(self, running: Sequence[RequestView]) -> RequestView:
         """The one that would be served last; of equals the one admitted last."""
         return max(reversed(running), key=self.order)

@@ -23,7 +23,8 @@ from simbatch.sim.errors import Problem, UserError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-MACHINERY = {"base", "planning", "registry", "testing"}  # every other file of this folder is a policy of that name
+# every other file of this folder is a policy of that name
+MACHINERY = {"base", "planning", "random_cases", "registry", "testing"}
 ENTRY_POINTS = "simbatch.policies"  # the group in which other packages offer theirs
 OWN = "for your own, write package.module:Class or file.py:Class"
 

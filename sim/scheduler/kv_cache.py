@@ -40,6 +40,10 @@ class KVCache:
     def register(self, request: Request, num_tokens: int) -> None:
         """Let others find the full blocks among the first `num_tokens` tokens."""
 
+    def freed_by(self, request: Request) -> int:
+        """How many blocks would be free once a running request had lost its own."""
+        return self.blocks(request.num_computed_tokens)
+
     def release(self, request: Request) -> None:
         """Take all blocks back from a request that ended or was preempted."""
         self.free += self.blocks(request.num_computed_tokens)

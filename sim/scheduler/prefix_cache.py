@@ -95,6 +95,11 @@ class PrefixKVCache(KVCache):
             self._refs.update(dict.fromkeys(new, 1))
             held += new
 
+    def freed_by(self, request: Request) -> int:
+        """The same: what others hold too stays taken."""
+        num_shared = sum(self._refs[block] > 1 for block in request.block_ids)
+        return self.blocks(request.num_computed_tokens) - num_shared
+
     def release(self, request: Request) -> None:
         """Blocks without a hash go to the front of the free list, cached ones to the back, tail first."""
         held, lru, refs = request.block_ids, self._lru, self._refs

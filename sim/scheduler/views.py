@@ -172,6 +172,10 @@ class EngineView:
         """KV blocks nobody holds."""
         return self._engine.free_blocks
 
+    def blocks_freed_by(self, request: RequestView) -> int:
+        """How many blocks a running request's preemption would free."""
+        return self._replica.scheduler.kv.freed_by(request._request)
+
     @property
     def num_usable_blocks(self) -> int:
         """All KV blocks but vLLM's null block."""

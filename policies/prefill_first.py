@@ -1,0 +1,37 @@
+"""Prompts before decodes: newcomers get their first token at once, and the others wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from simbatch.policies.base import EngineView, Plan, Policy, RequestView
+from simbatch.policies.planning import Room, is_decoding
+
+
+class PrefillFirst(Policy):
+    """A step computes prompts alone while there are any that have a seat and blocks; else everybody decodes.
+
+    Plans every step. Source: the prefill-prioritising schedulers of Agrawal et al. (Sarathi-Serve, OSDI 2024, section
+    3), vLLM's first scheduler among them (Kwon et al., SOSP 2023): high throughput and short times to first token, but
+    each newcomer stalls all who are being answered.
+    """
+
+    max_batch_size: Annotated[int, Field(ge=1, description="most requests that run")] = 256
+
+    def plan(self, running: Sequence[RequestView], waiting: Sequence[RequestView], engine: EngineView) -> Plan:
+        """Prompts, those begun first; without any, decodes."""
+        room = Room(running, engine, self.max_batch_size)
+        for request in [*(request for request in running if not is_decoding(request)), *waiting]:
+            if not room.budget or not room.serve(request):
+                break
+        if not room.tokens:
+            for request in running:
+                room.serve(request, reversed(running))
+        return room.plan()
+
+    def starvation_bound_s(self) -> float | None:
+        """First come, first served."""
+        return 0.0
