@@ -94,6 +94,10 @@ class Replica:
         """KV blocks nobody holds."""
         return self.kv.free
 
+    def freed_by(self, request: Request) -> int:
+        """KV blocks that a request alone holds."""
+        return self.kv.freed_by(request)
+
     @property
     def has_work(self) -> bool:
         """Whether any request is in the engine."""

@@ -28,6 +28,9 @@ class Engine(Protocol):
     def free_blocks(self) -> int:
         """KV blocks nobody holds."""
 
+    def freed_by(self, request: Request) -> int:
+        """KV blocks that a request alone holds."""
+
     def decoding(self) -> tuple[int, int]:
         """How many running requests want one token after their prompt, and the sum of their computed tokens."""
 
@@ -174,7 +177,7 @@ class EngineView:
 
     def blocks_freed_by(self, request: RequestView) -> int:
         """How many blocks a running request's preemption would free."""
-        return self._replica.scheduler.kv.freed_by(request._request)
+        return self._engine.freed_by(request._request)
 
     @property
     def num_usable_blocks(self) -> int:

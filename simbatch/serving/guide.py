@@ -7,6 +7,7 @@ Nothing is imported from vLLM here; its requests and its scheduler are read by t
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from itertools import takewhile
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from simbatch.sim.scheduler.scheduler import decoding, has_prefill, token_budget
 from simbatch.sim.scheduler.views import EngineView
 
 LOWEST = float("inf")  # priority: above every integer, so first to be preempted
+UNASKED = object()
 
 
 class Clock(Protocol):
@@ -67,6 +69,7 @@ class ServedRequest(Request):
         self.foretold = extra.get("predicted_output_tokens")  # by whoever sent it
         self._name = extra.get("request_id") or own_name(inside.request_id)
         self.is_seated = False  # as far as the policy has been told
+        self.lane: Hashable = UNASKED
 
     @property
     def num_prompt_tokens(self) -> int:  # type: ignore[override]
@@ -100,13 +103,23 @@ def own_name(inside: str) -> str:
     return name if dash and name and len(digits) == 8 and set(digits) <= set("0123456789abcdef") else inside
 
 
+class ServedDecisions(Decisions):
+    """A request that vLLM puts back without having preempted it keeps its lane: the policy is asked once, as ever."""
+
+    def _lane(self, request: Request) -> Hashable:
+        assert isinstance(request, ServedRequest)
+        if request.lane is UNASKED:
+            request.lane = super()._lane(request)
+        return request.lane
+
+
 class Guide:
     """A policy at work in one scheduler: its decisions, the requests as it knows them, what it sees of the engine."""
 
     def __init__(self, policy: Policy, scheduler: Any, clock: Clock, seed: int, cost: CostModel | None) -> None:
         self.scheduler, self.clock = scheduler, clock
         self.config = engine_config(scheduler, seed)
-        self.decisions = Decisions(self.config, policy)
+        self.decisions = ServedDecisions(self.config, policy)
         self.ahead: dict[str, int] = {}  # tokens that the step in planning gives each request, by vLLM's ids
         self.marked: ServedRequest | None = None  # whose priority is `LOWEST` until it is preempted
         self.may_admit = True  # as the simulator's scheduler has it: something has changed since a refusal
@@ -173,7 +186,8 @@ class Guide:
     def preempts(self, inside: Any) -> None:
         """A running request is about to lose its blocks."""
         self.unmark()
-        self.served(inside).is_seated = False
+        request = self.served(inside)
+        request.is_seated, request.lane = False, UNASKED
         self.ahead.pop(inside.request_id, None)
         self.may_admit = self._has_preempted = True
 
@@ -226,6 +240,12 @@ class Guide:
     def free_blocks(self) -> int:
         """KV blocks nobody holds."""
         return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def freed_by(self, request: Request) -> int:
+        """KV blocks that a request alone holds."""
+        assert isinstance(request, ServedRequest)
+        (blocks, *_) = self.scheduler.kv_cache_manager.get_blocks(request.inside.request_id).blocks
+        return sum(block.ref_cnt == 1 for block in blocks)
 
     def decoding(self) -> tuple[int, int]:
         """How many running requests want one token after their prompt, and the sum of their computed tokens."""

@@ -40,6 +40,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
     _guide: Guide | None = None
     _seats = 0
     _is_planning = False
+    _is_queueing = True  # False while a request comes that is turned away
 
     def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> PolicyScheduler:  # noqa: ARG004 - __init__ has them
         """The one of the two kinds that fits the engine."""
@@ -107,7 +108,9 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         """Queue a request, unless the policy turns it away."""
         is_new = request.request_id not in self.requests  # else more input of a session
         reason = self._guide.arrives(request) if self._guide is not None and is_new else None
+        self._is_queueing = reason is None
         super().add_request(request)
+        self._is_queueing = True
         if reason is not None:
             self.turn_away(request, reason)
 
@@ -144,6 +147,10 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         elif request.status == RequestStatus.RUNNING and not guide.decisions.victim_is_last:
             guide.mark_victim()
         return blocks
+
+    def _enqueue_waiting_request(self, request: Any) -> None:
+        if self._is_queueing:
+            super()._enqueue_waiting_request(request)
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
         if self._guide is not None:

@@ -21,12 +21,19 @@ class CaseClock:
         return int(arrival_time) * 1000
 
 
-def case_of(seed, **config):
-    """A random case whose order is the policy's."""
+def case_of(seed):
+    """A random case whose order is the policy's, with tenants; half of them are short of memory."""
     case = random_case(f"policy{seed}", seed)
-    case["config"] |= {"policy": "fcfs", **config}
+    case["config"]["policy"] = "fcfs"
     case["max_steps"] = 4_000
+    for i, request in enumerate(case["requests"]):
+        request["tenant"] = f"t{(7 * i + seed) % 11 // 4}"
     return case
+
+
+def profile_of(case):
+    """The case's step times as a profile says them."""
+    return {"num_gpu_blocks": 1000, "step_time": {f"{name}_s": ns / 1e9 for name, ns in case["step_time_ns"].items()}}
 
 
 def oracle_of(case, policy, **given):
@@ -179,19 +186,21 @@ def prompt_of(case_request, vocab_size):
 
 
 def simulated(case, policy):
-    """The same in simulation: a step lasts a second."""
+    """The same in simulation, where a step lasts a second; the steps, and why requests were turned away."""
     requests = [{**r, "arrival_ns": r["arrival_step"] * 10**9} for r in case["requests"]]
     for request in requests:
         del request["arrival_step"]
     step_time = {"base": 10**9, "per_prefill_token": 0, "per_decode_seq": 0, "per_context_token": 0}
-    lines = played_by_simbatch({**case, "requests": requests, "step_time_ns": step_time}, policy)
-    return [
+    replica = Replica({**case, "requests": requests, "step_time_ns": step_time}, policy)
+    replica.play()
+    steps = [
         {
             "t": line["t"] // 10**9,
             "s": [entry[:3] for entry in line.get("s", ())],
             "pre": sorted(line.get("pre", ())),
             "fin": line.get("fin", []),
         }
-        for line in lines
-        if "i" in line and ("s" in line or "pre" in line)
+        for line in replica.lines
+        if "s" in line or "pre" in line
     ]
+    return steps, replica.refused
