@@ -135,12 +135,16 @@ class Guide:
     def begin_step(self) -> int:
         """A step is planned from now on; returns how many tokens it may take."""
         self._has_preempted = False
-        decisions, running = self.decisions, list(map(self.served, self.scheduler.running))
-        if decisions.asked_on_change:
-            self._decoding = decoding(running)
-        if not running:  # whatever it was that the head of the queue has been refused for
+        if not self.scheduler.running:  # whatever it was that the head of the queue has been refused for
             self.may_admit = True
-        return token_budget(decisions, running, self.may_admit and self.num_waiting > 0)
+        if not self.decisions.asked_on_change:
+            return self.config.max_num_batched_tokens
+        is_admitting = self.may_admit and self.num_waiting > 0
+        if not (is_admitting or self.decisions.decides_budget):
+            return self.config.max_num_batched_tokens
+        running = [self.served(request) for request in self.scheduler.running]
+        self._decoding = decoding(running)
+        return token_budget(self.decisions, running, is_admitting)
 
     def step_is_planned(self, num_tokens: dict[str, int]) -> None:
         """The step gives these requests so many tokens; vLLM is about to add them up."""
