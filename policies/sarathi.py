@@ -19,21 +19,34 @@ class Sarathi(Policy):
     longer.
     """
 
-    target_tpot_ms: Annotated[float, Field(gt=0, description="bound on a step that somebody decodes in")] = 50.0
-    min_chunk_tokens: Annotated[int, Field(ge=1, description="what prompts get in any case")] = 64
+    target_tpot_ms: Annotated[float, Field(gt=0, description="bound on a step that somebody decodes in")] = 100.0
+    tile_tokens: Annotated[int, Field(ge=1, description="chunks are multiples of this, at least one")] = 64
+
+    def start(self, engine: EngineView) -> None:
+        """Begin to look at one tile."""
+        self._num_tiles = 1
 
     def token_budget(self, engine: EngineView) -> int:
-        """All of it when nobody decodes; else the largest chunk within the bound, to a power of two or half-way."""
-        limit = engine.max_num_batched_tokens
-        num_decodes = engine.num_decoding
+        """All of it when nobody decodes; else the decodes and the largest chunk within the bound."""
+        limit, num_decodes = engine.max_num_batched_tokens, engine.num_decoding
         if not num_decodes:
             return limit
-        chunk = self.min_chunk_tokens
-        step = chunk
-        while step >= self.min_chunk_tokens:
-            if num_decodes + chunk + step <= limit and engine.step_time_s(chunk + step) * 1000 <= self.target_tpot_ms:
-                chunk += step
-                step *= 2
-            else:
-                step //= 2
-        return min(num_decodes + chunk, limit)
+        most = (limit - num_decodes) // self.tile_tokens
+        n = min(self._num_tiles, most)  # where the last search ended: it mostly ends there again
+        step = 1
+        if self._fits(n, engine):
+            while n < most and self._fits(min(n + step, most), engine):
+                n, step = min(n + step, most), 2 * step
+        else:
+            while n > 1 and not self._fits(max(n - step, 1), engine):
+                n, step = max(n - step, 1), 2 * step
+            n = max(n - step, 1)
+        while step > 1:  # it fits with n and may fit with less than n + step
+            step //= 2
+            if n + step <= most and self._fits(n + step, engine):
+                n += step
+        self._num_tiles = n = max(n, 1)
+        return min(num_decodes + n * self.tile_tokens, limit)
+
+    def _fits(self, num_tiles: int, engine: EngineView) -> bool:
+        return engine.step_time_s(num_tiles * self.tile_tokens) * 1000 <= self.target_tpot_ms

@@ -32,6 +32,7 @@ class Toy:
     priority: int = 0
     status: int = FINISHED
     num_cached_tokens: int = 0
+    tenant: str | None = None
 
 
 @dataclass
@@ -84,6 +85,7 @@ def build(
         segments=np.array([tuple(row.values()) for row in rows], dtype=SEGMENT_DTYPE),
         gaps=np.array(gaps, dtype=np.int64),
         num_preemptions=fields.pop("num_preemptions", 0),
+        num_recomputed_tokens=fields.pop("num_recomputed_tokens", 0),
         end_ps=max((step.end_ps for step in steps), default=0),
         num_gpu_blocks=num_gpu_blocks,
         block_size=16,
@@ -151,6 +153,7 @@ def _columns(toys: list[Toy], steps: list[Step]) -> RequestColumns:
         num_preemptions=column([0 for _ in toys]),
         priority=column([toy.priority for toy in toys]),
         status=np.array([toy.status for toy in toys], dtype=np.int8),
+        tenant=[toy.tenant for toy in toys] if any(toy.tenant for toy in toys) else None,
         reason={i: f"prompt of {toy.num_prompt_tokens} tokens" for i, toy in enumerate(toys) if toy.status == REJECTED},
     )
 

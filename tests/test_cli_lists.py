@@ -14,9 +14,27 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_schema_in_the_repository_is_the_one_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """But for policies that are newer than it: a policy is one file and its test; `make docs` is for releases."""
     assert run("schema") == 0
-    printed = capsys.readouterr().out
-    assert (ROOT / "scenarios" / "schema.json").read_text() == printed, "simbatch schema > scenarios/schema.json"
+    printed, kept = json.loads(capsys.readouterr().out), json.loads((ROOT / "scenarios" / "schema.json").read_text())
+    known, there = (content["properties"]["policy"].pop("anyOf") for content in (kept, printed))
+    assert kept == printed, "make docs"
+    assert [policy for policy in known if policy not in there] == [], "make docs"
+
+
+def test_the_page_of_policies_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("policies", "--markdown") == 0
+    printed = capsys.readouterr().out.split("\n## ")
+    kept = (ROOT / "docs" / "policies.md").read_text().split("\n## ")
+    assert [section for section in kept if section.strip() not in map(str.strip, printed)] == [], "make docs"
+    assert len(kept) > 14
+
+
+def test_every_policy_names_its_source_and_the_meaning_of_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("policies", "--json") == 0
+    for policy in json.loads(capsys.readouterr().out):
+        assert "Source: " in policy["description"], policy["name"]
+        assert all(parameter["description"] for parameter in policy["parameters"].values()), policy["name"]
 
 
 def test_schema_knows_every_key_of_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:

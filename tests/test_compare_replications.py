@@ -166,7 +166,7 @@ def candidate(policy: str, step_ms: int) -> Result:
 def replicated(steps_ms: dict[str, Sequence[int]], **settings: Any) -> ReplicatedComparison:
     first = Comparison({name: candidate(name, steps[0]) for name, steps in steps_ms.items()})
     summaries = {name: [candidate(name, step).summary for step in steps] for name, steps in steps_ms.items()}
-    return ReplicatedComparison(first, summaries, range(3), **settings)
+    return ReplicatedComparison(summaries, range(3), **settings, first=first)
 
 
 THREE: dict[str, Sequence[int]] = {"a": (20, 24, 28), "b": (10, 13, 15), "c": (20, 25, 27)}

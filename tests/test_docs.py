@@ -18,7 +18,6 @@ import pytest
 
 from simbatch import Result, Scenario, simulate
 from simbatch.cli import cli, main
-from simbatch.policies.registry import policy_schema, shipped_names
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.results.files import run_facts
 from simbatch.sim.scenario.engine import EngineSettings
@@ -89,6 +88,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def result() -> Result:
     """A run in which every figure of ours is there: a rejected request, classes, SLOs."""
     changes: dict[str, Any] = {"workload.num_prompts": 60, "engine.max_model_len": 2000}
+    changes |= {"workload.tenants": {"a": 0.5, "b": 0.5}}
     return simulate(Scenario.load(ROOT / "scenarios" / "bursty.yaml").override(changes), steps=True)
 
 
@@ -161,21 +161,6 @@ def test_the_reference_has_the_engine_s_keys_and_defaults() -> None:
             assert parse_plain(documented[f"`{name}`"].strip("`")) == setting.default, name
 
 
-def test_the_reference_has_every_policy_s_parameters_and_defaults() -> None:
-    documented: dict[str, dict[str, str]] = {}
-    policy = ""
-    for name, parameter, default in zip(rows("policy"), rows("policy", 1), rows("policy", 2), strict=True):
-        policy = name.strip("`") or policy  # an empty cell means the policy above
-        documented.setdefault(policy, {})[parameter.strip("`")] = default.strip("`")
-    assert documented.keys() - {"policy"} == set(shipped_names())
-    for policy in shipped_names():
-        parameters = policy_schema(policy).get("properties", {})
-        assert documented[policy].keys() - {"-"} == parameters.keys()
-        for key, node in parameters.items():
-            if node.get("default") is not None:
-                assert parse_plain(documented[policy][key]) == node["default"], key
-
-
 def test_the_reference_has_the_workload_s_keys() -> None:
     first_cells = names(" ".join(rows("workload")))
     schema = Workload.model_json_schema()["$defs"]
@@ -200,13 +185,26 @@ def test_the_reference_has_every_trace_format() -> None:
 
 def test_the_reference_has_every_key_of_the_summary_and_no_other(result: Result) -> None:
     ours = result.summary["simbatch"]
-    documented, engine, policy = (names(section(title)) for title in ("summary.json", "engine", "policy"))
+    documented, engine = (names(section(title)) for title in ("summary.json", "engine"))
+    policy = names(read("docs/policies.md")) | {"name"}
     assert ours["engine"].keys() - engine == {"num_gpu_blocks"}
     assert ours["policy"].keys() - policy == set()
     assert ours["rejected_reasons"][0].keys() - documented == set()
-    for block in ours["classes"].values():
+    for block in (*ours["classes"].values(), *ours["tenants"].values()):
         assert block.keys() - documented == set()
-    keys = {*result.summary, *leaves({**ours, "engine": 0, "policy": 0, "classes": {"<class>": 0}})} - {"simbatch"}
+    keys = {
+        *result.summary,
+        *leaves(
+            {
+                **ours,
+                "engine": 0,
+                "policy": 0,
+                "classes": {"<class>": 0},
+                "tenants": {"<tenant>": 0},
+                "other_tenants": 0,
+            }
+        ),
+    } - {"simbatch"}
     assert names(" ".join(rows("summary.json"))) - {"simbatch"} == keys
 
 

@@ -81,7 +81,7 @@ def test_what_follows_says_slo_classes_engine_and_setting():
     text = re.sub(r" +\n", "\n", result().text())
     assert "TTFT <= 150 ms:                          50.00 %\n" in text
     assert "All of them:                             50.00 %\n" in text
-    assert re.search(r"^high +1 +200\.0 +200\.0 +25\.0 +25\.0 +250\.0 +250\.0 +0\.00 %$", text, re.MULTILINE)
+    assert re.search(r"^high +1 +200\.0 +200\.0 +25\.0 +25\.0 +250\.0 +250\.0 +100\.0 +0\.00 %$", text, re.MULTILINE)
     assert re.search(r"^normal +1 +150\.0 ", text, re.MULTILINE)
     assert "Batch size, mean / max:                  1.20 / 2\n" in text
     assert "Policy: adaptive target_tpot_ms 50, growth multiplicative\n" in text

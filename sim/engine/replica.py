@@ -184,7 +184,8 @@ class Replica:
 
     def add(self, request: Request) -> None:
         """Queue an arriving request, unless it is turned away."""
-        self.decisions.arrived(request)
+        if self.decisions.predicts:
+            self.decisions.predict(request)
         if request.num_prompt_tokens >= self.config.max_model_len or self.decisions.rejects:
             reason = self._too_long(request) or self.decisions.reject(request)
             if reason is not None:

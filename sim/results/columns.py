@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TIME_COLUMNS = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")
 COUNT_COLUMNS = ("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions", "priority")
 FILE_COLUMNS = ("request_id", *TIME_COLUMNS, *COUNT_COLUMNS, "status")
+TENANT = "tenant"  # after them, where anybody has one
 LATENCY_COLUMNS = ("ttft_s", "tpot_s", "e2el_s")
 
 
@@ -24,7 +25,8 @@ class RequestTable:
     """One entry per request, in input order; `table["ttft_s"]` is a numpy array, times in seconds.
 
     NaN where something never came: the finish of an unfinished request, the TPOT of a single token. TTFT, TPOT and
-    E2EL are what the client sees, `client_overhead` included, and are given for finished requests only.
+    E2EL are what the client sees, `client_overhead` included, and are given for finished requests only. There is a
+    column `tenant` (text, or None) when anybody has one.
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -34,7 +36,7 @@ class RequestTable:
         return len(self._record.requests)
 
     def __iter__(self) -> Iterator[str]:
-        yield from FILE_COLUMNS
+        yield from file_columns(self._record)
         yield from LATENCY_COLUMNS
 
     def keys(self) -> tuple[str, ...]:
@@ -47,6 +49,8 @@ class RequestTable:
             return np.array(request_ids(self._record), dtype=np.str_)
         if name == "status":
             return np.array(STATUS_NAMES, dtype=np.str_)[requests.status]
+        if name == TENANT and requests.tenant:
+            return np.array(requests.tenant, dtype=np.object_)
         if name in TIME_COLUMNS:
             return seconds(getattr(requests, name.removesuffix("_s") + "_ps"))
         if name in COUNT_COLUMNS:
@@ -81,6 +85,11 @@ class RequestTable:
 
     def __repr__(self) -> str:
         return f"RequestTable of {len(self):,} requests: {', '.join(self)}"
+
+
+def file_columns(record: RunRecord) -> tuple[str, ...]:
+    """The columns of requests.parquet."""
+    return (*FILE_COLUMNS, TENANT) if record.requests.tenant else FILE_COLUMNS
 
 
 def seconds(times_ps: NDArray[np.int64]) -> NDArray[np.float64]:

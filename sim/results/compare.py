@@ -16,7 +16,7 @@ from simbatch.sim.results import console, files
 from simbatch.sim.results.compared import LOWER, Metric, metrics_of
 from simbatch.sim.results.result import Result
 
-OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png")
+OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Comparison:
             np.array_equal(first.arrival_ps, other.arrival_ps)
             and np.array_equal(first.num_prompt_tokens, other.num_prompt_tokens)
             and np.array_equal(first.priority, other.priority)
+            and first.tenant == other.tenant
             for other in others
         )
 

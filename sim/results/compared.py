@@ -10,6 +10,7 @@ from simbatch.sim.results import console
 
 LOWER, HIGHER = "lower", "higher"
 STEADY = "simbatch.steady_state"
+MAX_COMPARED = 12  # classes, or tenants, that have rows of their own
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,13 @@ class Metric:
     key: str  # as in summary.json, dots between the levels
     label: str
     better: str | None = None
-    kind: str = "number"  # or share, count, ms
+    kind: str = "number"  # or share, count, ms, index
+    path: tuple[str, ...] = ()  # the levels one by one, where names in them may have dots
 
     @property
     def decimals(self) -> int:
         """Shown behind the point."""
-        return {"count": 0, "ms": 1}.get(self.kind, 2)
+        return {"count": 0, "ms": 1, "index": 3}.get(self.kind, 2)
 
     @property
     def is_share(self) -> bool:
@@ -39,7 +41,7 @@ class Metric:
     def of(self, summary: Mapping[str, Any]) -> float | None:
         """The figure in a summary; None when it has none."""
         value: Any = summary
-        for part in self.key.split("."):
+        for part in self.path or self.key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         return None if value is None else float(value) if isinstance(value, float) else int(value)
 
@@ -56,16 +58,33 @@ def metrics_of(summaries: Collection[Mapping[str, Any]]) -> Iterator[Metric]:
         for statistic in ("mean", "p99"):
             label = f"{console.STATISTIC_LABELS[statistic]} {name.upper()} (ms)"
             yield Metric(f"{statistic}_{name}_ms", label, LOWER, "ms")
-    classes = {name for summary in summaries for name in summary["simbatch"]["classes"]}
-    for name in sorted(classes) if len(classes) > 1 else ():
-        yield Metric(f"simbatch.classes.{name}.p99_ttft_ms", f"P99 TTFT, {name} (ms)", LOWER, "ms")
-        yield Metric(f"simbatch.classes.{name}.slo_share.all", f"Within SLO, {name}", HIGHER, "share")
+    yield Metric("simbatch.mean_normalised_latency_ms", "Norm. latency (ms/token)", LOWER, "ms")
+    for kind in ("classes", "tenants"):
+        names = {name for summary in summaries for name in summary["simbatch"][kind]}
+        for name in sorted(names) if 1 < len(names) <= MAX_COMPARED else ():
+            yield from _group_metrics(kind, name)
+    yield Metric("simbatch.fairness.tenants", "Fairness, tenants (Jain)", HIGHER, "index")
+    yield Metric("simbatch.fairness.least_fair_share_ratio", "Fair share, least served", HIGHER)
+    yield Metric("simbatch.fairness.requests", "Fairness, requests (Jain)", HIGHER, "index")
+    yield Metric("simbatch.longest_wait.wait_ms", "Longest time in queue (ms)", LOWER, "ms")
     yield Metric("simbatch.queue.mean_waiting", "Waiting requests, mean")
     yield Metric("simbatch.queue.max_waiting", "Waiting requests, max", None, "count")
     yield Metric("simbatch.batch_size.mean", "Batch size, mean")
     yield Metric("simbatch.batch_size.max", "Batch size, max", None, "count")
     yield Metric("simbatch.kv_cache.peak_use", "KV cache use, peak", None, "share")
     yield Metric("simbatch.num_preemptions", "Preemptions", LOWER, "count")
+    if any(summary["simbatch"]["num_preemptions"] for summary in summaries):
+        yield Metric("simbatch.recomputed_tokens_share", "Tokens computed again", LOWER, "share")
+
+
+def _group_metrics(kind: str, name: str) -> Iterator[Metric]:
+    """What a class or a tenant is compared by."""
+    for keys, label, better, figure in (
+        (("p99_ttft_ms",), "P99 TTFT, {} (ms)", LOWER, "ms"),
+        (("slo_share", "all"), "Within SLO, {}", HIGHER, "share"),
+    ):
+        path = ("simbatch", kind, name, *keys)
+        yield Metric(".".join(path), label.format(console.short_name(name)), better, figure, path)
 
 
 def steady_metrics() -> Iterator[Metric]:

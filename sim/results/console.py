@@ -17,7 +17,8 @@ LATENCY_HEADERS = {
     "itl": "Inter-token Latency",
     "e2el": "End-to-end Latency",
 }
-CLASS_LATENCIES = tuple((name, statistic) for name in ("ttft", "tpot", "e2el") for statistic in ("mean", "p99"))
+GROUP_LATENCIES = tuple((name, statistic) for name in ("ttft", "tpot", "e2el") for statistic in ("mean", "p99"))
+MAX_NAME = 20
 
 
 def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
@@ -27,6 +28,7 @@ def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
         *benchmark_block(summary, facts),
         *_slo_lines(ours),
         *_class_lines(ours["classes"]),
+        *_tenant_lines(ours),
         *_serving_lines(ours),
         *_origin_lines(ours),
         steady_line(ours["steady_state"]),
@@ -98,17 +100,44 @@ def _class_lines(classes: Mapping[str, Any]) -> Iterator[str]:
     if not classes:
         return
     yield _header("Classes (latencies in ms)", "-")
-    header = ("class", "requests", *(f"{name.upper()} {statistic}" for name, statistic in CLASS_LATENCIES), "in SLO")
-    rows = [
-        (
-            name,
-            f"{block['requests']['total']:,}",
-            *(number(block[f"{statistic}_{name}_ms"], 1) for name, statistic in CLASS_LATENCIES),
-            percent(block["slo_share"].get("all")),
-        )
-        for name, block in classes.items()
-    ]
-    yield from table(header, rows)
+    yield from table(("class", *_GROUP_HEADER), [(name, *_group_cells(block)) for name, block in classes.items()])
+
+
+def _tenant_lines(ours: Mapping[str, Any]) -> Iterator[str]:
+    if not ours["tenants"]:
+        return
+    yield _header("Tenants (latencies in ms)", "-")
+    rows = [(short_name(name), *_group_cells(block)) for name, block in ours["tenants"].items()]
+    if others := ours["other_tenants"]:
+        rows.append((f"{others['num_tenants']:,} others", *_group_cells(others)))
+    yield from table(("tenant", *_GROUP_HEADER), rows)
+    fairness = ours["fairness"]
+    if fairness["tenants"] is not None:
+        least = f"{short_name(fairness['least_served_tenant'])} held {number(fairness['least_fair_share_ratio'])}"
+        yield f"Fairness over tenants (Jain): {number(fairness['tenants'], 3)}; {least} of its fair share of the seats"
+
+
+_GROUP_HEADER = (
+    "requests",
+    *(f"{name.upper()} {statistic}" for name, statistic in GROUP_LATENCIES),
+    "max wait",
+    "in SLO",
+)
+
+
+def _group_cells(block: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{block['requests']['total']:,}",
+        *(number(block[f"{statistic}_{name}_ms"], 1) for name, statistic in GROUP_LATENCIES),
+        number(block["longest_wait_ms"], 1),
+        percent(block["slo_share"].get("all")),
+    )
+
+
+def short_name(name: str) -> str:
+    """A tenant's name, which a trace may have given it, as it can be shown."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 3]}..."
 
 
 def _serving_lines(ours: Mapping[str, Any]) -> Iterator[str]:
@@ -116,10 +145,14 @@ def _serving_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     yield _header("Engine", "-")
     yield _row("KV cache use, mean / peak:", f"{percent(kv['mean_use'])} / {percent(kv['peak_use'])}")
     yield _row("Preemptions:", f"{ours['num_preemptions']:,}")
+    if ours["num_recomputed_tokens"]:
+        share = percent(ours["recomputed_tokens_share"])
+        yield _row("Tokens computed again:", f"{ours['num_recomputed_tokens']:,} ({share} of all)")
     yield _row("Batch size, mean / max:", f"{number(batch['mean'])} / {batch['max']:,}")
     yield _row("Waiting requests, mean / max:", f"{number(queue['mean_waiting'])} / {queue['max_waiting']:,}")
     waits = f"{number(queue['mean_wait_ms'], 1)} / {number(queue['p99_wait_ms'], 1)}"
     yield _row("Time in queue, mean / P99 (ms):", waits)
+    yield _row("Longest time in queue (ms):", _longest_wait(ours["longest_wait"]))
     yield _row("Device busy:", percent(ours["device_busy_share"]))
     if ours["cached_tokens_share"]:
         yield _row("Prompt tokens from the prefix cache:", percent(ours["cached_tokens_share"]))
@@ -128,6 +161,14 @@ def _serving_lines(ours: Mapping[str, Any]) -> Iterator[str]:
         yield _row("Trace rows skipped:", f"{ours['skipped_rows']:,}")
     for reason in ours["rejected_reasons"]:
         yield f"Rejected {reason['count']:,}: {reason['example']}"
+
+
+def _longest_wait(longest: Mapping[str, Any]) -> str:
+    if longest["wait_ms"] is None:
+        return "-"
+    whose = {"request": longest["request_id"], "class": longest["class"], "tenant": longest["tenant"]}
+    text = ", ".join(f"{what} {short_name(name)}" for what, name in whose.items() if name is not None)
+    return f"{number(longest['wait_ms'], 1)} ({text})"
 
 
 def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
@@ -183,6 +224,7 @@ def _row(label: str, value: float | str | None) -> str:
 
 
 def _wrapped(lines: Sequence[str]) -> Iterator[str]:
-    """Sentences and lists broken at TEXT_WIDTH, what follows indented; rows and tables are short enough."""
+    """Sentences and lists broken at TEXT_WIDTH, what follows indented; tables, which have two spaces, as they are."""
     for line in lines:
-        yield from textwrap.wrap(line, TEXT_WIDTH, subsequent_indent="  ") if len(line) > TEXT_WIDTH else [line]
+        is_long = len(line) > TEXT_WIDTH and "  " not in line
+        yield from textwrap.wrap(line, TEXT_WIDTH, subsequent_indent="  ") if is_long else [line]

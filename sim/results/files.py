@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.columns import COUNT_COLUMNS, FILE_COLUMNS, TIME_COLUMNS, seconds
+from simbatch.sim.results.columns import COUNT_COLUMNS, TENANT, TIME_COLUMNS, file_columns, seconds
 from simbatch.sim.results.slices import bounds
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def write_requests(path: Path, record: RunRecord) -> None:
     import pyarrow.parquet as pq
 
     schema = _requests_table(record, slice(0, 0)).schema
-    repeating: Any = [*COUNT_COLUMNS, "status"]  # values worth a dictionary; the type stubs know only a bool
+    # values worth a dictionary; the type stubs know only a bool
+    repeating: Any = [*COUNT_COLUMNS, "status", *({TENANT} & {*schema.names})]
     with pq.ParquetWriter(path, schema, use_dictionary=repeating) as writer:
         for part in bounds(len(record.requests)):
             writer.write_table(_requests_table(record, part))
@@ -139,8 +140,10 @@ def _requests_table(record: RunRecord, part: slice) -> pa.Table:
     for name in COUNT_COLUMNS:
         columns[name] = pa.array(getattr(requests, name)[part], pa.int64())
     columns["request_id"] = _ids(record, part)
+    if record.requests.tenant:
+        columns[TENANT] = pa.array(record.requests.tenant[part], pa.string())
     columns["status"] = pa.array(STATUS_NAMES, pa.string()).take(pa.array(requests.status[part], pa.int8()))
-    return pa.table({name: columns[name] for name in FILE_COLUMNS})
+    return pa.table({name: columns[name] for name in file_columns(record)})
 
 
 def _ids(record: RunRecord, part: slice) -> pa.Array[Any]:

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
-from simbatch.sim.engine.record import FINISHED, REJECTED, STATUS_NAMES, RunRecord
+from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
 from simbatch.sim.results import curves
 from simbatch.sim.results.facts import RunFacts
+from simbatch.sim.results.fairness import fair_share_ratios, fairness
+from simbatch.sim.results.groups import Groups, Tenants, counts, mean_normalised_latency_ms
 from simbatch.sim.results.metrics import (
-    Bools,
     describe,
     duration_ps,
     keyed,
     latencies_ms,
     ratio,
-    within_slo,
 )
 from simbatch.sim.results.overload import warnings_of
 from simbatch.sim.results.slices import slices
@@ -28,16 +28,26 @@ from simbatch.sim.results.steady import steady_state
 def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
     """Everything of ours; plain data in a fixed order."""
     everybody = np.ones(len(record.requests), dtype=np.bool_)
+    groups, tenants = Groups(record, facts), Tenants.of(record)
+    ratios = fair_share_ratios(record, tenants)
+    by_tenant, others = groups.tenants(tenants, ratios)
     return {
         **_setting(facts),
-        "requests": _counts(record, everybody),
+        "requests": counts(record, everybody),
         "rejected_reasons": _reasons(record),
         "skipped_rows": facts.skipped,
         "slo": {f"{name}_ms": limit for name, limit in facts.slo.limits().items()},
-        "slo_share": _slo_share(record, facts, everybody),
-        "classes": _classes(record, facts),
+        "slo_share": groups.slo_share(everybody),
+        "classes": groups.classes(),
+        "num_tenants": len(tenants),
+        "tenants": by_tenant,
+        "other_tenants": others,
+        "fairness": fairness(record, tenants, ratios),
+        "longest_wait": groups.longest_wait(),
+        "mean_normalised_latency_ms": mean_normalised_latency_ms(record, record.requests.status == FINISHED),
         "kv_cache": _kv_cache(record),
         "num_preemptions": record.num_preemptions,
+        **_recomputed(record),
         "num_truncated": record.num_truncated,
         "batch_size": _batch_size(record),
         "queue": _queue(record),
@@ -68,12 +78,6 @@ def _setting(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _counts(record: RunRecord, chosen: Bools) -> dict[str, int]:
-    status = record.requests.status[chosen]
-    by_status = {name: int((status == code).sum()) for code, name in enumerate(STATUS_NAMES)}
-    return {"total": len(status), **by_status}
-
-
 def _reasons(record: RunRecord) -> list[dict[str, Any]]:
     """Reasons that differ in their numbers alone are one; each with its count and first example."""
     examples: dict[str, str] = {}
@@ -87,34 +91,6 @@ def _reasons(record: RunRecord) -> list[dict[str, Any]]:
     return [{"count": counts[kind], "example": examples[kind]} for kind in ranked]
 
 
-def _slo_share(record: RunRecord, facts: RunFacts, chosen: Bools) -> dict[str, float | None]:
-    """Shares of the chosen requests, all that were sent: who was rejected or never finished got no service."""
-    if not (limits := facts.slo.limits()):
-        return {}
-    names = {"all": None, **{name: name for name in limits}}
-    total = int(chosen.sum())
-    return {key: ratio(int(within_slo(record, facts.slo, only)[chosen].sum()), total) for key, only in names.items()}
-
-
-def _classes(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
-    """One block per priority, the most urgent first; empty when no request has a priority of its own."""
-    priorities = np.unique(record.requests.priority)
-    if len(priorities) == 0 or (len(priorities) == 1 and priorities[0] == 0):
-        return {}
-    duration_s = duration_ps(record) / PS_PER_S
-    good = within_slo(record, facts.slo)
-    blocks = {}
-    for priority in priorities.tolist():
-        chosen = record.requests.priority == priority
-        block: dict[str, Any] = {"priority": priority, "requests": _counts(record, chosen)}
-        block["request_goodput"] = ratio(int(good[chosen].sum()), duration_s) if facts.slo.limits() else None
-        block["slo_share"] = _slo_share(record, facts, chosen)
-        for name, values in latencies_ms(record, chosen & (record.requests.status == FINISHED)).items():
-            block |= keyed(name, describe(values))
-        blocks[facts.class_name(priority)] = block
-    return blocks
-
-
 def _kv_cache(record: RunRecord) -> dict[str, Any]:
     usable = record.num_gpu_blocks - 1
     mean, peak = curves.mean_used_blocks(record, duration_ps(record)), curves.used_blocks(record).max
@@ -125,6 +101,15 @@ def _kv_cache(record: RunRecord) -> dict[str, Any]:
         "mean_use": ratio(mean, usable),
         "peak_use": ratio(peak, usable),
     }
+
+
+def _recomputed(record: RunRecord) -> dict[str, Any]:
+    """What preemptions cost: tokens computed again, and their share of all tokens computed."""
+    computed = 0
+    for rows in slices(record.segments):
+        computed += int((rows["prefill_tokens"] + rows["num_decodes"] * rows["num_steps"]).sum())
+    recomputed = record.num_recomputed_tokens
+    return {"num_recomputed_tokens": recomputed, "recomputed_tokens_share": ratio(recomputed, computed)}
 
 
 def _batch_size(record: RunRecord) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Why not MSER-5 for the warm-up: it cuts where the rest looks calmest, which take
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,12 @@ def _split(record: RunRecord, facts: RunFacts) -> tuple[int, Ints, int]:
 
 def _check_arrivals(facts: RunFacts, used_s: float) -> None:
     """Refusal when the rate changes for good, or up and down fewer than 20 times."""
-    process = facts.scenario.get("workload", {}).get("arrival") or {}
+    workload = facts.scenario.get("workload", {})
+    for traffic in workload.get("mix") or [workload]:
+        _check_process(traffic.get("arrival") or {}, used_s)
+
+
+def _check_process(process: Mapping[str, Any], used_s: float) -> None:
     match process.get("process"):
         case "ramp":
             raise Refusal("the request rate never stays the same (ramp)")

@@ -32,7 +32,7 @@ class Decisions:
         self.is_fcfs = not (policy.overrides("order") or self.has_lanes or self._by_priority)
         self.victim_is_last = not (policy.overrides("victim") or self._by_priority)
         self.decides_seats = policy.overrides("seats")
-        self.decides_budget = policy.overrides("token_budget")
+        self.decides_budget = policy.overrides("token_budget") and config.enable_chunked_prefill
         self.rejects = policy.overrides("reject")
         self.holds = policy.overrides("hold")
         self.sheds = policy.overrides("shed")
@@ -46,7 +46,7 @@ class Decisions:
         self.head_is_stable = not (
             self.asked_on_change or not self.is_fcfs or config.long_prefill_token_threshold_adaptive
         )
-        self._predictor_error: float | None = getattr(policy, "predictor_error", None)
+        self.predicts = hasattr(policy, "predictor_error")
 
     def start(self, view: EngineView) -> None:
         """Show the policy its engine, before the run."""
@@ -99,12 +99,12 @@ class Decisions:
             return reason
         raise self.broken("reject() must return why, in words, or None", reason)
 
-    def arrived(self, request: Request) -> None:
-        """Ask the predictor, if the policy has one."""
-        if self._predictor_error is not None:
-            request.predicted_output_tokens = predicted_length(
-                request.request_id, request.max_tokens, self._predictor_error, self.config.seed
-            )
+    def predict(self, request: Request) -> None:
+        """Write down what the policy's predictor says of an arriving request."""
+        error: float = self.policy.predictor_error  # type: ignore[attr-defined]
+        request.predicted_output_tokens = predicted_length(
+            request.request_id, request.max_tokens, error, self.config.seed
+        )
 
     def shed(self, request: Request) -> str | None:
         """Why the policy drops a request rather than admit it, if it does; never one that has run."""

@@ -119,11 +119,12 @@ class Scheduler:
 
     def admit_waiting(self, planned: dict[Request, int], budget: int, threshold: int) -> None:
         """Admit from the head of the queue while seats, budget and blocks last; nobody jumps the head."""
-        running, waiting, kv = self.running, self.waiting, self.kv
-        num_seats = self.decisions.seats() if self.decisions.decides_seats else self.decisions.max_seats
+        running, waiting, kv, decisions = self.running, self.waiting, self.kv, self.decisions
+        sheds, decides_seats = decisions.sheds_head, decisions.decides_seats
+        num_seats = decisions.seats() if decides_seats else decisions.max_seats
         while budget > 0 and waiting and len(running) < num_seats:
             request = waiting.head
-            if self.decisions.sheds_head and (reason := self.decisions.shed(request)) is not None:
+            if sheds and (reason := decisions.shed(request)) is not None:
                 waiting.take()
                 self.on_shed(request, reason)
                 continue
@@ -147,8 +148,8 @@ class Scheduler:
             self.seat(request, num_hits, num_cached + n)
             planned[request] = n
             budget -= n
-            if self.decisions.decides_seats:
-                num_seats = self.decisions.seats()
+            if decides_seats:
+                num_seats = decisions.seats()
         if waiting:
             self.refusal = Refusal("seats", len(running), num_seats) if budget > 0 else Refusal("budget")
 

@@ -12,7 +12,7 @@ little above saturation, by about 2.3 / sqrt(number of requests) of the rate, so
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import log2
 
@@ -22,6 +22,7 @@ from simbatch.sim.search.tune import OVERLOADED, Evaluate, is_overloaded
 from simbatch.sim.search.tune_goal import METRICS, SLO_SHARE, Limit, Means, Summary, means_over
 from simbatch.sim.search.tune_space import Settings
 from simbatch.sim.statistics.intervals import Interval, mean_interval
+from simbatch.sim.workload.traffic_model import Traffic
 
 STEPS = 128  # to a doubling
 MAX_DOUBLINGS = 10
@@ -154,16 +155,23 @@ def rates_of(scenario: Scenario) -> dict[str, float]:
     workload = scenario.workload
     if workload.trace is not None:
         return {"workload.trace.rate_scale": workload.trace.rate_scale}
-    found = {} if workload.request_rate is None else {"workload.request_rate": workload.request_rate}
-    for name in RATES:
-        rate = getattr(workload.arrival, name, None)
-        if rate:
-            found[f"workload.arrival.{name}"] = rate
+    parts: dict[str, Traffic] = {f"workload.mix.{i}": part for i, part in enumerate(workload.mix or ())}
+    found = {
+        key: rate for place, part in (parts or {"workload": workload}).items() for key, rate in _own_rates(place, part)
+    }
     if not found:
         rule = "has no request rate that could be raised"
         process = getattr(workload.arrival, "process", None)
         raise UserError(Problem("workload.arrival", rule, process, "take a process with one: gamma, poisson, on_off"))
     return found
+
+
+def _own_rates(place: str, traffic: Traffic) -> Iterator[tuple[str, float]]:
+    if traffic.request_rate is not None:
+        yield f"{place}.request_rate", traffic.request_rate
+    for name in RATES:
+        if rate := getattr(traffic.arrival, name, None):
+            yield f"{place}.arrival.{name}", rate
 
 
 def at_rate(scenario: Scenario, rate: float) -> Settings:

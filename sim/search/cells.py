@@ -146,6 +146,8 @@ class _Fingerprints:
     def _value(self, key: str, value: Any) -> Any:
         if isinstance(value, dict):
             return self._by_content(value)
+        if isinstance(value, list):
+            return [self._value("", child) for child in value]
         return self._file(value) if key == "path" and isinstance(value, str) else value
 
     def _file(self, path: str) -> str:

@@ -1,4 +1,4 @@
-"""Which requests arrive, and when: synthetic processes and traces."""
+"""Which requests arrive, and when: synthetic processes, mixes of them, and traces."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def open_workload(workload: Workload, *, seed: int, folder: Path) -> RequestSour
         from simbatch.sim.workload.traces import open_trace
 
         return open_trace(workload.trace, folder=folder, workload=workload, seed=seed)
+    if workload.mix is not None:
+        from simbatch.sim.workload.mix import MixSource
+
+        return MixSource(workload.mix, seed=seed, folder=folder, max_concurrency=workload.max_concurrency)
     from simbatch.sim.workload.synthetic import SyntheticSource
 
     return SyntheticSource(workload, seed=seed, folder=folder)

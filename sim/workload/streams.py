@@ -15,8 +15,10 @@ class Purpose(IntEnum):
     OUTPUT_LEN = 3
     PRIORITIES = 4
     PREFIX = 5
+    TENANTS = 6
 
 
-def stream(seed: int, purpose: Purpose) -> np.random.Generator:
-    """A fresh generator; the same seed and purpose give the same draws."""
-    return np.random.default_rng([seed, int(purpose)])
+def stream(seed: int, purpose: Purpose, part: int | None = None) -> np.random.Generator:
+    """A fresh generator; the same seed, purpose and part of a mix give the same draws."""
+    parts = [] if part is None else [part + 1]  # numpy takes a 0 at the end for nothing
+    return np.random.default_rng([seed, int(purpose), *parts])

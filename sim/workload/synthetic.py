@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,24 +18,27 @@ from simbatch.sim.workload.lengths import length_draw
 from simbatch.sim.workload.model import Prefix, Workload
 from simbatch.sim.workload.streams import Purpose, stream
 
+T = TypeVar("T")
+
 
 class SyntheticSource:
     """A `RequestSource` of `num_prompts` requests; the same workload and seed give the same requests.
 
-    A shared prefix is one hash of `prefix_len` tokens, so `hash_block_tokens` is the prefix's length.
+    A shared prefix is one hash of `prefix_len` tokens, so `hash_block_tokens` is the prefix's length. `part`: its
+    number in a mix, whose parts draw from streams of their own.
     """
 
     skipped = 0
 
-    def __init__(self, workload: Workload, *, seed: int, folder: Path) -> None:
+    def __init__(self, workload: Workload, *, seed: int, folder: Path, part: int | None = None) -> None:
         if workload.num_prompts is None or workload.prompt_len is None or workload.output_len is None:
-            raise ValueError("a workload with a trace is not synthetic; use open_workload")
+            raise ValueError("a workload with a trace or a mix is more than synthetic; use open_workload")
         self.num_requests: int | None = workload.num_prompts
         self._arrival = workload.resolved_arrival()
-        self._seed = seed
+        self._stream = partial(stream, seed, part=part)
         self._prompt_len = length_draw(workload.prompt_len, folder=folder, of="num_prompt_tokens")
         self._output_len = length_draw(workload.output_len, folder=folder, of="num_output_tokens")
-        self._priorities = workload.priority_shares()
+        self._priorities, self._tenants = workload.priority_shares(), workload.tenant_shares()
         self._prefix = workload.prefix
         self.hash_block_tokens = workload.prefix.prefix_len if workload.prefix else 0
         closed = self._arrival if isinstance(self._arrival, ClosedLoop) else None
@@ -44,11 +48,17 @@ class SyntheticSource:
 
     def chunks(self) -> Iterator[RequestChunk]:
         """Draw the requests, always the same ones."""
-        prompts, outputs, priorities, prefixes = (
-            stream(self._seed, purpose)
-            for purpose in (Purpose.PROMPT_LEN, Purpose.OUTPUT_LEN, Purpose.PRIORITIES, Purpose.PREFIX)
+        prompts, outputs, priorities, prefixes, tenants = (
+            self._stream(purpose)
+            for purpose in (
+                Purpose.PROMPT_LEN,
+                Purpose.OUTPUT_LEN,
+                Purpose.PRIORITIES,
+                Purpose.PREFIX,
+                Purpose.TENANTS,
+            )
         )
-        new_stream = partial(stream, self._seed, Purpose.ARRIVALS)
+        new_stream = partial(self._stream, Purpose.ARRIVALS)
         for arrival_ps in arrival_times(self._arrival, self.num_requests or 0, new_stream):
             n = len(arrival_ps)
             prompt_len, output_len = self._prompt_len(prompts, n), self._output_len(outputs, n)
@@ -61,19 +71,20 @@ class SyntheticSource:
                 arrival_ps=arrival_ps.tolist(),
                 num_prompt_tokens=prompt_len.tolist(),
                 num_output_tokens=output_len.tolist(),
-                priority=draw_priorities(self._priorities, priorities, n),
+                priority=draw_shares(self._priorities, priorities, n),
+                tenant=draw_shares(self._tenants, tenants, n),
                 hash_ids=hash_ids,
             )
 
 
-def draw_priorities(shares: list[tuple[int, float]], rng: np.random.Generator, n: int) -> list[int] | None:
-    """A priority for each of `n` requests, drawn independently; None when there are no shares."""
+def draw_shares(shares: Sequence[tuple[T, float]], rng: np.random.Generator, n: int) -> list[T] | None:
+    """A class or a tenant for each of `n` requests, drawn independently; None when there are no shares."""
     if not shares:
         return None
     ends = np.cumsum([share for _, share in shares])
     which = np.searchsorted(ends, rng.random(n) * ends[-1], side="right")
-    levels = [level for level, _ in shares]
-    return [levels[i] for i in which.tolist()]
+    names = [name for name, _ in shares]
+    return [names[i] for i in which.tolist()]
 
 
 def draw_prefixes(prefix: Prefix, rng: np.random.Generator, n: int) -> npt.NDArray[np.int64]:

@@ -17,6 +17,7 @@ from simbatch.cli._errors import exit_code_of
 _COMMANDS = {
     "run": ("simbatch.cli.run:run", "Simulate a scenario and show what its users feel."),
     "compare": ("simbatch.cli.compare:compare", "Put policies or profiles side by side on the same arrivals."),
+    "rank": ("simbatch.cli.rank:rank", "Say which policy is best in which scenario."),
     "sweep": ("simbatch.cli.sweep:sweep", "Simulate a grid of settings, on all cores or a cluster."),
     "tune": ("simbatch.cli.tune:tune", "Search for the best settings under a goal and limits."),
     "recommend": ("simbatch.cli.recommend:recommend", "Recommend settings for a use case, checked by simulation."),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simbatch.cli._progress import progress_of
 from simbatch.sim.errors import UserError
@@ -83,6 +83,30 @@ class Shown:
     def _say(self, line: str) -> None:
         if not self.quiet:
             print(line, file=sys.stderr)
+
+
+def run_shown(
+    cells: Sequence[Cell], store: CellStore, *, jobs: int, resume: bool, quiet: bool
+) -> dict[str, dict[str, Any]]:
+    """The summaries of cells by key, what is in the `store` taken from there with `resume`."""
+    from simbatch.sim.search.run import run_cells
+    from simbatch.sim.search.sweep import stored
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr)
+
+    there = stored(store, cells) if resume else {}
+    if resume:
+        say(f"{len(there):,} of {len(cells):,} cells are there already")
+    todo = [cell for cell in cells if cell.key not in there]
+    try:
+        with _progress("simulations", len({cell.key for cell in todo}), quiet=quiet) as tell:
+            found = run_cells(todo, store, jobs=jobs, on_result=tell, say=say)
+    except KeyboardInterrupt:
+        say(f"{len(stored(store, cells)):,} of {len(cells):,} cells are in {store.folder}; go on with --resume")
+        raise
+    return there | found
 
 
 @contextmanager

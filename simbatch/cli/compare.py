@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._loads import parse_rates
 from simbatch.cli._options import checked_folder, load_scenario, scenario_options
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.sim.results import Result
+    from simbatch.sim.results.compare import Comparison
+    from simbatch.sim.results.loads import LoadComparison
+    from simbatch.sim.results.replications import ReplicatedComparison
     from simbatch.sim.scenario import Resolved
     from simbatch.sim.search.cells import Cell
 
@@ -22,6 +26,13 @@ if TYPE_CHECKING:
 @scenario_options
 @click.option("--policy", "policies", multiple=True, metavar="P", help="A policy to compare. Can be repeated.")
 @click.option("--profile", "profiles", multiple=True, metavar="P", help="A profile to compare. Can be repeated.")
+@click.option(
+    "--rate",
+    "rates",
+    multiple=True,
+    metavar="R1,R2,...",
+    help="Compare at each of these request rates (req/s; on a trace: of rate_scale), and draw them.",
+)
 @click.option(
     "--replications",
     type=click.IntRange(min=1),
@@ -40,6 +51,7 @@ def compare(
     seed: int | None,
     policies: tuple[str, ...],
     profiles: tuple[str, ...],
+    rates: tuple[str, ...],
     replications: int,
     bonferroni: bool,
     jobs: int,
@@ -49,8 +61,9 @@ def compare(
     """Simulate the scenario in FILE once for each policy or profile and put the results side by side.
 
     A policy that the scenario has keeps its parameters there; any other runs with its defaults. With --replications,
-    all run under the same seeds, and each is compared with the first by the differences seed by seed. The table, its
-    numbers and the pictures are written to DIR, by default results/<name of FILE>-compare.
+    all run under the same seeds, and each is compared with the first by the differences seed by seed. With --rate, at
+    each of several loads: the first rate of the scenario is set to it, and all others are changed as many times. The
+    table, its numbers and the pictures are written to DIR, by default results/<name of FILE>-compare.
     """
     from simbatch.cli._simulate import simulate_shown
     from simbatch.sim.results.compare import Comparison
@@ -61,19 +74,52 @@ def compare(
     candidates = _candidates(file, assignments, seed, policies, profiles)
     start = next(iter(candidates.values())).scenario.seed
     seeds = range(start, start + replications)
+    if rates:
+        _compare_at(candidates, parse_rates(rates), seeds, folder or _folder_of(file), bonferroni, jobs, as_json, quiet)
+        return
     cells = _cells(candidates, seeds[1:])
-    folder = checked_folder(folder or Path("results", f"{file.stem}-compare"))
+    folder = checked_folder(folder or _folder_of(file))
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
     comparison: Comparison | ReplicatedComparison = Comparison(results)
     if replications > 1:
         summaries = _summaries(results, cells, jobs, quiet)
-        comparison = ReplicatedComparison(Comparison(results), summaries, seeds, bonferroni)
-    written = comparison.save(folder)
+        comparison = ReplicatedComparison(summaries, seeds, bonferroni, first=Comparison(results))
+    _show(comparison, folder, as_json=as_json, quiet=quiet)
+
+
+def _compare_at(
+    candidates: dict[str, Resolved],
+    rates: list[float],
+    seeds: Sequence[int],
+    folder: Path,
+    bonferroni: bool,
+    jobs: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """At several loads."""
+    from simbatch.cli._loads import cells_at, compared_at
+
+    cells = cells_at(candidates, rates, seeds)
+    folder = checked_folder(folder)
+    compared = compared_at(candidates, cells, rates, seeds, bonferroni=bonferroni, jobs=jobs, quiet=quiet)
+    _show(compared, folder, as_json=as_json, quiet=quiet)
+
+
+def _show(
+    compared: Comparison | ReplicatedComparison | LoadComparison, folder: Path, *, as_json: bool, quiet: bool
+) -> None:
+    """Write the files, and print the table."""
+    written = compared.save(folder)
     if as_json:
         click.echo((folder / "compare.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
-        click.echo(comparison.text())
+        click.echo(compared.text())
         click.echo(f"{len(written)} files in {folder}")
+
+
+def _folder_of(file: Path) -> Path:
+    return Path("results", f"{file.stem}-compare")
 
 
 def _cells(candidates: dict[str, Resolved], seeds: Sequence[int]) -> dict[str, list[Cell]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +13,7 @@ from simbatch.sim.errors import Problem, UserError
 
 @click.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print the tables of docs/policies.md.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print docs/policies.md.")
 @click.pass_context
 def policies(context: click.Context, as_json: bool, as_markdown: bool) -> None:
     """List the batching policies, their parameters with defaults, and the disciplines they support.
@@ -24,16 +22,17 @@ def policies(context: click.Context, as_json: bool, as_markdown: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
+    from simbatch.cli._policy_text import lines_of, page, policy_facts
     from simbatch.policies.registry import policy_names
 
-    facts = [_facts(name) for name in policy_names()]
+    facts = [policy_facts(name) for name in policy_names()]
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     elif as_markdown:
-        click.echo("\n".join(line for policy in facts for line in _markdown(policy)))
+        click.echo(page(facts), nl=False)
     else:
         for policy in facts:
-            _show(policy)
+            click.echo("\n".join(lines_of(policy)) + "\n")
 
 
 @policies.command()
@@ -66,6 +65,9 @@ def check(name: str, assignments: tuple[str, ...], cases: int, seed: int, quiet:
         click.echo(f"not checked: {rule}, since {reason}")
 
 
+_ONE = {"distribution": "fixed", "mean": 1}
+
+
 def _policy(name: str, assignments: tuple[str, ...]) -> Any:
     """The policy with its parameters, whose mistakes are told as those of a scenario are."""
     from simbatch.sim.scenario import Scenario, parse_overrides
@@ -79,62 +81,3 @@ def _policy(name: str, assignments: tuple[str, ...]) -> Any:
         }
     )
     return scenario.override(parameters, origin="--set").build_policy()
-
-
-_ONE = {"distribution": "fixed", "mean": 1}
-
-
-def _show(policy: dict[str, Any]) -> None:
-    click.echo(f"{policy['name']}  ({' and '.join(policy['disciplines'])} batching)")
-    click.echo(f"    {policy['summary']}")
-    for key, parameter in policy["parameters"].items():
-        meaning = f" - {parameter['description']}" if parameter["description"] else ""
-        click.echo(f"    {key}: {parameter['type']}, default {parameter['default']}{meaning}")
-    click.echo()
-
-
-def _markdown(policy: dict[str, Any]) -> list[str]:
-    lines = [f"### `{policy['name']}`", "", policy["description"], ""]
-    lines += [f"Batching: {' and '.join(policy['disciplines'])}. Decides: {', '.join(policy['decides']) or 'nothing'}."]
-    if policy["parameters"]:
-        lines += ["", "| parameter | default | meaning |", "|---|---|---|"]
-    for key, parameter in policy["parameters"].items():
-        default = "none" if parameter["default"] is None else parameter["default"]
-        meaning = f"{parameter['description']} ({parameter['type']})".strip()
-        lines.append(f"| `{key}` | `{default}` | {meaning} |")
-    return [*lines, ""]
-
-
-def _facts(name: str) -> dict[str, Any]:
-    from simbatch.policies.registry import policy_class, policy_schema
-
-    kind = policy_class(name, folder=Path())
-    properties = policy_schema(name).get("properties", {})
-    text = inspect.getdoc(kind) or ""
-    return {
-        "name": name,
-        "summary": text.split("\n\n")[0].replace("\n", " "),
-        "description": text,
-        "disciplines": list(kind.disciplines),
-        "decides": kind.decisions(),
-        "parameters": {
-            key: {
-                "type": _type(node),
-                "default": node.get("default"),
-                "description": node.get("description", ""),
-            }
-            for key, node in properties.items()
-        },
-    }
-
-
-def _type(node: dict[str, Any]) -> str:
-    """`whole number from 1`, `number above 0`, `multiplicative or additive`."""
-    if "anyOf" in node:
-        return " or ".join(_type(form) for form in node["anyOf"] if form.get("type") != "null")
-    if "enum" in node:
-        return " or ".join(map(str, node["enum"]))
-    words = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text"}
-    limits = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    bounds = [f"{word} {node[key]}" for key, word in limits.items() if key in node]
-    return " ".join([words.get(node.get("type", ""), "value"), *bounds])

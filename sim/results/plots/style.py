@@ -36,6 +36,7 @@ RC: dict[str, Any] = {
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "grid.color": "#E4E4E4",
+    "pdf.fonttype": 42,  # letters stay letters, as publishers ask
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "xtick.color": INK,
@@ -47,17 +48,22 @@ LOG_FROM = 15  # axes are logarithmic when the highest value is that many times 
 
 
 @contextmanager
-def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure (inches) that is written to `path` as PNG when the block ends."""
+def figure(
+    path: Path, width: float, height: float, *, kind: str = "png", rc: dict[str, Any] | None = None, dpi: int = DPI
+) -> Iterator[Figure]:
+    """A figure (inches) that is written to `path` as PNG, or `kind` pdf, when the block ends; `rc` adds to our look."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context(cast(Any, RC)):
-        drawing = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    with rc_context(cast(Any, RC | (rc or {}))):
+        drawing = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
         canvas = FigureCanvasAgg(drawing)
         yield drawing
         with path.open("wb") as file:
+            if kind == "pdf":
+                drawing.savefig(file, format="pdf", metadata={"CreationDate": None})  # the same run, the same bytes
+                return
             canvas.print_png(file, pil_kwargs={"compress_level": 4})  # type: ignore[no-untyped-call]
 
 

@@ -100,6 +100,8 @@ class Source:
     def _absolute(self, key: str, value: Any) -> Any:
         if isinstance(value, dict):
             return {name: self._absolute(name, child) for name, child in value.items()}
+        if isinstance(value, list):
+            return [self._absolute("", child) for child in value]
         is_file = key == "path" or (key == "profile" and isinstance(value, str) and value.endswith(".json"))
         return str(user_path(self.folder, value).absolute()) if is_file else value
 

@@ -25,8 +25,8 @@ def open_trace(
 ) -> TraceSource:
     """A trace's requests; a relative path starts at `folder`.
 
-    `workload` adds its `priorities` and `max_concurrency`; `place` names the settings in messages. UserError at once
-    for settings, missing files and headers, while reading for malformed rows.
+    `workload` adds its `priorities`, `tenants` and `max_concurrency`; `place` names the settings in messages. UserError
+    at once for settings, missing files and headers, while reading for malformed rows.
     """
     path = user_path(folder, trace.path)
     check_file(path, f"{place}.path" if place else str(path))
@@ -41,6 +41,7 @@ def open_trace(
         trace,
         max_concurrency=workload.max_concurrency if workload else None,
         priorities=workload.priority_shares() if workload else None,
+        tenants=workload.tenant_shares() if workload else None,
         seed=seed,
     )
 

@@ -9,7 +9,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.workload.chunk import RequestChunk
 from simbatch.sim.workload.streams import Purpose, stream
-from simbatch.sim.workload.synthetic import draw_priorities
+from simbatch.sim.workload.synthetic import draw_shares
 from simbatch.sim.workload.trace_model import Trace, TraceFormat
 from simbatch.sim.workload.traces.columns.values import MAX_PS
 from simbatch.sim.workload.traces.rows import Batch, Reader
@@ -30,6 +30,7 @@ class TraceSource:
         *,
         max_concurrency: int | None = None,
         priorities: list[tuple[int, float]] | None = None,
+        tenants: list[tuple[str | None, float]] | None = None,
         seed: int = 0,
     ) -> None:
         self.path, self.format = path, trace_format
@@ -37,7 +38,7 @@ class TraceSource:
         self.max_concurrency = max_concurrency
         self.skipped = 0
         self._reader, self._settings = reader, settings
-        self._priorities, self._seed = priorities or [], seed
+        self._priorities, self._tenants, self._seed = priorities or [], tenants or [], seed
         self._has_ids: bool | None = None  # by the first batch
         self._has_tenants: bool | None = None  # by the batches so far
 
@@ -51,7 +52,7 @@ class TraceSource:
         self.skipped = num_requests = 0
         self._has_ids = self._has_tenants = None
         first_ps = last = None
-        rng = stream(self._seed, Purpose.PRIORITIES)
+        priorities, tenants = (stream(self._seed, purpose) for purpose in (Purpose.PRIORITIES, Purpose.TENANTS))
         limit = self._settings.limit
         for batch in self._reader.batches():
             kept = self._without_empty(batch, None if limit is None else limit - num_requests)
@@ -60,8 +61,9 @@ class TraceSource:
                 if first_ps is None:
                     first_ps = kept.arrival_ps[0] if self.format == "azure" else 0
                 num_requests += len(kept.arrival_ps)
-                drawn = draw_priorities(self._priorities, rng, len(kept.arrival_ps))
-                yield self._chunk(kept, first_ps, drawn)
+                n = len(kept.arrival_ps)
+                drawn = draw_shares(self._priorities, priorities, n), draw_shares(self._tenants, tenants, n)
+                yield self._chunk(kept, first_ps, *drawn)
             if num_requests == limit:
                 break
         if num_requests == 0:
@@ -123,10 +125,13 @@ class TraceSource:
                 mend = "set hash_block_tokens to what one hash stands for"
                 raise self._error(batch, i, columns.hash_ids or "", rule, len(hashes), mend)
 
-    def _chunk(self, batch: Batch, first_ps: int, drawn: list[int] | None) -> RequestChunk:
-        if drawn is not None and batch.priority is not None:
-            rule = f"{self.path} has priorities of its own"
-            raise UserError(Problem("workload.priorities", rule, mend="leave priorities out"))
+    def _chunk(
+        self, batch: Batch, first_ps: int, priority: list[int] | None, tenant: list[str | None] | None
+    ) -> RequestChunk:
+        for name, drawn, given in (("priorities", priority, batch.priority), ("tenants", tenant, batch.tenant)):
+            if drawn is not None and given is not None:
+                rule = f"{self.path} has {name} of its own"
+                raise UserError(Problem(f"workload.{name}", rule, mend=f"leave {name} out"))
         self._has_tenants = self._has_tenants or batch.tenant is not None
         times, scale = batch.arrival_ps, self._settings.rate_scale
         if first_ps:
@@ -142,8 +147,8 @@ class TraceSource:
             arrival_ps=times,
             num_prompt_tokens=batch.num_prompt_tokens,
             num_output_tokens=batch.num_output_tokens,
-            priority=batch.priority if drawn is None else drawn,
+            priority=batch.priority if priority is None else priority,
             request_id=batch.request_id,
-            tenant=batch.tenant or ([None] * len(times) if self._has_tenants else None),
+            tenant=tenant or batch.tenant or ([None] * len(times) if self._has_tenants else None),
             hash_ids=None if batch.hash_ids is None else [hashes or () for hashes in batch.hash_ids],
         )

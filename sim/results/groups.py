@@ -1,0 +1,161 @@
+"""The same figures of every class and of every tenant: what each of them felt, and how long it was made to wait.
+
+A run may have thousands of tenants; the blocks of the largest `MAX_TENANTS` (by tokens) are kept, all others are one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.sim.clock import PS_PER_MS, PS_PER_S
+from simbatch.sim.engine.record import FINISHED, REJECTED, STATUS_NAMES, RunRecord
+from simbatch.sim.results.columns import e2el_ps, request_ids
+from simbatch.sim.results.facts import RunFacts
+from simbatch.sim.results.metrics import Bools, describe, duration_ps, keyed, latencies_ms, ratio, within_slo
+
+MAX_TENANTS = 20
+NOBODY = "(none)"  # whose a request without a tenant is, where others have one
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tenants:
+    """Who there is, and whose each request is; nobody when no request has a tenant."""
+
+    names: list[str]
+    of_request: Ints  # index into `names`
+
+    @classmethod
+    def of(cls, record: RunRecord) -> Tenants:
+        """The tenants of a run, the largest first (prompt and output tokens, as produced), equals by name."""
+        requests = record.requests
+        given = requests.tenant or []
+        if not any(name is not None for name in given):
+            return cls([], np.zeros(0, dtype=np.int64))
+        texts = [NOBODY if name is None else name for name in given]
+        numbers = {name: i for i, name in enumerate(sorted(set(texts)))}
+        index = np.array([numbers[name] for name in texts], dtype=np.int64)
+        tokens = np.bincount(index, weights=requests.num_prompt_tokens + requests.num_output_tokens)
+        order = np.argsort(-tokens, kind="stable")
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(len(order))
+        names = list(numbers)
+        return cls([names[i] for i in order.tolist()], rank[index])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Blocks of summary.json, one per group of requests."""
+
+    record: RunRecord
+    facts: RunFacts
+
+    @cached_property
+    def _duration_s(self) -> float:
+        return duration_ps(self.record) / PS_PER_S
+
+    @cached_property
+    def waits_ps(self) -> Ints:
+        """How long each request waited for its first step; to the run's end when it never came, -1 when rejected."""
+        requests = self.record.requests
+        begun = np.where(requests.scheduled_ps < 0, self.record.end_ps, requests.scheduled_ps)
+        return np.where(requests.status == REJECTED, -1, np.maximum(begun - requests.arrival_ps, 0))
+
+    @cached_property
+    def _within(self) -> dict[str, Bools]:
+        """Who is within all limits, and within each of them; empty without an SLO."""
+        slo = self.facts.slo
+        names = {"all": None, **{name: name for name in slo.limits()}} if slo.limits() else {}
+        return {key: within_slo(self.record, slo, only) for key, only in names.items()}
+
+    def classes(self) -> dict[str, Any]:
+        """One block per priority, the most urgent first; empty when no request has a priority of its own."""
+        priority = self.record.requests.priority
+        levels = np.unique(priority)
+        if len(levels) == 0 or (len(levels) == 1 and levels[0] == 0):
+            return {}
+        return {
+            self.facts.class_name(level): {"priority": level, **self.block(priority == level)}
+            for level in levels.tolist()
+        }
+
+    def tenants(self, tenants: Tenants, ratios: Floats) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A block per tenant, with its `fair_share_ratio`, and one of all that are too many for that."""
+        shown = len(tenants) if len(tenants) <= MAX_TENANTS else MAX_TENANTS
+        blocks = {
+            name: {"fair_share_ratio": number(ratios[i]), **self.block(tenants.of_request == i)}
+            for i, name in enumerate(tenants.names[:shown])
+        }
+        if shown == len(tenants):
+            return blocks, {}
+        others = {"num_tenants": len(tenants) - shown, **self.block(tenants.of_request >= shown)}
+        return blocks, others
+
+    def block(self, chosen: Bools) -> dict[str, Any]:
+        """What the chosen requests felt."""
+        record, good = self.record, self._within.get("all")
+        done = chosen & (record.requests.status == FINISHED)
+        longest_ps = int(self.waits_ps[chosen].max(initial=-1))
+        block: dict[str, Any] = {
+            "requests": counts(record, chosen),
+            "request_goodput": None if good is None else ratio(int(good[chosen].sum()), self._duration_s),
+            "slo_share": self.slo_share(chosen),
+            "longest_wait_ms": None if longest_ps < 0 else longest_ps / PS_PER_MS,
+            "mean_normalised_latency_ms": mean_normalised_latency_ms(record, done),
+        }
+        for name, values in latencies_ms(record, done).items():
+            block |= keyed(name, describe(values))
+        return block
+
+    def slo_share(self, chosen: Bools) -> dict[str, float | None]:
+        """Shares of the chosen requests, all that were sent: who was rejected or never finished got no service."""
+        total = int(chosen.sum())
+        return {key: ratio(int(good[chosen].sum()), total) for key, good in self._within.items()}
+
+    def longest_wait(self) -> dict[str, Any]:
+        """Who waited longest for its first step; of equals the first in the input. Nothing when nobody was let in."""
+        record = self.record
+        nobody = dict.fromkeys(("wait_ms", "request_id", "class", "tenant"))
+        if not (self.waits_ps >= 0).any():
+            return nobody
+        i = int(self.waits_ps.argmax())
+        has_classes = bool((record.requests.priority != 0).any())
+        return {
+            "wait_ms": int(self.waits_ps[i]) / PS_PER_MS,
+            "request_id": request_ids(record)[i] if record.requests.request_id else str(i),
+            "class": self.facts.class_name(int(record.requests.priority[i])) if has_classes else None,
+            "tenant": record.requests.tenant[i] if record.requests.tenant else None,
+        }
+
+
+def counts(record: RunRecord, chosen: Bools) -> dict[str, int]:
+    """How many there are, by what became of them."""
+    status = record.requests.status[chosen]
+    by_status = {name: int((status == code).sum()) for code, name in enumerate(STATUS_NAMES)}
+    return {"total": len(status), **by_status}
+
+
+def normalised_latencies_ms(record: RunRecord, chosen: Bools) -> Floats:
+    """E2EL per output token (ms) of the chosen finished requests, as in the papers of Orca and vLLM."""
+    tokens = record.requests.num_output_tokens[chosen]
+    return e2el_ps(record)[chosen] / np.maximum(tokens, 1) / PS_PER_MS
+
+
+def mean_normalised_latency_ms(record: RunRecord, chosen: Bools) -> float | None:
+    """Their mean, None without any."""
+    values = normalised_latencies_ms(record, chosen)
+    return float(values.mean()) if len(values) else None
+
+
+def number(value: float) -> float | None:
+    """NaN is nothing."""
+    return None if np.isnan(value) else float(value)

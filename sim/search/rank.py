@@ -1,0 +1,221 @@
+"""Which policy is best where: every policy in every scenario under the same seeds, judged by one figure a scenario.
+
+The figure is the share of requests within the SLO. Without an SLO it is output throughput where everything arrives at
+once (an offline job is done when it is done), and otherwise the mean latency per output token. The best has the best
+mean; the others are compared with it by the differences seed by seed, all intervals of a scenario holding together at
+95 % (Bonferroni), since the best was chosen by its figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from simbatch.policies.registry import policy_class, policy_names
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.paths import user_path
+from simbatch.sim.results.compared import HIGHER, LOWER, Metric
+from simbatch.sim.results.differences import NO_DIFFERENCE, Difference, Values
+from simbatch.sim.results.replicated import Replicated, Summary, mean_of
+from simbatch.sim.scenario.model import Scenario
+from simbatch.sim.search.cells import Cell, cells_of
+from simbatch.sim.statistics.intervals import CONFIDENCE
+
+WITHIN_SLO = Metric("simbatch.slo_share.all", "within SLO", HIGHER, "share")
+THROUGHPUT = Metric("output_throughput", "output tokens/s", HIGHER)
+NORMALISED = Metric("simbatch.mean_normalised_latency_ms", "latency per token (ms)", LOWER, "ms")
+MIN_POLICIES = 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scenario of a ranking: its cells by policy, and who does not take part, with the reason."""
+
+    scenario: Scenario
+    seeds: Sequence[int]
+    cells: Mapping[str, list[Cell]]
+    left_out: Mapping[str, str]
+
+    @property
+    def judge(self) -> Metric:
+        """The figure that decides."""
+        if self.scenario.slo.model_dump(exclude_none=True):
+            return WITHIN_SLO
+        process = getattr(self.scenario.workload.arrival, "process", None)
+        return THROUGHPUT if process == "all_at_once" else NORMALISED
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a ranking simulates; `left_out` are whole scenarios, with the reason."""
+
+    entries: list[Entry]
+    left_out: dict[str, str]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All of them."""
+        return [cell for entry in self.entries for cells in entry.cells.values() for cell in cells]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One policy in one scenario."""
+
+    policy: str
+    rank: float  # 1 is the best; equals share the mean of their places
+    values: Values
+    difference: Difference | None  # from the best; None for the best itself
+
+    @property
+    def mean(self) -> float | None:
+        """Of the figure that decides."""
+        return mean_of(self.values)
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every run has the figure that the best has."""
+        interval = self.difference and self.difference.interval
+        return interval is not None and interval.low == interval.high == 0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The outcome in one scenario."""
+
+    entry: Entry
+    summaries: Mapping[str, Sequence[Summary]]
+
+    @cached_property
+    def standings(self) -> list[Standing]:
+        """The best first."""
+        judge = self.entry.judge
+        values = {label: [judge.of(summary) for summary in runs] for label, runs in self.summaries.items()}
+        worst = float("inf")
+        sign = -1 if judge.better == HIGHER else 1
+        scores = {label: worst if (mean := mean_of(of)) is None else sign * mean for label, of in values.items()}
+        order = sorted(scores, key=lambda label: scores[label])
+        best, *others = order
+        confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
+        refused = "one run" if self.is_one_run else None
+        differences = {
+            label: Difference.of(judge, (best, values[best]), (label, values[label]), confidence, refused)
+            for label in others
+        }
+        ranks = ranks_of([scores[label] for label in order])
+        return [
+            Standing(label, rank, values[label], differences.get(label))
+            for label, rank in zip(order, ranks, strict=True)
+        ]
+
+    @cached_property
+    def replicated(self) -> Replicated:
+        """The same runs, compared with the best in all metrics."""
+        summaries = {standing.policy: self.summaries[standing.policy] for standing in self.standings}
+        return Replicated(summaries, self.entry.seeds)
+
+    @cached_property
+    def is_one_run(self) -> bool:
+        """Whether there is no chance in it, so that values are compared as they are."""
+        return len(self.entry.seeds) == 1 or all(
+            len({str(self.entry.judge.of(summary)) for summary in runs}) == 1 for runs in self.summaries.values()
+        )
+
+    def is_told_apart(self, standing: Standing) -> bool:
+        """Whether it is worse than the best beyond doubt (where there is no chance: by the value)."""
+        if standing.difference is None:
+            return False
+        if self.is_one_run:
+            return standing.mean != self.standings[0].mean
+        return standing.difference.verdict != NO_DIFFERENCE
+
+
+@dataclass(frozen=True)
+class Overall:
+    """One policy over all scenarios that it took part in."""
+
+    policy: str
+    num_scenarios: int = 0
+    ranks: list[float] = field(default_factory=list)
+    num_best: int = 0  # best, or not told apart from the best
+
+    @property
+    def mean_rank(self) -> float:
+        """The lower the better."""
+        return sum(self.ranks) / len(self.ranks)
+
+
+def plan_ranking(scenarios: Sequence[Scenario], policies: Sequence[str], replications: int) -> Plan:
+    """Every policy in every scenario that it supports, checked; without `policies`, all that there are by name.
+
+    Raises UserError for what is wrong with a scenario, or with a policy that was asked for.
+    """
+    names = [scenario.name for scenario in scenarios]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(Problem("rank", "two scenarios have the same name", twice, "rename one of the files"))
+    entries: list[Entry] = []
+    left_out: dict[str, str] = {}
+    for scenario in scenarios:
+        missing = _missing_trace(scenario)
+        entry = None if missing else _entry(scenario, policies, replications)
+        if entry is None:
+            left_out[scenario.name] = f"there is no file {missing}"
+        elif len(entry.cells) < MIN_POLICIES:
+            left_out[scenario.name] = f"fewer than {MIN_POLICIES} policies support it"
+        else:
+            entries.append(entry)
+    if not entries:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise UserError(Problem("rank", f"no scenario is left to rank policies in ({reasons})", mend="name others"))
+    return Plan(entries, left_out)
+
+
+def overall(judged: Sequence[Judged]) -> list[Overall]:
+    """Those that took part in most scenarios first, then by mean rank."""
+    found: dict[str, list[tuple[float, bool]]] = {}
+    for each in judged:
+        for standing in each.standings:
+            found.setdefault(standing.policy, []).append((standing.rank, not each.is_told_apart(standing)))
+    rows = [
+        Overall(policy, len(places), [rank for rank, _ in places], sum(is_best for _, is_best in places))
+        for policy, places in found.items()
+    ]
+    return sorted(rows, key=lambda row: (-row.num_scenarios, row.mean_rank, row.policy))
+
+
+def ranks_of(scores: Sequence[float]) -> list[float]:
+    """Places from 1 on of ascending scores; equals share the mean of theirs."""
+    return [
+        sum(i + 1 for i, other in enumerate(scores) if other == score) / scores.count(score) for score in list(scores)
+    ]
+
+
+def _entry(scenario: Scenario, policies: Sequence[str], replications: int) -> Entry:
+    seeds = range(scenario.seed, scenario.seed + (1 if _has_no_chance(scenario) else replications))
+    cells: dict[str, list[Cell]] = {}
+    left_out: dict[str, str] = {}
+    for name in policies or policy_names():
+        batching = scenario.engine.batching
+        if batching not in policy_class(name, folder=scenario.folder).disciplines:
+            left_out[name] = f"does not support {batching} batching"
+            continue
+        try:
+            cells[name] = cells_of(scenario.with_policy(name), [{}], seeds)
+        except UserError as error:
+            if policies:
+                raise
+            left_out[name] = str(error.problems[0])
+    return Entry(scenario, seeds, cells, left_out)
+
+
+def _missing_trace(scenario: Scenario) -> str | None:
+    trace = scenario.workload.trace
+    return trace.path if trace is not None and not user_path(scenario.folder, trace.path).exists() else None
+
+
+def _has_no_chance(scenario: Scenario) -> bool:
+    """A trace as it is: every seed gives the same arrivals, so one run says it all."""
+    workload = scenario.workload
+    return workload.trace is not None and not (workload.priorities or workload.tenants or scenario.engine.step_noise)

@@ -1,0 +1,217 @@
+"""A ranking as text: a page of Markdown for the documentation, tables for the console, numbers for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from simbatch.sim.results import files
+from simbatch.sim.results.compared import Metric
+from simbatch.sim.results.console import number, percent, table
+from simbatch.sim.results.replicated import Replicated, Summary
+from simbatch.sim.search.rank import NORMALISED, THROUGHPUT, WITHIN_SLO, Judged, Plan, Standing, overall
+
+OWN_FILES = ("ranking.md", "ranking.json")
+OTHERS = (
+    Metric("request_goodput", "goodput (req/s)", "higher"),
+    Metric("p99_ttft_ms", "P99 TTFT (ms)", "lower", "ms"),
+    Metric("p99_tpot_ms", "P99 TPOT (ms)", "lower", "ms"),
+    Metric("simbatch.fairness.tenants", "fairness (Jain)", "higher", "index"),
+)
+BEST, EQUAL = "best", "not told apart from the best"
+WORDS = {
+    WITHIN_SLO.key: "the share of requests within the SLO",
+    THROUGHPUT.key: "output tokens per second (no SLO, everything arrives at once)",
+    NORMALISED.key: "the mean latency per output token (no SLO)",
+}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What came of a plan."""
+
+    plan: Plan
+    summaries: Mapping[str, Summary]  # by the cells' keys
+
+    @cached_property
+    def judged(self) -> list[Judged]:
+        """Each scenario's outcome."""
+        return [
+            Judged(
+                entry,
+                {policy: [self.summaries[cell.key] for cell in cells] for policy, cells in entry.cells.items()},
+            )
+            for entry in self.plan.entries
+        ]
+
+    def text(self) -> str:
+        """The overall table and who is best where."""
+        rows = [
+            (row.policy, f"{row.num_scenarios}", f"{row.num_best}", f"{row.mean_rank:.1f}")
+            for row in overall(self.judged)
+        ]
+        lines = table(("policy", "scenarios", "best or not told apart", "mean rank"), rows)
+        best = [(judged.entry.scenario.name, _best_words(judged)) for judged in self.judged]
+        width = max(len(name) for name, _ in best)
+        return "\n".join([*lines, "", *(f"{name.ljust(width)}  {words}" for name, words in best), *self._left_out()])
+
+    def markdown(self) -> str:
+        """The page."""
+        lines = [
+            "# Which policy is best where",
+            "",
+            f"Made by `simbatch rank` of simbatch {version('simbatch')}; [judging](judging.md) says how.",
+            "All policies of a scenario got the same arrivals, seed by seed. *Best* has the best mean; the others are",
+            "compared with it by paired differences, whose 95 % intervals hold together in a scenario (Bonferroni).",
+            "*Not told apart* is not *equal*. Shares differ in points (of 100). A policy has its default parameters,",
+            "except where the scenario gives it others (†).",
+            "",
+            "| policy | scenarios | best, or not told apart from it | mean rank |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| `{row.policy}` | {row.num_scenarios} | {row.num_best} | {row.mean_rank:.1f} |"
+            for row in overall(self.judged)
+        ]
+        lines += ["", "The mean rank is over the scenarios that a policy supports; who supports fewer stands below."]
+        for judged in self.judged:
+            lines += ["", *_section(judged)]
+        return "\n".join([*lines, *self._left_out()]) + "\n"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ranking.json."""
+        return {
+            "overall": [
+                {
+                    "policy": row.policy,
+                    "scenarios": row.num_scenarios,
+                    "best": row.num_best,
+                    "mean_rank": row.mean_rank,
+                }
+                for row in overall(self.judged)
+            ],
+            "scenarios": [
+                {
+                    "scenario": judged.entry.scenario.name,
+                    "judge": judged.entry.judge.key,
+                    "seeds": list(judged.entry.seeds),
+                    "left_out": dict(judged.entry.left_out),
+                    "policies": [_as_dict(judged, standing) for standing in judged.standings],
+                }
+                for judged in self.judged
+            ],
+            "left_out": self.plan.left_out,
+        }
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write ranking.md and ranking.json; returns their paths."""
+        writers: dict[str, Callable[[Path], None]] = {
+            "ranking.md": lambda path: _write(path, self.markdown()),
+            "ranking.json": lambda path: files.write_json(path, self.as_dict()),
+        }
+        return files.write_all(Path(folder), writers, OWN_FILES)
+
+    def _left_out(self) -> Iterator[str]:
+        if self.plan.left_out:
+            yield ""
+        for name, reason in self.plan.left_out.items():
+            yield f"Left out: {name} ({reason})."
+
+
+def verdict(judged: Judged, standing: Standing) -> str:
+    """`best`, what is not told apart from it, or `worse`."""
+    if standing.difference is None:
+        return BEST
+    if judged.is_told_apart(standing):
+        return "worse"
+    return "equal" if standing.is_equal or judged.is_one_run else EQUAL
+
+
+def _section(judged: Judged) -> Iterator[str]:
+    entry = judged.entry
+    judge, seeds = entry.judge, entry.seeds
+    runs = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else "one run, since a trace leaves nothing to chance"
+    yield f"## {entry.scenario.name}"
+    yield ""
+    yield f"Judged by {WORDS[judge.key]}{_slo(entry.scenario.slo.model_dump(exclude_none=True))}; {runs}."
+    yield ""
+    every = [summary for runs in judged.summaries.values() for summary in runs]
+    others = [metric for metric in OTHERS if any(metric.of(summary) is not None for summary in every)]
+    titles = ["rank", "policy", judge.label, "from the best", *(metric.label for metric in others), ""]
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+    for standing in judged.standings:
+        mine = "†" if standing.policy == entry.scenario.policy.name and entry.scenario.policy.params else ""
+        shown = [_figure(judged.replicated, standing.policy, metric) for metric in (judge, *others)]
+        cells = [f"{standing.rank:g}", f"`{standing.policy}`{mine}", shown[0], _behind(standing), *shown[1:]]
+        yield f"| {' | '.join([*cells, _remark(judged, standing)])} |"
+    if entry.left_out:
+        yield ""
+        yield "Left out: " + "; ".join(f"`{name}` ({reason})" for name, reason in entry.left_out.items()) + "."
+
+
+def _remark(judged: Judged, standing: Standing) -> str:
+    num = judged.replicated.num_overloaded(standing.policy)
+    text = verdict(judged, standing)
+    return f"{text}; overloaded in {num} of {len(judged.entry.seeds)}" if num else text
+
+
+def _figure(replicated: Replicated, label: str, metric: Metric) -> str:
+    """Mean and half width."""
+    values = [metric.of(summary) for summary in replicated.summaries[label]]
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean, interval = sum(known) / len(known), replicated.interval_of(values)
+    text = percent(mean) if metric.is_share else number(mean, metric.decimals)
+    if interval is None:
+        return text
+    half = (interval["high"] - interval["low"]) / 2 * (100 if metric.is_share else 1)
+    return f"{text} ± {number(half, metric.decimals)}"
+
+
+def _behind(standing: Standing) -> str:
+    """The interval of the difference from the best."""
+    if standing.difference is None or standing.difference.interval is None:
+        return ""
+    difference, span, _, _ = standing.difference.cells()
+    return span if difference != "0" else "0"
+
+
+def _best_words(judged: Judged) -> str:
+    best, *others = judged.standings
+    equal = [standing.policy for standing in others if not judged.is_told_apart(standing)]
+    value = _figure(judged.replicated, best.policy, judged.entry.judge)
+    rest = f"; not told apart: {', '.join(equal)}" if equal else ""
+    return f"{best.policy} ({judged.entry.judge.label} {value}){rest}"
+
+
+def _slo(limits: Mapping[str, float]) -> str:
+    if not limits:
+        return ""
+    given = [f"{key.removesuffix('_ms').upper()} ≤ {limit:g} ms" for key, limit in limits.items()]
+    return f" ({', '.join(given)})"
+
+
+def _as_dict(judged: Judged, standing: Standing) -> dict[str, Any]:
+    runs: Sequence[Summary] = judged.summaries[standing.policy]
+    return {
+        "policy": standing.policy,
+        "parameters": {key: value for key, value in runs[0]["simbatch"]["policy"].items() if key != "name"},
+        "rank": standing.rank,
+        "mean": standing.mean,
+        "interval": judged.replicated.interval_of(standing.values),
+        "difference": standing.difference and standing.difference.as_dict(),
+        "verdict": verdict(judged, standing),
+        "overloaded_runs": judged.replicated.num_overloaded(standing.policy),
+        "runs": standing.values,
+        "others": {metric.key: [metric.of(summary) for summary in runs] for metric in OTHERS},
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
