@@ -7,6 +7,7 @@ from typing import Any
 
 import simpy
 
+from simbatch.policies.base import Policy
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine.arrivals import FAR
@@ -115,6 +116,7 @@ class CaseArrivals:
                 min(case_request["max_tokens"], self._max_model_len - case_request["prompt_len"]),
                 case_request.get("priority", 0),
             )
+            request.tenant = case_request.get("tenant")
             if self._keys:
                 request.keys = self._keys.of(case_request)
             self._num_taken += 1
@@ -138,7 +140,7 @@ class CaseRecorder(Recorder):
 class CaseReplica(Replica):
     """A replica that writes a line per step, as the recordings do (`vllm_oracle.py` beside them)."""
 
-    def __init__(self, case: dict[str, Any]) -> None:
+    def __init__(self, case: dict[str, Any], policy: Policy | None = None) -> None:
         config = engine_config(case)
         ps = {name: value * PS_PER_NS for name, value in case["step_time_ns"].items()}
         cost = LinearCost(*(ps[k] for k in ("base", "per_prefill_token", "per_decode_seq", "per_context_token")))
@@ -157,7 +159,8 @@ class CaseReplica(Replica):
         self._line_of: dict[int, Line] = {}
         self._seat_of: dict[Request, int] = {}
         self._newest: Line | None = None
-        super().__init__(simpy.Environment(0), config, cost, VLLM(), arrivals, CaseRecorder())  # type: ignore[arg-type]
+        env, recorder = simpy.Environment(0), CaseRecorder()
+        super().__init__(env, config, cost, policy or VLLM(), arrivals, recorder)  # type: ignore[arg-type]
 
     def play(self) -> list[Line]:
         """All lines but the head: steps, requests, end."""

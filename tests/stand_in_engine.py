@@ -35,17 +35,23 @@ class StandInEngine:
     on_step = None
 
     def __init__(self, config, cost, requests, clock):
-        self.config, self.clock = config, clock
-        recorder = Recorder()
-        never = Arrivals(requests, recorder, config.max_model_len, None)
-        self.replica = Replica(cast("Any", simpy.Environment(0)), config, cost, VLLM(), never, recorder)
+        self.config, self.cost, self.requests, self.clock = config, cost, requests, clock
+        self.guide(None)
         self.alive: dict[int, Request] = {}
         self.chain: dict[Any, int] = {}
         self.aborted: list[str] = []
         self.preemptions = Counter[str]()
 
-    def add_request(self, request_id, prompt_token_ids, max_tokens, *, priority=0, arrival_time=None):
-        request = Request(int(request_id), request_id, to_ps(arrival_time), len(prompt_token_ids), max_tokens, priority)
+    def guide(self, policy, clock=None):
+        self.policy_clock = clock
+        recorder = Recorder()
+        never = Arrivals(self.requests, recorder, self.config.max_model_len, None)
+        env = cast("Any", simpy.Environment(0))
+        self.replica = Replica(env, self.config, self.cost, policy or VLLM(), never, recorder)
+
+    def add_request(self, request_id, prompt_token_ids, max_tokens, *, priority=0, arrival_time=None, known=None):
+        name = (known or {}).get("request_id", request_id)
+        request = Request(int(request_id), name, to_ps(arrival_time), len(prompt_token_ids), max_tokens, priority)
         size, before = self.config.block_size, 0
         keys = []
         for end in range(size, len(prompt_token_ids) + 1, size):
@@ -54,21 +60,25 @@ class StandInEngine:
         if self.config.enable_prefix_caching:
             request.keys = keys
         self.alive[request.index] = request
-        self.replica.scheduler.waiting.add(request)
+        request.tenant = (known or {}).get("tenant")
+        self.replica.scheduler.may_admit = True
+        self.replica.now_ps = self._now_ps()
+        self.replica.add(request)
         overhead_s = to_s(self.config.request_overhead_ps)
         self.clock.now_s += overhead_s
         return overhead_s
 
     def step(self):
         replica, start_s = self.replica, self.clock.now_s
-        replica.now_ps = replica.device_free_ps = to_ps(start_s)
+        replica.now_ps = replica.device_free_ps = self._now_ps()
+        origin_s = start_s - to_s(replica.now_ps)
         before = {index: request.num_output_tokens for index, request in self.alive.items()}
         step = replica.schedule(0)
         self.preemptions.update(str(request.index) for request in step.batch.preempted)
         entries = tuple(
             (str(e.request.index), Entry(e.num_computed_tokens, e.num_tokens, e.is_decode)) for e in step.batch.entries
         )
-        self.clock.now_s = to_s(step.end_ps)
+        self.clock.now_s = origin_s + to_s(step.end_ps)
         replica.now_ps = step.end_ps
         replica.update(step)
         if entries and self.on_step is not None:
@@ -76,12 +86,16 @@ class StandInEngine:
             self.on_step(RecordedStep(start_s, self.clock.now_s, entries, *counts))
         outputs = []
         for index, request in list(self.alive.items()):
-            ended = request.finish_ps >= 0
+            refusal = replica.recorder.reason.get(index)
+            ended = request.finish_ps >= 0 or refusal is not None
             if (new := request.num_output_tokens - before[index]) or ended:
-                outputs.append(Output(str(index), new, ended))
+                outputs.append(Output(str(index), new, ended, refusal))
             if ended:
                 del self.alive[index]
         return outputs
+
+    def _now_ps(self):
+        return to_ps(self.clock.now_s) if self.policy_clock is None else self.policy_clock.now_ps()
 
     def abort(self, request_ids):
         self.aborted += request_ids

@@ -39,19 +39,20 @@ WORKLOADS = {
 }
 
 
-def both(workload, *, overhead_s=0.0, tell=lambda num_ended, elapsed_s: None, **engine):
+def both(workload, *, overhead_s=0.0, tell=lambda num_ended, elapsed_s: None, policy=None, **engine):
     """The real run, the simulated one, and the stand-in."""
     settings = {"max_num_seqs": 16, "max_model_len": 600, "max_num_batched_tokens": 128, **engine}
-    scenario = Scenario.from_dict(
-        {"profile": {**PROFILE, "request_overhead_s": overhead_s}, "engine": settings, "workload": workload, "seed": 5}
-    )
+    profile = {**PROFILE, "request_overhead_s": overhead_s}
+    content = {"profile": profile, "engine": settings, "workload": workload, "seed": 5}
+    scenario = Scenario.from_dict({**content, "policy": policy or {"name": "vllm"}})
     resolved = resolve(scenario)
     requests = Requests.of(open_workload(scenario.workload, seed=5, folder=scenario.folder))
     cost, clock = resolved.profile.cost_model(), Clock()
     engine = StandInEngine(resolved.engine, cost, requests, clock)
     simulated = simulated_run(simulate_requests(resolved, requests))
     tokens = prompts(requests, 4096, 5)
-    replay = Replay(engine, resolved.engine, requests, tokens, tell=tell, now=clock, sleep=clock.sleep)
+    under = {"policy": resolved.policy} if policy else {}
+    replay = Replay(engine, resolved.engine, requests, tokens, tell=tell, now=clock, sleep=clock.sleep, **under)
     return replay, simulated, engine, resolved
 
 
@@ -75,6 +76,30 @@ def test_an_engine_that_does_as_simulated_has_no_error(name):
         cached = real.record.requests.num_cached_tokens
         assert cached.sum() > 1000
         assert cached.tolist() == simulated.record.requests.num_cached_tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"name": "adaptive", "target_tpot_ms": 18, "adjustment_interval": 3},
+        {"name": "priority", "ageing_s": 2.0, "max_batch_size": 6},
+        {"name": "sjf", "predictor_error": 0.4},
+        {"name": "edf", "target_ttft_ms": 700},
+    ],
+    ids=lambda policy: policy["name"],
+)
+def test_a_policy_sees_the_same_and_decides_the_same(policy):
+    workload = {**WORKLOADS["priorities"], "num_prompts": 80}
+    replay, simulated, _, _ = both(workload, policy=policy)
+    real = replay.run(simulated.facts)
+    for column in ("arrival_ps", "scheduled_ps", "first_token_ps", "finish_ps"):
+        apart_ps = getattr(real.record.requests, column) - getattr(simulated.record.requests, column)
+        assert np.abs(apart_ps).max() < 1e6, column
+    assert real.record.requests.status.tolist() == simulated.record.requests.status.tolist()
+    assert len(real.record.requests.reason) == len(simulated.record.requests.reason)
+    assert (len(real.record.requests.reason) > 0) == (policy["name"] == "edf")
+    plain = both(workload)[1].record.requests
+    assert (simulated.record.requests.finish_ps != plain.finish_ps).any()
 
 
 def test_taking_requests_in_costs_the_same_on_both_sides():

@@ -9,6 +9,7 @@ from simbatch.cli import main
 from simbatch.profiler.validating.bounds import Bounds, is_within
 from simbatch.profiler.validating.figures import Figure
 from simbatch.profiler.validating.settings import as_resolved, check_can_run, engine_options
+from simbatch.serving.options import PolicyOptions
 from simbatch.sim.results.compared import Metric
 from simbatch.sim.scenario import resolve
 from tests.made_samples import ENGINE
@@ -64,7 +65,8 @@ def test_the_scenario_s_settings_reach_vllm():
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"policy": {"name": "fixed"}}, "only vLLM's own scheduler runs in the real engine so far"),
+        ({"policy": {"name": "srpt"}}, "runs in simulation alone, since it plans whole steps (plan)"),
+        ({"policy": {"name": "static"}}, "since it lets an idle engine wait for a fuller batch (hold)"),
         ({"policy": {"name": "fixed"}, "engine": {"batching": "static"}}, "batches continuously"),
     ],
 )
@@ -72,6 +74,20 @@ def test_what_the_real_engine_cannot_do_is_said_before_it_starts(sections, said)
     with pytest.raises(UserError) as error:
         check_can_run(scenario(**sections))
     assert said in str(error.value)
+
+
+def test_a_policy_reaches_vllm_with_what_it_may_ask_for(tmp_path):
+    policy = {"name": "edf", "target_ttft_ms": 300.0}
+    under = Scenario.from_dict({**scenario(policy=policy, seed=3).dump()}, folder=tmp_path)
+    check_can_run(under)
+    extra = engine_options(under, "model", extra={"enforce_eager": True}).extra
+    assert extra["scheduler_cls"] == "simbatch.vllm_scheduler.PolicyScheduler"
+    options = PolicyOptions.of(extra["additional_config"])
+    assert options.build().parameters()["target_ttft_ms"] == 300.0
+    assert (options.seed, options.folder) == (3, tmp_path)
+    assert options.cost_model().decode_ps(1) == 10**10
+    with pytest.raises(UserError, match="is how vLLM is told of the policy edf"):
+        engine_options(under, "model", extra={"scheduler_cls": "mine"})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from simbatch.profiler.fitting.samples import EngineFacts, Entry
 from simbatch.profiler.measuring.step_clock import Counts, Entries, RecordedStep, StepClock
@@ -28,15 +28,20 @@ from simbatch.profiler.measuring.vllm_start import (
 )
 from simbatch.sim.errors import Problem, UserError
 
+if TYPE_CHECKING:
+    from simbatch.policies.base import Policy
+    from simbatch.serving.guide import Clock
+
 __all__ = ["EngineOptions", "Output", "RecordedStep", "VllmEngine", "check_model", "require_vllm"]
 
 
 class Output(NamedTuple):
-    """What one step gave one request."""
+    """What one step gave one request; `refusal` is why a policy turned it away."""
 
     request_id: str
     num_new_tokens: int
     finished: bool
+    refusal: str | None = None
 
 
 class Recording:
@@ -107,9 +112,13 @@ class VllmEngine:
         *,
         priority: int = 0,
         arrival_time: float | None = None,
+        known: Mapping[str, str] | None = None,
     ) -> float:
-        """Hand in a request that produces exactly `max_tokens`; returns what that took on the host, s."""
-        params = self._sampling(max_tokens)
+        """Hand in a request that produces exactly `max_tokens`; returns what that took on the host, s.
+
+        `known` is what a policy may know of it besides: its `tenant`, the `request_id` of its trace.
+        """
+        params = self._sampling(max_tokens, known)
         start_s = time.perf_counter()
         prompt = {"prompt_token_ids": list(prompt_token_ids)}
         inside = self._engine.add_request(request_id, prompt, params, arrival_time=arrival_time, priority=priority)
@@ -124,7 +133,15 @@ class VllmEngine:
         except Exception as error:  # whatever a kernel raises
             raise failed_step(error, self.facts.model) from error
         self._clock.call_ends(Counts(self.free_blocks, self.num_running, self.num_waiting))
-        return [Output(output.request_id, len(output.outputs[0].token_ids), output.finished) for output in outputs]
+        return [_output(output) for output in outputs]
+
+    def guide(self, policy: Policy | None, clock: Clock | None = None) -> None:
+        """Serve under `policy` from now on, on its `clock`; None: under vLLM's own scheduler. Nothing may be waiting.
+
+        Only where `scheduler_cls` is `simbatch.vllm_scheduler.PolicyScheduler`.
+        """
+        self.drain()
+        self._scheduler.guide(policy, clock)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """Forget these requests."""
@@ -213,13 +230,25 @@ class VllmEngine:
             logging.getLogger("vllm").setLevel(logging.ERROR)
         return engine
 
-    def _sampling(self, max_tokens: int) -> Any:
+    def _sampling(self, max_tokens: int, known: Mapping[str, str] | None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        kind = RequestOutputKind.DELTA  # as a streaming server
-        return SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, detokenize=False, output_kind=kind)
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,  # as a streaming server
+            extra_args=dict(known) if known else None,
+        )
 
     def _tell(self, step: RecordedStep) -> None:
         if self.on_step is not None:
             self.on_step(step)
+
+
+def _output(output: Any) -> Output:
+    tokens = output.outputs[0]
+    refusal = str(tokens.stop_reason) if tokens.finish_reason == "error" else None
+    return Output(output.request_id, len(tokens.token_ids), output.finished, refusal)

@@ -92,6 +92,9 @@ def _replay(
 ) -> list[Run]:
     """Warm up, then run after run, each written when it has ended."""
     tokens = prompts(requests, engine.vocab_size, resolved.scenario.seed)
+    policy = None if resolved.scenario.policy.name == "vllm" else resolved.policy
+    if policy is not None:
+        engine.guide(None)  # it would hold back what the warm-up must visit
     told.say("warming up")
     # a CPU's server that has run for a while has met every count; a GPU's kernels are made for few of them
     is_cpu = engine.facts.gpu == "cpu"
@@ -101,7 +104,7 @@ def _replay(
     runs = []
     for number in numbers:
         engine.reset_prefix_cache()
-        replay = Replay(engine, resolved.engine, requests, tokens, tell=partial(tell, number))
+        replay = Replay(engine, resolved.engine, requests, tokens, tell=partial(tell, number), policy=policy)
         runs.append(replay.run(simulated.facts))
         kept.write(number, runs[-1])
     return runs

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from simbatch.policies.base import Policy
 from simbatch.profiler.measuring.step_clock import RecordedStep
 from simbatch.profiler.measuring.vllm_engine import Output, VllmEngine
 from simbatch.profiler.validating.real_run import Run, segments_of
@@ -36,7 +37,9 @@ Tell = Callable[[int, float], None]  # ended requests, and the time (s) since th
 
 
 class Replay:
-    """One run of `requests` on `engine`; `now` and `sleep` are its clock, in seconds.
+    """One run of `requests` on `engine`, under `policy`; `now` and `sleep` are its clock, in seconds.
+
+    Without a policy the engine serves as it does. With one, its time is the run's, as in a simulation.
 
     While it runs it only notes what happens; that is made a record of afterwards, so that the engine does not wait.
     """
@@ -49,11 +52,12 @@ class Replay:
         prompts: Sequence[Sequence[int]],
         *,
         tell: Tell,
+        policy: Policy | None = None,
         now: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._engine, self._config, self._prompts = engine, config, prompts
-        self._tell, self._now, self._sleep = tell, now, sleep
+        self._policy, self._tell, self._now, self._sleep = policy, tell, now, sleep
         self._recorder = Recorder(keep_steps=True)
         self._arrivals = Arrivals(requests, self._recorder, config.max_model_len, None)
         self._taken_in_ps = array("q", [NEVER]) * len(requests.all)
@@ -71,8 +75,12 @@ class Replay:
         try:
             with _no_collections():
                 self._origin_s = self._now() + LEAD_S
+                if self._policy is not None:
+                    self._engine.guide(self._policy, self)
                 self._loop()
             self._engine.drain()
+            if self._policy is not None:
+                self._engine.guide(None)
         except BaseException:
             with suppress(Exception):  # interrupted in the middle of a step, it may not know what it has
                 self._engine.abort(list(self._sent))
@@ -80,6 +88,14 @@ class Replay:
         finally:
             self._engine.on_step = None
         return self._run(facts)
+
+    def now_ps(self) -> int:
+        """The policy's clock."""
+        return self._ps(self._now())
+
+    def arrival_ps(self, arrival_time: float) -> int:
+        """When a request came, by what the engine was told of it."""
+        return to_ps(arrival_time)
 
     def _loop(self) -> None:
         while True:
@@ -110,12 +126,14 @@ class Replay:
             return
         name = str(request.index)
         self._sent[name] = request
+        known = {"request_id": request.request_id} | ({"tenant": request.tenant} if request.tenant is not None else {})
         self._admission_s[request.index] = self._engine.add_request(
             name,
             self._prompts[request.index],
             request.max_tokens,
             priority=request.priority,
             arrival_time=to_s(request.arrival_ps),
+            known=None if self._policy is None else known,
         )
 
     def _step(self) -> None:
@@ -133,11 +151,14 @@ class Replay:
 
     def _run(self, facts: RunFacts) -> Run:
         itl_s = [list[float]() for _ in self._taken_in_ps]
-        end_ps = 0
+        end_ps, refused = 0, dict[str, str]()
         for now_s, outputs in self._outputs:
             for output in outputs:
                 end_ps = self._ps(now_s)
                 request = self._sent[output.request_id]
+                if output.refusal is not None:
+                    refused[output.request_id] = output.refusal
+                    continue
                 if output.num_new_tokens:
                     if request.first_token_ps < 0:
                         request.first_token_ps = end_ps
@@ -150,7 +171,10 @@ class Replay:
         steps = self._step_rows()
         for name, request in self._sent.items():
             request.num_preemptions = self._engine.preemptions[name]
-            self._recorder.finished(request)
+            if name in refused:
+                self._recorder.rejected(request, refused[name])
+            else:
+                self._recorder.finished(request)
         record = self._recorder.record(self._config, end_ps, 0.0, num_preemptions=self._engine.preemptions.total())
         segments = segments_of(steps, record.requests.num_prompt_tokens)
         record = replace(record, segments=segments, steps=steps)

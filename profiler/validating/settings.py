@@ -10,6 +10,7 @@ from typing import Any
 
 from simbatch.profiler.fitting.samples import EngineFacts
 from simbatch.profiler.measuring.vllm_engine import EngineOptions
+from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions, refuse_undoable
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.engine import EngineSettings
@@ -28,15 +29,24 @@ def written(scenario: Scenario) -> dict[str, Any]:
 def check_can_run(scenario: Scenario) -> None:
     """UserError for what simbatch does not run inside the real engine."""
     problems = []
-    if scenario.policy.name != "vllm":
-        rule = "only vLLM's own scheduler runs in the real engine so far"
-        place, name = scenario.locate(("policy",)), scenario.policy.name
-        problems.append(Problem(place, rule, name, "--set 'policy={name: vllm}'"))
     if scenario.engine.batching != "continuous":
         rule = "vLLM's engine batches continuously"
         problems.append(Problem(scenario.locate(("engine", "batching")), rule, "static", "remove it"))
+    try:
+        refuse_undoable(scenario.build_policy(), "policy.name", scenario.policy.name)
+    except UserError as error:
+        problems += scenario.relocated(error).problems
     if problems:
         raise UserError(*problems)
+
+
+def policy_arguments(scenario: Scenario) -> dict[str, Any]:
+    """The engine arguments that run the scenario's policy in vLLM; none for vLLM's own scheduler."""
+    if scenario.policy.name == "vllm":
+        return {}
+    folder = scenario.folder.absolute()
+    options = PolicyOptions(scenario.policy.name, scenario.policy.params, scenario.profile, scenario.seed, folder)
+    return {"scheduler_cls": SCHEDULER_CLASS, "additional_config": options.additional_config()}
 
 
 def engine_options(
@@ -53,6 +63,10 @@ def engine_options(
     if twice:
         mend = f"write --set engine.{twice[0]}=..., which the simulation heeds too"
         raise UserError(Problem(f"--engine-arg {twice[0]}", "is a setting of the scenario", mend=mend))
+    ours = policy_arguments(scenario)
+    if taken := sorted(ours.keys() & (extra or {}).keys()):
+        rule = f"is how vLLM is told of the policy {scenario.policy.name}"
+        raise UserError(Problem(f"--engine-arg {taken[0]}", rule, mend="leave it out"))
     own = EngineOptions.__dataclass_fields__.keys()
     named = {key: value for key, value in settings.items() if key in own}
     others = {key: value for key, value in settings.items() if key not in own}
@@ -61,7 +75,7 @@ def engine_options(
         quantization=quantization,
         tensor_parallel_size=tensor_parallel_size,
         **named,
-        extra={**others, **(extra or {})},
+        extra={**others, **ours, **(extra or {})},
     )
 
 

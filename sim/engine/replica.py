@@ -21,14 +21,14 @@ from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.engine.arrivals import FAR, Arrivals
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.step import Step, step_ps
+from simbatch.sim.engine.step import Step, step_ps, step_ps_beside
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.planned import PlannedScheduler
 from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.scheduler import Batch, Entry, Scheduler, is_decoding
+from simbatch.sim.scheduler.scheduler import Batch, Entry, Scheduler, decoding
 from simbatch.sim.scheduler.views import EngineView
 
 Process = Generator[simpy.Event, Any, None]
@@ -83,6 +83,20 @@ class Replica:
     def num_waiting(self) -> int:
         """Requests in the queue."""
         return len(self.scheduler.waiting) + (len(self.backlog) if self.backlog else 0)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a seat."""
+        return len(self.scheduler.running)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks nobody holds."""
+        return self.kv.free
+
+    def freed_by(self, request: Request) -> int:
+        """KV blocks that a request alone holds."""
+        return self.kv.freed_by(request)
 
     @property
     def has_work(self) -> bool:
@@ -192,18 +206,11 @@ class Replica:
 
     def decoding(self) -> tuple[int, int]:
         """How many running requests want one token after their prompt, and the sum of their computed tokens."""
-        if self._decoding is not None:
-            return self._decoding
-        members = [request.num_computed_tokens for request in self.scheduler.running if is_decoding(request)]
-        return len(members), sum(members)
+        return decoding(self.scheduler.running) if self._decoding is None else self._decoding
 
     def step_ps_with(self, num_tokens: int, num_computed: int) -> int:
         """How long a step lasts that computes so many prompt tokens, after others, beside all decodes."""
-        num_decodes, context = self._decoding or self.decoding()
-        if not num_tokens:
-            return step_ps(self.cost, num_decodes, context, 0, 0, 0)
-        total = num_tokens + num_computed
-        return self.cost.mixed_ps(num_decodes, context, num_tokens, total, num_tokens * (total + num_computed))
+        return step_ps_beside(self.cost, self._decoding or self.decoding(), num_tokens, num_computed)
 
     def schedule(self, overhead_ps: int) -> Step:
         """Plan the next step and its time on the device."""

@@ -22,3 +22,10 @@ def step_ps(cost: CostModel, num_decodes: int, context: int, tokens: int, prefil
     if tokens:
         return cost.mixed_ps(num_decodes, context, tokens, prefill_context, attention)
     return cost.decode_ps(num_decodes) + cost.decode_context_ps * context
+
+
+def step_ps_beside(cost: CostModel, decoding: tuple[int, int], num_tokens: int, num_computed: int) -> int:
+    """The same for so many prompt tokens, after `num_computed` others, beside decodes: their number and context."""
+    num_decodes, context = decoding
+    total = num_tokens + num_computed
+    return step_ps(cost, num_decodes, context, num_tokens, total, num_tokens * (total + num_computed))

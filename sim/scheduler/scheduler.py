@@ -7,7 +7,7 @@ prefill or decode phase: a request simply wants `num_tokens + num_placeholders -
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from simbatch.sim.scheduler.config import EngineConfig
@@ -71,7 +71,8 @@ class Scheduler:
         planned: dict[Request, int] = {}
         preempted: list[Request] = []
         threshold = self.long_prefill_threshold()
-        budget = self._schedule_running(planned, preempted, self._token_budget(), threshold)
+        budget = token_budget(self.decisions, self.running, self.may_admit and bool(self.waiting))
+        budget = self._schedule_running(planned, preempted, budget, threshold)
         if preempted:
             self.refusal = Refusal("preemption")
         elif not self.decisions.asked_on_change:
@@ -81,15 +82,6 @@ class Scheduler:
                 self.admit_waiting(planned, budget, threshold)
             self.may_admit = has_prefill(planned)
         return Batch(self._entries(planned), preempted)
-
-    def _token_budget(self) -> int:
-        """What the step may take: the policy is asked if there may be prompts to compute, and holds no decode back."""
-        limit = self.config.max_num_batched_tokens
-        if not self.decisions.decides_budget:
-            return limit
-        if not (self.may_admit and self.waiting) and not any(map(is_partial, self.running)):
-            return limit
-        return max(self.decisions.token_budget(), sum(map(is_decoding, self.running)))
 
     def _schedule_running(
         self, planned: dict[Request, int], preempted: list[Request], budget: int, threshold: int
@@ -236,6 +228,19 @@ class Scheduler:
         request.num_preemptions += 1
         self.num_preemptions += 1
         self.waiting.put_back(request)
+
+
+def token_budget(decisions: Decisions, running: Sequence[Request], is_admitting: bool) -> int:
+    """What a step may take: the policy is asked if there may be prompts to compute, and holds no decode back."""
+    if not decisions.decides_budget or not (is_admitting or any(map(is_partial, running))):
+        return decisions.config.max_num_batched_tokens
+    return max(decisions.token_budget(), sum(map(is_decoding, running)))
+
+
+def decoding(running: Iterable[Request]) -> tuple[int, int]:
+    """How many requests want one token after their prompt, and the sum of their computed tokens."""
+    members = [request.num_computed_tokens for request in running if is_decoding(request)]
+    return len(members), sum(members)
 
 
 def is_partial(request: Request) -> bool:

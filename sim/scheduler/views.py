@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 
-if TYPE_CHECKING:
-    from simbatch.sim.engine.replica import Replica
+
+class Engine(Protocol):
+    """What stands behind a view of an engine: a simulated replica, or vLLM itself (`simbatch.vllm_scheduler`)."""
+
+    @property
+    def now_ps(self) -> int:
+        """The clock."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a seat."""
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks nobody holds."""
+
+    def freed_by(self, request: Request) -> int:
+        """KV blocks that a request alone holds."""
+
+    def decoding(self) -> tuple[int, int]:
+        """How many running requests want one token after their prompt, and the sum of their computed tokens."""
+
+    def step_ps_with(self, num_tokens: int, num_computed: int) -> int:
+        """How long a step lasts that computes so many prompt tokens, after others, beside all decodes."""
 
 
 class RequestView:
@@ -114,44 +140,44 @@ def request_of(view: RequestView) -> Request:
 class EngineView:
     """The engine as a policy may see it (`simbatch.policies.base.EngineView`)."""
 
-    __slots__ = ("_config", "_replica")
+    __slots__ = ("_config", "_engine")
 
-    def __init__(self, config: EngineConfig, replica: Replica) -> None:
+    def __init__(self, config: EngineConfig, engine: Engine) -> None:
         self._config = config
-        self._replica = replica
+        self._engine = engine
 
     @property
     def now_s(self) -> float:
         """The clock at this decision."""
-        return self._replica.now_ps / PS_PER_S
+        return self._engine.now_ps / PS_PER_S
 
     @property
     def num_waiting(self) -> int:
         """Requests in the queue, preempted ones among them."""
-        return self._replica.num_waiting
+        return self._engine.num_waiting
 
     @property
     def num_running(self) -> int:
         """Requests that hold a seat."""
-        return len(self._replica.scheduler.running)
+        return self._engine.num_running
 
     @property
     def num_decoding(self) -> int:
         """Running requests that want one token in the next step, their prompts computed."""
-        return self._replica.decoding()[0]
+        return self._engine.decoding()[0]
 
     def step_time_s(self, num_prompt_tokens: int, num_computed_tokens: int = 0) -> float:
         """How long a step lasts that computes so many prompt tokens beside all decodes."""
-        return self._replica.step_ps_with(num_prompt_tokens, num_computed_tokens) / PS_PER_S
+        return self._engine.step_ps_with(num_prompt_tokens, num_computed_tokens) / PS_PER_S
 
     @property
     def free_blocks(self) -> int:
         """KV blocks nobody holds."""
-        return self._replica.scheduler.kv.free
+        return self._engine.free_blocks
 
     def blocks_freed_by(self, request: RequestView) -> int:
         """How many blocks a running request's preemption would free."""
-        return self._replica.scheduler.kv.freed_by(request._request)
+        return self._engine.freed_by(request._request)
 
     @property
     def num_usable_blocks(self) -> int:

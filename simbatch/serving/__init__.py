@@ -1,0 +1,1 @@
+"""A policy in real vLLM: what was tried in simulation serves unchanged (`simbatch.vllm_scheduler`)."""

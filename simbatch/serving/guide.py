@@ -1,0 +1,296 @@
+"""A policy at work in vLLM's scheduler: what it is shown of requests and engine, and what it decides.
+
+Nothing is imported from vLLM here; its requests and its scheduler are read by the names of the version that
+`simbatch.serving.scheduler` was written for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from itertools import takewhile
+from typing import Any, Protocol
+
+from simbatch.policies.base import Policy
+from simbatch.serving.options import PLACE
+from simbatch.sim.clock import to_ps
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.engine.step import step_ps_beside
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.decisions import Decisions
+from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.scheduler import decoding, has_prefill, token_budget
+from simbatch.sim.scheduler.views import EngineView
+
+LOWEST = float("inf")  # priority: above every integer, so first to be preempted
+UNASKED = object()
+
+
+class Clock(Protocol):
+    """The policy's time, ps."""
+
+    def now_ps(self) -> int:
+        """The time now."""
+
+    def arrival_ps(self, arrival_time: float) -> int:
+        """When a request came, from what vLLM knows of it."""
+
+
+class EngineClock:
+    """Time since it was made; vLLM stamps requests with the wall clock's."""
+
+    def __init__(self) -> None:
+        self._origin_s, self._begin_s = time.time(), time.perf_counter()
+
+    def now_ps(self) -> int:
+        """The time now."""
+        return to_ps(time.perf_counter() - self._begin_s)
+
+    def arrival_ps(self, arrival_time: float) -> int:
+        """When a request came."""
+        return to_ps(arrival_time - self._origin_s)
+
+
+class ServedRequest(Request):
+    """A request of vLLM's (`inside`) as the simulator's decisions and views know requests; what changes is read live.
+
+    `ahead` holds what the step in planning has given out so far: vLLM adds it up when the step is planned, the
+    simulator at once. What vLLM does not know of a request comes with it, in `vllm_xargs`, which become
+    `SamplingParams.extra_args`.
+    """
+
+    def __init__(self, index: int, inside: Any, arrival_ps: int, max_model_len: int, ahead: dict[str, int]) -> None:
+        self.index, self.inside, self.arrival_ps, self._ahead = index, inside, arrival_ps, ahead
+        self.max_tokens = min(inside.max_tokens, max_model_len - inside.num_prompt_tokens)
+        self.priority = inside.priority
+        extra = getattr(inside.sampling_params, "extra_args", None) or {}
+        self.tenant = extra.get("tenant")
+        self.foretold = extra.get("predicted_output_tokens")  # by whoever sent it
+        self._name = extra.get("request_id") or own_name(inside.request_id)
+        self.is_seated = False  # as far as the policy has been told
+        self.lane: Hashable = UNASKED
+
+    @property
+    def num_prompt_tokens(self) -> int:  # type: ignore[override]
+        """Length of the prompt."""
+        return int(self.inside.num_prompt_tokens)
+
+    @property
+    def num_tokens(self) -> int:  # type: ignore[override]
+        """The prompt and the outputs received."""
+        return int(self.inside.num_tokens)
+
+    @property
+    def num_computed_tokens(self) -> int:  # type: ignore[override]
+        """Tokens in the KV cache, or being computed."""
+        return int(self.inside.num_computed_tokens) + self._ahead.get(self.inside.request_id, 0)
+
+    @property
+    def num_placeholders(self) -> int:  # type: ignore[override]
+        """Tokens sampled by steps in flight."""
+        return int(self.inside.num_output_placeholders)
+
+    @property
+    def num_preemptions(self) -> int:  # type: ignore[override]
+        """How often it has lost its blocks."""
+        return int(self.inside.num_preemptions)
+
+
+def own_name(inside: str) -> str:
+    """The name that a request came with: vLLM adds a dash and eight random digits (v1/engine/input_processor.py)."""
+    name, dash, digits = inside.rpartition("-")
+    return name if dash and name and len(digits) == 8 and set(digits) <= set("0123456789abcdef") else inside
+
+
+class ServedDecisions(Decisions):
+    """A request that vLLM puts back without having preempted it keeps its lane: the policy is asked once, as ever."""
+
+    def _lane(self, request: Request) -> Hashable:
+        assert isinstance(request, ServedRequest)
+        if request.lane is UNASKED:
+            request.lane = super()._lane(request)
+        return request.lane
+
+
+class Guide:
+    """A policy at work in one scheduler: its decisions, the requests as it knows them, what it sees of the engine."""
+
+    def __init__(self, policy: Policy, scheduler: Any, clock: Clock, seed: int, cost: CostModel | None) -> None:
+        self.scheduler, self.clock = scheduler, clock
+        self.config = engine_config(scheduler, seed)
+        self.decisions = ServedDecisions(self.config, policy)
+        self.ahead: dict[str, int] = {}  # tokens that the step in planning gives each request, by vLLM's ids
+        self.marked: ServedRequest | None = None  # whose priority is `LOWEST` until it is preempted
+        self.may_admit = True  # as the simulator's scheduler has it: something has changed since a refusal
+        self.refused: list[tuple[Any, str]] = []  # turned away, and their clients do not know yet
+        self._left: list[Any] = []  # requests that have ended since a step's output was last taken in
+        self._served: dict[str, ServedRequest] = {}
+        self._num_arrived = 0
+        self._cost = cost
+        self._decoding: tuple[int, int] | None = None  # as it was before the step that is being planned
+        self._has_preempted = False  # in the step that is being planned
+        self.decisions.start(EngineView(self.config, self))
+
+    def begin_step(self) -> int:
+        """A step is planned from now on; returns how many tokens it may take."""
+        self._has_preempted = False
+        if not self.scheduler.running:  # whatever it was that the head of the queue has been refused for
+            self.may_admit = True
+        if not self.decisions.asked_on_change:
+            return self.config.max_num_batched_tokens
+        is_admitting = self.may_admit and self.num_waiting > 0
+        if not (is_admitting or self.decisions.decides_budget):
+            return self.config.max_num_batched_tokens
+        running = [self.served(request) for request in self.scheduler.running]
+        self._decoding = decoding(running)
+        return token_budget(self.decisions, running, is_admitting)
+
+    def step_is_planned(self, num_tokens: dict[str, int]) -> None:
+        """The step gives these requests so many tokens; vLLM is about to add them up."""
+        self.tell_admissions()
+        if self.decisions.asked_on_change and not self._has_preempted:
+            requests = self.scheduler.requests
+            planned = {self.served(requests[name]): n for name, n in num_tokens.items()}
+            # who waits for something of vLLM's own (a grammar, a KV transfer) comes back without an arrival
+            self.may_admit = has_prefill(planned) or bool(self.scheduler.deferred_waiting)
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Nothing is being planned any more."""
+        self.ahead.clear()
+        self.unmark()
+        self._decoding = None
+
+    def seats(self) -> int:
+        """How many requests may run, asked before an admission; hopeless heads of the queue are gone then."""
+        if self.decisions.asked_on_change and not self.may_admit:
+            return 0
+        self.tell_admissions()
+        seats, scheduler = self.decisions.seats(), self.scheduler
+        while self.decisions.sheds_head and len(scheduler.running) < seats and not scheduler.kv_holding_waiting:
+            if not scheduler.waiting:
+                return 0
+            head = scheduler.waiting.peek_request()
+            reason = self.decisions.shed(self.served(head))
+            if reason is None:
+                break
+            scheduler.turn_away(head, reason)
+        return seats
+
+    def tell_admissions(self) -> None:
+        """Tell the policy who has got a seat since it was last told; they are the last of those that run."""
+        if not self.decisions.hears_admissions:
+            return
+        new = list(takewhile(lambda request: not request.is_seated, map(self.served, reversed(self.scheduler.running))))
+        for request in reversed(new):
+            request.is_seated = True
+            self.decisions.admitted(request)
+
+    def preempts(self, inside: Any) -> None:
+        """A running request is about to lose its blocks."""
+        self.unmark()
+        request = self.served(inside)
+        request.is_seated, request.lane = False, UNASKED
+        self.ahead.pop(inside.request_id, None)
+        self.may_admit = self._has_preempted = True
+
+    def arrives(self, inside: Any) -> str | None:
+        """A request has come; returns why the policy turns it away, if it does."""
+        request = self.served(inside)
+        self.may_admit = True
+        self.decisions.arrived(request)
+        if request.foretold is not None:
+            request.predicted_output_tokens = float(request.foretold)
+        return self.decisions.reject(request)
+
+    def served(self, inside: Any) -> ServedRequest:
+        """The request as the policy knows it."""
+        known = self._served.get(inside.request_id)
+        if known is None or known.inside is not inside:
+            arrival_ps = self.clock.arrival_ps(inside.arrival_time)
+            known = ServedRequest(self._num_arrived, inside, arrival_ps, self.config.max_model_len, self.ahead)
+            self._served[inside.request_id] = known
+            self._num_arrived += 1
+        return known
+
+    def ends(self, inside: Any) -> None:
+        """A request has its last token, or is given up; queues may still name it until the step is taken in."""
+        self.served(inside).finish_ps = self.now_ps
+        self.may_admit = True
+        self._left.append(inside)
+
+    def take_ended(self) -> list[ServedRequest]:
+        """Who has left, as far as the policy knew them; they are forgotten now."""
+        left, self._left = self._left, []
+        return [self._served.pop(inside.request_id) for inside in left]
+
+    @property
+    def now_ps(self) -> int:
+        """The clock."""
+        return self.clock.now_ps()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return int(self.scheduler.get_request_counts()[1])
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a seat."""
+        return len(self.scheduler.running)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks nobody holds."""
+        return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def freed_by(self, request: Request) -> int:
+        """KV blocks that a request alone holds."""
+        assert isinstance(request, ServedRequest)
+        (blocks, *_) = self.scheduler.kv_cache_manager.get_blocks(request.inside.request_id).blocks
+        return sum(block.ref_cnt == 1 for block in blocks)
+
+    def decoding(self) -> tuple[int, int]:
+        """How many running requests want one token after their prompt, and the sum of their computed tokens."""
+        return decoding(map(self.served, self.scheduler.running)) if self._decoding is None else self._decoding
+
+    def step_ps_with(self, num_tokens: int, num_computed: int) -> int:
+        """How long the profile says that a step lasts with so many prompt tokens, after others, beside all decodes."""
+        if self._cost is None:
+            rule = "the policy asks how long steps last (step_time_s), and no profile says it"
+            raise UserError(Problem(f"{PLACE}.profile", rule, mend="name the profile of this model on this GPU"))
+        return step_ps_beside(self._cost, self.decoding(), num_tokens, num_computed)
+
+    def mark_victim(self) -> None:
+        """Let the policy choose who is preempted next."""
+        victim = self.decisions.victim([self.served(request) for request in self.scheduler.running])
+        assert isinstance(victim, ServedRequest)
+        self.unmark()
+        self.marked = victim
+        victim.inside.priority = LOWEST
+
+    def unmark(self) -> None:
+        """Give the chosen victim its own priority back."""
+        if self.marked is not None:
+            self.marked.inside.priority = self.marked.priority
+            self.marked = None
+
+
+def engine_config(scheduler: Any, seed: int) -> EngineConfig:
+    """The engine as vLLM resolved it, in the simulator's form."""
+    settings = vars(scheduler.scheduler_config)
+    names = EngineConfig.__dataclass_fields__.keys() & settings.keys()
+    given = {name: settings[name] for name in names}
+    return EngineConfig(
+        **{
+            **given,
+            "max_num_batched_tokens": scheduler.max_num_scheduled_tokens,
+            "max_model_len": scheduler.max_model_len,
+            "num_gpu_blocks": scheduler.kv_cache_config.num_blocks,
+            "block_size": scheduler.block_size,
+            "enable_prefix_caching": bool(scheduler.cache_config.enable_prefix_caching),
+            "scheduling_policy": settings["policy"],
+            "seed": seed,
+        }
+    )
