@@ -7,7 +7,7 @@ prefill or decode phase: a request simply wants `num_tokens + num_placeholders -
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from simbatch.sim.scheduler.config import EngineConfig
@@ -263,7 +263,7 @@ def is_decode(request: Request) -> bool:
     return request.num_tokens + request.num_placeholders == request.num_computed_tokens > request.num_prompt_tokens
 
 
-def has_prefill(planned: dict[Request, int]) -> bool:
+def has_prefill(planned: Mapping[Request, int]) -> bool:
     """Whether a step that has just been planned computes more than decodes."""
     for request, n in planned.items():  # noqa: SIM110 - most of the time the first one tells
         if n > 1 or not is_decode(request):

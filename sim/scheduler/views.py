@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.scheduler.config import EngineConfig
@@ -175,7 +175,7 @@ class EngineView:
         """KV blocks nobody holds."""
         return self._engine.free_blocks
 
-    def blocks_freed_by(self, request: RequestView) -> int:
+    def blocks_freed_by(self, request: Any) -> int:
         """How many blocks a running request's preemption would free."""
         return self._engine.freed_by(request._request)
 

@@ -151,7 +151,7 @@ class Guide:
         self.tell_admissions()
         if self.decisions.asked_on_change and not self._has_preempted:
             requests = self.scheduler.requests
-            planned = {self.served(requests[name]): n for name, n in num_tokens.items()}
+            planned: dict[Request, int] = {self.served(requests[name]): n for name, n in num_tokens.items()}
             # who waits for something of vLLM's own (a grammar, a KV transfer) comes back without an arrival
             self.may_admit = has_prefill(planned) or bool(self.scheduler.deferred_waiting)
         self.end_step()
@@ -199,7 +199,8 @@ class Guide:
         """A request has come; returns why the policy turns it away, if it does."""
         request = self.served(inside)
         self.may_admit = True
-        self.decisions.arrived(request)
+        if self.decisions.predicts:
+            self.decisions.predict(request)
         if request.foretold is not None:
             request.predicted_output_tokens = float(request.foretold)
         return self.decisions.reject(request)

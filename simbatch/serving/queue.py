@@ -14,7 +14,8 @@ class PolicyQueue(RequestQueue):  # type: ignore[misc]
     """The simulator's queue, in the form that vLLM's scheduler works with."""
 
     def __init__(self, guide: Guide) -> None:
-        self._queue, self._served = guide.decisions.new_queue(), guide.served
+        self._queue: Any = guide.decisions.new_queue()  # of requests that know vLLM's own
+        self._served = guide.served
 
     def add_request(self, request: Any) -> None:
         """A request arrives."""

@@ -37,6 +37,9 @@ UNTOLD = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_ERROR)  # ends 
 class PolicyScheduler(Scheduler):  # type: ignore[misc]
     """vLLM's scheduler under a policy; where vLLM schedules asynchronously, one that derives from `AsyncScheduler`."""
 
+    waiting: Any  # vLLM's own three
+    policy: Any
+    max_num_scheduled_tokens: int
     _guide: Guide | None = None
     _seats = 0
     _is_planning = False
