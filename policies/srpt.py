@@ -37,9 +37,9 @@ class ShortestRemainingFirst(Policy):
         room = Room(running, engine)
         for request in firm:
             room.serve(request, [*reversed(loose), *reversed(firm)])
-        newcomers, is_full = set(nsmallest(engine.max_num_seqs, waiting, key=self._left)), False
-        for request in sorted([*loose, *newcomers], key=self._left):
-            is_new = request in newcomers
+        newcomers, waits, is_full = nsmallest(engine.max_num_seqs, waiting, key=self._left), set(waiting), False
+        for request in sorted([*loose, *newcomers], key=self._left):  # ties: who runs, then who came first
+            is_new = request in waits
             if not (is_new and is_full):
                 is_full |= not room.serve(request, self._longer(loose, request, engine, is_new=is_new)) and is_new
         return room.plan()
