@@ -167,19 +167,6 @@ def test_own_policy_from_a_file() -> None:
     assert run("run", "results/small/scenario.yaml", "--quiet", "-o", "again") == 0  # its path is stored whole
 
 
-def test_the_policy_shown_in_contributing(folder: Path) -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    code, commands = re.findall(r"```(?:python)?\n(.*?)```", text.partition("## A new policy")[2], re.DOTALL)[:2]
-    assert len(code.splitlines()) <= 30
-    (folder / "shortest_first.py").write_text(code)
-    for command in commands.strip().splitlines():
-        words = command.replace("scenarios/bursty.yaml", str(ROOT / "scenarios" / "bursty.yaml")).split()
-        assert words[0] == "simbatch"
-        assert run(*words[1:], "--quiet", "--set", "workload.num_prompts=50") == 0
-    compared = json.loads((folder / "results" / "bursty-compare" / "compare.json").read_text())
-    assert list(compared["candidates"]) == ["vllm", "shortest_first.py:ShortestFirst"]
-
-
 @pytest.mark.usefixtures("folder")
 def test_compare_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compare", "small.yaml", "--policy", "fixed", "--policy", "own.py:OneByOne") == 0

@@ -33,7 +33,7 @@ def test_the_page_of_policies_is_what_is_printed(capsys: pytest.CaptureFixture[s
 def test_every_policy_names_its_source_and_the_meaning_of_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("policies", "--json") == 0
     for policy in json.loads(capsys.readouterr().out):
-        assert "Source: " in policy["description"], policy["name"]
+        assert "Source:" in policy["description"], policy["name"]
         assert all(parameter["description"] for parameter in policy["parameters"].values()), policy["name"]
 
 
