@@ -21,7 +21,7 @@ class Held(NamedTuple):
     request: RequestView
     prompt: int  # tokens; what it shares with others costs nothing
     known: int  # tokens, all told
-    since: float  # when its answer began, on the policy's clock
+    since: int  # when its answer began, on the policy's clock
     num_preemptions: int
 
 
@@ -48,7 +48,7 @@ class MemoryAware(Policy):
         self._engine = engine
         self._running: dict[str, Held] = {}
         self._prefills: list[Held] = []  # whose blocks are not all taken yet
-        self._begun = 0.0  # sum of `since - prompt` of all who run
+        self._begun = 0  # sum of `since - prompt` of all who run; whole, so that it is the same in any order
         self._clock = 0.0  # steps that gave everybody a token
         self._outputs: deque[int] = deque(maxlen=WINDOW)
         self._look_back()
@@ -62,6 +62,7 @@ class MemoryAware(Policy):
         num_running = engine.num_running
         self._free_blocks = engine.free_blocks
         if not num_running:
+            self._clock = 0.0
             return 1
         self._set_clock(num_running)
         return min(num_running + self._fits_one_more(), engine.max_num_seqs)
@@ -71,7 +72,9 @@ class MemoryAware(Policy):
         size, computed = self._engine.block_size, request.num_computed_tokens
         shared = size * (-(-computed // size) - (self._free_blocks - self._engine.free_blocks))
         prompt, said = request.num_prompt_tokens - shared, request.num_output_tokens
-        held = Held(request, prompt, request.num_prompt_tokens + said, self._clock - said, request.num_preemptions)
+        held = Held(
+            request, prompt, request.num_prompt_tokens + said, round(self._clock) - said, request.num_preemptions
+        )
         self._forget(request)
         self._running[request.request_id] = held
         self._begun += held.since - held.prompt
@@ -108,8 +111,8 @@ class MemoryAware(Policy):
         if len(self._running) > num_running:  # who has been preempted is told nowhere
             for held in [held for held in self._running.values() if not _is_running(held)]:
                 self._forget(held.request)
-        if self._prefills:
-            self._prefills = [held for held in self._prefills if _is_running(held) and _to_come(held) > 0]
+        if self._prefills:  # the last token of what is computed again is a decode
+            self._prefills = [held for held in self._prefills if _is_running(held) and _to_come(held) > 1]
         engine = self._engine
         taken = engine.block_size * (engine.num_usable_blocks - engine.free_blocks - num_running / 2)
         self._clock = (taken + sum(map(_to_come, self._prefills)) + self._begun) / num_running
