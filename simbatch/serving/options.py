@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
@@ -78,7 +78,10 @@ class PolicyOptions:
         """The step times of the profile; UserError when it cannot be read, None when none is named."""
         if self.profile is None:
             return None
-        return load_profile(self.profile, folder=self.folder).cost_model()
+        try:
+            return load_profile(self.profile, folder=self.folder).cost_model()
+        except UserError as error:
+            raise UserError(*(replace(p, place=f"{PLACE} {p.place}") for p in error.problems)) from error.__cause__
 
 
 def refuse_undoable(policy: Policy, place: str, name: str) -> None:
