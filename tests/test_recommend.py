@@ -85,7 +85,9 @@ def test_of_batches_as_good_the_smallest_is_taken():
 def test_the_token_budget_leaves_vllms_default_for_two_percent_only():
     small = found("batch", Engine(lambda seqs, tokens, rate: 101.0 if tokens == 512 else 100.0))
     large = found("batch", Engine(lambda seqs, tokens, rate: 103.0 if tokens in (512, 1024) else 100.0))
+    hardly = found("batch", Engine(lambda seqs, tokens, rate: {512: 102.2, 1024: 100.3}.get(tokens, 100.0)))
     assert small.chosen.max_num_batched_tokens == 2048
+    assert hardly.chosen.max_num_batched_tokens == 512  # not 1,024: near the best, and no better than the default
     assert large.chosen.max_num_batched_tokens == 1024
     assert "100.00 output tokens/s become 103.00 (+3.0%)" in verdict(large)[1]
 

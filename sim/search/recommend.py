@@ -7,8 +7,8 @@
 3. max_num_seqs: powers of two up to vLLM's default and what the table names, then halfway to the neighbours of the
    best. The table's batch is kept if it comes within 1 % of the best under every seed; otherwise the smallest that does
    is taken, for a smaller one needs less memory and preempts less.
-4. max_num_batched_tokens: vLLM's default if it comes within 2 % of the best, otherwise the nearest to it that does;
-   then 3 again round the choice.
+4. max_num_batched_tokens: vLLM's default unless another is better by 2 % and more; of those the nearest to it that
+   comes within 2 % of the best; then 3 again round the choice.
 5. Under five fresh seeds the choice is put beside the table's and vLLM's defaults, pair by pair.
 """
 
@@ -203,9 +203,11 @@ class _Search:
         default = chosen.max_num_batched_tokens
         choices = [Choice(chosen.max_num_seqs, n) for n in {*TOKENS, default} if n >= chosen.max_num_seqs]
         self._try(choices)
-        best = max(self.trials[choice].score for choice in choices)
-        close = [n for _, n in choices if self.trials[Choice(chosen.max_num_seqs, n)].score >= (1 - TOKENS_GAIN) * best]
-        return min(close, key=lambda n: abs(log2(n / default)))
+        scores = {choice.max_num_batched_tokens: self.trials[choice].score for choice in choices}
+        best = max(scores.values())
+        enough = max((1 - TOKENS_GAIN) * best, (1 + TOKENS_GAIN) * scores[default])
+        better = [n for n, score in scores.items() if score >= enough]
+        return min(better, key=lambda n: abs(log2(n / default)), default=default)
 
     def confirm(self, found: Recommendation) -> None:
         """See 5 above."""
