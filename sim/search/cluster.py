@@ -86,7 +86,7 @@ def _version() -> str:
 
 def _outcome(future: Any, cell: Cell, address: str) -> Outcome:
     """What came of the cell; UserError when the scheduler itself is gone."""
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
 
     from simbatch.sim.search.run import Outcome

@@ -100,8 +100,8 @@ def _surface(known: Floats, heights: Floats, there: Floats) -> tuple[Floats, Flo
 
 def _fit(known: Floats, values: Floats, reach: float) -> tuple[float, float, Floats, Floats, float]:
     """Logarithm of the likelihood, the reach, and what the prediction needs."""
-    root = np.linalg.cholesky(_covariance(known, known, reach) + NUGGET * np.eye(len(known)))
-    solved = np.linalg.solve(root, values)
+    root: Floats = np.linalg.cholesky(_covariance(known, known, reach) + NUGGET * np.eye(len(known)))
+    solved: Floats = np.linalg.solve(root, values)
     variance = float(solved @ solved) / len(values)
     likelihood = -0.5 * len(values) * np.log(variance + 1e-12) - np.log(np.diag(root)).sum()
     return float(likelihood), reach, root, solved, variance
@@ -116,4 +116,5 @@ def _covariance(one: Floats, other: Floats, reach: float) -> Floats:
 def _squares(one: Floats, other: Floats) -> Floats:
     """Squared distances, row by row."""
     both = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None, :]
-    return np.maximum(both - 2 * one @ other.T, 0.0)
+    squares: Floats = np.maximum(both - 2 * one @ other.T, 0.0)
+    return squares
