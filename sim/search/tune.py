@@ -103,7 +103,7 @@ class Tuned:
 
     def closest_to(self, limit: Limit) -> Trial:
         """What comes nearest to keeping one limit, or keeps it by most."""
-        return min(self.trials, key=lambda trial: limit.excess(trial.means[limit.metric.key]))
+        return min(self.trials, key=lambda trial: (limit.excess(trial.means[limit.metric.key]), self.preference(trial)))
 
 
 def default_trials(space: Space) -> int:
