@@ -150,11 +150,16 @@ class Guide:
         """The step gives these requests so many tokens; vLLM is about to add them up."""
         self.tell_admissions()
         if self.decisions.asked_on_change and not self._has_preempted:
-            requests = self.scheduler.requests
-            planned: dict[Request, int] = {self.served(requests[name]): n for name, n in num_tokens.items()}
             # who waits for something of vLLM's own (a grammar, a KV transfer) comes back without an arrival
-            self.may_admit = has_prefill(planned) or bool(self.scheduler.deferred_waiting)
+            self.may_admit = bool(self.scheduler.deferred_waiting) or self._has_prefill(num_tokens)
         self.end_step()
+
+    def _has_prefill(self, num_tokens: dict[str, int]) -> bool:
+        """Whether the step computes more than decodes; nobody needs to know while nobody waits."""
+        if not self.num_waiting:
+            return False
+        requests = self.scheduler.requests
+        return has_prefill({self.served(requests[name]): n for name, n in num_tokens.items()})
 
     def end_step(self) -> None:
         """Nothing is being planned any more."""

@@ -35,7 +35,7 @@ TRIED = {
     "fixed": {"batch_size": 3},
     "memory_aware": {"expected_output_tokens": 40.0, "adjustment_interval": 3},
     "priority": {"ageing_s": 0.3, "max_batch_size": 9},
-    "sarathi": {"target_tpot_ms": 9.0, "min_chunk_tokens": 8},
+    "sarathi": {"target_tpot_ms": 9.0, "tile_tokens": 8},
     "sjf": {},
     "vllm": {},
     **{
@@ -210,14 +210,13 @@ def test_it_knows_one_version_of_vllm(monkeypatch):
 
 
 def test_vllm_serve_takes_the_documented_flags():
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     text = (Path(__file__).parents[2] / "docs" / "vllm-policies.md").read_text(encoding="utf-8")
     command = text.split("```sh\nvllm serve ")[1].split("\n```")[0].replace("\\\n", " ")
     model, *flags = shlex.split(command)
-    arguments = AsyncEngineArgs.from_cli_args(make_arg_parser(FlexibleArgumentParser()).parse_args(flags))
+    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
     assert not model.startswith("-")
     assert arguments.scheduler_cls == "simbatch.vllm_scheduler.PolicyScheduler"
     assert arguments.additional_config == {"simbatch": {"policy": {"name": "adaptive", "target_tpot_ms": 40}}}
