@@ -100,8 +100,9 @@ def _surface(known: Floats, heights: Floats, there: Floats) -> tuple[Floats, Flo
 
 def _fit(known: Floats, values: Floats, reach: float) -> tuple[float, float, Floats, Floats, float]:
     """Logarithm of the likelihood, the reach, and what the prediction needs."""
-    root: Floats = np.linalg.cholesky(_covariance(known, known, reach) + NUGGET * np.eye(len(known)))
-    solved: Floats = np.linalg.solve(root, values)
+    covariance = _covariance(known, known, reach) + NUGGET * np.eye(len(known))
+    root = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
+    solved = np.asarray(np.linalg.solve(root, values), dtype=np.float64)
     variance = float(solved @ solved) / len(values)
     likelihood = -0.5 * len(values) * np.log(variance + 1e-12) - np.log(np.diag(root)).sum()
     return float(likelihood), reach, root, solved, variance
