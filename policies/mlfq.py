@@ -29,8 +29,8 @@ class MultiLevelFeedback(Policy):
     The quantum of a level is twice that of the one above; what counts are the steps that a request is part of. A
     request joins at the first level whose quantum holds its first step (its prompt, by the profile). Who has not been
     served for `promote_s` rises to the top, so nobody starves. On a level first come is first served. Who is passed
-    over keeps seat and blocks, and loses them (to compute them again) when they run out; so give the engine more seats
-    than `max_batch_size`. Plans every step.
+    over keeps seat and blocks, and loses them (to compute them again) only to one of higher rank that has not lost
+    its own; so give the engine more seats than `max_batch_size`. Plans every step.
 
     Source: Wu et al., FastServe: Iteration-Level Preemptive Scheduling for Large Language Model Inference (NSDI 2026;
     arXiv 2305.05920), whose code has a highest quantum of 10 ms, levels without end, 3 s to rise, and moves blocks to
@@ -57,14 +57,17 @@ class MultiLevelFeedback(Policy):
         """The highest levels, as many as make a batch; the lowest give way."""
         self._charge_last_step(engine.now_s)
         rank = {request: self._rank(request, engine) for request in [*running, *waiting]}
-        ranked = nsmallest(engine.max_num_seqs + len(running), rank, key=rank.__getitem__)
+        first = nsmallest(engine.max_num_seqs, waiting, key=rank.__getitem__)
+        ranked = sorted([*running, *first], key=rank.__getitem__)
         lowest = sorted(running, key=rank.__getitem__, reverse=True)
         room, newcomers, is_full = Room(running, engine), set(waiting), False
         for request in ranked:
             if len(room.tokens) >= self.max_batch_size or not room.budget:
                 break
             if not (is_full and request in newcomers):
-                below = (other for other in lowest if rank[other] > rank[request])
+                # who has lost its own blocks takes nobody's: risen ones would take turns, and compute for ever
+                is_loser = request in newcomers and request.num_preemptions > 0
+                below = () if is_loser else (other for other in lowest if rank[other] > rank[request])
                 is_full |= not room.serve(request, below) and request in newcomers
         self._served = [request.request_id for request in room.tokens]
         return room.plan()
