@@ -17,7 +17,9 @@ heads
 
 A change is an arrival, an end, a preemption, or a step that computed prompts. While nothing of that kind happens the
 engine leaps over the steps and asks nothing: an answer stands until the next change. It should depend on what the
-policy is shown and was told, and change nothing, since how often a policy is asked at one moment is left open.
+policy is shown and was told, and change nothing, since how often a policy is asked at one moment is left open. A view
+of a request shows it as it was when the policy was given it: kept for later, it may be some tokens behind while it
+decodes.
 """
 
 from __future__ import annotations
