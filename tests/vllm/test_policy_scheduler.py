@@ -27,7 +27,7 @@ from tests.vllm.policy_cases import (
 )
 
 OWN = f"{policies_tried.__name__}:"
-NUM_CASES = 16  # of each; every other one is short of memory
+NUM_CASES = 12  # of each; every other one is short of memory
 TRIED = {
     "adaptive": {"target_tpot_ms": 12.0, "adjustment_interval": 2},
     "edf": {"target_ttft_ms": 600.0},
@@ -242,7 +242,7 @@ def scenario(policy):
         {
             "profile": {"num_gpu_blocks": NUM_BLOCKS, "step_time": {"base_s": 1.0}},
             "engine": {**ENGINE, "num_gpu_blocks_override": NUM_BLOCKS},
-            "workload": {"num_prompts": 12, "request_rate": 40, **lengths},
+            "workload": {"num_prompts": 12, "request_rate": 400, **lengths},
             "policy": policy,
         }
     )
