@@ -9,6 +9,8 @@ from pydantic import Field
 
 from simbatch.policies.base import EngineView, Policy, RequestView
 
+ALIKE_BLOCKS, ALIKE_TOKENS = 32, 256  # steps whose contexts differ by less take equally long, to a thousandth
+
 
 class Sarathi(Policy):
     """Let a step have as many prompt tokens beside its decodes as it can with the bound kept, by the profile.
@@ -25,7 +27,8 @@ class Sarathi(Policy):
 
     def start(self, engine: EngineView) -> None:
         """No prompt is under way."""
-        self._num_tiles: dict[int, int] = {}  # by the number of decodes: where the search ended last
+        self._num_tiles: dict[tuple[int, int, int], int] = {}  # by what the answer depends on, coarsely
+        self._near = 1  # where the search ended last
         self._newest: RequestView | None = None
 
     def admitted(self, request: RequestView) -> None:
@@ -37,14 +40,21 @@ class Sarathi(Policy):
         limit, num_decodes = engine.max_num_batched_tokens, engine.num_decoding
         if not num_decodes:
             return limit
-        most = (limit - num_decodes) // self.tile_tokens
-        history, time_s, bound_s = self._tokens_before(), engine.step_time_s, self.target_tpot_ms / 1000
+        history = self._tokens_before()
+        alike = num_decodes, engine.free_blocks // ALIKE_BLOCKS, history // ALIKE_TOKENS
+        n = self._num_tiles.get(alike)
+        if n is None:
+            most = (limit - num_decodes) // self.tile_tokens
+            self._num_tiles[alike] = self._near = n = self._search(engine, most, history)
+        return min(num_decodes + n * self.tile_tokens, limit)
+
+    def _search(self, engine: EngineView, most: int, history: int) -> int:
+        time_s, bound_s = engine.step_time_s, self.target_tpot_ms / 1000
 
         def fits(num_tiles: int) -> bool:
             return time_s(num_tiles * self.tile_tokens, history) <= bound_s
 
-        self._num_tiles[num_decodes] = n = largest(fits, most, near=self._num_tiles.get(num_decodes, 1))
-        return min(num_decodes + n * self.tile_tokens, limit)
+        return largest(fits, most, near=self._near)
 
     def _tokens_before(self) -> int:
         """How much of the prompt under way is computed, if one is: the next chunk attends to it."""
