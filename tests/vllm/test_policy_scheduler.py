@@ -77,7 +77,7 @@ def test_vllm_s_scheduler_decides_as_the_simulation_does(name):
         num_refused += sum("why" in line for line in real)
         if name != "vllm":
             num_held_back += real != played_by_simbatch(case, policy_of("vllm"))
-    assert num_preempted > 20
+    assert num_preempted > 10
     assert (num_refused > 0) == (name in ("edf", OWN + "Impatient"))
     assert num_held_back > 1 or name == "vllm"
 
