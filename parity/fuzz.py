@@ -23,6 +23,7 @@ from parity.check import first_difference, load
 
 HERE = Path(__file__).parent
 ORACLE = HERE / "vllm_oracle.py"
+START_LIMIT_S, CASE_LIMIT_S = 120, 5  # a case takes 0.2 s, and 3 s where requests rotate until they are cut
 STEP_TIMES_NS = (
     {"base": 6_000_000, "per_prefill_token": 45_000, "per_decode_seq": 90_000, "per_context_token": 35},
     {"base": 10_000_000, "per_prefill_token": 0, "per_decode_seq": 0, "per_context_token": 0},  # many ties
@@ -121,9 +122,15 @@ def record(vllm_python: str, cases: list[Path], out: Path) -> None:
     """Let the real scheduler decide."""
     command = [vllm_python, str(ORACLE), *map(str, cases), "--out", str(out), "--gzip"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"vLLM's scheduler could not be driven by {vllm_python}:\n{done.stderr[-3000:]}")
+    limit_s = START_LIMIT_S + CASE_LIMIT_S * len(cases)
+    try:
+        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=limit_s)
+        how, said = f"ended with {done.returncode}", done.stderr
+    except subprocess.TimeoutExpired:
+        how, said = f"did not end within {limit_s} s", ""
+    missing = [path.stem for path in cases if not (out / f"{path.stem}.jsonl.gz").is_file()]
+    if missing:
+        sys.exit(f"vLLM's scheduler, driven by {vllm_python}, {how} at case {missing[0]}:\n{said[-3000:]}")
 
 
 def main() -> int:

@@ -211,10 +211,15 @@ class CaseReplica(Replica):
         line["fb"] = self.scheduler.kv.free
         line["nr"], line["nw"] = len(self.scheduler.running), self.num_waiting
 
+    @property
+    def goes_in_circles(self) -> bool:
+        """Requests that rotate for ever are cut at the case's `max_steps`, as the recording is."""
+        self.stalled = self.stalled or self.step_number >= self._max_steps
+        return self.stalled
+
     def is_stuck(self, batch: Any) -> Any:
         """By step number, an idle engine jumps to the next arrival's."""
-        if self.step_number >= self._max_steps:
-            self.stalled = True
+        if self.goes_in_circles:
             return True
         if not (batch.entries or batch.preempted) and self._arrivals.by_step and self._arrivals.next_ps < FAR:
             self.step_number = max(self.step_number, self._arrivals.next_step)
