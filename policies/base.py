@@ -17,9 +17,8 @@ heads
 
 A change is an arrival, an end, a preemption, or a step that computed prompts. While nothing of that kind happens the
 engine leaps over the steps and asks nothing: an answer stands until the next change. It should depend on what the
-policy is shown and was told, and change nothing, since how often a policy is asked at one moment is left open. A view
-of a request shows it as it was when the policy was given it: kept for later, it may be some tokens behind while it
-decodes.
+policy is shown and was told, and change nothing, since how often a policy is asked at one moment is left open. Views
+may be kept: they show a request as it is when they are read.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class RequestView(Protocol):
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens produced so far."""
+        """Tokens produced so far, one that is on its way (asynchronous scheduling) included."""
 
     @property
     def predicted_output_tokens(self) -> float:
@@ -173,6 +172,7 @@ class Policy:
     def order(self, request: RequestView) -> Any:
         """What the queue is sorted by, smaller first, ties by arrival; asked at arrival and after a preemption.
 
+        It may look at the request and at what was told, not at how far others are: a preemption is in mid-step.
         Without it: first come, first served, and a preempted request goes to the front.
         """
         return request.arrival_s

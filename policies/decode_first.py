@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from simbatch.policies.base import EngineView, Plan, Policy, RequestView
-from simbatch.policies.planning import Room, is_decoding
+from simbatch.policies.planning import Room
 
 
 class DecodeFirst(Policy):
@@ -32,9 +32,7 @@ class DecodeFirst(Policy):
         room = Room(running, engine, self.max_batch_size)
         self._is_filling = self._is_filling or not running
         if self._is_filling:
-            for request in [*(request for request in running if not is_decoding(request)), *waiting]:
-                if not room.budget or not room.serve(request):
-                    break
+            room.serve_prompts(running, waiting)
             self._is_filling = bool(room.tokens)
         if not self._is_filling:
             for request in running:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -13,16 +13,6 @@ from simbatch.policies.base import EngineView, Policy, RequestView
 WINDOW = 1000  # outputs that are remembered
 NUM_MOMENTS = 17  # of the future that are looked at
 FIRST_MARGIN, SMALLEST_MARGIN, LARGEST_MARGIN = 0.05, 0.001, 0.5  # share of the blocks that is left free
-
-
-class Held(NamedTuple):
-    """A running request as it was when it got its seat."""
-
-    request: RequestView
-    prompt: int  # tokens; what it shares with others costs nothing
-    known: int  # tokens, all told
-    since: int  # when its answer began, on the policy's clock
-    num_preemptions: int
 
 
 class MemoryAware(Policy):
@@ -46,45 +36,31 @@ class MemoryAware(Policy):
     def start(self, engine: EngineView) -> None:
         """Expect what the parameter says."""
         self._engine = engine
-        self._running: dict[str, Held] = {}
-        self._prefills: list[Held] = []  # whose blocks are not all taken yet
-        self._begun = 0  # sum of `since - prompt` of all who run; whole, so that it is the same in any order
-        self._clock = 0.0  # steps that gave everybody a token
+        self._seated: dict[str, tuple[RequestView, int]] = {}  # and the prompt tokens that it alone holds
         self._outputs: deque[int] = deque(maxlen=WINDOW)
         self._look_back()
         self._prompt_tokens = self._num_prompts = 0
-        self._free_blocks = engine.num_usable_blocks
         self._margin = FIRST_MARGIN
         self._num_seen = self._num_preempted = 0
 
     def seats(self, engine: EngineView) -> int:
         """One more than run now, if the blocks will suffice; nobody is refused while the engine is idle."""
         num_running = engine.num_running
-        self._free_blocks = engine.free_blocks
         if not num_running:
-            self._clock = 0.0
             return 1
-        self._set_clock(num_running)
-        return min(num_running + self._fits_one_more(), engine.max_num_seqs)
+        return min(num_running + self._fits_one_more(num_running), engine.max_num_seqs)
 
     def admitted(self, request: RequestView) -> None:
-        """Remember it; the blocks that are gone since it was let in are its own."""
-        size, computed = self._engine.block_size, request.num_computed_tokens
-        shared = size * (-(-computed // size) - (self._free_blocks - self._engine.free_blocks))
-        prompt, said = request.num_prompt_tokens - shared, request.num_output_tokens
-        held = Held(
-            request, prompt, request.num_prompt_tokens + said, round(self._clock) - said, request.num_preemptions
-        )
-        self._forget(request)
-        self._running[request.request_id] = held
-        self._begun += held.since - held.prompt
-        self._prefills.append(held)
+        """Remember it; what it shares with others costs nothing."""
+        held_alone = self._engine.block_size * self._engine.blocks_freed_by(request)
+        prompt = request.num_prompt_tokens - max(request.num_computed_tokens - held_alone, 0)
+        self._seated[request.request_id] = request, prompt
         self._prompt_tokens += prompt
         self._num_prompts += 1
 
     def finished(self, request: RequestView) -> None:
         """Learn how long outputs are, and adjust the margin now and then."""
-        self._forget(request)
+        self._seated.pop(request.request_id, None)
         self._outputs.append(request.num_output_tokens)
         self._num_seen += 1
         self._num_preempted += request.num_preemptions > 0
@@ -106,44 +82,20 @@ class MemoryAware(Policy):
         self._num_longer = len(outputs) + 1 - np.cumsum(np.bincount(outputs))
         self._moments = np.linspace(0, len(self._num_longer) - 1, NUM_MOMENTS)
 
-    def _set_clock(self, num_running: int) -> None:
-        """Nobody counts steps, but the blocks that are taken tell how far all have got together."""
-        if len(self._running) > num_running:  # who has been preempted is told nowhere
-            for held in [held for held in self._running.values() if not _is_running(held)]:
-                self._forget(held.request)
-        if self._prefills:  # the last token of what is computed again is a decode
-            self._prefills = [held for held in self._prefills if _is_running(held) and _to_come(held) > 1]
-        engine = self._engine
-        taken = engine.block_size * (engine.num_usable_blocks - engine.free_blocks - num_running / 2)
-        self._clock = (taken + sum(map(_to_come, self._prefills)) + self._begun) / num_running
-
-    def _forget(self, request: RequestView) -> None:
-        held = self._running.pop(request.request_id, None)
-        if held is not None:
-            self._begun -= held.since - held.prompt
-
-    def _fits_one_more(self) -> bool:
+    def _fits_one_more(self, num_running: int) -> bool:
         """Whether the worst moment to come leaves the margin free, with one more request of a usual prompt."""
-        engine, num_running = self._engine, len(self._running)
-        newcomer = self._prompt_tokens / self._num_prompts
+        engine, newcomer = self._engine, self._prompt_tokens / self._num_prompts
+        # half of everybody's last block is empty
         room = engine.block_size * (engine.free_blocks - self._margin * engine.num_usable_blocks - num_running / 2)
         if room >= (num_running + 1) * self._moments[-1] + newcomer:
             return True
-        said = np.fromiter((self._clock - held.since for held in self._running.values()), float, num_running)
-        said = np.append(np.maximum(said, 0.0), 0.0)
-        prompts = np.fromiter((held.prompt for held in self._running.values()), float, num_running)
-        tokens = np.append(prompts, newcomer) + said
+        running = [  # own prompt, output, and what of both has no blocks yet; who was preempted has computed nothing
+            (prompt, output := view.num_output_tokens, view.num_prompt_tokens + output - computed)
+            for view, prompt in self._seated.values()
+            if (computed := view.num_computed_tokens)
+        ]
+        prompts, said, missing = np.array([*running, (newcomer, 0, newcomer)]).T
         later = said[:, None] + self._moments
         longer = self._num_longer.take(later.astype(int), mode="clip")
-        peak = ((tokens[:, None] + self._moments) * longer / longer[:, :1]).sum(axis=0).max()
-        return bool(peak - tokens[:-1].sum() <= room)
-
-
-def _to_come(held: Held) -> int:
-    """How many of the tokens that it came with have no blocks yet."""
-    return held.known - held.request.num_computed_tokens
-
-
-def _is_running(held: Held) -> bool:
-    """Whether it has not lost its seat since."""
-    return held.request.num_preemptions == held.num_preemptions
+        peak = ((prompts[:, None] + later) * longer / longer[:, :1]).sum(axis=0).max()
+        return bool(peak - (prompts + said - missing).sum() <= room)

@@ -41,6 +41,12 @@ class Room:
         self.budget -= n
         return True
 
+    def serve_prompts(self, running: Iterable[RequestView], waiting: Iterable[RequestView]) -> None:
+        """Prompts, those begun first, in order, for as long as budget, seats and blocks last."""
+        for request in [*(request for request in running if not is_decoding(request)), *waiting]:
+            if not self.budget or not self.serve(request):
+                return
+
     def plan(self) -> Plan:
         """What was given out."""
         return Plan(self.tokens, self.preempted)

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from simbatch.policies.base import EngineView, Plan, Policy, RequestView
-from simbatch.policies.planning import Room, is_decoding
+from simbatch.policies.planning import Room
 
 
 class PrefillFirst(Policy):
@@ -24,9 +24,7 @@ class PrefillFirst(Policy):
     def plan(self, running: Sequence[RequestView], waiting: Sequence[RequestView], engine: EngineView) -> Plan:
         """Prompts, those begun first; without any, decodes."""
         room = Room(running, engine, self.max_batch_size)
-        for request in [*(request for request in running if not is_decoding(request)), *waiting]:
-            if not room.budget or not room.serve(request):
-                break
+        room.serve_prompts(running, waiting)
         if not room.tokens:
             for request in running:
                 room.serve(request, reversed(running))

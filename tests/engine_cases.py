@@ -79,10 +79,28 @@ def wild_policy(rng: random.Random) -> Policy:
 
 def _count(self: Any, request: RequestView) -> None:
     self.served[request.priority] += request.num_prompt_tokens
+    self.kept.append(request)
 
 
 def _start(self: Any, _engine: EngineView) -> None:
     self.served = dict.fromkeys(range(3), 0)
+    self.kept: list[RequestView] = []
+
+
+def _all_that_is_shown(self: Any) -> int:
+    """A number made of everything that views kept since their admission say now."""
+    return sum(
+        3 * view.num_computed_tokens
+        + 5 * view.num_output_tokens
+        + 7 * view.num_wanted_tokens
+        + 11 * view.num_preemptions
+        + 13 * round(1e6 * (view.ttft_s or 0))
+        for view in self.kept
+    )
+
+
+def _listen(self: Any, request: RequestView) -> None:
+    self.served[request.priority] += _all_that_is_shown(self) % 23
 
 
 def _late(limit_s: float) -> Any:
@@ -101,10 +119,18 @@ def _within(answer: Any, limit: str) -> Any:
 
 COUNTING = {"predictor_error": 0.5, "start": _start, "admitted": _count}
 WILD: dict[str, list[Any]] = {
-    "order": [lambda self, request: request.predicted_output_tokens],
+    "order": [
+        lambda self, request: request.predicted_output_tokens,
+        lambda self, request: request.num_output_tokens % 3,
+    ],
     "lane": [lambda self, request: request.priority],
     "hold": [_hold(0.01, 2), _hold(0.1, 5)],
-    "shed": [_late(0.05), _late(0.2)],
+    "shed": [
+        _late(0.05),
+        _late(0.2),
+        lambda self, request, engine: "odd" if _all_that_is_shown(self) % 19 == 5 else None,
+    ],
+    "finished": [_listen],
     "reject": [
         lambda self, request, engine: (
             "slow" if engine.step_time_s(request.num_prompt_tokens) > 0.03 and engine.num_decoding > 2 else None
@@ -117,11 +143,13 @@ WILD: dict[str, list[Any]] = {
         ),
         _within(lambda engine: 1 + engine.num_waiting, "max_num_seqs"),
         _within(lambda engine: 1 + int(engine.step_time_s(0) * 1e3) % 7, "max_num_seqs"),
+        lambda self, engine: 1 + _all_that_is_shown(self) % engine.max_num_seqs,
     ],
     "token_budget": [
         _within(lambda engine: engine.num_decoding + 8, "max_num_batched_tokens"),
         _within(lambda engine: int(engine.step_time_s(16) * 1e6) % 40, "max_num_batched_tokens"),
         _within(lambda engine: engine.num_waiting + 1, "max_num_batched_tokens"),
+        lambda self, engine: 1 + _all_that_is_shown(self) % engine.max_num_batched_tokens,
     ],
 }
 

@@ -106,7 +106,7 @@ def test_all_policies_by_name_take_part_where_they_can(capsys: pytest.CaptureFix
     online, batches = content["scenarios"]
     assert {*names(online), *online["left_out"]} == {*policy_names()}
     assert {"vllm", "fixed", "adaptive", "priority"} <= {*names(online)}
-    assert batches["left_out"]["vllm"] == "does not support static batching"
+    assert batches["left_out"]["vllm"] == "policy vllm does not support static batching, only continuous"
     assert content["left_out"] == {"traced": "there is no file nowhere.csv"}
     said = capsys.readouterr()
     assert "left out: traced (there is no file nowhere.csv)" in said.err

@@ -191,6 +191,11 @@ ERRORS: list[tuple[str, dict[str, Any], tuple[str | int, ...], str]] = [
 
 @pytest.mark.parametrize(("data", "place", "rule"), [error[1:] for error in ERRORS], ids=[error[0] for error in ERRORS])
 def test_a_mistake_is_shown_at_its_key(data: dict[str, Any], place: tuple[str | int, ...], rule: str) -> None:
+    check_mistake(data, place, rule)
+
+
+def check_mistake(data: dict[str, Any], place: tuple[str | int, ...], rule: str) -> None:
+    """A workload that is refused at `place` by a rule with these words."""
     with pytest.raises(ValidationError) as caught:
         Workload.model_validate(data)
     found = {error["loc"]: error["msg"] for error in caught.value.errors(include_url=False)}

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from simbatch import Scenario, UserError, simulate
 from simbatch.sim.clock import PS_PER_S
@@ -16,6 +15,7 @@ from simbatch.sim.search.cells import cells_of
 from simbatch.sim.workload import RequestSource, open_workload
 from simbatch.sim.workload.chunk import CHUNK_SIZE
 from simbatch.sim.workload.model import Workload
+from tests.test_workload_model import check_mistake
 
 BASE: dict[str, Any] = {
     "num_prompts": 2000,
@@ -132,11 +132,7 @@ ERRORS: list[tuple[str, dict[str, Any], tuple[str | int, ...], str]] = [
 
 @pytest.mark.parametrize(("data", "place", "rule"), [error[1:] for error in ERRORS], ids=[error[0] for error in ERRORS])
 def test_a_mistake_is_shown_at_its_key(data: dict[str, Any], place: tuple[str | int, ...], rule: str) -> None:
-    with pytest.raises(ValidationError) as caught:
-        Workload.model_validate(data)
-    found = {error["loc"]: error["msg"] for error in caught.value.errors(include_url=False)}
-    assert place in found
-    assert rule in found[place]
+    check_mistake(data, place, rule)
 
 
 def scenario(**workload: Any) -> Scenario:

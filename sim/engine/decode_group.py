@@ -19,6 +19,7 @@ class DecodeGroup:
 
     def __init__(self, block_size: int) -> None:
         self.round = 0
+        self.ahead = (0, 0)  # tokens computed, and known, by the step that is being planned
         self.size = 0
         self.context = 0
         self._block_size = block_size
@@ -70,6 +71,13 @@ class DecodeGroup:
         self._needing = [0] * self._block_size
         self._ends.clear()
         return members
+
+    def ahead_of(self, request: Request) -> tuple[int, int]:
+        """Tokens computed, and tokens known, that a request's own numbers do not say yet."""
+        if request.joined_round == OUTSIDE:
+            return 0, 0
+        num_rounds = self.round - request.joined_round
+        return num_rounds + self.ahead[0], num_rounds + self.ahead[1]
 
     @property
     def rounds_left(self) -> int:

@@ -105,6 +105,10 @@ class GatheringReplica(Replica):
         is_short = group.blocks_next + num_blocks > self.kv.free  # at most: the policy's budget is not asked for yet
         return is_short and (self.decisions.decides_budget or not self._make_room(num_blocks))
 
+    def ahead_of(self, request: Request) -> tuple[int, int]:
+        """Of a member of the group, whose own numbers stand still."""
+        return self._group.ahead_of(request)
+
     def decoding(self) -> tuple[int, int]:
         """The same, of the group without a loop over it."""
         group = self._group
@@ -142,7 +146,7 @@ class GatheringReplica(Replica):
         return True
 
     def _preempt_last(self) -> None:
-        victim = self.scheduler.running[-1]
+        victim, num_members = self.scheduler.running[-1], self._group.size
         if victim.joined_round != OUTSIDE:
             self._group.leave(victim)
             victim.last_token_ps = self.device_free_ps
@@ -151,7 +155,11 @@ class GatheringReplica(Replica):
         else:
             self.kv.register(victim, victim.num_computed_tokens - self.config.async_scheduling)
         self._preempted.append(victim)
+        # the token that is in flight is lost, and the policy is not shown it
+        in_flight = self.config.async_scheduling and num_members > self._group.size
+        victim.num_tokens -= in_flight
         self.scheduler.preempt(victim, len(self.scheduler.running) - 1)
+        victim.num_tokens += in_flight
 
     def _count_late(self, start_ps: int, end_ps: int) -> int:
         """Members whose last token is older than the step before, which only the stepwise replica brings about."""

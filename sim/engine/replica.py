@@ -20,25 +20,25 @@ from simbatch.policies.base import Policy
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.engine.arrivals import FAR, Arrivals
+from simbatch.sim.engine.intake import Intake
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.step import Step, step_ps, step_ps_beside
+from simbatch.sim.engine.step import Step, step_ps
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.planned import PlannedScheduler
 from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.scheduler import Batch, Entry, Scheduler, decoding
+from simbatch.sim.scheduler.scheduler import Batch, Entry, Scheduler
 from simbatch.sim.scheduler.views import EngineView
 
 Process = Generator[simpy.Event, Any, None]
 
 MAX_EMPTY_STEPS = 3  # nothing can be scheduled and nothing will change: the engine is stuck
 MAX_FRUITLESS_STEPS = 1_000_000  # steps in a row without a token: requests rotate through the blocks for ever
-PROGRESS_INTERVAL = 500  # requests
 
 
-class Replica:
+class Replica(Intake):
     """One engine: requests in, tokens out."""
 
     noise: NoiseDraws | None = None  # of the class: one attribute more makes CPython's look-ups of all others slower
@@ -69,34 +69,12 @@ class Replica:
         self.now_ps = 0
         self.device_free_ps = 0
         self.write_span = recorder.rows.extend  # takes `SEGMENT_FIELDS`
-        self.num_gone = 0  # requests that have left the system
         self._progress = progress
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
         self._num_empty = self._num_fruitless = 0
-        self._held_until_ps = 0  # what the policy has promised, while nobody runs
-        self._decoding: tuple[int, int] | None = None  # as it was before the step that is being planned
         if noise is not None:
             self.noise = noise
         self.decisions.start(EngineView(config, self))
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests in the queue."""
-        return len(self.scheduler.waiting) + (len(self.backlog) if self.backlog else 0)
-
-    @property
-    def num_running(self) -> int:
-        """Requests that hold a seat."""
-        return len(self.scheduler.running)
-
-    @property
-    def free_blocks(self) -> int:
-        """KV blocks nobody holds."""
-        return self.kv.free
-
-    def freed_by(self, request: Request) -> int:
-        """KV blocks that a request alone holds."""
-        return self.kv.freed_by(request)
 
     @property
     def has_work(self) -> bool:
@@ -123,10 +101,8 @@ class Replica:
             overhead_ps = self.intake()
             is_held = self.is_held()
             if is_held or not self.has_work:
-                wake_ps = min(self.arrivals.next_ps, self._held_until_ps) if is_held else self.arrivals.next_ps
-                if wake_ps == FAR:
+                if (yield from self.is_over(is_held)):
                     return
-                yield from self.wait_until(wake_ps)
                 continue
             step = self.schedule(overhead_ps)
             yield from self.wait_until(step.end_ps)
@@ -141,10 +117,8 @@ class Replica:
             overhead_ps = self.intake()
             is_held = self.is_held()
             if (is_held or not self.has_work) and not in_flight:
-                wake_ps = min(self.arrivals.next_ps, self._held_until_ps) if is_held else self.arrivals.next_ps
-                if wake_ps == FAR:
+                if (yield from self.is_over(is_held)):
                     return
-                yield from self.wait_until(wake_ps)
                 continue
             newest = None
             if self.has_work and not is_held:
@@ -163,6 +137,13 @@ class Replica:
             if drained and (yield from self.is_stuck(newest.batch if newest else Batch([], []))):
                 return
 
+    def is_over(self, is_held: bool) -> Generator[simpy.Event, Any, bool]:
+        """Wait for the next arrival, or for the end of a hold; whether there is neither."""
+        wake_ps = min(self.arrivals.next_ps, self._held_until_ps) if is_held else self.arrivals.next_ps
+        if wake_ps < FAR:
+            yield from self.wait_until(wake_ps)
+        return wake_ps >= FAR
+
     def wait_until(self, time_ps: int) -> Process:
         """Let the clock run; it never goes back.
 
@@ -172,45 +153,6 @@ class Replica:
             if self.env.peek() < math.inf:
                 yield self.env.timeout(time_ps - self.env.now)
             self.now_ps = time_ps
-
-    def intake(self) -> int:
-        """Take in every request that has arrived; returns how long (ps) that keeps the engine's host busy."""
-        num_taken = self.arrivals.take(self.now_ps, self.add)
-        if num_taken:
-            self.scheduler.may_admit, self._held_until_ps = True, 0
-        if self.backlog and not self.scheduler.running and not self.scheduler.waiting and not self.is_held():
-            self._form_batch(self.backlog)
-        return num_taken * self.config.request_overhead_ps
-
-    def add(self, request: Request) -> None:
-        """Queue an arriving request, unless it is turned away."""
-        if self.decisions.predicts:
-            self.decisions.predict(request)
-        if request.num_prompt_tokens >= self.config.max_model_len or self.decisions.rejects:
-            reason = self._too_long(request) or self.decisions.reject(request)
-            if reason is not None:
-                self._turn_away(request, reason)
-                return
-        (self.scheduler.waiting if self.backlog is None else self.backlog).add(request)
-
-    def is_held(self) -> bool:
-        """Whether the policy waits for a fuller batch; nobody runs then. A promise is kept: it is not asked again."""
-        if not self.decisions.holds or self.scheduler.running:
-            return False
-        waiting = self.scheduler.waiting or self.backlog
-        if not waiting or (self.backlog is not None and self.scheduler.waiting):
-            return False
-        if not 0 < self._held_until_ps <= self.now_ps:
-            self._held_until_ps = self.decisions.hold_until_ps(waiting.head)
-        return self._held_until_ps > self.now_ps
-
-    def decoding(self) -> tuple[int, int]:
-        """How many running requests want one token after their prompt, and the sum of their computed tokens."""
-        return decoding(self.scheduler.running) if self._decoding is None else self._decoding
-
-    def step_ps_with(self, num_tokens: int, num_computed: int) -> int:
-        """How long a step lasts that computes so many prompt tokens, after others, beside all decodes."""
-        return step_ps_beside(self.cost, self._decoding or self.decoding(), num_tokens, num_computed)
 
     def schedule(self, overhead_ps: int) -> Step:
         """Plan the next step and its time on the device."""
@@ -310,34 +252,3 @@ class Replica:
         """Write down a step in full, if that is wanted."""
         if self.recorder.steps is not None and step.batch.entries:
             self.recorder.step(step, finished, self.kv.free, len(self.scheduler.running), self.num_waiting)
-
-    def _form_batch(self, backlog: Any) -> None:
-        self.scheduler.may_admit = True
-        num_seats = self.decisions.seats()
-        while backlog and len(self.scheduler.waiting) < num_seats:
-            request = backlog.take()
-            reason = self.decisions.shed(request) if self.decisions.sheds else None
-            if reason is None:
-                self.scheduler.waiting.add(request)
-            else:
-                self._turn_away(request, reason)
-
-    def _turn_away(self, request: Request, reason: str) -> None:
-        self.recorder.rejected(request, reason)
-        self._gone(self.now_ps)
-
-    def _gone(self, at_ps: int) -> None:
-        self.num_gone += 1
-        if self.arrivals.is_limited:
-            self.arrivals.ended(at_ps)
-        if not self.num_gone % PROGRESS_INTERVAL:
-            self.recorder.pack()
-            if self._progress is not None:
-                self._progress(self.num_gone)
-
-    def _too_long(self, request: Request) -> str | None:
-        """Why vLLM's front end turns the request away (v1/engine/input_processor.py), if it does."""
-        limit = self.config.max_model_len
-        if request.num_prompt_tokens < limit:
-            return None
-        return f"prompt of {request.num_prompt_tokens} tokens is not shorter than max_model_len ({limit})"

@@ -78,7 +78,9 @@ class SpanReplica(GatheringReplica):
                     self._taken = group.blocks_next
                     if self._is_watched:
                         yield from self.wait_until(start_ps)
+                    group.ahead = 1, 1  # the first of them is under way
                     self._let_go(start_ps)
+                    group.ahead = 0, 0
                 kv.take(num_blocks - self._taken)
                 end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
                 newest_ps = end_ps - duration_ps - slope_ps * (num_steps - 1)
@@ -150,6 +152,7 @@ class SpanReplica(GatheringReplica):
             self._decoding = self.decoding()
             if self.decisions.decides_budget:
                 budget = max(self.decisions.token_budget(), self._decoding[0])
+        group.ahead = 1, 0
         budget -= group.size
         for request in self._partials:
             n = min(request.num_tokens - request.num_computed_tokens, budget)
@@ -162,7 +165,7 @@ class SpanReplica(GatheringReplica):
         if scheduler.waiting and (scheduler.may_admit or not self.decisions.asked_on_change):
             scheduler.admit_waiting(planned, budget, scheduler.long_prefill_threshold())
         scheduler.may_admit = has_prefill(planned) if self.decisions.asked_on_change else bool(planned)
-        self._decoding = None
+        group.ahead, self._decoding = (0, 0), None
         return planned
 
     def _step(self, planned: dict[Request, int], start_ps: int, ready_ps: int) -> list[Request]:

@@ -88,21 +88,21 @@ class Decisions:
             return running[-1]
         if self._by_priority:  # the first of the equals, in order of admission
             return max(running, key=lambda request: (request.priority, request.arrival_ps))
-        chosen = self._ask("victim", [view_of(request) for request in running])
+        chosen = self._ask("victim", [self._shown(request) for request in running])
         if isinstance(chosen, RequestView) and request_of(chosen) in running:
             return request_of(chosen)
         raise self.broken("victim() must return one of the running requests", chosen)
 
     def plan(self, running: list[Request], waiting: list[Request]) -> Plan:
         """The whole next step; whether it can be followed is for the scheduler to see."""
-        plan = self._ask("plan", [view_of(r) for r in running], [view_of(r) for r in waiting], self.view)
+        plan = self._ask("plan", [self._shown(r) for r in running], [self._shown(r) for r in waiting], self.view)
         if isinstance(plan, Plan):
             return plan
         raise self.broken("plan() must return a Plan", plan)
 
     def reject(self, request: Request) -> str | None:
         """Why the policy turns the request away, if it does."""
-        reason = self._ask("reject", view_of(request), self.view) if self.rejects else None
+        reason = self._ask("reject", self._shown(request), self.view) if self.rejects else None
         if reason is None or (isinstance(reason, str) and reason):
             return reason
         raise self.broken("reject() must return why, in words, or None", reason)
@@ -118,28 +118,28 @@ class Decisions:
         """Why the policy drops a request rather than admit it, if it does; never one that has run."""
         if request.num_preemptions:
             return None
-        reason = self._ask("shed", view_of(request), self.view)
+        reason = self._ask("shed", self._shown(request), self.view)
         if reason is None or (isinstance(reason, str) and reason):
             return reason
         raise self.broken("shed() must return why, in words, or None", reason)
 
     def hold_until_ps(self, head: Request) -> int:
         """Until when the policy waits for a fuller batch."""
-        until_s = self._ask("hold", view_of(head), self.view)
+        until_s = self._ask("hold", self._shown(head), self.view)
         if isinstance(until_s, int | float) and isfinite(until_s):
             return to_ps(max(until_s, 0.0))
         raise self.broken("hold() must return a time in seconds", until_s)
 
     def finished(self, request: Request) -> None:
         """Tell the policy that a request has ended; only one that listens need be told."""
-        self._ask("finished", view_of(request))
+        self._ask("finished", self._shown(request))
 
     def admitted(self, request: Request) -> None:
         """Tell the policy that a request has got a seat; only one that hears admissions need be told."""
-        self._ask("admitted", view_of(request))
+        self._ask("admitted", self._shown(request))
 
     def _lane(self, request: Request) -> Hashable:
-        lane = self._ask("lane", view_of(request))
+        lane = self._ask("lane", self._shown(request))
         if isinstance(lane, Hashable):
             return lane
         raise self.broken("lane() must return something that can be a key of a dictionary", lane)
@@ -148,7 +148,7 @@ class Decisions:
         return request.priority, request.arrival_ps, request.request_id
 
     def _policy_order(self, request: Request) -> Any:
-        key = self._ask("order", view_of(request))
+        key = self._ask("order", self._shown(request))
         if self._first_key is None:
             self._first_key = key
         try:
@@ -157,6 +157,9 @@ class Decisions:
         except TypeError:
             pass
         raise self.broken("order() must return values that can be compared with each other", key)
+
+    def _shown(self, request: Request) -> RequestView:
+        return view_of(request, self.view)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:

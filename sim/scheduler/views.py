@@ -28,6 +28,9 @@ class Engine(Protocol):
     def free_blocks(self) -> int:
         """KV blocks nobody holds."""
 
+    def ahead_of(self, request: Request) -> tuple[int, int]:
+        """Tokens computed, and tokens known, that a request's own numbers do not say yet."""
+
     def freed_by(self, request: Request) -> int:
         """KV blocks that a request alone holds."""
 
@@ -41,10 +44,11 @@ class Engine(Protocol):
 class RequestView:
     """A request as a policy may see it: never its true output length (`simbatch.policies.base.RequestView`)."""
 
-    __slots__ = ("_request",)
+    __slots__ = ("_engine", "_request")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, engine: Engine) -> None:
         self._request = request
+        self._engine = engine
 
     @property
     def request_id(self) -> str:
@@ -74,20 +78,21 @@ class RequestView:
     @property
     def num_computed_tokens(self) -> int:
         """Tokens in the KV cache, or being computed now."""
-        return self._request.num_computed_tokens
+        return self._request.num_computed_tokens + self._engine.ahead_of(self._request)[0]
 
     @property
     def num_wanted_tokens(self) -> int:
         """Tokens that it knows and has not computed, 0 if it can have none in the next step."""
-        request = self._request
-        if request.num_placeholders and request.last_token_in_flight:
+        output = self.num_output_tokens
+        if output >= self._request.max_tokens:
             return 0
-        return request.num_tokens + request.num_placeholders - request.num_computed_tokens
+        return self._request.num_prompt_tokens + output - self.num_computed_tokens
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens produced so far."""
-        return self._request.num_output_tokens
+        """Tokens produced so far, one that is on its way included."""
+        request = self._request
+        return request.num_output_tokens + request.num_placeholders + self._engine.ahead_of(request)[1]
 
     @property
     def predicted_output_tokens(self) -> float:
@@ -105,7 +110,7 @@ class RequestView:
     def ttft_s(self) -> float | None:
         """Time to first token, once there is one."""
         first = self._request.first_token_ps
-        return None if first < 0 else (first - self._request.arrival_ps) / PS_PER_S
+        return (first - self._request.arrival_ps) / PS_PER_S if 0 <= first <= self._engine.now_ps else None
 
     @property
     def tpot_s(self) -> float | None:
@@ -123,13 +128,6 @@ class RequestView:
 
     def __repr__(self) -> str:
         return f"<request {self.request_id}>"
-
-
-def view_of(request: Request) -> RequestView:
-    """The one view of a request."""
-    if request.view is None:
-        request.view = RequestView(request)
-    return request.view  # type: ignore[return-value]
 
 
 def request_of(view: RequestView) -> Request:
@@ -198,3 +196,10 @@ class EngineView:
     def max_num_batched_tokens(self) -> int:
         """Tokens that a step can take."""
         return self._config.max_num_batched_tokens
+
+
+def view_of(request: Request, engine: EngineView) -> RequestView:
+    """The one view of a request."""
+    if request.view is None:
+        request.view = RequestView(request, engine._engine)
+    return request.view  # type: ignore[return-value]

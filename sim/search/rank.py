@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from simbatch.policies.registry import policy_class, policy_names
+from simbatch.policies.registry import policy_names
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import user_path
 from simbatch.sim.results.compared import HIGHER, LOWER, Metric
@@ -197,16 +197,12 @@ def _entry(scenario: Scenario, policies: Sequence[str], replications: int) -> En
     cells: dict[str, list[Cell]] = {}
     left_out: dict[str, str] = {}
     for name in policies or policy_names():
-        batching = scenario.engine.batching
-        if batching not in policy_class(name, folder=scenario.folder).disciplines:
-            left_out[name] = f"does not support {batching} batching"
-            continue
         try:
             cells[name] = cells_of(scenario.with_policy(name), [{}], seeds)
         except UserError as error:
             if policies:
                 raise
-            left_out[name] = str(error.problems[0])
+            left_out[name] = error.problems[0].rule
     return Entry(scenario, seeds, cells, left_out)
 
 

@@ -101,3 +101,23 @@ class Feedback(Policy):
 class Planned(Policy):
     def plan(self, running, waiting, engine):
         return super().plan(running, waiting, engine)
+
+
+class Remembering(Policy):
+    """Keeps the views of all that it has admitted, and decides by what they say later."""
+
+    def start(self, engine):
+        self.kept = []
+
+    def admitted(self, request):
+        self.kept.append(request)
+
+    def seats(self, engine):
+        shown = sum(
+            view.num_computed_tokens
+            + 3 * view.num_output_tokens
+            + 5 * view.num_wanted_tokens
+            + 7 * view.num_preemptions
+            for view in self.kept
+        )
+        return 1 + shown % engine.max_num_seqs
