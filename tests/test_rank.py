@@ -98,6 +98,21 @@ def test_without_an_slo_the_judgement_is_stated() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_who_chooses_its_requests_does_not_win_without_an_slo() -> None:
+    Path("mine.py").write_text(
+        "from simbatch import Policy\n\n\nclass Choosy(Policy):\n    def reject(self, request, engine):\n"
+        "        return 'the answer is long' if engine.num_running else None\n" + SAME
+    )
+    write("plain", {key: value for key, value in BASE.items() if key != "slo"})
+    policies = ["--policy", "vllm", "--policy", "mine.py:Choosy", "--policy", "mine.py:Same"]
+    plain, online = ranked("plain.yaml", "online.yaml", *policies)["scenarios"]
+    assert names(plain) == ["vllm", "mine.py:Same"]
+    assert "and without an SLO nothing says that it may" in plain["left_out"]["mine.py:Choosy"]
+    assert names(online)[-1] == "mine.py:Choosy"
+    assert "`mine.py:Choosy` (rejected" in Path("results/rank/ranking.md").read_text()
+
+
+@pytest.mark.usefixtures("folder")
 def test_all_policies_by_name_take_part_where_they_can(capsys: pytest.CaptureFixture[str]) -> None:
     write("batches", {**BASE, "engine": {"batching": "static"}, "policy": {"name": "fixed", "batch_size": 4}})
     write("traced", {**BASE, "workload": {}}, trace={"path": "nowhere.csv"})
@@ -181,7 +196,7 @@ def test_who_cannot_be_measured_is_last() -> None:
         "fixed": [summary(0.5), summary(0.6)],
         "priority": [summary(0.7), summary(0.9)],
     }
-    judged = Judged(plan.entries[0], runs)
+    judged = Judged.of(plan.entries[0], runs)
     assert [(standing.policy, standing.rank) for standing in judged.standings] == [
         ("priority", 1),
         ("fixed", 2),

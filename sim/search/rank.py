@@ -16,6 +16,7 @@ from simbatch.policies.registry import policy_names
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import user_path
 from simbatch.sim.results.compared import HIGHER, LOWER, Metric
+from simbatch.sim.results.console import percent
 from simbatch.sim.results.differences import NO_DIFFERENCE, Difference, Values
 from simbatch.sim.results.replicated import Replicated, Summary, mean_of
 from simbatch.sim.scenario.model import Scenario
@@ -82,10 +83,30 @@ class Standing:
 
 @dataclass(frozen=True)
 class Judged:
-    """The outcome in one scenario."""
+    """The outcome in one scenario; `left_out` are those who did not take part or cannot be judged, with the reason."""
 
     entry: Entry
     summaries: Mapping[str, Sequence[Summary]]
+    left_out: Mapping[str, str]
+
+    @classmethod
+    def of(cls, entry: Entry, summaries: Mapping[str, Sequence[Summary]]) -> Judged:
+        """Without an SLO nothing says that a request may be turned away: who does, while others serve it, is left out.
+
+        It would win: its throughput and its latencies are of the requests that it chose.
+        """
+        if entry.judge is WITHIN_SLO:
+            return cls(entry, summaries, entry.left_out)
+        every = Replicated(summaries, entry.seeds)
+        rejected = {policy: every.rejected_share(policy) for policy in summaries}
+        fewest = min(rejected.values())
+        choosy = {
+            policy: f"rejected {percent(share)}, and without an SLO nothing says that it may"
+            for policy, share in rejected.items()
+            if share > fewest
+        }
+        taking_part = {policy: runs for policy, runs in summaries.items() if policy not in choosy}
+        return cls(entry, taking_part, {**entry.left_out, **choosy})
 
     @cached_property
     def standings(self) -> list[Standing]:

@@ -41,7 +41,7 @@ class Ranking:
     def judged(self) -> list[Judged]:
         """Each scenario's outcome."""
         return [
-            Judged(
+            Judged.of(
                 entry,
                 {policy: [self.summaries[cell.key] for cell in cells] for policy, cells in entry.cells.items()},
             )
@@ -77,7 +77,7 @@ class Ranking:
             f"| `{row.policy}` | {row.num_scenarios} | {row.num_best} | {row.mean_rank:.1f} |"
             for row in overall(self.judged)
         ]
-        lines += ["", "The mean rank is over the scenarios that a policy supports; who supports fewer stands below."]
+        lines += ["", "The mean rank is over the scenarios in which a policy took part; who was in fewer stands below."]
         for judged in self.judged:
             lines += ["", *_section(judged)]
         return "\n".join([*lines, *self._left_out()]) + "\n"
@@ -99,7 +99,7 @@ class Ranking:
                     "scenario": judged.entry.scenario.name,
                     "judge": judged.entry.judge.key,
                     "seeds": list(judged.entry.seeds),
-                    "left_out": dict(judged.entry.left_out),
+                    "left_out": dict(judged.left_out),
                     "policies": [_as_dict(judged, standing) for standing in judged.standings],
                 }
                 for judged in self.judged
@@ -149,9 +149,9 @@ def _section(judged: Judged) -> Iterator[str]:
         shown = [_figure(judged.replicated, standing.policy, metric) for metric in (judge, *others)]
         cells = [f"{standing.rank:g}", f"`{standing.policy}`{mine}", shown[0], _behind(standing), *shown[1:]]
         yield f"| {' | '.join([*cells, _remark(judged, standing)])} |"
-    if entry.left_out:
+    if judged.left_out:
         yield ""
-        yield "Left out: " + "; ".join(f"`{name}` ({reason})" for name, reason in entry.left_out.items()) + "."
+        yield "Left out: " + "; ".join(f"`{name}` ({reason})" for name, reason in judged.left_out.items()) + "."
 
 
 def _remark(judged: Judged, standing: Standing) -> str:
