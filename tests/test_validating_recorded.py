@@ -50,6 +50,12 @@ def test_a_simulation_recorded_as_vllm_bench_has_no_error(tmp_path, capsys):
     assert any("client's clock alone" in note for note in content["notes"])
 
 
+def test_the_policy_of_the_command_line_is_simulated(tmp_path, capsys):
+    content, output = validated(tmp_path, capsys, recorded(tmp_path), "--policy", "static")
+    assert output.code == 0, output.err
+    assert by_key(content)["mean_ttft_ms"]["error"] > 0.1  # the recorded run was under vllm
+
+
 def test_the_table_says_both_sides_and_the_error(tmp_path, capsys):
     file = recorded(tmp_path, lambda bench: bench.update(ttfts=[1.25 * ttft for ttft in bench["ttfts"]]))
     done = run(capsys, arguments(tmp_path, file))

@@ -39,6 +39,12 @@ def scenario_options(command: Command) -> Command:
     return command
 
 
+def policy_option(command: Command) -> Command:
+    """--policy, of the commands that run a scenario under one policy."""
+    text = "Another policy: a name, package.module:Class, or file.py:Class."
+    return click.option("--policy", metavar="P", help=text)(command)
+
+
 def load_scenario(
     file: Path, assignments: tuple[str, ...], seed: int | None, policy: str | None = None, profile: str | None = None
 ) -> Scenario:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from simbatch.cli._options import load_scenario
+from simbatch.cli._options import load_scenario, policy_option
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--request", "request_id", required=True, metavar="ID", help="Its request_id: see requests.parquet.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
-@click.option("--policy", metavar="P", help="Another policy: a name, package.module:Class, or file.py:Class.")
+@policy_option
 @click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the events as JSON lines.")
 def explain(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from simbatch.cli._options import checked_folder, load_scenario, scenario_options
+from simbatch.cli._options import checked_folder, load_scenario, policy_option, scenario_options
 
 
 @click.command()
 @scenario_options
-@click.option("--policy", metavar="P", help="Another policy: a name, package.module:Class, or file.py:Class.")
+@policy_option
 @click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import checked_folder, load_scenario, scenario_options
+from simbatch.cli._options import checked_folder, load_scenario, policy_option, scenario_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ OUTSIDE = 1  # exit code
 
 @click.command()
 @scenario_options
+@policy_option
 @click.option("--engine", "model", metavar="MODEL", help="Replay on real vLLM: a model's folder or name.")
 @click.option("--recorded", type=click.Path(path_type=Path), metavar="FILE", help="Compare with a recorded run.")
 @click.option("--requests", "source", type=click.Choice(["scenario", "recorded"]), help="Whose requests to simulate.")
@@ -37,6 +38,7 @@ def validate(
     folder: Path | None,
     assignments: tuple[str, ...],
     seed: int | None,
+    policy: str | None,
     model: str | None,
     recorded: Path | None,
     source: str | None,
@@ -57,7 +59,7 @@ def validate(
         raise click.UsageError("name either a model with --engine, or a file with --recorded")
     _refuse_flags(model is not None, source, flags)
     limits = None if bounds is None else Bounds.parse(bounds)
-    scenario = load_scenario(file, assignments, seed)
+    scenario = load_scenario(file, assignments, seed, policy)
     folder = checked_folder(folder or Path("results", f"validate-{file.stem}"))
     if recorded is not None:
         validation = _recorded(scenario, recorded, source, limits)
