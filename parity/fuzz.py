@@ -125,12 +125,13 @@ def record(vllm_python: str, cases: list[Path], out: Path) -> None:
     limit_s = START_LIMIT_S + CASE_LIMIT_S * len(cases)
     try:
         done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=limit_s)
+        if not done.returncode:
+            return
         how, said = f"ended with {done.returncode}", done.stderr
     except subprocess.TimeoutExpired:
         how, said = f"did not end within {limit_s} s", ""
-    missing = [path.stem for path in cases if not (out / f"{path.stem}.jsonl.gz").is_file()]
-    if missing:
-        sys.exit(f"vLLM's scheduler, driven by {vllm_python}, {how} at case {missing[0]}:\n{said[-3000:]}")
+    case = next((path.stem for path in cases if not (out / f"{path.stem}.jsonl.gz").is_file()), "none")
+    sys.exit(f"vLLM's scheduler, driven by {vllm_python}, {how} at case {case}:\n{said[-3000:]}")
 
 
 def main() -> int:

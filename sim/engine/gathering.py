@@ -146,8 +146,9 @@ class GatheringReplica(Replica):
         return True
 
     def _preempt_last(self) -> None:
-        victim, num_members = self.scheduler.running[-1], self._group.size
-        if victim.joined_round != OUTSIDE:
+        victim = self.scheduler.running[-1]
+        is_member = victim.joined_round != OUTSIDE
+        if is_member:
             self._group.leave(victim)
             victim.last_token_ps = self.device_free_ps
         if self._partials:
@@ -156,7 +157,7 @@ class GatheringReplica(Replica):
             self.kv.register(victim, victim.num_computed_tokens - self.config.async_scheduling)
         self._preempted.append(victim)
         # the token that is in flight is lost, and the policy is not shown it
-        in_flight = self.config.async_scheduling and num_members > self._group.size
+        in_flight = self.config.async_scheduling and is_member
         victim.num_tokens -= in_flight
         self.scheduler.preempt(victim, len(self.scheduler.running) - 1)
         victim.num_tokens += in_flight
