@@ -140,7 +140,8 @@ def read_samples(path: Path) -> Samples:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(Problem(str(path), f"cannot be read: {error}", mend="name a samples file")) from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(Problem(str(path), f"cannot be read: {reason}", mend="name a samples file")) from None
     records = [(number, _parsed(path, number, line)) for number, line in enumerate(lines[:-1], 1) if line]
     first = records[0][1] if records else {}
     if first.get("record") != "engine":
