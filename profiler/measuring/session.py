@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
 from simbatch.profiler.fitting.samples import Admission, StepSample
-from simbatch.profiler.measuring.design import MIN_CONTEXT, Episode, Injection, Limits, stream_tokens
+from simbatch.profiler.measuring.design import DENSE, MIN_CONTEXT, Episode, Injection, Limits, stream_tokens
 from simbatch.profiler.measuring.vllm_engine import RecordedStep, VllmEngine
 
 CANARY_REPEATS = 9
 CANARY_BATCH, CANARY_CONTEXT, CANARY_PREFILL = 8, 256, 256
 VISITS = 2  # of each batch size in the warm-up
-EVERY = 512  # beyond, a first visit's few ms are a small share of a CPU's step
+# Every count is visited up to this one, or to where steps last so long that a first visit's few ms are a small share.
+EVERY, LONG_S = 512, 0.1
 IDLE_S = 0.05  # before a prompt that comes alone: in traffic nothing ran then, and a CPU's first step is slower
 
 
@@ -34,30 +36,45 @@ class Session:
         self._is_warm = self._has_stepped = False
         engine.on_step = self._saw
 
-    def warm_up(self, tell: Callable[[int, int], None], *, every: bool = False) -> None:
+    def warm_up(self, tell: Callable[[int, int], None]) -> None:
         """Visit every token count and batch size that episodes use: a first visit is slow, on a CPU half as long again.
 
-        `every`: each one up to `EVERY` that the engine can do, for traffic, which meets them all. `tell` gets how many
-        are done, and of how many.
+        Some counts show first how long steps last; those that are short are all visited, and become the `warm` ones.
+        `tell` gets how many are done, and of how many at most.
         """
-        tokens, decodes = self.limits.warm_tokens, self.limits.warm_decodes
-        if every:
-            tokens = _all_up_to(EVERY, tokens)
-            decodes = _all_up_to(EVERY, decodes)
-        total = len(tokens) + len(decodes)
-        for done, count in enumerate(tokens):
+        some = self.limits.warm_tokens
+        self._limit(EVERY)
+        lasted_s = {}
+        for done, count in enumerate(some, 1):
             self._compute(count)
-            tell(done + 1, total)
+            lasted_s[count] = self._steps[-1].duration_s
+            tell(done, self._num_sizes)
+        self._limit(max([DENSE, *(count for count in some if count <= EVERY and lasted_s[count] < LONG_S)]))
+        for done, count in enumerate(sorted(set(self.limits.warm_tokens).difference(some)), len(some) + 1):
+            self._compute(count)
+            tell(done, self._num_sizes)
+        self._visit_decodes(lambda done: tell(done, self._num_sizes))
+        self._is_warm = True
+
+    def _limit(self, dense: int) -> None:
+        self.limits = replace(self.limits, dense=dense)
+
+    @property
+    def _num_sizes(self) -> int:
+        return len(self.limits.warm_tokens) + len(self.limits.warm_decodes)
+
+    def _visit_decodes(self, tell: Callable[[int], None]) -> None:
+        """Every batch size, from the largest down; `tell` gets how many sizes are done, those of tokens with them."""
+        decodes = self.limits.warm_decodes
         prompt_len = max(1, min(MIN_CONTEXT, self._longest - VISITS * len(decodes) - 8))
         ids = [self._add(self.fresh(prompt_len), self._longest - prompt_len) for _ in range(max(decodes))]
         self._build(ids, len(ids))
-        for done, count in enumerate(reversed(decodes), len(tokens)):
+        for done, count in enumerate(reversed(decodes), len(self.limits.warm_tokens) + 1):
             self.engine.abort(ids[count:])
             for _ in range(VISITS):
                 self.engine.step()
-            tell(done + 1, total)
+            tell(done)
         self._clear(ids)
-        self._is_warm = True
 
     def canary(self) -> list[StepSample]:
         """The same decodes and the same prefill, several times each."""
@@ -190,10 +207,6 @@ class Session:
     def fresh(self, length: int) -> list[int]:
         """Tokens that no prompt before had."""
         return list(map(int, self._rng.integers(0, self._vocab_size, size=length)))
-
-
-def _all_up_to(most: int, counts: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted({*range(1, min(most, max(counts)) + 1), *counts}))
 
 
 def _sample(step: RecordedStep, episode: int, *, is_canary: bool) -> StepSample:

@@ -96,9 +96,7 @@ def _replay(
     if policy is not None:
         engine.guide(None)  # it would hold back what the warm-up must visit
     told.say("warming up")
-    # a CPU's server that has run for a while has met every count; a GPU's kernels are made for few of them
-    is_cpu = engine.facts.gpu == "cpu"
-    Session(engine, resolved.scenario.seed, lambda _: None).warm_up(told.warm_up, every=is_cpu)
+    Session(engine, resolved.scenario.seed, lambda _: None).warm_up(told.warm_up)
     run_s = to_s(duration_ps(simulated.record))
     tell = told.progress(numbers[-1], len(requests), run_s)
     runs = []
