@@ -4,7 +4,7 @@
 # make parity  the engine against recordings of vLLM's scheduler [CASES=folder of others], and against vLLM if it is there
 # make test-vllm  what needs the real vLLM: fresh random cases through its scheduler, profile and validate on its engine;
 #              installs vLLM's CPU build (3.5 GB) the first time
-# make validate  the simulation against real runs on vLLM's CPU build; half an hour on a machine that does nothing else
+# make validate  the simulation against real runs on vLLM's CPU build; twenty minutes on a machine that does nothing else
 # make profiles  makes the profiles that ship again from ../shared, and compares
 # make docs    what is made from the code: scenarios/schema.json and docs/policies.md
 # make bench   how fast the engine is
