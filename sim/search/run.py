@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from simbatch.sim.errors import Problem, UserError
@@ -122,10 +123,27 @@ def _on_processes(cells: Iterable[Cell], store: CellStore | None, jobs: int) -> 
         store = CellStore(store.folder.absolute())  # workers live on, in the folder where they were started
     calls = [delayed(_attempt_here)(cell, store, os.getpid()) for cell in cells]
     parallel = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=f"{AHEAD}*n_jobs", return_as="generator_unordered")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_word_of_lost_calls():
         warnings.filterwarnings("ignore", message=".*have been cancelled")  # whoever interrupts knows
         with closing(parallel(calls)) as outcomes:
             yield from outcomes
+
+
+@contextmanager
+def _no_word_of_lost_calls() -> Iterator[None]:
+    """When it is interrupted, loky's thread may look for a call that it has just cancelled, a KeyError (joblib 1.6)."""
+    told = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        name = None if args.thread is None else args.thread.name
+        if not (args.exc_type is KeyError and name == "ExecutorManagerThread"):
+            told(args)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = told
 
 
 def _attempt_here(cell: Cell, store: CellStore | None, parent: int) -> Outcome:
