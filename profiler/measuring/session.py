@@ -17,7 +17,7 @@ CANARY_REPEATS = 9
 CANARY_BATCH, CANARY_CONTEXT, CANARY_PREFILL = 8, 256, 256
 VISITS = 2  # of each batch size in the warm-up
 # Every count is visited up to this one, or to where steps last so long that a first visit's few ms are a small share.
-EVERY, LONG_S = 512, 0.1
+EVERY, LONG_S = 512, 0.05
 IDLE_S = 0.05  # before a prompt that comes alone: in traffic nothing ran then, and a CPU's first step is slower
 
 
