@@ -42,14 +42,14 @@ class Session:
         Some counts show first how long steps last; those that are short are all visited, and become the `warm` ones.
         `tell` gets how many are done, and of how many at most.
         """
-        some = self.limits.warm_tokens
+        some, short = self.limits.warm_tokens, [DENSE]
         self._limit(EVERY)
-        lasted_s = {}
         for done, count in enumerate(some, 1):
             self._compute(count)
-            lasted_s[count] = self._steps[-1].duration_s
+            if count <= EVERY and self._steps[-1].duration_s < LONG_S:
+                short.append(count)
             tell(done, self._num_sizes)
-        self._limit(max([DENSE, *(count for count in some if count <= EVERY and lasted_s[count] < LONG_S)]))
+        self._limit(max(short))
         for done, count in enumerate(sorted(set(self.limits.warm_tokens).difference(some)), len(some) + 1):
             self._compute(count)
             tell(done, self._num_sizes)
