@@ -72,6 +72,12 @@ def test_what_is_no_samples_file_is_an_error(tmp_path, content):
         read_samples(tmp_path / "x.jsonl")
 
 
+def test_another_kind_of_file_is_not_to_be_edited_but_left_alone(tmp_path):
+    (tmp_path / "x.yaml").write_text("profile: mine.json\nworkload: {}\n")
+    with pytest.raises(UserError, match=r"x\.yaml:1:1: not JSON.*; name a samples file; `simbatch profile` writes one"):
+        read_samples(tmp_path / "x.yaml")
+
+
 def test_fit_writes_a_profile_and_a_picture_and_says_what_they_are_worth(file, tmp_path):
     output, picture = tmp_path / "mine.json", tmp_path / "mine.png"
     result = CliRunner().invoke(fit, [str(file), "-o", str(output), "--plot", str(picture)])

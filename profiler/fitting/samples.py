@@ -210,14 +210,13 @@ _READERS: dict[str, Callable[[Samples, dict[str, Any]], None]] = {
 
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+    mend = "remove the line" if number > 1 else "name a samples file; `simbatch profile` writes one"
     try:
         content = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(
-            Problem(f"{path}:{number}:{error.colno}", f"not JSON: {error.msg}", mend="remove the line")
-        ) from None
+        raise UserError(Problem(f"{path}:{number}:{error.colno}", f"not JSON: {error.msg}", mend=mend)) from None
     if not isinstance(content, dict) or "record" not in content:
-        raise UserError(Problem(f"{path}:{number}", "must be an object with a key record", mend="remove the line"))
+        raise UserError(Problem(f"{path}:{number}", "must be an object with a key record", mend=mend))
     return content
 
 
