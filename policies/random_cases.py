@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from simbatch.policies.base import Policy
+from simbatch.sim.cost.host import HostTimes
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.chunk import RequestChunk
@@ -64,7 +65,7 @@ def random_config(rng: random.Random, policy: Policy, *, is_vllm: bool = False) 
         scheduler_reserve_full_isl=rng.random() < 0.8,
         async_scheduling=rng.random() < 0.5,
         batching=rng.choice(policy.disciplines),
-        request_overhead_ps=rng.choice([0, 0, MS]),
+        host=rng.choice([None, None, HostTimes(admit_base_ps=MS)]),
         seed=rng.randrange(100),
     )
 

@@ -64,7 +64,7 @@ class StandInEngine:
         self.replica.scheduler.may_admit = True
         self.replica.now_ps = self._now_ps()
         self.replica.add(request)
-        overhead_s = to_s(self.config.request_overhead_ps)
+        overhead_s = to_s(self.config.host.admit_base_ps if self.config.host else 0)
         self.clock.now_s += overhead_s
         return overhead_s
 

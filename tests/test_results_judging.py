@@ -111,7 +111,7 @@ def test_a_block_per_tenant_the_largest_first_with_figures_of_its_own() -> None:
     assert list(block["tenants"]) == ["large", "(none)", "small"]
     assert (block["num_tenants"], block["other_tenants"]) == (3, {})
     large = block["tenants"]["large"]
-    assert large["requests"] == {"total": 2, "finished": 2, "rejected": 0, "unfinished": 0}
+    assert large["requests"] == {"total": 2, "finished": 2, "rejected": 0, "unfinished": 0, "refused": 0}
     assert large["mean_ttft_ms"] == 250
     assert large["slo_share"] == {"all": 0.5, "ttft": 0.5}
     assert large["longest_wait_ms"] == 200

@@ -64,7 +64,7 @@ def test_rejected_and_unfinished_requests_are_failed_and_enter_no_latency():
     assert summary["total_input_tokens"] == 40
     assert summary["mean_ttft_ms"] == 175
     ours = summary["simbatch"]
-    assert ours["requests"] == {"total": 4, "finished": 2, "rejected": 1, "unfinished": 1}
+    assert ours["requests"] == {"total": 4, "finished": 2, "rejected": 1, "unfinished": 1, "refused": 0}
     assert ours["rejected_reasons"] == [{"count": 1, "example": "prompt of 9000 tokens"}]
     assert ours["slo_share"] == {"all": 0.5, "ttft": 0.5}
 

@@ -52,7 +52,13 @@ def test_a_block_per_class_the_most_urgent_first():
     assert list(block["classes"]) == ["high", "normal", "7"]
     assert [b["mean_ttft_ms"] for b in block["classes"].values()] == [100, 300, 200]
     assert [b["slo_share"]["all"] for b in block["classes"].values()] == [1, 0, 0.5]
-    assert block["classes"]["7"]["requests"] == {"total": 2, "finished": 1, "rejected": 1, "unfinished": 0}
+    assert block["classes"]["7"]["requests"] == {
+        "total": 2,
+        "finished": 1,
+        "rejected": 1,
+        "unfinished": 0,
+        "refused": 0,
+    }
     assert block["classes"]["high"]["request_goodput"] == pytest.approx(1 / 0.3)
     assert block["slo_share"] == {"all": 0.5, "ttft": 0.5}
 

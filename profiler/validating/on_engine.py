@@ -118,13 +118,13 @@ def _requests_of(scenario: Scenario) -> Requests:
 def _resolved(scenario: Scenario, engine: VllmEngine) -> Resolved:
     """The scenario on this engine, with no client between: requests are handed over in its own process."""
     resolved = resolve(as_resolved(scenario, engine.facts, engine.settings))
-    return replace(resolved, engine=replace(resolved.engine, client_overhead_ps=0))
+    return replace(resolved, engine=replace(resolved.engine, front_end=None))
 
 
 def _admission_ms(real: Sequence[Run], resolved: Resolved) -> dict[str, float] | None:
     """What taking a request in took, and what the profile says of it."""
     took_s = [took_s for run in real for took_s in run.admission_s if took_s is not None]
-    profile_ms = resolved.engine.request_overhead_ps / PS_PER_MS
+    profile_ms = (resolved.engine.host.admit_base_ps if resolved.engine.host else 0) / PS_PER_MS
     return {"real": 1000 * fmean(took_s), "profile": profile_ms} if took_s else None
 
 

@@ -72,5 +72,5 @@ def segments_of(steps: Sequence[StepRow], num_prompt_tokens: Ints) -> NDArray[np
         decodes, context, tokens, _, attention = features(step, num_prompt_tokens)
         counts = (decodes, 0, context, tokens, len(step.scheduled) - decodes, attention)
         after = (step.num_running, step.num_waiting, step.free_blocks)
-        rows.append((step.start_ps, 1, step.end_ps - step.start_ps, 0, *counts, *after))
+        rows.append((step.start_ps, 1, step.end_ps - step.start_ps, 0, 0, *counts, *after))
     return np.array(rows, dtype=SEGMENT_DTYPE)

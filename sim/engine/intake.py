@@ -33,7 +33,7 @@ class Intake(ShownEngine):
             self.scheduler.may_admit, self._held_until_ps = True, 0
         if self.backlog and not self.scheduler.running and not self.scheduler.waiting and not self.is_held():
             self._form_batch(self.backlog)
-        return num_taken * self.config.request_overhead_ps
+        return num_taken * self.config.host.admit_base_ps if self.config.host else 0
 
     def add(self, request: Request) -> None:
         """Queue an arriving request, unless it is turned away."""

@@ -8,14 +8,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FINISHED, REJECTED, UNFINISHED = 0, 1, 2
-STATUS_NAMES = ("finished", "rejected", "unfinished")
+FINISHED, REJECTED, UNFINISHED, REFUSED = 0, 1, 2, 3  # refused: by the front end, with 503
+STATUS_NAMES = ("finished", "rejected", "unfinished", "refused")
+
+NEVER_PS = -1
 
 SEGMENT_FIELDS = (
     "start_ps",  # when the device starts the first step
     "num_steps",
-    "duration_ps",  # of the first step
+    "duration_ps",  # of the first step, on the device
     "slope_ps",  # each further step lasts this much longer
+    "period_ps",  # from one start to the next where the host sets the pace; 0: each starts when the one before ends
     "num_decodes",
     "num_regular",  # decodes whose gap to their previous token is the step's duration
     "decode_context",  # tokens computed before the first step, summed over the decodes; +num_decodes each further step
@@ -28,12 +31,23 @@ SEGMENT_FIELDS = (
 )
 SEGMENT_DTYPE = np.dtype([(name, np.int64) for name in SEGMENT_FIELDS])
 
+# When steps' tokens leave the front end, if host and front end take time: gaps in arithmetic progression, as segments.
+TOKEN_FIELDS = (
+    "start_ps",  # when the tokens of the step before the first one left
+    "num_steps",
+    "duration_ps",  # from there to the first step's tokens
+    "slope_ps",
+    "num_decodes",
+    "num_regular",
+)
+TOKEN_DTYPE = np.dtype([(name, np.int64) for name in TOKEN_FIELDS])
+
 
 class StepRow(NamedTuple):
     """One step in full, as `--steps` asks for; requests are given by their index in the input."""
 
     step: int
-    start_ps: int
+    start_ps: int  # the device's
     end_ps: int
     scheduled: list[tuple[int, int, int]]  # (request, num_tokens, num_computed_tokens before)
     preempted: list[int]
@@ -41,6 +55,9 @@ class StepRow(NamedTuple):
     free_blocks: int
     num_running: int
     num_waiting: int
+    schedule_ps: int = NEVER_PS  # begin of schedule() on the host
+    launched_ps: int = NEVER_PS  # the launch has returned
+    updated_ps: int = NEVER_PS  # end of the update: its tokens exist
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,10 @@ class RequestColumns:
     status: NDArray[np.int8]
     request_id: list[str] | None = None
     tenant: list[str | None] | None = None
-    reason: dict[int, str] = field(default_factory=dict)  # why a request was rejected
+    reason: dict[int, str] = field(default_factory=dict)  # why a request was rejected or refused
+    queued_ps: NDArray[np.int64] | None = None  # taken in by the engine; None: at its arrival
+    client_first_token_ps: NDArray[np.int64] | None = None  # the network included; None: at the engine's
+    client_finish_ps: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_ps)
@@ -81,8 +101,29 @@ class RunRecord:
     num_recomputed_tokens: int = 0  # computed, lost in a preemption, and computed again
     num_truncated: int = 0  # requests whose outputs were cut where prompt and outputs reach max_model_len
     steps: list[StepRow] | None = None
+    tokens: NDArray[np.void] | None = None  # of TOKEN_DTYPE, in order of time; None: at the ends of the segments' steps
+    host_wait_ps: int = 0  # the device had nothing to do while requests were in the engine
+    front_end_late_ps: int = 0  # tokens were ready and the front end still had those of the step before
 
     @property
     def num_steps(self) -> int:
         """Steps simulated, spans counted in full."""
         return int(self.segments["num_steps"].sum())
+
+    @property
+    def token_rows(self) -> NDArray[np.void]:
+        """When the steps' tokens leave the server: rows with at least the fields of TOKEN_DTYPE."""
+        return self.segments if self.tokens is None else self.tokens
+
+    @property
+    def client_first_token_ps(self) -> NDArray[np.int64]:
+        """When the client has each request's first token, -1 where never."""
+        return self._at_client(self.requests.client_first_token_ps, self.requests.first_token_ps)
+
+    @property
+    def client_finish_ps(self) -> NDArray[np.int64]:
+        """When the client has each request's last token, -1 where never."""
+        return self._at_client(self.requests.client_finish_ps, self.requests.finish_ps)
+
+    def _at_client(self, known: NDArray[np.int64] | None, engine_ps: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(engine_ps < 0, -1, engine_ps + self.client_overhead_ps) if known is None else known

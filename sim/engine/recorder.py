@@ -145,7 +145,7 @@ class Recorder:
             end_ps=end_ps,
             num_gpu_blocks=config.num_gpu_blocks,
             block_size=config.block_size,
-            client_overhead_ps=config.client_overhead_ps,
+            client_overhead_ps=config.front_end.network_ps if config.front_end else 0,
             event_loop_cpu_s=event_loop_cpu_s,
             steps=self.steps,
         )

@@ -184,7 +184,7 @@ class Replica(Intake):
             duration_ps = self.noise.step_ps(duration_ps, tokens > 0)
         self.device_free_ps = max(start_ps, self.now_ps + overhead_ps) + duration_ps
         self.write_span(
-            (start_ps, 1, self.device_free_ps - start_ps, 0, num_decodes, num_regular, context, tokens, num_prefills,
+            (start_ps, 1, self.device_free_ps - start_ps, 0, 0, num_decodes, num_regular, context, tokens, num_prefills,
              attention, len(self.scheduler.running), self.num_waiting, self.kv.free)
         )  # fmt: skip
         return Step(batch, start_ps, self.device_free_ps)

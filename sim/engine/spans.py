@@ -193,7 +193,7 @@ class SpanReplica(GatheringReplica):
         if not self._has_stepped:
             num_regular -= self._count_late(start_ps, end_ps)
         self.write_span(
-            (start_ps, 1, end_ps - start_ps, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
+            (start_ps, 1, end_ps - start_ps, 0, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
              len(self.scheduler.running), self.num_waiting, self.kv.free)
         )  # fmt: skip
         return self._take_tokens(planned, start_ps, end_ps)
@@ -241,7 +241,7 @@ class SpanReplica(GatheringReplica):
             num_steps = group.rounds_within(num_steps, num_free)
             num_blocks = group.blocks_for(num_steps)
         self.write_span(
-            (start_ps, num_steps, duration_ps, slope_ps, num_decodes, num_regular, group.context, 0, 0, 0,
+            (start_ps, num_steps, duration_ps, slope_ps, 0, num_decodes, num_regular, group.context, 0, 0, 0,
              len(self.scheduler.running), self.num_waiting, num_free - num_blocks)
         )  # fmt: skip
         return num_steps, duration_ps, slope_ps, num_blocks
@@ -255,7 +255,7 @@ class SpanReplica(GatheringReplica):
         num_late = 0 if self._has_stepped else self._count_late(start_ps, start_ps + duration_ps)
         num_blocks = group.blocks_next
         self.write_span(
-            (start_ps, 1, duration_ps, 0, num_decodes, num_decodes - num_late, group.context, 0, 0, 0,
+            (start_ps, 1, duration_ps, 0, 0, num_decodes, num_decodes - num_late, group.context, 0, 0, 0,
              len(self.scheduler.running), self.num_waiting, self.kv.free + self._taken - num_blocks)
         )  # fmt: skip
         return 1, duration_ps, 0, num_blocks

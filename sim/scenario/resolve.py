@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
+from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
@@ -105,8 +106,10 @@ def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) ->
             "num_gpu_blocks": num_gpu_blocks,
             "block_size": block_size,
             "async_scheduling": profile.is_gpu if settings.async_scheduling is None else settings.async_scheduling,
-            "request_overhead_ps": to_ps(profile.request_overhead_s),
-            "client_overhead_ps": to_ps(profile.client_overhead_s),
+            "host": HostTimes(admit_base_ps=to_ps(profile.request_overhead_s)) if profile.request_overhead_s else None,
+            "front_end": FrontEndTimes(network_ps=to_ps(profile.client_overhead_s))
+            if profile.client_overhead_s
+            else None,
             "seed": seed,
         }
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simbatch.sim.cost.host import FrontEndTimes, HostTimes
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -28,6 +30,10 @@ class EngineConfig:
     async_scheduling: bool = False
     batching: str = "continuous"
     step_noise: bool = False
-    request_overhead_ps: int = 0
-    client_overhead_ps: int = 0
+    host: HostTimes | None = None  # None: the engine's thread takes no time
+    front_end: FrontEndTimes | None = None  # None: requests reach the engine, and tokens their user, at once
+    max_capture_size: int = 512  # of the largest CUDA graph; 0: there are none
+    api_server_count: int = 1
+    max_num_queued_reqs: int | None = None
+    max_num_queued_tokens: int | None = None
     seed: int = 0  # of the length predictor
