@@ -13,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from parity.recording import CaseReplica, engine_config
+from parity.recording import CaseLines, engine_config
 from simbatch.sim.scenario.rules import start_problems
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -45,7 +45,7 @@ def first_difference(case: dict[str, Any], recorded: list[dict[str, Any]]) -> st
     if "config_error" in recorded[0]:
         refused = next(start_problems(engine_config(case)), None)
         return None if refused else f"  vLLM     {json.dumps(recorded[0])}\n  simbatch starts"
-    played = CaseReplica(case).play()
+    played = CaseLines(case).play()
     played[-1]["end"]["vllm"] = recorded[-1].get("end", {}).get("vllm")
     for ours, vllms in zip_longest(played, recorded[1:]):
         if ours != {key: value for key, value in (vllms or {}).items() if key != "blk"}:

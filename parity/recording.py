@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import simpy
 
 from simbatch.policies.base import Policy
 from simbatch.policies.vllm import VLLM
+from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.cost.model import LinearCost
-from simbatch.sim.engine.arrivals import FAR
+from simbatch.sim.engine.door import Inbox
+from simbatch.sim.engine.host import Host
+from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.stepwise import Stepwise
+from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 
@@ -76,8 +81,10 @@ def prompt_parts(case_request: dict[str, Any]) -> list[tuple[str, int, int]]:
     return [(stream, 0, min(k, n)), (own(case_request), min(k, n), n - min(k, n))]
 
 
-class CaseArrivals:
-    """The case's requests, by time or by step number, in the engine's `Arrivals` form."""
+class CaseTraffic:
+    """The case's requests, by time or by step number, as an engine's inbox."""
+
+    is_limited = False
 
     def __init__(self, case: dict[str, Any], config: EngineConfig, step_number: Callable[[], int]) -> None:
         self.by_step = any("arrival_step" in r for r in case["requests"])
@@ -87,25 +94,24 @@ class CaseArrivals:
         self._max_model_len = config.max_model_len
         self._step_number = step_number
         self._num_taken = 0
-        self.is_limited = False
-        self.load_cpu_s = 0.0
 
     @property
     def next_ps(self) -> int:
-        """When the next request arrives; by step number any moment will do."""
+        """When the next request arrives; by step number any moment will do, once it is its turn."""
         if not self._pending:
             return FAR
-        return 0 if self.by_step else int(self._pending[0][self._when]) * PS_PER_NS
+        if self.by_step:
+            return 0 if self.next_step <= self._step_number() else FAR - 1
+        return int(self._pending[0][self._when]) * PS_PER_NS
 
     @property
-    def next_step(self) -> int:
+    def next_step(self) -> int | None:
         """The step before which the next request arrives."""
-        return int(self._pending[0][self._when])
+        return int(self._pending[0][self._when]) if self._pending else None
 
-    def take(self, now_ps: int, add: Callable[[Request], None]) -> int:
+    def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
         """Hand over whoever has arrived."""
-        before = self._num_taken
-        while self._pending and (self.next_step <= self._step_number() if self.by_step else self.next_ps <= now_ps):
+        while self.next_ps <= now_ps:
             case_request = self._pending.pop(0)
             arrival = case_request.get("arrival_time", case_request[self._when])
             request = Request(
@@ -120,8 +126,8 @@ class CaseArrivals:
             if self._keys:
                 request.keys = self._keys.of(case_request)
             self._num_taken += 1
-            add(request)
-        return self._num_taken - before
+            now_ps += add(request, now_ps)
+        return now_ps
 
 
 class CaseRecorder(Recorder):
@@ -137,14 +143,15 @@ class CaseRecorder(Recorder):
         """Not needed."""
 
 
-class CaseReplica(Replica):
-    """A replica that writes a line per step, as the recordings do (`vllm_oracle.py` beside them)."""
+class CaseLines(Listener):
+    """Writes a line per step, as the recordings do (`vllm_oracle.py`, `timing_oracle.py`)."""
 
     def __init__(self, case: dict[str, Any], policy: Policy | None = None) -> None:
-        config = engine_config(case)
+        self.config = config = engine_config(case)
+        self.is_timed = "timing" in case
         ps = {name: value * PS_PER_NS for name, value in case["step_time_ns"].items()}
         cost = LinearCost(*(ps[k] for k in ("base", "per_prefill_token", "per_decode_seq", "per_context_token")))
-        arrivals = CaseArrivals(case, config, lambda: self.step_number)
+        self.traffic = CaseTraffic(case, config, lambda: self.step_number)
         self.lines: list[Line] = []
         self.requests: dict[str, Line] = {
             r["id"]: {
@@ -153,34 +160,41 @@ class CaseReplica(Replica):
             } for r in case["requests"]
         }  # fmt: skip
         self.step_number = 0
-        self.stalled = False
+        self.is_stuck = False
         self._max_steps = case.get("max_steps", 1_000_000)
-        self._arrivals = arrivals
         self._line_of: dict[int, Line] = {}
         self._seat_of: dict[Request, int] = {}
         self._newest: Line | None = None
-        env, recorder = simpy.Environment(0), CaseRecorder()
-        super().__init__(env, config, cost, policy or VLLM(), arrivals, recorder)  # type: ignore[arg-type]
+        self._num_empty = 0  # in a row: the decision recordings stop at the third, whoever came meanwhile
+        host = host_of(case["timing"]) if self.is_timed else None
+        recorder = CaseRecorder(is_timed=self.is_timed)
+        env, inbox = simpy.Environment(0), cast("Inbox", self.traffic)
+        self.replica = Replica(
+            env, config, cost, policy or VLLM(), inbox, recorder, lambda *_: None, listener=self, host=host
+        )
 
     def play(self) -> list[Line]:
         """All lines but the head: steps, requests, end."""
-        self.env.process(self.run())
-        self.env.run()
-        end = {"steps": self.step_number, "clock": self.now_ps // PS_PER_NS, "stalled": self.stalled}
+        stepwise, env = Stepwise(self.replica), self.replica.env
+        env.process(stepwise.run())
+        env.run()
+        is_stalled = self.is_stuck or self.replica.has_work
+        end = {"steps": self.step_number, "clock": self.replica.now_ps // PS_PER_NS, "stalled": is_stalled}
         return [*self.lines, *self.requests.values(), {"end": end}]
 
-    def add(self, request: Request) -> None:
-        """Note who is turned away."""
-        if request.num_prompt_tokens >= self.config.max_model_len:
-            self.requests[request.request_id]["st"] = "rejected:VLLMValidationError"
-        super().add(request)
+    def turned_away(self, request: Request, reason: str, now_ps: int) -> None:
+        """Note who is too long."""
+        self.requests[request.request_id]["st"] = "rejected:VLLMValidationError"
 
-    def schedule(self, overhead_ps: int) -> Step:
+    def planned(self, step: Step) -> None:
         """Write the step's line."""
-        step = super().schedule(overhead_ps)
-        duration_ps = step.end_ps - step.start_ps
-        line: Line = {"i": self.step_number, "t": self.now_ps // PS_PER_NS, "d": duration_ps // PS_PER_NS}
+        is_report = not (step.batch.entries or step.batch.preempted or self.replica.has_work)
+        if is_report and not self.is_timed:  # tells the workers who has ended; the decision recordings leave it out
+            return
+        self._num_empty = 0 if step.batch.entries or step.batch.preempted else self._num_empty + 1
+        line: Line = {"i": self.step_number, "t": step.schedule_ps // PS_PER_NS, "d": 0}
         if step.batch.entries:
+            line["d"] = self.replica.device.work_ps(step.features) // PS_PER_NS
             line["s"] = [
                 [e.request.request_id, e.num_tokens, e.num_computed_tokens, kind(e.is_decode, e.samples)]
                 for e in step.batch.entries
@@ -190,48 +204,45 @@ class CaseReplica(Replica):
             line["pre"] = [request.request_id for request in step.batch.preempted]
             for request in step.batch.preempted:
                 self.requests[request.request_id]["npre"] += 1
-        line["fbs"] = self.scheduler.kv.free
+        line["fbs"] = self.replica.kv.free
+        if self.is_timed:
+            line["S"] = step.schedule_ps // PS_PER_NS
+            if step.batch.entries:
+                line["L"], line["D"] = step.launched_ps // PS_PER_NS, step.end_ps // PS_PER_NS
         self._line_of[id(step.batch)] = line
         self._newest = line
         self.lines.append(line)
         self.step_number += 1
-        return step
 
-    def update(self, step: Step) -> None:
+    def updated(self, step: Step, finished: list[Request]) -> None:
         """Complete a line: the step's own when synchronous, else the one scheduled meanwhile."""
-        line = self._line_of.pop(id(step.batch))
+        own = self._line_of.pop(id(step.batch), None)
+        if own is None:
+            return
+        line = own
         if self.config.async_scheduling:
-            updated, line = line["i"], self._newest or self._drain_line()
-            line["u"] = updated
-            self._newest = None
-        before = {e.request: e.request.num_output_tokens for e in step.batch.entries}
-        super().update(step)
+            line = self._newest or self._drain_line()
+        if self.config.async_scheduling or self.is_timed:
+            line["u"] = own["i"]
+        if self.is_timed:
+            line["U"] = self.replica.now_ps // PS_PER_NS
+        self._newest = None
         for entry in step.batch.entries:
-            self._note_token(entry.request, before[entry.request], line)
-        line["fb"] = self.scheduler.kv.free
-        line["nr"], line["nw"] = len(self.scheduler.running), self.num_waiting
+            if entry.samples:
+                self._note_token(entry.request, line)
+        line["fb"] = self.replica.kv.free
+        line["nr"], line["nw"] = len(self.replica.scheduler.running), self.replica.num_waiting
 
-    @property
-    def goes_in_circles(self) -> bool:
+    def is_idle(self, now_ps: int) -> None:
+        """By step number, an engine with nothing to do jumps to the next arrival's."""
+        if self.traffic.by_step and self.traffic.next_step is not None:
+            self.step_number = max(self.step_number, self.traffic.next_step)
+
+    def wants_end(self) -> bool:
         """Requests that rotate for ever are cut at the case's `max_steps`, as the recording is."""
-        self.stalled = self.stalled or self.step_number >= self._max_steps
-        return self.stalled
-
-    def is_stuck(self, batch: Any) -> Any:
-        """By step number, an idle engine jumps to the next arrival's."""
-        if self.goes_in_circles:
-            return True
-        if not (batch.entries or batch.preempted) and self._arrivals.by_step and self._arrivals.next_ps < FAR:
-            self.step_number = max(self.step_number, self._arrivals.next_step)
-        stuck = yield from super().is_stuck(batch)
-        self.stalled = self.stalled or stuck
-        return stuck
-
-    def wait_until(self, time_ps: int) -> Any:
-        """An engine with nothing to do jumps to the next arrival's step."""
-        if not self.has_work and self._arrivals.by_step and self._arrivals.next_ps < FAR:
-            self.step_number = max(self.step_number, self._arrivals.next_step)
-        yield from super().wait_until(time_ps)
+        is_stalled = not self.is_timed and self._num_empty >= 3 and self.traffic.next_step is None
+        self.is_stuck = self.is_stuck or is_stalled or self.step_number >= self._max_steps
+        return self.is_stuck
 
     def _write_admissions(self, line: Line, step: Step) -> None:
         first, again = [], []
@@ -241,7 +252,7 @@ class CaseReplica(Replica):
                 continue
             hit = [request.request_id, entry.num_computed_tokens]
             if row["fs"] is None:
-                row["fs"], row["hit"] = self.now_ps // PS_PER_NS, entry.num_computed_tokens
+                row["fs"], row["hit"] = step.schedule_ps // PS_PER_NS, entry.num_computed_tokens
                 first.append(hit)
             else:
                 again.append(hit)
@@ -255,10 +266,8 @@ class CaseReplica(Replica):
         self._seat_of[request] = request.seat
         return known != request.seat
 
-    def _note_token(self, request: Request, num_before: int, line: Line) -> None:
-        row, now_ns = self.requests[request.request_id], self.now_ps // PS_PER_NS
-        if request.num_output_tokens == num_before:
-            return
+    def _note_token(self, request: Request, line: Line) -> None:
+        row, now_ns = self.requests[request.request_id], self.replica.now_ps // PS_PER_NS
         row["nout"] = request.num_output_tokens
         row["ft"] = now_ns if row["ft"] is None else row["ft"]
         if request.num_output_tokens >= request.max_tokens:
@@ -267,10 +276,31 @@ class CaseReplica(Replica):
 
     def _drain_line(self) -> Line:
         line: Line = {
-            "i": self.step_number, "t": self.now_ps // PS_PER_NS, "d": 0, "drain": 1, "fbs": self.scheduler.kv.free
+            "i": self.step_number, "t": self.replica.now_ps // PS_PER_NS, "d": 0, "drain": 1,
+            "fbs": self.replica.kv.free,
         }  # fmt: skip
         self.lines.append(line)
         return line
+
+
+def host_of(timing: dict[str, Any]) -> Host:
+    """A timing recording's host: `small_tokens` stands for the graph's size, and decodes are always of kind graph."""
+    ps = {name: value * PS_PER_NS for name, value in timing["host"].items() if name != "small_tokens"}
+    of_tokens = ps["per_seq"], ps["per_prefill"], ps["per_token"]
+    times = HostTimes(
+        graph=LaunchTimes(ps["decode"], ps["per_seq"]),
+        piecewise=LaunchTimes(ps["small"], *of_tokens),
+        none=LaunchTimes(ps["large"], *of_tokens),
+        update_base_ps=timing["update"]["base"] * PS_PER_NS,
+        update_per_seq_ps=timing["update"]["per_seq"] * PS_PER_NS,
+        admit_base_ps=timing["admit"]["base"] * PS_PER_NS,
+        admit_per_prompt_token_ps=timing["admit"]["per_prompt_token"] * PS_PER_NS,
+        lag_ps=timing["lag"] * PS_PER_NS,
+        tail_ps=timing["tail"] * PS_PER_NS,
+    )
+    host = Host(times, timing["host"]["small_tokens"])
+    host.max_graph_requests = 1 << 60
+    return host
 
 
 def kind(is_decode: bool, samples: bool) -> str:

@@ -1,4 +1,7 @@
-"""The engine: continuous and static batching on paged KV memory, decision by decision as vLLM's V1 scheduler."""
+"""The engine: continuous and static batching on paged KV memory, decision by decision as vLLM's V1 scheduler.
+
+A run has traffic, a front end, and a replica in one SimPy environment.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,90 @@ from typing import TYPE_CHECKING
 import simpy
 
 from simbatch.policies.base import Policy
+from simbatch.sim.cost.host import FrontEndTimes, HostDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import NoiseDraws
-from simbatch.sim.engine.arrivals import Arrivals
-from simbatch.sim.engine.explain import Event, WatchedReplica
+from simbatch.sim.engine.explain import Event, Watch
+from simbatch.sim.engine.front_end import FrontEnd
+from simbatch.sim.engine.leap import Leap
+from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.spans import SpanReplica
+from simbatch.sim.engine.stepwise import Stepwise
+from simbatch.sim.engine.traffic import Traffic
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.prefix_keys import PrefixKeys
+from simbatch.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
+
+
+class Run:
+    """The parts of one run, put together: one replica behind its front end."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        cost: CostModel,
+        policy: Policy,
+        source: RequestSource,
+        *,
+        steps: bool = False,
+        spans: bool = True,
+        progress: Callable[[int], None] | None = None,
+        noise: NoiseDraws | None = None,
+        host_noise: HostDraws | None = None,
+        listener: Listener | None = None,
+        env: simpy.Environment | None = None,
+    ) -> None:
+        front = front_end_of(config)
+        self.config = config
+        self.env = env or simpy.Environment(0)
+        self.recorder = Recorder(keep_steps=steps, is_timed=config.host is not None or front is not None)
+        keys = None
+        if config.enable_prefix_caching and source.hash_block_tokens:
+            keys = PrefixKeys(source.hash_block_tokens, config.block_size)
+        traffic = self.traffic = Traffic(source, self.recorder, config.max_model_len, keys, progress)
+        self.front_end: FrontEnd | None = None
+        if front is not None:
+            limits = config.max_num_queued_reqs, config.max_num_queued_tokens
+            self.front_end = FrontEnd(front, config.api_server_count, traffic, self.recorder.refused, *limits)
+
+        def left(request: Request, at_ps: int) -> None:
+            traffic.left(at_ps)
+
+        self.replica = Replica(
+            self.env,
+            config,
+            cost,
+            policy,
+            self.front_end or traffic,
+            self.recorder,
+            self.front_end.left if self.front_end else left,
+            noise=noise,
+            host_noise=host_noise,
+            listener=listener,
+        )
+        leap = Leap(self.replica) if spans and listener is None else None
+        self.stepwise = Stepwise(self.replica, leap)
+        self.env.process(self.stepwise.run())
+
+    def record(self, event_loop_cpu_s: float) -> RunRecord:
+        """What happened, once the environment has nothing more to do."""
+        replica, scheduler = self.replica, self.replica.scheduler
+        for request in replica.unfinished():
+            self.recorder.left(request)
+        return self.recorder.record(
+            self.config,
+            replica.now_ps,
+            event_loop_cpu_s,
+            num_preemptions=scheduler.num_preemptions,
+            num_recomputed_tokens=scheduler.num_recomputed_tokens,
+            host_wait_ps=replica.host_wait_ps,
+            front_end_late_ps=self.front_end.late_ps if self.front_end else 0,
+        )
 
 
 def run(
@@ -34,32 +108,21 @@ def run(
     spans: bool = True,
     progress: Callable[[int], None] | None = None,
     noise: NoiseDraws | None = None,
+    host_noise: HostDraws | None = None,
 ) -> RunRecord:
     """Serve every request of `source`; returns what happened.
 
     `steps` keeps every step, `spans=False` simulates them one by one (same result, slower), `progress` is told how many
-    requests have left the system, once for each five hundred. `noise` is drawn from for the time of every step.
+    requests have left the system, once for each five hundred. `noise` is drawn from for the time of every step on the
+    device, `host_noise` for launches.
     """
-    recorder = Recorder(keep_steps=steps)
-    env = simpy.Environment(0)
-    arrivals = arrivals_of(source, recorder, config)
-    kind = SpanReplica if spans else Replica
-    replica = kind(env, config, cost, policy, arrivals, recorder, progress, noise)
-    loaded_before_s = arrivals.load_cpu_s
-    begin_s = time.process_time()
-    env.process(replica.run())
-    env.run()
-    cpu_s = time.process_time() - begin_s - (arrivals.load_cpu_s - loaded_before_s)
-    for request in replica.unfinished():
-        recorder.left(request)
-    scheduler = replica.scheduler
-    return recorder.record(
-        config,
-        replica.now_ps,
-        cpu_s,
-        num_preemptions=scheduler.num_preemptions,
-        num_recomputed_tokens=scheduler.num_recomputed_tokens,
+    this = Run(
+        config, cost, policy, source, steps=steps, spans=spans, progress=progress, noise=noise, host_noise=host_noise
     )
+    loaded_before_s = this.traffic.load_cpu_s
+    begin_s = time.process_time()
+    this.env.run()
+    return this.record(time.process_time() - begin_s - (this.traffic.load_cpu_s - loaded_before_s))
 
 
 def explain(
@@ -69,19 +132,20 @@ def explain(
     source: RequestSource,
     request_id: str,
     noise: NoiseDraws | None = None,
+    host_noise: HostDraws | None = None,
 ) -> list[Event]:
     """The life of one request, from its arrival on; empty if there is no such request."""
-    recorder, env = Recorder(), simpy.Environment(0)
-    arrivals = arrivals_of(source, recorder, config)
-    replica = WatchedReplica(env, config, cost, policy, arrivals, recorder, noise=noise, watched_id=request_id)
-    env.process(replica.run())
-    env.run()
-    return replica.events
+    watch = Watch(request_id)
+    this = Run(config, cost, policy, source, noise=noise, host_noise=host_noise, listener=watch)
+    watch.replica = this.replica
+    this.env.run()
+    return watch.events
 
 
-def arrivals_of(source: RequestSource, recorder: Recorder, config: EngineConfig) -> Arrivals:
-    """The source's requests on their way to an engine with these settings."""
-    keys = None
-    if config.enable_prefix_caching and source.hash_block_tokens:
-        keys = PrefixKeys(source.hash_block_tokens, config.block_size)
-    return Arrivals(source, recorder, config.max_model_len, keys)
+def front_end_of(config: EngineConfig) -> FrontEndTimes | None:
+    """The front end's times, where it does more than add the network's: None if requests pass it at once."""
+    times = config.front_end or FrontEndTimes()
+    has_limits = config.max_num_queued_reqs is not None or config.max_num_queued_tokens is not None
+    if has_limits or times.per_request_ps or times.per_prompt_token_ps or times.per_chunk_ps:
+        return times
+    return None

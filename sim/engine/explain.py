@@ -5,13 +5,14 @@ The scenario is simulated step by step, as vLLM's scheduler goes through it, and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from simbatch.sim.clock import to_s
-from simbatch.sim.engine.replica import Replica
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.engine.listener import Listener
+from simbatch.sim.scheduler.request import NEVER, Request
 
 if TYPE_CHECKING:
+    from simbatch.sim.engine.replica import Replica
     from simbatch.sim.engine.step import Step
 
 
@@ -24,65 +25,74 @@ class Event(NamedTuple):
     what: str
 
 
-class WatchedReplica(Replica):
-    """A stepwise replica that tells the life of the request called `watched_id`."""
+class Watch(Listener):
+    """Tells the life of the request called `watched_id`; `replica` is given before the run."""
 
-    def __init__(self, *args: Any, watched_id: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    replica: Replica
+
+    def __init__(self, watched_id: str) -> None:
         self.events: list[Event] = []
         self._watched_id = watched_id
         self._watched: Request | None = None
         self._step = 0
+        self._was_running = False
         self._needed_by: dict[Request, Request | None] = {}
-        preempt = self.scheduler.preempt
+        self._before = (NEVER, NEVER)
 
-        def noted(request: Request, position: int, needed_by: Request | None = None) -> None:
-            self._needed_by[request] = needed_by
-            preempt(request, position, needed_by)
-
-        self.scheduler.preempt = noted  # type: ignore[method-assign]
-
-    def add(self, request: Request) -> None:
+    def arrived(self, request: Request, now_ps: int) -> None:
         """Note the arrival."""
-        if request.request_id == self._watched_id:
-            self._watched = request
-            lengths = f"{request.num_prompt_tokens} prompt tokens, {request.max_tokens} to produce"
-            shown = f"arrives ({lengths}); {len(self.scheduler.running)} running, {self.num_waiting} waiting"
-            self._tell(shown, at_ps=request.arrival_ps, step=None)
-        super().add(request)
-        if request is self._watched and self.recorder.reason.get(request.index):
-            self._tell(f"rejected: {self.recorder.reason[request.index]}", step=None)
+        if request.request_id != self._watched_id:
+            return
+        self._watched = request
+        lengths = f"{request.num_prompt_tokens} prompt tokens, {request.max_tokens} to produce"
+        num_running, num_waiting = len(self.replica.scheduler.running), self.replica.num_waiting
+        shown = f"arrives ({lengths}); {num_running} running, {num_waiting} waiting"
+        self._tell(shown, at_ps=request.arrival_ps, step=None)
 
-    def schedule(self, overhead_ps: int) -> Step:
-        """Note what the step has for the request, or why it has nothing."""
+    def turned_away(self, request: Request, reason: str, now_ps: int) -> None:
+        """Note why there will be no answer."""
+        if request is self._watched:
+            self._tell(f"rejected: {reason}", step=None)
+
+    def preempted(self, request: Request, needed_by: Request | None) -> None:
+        """Note for whom."""
+        self._needed_by[request] = needed_by
+
+    def planning(self, now_ps: int) -> None:
+        """Note who runs."""
         self._needed_by.clear()
-        was_running = self._watched in self.scheduler.running
-        step = super().schedule(overhead_ps)
+        self._was_running = self._watched in self.replica.scheduler.running
+
+    def planned(self, step: Step) -> None:
+        """Note what the step has for the request, or why it has nothing."""
         request = self._watched
         if request is not None:
             entry = next((entry for entry in step.batch.entries if entry.request is request), None)
             if request in self._needed_by:
                 self._tell(self._preemption(request))
             elif entry is not None:
-                self._tell_entry(entry.num_tokens, entry.num_computed_tokens, entry.is_decode, was_running)
-            elif request in self.scheduler.running:
+                self._tell_entry(entry.num_tokens, entry.num_computed_tokens, entry.is_decode, self._was_running)
+            elif request in self.replica.scheduler.running:
                 self._tell("gets no token: its last one is in flight, or the budget went to those before it")
-            elif request.finish_ps < 0 and not self.recorder.reason.get(request.index):
+            elif request.finish_ps < 0 and not self.replica.recorder.reason.get(request.index):
                 self._tell(f"waits: {self._why_waiting(request)}")
         self._step += bool(step.batch.entries)
-        return step
 
-    def update(self, step: Step) -> None:
+    def updating(self, step: Step) -> None:
+        """Remember what there was."""
+        request = self._watched
+        if request is not None:
+            self._before = request.first_token_ps, request.finish_ps
+
+    def updated(self, step: Step, finished: list[Request]) -> None:
         """Note the first token and the end."""
         request = self._watched
-        before = None if request is None else (request.first_token_ps, request.finish_ps)
-        super().update(step)
-        if request is None or before is None:
+        if request is None:
             return
-        if before[0] < 0 <= request.first_token_ps:
+        if self._before[0] < 0 <= request.first_token_ps:
             after_s = to_s(request.first_token_ps - request.arrival_ps)
             self._tell(f"first token, {after_s:.3f} s after it was sent", step=None)
-        if before[1] < 0 <= request.finish_ps:
+        if self._before[1] < 0 <= request.finish_ps:
             after_s = to_s(request.finish_ps - request.arrival_ps)
             self._tell(
                 f"finished with {request.num_output_tokens} tokens, {after_s:.3f} s after it was sent", step=None
@@ -94,7 +104,7 @@ class WatchedReplica(Replica):
         if step is not None and last is not None and last.step is not None and last.what == what:
             self.events[-1] = last._replace(num_steps=last.num_steps + 1)
             return
-        time_ps = self.now_ps if at_ps is None else at_ps
+        time_ps = self.replica.now_ps if at_ps is None else at_ps
         self.events.append(Event(to_s(time_ps), None if step is None else self._step, 1, what))
 
     def _tell_entry(self, n: int, computed: int, is_decode: bool, was_running: bool) -> None:
@@ -113,10 +123,11 @@ class WatchedReplica(Replica):
         return f"preempted: {whom} needed a block and none was free; all that it has computed will be computed again"
 
     def _why_waiting(self, request: Request) -> str:
-        if self.backlog is not None and request not in self.scheduler.waiting.requests():
+        scheduler = self.replica.scheduler
+        if self.replica.door.backlog is not None and request not in scheduler.waiting.requests():
             return "a batch is under way (static batching)"
-        head = self.scheduler.waiting.head
-        why = REASONS[self.scheduler.refusal.reason].format(**self.scheduler.refusal._asdict())
+        head = scheduler.waiting.head
+        why = REASONS[scheduler.refusal.reason].format(**scheduler.refusal._asdict())
         return why if head is request else f"behind request {head.request_id}, which has {why}"
 
 

@@ -6,8 +6,19 @@ from array import array
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from simbatch.sim.engine.record import FINISHED, REJECTED, SEGMENT_DTYPE, UNFINISHED, RequestColumns, RunRecord, StepRow
+from simbatch.sim.engine.record import (
+    FINISHED,
+    REFUSED,
+    REJECTED,
+    SEGMENT_DTYPE,
+    TOKEN_DTYPE,
+    UNFINISHED,
+    RequestColumns,
+    RunRecord,
+    StepRow,
+)
 from simbatch.sim.scheduler.request import NEVER, Request
 
 if TYPE_CHECKING:
@@ -21,7 +32,12 @@ MAX_UNPACKED = 1_000_000  # integers: 40 MB
 class Recorder:
     """The growing form of a `RunRecord`."""
 
-    def __init__(self, keep_steps: bool = False) -> None:
+    def __init__(self, keep_steps: bool = False, is_timed: bool = False) -> None:
+        self.is_timed = is_timed  # host or front end take time, so that tokens come after the device's end
+        self.tokens = array("q")  # rows of `TOKEN_FIELDS`
+        self.queued_ps = array("q")
+        self.first_sent_ps = array("q")
+        self.finish_sent_ps = array("q")
         self.arrival_ps = array("q")
         self.scheduled_ps = array("q")
         self.first_token_ps = array("q")
@@ -55,6 +71,9 @@ class Recorder:
                 step=len(self.steps),
                 start_ps=step.start_ps,
                 end_ps=step.end_ps,
+                schedule_ps=step.schedule_ps,
+                launched_ps=step.launched_ps,
+                updated_ps=step.updated_ps,
                 scheduled=[(e.request.index, e.num_tokens, e.num_computed_tokens) for e in step.batch.entries],
                 preempted=[request.index for request in step.batch.preempted],
                 finished=[request.index for request in finished],
@@ -73,6 +92,9 @@ class Recorder:
         self.priority.extend(chunk.priority or zeros)
         for column in (self.scheduled_ps, self.first_token_ps, self.finish_ps):
             column.extend(never)
+        if self.is_timed:
+            for column in (self.queued_ps, self.first_sent_ps, self.finish_sent_ps):
+                column.extend(never)
         for column in (self.num_output_tokens, self.num_cached_tokens, self.num_preemptions):
             column.extend(zeros)
         self.status.extend(array("b", [UNFINISHED]) * n)
@@ -86,6 +108,11 @@ class Recorder:
         self.status[request.index] = REJECTED
         self.reason[request.index] = reason
 
+    def refused(self, request: Request, reason: str) -> None:
+        """A request was turned away by the front end, with 503."""
+        self.status[request.index] = REFUSED
+        self.reason[request.index] = reason
+
     def finished(self, request: Request) -> None:
         """A request has all its tokens; what is as it was expected need not be written."""
         i = request.index
@@ -94,6 +121,8 @@ class Recorder:
         self.first_token_ps[i] = request.first_token_ps
         self.finish_ps[i] = request.finish_ps
         self.num_output_tokens[i] = request.max_tokens
+        if self.is_timed:
+            self._write_sent(request)
         if request.num_cached_tokens:
             self.num_cached_tokens[i] = request.num_cached_tokens
         if request.num_preemptions:
@@ -108,6 +137,19 @@ class Recorder:
         self.num_output_tokens[i] = request.num_output_tokens
         self.num_cached_tokens[i] = request.num_cached_tokens
         self.num_preemptions[i] = request.num_preemptions
+        if self.is_timed:
+            self._write_sent(request)
+
+    def _write_sent(self, request: Request) -> None:
+        i = request.index
+        self.queued_ps[i] = request.queued_ps
+        self.first_sent_ps[i] = request.first_sent_ps
+        self.finish_sent_ps[i] = request.finish_sent_ps
+
+    def _client_ps(self, sent_ps: array[int], network_ps: int) -> NDArray[np.int64] | None:
+        """When a client gets what left then."""
+        times = np.array(sent_ps)
+        return np.where(times < 0, times, times + network_ps) if self.is_timed else None
 
     def record(
         self,
@@ -117,8 +159,11 @@ class Recorder:
         *,
         num_preemptions: int,
         num_recomputed_tokens: int = 0,
+        host_wait_ps: int = 0,
+        front_end_late_ps: int = 0,
     ) -> RunRecord:
         """The finished form, as numpy columns."""
+        network_ps = config.front_end.network_ps if config.front_end else 0
         self._segments.extend(self.rows)
         requests = RequestColumns(
             arrival_ps=np.array(self.arrival_ps),
@@ -134,6 +179,9 @@ class Recorder:
             request_id=self.request_id or None,
             tenant=self.tenant or None,
             reason=self.reason,
+            queued_ps=np.array(self.queued_ps) if self.is_timed else None,
+            client_first_token_ps=self._client_ps(self.first_sent_ps, network_ps),
+            client_finish_ps=self._client_ps(self.finish_sent_ps, network_ps),
         )
         return RunRecord(
             requests=requests,
@@ -145,7 +193,10 @@ class Recorder:
             end_ps=end_ps,
             num_gpu_blocks=config.num_gpu_blocks,
             block_size=config.block_size,
-            client_overhead_ps=config.front_end.network_ps if config.front_end else 0,
+            client_overhead_ps=network_ps,
             event_loop_cpu_s=event_loop_cpu_s,
             steps=self.steps,
+            tokens=np.frombuffer(self.tokens, dtype=TOKEN_DTYPE) if self.is_timed else None,
+            host_wait_ps=host_wait_ps,
+            front_end_late_ps=front_end_late_ps,
         )

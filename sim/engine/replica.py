@@ -1,15 +1,12 @@
-"""One engine on one GPU, step by step: a SimPy process round the scheduler (vLLM v1/engine/core.py).
+"""One engine on one GPU: a door, a scheduler with its KV cache, a host, a device, and a log of what happened.
 
-Synchronous: take in every request that has arrived, schedule, run, update. Asynchronous, vLLM's default on a GPU: two
-batches in flight, so that step k+1 is scheduled when step k starts on the device, and arrivals, freed seats and freed
-blocks take effect one step later. What admitting requests costs the host is part of the step that takes them in, unless
-the device is still busy with an earlier one.
+A replica is advanced by stepping (`stepwise`, vLLM's own loops) or by leaping (`leap`, over steps that nothing can
+change); both use what is here: taking requests in, launching a batch, taking its tokens in, letting requests go.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 from typing import Any
@@ -17,31 +14,33 @@ from typing import Any
 import simpy
 
 from simbatch.policies.base import Policy
+from simbatch.sim.cost.features import Features
+from simbatch.sim.cost.host import HostDraws, HostTimes
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import NoiseDraws
-from simbatch.sim.engine.arrivals import FAR, Arrivals
-from simbatch.sim.engine.intake import Intake
+from simbatch.sim.engine.decode_group import DecodeGroup
+from simbatch.sim.engine.device import Device
+from simbatch.sim.engine.door import Door, Inbox
+from simbatch.sim.engine.front_end import FrontEnd
+from simbatch.sim.engine.host import Host
+from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.step import Step, step_ps
+from simbatch.sim.engine.shown import ShownEngine
+from simbatch.sim.engine.step import Step
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.planned import PlannedScheduler
 from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.scheduler import Batch, Entry, Scheduler
+from simbatch.sim.scheduler.scheduler import Scheduler
 from simbatch.sim.scheduler.views import EngineView
 
 Process = Generator[simpy.Event, Any, None]
 
-MAX_EMPTY_STEPS = 3  # nothing can be scheduled and nothing will change: the engine is stuck
-MAX_FRUITLESS_STEPS = 1_000_000  # steps in a row without a token: requests rotate through the blocks for ever
 
-
-class Replica(Intake):
-    """One engine: requests in, tokens out."""
-
-    noise: NoiseDraws | None = None  # of the class: one attribute more makes CPython's look-ups of all others slower
+class Replica(ShownEngine):
+    """The parts of one engine, and its clock: `now_ps` is where the engine's thread is."""
 
     def __init__(
         self,
@@ -49,100 +48,56 @@ class Replica(Intake):
         config: EngineConfig,
         cost: CostModel,
         policy: Policy,
-        arrivals: Arrivals,
+        inbox: Inbox,
         recorder: Recorder,
-        progress: Callable[[int], None] | None = None,
+        left: Callable[[Request, int], None],
+        *,
         noise: NoiseDraws | None = None,
+        host_noise: HostDraws | None = None,
+        listener: Listener | None = None,
+        host: Host | None = None,
     ) -> None:
         self.env = env
         self.config = config
         self.cost = cost
-        self.arrivals = arrivals
+        self.inbox = inbox
+        self.front_end = inbox if isinstance(inbox, FrontEnd) else None
         self.recorder = recorder
+        self.listener = listener
         self.decisions = Decisions(config, policy)
         cache = PrefixKVCache if config.enable_prefix_caching else KVCache
         self.kv = cache(config.num_gpu_blocks, config.block_size)
         kind = PlannedScheduler if self.decisions.plans else Scheduler
         self.scheduler: Scheduler = kind(config, self.kv, self.decisions)
-        self.scheduler.on_shed = self._turn_away
-        self.backlog = self.decisions.new_queue() if config.batching == "static" else None
+        self.scheduler.on_shed = lambda request, reason: self.door.turn_away(request, reason, self.now_ps)
+        if listener is not None:
+            self.scheduler.on_preempt = listener.preempted
+        self.door = Door(config, self.decisions, self.scheduler, recorder, left, listener)
+        self.host = host or Host(config.host or HostTimes(), config.max_capture_size, host_noise)
+        self.device = Device(cost, noise)
+        self.group = DecodeGroup(config.block_size)
+        # whether a step has times on the host or at the front end, so that its tokens come after the device's end
+        self.is_timed = host is not None or config.host is not None or self.front_end is not None
         self.now_ps = 0
-        self.device_free_ps = 0
-        self.write_span = recorder.rows.extend  # takes `SEGMENT_FIELDS`
-        self._progress = progress
+        self.number = -1  # of the newest step
+        self.sent_ps = 0  # when the newest tokens left the front end, if anything has times
+        self.host_wait_ps = 0  # the device had nothing to do while requests were in the engine
+        self._left = left
+        self._network_ps = config.front_end.network_ps if config.front_end and self.front_end is None else 0
+        self._idle_until_ps = 0  # when the engine last got work after it had none
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
-        self._num_empty = self._num_fruitless = 0
-        if noise is not None:
-            self.noise = noise
+        self.has_unreported = False  # requests have ended since the last schedule(); the workers do not know yet
         self.decisions.start(EngineView(config, self))
 
     @property
     def has_work(self) -> bool:
         """Whether any request is in the engine."""
-        return bool(self.scheduler.running or self.scheduler.waiting or self.backlog)
+        return bool(self.scheduler.running or self.scheduler.waiting or self.door.backlog)
 
     def unfinished(self) -> Iterator[Request]:
         """Requests that are still in the engine."""
-        backlog = self.backlog.requests() if self.backlog else ()
+        backlog = self.door.backlog.requests() if self.door.backlog else ()
         return chain(self.scheduler.running, self.scheduler.waiting.requests(), backlog, self._ended)
-
-    def run(self) -> Process:
-        """The SimPy process."""
-        yield from self._run_async() if self.config.async_scheduling else self._run_sync()
-        yield self.env.timeout(self.now_ps - self.env.now)
-
-    def leap(self, in_flight: deque[Step]) -> Process:
-        """Skip what can be foreseen; a plain replica does every step (spans.py does not)."""
-        yield from ()
-
-    def _run_sync(self) -> Process:
-        while True:
-            yield from self.leap(deque())
-            overhead_ps = self.intake()
-            is_held = self.is_held()
-            if is_held or not self.has_work:
-                if (yield from self.is_over(is_held)):
-                    return
-                continue
-            step = self.schedule(overhead_ps)
-            yield from self.wait_until(step.end_ps)
-            self.update(step)
-            if self.goes_in_circles or (yield from self.is_stuck(step.batch)):
-                return
-
-    def _run_async(self) -> Process:
-        in_flight: deque[Step] = deque()
-        while True:
-            yield from self.leap(in_flight)
-            overhead_ps = self.intake()
-            is_held = self.is_held()
-            if (is_held or not self.has_work) and not in_flight:
-                if (yield from self.is_over(is_held)):
-                    return
-                continue
-            newest = None
-            if self.has_work and not is_held:
-                newest = self.schedule(overhead_ps)
-                in_flight.append(newest)
-                if len(in_flight) < 2 and (newest.batch.entries or self.has_work):
-                    if (yield from self.is_stuck(newest.batch)):
-                        return
-                    continue
-            step = in_flight.popleft()
-            yield from self.wait_until(step.end_ps)
-            self.update(step)
-            if self.goes_in_circles:
-                return
-            drained = not step.batch.entries and not (in_flight and in_flight[0].batch.entries)
-            if drained and (yield from self.is_stuck(newest.batch if newest else Batch([], []))):
-                return
-
-    def is_over(self, is_held: bool) -> Generator[simpy.Event, Any, bool]:
-        """Wait for the next arrival, or for the end of a hold; whether there is neither."""
-        wake_ps = min(self.arrivals.next_ps, self._held_until_ps) if is_held else self.arrivals.next_ps
-        if wake_ps < FAR:
-            yield from self.wait_until(wake_ps)
-        return wake_ps >= FAR
 
     def wait_until(self, time_ps: int) -> Process:
         """Let the clock run; it never goes back.
@@ -154,101 +109,90 @@ class Replica(Intake):
                 yield self.env.timeout(time_ps - self.env.now)
             self.now_ps = time_ps
 
-    def schedule(self, overhead_ps: int) -> Step:
-        """Plan the next step and its time on the device."""
-        if self.decisions.asked_on_change or self.decisions.plans:
-            self._decoding = self.decoding()
-        batch = self.scheduler.schedule()
-        self._decoding = None
-        if not batch.entries:
-            return Step(batch, self.now_ps, self.now_ps)
-        start_ps = max(self.now_ps, self.device_free_ps)
-        num_decodes = num_regular = context = 0
-        num_prefills = tokens = prefill_context = attention = 0
-        for request, n, num_computed, samples in batch.entries:
-            if request.scheduled_ps < 0:
-                request.scheduled_ps = start_ps
-                request.num_cached_tokens = num_computed
-            if samples and n == 1 and num_computed >= request.num_prompt_tokens:
-                num_decodes += 1
-                context += num_computed
-                # its last token came, or is to come, when the step before ends: one placeholder is this step's own
-                num_regular += request.num_placeholders > 1 or request.last_token_ps == start_ps
+    def take_in(self) -> Process:
+        """Take in every request that has come, each for its price on the host; others may come meanwhile."""
+        while self.inbox.next_ps <= self.now_ps:
+            yield from self.wait_until(self.inbox.take(self.now_ps, self.receive))
+        if self.door.backlog:
+            self.door.form_batch(self.now_ps)
+
+    def receive(self, request: Request, at_ps: int) -> int:
+        """A request comes to the engine; returns what its admission takes on the host (ps)."""
+        if self.is_timed and not self.has_work:
+            self._idle_until_ps = at_ps
+        is_in = self.door.add(request, at_ps)
+        self.scheduler.may_admit, self.door.held_until_ps = True, 0
+        if not self.is_timed or not is_in:
+            return 0
+        request.queued_ps = at_ps
+        return self.host.admit_ps(request.num_prompt_tokens)
+
+    def launch(self, num_requests: int, num_prefills: int, num_tokens: int, work_ps: int) -> tuple[int, int, int]:
+        """Give the device a batch now: when the launch has returned, when the device begins, and when it is done.
+
+        L = S + host,  D = max(max(D of the batch before, S + lag) + device, L + tail); the host is busy until L.
+        """
+        host, device, schedule_ps = self.host, self.device, self.now_ps
+        launched_ps = schedule_ps + host.launch_ps(num_requests, num_prefills, num_tokens)
+        start_ps = max(device.free_ps, schedule_ps + host.lag_ps)
+        self.number += 1
+        if start_ps > device.free_ps:
+            if not self.is_timed:  # a gap to the token before is no step's duration then: the steps are no neighbours
+                self.number += 1
+            self.host_wait_ps += max(start_ps - max(device.free_ps, self._idle_until_ps), 0)
+        device.free_ps = end_ps = max(start_ps + work_ps, launched_ps + host.tail_ps)
+        return launched_ps, start_ps, end_ps
+
+    def send(self, updated_ps: int, num_chunks: int, num_decodes: int, num_regular: int) -> int:
+        """Tokens of a step exist: they leave through the front end; returns when the last one has left (V)."""
+        if not self.is_timed:
+            return updated_ps
+        before_ps = self.sent_ps
+        self.sent_ps = updated_ps if self.front_end is None else self.front_end.send(updated_ps, num_chunks)
+        self.recorder.tokens.extend((before_ps, 1, self.sent_ps - before_ps, 0, num_decodes, num_regular))
+        return self.sent_ps
+
+    def note_tokens(self, requests: list[Request], updated_ps: int, sent_ps: int) -> None:
+        """These get a token that is their first, or that does not come one step after the one before."""
+        for request in requests:
+            if request.first_token_ps >= 0:
+                self.recorder.gaps.append(sent_ps - request.last_token_ps)
             else:
-                num_prefills += 1
-                tokens += n
-                prefill_context += num_computed + n
-                attention += n * (2 * num_computed + n)
-        duration_ps = step_ps(self.cost, num_decodes, context, tokens, prefill_context, attention)
-        if self.noise is not None:
-            duration_ps = self.noise.step_ps(duration_ps, tokens > 0)
-        self.device_free_ps = max(start_ps, self.now_ps + overhead_ps) + duration_ps
-        self.write_span(
-            (start_ps, 1, self.device_free_ps - start_ps, 0, 0, num_decodes, num_regular, context, tokens, num_prefills,
-             attention, len(self.scheduler.running), self.num_waiting, self.kv.free)
-        )  # fmt: skip
-        return Step(batch, start_ps, self.device_free_ps)
+                request.first_token_ps = updated_ps
+                if self.is_timed:
+                    request.first_sent_ps = sent_ps
+                    if self.front_end is not None:
+                        self.front_end.first_token(request, sent_ps)
+            request.last_token_ps = sent_ps
 
-    def update(self, step: Step) -> None:
-        """Take in a step's tokens; seats and blocks of those that end are free at once."""
-        _, start_ps, end_ps, is_counted = step
-
-        def note(entry: Entry) -> None:
-            request = entry.request
-            if is_counted or (request.last_token_ps == start_ps and entry.is_decode):
-                request.last_token_ps = end_ps
-            else:
-                self.note_token(request, entry.is_decode, start_ps, end_ps)
-
-        self._num_fruitless = 0 if any(entry.samples for entry in step.batch.entries) else self._num_fruitless + 1
-        finished = self.scheduler.take_tokens(step.batch, note)
-        self.release(finished, self.now_ps)
-        self.write_step(step, finished)
-
-    def release(self, finished: list[Request], at_ps: int) -> None:
-        """Let go of requests that have got their last token."""
-        if finished:
-            self._held_until_ps = 0
+    def release(self, finished: list[Request], updated_ps: int, sent_ps: int) -> None:
+        """Let go of requests whose last token exists at `updated_ps` and leaves the front end at `sent_ps`."""
+        self.has_unreported = True
+        self.door.held_until_ps = 0
         for request in finished:
             self.kv.register(request, request.num_computed_tokens)
             self.scheduler.end(request)
-        if self.backlog is not None:
+        if self.door.backlog is not None:
             self._ended += finished
             if self.scheduler.running or self.scheduler.waiting:
                 return
             finished, self._ended = self._ended, []
         for request in finished:
-            request.finish_ps = at_ps
+            request.finish_ps = updated_ps
+            request.finish_sent_ps = sent_ps
             self.recorder.finished(request)
             if self.decisions.listens:
                 self.decisions.finished(request)
-            self._gone(at_ps)
+            self._left(request, sent_ps + self._network_ps)
 
-    def note_token(self, request: Request, is_decode: bool, start_ps: int, end_ps: int) -> None:
-        """A request gets a token at the end of a step."""
-        if request.first_token_ps < 0:
-            request.first_token_ps = end_ps
-        elif not (is_decode and request.last_token_ps == start_ps):
-            self.recorder.gaps.append(end_ps - request.last_token_ps)
-        request.last_token_ps = end_ps
+    def log_batch(self, start_ps: int, work_ps: int, features: Features, num_regular: int) -> None:
+        """Write a row for one step that the device has been given."""
+        num_decodes, context, tokens, _, attention, num_prefills = features
+        self.recorder.rows.extend(
+            (start_ps, 1, work_ps, 0, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
+             len(self.scheduler.running), self.num_waiting, self.kv.free)
+        )  # fmt: skip
 
-    @property
-    def goes_in_circles(self) -> bool:
-        """Whether requests rotate through seats and blocks and none of them gets a token any more."""
-        return self._num_fruitless > MAX_FRUITLESS_STEPS
-
-    def is_stuck(self, batch: Batch) -> Generator[simpy.Event, Any, bool]:
-        """After a step: whether nothing will ever change again. An idle engine waits for the next arrival."""
-        if batch.entries or batch.preempted or self.is_held():
-            self._num_empty = 0
-            return False
-        self._num_empty += 1
-        if self.arrivals.next_ps != FAR:
-            yield from self.wait_until(self.arrivals.next_ps)
-            return False
-        return self._num_empty >= MAX_EMPTY_STEPS
-
-    def write_step(self, step: Step, finished: list[Request]) -> None:
-        """Write down a step in full, if that is wanted."""
-        if self.recorder.steps is not None and step.batch.entries:
-            self.recorder.step(step, finished, self.kv.free, len(self.scheduler.running), self.num_waiting)
+    def log_step(self, step: Step, finished: list[Request]) -> None:
+        """Write a step in full; the counts are those after its update."""
+        self.recorder.step(step, finished, self.kv.free, len(self.scheduler.running), self.num_waiting)

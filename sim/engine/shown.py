@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.engine.step import step_ps_beside
+from simbatch.sim.cost.features import step_ps_beside
+from simbatch.sim.engine.decode_group import DecodeGroup
+from simbatch.sim.engine.door import Door
 from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.scheduler import Scheduler, decoding
-from simbatch.sim.scheduler.waiting import WaitingQueue
+from simbatch.sim.scheduler.scheduler import Scheduler, decoding, is_decoding
 
 
 class ShownEngine:
@@ -17,13 +20,16 @@ class ShownEngine:
     cost: CostModel
     kv: KVCache
     scheduler: Scheduler
-    backlog: WaitingQueue | None
-    _decoding: tuple[int, int] | None = None  # as it was before the step that is being planned
+    door: Door
+    group: DecodeGroup  # who decodes, counted together, while steps are leapt over
+    partials: Sequence[Request] = ()  # running requests beside the group
+    decoding_before: tuple[int, int] | None = None  # as it was before the step that is being planned
 
     @property
     def num_waiting(self) -> int:
         """Requests in the queue."""
-        return len(self.scheduler.waiting) + (len(self.backlog) if self.backlog else 0)
+        backlog = self.door.backlog
+        return len(self.scheduler.waiting) + (len(backlog) if backlog else 0)
 
     @property
     def num_running(self) -> int:
@@ -41,12 +47,21 @@ class ShownEngine:
 
     def ahead_of(self, request: Request) -> tuple[int, int]:
         """Tokens computed, and tokens known, that a request's own numbers do not say yet."""
-        return 0, 0
+        return self.group.ahead_of(request)
 
     def decoding(self) -> tuple[int, int]:
         """How many running requests want one token after their prompt, and the sum of their computed tokens."""
-        return decoding(self.scheduler.running) if self._decoding is None else self._decoding
+        if self.decoding_before is not None:
+            return self.decoding_before
+        group = self.group
+        if not group.size:
+            return decoding(self.scheduler.running)
+        num_decodes, context = group.size, group.context
+        for request in self.partials:
+            if is_decoding(request):  # the last token of what it computes again
+                num_decodes, context = num_decodes + 1, context + request.num_computed_tokens
+        return num_decodes, context
 
     def step_ps_with(self, num_tokens: int, num_computed: int) -> int:
         """How long a step lasts that computes so many prompt tokens, after others, beside all decodes."""
-        return step_ps_beside(self.cost, self._decoding or self.decoding(), num_tokens, num_computed)
+        return step_ps_beside(self.cost, self.decoding(), num_tokens, num_computed)

@@ -20,7 +20,11 @@ class Request:
     predicted_output_tokens: float | None = None  # what a predictor of stated error says (predictor.py)
     scheduled_ps = NEVER
     first_token_ps = NEVER
-    last_token_ps = NEVER
+    last_token_ps = NEVER  # at the front end's door, if there is one
+    last_step = NEVER  # number of the step that computes its newest token
+    queued_ps = NEVER  # taken in by the engine
+    first_sent_ps = NEVER  # when its first token left the front end
+    finish_sent_ps = NEVER
     tenant: str | None = None
     finish_ps = NEVER
     seat = 0  # admission number: `running` is in this order

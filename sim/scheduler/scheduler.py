@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from simbatch.sim.cost.features import is_decode as is_decode_entry
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
@@ -27,7 +28,9 @@ class Entry(NamedTuple):
     @property
     def is_decode(self) -> bool:
         """One token of a request whose prompt is computed."""
-        return self.samples and self.num_tokens == 1 and self.num_computed_tokens >= self.request.num_prompt_tokens
+        return is_decode_entry(
+            self.num_tokens, self.num_computed_tokens, self.request.num_prompt_tokens, self.samples
+        )
 
 
 class Batch(NamedTuple):
@@ -62,6 +65,7 @@ class Scheduler:
         self.num_recomputed_tokens = 0  # computed, lost in a preemption, and computed again
         self.may_admit = True  # something has changed since the head of the queue was refused
         self.on_shed: Callable[[Request, str], None]
+        self.on_preempt: Callable[[Request, Request | None], None] | None = None
         self.refusal = Refusal("seats")  # of the newest step, if anybody is waiting
         self._watermark_blocks = int(config.watermark * config.num_gpu_blocks)  # an admission leaves these free
         self._num_admitted = 0
@@ -165,7 +169,7 @@ class Scheduler:
         if self.decisions.hears_admissions:
             self.decisions.admitted(request)
 
-    def take_tokens(self, batch: Batch, on_token: Callable[[Entry], None]) -> list[Request]:
+    def take_tokens(self, batch: Batch) -> list[Request]:
         """Give every sampling entry its token, in batch order; returns whose last one that was."""
         finished = []
         for entry in batch.entries:
@@ -176,7 +180,6 @@ class Scheduler:
             if request.num_placeholders:  # none left: preempted while the token was in flight
                 request.num_placeholders -= 1
                 self.kv.register(request, request.num_computed_tokens - request.num_placeholders)
-            on_token(entry)
             if request.num_output_tokens >= request.max_tokens:
                 finished.append(request)
         return finished
@@ -227,6 +230,8 @@ class Scheduler:
         request.num_computed_tokens = request.num_placeholders = 0
         request.num_preemptions += 1
         self.num_preemptions += 1
+        if self.on_preempt is not None:
+            self.on_preempt(request, needed_by)
         self.waiting.put_back(request)
 
 

@@ -1,4 +1,4 @@
-"""Requests on their way to the engine: read in chunks, handed over one by one, held back by a concurrency limit."""
+"""Requests in the order of their sending: read in chunks, handed over one by one, held back by a concurrency limit."""
 
 from __future__ import annotations
 
@@ -15,22 +15,32 @@ if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 
 FAR = 1 << 63  # ps: later than any column can say
+PROGRESS_INTERVAL = 500  # requests
 
 
-class Arrivals:
+class Traffic:
     """The stream of requests; `next_ps` is when the next one is sent, `FAR` when there is none to come now.
 
     With a limit on concurrency a request is sent at its own time or when a slot is free, whichever is later
     (`vllm bench serve --max-concurrency`); a closed loop's slot is free a think time after its request has ended.
     """
 
-    def __init__(self, source: RequestSource, recorder: Recorder, max_model_len: int, keys: PrefixKeys | None) -> None:
+    def __init__(
+        self,
+        source: RequestSource,
+        recorder: Recorder,
+        max_model_len: int,
+        keys: PrefixKeys | None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         self._chunks = source.chunks()
         self._recorder = recorder
         self._max_model_len = max_model_len
         self._keys = keys
         self._slots = None if source.max_concurrency is None else [0] * source.max_concurrency
         self._think_time_ps = getattr(source, "think_time_ps", 0)
+        self._progress = progress
+        self.num_gone = 0  # requests that have left the system
         self.load_cpu_s = 0.0  # spent in reading, not in simulating
         self._first = self._index = self._length = 0
         self._chunk: RequestChunk
@@ -43,22 +53,28 @@ class Arrivals:
         """Whether the end of a request lets another one be sent."""
         return self._slots is not None
 
-    def take(self, now_ps: int, add: Callable[[Request], None]) -> int:
-        """Hand over every request sent by `now_ps`; returns how many those were."""
-        num_taken = 0
+    def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
+        """Hand over every request sent by `now_ps`; returns the clock after their admission, which `add` prices."""
         if now_ps >= FAR:
             raise OverflowError("the clock has run past what its columns hold")
         while self.next_ps <= now_ps:
-            add(self._pop(self.next_ps))
-            num_taken += 1
-        return num_taken
+            now_ps += add(self._pop(self.next_ps), now_ps)
+        return now_ps
 
-    def ended(self, now_ps: int) -> None:
-        """A request has left the system."""
+    def take_one(self, add: Callable[[Request], None]) -> None:
+        """Hand over the next request."""
+        add(self._pop(self.next_ps))
+
+    def left(self, at_ps: int) -> None:
+        """A request has left the system, as its client sees it."""
+        self.num_gone += 1
         if self._slots is not None:
-            heapq.heappush(self._slots, now_ps + self._think_time_ps)
-            if self.next_ps == FAR:
-                self._look()
+            heapq.heappush(self._slots, at_ps + self._think_time_ps)
+            self._look()
+        if not self.num_gone % PROGRESS_INTERVAL:
+            self._recorder.pack()
+            if self._progress is not None:
+                self._progress(self.num_gone)
 
     def _pop(self, arrival_ps: int) -> Request:
         i, chunk = self._index, self._chunk

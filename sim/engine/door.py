@@ -1,0 +1,106 @@
+"""The door of one engine: requests are taken in, turned away, held back, made into static batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from simbatch.sim.engine.listener import Listener
+from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.decisions import Decisions
+from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.scheduler import Scheduler
+from simbatch.sim.scheduler.waiting import WaitingQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Inbox(Protocol):
+    """Where an engine's requests come from: the traffic itself, or a front end."""
+
+    next_ps: int  # when there is something to take next
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the end of a request lets another one be sent."""
+
+    def take(self, now_ps: int, add: Callable[[Request, int], int], /) -> int:
+        """Hand over what has come by `now_ps`; `add` says what an admission takes (ps), the answer is the clock then."""
+
+
+class Door:
+    """Who gets in, and when a batch is formed."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        decisions: Decisions,
+        scheduler: Scheduler,
+        recorder: Recorder,
+        left: Callable[[Request, int], None],
+        listener: Listener | None,
+    ) -> None:
+        self._config = config
+        self._decisions = decisions
+        self._scheduler = scheduler
+        self._recorder = recorder
+        self._left = left  # told who has left the system, and when
+        self._listener = listener
+        self._may_refuse = decisions.rejects
+        self.held_until_ps = 0  # what the policy has promised, while nobody runs
+        self.backlog: WaitingQueue | None = decisions.new_queue() if config.batching == "static" else None
+
+    def add(self, request: Request, now_ps: int) -> bool:
+        """Queue an arriving request; False where it is turned away."""
+        if self._listener is not None:
+            self._listener.arrived(request, now_ps)
+        if self._decisions.predicts:
+            self._decisions.predict(request)
+        if request.num_prompt_tokens >= self._config.max_model_len or self._may_refuse:
+            reason = self._too_long(request) or self._decisions.reject(request)
+            if reason is not None:
+                self.turn_away(request, reason, now_ps)
+                return False
+        (self._scheduler.waiting if self.backlog is None else self.backlog).add(request)
+        return True
+
+    def is_held(self, now_ps: int) -> bool:
+        """Whether the policy waits for a fuller batch; nobody runs then. A promise is kept: it is not asked again."""
+        if not self._decisions.holds or self._scheduler.running:
+            return False
+        waiting = self._scheduler.waiting or self.backlog
+        if not waiting or (self.backlog is not None and self._scheduler.waiting):
+            return False
+        if not 0 < self.held_until_ps <= now_ps:
+            self.held_until_ps = self._decisions.hold_until_ps(waiting.head)
+        return self.held_until_ps > now_ps
+
+    def form_batch(self, now_ps: int) -> None:
+        """Static batching: when everybody has left, as many as there are seats go in together."""
+        backlog, scheduler = self.backlog, self._scheduler
+        if not backlog or scheduler.running or scheduler.waiting or self.is_held(now_ps):
+            return
+        scheduler.may_admit = True
+        num_seats = self._decisions.seats()
+        while backlog and len(scheduler.waiting) < num_seats:
+            request = backlog.take()
+            reason = self._decisions.shed(request) if self._decisions.sheds else None
+            if reason is None:
+                scheduler.waiting.add(request)
+            else:
+                self.turn_away(request, reason, now_ps)
+
+    def turn_away(self, request: Request, reason: str, now_ps: int) -> None:
+        """A request leaves without an answer."""
+        self._recorder.rejected(request, reason)
+        if self._listener is not None:
+            self._listener.turned_away(request, reason, now_ps)
+        self._left(request, now_ps)
+
+    def _too_long(self, request: Request) -> str | None:
+        """Why vLLM's front end turns the request away (v1/engine/input_processor.py), if it does."""
+        limit = self._config.max_model_len
+        if request.num_prompt_tokens < limit:
+            return None
+        return f"prompt of {request.num_prompt_tokens} tokens is not shorter than max_model_len ({limit})"

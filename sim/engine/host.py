@@ -1,0 +1,44 @@
+"""The engine's thread: how long it is busy with a launch, an update, an admission."""
+
+from __future__ import annotations
+
+from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, HostDraws, HostTimes, LaunchTimes
+
+
+class Host:
+    """What vLLM's EngineCore takes on its thread, in ps, and when the device may begin and end beside it."""
+
+    def __init__(self, times: HostTimes, max_capture_size: int, draws: HostDraws | None = None) -> None:
+        self.times = times
+        self.lag_ps, self.tail_ps = times.lag_ps, times.tail_ps
+        self.max_graph_requests = self.max_piecewise_tokens = max_capture_size
+        self.draws = draws
+
+    def kind(self, num_requests: int, num_prefills: int, num_tokens: int) -> str:
+        """How a batch is launched: a whole CUDA graph, pieces of one, or none."""
+        if not num_prefills and num_requests <= self.max_graph_requests:
+            return GRAPH
+        return PIECEWISE if num_tokens <= self.max_piecewise_tokens else NONE
+
+    def launch_ps(self, num_requests: int, num_prefills: int, num_tokens: int) -> int:
+        """How long scheduling and launching a batch takes; the next draw, where launches of its kind are spread."""
+        kind = self.kind(num_requests, num_prefills, num_tokens)
+        times: LaunchTimes = getattr(self.times, kind)
+        mean_ps = times.base_ps + times.per_seq_ps * num_requests
+        if kind is not GRAPH:
+            mean_ps += times.per_prefill_ps * num_prefills + times.per_token_ps * num_tokens
+        if self.draws is None or not self.draws.draws_for(kind):
+            return mean_ps
+        return self.draws.launch_ps(mean_ps, kind)
+
+    def draws_for(self, num_decodes: int) -> bool:
+        """Whether the launch of so many decodes and nothing else is drawn."""
+        return self.draws is not None and self.draws.draws_for(self.kind(num_decodes, 0, num_decodes))
+
+    def update_ps(self, num_requests: int) -> int:
+        """How long it takes to take in the tokens of a batch."""
+        return self.times.update_base_ps + self.times.update_per_seq_ps * num_requests
+
+    def admit_ps(self, num_prompt_tokens: int) -> int:
+        """How long it takes to take in a request."""
+        return self.times.admit_base_ps + self.times.admit_per_prompt_token_ps * num_prompt_tokens
