@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from simbatch.policies.priority import Priority
 from simbatch.policies.random_cases import MS, ListSource, Row, random_config, random_cost, random_source
 from simbatch.policies.registry import load_policy, shipped_names
 from simbatch.policies.vllm import VLLM
+from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.cost.noise import NoiseDraws, Ratios, StepNoise
+from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scheduler.config import EngineConfig
 
@@ -35,10 +37,84 @@ class Case:
     policy: Policy
     source: ListSource
     noise_seed: int | None = None
+    spread: dict[str, Ratios] | None = None  # of launches, by kind
 
     def noise(self) -> NoiseDraws | None:
         """Draws from their beginning, for one run."""
         return None if self.noise_seed is None else NOISE.draws(self.noise_seed)
+
+
+    def host_noise(self) -> LaunchDraws | None:
+        """The same for launches."""
+        return None if self.spread is None else LaunchDraws(self.spread)
+
+    def run(self, **options: Any) -> RunRecord:
+        """Simulate it."""
+        draws = {"noise": self.noise(), "host_noise": self.host_noise()}
+        return run(self.config, self.cost, self.policy, self.source, **draws, **options)
+
+
+class LaunchDraws:
+    """Draws of launches, as simple as they can be."""
+
+    def __init__(self, spread: dict[str, Ratios]) -> None:
+        self._tables = {kind: ratios.table() for kind, ratios in spread.items()}
+        self._rng = random.Random(1)
+
+    def draws_for(self, kind: str) -> bool:
+        return kind in self._tables
+
+    def launch_ps(self, mean_ps: int, kind: str) -> int:
+        return mean_ps * self._tables[kind][self._rng.randrange(1 << 14)] >> 24
+
+
+def timed_case(seed: int) -> Case:
+    """A random case whose host and front end take times of every order of magnitude beside the device's."""
+    rng = random.Random(seed)
+    case = random_case(seed)
+    case.noise_seed = rng.choice([None, None, None, seed])
+    case.config = replace(case.config, **random_times(rng))
+    if rng.random() < 0.4:
+        case.spread = {kind: NOISE.mixed for kind in rng.choice([("piecewise", "none"), ("none",), ("graph", "none")])}
+    if rng.random() < 0.3:
+        case.source.max_concurrency, case.source.think_time_ps = rng.choice([1, 3, 16]), rng.choice([0, 20 * MS])
+    return case
+
+
+def random_times(rng: random.Random) -> dict[str, Any]:
+    """Settings of a host and a front end."""
+
+    def up_to(most_ps: int) -> int:
+        return rng.choice([0, rng.randrange(most_ps // 100 + 1), rng.randrange(most_ps), rng.randrange(most_ps)])
+
+    def launch() -> LaunchTimes:
+        return LaunchTimes(up_to(15 * MS), up_to(MS), up_to(2 * MS), up_to(MS // 50))
+
+    host = HostTimes(
+        graph=launch(),
+        piecewise=launch(),
+        none=launch(),
+        update_base_ps=up_to(3 * MS),
+        update_per_seq_ps=up_to(MS // 10),
+        admit_base_ps=up_to(3 * MS),
+        admit_per_prompt_token_ps=up_to(MS // 100),
+        lag_ps=up_to(6 * MS),
+        tail_ps=up_to(6 * MS),
+    )
+    front_end = FrontEndTimes(
+        per_request_ps=up_to(8 * MS),
+        per_prompt_token_ps=up_to(MS // 10),
+        per_chunk_ps=up_to(2 * MS),
+        network_ps=up_to(MS),
+    )
+    return {
+        "host": rng.choice([None, host, host, host]),
+        "front_end": rng.choice([None, front_end, front_end]),
+        "max_capture_size": rng.choice([0, 4, 16, 512]),
+        "api_server_count": rng.choice([1, 1, 3]),
+        "max_num_queued_reqs": rng.choice([None, None, 4]),
+        "max_num_queued_tokens": rng.choice([None, None, 600]),
+    }
 
 
 def random_case(seed: int) -> Case:
@@ -157,7 +233,7 @@ WILD: dict[str, list[Any]] = {
 def itl_ps(record: RunRecord) -> Counter[int]:
     """Every gap between two tokens of a request, token by token."""
     gaps = Counter(record.gaps.tolist())
-    for row in record.segments:
+    for row in record.token_rows:
         for j in range(row["num_steps"]):
             gaps[int(row["duration_ps"] + j * row["slope_ps"])] += int(row["num_regular"])
     return +gaps

@@ -117,6 +117,7 @@ def _row(toys: list[Toy], steps: list[Step], k: int, gaps: list[int], num_gpu_bl
         "duration_ps": steps[k].duration_ps,
         "slope_ps": 0,
         "period_ps": 0,
+        "period_slope_ps": 0,
         "num_decodes": len(inside) - len(prefills),
         "num_regular": num_regular,
         "decode_context": 0,

@@ -11,9 +11,10 @@ from simbatch.profiler.measuring.step_clock import RecordedStep
 from simbatch.profiler.measuring.vllm_engine import Output
 from simbatch.profiler.validating.replay import SPIN_S
 from simbatch.sim.clock import to_ps, to_s
-from simbatch.sim.engine.arrivals import Arrivals
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.stepwise import Stepwise
+from simbatch.sim.engine.traffic import Traffic
 from simbatch.sim.scheduler.request import Request
 
 
@@ -45,9 +46,10 @@ class StandInEngine:
     def guide(self, policy, clock=None):
         self.policy_clock = clock
         recorder = Recorder()
-        never = Arrivals(self.requests, recorder, self.config.max_model_len, None)
+        never = Traffic(self.requests, recorder, self.config.max_model_len, None)
         env = cast("Any", simpy.Environment(0))
-        self.replica = Replica(env, self.config, self.cost, policy or VLLM(), never, recorder)
+        self.replica = Replica(env, self.config, self.cost, policy or VLLM(), never, recorder, lambda *_: None)
+        self.stepwise = Stepwise(self.replica)
 
     def add_request(self, request_id, prompt_token_ids, max_tokens, *, priority=0, arrival_time=None, known=None):
         name = (known or {}).get("request_id", request_id)
@@ -61,26 +63,24 @@ class StandInEngine:
             request.keys = keys
         self.alive[request.index] = request
         request.tenant = (known or {}).get("tenant")
-        self.replica.scheduler.may_admit = True
         self.replica.now_ps = self._now_ps()
-        self.replica.add(request)
-        overhead_s = to_s(self.config.host.admit_base_ps if self.config.host else 0)
+        overhead_s = to_s(self.replica.receive(request, self.replica.now_ps))
         self.clock.now_s += overhead_s
         return overhead_s
 
     def step(self):
         replica, start_s = self.replica, self.clock.now_s
-        replica.now_ps = replica.device_free_ps = self._now_ps()
+        replica.now_ps = replica.device.free_ps = self._now_ps()
         origin_s = start_s - to_s(replica.now_ps)
         before = {index: request.num_output_tokens for index, request in self.alive.items()}
-        step = replica.schedule(0)
+        step = self.stepwise.launch()
         self.preemptions.update(str(request.index) for request in step.batch.preempted)
         entries = tuple(
             (str(e.request.index), Entry(e.num_computed_tokens, e.num_tokens, e.is_decode)) for e in step.batch.entries
         )
         self.clock.now_s = origin_s + to_s(step.end_ps)
         replica.now_ps = step.end_ps
-        replica.update(step)
+        assert not list(self.stepwise.update(step))
         if entries and self.on_step is not None:
             counts = (replica.kv.free, len(replica.scheduler.running), replica.num_waiting)
             self.on_step(RecordedStep(start_s, self.clock.now_s, entries, *counts))

@@ -12,11 +12,10 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simbatch.sim.engine import arrivals_of, run
+from simbatch.sim.engine import Run, run
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
-from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.spans import SpanReplica, span_ps, steps_until
+from simbatch.sim.engine.spans import span_ps, steps_until
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 from tests.engine_cases import itl_ps, random_case
@@ -122,7 +121,7 @@ def test_an_outgrown_pool_leaves_the_request_unfinished(is_async: bool) -> None:
 @pytest.mark.parametrize("is_async", [False, True])
 def test_an_engine_that_turns_in_circles_ends(is_async: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt larger than the pool, admitted by its first chunk: it preempts itself for ever, and no token comes."""
-    monkeypatch.setattr("simbatch.sim.engine.replica.MAX_FRUITLESS_STEPS", 1000)
+    monkeypatch.setattr("simbatch.sim.engine.stepwise.MAX_FRUITLESS_STEPS", 1000)
     config = EngineConfig(
         max_num_seqs=4,
         max_num_batched_tokens=32,
@@ -145,17 +144,16 @@ def test_company_changes_nothing(seed: int) -> None:
     """Alone in its environment a replica looks ahead; beside another process it goes through SimPy's events."""
     case = random_case(seed)
     alone = run(case.config, case.cost, case.policy, case.source, noise=case.noise())
-    env, recorder = simpy.Environment(0), Recorder()
-    arrivals = arrivals_of(case.source, recorder, case.config)
-    replica = SpanReplica(env, case.config, case.cost, case.policy, arrivals, recorder, noise=case.noise())
+    env = simpy.Environment(0)
+    this = Run(case.config, case.cost, case.policy, case.source, noise=case.noise(), env=env)
+    replica, recorder = this.replica, this.recorder
     seen_ps = []
 
     def watch() -> Iterator[simpy.Event]:
-        while replica.num_gone < len(case.source.rows):
+        while this.traffic.num_gone < len(case.source.rows):
             yield env.timeout(7_000_000_001)
             seen_ps.append(replica.now_ps)
 
-    env.process(replica.run())
     env.process(watch())
     env.run()
     assert recorder.finish_ps.tolist() == alone.requests.finish_ps.tolist()

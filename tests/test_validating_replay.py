@@ -118,7 +118,7 @@ def test_taking_requests_in_costs_the_same_on_both_sides():
 def test_a_slower_engine_is_an_error_that_the_steps_explain():
     replay, simulated, engine, resolved = both(WORKLOADS["short of memory"])
     slower = {key: 1.25 * value for key, value in PROFILE["step_time"].items()}
-    engine.replica.cost = InlineProfile.model_validate({**PROFILE, "step_time": slower}).cost_model()
+    engine.replica.device.cost = InlineProfile.model_validate({**PROFILE, "step_time": slower}).cost_model()
     real = replay.run(simulated.facts)
     errors = {figure.metric.key: figure.error for figure in figures_of([real], simulated, None)}
     assert -0.6 < errors["mean_e2el_ms"] < -0.15

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.sim.cost.features import Features, features_of, is_decode
 from simbatch.sim.engine.record import SEGMENT_DTYPE, RunRecord, StepRow
 from simbatch.sim.results import Result, RunFacts
 
@@ -54,23 +55,17 @@ def simulated_run(result: Result) -> Run:
     return Run(result.record, result.facts, taken_in_ps)
 
 
-def features(step: StepRow, num_prompt_tokens: Ints) -> tuple[int, int, int, int, int]:
-    """Decodes, their context, prefill tokens, their context and attention, as `simbatch.sim.cost.model` has them."""
-    decodes = context = tokens = prefill_context = attention = 0
-    for index, q, h in step.scheduled:
-        if q == 1 and h >= num_prompt_tokens[index]:
-            decodes, context = decodes + 1, context + h
-        else:
-            tokens, prefill_context, attention = tokens + q, prefill_context + h + q, attention + q * (2 * h + q)
-    return decodes, context, tokens, prefill_context, attention
+def features(step: StepRow, num_prompt_tokens: Ints) -> Features:
+    """What a step computed; nothing says whether a single token gave the next one, so each after a prompt did."""
+    return features_of((q, h, is_decode(q, h, int(num_prompt_tokens[index]))) for index, q, h in step.scheduled)
 
 
 def segments_of(steps: Sequence[StepRow], num_prompt_tokens: Ints) -> NDArray[np.void]:
     """Steps as segments of a `RunRecord`; all gaps between tokens are kept one by one, so none is regular."""
     rows = []
     for step in steps:
-        decodes, context, tokens, _, attention = features(step, num_prompt_tokens)
-        counts = (decodes, 0, context, tokens, len(step.scheduled) - decodes, attention)
+        decodes, context, tokens, _, attention, num_prefills = features(step, num_prompt_tokens)
+        counts = (decodes, 0, context, tokens, num_prefills, attention)
         after = (step.num_running, step.num_waiting, step.free_blocks)
-        rows.append((step.start_ps, 1, step.end_ps - step.start_ps, 0, 0, *counts, *after))
+        rows.append((step.start_ps, 1, step.end_ps - step.start_ps, 0, 0, 0, *counts, *after))
     return np.array(rows, dtype=SEGMENT_DTYPE)

@@ -3,7 +3,7 @@
 1. Take in every request that is due.
 2. When there is anything to do, one step; else sleep until the next request is due.
 3. Again, until all have ended.
-The requests come through the simulator's own `Arrivals` and are written down by its `Recorder`, so that the record of a
+The requests come through the simulator's own `Traffic` and are written down by its `Recorder`, so that the record of a
 real run is made as that of a simulation is.
 """
 
@@ -24,9 +24,9 @@ from simbatch.profiler.measuring.vllm_engine import Output, VllmEngine
 from simbatch.profiler.validating.real_run import Run, segments_of
 from simbatch.profiler.validating.requests import Requests
 from simbatch.sim.clock import to_ps, to_s
-from simbatch.sim.engine.arrivals import FAR, Arrivals
 from simbatch.sim.engine.record import StepRow
 from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.engine.traffic import FAR, Traffic
 from simbatch.sim.results import RunFacts
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import NEVER, Request
@@ -59,7 +59,7 @@ class Replay:
         self._engine, self._config, self._prompts = engine, config, prompts
         self._policy, self._tell, self._now, self._sleep = policy, tell, now, sleep
         self._recorder = Recorder(keep_steps=True)
-        self._arrivals = Arrivals(requests, self._recorder, config.max_model_len, None)
+        self._traffic = Traffic(requests, self._recorder, config.max_model_len, None)
         self._taken_in_ps = array("q", [NEVER]) * len(requests.all)
         self._sent: dict[str, Request] = {}
         self._steps: list[tuple[float, RecordedStep]] = []  # with when their round began to take requests in, s
@@ -100,14 +100,14 @@ class Replay:
     def _loop(self) -> None:
         while True:
             self._round_s = self._now()
-            while self._arrivals.take(self._ps(self._now()), self._add):
-                pass
+            while self._traffic.next_ps <= self._ps(self._now()):
+                self._traffic.take_one(self._add)
             if self._engine.has_unfinished():
                 self._step()
-            elif self._arrivals.next_ps == FAR:
+            elif self._traffic.next_ps == FAR:
                 return
             else:
-                self._wait_until(self._origin_s + to_s(self._arrivals.next_ps))
+                self._wait_until(self._origin_s + to_s(self._traffic.next_ps))
 
     def _wait_until(self, moment_s: float) -> None:
         if (left_s := moment_s - self._now() - SPIN_S) > 0:
@@ -146,7 +146,7 @@ class Replay:
 
     def _gone(self, now_ps: int) -> None:
         self._num_ended += 1
-        self._arrivals.ended(now_ps)
+        self._traffic.left(now_ps)
         self._tell(self._num_ended, to_s(now_ps))
 
     def _run(self, facts: RunFacts) -> Run:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from simbatch.profiler.validating.real_run import Run, features
 from simbatch.sim.clock import PS_PER_MS
+from simbatch.sim.cost.features import step_ps
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.engine.step import step_ps
 
 
 def step_figures(runs: Sequence[Run], cost: CostModel) -> list[dict[str, Any]]:
@@ -26,8 +26,8 @@ def step_figures(runs: Sequence[Run], cost: CostModel) -> list[dict[str, Any]]:
         for step in run.record.steps or ():
             of_step = features(step, run.record.requests.num_prompt_tokens)
             if step.scheduled:
-                regime = "with prefills" if of_step[2] else "decode-only"
-                found[regime].append((step.end_ps - step.start_ps, step_ps(cost, *of_step)))
+                regime = "with prefills" if of_step.prefill_tokens else "decode-only"
+                found[regime].append((step.end_ps - step.start_ps, step_ps(cost, of_step)))
     found["between two steps"] = [(gap_ps, 0) for run in runs for gap_ps in _between(run)]
     return [_row(regime, np.array(pairs, dtype=np.float64)) for regime, pairs in found.items() if pairs]
 

@@ -63,7 +63,7 @@ class FrontEnd:
         if now_ps >= FAR:
             raise OverflowError("the clock has run past what its columns hold")
         while self.next_ps <= now_ps:
-            self._look(now_ps)
+            self.look(now_ps)
             if self._ready and self._ready[0][0] <= now_ps:
                 now_ps += add(heapq.heappop(self._ready)[2], now_ps)
             self._plan()
@@ -85,16 +85,15 @@ class FrontEnd:
         """Whether updates `gap_ps` or more apart, the first at `first_ps`, never find chunks of the one before."""
         return self.sent_ps <= first_ps and self.times.per_chunk_ps * num_chunks // self._num_servers <= gap_ps
 
-    def send_alike(self, last_ps: int, gap_ps: int, gap_before_ps: int, num_chunks: int) -> None:
-        """The same for many steps with which it keeps up; the last gap, and the one before."""
+    def send_alike(self, last_ps: int, gap_ps: int, gap_before_ps: int, num_steps: int, num_chunks: int) -> None:
+        """The same for steps with which it keeps up: when the last one's tokens exist, its gap and the one before."""
+        if num_steps == 1:
+            self.send(last_ps, num_chunks)
+            return
         work_ps = self.times.per_chunk_ps * num_chunks // self._num_servers
         self._before = (last_ps - gap_ps, gap_before_ps, work_ps)
         self._newest = (last_ps, gap_ps, work_ps)
         self.sent_ps = last_ps + work_ps
-
-    def work_ps(self, num_chunks: int) -> int:
-        """How long it sends so many chunks."""
-        return self.times.per_chunk_ps * num_chunks // self._num_servers
 
     def first_token(self, request: Request, sent_ps: int) -> None:
         """A request's prompt counts no longer in the queue."""
@@ -108,11 +107,12 @@ class FrontEnd:
         self._traffic.left(at_ps + self.times.network_ps)
         self._plan()
 
-    def _look(self, now_ps: int) -> None:
+    def look(self, now_ps: int) -> None:
         """Begin with every request that was sent by `now_ps`."""
         traffic = self._traffic
         while traffic.next_ps <= now_ps:
             traffic.take_one(self._begin)
+        self._plan()
 
     def _begin(self, request: Request) -> None:
         at_ps = request.arrival_ps

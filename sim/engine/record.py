@@ -18,7 +18,8 @@ SEGMENT_FIELDS = (
     "num_steps",
     "duration_ps",  # of the first step, on the device
     "slope_ps",  # each further step lasts this much longer
-    "period_ps",  # from one start to the next where the host sets the pace; 0: each starts when the one before ends
+    "period_ps",  # from the first start to the second; 0: each step starts when the one before ends
+    "period_slope_ps",  # each further period is this much longer
     "num_decodes",
     "num_regular",  # decodes whose gap to their previous token is the step's duration
     "decode_context",  # tokens computed before the first step, summed over the decodes; +num_decodes each further step

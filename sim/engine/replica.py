@@ -135,11 +135,7 @@ class Replica(ShownEngine):
         host, device, schedule_ps = self.host, self.device, self.now_ps
         launched_ps = schedule_ps + host.launch_ps(num_requests, num_prefills, num_tokens)
         start_ps = max(device.free_ps, schedule_ps + host.lag_ps)
-        self.number += 1
-        if start_ps > device.free_ps:
-            if not self.is_timed:  # a gap to the token before is no step's duration then: the steps are no neighbours
-                self.number += 1
-            self.host_wait_ps += max(start_ps - max(device.free_ps, self._idle_until_ps), 0)
+        self.host_wait_ps += max(start_ps - max(device.free_ps, self._idle_until_ps), 0)
         device.free_ps = end_ps = max(start_ps + work_ps, launched_ps + host.tail_ps)
         return launched_ps, start_ps, end_ps
 
@@ -189,7 +185,7 @@ class Replica(ShownEngine):
         """Write a row for one step that the device has been given."""
         num_decodes, context, tokens, _, attention, num_prefills = features
         self.recorder.rows.extend(
-            (start_ps, 1, work_ps, 0, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
+            (start_ps, 1, work_ps, 0, 0, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
              len(self.scheduler.running), self.num_waiting, self.kv.free)
         )  # fmt: skip
 

@@ -1,0 +1,159 @@
+"""The running requests, taken together for leaping, and given back for steps of their own."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from simbatch.sim.engine.decode_group import OUTSIDE
+from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.step import Step
+from simbatch.sim.scheduler.request import NEVER, Request
+from simbatch.sim.scheduler.scheduler import Batch, Entry, is_partial
+
+NO_ENTRIES = Batch([], [])
+
+
+class Gathered:
+    """Who decodes (`group`) and who does not yet (`partials`), and the newest step, whose tokens are still to come.
+
+    The newest step's tokens count as received in the group, ahead of the clock; when they come about is written down
+    when it is let go: for those in its `noted` one by one, for all others with the step.
+    """
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.group = replica.group
+        self.partials: list[Request] = []  # running requests whose prompt, or what is recomputed, is not done
+        self.preempted: list[Request] = []  # to make room for the step that is being planned
+        self.taken = 0  # blocks that the group has for its next round already
+        self.has_stepped = False  # since they were gathered
+        # of the step planned last, if it is in flight; it ends at the device's `free_ps`
+        self.newest_ps = NEVER  # when the device begins it; NEVER: there is none
+        self.step: Step | None = None  # in full, where host and front end take time or steps are kept
+        self.noted: list[Request] = []  # who gets a first token, or one that does not come one step after another
+        self.ending: list[Request] = []  # whose last tokens it brings: their seats are not free yet
+        self.losing: list[Request] = []  # who has been preempted since, its token under way
+        # where not even one request may fit, requests can rotate for ever, which the stepwise loop notices
+        self._holds_longest = replica.kv.num_usable * replica.config.block_size >= replica.config.max_model_len
+
+    def gather(self, in_flight: deque[Step]) -> None:
+        """Take the decodes together; tokens in flight count as received."""
+        step = self.step = in_flight.popleft() if in_flight else None
+        self.newest_ps, self.noted = (step.start_ps, step.noted) if step else (NEVER, [])
+        self.ending, self.partials = [], []
+        for entry in step.batch.entries if step else ():
+            request = entry.request
+            if entry.samples:
+                request.num_tokens += 1
+                request.num_placeholders = 0
+                if request.num_output_tokens >= request.max_tokens:
+                    self.ending.append(request)
+        ending = set(self.ending)
+        for request in self.replica.scheduler.running:
+            if is_partial(request):
+                self.partials.append(request)
+            elif request not in ending:
+                self.group.join(request)
+        self.replica.partials = self.partials
+        self.has_stepped = False
+        if not self.replica.decisions.asked_on_change:
+            self.replica.scheduler.may_admit = True
+
+    def settle(self, in_flight: deque[Step]) -> None:
+        """Give every request its own numbers back; the newest step is in flight again if it was not let go."""
+        replica = self.replica
+        is_async = replica.config.async_scheduling
+        members = self.group.disband()
+        for request in members:
+            replica.kv.register(request, request.num_computed_tokens - is_async)
+            if self.has_stepped:
+                request.last_step = replica.number
+                if self.newest_ps == NEVER:  # of a step in flight it is written when that is taken in
+                    request.last_token_ps = self.last_sent_ps
+        if self.newest_ps != NEVER:
+            step = self.step or Step(NO_ENTRIES, *(3 * [self.newest_ps]), replica.device.free_ps)
+            if self.has_stepped:
+                step.noted = self.noted
+                if replica.recorder.steps is None:
+                    step.batch = self._batch_in_flight(members)
+            for entry in step.batch.entries:
+                if entry.samples:
+                    entry.request.num_tokens -= 1
+                    entry.request.num_placeholders = 1
+            in_flight.append(step)
+        self.newest_ps, self.step = NEVER, None
+        self.ending, self.noted, self.losing = [], [], []
+        replica.partials = ()
+
+    @property
+    def last_sent_ps(self) -> int:
+        """When the newest tokens that have been taken in left the server."""
+        return self.replica.sent_ps if self.replica.is_timed else self.replica.device.free_ps
+
+    def _batch_in_flight(self, members: list[Request]) -> Batch:
+        """What the newest step computes, as much of it as its update needs."""
+        tokens = sorted(members + self.ending, key=lambda request: request.seat)
+        entries = [Entry(request, 1, request.num_computed_tokens - 1, True) for request in tokens]
+        return Batch(entries + [Entry(request, 1, 0, False) for request in self.partials], [])
+
+    def make_room(self, num_partial_blocks: int) -> bool:
+        """Preempt the last admitted until the others' blocks suffice; False if that is not who goes, or how.
+
+        Requests get their blocks in order of admission and the victim is always the last, so what is free goes to the
+        first, then what each victim gives back: as many victims as it takes, whoever it was that needed a block.
+        """
+        group, kv, running = self.group, self.replica.kv, self.replica.scheduler.running
+        if not (self.replica.decisions.victim_is_last and self.has_stepped and self._holds_longest):
+            return False
+        if self.partials and (len(self.partials) > 1 or running[-1] is not self.partials[0]):
+            return False
+        self.taken = 0
+        while running and group.blocks_next - self.taken + num_partial_blocks > kv.free:
+            num_blocks = min(kv.free, group.blocks_next - self.taken)  # for those before the one who finds none
+            kv.take(num_blocks)
+            self.taken += num_blocks
+            num_partial_blocks = 0  # the partial is the first to go
+            self._preempt_last()
+        num_blocks = group.blocks_next - self.taken
+        kv.take(num_blocks)
+        self.taken += num_blocks
+        return True
+
+    def _preempt_last(self) -> None:
+        replica = self.replica
+        scheduler, is_async = replica.scheduler, replica.config.async_scheduling
+        victim = scheduler.running[-1]
+        is_member = victim.joined_round != OUTSIDE
+        if is_member:
+            self.group.leave(victim)
+            victim.last_step = replica.number
+            if self.newest_ps == NEVER:
+                victim.last_token_ps = self.last_sent_ps
+            else:
+                self.losing.append(victim)
+        if self.partials:
+            self.partials.clear()
+        else:
+            replica.kv.register(victim, victim.num_computed_tokens - is_async)
+        self.preempted.append(victim)
+        # the token that is in flight is lost, and the policy is not shown it
+        in_flight = is_async and is_member
+        victim.num_tokens -= in_flight
+        scheduler.preempt(victim, len(scheduler.running) - 1)
+        victim.num_tokens += in_flight
+
+    def late(self, number: int) -> list[Request]:
+        """Members whose last token is older than step `number`, which only the stepwise loop brings about."""
+        return [request for request in self.group.members() if request.last_step != number]
+
+    def batch(self, planned: dict[Request, int]) -> Batch:
+        """The batch of the step that is planned, in vLLM's order."""
+        entries = []
+        for request in self.replica.scheduler.running:
+            computed = request.num_computed_tokens
+            if request.joined_round != OUTSIDE:
+                entries.append(Entry(request, 1, computed + self.group.round - request.joined_round, True))
+            elif request in planned:
+                n = planned[request]
+                entries.append(Entry(request, n, computed - n, computed == request.num_tokens))
+        return Batch(entries, list(self.preempted))
