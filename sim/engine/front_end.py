@@ -104,7 +104,7 @@ class FrontEnd:
         """A request has left the system: its client has all tokens, or has been turned away."""
         if self._has_limits:
             self._leaving.append((at_ps, 1, request.num_prompt_tokens if request.first_token_ps < 0 else 0))
-        self._traffic.left(at_ps + self.times.network_ps)
+        self._traffic.left(request, at_ps + self.times.network_ps)
         self._plan()
 
     def look(self, now_ps: int) -> None:
@@ -118,7 +118,7 @@ class FrontEnd:
         at_ps = request.arrival_ps
         if self._has_limits and (reason := self._over_limit(at_ps)) is not None:
             self._refuse(request, reason)
-            self._traffic.left(at_ps + self.times.network_ps)
+            self._traffic.left(request, at_ps + self.times.network_ps)
             return
         self._num_requests += 1
         self._num_tokens += request.num_prompt_tokens

@@ -73,7 +73,7 @@ class Gathered:
         if self.newest_ps != NEVER:
             step = self.step or Step(NO_ENTRIES, *(3 * [self.newest_ps]), replica.device.free_ps)
             if self.has_stepped:
-                step.noted = self.noted
+                step.noted = self.noted  # none, where nothing but the device takes time: it is known when they come
                 if replica.recorder.steps is None:
                     step.batch = self._batch_in_flight(members)
             for entry in step.batch.entries:
@@ -127,7 +127,7 @@ class Gathered:
         if is_member:
             self.group.leave(victim)
             victim.last_step = replica.number
-            if self.newest_ps == NEVER:
+            if self.newest_ps == NEVER or not replica.is_timed:
                 victim.last_token_ps = self.last_sent_ps
             else:
                 self.losing.append(victim)

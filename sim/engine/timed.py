@@ -35,11 +35,12 @@ class Timed:
     def advance(self, planned: dict[Request, int] | None) -> Process:
         """A step with prefills, or a span of decode-only steps."""
         if planned:
-            features, noted = self.leap.begin(planned, False)
-            num_regular = features.num_decodes - self.leap.num_late
             batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
-            step = self._launched(features, num_regular, noted, batch)
-            yield from self._commit(step, self.leap.take_tokens(planned, step.start_ps))
+            features, noted, fresh, ended = self.leap.compute(planned, False)
+            step = self._launched(features, self.leap.num_regular, noted, batch)
+            for request in fresh:
+                request.scheduled_ps = step.start_ps
+            yield from self._commit(step, ended)
             return
         num_left = self._num_steps() - 1
         yield from self._single()
@@ -96,7 +97,7 @@ class Timed:
     def _single(self) -> Process:
         """One decode-only step."""
         replica, group, now = self.replica, self.group, self.now
-        noted = self.leap.late(replica.number)
+        noted = [] if now.has_stepped else now.late(replica.number)
         features = Features(group.size, group.context, 0, 0, 0, 0)
         self.kv.take(group.blocks_next - now.taken)
         now.taken = 0
