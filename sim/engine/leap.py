@@ -59,7 +59,7 @@ class Leap:
         )
         self.keeps_steps = replica.recorder.steps is not None
         self.timed = Timed(self) if replica.is_timed else None
-        self._left: tuple[int, int, int] | None = None  # of the span under way, where steps are kept
+        self._left: tuple[int, int, int, int] | None = None  # of the span under way, where steps are kept
         self._kept: Step | None = None  # the newest step, where steps are kept
         self.num_regular = 0  # decodes of the newest step with prefills that follow a token of the step before
         self.is_alone = True
@@ -136,10 +136,10 @@ class Leap:
     def _span(self, start_ps: int) -> tuple[int, list[Request]]:
         """Decode-only steps likewise; of a span that is under way the next one, where steps are kept."""
         now, group, device = self.gathered, self.group, self.device
-        num_steps, duration_ps, slope_ps = (self.keeps_steps and self._left) or self._plan_span(start_ps)
+        num_steps, duration_ps, slope_ps, num_blocks = (self.keeps_steps and self._left) or self._plan_span(start_ps)
         if self.keeps_steps:  # one step at a time
-            self._left = (num_steps - 1, duration_ps + slope_ps, slope_ps) if num_steps > 1 else None
-            num_steps = 1
+            self._left = (num_steps - 1, duration_ps + slope_ps, slope_ps, 0) if num_steps > 1 else None
+            num_steps, num_blocks = 1, group.blocks_next
         elif now.ending and num_steps > 1:  # what they give back is handed out from the second step on
             self.kv.take(group.blocks_next - now.taken)
             now.taken = group.blocks_next
@@ -148,7 +148,6 @@ class Leap:
             group.ahead = 1, 1  # the first of the steps is under way
             self.let_go(start_ps, start_ps)
             group.ahead = 0, 0
-        num_blocks = group.blocks_next if num_steps == 1 else group.blocks_for(num_steps)
         self.kv.take(num_blocks - now.taken)
         now.taken = 0
         device.free_ps = end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
@@ -295,12 +294,12 @@ class Leap:
             return 1
         return self.group.rounds_left
 
-    def _plan_span(self, start_ps: int) -> tuple[int, int, int]:
-        """Plan as many decode-only steps as nothing can change: how many, how long the first is, by how much each longer."""
+    def _plan_span(self, start_ps: int) -> tuple[int, int, int, int]:
+        """As many decode-only steps as nothing can change: their number, the first one's duration, slope, blocks."""
         now, cost, group, num_decodes = self.gathered, self.cost, self.group, self.group.size
         slope_ps = cost.decode_context_ps * num_decodes
         duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
-        num_steps, num_regular = self.most_steps() if now.has_stepped else 1, num_decodes
+        num_steps, num_regular = self.most_steps(), num_decodes
         if self.device.noise is not None:
             num_steps, duration_ps, slope_ps = 1, self.device.noise.step_ps(duration_ps, has_prefill=False), 0
         elif num_steps > 1:
@@ -318,7 +317,7 @@ class Leap:
             (start_ps, num_steps, duration_ps, slope_ps, 0, 0, num_decodes, num_regular, group.context, 0, 0, 0,
              len(self.scheduler.running), self.num_waiting(), num_free - num_blocks)
         )  # fmt: skip
-        return num_steps, duration_ps, slope_ps
+        return num_steps, duration_ps, slope_ps, num_blocks
 
     def _note_late(self, start_ps: int, end_ps: int) -> int:
         """Members whose token does not come one step after the one before: how many there are."""
