@@ -81,9 +81,9 @@ class FrontEnd:
         self.sent_ps = begin_ps + work_ps
         return self.sent_ps
 
-    def keeps_up(self, first_ps: int, gap_ps: int, num_chunks: int) -> bool:
-        """Whether updates `gap_ps` or more apart, the first at `first_ps`, never find chunks of the one before."""
-        return self.sent_ps <= first_ps and self.times.per_chunk_ps * num_chunks // self._num_servers <= gap_ps
+    def work_ps(self, num_chunks: int) -> int:
+        """How long it sends so many chunks."""
+        return self.times.per_chunk_ps * num_chunks // self._num_servers
 
     def send_alike(self, last_ps: int, gap_ps: int, gap_before_ps: int, num_steps: int, num_chunks: int) -> None:
         """The same for steps with which it keeps up: when the last one's tokens exist, its gap and the one before."""

@@ -141,7 +141,7 @@ class Replica(ShownEngine):
             return updated_ps
         before_ps = self.sent_ps
         self.sent_ps = updated_ps if self.front_end is None else self.front_end.send(updated_ps, num_chunks)
-        self.recorder.tokens.extend((before_ps, 1, self.sent_ps - before_ps, 0, num_decodes, num_regular))
+        self.recorder.token_rows.extend((before_ps, 1, self.sent_ps - before_ps, 0, num_decodes, num_regular))
         return self.sent_ps
 
     def note_tokens(self, requests: list[Request], updated_ps: int, sent_ps: int) -> None:
