@@ -243,7 +243,9 @@ class Leap:
         now, replica = self.gathered, self.replica
         if now.newest_ps != NEVER:
             if self.timed:
-                yield from self.timed.let_go()
+                updated_ps = self.timed.updated_ps(self.device.free_ps)
+                yield from replica.wait_until(updated_ps)
+                self.timed.let_go(updated_ps)
             else:
                 yield from replica.wait_until(self.device.free_ps)
                 self.let_go(replica.now_ps, replica.now_ps)

@@ -42,14 +42,8 @@ class Pace(NamedTuple):
         return self.second_ps + span_ps(k - 1, self.gap_ps, self.gap_slope_ps) if k else self.updated_ps
 
 
-class HostPart(NamedTuple):
-    """What the host takes of a decode-only step of one batch, ps."""
-
-    launch_ps: int
-    update_ps: int
-    before_ps: int
-    lag_ps: int
-    tail_ps: int
+# What the host takes of a decode-only step of one batch, ps: launch, update, update before, lag, tail.
+HostPart = tuple[int, int, int, int, int]
 
 
 def device_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, most: int, cut_ps: int) -> Pace | None:

@@ -13,6 +13,7 @@ from simbatch.sim.cost.features import Features
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.gathered import NO_ENTRIES
 from simbatch.sim.engine.pace import HostPart, Pace, device_paced, host_paced, synchronous
+from simbatch.sim.engine.spans import span_ps
 from simbatch.sim.engine.step import Step
 from simbatch.sim.scheduler.request import NEVER, Request
 from simbatch.sim.scheduler.scheduler import Batch
@@ -32,224 +33,222 @@ class Timed:
         self.front_end, self.inbox = leap.replica.front_end, leap.inbox
         self.is_async = leap.is_async
         self.keeps_steps = leap.keeps_steps
-        self.launched: Step  # the step launched last
-        self.part = HostPart(0, 0, 0, 0, 0)  # of the steps that `_pace` has found a form for, and what the device takes
+        # of the steps that `_pace` has found a form for: what host and device take
+        self.part: HostPart = (0, 0, 0, 0, 0)
         self.duration_ps = self.slope_ps = 0
+        self._never_leaps = self.device.noise is not None
+        self._launch_ps: dict[int, int] = {}  # of so many decodes, if it is not drawn
+        self._update_ps, self._update_per_seq_ps = self.host.times.update_base_ps, self.host.times.update_per_seq_ps
+        self._older_ps = 0  # when the device is done with the step before the one launched last
+        self._kept: Step | None = None  # the step launched last, where steps are kept
 
     def advance(self, planned: dict[Request, int] | None) -> Process:
         """A step with prefills, or decode-only steps."""
-        now, replica = self.now, self.replica
+        now, replica, leap = self.now, self.replica, self.leap
         if planned:
             batch = now.batch(planned) if self.keeps_steps else NO_ENTRIES
-            features, noted, fresh, ended = self.leap.compute(planned, False)
-            start_ps = self._launch(features, self.leap.num_regular, batch)
+            features, noted, fresh, ended = leap.compute(planned, False)
+            launched_ps, start_ps, end_ps = self._launch(features, leap.num_regular, batch)
             for request in fresh:
                 request.scheduled_ps = start_ps
-            yield from self._commit(start_ps, noted, ended)
+        elif after_ps := self._leap():
+            if not leap.is_alone:
+                yield from replica.wait_until(after_ps)
+            replica.now_ps = after_ps
+            if not self.is_async:
+                leap.let_go(after_ps, replica.sent_ps)
             return
-        pace = self._pace()
-        if pace is not None:
-            yield from self._leap(pace)
-            return
-        noted = NOBODY if now.has_stepped else now.late(replica.number)
-        features = _new(Features, (self.group.size, self.group.context, 0, 0, 0, 0))
-        self.kv.take(self.group.blocks_next - now.taken)
-        now.taken = 0
-        replica.number += 1
-        batch = now.batch({}) if self.keeps_steps else NO_ENTRIES
-        start_ps = self._launch(features, self.group.size - len(noted), batch)
-        yield from self._commit(start_ps, noted, self.group.advance(1))
-
-    def let_go(self) -> Process:
-        """Take in the tokens of the newest step when the device is done."""
-        replica, step = self.replica, self.now.step
-        assert step is not None
-        num_requests = step.features[0] + step.features[5]
-        if not num_requests:
-            self.leap.let_go(replica.now_ps, replica.sent_ps)
-            return
-        updated_ps = max(replica.now_ps, step.end_ps) + self.host.update_ps(num_requests)
-        if self.leap.is_alone:
-            replica.now_ps = updated_ps
         else:
-            yield from replica.wait_until(updated_ps)
+            group = self.group
+            noted = NOBODY if now.has_stepped else now.late(replica.number)
+            self.kv.take(group.blocks_next - now.taken)
+            now.taken = 0
+            replica.number += 1
+            batch = now.batch({}) if self.keeps_steps else NO_ENTRIES
+            leap.num_regular = group.size - len(noted)
+            features = _new(Features, (group.size, group.context, 0, 0, 0, 0))
+            launched_ps, start_ps, end_ps = self._launch(features, leap.num_regular, batch)
+            ended = group.advance(1)
+        if not leap.is_alone:
+            yield from replica.wait_until(launched_ps)
+        replica.now_ps = launched_ps
+        now.has_stepped = True
+        if now.preempted or (ended and leap.refuses_chunks):
+            leap.close_preemptions()
+        if self.is_async and now.newest_ps != NEVER:
+            updated_ps = self.updated_ps(self._older_ps)
+            if not leap.is_alone:
+                yield from replica.wait_until(updated_ps)
+            self.let_go(updated_ps)
+        now.newest_ps, now.ending, now.noted, now.step = start_ps, ended, noted, self._kept
+        now.features, now.num_regular = features, leap.num_regular
+        if not self.is_async:
+            updated_ps = self.updated_ps(end_ps)
+            if not leap.is_alone:
+                yield from replica.wait_until(updated_ps)
+            self.let_go(updated_ps)
+
+    def updated_ps(self, end_ps: int) -> int:
+        """When the newest step's tokens exist, with which the device is done at `end_ps`."""
+        features, now_ps = self.now.features, self.replica.now_ps
+        if not (num_requests := features[0] + features[5]):
+            return now_ps
+        return (end_ps if end_ps > now_ps else now_ps) + self._update_ps + self._update_per_seq_ps * num_requests
+
+    def let_go(self, updated_ps: int) -> None:
+        """Take in the tokens of the newest step, which exist now."""
+        self.replica.now_ps = updated_ps
         self._let_go(updated_ps)
+        self.now.newest_ps = NEVER
 
     def _let_go(self, updated_ps: int) -> None:
-        step = self.now.step
-        assert step is not None
-        num_chunks = step.num_regular + len(self.now.noted)
-        sent_ps = self.replica.send(updated_ps, num_chunks, step.features[0], step.num_regular)
-        self.leap.let_go(updated_ps, sent_ps)
+        now = self.now
+        features, num_regular, noted = now.features, now.num_regular, now.noted
+        sent_ps = updated_ps
+        if features[0] + features[5]:
+            sent_ps = self.replica.send(updated_ps, num_regular + len(noted), features[0], num_regular)
+        if now.ending or noted or now.losing or self.keeps_steps:
+            self.leap.let_go(updated_ps, sent_ps)
 
-    def _launch(self, features: Features, num_regular: int, batch: Batch) -> int:
-        """Give the device a step; returns when it begins."""
-        replica, schedule_ps = self.replica, self.replica.now_ps
-        work_ps = self.device.work_ps(features)
+    def _launch(self, features: Features, num_regular: int, batch: Batch) -> tuple[int, int, int]:
+        """Give the device a step: when its launch has returned, when the device begins, and when it is done."""
+        replica, leap, schedule_ps = self.replica, self.leap, self.replica.now_ps
+        self._older_ps = self.device.free_ps
         num_decodes, _, tokens, _, _, num_prefills = features
-        launched_ps, start_ps, end_ps = replica.launch(
-            num_decodes + num_prefills, num_prefills, num_decodes + tokens, work_ps
-        )
-        self.leap.num_regular = num_regular
-        self.leap.log_batch(start_ps, work_ps, features)
-        self.launched = Step(
-            batch, schedule_ps, launched_ps, start_ps, end_ps, features, replica.number, num_regular, NOBODY
-        )
-        return start_ps
+        work_ps = self.device.work_ps(features)
+        times = replica.launch(num_decodes + num_prefills, num_prefills, num_decodes + tokens, work_ps)
+        leap.log_batch(times[1], work_ps, features)
+        if self.keeps_steps:
+            self._kept = Step(batch, schedule_ps, *times, features, replica.number, num_regular, NOBODY)
+        return times
 
-    def _commit(self, start_ps: int, noted: list[Request], ended: list[Request]) -> Process:
-        """A step has been launched: the older one is taken in, or itself if there is to be one at a time."""
-        now, replica, step = self.now, self.replica, self.launched
-        if self.leap.is_alone:
-            replica.now_ps = step.launched_ps
-        else:
-            yield from replica.wait_until(step.launched_ps)
-        now.has_stepped = True
-        if now.preempted or (ended and self.leap.refuses_chunks):
-            self.leap.close_preemptions()
-        if self.is_async and now.newest_ps != NEVER:
-            yield from self.let_go()
-        now.newest_ps, now.ending, now.noted, now.step = start_ps, ended, noted, step
-        if not self.is_async:
-            yield from self.let_go()
+    def _leap(self) -> int:
+        """Many decode-only steps at once, if they have a closed form; returns the clock after them, 0 where not.
 
-    def _pace(self) -> Pace | None:
-        """The next steps in closed form, if they have one and are several."""
-        replica, group, now = self.replica, self.group, self.now
-        num_decodes = group.size
-        if self.device.noise is not None or self.host.draws_for(num_decodes) or not now.has_stepped:
-            return None
-        if self.is_async and (now.newest_ps == NEVER or now.step is None):
-            return None
-        most, num_free = self.leap.most_steps(), self.kv.free + now.taken
-        if most > 1 and group.blocks_for(most) > num_free:
-            most = group.rounds_within(most, num_free)
-        if most < 2:
-            return None
-        host = self.host
-        slope_ps = self.cost.decode_context_ps * num_decodes
-        duration_ps = self.cost.decode_ps(num_decodes) + self.cost.decode_context_ps * group.context
-        update_ps = before_ps = host.update_ps(num_decodes)
+        The first update takes in the newest step, each other one a step of this batch.
+        """
+        now, group, leap = self.now, self.group, self.leap
+        if self._never_leaps or not now.has_stepped or (self.is_async and now.newest_ps == NEVER):
+            return 0
+        most = leap.most_steps()
+        if most < 2 or self.host.draws_for(group.size):
+            return 0
+        has_news = now.ending or now.noted or now.losing or self.keeps_steps
+        if has_news and not leap.is_alone:  # who waits for what they free must not see it before its time
+            return 0
+        num_free = self.kv.free + now.taken
+        pace = self._pace(group.rounds_within(most, num_free))
+        if pace is None:
+            return 0
+        replica, num_steps, num_decodes, context = self.replica, pace[0], group.size, group.context
+        schedule_ps = replica.now_ps
+        num_blocks = group.blocks_for(num_steps)
+        leap.write_span(
+            (pace[1], num_steps, self.duration_ps, self.slope_ps, pace[2], pace[3], num_decodes, num_decodes, context,
+             0, 0, 0, len(leap.scheduler.running), leap.num_waiting(), num_free - num_blocks)
+        )  # fmt: skip
         if self.is_async:
-            num_before = now.step.features[0] + now.step.features[5]
-            before_ps = host.update_ps(num_before) if num_before else 0
-        part = _new(
-            HostPart, (host.launch_ps(num_decodes, 0, num_decodes), update_ps, before_ps, host.lag_ps, host.tail_ps)
+            if has_news:  # what they give back is handed out from the second step on
+                self.kv.take(group.blocks_next - now.taken)
+                now.taken = group.blocks_next
+                replica.now_ps, group.ahead = pace[4], (1, 1)
+            self._let_go(pace[4])
+            group.ahead = 0, 0
+        else:
+            replica.send(pace[4], num_decodes, num_decodes, num_decodes)
+        self._send(pace, num_decodes)
+        if self.keeps_steps:
+            ended = self._walk(pace, num_decodes, context, schedule_ps)
+        else:
+            self.kv.take(num_blocks - now.taken)
+            replica.number += num_steps
+            ended = group.advance(num_steps)
+        now.taken = 0
+        replica.host_wait_ps += pace[9]
+        self.device.free_ps = pace[8]
+        now.newest_ps, now.ending, now.noted = pace.start_of(num_steps - 1), ended, NOBODY
+        now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0)), num_decodes
+        if ended and leap.refuses_chunks:
+            leap.close_preemptions()
+        return pace.updated_of(num_steps - 1)
+
+    def _pace(self, most: int) -> Pace | None:
+        """Who sets the pace of up to `most` steps, and until when; None where they are not several."""
+        cost, num_decodes, features = self.cost, self.group.size, self.now.features
+        self.slope_ps = slope_ps = cost.decode_context_ps * num_decodes
+        self.duration_ps = duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * self.group.context
+        num_before = features[0] + features[5] if self.is_async else num_decodes
+        launch_ps = self._launch_ps.get(num_decodes)
+        if launch_ps is None:
+            launch_ps = self._launch_ps[num_decodes] = self.host.launch_ps(num_decodes, 0, num_decodes)
+        host = self.part = (
+            launch_ps,
+            self._update_ps + self._update_per_seq_ps * num_decodes,
+            self._update_ps + self._update_per_seq_ps * num_before if num_before else 0,
+            self.host.lag_ps,
+            self.host.tail_ps,
         )
-        state = replica.now_ps, self.device.free_ps, duration_ps, slope_ps, part, most, self.inbox.next_ps
-        pace = (device_paced(*state) or host_paced(*state)) if self.is_async else synchronous(*state)
-        if pace is None or pace.num_steps < 2 or not self._keeps_up(pace):
+        now_ps, free_ps, cut_ps = self.replica.now_ps, self.device.free_ps, self.inbox.next_ps
+        if self.is_async:
+            pace = device_paced(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+            if pace is None:
+                pace = host_paced(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+        else:
+            pace = synchronous(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+        if pace is None or pace[0] < 2 or not (self.front_end is None or self._keeps_up(pace)):
             return None
-        self.part, self.duration_ps, self.slope_ps = part, duration_ps, slope_ps
         return pace
 
     def _keeps_up(self, pace: Pace) -> bool:
         """Whether the front end has always sent a step's chunks when those of the next one come."""
-        front_end = self.front_end
-        if front_end is None:
-            return True
-        num_decodes, step = self.group.size, self.now.step
-        num_first = step.num_regular + len(self.now.noted) if self.is_async and step else num_decodes
+        front_end, now, num_decodes = self.front_end, self.now, self.group.size
+        assert front_end is not None
+        num_first = now.num_regular + len(now.noted) if self.is_async else num_decodes
         sent_ps = max(front_end.sent_ps, pace.updated_ps) + front_end.work_ps(num_first)
         gap_ps = pace.gap_ps if pace.num_steps > 2 else pace.second_ps - pace.updated_ps
         return sent_ps <= pace.second_ps and front_end.work_ps(num_decodes) <= gap_ps
 
-    def _leap(self, pace: Pace) -> Process:
-        """Many steps at once: the first update takes in the newest step, each other one a step of this batch."""
-        replica, now, group, leap = self.replica, self.now, self.group, self.leap
-        num_steps, num_decodes, context, schedule_ps = pace.num_steps, group.size, group.context, replica.now_ps
-        num_free = self.kv.free + now.taken - group.blocks_for(num_steps)
-        leap.write_span(
-            (pace.start_ps, num_steps, self.duration_ps, self.slope_ps, pace.period_ps, pace.period_slope_ps,
-             num_decodes, num_decodes, context, 0, 0, 0, len(leap.scheduler.running), leap.num_waiting(), num_free)
-        )  # fmt: skip
-        if self.is_async and (now.ending or now.noted or now.losing):
-            # what they give back is handed out from the second step on
-            self.kv.take(group.blocks_next - now.taken)
-            now.taken = group.blocks_next
-            if leap.is_alone:
-                replica.now_ps = pace.updated_ps
-            else:
-                yield from replica.wait_until(pace.updated_ps)
-            group.ahead = 1, 1
-            self._let_go(pace.updated_ps)
-            group.ahead = 0, 0
-            self._send(pace, num_decodes, is_first_sent=True)
-        else:
-            self._send(pace, num_decodes, is_first_sent=False)
-        if self.keeps_steps:
-            ended = self._walk(pace, num_decodes, context, schedule_ps)
-        else:
-            self.kv.take(group.blocks_for(num_steps) - now.taken)
-            replica.number += num_steps
-            ended = group.advance(num_steps)
-            now.step = self._step(pace, num_steps - 1, num_decodes, context, schedule_ps, NO_ENTRIES)
-        now.taken = 0
-        replica.host_wait_ps += pace.waited_ps
-        self.device.free_ps = pace.free_ps
-        last_ps = pace.updated_of(num_steps - 1)
-        if leap.is_alone:
-            replica.now_ps = last_ps
-        else:
-            yield from replica.wait_until(last_ps)
-        now.newest_ps, now.ending, now.noted = pace.start_of(num_steps - 1), ended, NOBODY
-        if ended and leap.refuses_chunks:
-            leap.close_preemptions()
-        if not self.is_async:
-            leap.let_go(last_ps, replica.sent_ps)
-
-    def _send(self, pace: Pace, num_decodes: int, is_first_sent: bool) -> None:
-        """The tokens that come with these updates leave; the front end keeps up with them."""
-        replica, front_end, step = self.replica, self.front_end, self.now.step
-        if not is_first_sent:
-            if not self.is_async:
-                replica.send(pace.updated_ps, num_decodes, num_decodes, num_decodes)
-            elif step is not None and step.features[0] + step.features[5]:
-                replica.send(pace.updated_ps, step.num_regular, step.features[0], step.num_regular)
-        num_more, gap_ps = pace.num_steps - 1, pace.second_ps - pace.updated_ps
-        before_ps, last_ps = replica.sent_ps, pace.updated_of(num_more)
+    def _send(self, pace: Pace, num_decodes: int) -> None:
+        """The tokens of all updates but the first leave; the front end keeps up with them."""
+        replica, front_end = self.replica, self.front_end
+        num_steps, _, _, _, updated_ps, second_ps, gap_ps, slope_ps, _, _ = pace
+        num_more = num_steps - 1
+        before_ps, last_ps = replica.sent_ps, second_ps + span_ps(num_more - 1, gap_ps, slope_ps)
         work_ps = front_end.work_ps(num_decodes) if front_end is not None else 0
-        first_ps = pace.second_ps + work_ps - before_ps
+        first_ps = second_ps + work_ps - before_ps
         rows = self.leap.recorder.token_rows
-        if first_ps == pace.gap_ps - pace.gap_slope_ps:
-            rows.extend((before_ps, num_more, first_ps, pace.gap_slope_ps, num_decodes, num_decodes))
+        if first_ps == gap_ps - slope_ps:
+            rows.extend((before_ps, num_more, first_ps, slope_ps, num_decodes, num_decodes))
         else:
             rows.extend((before_ps, 1, first_ps, 0, num_decodes, num_decodes))
             if num_more > 1:
-                more = (before_ps + first_ps, num_more - 1, pace.gap_ps, pace.gap_slope_ps, num_decodes, num_decodes)
-                rows.extend(more)
+                rows.extend((before_ps + first_ps, num_more - 1, gap_ps, slope_ps, num_decodes, num_decodes))
         replica.sent_ps = last_ps + work_ps
         if front_end is not None:
-            if num_more > 1:
-                gap_ps = pace.gap_ps + (num_more - 2) * pace.gap_slope_ps
-            gap_before_ps = gap_ps - pace.gap_slope_ps if num_more > 2 else pace.second_ps - pace.updated_ps
-            front_end.send_alike(last_ps, gap_ps, gap_before_ps, num_more, num_decodes)
+            last_gap_ps = gap_ps + (num_more - 2) * slope_ps if num_more > 1 else second_ps - updated_ps
+            gap_before_ps = last_gap_ps - slope_ps if num_more > 2 else second_ps - updated_ps
+            front_end.send_alike(last_ps, last_gap_ps, gap_before_ps, num_more, num_decodes)
 
     def _walk(self, pace: Pace, num_decodes: int, context: int, schedule_ps: int) -> list[Request]:
         """The steps one by one, each kept in full; returns whose last tokens the last one brings."""
-        now, ended = self.now, NOBODY
+        now, ended, number = self.now, NOBODY, self.replica.number
+        launch_ps, tail_ps = self.part[0], self.part[4]
         for k in range(pace.num_steps):
             self.kv.take(self.group.blocks_next - now.taken)
             now.taken = 0
-            self.replica.number += 1
-            batch = now.batch({})
-            older, now.step = now.step, self._step(pace, k, num_decodes, context, schedule_ps, batch)
+            batch, start_ps = now.batch({}), pace.start_of(k)
+            end_ps = max(start_ps + self.duration_ps + k * self.slope_ps, schedule_ps + launch_ps + tail_ps)
+            features = Features(num_decodes, context + k * num_decodes, 0, 0, 0, 0)
+            times = schedule_ps, schedule_ps + launch_ps, start_ps, end_ps
+            older, now.step = now.step, Step(batch, *times, features, number + k + 1, num_decodes, NOBODY)
             ended = self.group.advance(1)
+            schedule_ps = pace.updated_of(k)
             done = older if self.is_async else now.step
             if done is not None and done.batch.entries and (self.is_async or k < pace.num_steps - 1):
-                done.updated_ps = pace.updated_of(k)
+                done.updated_ps = schedule_ps
                 self.replica.log_step(done, [])
+        self.replica.number += pace.num_steps
         return ended
-
-    def _step(self, pace: Pace, k: int, num_decodes: int, context: int, schedule_ps: int, batch: Batch) -> Step:
-        """Step k in full; its number is the newest."""
-        if k:
-            schedule_ps = pace.updated_of(k - 1)
-        launched_ps, start_ps = schedule_ps + self.part.launch_ps, pace.start_of(k)
-        end_ps = max(start_ps + self.duration_ps + k * self.slope_ps, launched_ps + self.part.tail_ps)
-        features = _new(Features, (num_decodes, context + k * num_decodes, 0, 0, 0, 0))
-        number = self.replica.number
-        return Step(batch, schedule_ps, launched_ps, start_ps, end_ps, features, number, num_decodes, NOBODY)
 
 
 _new = tuple.__new__  # in the engine's loops: a third of what the constructor takes
