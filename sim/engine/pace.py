@@ -30,6 +30,8 @@ class Pace(NamedTuple):
     second_ps: int  # update 1; the next comes `gap_ps` later, each further gap longer by `gap_slope_ps`
     gap_ps: int
     gap_slope_ps: int
+    last_start_ps: int  # the device begins the last step
+    last_updated_ps: int  # the last update
     free_ps: int  # the device is done with the last step
     waited_ps: int  # it had nothing to do
 
@@ -55,15 +57,18 @@ def device_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart,
         return None
     if d < longest + first or d + d + s < longest + h + tail:
         return None
-    num_steps = most
-    if most > 1:
-        if free_ps + before >= cut_ps:
-            num_steps = 1
-        elif free_ps + o + span_ps(most - 1, d, s) >= cut_ps:
-            num_steps = min(most, 1 + max(steps_until(cut_ps - free_ps - o, d, s), 1))
-    free_after_ps = free_ps + span_ps(num_steps, d, s)
+    num_more, updated_ps = most - 1, free_ps + before
+    if updated_ps >= cut_ps:
+        num_more = 0
+    last_ps = free_ps + num_more * d + s * (num_more * (num_more - 1) // 2)  # the device begins the last step
+    if last_ps + o >= cut_ps and num_more > 1:
+        num_more = min(num_more, max(steps_until(cut_ps - free_ps - o, d, s), 1))
+        last_ps = free_ps + num_more * d + s * (num_more * (num_more - 1) // 2)
+    free_after_ps, last_updated_ps = last_ps + d + num_more * s, last_ps + o if num_more else updated_ps
+    second_ps, gap_ps = free_ps + d + o, d + s
     return _new(
-        Pace, (num_steps, free_ps, d, s, free_ps + before, free_ps + d + o, d + s, s, free_after_ps, 0)
+        Pace,
+        (num_more + 1, free_ps, d, s, updated_ps, second_ps, gap_ps, s, last_ps, last_updated_ps, free_after_ps, 0),
     )
 
 
@@ -85,14 +90,16 @@ def host_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, m
     waited_ps = schedule_ps + lag - free_ps
     if num_more:
         waited_ps += gap_before_ps + (num_more - 1) * gap_ps + num_more * lag - ends_ps
-    last_ps = (second_ps + (num_more - 1) * gap_ps if num_more else schedule_ps) + max(lag + d + num_more * s, h + tail)
+    last_ps = second_ps + (num_more - 1) * gap_ps if num_more else schedule_ps  # begin of the last step
+    free_after_ps = last_ps + max(lag + d + num_more * s, h + tail)
     # the first period is the update's of another batch: rows of one period want it alike
     if num_more and gap_before_ps != gap_ps:
         return None
     return _new(
         Pace,
-        (num_steps, schedule_ps + lag, gap_ps, 0, second_ps, second_ps + gap_ps, gap_ps, 0, last_ps, waited_ps),
-    )
+        (num_steps, schedule_ps + lag, gap_ps, 0, second_ps, second_ps + gap_ps, gap_ps, 0, last_ps + lag,
+         second_ps + num_more * gap_ps, free_after_ps, waited_ps),
+    )  # fmt: skip
 
 
 def synchronous(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, most: int, cut_ps: int) -> Pace:
@@ -114,7 +121,7 @@ def synchronous(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, 
     gap_next_ps = gap_ps + 2 * slope_ps
     return Pace(
         num_steps, schedule_ps + lag, gap_ps, slope_ps, updated_ps, second_ps, gap_next_ps, slope_ps,
-        free_after_ps, waited_ps,
+        begin_ps + lag, begin_ps + gap_ps + num_more * slope_ps, free_after_ps, waited_ps,
     )  # fmt: skip
 
 

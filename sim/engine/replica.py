@@ -130,9 +130,13 @@ class Replica(ShownEngine):
         """
         host, device, schedule_ps = self.host, self.device, self.now_ps
         launched_ps = schedule_ps + host.launch_ps(num_requests, num_prefills, num_tokens)
-        start_ps = max(device.free_ps, schedule_ps + host.lag_ps)
-        self.host_wait_ps += max(start_ps - max(device.free_ps, self._idle_until_ps), 0)
-        device.free_ps = end_ps = max(start_ps + work_ps, launched_ps + host.tail_ps)
+        start_ps = schedule_ps + host.lag_ps
+        if start_ps > device.free_ps:
+            self.host_wait_ps += max(start_ps - max(device.free_ps, self._idle_until_ps), 0)
+        else:
+            start_ps = device.free_ps
+        end_ps, tail_ps = start_ps + work_ps, launched_ps + host.tail_ps
+        device.free_ps = end_ps = end_ps if end_ps > tail_ps else tail_ps
         return launched_ps, start_ps, end_ps
 
     def send(self, updated_ps: int, num_chunks: int, num_decodes: int, num_regular: int) -> int:

@@ -13,7 +13,6 @@ from simbatch.sim.cost.features import Features
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.gathered import NO_ENTRIES
 from simbatch.sim.engine.pace import HostPart, Pace, device_paced, host_paced, synchronous
-from simbatch.sim.engine.spans import span_ps
 from simbatch.sim.engine.step import Step
 from simbatch.sim.scheduler.request import NEVER, Request
 from simbatch.sim.scheduler.scheduler import Batch
@@ -79,7 +78,8 @@ class Timed:
             updated_ps = self.updated_ps(self._older_ps)
             if not leap.is_alone:
                 yield from replica.wait_until(updated_ps)
-            self.let_go(updated_ps)
+            replica.now_ps = updated_ps
+            self._let_go(updated_ps)
         now.newest_ps, now.ending, now.noted, now.step = start_ps, ended, noted, self._kept
         now.features, now.num_regular = features, leap.num_regular
         if not self.is_async:
@@ -164,13 +164,13 @@ class Timed:
             replica.number += num_steps
             ended = group.advance(num_steps)
         now.taken = 0
-        replica.host_wait_ps += pace[9]
-        self.device.free_ps = pace[8]
-        now.newest_ps, now.ending, now.noted = pace.start_of(num_steps - 1), ended, NOBODY
+        replica.host_wait_ps += pace[11]
+        self.device.free_ps = pace[10]
+        now.newest_ps, now.ending, now.noted = pace[8], ended, NOBODY
         now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0)), num_decodes
         if ended and leap.refuses_chunks:
             leap.close_preemptions()
-        return pace.updated_of(num_steps - 1)
+        return pace[9]
 
     def _pace(self, most: int) -> Pace | None:
         """Who sets the pace of up to `most` steps, and until when; None where they are not several."""
@@ -211,9 +211,8 @@ class Timed:
     def _send(self, pace: Pace, num_decodes: int) -> None:
         """The tokens of all updates but the first leave; the front end keeps up with them."""
         replica, front_end = self.replica, self.front_end
-        num_steps, _, _, _, updated_ps, second_ps, gap_ps, slope_ps, _, _ = pace
-        num_more = num_steps - 1
-        before_ps, last_ps = replica.sent_ps, second_ps + span_ps(num_more - 1, gap_ps, slope_ps)
+        num_steps, _, _, _, updated_ps, second_ps, gap_ps, slope_ps, _, last_ps, _, _ = pace
+        num_more, before_ps = num_steps - 1, replica.sent_ps
         work_ps = front_end.work_ps(num_decodes) if front_end is not None else 0
         first_ps = second_ps + work_ps - before_ps
         rows = self.leap.recorder.token_rows
