@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import simpy
 
 from simbatch.policies.base import Policy
+from simbatch.sim.cost.host import HostDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.engine.arrivals import Arrivals
@@ -34,6 +35,7 @@ def run(
     spans: bool = True,
     progress: Callable[[int], None] | None = None,
     noise: NoiseDraws | None = None,
+    host_noise: HostDraws | None = None,  # noqa: ARG001  # the engine with a host is on its way
 ) -> RunRecord:
     """Serve every request of `source`; returns what happened.
 
@@ -69,6 +71,7 @@ def explain(
     source: RequestSource,
     request_id: str,
     noise: NoiseDraws | None = None,
+    host_noise: HostDraws | None = None,  # noqa: ARG001  # the engine with a host is on its way
 ) -> list[Event]:
     """The life of one request, from its arrival on; empty if there is no such request."""
     recorder, env = Recorder(), simpy.Environment(0)

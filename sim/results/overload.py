@@ -37,6 +37,9 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
         warnings.append(f"{outside}: their times are extrapolated.")
     if facts.profile_is_estimate:
         warnings.append("The profile is an estimate: nobody measured this model on this GPU.")
+    if facts.without_effect:
+        keys = ", ".join(f"engine.{key}" for key in facts.without_effect)
+        warnings.append(f"{keys}: without effect, the profile says nothing of a host or front end that would heed it.")
     return warnings
 
 
