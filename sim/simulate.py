@@ -81,7 +81,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         engine_defaults=resolved.defaults,
         without_effect=resolved.without_effect,
         profile=profile.name,
-        host_profile=scenario.host.profile if scenario.host else None,
+        host_profile=resolved.host_profile,
         profile_source=getattr(profile, "source", None),
         profile_error=None if error is None else error.summary(),
         profile_is_estimate=profile.is_estimate,

@@ -39,7 +39,8 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
         warnings.append("The profile is an estimate: nobody measured this model on this GPU.")
     if facts.without_effect:
         keys = ", ".join(f"engine.{key}" for key in facts.without_effect)
-        warnings.append(f"{keys}: without effect, the profile says nothing of a host or front end that would heed it.")
+        lacking = "the profile has no `host` or `front_end` section that says what it costs"
+        warnings.append(f"Without effect: {keys}; {lacking}.")
     return warnings
 
 

@@ -34,8 +34,9 @@ def _given(sizes: list[int], largest: int | None, max_num_batched_tokens: int) -
     """What is left of the user's own list: in order, each once, none above the token budget."""
     kept = tuple(sorted({size for size in sizes if size <= max_num_batched_tokens}))
     if not kept:
-        rule = f"vLLM drops sizes above --max-num-batched-tokens ({max_num_batched_tokens}), and none is left"
-        mend = "add a smaller one, or write enforce_eager: true instead"
+        dropped = f"vLLM drops sizes above --max-num-batched-tokens ({max_num_batched_tokens}), and none is left"
+        rule = dropped if sizes else "vLLM needs at least one size"
+        mend = "add one, or write enforce_eager: true instead"
         raise UserError(Problem("engine.cudagraph_capture_sizes", rule, sizes, mend))
     if largest is not None and largest != kept[-1]:
         rule = f"vLLM needs --max-cudagraph-capture-size to be the largest of --cudagraph-capture-sizes ({kept[-1]})"

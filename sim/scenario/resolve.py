@@ -34,6 +34,7 @@ class Resolved:
     policy: Policy
     policy_name: str
     engine: EngineConfig
+    host_profile: str | None = None  # whose host and front end these are, where another profile was named
 
     @property
     def defaults(self) -> tuple[str, ...]:
@@ -92,11 +93,20 @@ class Resolved:
         """The scenario with nothing left to defaults, as plain data that gives the same run again."""
         engine = {key: value for key, value in self.engine_settings().items() if value is not None}
         blocks = engine.pop("num_gpu_blocks")
-        engine.pop("max_cudagraph_capture_size", None)  # the list says it
+        if "cudagraph_capture_sizes" in engine:  # one of the two says all
+            del engine["cudagraph_capture_sizes" if self._largest_says_all() else "max_cudagraph_capture_size"]
         engine["num_gpu_blocks_override"] = blocks
         policy = {"name": self._policy_anywhere(), **self.policy.parameters()}
         policy = {key: value for key, value in policy.items() if value is not None}
         return self.scenario.dump() | {"engine": engine, "policy": policy}
+
+    def _largest_says_all(self) -> bool:
+        """Whether vLLM makes the same CUDA graphs when told the largest alone."""
+        sizes, engine = self.capture_sizes, self.engine
+        if not sizes:
+            return True
+        of_largest = EngineSettings(max_cudagraph_capture_size=sizes[-1])
+        return sizes == capture_sizes(of_largest, engine.max_num_seqs, engine.max_num_batched_tokens, sizes[-1])
 
     def _policy_anywhere(self) -> str:
         """The policy's name, a file's with its whole path: the scenario is stored in another folder."""
@@ -114,7 +124,7 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
     if isinstance(policy, str):
         scenario, policy = scenario.with_policy(policy), None
     collected: list[Problem] = []
-    profile = _collect(collected, lambda: _load_profile(scenario))
+    profile, host_profile = _load_profiles(scenario, collected)
     chosen = policy or _collect(collected, scenario.build_policy)
     engine = None
     if profile is not None:
@@ -126,7 +136,7 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
     if collected or profile is None or chosen is None or engine is None:
         raise scenario.relocated(UserError(*collected))
     engine = replace(engine, batching=batching)
-    return Resolved(scenario, profile, chosen, name, engine)
+    return Resolved(scenario, profile, chosen, name, engine, host_profile)
 
 
 def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) -> EngineConfig:
@@ -208,16 +218,17 @@ def _policy_problems(scenario: Scenario, policy: Policy, name: str, batching: st
     return problems
 
 
-def _load_profile(scenario: Scenario) -> Profile:
-    """The scenario's profile; its host and front end are those of another one where the scenario says so."""
+def _load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile | None, str | None]:
+    """The profile with the host and front end that the scenario wants, and whose they are if another's."""
     from simbatch.sim.cost.profile import load_profile
 
-    problems: list[Problem] = []
     profile = _collect(problems, lambda: load_profile(scenario.profile, folder=scenario.folder))
-    other = _collect(problems, partial(_load_host, scenario.host.profile, scenario.folder)) if scenario.host else None
-    if problems or profile is None:
-        raise UserError(*problems)
-    return profile if other is None else profile.with_host_of(other)
+    if scenario.host is None:
+        return profile, None
+    other = _collect(problems, partial(_load_host, scenario.host.profile, scenario.folder))
+    if profile is None or other is None:
+        return None, None
+    return profile.with_host_of(other), other.name
 
 
 def _load_host(reference: str, folder: Path) -> Profile:
