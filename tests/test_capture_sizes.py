@@ -108,8 +108,9 @@ def scenario(*, step: dict[str, Any] = STEP, host: bool = True, **engine: Any) -
         ({"enforce_eager": True, "cudagraph_capture_sizes": [], "max_cudagraph_capture_size": 0}, 0),
     ],
 )
-def test_the_engine_is_told_the_largest(engine: dict[str, Any], largest: int) -> None:
-    resolved = resolve(scenario(**engine))
+@pytest.mark.parametrize("host", [True, False])
+def test_the_engine_is_told_the_largest(engine: dict[str, Any], largest: int, host: bool) -> None:
+    resolved = resolve(scenario(host=host, **engine))
     assert resolved.engine.max_capture_size == largest
     again = resolve(Scenario.from_dict(resolved.dump()))
     assert (again.engine, again.capture_sizes) == (resolved.engine, resolved.capture_sizes)

@@ -93,7 +93,7 @@ class Resolved:
         """The scenario with nothing left to defaults, as plain data that gives the same run again."""
         engine = {key: value for key, value in self.engine_settings().items() if value is not None}
         blocks = engine.pop("num_gpu_blocks")
-        if "cudagraph_capture_sizes" in engine:  # one of the two says all
+        if engine.keys() >= {"cudagraph_capture_sizes", "max_cudagraph_capture_size"}:  # one of the two says all
             del engine["cudagraph_capture_sizes" if self._largest_says_all() else "max_cudagraph_capture_size"]
         engine["num_gpu_blocks_override"] = blocks
         policy = {"name": self._policy_anywhere(), **self.policy.parameters()}
