@@ -44,10 +44,17 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
     scenario = resolved.scenario
     try:
         source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
-        cost = resolved.profile.cost_model()
+        cost = resolved.cost_model()
         begin_s = time.perf_counter()
         record = engine.run(
-            resolved.engine, cost, resolved.policy, source, steps=steps, progress=progress, noise=resolved.noise()
+            resolved.engine,
+            cost,
+            resolved.policy,
+            source,
+            steps=steps,
+            progress=progress,
+            noise=resolved.noise(),
+            host_noise=resolved.host_noise(),
         )
     except UserError as error:
         raise scenario.relocated(error) from error.__cause__
@@ -72,7 +79,9 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         seed=scenario.seed,
         engine=resolved.engine_settings(),
         engine_defaults=resolved.defaults,
+        without_effect=resolved.without_effect,
         profile=profile.name,
+        host_profile=resolved.host_profile,
         profile_source=getattr(profile, "source", None),
         profile_error=None if error is None else error.summary(),
         profile_is_estimate=profile.is_estimate,
@@ -89,8 +98,15 @@ def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
     scenario = resolved.scenario
     try:
         source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
-        cost = resolved.profile.cost_model()
-        events = engine.explain(resolved.engine, cost, resolved.policy, source, request_id, resolved.noise())
+        events = engine.explain(
+            resolved.engine,
+            resolved.cost_model(),
+            resolved.policy,
+            source,
+            request_id,
+            noise=resolved.noise(),
+            host_noise=resolved.host_noise(),
+        )
     except UserError as error:
         raise scenario.relocated(error) from error.__cause__
     if not events:

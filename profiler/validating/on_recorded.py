@@ -49,7 +49,7 @@ def validate_recorded(resolved: Resolved, file: Path, source: str | None, bounds
         notes.append(_clocks_note(both.recorded.taken_in_s - both.recorded.sent_s))
     real = Run(both.recorded.record(both.start_s, resolved.engine), simulated.facts, taken_in_ps)
     source_facts = {"mode": "recorded", "file": file.name, "kind": both.recorded.kind}
-    return Validation([real], simulated, resolved.profile.cost_model(), source_facts, tuple(notes), bounds)
+    return Validation([real], simulated, resolved.cost_model(), source_facts, tuple(notes), bounds)
 
 
 def _clocks_note(lag_s: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:

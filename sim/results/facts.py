@@ -29,10 +29,12 @@ class RunFacts:
 
     `scenario`: the resolved scenario, as it goes to `scenario.yaml`. `policy`: the registry's name or
     `package.module:Class`, with every parameter resolved in `policy_params`. `engine`: the resolved engine settings as
-    in the scenario; `engine_defaults`: which of its keys the user did not write. `profile_error`: one line for people
-    (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown. `share_in_range`: the share of steps inside the
-    profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out by
-    `on_empty: skip`. `class_names`: names of the integer priorities that have one; the others go by their number.
+    in the scenario; `engine_defaults`: which of its keys the user did not write; `without_effect`: which of them the
+    user wrote although the profile has no figures for them. `host_profile`: whose host and front end were taken, where
+    that is another profile. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when
+    unknown. `share_in_range`: the share of steps inside the profile's measured range, None when nothing was measured
+    (inline). `skipped`: trace rows left out by `on_empty: skip`. `class_names`: names of the integer priorities that
+    have one; the others go by their number.
     """
 
     scenario_name: str
@@ -43,8 +45,10 @@ class RunFacts:
     seed: int = 0
     engine: Mapping[str, Any] = field(default_factory=dict)
     engine_defaults: tuple[str, ...] = ()
+    without_effect: tuple[str, ...] = ()
     profile: str
     profile_source: str | None = None
+    host_profile: str | None = None
     profile_error: str | None = None
     profile_is_estimate: bool = False
     share_in_range: float | None = None

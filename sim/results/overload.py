@@ -37,6 +37,10 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
         warnings.append(f"{outside}: their times are extrapolated.")
     if facts.profile_is_estimate:
         warnings.append("The profile is an estimate: nobody measured this model on this GPU.")
+    if facts.without_effect:
+        keys = ", ".join(f"engine.{key}" for key in facts.without_effect)
+        lacking = "the profile has no `host` or `front_end` section that says what it costs"
+        warnings.append(f"Without effect: {keys}; {lacking}.")
     return warnings
 
 

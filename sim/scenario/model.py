@@ -41,6 +41,13 @@ def _mapping_with_name(value: object) -> object:
     return value
 
 
+def _mapping_with_from(value: object) -> object:
+    if isinstance(value, str):
+        mend = f"write host: {{from: {value if _NAME.fullmatch(value) else 'PROFILE'}}}"
+        raise PydanticCustomError("rule", "must be a mapping that names a profile", {"mend": mend})
+    return value
+
+
 def _empty_section(value: object) -> object:
     """Take `engine:` with every line below it commented out for an empty section."""
     return {} if value is None else value
@@ -69,6 +76,14 @@ class Slo(Section):
     e2el_ms: Milliseconds | None = Field(default=None, description="end-to-end latency, ms")
 
 
+class HostChoice(Section):
+    """Whose host and front end the engine runs with, in place of the profile's own."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    profile: Annotated[str, Field(min_length=1)] = Field(alias="from", description="a profile's name, or a path")
+
+
 class Scenario(Section):
     """Everything that one simulation depends on.
 
@@ -84,6 +99,9 @@ class Scenario(Section):
 
     profile: Annotated[str | dict[str, Any], BeforeValidator(_profile)] = Field(
         description="a shipped profile's name, a path, or step times inline"
+    )
+    host: Annotated[HostChoice, BeforeValidator(_mapping_with_from)] | None = Field(
+        default=None, description="from: the profile whose `host` and `front_end` are taken, not those of `profile`"
     )
     engine: Annotated[EngineSettings, BeforeValidator(_empty_section)] = Field(
         default_factory=EngineSettings, description="vllm serve flags in snake_case"
@@ -142,6 +160,10 @@ class Scenario(Section):
     def with_profile(self, reference: str) -> Self:
         """A copy on another profile."""
         return self._from_source(self._source.override({"profile": reference}, "--profile"))
+
+    def with_host(self, reference: str) -> Self:
+        """A copy with another profile's host and front end."""
+        return self._from_source(self._source.override({"host.from": reference}, "--host"))
 
     @classmethod
     def _from_source(cls, source: Source) -> Self:

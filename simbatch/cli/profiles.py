@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -67,7 +68,7 @@ def show(name: str, as_json: bool, plot: Path | None) -> None:
         click.echo(profile_json(profile), nl=False)
         return
     for key, value in _facts(profile).items():
-        click.echo(f"{key:<24}{value}")
+        click.echo(f"{key:<23} {value}")
 
 
 profiles.add_command(import_profile)
@@ -99,16 +100,36 @@ def _facts(profile: Profile) -> dict[str, object]:
             "licence": profile.licence,
             "command": profile.command,
         }
-    facts |= {"max_model_len": profile.max_model_len, "step_time": profile.step_time.form}
+    facts |= {"max_model_len": profile.max_model_len, "step_time": _form(profile)}
     if (error := profile.fit_error) is not None:
         facts |= {f"error {key}": error_text(getattr(error, key)) for key in ("decode", "prefill", "mixed")}
         facts["error design"] = error.design
     if (measured := profile.measured) is not None:
         for regime, bounds in measured.model_dump().items():
             facts[f"range {regime}"] = ", ".join(f"{key} {low}-{high}" for key, (low, high) in bounds.items())
+    for key in ("host", "front_end"):
+        if (part := getattr(profile, key)) is not None:
+            facts[key] = f"from {part.source or 'somewhere (it does not say)'}"
+            facts |= {f"{key}.{name}": value for name, value in _leaves(part.model_dump(exclude_defaults=True))}
     if isinstance(profile, MeasuredProfile):
         facts |= {f"note {number}": note for number, note in enumerate(profile.notes, 1)}
     return facts
+
+
+def _form(profile: Profile) -> str:
+    return f"{profile.step_time.form}, padded to CUDA graphs" if profile.step_time.padded else profile.step_time.form
+
+
+def _leaves(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, object]]:
+    """The figures of a section by their dotted names; a spread by its ends."""
+    for key, value in section.items():
+        name = f"{above}{key}"
+        if isinstance(value, dict) and "ratio" in value:
+            yield name, f"{value['ratio'][0]:g} to {value['ratio'][-1]:g} times the mean"
+        elif isinstance(value, dict):
+            yield from _leaves(value, f"{name}.")
+        elif key != "source":
+            yield name, value
 
 
 def _table(found: list[Profile]) -> Table:
