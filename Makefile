@@ -69,7 +69,7 @@ $(VLLM_VENV)/ready: | $(BIN)/python
 	$(VLLM_VENV)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio torchcodec
 	@touch $@
 
-# vLLM and simbatch together, as `pip install 'simbatch[profile]'` gives them on a GPU machine: an environment of this
+# vLLM and simbatch together, as `pip install '.[profile]'` gives them on a GPU machine: an environment of this
 # checkout that sees the packages of the other one.
 $(VENV)-vllm/installed: pyproject.toml $(VLLM_VENV)/ready
 	rm -rf $(VENV)-vllm
