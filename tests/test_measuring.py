@@ -311,7 +311,7 @@ def test_the_versions_of_vllm_are_one_set_everywhere():
     """The check, pip's extra, the Makefile's environment, and what the page says."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     first, last = (int(version.split(".")[1]) for version in (VERSIONS[0], VERSIONS[-1]))
-    assert VERSIONS == tuple(f"0.{minor}" for minor in range(first, last + 1))
+    assert tuple(f"0.{minor}" for minor in range(first, last + 1)) == VERSIONS
     assert f"vllm>=0.{first},<0.{last + 1}" == REQUIREMENT
     assert REQUIREMENT in project["project"]["optional-dependencies"]["profile"]
     assert f"VLLM_VERSION := {TESTED}\n" in (ROOT / "Makefile").read_text()

@@ -41,7 +41,7 @@ SYNTAX = [
         "# nothing\n",
         ":1:1",
         "the file is empty",
-        mend="`simbatch scenarios copy bursty` gives one to start from",
+        mend="`simbatch scenarios copy bursty` gives one",
     ),
     Wrong("a list", "- 1\n", ":1:1", "must be a mapping", mend="`profile:`"),
     Wrong("text", "hello\n", ":1:1", "must be a mapping", "'hello'", "`profile:`"),
