@@ -10,14 +10,14 @@ from typing import Any
 
 from simbatch.sim.cost.profile import Profile
 
+OPTIONAL = ("noise", "real_runs")  # not written where there are none
 LAST = ("step_time", "noise")  # the long tables, below what a person reads
 
 
 def profile_json(profile: Profile) -> str:
     """Render the file's text: one key a line, a list on one."""
     content = profile.model_dump(mode="json")
-    if content["noise"] is None:
-        del content["noise"]
+    content = {key: value for key, value in content.items() if value is not None or key not in OPTIONAL}
     first = {key: value for key, value in content.items() if key not in LAST}
     ordered = first | {key: content[key] for key in LAST if key in content}
     return _indented(ordered, 0) + "\n"

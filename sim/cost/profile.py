@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from simbatch.sim.cost import error as error_module
 from simbatch.sim.cost import load, measured_range, memory, step_time
 from simbatch.sim.cost import noise as noise_module
-from simbatch.sim.cost.error import FitError
+from simbatch.sim.cost.error import FitError, RealRuns
 from simbatch.sim.cost.gpus import default_batch_limits
 from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, KVCacheType, Memory
@@ -59,6 +59,11 @@ class Profile(Strict):
     @property
     def fit_error(self) -> FitError | None:
         """The held-out error, if step times were fitted."""
+        return None
+
+    @property
+    def compared(self) -> RealRuns | None:
+        """Real runs that were put beside their simulation, if there are any."""
         return None
 
     @property
@@ -134,6 +139,7 @@ class MeasuredProfile(Profile):
     notes: tuple[str, ...] = Field(default=(), strict=False)
     memory: Memory
     error: FitError | None
+    real_runs: RealRuns | None = Field(default=None, description="whole runs beside their simulation from this file")
     range: MeasuredRange | None
 
     @property
@@ -155,6 +161,11 @@ class MeasuredProfile(Profile):
     def fit_error(self) -> FitError | None:
         """See `Profile`."""
         return self.error
+
+    @property
+    def compared(self) -> RealRuns | None:
+        """See `Profile`."""
+        return self.real_runs
 
     @property
     def default_max_num_seqs(self) -> int:
