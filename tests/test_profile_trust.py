@@ -1,4 +1,4 @@
-"""What every result says of its profile: what its error is one of, whether a real run stands behind it, what it lacks."""
+"""What every result says of its profile: what its error is one of, whether real runs stand behind it, what it lacks."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ class RunFacts:
     in the scenario; `engine_defaults`: which of its keys the user did not write. `profile_error`: one line for people
     (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown; `profile_lacks_host_times`: its steps hold the GPU's
     part alone. `share_in_range`: the share of steps inside the profile's measured range, None when nothing was measured
-    (inline). `skipped`: trace rows left out by `on_empty: skip`. `class_names`: names of the integer priorities that have one; the others go by their number.
+    (inline). `skipped`: trace rows left out by `on_empty: skip`. `class_names`: names of the integer priorities that
+    have one; the others go by their number.
     """
 
     scenario_name: str
