@@ -251,6 +251,17 @@ def test_reader_that_leaves_early_is_no_error(words: str, folder: Path) -> None:
     assert (folder / "results" / "small" / "summary.json").exists() == words.startswith("run")
 
 
+def test_a_checkout_that_hides_the_installed_package_says_so() -> None:
+    """As `python mine.py` in the checkout after `pip install .`; -S: without what the editable installation adds."""
+    command = [sys.executable, "-S", "-c", "import simbatch"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: {ROOT / 'simbatch'} is a checkout's folder and hides the simbatch that is installed: "
+        "run Python from another folder, or install with pip install --editable ."
+    )
+
+
 def test_nobody_reads_what_is_wrong(folder: Path) -> None:
     """As `simbatch run small.yam 2>&1 | head`: the exit code still says it."""
     reader, writer = os.pipe()
