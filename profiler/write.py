@@ -10,15 +10,14 @@ from typing import Any
 
 from simbatch.sim.cost.profile import Profile
 
+OPTIONAL = ("host", "front_end", "noise", "real_runs")  # not written where there are none
 LAST = ("host", "front_end", "step_time", "noise")  # the long tables, below what a person reads
 
 
 def profile_json(profile: Profile) -> str:
     """Render the file's text: one key a line, a list on one."""
     content = profile.model_dump(mode="json")
-    for key in ("host", "front_end", "noise"):
-        if content[key] is None:
-            del content[key]
+    content = {key: value for key, value in content.items() if value is not None or key not in OPTIONAL}
     content |= profile.model_dump(mode="json", include={"host", "front_end"}, exclude_defaults=True)
     if not content["step_time"]["padded"]:
         del content["step_time"]["padded"]

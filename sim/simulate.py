@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from simbatch.policies.base import Policy
+from simbatch.sim.cost.trust import error_line, lacks_host_times
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
@@ -69,7 +70,7 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
 def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> RunFacts:
     """What the results say beside the record."""
     scenario, profile = resolved.scenario, resolved.profile
-    measured, error = profile.measured, profile.fit_error
+    measured = profile.measured
     return RunFacts(
         scenario_name=scenario.name,
         scenario=resolved.dump(),
@@ -83,8 +84,9 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         profile=profile.name,
         host_profile=resolved.host_profile,
         profile_source=getattr(profile, "source", None),
-        profile_error=None if error is None else error.summary(),
+        profile_error=error_line(profile),
         profile_is_estimate=profile.is_estimate,
+        profile_lacks_host_times=lacks_host_times(profile),
         share_in_range=None if measured is None else measured.share_inside(record.segments),
         skipped=source.skipped,
     )

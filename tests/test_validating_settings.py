@@ -106,7 +106,7 @@ def test_without_vllm_it_says_what_to_install(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["validate", str(path), "--engine", "model", "-o", str(tmp_path / "out")])
     assert ended.value.code == 2
-    assert "pip install 'simbatch[profile]'" in capsys.readouterr().err
+    assert "pip install 'vllm>=0.31,<0.34'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -36,7 +36,13 @@ def in_workload(old: str, new: str) -> str:
 
 SYNTAX = [
     Wrong("empty", "", ":1:1", "the file is empty", mend="`profile:` and `workload:`"),
-    Wrong("comments only", "# nothing\n", ":1:1", "the file is empty", mend="see the files in scenarios/"),
+    Wrong(
+        "comments only",
+        "# nothing\n",
+        ":1:1",
+        "the file is empty",
+        mend="`simbatch scenarios copy bursty` gives one",
+    ),
     Wrong("a list", "- 1\n", ":1:1", "must be a mapping", mend="`profile:`"),
     Wrong("text", "hello\n", ":1:1", "must be a mapping", "'hello'", "`profile:`"),
     Wrong("tab", GOOD + "engine:\n\tmax_num_seqs: 3\n", ":8:1", "tabs", r"'\tmax_num_seqs: 3'", "spaces"),

@@ -14,7 +14,7 @@ from simbatch.sim.clock import to_ps
 from simbatch.sim.cost import error as error_module
 from simbatch.sim.cost import host_section, load, measured_range, memory, step_time
 from simbatch.sim.cost import noise as noise_module
-from simbatch.sim.cost.error import FitError
+from simbatch.sim.cost.error import FitError, RealRuns
 from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.cost.host_section import FrontEndSection, HostSection
@@ -103,6 +103,11 @@ class Profile(Strict):
         return None
 
     @property
+    def compared(self) -> RealRuns | None:
+        """Real runs that were put beside their simulation, if there are any."""
+        return None
+
+    @property
     def default_max_num_seqs(self) -> int:
         """VLLM 0.32's default on this GPU."""
         return 256
@@ -175,6 +180,7 @@ class MeasuredProfile(Profile):
     notes: tuple[str, ...] = Field(default=(), strict=False)
     memory: Memory
     error: FitError | None
+    real_runs: RealRuns | None = Field(default=None, description="whole runs beside their simulation from this file")
     range: MeasuredRange | None
 
     @property
@@ -201,6 +207,11 @@ class MeasuredProfile(Profile):
     def default_max_capture_size(self) -> int:
         """See `Profile`."""
         return default_max_capture_size(self.gpu)
+
+    @property
+    def compared(self) -> RealRuns | None:
+        """See `Profile`."""
+        return self.real_runs
 
     @property
     def default_max_num_seqs(self) -> int:

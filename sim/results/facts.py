@@ -32,7 +32,8 @@ class RunFacts:
     in the scenario; `engine_defaults`: which of its keys the user did not write; `without_effect`: which of them the
     user wrote although the profile has no figures for them. `host_profile`: whose host and front end were taken, where
     that is another profile. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when
-    unknown. `share_in_range`: the share of steps inside the profile's measured range, None when nothing was measured
+    unknown; `profile_lacks_host_times`: its steps hold the GPU's part alone. `share_in_range`: the share of steps
+    inside the profile's measured range, None when nothing was measured
     (inline). `skipped`: trace rows left out by `on_empty: skip`. `class_names`: names of the integer priorities that
     have one; the others go by their number.
     """
@@ -51,6 +52,7 @@ class RunFacts:
     host_profile: str | None = None
     profile_error: str | None = None
     profile_is_estimate: bool = False
+    profile_lacks_host_times: bool = False
     share_in_range: float | None = None
     skipped: int = 0
     class_names: Mapping[int, str] = field(default_factory=lambda: PRIORITY_NAMES)

@@ -14,8 +14,9 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings, Section
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
-from simbatch.sim.scenario.reading.document import KeyPath, read_document
+from simbatch.sim.scenario.reading.document import KeyPath
 from simbatch.sim.scenario.reading.source import Source, Value, plain_data
+from simbatch.sim.scenario.shipped import open_scenario
 from simbatch.sim.scenario.sweep import Sweep
 from simbatch.sim.workload.model import Workload
 
@@ -129,13 +130,12 @@ class Scenario(Section):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file; relative paths in it start at its folder.
+        """Read a YAML file, or a scenario that ships by its name; relative paths in a file start at its folder.
 
         Raises UserError with the line and column of everything that must be mended.
         """
-        path = Path(path)
-        document = read_document(path)
-        return cls._from_source(Source(document.name, path.parent, path.stem, document.data, document.places))
+        document, folder = open_scenario(path)
+        return cls._from_source(Source(document.name, folder, Path(path).stem, document.data, document.places))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, folder: str | Path = ".", name: str = "scenario") -> Self:
