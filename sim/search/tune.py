@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from simbatch.sim.results.compared import HIGHER, LOWER, Metric
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.search.knee import Knee, find_knee
+from simbatch.sim.statistics.knee import Knee, find_knee
 from simbatch.sim.search.tune_goal import METRICS, Goal, Limit, Means, Summary, means_over
 from simbatch.sim.search.tune_space import POLICY, SEQS, TOKENS, Point, Settings, Space
 from simbatch.sim.search.tune_study import ROUND, Search, front_of

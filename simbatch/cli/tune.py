@@ -120,7 +120,7 @@ def _capacity(
 
     replications = replications or REPLICATIONS
     if replications < 2:
-        rule = "an interval needs at least two seeds"
+        rule = "a bound needs at least two seeds"
         raise UserError(Problem("--replications", rule, replications, "leave it out for 8"))
     limits = capacity_limits(scenario, limits)
     Goal((), limits).check_slo(_has_slo(scenario))
