@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from simbatch import Scenario, UserError, simulate
+from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.tune import Tuned, tune
 from simbatch.sim.search.tune_axes import axes_of, default_axes, seat_counts
 from simbatch.sim.search.tune_files import content
-from simbatch.sim.search.tune_flags import set_flags, vllm_serve
+from simbatch.sim.search.tune_flags import policy_refusal, set_flags, vllm_serve
 from simbatch.sim.search.tune_goal import Goal, Limit, metric_of
 from simbatch.sim.search.tune_run import Runner
 from simbatch.sim.search.tune_space import SEQS, TOKENS, Axis, Space
@@ -157,8 +159,25 @@ def test_flags_say_what_is_set() -> None:
     settings = {SEQS: 48, "policy": {"name": "adaptive", "target_tpot_ms": 40.0}}
     assert set_flags(settings) == "--set engine.max_num_seqs=48 --set 'policy={name: adaptive, target_tpot_ms: 40.0}'"
     assert vllm_serve(base, settings) == (
-        "vllm serve meta-llama/Llama-3.1-8B --max-model-len 8192 --max-num-seqs 48 --num-gpu-blocks-override 1000"
+        "vllm serve meta-llama/Llama-3.1-8B --max-model-len 8192 --max-num-seqs 48 --num-gpu-blocks-override 1000 "
+        "--scheduler-cls simbatch.vllm_scheduler.PolicyScheduler "
+        """--additional-config '{"simbatch": {"policy": {"name": "adaptive", "target_tpot_ms": 40.0}, """
+        """"profile": "rtx4090-llama-3.1-8b-bf16"}}'"""
     )
+
+
+def test_the_policy_flags_are_what_vllm_s_scheduler_takes() -> None:
+    command = vllm_serve(scenario(profile="rtx4090-llama-3.1-8b-bf16"), {"policy": {"name": "sjf"}})
+    words = shlex.split(command)
+    options = PolicyOptions.of(json.loads(words[words.index("--additional-config") + 1]))
+    assert (options.name, options.seed, options.build().overrides("order")) == ("sjf", 3, True)  # the seed: it predicts
+    assert words[words.index("--scheduler-cls") + 1] == SCHEDULER_CLASS
+
+
+def test_a_policy_that_vllm_cannot_run_is_said() -> None:
+    settings = {"policy": {"name": "srpt"}}
+    assert "--scheduler-cls" not in vllm_serve(scenario(), settings)
+    assert "runs in simulation alone, since it plans whole steps (plan)" in (policy_refusal(scenario(), settings) or "")
 
 
 @pytest.mark.parametrize(

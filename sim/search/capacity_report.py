@@ -154,7 +154,7 @@ def _draw(path: Path, found: Capacity) -> None:
         style.headline(drawing, f"{found.scenario.name}: capacity under {len((found.bound or found).seeds)} seeds")
         axes = drawing.add_subplot()
         axes.set(xlabel=f"rate ({found.unit.words})", ylabel=limit.metric.key)
-        near = [run for run in found.tried if centre is None or centre / 2 <= run.rate <= centre * 2]
+        near = [run for run in found.tried if centre is None or centre / 2 <= run.rate <= centre * 1.5]
         for is_met, marker, colour, label in ((True, "o", style.PALETTE[0], "holds"), (False, "x", FAILS, "fails")):
             points = [(run.rate * per_s, run.means[limit.metric.key]) for run in near if run.is_met == is_met]
             whole = [(x, y) for x, y in points if y is not None]

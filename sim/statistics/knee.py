@@ -12,8 +12,8 @@ from simbatch.sim.statistics.pareto import pareto_front
 MIN_POINTS = 3
 ROUNDING = 1e-12
 RULE = (
-    "of the points that no other beats in both figures, the one farthest above the straight line between the ends, on "
-    "linear axes from end to end"
+    "of the points that no other beats in both figures the one farthest above the straight line between the ends, on "
+    "linear axes scaled to 0 .. 1 between them"
 )
 
 
