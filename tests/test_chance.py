@@ -20,7 +20,12 @@ from simbatch.sim.search.tune_space import SEQS, Axis, Space
 FIXED = {"distribution": "fixed", "mean": 20}
 STILL: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.002}},
-    "workload": {"num_prompts": 60, "arrival": {"process": "constant", "request_rate": 4}, "prompt_len": FIXED, "output_len": FIXED},
+    "workload": {
+        "num_prompts": 60,
+        "arrival": {"process": "constant", "request_rate": 4},
+        "prompt_len": FIXED,
+        "output_len": FIXED,
+    },
     "seed": 3,
 }
 
@@ -91,7 +96,9 @@ def test_tune_checks_its_answer_on_the_trace_resampled(traced: Scenario) -> None
     assert found.confirmation is not None
     assert found.confirmation.difference is not None
     assert found.confirmation.difference.low < found.confirmation.difference.high
-    assert "Under 4 resamplings of the trace in 20 blocks of time (seeds 4 to 7) the recommended settings" in report(found)
+    assert "Under 4 resamplings of the trace in 20 blocks of time (seeds 4 to 7) the recommended settings" in report(
+        found
+    )
     answer = content(found, 0)
     assert (answer["resample_blocks"], answer["confirmation"]["resample_blocks"]) == (None, 20)
     several = tuned(traced.override({"workload.trace.rate_scale": 5.0}), replications=3, confirm=0)

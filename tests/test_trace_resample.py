@@ -1,9 +1,10 @@
-"""A trace drawn anew in blocks: rows stay whole, gaps stay with them, the rate stays, and the cache finds what it did."""
+"""A trace drawn anew in blocks: rows and gaps stay together, the rate stays, and the cache finds what it did."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,13 @@ def write(folder: Path, rows: Sequence[Row]) -> Workload:
 
 
 def row(i: int, arrival_s: float, **more: object) -> Row:
-    return {"request_id": f"r{i}", "arrival_s": arrival_s, "num_prompt_tokens": 100 + i, "num_output_tokens": 1 + i, **more}
+    return {
+        "request_id": f"r{i}",
+        "arrival_s": arrival_s,
+        "num_prompt_tokens": 100 + i,
+        "num_output_tokens": 1 + i,
+        **more,
+    }
 
 
 def drawn(workload: Workload, folder: Path, seed: int) -> RequestChunk:
@@ -49,7 +56,7 @@ def test_rows_keep_all_their_columns_and_their_gaps(tmp_path: Path) -> None:
     assert found.arrival_ps == sorted(found.arrival_ps)
     span = times[-1] - times[0]
     assert (found.arrival_ps[-1] - found.arrival_ps[0]) / PS_PER_S == pytest.approx(span)  # the trace's own rate
-    follow = [k for k, (a, b) in enumerate(zip(numbers, numbers[1:], strict=False)) if b == a + 1]
+    follow = [k for k, (a, b) in enumerate(pairwise(numbers)) if b == a + 1]
     assert len(follow) > 250  # all but the ends of blocks
     gaps = np.diff(found.arrival_ps)[follow] / PS_PER_S
     own = np.diff(times)[[numbers[k] for k in follow]]
@@ -87,7 +94,9 @@ def test_a_block_that_comes_twice_does_not_find_itself_in_the_cache(tmp_path: Pa
     for i in range(240):
         talk = i // 3
         hashes = [0, 1, 2, 3, *(1000 + 20 * talk + k for k in range(8 + 4 * (i % 3)))]
-        rows.append({**row(i, i / 2), "num_prompt_tokens": 16 * len(hashes), "num_output_tokens": 4, "hash_ids": hashes})
+        rows.append(
+            {**row(i, i / 2), "num_prompt_tokens": 16 * len(hashes), "num_output_tokens": 4, "hash_ids": hashes}
+        )
     workload = write(tmp_path, rows)
     data = {
         "profile": {"num_gpu_blocks": 50_000, "step_time": {"base_s": 0.01}},
@@ -112,6 +121,9 @@ def test_where_no_time_passes_rows_are_drawn_one_by_one(tmp_path: Path) -> None:
 
 def test_a_result_says_that_its_trace_was_drawn_anew(tmp_path: Path) -> None:
     workload = write(tmp_path, [row(i, i / 3) for i in range(30)])
-    data = {"profile": {"num_gpu_blocks": 600, "step_time": {"base_s": 0.01}}, "workload": workload.model_dump(mode="json", exclude_none=True)}
+    data = {
+        "profile": {"num_gpu_blocks": 600, "step_time": {"base_s": 0.01}},
+        "workload": workload.model_dump(mode="json", exclude_none=True),
+    }
     text = simulate(Scenario.from_dict(data, folder=tmp_path)).text()
     assert "Trace: drawn anew in 10 blocks of time by the seed, not as it is" in text

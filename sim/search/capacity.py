@@ -121,7 +121,7 @@ class Capacity:
 def find_capacity(
     scenario: Scenario, limits: Sequence[Limit], evaluate: Evaluate, replications: int = REPLICATIONS
 ) -> Capacity:
-    """Bisect the rate under each seed, all of them side by side, then look for the bound that holds under others too."""
+    """Bisect the rate under each seed, side by side, then look for the bound that holds under others too."""
     unit = unit_of(scenario)
     runs = _Runs(scenario, tuple(limits), evaluate)
     searches = [_Bisection(seed) for seed in seeds_of([scenario], replications)]

@@ -184,8 +184,8 @@ class Overall:
 def plan_ranking(scenarios: Sequence[Scenario], policies: Sequence[str], replications: int | None = None) -> Plan:
     """Every policy in every scenario that it supports, checked; without `policies`, all that there are by name.
 
-    Each runs under `replications` seeds, of a trace resampled in blocks; unless somebody asks for a number it is 10, and
-    a trace that leaves nothing to the seed is run once as it is.
+    Each runs under `replications` seeds, of a trace resampled in blocks; unless somebody asks for a number it is 10,
+    and a trace that leaves nothing to the seed is run once as it is.
 
     Raises UserError for what is wrong with a scenario, or with a policy that was asked for.
     """

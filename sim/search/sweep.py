@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.results import files
 from simbatch.sim.results.console import number, table
-from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
+from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, Summary, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
 from simbatch.sim.search.store import CellStore
@@ -131,10 +131,9 @@ def sweep(
 ) -> Sweep:
     """Simulate every combination of the scenario's `sweep` section and of `over` (dotted keys to lists of values).
 
-    `replications` seeds from the scenario's on, the same arrivals for every setting (a trace is resampled in blocks, and
-    what leaves nothing to the seed is run once); `jobs` processes (-1: one per
-    core) or a Dask `scheduler`. With a `folder`, every cell is kept in its `cells/` and taken from there when it is
-    there already. Raises UserError for what the user must mend.
+    `replications` seeds from the scenario's on, the same arrivals for every setting (a trace is resampled in blocks,
+    and what leaves nothing to the seed is run once); `jobs` processes (-1: one per core) or a Dask `scheduler`. With a
+    `folder`, every cell is kept in its `cells/` and taken from there when it is there already. Raises UserError for what the user must mend.
     """
     plan = planned(scenario, over, replications=replications)
     store = None if folder is None else CellStore(Path(folder, "cells"))

@@ -62,7 +62,8 @@ def _figures(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
 def points_of(rows: Sequence[Row], keys: Sequence[str], *, is_resampled: bool = False) -> list[Row]:
     """The settings, `replications`, `overloaded_runs`, and of each metric its mean and where its 95 % interval ends.
 
-    `is_resampled`: the runs of a point are of one trace, drawn anew. A metric that some replication does not have has no mean; fewer than two have no interval.
+    A metric that some replication does not have has no mean; fewer than two have no interval. `is_resampled`: the runs
+    of a point are of one trace, drawn anew.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:

@@ -74,7 +74,7 @@ class Tuned:
 
     @property
     def do_arrivals_bind(self) -> bool:
-        """Whether the goal is a throughput and several settings serve all that arrives, so that it tells them not apart."""
+        """Whether the goal is a throughput, and several settings serve all that arrives: it does not tell them apart."""
         is_throughput = "throughput" in self.goal.metrics[0].key
         return (
             is_throughput
@@ -85,7 +85,7 @@ class Tuned:
 
     @property
     def recommended(self) -> Trial | None:
-        """What to take, or comes nearest where nothing keeps the limits; None for a set, and where the arrivals bind."""
+        """What to take, or the nearest where nothing keeps the limits; None for a set, and where the arrivals bind."""
         has_no_best = len(self.goal.metrics) > 1 and self.knee is None and bool(self.front)
         return None if has_no_best or self.do_arrivals_bind else self.best
 
@@ -167,9 +167,7 @@ def tune(
     return tuned
 
 
-def _under(
-    seeds: Sequence[int], batch: Sequence[Settings], evaluate: Evaluate, more: Settings
-) -> list[list[Summary]]:
+def _under(seeds: Sequence[int], batch: Sequence[Settings], evaluate: Evaluate, more: Settings) -> list[list[Summary]]:
     """Each of the settings, and `more`, under each of the seeds, asked for at once."""
     summaries = evaluate([(more | settings, seed) for settings in batch for seed in seeds])
     return [summaries[i : i + len(seeds)] for i in range(0, len(summaries), len(seeds))]
@@ -253,7 +251,7 @@ def _confirm(tuned: Tuned, evaluate: Evaluate, count: int) -> Confirmation | Non
     pairs = _complete(metric, base, best)
     difference = None
     if pairs is not None and len(seeds) > 1:
-        difference = paired_difference(*pairs, is_resampled=of_trace)
+        difference = paired_difference(pairs[0], pairs[1], is_resampled=of_trace)
     return Confirmation(seeds, difference, base.means[metric.key], sum(map(goal.is_met, best.runs)))
 
 

@@ -1,7 +1,7 @@
 """Which of the settings that were tried is the best: what is equal, what decides between equals, and when nothing does.
 
-Settings are equal to the best when their figure is within 1 % of it, less than a profile is off by, or when three runs or
-more do not tell them apart (paired differences, 95 %). Of equals goodput decides, then the share within the SLO, then
+Settings are equal to the best when their figure is within 1 % of it, less than a profile is off by, or when three runs
+or more do not tell them apart (paired differences, 95 %). Of equals goodput decides, then the share within the SLO, then
 P99 TTFT; then what needs no code beside vLLM, what is there already, the fewest seats and tokens.
 """
 
@@ -15,6 +15,7 @@ from simbatch.sim.search.tune_goal import GOODPUT, SLO_SHARE, Goal
 from simbatch.sim.search.tune_space import SEQS, TOKENS
 from simbatch.sim.search.tune_trial import Trial
 from simbatch.sim.statistics.intervals import paired_difference
+from simbatch.sim.workload.traffic_model import Traffic
 
 CLOSE = 0.01
 MIN_RUNS = 3  # two tell almost nothing apart
@@ -62,5 +63,5 @@ def has_open_arrivals(scenario: Scenario) -> bool:
     workload = scenario.workload
     if workload.max_concurrency is not None:
         return False
-    parts = [] if workload.trace is not None else workload.mix or [workload]
+    parts: Sequence[Traffic] = [] if workload.trace is not None else workload.mix or [workload]
     return all(part.resolved_arrival().process not in CLOSED for part in parts)

@@ -53,7 +53,10 @@ def policy_flags(scenario: Scenario, settings: Settings) -> list[str]:
         content["seed"] = changed.seed
     if is_file or not isinstance(changed.profile, str) or changed.profile.endswith(".json"):
         content["folder"] = str(changed.folder.absolute())
-    return [f"--scheduler-cls {SCHEDULER_CLASS}", f"--additional-config {shlex.quote(json.dumps({'simbatch': content}))}"]
+    return [
+        f"--scheduler-cls {SCHEDULER_CLASS}",
+        f"--additional-config {shlex.quote(json.dumps({'simbatch': content}))}",
+    ]
 
 
 def policy_refusal(scenario: Scenario, settings: Settings) -> str | None:

@@ -28,10 +28,10 @@ class Knee:
 def find_knee(gain: Sequence[float], cost: Sequence[float]) -> Knee | None:
     """By `RULE`: the point with the largest scaled gain minus scaled cost, of equals the cheapest.
 
-    Both figures are scaled to 0 .. 1 between the ends of the Pareto set (more `gain`, less `cost`). The axes are linear,
-    as throughput over latency is usually drawn. None with fewer than three different points in the set, or when none
-    is above the line. The rule is Kneedle's for a whole curve: V. Satopää, J. Albrecht, D. Irwin, B. Raghavan, Finding
-    a "Kneedle" in a Haystack, ICDCS Workshops 2011.
+    Both figures are scaled to 0 .. 1 between the ends of the Pareto set (more `gain`, less `cost`). The axes are
+    linear, as throughput over latency is usually drawn. None with fewer than three different points in the set, or when
+    none is above the line. The rule is Kneedle's for a whole curve: V. Satopää, J. Albrecht, D. Irwin, B. Raghavan,
+    Finding a "Kneedle" in a Haystack, ICDCS Workshops 2011.
     """
     front = pareto_front(list(zip(gain, cost, strict=True)), (True, False))
     if len({(gain[i], cost[i]) for i in front}) < MIN_POINTS:

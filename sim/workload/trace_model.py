@@ -49,7 +49,7 @@ class Trace(Section):
     )
     resample_blocks: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
         default=None,
-        description="draw the trace anew: so many circular blocks of equal time, which the seed draws (searches take 20)",
+        description="draw the trace anew, in so many circular blocks of equal time that the seed draws (searches: 20)",
     )
 
     @model_validator(mode="after")

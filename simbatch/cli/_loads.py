@@ -40,8 +40,8 @@ def parse_rates(texts: Sequence[str]) -> list[float]:
 
 def cells_at(candidates: Mapping[str, Resolved], rates: Sequence[float], seeds: Sequence[int]) -> dict[str, list[Cell]]:
     """Each candidate at each rate under each seed, in that order, checked."""
-    from simbatch.sim.search.rates import at_rate
     from simbatch.sim.search.cells import cells_of
+    from simbatch.sim.search.rates import at_rate
 
     cells = {}
     for label, resolved in candidates.items():

@@ -3,8 +3,8 @@
 The trace is bent to a circle, its last request followed by its first after the mean gap. Blocks of equal length in time
 begin at moments drawn uniformly; what lies in them is put one after the other, every row with all of its columns and
 its distance from the row before, until there are as many requests as the trace has. Then all times are stretched by one
-factor, so that the rate is the trace's own: as `vllm bench serve` does with its gamma gaps. Within a block bursts, lengths
-and shared prefixes are as they were; which blocks come, how often and in what order is chance.
+factor, so that the rate is the trace's own: as `vllm bench serve` does with its gamma gaps. Within a block bursts,
+lengths and shared prefixes are as they were; which blocks come, how often and in what order is chance.
 
 A block that is drawn twice would find its own prompts in the prefix cache. So a hash that the trace has within one
 block's length of time alone gets another name in each block; those that last (system prompts) keep theirs.
@@ -43,15 +43,12 @@ class ResampledSource:
         self._source, self._num_blocks, self._seed = source, num_blocks, seed
         self.hash_block_tokens, self.num_requests = source.hash_block_tokens, source.num_requests
         self.max_concurrency, self.think_time_ps = source.max_concurrency, source.think_time_ps
-
-    @property
-    def skipped(self) -> int:
-        """Rows that the trace leaves out."""
-        return self._source.skipped
+        self.skipped = 0
 
     def chunks(self) -> Iterator[RequestChunk]:
         """Read the whole trace and draw; always the same ones."""
         columns = _columns(self._source)
+        self.skipped = self._source.skipped
         times = np.array(columns.pop("arrival_ps"), dtype=np.int64)
         drawn = draw_blocks(times, self._num_blocks, stream(self._seed, Purpose.BLOCKS))
         hashes = columns.pop("hash_ids")
@@ -61,15 +58,13 @@ class ResampledSource:
             hashes = _renamed(hashes, drawn, _local(hashes, moments, length))
         names = columns.pop("request_id")
         rows = drawn.row.tolist()
-        picked: dict[str, Any] = {
-            "arrival_ps": drawn.arrival_ps.tolist(),
-            "hash_ids": hashes,
-            "request_id": None if names is None else _named(names, rows),
-            **{key: None if values is None else [values[i] for i in rows] for key, values in columns.items()},
-        }
+        picked = {key: None if values is None else [values[i] for i in rows] for key, values in columns.items()}
+        picked["arrival_ps"], picked["hash_ids"] = drawn.arrival_ps.tolist(), hashes
+        picked["request_id"] = None if names is None else _named(names, rows)
         for begin in range(0, len(rows), CHUNK_SIZE):
             part = slice(begin, begin + CHUNK_SIZE)
-            yield RequestChunk(**{key: None if values is None else values[part] for key, values in picked.items()})
+            of_part: dict[str, Any] = {key: values and values[part] for key, values in picked.items()}
+            yield RequestChunk(**of_part)
 
 
 def draw_blocks(times: Ints, num_blocks: int, rng: np.random.Generator) -> Drawn:
@@ -106,7 +101,7 @@ def _stretched(arrival: Ints, span: int) -> Ints:
 
 
 def _columns(source: RequestSource) -> dict[str, Any]:
-    """All chunks as one: lists by column, None for those that it has not (a tenant that comes late counts from there)."""
+    """All chunks as one: lists by column, None for those that no chunk has."""
     chunks = list(source.chunks())
     columns: dict[str, Any] = {}
     for name in (field.name for field in fields(RequestChunk)):
