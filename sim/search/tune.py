@@ -74,7 +74,7 @@ class Tuned:
 
     @property
     def do_arrivals_bind(self) -> bool:
-        """Whether the goal is a throughput, and several settings serve all that arrives: it does not tell them apart."""
+        """Whether the goal is a throughput and several settings serve all that arrives."""
         is_throughput = "throughput" in self.goal.metrics[0].key
         return (
             is_throughput

@@ -1,8 +1,8 @@
 """Which of the settings that were tried is the best: what is equal, what decides between equals, and when nothing does.
 
 Settings are equal to the best when their figure is within 1 % of it, less than a profile is off by, or when three runs
-or more do not tell them apart (paired differences, 95 %). Of equals goodput decides, then the share within the SLO, then
-P99 TTFT; then what needs no code beside vLLM, what is there already, the fewest seats and tokens.
+or more do not tell them apart (paired differences, 95 %). Of equals goodput decides, then the share within the SLO,
+then P99 TTFT; then what needs no code beside vLLM, what is there already, the fewest seats and tokens.
 """
 
 from __future__ import annotations
