@@ -12,9 +12,10 @@ import pytest
 from simbatch import Scenario, UserError, simulate
 from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions
 from simbatch.sim.scenario import resolve
+from simbatch.sim.search import tune_plot
 from simbatch.sim.search.tune import Tuned, tune
 from simbatch.sim.search.tune_axes import axes_of, default_axes, seat_counts
-from simbatch.sim.search.tune_files import content
+from simbatch.sim.search.tune_files import content, picture_axes
 from simbatch.sim.search.tune_flags import policy_refusal, set_flags, vllm_serve
 from simbatch.sim.search.tune_goal import Goal, Limit, metric_of
 from simbatch.sim.search.tune_run import Runner
@@ -32,6 +33,7 @@ SCENARIO: dict[str, Any] = {
     "slo": {"tpot_ms": 30},
     "seed": 3,
 }
+frame = tune_plot._frame
 SEATS = [1, 2, 4, 8, 16, 32, 64]
 
 
@@ -85,6 +87,27 @@ def test_the_pareto_set_of_a_trade_off_is_every_setting_and_has_a_knee() -> None
     assert tuned.knee is not None
     assert tuned.best is tuned.front[tuned.knee.index]
     assert tuned.best.settings[SEQS] in (4, 8, 16, 32)
+
+
+def test_the_points_of_the_set_carry_their_seats_on_linear_axes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goal = Goal((metric_of("throughput", "x"), metric_of("p99_tpot_ms", "x")))
+    tuned = tune(seats(), goal, Runner(scenario(), jobs=1), wants_knee=True)
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "simbatch.sim.search.tune_plot._frame", lambda axes, *more: drawn.append(axes) or frame(axes, *more)
+    )
+    tune_plot.draw(tmp_path / "tune.png", tuned, picture_axes(goal))
+    [axes] = drawn
+    assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
+    texts = {(text.xy, text.get_text()) for text in axes.texts}
+    keys = ("p99_tpot_ms", "output_throughput")
+    for trial in tuned.front:
+        place = tuple(trial.means[key] for key in keys)
+        assert any(xy == place for xy, _ in texts)
+        if trial.settings.get(SEQS) in SEATS[:-1]:
+            assert (place, f"{trial.settings[SEQS]}") in texts
 
 
 def default_space() -> Space:

@@ -133,8 +133,8 @@ def sweep(
 
     `replications` seeds from the scenario's on, the same arrivals for every setting (a trace is resampled in blocks,
     and what leaves nothing to the seed is run once); `jobs` processes (-1: one per core) or a Dask `scheduler`. With a
-    `folder`, every cell is kept in its `cells/` and taken from there when it is there already. Raises UserError for what
-    the user must mend.
+    `folder`, every cell is kept in its `cells/` and taken from there when it is there already. Raises UserError for
+    what the user must mend.
     """
     plan = planned(scenario, over, replications=replications)
     store = None if folder is None else CellStore(Path(folder, "cells"))

@@ -5,7 +5,8 @@ seed get the same arrivals (common random numbers), so candidates are compared b
 whatever both suffer from a hard seed falls out (A. M. Law, Simulation Modeling and Analysis, 5th ed., 9.4, 10.2, 11.2).
 
 Values that are `is_resampled` come from one trace, drawn anew: their deviation s is the error of the trace's own
-figure, which no number of them makes smaller. So nothing is divided by sqrt(n): the interval is t(n - 1) s to each side.
+figure, which no number of them makes smaller. So nothing is divided by sqrt(n): the interval is t(n - 1) s to each
+side.
 """
 
 from __future__ import annotations
