@@ -32,6 +32,7 @@ def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
         *_tenant_lines(ours),
         *_serving_lines(ours),
         *_origin_lines(ours),
+        *_trace_lines(facts),
         steady_line(ours["steady_state"]),
         *(f"WARNING: {warning}" for warning in ours["warnings"]),
     ]
@@ -154,7 +155,6 @@ def _serving_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     waits = f"{number(queue['mean_wait_ms'], 1)} / {number(queue['p99_wait_ms'], 1)}"
     yield _row("Time in queue, mean / P99 (ms):", waits)
     yield _row("Longest time in queue (ms):", _longest_wait(ours["longest_wait"]))
-    yield _row("Device busy:", percent(ours["device_busy_share"]))
     if ours["cached_tokens_share"]:
         yield _row("Prompt tokens from the prefix cache:", percent(ours["cached_tokens_share"]))
     yield _row("Steps:", f"{ours['num_steps']:,}")
@@ -191,6 +191,12 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
         yield f"Engine, as written:{_listed(written)}"
     if resolved:
         yield f"Engine, resolved:{_listed({key: engine[key] for key in resolved})}"
+
+
+def _trace_lines(facts: RunFacts) -> Iterator[str]:
+    trace = facts.scenario.get("workload", {}).get("trace", {})
+    if (blocks := trace.get("resample_blocks")) is not None:
+        yield f"Trace: drawn anew in {blocks} blocks of time by the seed, not as it is"
 
 
 def steady_line(steady: Mapping[str, Any]) -> str:
