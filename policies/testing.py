@@ -172,7 +172,9 @@ def _causality(trial: Trial) -> Iterator[str]:
 
 
 def _work_conservation(trial: Trial) -> Iterator[str]:
-    """The device is never idle while a request that is served later is in the system."""
+    """The device is never idle while a request that is served later is in the system, unless it waits for the host."""
+    if trial.config.host is not None:
+        return
     requests, steps = trial.record.requests, trial.record.steps or []
     served = requests.status == FINISHED
     arrival, finish = requests.arrival_ps[served], requests.finish_ps[served]

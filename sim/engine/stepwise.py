@@ -129,6 +129,7 @@ class Stepwise:
             updated_ps = max(replica.now_ps, step.end_ps) + replica.host.update_ps(step.features.num_requests)
             yield from replica.wait_until(updated_ps)
             finished = self._take_tokens(step)
+        self.num_fruitless = 0 if any(entry.samples for entry in step.batch.entries) else self.num_fruitless + 1
         step.updated_ps = replica.now_ps
         if replica.recorder.steps is not None and step.batch.entries:
             replica.log_step(step, finished)
@@ -138,7 +139,6 @@ class Stepwise:
     def _take_tokens(self, step: Step) -> list[Request]:
         replica, now_ps = self.replica, self.replica.now_ps
         receivers = [entry.request for entry in step.batch.entries if entry.samples]
-        self.num_fruitless = 0 if receivers else self.num_fruitless + 1
         finished = replica.scheduler.take_tokens(step.batch)
         sent_ps = replica.send(now_ps, len(receivers), step.features.num_decodes, step.num_regular)
         replica.note_tokens(step.noted, now_ps, sent_ps)
