@@ -33,6 +33,8 @@ class RunFacts:
     (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown. `share_in_range`: the share of steps inside the
     profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out by
     `on_empty: skip`. `class_names`: names of the integer priorities that have one; the others go by their number.
+    `has_host`, `has_front_end`: whether the engine's thread, or the server's processes, take time in this run.
+    `max_capture_size`: requests, or tokens, of the largest CUDA graph; 0 without graphs.
     """
 
     scenario_name: str
@@ -49,6 +51,9 @@ class RunFacts:
     profile_is_estimate: bool = False
     share_in_range: float | None = None
     skipped: int = 0
+    has_host: bool = False
+    has_front_end: bool = False
+    max_capture_size: int = 0
     class_names: Mapping[int, str] = field(default_factory=lambda: PRIORITY_NAMES)
 
     def class_name(self, priority: int) -> str:
