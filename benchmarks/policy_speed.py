@@ -24,7 +24,7 @@ PLANNED_SHARE = 20
 def cpu_s(resolved: Resolved) -> tuple[float, int, int]:
     """CPU seconds of the event loop, events and steps."""
     source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
-    record = engine.run(resolved.engine, resolved.profile.cost_model(), resolved.policy, source)
+    record = engine.run(resolved.engine, resolved.cost_model(), resolved.policy, source)
     return record.event_loop_cpu_s, len(record.segments), record.num_steps
 
 

@@ -10,14 +10,17 @@ from typing import Any
 
 from simbatch.sim.cost.profile import Profile
 
-LAST = ("step_time", "noise")  # the long tables, below what a person reads
+OPTIONAL = ("host", "front_end", "noise", "real_runs")  # not written where there are none
+LAST = ("host", "front_end", "step_time", "noise")  # the long tables, below what a person reads
 
 
 def profile_json(profile: Profile) -> str:
     """Render the file's text: one key a line, a list on one."""
     content = profile.model_dump(mode="json")
-    if content["noise"] is None:
-        del content["noise"]
+    content = {key: value for key, value in content.items() if value is not None or key not in OPTIONAL}
+    content |= profile.model_dump(mode="json", include={"host", "front_end"}, exclude_defaults=True)
+    if not content["step_time"]["padded"]:
+        del content["step_time"]["padded"]
     first = {key: value for key, value in content.items() if key not in LAST}
     ordered = first | {key: content[key] for key in LAST if key in content}
     return _indented(ordered, 0) + "\n"

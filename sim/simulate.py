@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from simbatch.policies.base import Policy
+from simbatch.sim.cost.trust import error_line, lacks_host_times
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
@@ -44,10 +45,17 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
     scenario = resolved.scenario
     try:
         source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
-        cost = resolved.profile.cost_model()
+        cost = resolved.cost_model()
         begin_s = time.perf_counter()
         record = engine.run(
-            resolved.engine, cost, resolved.policy, source, steps=steps, progress=progress, noise=resolved.noise()
+            resolved.engine,
+            cost,
+            resolved.policy,
+            source,
+            steps=steps,
+            progress=progress,
+            noise=resolved.noise(),
+            host_noise=resolved.host_noise(),
         )
     except UserError as error:
         raise scenario.relocated(error) from error.__cause__
@@ -64,7 +72,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
     from simbatch.sim.engine import front_end_of
 
     scenario, profile = resolved.scenario, resolved.profile
-    measured, error = profile.measured, profile.fit_error
+    measured = profile.measured
     return RunFacts(
         scenario_name=scenario.name,
         scenario=resolved.dump(),
@@ -74,10 +82,13 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         seed=scenario.seed,
         engine=resolved.engine_settings(),
         engine_defaults=resolved.defaults,
+        without_effect=resolved.without_effect,
         profile=profile.name,
+        host_profile=resolved.host_profile,
         profile_source=getattr(profile, "source", None),
-        profile_error=None if error is None else error.summary(),
+        profile_error=error_line(profile),
         profile_is_estimate=profile.is_estimate,
+        profile_lacks_host_times=lacks_host_times(profile),
         share_in_range=None if measured is None else measured.share_inside(record.segments),
         skipped=source.skipped,
         has_host=resolved.engine.host is not None,
@@ -94,8 +105,15 @@ def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
     scenario = resolved.scenario
     try:
         source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
-        cost = resolved.profile.cost_model()
-        events = engine.explain(resolved.engine, cost, resolved.policy, source, request_id, resolved.noise())
+        events = engine.explain(
+            resolved.engine,
+            resolved.cost_model(),
+            resolved.policy,
+            source,
+            request_id,
+            noise=resolved.noise(),
+            host_noise=resolved.host_noise(),
+        )
     except UserError as error:
         raise scenario.relocated(error) from error.__cause__
     if not events:

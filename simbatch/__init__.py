@@ -8,6 +8,7 @@ What stands here is imported when it is first used, so that the command line ans
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ _HOMES = {
     "simulate": "simbatch.sim.simulate",
     "sweep": "simbatch.sim.search.sweep",
 }
+
+
+if find_spec("simbatch.sim") is None:  # sim/ lies beside this folder in the checkout, inside it where installed
+    raise ImportError(
+        f"{__path__[0]} is a checkout's folder and hides the simbatch that is installed: "
+        "run Python from another folder, or install with pip install --editable ."
+    )
 
 
 def __getattr__(name: str) -> Any:

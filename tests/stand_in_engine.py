@@ -64,7 +64,7 @@ class StandInEngine:
         self.alive[request.index] = request
         request.tenant = (known or {}).get("tenant")
         self.replica.now_ps = self._now_ps()
-        overhead_s = to_s(self.replica.receive(request, self.replica.now_ps))
+        overhead_s = to_s(self.replica.door.add(request, self.replica.now_ps))
         self.clock.now_s += overhead_s
         return overhead_s
 

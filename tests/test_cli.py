@@ -240,15 +240,35 @@ def test_a_wrong_file_through_the_installed_command(folder: Path) -> None:
     assert done.stderr == "error: wrong.yaml:10:1 sede: unknown key (got 3); did you mean seed?\n"
 
 
-def test_reader_that_leaves_early_is_no_error(folder: Path) -> None:
-    command = f"{sys.executable} -m simbatch run small.yaml | true; exit ${{PIPESTATUS[0]}}"
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+@pytest.mark.parametrize("words", ["run small.yaml", "profiles list", "scenarios list", "--help"])
+def test_reader_that_leaves_early_is_no_error(words: str, folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "simbatch", *words.split()]
+    done = subprocess.run(command, cwd=folder, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (_errors.BROKEN_PIPE, "")
+    assert (folder / "results" / "small" / "summary.json").exists() == words.startswith("run")
+
+
+def test_a_checkout_that_hides_the_installed_package_says_so() -> None:
+    """As `python mine.py` in the checkout after `pip install .`; -S: without what the editable installation adds."""
+    command = [sys.executable, "-S", "-c", "import simbatch"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: {ROOT / 'simbatch'} is a checkout's folder and hides the simbatch that is installed: "
+        "run Python from another folder, or install with pip install --editable ."
     )
-    assert done.returncode in (0, _errors.BROKEN_PIPE)  # 0 when `true` was not gone yet
-    assert done.stderr == ""
-    assert (folder / "results" / "small" / "summary.json").exists()
+
+
+def test_nobody_reads_what_is_wrong(folder: Path) -> None:
+    """As `simbatch run small.yam 2>&1 | head`: the exit code still says it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "simbatch", "run", "x.yaml"], cwd=folder, stderr=writer, check=False)
+    os.close(writer)
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize(

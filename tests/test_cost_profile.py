@@ -60,7 +60,7 @@ def test_the_shipped_profile_says_where_it_comes_from(rtx4090):
     assert any("32768" in note for note in rtx4090.notes)
     assert rtx4090.fit_error.decode.mape <= 0.03
     assert max(rtx4090.fit_error.prefill.mape, rtx4090.fit_error.mixed.mape) <= 0.06
-    assert rtx4090.fit_error.summary().endswith("(held out)")
+    assert rtx4090.fit_error.summary().endswith("(fit to composed tables)")
 
 
 def test_shipped_coefficients_have_physical_signs_and_never_fall(rtx4090):

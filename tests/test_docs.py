@@ -6,6 +6,8 @@ import io
 import re
 import shlex
 import shutil
+import subprocess
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from itertools import product
@@ -15,6 +17,7 @@ from typing import Any
 import click
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from simbatch import Result, Scenario, simulate
 from simbatch.cli import cli, main
@@ -30,6 +33,8 @@ from simbatch.sim.workload.trace_model import TRACE_FORMATS, Trace
 ROOT = Path(__file__).parents[1]
 README, REFERENCE = "README.md", "docs/reference.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+OWN_FILE = re.compile(r"Put this into `([\w.]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir())
 OWN_POLICY = "from simbatch import Policy\n\n\nclass MyPolicy(Policy):\n    pass\n"
 
 
@@ -77,6 +82,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     (tmp_path / "mine.py").write_text(OWN_POLICY)
+    for file, text in re.findall(
+        r"Put this into `([\w.]+)`:\n\n```\w+\n(.*?)^```$", read(README), re.DOTALL | re.MULTILINE
+    ):
+        (tmp_path / file).write_text(text)
     requests = "".join(f"2024-05-10 00:00:{i:02}.000000+00:00,{100 + i},{10 + i}\n" for i in range(20))
     (tmp_path / "MODEL").mkdir()
     shutil.copy(ROOT / "parity" / "model" / "config.json", tmp_path / "MODEL")
@@ -110,13 +119,67 @@ def commands(page: str) -> list[str]:
     return [line.partition(" #")[0].strip() for line in found if line.startswith("simbatch ")]
 
 
+def test_the_readme_links_every_page() -> None:
+    pages = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")
+    }
+    assert pages - set(re.findall(r"\]\((docs/[\w.-]+)", read(README))) == set()
+
+
+@pytest.mark.parametrize("page", [README, *(page for page in PAGES if page.endswith(".md"))])
+def test_links_lead_to_a_page_and_its_heading(page: str) -> None:
+    for target, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", read(page)):
+        there = (ROOT / page).parent / target if target else ROOT / page
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in headings}, anchor
+
+
+def test_the_readme_is_followed_in_order() -> None:
+    """From `make demo` on nothing but what the page itself makes is needed: files are read after they are written."""
+    made = {file for file, _ in OWN_FILE.findall(read(README))}
+    assert made == {"mine.yaml", "mine.py"}
+    for command in commands(README):
+        files = set(re.findall(r"[\w.]+\.(?:yaml|py|csv|json)(?=[ :]|$)", command))
+        if "generate" in command:
+            made |= files
+        assert files <= made, command
+    assert not any(word in command for command in commands(README) for word in ("FILE", "MODEL", "TRACE", "scenarios/"))
+
+
+def test_make_alone_and_the_demo_say_what_comes_next() -> None:
+    """What is printed can be typed: targets that are there, and commands that are."""
+    make = ["make", "--no-print-directory", "-C", str(ROOT)]
+    said = subprocess.run(make, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^make ([a-z -]+?)  ", said, re.MULTILINE)
+    assert targets[:2] == ["demo", "test"]
+    text = read("Makefile")
+    assert all(re.search(rf"^{name}:", text, re.MULTILINE) for target in targets for name in target.split())
+    following = text.split("define NEXT")[1].split("endef")[0]
+    named = [line.split() for line in following.splitlines() if line.startswith("  ")]
+    assert named[0] == [".", "$(VENV)/bin/activate"]
+    assert len(named) >= 4
+    assert all(words[0] == "simbatch" and words[1] in cli.list_commands(click.Context(cli)) for words in named[1:])
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load(read("CITATION.cff"))
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    assert (citation["title"], citation["version"]) == (project["name"], project["version"])
+    assert citation["license"] == project["license"]
+    assert citation["abstract"] == f"{project['description']}."
+    assert citation["keywords"] == project["keywords"]
+
+
 @pytest.mark.usefixtures("checkout")
 @pytest.mark.parametrize("page", [README, REFERENCE])
 def test_commands_do_what_the_page_says(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(commands(page)) >= 3
     for command in commands(page):
         words = [word.replace("FILE", "scenarios/bursty.yaml") for word in shlex.split(command)[1:]]
-        short = ["--set", "workload.num_prompts=50"] if words[0] in ("run", "compare", "explain") else []
+        few = {"run", "compare", "explain", "sweep", "tune"}
+        short = ["--set", "workload.num_prompts=50"] if words[0] in few else []
         with pytest.raises(SystemExit) as ended:
             main([*words, *short])
         assert (ended.value.code, capsys.readouterr().err.startswith("error")) == (0, False), command
@@ -124,7 +187,9 @@ def test_commands_do_what_the_page_says(page: str, capsys: pytest.CaptureFixture
 
 @pytest.mark.usefixtures("checkout")
 def test_the_comparison_in_the_readme_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    command, table = (text for _, text, _ in blocks(README) if "--policy priority" in text or "Preemptions" in text)
+    [table] = (text for _, text, _ in blocks(README) if "Preemptions" in text)
+    [command] = re.findall(r"\$\(BIN\)/(simbatch compare .*)", read("Makefile"))
+    assert f"`{command}`" in read(README)
     with pytest.raises(SystemExit):
         main(shlex.split(command)[1:])
     printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
@@ -154,8 +219,8 @@ def test_contributing_lists_every_room_of_the_simulator() -> None:
 def test_the_reference_has_the_engine_s_keys_and_defaults() -> None:
     documented = dict(zip(rows("engine"), rows("engine", 1), strict=True))
     assert documented.keys() - {"key"} == {f"`{name}`" for name in EngineSettings.model_fields}
-    resolved = {name for name in EngineConfig.__dataclass_fields__ if not name.endswith("_ps")} - {"seed"}
-    assert resolved - {"num_gpu_blocks"} <= EngineSettings.model_fields.keys()
+    others = {"num_gpu_blocks", "seed", "host", "max_capture_size"}  # from the profile, the scenario, other settings
+    assert EngineConfig.__dataclass_fields__.keys() - others <= EngineSettings.model_fields.keys()
     for name, setting in EngineSettings.model_fields.items():
         if setting.default is not None:
             assert parse_plain(documented[f"`{name}`"].strip("`")) == setting.default, name

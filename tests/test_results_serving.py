@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simbatch.sim.cost.trust import NO_HOST_TIMES
 from simbatch.sim.results import Result, Slo
 from simbatch.sim.results.curves import Curve, waiting_with_preempted
 from simbatch.sim.results.overload import is_overloaded
@@ -113,12 +114,13 @@ def test_all_at_once_is_no_overload():
 def test_every_warning_has_its_reason():
     toys = [Toy(0, [0]), Toy(0, [], 9, status=REJECTED), Toy(0, [0, 1], status=UNFINISHED)]
     record = build(toys, back_to_back([MS, MS]))
-    block = ours(record, share_in_range=0.953, profile_is_estimate=True)
+    block = ours(record, share_in_range=0.953, profile_is_estimate=True, profile_lacks_host_times=True)
     assert block["warnings"] == [
         "1 of 3 requests never finished: the engine was stuck.",
         "1 of 3 requests were rejected; see the reasons.",
         "4.7 % of the steps are outside what the profile measured: their times are extrapolated.",
         "The profile is an estimate: nobody measured this model on this GPU.",
+        NO_HOST_TIMES,
     ]
     assert ours(build([Toy(0, [0])], back_to_back([MS])), share_in_range=0.995)["warnings"] == []
 

@@ -53,6 +53,15 @@ def test_all_cells_have_names_of_their_own() -> None:
     assert len(EXPECTED) == len(CELLS) == 24
 
 
+def test_whose_host_it_is_makes_another_cell_by_what_is_in_the_file(tmp_path: Path) -> None:
+    def key(lag_s: float, name: str = "host.json") -> str:
+        (tmp_path / name).write_text(json.dumps(DATA["profile"] | {"host": {"lag_s": lag_s}}))
+        return key_of(toy(), **{"host.from": str(tmp_path / name)})
+
+    assert key(0.001) == key(0.001, "copy.json") != key(0.002)
+    assert key_of(toy()) != key(0.001)
+
+
 def test_cells_of_one_name_are_run_once(tmp_path: Path) -> None:
     scenario = watched(tmp_path)
     cells = cells_of(scenario, [{"engine.max_num_seqs": 256}, {"engine.block_size": 16}], [0, 0])

@@ -229,5 +229,5 @@ def test_a_scheduler_that_is_not_there(address: str, rule: str, monkeypatch: pyt
 
 def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UserError, match=r"pip install 'simbatch\[cluster\]'"):
+    with pytest.raises(UserError, match=r"pip install 'dask\[distributed\]'"):
         run_cells(cells_of(toy(), SEATS[:1], [0]), scheduler="tcp://localhost:8786")

@@ -159,6 +159,8 @@ def test_flags_say_what_is_set() -> None:
     assert vllm_serve(base, settings) == (
         "vllm serve meta-llama/Llama-3.1-8B --max-model-len 8192 --max-num-seqs 48 --num-gpu-blocks-override 1000"
     )
+    graphs = {"engine.cudagraph_capture_sizes": [1, 2, 4], "engine.api_server_count": 2, "engine.host_noise": False}
+    assert vllm_serve(base, graphs).endswith(" --cudagraph-capture-sizes 1 2 4 --api-server-count 2")
 
 
 @pytest.mark.parametrize(

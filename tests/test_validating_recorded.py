@@ -1,7 +1,10 @@
 """`simbatch validate --recorded`: what is read, what is refused, and that a simulation has no error against itself."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +13,7 @@ import pytest
 
 from simbatch import Scenario, simulate
 from simbatch.cli import main
+from simbatch.cli._errors import BROKEN_PIPE
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT.parent / "shared" / "gpu" / "llmservingsim" / "rtx4090-llama-3.1-8b" / "run" / "requests.jsonl"
@@ -48,6 +52,27 @@ def test_a_simulation_recorded_as_vllm_bench_has_no_error(tmp_path, capsys):
         assert figure["error"] == pytest.approx(0, abs=1e-6), key
     assert not by_key(content, "engine")
     assert any("client's clock alone" in note for note in content["notes"])
+
+
+def test_a_closed_loop_says_that_its_throughput_says_nothing(tmp_path, capsys):
+    file = recorded(tmp_path, lambda bench: bench.update(max_concurrency=4))
+    content, output = validated(tmp_path, capsys, file)
+    assert output.code == 0, output.err
+    said = "max_concurrency 4, a closed loop: how fast the server was decided when requests were sent"
+    assert [said in note for note in content["notes"]].count(True) == 1
+    assert "throughput and duration of this run say nothing" in " ".join(content["notes"])
+    assert "closed loop" not in " ".join(validated(tmp_path, capsys, recorded(tmp_path))[0]["notes"])
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    """As `simbatch validate ... | head`: the table is rich's, which ends the program itself when nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "simbatch", *map(str, arguments(tmp_path, recorded(tmp_path)))]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (BROKEN_PIPE, "")
+    assert (tmp_path / "out" / "validation.json").is_file()
 
 
 def test_the_policy_of_the_command_line_is_simulated(tmp_path, capsys):

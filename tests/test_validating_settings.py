@@ -54,12 +54,17 @@ def test_a_setting_that_the_real_engine_does_not_have_is_an_error(engine, settin
 
 def test_the_scenario_s_settings_reach_vllm():
     written = {"max_num_seqs": 8, "watermark": 0.05, "step_noise": False, "scheduling_policy": "priority"}
-    options = engine_options(scenario(written), "model", quantization="awq", extra={"enforce_eager": True})
+    written |= {"enforce_eager": True, "host_noise": False, "api_server_count": 4}  # no server is around a replay
+    options = engine_options(scenario(written), "model", quantization="awq", extra={"load_format": "dummy"})
     assert options.max_num_seqs == 8
     assert options.max_num_batched_tokens is None  # left to vLLM
-    assert options.extra == {"watermark": 0.05, "scheduling_policy": "priority", "enforce_eager": True}
-    with pytest.raises(UserError, match="is a setting of the scenario"):
-        engine_options(scenario(), "model", extra={"max_num_seqs": 8})
+    told = {"watermark": 0.05, "scheduling_policy": "priority", "enforce_eager": True, "load_format": "dummy"}
+    assert options.extra == told
+    for key, value in {"max_num_seqs": 8, "enforce_eager": True}.items():
+        with pytest.raises(
+            UserError, match=f"--engine-arg {key}: is a setting of the scenario; write --set engine.{key}"
+        ):
+            engine_options(scenario(), "model", extra={key: value})
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_a_policy_reaches_vllm_with_what_it_may_ask_for(tmp_path):
     policy = {"name": "edf", "target_ttft_ms": 300.0}
     under = Scenario.from_dict({**scenario(policy=policy, seed=3).dump()}, folder=tmp_path)
     check_can_run(under)
-    extra = engine_options(under, "model", extra={"enforce_eager": True}).extra
+    extra = engine_options(under, "model", extra={"load_format": "dummy"}).extra
     assert extra["scheduler_cls"] == "simbatch.vllm_scheduler.PolicyScheduler"
     options = PolicyOptions.of(extra["additional_config"])
     assert options.build().parameters()["target_ttft_ms"] == 300.0
@@ -101,7 +106,7 @@ def test_without_vllm_it_says_what_to_install(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["validate", str(path), "--engine", "model", "-o", str(tmp_path / "out")])
     assert ended.value.code == 2
-    assert "pip install 'simbatch[profile]'" in capsys.readouterr().err
+    assert "pip install 'vllm>=0.31,<0.34'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

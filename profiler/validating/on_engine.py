@@ -78,7 +78,7 @@ def validate_engine(
     source = {"mode": "engine", **_said(engine.facts)}
     notes = tuple(_mismatches(resolved, engine.facts))
     admission_ms = _admission_ms(real, resolved)
-    return Validation(real, simulated, resolved.profile.cost_model(), source, notes, bounds, admission_ms)
+    return Validation(real, simulated, resolved.cost_model(), source, notes, bounds, admission_ms)
 
 
 def _replay(

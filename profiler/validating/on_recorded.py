@@ -20,6 +20,11 @@ from simbatch.sim.workload import open_workload
 
 NO_ENGINE_CLOCK = "the file does not say when the engine took requests in: the client's clock alone is compared"
 
+CLOSED_LOOP = (
+    "the file says max_concurrency {:,}, a closed loop: how fast the server was decided when requests were sent. Here "
+    "they are sent at the recorded times, so throughput and duration of this run say nothing"
+)
+
 
 def validate_recorded(resolved: Resolved, file: Path, source: str | None, bounds: Bounds | None) -> Validation:
     """`source` says whose arrivals and lengths are simulated, `scenario` or `recorded`.
@@ -41,6 +46,8 @@ def validate_recorded(resolved: Resolved, file: Path, source: str | None, bounds
     both = matched(recorded, own, source or (SCENARIO if has_trace else RECORDED))
     simulated = simulated_run(simulate_requests(resolved, both.requests))
     notes = list(both.notes)
+    if recorded.max_concurrency is not None:
+        notes.append(CLOSED_LOOP.format(recorded.max_concurrency))
     taken_in_ps = None
     if both.recorded.taken_in_s is None:
         notes.append(NO_ENGINE_CLOCK)
@@ -49,7 +56,7 @@ def validate_recorded(resolved: Resolved, file: Path, source: str | None, bounds
         notes.append(_clocks_note(both.recorded.taken_in_s - both.recorded.sent_s))
     real = Run(both.recorded.record(both.start_s, resolved.engine), simulated.facts, taken_in_ps)
     source_facts = {"mode": "recorded", "file": file.name, "kind": both.recorded.kind}
-    return Validation([real], simulated, resolved.profile.cost_model(), source_facts, tuple(notes), bounds)
+    return Validation([real], simulated, resolved.cost_model(), source_facts, tuple(notes), bounds)
 
 
 def _clocks_note(lag_s: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:

@@ -46,6 +46,7 @@ class Recorded:
     taken_in_s: Floats | None = None
     scheduled_s: Floats | None = None
     gaps_s: NDArray[np.object_] | None = None  # per request, between its tokens
+    max_concurrency: int | None = None  # of a closed loop
 
     def __len__(self) -> int:
         return len(self.sent_s)
@@ -125,6 +126,7 @@ class _Bench(BaseModel):
     output_lens: list[Tokens]
     latencies: list[float] | None = None  # older versions do not write them
     errors: list[str | None] | None = None
+    max_concurrency: int | None = None
 
 
 class _Row(BaseModel):
@@ -144,7 +146,7 @@ class _Row(BaseModel):
 
 def _of_bench(path: Path, content: dict[str, Any]) -> Recorded:
     bench = _checked(lambda: _Bench.model_validate(content), str(path), _Bench)
-    lengths = {name: len(column) for name, column in bench if column is not None}
+    lengths = {name: len(column) for name, column in bench if isinstance(column, list)}
     if len(set(lengths.values())) != 1 or not bench.start_times:
         raise UserError(Problem(str(path), "its lists must be of one length, and not empty", lengths))
     errors = bench.errors or [""] * len(bench.start_times)
@@ -164,6 +166,7 @@ def _of_bench(path: Path, content: dict[str, Any]) -> Recorded:
             num_output_tokens=np.array(bench.output_lens, dtype=np.int64),
             error=np.array(error, dtype=np.object_),
             gaps_s=gaps,
+            max_concurrency=bench.max_concurrency,
         )
     )
 

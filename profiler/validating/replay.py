@@ -122,7 +122,7 @@ class Replay:
             limit = f"max_model_len ({self._config.max_model_len})"
             rule = f"prompt of {request.num_prompt_tokens} tokens is not shorter than {limit}"
             self._recorder.rejected(request, rule)
-            self._gone(now_ps)
+            self._gone(request, now_ps)
             return
         name = str(request.index)
         self._sent[name] = request
@@ -142,11 +142,11 @@ class Replay:
         self._outputs.append((now_s, outputs))
         for output in outputs:
             if output.finished:
-                self._gone(self._ps(now_s))
+                self._gone(self._sent[output.request_id], self._ps(now_s))
 
-    def _gone(self, now_ps: int) -> None:
+    def _gone(self, request: Request, now_ps: int) -> None:
         self._num_ended += 1
-        self._traffic.left(now_ps)
+        self._traffic.left(request, now_ps)
         self._tell(self._num_ended, to_s(now_ps))
 
     def _run(self, facts: RunFacts) -> Run:

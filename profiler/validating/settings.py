@@ -13,10 +13,11 @@ from simbatch.profiler.measuring.vllm_engine import EngineOptions
 from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions, refuse_undoable
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.scenario.engine import EngineSettings
+from simbatch.sim.scenario.engine import OURS, EngineSettings
 
-OURS = {"batching", "step_noise"}
-NOT_ASKED = OURS | {"gpu_memory_utilization", "kv_cache_dtype", "num_gpu_blocks_override"}
+# A replay has no server around its engine.
+NOT_TOLD = {*OURS, "api_server_count", "max_num_queued_reqs", "max_num_queued_tokens"}
+NOT_ASKED = NOT_TOLD | {"gpu_memory_utilization", "kv_cache_dtype", "num_gpu_blocks_override"}
 
 
 def written(scenario: Scenario) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def engine_options(
     extra: Mapping[str, Any] | None = None,
 ) -> EngineOptions:
     """What vLLM is started with."""
-    settings = {key: value for key, value in written(scenario).items() if key not in OURS}
+    settings = {key: value for key, value in written(scenario).items() if key not in NOT_TOLD}
     twice = [key for key in extra or {} if key in EngineSettings.model_fields]
     if twice:
         mend = f"write --set engine.{twice[0]}=..., which the simulation heeds too"

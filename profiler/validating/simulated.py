@@ -15,11 +15,12 @@ def simulate_requests(resolved: Resolved, requests: Requests) -> Result:
     try:
         record = engine.run(
             resolved.engine,
-            resolved.profile.cost_model(),
+            resolved.cost_model(),
             resolved.policy,
             requests,
             steps=True,
             noise=resolved.noise(),
+            host_noise=resolved.host_noise(),
         )
     except UserError as error:
         raise resolved.scenario.relocated(error) from error.__cause__

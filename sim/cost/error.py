@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -22,6 +22,9 @@ class FitError(Strict):
     """Held-out error per regime; bands by the number of decodes, named `9-32`."""
 
     design: str = Field(description="which steps were fitted on, and which held out")
+    against: Literal["steps", "tables"] = Field(
+        default="steps", description="measured steps, or steps composed of measured operations or kernels"
+    )
     decode: ErrorFigures
     decode_bands: dict[str, ErrorFigures] = Field(default_factory=dict)
     prefill: ErrorFigures
@@ -40,7 +43,25 @@ class FitError(Strict):
         return {key: value for key, value in content.items() if value or key not in ("noise_floor", "forms")}
 
     def summary(self) -> str:
-        """One line for people: the mean absolute error of each regime."""
+        """One line for people: the mean absolute error of each regime, and of what."""
         parts = {"decode": self.decode, "prefill": self.prefill, "mixed": self.mixed}
         shares = ", ".join(f"{name} {100 * part.mape:.1f} %" for name, part in parts.items() if part.num_steps)
-        return f"{shares} (held out)"
+        return f"{shares} ({'held out' if self.against == 'steps' else 'fit to composed tables'})"
+
+
+class RealRuns(Strict):
+    """Whole runs on a real server beside their simulation: relative errors of means, lowest and highest."""
+
+    runs: str = Field(description="which runs, and where they are told")
+    mean_ttft: tuple[float, float] = Field(strict=False)
+    mean_tpot: tuple[float, float] = Field(strict=False)
+
+    def summary(self) -> str:
+        """One line for people."""
+        return f"real runs: mean TTFT {span(self.mean_ttft)}, mean TPOT {span(self.mean_tpot)} ({self.runs})"
+
+
+def span(errors: tuple[float, float]) -> str:
+    """`-50 to -37 %`; one figure where both are the same, small ones with a digit more."""
+    shown = [f"{100 * error:+.{0 if abs(error) >= 0.05 else 1}f}" for error in dict.fromkeys(errors)]
+    return f"{' to '.join(shown)} %"

@@ -102,6 +102,16 @@ def default_batch_limits(gpu: str, total_bytes: int) -> tuple[int, int]:
     return 1024, 16384 if total_bytes >= 160 * GIB else 8192
 
 
+DATA_CENTER_BLACKWELL = ("b200", "b300", "gb200", "gb300")  # compute capability 10.x
+
+
+def default_max_capture_size(gpu: str) -> int:
+    """Tokens in the largest CUDA graph that vLLM 0.32 captures unasked (config/vllm.py); on a CPU it captures none."""
+    if gpu == "cpu":
+        return 0
+    return 1024 if gpu in DATA_CENTER_BLACKWELL else 512
+
+
 def profile_name(gpu: str, model: str, quantisation: str, kv_cache_dtype: str, tensor_parallel_size: int) -> str:
     """`<gpu>-<model>-<weights>[-kvfp8][-tpN]` in lower case; a model is named without its organisation."""
     parts = [gpu, model.rsplit("/", 1)[-1], quantisation]

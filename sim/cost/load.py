@@ -113,7 +113,8 @@ def _problem(details: Any, place: str, keys: list[str], joint: str) -> Problem:
     if kind == "missing":
         value = NOTHING
     elif kind == "extra_forbidden":
-        near = get_close_matches(str(details["loc"][-1]), keys, n=1, cutoff=0.6)
+        name = str(details["loc"][-1])
+        near = get_close_matches(name, [key for key in keys if key != name], n=1, cutoff=0.6)
         mend = f"did you mean {near[0]}?" if near else mend
     elif isinstance(value, dict):
         value = NOTHING

@@ -71,15 +71,50 @@ class LinearCost:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PaddedLinearCost:
+    """The same where steps are padded to CUDA graphs: padding costs what as many tokens of its kind do, no context."""
+
+    cost: LinearCost
+    capture_sizes: tuple[int, ...]
+
+    @property
+    def decode_context_ps(self) -> int:
+        """See `CostModel`."""
+        return self.cost.decode_context_ps
+
+    def decode_ps(self, num_decodes: int, /) -> int:
+        """See `CostModel`."""
+        padding = padded(num_decodes, self.capture_sizes) - num_decodes
+        return self.cost.decode_ps(num_decodes) + self.cost.per_decode_seq_ps * padding
+
+    def mixed_ps(
+        self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
+    ) -> int:
+        """See `CostModel`."""
+        num_tokens = num_decodes + prefill_tokens
+        padding = padded(num_tokens, self.capture_sizes) - num_tokens
+        plain = self.cost.mixed_ps(num_decodes, decode_context, prefill_tokens, prefill_context, prefill_attention)
+        return plain + self.cost.per_prefill_token_ps * padding
+
+
+def padded(count: int, capture_sizes: Sequence[int]) -> int:
+    """How many tokens the GPU computes for `count`: the next capture size, or as many above the largest."""
+    index = bisect_left(capture_sizes, count)
+    return capture_sizes[index] if index < len(capture_sizes) else count
+
+
 class PiecewiseLinear:
     """A function of a count, linear between its knots and above them, constant below them, as integers.
 
-    Values are computed once and kept: the engine asks for the same few thousand counts millions of times.
+    A count is padded to the next of `capture_sizes`, if any. Values are computed once and kept: the engine asks for the
+    same few thousand counts millions of times.
     """
 
-    def __init__(self, counts: Sequence[int], values_ps: Sequence[int]) -> None:
+    def __init__(self, counts: Sequence[int], values_ps: Sequence[int], capture_sizes: Sequence[int] = ()) -> None:
         self._counts = tuple(counts)
         self._values = tuple(values_ps)
+        self._sizes = tuple(capture_sizes)
         self._table: list[int] = []
 
     def __call__(self, count: int, /) -> int:
@@ -89,6 +124,7 @@ class PiecewiseLinear:
         return self._table[count]
 
     def _at(self, count: int) -> int:
+        count = padded(count, self._sizes)
         if count <= self._counts[0] or len(self._counts) == 1:
             return self._values[0]
         right = min(bisect_left(self._counts, count), len(self._counts) - 1)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from simbatch.sim.clock import to_ps
 from simbatch.sim.cost import error as error_module
-from simbatch.sim.cost import load, measured_range, memory, step_time
+from simbatch.sim.cost import host_section, load, measured_range, memory, step_time
 from simbatch.sim.cost import noise as noise_module
-from simbatch.sim.cost.error import FitError
-from simbatch.sim.cost.gpus import default_batch_limits
+from simbatch.sim.cost.error import FitError, RealRuns
+from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
+from simbatch.sim.cost.host import FrontEndTimes, HostTimes
+from simbatch.sim.cost.host_section import FrontEndSection, HostSection
 from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, KVCacheType, Memory
 from simbatch.sim.cost.model import CostModel
@@ -24,6 +27,8 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import stat_of, user_path
 
 VLLM_GPU_MEMORY_UTILIZATION = 0.9
+HOST_KEYS = ("host", "front_end", "request_overhead_s", "client_overhead_s")
+OLDER_KEYS = {"request_overhead_s": ("host", "admit.base_s"), "client_overhead_s": ("front_end", "network_s")}
 FLOAT32_BYTES = 4  # a model in float32 (on a CPU) has such a cache, but nobody can ask vLLM for one
 
 
@@ -33,13 +38,49 @@ class Profile(Strict):
     name: str = Field(default="inline", min_length=1, max_length=200)
     step_time: StepTime
     max_model_len: int = Field(default=8192, gt=0, le=2**31, description="default of engine.max_model_len, tokens")
-    request_overhead_s: Seconds = Field(default=0.0, description="cost of admitting a request, s")
-    client_overhead_s: Seconds = Field(default=0.0, description="what a client sees on top of the engine's times, s")
+    host: HostSection | None = Field(default=None, description="what the engine's thread takes beside the device")
+    front_end: FrontEndSection | None = Field(default=None, description="what the server's processes take around it")
+    request_overhead_s: Seconds = Field(default=0.0, description="older word for host.admit.base_s, s")
+    client_overhead_s: Seconds = Field(default=0.0, description="older word for front_end.network_s, s")
     noise: StepNoise | None = Field(default=None, description="how measured steps spread, for engine.step_noise")
 
-    def cost_model(self) -> CostModel:
-        """The step times on the integer clock."""
-        return self.step_time.cost_model()
+    @field_validator(*OLDER_KEYS)  # these stand below the sections: fields are checked in their order
+    @classmethod
+    def _stands_alone(cls, value: float, info: ValidationInfo) -> float:
+        section, key = OLDER_KEYS[str(info.field_name)]
+        if value and info.data.get(section) is not None:
+            raise ValueError(f"is the older word for {section}.{key}, and there is a section {section} too: remove it")
+        return value
+
+    def cost_model(self, capture_sizes: Sequence[int] = ()) -> CostModel:
+        """The step times in ps; `capture_sizes` (of CUDA graphs) rise, and count where steps are padded."""
+        return self.step_time.cost_model(capture_sizes)
+
+    @property
+    def has_host(self) -> bool:
+        """Whether it says anything of what happens beside the device."""
+        return any(getattr(self, key) for key in HOST_KEYS)
+
+    def with_host_of(self, other: Profile) -> Profile:
+        """A copy with the other's host and front end."""
+        return self.model_copy(update={key: getattr(other, key) for key in HOST_KEYS})
+
+    def host_times(self) -> HostTimes | None:
+        """What the engine's thread takes, of the section or of the older key; None where that is nothing."""
+        if self.host is not None:
+            return self.host.times()
+        return HostTimes(admit_base_ps=to_ps(self.request_overhead_s)) if self.request_overhead_s else None
+
+    def front_end_times(self) -> FrontEndTimes | None:
+        """What the front end takes, of the section or of the older key; None where that is nothing."""
+        if self.front_end is not None:
+            return self.front_end.times()
+        return FrontEndTimes(network_ps=to_ps(self.client_overhead_s)) if self.client_overhead_s else None
+
+    @property
+    def default_max_capture_size(self) -> int:
+        """The largest CUDA graph that vLLM 0.32 captures unasked on this GPU, in tokens; 0: it captures none."""
+        return 512
 
     @property
     def is_gpu(self) -> bool:
@@ -59,6 +100,11 @@ class Profile(Strict):
     @property
     def fit_error(self) -> FitError | None:
         """The held-out error, if step times were fitted."""
+        return None
+
+    @property
+    def compared(self) -> RealRuns | None:
+        """Real runs that were put beside their simulation, if there are any."""
         return None
 
     @property
@@ -134,6 +180,7 @@ class MeasuredProfile(Profile):
     notes: tuple[str, ...] = Field(default=(), strict=False)
     memory: Memory
     error: FitError | None
+    real_runs: RealRuns | None = Field(default=None, description="whole runs beside their simulation from this file")
     range: MeasuredRange | None
 
     @property
@@ -155,6 +202,16 @@ class MeasuredProfile(Profile):
     def fit_error(self) -> FitError | None:
         """See `Profile`."""
         return self.error
+
+    @property
+    def default_max_capture_size(self) -> int:
+        """See `Profile`."""
+        return default_max_capture_size(self.gpu)
+
+    @property
+    def compared(self) -> RealRuns | None:
+        """See `Profile`."""
+        return self.real_runs
 
     @property
     def default_max_num_seqs(self) -> int:
@@ -223,7 +280,7 @@ def _validated(content: dict[str, Any], place: str, joint: str = " ") -> Profile
 def _all_keys(kind: type[Profile]) -> set[str]:
     parts: list[type[BaseModel]] = [
         part
-        for module in (error_module, measured_range, memory, noise_module, step_time)
+        for module in (error_module, host_section, measured_range, memory, noise_module, step_time)
         for part in vars(module).values()
         if isinstance(part, type) and issubclass(part, BaseModel)
     ]

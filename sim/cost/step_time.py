@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from simbatch.sim.clock import to_ps
-from simbatch.sim.cost.model import CostModel, LinearCost, PiecewiseLinear, TwoRegimeCost
+from simbatch.sim.cost.model import CostModel, LinearCost, PaddedLinearCost, PiecewiseLinear, TwoRegimeCost
 
 # An hour: no step lasts longer, and sums of such steps stay inside 64 bits.
 MAX_STEP_S = 3600.0
+PADDED = "whether the number of tokens is padded to the next CUDA graph's (a capture size) before it is costed"
 
 Seconds = Annotated[float, Field(ge=0, le=MAX_STEP_S, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**31)]
@@ -28,6 +29,7 @@ class LinearStepTime(Strict):
     """base + per_prefill_token * P + per_decode_seq * n + per_context_token * context (computed before + scheduled)."""
 
     form: Literal["linear"] = "linear"
+    padded: bool = Field(default=False, description=PADDED)
     base_s: Seconds = Field(description="cost of any step, s")
     per_prefill_token_s: Seconds = Field(default=0.0, description="per scheduled token that is not a decode, s")
     per_decode_seq_s: Seconds = Field(default=0.0, description="per decode, s")
@@ -40,14 +42,15 @@ class LinearStepTime(Strict):
         _check_positive(self.cost_model())
         return self
 
-    def cost_model(self) -> LinearCost:
-        """The same, rounded to ps."""
-        return LinearCost(
+    def cost_model(self, capture_sizes: Sequence[int] = ()) -> LinearCost | PaddedLinearCost:
+        """The same, rounded to ps; `capture_sizes` rise, and are heeded where steps are padded."""
+        cost = LinearCost(
             base_ps=to_ps(self.base_s),
             per_prefill_token_ps=to_ps(self.per_prefill_token_s),
             per_decode_seq_ps=to_ps(self.per_decode_seq_s),
             per_context_token_ps=to_ps(self.per_context_token_s),
         )
+        return PaddedLinearCost(cost, tuple(capture_sizes)) if self.padded and capture_sizes else cost
 
 
 class Knots(Strict):
@@ -66,9 +69,9 @@ class Knots(Strict):
             raise ValueError("time_s must not fall from knot to knot: more work never takes less time")
         return self
 
-    def function(self) -> PiecewiseLinear:
-        """The same, rounded to ps."""
-        return PiecewiseLinear(self.count, [to_ps(value) for value in self.time_s])
+    def function(self, capture_sizes: Sequence[int] = ()) -> PiecewiseLinear:
+        """The same, rounded to ps, of counts padded to the next of `capture_sizes`."""
+        return PiecewiseLinear(self.count, [to_ps(value) for value in self.time_s], capture_sizes)
 
 
 class DecodeStepTime(Strict):
@@ -93,6 +96,7 @@ class TwoRegimeStepTime(Strict):
     """Decode-only steps and steps with any prefill, each with its own terms."""
 
     form: Literal["two_regime"]
+    padded: bool = Field(default=False, description=PADDED)
     decode: DecodeStepTime
     mixed: MixedStepTime
 
@@ -101,13 +105,13 @@ class TwoRegimeStepTime(Strict):
         _check_positive(self.cost_model())
         return self
 
-    def cost_model(self) -> TwoRegimeCost:
-        """The same, rounded to ps."""
-        mixed = self.mixed
+    def cost_model(self, capture_sizes: Sequence[int] = ()) -> TwoRegimeCost:
+        """The same, rounded to ps; `capture_sizes` rise, and are heeded where steps are padded."""
+        mixed, sizes = self.mixed, capture_sizes if self.padded else ()
         return TwoRegimeCost(
-            decode=self.decode.seqs.function(),
+            decode=self.decode.seqs.function(sizes),
             decode_context_ps=to_ps(self.decode.per_context_token_s),
-            tokens=mixed.tokens.function(),
+            tokens=mixed.tokens.function(sizes),
             seq_ps=to_ps(mixed.per_decode_seq_s),
             seq_token_ps=to_ps(mixed.per_seq_token_s),
             context_ps=to_ps(mixed.per_context_token_s),

@@ -26,7 +26,6 @@ from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import Traffic
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.prefix_keys import PrefixKeys
-from simbatch.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
@@ -62,10 +61,6 @@ class Run:
         if front is not None:
             limits = config.max_num_queued_reqs, config.max_num_queued_tokens
             self.front_end = FrontEnd(front, config.api_server_count, traffic, self.recorder.refused, *limits)
-
-        def left(request: Request, at_ps: int) -> None:
-            traffic.left(at_ps)
-
         self.replica = Replica(
             self.env,
             config,
@@ -73,7 +68,7 @@ class Run:
             policy,
             self.front_end or traffic,
             self.recorder,
-            self.front_end.left if self.front_end else left,
+            self.front_end.left if self.front_end else traffic.left,
             noise=noise,
             host_noise=host_noise,
             listener=listener,

@@ -22,6 +22,7 @@ class DecodeGroup:
         self.ahead = (0, 0)  # tokens computed, and known, by the step that is being planned
         self.size = 0
         self.context = 0
+        self.blocks_next = 0  # KV blocks that the members need in the next round
         self._block_size = block_size
         self._needing = [0] * block_size  # how many members need a block in rounds r with r % block_size == index
         self._ends: list[tuple[int, int, Request]] = []  # heap of (round of the last token, seat, member)
@@ -32,6 +33,8 @@ class DecodeGroup:
         request.joined_round = self.round
         self.size += 1
         self.context += computed
+        if not computed % self._block_size:
+            self.blocks_next += 1
         self._needing[(self.round - computed) % self._block_size] += 1
         last_round = self.round + request.max_tokens - request.num_tokens + request.num_prompt_tokens
         heapq.heappush(self._ends, (last_round, request.seat, request))
@@ -42,6 +45,7 @@ class DecodeGroup:
         self.context += num_rounds * self.size
         ends = self._ends
         if not ends or ends[0][0] > self.round:
+            self.blocks_next = self._needing[self.round % self._block_size]
             return NOBODY
         ended = []
         while ends and ends[0][0] == self.round:
@@ -50,11 +54,13 @@ class DecodeGroup:
             ended.append(request)
             while ends and not is_member(ends[0]):
                 heapq.heappop(ends)
+        self.blocks_next = self._needing[self.round % self._block_size]
         return ended
 
     def leave(self, request: Request) -> None:
         """Let a member go before its end."""
         self._take_out(request)
+        self.blocks_next = self._needing[self.round % self._block_size]
         while self._ends and not is_member(self._ends[0]):
             heapq.heappop(self._ends)
 
@@ -67,7 +73,7 @@ class DecodeGroup:
         members = sorted(self.members(), key=lambda request: request.seat)
         for request in members:
             self._catch_up(request)
-        self.size = self.context = 0
+        self.size = self.context = self.blocks_next = 0
         self._needing = [0] * self._block_size
         self._ends.clear()
         return members
@@ -83,11 +89,6 @@ class DecodeGroup:
     def rounds_left(self) -> int:
         """Rounds until the first member ends; the group must not be empty."""
         return self._ends[0][0] - self.round
-
-    @property
-    def blocks_next(self) -> int:
-        """KV blocks that the members need in the next round."""
-        return self._needing[self.round % self._block_size]
 
     def blocks_for(self, num_rounds: int) -> int:
         """KV blocks that the members need over the next rounds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from simbatch.sim.engine.host import Host
 from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.scheduler.config import EngineConfig
@@ -40,6 +41,8 @@ class Door:
         recorder: Recorder,
         left: Callable[[Request, int], None],
         listener: Listener | None,
+        host: Host,
+        is_timed: bool,
     ) -> None:
         self._config = config
         self._decisions = decisions
@@ -48,11 +51,15 @@ class Door:
         self._left = left  # told who has left the system, and when
         self._listener = listener
         self._may_refuse = decisions.rejects
+        self._host = host
+        self._is_timed = is_timed
+        self._waiting = scheduler.waiting
         self.held_until_ps = 0  # what the policy has promised, while nobody runs
         self.backlog: WaitingQueue | None = decisions.new_queue() if config.batching == "static" else None
 
-    def add(self, request: Request, now_ps: int) -> bool:
-        """Queue an arriving request; False where it is turned away."""
+    def add(self, request: Request, now_ps: int) -> int:
+        """Queue an arriving request, unless it is turned away; returns what that takes on the host (ps)."""
+        self._scheduler.may_admit, self.held_until_ps = True, 0
         if self._listener is not None:
             self._listener.arrived(request, now_ps)
         if self._decisions.predicts:
@@ -61,9 +68,12 @@ class Door:
             reason = self._too_long(request) or self._decisions.reject(request)
             if reason is not None:
                 self.turn_away(request, reason, now_ps)
-                return False
-        (self._scheduler.waiting if self.backlog is None else self.backlog).add(request)
-        return True
+                return 0
+        (self._waiting if self.backlog is None else self.backlog).add(request)
+        if not self._is_timed:
+            return 0
+        request.queued_ps = now_ps
+        return self._host.admit_ps(request.num_prompt_tokens)
 
     def is_held(self, now_ps: int) -> bool:
         """Whether the policy waits for a fuller batch; nobody runs then. A promise is kept: it is not asked again."""

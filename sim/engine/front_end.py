@@ -81,9 +81,9 @@ class FrontEnd:
         self.sent_ps = begin_ps + work_ps
         return self.sent_ps
 
-    def keeps_up(self, first_ps: int, gap_ps: int, num_chunks: int) -> bool:
-        """Whether updates `gap_ps` or more apart, the first at `first_ps`, never find chunks of the one before."""
-        return self.sent_ps <= first_ps and self.times.per_chunk_ps * num_chunks // self._num_servers <= gap_ps
+    def work_ps(self, num_chunks: int) -> int:
+        """How long it sends so many chunks."""
+        return self.times.per_chunk_ps * num_chunks // self._num_servers
 
     def send_alike(self, last_ps: int, gap_ps: int, gap_before_ps: int, num_steps: int, num_chunks: int) -> None:
         """The same for steps with which it keeps up: when the last one's tokens exist, its gap and the one before."""
@@ -104,7 +104,7 @@ class FrontEnd:
         """A request has left the system: its client has all tokens, or has been turned away."""
         if self._has_limits:
             self._leaving.append((at_ps, 1, request.num_prompt_tokens if request.first_token_ps < 0 else 0))
-        self._traffic.left(at_ps + self.times.network_ps)
+        self._traffic.left(request, at_ps + self.times.network_ps)
         self._plan()
 
     def look(self, now_ps: int) -> None:
@@ -118,7 +118,7 @@ class FrontEnd:
         at_ps = request.arrival_ps
         if self._has_limits and (reason := self._over_limit(at_ps)) is not None:
             self._refuse(request, reason)
-            self._traffic.left(at_ps + self.times.network_ps)
+            self._traffic.left(request, at_ps + self.times.network_ps)
             return
         self._num_requests += 1
         self._num_tokens += request.num_prompt_tokens

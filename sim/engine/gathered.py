@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from simbatch.sim.cost.features import Features
 from simbatch.sim.engine.decode_group import OUTSIDE
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.step import Step
@@ -11,6 +12,7 @@ from simbatch.sim.scheduler.request import NEVER, Request
 from simbatch.sim.scheduler.scheduler import Batch, Entry, is_partial
 
 NO_ENTRIES = Batch([], [])
+NOTHING = Features(0, 0, 0, 0, 0, 0)
 
 
 class Gathered:
@@ -29,7 +31,9 @@ class Gathered:
         self.has_stepped = False  # since they were gathered
         # of the step planned last, if it is in flight; it ends at the device's `free_ps`
         self.newest_ps = NEVER  # when the device begins it; NEVER: there is none
-        self.step: Step | None = None  # in full, where host and front end take time or steps are kept
+        self.features = NOTHING  # what it computes, where host and front end take time
+        self.num_regular = 0
+        self.step: Step | None = None  # in full, where steps are kept
         self.noted: list[Request] = []  # who gets a first token, or one that does not come one step after another
         self.ending: list[Request] = []  # whose last tokens it brings: their seats are not free yet
         self.losing: list[Request] = []  # who has been preempted since, its token under way
@@ -40,6 +44,7 @@ class Gathered:
         """Take the decodes together; tokens in flight count as received."""
         step = self.step = in_flight.popleft() if in_flight else None
         self.newest_ps, self.noted = (step.start_ps, step.noted) if step else (NEVER, [])
+        self.features, self.num_regular = (step.features, step.num_regular) if step else (NOTHING, 0)
         self.ending, self.partials = [], []
         for entry in step.batch.entries if step else ():
             request = entry.request
@@ -71,9 +76,11 @@ class Gathered:
                 if self.newest_ps == NEVER:  # of a step in flight it is written when that is taken in
                     request.last_token_ps = self.last_sent_ps
         if self.newest_ps != NEVER:
-            step = self.step or Step(NO_ENTRIES, *(3 * [self.newest_ps]), replica.device.free_ps)
+            times = 3 * [self.newest_ps]
+            step = self.step or Step(NO_ENTRIES, *times, replica.device.free_ps, self.features, replica.number)
             if self.has_stepped:
-                step.noted = self.noted
+                step.num_regular = self.num_regular
+                step.noted = self.noted  # none, where nothing but the device takes time: it is known when they come
                 if replica.recorder.steps is None:
                     step.batch = self._batch_in_flight(members)
             for entry in step.batch.entries:
@@ -127,7 +134,7 @@ class Gathered:
         if is_member:
             self.group.leave(victim)
             victim.last_step = replica.number
-            if self.newest_ps == NEVER:
+            if self.newest_ps == NEVER or not replica.is_timed:
                 victim.last_token_ps = self.last_sent_ps
             else:
                 self.losing.append(victim)

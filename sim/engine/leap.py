@@ -29,7 +29,7 @@ from simbatch.sim.engine.step import Step
 from simbatch.sim.engine.timed import Timed
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.request import NEVER, Request
-from simbatch.sim.scheduler.scheduler import has_prefill, is_decode
+from simbatch.sim.scheduler.scheduler import Batch, has_prefill, is_decode
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.stepwise import Stepwise
@@ -42,7 +42,8 @@ class Leap:
         self.replica = replica
         self.config, self.decisions = replica.config, replica.decisions
         self.scheduler, self.kv, self.device = replica.scheduler, replica.kv, replica.device
-        self.group, self.inbox, self.cost = replica.group, replica.inbox, replica.cost
+        self.group, self.inbox, self.cost = replica.group, replica.inbox, replica.device.cost
+        self.waiting = replica.scheduler.waiting
         self.recorder = replica.recorder
         self.write_span = replica.recorder.rows.extend
         self.gathered = Gathered(replica)
@@ -56,22 +57,33 @@ class Leap:
             or replica.recorder.steps is not None
             or replica.door.backlog is not None
         )
-        self._timed = Timed(self) if replica.is_timed else None
+        self.keeps_steps = replica.recorder.steps is not None
+        self.timed = Timed(self) if replica.is_timed else None
+        self._left: tuple[int, int, int, int] | None = None  # of the span under way, where steps are kept
+        self._kept: Step | None = None  # the newest step, where steps are kept
+        self.num_regular = 0  # decodes of the newest step with prefills that follow a token of the step before
+        self.is_alone = True
 
     def run(self, stepwise: Stepwise) -> Process:
         """Simulate until something needs the stepwise loop, or to the end."""
         if not self.may_leap:
             return
-        now, replica, group, kv = self.gathered, self.replica, self.group, self.kv
+        now, replica, group, kv, device = self.gathered, self.replica, self.group, self.kv, self.device
         now.gather(stepwise.in_flight)
         inbox, door, scheduler, waiting = self.inbox, replica.door, self.scheduler, self.scheduler.waiting
-        advance = self._timed.advance if self._timed else self._advance
-        holds = self.decisions.holds
-        while self.num_left or not ((group.blocks_next > kv.free or now.partials) and needs_stepping(now)):
+        timed, holds, is_async, keeps_steps = self.timed, self.decisions.holds, self.is_async, self.keeps_steps
+        self.is_alone = is_alone = replica.env.peek() == inf  # and will be: whoever else might run would have an event in the queue
+        while (keeps_steps and self._left) or not ((group.blocks_next > kv.free or now.partials) and needs_stepping(now)):
             planned = None
-            if not self.num_left:
+            if not (keeps_steps and self._left):
                 if inbox.next_ps <= replica.now_ps or door.backlog:
-                    yield from self._take_in()
+                    num_waiting, may_admit = len(waiting), scheduler.may_admit
+                    if timed is None and not door.backlog:
+                        replica.admit()
+                    else:
+                        yield from replica.take_in()
+                    if num_waiting and self.decisions.head_is_stable:
+                        scheduler.may_admit = may_admit
                 if holds and door.is_held(replica.now_ps):
                     break
                 if not now.preempted and (now.partials or (scheduler.may_admit and waiting)):
@@ -81,133 +93,146 @@ class Leap:
                         self.close_preemptions()
                         continue
                     break
-            yield from advance(planned)
+            if timed is not None:
+                yield from timed.advance(planned)
+                continue
+            start_ps = device.free_ps if device.free_ps > replica.now_ps else replica.now_ps
+            newest_ps, ended = self._step(planned, start_ps) if planned else self._span(start_ps)
+            now.has_stepped = True
+            if now.preempted or (ended and self.refuses_chunks):
+                self.close_preemptions()
+            if is_async and (now.ending or now.noted or keeps_steps):
+                if self._is_watched:
+                    yield from replica.wait_until(start_ps)
+                self.let_go(start_ps, start_ps)
+            wake_ps = newest_ps if is_async else device.free_ps
+            if wake_ps > replica.now_ps:
+                if not is_alone:
+                    yield replica.env.timeout(wake_ps - replica.env.now)
+                replica.now_ps = wake_ps
+            if is_async or ended or keeps_steps:
+                now.newest_ps, now.ending, now.step = newest_ps, ended, self._kept
+                if not is_async:
+                    self.let_go(wake_ps, wake_ps)
         if now.has_stepped and group.size:  # they got tokens: the engine is not stuck
             stepwise.num_fruitless = 0
         now.settle(stepwise.in_flight)
 
-    num_left = 0  # steps of the span under way, one by one where steps are kept
+    def _step(self, planned: dict[Request, int], start_ps: int) -> tuple[int, list[Request]]:
+        """A step with prefills, where nothing but the device takes time: when it starts, whose last token it brings."""
+        replica, device = self.replica, self.device
+        batch = self.gathered.batch(planned) if self.keeps_steps else NO_ENTRIES
+        features, noted, fresh, ended = self.compute(planned, start_ps > device.free_ps)
+        work_ps = device.work_ps(features)
+        device.free_ps = end_ps = start_ps + work_ps
+        for request in fresh:
+            request.scheduled_ps = start_ps
+        replica.note_tokens(noted, end_ps, end_ps)
+        self.log_batch(start_ps, work_ps, features)
+        if self.keeps_steps:
+            self._keep(start_ps, batch)
+        return start_ps, ended
 
-    def _advance(self, planned: dict[Request, int] | None) -> Process:
-        """A step with prefills or a span of decode-only steps, where nothing but the device takes time."""
-        now, replica, group, device = self.gathered, self.replica, self.group, self.device
-        start_ps = device.free_ps if device.free_ps > replica.now_ps else replica.now_ps
-        keeps_steps, is_async = self.recorder.steps is not None, self.is_async
-        step = None
-        if planned:
-            features, noted = self.begin(planned, start_ps > device.free_ps)
-            device.free_ps = start_ps + device.work_ps(features)
-            replica.log_batch(start_ps, device.free_ps - start_ps, features, features.num_decodes - self.num_late)
-            newest_ps, schedule_ps = start_ps, replica.now_ps
-            batch = now.batch(planned) if keeps_steps else NO_ENTRIES
-            ended = self.take_tokens(planned, start_ps)
-        else:
-            noted = NOBODY
-            if not self.num_left:
-                noted = self._plan_span(start_ps)
-            num_steps, num_blocks = self.num_left, self._num_blocks
-            if keeps_steps:  # one step at a time
-                num_steps, num_blocks = 1, group.blocks_next
-            elif now.ending and num_steps > 1:  # what they give back is handed out from the second step on
-                self.kv.take(group.blocks_next - now.taken)
-                now.taken = group.blocks_next
-                if self._is_watched:
-                    yield from replica.wait_until(start_ps)
-                group.ahead = 1, 1  # the first of them is under way
-                self.let_go(start_ps, start_ps)
-                group.ahead = 0, 0
-            self.kv.take(num_blocks - now.taken)
-            duration_ps, slope_ps = self._duration_ps, self._slope_ps
-            device.free_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
-            newest_ps, schedule_ps = device.free_ps - duration_ps - slope_ps * (num_steps - 1), replica.now_ps
-            batch = now.batch({}) if keeps_steps else NO_ENTRIES
-            now.taken = 0
-            replica.number += num_steps
-            ended = group.advance(num_steps)
-            self.num_left -= num_steps
-            self._duration_ps = duration_ps + slope_ps
-        if keeps_steps:
-            step = Step(batch, schedule_ps, schedule_ps, newest_ps, device.free_ps, number=replica.number)
-        now.has_stepped = True
-        if now.preempted or (ended and self.refuses_chunks):
-            self.close_preemptions()
-        if is_async and (now.ending or now.noted or now.losing or keeps_steps):
+    def _span(self, start_ps: int) -> tuple[int, list[Request]]:
+        """Decode-only steps likewise; of a span that is under way the next one, where steps are kept."""
+        now, group, device = self.gathered, self.group, self.device
+        num_steps, duration_ps, slope_ps, num_blocks = (self.keeps_steps and self._left) or self._plan_span(start_ps)
+        if self.keeps_steps:  # one step at a time
+            self._left = (num_steps - 1, duration_ps + slope_ps, slope_ps, 0) if num_steps > 1 else None
+            num_steps, num_blocks = 1, group.blocks_next
+        elif now.ending and num_steps > 1:  # what they give back is handed out from the second step on
+            self.kv.take(group.blocks_next - now.taken)
+            now.taken = group.blocks_next
             if self._is_watched:
-                yield from replica.wait_until(start_ps)
+                self.replica.now_ps = start_ps
+            group.ahead = 1, 1  # the first of the steps is under way
             self.let_go(start_ps, start_ps)
-        wake_ps = newest_ps if is_async else device.free_ps
-        if wake_ps > replica.now_ps:
-            yield from replica.wait_until(wake_ps)
-        if is_async or ended or noted or keeps_steps:
-            now.newest_ps, now.ending, now.noted, now.step = newest_ps, ended, noted, step
-            if not is_async:
-                self.let_go(wake_ps, wake_ps)
+            group.ahead = 0, 0
+        self.kv.take(num_blocks - now.taken)
+        now.taken = 0
+        device.free_ps = end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
+        newest_ps = end_ps - duration_ps - slope_ps * (num_steps - 1)
+        self.replica.number += num_steps
+        if self.keeps_steps:
+            self._keep(newest_ps, now.batch({}))
+        return newest_ps, group.advance(num_steps)
+
+    def _keep(self, start_ps: int, batch: Batch) -> None:
+        """The step in full, for the record."""
+        now_ps, replica = self.replica.now_ps, self.replica
+        self._kept = Step(batch, now_ps, now_ps, start_ps, self.device.free_ps, number=replica.number)
+
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self.waiting) if self.replica.door.backlog is None else self.replica.num_waiting
+
+    def log_batch(self, start_ps: int, work_ps: int, features: Features) -> None:
+        """Write a row for a step with prefills."""
+        num_decodes, context, tokens, _, attention, num_prefills = features
+        self.write_span(
+            (start_ps, 1, work_ps, 0, 0, 0, num_decodes, self.num_regular, context, tokens, num_prefills, attention,
+             len(self.scheduler.running), self.num_waiting(), self.kv.free)
+        )  # fmt: skip
 
     def let_go(self, updated_ps: int, sent_ps: int) -> None:
         """The newest step's tokens exist: seats and blocks of those whose last ones they are, are free."""
         now, replica = self.gathered, self.replica
         noted, losing, ended, step = now.noted, now.losing, now.ending, now.step
-        now.newest_ps, now.ending, now.noted, now.losing, now.step = NEVER, NOBODY, NOBODY, [], None
+        now.newest_ps, now.ending, now.noted, now.step = NEVER, NOBODY, NOBODY, None
         if noted:
             replica.note_tokens(noted, updated_ps, sent_ps)
-        for request in losing:
-            request.last_token_ps = sent_ps
+        if losing:
+            now.losing = []
+            for request in losing:
+                request.last_token_ps = sent_ps
         if ended:
             replica.release(ended, updated_ps, sent_ps)
-        if step is not None and step.batch.entries and self.recorder.steps is not None:
+        if self.keeps_steps and step is not None and step.batch.entries:
             step.updated_ps = updated_ps
             replica.log_step(step, ended)
 
-    def begin(self, planned: dict[Request, int], is_paused: bool) -> tuple[Features, list[Request]]:
-        """What a step with prefills computes, and who gets a token that is not a decode's after a decode's.
+    def compute(
+        self, planned: dict[Request, int], is_paused: bool
+    ) -> tuple[Features, list[Request], list[Request], list[Request]]:
+        """Everybody's token of a step with prefills.
 
-        `num_late` is how many of its decodes those are; the device was idle before it if `is_paused`.
+        Returns what it computes, who gets a token that does not come one step after the one before, who is scheduled
+        for the first time, and whose last token it brings. The device was idle before it if `is_paused`: then no token
+        follows another one. `num_regular` says how many do.
         """
-        replica, group = self.replica, self.group
+        now, group, replica = self.gathered, self.group, self.replica
         number = replica.number
-        replica.number = number + 1 + is_paused
-        noted = self.late(NEVER - 1 if is_paused else number)
-        num_late = len(noted)
-        entries = []
-        for request, q in planned.items():
-            computed = request.num_computed_tokens
-            decodes = q == 1 and is_decode(request)
-            entries.append((q, computed - q, decodes))
-            if computed < request.num_tokens:
-                continue
-            if not decodes:
-                noted.append(request)
-            elif is_paused or request.last_step != number:
-                noted.append(request)
-                num_late += 1
-            request.last_step = replica.number
-        self.num_late = num_late
-        return features_of(entries, group.size, group.context), noted
-
-    def late(self, number: int) -> list[Request]:
-        """Members whose last token does not come from step `number`: only the first step after a gathering has any."""
-        return [] if self.gathered.has_stepped else self.gathered.late(number)
-
-    def take_tokens(self, planned: dict[Request, int], start_ps: int) -> list[Request]:
-        """Everybody's token of a step with prefills; returns whose last one that was."""
-        now, group = self.gathered, self.group
-        now.taken = 0
+        replica.number = newest = number + 1 + is_paused
+        noted = [] if now.has_stepped else now.late(NEVER - 1 if is_paused else number)
+        num_decodes, context, num_regular = group.size, group.context, group.size - len(noted)
+        entries, fresh, now.taken = [], [], 0
         ended = group.advance(1)
         if now.partials:
             now.partials[:] = [request for request in now.partials if request not in planned]
         for request, q in planned.items():
+            total = request.num_computed_tokens
+            decodes = q == 1 and is_decode(request)
+            entries.append((q, total - q, decodes))
             if request.scheduled_ps < 0:
-                request.scheduled_ps = start_ps
-                request.num_cached_tokens = request.num_computed_tokens - q
-            if request.num_computed_tokens < request.num_tokens:
+                fresh.append(request)
+                request.num_cached_tokens = total - q
+            if total < request.num_tokens:
                 now.partials.append(request)
                 continue
+            if decodes and request.last_step == number and not is_paused:
+                num_regular += 1
+            else:
+                noted.append(request)
+            request.last_step = newest
             request.num_tokens += 1
             if request.num_tokens - request.num_prompt_tokens < request.max_tokens:
                 group.join(request)
             else:
                 ended = [*ended, request]
-        return sorted(ended, key=lambda request: request.seat) if len(ended) > 1 else ended
+        if len(ended) > 1:
+            ended = sorted(ended, key=lambda request: request.seat)
+        self.num_regular = num_regular
+        return features_of(entries, num_decodes, context), noted, fresh, ended
 
     def close_preemptions(self) -> None:
         """The step that preempted is planned, or there are more tokens for whole prompts: the next one may admit."""
@@ -217,8 +242,10 @@ class Leap:
         """Nobody can be scheduled: take in what is in flight, or wait for an arrival; False where neither is to come."""
         now, replica = self.gathered, self.replica
         if now.newest_ps != NEVER:
-            if self._timed:
-                yield from self._timed.let_go()
+            if self.timed:
+                updated_ps = self.timed.updated_ps(self.device.free_ps)
+                yield from replica.wait_until(updated_ps)
+                self.timed.let_go(updated_ps)
             else:
                 yield from replica.wait_until(self.device.free_ps)
                 self.let_go(replica.now_ps, replica.now_ps)
@@ -229,13 +256,6 @@ class Leap:
             return False
         yield from replica.wait_until(self.inbox.next_ps)
         return True
-
-    def _take_in(self) -> Process:
-        scheduler, replica = self.scheduler, self.replica
-        num_waiting, may_admit = len(scheduler.waiting), scheduler.may_admit
-        yield from replica.take_in()
-        if num_waiting and self.decisions.head_is_stable:
-            scheduler.may_admit = may_admit
 
     def _plan_prefills(self) -> dict[Request, int]:
         """Who is computed beside the decodes: requests in mid-prefill, and new ones if they can be admitted."""
@@ -268,38 +288,43 @@ class Leap:
     def most_steps(self) -> int:
         """How many decode-only steps in a row change nothing, whenever they end; arrivals and blocks are not asked."""
         now = self.gathered
-        if not now.has_stepped or now.preempted:
+        if now.preempted or not now.has_stepped:
             return 1
-        if now.ending and (self.scheduler.waiting or self.inbox.is_limited):
+        if now.ending and (self.scheduler.waiting or self.inbox.is_limited or not self.is_alone):
             return 1
         if now.partials and self.decisions.decides_budget:  # it had nothing for them, and is asked again
             return 1
         return self.group.rounds_left
 
-    def _plan_span(self, start_ps: int) -> list[Request]:
-        """Plan as many decode-only steps as nothing can change; returns whose tokens do not follow one another."""
-        now, group, num_decodes = self.gathered, self.group, self.group.size
-        is_paused = start_ps > self.device.free_ps
-        noted = self.late(NEVER - 1 if is_paused else self.replica.number)
-        self.replica.number += is_paused
-        slope_ps = self.cost.decode_context_ps * num_decodes
-        duration_ps = self.cost.decode_ps(num_decodes) + self.cost.decode_context_ps * group.context
-        num_steps = 1
+    def _plan_span(self, start_ps: int) -> tuple[int, int, int, int]:
+        """As many decode-only steps as nothing can change: their number, the first one's duration, slope, blocks."""
+        now, cost, group, num_decodes = self.gathered, self.cost, self.group, self.group.size
+        slope_ps = cost.decode_context_ps * num_decodes
+        duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
+        num_steps, num_regular = self.most_steps(), num_decodes
         if self.device.noise is not None:
-            duration_ps, slope_ps = self.device.noise.step_ps(duration_ps, has_prefill=False), 0
-        else:
-            num_steps, time_left_ps = self.most_steps(), self.inbox.next_ps - start_ps
-            if num_steps > 1 and span_ps(num_steps, duration_ps, slope_ps) > time_left_ps:
+            num_steps, duration_ps, slope_ps = 1, self.device.noise.step_ps(duration_ps, has_prefill=False), 0
+        elif num_steps > 1:
+            time_left_ps = self.inbox.next_ps - start_ps
+            if span_ps(num_steps, duration_ps, slope_ps) > time_left_ps:
                 before = steps_until(time_left_ps, duration_ps, slope_ps)  # a plan can see the next arrival before
                 num_steps = min(num_steps, before + 1 if self.is_async else max(before, 1))
+        if not now.has_stepped:
+            num_regular -= self._note_late(start_ps, start_ps + duration_ps)
         num_blocks, num_free = group.blocks_for(num_steps), self.kv.free + now.taken
         if num_blocks > num_free:
             num_steps = group.rounds_within(num_steps, num_free)
             num_blocks = group.blocks_for(num_steps)
         self.write_span(
-            (start_ps, num_steps, duration_ps, slope_ps, 0, 0, num_decodes, num_decodes - len(noted), group.context, 0, 0,
-             0, len(self.scheduler.running), self.replica.num_waiting, num_free - num_blocks)
+            (start_ps, num_steps, duration_ps, slope_ps, 0, 0, num_decodes, num_regular, group.context, 0, 0, 0,
+             len(self.scheduler.running), self.num_waiting(), num_free - num_blocks)
         )  # fmt: skip
-        self.num_left, self._num_blocks = num_steps, num_blocks
-        self._duration_ps, self._slope_ps = duration_ps, slope_ps
-        return noted
+        return num_steps, duration_ps, slope_ps, num_blocks
+
+    def _note_late(self, start_ps: int, end_ps: int) -> int:
+        """Members whose token does not come one step after the one before: how many there are."""
+        is_paused = start_ps > self.device.free_ps
+        noted = self.gathered.late(NEVER - 1 if is_paused else self.replica.number)
+        self.replica.number += is_paused
+        self.replica.note_tokens(noted, end_ps, end_ps)
+        return len(noted)

@@ -1,7 +1,8 @@
 """Decode-only steps of one batch in closed form, where host and device take time: who sets the pace, and until when.
 
-With S the begin of a step on the host, P the device's end of the step before, h and o what a launch and an update take,
-and d, d + s, d + 2s, ... what the device takes. Asynchronous, from one step to the next:
+With S the begin of a step on the host, P the device's end of the step before, h and o what a launch and an update take
+(`before_ps`: the update of the step before the first one), and d, d + s, d + 2s, ... what the device takes.
+Asynchronous, from one step to the next:
 
     S' = max(S + h, P) + o,    P' = max(max(P, S + lag) + d, S + h + tail)
 
@@ -18,68 +19,92 @@ from typing import NamedTuple
 from simbatch.sim.engine.spans import span_ps, steps_until
 
 
-class HostPart(NamedTuple):
-    """What a decode-only step of one batch takes beside the device, ps."""
-
-    launch_ps: int
-    update_ps: int
-    lag_ps: int
-    tail_ps: int
-
-
 class Pace(NamedTuple):
-    """`num_steps` steps under one rule; the k-th update is the begin of the (k+1)-th step on the host."""
+    """`num_steps` steps under one rule, and as many updates: update k is the begin of step k + 1 on the host."""
 
     num_steps: int
-    start_ps: int  # the device begins the first one
-    period_ps: int  # from there to the second one's begin, each further period longer by `period_slope_ps`
+    start_ps: int  # the device begins step 0
+    period_ps: int  # from there to the begin of step 1, each further period longer by `period_slope_ps`
     period_slope_ps: int
-    updated_ps: int  # the first update; the next comes `gap_ps` later, each further gap longer by `gap_slope_ps`
+    updated_ps: int  # update 0
+    second_ps: int  # update 1; the next comes `gap_ps` later, each further gap longer by `gap_slope_ps`
     gap_ps: int
     gap_slope_ps: int
-    free_ps: int  # the device is done with the last one
-    waited_ps: int  # the device had nothing to do
+    last_start_ps: int  # the device begins the last step
+    last_updated_ps: int  # the last update
+    free_ps: int  # the device is done with the last step
+    waited_ps: int  # it had nothing to do
 
     def start_of(self, k: int) -> int:
-        """When the device begins step k, from 0."""
+        """When the device begins step k."""
         return self.start_ps + span_ps(k, self.period_ps, self.period_slope_ps)
 
     def updated_of(self, k: int) -> int:
-        """The end of update k, from 0."""
-        return self.updated_ps + span_ps(k, self.gap_ps, self.gap_slope_ps)
+        """The end of update k."""
+        return self.second_ps + span_ps(k - 1, self.gap_ps, self.gap_slope_ps) if k else self.updated_ps
+
+
+# What the host takes of a decode-only step of one batch, ps: launch, update, update before, lag, tail.
+HostPart = tuple[int, int, int, int, int]
 
 
 def device_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, most: int, cut_ps: int) -> Pace | None:
     """Asynchronous steps one after the other on the device; None where it is not the device that sets the pace."""
-    h, o, lag, tail = host
-    first = max(lag, h)
-    if free_ps < schedule_ps + first or d < o + first:
+    h, o, before, lag, tail = host
+    first = lag if lag > h else h
+    longest = o if o > before else before
+    if free_ps < schedule_ps + first or free_ps + d < schedule_ps + h + tail:
         return None
-    if free_ps + d < schedule_ps + h + tail or 2 * d + s < o + h + tail:
+    if d < longest + first or d + d + s < longest + h + tail:
         return None
-    num_steps = min(most, 1 + steps_until(cut_ps - free_ps - o, d, s))
-    return Pace(num_steps, free_ps, d, s, free_ps + o, d, s, free_ps + span_ps(num_steps, d, s), 0)
+    num_more, updated_ps = most - 1, free_ps + before
+    if updated_ps >= cut_ps:
+        num_more = 0
+    last_ps = free_ps + num_more * d + s * (num_more * (num_more - 1) // 2)  # the device begins the last step
+    if last_ps + o >= cut_ps and num_more > 1:
+        num_more = min(num_more, max(steps_until(cut_ps - free_ps - o, d, s), 1))
+        last_ps = free_ps + num_more * d + s * (num_more * (num_more - 1) // 2)
+    free_after_ps, last_updated_ps = last_ps + d + num_more * s, last_ps + o if num_more else updated_ps
+    second_ps, gap_ps = free_ps + d + o, d + s
+    return _new(
+        Pace,
+        (num_more + 1, free_ps, d, s, updated_ps, second_ps, gap_ps, s, last_ps, last_updated_ps, free_after_ps, 0),
+    )
 
 
 def host_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, most: int, cut_ps: int) -> Pace | None:
     """Asynchronous steps whose launches follow one another; None where it is not the host that sets the pace."""
-    h, o, lag, tail = host
-    gap_ps = h + o
-    room_ps = gap_ps + min(lag, h)  # a step must be done that long after its begin, or the next one finds it busy
-    if free_ps > schedule_ps + min(lag, h) or h + tail > room_ps or lag + d > room_ps or gap_ps <= 0:
+    h, o, before, lag, tail = host
+    first = lag if lag < h else h
+    gap_ps, gap_before_ps = h + o, h + before
+    # a step must be done that long after its begin, or the next one finds the device busy
+    room_ps = (gap_ps if gap_ps < gap_before_ps else gap_before_ps) + first
+    if free_ps > schedule_ps + first or h + tail > room_ps or lag + d > room_ps or gap_ps <= 0:
         return None
-    num_steps = min(most, -(-(cut_ps - schedule_ps) // gap_ps))
+    second_ps = schedule_ps + gap_before_ps  # begin of step 1
+    num_steps = 1 if second_ps >= cut_ps else min(most, 1 - (second_ps - cut_ps) // gap_ps)
     if s:
         num_steps = min(num_steps, 2 + (room_ps - lag - d) // s)
-    ends_ps = sum_of_longer(num_steps - 1, lag + d, s, h + tail)
-    waited_ps = schedule_ps + lag - free_ps + (num_steps - 1) * (lag + gap_ps) - ends_ps
-    last_ps = schedule_ps + (num_steps - 1) * gap_ps + max(lag + d + (num_steps - 1) * s, h + tail)
-    return Pace(num_steps, schedule_ps + lag, gap_ps, 0, schedule_ps + gap_ps, gap_ps, 0, last_ps, waited_ps)
+    num_more = num_steps - 1
+    ends_ps = sum_of_longer(num_more, lag + d, s, h + tail)
+    waited_ps = schedule_ps + lag - free_ps
+    if num_more:
+        waited_ps += gap_before_ps + (num_more - 1) * gap_ps + num_more * lag - ends_ps
+    last_ps = second_ps + (num_more - 1) * gap_ps if num_more else schedule_ps  # begin of the last step
+    free_after_ps = last_ps + max(lag + d + num_more * s, h + tail)
+    # the first period is the update's of another batch: rows of one period want it alike
+    if num_more and gap_before_ps != gap_ps:
+        return None
+    return _new(
+        Pace,
+        (num_steps, schedule_ps + lag, gap_ps, 0, second_ps, second_ps + gap_ps, gap_ps, 0, last_ps + lag,
+         second_ps + num_more * gap_ps, free_after_ps, waited_ps),
+    )  # fmt: skip
 
 
 def synchronous(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, most: int, cut_ps: int) -> Pace:
     """Steps of which each begins when the one before is taken in."""
-    h, o, lag, tail = host
+    h, o, _, lag, tail = host
     launch_ps = h + max(tail, 0)
     if lag + d > launch_ps:  # the device's time decides, now and later
         gap_ps, slope_ps, num_steps = lag + d + o, s, most
@@ -87,13 +112,16 @@ def synchronous(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, 
         gap_ps, slope_ps = launch_ps + o, 0
         num_steps = min(most, 1 + (launch_ps - lag - d) // s) if s else most
     num_steps = min(num_steps, max(steps_until(cut_ps - schedule_ps, gap_ps, slope_ps), 1))
-    begin_ps = schedule_ps + span_ps(num_steps - 1, gap_ps, slope_ps)
-    free_after_ps = begin_ps + max(lag + d + (num_steps - 1) * s, h + tail)
-    ends_ps = sum_of_longer(num_steps - 1, lag + d, s, h + tail)
-    waited_ps = schedule_ps + lag - free_ps + span_ps(num_steps - 1, gap_ps, slope_ps) + (num_steps - 1) * lag - ends_ps
+    num_more = num_steps - 1
+    begin_ps = schedule_ps + span_ps(num_more, gap_ps, slope_ps)  # of the last one
+    free_after_ps = begin_ps + max(lag + d + num_more * s, h + tail)
+    ends_ps = sum_of_longer(num_more, lag + d, s, h + tail)
+    waited_ps = begin_ps + lag - free_ps + num_more * lag - ends_ps
+    updated_ps, second_ps = schedule_ps + gap_ps, schedule_ps + gap_ps + gap_ps + slope_ps
+    gap_next_ps = gap_ps + 2 * slope_ps
     return Pace(
-        num_steps, schedule_ps + lag, gap_ps, slope_ps, schedule_ps + gap_ps, gap_ps + slope_ps, slope_ps,
-        free_after_ps, waited_ps,
+        num_steps, schedule_ps + lag, gap_ps, slope_ps, updated_ps, second_ps, gap_next_ps, slope_ps,
+        begin_ps + lag, begin_ps + gap_ps + num_more * slope_ps, free_after_ps, waited_ps,
     )  # fmt: skip
 
 
@@ -105,3 +133,6 @@ def sum_of_longer(count: int, first: int, slope: int, least: int) -> int:
         return span_ps(count, first, slope)
     num_short = min(count, -(-(least - first) // slope)) if slope else count
     return num_short * least + span_ps(count - num_short, first + num_short * slope, slope)
+
+
+_new = tuple.__new__  # in the engine's loops: a third of what the constructor takes

@@ -34,7 +34,8 @@ class Recorder:
 
     def __init__(self, keep_steps: bool = False, is_timed: bool = False) -> None:
         self.is_timed = is_timed  # host or front end take time, so that tokens come after the device's end
-        self.tokens = array("q")  # rows of `TOKEN_FIELDS`
+        self.token_rows: list[int] = []  # the newest ones, row after row, each with all of `TOKEN_FIELDS`
+        self._tokens = array("q")  # the older ones
         self.queued_ps = array("q")
         self.first_sent_ps = array("q")
         self.finish_sent_ps = array("q")
@@ -62,6 +63,9 @@ class Recorder:
         if len(self.rows) > MAX_UNPACKED:
             self._segments.extend(self.rows)
             self.rows.clear()
+        if len(self.token_rows) > MAX_UNPACKED:
+            self._tokens.extend(self.token_rows)
+            self.token_rows.clear()
 
     def step(self, step: Step, finished: list[Request], free_blocks: int, num_running: int, num_waiting: int) -> None:
         """A step in full; the counts are those after its update."""
@@ -165,6 +169,7 @@ class Recorder:
         """The finished form, as numpy columns."""
         network_ps = config.front_end.network_ps if config.front_end else 0
         self._segments.extend(self.rows)
+        self._tokens.extend(self.token_rows)
         requests = RequestColumns(
             arrival_ps=np.array(self.arrival_ps),
             scheduled_ps=np.array(self.scheduled_ps),
@@ -196,7 +201,7 @@ class Recorder:
             client_overhead_ps=network_ps,
             event_loop_cpu_s=event_loop_cpu_s,
             steps=self.steps,
-            tokens=np.frombuffer(self.tokens, dtype=TOKEN_DTYPE) if self.is_timed else None,
+            tokens=np.frombuffer(self._tokens, dtype=TOKEN_DTYPE) if self.is_timed else None,
             host_wait_ps=host_wait_ps,
             front_end_late_ps=front_end_late_ps,
         )

@@ -72,12 +72,13 @@ class Replica(ShownEngine):
         self.scheduler.on_shed = lambda request, reason: self.door.turn_away(request, reason, self.now_ps)
         if listener is not None:
             self.scheduler.on_preempt = listener.preempted
-        self.door = Door(config, self.decisions, self.scheduler, recorder, left, listener)
         self.host = host or Host(config.host or HostTimes(), config.max_capture_size, host_noise)
-        self.device = Device(cost, noise)
-        self.group = DecodeGroup(config.block_size)
         # whether a step has times on the host or at the front end, so that its tokens come after the device's end
         self.is_timed = host is not None or config.host is not None or self.front_end is not None
+        parts = config, self.decisions, self.scheduler, recorder, left, listener
+        self.door = Door(*parts, self.host, self.is_timed)
+        self.device = Device(cost, noise)
+        self.group = DecodeGroup(config.block_size)
         self.now_ps = 0
         self.number = -1  # of the newest step
         self.sent_ps = 0  # when the newest tokens left the front end, if anything has times
@@ -112,20 +113,15 @@ class Replica(ShownEngine):
     def take_in(self) -> Process:
         """Take in every request that has come, each for its price on the host; others may come meanwhile."""
         while self.inbox.next_ps <= self.now_ps:
-            yield from self.wait_until(self.inbox.take(self.now_ps, self.receive))
+            yield from self.wait_until(self.admit())
         if self.door.backlog:
             self.door.form_batch(self.now_ps)
 
-    def receive(self, request: Request, at_ps: int) -> int:
-        """A request comes to the engine; returns what its admission takes on the host (ps)."""
+    def admit(self) -> int:
+        """Take in who has come by now; returns the clock after that."""
         if self.is_timed and not self.has_work:
-            self._idle_until_ps = at_ps
-        is_in = self.door.add(request, at_ps)
-        self.scheduler.may_admit, self.door.held_until_ps = True, 0
-        if not self.is_timed or not is_in:
-            return 0
-        request.queued_ps = at_ps
-        return self.host.admit_ps(request.num_prompt_tokens)
+            self._idle_until_ps = self.now_ps
+        return self.inbox.take(self.now_ps, self.door.add)
 
     def launch(self, num_requests: int, num_prefills: int, num_tokens: int, work_ps: int) -> tuple[int, int, int]:
         """Give the device a batch now: when the launch has returned, when the device begins, and when it is done.
@@ -134,9 +130,13 @@ class Replica(ShownEngine):
         """
         host, device, schedule_ps = self.host, self.device, self.now_ps
         launched_ps = schedule_ps + host.launch_ps(num_requests, num_prefills, num_tokens)
-        start_ps = max(device.free_ps, schedule_ps + host.lag_ps)
-        self.host_wait_ps += max(start_ps - max(device.free_ps, self._idle_until_ps), 0)
-        device.free_ps = end_ps = max(start_ps + work_ps, launched_ps + host.tail_ps)
+        start_ps = schedule_ps + host.lag_ps
+        if start_ps > device.free_ps:
+            self.host_wait_ps += max(start_ps - max(device.free_ps, self._idle_until_ps), 0)
+        else:
+            start_ps = device.free_ps
+        end_ps, tail_ps = start_ps + work_ps, launched_ps + host.tail_ps
+        device.free_ps = end_ps = end_ps if end_ps > tail_ps else tail_ps
         return launched_ps, start_ps, end_ps
 
     def send(self, updated_ps: int, num_chunks: int, num_decodes: int, num_regular: int) -> int:
@@ -145,7 +145,7 @@ class Replica(ShownEngine):
             return updated_ps
         before_ps = self.sent_ps
         self.sent_ps = updated_ps if self.front_end is None else self.front_end.send(updated_ps, num_chunks)
-        self.recorder.tokens.extend((before_ps, 1, self.sent_ps - before_ps, 0, num_decodes, num_regular))
+        self.recorder.token_rows.extend((before_ps, 1, self.sent_ps - before_ps, 0, num_decodes, num_regular))
         return self.sent_ps
 
     def note_tokens(self, requests: list[Request], updated_ps: int, sent_ps: int) -> None:

@@ -1,12 +1,13 @@
 """A leap's steps where host and front end take time (`leap` has those where only the device does).
 
-The first step of a span is done alone: it takes in the tokens of the step before, of another batch. The others follow
-in closed form, as far as one of device and host sets the pace (`pace`), and one by one where neither does.
+A step is launched, then the one before it is taken in: the tokens of the newest step are written down when the next
+one has been launched. Many decode-only steps are one event as far as one of device and host sets the pace (`pace`);
+where neither does they are done one by one.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from simbatch.sim.cost.features import Features
 from simbatch.sim.engine.decode_group import NOBODY
@@ -27,178 +28,226 @@ class Timed:
     def __init__(self, leap: Leap) -> None:
         self.leap = leap
         self.replica, self.now, self.group = leap.replica, leap.gathered, leap.group
-        self.device, self.host, self.kv = leap.device, leap.replica.host, leap.kv
+        self.device, self.host, self.kv, self.cost = leap.device, leap.replica.host, leap.kv, leap.cost
         self.front_end, self.inbox = leap.replica.front_end, leap.inbox
         self.is_async = leap.is_async
-        self.keeps_steps = leap.recorder.steps is not None
+        self.keeps_steps = leap.keeps_steps
+        # of the steps that `_pace` has found a form for: what host and device take
+        self.part: HostPart = (0, 0, 0, 0, 0)
+        self.duration_ps = self.slope_ps = 0
+        self._never_leaps = self.device.noise is not None
+        self._launch_ps: dict[int, int] = {}  # of so many decodes, if it is not drawn
+        self._update_ps, self._update_per_seq_ps = self.host.times.update_base_ps, self.host.times.update_per_seq_ps
+        self._older_ps = 0  # when the device is done with the step before the one launched last
+        self._kept: Step | None = None  # the step launched last, where steps are kept
 
     def advance(self, planned: dict[Request, int] | None) -> Process:
-        """A step with prefills, or a span of decode-only steps."""
+        """A step with prefills, or decode-only steps."""
+        now, replica, leap = self.now, self.replica, self.leap
         if planned:
-            features, noted = self.leap.begin(planned, False)
-            num_regular = features.num_decodes - self.leap.num_late
-            batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
-            step = self._launched(features, num_regular, noted, batch)
-            yield from self._commit(step, self.leap.take_tokens(planned, step.start_ps))
+            batch = now.batch(planned) if self.keeps_steps else NO_ENTRIES
+            features, noted, fresh, ended = leap.compute(planned, False)
+            launched_ps, start_ps, end_ps = self._launch(features, leap.num_regular, batch)
+            for request in fresh:
+                request.scheduled_ps = start_ps
+        elif after_ps := self._leap():
+            if not leap.is_alone:
+                yield from replica.wait_until(after_ps)
+            replica.now_ps = after_ps
+            if not self.is_async:
+                leap.let_go(after_ps, replica.sent_ps)
             return
-        num_left = self._num_steps() - 1
-        yield from self._single()
-        while num_left and self._goes_on():
-            stretch = self._stretch(num_left)
-            if stretch is None:
-                num_left -= 1
-                yield from self._single()
-            else:
-                num_left -= stretch.pace.num_steps
-                yield from self._leap(stretch)
-
-    def let_go(self) -> Process:
-        """Take in the tokens of the newest step, when the device is done."""
-        step, replica = self.now.step, self.replica
-        assert step is not None
-        if not step.features.num_requests:
-            self.leap.let_go(replica.now_ps, replica.sent_ps)
-            return
-        updated_ps = max(replica.now_ps, step.end_ps) + self.host.update_ps(step.features.num_requests)
-        yield from replica.wait_until(updated_ps)
-        num_chunks = step.num_regular + len(step.noted)
-        sent_ps = replica.send(updated_ps, num_chunks, step.features.num_decodes, step.num_regular)
-        self.leap.let_go(updated_ps, sent_ps)
-
-    def _launched(self, features: Features, num_regular: int, noted: list[Request], batch: Batch) -> Step:
-        replica, schedule_ps = self.replica, self.replica.now_ps
-        work_ps = self.device.work_ps(features)
-        times = replica.launch(features.num_requests, features.num_prefills, features.num_tokens, work_ps)
-        replica.log_batch(times[1], work_ps, features, num_regular)
-        return Step(batch, schedule_ps, *times, features, replica.number, num_regular, noted)
-
-    def _commit(self, step: Step, ended: list[Request]) -> Process:
-        """A step has been launched: the older one is taken in, or itself if there is to be one at a time."""
-        now = self.now
-        yield from self.replica.wait_until(step.launched_ps)
+        else:
+            group = self.group
+            noted = NOBODY if now.has_stepped else now.late(replica.number)
+            self.kv.take(group.blocks_next - now.taken)
+            now.taken = 0
+            replica.number += 1
+            batch = now.batch({}) if self.keeps_steps else NO_ENTRIES
+            leap.num_regular = group.size - len(noted)
+            features = _new(Features, (group.size, group.context, 0, 0, 0, 0))
+            launched_ps, start_ps, end_ps = self._launch(features, leap.num_regular, batch)
+            ended = group.advance(1)
+        if not leap.is_alone:
+            yield from replica.wait_until(launched_ps)
+        replica.now_ps = launched_ps
         now.has_stepped = True
-        if now.preempted or (ended and self.leap.refuses_chunks):
-            self.leap.close_preemptions()
+        if now.preempted or (ended and leap.refuses_chunks):
+            leap.close_preemptions()
         if self.is_async and now.newest_ps != NEVER:
-            yield from self.let_go()
-        now.newest_ps, now.ending, now.noted, now.step = step.start_ps, ended, step.noted, step
+            updated_ps = self.updated_ps(self._older_ps)
+            if not leap.is_alone:
+                yield from replica.wait_until(updated_ps)
+            replica.now_ps = updated_ps
+            self._let_go(updated_ps)
+        now.newest_ps, now.ending, now.noted, now.step = start_ps, ended, noted, self._kept
+        now.features, now.num_regular = features, leap.num_regular
         if not self.is_async:
-            yield from self.let_go()
+            updated_ps = self.updated_ps(end_ps)
+            if not leap.is_alone:
+                yield from replica.wait_until(updated_ps)
+            self.let_go(updated_ps)
 
-    def _num_steps(self) -> int:
-        """How many steps in a row change nothing and have their blocks, whenever arrivals come."""
-        group = self.group
-        if self.device.noise is not None or self.host.draws_for(group.size):
-            return 1
-        num_steps, num_free = self.leap.most_steps(), self.kv.free + self.now.taken
-        return num_steps if group.blocks_for(num_steps) <= num_free else group.rounds_within(num_steps, num_free)
+    def updated_ps(self, end_ps: int) -> int:
+        """When the newest step's tokens exist, with which the device is done at `end_ps`."""
+        features, now_ps = self.now.features, self.replica.now_ps
+        if not (num_requests := features[0] + features[5]):
+            return now_ps
+        return (end_ps if end_ps > now_ps else now_ps) + self._update_ps + self._update_per_seq_ps * num_requests
 
-    def _single(self) -> Process:
-        """One decode-only step."""
-        replica, group, now = self.replica, self.group, self.now
-        noted = self.leap.late(replica.number)
-        features = Features(group.size, group.context, 0, 0, 0, 0)
-        self.kv.take(group.blocks_next - now.taken)
-        now.taken = 0
-        replica.number += 1
-        batch = now.batch({}) if self.keeps_steps else NO_ENTRIES
-        step = self._launched(features, group.size - len(noted), noted, batch)
-        yield from self._commit(step, group.advance(1))
+    def let_go(self, updated_ps: int) -> None:
+        """Take in the tokens of the newest step, which exist now."""
+        self.replica.now_ps = updated_ps
+        self._let_go(updated_ps)
+        self.now.newest_ps = NEVER
 
-    def _goes_on(self) -> bool:
-        """Whether nobody has come; who has been sent meanwhile is on the way through the front end."""
-        if self.front_end is not None and self.inbox.next_ps <= self.replica.now_ps:
-            self.front_end.look(self.replica.now_ps)
-        return self.inbox.next_ps > self.replica.now_ps
+    def _let_go(self, updated_ps: int) -> None:
+        now = self.now
+        features, num_regular, noted = now.features, now.num_regular, now.noted
+        sent_ps = updated_ps
+        if features[0] + features[5]:
+            sent_ps = self.replica.send(updated_ps, num_regular + len(noted), features[0], num_regular)
+        if now.ending or noted or now.losing or self.keeps_steps:
+            self.leap.let_go(updated_ps, sent_ps)
 
-    def _stretch(self, most: int) -> Stretch | None:
-        """The next steps in closed form, if there are several; the step before must have been of the same batch."""
-        replica, group, step, cost = self.replica, self.group, self.now.step, self.device.cost
-        num_decodes = group.size
-        if self.is_async and (step is None or step.noted or step.num_regular != num_decodes):
-            return None
-        slope_ps = cost.decode_context_ps * num_decodes
-        duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
-        launch_ps, update_ps = self.host.launch_ps(num_decodes, 0, num_decodes), self.host.update_ps(num_decodes)
-        host = HostPart(launch_ps, update_ps, self.host.lag_ps, self.host.tail_ps)
-        state = (replica.now_ps, self.device.free_ps, duration_ps, slope_ps, host, most, self.inbox.next_ps)
-        pace = (device_paced(*state) or host_paced(*state)) if self.is_async else synchronous(*state)
-        if pace is None or pace.num_steps < 2:
-            return None
-        if self.front_end and not self.front_end.keeps_up(pace.updated_ps, pace.gap_ps, num_decodes):
-            return None
-        return Stretch(pace, replica.now_ps, num_decodes, group.context, duration_ps, slope_ps, host)
+    def _launch(self, features: Features, num_regular: int, batch: Batch) -> tuple[int, int, int]:
+        """Give the device a step: when its launch has returned, when the device begins, and when it is done."""
+        replica, leap, schedule_ps = self.replica, self.leap, self.replica.now_ps
+        self._older_ps = self.device.free_ps
+        num_decodes, _, tokens, _, _, num_prefills = features
+        work_ps = self.device.work_ps(features)
+        times = replica.launch(num_decodes + num_prefills, num_prefills, num_decodes + tokens, work_ps)
+        leap.log_batch(times[1], work_ps, features)
+        if self.keeps_steps:
+            self._kept = Step(batch, schedule_ps, *times, features, replica.number, num_regular, NOBODY)
+        return times
 
-    def _leap(self, stretch: Stretch) -> Process:
-        """Many steps at once: each update takes in a step of this batch."""
-        replica, now, pace = self.replica, self.now, stretch.pace
-        num_steps, num_decodes = pace.num_steps, stretch.num_decodes
-        ended = self._walk(stretch) if self.keeps_steps else self._skip(num_steps)
-        self.leap.write_span(
-            (pace.start_ps, num_steps, stretch.duration_ps, stretch.slope_ps, pace.period_ps, pace.period_slope_ps,
-             num_decodes, num_decodes, stretch.context, 0, 0, 0,
-             len(replica.scheduler.running), replica.num_waiting, self.kv.free)
+    def _leap(self) -> int:
+        """Many decode-only steps at once, if they have a closed form; returns the clock after them, 0 where not.
+
+        The first update takes in the newest step, each other one a step of this batch.
+        """
+        now, group, leap = self.now, self.group, self.leap
+        if self._never_leaps or not now.has_stepped or (self.is_async and now.newest_ps == NEVER):
+            return 0
+        most = leap.most_steps()
+        if most < 2 or self.host.draws_for(group.size):
+            return 0
+        has_news = now.ending or now.noted or now.losing or self.keeps_steps
+        if has_news and not leap.is_alone:  # who waits for what they free must not see it before its time
+            return 0
+        num_free = self.kv.free + now.taken
+        pace = self._pace(group.rounds_within(most, num_free))
+        if pace is None:
+            return 0
+        replica, num_steps, num_decodes, context = self.replica, pace[0], group.size, group.context
+        schedule_ps = replica.now_ps
+        num_blocks = group.blocks_for(num_steps)
+        leap.write_span(
+            (pace[1], num_steps, self.duration_ps, self.slope_ps, pace[2], pace[3], num_decodes, num_decodes, context,
+             0, 0, 0, len(leap.scheduler.running), leap.num_waiting(), num_free - num_blocks)
         )  # fmt: skip
+        if self.is_async:
+            if has_news:  # what they give back is handed out from the second step on
+                self.kv.take(group.blocks_next - now.taken)
+                now.taken = group.blocks_next
+                replica.now_ps, group.ahead = pace[4], (1, 1)
+            self._let_go(pace[4])
+            group.ahead = 0, 0
+        else:
+            replica.send(pace[4], num_decodes, num_decodes, num_decodes)
         self._send(pace, num_decodes)
-        replica.host_wait_ps += pace.waited_ps
-        self.device.free_ps = pace.free_ps
-        yield from replica.wait_until(pace.updated_of(num_steps - 1))
-        now.newest_ps, now.ending, now.noted = pace.start_of(num_steps - 1), ended, NOBODY
-        if not self.keeps_steps:
-            now.step = stretch.step(num_steps - 1, replica.number, NO_ENTRIES)
-        if ended and self.leap.refuses_chunks:
-            self.leap.close_preemptions()
-        if not self.is_async:
-            self.leap.let_go(replica.now_ps, replica.sent_ps)
+        if self.keeps_steps:
+            ended = self._walk(pace, num_decodes, context, schedule_ps)
+        else:
+            self.kv.take(num_blocks - now.taken)
+            replica.number += num_steps
+            ended = group.advance(num_steps)
+        now.taken = 0
+        replica.host_wait_ps += pace[11]
+        self.device.free_ps = pace[10]
+        now.newest_ps, now.ending, now.noted = pace[8], ended, NOBODY
+        now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0)), num_decodes
+        if ended and leap.refuses_chunks:
+            leap.close_preemptions()
+        return pace[9]
 
-    def _skip(self, num_steps: int) -> list[Request]:
-        """Blocks and tokens of so many steps; returns whose last tokens the last one brings."""
-        self.kv.take(self.group.blocks_for(num_steps))
-        self.replica.number += num_steps
-        return self.group.advance(num_steps)
+    def _pace(self, most: int) -> Pace | None:
+        """Who sets the pace of up to `most` steps, and until when; None where they are not several."""
+        cost, num_decodes, features = self.cost, self.group.size, self.now.features
+        self.slope_ps = slope_ps = cost.decode_context_ps * num_decodes
+        self.duration_ps = duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * self.group.context
+        num_before = features[0] + features[5] if self.is_async else num_decodes
+        launch_ps = self._launch_ps.get(num_decodes)
+        if launch_ps is None:
+            launch_ps = self._launch_ps[num_decodes] = self.host.launch_ps(num_decodes, 0, num_decodes)
+        host = self.part = (
+            launch_ps,
+            self._update_ps + self._update_per_seq_ps * num_decodes,
+            self._update_ps + self._update_per_seq_ps * num_before if num_before else 0,
+            self.host.lag_ps,
+            self.host.tail_ps,
+        )
+        now_ps, free_ps, cut_ps = self.replica.now_ps, self.device.free_ps, self.inbox.next_ps
+        if self.is_async:
+            pace = device_paced(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+            if pace is None:
+                pace = host_paced(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+        else:
+            pace = synchronous(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+        if pace is None or pace[0] < 2 or not (self.front_end is None or self._keeps_up(pace)):
+            return None
+        return pace
 
-    def _walk(self, stretch: Stretch) -> list[Request]:
-        """The same one by one, each step kept in full."""
-        now, ended = self.now, NOBODY
-        for k in range(stretch.pace.num_steps):
-            self.kv.take(self.group.blocks_next)
-            self.replica.number += 1
-            older, now.step = now.step, stretch.step(k, self.replica.number, now.batch({}))
-            ended = self.group.advance(1)
-            done = older if self.is_async else now.step
-            if done is not None and (self.is_async or k < stretch.pace.num_steps - 1):
-                done.updated_ps = stretch.pace.updated_of(k)
-                self.replica.log_step(done, [])
-        return ended
+    def _keeps_up(self, pace: Pace) -> bool:
+        """Whether the front end has always sent a step's chunks when those of the next one come."""
+        front_end, now, num_decodes = self.front_end, self.now, self.group.size
+        assert front_end is not None
+        num_first = now.num_regular + len(now.noted) if self.is_async else num_decodes
+        sent_ps = max(front_end.sent_ps, pace.updated_ps) + front_end.work_ps(num_first)
+        gap_ps = pace.gap_ps if pace.num_steps > 2 else pace.second_ps - pace.updated_ps
+        return sent_ps <= pace.second_ps and front_end.work_ps(num_decodes) <= gap_ps
 
     def _send(self, pace: Pace, num_decodes: int) -> None:
-        """The tokens that come with these updates leave; the front end keeps up with them."""
-        replica, num_more = self.replica, pace.num_steps - 1
-        replica.send(pace.updated_ps, num_decodes, num_decodes, num_decodes)
-        row = (replica.sent_ps, num_more, pace.gap_ps, pace.gap_slope_ps, num_decodes, num_decodes)
-        self.leap.recorder.tokens.extend(row)
-        replica.sent_ps = last_ps = pace.updated_of(num_more)
-        if self.front_end is not None:
-            gap_ps = pace.gap_ps + (num_more - 1) * pace.gap_slope_ps
-            self.front_end.send_alike(last_ps, gap_ps, gap_ps - pace.gap_slope_ps, num_more, num_decodes)
-            replica.sent_ps = self.front_end.sent_ps
+        """The tokens of all updates but the first leave; the front end keeps up with them."""
+        replica, front_end = self.replica, self.front_end
+        num_steps, _, _, _, updated_ps, second_ps, gap_ps, slope_ps, _, last_ps, _, _ = pace
+        num_more, before_ps = num_steps - 1, replica.sent_ps
+        work_ps = front_end.work_ps(num_decodes) if front_end is not None else 0
+        first_ps = second_ps + work_ps - before_ps
+        rows = self.leap.recorder.token_rows
+        if first_ps == gap_ps - slope_ps:
+            rows.extend((before_ps, num_more, first_ps, slope_ps, num_decodes, num_decodes))
+        else:
+            rows.extend((before_ps, 1, first_ps, 0, num_decodes, num_decodes))
+            if num_more > 1:
+                rows.extend((before_ps + first_ps, num_more - 1, gap_ps, slope_ps, num_decodes, num_decodes))
+        replica.sent_ps = last_ps + work_ps
+        if front_end is not None:
+            last_gap_ps = gap_ps + (num_more - 2) * slope_ps if num_more > 1 else second_ps - updated_ps
+            gap_before_ps = last_gap_ps - slope_ps if num_more > 2 else second_ps - updated_ps
+            front_end.send_alike(last_ps, last_gap_ps, gap_before_ps, num_more, num_decodes)
+
+    def _walk(self, pace: Pace, num_decodes: int, context: int, schedule_ps: int) -> list[Request]:
+        """The steps one by one, each kept in full; returns whose last tokens the last one brings."""
+        now, ended, number = self.now, NOBODY, self.replica.number
+        launch_ps, tail_ps = self.part[0], self.part[4]
+        for k in range(pace.num_steps):
+            self.kv.take(self.group.blocks_next - now.taken)
+            now.taken = 0
+            batch, start_ps = now.batch({}), pace.start_of(k)
+            end_ps = max(start_ps + self.duration_ps + k * self.slope_ps, schedule_ps + launch_ps + tail_ps)
+            features = Features(num_decodes, context + k * num_decodes, 0, 0, 0, 0)
+            times = schedule_ps, schedule_ps + launch_ps, start_ps, end_ps
+            older, now.step = now.step, Step(batch, *times, features, number + k + 1, num_decodes, NOBODY)
+            ended = self.group.advance(1)
+            schedule_ps = pace.updated_of(k)
+            done = older if self.is_async else now.step
+            if done is not None and done.batch.entries and (self.is_async or k < pace.num_steps - 1):
+                done.updated_ps = schedule_ps
+                self.replica.log_step(done, [])
+        self.replica.number += pace.num_steps
+        return ended
 
 
-class Stretch(NamedTuple):
-    """Decode-only steps of one batch under one rule."""
-
-    pace: Pace
-    schedule_ps: int  # of the first
-    num_decodes: int
-    context: int  # before the first
-    duration_ps: int
-    slope_ps: int
-    host: HostPart
-
-    def step(self, k: int, number: int, batch: Batch) -> Step:
-        """Step k, from 0."""
-        schedule_ps = self.pace.updated_of(k - 1) if k else self.schedule_ps
-        launched_ps, start_ps = schedule_ps + self.host.launch_ps, self.pace.start_of(k)
-        end_ps = max(start_ps + self.duration_ps + k * self.slope_ps, launched_ps + self.host.tail_ps)
-        features = Features(self.num_decodes, self.context + k * self.num_decodes, 0, 0, 0, 0)
-        return Step(batch, schedule_ps, launched_ps, start_ps, end_ps, features, number, self.num_decodes)
+_new = tuple.__new__  # in the engine's loops: a third of what the constructor takes

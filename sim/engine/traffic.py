@@ -65,7 +65,7 @@ class Traffic:
         """Hand over the next request."""
         add(self._pop(self.next_ps))
 
-    def left(self, at_ps: int) -> None:
+    def left(self, request: Request, at_ps: int) -> None:
         """A request has left the system, as its client sees it."""
         self.num_gone += 1
         if self._slots is not None:

@@ -86,8 +86,11 @@ class Comparison:
         lines = [title, "", *table, ""]
         if not self.same_arrivals:
             lines.append("NOTE: the candidates did not get the same requests at the same times.")
-        for label, result in self.results.items():
-            lines += [f"WARNING: {label}: {warning}" for warning in result.summary["simbatch"]["warnings"]]
+        warnings = {label: result.summary["simbatch"]["warnings"] for label, result in self.results.items()}
+        of_all = [warning for warning in next(iter(warnings.values())) if all(warning in w for w in warnings.values())]
+        for label, own in warnings.items():
+            lines += [f"WARNING: {label}: {warning}" for warning in own if warning not in of_all]
+        lines += [f"WARNING: {warning}" for warning in of_all]
         return "\n".join(line.rstrip() for line in lines)
 
     def as_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ LATENCY_HEADERS = {
 }
 GROUP_LATENCIES = tuple((name, statistic) for name in ("ttft", "tpot", "e2el") for statistic in ("mean", "p99"))
 MAX_NAME = 20
+MAX_LISTED = 8  # of a list; of a longer one the first and the last
 
 
 def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
@@ -194,6 +195,8 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     error = profile["error"] or ("not stated" if profile["source"] else "none (step times as written)")
     estimate = " (an estimate)" if profile["is_estimate"] else ""
     yield f"Profile: {profile['name']}{estimate}; error: {error}"
+    if profile["host"] is not None:
+        yield f"Host and front end: of {profile['host']}"
     if profile["share_of_steps_in_range"] is not None:
         yield f"Steps inside the profile's measured range: {percent(profile['share_of_steps_in_range'])}"
     resolved = [key for key in engine if key in ours["engine_defaults"]]
@@ -224,6 +227,9 @@ def _plain(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        shown = value if len(value) <= MAX_LISTED else [*value[:4], "...", value[-1]]
+        return " ".join(map(str, shown)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

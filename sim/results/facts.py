@@ -29,12 +29,14 @@ class RunFacts:
 
     `scenario`: the resolved scenario, as it goes to `scenario.yaml`. `policy`: the registry's name or
     `package.module:Class`, with every parameter resolved in `policy_params`. `engine`: the resolved engine settings as
-    in the scenario; `engine_defaults`: which of its keys the user did not write. `profile_error`: one line for people
-    (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown. `share_in_range`: the share of steps inside the
-    profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out by
-    `on_empty: skip`. `class_names`: names of the integer priorities that have one; the others go by their number.
-    `has_host`, `has_front_end`: whether the engine's thread, or the server's processes, take time in this run.
-    `max_capture_size`: requests, or tokens, of the largest CUDA graph; 0 without graphs.
+    in the scenario; `engine_defaults`: which of its keys the user did not write; `without_effect`: which of them the
+    user wrote although the profile has no figures for them. `host_profile`: whose host and front end were taken, where
+    that is another profile. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when
+    unknown; `profile_lacks_host_times`: its steps hold the GPU's part alone. `share_in_range`: the share of steps
+    inside the profile's measured range, None when nothing was measured
+    (inline). `skipped`: trace rows left out by `on_empty: skip`. `class_names`: names of the integer priorities that
+    have one; the others go by their number. `has_host`, `has_front_end`: whether the engine's thread, or the server's
+    processes, take time in this run; `max_capture_size`: requests, or tokens, of the largest CUDA graph, 0 without any.
     """
 
     scenario_name: str
@@ -45,10 +47,13 @@ class RunFacts:
     seed: int = 0
     engine: Mapping[str, Any] = field(default_factory=dict)
     engine_defaults: tuple[str, ...] = ()
+    without_effect: tuple[str, ...] = ()
     profile: str
     profile_source: str | None = None
+    host_profile: str | None = None
     profile_error: str | None = None
     profile_is_estimate: bool = False
+    profile_lacks_host_times: bool = False
     share_in_range: float | None = None
     skipped: int = 0
     has_host: bool = False

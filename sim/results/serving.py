@@ -75,6 +75,7 @@ def _setting(facts: RunFacts) -> dict[str, Any]:
         "profile": {
             "name": facts.profile,
             "source": facts.profile_source,
+            "host": facts.host_profile,
             "error": facts.profile_error,
             "is_estimate": facts.profile_is_estimate,
             "share_of_steps_in_range": facts.share_in_range,

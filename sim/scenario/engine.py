@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
+Limit = Annotated[int, Field(ge=0, le=2**40)]
+MAX_SIZES = 4096  # of CUDA graphs; vLLM's own list has 51
+OURS = ("batching", "step_noise", "front_end", "host_noise")  # no flags of vLLM's
 
 
 class Section(BaseModel):
@@ -67,3 +70,24 @@ class EngineSettings(Section):
         default="continuous", description="ours: admit at every step, or run whole batches as generate() does"
     )
     step_noise: bool = Field(default=False, description="ours: draw step times from the profile's noise")
+    cudagraph_capture_sizes: Annotated[list[Count], Field(max_length=MAX_SIZES)] | None = Field(
+        default=None, description="tokens of the CUDA graphs; default: 1, 2, 4, 8, 16, ... up to the largest"
+    )
+    max_cudagraph_capture_size: Annotated[int, Field(ge=0, le=2**31)] | None = Field(
+        default=None,
+        description="tokens of the largest CUDA graph; default: 2 * max_num_seqs, at most 512 (B200: 1,024)",
+    )
+    enforce_eager: bool = Field(default=False, description="launch every step without CUDA graphs")
+    api_server_count: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=1, description="processes that take requests in and send tokens out"
+    )
+    max_num_queued_reqs: Limit | None = Field(
+        default=None, description="refuse requests (503) while so many are waiting or running"
+    )
+    max_num_queued_tokens: Limit | None = Field(
+        default=None, description="refuse requests (503) while the prompts in prefill have so many tokens"
+    )
+    front_end: bool = Field(
+        default=True, description="ours: false leaves the server's processes out, as a replay in one process does"
+    )
+    host_noise: bool = Field(default=True, description="ours: draw launch times from the spread of the profile's host")

@@ -14,8 +14,9 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings, Section
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
-from simbatch.sim.scenario.reading.document import KeyPath, read_document
+from simbatch.sim.scenario.reading.document import KeyPath
 from simbatch.sim.scenario.reading.source import Source, Value, plain_data
+from simbatch.sim.scenario.shipped import open_scenario
 from simbatch.sim.scenario.sweep import Sweep
 from simbatch.sim.workload.model import Workload
 
@@ -38,6 +39,13 @@ def _mapping_with_name(value: object) -> object:
         rule = "must be a mapping with a name"
         name = value if _NAME.fullmatch(value) else "fixed"
         raise PydanticCustomError("rule", "{rule}", {"rule": rule, "mend": f"write policy: {{name: {name}}}"})
+    return value
+
+
+def _mapping_with_from(value: object) -> object:
+    if isinstance(value, str):
+        mend = f"write host: {{from: {value if _NAME.fullmatch(value) else 'PROFILE'}}}"
+        raise PydanticCustomError("rule", "must be a mapping that names a profile", {"mend": mend})
     return value
 
 
@@ -69,6 +77,14 @@ class Slo(Section):
     e2el_ms: Milliseconds | None = Field(default=None, description="end-to-end latency, ms")
 
 
+class HostChoice(Section):
+    """Whose host and front end the engine runs with, in place of the profile's own."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    profile: Annotated[str, Field(min_length=1)] = Field(alias="from", description="a profile's name, or a path")
+
+
 class Scenario(Section):
     """Everything that one simulation depends on.
 
@@ -84,6 +100,9 @@ class Scenario(Section):
 
     profile: Annotated[str | dict[str, Any], BeforeValidator(_profile)] = Field(
         description="a shipped profile's name, a path, or step times inline"
+    )
+    host: Annotated[HostChoice, BeforeValidator(_mapping_with_from)] | None = Field(
+        default=None, description="from: the profile whose `host` and `front_end` are taken, not those of `profile`"
     )
     engine: Annotated[EngineSettings, BeforeValidator(_empty_section)] = Field(
         default_factory=EngineSettings, description="vllm serve flags in snake_case"
@@ -111,13 +130,12 @@ class Scenario(Section):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a YAML file; relative paths in it start at its folder.
+        """Read a YAML file, or a scenario that ships by its name; relative paths in a file start at its folder.
 
         Raises UserError with the line and column of everything that must be mended.
         """
-        path = Path(path)
-        document = read_document(path)
-        return cls._from_source(Source(document.name, path.parent, path.stem, document.data, document.places))
+        document, folder = open_scenario(path)
+        return cls._from_source(Source(document.name, folder, Path(path).stem, document.data, document.places))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, folder: str | Path = ".", name: str = "scenario") -> Self:
@@ -142,6 +160,10 @@ class Scenario(Section):
     def with_profile(self, reference: str) -> Self:
         """A copy on another profile."""
         return self._from_source(self._source.override({"profile": reference}, "--profile"))
+
+    def with_host(self, reference: str) -> Self:
+        """A copy with another profile's host and front end."""
+        return self._from_source(self._source.override({"host.from": reference}, "--host"))
 
     @classmethod
     def _from_source(cls, source: Source) -> Self:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from simbatch.policies.base import Policy
-from simbatch.sim.clock import to_ps
-from simbatch.sim.cost.host import FrontEndTimes, HostTimes
-from simbatch.sim.cost.noise import NoiseDraws
+from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
+from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.capture import capture_sizes
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.rules import start_problems
+from simbatch.sim.scenario.rules import idle_keys, start_problems
 from simbatch.sim.scheduler.config import EngineConfig
 
 T = TypeVar("T")
@@ -24,37 +24,89 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Resolved:
-    """A scenario with everything looked up; `defaults` are the keys of `engine` that the user did not write."""
+    """A scenario with everything looked up.
+
+    `profile` has the host and the front end that the engine runs with, whosever they are.
+    """
 
     scenario: Scenario
     profile: Profile
     policy: Policy
     policy_name: str
     engine: EngineConfig
-    defaults: tuple[str, ...]
+    host_profile: str | None = None  # whose host and front end these are, where another profile was named
+
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """The keys of `engine_settings` that the user did not write."""
+        given = _given(self.scenario.engine)
+        return tuple(sorted(name for name in self.engine_settings() if name not in given))
 
     def engine_settings(self) -> dict[str, Any]:
-        """The engine's settings as a scenario says them, all of them; None where a limit is not set."""
+        """The engine's settings as a scenario says them; None where a limit is not set.
+
+        All of them, but those that nobody wrote and that change nothing on this profile.
+        """
         given, engine = self.scenario.engine, self.engine
-        names = [name for name in EngineSettings.model_fields if name != "num_gpu_blocks_override"]
-        settings = {name: getattr(engine if hasattr(engine, name) else given, name) for name in names}
+        left_out = {"num_gpu_blocks_override", *(idle_keys(self.profile) - _given(given))}
+        names = [name for name in EngineSettings.model_fields if name not in left_out]
+        resolved = {name: getattr(engine, name) for name in names if hasattr(engine, name)} | {
+            "cudagraph_capture_sizes": list(self.capture_sizes),
+            "max_cudagraph_capture_size": engine.max_capture_size,
+            "front_end": given.front_end,
+        }
+        settings = {name: resolved.get(name, getattr(given, name)) for name in names}
         if settings["gpu_memory_utilization"] is None and isinstance(self.profile, MeasuredProfile):
             settings["gpu_memory_utilization"] = self.profile.memory.gpu_memory_utilization
         return {**settings, "num_gpu_blocks": engine.num_gpu_blocks}
 
-    def noise(self) -> NoiseDraws | None:
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """The keys of `engine` that the user wrote for nothing, since the profile has no figures for them."""
+        given = self.scenario.engine
+        limits = {"max_num_queued_reqs", "max_num_queued_tokens"}  # these refuse on any profile
+        idle = (idle_keys(self.profile) - limits) & _given(given)
+        default = {name: field.default for name, field in EngineSettings.model_fields.items()}
+        return tuple(sorted(name for name in idle if getattr(given, name) != default[name]))
+
+    @property
+    def capture_sizes(self) -> tuple[int, ...]:
+        """Tokens of the CUDA graphs, rising."""
+        engine, default_max = self.engine, self.profile.default_max_capture_size
+        return capture_sizes(self.scenario.engine, engine.max_num_seqs, engine.max_num_batched_tokens, default_max)
+
+    def cost_model(self) -> CostModel:
+        """How long the device takes for a step, under these settings."""
+        return self.profile.cost_model(self.capture_sizes)
+
+    def noise(self, replica: int = 0) -> NoiseDraws | None:
         """Draws for the step times of one run, seeded as the scenario; None without `engine.step_noise`."""
         noise = self.profile.noise if self.engine.step_noise else None
-        return None if noise is None else noise.draws(self.scenario.seed)
+        return None if noise is None else noise.draws(self.scenario.seed, replica)
+
+    def host_noise(self, replica: int = 0) -> LaunchDraws | None:
+        """The same for the host's launches; None where its profile has no spread, or with `host_noise: false`."""
+        host = self.profile.host if self.scenario.engine.host_noise else None
+        return None if host is None else host.spread.draws(self.scenario.seed, replica)
 
     def dump(self) -> dict[str, Any]:
         """The scenario with nothing left to defaults, as plain data that gives the same run again."""
         engine = {key: value for key, value in self.engine_settings().items() if value is not None}
         blocks = engine.pop("num_gpu_blocks")
+        if engine.keys() >= {"cudagraph_capture_sizes", "max_cudagraph_capture_size"}:  # one of the two says all
+            del engine["cudagraph_capture_sizes" if self._largest_says_all() else "max_cudagraph_capture_size"]
         engine["num_gpu_blocks_override"] = blocks
         policy = {"name": self._policy_anywhere(), **self.policy.parameters()}
         policy = {key: value for key, value in policy.items() if value is not None}
         return self.scenario.dump() | {"engine": engine, "policy": policy}
+
+    def _largest_says_all(self) -> bool:
+        """Whether vLLM makes the same CUDA graphs when told the largest alone."""
+        sizes, engine = self.capture_sizes, self.engine
+        if not sizes:
+            return True
+        of_largest = EngineSettings(max_cudagraph_capture_size=sizes[-1])
+        return sizes == capture_sizes(of_largest, engine.max_num_seqs, engine.max_num_batched_tokens, sizes[-1])
 
     def _policy_anywhere(self) -> str:
         """The policy's name, a file's with its whole path: the scenario is stored in another folder."""
@@ -72,7 +124,7 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
     if isinstance(policy, str):
         scenario, policy = scenario.with_policy(policy), None
     collected: list[Problem] = []
-    profile = _collect(collected, lambda: _load_profile(scenario))
+    profile, host_profile = _load_profiles(scenario, collected)
     chosen = policy or _collect(collected, scenario.build_policy)
     engine = None
     if profile is not None:
@@ -84,7 +136,7 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
     if collected or profile is None or chosen is None or engine is None:
         raise scenario.relocated(UserError(*collected))
     engine = replace(engine, batching=batching)
-    return Resolved(scenario, profile, chosen, name, engine, _defaults(scenario.engine))
+    return Resolved(scenario, profile, chosen, name, engine, host_profile)
 
 
 def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) -> EngineConfig:
@@ -97,6 +149,7 @@ def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) ->
     max_model_len = settings.max_model_len or profile.max_model_len
     max_num_seqs, max_num_batched_tokens = _batch_limits(settings, profile, max_model_len)
     same = {f.name for f in fields(EngineConfig)} & EngineSettings.model_fields.keys()
+    sizes = capture_sizes(settings, max_num_seqs, max_num_batched_tokens, profile.default_max_capture_size)
     config = EngineConfig(
         **{
             **{name: getattr(settings, name) for name in same},
@@ -106,10 +159,9 @@ def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) ->
             "num_gpu_blocks": num_gpu_blocks,
             "block_size": block_size,
             "async_scheduling": profile.is_gpu if settings.async_scheduling is None else settings.async_scheduling,
-            "host": HostTimes(admit_base_ps=to_ps(profile.request_overhead_s)) if profile.request_overhead_s else None,
-            "front_end": FrontEndTimes(network_ps=to_ps(profile.client_overhead_s))
-            if profile.client_overhead_s
-            else None,
+            "host": profile.host_times(),
+            "front_end": profile.front_end_times() if settings.front_end else None,
+            "max_capture_size": sizes[-1] if sizes else 0,
             "seed": seed,
         }
     )
@@ -139,12 +191,10 @@ def _check_noise(settings: EngineSettings, profile: Profile) -> None:
         raise UserError(Problem("engine.step_noise", rule, True, "remove it, or take a profile that has one"))
 
 
-def _defaults(settings: EngineSettings) -> tuple[str, ...]:
-    names = [*(set(EngineSettings.model_fields) - {"num_gpu_blocks_override"}), "num_gpu_blocks"]
+def _given(settings: EngineSettings) -> set[str]:
+    """The keys that the user wrote, as `engine_settings` names them."""
     given = {name for name in settings.model_fields_set if getattr(settings, name) is not None}
-    if "num_gpu_blocks_override" in given:
-        given.add("num_gpu_blocks")
-    return tuple(sorted(set(names) - given))
+    return given | {"num_gpu_blocks"} if "num_gpu_blocks_override" in given else given
 
 
 def _batching(scenario: Scenario, policy: Policy) -> str:
@@ -168,10 +218,31 @@ def _policy_problems(scenario: Scenario, policy: Policy, name: str, batching: st
     return problems
 
 
-def _load_profile(scenario: Scenario) -> Profile:
+def _load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile | None, str | None]:
+    """The profile with the host and front end that the scenario wants, and whose they are if another's."""
     from simbatch.sim.cost.profile import load_profile
 
-    return load_profile(scenario.profile, folder=scenario.folder)
+    profile = _collect(problems, lambda: load_profile(scenario.profile, folder=scenario.folder))
+    if scenario.host is None:
+        return profile, None
+    other = _collect(problems, partial(_load_host, scenario.host.profile, scenario.folder))
+    if profile is None or other is None:
+        return None, None
+    return profile.with_host_of(other), other.name
+
+
+def _load_host(reference: str, folder: Path) -> Profile:
+    from simbatch.sim.cost.profile import load_profile
+
+    try:
+        profile = load_profile(reference, folder=folder)
+    except UserError as error:
+        of_host = (replace(p, place="host.from") if p.place == "profile" else p for p in error.problems)
+        raise UserError(*of_host) from None
+    if not profile.has_host:
+        rule = f"the profile {profile.name} has neither a host nor a front_end section"
+        raise UserError(Problem("host.from", rule, reference, "name one that has, or remove it"))
+    return profile
 
 
 def _collect(problems: list[Problem], get: Callable[[], T]) -> T | None:

@@ -1,11 +1,27 @@
-"""What vLLM refuses at start, with its flags (vllm/config/scheduler.py, v1/core/kv_cache_utils.py)."""
+"""What vLLM refuses at start, with its flags (vllm/config/scheduler.py, v1/core/kv_cache_utils.py); what is idle."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from simbatch.sim.cost.profile import Profile
 from simbatch.sim.errors import Problem
 from simbatch.sim.scheduler.config import EngineConfig
+
+_GRAPH_KEYS = ("cudagraph_capture_sizes", "max_cudagraph_capture_size", "enforce_eager")
+_FRONT_END_KEYS = ("front_end", "api_server_count", "max_num_queued_reqs", "max_num_queued_tokens")
+
+
+def idle_keys(profile: Profile) -> set[str]:
+    """Keys of `engine` whose defaults change nothing on this profile, which does not say what they cost."""
+    keys: set[str] = set()
+    if profile.host is None:
+        keys.add("host_noise")
+        if not profile.step_time.padded:
+            keys.update(_GRAPH_KEYS)
+    if profile.front_end_times() is None:
+        keys.update(_FRONT_END_KEYS)
+    return keys
 
 
 def start_problems(config: EngineConfig) -> Iterator[Problem]:

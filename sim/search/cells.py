@@ -127,15 +127,16 @@ class _Fingerprints:
 
     def of(self, resolved: Resolved, data: dict[str, Any]) -> str:
         """Of everything but the seed."""
-        content = {**self._by_content(data), "profile": self._profile(resolved, data["profile"]), "seed": None}
+        content = {**self._by_content(data), "profile": self._profile(resolved, data), "host": None, "seed": None}
         kind = type(resolved.policy)
         source = None if kind.__module__.startswith("simbatch.policies.") else _source_of(kind)
         if source is not None:
             content["policy"] = {**content["policy"], "name": kind.__qualname__, "source": self._file(source)}
         return _digest(json.dumps([self._version, content], sort_keys=True).encode())
 
-    def _profile(self, resolved: Resolved, reference: Any) -> str:
-        name = json.dumps(reference)
+    def _profile(self, resolved: Resolved, data: dict[str, Any]) -> str:
+        """Of the profile with its host, whosever that is."""
+        name = json.dumps([data["profile"], data.get("host")])
         if name not in self._profiles:
             self._profiles[name] = _digest(resolved.profile.model_dump_json().encode())
         return self._profiles[name]

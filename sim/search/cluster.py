@@ -58,7 +58,7 @@ def _connected(address: str) -> tuple[Any, Any]:
         from distributed import Client, as_completed
     except ImportError:
         rule = "needs Dask, which is not installed"
-        raise UserError(Problem(PLACE, rule, address, "pip install 'simbatch[cluster]'")) from None
+        raise UserError(Problem(PLACE, rule, address, "pip install 'dask[distributed]'")) from None
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is one line here, not 40
     make: Any = Client  # it has no types
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.cost.trust import NO_HOST_TIMES, NO_REAL_RUN, lacks_host_times
 from simbatch.sim.results.console import number, percent, table
 from simbatch.sim.search.recommend import CLOSE, ENOUGH, NUM_SEEDS, TOKENS_GAIN, Choice, Recommendation, Trial
 from simbatch.sim.search.recommend_cases import GB, GOODPUT, LARGE_GB, SMALL_GB
@@ -62,14 +64,26 @@ def all_notes(found: Recommendation) -> list[str]:
     if profile.is_estimate:
         lines.append(f"The profile {profile.name} is an estimate: nobody measured this model on this GPU.")
     elif profile.error is not None:
-        mixed, decode = profile.error.mixed, profile.error.decode
-        shares = [percent(part.mape) for part in (decode, mixed) if part.num_steps]
-        lines.append(f"The profile's step times are off by {' (decode) and '.join(shares)} (mixed) on average.")
+        lines.append(error_note(profile))
+    if lacks_host_times(profile):
+        lines.append(NO_HOST_TIMES)
     inside = found.trials[found.chosen].mean("simbatch", "profile", "share_of_steps_in_range")
     if inside is not None and inside < 0.99:
         lines.append(f"Only {percent(inside)} of the steps are inside what the profile measured.")
     lines.append("The traffic is an assumption: put yours into scenario.yaml and run `simbatch tune` on it.")
     return lines
+
+
+def error_note(profile: MeasuredProfile) -> str:
+    """How far step times are off, from what, and what real runs say."""
+    error = profile.error
+    assert error is not None
+    named = ((error.decode, "decode"), (error.mixed, "mixed"))
+    shares = " and ".join(f"{percent(part.mape)} ({name})" for part, name in named if part.num_steps)
+    if error.against == "steps":
+        return f"The profile's step times are off by {shares} on average."
+    end = profile.real_runs.summary() if profile.real_runs else NO_REAL_RUN
+    return f"The profile's fit is off by {shares} on average from steps composed of tables; {end}."
 
 
 def _head(found: Recommendation) -> Iterator[str]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.scenario.engine import OURS
 from simbatch.sim.search.tune_space import Settings
 
-OURS = ("batching", "step_noise")  # of `engine`, and no flags of vLLM's
 QUANTIZATION_FLAGS = ("awq", "gptq", "fp8")  # checkpoints in the other quantisations say it themselves
 
 
@@ -71,6 +71,8 @@ def _vllm_flag(name: str, value: Any) -> str:
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
+    if isinstance(value, list):
+        return " ".join([f"--{flag}", *map(str, value)])
     return f"--{flag} {value}"
 
 

@@ -1,4 +1,4 @@
-"""The command line: `simbatch run`, `compare`, `explain`, `trace`, `profiles`, `policies`, `schema`.
+"""The command line: `simbatch run`, `compare`, `explain`, `trace`, `scenarios`, `profiles`, `policies`, `schema`.
 
 A subcommand's module is imported when it is used, and none to show the list of them.
 """
@@ -27,6 +27,7 @@ _COMMANDS = {
     "profile": ("simbatch.cli.profile:profile", "Measure a model on this machine's GPU through vLLM."),
     "fit": ("simbatch.cli.fit:fit", "Fit a profile from measured steps."),
     "validate": ("simbatch.cli.validate:validate", "Put a real run beside its simulation."),
+    "scenarios": ("simbatch.cli.scenarios:scenarios", "List and copy the scenarios that ship."),
     "profiles": ("simbatch.cli.profiles:profiles", "List, show and import GPU profiles."),
     "policies": ("simbatch.cli.policies:policies", "List the batching policies and their parameters."),
     "schema": ("simbatch.cli.schema:schema", "Print the JSON Schema of scenario files."),
@@ -75,7 +76,7 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Find the batch size, scheduler settings and policy for a model on a GPU, and see what users will feel.
 
-    Start with: simbatch run scenarios/bursty.yaml
+    Start with: simbatch run bursty
     """
 
 

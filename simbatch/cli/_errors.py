@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import click
 
@@ -25,7 +26,10 @@ def exit_code_of(command: Callable[[], object]) -> int:
         for problem in error.problems:
             _say(f"error: {problem}")
         return USER_ERROR
-    except SystemExit as end:  # a policy's file may say sys.exit()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich's answer to a reader who left: stdout leads nowhere now
+            return BROKEN_PIPE
+        # a policy's file may say sys.exit()
         _say(f"error: the policy ended the program by sys.exit({end.code!r}); remove that call from its file")
         return USER_ERROR
     except click.exceptions.Exit as end:  # after --help and --version
@@ -55,4 +59,5 @@ def _of_file(error: OSError) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    with suppress(BrokenPipeError):  # 2>&1 | head
+        print(line, file=sys.stderr)

@@ -46,9 +46,14 @@ def policy_option(command: Command) -> Command:
 
 
 def load_scenario(
-    file: Path, assignments: tuple[str, ...], seed: int | None, policy: str | None = None, profile: str | None = None
+    file: Path,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    policy: str | None = None,
+    profile: str | None = None,
+    host: str | None = None,
 ) -> Scenario:
-    """The scenario of `file` with what the flags change: first --policy and --profile, then --set, then --seed."""
+    """The scenario of `file` with what the flags change: first --policy, --profile, --host, then --set, then --seed."""
     from simbatch.sim.scenario import Scenario, parse_overrides
 
     values = parse_overrides(assignments)
@@ -57,6 +62,8 @@ def load_scenario(
         scenario = scenario.with_policy(policy)
     if profile is not None:
         scenario = scenario.with_profile(profile)
+    if host is not None:
+        scenario = scenario.with_host(host)
     if values:
         scenario = scenario.override(values, origin="--set")
     return scenario if seed is None else scenario.override({"seed": seed}, origin="--seed")

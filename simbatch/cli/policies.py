@@ -13,7 +13,7 @@ from simbatch.sim.errors import Problem, UserError
 
 @click.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print docs/policies.md.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print a page of them in Markdown.")
 @click.pass_context
 def policies(context: click.Context, as_json: bool, as_markdown: bool) -> None:
     """List the batching policies, their parameters with defaults, and the disciplines they support.

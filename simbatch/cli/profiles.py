@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from simbatch.cli._profile_import import estimate, import_profile
+from simbatch.sim.cost.error import span
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,8 +32,9 @@ def profiles() -> None:
 def list_profiles(as_json: bool) -> None:
     """List the profiles that ship.
 
-    ~ marks a number of KV blocks that was estimated; the errors are mean absolute ones, held out; batch (sequences) and
-    chunk (tokens) are the largest that were measured.
+    ~ marks a number of KV blocks that was estimated. decode, prefill and mixed are the fit's mean absolute errors, held
+    out; TTFT error is what real runs say of the simulation, where there are any. batch (sequences) and chunk (tokens)
+    are the largest that were measured.
     """
     from simbatch.sim.cost.load import shipped_names
     from simbatch.sim.cost.profile import load_profile
@@ -67,7 +70,7 @@ def show(name: str, as_json: bool, plot: Path | None) -> None:
         click.echo(profile_json(profile), nl=False)
         return
     for key, value in _facts(profile).items():
-        click.echo(f"{key:<24}{value}")
+        click.echo(f"{key:<23} {value}")
 
 
 profiles.add_command(import_profile)
@@ -99,16 +102,39 @@ def _facts(profile: Profile) -> dict[str, object]:
             "licence": profile.licence,
             "command": profile.command,
         }
-    facts |= {"max_model_len": profile.max_model_len, "step_time": profile.step_time.form}
+    facts |= {"max_model_len": profile.max_model_len, "step_time": _form(profile)}
     if (error := profile.fit_error) is not None:
         facts |= {f"error {key}": error_text(getattr(error, key)) for key in ("decode", "prefill", "mixed")}
         facts["error design"] = error.design
+    if isinstance(profile, MeasuredProfile):
+        runs = profile.compared
+        facts["real runs"] = "none" if runs is None else runs.summary().removeprefix("real runs: ")
     if (measured := profile.measured) is not None:
         for regime, bounds in measured.model_dump().items():
             facts[f"range {regime}"] = ", ".join(f"{key} {low}-{high}" for key, (low, high) in bounds.items())
+    for key in ("host", "front_end"):
+        if (part := getattr(profile, key)) is not None:
+            facts[key] = f"from {part.source or 'somewhere (it does not say)'}"
+            facts |= {f"{key}.{name}": value for name, value in _leaves(part.model_dump(exclude_defaults=True))}
     if isinstance(profile, MeasuredProfile):
         facts |= {f"note {number}": note for number, note in enumerate(profile.notes, 1)}
     return facts
+
+
+def _form(profile: Profile) -> str:
+    return f"{profile.step_time.form}, padded to CUDA graphs" if profile.step_time.padded else profile.step_time.form
+
+
+def _leaves(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, object]]:
+    """The figures of a section by their dotted names; a spread by its ends."""
+    for key, value in section.items():
+        name = f"{above}{key}"
+        if isinstance(value, dict) and "ratio" in value:
+            yield name, f"{value['ratio'][0]:g} to {value['ratio'][-1]:g} times the mean"
+        elif isinstance(value, dict):
+            yield from _leaves(value, f"{name}.")
+        elif key != "source":
+            yield name, value
 
 
 def _table(found: list[Profile]) -> Table:
@@ -117,13 +143,13 @@ def _table(found: list[Profile]) -> Table:
     names = (
         "name",
         "model",
-        "gpu",
         "weights",
         "KV",
         "blocks",
         "decode",
         "prefill",
         "mixed",
+        "TTFT error",
         "batch",
         "chunk",
         "source",
@@ -138,10 +164,9 @@ def _table(found: list[Profile]) -> Table:
         shares = [_share(part) for part in (error.decode, error.prefill, error.mixed)] if error else ["-"] * 3
         ends = [str(measured.decode.num_decodes[1]), str(measured.mixed.prefill_tokens[1])] if measured else ["-"] * 2
         source = "estimate" if profile.is_estimate else facts.get("source", "-").split(" (")[0]
-        known = [facts.get(key, "-") for key in ("gpu", "quantisation")]
-        table.add_row(
-            profile.name, model, *known, cache, f"~{blocks}" if "est" in kind else blocks, *shares, *ends, source
-        )
+        runs = "no real run" if profile.compared is None else span(profile.compared.mean_ttft)
+        counted = f"~{blocks}" if "est" in kind else blocks
+        table.add_row(profile.name, model, facts.get("quantisation", "-"), cache, counted, *shares, runs, *ends, source)
     for column in table.columns:
         column.no_wrap = True
     return table

@@ -58,7 +58,7 @@ def rank(
 
 def _check(files: tuple[Path, ...], policies: tuple[str, ...], jobs: int) -> None:
     if not files:
-        raise UserError(Problem("rank", "needs at least one scenario", mend="simbatch rank scenarios/*.yaml"))
+        raise UserError(Problem("rank", "needs at least one scenario", mend="for example: simbatch rank steady bursty"))
     if jobs == 0:
         raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
     twice = next((name for name in policies if policies.count(name) > 1), None)

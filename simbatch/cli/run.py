@@ -12,6 +12,7 @@ from simbatch.cli._options import checked_folder, load_scenario, policy_option, 
 @click.command()
 @scenario_options
 @policy_option
+@click.option("--host", metavar="PROFILE", help="Take this profile's host and front end, not those of the scenario's.")
 @click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -21,6 +22,7 @@ def run(
     assignments: tuple[str, ...],
     seed: int | None,
     policy: str | None,
+    host: str | None,
     steps: bool,
     as_json: bool,
     quiet: bool,
@@ -32,7 +34,7 @@ def run(
     from simbatch.cli._simulate import simulate_shown
     from simbatch.sim.scenario import resolve
 
-    resolved = resolve(load_scenario(file, assignments, seed, policy))
+    resolved = resolve(load_scenario(file, assignments, seed, policy, host=host))
     if resolved.scenario.sweep is not None and not quiet:
         click.echo(f"the settings outside `sweep` are run; its cells: simbatch sweep {file}", err=True)
     folder = checked_folder(folder or Path("results", file.stem))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -74,12 +74,12 @@ class PolicyOptions:
         refuse_undoable(policy, f"{PLACE} policy.name", self.name)
         return policy
 
-    def cost_model(self) -> CostModel | None:
+    def cost_model(self, capture_sizes: Sequence[int] = ()) -> CostModel | None:
         """The step times of the profile; UserError when it cannot be read, None when none is named."""
         if self.profile is None:
             return None
         try:
-            return load_profile(self.profile, folder=self.folder).cost_model()
+            return load_profile(self.profile, folder=self.folder).cost_model(capture_sizes)
         except UserError as error:
             raise UserError(*(replace(p, place=f"{PLACE} {p.place}") for p in error.problems)) from error.__cause__
 

@@ -123,7 +123,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         if self.policy == SchedulingPolicy.PRIORITY:
             rule = "the policy owns the order, so vLLM's own must be fcfs"
             raise UserError(Problem("--scheduling-policy", rule, "priority", f"leave it out, or the policy {name}"))
-        cost = self._options.cost_model()
+        cost = self._options.cost_model(self.vllm_config.compilation_config.cudagraph_capture_sizes or ())
         self._guide = guide = Guide(policy, self, clock or EngineClock(), self._options.seed, cost)
         if not guide.decisions.is_fcfs:
             self.waiting = PolicyQueue(guide)

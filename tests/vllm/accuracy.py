@@ -35,7 +35,8 @@ STEADY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**28),
 }
-EAGER = ("--engine-arg", "enforce_eager=true")
+EAGER = ("--engine-arg", "enforce_eager=true")  # of profile, which has no scenario
+EAGER_SCENARIO = ("--set", "engine.enforce_eager=true")
 ENGINE = ("--max-num-seqs", "32", "--max-num-batched-tokens", "256", "--max-model-len", "1024")
 SHARES = {"light": 0.3, "heavy": 0.8, "bursty": 0.5}
 BOUNDS = "mean=5,mean_ttft=10,p90=10"
@@ -87,7 +88,7 @@ class Loop:
         given = {"profile": self.target.absolute(), **self.settings, "workload.request_rate": self.rate_of(name)}
         flags = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
         flags += ["--repeat", str(num_runs), "--resume", "-o", str(self.folder / name)]
-        return simbatch("validate", str(scenario_of(name)), "--engine", str(MODEL), *EAGER, *flags, *more)
+        return simbatch("validate", str(scenario_of(name)), "--engine", str(MODEL), *EAGER_SCENARIO, *flags, *more)
 
     def rate_of(self, name: str) -> float:
         """Requests per second: kept, since the profile changes and the real runs must not."""

@@ -192,13 +192,13 @@ def test_it_refuses_vllm_s_own_priorities_beside_a_policy_and_step_times_without
         oracle_of(case, policy_of("fixed"))
 
 
-def test_it_knows_one_version_of_vllm(monkeypatch):
+def test_it_refuses_a_version_of_vllm_whose_inside_was_not_read(monkeypatch):
     import vllm.version
 
     import simbatch.vllm_scheduler
 
-    monkeypatch.setattr(vllm.version, "__version__", "0.33.0")
-    with pytest.raises(UserError, match=r"knows the inside of vLLM 0\.32\.x alone \(got '0\.33\.0'\)"):
+    monkeypatch.setattr(vllm.version, "__version__", "0.34.0")
+    with pytest.raises(UserError, match=r"knows the inside of vLLM 0\.31 to 0\.33 alone \(got '0\.34\.0'\)"):
         importlib.reload(simbatch.vllm_scheduler)
 
 

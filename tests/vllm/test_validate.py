@@ -13,7 +13,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from tests.vllm.accuracy import EAGER, MODEL, Loop, scenario_of
+from tests.vllm.accuracy import EAGER_SCENARIO, MODEL, Loop, scenario_of
 
 BOUNDS = "mean=10,mean_ttft=20,p90=20"
 NUM_PROMPTS, RUNS, MAX_ROUNDS = 40, 2, 3
@@ -71,7 +71,7 @@ def test_an_interrupted_replay_is_gone_on_with(validated, tmp_path):
     given = {"profile": loop.target, **SMALL, "workload.num_prompts": 20, "workload.request_rate": 6}
     settings = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
     program = [sys.executable, "-m", "simbatch", "validate", str(scenario_of("light")), "--engine", str(MODEL)]
-    program += [*EAGER, *settings, "-o", str(tmp_path / "out")]
+    program += [*EAGER_SCENARIO, *settings, "-o", str(tmp_path / "out")]
     started = subprocess.Popen([*program, "--repeat", "50"], stderr=subprocess.PIPE, text=True)
     for _ in range(10 * WAIT_S):
         if (tmp_path / "out" / "run-1" / "requests.parquet").exists():

@@ -81,7 +81,7 @@ def parse_document(text: str, *, name: str) -> Document:
         raise UserError(*dict.fromkeys(expander.problems))
     if not isinstance(data, dict):
         rule = "the file is empty" if data is None else "must be a mapping: lines of `key: value`"
-        mend = "it needs at least `profile:` and `workload:`; see the files in scenarios/"
+        mend = "it needs at least `profile:` and `workload:`; `simbatch scenarios copy bursty` gives one to start from"
         shown = NOTHING if data is None or isinstance(data, list) else data
         raise UserError(Problem(_place(name, root.mark if root else Mark(1, 1)), rule, shown, mend))
     return Document(name, data, expander.places)

@@ -58,8 +58,8 @@ class Source:
         return sorted(problems, key=position)
 
     def _is_whole_flag(self, origin: str, name: str) -> bool:
-        """Whether the flag itself says what it sets: `--seed`, `--policy`."""
-        return name.removesuffix(".name") == origin.removeprefix("--")
+        """Whether the flag itself says what it sets: `--seed`, `--policy`, `--host`."""
+        return name.removesuffix(".name").removesuffix(".from") == origin.removeprefix("--")
 
     def relocated(self, problem: Problem) -> Problem:
         """A problem whose place is one of our keys, with the line and column of it."""
@@ -102,11 +102,11 @@ class Source:
             return {name: self._absolute(name, child) for name, child in value.items()}
         if isinstance(value, list):
             return [self._absolute("", child) for child in value]
-        is_file = key == "path" or (key == "profile" and isinstance(value, str) and value.endswith(".json"))
+        is_file = key == "path" or (key in ("profile", "from") and isinstance(value, str) and value.endswith(".json"))
         return str(user_path(self.folder, value).absolute()) if is_file else value
 
 
-SECTIONS = ("profile", "engine", "policy", "workload", "slo", "seed", "tune")
+SECTIONS = ("profile", "host", "engine", "policy", "workload", "slo", "seed", "tune")
 
 
 def _set(data: Any, path: KeyPath, value: Any, place: str) -> KeyPath:

@@ -20,6 +20,10 @@ _MAGIC = {
     b"\xff\xfe": "UTF-16: save it as UTF-8",
     b"\xfe\xff": "UTF-16: save it as UTF-8",
 }
+_PUBLIC = {  # traces that shipped scenarios and pages name, and who publishes them
+    "AzureLLMInferenceTrace_conv.csv": "github.com/Azure/AzurePublicDataset (folder data)",
+    "AzureLLMInferenceTrace_code.csv": "github.com/Azure/AzurePublicDataset (folder data)",
+}
 
 
 def check_file(path: Path, place: str) -> None:
@@ -42,6 +46,8 @@ def check_file(path: Path, place: str) -> None:
         raise UserError(Problem(place, "is a link that leads to no file", str(path), "mend the link"))
     near = get_close_matches(path.name, _siblings(path), n=1)
     otherwise = "check the path" if place == str(path) else "a relative path is taken from the scenario's folder"
+    if path.name in _PUBLIC:
+        otherwise = f"get it from {_PUBLIC[path.name]} and say where it is: --set workload.trace.path=FILE"
     mend = f"did you mean {near[0]}?" if near else otherwise
     raise UserError(Problem(shorten_path(place), "there is no such file", str(path), mend))
 

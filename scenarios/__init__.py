@@ -1,0 +1,1 @@
+"""Scenarios that ship, one YAML file each; `schema.json` describes their form to editors."""

@@ -1,0 +1,27 @@
+"""How far a profile can be trusted, in the sentences that every result says of it."""
+
+from __future__ import annotations
+
+from simbatch.sim.cost.profile import Profile
+
+NO_REAL_RUN = "no real run stands behind it"
+NO_HOST_TIMES = (
+    "The profile has no host times (scheduling, launching, HTTP): under load TTFT is likely 20 to 50 % too low, "
+    "as against real runs on an H100 (docs/accuracy.md)."
+)
+
+
+def lacks_host_times(profile: Profile) -> bool:
+    """Whether a GPU's computing is all that its steps hold: those measured as whole calls hold the host's part too."""
+    error = profile.fit_error
+    return profile.is_gpu and profile.host is None and (error is None or error.against == "tables")
+
+
+def error_line(profile: Profile) -> str | None:
+    """The fit's error, of what it is one, and how far real runs were; None where nothing was fitted."""
+    error = profile.fit_error
+    if error is None:
+        return None
+    if profile.compared is not None:
+        return f"{error.summary()}; {profile.compared.summary()}"
+    return f"{error.summary()}; {NO_REAL_RUN}" if error.against == "tables" else error.summary()

@@ -1,0 +1,48 @@
+"""`simbatch scenarios`: list and copy the scenarios that ship."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def scenarios() -> None:
+    """List and copy the scenarios that ship; every command that takes a scenario's FILE takes these names too."""
+
+
+@scenarios.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_scenarios(as_json: bool) -> None:
+    """List the scenarios that ship, and what each shows."""
+    from simbatch.sim.scenario.shipped import about, shipped_scenarios
+
+    found = {name: about(name) for name in shipped_scenarios()}
+    if as_json:
+        click.echo(json.dumps([{"name": name, "about": text} for name, text in found.items()], indent=2))
+        return
+    width = max(map(len, found))
+    for name, text in found.items():
+        click.echo(f"{name:<{width}}  {text}")
+
+
+@scenarios.command()
+@click.argument("name")
+@click.option(
+    "-o", "--output", "target", type=click.Path(path_type=Path), metavar="FILE", help="Write it here, not to NAME.yaml."
+)
+def copy(name: str, target: Path | None) -> None:
+    """Write the scenario NAME to a file, to be changed; a file that is there already is left alone."""
+    from simbatch.sim.errors import Problem, UserError
+    from simbatch.sim.paths import check_target
+    from simbatch.sim.scenario.shipped import shipped_scenario_text
+
+    text = shipped_scenario_text(name)
+    target = target or Path(f"{name}.yaml")
+    check_target(target)
+    if target.exists():
+        raise UserError(Problem(str(target), "is there already", mend="name another file with -o"))
+    target.write_text(text, encoding="utf-8")
+    click.echo(f"{target}; run it: simbatch run {target}")
