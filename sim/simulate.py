@@ -94,6 +94,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         has_host=resolved.engine.host is not None,
         has_front_end=front_end_of(resolved.engine) is not None,
         max_capture_size=resolved.engine.max_capture_size,
+        policy_holds=resolved.policy.overrides("hold"),
     )
 
 

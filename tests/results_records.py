@@ -179,7 +179,9 @@ def _token_rows(rows: list[dict[str, int]]) -> np.ndarray[Any, np.dtype[np.void]
 def _continues(last: dict[str, int], row: dict[str, int], is_timed: bool) -> bool:
     n = last["num_steps"]
     end = last["start_ps"] + n * last["duration_ps"] + last["slope_ps"] * n * (n - 1) // 2
-    if is_timed:
+    if is_timed:  # a pause with nobody in flight is no host's turn
+        if not row["num_decodes"]:
+            return False
         end = last["start_ps"] + n * last["period_ps"] if n > 1 else row["start_ps"]
     same = all(last[key] == row[key] for key in ("num_decodes", "num_regular"))
     expected = last["duration_ps"] + n * last["slope_ps"]

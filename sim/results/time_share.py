@@ -1,10 +1,11 @@
 """Whom a run waited for: how long the device worked, waited for the host, or had nothing to do.
 
-The device waits for the host while requests have begun and not ended and it works on none of them: the host has not
-launched their next step, or its launch still goes on. Such a wait belongs to the step before it: vLLM's loop launches a
-step while the device has that one, and a launch that lasts longer than its own work ends the step late. Tokens wait for
-the front end while it still sends those of the step before; the device may work meanwhile, so that this share is none
-of the others.
+The device waits for the host while requests are in the engine and it works on none of them: the host has not launched
+their next step, or its launch still goes on. Such a wait belongs to the step before it: a launch that lasts longer than
+its own work ends its step late, and vLLM's loop then schedules the next step late. In an empty engine it belongs to the
+step that comes; a policy that holds requests back is no host, so that under one of these only requests that have begun
+count. Tokens wait for the front end while it still sends those of the step before; the device may work meanwhile, so
+that this share is none of the others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.results import curves
+from simbatch.sim.results.columns import queued_ps
 from simbatch.sim.results.facts import RunFacts
 from simbatch.sim.results.metrics import duration_ps, ratio
 
@@ -32,7 +34,7 @@ def bound_by(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
     """The blocks `time_share` and `host_wait_after` of summary.json: shares of `duration`."""
     duration = duration_ps(record)
     device = ratio(curves.busy_ps(record), duration)
-    waits = _waits_ps(record, facts) if facts.has_host else {}
+    waits = _waits_ps(record, facts) if facts.has_host else dict[str, int]()
     shares = {kind: ratio(waits[kind], duration) if waits else None for kind in (*KINDS, FULL)}
     host = ratio(sum(waits[kind] for kind in KINDS), duration) if waits else None
     return {
@@ -46,13 +48,13 @@ def bound_by(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def shares_per_bin(record: RunRecord, edges: Ints) -> tuple[Floats, Floats]:
+def shares_per_bin(record: RunRecord, facts: RunFacts, edges: Ints) -> tuple[Floats, Floats]:
     """The shares of the time between each two edges (ps) in which the device worked, and in which it waited."""
     worked, flown = np.zeros(len(edges)), np.zeros(len(edges))
-    for rows, until in _flights(record):
+    for rows, begin, until in _flights(record, facts):
         start = rows["start_ps"]
         worked += _up_to(edges, start, start + curves.span_ps(rows), curves.work_ps(rows))
-        flown += _up_to(edges, start, until, until - start)
+        flown += _up_to(edges, begin, until, until - begin)
     width = np.diff(edges)
     device = np.diff(worked) / width
     return device, np.maximum(np.diff(flown) / width - device, 0.0)
@@ -96,8 +98,8 @@ def _waits_ps(record: RunRecord, facts: RunFacts) -> dict[str, int]:
     """How long the device waited for the host after steps of each kind of launch, and after full ones."""
     totals = dict.fromkeys((*KINDS, FULL), 0)
     budget = facts.engine.get("max_num_batched_tokens")
-    for rows, until in _flights(record):
-        wait = until - rows["start_ps"] - curves.work_ps(rows)
+    for rows, begin, until in _flights(record, facts):
+        wait = until - begin - curves.work_ps(rows)
         tokens, size = rows["num_decodes"] + rows["prefill_tokens"], facts.max_capture_size
         is_graph = (rows["num_prefills"] == 0) & (rows["num_decodes"] <= size)
         is_piecewise = ~is_graph & (tokens <= size)
@@ -107,11 +109,27 @@ def _waits_ps(record: RunRecord, facts: RunFacts) -> dict[str, int]:
     return totals
 
 
-def _flights(record: RunRecord) -> Iterator[tuple[curves.Rows, Ints]]:
-    """The segments in slices, each with when requests are no longer in flight, or the next one starts."""
+def _flights(record: RunRecord, facts: RunFacts) -> Iterator[tuple[curves.Rows, Ints, Ints]]:
+    """The segments in slices, each with from when and until when requests were in the engine for it.
+
+    From its start or, in an empty engine, from when the first request was taken in; until the next one starts, or
+    until all have left.
+    """
+    requests = record.requests
+    begun = requests.scheduled_ps >= 0
+    scheduled = np.sort(requests.scheduled_ps[begun])
+    queued = np.append(np.sort(queued_ps(requests)[begun]), curves.NEVER)  # [n]: when more than n had been taken in
+    last = 0
     for rows, until, _ in curves.in_flight(record):
-        ends = rows["start_ps"] + curves.span_ps(rows)
-        yield rows, np.where(until < curves.NEVER, until, np.maximum(ends, record.end_ps))
+        until = np.where(until < curves.NEVER, until, np.maximum(rows["start_ps"] + curves.span_ps(rows), record.end_ps))
+        begin = rows["start_ps"].copy()
+        if not facts.policy_holds:
+            left = np.append(last, until[:-1])
+            idle = np.flatnonzero(left < begin)
+            waiting = queued[np.searchsorted(scheduled, left[idle], side="right")]
+            begin[idle] = np.minimum(np.maximum(waiting, left[idle]), begin[idle])
+        last = until[-1]
+        yield rows, begin, until
 
 
 def _up_to(edges: Ints, begin: Ints, end: Ints, amount: Ints) -> Floats:

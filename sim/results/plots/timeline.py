@@ -51,7 +51,7 @@ def write(path: Path, result: Result) -> None:
         all_axes[0].set_title(f"full: mean, pale: peak in each {bin_text}", loc="right", fontsize=8, color="#777777")
         all_axes[len(panels) - 1].set(ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
         if has_host:
-            _host_panel(all_axes[-1], record, divisor)
+            _host_panel(all_axes[-1], result, divisor)
         drawing.align_ylabels()
 
 
@@ -95,10 +95,10 @@ def _panel(axes: Axes, name: str, unit: str, series: Series, scale: float, divis
     axes.set_ylabel(unit)
 
 
-def _host_panel(axes: Axes, record: RunRecord, divisor: float) -> None:
+def _host_panel(axes: Axes, result: Result, divisor: float) -> None:
     """How much of each bin the device worked, and waited for the host, one on top of the other."""
-    edges = edges_ps(record)
-    worked, waited = shares_per_bin(record, edges)
+    edges = edges_ps(result.record)
+    worked, waited = shares_per_bin(result.record, result.facts, edges)
     times = edges / PS_PER_S / divisor
     both = 100 * (worked + waited)
     axes.stairs(both, times, fill=True, color="#8A8A8A", linewidth=0, label="waits for the host")
