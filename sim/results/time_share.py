@@ -26,6 +26,7 @@ from simbatch.sim.results.metrics import duration_ps, ratio
 KINDS = (GRAPH, PIECEWISE, NONE)
 FULL = "full"  # steps of whatever kind that took all of `max_num_batched_tokens`
 MIN_SHARE = 0.1  # of the time, from which on it is worth a sentence
+MOST_SHARE = 0.3  # and from which on less of it is worth more than a GPU 1.4 times as fast
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -64,7 +65,9 @@ def sentences(ours: Mapping[str, Any], facts: RunFacts) -> Iterator[str]:
     """What would help, in the user's words, where host or front end cost much; `ours` as in summary.json."""
     shares = ours["time_share"]
     if (shares["host"] or 0) >= MIN_SHARE:
-        yield f"{_percent(shares['host'])} of the time the GPU waited for the host, {_mend(ours['host_wait_after'], facts)}"
+        gain = "help more than a faster GPU." if shares["host"] >= MOST_SHARE else "shorten that, a faster GPU would not."
+        waited = f"{_percent(shares['host'])} of the time the GPU waited for the host"
+        yield f"{waited}, mostly after {_mend(ours['host_wait_after'], facts)} would {gain}"
     if (shares["front_end"] or 0) >= MIN_SHARE:
         late = f"{_percent(shares['front_end'])} of the time tokens waited in the front end for those of the step before"
         yield f"{late}: more servers (api_server_count) would help."
@@ -72,22 +75,17 @@ def sentences(ours: Mapping[str, Any], facts: RunFacts) -> Iterator[str]:
 
 def _mend(waits: Mapping[str, float], facts: RunFacts) -> str:
     """After which launches it mostly waited, and what makes them fewer or shorter."""
-    kind = max(KINDS, key=lambda kind: waits[kind])
+    kind, size = max(KINDS, key=lambda kind: waits[kind]), facts.max_capture_size
     if kind == GRAPH:
-        return (
-            "mostly after decode steps, which the GPU ends before the host has launched the next one: "
-            "a faster CPU would help more than a faster GPU."
-        )
+        return "decode steps, which the GPU ends before the host has launched the next one: a faster CPU"
     mends = []
-    if waits[FULL] >= (waits[PIECEWISE] + waits[NONE]) / 2:
+    if waits[FULL] >= (waits[PIECEWISE] + waits[NONE]) / 2:  # prompts are cut into chunks
         mends.append(f"a larger max_num_batched_tokens (now {facts.engine['max_num_batched_tokens']})")
-    if kind == NONE:
-        size = f"a larger max_cudagraph_capture_size (now {facts.max_capture_size})"
-        mends.append(size if facts.max_capture_size else "CUDA graphs (enforce_eager switches them off)")
-    text = " or ".join(mends) or "fewer steps with prefills, or a faster CPU,"
-    what = "steps too large for a CUDA graph" if kind == NONE and facts.max_capture_size else "steps with prefills"
-    what = "steps launched without a CUDA graph" if kind == NONE and not facts.max_capture_size else what
-    return f"mostly after {what}: {text} would help more than a faster GPU."
+    if kind == PIECEWISE:
+        return f"steps with prefills: {mends[0] if mends else 'fewer steps with prefills, or a faster CPU,'}"
+    mends.append(f"a larger max_cudagraph_capture_size (now {size})" if size else "CUDA graphs")
+    what = "steps too large for a CUDA graph" if size else "steps, all launched without a CUDA graph (enforce_eager)"
+    return f"{what}: {' or '.join(mends)}"
 
 
 def _percent(share: float) -> str:
