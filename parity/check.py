@@ -1,6 +1,6 @@
-"""Compare simbatch's engine with recordings of vLLM's scheduler: `python -m parity.check [DIR]`.
+"""Compare simbatch's engine with recordings of vLLM's scheduler: `python -m parity.check [DIR ...]`.
 
-DIR holds cases (`*.json`), each with what vLLM decided (`*.jsonl.gz`) beside it or in `../expected`. Prints
+A recording has decisions, or with a key `timing` in its case the times on host and device too. DIR holds cases (`*.json`), each with what vLLM decided (`*.jsonl.gz`) beside it or in `../expected`. Prints
 `N of N identical`; exits with 1 on any difference, or where there is nothing to compare.
 """
 
@@ -16,7 +16,8 @@ from typing import Any
 from parity.recording import CaseLines, engine_config
 from simbatch.sim.scenario.rules import start_problems
 
-RECORDINGS = Path(__file__).parent / "recordings"
+RECORDINGS = Path(__file__).parent / "recordings"  # decisions alone: the host takes no time
+TIMING = Path(__file__).parent / "timing"  # with the host's times
 
 
 def recordings(folder: Path) -> list[tuple[Path, Path]]:
@@ -55,10 +56,10 @@ def first_difference(case: dict[str, Any], recorded: list[dict[str, Any]]) -> st
 
 def main(arguments: list[str]) -> int:
     """Compare every recording of the folder."""
-    folder = Path(arguments[0]) if arguments else RECORDINGS
-    pairs = recordings(folder)
+    folders = [Path(argument) for argument in arguments] or [RECORDINGS, TIMING]
+    pairs = [pair for folder in folders for pair in recordings(folder)]
     if not pairs:
-        print(f"{folder}: no case (*.json) with a recording (*.jsonl.gz beside it or in ../expected)")
+        print(f"{folders[0]}: no case (*.json) with a recording (*.jsonl.gz beside it or in ../expected)")
         return 1
     num_same = 0
     for case_path, recording_path in pairs:

@@ -1,7 +1,8 @@
 """Differential fuzz: fresh random cases through vLLM's real scheduler and through ours, decision by decision.
 
-`python -m parity.fuzz --vllm-python PYTHON [--cases 200] [--seed N]`: PYTHON is the interpreter of an environment with
-vLLM (its CPU build will do). Half of the cases are short of memory. Cases that differ are kept with vLLM's recording in
+`python -m parity.fuzz --vllm-python PYTHON [--cases 200] [--timing 100] [--seed N]`: PYTHON is the interpreter of an environment with
+vLLM (its CPU build will do). Half of the cases are short of memory; those with `--timing` drive vLLM's own engine loop on
+a virtual clock, with times of host and device, half of them asynchronous. Cases that differ are kept with vLLM's recording in
 `parity/failures`, where `make parity CASES=parity/failures` finds them.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 from parity.check import first_difference, load
 
 HERE = Path(__file__).parent
-ORACLE = HERE / "vllm_oracle.py"
+ORACLE, TIMING_ORACLE = HERE / "vllm_oracle.py", HERE / "timing_oracle.py"
 START_LIMIT_S, CASE_LIMIT_S = 120, 5  # a case takes 0.2 s, and 3 s where requests rotate until they are cut
 STEP_TIMES_NS = (
     {"base": 6_000_000, "per_prefill_token": 45_000, "per_decode_seq": 90_000, "per_context_token": 35},
@@ -69,6 +70,32 @@ def random_case(name: str, seed: int) -> dict[str, Any]:
         "requests": requests,
         "max_steps": 20_000,  # real vLLM can rotate for ever
     }
+
+
+def timing_case(name: str, seed: int) -> dict[str, Any]:
+    """The same with a host, whose times are of every order of magnitude beside the device's."""
+    rng, case = random.Random(f"timing {seed}"), random_case(name, seed)
+    case["config"]["async_scheduling"] = seed // 2 % 2 == 0
+
+    def up_to(most_ns: int) -> int:
+        return rng.choice([0, rng.randrange(most_ns // 100), rng.randrange(most_ns), rng.randrange(most_ns)])
+
+    case["timing"] = {
+        "admit": {"base": up_to(3_000_000), "per_prompt_token": up_to(3_000)},
+        "host": {
+            "decode": up_to(12_000_000),
+            "per_seq": up_to(300_000),
+            "small": up_to(15_000_000),
+            "large": up_to(30_000_000),
+            "small_tokens": rng.choice([0, 16, 64, 512]),
+            "per_prefill": up_to(1_000_000),
+            "per_token": up_to(20_000),
+        },
+        "lag": up_to(5_000_000),
+        "tail": up_to(5_000_000),
+        "update": {"base": up_to(2_000_000), "per_seq": up_to(50_000)},
+    }
+    return case
 
 
 def random_requests(rng: random.Random, max_model_len: int, block_size: int) -> list[dict[str, Any]]:
@@ -118,9 +145,11 @@ def random_chats(rng: random.Random, max_model_len: int) -> list[dict[str, Any]]
     return sorted(requests, key=lambda request: request["arrival_ns"])
 
 
-def record(vllm_python: str, cases: list[Path], out: Path) -> None:
+def record(vllm_python: str, oracle: Path, cases: list[Path], out: Path) -> None:
     """Let the real scheduler decide."""
-    command = [vllm_python, str(ORACLE), *map(str, cases), "--out", str(out), "--gzip"]
+    if not cases:
+        return
+    command = [vllm_python, str(oracle), *map(str, cases), "--out", str(out), "--gzip"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     limit_s = START_LIMIT_S + CASE_LIMIT_S * len(cases)
     try:
@@ -139,18 +168,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm-python", default=os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python"))
     parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--timing", type=int, default=100, help="cases with times of host and device beside them")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="printed, so that a failure can be repeated")
     options = parser.parse_args()
-    print(f"{options.cases} cases from seed {options.seed}, half of them short of memory", flush=True)
+    kinds = f"{options.cases} cases of decisions and {options.timing} of times"
+    print(f"{kinds} from seed {options.seed}, half of them short of memory", flush=True)
     failures, num_steps, num_preemptions = HERE / "failures", 0, 0
     num_same = 0
     with tempfile.TemporaryDirectory() as folder:
         paths = []
-        for i in range(options.cases):
-            path = Path(folder) / f"fuzz{options.seed + i}.json"
-            path.write_text(json.dumps(random_case(path.stem, options.seed + i)))
-            paths.append(path)
-        record(options.vllm_python, paths, Path(folder))
+        for oracle, make, count in ((ORACLE, random_case, options.cases), (TIMING_ORACLE, timing_case, options.timing)):
+            new = []
+            for i in range(count):
+                path = Path(folder) / f"{oracle.stem}{options.seed + i}.json"
+                path.write_text(json.dumps(make(path.stem, options.seed + i)))
+                new.append(path)
+            record(options.vllm_python, oracle, new, Path(folder))
+            paths += new
         for path in paths:
             recording = path.with_suffix(".jsonl.gz")
             lines = load(recording)

@@ -130,7 +130,9 @@ def test_a_seed_that_changes_nothing_is_said(capsys: pytest.CaptureFixture[str])
     assert (
         run("compare", "small.yaml", *CANDIDATES, "--jobs", "1", "--rate", "4,8", "--replications", "2", *constant) == 0
     )
-    assert "NOTE: the seed changes nothing here: 2 replications are one run" in capsys.readouterr().out
+    assert (
+        "NOTE: the seed changes nothing here, so one run says it all; there is no interval." in capsys.readouterr().out
+    )
 
 
 def test_a_trace_goes_by_its_scale_and_a_mix_by_its_first_part(

@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -147,15 +148,26 @@ def test_overload_refuses_the_steady_state_and_keeps_the_means(capsys: pytest.Ca
 def test_a_seed_that_changes_nothing_gives_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
     fixed = ["--set", "workload.arrival={process: constant, request_rate: 8}"]
     fixed += ["--set", "workload.output_len={distribution: fixed, mean: 20}"]
-    content = compared(*fixed)
-    row = metric(content, "mean_e2el_ms")
-    assert row["intervals"] == {"fixed": None, "vllm": None}
-    assert (row["differences"]["vllm"]["low"], row["differences"]["vllm"]["verdict"]) == (
-        None,
-        "the seed changes nothing",
-    )
     assert run("compare", "small.yaml", *CANDIDATES, "--replications", "2", "--jobs", "1", *fixed) == 0
-    assert "NOTE: the seed changes nothing here" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "NOTE: the seed changes nothing here, so one run says it all; there is no interval." in out
+    assert "better" not in out
+    assert "runs" not in json.loads(Path("results/small-compare/compare.json").read_text())["metrics"][0]
+
+
+@pytest.mark.usefixtures("folder")
+def test_several_runs_of_a_trace_resample_it(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"{i / 9 + (i % 7) / 70},{20 + i % 13},{10 + i * i % 30}\n" for i in range(80))
+    Path("t.csv").write_text("arrival_s,num_prompt_tokens,num_output_tokens\n" + rows)
+    content = compared("--set", "workload={trace: {path: t.csv, format: csv}}")
+    row = metric(content, "mean_e2el_ms")
+    values = row["runs"]["vllm"]
+    assert len({*values}) == len(values) == content["seeds"][-1] - content["seeds"][0] + 1
+    known = row["intervals"]["vllm"]  # as wide as the runs are apart: no number of them knows more than the trace
+    assert (known["high"] - known["low"]) / 2 == pytest.approx(stats.t.ppf(0.975, 3) * stdev(values))
+    words = ("--replications", "2", "--jobs", "1", "--set", "workload={trace: {path: t.csv, format: csv}}")
+    assert run("compare", "small.yaml", *CANDIDATES, *words) == 0
+    assert "means of 2 runs of the trace, resampled in blocks, differences from fixed" in capsys.readouterr().out
 
 
 def candidate(policy: str, step_ms: int) -> Result:

@@ -10,7 +10,7 @@ import pytest
 from parity import check
 from parity.check import first_difference, load, main, recordings
 
-RECORDINGS = recordings(check.RECORDINGS)
+RECORDINGS = [*recordings(check.RECORDINGS), *recordings(check.TIMING)]
 
 
 @pytest.mark.parametrize(("case", "recording"), RECORDINGS, ids=[case.stem for case, _ in RECORDINGS])

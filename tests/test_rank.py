@@ -140,10 +140,16 @@ def test_a_trace_is_run_once_and_values_decide() -> None:
     rows = "".join(f"{i / 12},20,{10 + i % 30}\n" for i in range(100))
     Path("t.csv").write_text("arrival_s,num_prompt_tokens,num_output_tokens\n" + rows)
     write("traced", {**BASE, "workload": {}}, trace={"path": "t.csv", "format": "csv"})
-    [scenario] = ranked("traced.yaml", *POLICIES)["scenarios"]
+    assert run("traced.yaml", *POLICIES, "--jobs", "1", "--quiet") == 0
+    [scenario] = json.loads(Path("results/rank/ranking.json").read_text())["scenarios"]
     assert scenario["seeds"] == [3]
     assert [row["verdict"] for row in scenario["policies"]] == ["best", "equal", "worse"]
-    assert "one run, since a trace leaves nothing to chance" in Path("results/rank/ranking.md").read_text()
+    assert "the seed changes nothing here, so one run says it all." in Path("results/rank/ranking.md").read_text()
+    [scenario] = ranked("traced.yaml", *POLICIES)["scenarios"]  # with --replications 3
+    assert scenario["seeds"] == [3, 4, 5]
+    assert len({*scenario["policies"][0]["others"]["p99_tpot_ms"]}) == 3
+    page = Path("results/rank/ranking.md").read_text()
+    assert "3 resamplings of the trace in 20 blocks of time, seeds 3 to 5" in page
 
 
 @pytest.mark.usefixtures("folder")

@@ -39,6 +39,7 @@ def test_the_shares_by_hand() -> None:
     assert ours["host_wait_after"] == pytest.approx(waits)
     assert ours["device_busy_share"] == 0.42
     text = result.text()
+    assert "Device worked:                           42.00 %" in text
     assert "Device waited for the host:              43.00 %" in text
     assert "Device had no requests:                  15.00 %" in text
     assert "Tokens waited in the front end:          12.00 %" in text

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from simbatch import Scenario, UserError, simulate
+from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions
 from simbatch.sim.scenario import resolve
+from simbatch.sim.search import tune_plot
 from simbatch.sim.search.tune import Tuned, tune
 from simbatch.sim.search.tune_axes import axes_of, default_axes, seat_counts
-from simbatch.sim.search.tune_files import content
-from simbatch.sim.search.tune_flags import set_flags, vllm_serve
+from simbatch.sim.search.tune_files import content, picture_axes
+from simbatch.sim.search.tune_flags import policy_refusal, set_flags, vllm_serve
 from simbatch.sim.search.tune_goal import Goal, Limit, metric_of
 from simbatch.sim.search.tune_run import Runner
 from simbatch.sim.search.tune_space import SEQS, TOKENS, Axis, Space
@@ -30,6 +33,7 @@ SCENARIO: dict[str, Any] = {
     "slo": {"tpot_ms": 30},
     "seed": 3,
 }
+frame = tune_plot._frame
 SEATS = [1, 2, 4, 8, 16, 32, 64]
 
 
@@ -83,6 +87,27 @@ def test_the_pareto_set_of_a_trade_off_is_every_setting_and_has_a_knee() -> None
     assert tuned.knee is not None
     assert tuned.best is tuned.front[tuned.knee.index]
     assert tuned.best.settings[SEQS] in (4, 8, 16, 32)
+
+
+def test_the_points_of_the_set_carry_their_seats_on_linear_axes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goal = Goal((metric_of("throughput", "x"), metric_of("p99_tpot_ms", "x")))
+    tuned = tune(seats(), goal, Runner(scenario(), jobs=1), wants_knee=True)
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "simbatch.sim.search.tune_plot._frame", lambda axes, *more: drawn.append(axes) or frame(axes, *more)
+    )
+    tune_plot.draw(tmp_path / "tune.png", tuned, picture_axes(goal))
+    [axes] = drawn
+    assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
+    texts = {(text.xy, text.get_text()) for text in axes.texts}
+    keys = ("p99_tpot_ms", "output_throughput")
+    for trial in tuned.front:
+        place = tuple(trial.means[key] for key in keys)
+        assert any(xy == place for xy, _ in texts)
+        if trial.settings.get(SEQS) in SEATS[:-1]:
+            assert (place, f"{trial.settings[SEQS]}") in texts
 
 
 def default_space() -> Space:
@@ -157,10 +182,27 @@ def test_flags_say_what_is_set() -> None:
     settings = {SEQS: 48, "policy": {"name": "adaptive", "target_tpot_ms": 40.0}}
     assert set_flags(settings) == "--set engine.max_num_seqs=48 --set 'policy={name: adaptive, target_tpot_ms: 40.0}'"
     assert vllm_serve(base, settings) == (
-        "vllm serve meta-llama/Llama-3.1-8B --max-model-len 8192 --max-num-seqs 48 --num-gpu-blocks-override 1000"
+        "vllm serve meta-llama/Llama-3.1-8B --max-model-len 8192 --max-num-seqs 48 --num-gpu-blocks-override 1000 "
+        "--scheduler-cls simbatch.vllm_scheduler.PolicyScheduler "
+        """--additional-config '{"simbatch": {"policy": {"name": "adaptive", "target_tpot_ms": 40.0}, """
+        """"profile": "rtx4090-llama-3.1-8b-bf16"}}'"""
     )
     graphs = {"engine.cudagraph_capture_sizes": [1, 2, 4], "engine.api_server_count": 2, "engine.host_noise": False}
     assert vllm_serve(base, graphs).endswith(" --cudagraph-capture-sizes 1 2 4 --api-server-count 2")
+
+
+def test_the_policy_flags_are_what_vllm_s_scheduler_takes() -> None:
+    command = vllm_serve(scenario(profile="rtx4090-llama-3.1-8b-bf16"), {"policy": {"name": "sjf"}})
+    words = shlex.split(command)
+    options = PolicyOptions.of(json.loads(words[words.index("--additional-config") + 1]))
+    assert (options.name, options.seed, options.build().overrides("order")) == ("sjf", 3, True)  # the seed: it predicts
+    assert words[words.index("--scheduler-cls") + 1] == SCHEDULER_CLASS
+
+
+def test_a_policy_that_vllm_cannot_run_is_said() -> None:
+    settings = {"policy": {"name": "srpt"}}
+    assert "--scheduler-cls" not in vllm_serve(scenario(), settings)
+    assert "runs in simulation alone, since it plans whole steps (plan)" in (policy_refusal(scenario(), settings) or "")
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from simbatch import Scenario, UserError
-from simbatch.sim.search.capacity import Capacity, at_rate, capacity_limits, find_capacity, rates_of
+from simbatch import Scenario, UserError, simulate
+from simbatch.sim.search.capacity import FRESH, Capacity, capacity_limits, find_capacity
 from simbatch.sim.search.capacity_report import content, report
+from simbatch.sim.search.rates import at_rate, rates_of
 from simbatch.sim.search.tune_goal import Limit
 from simbatch.sim.search.tune_run import Runner
 
@@ -37,20 +39,27 @@ def capacity(scenario: Scenario, *limits: str, replications: int = 8) -> Capacit
 
 
 @pytest.mark.parametrize(("busy", "start"), [(0.5, 3.0), (0.7, 300.0)])
-def test_the_interval_holds_the_capacity_of_m_d_1(busy: float, start: float) -> None:
+def test_the_seeds_lie_about_the_capacity_of_m_d_1_and_the_bound_holds(busy: float, start: float) -> None:
     mean_ms = 1000 * SERVICE_S * (1 + busy / (2 * (1 - busy)))  # Pollaczek and Khinchine
-    found = capacity(one_server(start), f"mean_e2el_ms={mean_ms}")
-    assert found.interval is not None
-    assert found.interval.holds(busy / SERVICE_S)
-    assert found.interval.half_width < 0.05 * found.interval.estimate
+    scenario = one_server(start)
+    found = capacity(scenario, f"mean_e2el_ms={mean_ms}")
+    assert found.bound is not None
+    assert found.median == pytest.approx(busy / SERVICE_S, rel=0.03)
+    assert found.bound.rate <= min(rate for rate in found.by_seed.values() if rate is not None)
     assert not found.is_upper_bound
     assert max(found.binding(), key=found.binding().__getitem__) == f"mean_e2el_ms <= {mean_ms:g}"
+    at_it = [scenario.override({**at_rate(scenario, found.bound.rate), "seed": seed}) for seed in found.bound.seeds]
+    kept = sum(simulate(each).summary["mean_e2el_ms"] <= mean_ms for each in at_it)
+    assert (kept, len(at_it)) == (found.bound.kept, 8 + FRESH)
+    assert kept >= 17
+    rate = f"{found.bound.rate:.4g} req/s"
+    assert f"Capacity: {rate}, kept in {kept} of 18 seeds (8 that were searched, 10 that were not)" in report(found)
 
 
 def test_where_latency_hardly_matters_the_queue_binds() -> None:
     found = capacity(one_server(num_prompts=2000), "p99_e2el_ms=100000", replications=6)
-    assert found.interval is not None
-    assert 0.9 / SERVICE_S < found.interval.estimate < 1.1 / SERVICE_S
+    assert found.median is not None
+    assert 0.9 / SERVICE_S < found.median < 1.1 / SERVICE_S
     assert list(found.binding()) == ["overloaded"]
     assert found.is_upper_bound
     assert "a queue that keeps growing" in report(found)
@@ -58,7 +67,7 @@ def test_where_latency_hardly_matters_the_queue_binds() -> None:
 
 def test_a_limit_below_the_service_time_is_an_answer() -> None:
     found = capacity(one_server(num_prompts=200), "p99_e2el_ms=9", replications=2)
-    assert (found.is_feasible, found.interval) == (False, None)
+    assert (found.is_feasible, found.bound) == (False, None)
     assert "No rate holds" in report(found)
     assert found.binding() == {"p99_e2el_ms <= 9": 2}
     answer = content(found, 1)
@@ -68,7 +77,7 @@ def test_a_limit_below_the_service_time_is_an_answer() -> None:
 def test_a_rate_that_never_fails_is_said() -> None:
     scenario = one_server(num_prompts=50, max_concurrency=1)
     found = capacity(scenario, "mean_e2el_ms=10.5", replications=2)
-    assert (found.is_feasible, found.interval) == (True, None)
+    assert (found.is_feasible, found.bound) == (True, None)
     assert "No rate fails" in report(found)
 
 
@@ -93,3 +102,40 @@ def test_users_who_wait_have_no_rate() -> None:
 def test_without_slo_and_limit_there_is_nothing_to_meet() -> None:
     with pytest.raises(UserError, match="has no SLO"):
         capacity_limits(one_server(), ())
+
+
+TIMES = sorted(i / 20 + (i * i % 11) / 15 for i in range(400))
+
+
+def traced(folder: Path) -> Scenario:
+    """20 requests a second, but at times of their own; each is one step of 10 ms."""
+    rows = "".join(f"{time_s:.6f},10,1\n" for time_s in TIMES)
+    (folder / "t.csv").write_text("arrival_s,num_prompt_tokens,num_output_tokens\n" + rows)
+    data = {**one_server().dump(), "workload": {"trace": {"path": "t.csv", "format": "csv", "rate_scale": 0.5}}}
+    return Scenario.from_dict(data, folder=folder)
+
+
+def test_a_trace_is_resampled_and_its_capacity_is_in_requests_per_second(tmp_path: Path) -> None:
+    scenario = traced(tmp_path)
+    found = capacity(scenario, "p99_e2el_ms=40", replications=4)
+    assert found.bound is not None
+    assert found.as_it_is is not None
+    assert len({*found.by_seed.values()}) > 1  # eight times the same was a certainty that nobody has
+    assert found.unit.times == pytest.approx(399 / (TIMES[-1] - TIMES[0]))
+    own = {"workload.trace.rate_scale": found.as_it_is}
+    assert simulate(scenario.override(own)).summary["p99_e2el_ms"] <= 40
+    per_s = found.bound.rate * found.unit.times
+    assert f"Capacity: {per_s:.4g} req/s (rate_scale {found.bound.rate:.4g}), kept in" in report(found)
+    assert f"As it stands: {0.5 * found.unit.times:.4g} req/s (rate_scale 0.5), " in report(found)
+    assert f"{0.5 / found.bound.rate:.0%} of the capacity" in report(found)
+    assert "14 resamplings of the trace in 20 blocks of time" in report(found)
+    answer = content(found, 1)
+    assert (answer["resample_blocks"], answer["rate"]["bound_per_s"]) == (20, per_s)
+
+
+def test_where_no_seed_changes_anything_there_is_one_run_a_rate() -> None:
+    found = capacity(one_server(num_prompts=300, arrival={"process": "constant", "request_rate": 20}), "p99_e2el_ms=20")
+    assert found.seeds == [0]
+    assert found.bound is not None
+    assert found.bound.rate == pytest.approx(1 / SERVICE_S, rel=0.1)
+    assert "the seed changes nothing here, so one run says it all" in report(found)

@@ -81,7 +81,9 @@ def test_pareto_knee_and_capacity_by_command(file: Path, capsys: pytest.CaptureF
     assert run(file, *words, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["feasible"]
-    assert 0 < answer["rate"]["low"] <= answer["rate"]["estimate"] <= answer["rate"]["high"]
+    assert answer["rate"]["of_seeds"] == answer["rate"]["kept_in"] == 12
+    assert 0 < answer["rate"]["bound"] <= answer["rate"]["median"]
+    assert answer["load"] == 5 / answer["rate"]["bound"]
     assert not Path("results/mine-tune/tune.png").exists()  # an earlier answer does not stay beside this one
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simbatch.sim.search.knee import find_knee
-from simbatch.sim.search.pareto import pareto_front
+from simbatch.profiler.measuring.batches import knee as batch_knee
+from simbatch.sim.statistics.knee import find_knee
+from simbatch.sim.statistics.pareto import pareto_front
 
 FEW = st.sampled_from([0.0, 1.0, 1.0 + 2**-52, 2.0, 5.0])  # so that ties and near ties are common
 
@@ -64,7 +65,7 @@ def test_units_do_not_move_the_knee(milli: float, kilo: float) -> None:
 @pytest.mark.parametrize(
     ("gain", "cost"),
     [
-        ([1, 2, 4, 8], [10, 20, 40, 80]),  # a power law is a straight line
+        ([1, 2, 4, 8], [10, 20, 40, 80]),
         ([1, 2], [1, 2]),
         ([5, 5, 5], [1, 2, 3]),
         ([1, 1, 2], [1, 1, 2]),  # two points, one of them twice
@@ -76,7 +77,34 @@ def test_what_has_no_knee(gain: list[float], cost: list[float]) -> None:
     assert find_knee(gain, cost) is None
 
 
-def test_figures_of_zero_are_taken_on_linear_axes() -> None:
+def test_axes_are_linear_for_tune_and_profile_alike() -> None:
+    """Seats, tokens per second and P99 TPOT of a GPU: on logarithmic axes the knee would be 16."""
+    seats = [1, 2, 4, 8, 16, 32, 64, 128]
+    gain = [59.7, 114.2, 223.5, 426.2, 762.4, 1194.8, 1642.2, 1763.4]
+    cost = [16.7, 17.9, 18.8, 19.7, 21.4, 27.9, 40.9, 56.0]
+    knee = find_knee(gain, cost)
+    assert knee is not None
+    assert seats[knee.index] == 32
+    scaled = [
+        (g - gain[0]) / (gain[-1] - gain[0]) - (c - cost[0]) / (cost[-1] - cost[0])
+        for g, c in zip(gain, cost, strict=True)
+    ]
+    assert knee.distance == pytest.approx(max(scaled))
+    rows = [
+        {"batch_size": n, "output_throughput": g, "step_ms": c, "kv_full": False}
+        for n, g, c in zip(seats, gain, cost, strict=True)
+    ]
+    assert batch_knee(rows) == 32
+
+
+def test_points_that_another_beats_do_not_count() -> None:
+    knee, beaten = find_knee([1, 8, 10], [1, 2, 9]), find_knee([1, 0.5, 8, 7, 10], [1, 3, 2, 9, 9])
+    assert knee is not None
+    assert beaten is not None
+    assert (knee.index, beaten.index, knee.distance) == (1, 2, beaten.distance)
+
+
+def test_figures_of_zero_are_taken_as_any_other() -> None:
     knee = find_knee([0, 8, 10], [0, 1, 10])
     assert knee is not None
     assert knee.index == 1

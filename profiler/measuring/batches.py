@@ -16,13 +16,10 @@ import numpy as np
 
 from simbatch.profiler.fitting.samples import EngineFacts
 from simbatch.profiler.measuring.step_clock import RecordedStep
+from simbatch.sim.statistics.knee import find_knee
 
 PROMPT_LEN, OUTPUT_LEN = 256, 32
-KNEE_RULE = (
-    "the batch size whose point lies farthest above the straight line from the first to the last point of throughput "
-    "over step latency, both scaled to 0..1; rows with kv_full are left out"
-)
-MIN_KNEE_ROWS = 3
+KNEE_FIGURES = "throughput over step latency, without rows that are kv_full"
 
 
 class Shape(NamedTuple):
@@ -95,17 +92,7 @@ def row_of(facts: EngineFacts, shape: Shape, lives: Sequence[Lived], steps: Sequ
 
 
 def knee(rows: Sequence[dict[str, Any]]) -> int | None:
-    """The batch size at the knee, by `KNEE_RULE`; None with fewer than three rows, or when the curve has no bend."""
+    """The batch size at the knee of throughput over step latency, or None; rows with kv_full are left out."""
     rows = [row for row in rows if not row["kv_full"] and row["step_ms"]]
-    if len(rows) < MIN_KNEE_ROWS:
-        return None
-    latency, throughput = (
-        np.array([row[key] for row in rows], dtype=float) for key in ("step_ms", "output_throughput")
-    )
-    spans = np.ptp(latency), np.ptp(throughput)
-    if not all(spans):
-        return None
-    above = (throughput - throughput[0]) / (throughput[-1] - throughput[0] or spans[1])
-    above -= (latency - latency[0]) / (latency[-1] - latency[0] or spans[0])
-    best = int(above.argmax())
-    return int(rows[best]["batch_size"]) if above[best] > 0 else None
+    found = find_knee([row["output_throughput"] for row in rows], [row["step_ms"] for row in rows])
+    return None if found is None else int(rows[found.index]["batch_size"])

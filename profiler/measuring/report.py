@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from simbatch.profiler.fitting.samples import EngineFacts
-from simbatch.profiler.measuring.batches import KNEE_RULE, knee
+from simbatch.profiler.measuring.batches import KNEE_FIGURES, knee
+from simbatch.sim.statistics.knee import RULE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +59,7 @@ def batch_notes(rows: Sequence[dict[str, Any]], facts: EngineFacts, no_roofline:
         f"{rows[0]['prompt_len']} prompt and {rows[0]['output_len']} output tokens each, all sent at once; latencies "
         "are means over the requests, the step is the median with the whole batch decoding",
         f"KV allocated at the start: {facts.kv_cache_bytes / MIB:,.0f} MiB; blocks are those in use at the peak",
-        f"knee: {f'batch {at}' if at else 'none'} ({KNEE_RULE})",
+        f"knee: {f'batch {at}' if at else 'none'} (of {KNEE_FIGURES}: {RULE})",
     ]
     if no_roofline:
         notes.append(f"roofline: - because {no_roofline}")

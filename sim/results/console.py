@@ -34,6 +34,7 @@ def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
         *_serving_lines(ours),
         *sentences(ours, facts),
         *_origin_lines(ours),
+        *_trace_lines(facts),
         steady_line(ours["steady_state"]),
         *(f"WARNING: {warning}" for warning in ours["warnings"]),
     ]
@@ -156,7 +157,6 @@ def _serving_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     waits = f"{number(queue['mean_wait_ms'], 1)} / {number(queue['p99_wait_ms'], 1)}"
     yield _row("Time in queue, mean / P99 (ms):", waits)
     yield _row("Longest time in queue (ms):", _longest_wait(ours["longest_wait"]))
-    yield _row("Device busy:", percent(ours["device_busy_share"]))
     yield from _time_lines(ours["time_share"])
     if ours["cached_tokens_share"]:
         yield _row("Prompt tokens from the prefix cache:", percent(ours["cached_tokens_share"]))
@@ -169,8 +169,9 @@ def _serving_lines(ours: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _time_lines(shares: Mapping[str, float | None]) -> Iterator[str]:
-    """Beside how long the device was busy, where anything else takes time."""
+    """Whom the run waited for, where anything but the device takes time."""
     if shares["host"] is not None:
+        yield _row("Device worked:", percent(shares["device"]))
         yield _row("Device waited for the host:", percent(shares["host"]))
         yield _row("Device had no requests:", percent(shares["idle"]))
     if shares["front_end"] is not None:
@@ -204,6 +205,12 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
         yield f"Engine, as written:{_listed(written)}"
     if resolved:
         yield f"Engine, resolved:{_listed({key: engine[key] for key in resolved})}"
+
+
+def _trace_lines(facts: RunFacts) -> Iterator[str]:
+    trace = facts.scenario.get("workload", {}).get("trace", {})
+    if (blocks := trace.get("resample_blocks")) is not None:
+        yield f"Trace: drawn anew in {blocks} blocks of time by the seed, not as it is"
 
 
 def steady_line(steady: Mapping[str, Any]) -> str:

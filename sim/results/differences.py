@@ -29,7 +29,14 @@ class Difference:
 
     @classmethod
     def of(
-        cls, metric: Metric, base: tuple[str, Values], other: tuple[str, Values], confidence: float, refused: str | None
+        cls,
+        metric: Metric,
+        base: tuple[str, Values],
+        other: tuple[str, Values],
+        confidence: float,
+        refused: str | None,
+        *,
+        is_resampled: bool = False,
     ) -> Difference:
         """From the seeds that both have a figure for."""
         pairs = [(a, b) for a, b in zip(base[1], other[1], strict=True) if a is not None and b is not None]
@@ -38,8 +45,9 @@ class Difference:
         if refused is not None:
             return cls(metric, base[0], other[0], None, None, refused)
         first, second = zip(*pairs, strict=True)
-        interval = paired_difference(first, second, confidence)
-        return cls(metric, base[0], other[0], interval, paired_ratio(first, second, confidence))
+        interval = paired_difference(first, second, confidence, is_resampled=is_resampled)
+        ratio = paired_ratio(first, second, confidence, is_resampled=is_resampled)
+        return cls(metric, base[0], other[0], interval, ratio)
 
     @property
     def verdict(self) -> str:

@@ -14,6 +14,7 @@ from simbatch.sim.results.compare import OWN_FILES
 from simbatch.sim.results.compared import Metric
 from simbatch.sim.results.differences import Difference, Values
 from simbatch.sim.results.replicated import Replicated, mean_of
+from simbatch.sim.scenario.chance import ONE_RUN
 
 MARKS = {"better": "+", "worse": "-", "higher": ">", "lower": "<", "no difference shown": "="}
 NUM_PANELS = 4
@@ -44,6 +45,7 @@ class LoadComparison:
     rates: Sequence[float]
     at: Sequence[Replicated]
     limits: Mapping[str, float]
+    has_chance: bool = True  # whether another seed would be another run
 
     @property
     def labels(self) -> list[str]:
@@ -73,7 +75,8 @@ class LoadComparison:
         """A table per metric that is shown, a row per load."""
         base, seeds = self.at[0], self.at[0].seeds
         intervals = f" with {100 * base.confidence:g} % intervals" if len(seeds) > 1 else ""
-        runs = f"means of {len(seeds)} runs" if len(seeds) > 1 else "one run"
+        of = " of the trace, resampled in blocks," if base.is_resampled else ""
+        runs = f"means of {len(seeds)} runs{of}" if len(seeds) > 1 else "one run"
         lines = [f"{self.name}, {_seeds(seeds)}: {runs} at each of {len(self.rates)} loads{intervals}"]
         for metric in self.shown:
             header = [self.key.rpartition(".")[2], *(f"{label}  " for label in self.labels)]
@@ -138,10 +141,10 @@ class LoadComparison:
         """What the marks mean, and what the table does not say."""
         base, *others = self.labels
         num_seeds = len(self.at[0].seeds)
-        if num_seeds == 1:
+        if not self.has_chance:
+            yield f"NOTE: {ONE_RUN}; there is no interval."
+        elif num_seeds == 1:
             yield "NOTE: one run a load says nothing of chance; --replications 10 gives intervals."
-        elif all(replicated.is_one_run for replicated in self.at):
-            yield f"NOTE: the seed changes nothing here: {num_seeds} replications are one run, without intervals."
         elif others:
             yield f"+ better than {base}, - worse, = no difference shown: by the differences seed by seed."
             yield from self._multiplicity()

@@ -26,12 +26,14 @@ class Replicated:
     """`summaries`: of each candidate, one per seed, in the order of `seeds`.
 
     `bonferroni`: the intervals of a metric hold together with the confidence, rather than each by itself.
+    `is_resampled`: the runs are of one trace, drawn anew.
     """
 
     summaries: Mapping[str, Sequence[Summary]]
     seeds: Sequence[int]
     bonferroni: bool = False
     confidence: float = CONFIDENCE
+    is_resampled: bool = False
 
     @property
     def labels(self) -> list[str]:
@@ -39,18 +41,10 @@ class Replicated:
         return list(self.summaries)
 
     @cached_property
-    def is_one_run(self) -> bool:
-        """Whether the seed changes nothing (a trace, fixed lengths): all replications are one run."""
-        return all(
-            len({values[0], *values}) == 1 for _, by_label in self.measured for values in map(tuple, by_label.values())
-        )
-
-    @cached_property
     def differences(self) -> list[list[Difference]]:
         """Per metric, one per candidate after the first."""
         base, *others = self.labels
         confidence = 1 - (1 - self.confidence) / len(others) if self.bonferroni and others else self.confidence
-        refused_all = "the seed changes nothing" if self.is_one_run else None
         return [
             [
                 Difference.of(
@@ -58,7 +52,8 @@ class Replicated:
                     (base, values[base]),
                     (other, values[other]),
                     confidence,
-                    refused_all or (self.refusal(base) or self.refusal(other) if metric.is_steady else None),
+                    self.refusal(base) or self.refusal(other) if metric.is_steady else None,
+                    is_resampled=self.is_resampled,
                 )
                 for other in others
             ]
@@ -134,9 +129,9 @@ class Replicated:
     def interval_of(self, values: Values) -> dict[str, float] | None:
         """Of one candidate's mean."""
         known = [value for value in values if value is not None]
-        if len(known) < 2 or self.is_one_run:
+        if len(known) < 2:
             return None
-        interval: Interval = mean_interval(known, self.confidence)
+        interval: Interval = mean_interval(known, self.confidence, is_resampled=self.is_resampled)
         return {"low": interval.low, "high": interval.high, "n": interval.n}
 
 

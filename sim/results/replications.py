@@ -26,7 +26,8 @@ class ReplicatedComparison(Replicated):
         base, *others = self.labels
         facts = next(iter(self.first.results.values())).facts
         lines = [
-            f"{facts.scenario_name}, seeds {self.seeds[0]} to {self.seeds[-1]}: means of {len(self.seeds)} runs, "
+            f"{facts.scenario_name}, seeds {self.seeds[0]} to {self.seeds[-1]}: means of {len(self.seeds)} runs"
+            f"{' of the trace, resampled in blocks' if self.is_resampled else ''}, "
             f"differences from {base} with {100 * self.confidence:g} % intervals",
             "",
         ]
@@ -83,10 +84,7 @@ class ReplicatedComparison(Replicated):
 
     def _notes(self) -> Iterator[str]:
         """What the table means, and what it does not say."""
-        if self.is_one_run:
-            yield f"NOTE: the seed changes nothing here: {len(self.seeds)} replications are one run, without intervals."
-        else:
-            yield from self.multiplicity()
+        yield from self.multiplicity()
         if not self.first.same_arrivals:
             yield "NOTE: the candidates did not get the same requests at the same times."
         for label in self.labels:

@@ -2,8 +2,11 @@
 
 A run is a figure of chance, so each seed gives an estimate of its own. All rates of the scenario are multiplied alike:
 the same gaps and lengths come at another pace (common random numbers). From the scenario's rate on it is doubled until
-it fails, or halved until it holds, then bisected to 1 / 128 of a doubling (0.54 %). The answer is the
-geometric mean over the seeds with its 95 % t interval, widened by half of the last bracket.
+it fails, or halved until it holds, then bisected to 1 / 128 of a doubling (0.54 %).
+
+The answer is a rate that holds, not the mean of those: from the lowest of the seeds' rates down, the first at which the
+limits are kept under at least 17 of 18 seeds, of which ten were not searched. A trace is resampled in blocks by each
+seed, and searched as it is besides.
 
 Where the limits leave room up to saturation, the verdict that the queue keeps growing decides. It is slow to fall a
 little above saturation, by about 2.3 / sqrt(number of requests) of the rate, so the answer is then an upper bound.
@@ -12,24 +15,26 @@ little above saturation, by about 2.3 / sqrt(number of requests) of the rate, so
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import log2
+from statistics import median
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
+from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
+from simbatch.sim.search.rates import Unit, at_rate, rates_of, rounded, unit_of
 from simbatch.sim.search.tune import OVERLOADED, Evaluate, is_overloaded
 from simbatch.sim.search.tune_goal import METRICS, SLO_SHARE, Limit, Means, Summary, means_over
 from simbatch.sim.search.tune_space import Settings
-from simbatch.sim.statistics.intervals import Interval, mean_interval
-from simbatch.sim.workload.traffic_model import Traffic
 
 STEPS = 128  # to a doubling
 MAX_DOUBLINGS = 10
 ALONE = 0.05  # with so few requests in the system on average, a lower rate changes nothing
 REPLICATIONS = 8
+FRESH = 10  # seeds that were not searched, under which the bound must hold too
+ONE_MAY_FAIL_OF = 18
+DOWN = 4  # steps from a rate that too many seeds break to the next one (2.2 %)
 DEFAULT_SHARE = 0.99  # of the requests within the SLO
-RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_rps")
 
 
 @dataclass(frozen=True)
@@ -49,22 +54,41 @@ class Tried:
         return not self.broken
 
 
+@dataclass(frozen=True)
+class Bound:
+    """A rate at which the limits were kept under `kept` of so many `seeds`, the searched ones among them."""
+
+    rate: float
+    kept: int
+    seeds: list[int]
+
+
 @dataclass
 class Capacity:
-    """What came of it; `interval` is None when no rate holds, or none fails."""
+    """What came of it, rates as values of `unit.key`; `bound` is None when no rate holds, or none fails.
+
+    `by_seed` has the highest rate that each seed keeps, `as_it_is` that of a trace that is not resampled.
+    """
 
     scenario: Scenario
-    key: str
+    unit: Unit
     limits: tuple[Limit, ...]
     seeds: list[int]
-    interval: Interval | None
     by_seed: dict[int, float | None]
+    bound: Bound | None = None
+    as_it_is: float | None = None
     tried: list[Tried] = field(default_factory=list)
 
     @property
     def is_feasible(self) -> bool:
         """Whether every seed has a rate that holds."""
         return all(any(run.is_met for run in self.tried if run.seed == seed) for seed in self.seeds)
+
+    @property
+    def median(self) -> float | None:
+        """What half of the seeds keep; None where not all have a rate."""
+        rates = [rate for rate in self.by_seed.values() if rate is not None]
+        return median(rates) if len(rates) == len(self.seeds) else None
 
     @property
     def highest(self) -> float:
@@ -97,23 +121,75 @@ class Capacity:
 def find_capacity(
     scenario: Scenario, limits: Sequence[Limit], evaluate: Evaluate, replications: int = REPLICATIONS
 ) -> Capacity:
-    """Bisect the rate under each seed, all of them side by side."""
-    key, base = next(iter(rates_of(scenario).items()))
-    searches = [_Bisection(scenario.seed + i) for i in range(replications)]
-    tried: list[Tried] = []
-    while asked := [(search, step) for search in searches if (step := search.next()) is not None]:
-        rates = [_rounded(base * 2 ** (step / STEPS)) for _, step in asked]
-        summaries = evaluate(
-            [(at_rate(scenario, rate), search.seed) for (search, _), rate in zip(asked, rates, strict=True)]
-        )
-        for (search, step), rate, summary in zip(asked, rates, summaries, strict=True):
-            run = _tried(step, search.seed, rate, summary, limits)
-            search.tell(run)
-            tried.append(run)
-    by_seed = {search.seed: search.estimate(base) for search in searches}
-    found = [rate for rate in by_seed.values() if rate is not None]
-    interval = _interval(found) if len(found) == replications else None
-    return Capacity(scenario, key, tuple(limits), list(by_seed), interval, by_seed, tried)
+    """Bisect the rate under each seed, side by side, then look for the bound that holds under others too."""
+    unit = unit_of(scenario)
+    runs = _Runs(scenario, tuple(limits), evaluate)
+    searches = [_Bisection(seed) for seed in seeds_of([scenario], replications)]
+    runs.search(searches)
+    by_seed = {search.seed: runs.rate(search) for search in searches}
+    found = Capacity(scenario, unit, tuple(limits), list(by_seed), by_seed)
+    if all(rate is not None for rate in by_seed.values()):
+        found.bound = _bound(runs, searches)
+    found.tried = runs.tried
+    if is_resampled(scenario):
+        as_it_is = _Bisection(scenario.seed)
+        once = _Runs(scenario.override({RESAMPLE: None}), tuple(limits), evaluate, {RESAMPLE: None})
+        once.search([as_it_is])
+        found.as_it_is = once.rate(as_it_is)
+    return found
+
+
+class _Runs:
+    """Runs at rates that are steps from the scenario's own, `more` settings beside; `tried` remembers them."""
+
+    def __init__(
+        self, scenario: Scenario, limits: Sequence[Limit], evaluate: Evaluate, more: Settings | None = None
+    ) -> None:
+        self._scenario, self._limits, self._evaluate = scenario, limits, evaluate
+        self._more = resampling(scenario) if more is None else more
+        self._base = next(iter(rates_of(scenario).values()))
+        self.tried: list[Tried] = []
+
+    def at(self, asked: Sequence[tuple[int, int]]) -> list[Tried]:
+        """Simulate: a seed and a step each."""
+        rates = [self._rate(step) for _, step in asked]
+        settings = [at_rate(self._scenario, rate) | self._more for rate in rates]
+        summaries = self._evaluate([(each, seed) for each, (seed, _) in zip(settings, asked, strict=True)])
+        runs = [
+            _tried(step, seed, rate, summary, self._limits)
+            for (seed, step), rate, summary in zip(asked, rates, summaries, strict=True)
+        ]
+        self.tried += [run for run in runs if run not in self.tried]
+        return runs
+
+    def search(self, searches: Sequence[_Bisection]) -> None:
+        """Until none of them has more to learn."""
+        while asked := [(search, step) for search in searches if (step := search.next()) is not None]:
+            runs = self.at([(search.seed, step) for search, step in asked])
+            for (search, _), run in zip(asked, runs, strict=True):
+                search.tell(run)
+
+    def rate(self, search: _Bisection) -> float | None:
+        """The highest rate that a search found to hold; None where none holds, or none fails."""
+        return None if search.held is None or search.failed is None else self._rate(search.held)
+
+    def _rate(self, step: int) -> float:
+        return rounded(self._base * 2 ** (step / STEPS))
+
+
+def _bound(runs: _Runs, searches: Sequence[_Bisection]) -> Bound | None:
+    """From the lowest of the seeds' rates down; what the seed changes nothing for holds as it was found."""
+    seeds = [search.seed for search in searches]
+    step = min(search.held for search in searches if search.held is not None)
+    if len(seeds) > 1:
+        seeds += [seeds[-1] + 1 + i for i in range(FRESH)]
+    while step >= -MAX_DOUBLINGS * STEPS:
+        tried = runs.at([(seed, step) for seed in seeds])
+        kept = sum(run.is_met for run in tried)
+        if len(seeds) - kept <= len(seeds) // ONE_MAY_FAIL_OF:
+            return Bound(tried[0].rate, kept, seeds)
+        step -= DOWN
+    return None
 
 
 class _Bisection:
@@ -142,44 +218,6 @@ class _Bisection:
         else:
             self.failed = run.step
             self.is_alone = run.concurrency < ALONE
-
-    def estimate(self, base: float) -> float | None:
-        """The middle of the last bracket; None without one."""
-        if self.held is None or self.failed is None:
-            return None
-        return float(base * 2 ** ((self.held + self.failed) / 2 / STEPS))
-
-
-def rates_of(scenario: Scenario) -> dict[str, float]:
-    """Every rate of the scenario by its dotted key; they are multiplied together. UserError when it has none."""
-    workload = scenario.workload
-    if workload.trace is not None:
-        return {"workload.trace.rate_scale": workload.trace.rate_scale}
-    parts: dict[str, Traffic] = {f"workload.mix.{i}": part for i, part in enumerate(workload.mix or ())}
-    found = {
-        key: rate for place, part in (parts or {"workload": workload}).items() for key, rate in _own_rates(place, part)
-    }
-    if not found:
-        rule = "has no request rate that could be raised"
-        process = getattr(workload.arrival, "process", None)
-        raise UserError(Problem("workload.arrival", rule, process, "take a process with one: gamma, poisson, on_off"))
-    return found
-
-
-def _own_rates(place: str, traffic: Traffic) -> Iterator[tuple[str, float]]:
-    if traffic.request_rate is not None:
-        yield f"{place}.request_rate", traffic.request_rate
-    for name in RATES:
-        if rate := getattr(traffic.arrival, name, None):
-            yield f"{place}.arrival.{name}", rate
-
-
-def at_rate(scenario: Scenario, rate: float) -> Settings:
-    """The changes that make the first of the scenario's rates `rate`, and the others as many times as high."""
-    rates = rates_of(scenario)
-    first, *others = rates
-    factor = rate / rates[first]
-    return {first: rate, **{key: _rounded(rates[key] * factor) for key in others}}
 
 
 def capacity_limits(scenario: Scenario, limits: Sequence[Limit]) -> tuple[Limit, ...]:
@@ -211,16 +249,5 @@ def _broken(limit: Limit, means: Means) -> list[str]:
     return [f"slo.{name}_ms" for name, share in measured.items() if share == min(measured.values())]
 
 
-def _interval(rates: Sequence[float]) -> Interval:
-    """The mean over the seeds, of logarithms, since a rate is positive; each is known to within half of its bracket."""
-    interval = mean_interval([log2(rate) for rate in rates])
-    half = 0.5 / STEPS
-    return Interval(2**interval.estimate, 2 ** (interval.low - half), 2 ** (interval.high + half), interval.n)
-
-
 def _rate(run: Tried) -> float:
     return run.rate
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.6g}")

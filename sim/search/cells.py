@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.chance import resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.reading.source import plain_value
 from simbatch.sim.scenario.resolve import Resolved, resolve
@@ -61,15 +62,39 @@ def cells_of(
     A `policy.name` other than the scenario's starts from that policy's defaults. `places` says where each value comes
     from, for the messages. Raises one UserError with the problems of all cells.
     """
-    problems: list[Problem] = []
+    _check_seeds(scenario, seeds)
     origins = places or [dict.fromkeys(chosen, "setting") for chosen in settings]
+    return _cells(scenario, settings, origins, lambda changed: (changed, seeds))
+
+
+def replicated_cells(
+    scenario: Scenario, settings: Sequence[Settings], count: int, *, places: Sequence[Mapping[str, str]]
+) -> list[Cell]:
+    """`count` runs of each: under as many seeds, of a trace resampled in blocks, or one where no seed changes anything.
+
+    Raises one UserError with the problems of all cells, as `cells_of`.
+    """
+    _check_seeds(scenario, [scenario.seed + count - 1])
+
+    def runs_of(changed: Scenario) -> tuple[Scenario, Sequence[int]]:
+        return changed.override(resampling(changed)), seeds_of([changed], count)
+
+    return _cells(scenario, settings, places, runs_of)
+
+
+def _cells(
+    scenario: Scenario,
+    settings: Sequence[Settings],
+    origins: Sequence[Mapping[str, str]],
+    runs_of: Callable[[Scenario], tuple[Scenario, Sequence[int]]],
+) -> list[Cell]:
+    problems: list[Problem] = []
     fingerprints = _Fingerprints()
     cells: list[Cell] = []
-    _check_seeds(scenario, seeds)
     for chosen, origin in zip(settings, origins, strict=True):
         try:
-            resolved = resolve(_changed(scenario, chosen, origin))
-            cells += _seeded(resolved, chosen, seeds, fingerprints)
+            changed, seeds = runs_of(_changed(scenario, chosen, origin))
+            cells += _seeded(resolve(changed), chosen, seeds, fingerprints)
         except UserError as error:
             problems += error.problems
     if problems:

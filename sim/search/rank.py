@@ -19,6 +19,7 @@ from simbatch.sim.results.compared import HIGHER, LOWER, Metric
 from simbatch.sim.results.console import percent
 from simbatch.sim.results.differences import NO_DIFFERENCE, Difference, Values
 from simbatch.sim.results.replicated import Replicated, Summary, mean_of
+from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, cells_of
 from simbatch.sim.statistics.intervals import CONFIDENCE
@@ -27,6 +28,7 @@ WITHIN_SLO = Metric("simbatch.slo_share.all", "within SLO", HIGHER, "share")
 THROUGHPUT = Metric("output_throughput", "output tokens/s", HIGHER)
 NORMALISED = Metric("simbatch.mean_normalised_latency_ms", "latency per token (ms)", LOWER, "ms")
 MIN_POLICIES = 2
+REPLICATIONS = 10
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Entry:
     seeds: Sequence[int]
     cells: Mapping[str, list[Cell]]
     left_out: Mapping[str, str]
+
+    @property
+    def is_resampled(self) -> bool:
+        """Whether its runs are of one trace, drawn anew."""
+        return len(self.seeds) > 1 and is_resampled(self.scenario)
 
     @property
     def judge(self) -> Metric:
@@ -121,7 +128,14 @@ class Judged:
         confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
         refused = "one run" if self.is_one_run else None
         differences = {
-            label: Difference.of(judge, (best, values[best]), (label, values[label]), confidence, refused)
+            label: Difference.of(
+                judge,
+                (best, values[best]),
+                (label, values[label]),
+                confidence,
+                refused,
+                is_resampled=self.entry.is_resampled,
+            )
             for label in others
         }
         ranks = ranks_of([scores[label] for label in order])
@@ -134,7 +148,7 @@ class Judged:
     def replicated(self) -> Replicated:
         """The same runs, compared with the best in all metrics."""
         summaries = {standing.policy: self.summaries[standing.policy] for standing in self.standings}
-        return Replicated(summaries, self.entry.seeds)
+        return Replicated(summaries, self.entry.seeds, is_resampled=self.entry.is_resampled)
 
     @cached_property
     def is_one_run(self) -> bool:
@@ -167,8 +181,11 @@ class Overall:
         return sum(self.ranks) / len(self.ranks)
 
 
-def plan_ranking(scenarios: Sequence[Scenario], policies: Sequence[str], replications: int) -> Plan:
+def plan_ranking(scenarios: Sequence[Scenario], policies: Sequence[str], replications: int | None = None) -> Plan:
     """Every policy in every scenario that it supports, checked; without `policies`, all that there are by name.
+
+    Each runs under `replications` seeds, of a trace resampled in blocks; unless somebody asks for a number it is 10,
+    and a trace that leaves nothing to the seed is run once as it is.
 
     Raises UserError for what is wrong with a scenario, or with a policy that was asked for.
     """
@@ -213,8 +230,11 @@ def ranks_of(scores: Sequence[float]) -> list[float]:
     ]
 
 
-def _entry(scenario: Scenario, policies: Sequence[str], replications: int) -> Entry:
-    seeds = range(scenario.seed, scenario.seed + (1 if _has_no_chance(scenario) else replications))
+def _entry(scenario: Scenario, policies: Sequence[str], replications: int | None) -> Entry:
+    is_run_once = replications is None and is_resampled(scenario) and not has_chance(scenario)
+    seeds = seeds_of([scenario], 1 if is_run_once else replications or REPLICATIONS)
+    if len(seeds) > 1:
+        scenario = scenario.override(resampling(scenario), origin="--replications")
     cells: dict[str, list[Cell]] = {}
     left_out: dict[str, str] = {}
     for name in policies or policy_names():
@@ -230,9 +250,3 @@ def _entry(scenario: Scenario, policies: Sequence[str], replications: int) -> En
 def _missing_trace(scenario: Scenario) -> str | None:
     trace = scenario.workload.trace
     return trace.path if trace is not None and not user_path(scenario.folder, trace.path).exists() else None
-
-
-def _has_no_chance(scenario: Scenario) -> bool:
-    """A trace as it is: every seed gives the same arrivals, so one run says it all."""
-    workload = scenario.workload
-    return workload.trace is not None and not (workload.priorities or workload.tenants or scenario.engine.step_noise)

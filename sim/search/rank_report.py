@@ -13,6 +13,7 @@ from simbatch.sim.results import files
 from simbatch.sim.results.compared import Metric
 from simbatch.sim.results.console import number, percent, table
 from simbatch.sim.results.replicated import Replicated, Summary
+from simbatch.sim.scenario.chance import ONE_RUN, runs_words
 from simbatch.sim.search.rank import NORMALISED, THROUGHPUT, WITHIN_SLO, Judged, Plan, Standing, overall
 
 OWN_FILES = ("ranking.md", "ranking.json")
@@ -134,7 +135,9 @@ def verdict(judged: Judged, standing: Standing) -> str:
 def _section(judged: Judged) -> Iterator[str]:
     entry = judged.entry
     judge, seeds = entry.judge, entry.seeds
-    runs = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else "one run, since a trace leaves nothing to chance"
+    runs = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else ONE_RUN
+    if entry.is_resampled:
+        runs = f"{runs_words(entry.scenario, len(seeds))}, {runs}"
     yield f"## {entry.scenario.name}"
     yield ""
     yield f"Judged by {WORDS[judge.key]}{_slo(entry.scenario.slo.model_dump(exclude_none=True))}; {runs}."

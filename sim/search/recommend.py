@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.scenario import Scenario
+from simbatch.sim.scenario.chance import seeds_of
 from simbatch.sim.search.recommend_cases import GOODPUT, THROUGHPUT, UseCase
 from simbatch.sim.search.tune import OVERLOADED
 from simbatch.sim.statistics.intervals import Interval, paired_ratio
@@ -156,7 +157,7 @@ class _Search:
         self.goal = GOODPUT if scenario.slo.model_dump(exclude_none=True) else THROUGHPUT
         self.default = Choice(profile.default_max_num_seqs, profile.default_max_num_batched_tokens)
         self.prior = Choice(case.prior(profile.memory.total_bytes), self.default.max_num_batched_tokens)
-        self.seeds = [scenario.seed + i for i in range(NUM_SEEDS)]
+        self.seeds = seeds_of([scenario], NUM_SEEDS)
         self.load = Load(0.0)
         self.trials: dict[Choice, Trial] = {}
 

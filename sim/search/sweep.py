@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.results import files
 from simbatch.sim.results.console import number, table
+from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.search.cells import Cell, Summary, cells_of
+from simbatch.sim.search.cells import Cell, Summary, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
 from simbatch.sim.search.store import CellStore
 from simbatch.sim.search.sweep_grid import grid_of
@@ -39,6 +40,8 @@ class Sweep:
     keys: list[str]
     cells: Sequence[Cell]
     summaries: Mapping[str, Summary]
+    replications: int = 1  # that were asked for; where the seed changes nothing there is one
+    is_resampled: bool = False  # whether they are of traces, resampled in blocks
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -49,7 +52,7 @@ class Sweep:
     @cached_property
     def points(self) -> list[Row]:
         """A row per setting: the mean of each metric over the seeds, and its 95 % interval (`.low`, `.high`)."""
-        return points_of(self.rows, self.keys)
+        return points_of(self.rows, self.keys, is_resampled=self.is_resampled)
 
     @property
     def num_missing(self) -> int:
@@ -72,10 +75,18 @@ class Sweep:
         ]
         left_out = len(self.points) - len(lines)
         rest = [f"... and {left_out:,} more settings in summary.csv"] if left_out else []
-        most = max((point["replications"] for point in self.points), default=1)
-        means = [f"means of {most} seeds, with 95 % intervals"] if most > 1 else []
+        means = [*self._means()]
         missing = [f"{self.num_missing:,} of {len(self.cells):,} cells are missing"] if self.num_missing else []
         return "\n".join([*(line.rstrip() for line in table(header, lines)), *rest, *means, *missing])
+
+    def _means(self) -> Iterator[str]:
+        """What the figures are means of, where several runs were asked for."""
+        counts = {point["replications"] for point in self.points}
+        if (most := max(counts, default=1)) > 1:
+            runs = f"resamplings of the trace in {BLOCKS} blocks of time" if self.is_resampled else "seeds"
+            yield f"means of {most} {runs}, with 95 % intervals"
+        if self.replications > 1 and 1 in counts:
+            yield f"where there is no interval {ONE_RUN}"
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write summary.csv and .parquet, points.csv with several seeds, and sweep.png where there is one to draw."""
@@ -100,9 +111,12 @@ def planned(
 ) -> Sweep:
     """Every cell, checked; nothing has run yet. Raises UserError with all that is wrong with any of them."""
     grid = grid_of(scenario, over, origin=origin)
-    seeds = [scenario.seed + i for i in range(replications)]
-    cells = cells_of(scenario, grid.settings, seeds, places=grid.places)
-    return Sweep(scenario.name, grid.keys(), cells, {})
+    keys = grid.keys()
+    if replications == 1:
+        return Sweep(scenario.name, keys, cells_of(scenario, grid.settings, [scenario.seed], places=grid.places), {})
+    cells = replicated_cells(scenario, grid.settings, replications, places=grid.places)
+    traces = {cell.scenario["workload"]["trace"]["path"] for cell in cells if "trace" in cell.scenario["workload"]}
+    return Sweep(scenario.name, keys, cells, {}, replications, bool(traces))
 
 
 def sweep(
@@ -117,16 +131,17 @@ def sweep(
 ) -> Sweep:
     """Simulate every combination of the scenario's `sweep` section and of `over` (dotted keys to lists of values).
 
-    `replications` seeds from the scenario's on, the same arrivals for every setting; `jobs` processes (-1: one per
-    core) or a Dask `scheduler`. With a `folder`, every cell is kept in its `cells/` and taken from there when it is
-    there already. Raises UserError for what the user must mend.
+    `replications` seeds from the scenario's on, the same arrivals for every setting (a trace is resampled in blocks,
+    and what leaves nothing to the seed is run once); `jobs` processes (-1: one per core) or a Dask `scheduler`. With a
+    `folder`, every cell is kept in its `cells/` and taken from there when it is there already. Raises UserError for
+    what the user must mend.
     """
     plan = planned(scenario, over, replications=replications)
     store = None if folder is None else CellStore(Path(folder, "cells"))
     there = {} if store is None else stored(store, plan.cells)
     todo = [cell for cell in plan.cells if cell.key not in there]
     found = run_cells(todo, store, jobs=jobs, scheduler=scheduler, say=say)
-    done = Sweep(plan.name, plan.keys, plan.cells, there | found)
+    done = replace(plan, summaries=there | found)
     if folder is not None:
         done.save(folder)
     return done

@@ -59,19 +59,20 @@ def _figures(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str,
             yield f"{above}{key}", value
 
 
-def points_of(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+def points_of(rows: Sequence[Row], keys: Sequence[str], *, is_resampled: bool = False) -> list[Row]:
     """The settings, `replications`, `overloaded_runs`, and of each metric its mean and where its 95 % interval ends.
 
-    A metric that some replication does not have has no mean; fewer than two have no interval.
+    A metric that some replication does not have has no mean; fewer than two have no interval. `is_resampled`: the runs
+    of a point are of one trace, drawn anew.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(json.dumps([row[key] for key in keys]), []).append(row)
     metrics = [name for name in columns_of(rows) if name not in (*keys, "seed", *LAST)]
-    return [_point(group, keys, metrics) for group in groups.values()]
+    return [_point(group, keys, metrics, is_resampled) for group in groups.values()]
 
 
-def _point(group: Sequence[Row], keys: Sequence[str], metrics: Sequence[str]) -> Row:
+def _point(group: Sequence[Row], keys: Sequence[str], metrics: Sequence[str], is_resampled: bool) -> Row:
     overloaded = sum(row["overloaded"] for row in group)
     point = {key: group[0][key] for key in keys} | {"replications": len(group), "overloaded_runs": overloaded}
     for name in metrics:
@@ -80,7 +81,7 @@ def _point(group: Sequence[Row], keys: Sequence[str], metrics: Sequence[str]) ->
         if len(values) == len(group):
             mean = values[0]
             if len(values) > 1:
-                interval = mean_interval(values)
+                interval = mean_interval(values, is_resampled=is_resampled)
                 mean, low, high = interval.estimate, interval.low, interval.high
         point |= {name: mean, f"{name}.low": low, f"{name}.high": high}
     return point

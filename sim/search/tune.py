@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from simbatch.sim.results.compared import HIGHER, LOWER, Metric
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.search.knee import Knee, find_knee
-from simbatch.sim.search.tune_goal import METRICS, Goal, Limit, Means, Summary, means_over
-from simbatch.sim.search.tune_space import POLICY, SEQS, TOKENS, Point, Settings, Space
+from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
+from simbatch.sim.search.tune_choice import equals, has_open_arrivals, order, preference
+from simbatch.sim.search.tune_goal import METRICS, Goal, Limit, Summary, means_over
+from simbatch.sim.search.tune_space import POLICY, Point, Settings, Space
 from simbatch.sim.search.tune_study import ROUND, Search, front_of
+from simbatch.sim.search.tune_trial import Trial
 from simbatch.sim.statistics.intervals import Interval, paired_difference
+from simbatch.sim.statistics.knee import Knee, find_knee
 
 MIN_TRIALS, MAX_TRIALS, GRID_SHARE = 20, 60, 5  # by default a fifth of the combinations, within these
 TRIALS_A_ROUND = 10  # for each setting that is asked for at once: of few trials each should know of those before it
@@ -19,18 +23,6 @@ OVERLOADED = "overloaded"
 
 Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]  # settings and a seed; their summary
 Run = Callable[[Sequence[Settings]], "list[Trial]"]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One combination of settings, simulated under every seed; `means` has every metric of tune_goal."""
-
-    number: int  # 0 is the scenario as it stands
-    settings: Settings
-    means: Means
-    runs: tuple[Means, ...]  # one a seed
-    overloaded: int  # in how many runs the queue kept growing
-    warnings: tuple[str, ...] = ()  # of the run under the first seed
 
 
 @dataclass(frozen=True)
@@ -68,22 +60,37 @@ class Tuned:
         """The scenario as it stands."""
         return self.trials[0]
 
+    @cached_property
+    def equals(self) -> list[Trial]:
+        """What keeps the limits and is equal to the best in the goal's one figure; the best of them first."""
+        of_trace = is_resampled(self.scenario) and len(self.seeds) > 1
+        return sorted(equals(self.goal, self.trials, is_resampled=of_trace), key=self._order)
+
     def ranked(self) -> list[Trial]:
-        """The best first."""
-        return sorted(self.trials, key=lambda trial: (self.goal.rank(trial.means), self.preference(trial)))
+        """The best first: the equals, then the others by their figure."""
+        equal = {trial.number for trial in self.equals}
+        rest = [trial for trial in self.trials if trial.number not in equal]
+        return [*self.equals, *sorted(rest, key=lambda trial: (self.goal.rank(trial.means), self._order(trial)))]
 
-    def preference(self, trial: Trial) -> tuple[float, ...]:
-        """Of equals: vLLM's own policy, which needs no code beside it; what is there; the fewest seats and tokens.
+    @property
+    def do_arrivals_bind(self) -> bool:
+        """Whether the goal is a throughput and several settings serve all that arrives."""
+        is_throughput = "throughput" in self.goal.metrics[0].key
+        return (
+            is_throughput
+            and len(self.equals) > 1
+            and not self.equals[0].overloaded
+            and has_open_arrivals(self.scenario)
+        )
 
-        Seats and tokens that bring nothing cost memory.
-        """
-        sizes = (trial.settings.get(SEQS, 0), trial.settings.get(TOKENS, 0))
-        return (self.needs_policy(trial), trial is not self.baseline, *sizes, trial.number)
+    @property
+    def recommended(self) -> Trial | None:
+        """What to take, or the nearest where nothing keeps the limits; None for a set, and where the arrivals bind."""
+        has_no_best = len(self.goal.metrics) > 1 and self.knee is None and bool(self.front)
+        return None if has_no_best or self.do_arrivals_bind else self.best
 
-    def needs_policy(self, trial: Trial) -> bool:
-        """Whether another policy than vLLM's own runs there."""
-        own: str = trial.settings.get("policy", {}).get("name", self.scenario.policy.name)
-        return own != "vllm"
+    def _order(self, trial: Trial) -> tuple[float, ...]:
+        return order(self.scenario, trial)
 
     def binding(self) -> list[Limit]:
         """Which limits stand in the way.
@@ -95,7 +102,7 @@ class Tuned:
         if self.is_feasible:
             if len(goal.metrics) > 1:
                 return []
-            best = _figure_rank(goal, self.best)
+            best = min(_figure_rank(goal, trial) for trial in self.trials if goal.is_met(trial.means))
             better = [trial for trial in self.trials if _figure_rank(goal, trial) < best]
             return [limit for limit in limits if better and all(_breaks(limit, trial) for trial in better)]
         never = [limit for limit in limits if all(_breaks(limit, trial) for trial in self.trials)]
@@ -103,7 +110,10 @@ class Tuned:
 
     def closest_to(self, limit: Limit) -> Trial:
         """What comes nearest to keeping one limit, or keeps it by most."""
-        return min(self.trials, key=lambda trial: (limit.excess(trial.means[limit.metric.key]), self.preference(trial)))
+        return min(
+            self.trials,
+            key=lambda trial: (limit.excess(trial.means[limit.metric.key]), preference(self.scenario, trial)),
+        )
 
 
 def default_trials(space: Space) -> int:
@@ -128,12 +138,13 @@ def tune(
     stands under `confirm` more. `search_seed` is the search's own, by default the scenario's.
     """
     scenario = space.scenario
-    seeds = [scenario.seed + i for i in range(replications)]
+    policies = [scenario.with_policy(name) for name in space.policies()]
+    seeds = seeds_of([scenario, *policies], replications)
     wanted = default_trials(space) if trials is None else trials
     found: list[Trial] = []
 
     def run(batch: Sequence[Settings]) -> list[Trial]:
-        runs = _under(seeds, batch, evaluate)
+        runs = _under(seeds, batch, evaluate, resampling(scenario) if len(seeds) > 1 else {})
         new = [_trial(len(found) + i, *pair) for i, pair in enumerate(zip(batch, runs, strict=True))]
         found.extend(new)
         return new
@@ -151,14 +162,14 @@ def tune(
     if len(goal.metrics) > 1:
         tuned.wants_knee = wants_knee
         _add_front(tuned)
-    elif confirm and tuned.is_feasible:
-        tuned.confirmation = _confirm(tuned, evaluate, [seeds[-1] + 1 + i for i in range(confirm)])
+    elif confirm and tuned.is_feasible and tuned.recommended is not None:
+        tuned.confirmation = _confirm(tuned, evaluate, confirm)
     return tuned
 
 
-def _under(seeds: Sequence[int], batch: Sequence[Settings], evaluate: Evaluate) -> list[list[Summary]]:
-    """Each of the settings under each of the seeds, asked for at once."""
-    summaries = evaluate([(settings, seed) for settings in batch for seed in seeds])
+def _under(seeds: Sequence[int], batch: Sequence[Settings], evaluate: Evaluate, more: Settings) -> list[list[Summary]]:
+    """Each of the settings, and `more`, under each of the seeds, asked for at once."""
+    summaries = evaluate([(more | settings, seed) for settings in batch for seed in seeds])
     return [summaries[i : i + len(seeds)] for i in range(0, len(summaries), len(seeds))]
 
 
@@ -205,12 +216,12 @@ def is_overloaded(summary: Summary) -> bool:
 
 
 def _add_front(tuned: Tuned) -> None:
-    """The Pareto set, the highest first figure first; its knee, else its first, is what is recommended."""
+    """The Pareto set, the highest first figure first; its knee is what is recommended, where one is wanted."""
     goal = tuned.goal
     front = [tuned.trials[i] for i in front_of([trial.means for trial in tuned.trials], goal)]
     if not front:
         return
-    tuned.front = sorted(front, key=lambda trial: (_oriented(goal, trial), tuned.preference(trial)))
+    tuned.front = sorted(front, key=lambda trial: (_oriented(goal, trial), preference(tuned.scenario, trial)))
     if tuned.wants_knee:
         gain, cost = ([trial.means[metric.key] or 0.0 for trial in tuned.front] for metric in trade_off(goal))
         tuned.knee = find_knee(gain, cost)
@@ -228,12 +239,19 @@ def _oriented(goal: Goal, trial: Trial) -> list[float]:
     return [-v if up else v for v, up in zip(goal.values(trial.means) or [], goal.maximise, strict=True)]
 
 
-def _confirm(tuned: Tuned, evaluate: Evaluate, seeds: list[int]) -> Confirmation:
-    """Under fresh seeds, which the search cannot have fitted itself to."""
-    goal, metric = tuned.goal, tuned.goal.metrics[0]
-    base, best = (_trial(0, {}, runs) for runs in _under(seeds, [{}, tuned.best.settings], evaluate))
+def _confirm(tuned: Tuned, evaluate: Evaluate, count: int) -> Confirmation | None:
+    """Under fresh seeds, which the search cannot have fitted itself to; None where no seed changes anything."""
+    goal, metric, scenario = tuned.goal, tuned.goal.metrics[0], tuned.scenario
+    of_trace = is_resampled(scenario)
+    both = [{}, tuned.best.settings]
+    if not (of_trace or any(has_chance(scenario.override(settings)) for settings in both)):
+        return None
+    seeds = [tuned.seeds[-1] + 1 + i for i in range(count)]
+    base, best = (_trial(0, {}, runs) for runs in _under(seeds, both, evaluate, resampling(scenario)))
     pairs = _complete(metric, base, best)
-    difference = paired_difference(pairs[0], pairs[1]) if pairs is not None and len(seeds) > 1 else None
+    difference = None
+    if pairs is not None and len(seeds) > 1:
+        difference = paired_difference(pairs[0], pairs[1], is_resampled=of_trace)
     return Confirmation(seeds, difference, base.means[metric.key], sum(map(goal.is_met, best.runs)))
 
 
@@ -249,19 +267,3 @@ def _figure_rank(goal: Goal, trial: Trial) -> float:
 
 def _breaks(limit: Limit, trial: Trial) -> bool:
     return limit.excess(trial.means[limit.metric.key]) > 0
-
-
-def setting_words(settings: Settings) -> str:
-    """Settings in a few words: `max_num_seqs 48, policy adaptive (target_tpot_ms 40)`."""
-    words = []
-    for key, value in settings.items():
-        if key == "policy":
-            rest = ", ".join(
-                f"{name} {each:g}" if isinstance(each, float) else f"{name} {each}"
-                for name, each in value.items()
-                if name != "name"
-            )
-            words.append(f"policy {value['name']}" + (f" ({rest})" if rest else ""))
-        else:
-            words.append(f"{key.removeprefix('engine.')} {value}")
-    return ", ".join(words) or "as it stands"

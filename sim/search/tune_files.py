@@ -8,9 +8,12 @@ from typing import Any
 
 from simbatch.sim.results.compared import HIGHER, LOWER, Metric
 from simbatch.sim.results.files import write_all, write_json
-from simbatch.sim.search.tune import Trial, Tuned
+from simbatch.sim.scenario import Scenario
+from simbatch.sim.scenario.chance import num_blocks
+from simbatch.sim.search.tune import Tuned
 from simbatch.sim.search.tune_flags import own_policy, set_flags, vllm_serve
 from simbatch.sim.search.tune_goal import METRICS, Goal, Limit
+from simbatch.sim.search.tune_trial import Trial
 from simbatch.sim.statistics.intervals import Interval
 
 OWN_FILES = ("tune.json", "trials.csv", "tune.png", "capacity.png")
@@ -32,10 +35,10 @@ def save(tuned: Tuned, folder: Path, num_runs: int) -> list[Path]:
 def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:
     """The content of tune.json."""
     goal, space, scenario = tuned.goal, tuned.space, tuned.scenario
-    settings = tuned.best.settings
     return {
         "scenario": scenario.name,
         "seeds": tuned.seeds,
+        "resample_blocks": num_blocks(scenario) if len(tuned.seeds) > 1 else None,
         "goal": {
             "maximize": [metric.key for metric in goal.metrics if metric.better == HIGHER],
             "minimize": [metric.key for metric in goal.metrics if metric.better == LOWER],
@@ -47,12 +50,9 @@ def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:
         "num_runs": num_runs,
         "feasible": tuned.is_feasible,
         "binds": [limit_content(limit) for limit in tuned.binding()],
-        "best": trial_content(tuned.best)
-        | {
-            "set": set_flags(settings),
-            "vllm_serve": vllm_serve(scenario, settings),
-            "policy_outside_vllm": own_policy(scenario, settings),
-        },
+        "best": tuned.recommended and _best(scenario, tuned.recommended),
+        "do_arrivals_bind": tuned.do_arrivals_bind,
+        "equals": [trial.number for trial in tuned.equals],
         "baseline": trial_content(tuned.baseline),
         "closest_to_limits": [{"limit": str(limit), **trial_content(tuned.closest_to(limit))} for limit in goal.limits],
         "pareto": [trial_content(trial) for trial in tuned.front],
@@ -60,6 +60,15 @@ def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:
         if tuned.knee is None
         else {"number": tuned.front[tuned.knee.index].number, "distance": tuned.knee.distance},
         "confirmation": _confirmation(tuned),
+    }
+
+
+def _best(scenario: Scenario, trial: Trial) -> dict[str, Any]:
+    settings = trial.settings
+    return trial_content(trial) | {
+        "set": set_flags(settings),
+        "vllm_serve": vllm_serve(scenario, settings),
+        "policy_outside_vllm": own_policy(scenario, settings),
     }
 
 
@@ -92,6 +101,7 @@ def _confirmation(tuned: Tuned) -> dict[str, Any] | None:
         return None
     return {
         "seeds": found.seeds,
+        "resample_blocks": num_blocks(tuned.scenario),
         "runs_within_limits": found.within_limits,
         "baseline_mean": found.base_mean,
         "difference": interval_content(found.difference),
@@ -109,7 +119,7 @@ def write_trials(path: Path, tuned: Tuned) -> None:
         writer.writerow(["number", *keys, "within_limits", "best", "pareto", "overloaded_runs", *METRICS])
         for trial in tuned.trials:
             flat = _flat(trial)
-            states = [tuned.goal.is_met(trial.means), trial is tuned.best, trial.number in front]
+            states = [tuned.goal.is_met(trial.means), trial is tuned.recommended, trial.number in front]
             values = [trial.means[key] for key in METRICS]
             words = [str(state).lower() for state in states]
             writer.writerow([trial.number, *(flat.get(key) for key in keys), *words, trial.overloaded, *values])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
+from simbatch.serving.options import SCHEDULER_CLASS, refuse_undoable
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.engine import OURS
 from simbatch.sim.search.tune_space import Settings
@@ -32,7 +35,38 @@ def vllm_serve(scenario: Scenario, settings: Settings) -> str:
         value = getattr(given, name)
         if name in given.model_fields_set and value is not None and name not in OURS:
             flags[name] = value
-    return " ".join(["vllm serve", shlex.quote(model), *(_vllm_flag(name, value) for name, value in flags.items())])
+    words = [*(_vllm_flag(name, value) for name, value in flags.items()), *policy_flags(scenario, settings)]
+    return " ".join(["vllm serve", shlex.quote(model), *words])
+
+
+def policy_flags(scenario: Scenario, settings: Settings) -> list[str]:
+    """What brings the policy into vLLM (docs/vllm-policies.md); none for vLLM's own, and for one that it cannot run."""
+    changed = scenario.override(settings)
+    name, params = changed.policy.name, changed.policy.params
+    if name == "vllm" or policy_refusal(scenario, settings):
+        return []
+    is_file = name.endswith(".py") or ".py:" in name
+    content: dict[str, Any] = {"policy": {"name": name, **params}}
+    if isinstance(changed.profile, str):  # step times, for a policy that asks for them
+        content["profile"] = changed.profile
+    if "predictor_error" in changed.build_policy().parameters():
+        content["seed"] = changed.seed
+    if is_file or not isinstance(changed.profile, str) or changed.profile.endswith(".json"):
+        content["folder"] = str(changed.folder.absolute())
+    return [
+        f"--scheduler-cls {SCHEDULER_CLASS}",
+        f"--additional-config {shlex.quote(json.dumps({'simbatch': content}))}",
+    ]
+
+
+def policy_refusal(scenario: Scenario, settings: Settings) -> str | None:
+    """Why vLLM's scheduler cannot run the policy, if it cannot."""
+    changed = scenario.override(settings)
+    try:
+        refuse_undoable(changed.build_policy(), "policy.name", changed.policy.name)
+    except UserError as error:
+        return error.problems[0].rule
+    return None
 
 
 def weight_notes(profile: MeasuredProfile) -> list[str]:
@@ -62,7 +96,7 @@ def _of_profile(profile: MeasuredProfile) -> dict[str, Any]:
 
 
 def own_policy(scenario: Scenario, settings: Settings) -> str | None:
-    """The policy's name when it is not vLLM's own, which no flag of vLLM's brings."""
+    """The policy's name when it is not vLLM's own, which needs simbatch beside vLLM."""
     name = str(scenario.override(settings).policy.name)
     return None if name == "vllm" else name
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 from simbatch.sim.results.compared import Metric
 from simbatch.sim.results.plots import style
-from simbatch.sim.search.tune import Trial, Tuned, setting_words
+from simbatch.sim.scenario import resolve
+from simbatch.sim.search.tune import Tuned
+from simbatch.sim.search.tune_space import SEQS
+from simbatch.sim.search.tune_trial import Trial, setting_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +37,11 @@ def draw(path: Path, tuned: Tuned, axes_of: tuple[Metric, Metric]) -> None:
             xs, ys = _coordinates(sorted(tuned.front, key=lambda trial: trial.means[right.key] or 0.0), up, right)
             axes.step(xs, ys, where="post", color=FRONT, linewidth=1.2, marker="o", markersize=4, label="Pareto set")
         _points(axes, [tuned.baseline], up, right, marker="s", color=BASELINE, s=45, label="as it stands")
-        name = "knee" if tuned.knee else "recommended" if tuned.is_feasible else "least bad"
-        label = f"{name}: {setting_words(tuned.best.settings)}"
-        _points(axes, [tuned.best], up, right, marker="*", color=BEST, s=150, label=label, zorder=5)
+        if tuned.recommended is not None:
+            name = "knee" if tuned.knee else "recommended" if tuned.is_feasible else "least bad"
+            label = f"{name}: {setting_words(tuned.best.settings)}"
+            _points(axes, [tuned.best], up, right, marker="*", color=BEST, s=150, label=label, zorder=5)
+        _batch_sizes(axes, tuned, up, right)
         _limits(axes, tuned, up, right)
         if tuned.knee:
             _chord(axes, tuned, up, right)
@@ -72,16 +77,29 @@ def _chord(axes: Axes, tuned: Tuned, up: Metric, right: Metric) -> None:
     axes.plot(xs, ys, color=FRONT, linewidth=0.9, linestyle=":", label="line between its ends")
 
 
+def _batch_sizes(axes: Axes, tuned: Tuned, up: Metric, right: Metric) -> None:
+    """Each point of a Pareto set carries its max_num_seqs; of those with the same figures the fewest."""
+    own = resolve(tuned.scenario).engine.max_num_seqs
+    seats: dict[tuple[float | None, float | None], int] = {}
+    for trial in tuned.front:
+        place = (trial.means[right.key], trial.means[up.key])
+        seats[place] = min(trial.settings.get(SEQS, own), seats.get(place, 2**31))
+    for place, number in seats.items():
+        axes.annotate(f"{number}", place, (5, -9), textcoords="offset points", fontsize=8, annotation_clip=True)
+    if seats:
+        axes.plot([], [], " ", label="numbers: max_num_seqs")
+
+
 def _frame(axes: Axes, tuned: Tuned, measured: Sequence[Trial], up: Metric, right: Metric) -> int:
     """Scale both axes; returns how many points are outside: a Pareto set is shown with what is near it.
 
-    A knee is one on logarithmic axes, so that is how its picture is drawn.
+    A knee is one on linear axes, so that is how its picture is drawn.
     """
-    is_near = bool(tuned.front) and tuned.knee is None
+    is_near = bool(tuned.front)
     shown = _coordinates([*tuned.front, tuned.baseline] if is_near else measured, up, right)
     outside: set[int] = set()
     for name, values, all_values in zip("xy", shown, _coordinates(measured, up, right), strict=True):
-        is_log = min(values) > 0 and (tuned.knee is not None or (name == "x" and _is_wide(values)))
+        is_log = tuned.knee is None and name == "x" and min(values) > 0 and _is_wide(values)
         _scale(axes, name, values, is_log=is_log)
         if is_near:
             low, high = _around(values, is_log=is_log)

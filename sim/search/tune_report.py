@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.results.console import number, table
 from simbatch.sim.scenario import resolve
-from simbatch.sim.search.tune import Trial, Tuned, setting_words, trade_off
-from simbatch.sim.search.tune_flags import own_policy, set_flags, vllm_serve, weight_notes
+from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
+from simbatch.sim.search.tune import Tuned, trade_off
+from simbatch.sim.search.tune_choice import CLOSE, DECIDES
+from simbatch.sim.search.tune_flags import own_policy, policy_refusal, set_flags, vllm_serve, weight_notes
 from simbatch.sim.search.tune_goal import GOODPUT, Goal
+from simbatch.sim.search.tune_trial import Trial, setting_words
+from simbatch.sim.statistics.knee import RULE
 
 NUM_SHOWN = 8
-CLOSE = 0.01
 USUAL = ("output_throughput", GOODPUT, "p99_ttft_ms", "p99_tpot_ms")
 
 
@@ -41,6 +44,10 @@ def _head(tuned: Tuned) -> Iterator[str]:
     yield f"searched: {axes}; {len(space.points):,} combinations"
     under = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}; figures are means"
     yield f"tried: {len(tuned.trials):,}, the scenario as it stands among them, under {under}"
+    if len(seeds) == 1 and not has_chance(tuned.scenario):
+        yield f"one run each: {ONE_RUN}"
+    elif len(seeds) > 1 and is_resampled(tuned.scenario):
+        yield f"each seed draws the trace anew: {runs_words(tuned.scenario, len(seeds))}"
     if space.num_refused:
         yield f"left out: {space.num_refused:,} with which vLLM or the policy does not start"
 
@@ -74,7 +81,7 @@ def _alike(trials: Sequence[Trial], keys: Sequence[str], first: Trial) -> list[l
 def _name(tuned: Tuned, group: Sequence[Trial]) -> str:
     words = setting_words(group[0].settings)
     more = f" (and {len(group) - 1} alike)" if len(group) > 1 else ""
-    mark = "*" if group[0] is tuned.best else " "
+    mark = "*" if group[0] is tuned.recommended else " "
     stands = " = as it stands" if tuned.baseline in group and group[0] is not tuned.baseline else ""
     return f"{mark} {words}{stands}{more}"
 
@@ -97,16 +104,35 @@ def _verdict(tuned: Tuned) -> Iterator[str]:
     if len(goal.metrics) > 1:
         yield from _knee(tuned)
         return
-    if _is_all_served(tuned):
-        yield "All that arrives is served, and no settings can do more: --capacity says how much more could arrive."
+    if tuned.do_arrivals_bind:
+        yield from _unrecommended(tuned)
+        return
     if tuned.best is tuned.baseline:
         yield "Nothing that was tried is better than the scenario as it stands."
-    close = sum(_is_close(tuned, trial) for trial in tuned.trials if trial is not tuned.best)
-    if close:
-        others = (
-            "1 other setting that was tried comes" if close == 1 else f"{close} other settings that were tried come"
-        )
-        yield f"{others} within {CLOSE:.0%} of the best figure."
+    if (equal := len(tuned.equals)) > 1:
+        within = f"within {CLOSE:.0%}" + (" or not told apart" if len(tuned.seeds) > 1 else "")
+        yield f"{equal} of the {len(tuned.trials)} that were tried are equal in {goal.keys[0]} ({within}); between them"
+        yield f"{_decided(tuned)} decide, in this order."
+
+
+def _decided(tuned: Tuned) -> str:
+    """What decides between equals here."""
+    has_slo = tuned.best.means[GOODPUT] is not None
+    words = [word for word in DECIDES if has_slo or word not in DECIDES[:2]]
+    if tuned.goal.keys[0] == GOODPUT:
+        words[0] = "the figure itself"
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _unrecommended(tuned: Tuned) -> Iterator[str]:
+    """That the arrivals bind, and what to ask for instead."""
+    goal = tuned.goal
+    served = f"all that arrives{' within the limits' if goal.limits else ''}"
+    yield f"Nothing is recommended: {len(tuned.equals)} of the {len(tuned.trials)} that were tried serve {served},"
+    yield f"so the arrivals bind {goal.keys[0]}, and it says nothing of the settings."
+    ask = "--maximize goodput, " if tuned.best.means[GOODPUT] is not None else ""
+    yield f"Ask for {ask}--pareto throughput,p99_ttft_ms, or --capacity, which says how much more could arrive."
+    yield f"The table has the equals first, by {_decided(tuned)}."
 
 
 def _infeasible(tuned: Tuned) -> Iterator[str]:
@@ -127,12 +153,12 @@ def _knee(tuned: Tuned) -> Iterator[str]:
     if tuned.knee is None:
         if tuned.wants_knee:
             yield "No knee: the set has fewer than three different points, or none above the line between its ends."
-        other = "; --knee picks the knee, if there is one" if _may_have_knee(tuned) else ""
-        yield f"Marked by *: the end of the set with the best first figure{other}."
+        other = "--knee picks the knee, if there is one; " if _may_have_knee(tuned) else ""
+        yield f"Nothing is recommended: a set has no best. {other}--maximize with --limit picks one."
         return
     gain, cost = trade_off(tuned.goal)
-    height = f"{tuned.knee.distance:.2f} of its height"
-    yield f"Knee (*): farthest above the straight line between the ends of the set ({height}, logarithmic axes)."
+    yield f"Knee (*): {RULE}"
+    yield f"({tuned.knee.distance:.2f} of the height above it)."
     yield f"More {gain.key} than this costs more and more {cost.key}."
 
 
@@ -141,22 +167,10 @@ def _may_have_knee(tuned: Tuned) -> bool:
     return not tuned.wants_knee and sorted(tuned.goal.maximise) == [False, True]
 
 
-def _is_all_served(tuned: Tuned) -> bool:
-    """Whether the arrivals bound the throughput, not the system."""
-    arrival = tuned.scenario.workload.arrival
-    is_open = arrival is None or arrival.process not in ("all_at_once", "closed_loop")
-    return is_open and not tuned.best.overloaded and "throughput" in tuned.goal.metrics[0].key
-
-
-def _is_close(tuned: Tuned, trial: Trial) -> bool:
-    key = tuned.goal.metrics[0].key
-    best, value = tuned.best.means[key], trial.means[key]
-    is_met = tuned.goal.is_met(trial.means)
-    return is_met and best is not None and value is not None and abs(value - best) <= CLOSE * abs(best)
-
-
 def _advice(tuned: Tuned) -> Iterator[str]:
     """What to paste, and how sure it is."""
+    if tuned.recommended is None:
+        return
     settings = tuned.best.settings
     yield from _confirmation(tuned)
     others = (warning for warning in tuned.best.warnings if not warning.startswith("Overloaded"))  # has its mark
@@ -166,7 +180,9 @@ def _advice(tuned: Tuned) -> Iterator[str]:
     yield f"  simbatch run FILE {set_flags(settings)}" if settings else "  the scenario as it stands"
     yield f"  {vllm_serve(tuned.scenario, settings)}"
     if policy := own_policy(tuned.scenario, settings):
-        yield f"  (policy {policy} is not vLLM's own: these flags set the engine below it, and no flag sets the policy)"
+        refusal = policy_refusal(tuned.scenario, settings)
+        said = f"{refusal}; these flags set the engine below it" if refusal else "runs in vLLM with simbatch installed"
+        yield f"  (policy {policy} {said}: docs/vllm-policies.md)"
     profile = resolve(tuned.scenario.override(settings)).profile
     if isinstance(profile, MeasuredProfile):
         yield from (f"  ({note})" for note in weight_notes(profile))
@@ -176,7 +192,10 @@ def _confirmation(tuned: Tuned) -> Iterator[str]:
     found, goal = tuned.confirmation, tuned.goal
     if found is None:
         return
-    seeds = f"Under {len(found.seeds)} other seeds ({found.seeds[0]} to {found.seeds[-1]})"
+    which = f"{found.seeds[0]} to {found.seeds[-1]}"
+    seeds = f"Under {len(found.seeds)} other seeds ({which})"
+    if is_resampled(tuned.scenario):
+        seeds = f"Under {runs_words(tuned.scenario, len(found.seeds))} (seeds {which})"
     if goal.limits:
         yield f"{seeds} the recommended settings keep the limits in {found.within_limits} of {len(found.seeds)} runs."
         if found.within_limits < len(found.seeds):

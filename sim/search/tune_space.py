@@ -52,7 +52,7 @@ class Space:
 
     def __init__(self, scenario: Scenario, axes: Sequence[Axis], origin: str | None = None) -> None:
         self.scenario, self.axes, self._origin = scenario, tuple(axes), origin or "tune"
-        self._parameters = {name: self._parameters_of(name) for name in self._policies()}
+        self._parameters = {name: self._parameters_of(name) for name in self.policies()}
         self._refused: dict[Point, UserError | None] = {}
         self._check_axes()
         self.points = list(dict.fromkeys(map(self.canonical, self._combinations())))
@@ -61,7 +61,8 @@ class Space:
         for number in range(len(self.axes)) if origin else ():
             self._check_values(number)
 
-    def _policies(self) -> list[str]:
+    def policies(self) -> list[str]:
+        """Every policy that is searched; the scenario's own where none is."""
         named = next((axis.values for axis in self.axes if axis.key == POLICY), None)
         return [str(name) for name in named] if named else [self.scenario.policy.name]
 

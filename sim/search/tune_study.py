@@ -13,10 +13,10 @@ from itertools import cycle
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.search.pareto import pareto_front
 from simbatch.sim.search.tune_goal import Goal, Means
 from simbatch.sim.search.tune_space import Point, Space
 from simbatch.sim.search.tune_surface import by_worth
+from simbatch.sim.statistics.pareto import pareto_front
 
 if TYPE_CHECKING:
     import optuna

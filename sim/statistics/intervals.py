@@ -3,6 +3,10 @@
 Student's t throughout: the mean of n values of deviation s is known to within t(n - 1) s / sqrt(n). Runs with the same
 seed get the same arrivals (common random numbers), so candidates are compared by the differences of their pairs:
 whatever both suffer from a hard seed falls out (A. M. Law, Simulation Modeling and Analysis, 5th ed., 9.4, 10.2, 11.2).
+
+Values that are `is_resampled` come from one trace, drawn anew: their deviation s is the error of the trace's own
+figure, which no number of them makes smaller. So nothing is divided by sqrt(n): the interval is t(n - 1) s to each
+side.
 """
 
 from __future__ import annotations
@@ -34,21 +38,25 @@ class Interval:
         return (self.high - self.low) / 2
 
 
-def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE, *, is_resampled: bool = False) -> Interval:
     """Of the mean that the values were drawn around; ValueError at fewer than two values."""
     sample = _sample(values)
-    mean, error = float(sample.mean()), float(sample.std(ddof=1)) / len(sample) ** 0.5
+    mean, error = float(sample.mean()), float(sample.std(ddof=1)) / _worth(sample, is_resampled) ** 0.5
     reach = student_t(len(sample) - 1, confidence) * error
     return Interval(mean, mean - reach, mean + reach, len(sample))
 
 
-def paired_difference(base: ArrayLike, other: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+def paired_difference(
+    base: ArrayLike, other: ArrayLike, confidence: float = CONFIDENCE, *, is_resampled: bool = False
+) -> Interval:
     """Of the mean of `other` minus that of `base`, whose values belong together one by one."""
     first, second = _pairs(base, other)
-    return mean_interval(second - first, confidence)
+    return mean_interval(second - first, confidence, is_resampled=is_resampled)
 
 
-def paired_ratio(base: ArrayLike, other: ArrayLike, confidence: float = CONFIDENCE) -> Interval | None:
+def paired_ratio(
+    base: ArrayLike, other: ArrayLike, confidence: float = CONFIDENCE, *, is_resampled: bool = False
+) -> Interval | None:
     """Of the mean of `other` divided by that of `base` (Fieller); None where that mean may as well be zero.
 
     The ratio r is not ruled out while the mean of `other - r * base` is within its t interval round zero. So 1 is in it
@@ -60,7 +68,7 @@ def paired_ratio(base: ArrayLike, other: ArrayLike, confidence: float = CONFIDEN
     first, second = first / scale, second / scale  # squares of tiny figures would vanish
     mean, mean_other, n = float(first.mean()), float(second.mean()), len(first)
     ((var, cov), (_, var_other)) = np.cov(first, second).tolist()
-    factor = student_t(n - 1, confidence) ** 2 / n
+    factor = student_t(n - 1, confidence) ** 2 / _worth(first, is_resampled)
     a, b, c = mean**2 - factor * var, mean * mean_other - factor * cov, mean_other**2 - factor * var_other
     if a <= 0:
         return None
@@ -74,6 +82,11 @@ def student_t(degrees: int, confidence: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, (1 + confidence) / 2))
+
+
+def _worth(sample: NDArray[np.float64], is_resampled: bool) -> int:
+    """How many independent ones the values are worth when their mean is taken."""
+    return 1 if is_resampled else len(sample)
 
 
 def _sample(values: ArrayLike) -> NDArray[np.float64]:

@@ -18,7 +18,12 @@ def open_workload(workload: Workload, *, seed: int, folder: Path) -> RequestSour
     if workload.trace is not None:
         from simbatch.sim.workload.traces import open_trace
 
-        return open_trace(workload.trace, folder=folder, workload=workload, seed=seed)
+        trace = open_trace(workload.trace, folder=folder, workload=workload, seed=seed)
+        if workload.trace.resample_blocks is None:
+            return trace
+        from simbatch.sim.workload.traces.resample import ResampledSource
+
+        return ResampledSource(trace, workload.trace.resample_blocks, seed)
     if workload.mix is not None:
         from simbatch.sim.workload.mix import MixSource
 

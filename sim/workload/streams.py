@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     PRIORITIES = 4
     PREFIX = 5
     TENANTS = 6
+    BLOCKS = 7
 
 
 def stream(seed: int, purpose: Purpose, part: int | None = None) -> np.random.Generator:

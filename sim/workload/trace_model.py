@@ -47,6 +47,10 @@ class Trace(Section):
     on_empty: OnEmpty = Field(
         default="error", description="a row without output tokens: error, or skip (skipped rows are counted)"
     )
+    resample_blocks: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        default=None,
+        description="draw the trace anew, in so many circular blocks of equal time that the seed draws (searches: 20)",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

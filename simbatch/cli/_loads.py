@@ -40,8 +40,8 @@ def parse_rates(texts: Sequence[str]) -> list[float]:
 
 def cells_at(candidates: Mapping[str, Resolved], rates: Sequence[float], seeds: Sequence[int]) -> dict[str, list[Cell]]:
     """Each candidate at each rate under each seed, in that order, checked."""
-    from simbatch.sim.search.capacity import at_rate
     from simbatch.sim.search.cells import cells_of
+    from simbatch.sim.search.rates import at_rate
 
     cells = {}
     for label, resolved in candidates.items():
@@ -65,18 +65,25 @@ def compared_at(
     from simbatch.cli._replicate import summaries_of
     from simbatch.sim.results.loads import LoadComparison
     from simbatch.sim.results.replicated import Replicated
-    from simbatch.sim.search.capacity import rates_of
+    from simbatch.sim.scenario.chance import has_chance, is_resampled
+    from simbatch.sim.search.rates import rates_of
 
     found = summaries_of(cells, jobs=jobs, quiet=quiet)
     n = len(seeds)
     at = [
-        Replicated({label: runs[i * n : (i + 1) * n] for label, runs in found.items()}, seeds, bonferroni)
+        Replicated(
+            {label: runs[i * n : (i + 1) * n] for label, runs in found.items()},
+            seeds,
+            bonferroni,
+            is_resampled=n > 1 and any(is_resampled(each.scenario) for each in candidates.values()),
+        )
         for i in range(len(rates))
     ]
     scenario = next(iter(candidates.values())).scenario
     key, _ = next(iter(rates_of(scenario).items()))
     limits = {name.removesuffix("_ms"): limit for name, limit in scenario.slo.model_dump(exclude_none=True).items()}
-    return LoadComparison(scenario.name, key, _axis(scenario), rates, at, limits)
+    may_vary = any(has_chance(each.scenario) or is_resampled(each.scenario) for each in candidates.values())
+    return LoadComparison(scenario.name, key, _axis(scenario), rates, at, limits, may_vary)
 
 
 def _axis(scenario: Scenario) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from simbatch.sim.results.compare import Comparison
     from simbatch.sim.results.loads import LoadComparison
     from simbatch.sim.results.replications import ReplicatedComparison
-    from simbatch.sim.scenario import Resolved
+    from simbatch.sim.scenario import Resolved, Scenario
     from simbatch.sim.search.cells import Cell
 
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=1,
     metavar="N",
-    help="Run each candidate under N seeds, from the scenario's on, and say how sure the differences are.",
+    help="Run each candidate under N seeds (of a trace: resampled in blocks), and say how sure the differences are.",
 )
 @click.option("--bonferroni", is_flag=True, help="Make the intervals of all candidates hold together, per metric.")
 @click.option("--jobs", type=int, default=-1, metavar="N", help="Processes for the replications; -1: one per core.")
@@ -68,12 +68,15 @@ def compare(
     from simbatch.cli._simulate import simulate_shown
     from simbatch.sim.results.compare import Comparison
     from simbatch.sim.results.replications import ReplicatedComparison
+    from simbatch.sim.scenario import resolve
+    from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, seeds_of
 
     if jobs == 0:
         raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
     candidates = _candidates(file, assignments, seed, policies, profiles)
-    start = next(iter(candidates.values())).scenario.seed
-    seeds = range(start, start + replications)
+    seeds = seeds_of((resolved.scenario for resolved in candidates.values()), replications)
+    if len(seeds) > 1:
+        candidates = {label: resolve(_resampled(each.scenario)) for label, each in candidates.items()}
     if rates:
         _compare_at(candidates, parse_rates(rates), seeds, folder or _folder_of(file), bonferroni, jobs, as_json, quiet)
         return
@@ -81,10 +84,15 @@ def compare(
     folder = checked_folder(folder or _folder_of(file))
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
     comparison: Comparison | ReplicatedComparison = Comparison(results)
-    if replications > 1:
+    if len(seeds) > 1:
         summaries = _summaries(results, cells, jobs, quiet)
-        comparison = ReplicatedComparison(summaries, seeds, bonferroni, first=Comparison(results))
+        of_trace = any(is_resampled(resolved.scenario) for resolved in candidates.values())
+        comparison = ReplicatedComparison(
+            summaries, seeds, bonferroni, first=Comparison(results), is_resampled=of_trace
+        )
     _show(comparison, folder, as_json=as_json, quiet=quiet)
+    if len(seeds) < replications and not (quiet or as_json):
+        click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
 
 
 def _compare_at(
@@ -116,6 +124,13 @@ def _show(
     elif not quiet:
         click.echo(compared.text())
         click.echo(f"{len(written)} files in {folder}")
+
+
+def _resampled(scenario: Scenario) -> Scenario:
+    """What several seeds run of it."""
+    from simbatch.sim.scenario.chance import resampling
+
+    return scenario.override(resampling(scenario), origin="--replications")
 
 
 def _folder_of(file: Path) -> Path:

@@ -14,7 +14,7 @@ from simbatch.sim.errors import Problem, UserError
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="FILE...")
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
 @click.option("--policy", "policies", multiple=True, metavar="P", help="Rank these alone. Can be repeated.")
-@click.option("--replications", type=click.IntRange(min=2), default=10, metavar="N", help="Seeds for every policy.")
+@click.option("--replications", type=click.IntRange(min=2), metavar="N", help="Seeds for every policy (10; a trace 1).")
 @click.option("--jobs", type=int, default=-1, metavar="N", help="Processes; -1: one per core.")
 @click.option("--resume", is_flag=True, help="Take finished simulations from DIR.")
 @click.option("--json", "as_json", is_flag=True, help="Print ranking.json instead of the tables.")
@@ -23,7 +23,7 @@ def rank(
     files: tuple[Path, ...],
     folder: Path | None,
     policies: tuple[str, ...],
-    replications: int,
+    replications: int | None,
     jobs: int,
     resume: bool,
     as_json: bool,

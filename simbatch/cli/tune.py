@@ -24,14 +24,23 @@ Count = click.IntRange(min=1)
 
 @click.command()
 @scenario_options
-@click.option("--maximize", metavar="METRIC", help="throughput (default), goodput, or another figure of summary.json.")
+@click.option(
+    "--maximize",
+    metavar="METRIC",
+    help="throughput, goodput (the default with an SLO), or another figure of summary.json.",
+)
 @click.option("--limit", "limits", multiple=True, metavar="METRIC=N", help="--limit p99_tpot_ms=50. Can be repeated.")
 @click.option("--pareto", metavar="METRICS", help="The Pareto set of these: --pareto throughput,p99_ttft_ms.")
 @click.option("--knee", is_flag=True, help="Recommend the knee of the Pareto set (of throughput and p99_tpot_ms).")
 @click.option("--capacity", is_flag=True, help="Find the highest request rate that meets the SLO or the limits.")
 @click.option("--over", multiple=True, metavar="KEY=VALUES", help="Search this key: --over engine.max_num_seqs=8,16.")
 @click.option("--trials", type=Count, metavar="N", help="Settings to try (a fifth of the combinations, 20 to 60).")
-@click.option("--replications", type=Count, metavar="N", help="Seeds for each of them (1; for --capacity 8).")
+@click.option(
+    "--replications",
+    type=Count,
+    metavar="N",
+    help="Seeds for each (1; for --capacity 8); of a trace: resampled in blocks.",
+)
 @click.option("--confirm", type=click.IntRange(min=0), default=5, metavar="N", help="Fresh seeds for the winner (5).")
 @click.option("--jobs", type=int, default=-1, metavar="N", help="Processes; -1: one per core.")
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier search has run.")
@@ -70,7 +79,7 @@ def tune(
     if capacity:
         text, number = _capacity(scenario, kept, folder, replications, jobs, resume, quiet)
     else:
-        goal = _goal(maximize, pareto, knee, kept)
+        goal = _goal(maximize or ("goodput" if _has_slo(scenario) else "throughput"), pareto, knee, kept)
         space = _space(scenario, goal, over, knee)
         sizes = (trials, replications or 1, confirm)
         text, number = _tune(space, goal, folder, sizes, knee, jobs, resume, quiet)
@@ -120,7 +129,7 @@ def _capacity(
 
     replications = replications or REPLICATIONS
     if replications < 2:
-        rule = "an interval needs at least two seeds"
+        rule = "a bound needs at least two seeds"
         raise UserError(Problem("--replications", rule, replications, "leave it out for 8"))
     limits = capacity_limits(scenario, limits)
     Goal((), limits).check_slo(_has_slo(scenario))
@@ -142,12 +151,12 @@ def _has_slo(scenario: Scenario) -> bool:
     return bool(scenario.slo.model_dump(exclude_none=True))
 
 
-def _goal(maximize: str | None, pareto: str | None, knee: bool, limits: tuple[Limit, ...]) -> Goal:
+def _goal(maximize: str, pareto: str | None, knee: bool, limits: tuple[Limit, ...]) -> Goal:
     from simbatch.sim.search.tune_goal import Goal, metric_of
 
     if pareto is None and not knee:
         flag = "--maximize"
-        metric = metric_of(maximize or "throughput", flag)
+        metric = metric_of(maximize, flag)
         if metric.better != "higher":
             rule = "is better when it is small"
             raise UserError(Problem(flag, rule, metric.key, f"write --limit {metric.key}=..., or --pareto"))

@@ -58,7 +58,7 @@ def _foot(compared: LoadComparison) -> str:
     """What the reader cannot see by himself."""
     first = compared.at[0]
     notes = []
-    if len(first.seeds) > 1 and not all(each.is_one_run for each in compared.at):
+    if len(first.seeds) > 1:
         notes.append(f"bands: {100 * first.confidence:g} % intervals of the mean of {len(first.seeds)} runs")
     if any(_is_overloaded(at, label) for at in compared.at for label in compared.labels):
         notes.append("hollow: overloaded, its latencies say how long the run was")

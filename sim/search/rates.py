@@ -1,0 +1,88 @@
+"""A scenario's rates: which they are, how all of them are changed alike, and what they are in requests per second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario import Scenario
+from simbatch.sim.search.tune_space import Settings
+from simbatch.sim.workload import open_workload
+from simbatch.sim.workload.traffic_model import Traffic
+
+RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_rps")
+WHICH = {"on_off": " in bursts", "daily": " on average", "ramp": " at the start"}  # what a process's first rate is
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How the value of a scenario's first rate is said: `times` it is requests per second."""
+
+    key: str
+    words: str
+    times: float = 1.0
+
+
+def unit_of(scenario: Scenario) -> Unit:
+    """Requests per second; of a trace, whose key is a factor, by what the trace has of its own (it is read)."""
+    key = next(iter(rates_of(scenario)))
+    workload = scenario.workload
+    if workload.trace is not None:
+        return Unit(key, "req/s", own_rate(scenario))
+    if workload.mix is not None:
+        others = ", others in step" if len(workload.mix) > 1 else ""
+        return Unit(key, f"req/s of {workload.mix[0].tenant}{others}")
+    return Unit(key, f"req/s{WHICH.get(workload.resolved_arrival().process, '')}")
+
+
+def own_rate(scenario: Scenario) -> float:
+    """Requests per second of a trace as it was recorded; UserError where no time passes in it."""
+    as_it_is = scenario.override({"workload.trace.rate_scale": 1.0, "workload.trace.resample_blocks": None})
+    first = last = num_requests = 0
+    for chunk in open_workload(as_it_is.workload, seed=scenario.seed, folder=scenario.folder).chunks():
+        first = chunk.arrival_ps[0] if not num_requests else first
+        last = chunk.arrival_ps[-1]
+        num_requests += len(chunk)
+    if first == last:
+        rule = "all requests of the trace arrive at one moment, so it has no rate"
+        raise UserError(Problem("workload.trace.path", rule, mend="name a trace whose arrivals are apart"))
+    return (num_requests - 1) * PS_PER_S / (last - first)
+
+
+def rates_of(scenario: Scenario) -> dict[str, float]:
+    """Every rate of the scenario by its dotted key; they are multiplied together. UserError when it has none."""
+    workload = scenario.workload
+    if workload.trace is not None:
+        return {"workload.trace.rate_scale": workload.trace.rate_scale}
+    parts: dict[str, Traffic] = {f"workload.mix.{i}": part for i, part in enumerate(workload.mix or ())}
+    found = {
+        key: rate for place, part in (parts or {"workload": workload}).items() for key, rate in _own_rates(place, part)
+    }
+    if not found:
+        rule = "has no request rate that could be raised"
+        process = getattr(workload.arrival, "process", None)
+        raise UserError(Problem("workload.arrival", rule, process, "take a process with one: gamma, poisson, on_off"))
+    return found
+
+
+def at_rate(scenario: Scenario, rate: float) -> Settings:
+    """The changes that make the first of the scenario's rates `rate`, and the others as many times as high."""
+    rates = rates_of(scenario)
+    first, *others = rates
+    factor = rate / rates[first]
+    return {first: rate, **{key: rounded(rates[key] * factor) for key in others}}
+
+
+def rounded(rate: float) -> float:
+    """To six digits, as a person could write it."""
+    return float(f"{rate:.6g}")
+
+
+def _own_rates(place: str, traffic: Traffic) -> Iterator[tuple[str, float]]:
+    if traffic.request_rate is not None:
+        yield f"{place}.request_rate", traffic.request_rate
+    for name in RATES:
+        if rate := getattr(traffic.arrival, name, None):
+            yield f"{place}.arrival.{name}", rate

@@ -1,0 +1,148 @@
+"""A trace drawn anew: the circular block bootstrap, over time.
+
+The trace is bent to a circle, its last request followed by its first after the mean gap. Blocks of equal length in time
+begin at moments drawn uniformly; what lies in them is put one after the other, every row with all of its columns and
+its distance from the row before, until there are as many requests as the trace has. Then all times are stretched by one
+factor, so that the rate is the trace's own: as `vllm bench serve` does with its gamma gaps. Within a block bursts,
+lengths and shared prefixes are as they were; which blocks come, how often and in what order is chance.
+
+A block that is drawn twice would find its own prompts in the prefix cache. So a hash that the trace has within one
+block's length of time alone gets another name in each block; those that last (system prompts) keep theirs.
+
+Source: D. N. Politis, J. P. Romano, A circular block-resampling procedure for stationary data, in R. LePage, L. Billard
+(eds.), Exploring the Limits of Bootstrap, Wiley (1992) 263-270.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk, RequestSource
+from simbatch.sim.workload.streams import Purpose, stream
+
+Ints = NDArray[np.int64]
+
+
+class Drawn(NamedTuple):
+    """Which row each request is a copy of, in which block, and when it arrives."""
+
+    row: Ints
+    block: Ints
+    arrival_ps: Ints
+
+
+class ResampledSource:
+    """A `RequestSource` with the requests of another one, in `num_blocks` blocks that the seed draws; all in memory."""
+
+    def __init__(self, source: RequestSource, num_blocks: int, seed: int) -> None:
+        self._source, self._num_blocks, self._seed = source, num_blocks, seed
+        self.hash_block_tokens, self.num_requests = source.hash_block_tokens, source.num_requests
+        self.max_concurrency, self.think_time_ps = source.max_concurrency, source.think_time_ps
+        self.skipped = 0
+
+    def chunks(self) -> Iterator[RequestChunk]:
+        """Read the whole trace and draw; always the same ones."""
+        columns = _columns(self._source)
+        self.skipped = self._source.skipped
+        times = np.array(columns.pop("arrival_ps"), dtype=np.int64)
+        drawn = draw_blocks(times, self._num_blocks, stream(self._seed, Purpose.BLOCKS))
+        hashes = columns.pop("hash_ids")
+        if hashes is not None:
+            moments = times if times[-1] > times[0] else np.arange(len(times))
+            length = int(times[-1] - times[0]) // self._num_blocks
+            hashes = _renamed(hashes, drawn, _local(hashes, moments, length))
+        names = columns.pop("request_id")
+        rows = drawn.row.tolist()
+        picked = {key: None if values is None else [values[i] for i in rows] for key, values in columns.items()}
+        picked["arrival_ps"], picked["hash_ids"] = drawn.arrival_ps.tolist(), hashes
+        picked["request_id"] = None if names is None else _named(names, rows)
+        for begin in range(0, len(rows), CHUNK_SIZE):
+            part = slice(begin, begin + CHUNK_SIZE)
+            of_part: dict[str, Any] = {key: values and values[part] for key, values in picked.items()}
+            yield RequestChunk(**of_part)
+
+
+def draw_blocks(times: Ints, num_blocks: int, rng: np.random.Generator) -> Drawn:
+    """As many rows as there are `times` (ps, ascending), in blocks of a `num_blocks`-th of their circle each."""
+    n, span = len(times), int(times[-1] - times[0])
+    if n < 2 or not span:  # no time passes, so there are no blocks of it: each row by itself
+        return Drawn(rng.integers(n, size=n), np.arange(n), times)
+    offsets = times - times[0]
+    circle = span + span // (n - 1)
+    length = -(-circle // num_blocks)
+    rows: list[Ints] = []
+    arrivals: list[Ints] = []
+    blocks: list[Ints] = []
+    found = begin = 0
+    while found < n:
+        start = int(rng.integers(circle))
+        first, last = np.searchsorted(offsets, [start, start + length])
+        beyond = int(np.searchsorted(offsets, start + length - circle))
+        inside = np.concatenate([np.arange(first, last), np.arange(beyond)])
+        wrapped = np.arange(len(inside)) >= last - first
+        rows.append(inside)
+        arrivals.append(begin + offsets[inside] + wrapped * circle - start)
+        blocks.append(np.full(len(inside), len(blocks)))
+        found, begin = found + len(inside), begin + length
+    row, arrival, block = (np.concatenate(parts)[:n] for parts in (rows, arrivals, blocks))
+    return Drawn(row, block, times[0] + _stretched(arrival, span))
+
+
+def _stretched(arrival: Ints, span: int) -> Ints:
+    """From 0 to `span`; all at 0 where they came at one moment."""
+    arrival = arrival - arrival[0]
+    scaled: Ints = np.rint(arrival * (span / max(int(arrival[-1]), 1))).astype(np.int64)
+    return scaled
+
+
+def _columns(source: RequestSource) -> dict[str, Any]:
+    """All chunks as one: lists by column, None for those that no chunk has."""
+    chunks = list(source.chunks())
+    columns: dict[str, Any] = {}
+    for name in (field.name for field in fields(RequestChunk)):
+        parts = [getattr(chunk, name) for chunk in chunks]
+        if any(part is not None for part in parts):
+            blank = () if name == "hash_ids" else 0 if name == "priority" else None
+            parts = [part or [blank] * len(chunk) for part, chunk in zip(parts, chunks, strict=True)]
+            columns[name] = [value for part in parts for value in part]
+        else:
+            columns[name] = None
+    return columns
+
+
+def _local(hashes: list[tuple[int, ...]], moments: Ints, length: int) -> set[int]:
+    """Hashes whose first and last appearance are no more than `length` apart."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for moment, row in zip(moments.tolist(), hashes, strict=True):
+        for hash_id in row:
+            first.setdefault(hash_id, moment)
+            last[hash_id] = moment
+    return {hash_id for hash_id, moment in last.items() if moment - first[hash_id] <= length}
+
+
+def _renamed(hashes: list[tuple[int, ...]], drawn: Drawn, local: set[int]) -> list[tuple[int, ...]]:
+    """The rows that were drawn; a local hash has one new name a block, and no name is anybody else's."""
+    names: dict[tuple[int, int], int] = {}
+    unused = 1 + max((hash_id for row in hashes for hash_id in row), default=0)
+
+    def name(hash_id: int, block: int) -> int:
+        return names.setdefault((block, hash_id), unused + len(names)) if hash_id in local else hash_id
+
+    pairs = zip(drawn.row.tolist(), drawn.block.tolist(), strict=True)
+    return [tuple(name(hash_id, block) for hash_id in hashes[row]) for row, block in pairs]
+
+
+def _named(names: list[str], rows: list[int]) -> list[str]:
+    """`a`, and for its further copies `a~2`, `a~3`."""
+    copies: dict[int, int] = {}
+    found = []
+    for row in rows:
+        copies[row] = copies.get(row, 0) + 1
+        found.append(names[row] if copies[row] == 1 else f"{names[row]}~{copies[row]}")
+    return found

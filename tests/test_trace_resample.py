@@ -1,0 +1,129 @@
+"""A trace drawn anew in blocks: rows and gaps stay together, the rate stays, and the cache finds what it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simbatch import Scenario, simulate
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.workload import RequestChunk, Workload, open_workload
+from simbatch.sim.workload.traces.resample import draw_blocks
+
+BLOCKS = 10
+Row = dict[str, object]
+
+
+def write(folder: Path, rows: Sequence[Row]) -> Workload:
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Workload.model_validate({"trace": {"path": "t.jsonl", "format": "jsonl", "resample_blocks": BLOCKS}})
+
+
+def row(i: int, arrival_s: float, **more: object) -> Row:
+    return {
+        "request_id": f"r{i}",
+        "arrival_s": arrival_s,
+        "num_prompt_tokens": 100 + i,
+        "num_output_tokens": 1 + i,
+        **more,
+    }
+
+
+def drawn(workload: Workload, folder: Path, seed: int) -> RequestChunk:
+    [chunk] = open_workload(workload, seed=seed, folder=folder).chunks()
+    return chunk
+
+
+def test_rows_keep_all_their_columns_and_their_gaps(tmp_path: Path) -> None:
+    times = np.cumsum(np.random.default_rng(1).gamma(0.3, 2.0, 300)).round(3)
+    rows = [row(i, float(t), priority=i % 3, tenant=f"t{i % 4}") for i, t in enumerate(times)]
+    workload = write(tmp_path, rows)
+    found = drawn(workload, tmp_path, 5)
+    numbers = [prompt - 100 for prompt in found.num_prompt_tokens]
+    assert len(numbers) == 300
+    assert found.num_output_tokens == [1 + i for i in numbers]
+    assert found.priority == [i % 3 for i in numbers]
+    assert found.tenant == [f"t{i % 4}" for i in numbers]
+    assert [name.partition("~")[0] for name in found.request_id or ()] == [f"r{i}" for i in numbers]
+    assert len({*(found.request_id or ())}) == 300
+    assert found.arrival_ps == sorted(found.arrival_ps)
+    span = times[-1] - times[0]
+    assert (found.arrival_ps[-1] - found.arrival_ps[0]) / PS_PER_S == pytest.approx(span)  # the trace's own rate
+    follow = [k for k, (a, b) in enumerate(pairwise(numbers)) if b == a + 1]
+    assert len(follow) > 250  # all but the ends of blocks
+    gaps = np.diff(found.arrival_ps)[follow] / PS_PER_S
+    own = np.diff(times)[[numbers[k] for k in follow]]
+    stretch = gaps[own > 0] / own[own > 0]
+    assert stretch == pytest.approx(np.full(len(stretch), stretch[0]))  # one factor for all
+    assert 0.5 < stretch[0] < 2
+
+
+def test_a_seed_is_a_draw_and_the_same_seed_the_same_draw(tmp_path: Path) -> None:
+    workload = write(tmp_path, [row(i, i / 3) for i in range(200)])
+    first, again, other = (drawn(workload, tmp_path, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first.num_prompt_tokens != other.num_prompt_tokens
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=60), st.integers(1, 30), st.integers(0, 9))
+def test_as_many_requests_in_order_at_the_rate_of_the_trace(times: list[int], num_blocks: int, seed: int) -> None:
+    ordered = np.sort(np.array(times, dtype=np.int64))
+    found = draw_blocks(ordered, num_blocks, np.random.default_rng(seed))
+    assert len(found.row) == len(found.block) == len(found.arrival_ps) == len(times)
+    assert (np.diff(found.arrival_ps) >= 0).all()
+    assert found.arrival_ps[0] == ordered[0]
+    assert ordered[0] <= found.arrival_ps[-1] <= ordered[-1]
+
+
+def test_every_row_comes_as_often_as_any_other() -> None:
+    times = np.sort(np.random.default_rng(3).integers(0, 10**9, 40))
+    counts = sum(np.bincount(draw_blocks(times, 4, np.random.default_rng(s)).row, minlength=40) for s in range(4000))
+    assert counts == pytest.approx(np.full(40, 4000), rel=0.1)  # the circle has no ends
+
+
+def test_a_block_that_comes_twice_does_not_find_itself_in_the_cache(tmp_path: Path) -> None:
+    """Each prompt: a system prompt of 4 hashes that all share, then 20 of a conversation of 3 turns."""
+    rows = []
+    for i in range(240):
+        talk = i // 3
+        hashes = [0, 1, 2, 3, *(1000 + 20 * talk + k for k in range(8 + 4 * (i % 3)))]
+        rows.append(
+            {**row(i, i / 2), "num_prompt_tokens": 16 * len(hashes), "num_output_tokens": 4, "hash_ids": hashes}
+        )
+    workload = write(tmp_path, rows)
+    data = {
+        "profile": {"num_gpu_blocks": 50_000, "step_time": {"base_s": 0.01}},
+        "workload": {"trace": {"path": "t.jsonl", "format": "jsonl"}},
+    }
+    scenario = Scenario.from_dict(data, folder=tmp_path)
+    own = simulate(scenario).summary["simbatch"]["cached_tokens_share"]
+    anew = scenario.override({"workload.trace.resample_blocks": BLOCKS})
+    shares = [simulate(anew.override({"seed": s})).summary["simbatch"]["cached_tokens_share"] for s in range(4)]
+    assert own > 0.4
+    assert shares == pytest.approx([own] * 4, abs=0.03)  # 0.75 and more, if repeated blocks kept their names
+    found = drawn(workload, tmp_path, 0)
+    assert all(ids[:4] == (0, 1, 2, 3) for ids in found.hash_ids or ())
+
+
+def test_where_no_time_passes_rows_are_drawn_one_by_one(tmp_path: Path) -> None:
+    workload = write(tmp_path, [row(i, 2.0) for i in range(50)])
+    found = drawn(workload, tmp_path, 1)
+    assert {*found.arrival_ps} == {2 * PS_PER_S}
+    assert 20 < len({*found.num_prompt_tokens}) < 45
+
+
+def test_a_result_says_that_its_trace_was_drawn_anew(tmp_path: Path) -> None:
+    workload = write(tmp_path, [row(i, i / 3) for i in range(30)])
+    data = {
+        "profile": {"num_gpu_blocks": 600, "step_time": {"base_s": 0.01}},
+        "workload": workload.model_dump(mode="json", exclude_none=True),
+    }
+    text = simulate(Scenario.from_dict(data, folder=tmp_path)).text()
+    assert "Trace: drawn anew in 10 blocks of time by the seed, not as it is" in text
