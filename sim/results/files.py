@@ -96,13 +96,18 @@ def write_requests(path: Path, record: RunRecord) -> None:
     """The columns of CONTRACT's requests.parquet, in groups; times in float seconds, null where never."""
     import pyarrow.parquet as pq
 
-    times = {name: times_ps(record, name) for name in (*TIME_COLUMNS, *LATER_TIME_COLUMNS)}
+    times = _times(record)
     schema = _requests_table(record, times, slice(0, 0)).schema
     # values worth a dictionary; the type stubs know only a bool
     repeating: Any = [*COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *({TENANT} & {*schema.names})]
     with pq.ParquetWriter(path, schema, use_dictionary=repeating) as writer:
         for part in bounds(len(record.requests)):
             writer.write_table(_requests_table(record, times, part))
+
+
+def requests_table(record: RunRecord) -> pa.Table:
+    """The same columns in memory."""
+    return _requests_table(record, _times(record), slice(0, len(record.requests)))
 
 
 def write_steps(path: Path, record: RunRecord) -> None:
@@ -137,6 +142,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return str(value) if isinstance(value, Path) else value
+
+
+def _times(record: RunRecord) -> dict[str, NDArray[np.int64]]:
+    return {name: times_ps(record, name) for name in (*TIME_COLUMNS, *LATER_TIME_COLUMNS)}
 
 
 def _requests_table(record: RunRecord, times: Mapping[str, NDArray[np.int64]], part: slice) -> pa.Table:
