@@ -231,7 +231,11 @@ def _columns(toys: list[Toy], steps: list[Step], network_ps: int | None) -> Requ
 
 
 def _reason(toy: Toy) -> str:
-    return f"prompt of {toy.num_prompt_tokens} tokens" if toy.status == REJECTED else "max_num_queued_reqs: 4 in the server"
+    return (
+        f"prompt of {toy.num_prompt_tokens} tokens"
+        if toy.status == REJECTED
+        else "max_num_queued_reqs: 4 in the server"
+    )
 
 
 def _step_row(toys: list[Toy], steps: list[Step], k: int) -> StepRow:

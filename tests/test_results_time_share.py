@@ -18,7 +18,7 @@ KNOWN = {"has_host": True, "has_front_end": True, "max_capture_size": 20}
 
 
 def by_hand(**changes: Any) -> Result:
-    """100 ms: taken in at 10, a prefill of 30 tokens from 14 to 30, decodes from 40 to 50 and from 60 to 70, gone at 75.
+    """100 ms: taken in at 10, prefill of 30 tokens from 14 to 30, decodes from 40 to 50 and from 60 to 70, gone at 75.
 
     Then b, alike, from 80 on: its prefill ends at 90 and the last token exists at 100.
     """
@@ -66,8 +66,8 @@ def test_a_policy_that_holds_requests_back_is_no_host() -> None:
         (
             (1, 1, 30),
             {},
-            "of the time the GPU waited for the host, mostly after decode steps, which the GPU ends before the host has "
-            "launched the next one: a faster CPU would help more than a faster GPU.",
+            "of the time the GPU waited for the host, mostly after decode steps, which the GPU ends before the host "
+            "has launched the next one: a faster CPU would help more than a faster GPU.",
         ),
         (
             (30, 1, 1),
@@ -87,13 +87,15 @@ def test_a_policy_that_holds_requests_back_is_no_host() -> None:
             "mostly after steps with prefills: fewer steps with prefills, or a faster CPU, would help more than a "
             "faster GPU.",
         ),
-        ((5, 1, 0), {"max_capture_size": 64}, "17 % of the time the GPU waited for the host, mostly after steps with "
-         "prefills: a larger max_num_batched_tokens (now 30) would shorten that, a faster GPU would not."),
+        (
+            (5, 1, 0),
+            {"max_capture_size": 64},
+            "17 % of the time the GPU waited for the host, mostly after steps with "
+            "prefills: a larger max_num_batched_tokens (now 30) would shorten that, a faster GPU would not.",
+        ),
     ],
 )
-def test_the_sentence_names_what_would_help(
-    late_ms: tuple[int, ...], changes: dict[str, Any], sentence: str
-) -> None:
+def test_the_sentence_names_what_would_help(late_ms: tuple[int, ...], changes: dict[str, Any], sentence: str) -> None:
     steps, clock = [], 0
     for pause_ms in late_ms:
         steps.append(Step(clock, 10 * MS, clock + (10 + pause_ms) * MS))

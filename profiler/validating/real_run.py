@@ -39,8 +39,9 @@ class Run:
         """Its figures as the engine counts them, from when it took a request in."""
         if self.taken_in_ps is None:
             return None
-        client = {"client_first_token_ps": None, "client_finish_ps": None}  # its own clock is the engine's
-        requests = replace(self.record.requests, arrival_ps=self.taken_in_ps, **client)
+        requests = replace(
+            self.record.requests, arrival_ps=self.taken_in_ps, client_first_token_ps=None, client_finish_ps=None
+        )
         return Result(replace(self.record, requests=requests, client_overhead_ps=0), self.facts)
 
 

@@ -34,9 +34,9 @@ LATENCY_COLUMNS = ("ttft_s", "tpot_s", "e2el_s")
 class RequestTable:
     """One entry per request, in input order; `table["ttft_s"]` is a numpy array, times in seconds.
 
-    NaN where something never came: the finish of an unfinished request, the TPOT of a single token. `first_token_s`
-    and `finish_s` are the engine's; TTFT, TPOT and E2EL are what the client sees and are given for finished requests
-    only. `reason` is None where nobody was turned away. There is a column `tenant` (text, or None) when anybody has one.
+    NaN where something never came: the finish of an unfinished request, the TPOT of a single token. `first_token_s` and
+    `finish_s` are the engine's; TTFT, TPOT and E2EL are what the client sees and are given for finished requests only.
+    `reason` is None where nobody was turned away. There is a column `tenant` (text, or None) when anybody has one.
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -124,7 +124,8 @@ def queued_ps(requests: RequestColumns) -> NDArray[np.int64]:
 
 def let_in(requests: RequestColumns) -> NDArray[np.bool_]:
     """Who was neither rejected by the engine nor refused by the front end."""
-    return (requests.status != REJECTED) & (requests.status != REFUSED)
+    was_let_in: NDArray[np.bool_] = (requests.status != REJECTED) & (requests.status != REFUSED)
+    return was_let_in
 
 
 def seconds(times_ps: NDArray[np.int64]) -> NDArray[np.float64]:

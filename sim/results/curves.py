@@ -1,8 +1,8 @@
 """How many at each moment: waiting requests, batch, blocks, as step functions of time.
 
-A span's steps follow one another on the device, or begin a period apart where the host sets the pace. Between two steps
-the batch of the first is still the batch, and its blocks are still used, until the last request has left: a pause of the
-device while requests run is the host's turn, not an empty engine.
+A span's steps follow one another on the device, or begin a period apart where the host sets the pace. Between two
+steps the batch of the first is still the batch, and its blocks are still used, until the last request has left: a pause
+of the device while requests run is the host's turn, not an empty engine.
 """
 
 from __future__ import annotations

@@ -159,7 +159,9 @@ def _requests_table(record: RunRecord, times: Mapping[str, NDArray[np.int64]], p
     if record.requests.tenant:
         columns[TENANT] = pa.array(record.requests.tenant[part], pa.string())
     reasons = [requests.reason.get(i) for i in range(part.start, part.stop)] if requests.reason else None
-    columns["reason"] = pa.nulls(part.stop - part.start, pa.string()) if reasons is None else pa.array(reasons, pa.string())
+    columns["reason"] = (
+        pa.nulls(part.stop - part.start, pa.string()) if reasons is None else pa.array(reasons, pa.string())
+    )
     columns["replica"] = pa.array(np.zeros(part.stop - part.start, dtype=np.int64))
     columns["status"] = pa.array(STATUS_NAMES, pa.string()).take(pa.array(requests.status[part], pa.int8()))
     return pa.table({name: columns[name] for name in file_columns(record)})

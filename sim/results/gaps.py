@@ -43,7 +43,7 @@ class PooledGaps:
 
     @classmethod
     def of(cls, record: RunRecord) -> PooledGaps:
-        """All gaps of a run, as the client sees them; those of unfinished requests too, which spans do not tell apart."""
+        """All gaps of a run as clients see them; those of unfinished requests too, which spans do not tell apart."""
         num_spans = int(np.count_nonzero(record.token_rows["num_regular"] > 0))
         size = num_spans + len(record.gaps)
         pool = cls(*(np.ones(size, dtype=np.int64) for _ in range(4)))

@@ -124,5 +124,7 @@ def _latency_ps(record: RunRecord, name: str) -> NDArray[np.int64]:
     several = record.requests.num_output_tokens > 1
     num_gaps = record.requests.num_output_tokens[several] - 1
     tpot_ps = np.zeros(len(several), dtype=np.int64)
-    tpot_ps[several] = -(-decoding_ps(record, several) // num_gaps)  # rounded up: above a whole limit exactly when the quotient is
+    tpot_ps[several] = -(
+        -decoding_ps(record, several) // num_gaps
+    )  # rounded up: above a whole limit exactly when the quotient is
     return tpot_ps

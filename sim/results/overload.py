@@ -31,7 +31,9 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
     if num_rejected:
         warnings.append(f"{num_rejected:,} of {len(status):,} requests were rejected; see the reasons.")
     if num_refused:
-        warnings.append(f"{num_refused:,} of {len(status):,} requests were refused by the front end (503); see the reasons.")
+        warnings.append(
+            f"{num_refused:,} of {len(status):,} requests were refused by the front end (503); see the reasons."
+        )
     if record.num_truncated:
         cut = f"{record.num_truncated:,} of {len(status):,} requests"
         warnings.append(f"{cut} had their output cut, as vLLM does where prompt and output reach max_model_len.")

@@ -22,9 +22,9 @@ from simbatch.sim.results.metrics import (
     ratio,
 )
 from simbatch.sim.results.overload import warnings_of
-from simbatch.sim.results.time_share import bound_by
 from simbatch.sim.results.slices import slices
 from simbatch.sim.results.steady import steady_state
+from simbatch.sim.results.time_share import bound_by
 
 
 def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:

@@ -65,11 +65,15 @@ def sentences(ours: Mapping[str, Any], facts: RunFacts) -> Iterator[str]:
     """What would help, in the user's words, where host or front end cost much; `ours` as in summary.json."""
     shares = ours["time_share"]
     if (shares["host"] or 0) >= MIN_SHARE:
-        gain = "help more than a faster GPU." if shares["host"] >= MOST_SHARE else "shorten that, a faster GPU would not."
+        gain = (
+            "help more than a faster GPU." if shares["host"] >= MOST_SHARE else "shorten that, a faster GPU would not."
+        )
         waited = f"{_percent(shares['host'])} of the time the GPU waited for the host"
         yield f"{waited}, mostly after {_mend(ours['host_wait_after'], facts)} would {gain}"
     if (shares["front_end"] or 0) >= MIN_SHARE:
-        late = f"{_percent(shares['front_end'])} of the time tokens waited in the front end for those of the step before"
+        late = (
+            f"{_percent(shares['front_end'])} of the time tokens waited in the front end for those of the step before"
+        )
         yield f"{late}: more servers (api_server_count) would help."
 
 
@@ -119,7 +123,9 @@ def _flights(record: RunRecord, facts: RunFacts) -> Iterator[tuple[curves.Rows, 
     queued = np.append(np.sort(queued_ps(requests)[begun]), curves.NEVER)  # [n]: when more than n had been taken in
     last = 0
     for rows, until, _ in curves.in_flight(record):
-        until = np.where(until < curves.NEVER, until, np.maximum(rows["start_ps"] + curves.span_ps(rows), record.end_ps))
+        until = np.where(
+            until < curves.NEVER, until, np.maximum(rows["start_ps"] + curves.span_ps(rows), record.end_ps)
+        )
         begin = rows["start_ps"].copy()
         if not facts.policy_holds:
             left = np.append(last, until[:-1])
@@ -134,4 +140,5 @@ def _up_to(edges: Ints, begin: Ints, end: Ints, amount: Ints) -> Floats:
     """How much there was up to each edge, if each amount comes evenly from its begin to its end."""
     times = np.stack([begin, end], axis=1).ravel()
     so_far = np.cumsum(np.stack([np.zeros_like(amount), amount], axis=1).ravel())
-    return np.interp(edges, times, so_far, left=0.0)
+    amounts: Floats = np.interp(edges, times, so_far, left=0.0)
+    return amounts
