@@ -178,5 +178,4 @@ def main(path: Path = PICTURE) -> list[Life]:
 
 
 if __name__ == "__main__":
-    for life in main():
-        print(life)
+    main()
