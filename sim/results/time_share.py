@@ -88,7 +88,7 @@ def _mend(waits: Mapping[str, float], facts: RunFacts) -> str:
     if kind == PIECEWISE:
         return f"steps with prefills: {mends[0] if mends else 'fewer steps with prefills, or a faster CPU,'}"
     mends.append(f"a larger max_cudagraph_capture_size (now {size})" if size else "CUDA graphs")
-    what = "steps too large for a CUDA graph" if size else "steps, all launched without a CUDA graph (enforce_eager)"
+    what = "steps too large for a CUDA graph" if size else "launches without CUDA graphs (enforce_eager)"
     return f"{what}: {' or '.join(mends)}"
 
 
