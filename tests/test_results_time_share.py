@@ -78,8 +78,7 @@ def test_a_policy_that_holds_requests_back_is_no_host() -> None:
         (
             (30, 1, 1),
             {"max_capture_size": 0, "engine": {"max_num_batched_tokens": 99}},
-            "mostly after launches without CUDA graphs (enforce_eager): CUDA graphs would help more than a "
-            "faster GPU.",
+            "mostly after launches without CUDA graphs (enforce_eager): CUDA graphs would help more than a faster GPU.",
         ),
         (
             (30, 1, 1),
