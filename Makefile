@@ -97,6 +97,7 @@ $(VENV)-vllm/installed: pyproject.toml $(VLLM_VENV)/ready
 docs: $(VENV)/installed
 	$(BIN)/simbatch schema > scenarios/schema.json
 	$(BIN)/simbatch policies --markdown > docs/policies.md
+	$(BIN)/python -m benchmarks.one_step
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.engine_speed

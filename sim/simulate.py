@@ -69,6 +69,8 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
 
 def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> RunFacts:
     """What the results say beside the record."""
+    from simbatch.sim.engine import front_end_of
+
     scenario, profile = resolved.scenario, resolved.profile
     measured = profile.measured
     return RunFacts(
@@ -89,6 +91,10 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         profile_lacks_host_times=lacks_host_times(profile),
         share_in_range=None if measured is None else measured.share_inside(record.segments),
         skipped=source.skipped,
+        has_host=resolved.engine.host is not None,
+        has_front_end=front_end_of(resolved.engine) is not None,
+        max_capture_size=resolved.engine.max_capture_size,
+        policy_holds=resolved.policy.overrides("hold"),
     )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from simbatch.sim.errors import UserError
 from simbatch.sim.results import Result, Slo, files
-from tests.results_records import MS, REJECTED, UNFINISHED, Toy, back_to_back, build, facts
+from tests.results_records import MS, REFUSED, REJECTED, UNFINISHED, Step, Toy, back_to_back, build, facts
 
 NAMES = {"summary.json", "requests.parquet", "scenario.yaml", "run.json", "latency.png", "timeline.png"}
 
@@ -60,8 +60,14 @@ def test_requests_have_the_columns_and_types_that_others_rely_on(tmp_path):
     result().save(tmp_path)
     table = pq.read_table(tmp_path / "requests.parquet")
     kinds = {name: pa.int64() for name in table.column_names}
-    kinds |= dict.fromkeys(("request_id", "status"), pa.string())
+    kinds |= dict.fromkeys(("request_id", "status", "reason"), pa.string())
     kinds |= dict.fromkeys(("arrival_s", "scheduled_s", "first_token_s", "finish_s"), pa.float64())
+    kinds |= dict.fromkeys(("queued_s", "client_first_token_s", "client_finish_s"), pa.float64())
+    assert table.column_names == [
+        *("request_id", "arrival_s", "scheduled_s", "first_token_s", "finish_s"),
+        *("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions", "priority"),
+        *("status", "reason", "replica", "queued_s", "client_first_token_s", "client_finish_s"),
+    ]
     assert [(field.name, field.type) for field in table.schema] == list(kinds.items())
     assert table.to_pylist() == [
         {
@@ -76,10 +82,34 @@ def test_requests_have_the_columns_and_types_that_others_rely_on(tmp_path):
             "num_preemptions": 0,
             "priority": 1,
             "status": "finished",
+            "reason": None,
+            "replica": 0,
+            "queued_s": 0.0,
+            "client_first_token_s": 0.01,
+            "client_finish_s": 0.06,
         },
-        table.to_pylist()[1] | {"scheduled_s": None, "first_token_s": None, "finish_s": None, "status": "rejected"},
-        table.to_pylist()[2] | {"request_id": "2", "first_token_s": 0.03, "finish_s": None, "status": "unfinished"},
+        table.to_pylist()[1]
+        | {"scheduled_s": None, "first_token_s": None, "finish_s": None, "status": "rejected", "queued_s": None}
+        | {"client_first_token_s": None, "client_finish_s": None, "reason": "prompt of 9000 tokens"},
+        table.to_pylist()[2]
+        | {"request_id": "2", "first_token_s": 0.03, "finish_s": None, "status": "unfinished", "queued_s": 0.006}
+        | {"client_first_token_s": 0.03, "client_finish_s": None, "reason": None},
     ]
+
+
+def test_host_and_front_end_have_columns_of_their_own(tmp_path):
+    """Taken in at 2 ms; tokens exist 4 ms after the device's ends, leave 1 ms later, and take 3 ms on the network."""
+    steps = [Step(k * 20 * MS, 10 * MS, k * 20 * MS + 14 * MS, k * 20 * MS + 15 * MS) for k in range(2)]
+    toys = [Toy(MS, [0, 1], queued_ps=2 * MS), Toy(MS, [], status=REFUSED)]
+    Result(build(toys, steps, client_overhead_ps=3 * MS, keep_steps=True), facts()).save(tmp_path)
+    served, refused = pq.read_table(tmp_path / "requests.parquet").to_pylist()
+    assert (served["queued_s"], served["first_token_s"], served["finish_s"]) == (0.002, 0.014, 0.034)
+    assert (served["client_first_token_s"], served["client_finish_s"]) == (0.018, 0.038)
+    assert (refused["status"], refused["reason"]) == ("refused", "max_num_queued_reqs: 4 in the server")
+    assert refused["queued_s"] is refused["client_finish_s"] is None
+    step = pq.read_table(tmp_path / "steps.parquet").to_pylist()[1]
+    assert (step["start_s"], step["end_s"], step["updated_s"]) == (0.02, 0.03, 0.034)
+    assert step["schedule_s"] is step["launched_s"] is None
 
 
 def test_steps_are_written_when_kept_and_removed_when_not(tmp_path, monkeypatch):
@@ -89,9 +119,13 @@ def test_steps_are_written_when_kept_and_removed_when_not(tmp_path, monkeypatch)
     rows = pq.read_table(tmp_path / "steps.parquet").to_pylist()
     assert len(rows) == 3
     assert rows[1] == {
+        "replica": 0,
         "step": 1,
+        "schedule_s": None,
+        "launched_s": None,
         "start_s": 0.01,
         "end_s": 0.03,
+        "updated_s": None,
         "scheduled": [
             {"request_id": "0", "num_tokens": 1, "num_computed_tokens": 10},
             {"request_id": "2", "num_tokens": 1, "num_computed_tokens": 10},

@@ -197,7 +197,7 @@ def test_tenants_stand_in_the_file_and_the_columns_when_there_are_any(tmp_path: 
     result = Result(build([Toy(0, [0], tenant="a"), Toy(0, [1])], back_to_back([MS] * 2)), facts())
     result.save(tmp_path)
     table = pq.read_table(tmp_path / "requests.parquet")
-    assert table.column_names[-2:] == ["status", "tenant"]
+    assert table.column_names[-2:] == ["client_finish_s", "tenant"]
     assert table["tenant"].to_pylist() == ["a", None]
     assert result.requests["tenant"].tolist() == ["a", None]
     assert result.requests.to_pandas()["tenant"].isna().tolist() == [False, True]

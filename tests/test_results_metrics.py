@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch.sim.results import Result, Slo
-from tests.results_records import MS, REJECTED, UNFINISHED, S, Step, Toy, back_to_back, build, facts, token_times
+from tests.results_records import (
+    MS,
+    REFUSED,
+    REJECTED,
+    UNFINISHED,
+    S,
+    Step,
+    Toy,
+    back_to_back,
+    build,
+    facts,
+    token_times,
+)
 
 STATISTICS = ("mean", "median", "std", "p90", "p95", "p99")
 
@@ -54,6 +66,73 @@ def test_the_client_sees_its_overhead_in_ttft_e2el_and_the_end():
     assert after["mean_e2el_ms"] == before["mean_e2el_ms"] + 5
     assert after["mean_tpot_ms"] == before["mean_tpot_ms"]
     assert after["duration"] == 0.345
+
+
+def timed():
+    """The same, but the tokens exist 5 ms after the device's ends, and leave the server 0, 10, 1, 1 and 2 ms later."""
+    toys, steps = by_hand()
+    late(steps, [5 * MS, 0, 5 * MS, 10 * MS, 5 * MS, 1 * MS, 5 * MS, 1 * MS, 5 * MS, 2 * MS])
+    return toys, steps
+
+
+def test_with_host_and_front_end_latencies_are_the_clients_and_the_columns_the_engines():
+    """a: its tokens leave at 205, 235 and 256 ms; b: at 256, 296 and 347 ms; the network takes 3 ms."""
+    result = Result(build(*timed(), client_overhead_ps=3 * MS), facts(slo=Slo(ttft_ms=170)))
+    summary = result.summary
+    assert summary["mean_ttft_ms"] == (208 + 159) / 2
+    assert summary["mean_tpot_ms"] == pytest.approx(((256 - 205) / 2 + (347 - 256) / 2) / 2)
+    assert summary["mean_itl_ms"] == pytest.approx((30 + 21 + 40 + 51) / 4)
+    assert summary["p99_itl_ms"] == pytest.approx(51 - 0.03 * 11)
+    assert summary["mean_e2el_ms"] == (259 + 250) / 2
+    assert summary["duration"] == 0.35
+    assert summary["request_goodput"] == pytest.approx(1 / 0.35)
+    assert summary["simbatch"]["mean_concurrent_requests"] == pytest.approx((259 + 250) / 350)
+    requests = result.requests
+    assert requests["first_token_s"].tolist() == [0.205, 0.255]
+    assert requests["finish_s"].tolist() == [0.255, 0.345]
+    assert requests["client_first_token_s"].tolist() == [0.208, 0.259]
+    assert requests["client_finish_s"].tolist() == [0.259, 0.35]
+    np.testing.assert_allclose(requests["ttft_s"], [0.208, 0.159])
+    np.testing.assert_allclose(requests["tpot_s"], [0.0255, 0.0455])
+
+
+@pytest.mark.parametrize(("front_end_ms", "peak"), [(0, 4), (60, 3)])
+def test_the_peak_of_tokens_per_second_counts_when_the_client_gets_them(front_end_ms, peak):
+    """Tokens at 0.4, 0.6, 0.8, 0.95 and 1.15 s of the engine: a second from the send holds four, or later three."""
+    steps = [Step(at * MS - 50 * MS, 50 * MS) for at in (400, 600, 800, 950, 1150)]
+    late(steps, [0, front_end_ms * MS] * 5)
+    toys = [Toy(0, [0, 1, 2, 3, 4])]
+    assert Result(build(toys, steps), facts()).summary["max_output_tokens_per_s"] == peak
+    # the same from a later send: the buckets begin with it
+    moved = [Step(s.start_ps + 700 * MS, s.duration_ps, s.updated_ps + 700 * MS, s.sent_ps + 700 * MS) for s in steps]
+    assert Result(build([Toy(700 * MS, [0, 1, 2, 3, 4])], moved), facts()).summary["max_output_tokens_per_s"] == peak
+
+
+@pytest.mark.parametrize(("network_ms", "peak"), [(0, 4), (60, 3)])
+def test_the_network_moves_tokens_from_one_second_to_the_next(network_ms, peak):
+    steps = [Step(at * MS - 50 * MS, 50 * MS) for at in (400, 600, 800, 950, 1150)]
+    for step in steps:
+        step.updated_ps = step.end_ps
+    for merge in (True, False):
+        record = build([Toy(0, [0, 1, 2, 3, 4])], steps, client_overhead_ps=network_ms * MS, merge=merge)
+        assert Result(record, facts()).summary["max_output_tokens_per_s"] == peak
+
+
+def test_refused_requests_are_failed_with_their_reasons_and_wait_nowhere():
+    toys, steps = by_hand()
+    toys += [Toy(50 * MS, [], 70, status=REFUSED), Toy(3 * S, [], 70, status=REFUSED)]
+    result = Result(build(toys, steps), facts(slo=Slo(ttft_ms=1000)))
+    summary, ours = result.summary, result.summary["simbatch"]
+    assert (summary["completed"], summary["failed"], summary["duration"]) == (2, 2, 3.0)
+    assert summary["mean_ttft_ms"] == 175
+    assert ours["requests"] == {"total": 4, "finished": 2, "rejected": 0, "unfinished": 0, "refused": 2}
+    assert ours["refused_reasons"] == [{"count": 2, "example": "max_num_queued_reqs: 4 in the server"}]
+    assert ours["rejected_reasons"] == []
+    assert ours["queue"]["max_waiting"] == 1
+    assert ours["longest_wait"]["request_id"] == "1"
+    assert ours["warnings"] == ["2 of 4 requests were refused by the front end (503); see the reasons."]
+    assert "Refused 2: max_num_queued_reqs: 4 in the server" in result.text()
+    assert result.requests["status"].tolist()[2:] == ["refused", "refused"]
 
 
 def test_rejected_and_unfinished_requests_are_failed_and_enter_no_latency():
@@ -132,7 +211,17 @@ def runs(draw):
             toys.append(Toy(arrival, taken, draw(st.integers(1, 50)), draw(st.integers(0, 2))))
         else:
             toys.append(Toy(arrival, [], 99, status=REJECTED))
+    if draw(st.booleans()):
+        late(steps, [draw(st.sampled_from([0, 0, 5 * MS, 300 * MS])) for _ in range(2 * n_steps)])
     return toys, steps, draw(st.sampled_from([0, 3 * MS]))
+
+
+def late(steps, delays):
+    """Give each step an update after its end, and tokens that leave after that, in the order of the steps."""
+    updated = sent = 0
+    for step, on_host, at_front_end in zip(steps, delays[::2], delays[1::2], strict=True):
+        step.updated_ps = updated = max(step.end_ps, updated) + on_host
+        step.sent_ps = sent = max(updated, sent) + at_front_end
 
 
 def described(values):
@@ -162,18 +251,19 @@ def test_the_same_as_one_timestamp_per_token_gives(run):
     origin = min((toy.arrival_ps for toy in done), default=0)
     buckets = [(t + overhead - origin) // S for toy in done for t in token_times(steps, toy)]
     assert summary["max_output_tokens_per_s"] == max(map(buckets.count, buckets), default=0)
-    spans = [(toy.arrival_ps, steps[toy.steps[-1]].end_ps + overhead) for toy in done]
+    spans = [(toy.arrival_ps, token_times(steps, toy)[-1] + overhead) for toy in done]
     assert summary["max_concurrent_requests"] == max((sum(a <= t < b for a, b in spans) for t, _ in spans), default=0)
 
 
 @given(runs())
 def test_spans_and_single_steps_say_the_same(run):
     toys, steps, overhead = run
-    spans = Result(build(toys, steps, client_overhead_ps=overhead), facts()).summary
-    single = Result(build(toys, steps, client_overhead_ps=overhead, merge=False), facts()).summary
+    known = facts(has_host=True, max_capture_size=2)
+    spans = Result(build(toys, steps, client_overhead_ps=overhead), known).summary
+    single = Result(build(toys, steps, client_overhead_ps=overhead, merge=False), known).summary
     assert {key: value for key, value in spans.items() if key != "simbatch"} == {
         key: value for key, value in single.items() if key != "simbatch"
     }
-    for key in ("num_steps", "queue", "classes", "device_busy_share", "mean_concurrent_requests"):
+    for key in ("num_steps", "queue", "classes", "device_busy_share", "mean_concurrent_requests", "host_wait_after"):
         assert spans["simbatch"][key] == single["simbatch"][key]
     assert spans["simbatch"]["batch_size"] == single["simbatch"]["batch_size"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import numpy as np
 
 from simbatch.profiler.validating.real_run import Run, segments_of
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.engine.record import STATUS_NAMES, RequestColumns, RunRecord, StepRow
+from simbatch.sim.engine.record import NEVER_PS, STATUS_NAMES, RequestColumns, RunRecord, StepRow
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results import RunFacts, files
-from simbatch.sim.results.columns import COUNT_COLUMNS, FILE_COLUMNS, TIME_COLUMNS, RequestTable
+from simbatch.sim.results.columns import COUNT_COLUMNS, TIME_COLUMNS
 from simbatch.sim.scheduler.config import EngineConfig
 
 SETTING_FILE = "replay.json"
@@ -70,6 +70,7 @@ class Kept:
             **columns,
             status=np.array([STATUS_NAMES.index(name) for name in table["status"]], dtype=np.int8),
             request_id=table["request_id"],
+            reason={i: reason for i, reason in enumerate(table.get("reason", ())) if reason is not None},
         )
         record = RunRecord(
             requests=requests,
@@ -99,25 +100,28 @@ def _write_requests(path: Path, run: Run) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table, columns = RequestTable(run.record), {}
-    for name in FILE_COLUMNS:
-        values = table[name]
-        columns[name] = pa.array(values, mask=np.isnan(values)) if name in TIME_COLUMNS else pa.array(values)
     taken_in_ps = run.taken_in_ps if run.taken_in_ps is not None else np.zeros(0)
-    columns["taken_in_s"] = pa.array(taken_in_ps / PS_PER_S)
-    columns["itl_s"] = pa.array(run.itl_s or [[] for _ in range(len(table))], pa.list_(pa.float64()))
-    columns["admission_s"] = pa.array(run.admission_s or [None] * len(table), pa.float64())
-    pq.write_table(pa.table(columns), path)
+    requests = replace(run.record.requests, queued_ps=run.taken_in_ps)
+    table = files.requests_table(replace(run.record, requests=requests))
+    table = table.append_column("taken_in_s", pa.array(taken_in_ps / PS_PER_S))
+    table = table.append_column("itl_s", pa.array(run.itl_s or [[] for _ in range(len(table))], pa.list_(pa.float64())))
+    table = table.append_column("admission_s", pa.array(run.admission_s or [None] * len(table), pa.float64()))
+    pq.write_table(table, path)
 
 
 def _step(row: dict[str, Any], index: Mapping[str, int]) -> StepRow:
-    times = {f"{name}_ps": round(row.pop(f"{name}_s") * PS_PER_S) for name in ("start", "end")}
+    times = {f"{name}_ps": _whole_ps(row.pop(f"{name}_s", None)) for name in files.STEP_TIMES}
+    row.pop("replica", None)
     entries = [(index[e["request_id"]], e["num_tokens"], e["num_computed_tokens"]) for e in row.pop("scheduled")]
     return StepRow(**{**row, **times, "scheduled": entries, "preempted": [], "finished": []})
 
 
 def _ps(times_s: list[float | None]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array([-1 if time_s is None else round(time_s * PS_PER_S) for time_s in times_s], dtype=np.int64)
+    return np.array([_whole_ps(time_s) for time_s in times_s], dtype=np.int64)
+
+
+def _whole_ps(time_s: float | None) -> int:
+    return NEVER_PS if time_s is None else round(time_s * PS_PER_S)
 
 
 def _same(part: Any) -> Any:

@@ -39,13 +39,21 @@ class Run:
         """Its figures as the engine counts them, from when it took a request in."""
         if self.taken_in_ps is None:
             return None
-        requests = replace(self.record.requests, arrival_ps=self.taken_in_ps)
+        requests = replace(
+            self.record.requests, arrival_ps=self.taken_in_ps, client_first_token_ps=None, client_finish_ps=None
+        )
         return Result(replace(self.record, requests=requests, client_overhead_ps=0), self.facts)
 
 
 def simulated_run(result: Result) -> Run:
-    """A simulation that kept its steps: a request is taken in when the step in progress ends, or at once when idle."""
-    arrival_ps, steps = result.record.requests.arrival_ps, result.record.steps or []
+    """A simulation that kept its steps: a request is taken in when the step in progress ends, or at once when idle.
+
+    With host times the simulation says when.
+    """
+    requests, steps = result.record.requests, result.record.steps or []
+    arrival_ps, queued_ps = requests.arrival_ps, requests.queued_ps
+    if queued_ps is not None:
+        return Run(result.record, result.facts, np.where(queued_ps < 0, arrival_ps, queued_ps))
     starts = np.array([step.start_ps for step in steps], dtype=np.int64)
     ends = np.array([step.end_ps for step in steps], dtype=np.int64)
     following = np.searchsorted(ends, arrival_ps)

@@ -9,14 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.engine.record import FINISHED, STATUS_NAMES, RunRecord
+from simbatch.sim.engine.record import (
+    FINISHED,
+    NEVER_PS,
+    REFUSED,
+    REJECTED,
+    STATUS_NAMES,
+    RequestColumns,
+    RunRecord,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TIME_COLUMNS = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")
+TIME_COLUMNS = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")  # the engine's
+LATER_TIME_COLUMNS = ("queued_s", "client_first_token_s", "client_finish_s")
 COUNT_COLUMNS = ("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions", "priority")
-FILE_COLUMNS = ("request_id", *TIME_COLUMNS, *COUNT_COLUMNS, "status")
+TEXT_COLUMNS = ("status", "reason")
+FILE_COLUMNS = ("request_id", *TIME_COLUMNS, *COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *LATER_TIME_COLUMNS)
 TENANT = "tenant"  # after them, where anybody has one
 LATENCY_COLUMNS = ("ttft_s", "tpot_s", "e2el_s")
 
@@ -24,9 +34,9 @@ LATENCY_COLUMNS = ("ttft_s", "tpot_s", "e2el_s")
 class RequestTable:
     """One entry per request, in input order; `table["ttft_s"]` is a numpy array, times in seconds.
 
-    NaN where something never came: the finish of an unfinished request, the TPOT of a single token. TTFT, TPOT and
-    E2EL are what the client sees, `client_overhead` included, and are given for finished requests only. There is a
-    column `tenant` (text, or None) when anybody has one.
+    NaN where something never came: the finish of an unfinished request, the TPOT of a single token. `first_token_s` and
+    `finish_s` are the engine's; TTFT, TPOT and E2EL are what the client sees and are given for finished requests only.
+    `reason` is None where nobody was turned away. There is a column `tenant` (text, or None) when anybody has one.
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -51,11 +61,15 @@ class RequestTable:
             return np.array(STATUS_NAMES, dtype=np.str_)[requests.status]
         if name == TENANT and requests.tenant:
             return np.array(requests.tenant, dtype=np.object_)
-        if name in TIME_COLUMNS:
-            return seconds(getattr(requests, name.removesuffix("_s") + "_ps"))
+        if name in TIME_COLUMNS or name in LATER_TIME_COLUMNS:
+            return seconds(times_ps(self._record, name))
         if name in COUNT_COLUMNS:
             counts: NDArray[np.int64] = getattr(requests, name)
             return counts
+        if name == "reason":
+            return np.array([requests.reason.get(i) for i in range(len(requests))], dtype=np.object_)
+        if name == "replica":
+            return np.zeros(len(requests), dtype=np.int64)
         if name in LATENCY_COLUMNS:
             return self._latency_s(name)
         raise KeyError(f"no column {name!r}; there are {', '.join(self)}")
@@ -71,8 +85,8 @@ class RequestTable:
                 values[finished] = e2el_ps(self._record)[finished] / PS_PER_S
             case _:
                 finished &= requests.num_output_tokens > 1
-                decoding_ps = requests.finish_ps[finished] - requests.first_token_ps[finished]
-                values[finished] = decoding_ps / (requests.num_output_tokens[finished] - 1) / PS_PER_S
+                values[finished] = decoding_ps(self._record, finished) / (requests.num_output_tokens[finished] - 1)
+                values /= PS_PER_S
         return values
 
     def to_pandas(self) -> pd.DataFrame:
@@ -92,6 +106,28 @@ def file_columns(record: RunRecord) -> tuple[str, ...]:
     return (*FILE_COLUMNS, TENANT) if record.requests.tenant else FILE_COLUMNS
 
 
+def times_ps(record: RunRecord, name: str) -> NDArray[np.int64]:
+    """The times of a column whose name ends in `_s`, -1 where never."""
+    if name == "queued_s":
+        return queued_ps(record.requests)
+    owner = record if name in LATER_TIME_COLUMNS else record.requests
+    times: NDArray[np.int64] = getattr(owner, f"{name.removesuffix('_s')}_ps")
+    return times
+
+
+def queued_ps(requests: RequestColumns) -> NDArray[np.int64]:
+    """When the engine took each request in, -1 where never."""
+    if requests.queued_ps is not None:
+        return requests.queued_ps
+    return np.where(let_in(requests), requests.arrival_ps, NEVER_PS)
+
+
+def let_in(requests: RequestColumns) -> NDArray[np.bool_]:
+    """Who was neither rejected by the engine nor refused by the front end."""
+    was_let_in: NDArray[np.bool_] = (requests.status != REJECTED) & (requests.status != REFUSED)
+    return was_let_in
+
+
 def seconds(times_ps: NDArray[np.int64]) -> NDArray[np.float64]:
     """Times in float seconds, NaN where never."""
     return np.where(times_ps < 0, np.nan, times_ps / PS_PER_S)
@@ -104,9 +140,14 @@ def request_ids(record: RunRecord) -> list[str]:
 
 def ttft_ps(record: RunRecord) -> NDArray[np.int64]:
     """First token minus send, as the client sees it; only meaningful for requests that have one."""
-    return record.requests.first_token_ps - record.requests.arrival_ps + record.client_overhead_ps
+    return record.client_first_token_ps - record.requests.arrival_ps
 
 
 def e2el_ps(record: RunRecord) -> NDArray[np.int64]:
     """Finish minus send, as the client sees it; only meaningful for finished requests."""
-    return record.requests.finish_ps - record.requests.arrival_ps + record.client_overhead_ps
+    return record.client_finish_ps - record.requests.arrival_ps
+
+
+def decoding_ps(record: RunRecord, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Last token minus first, as the client sees them, of the chosen finished requests."""
+    return record.client_finish_ps[chosen] - record.client_first_token_ps[chosen]

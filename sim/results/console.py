@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from simbatch.sim.results.facts import RunFacts
+from simbatch.sim.results.time_share import sentences
 
 WIDTH = 50
 TEXT_WIDTH = 100
@@ -31,6 +32,7 @@ def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
         *_class_lines(ours["classes"]),
         *_tenant_lines(ours),
         *_serving_lines(ours),
+        *sentences(ours, facts),
         *_origin_lines(ours),
         *_trace_lines(facts),
         steady_line(ours["steady_state"]),
@@ -155,13 +157,25 @@ def _serving_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     waits = f"{number(queue['mean_wait_ms'], 1)} / {number(queue['p99_wait_ms'], 1)}"
     yield _row("Time in queue, mean / P99 (ms):", waits)
     yield _row("Longest time in queue (ms):", _longest_wait(ours["longest_wait"]))
+    yield from _time_lines(ours["time_share"])
     if ours["cached_tokens_share"]:
         yield _row("Prompt tokens from the prefix cache:", percent(ours["cached_tokens_share"]))
     yield _row("Steps:", f"{ours['num_steps']:,}")
     if ours["skipped_rows"]:
         yield _row("Trace rows skipped:", f"{ours['skipped_rows']:,}")
-    for reason in ours["rejected_reasons"]:
-        yield f"Rejected {reason['count']:,}: {reason['example']}"
+    for what in ("Rejected", "Refused"):
+        for reason in ours[f"{what.lower()}_reasons"]:
+            yield f"{what} {reason['count']:,}: {reason['example']}"
+
+
+def _time_lines(shares: Mapping[str, float | None]) -> Iterator[str]:
+    """Whom the run waited for, where anything but the device takes time."""
+    if shares["host"] is not None:
+        yield _row("Device worked:", percent(shares["device"]))
+        yield _row("Device waited for the host:", percent(shares["host"]))
+        yield _row("Device had no requests:", percent(shares["idle"]))
+    if shares["front_end"] is not None:
+        yield _row("Tokens waited in the front end:", percent(shares["front_end"]))
 
 
 def _longest_wait(longest: Mapping[str, Any]) -> str:

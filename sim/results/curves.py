@@ -1,4 +1,9 @@
-"""How many at each moment: waiting requests, batch, blocks, as step functions of time."""
+"""How many at each moment: waiting requests, batch, blocks, as step functions of time.
+
+A span's steps follow one another on the device, or begin a period apart where the host sets the pace. Between two
+steps the batch of the first is still the batch, and its blocks are still used, until the last request has left: a pause
+of the device while requests run is the host's turn, not an empty engine.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
+from simbatch.sim.engine.record import FINISHED, RunRecord
+from simbatch.sim.results.columns import let_in
 from simbatch.sim.results.slices import bounds, slices
 from simbatch.sim.results.step_function import Curve, Pieces, StepFunction
 from simbatch.sim.results.tokens import first_steps_ps
@@ -18,19 +24,27 @@ NEVER = np.iinfo(np.int64).max
 
 
 def span_ps(rows: Rows) -> Ints:
-    """How long each of these segments lasts: num_steps steps, each slope_ps longer than the one before."""
+    """How long each of these segments lasts, from the begin of the first step to the device's end of the last."""
+    before_last = rows["num_steps"] - 1
+    last_start = first_steps_ps(rows["period_ps"], rows["period_slope_ps"], before_last)
+    paced = last_start + rows["duration_ps"] + rows["slope_ps"] * before_last
+    return np.where(rows["period_ps"] > 0, paced, work_ps(rows))
+
+
+def work_ps(rows: Rows) -> Ints:
+    """How long the device works in each of them: num_steps steps, each slope_ps longer than the one before."""
     return first_steps_ps(rows["duration_ps"], rows["slope_ps"], rows["num_steps"])
 
 
 def busy_ps(record: RunRecord) -> int:
     """How long the device works."""
-    return sum(int(span_ps(rows).sum()) for rows in slices(record.segments))
+    return sum(int(work_ps(rows).sum()) for rows in slices(record.segments))
 
 
 def waiting(record: RunRecord) -> Curve:
-    """Requests that have arrived and not yet been scheduled for the first time; the rejected never wait."""
+    """Requests that have arrived and not yet been scheduled for the first time; who is turned away never waits."""
     requests = record.requests
-    waits = requests.status != REJECTED
+    waits = let_in(requests)
     scheduled = requests.scheduled_ps[waits]
     left = np.where(scheduled < 0, max(record.end_ps, int(requests.arrival_ps.max(initial=0))), scheduled)
     return Curve.counting(requests.arrival_ps[waits], left)
@@ -62,12 +76,12 @@ def concurrency(record: RunRecord) -> Curve:
     """Finished requests that are in flight as the client sees it, [send, response), as vLLM's sweep counts them."""
     requests = record.requests
     done = requests.status == FINISHED
-    return Curve.counting(requests.arrival_ps[done], requests.finish_ps[done] + record.client_overhead_ps)
+    return Curve.counting(requests.arrival_ps[done], record.client_finish_ps[done])
 
 
 def batch_size(record: RunRecord) -> StepFunction:
-    """Requests in the running step, decodes and prefills; 0 while the device is idle."""
-    return _held_over(record, batch_sizes, lambda _, values: np.zeros_like(values))
+    """Requests in the running step, or the newest one, decodes and prefills; 0 while nothing is in flight."""
+    return _held_over(record, batch_sizes)
 
 
 def batch_sizes(rows: Rows) -> Ints:
@@ -77,16 +91,27 @@ def batch_sizes(rows: Rows) -> Ints:
 
 
 def used_blocks(record: RunRecord) -> StepFunction:
-    """Blocks in use after each segment; while the device is idle, none unless a request still runs."""
+    """Blocks in use after each segment; none once the last request has left."""
+    return _held_over(record, lambda rows: record.num_gpu_blocks - 1 - rows["free_blocks"])
+
+
+def in_flight(record: RunRecord) -> Iterator[tuple[Rows, Ints, Ints]]:
+    """The segments in slices, until when requests are in flight after each, and when the next one starts (ps).
+
+    They are until the next one starts, or until all that have begun have ended: then until the last one's end.
+    """
     requests = record.requests
     scheduled = np.sort(requests.scheduled_ps[requests.scheduled_ps >= 0])
     finished = np.sort(requests.finish_ps[requests.finish_ps >= 0])
-
-    def while_idle(end_ps: Ints, used: Ints) -> Ints:
-        begun = np.searchsorted(scheduled, end_ps, side="right")
-        return np.where(begun > np.searchsorted(finished, end_ps, side="right"), used, 0)
-
-    return _held_over(record, lambda rows: record.num_gpu_blocks - 1 - rows["free_blocks"], while_idle)
+    left_ps = np.full(len(scheduled) + 1, NEVER)  # [n]: when n requests have ended
+    left_ps[0], left_ps[1 : len(finished) + 1] = 0, finished[: len(scheduled)]
+    for rows, following_ps in _with_following(record):
+        start = rows["start_ps"]
+        until, next_start = start + span_ps(rows), np.append(start[1:], following_ps)
+        idle = np.flatnonzero(until < next_start)
+        num_begun = np.searchsorted(scheduled, start[idle], side="right")
+        until[idle] = np.minimum(np.maximum(until[idle], left_ps[num_begun]), next_start[idle])
+        yield rows, until, next_start
 
 
 def mean_used_blocks(record: RunRecord, duration_ps: int) -> float:
@@ -101,22 +126,15 @@ def mean_used_blocks(record: RunRecord, duration_ps: int) -> float:
     return max(0.0, float(mean) - float(filling.sum()) / duration_ps)
 
 
-def _held_over(
-    record: RunRecord, values_of: Callable[[Rows], Ints], idle_values_of: Callable[[Ints, Ints], Ints]
-) -> StepFunction:
-    """A value from each segment's start; from its end until the next one's start, that for idle times.
-
-    `idle_values_of` gets the ends (ps) of the segments that such a time follows, and their values.
-    """
+def _held_over(record: RunRecord, values_of: Callable[[Rows], Ints]) -> StepFunction:
+    """A value from each segment's start to the next one's; 0 from when the last request has left in between."""
 
     def pieces() -> Iterator[Curve]:
-        for rows, following_ps in _with_following(record):
-            start = rows["start_ps"]
-            times = np.stack([start, start + span_ps(rows)], axis=1)
-            values = np.repeat(values_of(rows), 2).reshape(-1, 2)
+        for rows, until, next_start in in_flight(record):
+            times = np.stack([rows["start_ps"], until], axis=1)
+            values = np.stack([values_of(rows), np.zeros_like(until)], axis=1)
             is_shown = np.ones(times.shape, dtype=np.bool_)
-            is_shown[:, 1] = idle = times[:, 1] < np.append(start[1:], following_ps)
-            values[idle, 1] = idle_values_of(times[idle, 1], values[idle, 1])
+            is_shown[:, 1] = until < next_start
             yield Curve(times[is_shown], values[is_shown])
 
     return Pieces(pieces)

@@ -33,9 +33,11 @@ class RunFacts:
     user wrote although the profile has no figures for them. `host_profile`: whose host and front end were taken, where
     that is another profile. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when
     unknown; `profile_lacks_host_times`: its steps hold the GPU's part alone. `share_in_range`: the share of steps
-    inside the profile's measured range, None when nothing was measured
-    (inline). `skipped`: trace rows left out by `on_empty: skip`. `class_names`: names of the integer priorities that
-    have one; the others go by their number.
+    inside the profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out by
+    `on_empty: skip`. `has_host`, `has_front_end`: whether the engine's thread, or the server's processes, take time in
+    this run. `max_capture_size`: requests, or tokens, of the largest CUDA graph; 0 without any. `policy_holds`: whether
+    the policy may hold requests back in an empty engine. `class_names`: names of the integer priorities that have one;
+    the others go by their number.
     """
 
     scenario_name: str
@@ -55,6 +57,10 @@ class RunFacts:
     profile_lacks_host_times: bool = False
     share_in_range: float | None = None
     skipped: int = 0
+    has_host: bool = False
+    has_front_end: bool = False
+    max_capture_size: int = 0
+    policy_holds: bool = False
     class_names: Mapping[int, str] = field(default_factory=lambda: PRIORITY_NAMES)
 
     def class_name(self, priority: int) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
+from simbatch.sim.engine.record import FINISHED, RunRecord
+from simbatch.sim.results.columns import let_in
 from simbatch.sim.results.groups import Tenants, normalised_latencies_ms, number
 
 Ints = NDArray[np.int64]
@@ -55,12 +56,12 @@ def fair_share_ratios(record: RunRecord, tenants: Tenants) -> Floats:
     n = len(tenants)
     if n == 0:
         return np.zeros(0)
-    accepted = record.requests.status != REJECTED
+    accepted = let_in(record.requests)
     held, due = _seat_time(record, tenants.of_request, accepted, n)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = held / due
-    let_in = np.bincount(tenants.of_request[accepted], minlength=n) > 0
-    return np.where(let_in, ratios, 0.0)
+    had_any = np.bincount(tenants.of_request[accepted], minlength=n) > 0
+    return np.where(had_any, ratios, 0.0)
 
 
 def _seat_time(record: RunRecord, of_request: Ints, accepted: NDArray[np.bool_], n: int) -> tuple[Floats, Floats]:

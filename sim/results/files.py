@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.columns import COUNT_COLUMNS, TENANT, TIME_COLUMNS, file_columns, seconds
+from simbatch.sim.results.columns import (
+    COUNT_COLUMNS,
+    LATER_TIME_COLUMNS,
+    TENANT,
+    TEXT_COLUMNS,
+    TIME_COLUMNS,
+    file_columns,
+    seconds,
+    times_ps,
+)
 from simbatch.sim.results.slices import bounds
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ OWN_FILES = (
     "timeline.png",
 )
 STEPS_PER_ROW_GROUP = 20_000
+STEP_TIMES = ("schedule", "launched", "start", "end", "updated")
 PACKAGES = ("simbatch", "simpy", "numpy", "pyarrow", "matplotlib", "pydantic")
 
 
@@ -87,12 +96,18 @@ def write_requests(path: Path, record: RunRecord) -> None:
     """The columns of CONTRACT's requests.parquet, in groups; times in float seconds, null where never."""
     import pyarrow.parquet as pq
 
-    schema = _requests_table(record, slice(0, 0)).schema
+    times = _times(record)
+    schema = _requests_table(record, times, slice(0, 0)).schema
     # values worth a dictionary; the type stubs know only a bool
-    repeating: Any = [*COUNT_COLUMNS, "status", *({TENANT} & {*schema.names})]
+    repeating: Any = [*COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *({TENANT} & {*schema.names})]
     with pq.ParquetWriter(path, schema, use_dictionary=repeating) as writer:
         for part in bounds(len(record.requests)):
-            writer.write_table(_requests_table(record, part))
+            writer.write_table(_requests_table(record, times, part))
+
+
+def requests_table(record: RunRecord) -> pa.Table:
+    """The same columns in memory."""
+    return _requests_table(record, _times(record), slice(0, len(record.requests)))
 
 
 def write_steps(path: Path, record: RunRecord) -> None:
@@ -129,21 +144,35 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _requests_table(record: RunRecord, part: slice) -> pa.Table:
+def _times(record: RunRecord) -> dict[str, NDArray[np.int64]]:
+    return {name: times_ps(record, name) for name in (*TIME_COLUMNS, *LATER_TIME_COLUMNS)}
+
+
+def _requests_table(record: RunRecord, times: Mapping[str, NDArray[np.int64]], part: slice) -> pa.Table:
     import pyarrow as pa
 
     requests = record.requests
-    columns: dict[str, pa.Array[Any]] = {}
-    for name in TIME_COLUMNS:
-        times = seconds(getattr(requests, name.removesuffix("_s") + "_ps")[part])
-        columns[name] = pa.array(times, pa.float64(), mask=np.isnan(times))
+    columns: dict[str, pa.Array[Any]] = {name: _seconds(column[part]) for name, column in times.items()}
     for name in COUNT_COLUMNS:
         columns[name] = pa.array(getattr(requests, name)[part], pa.int64())
     columns["request_id"] = _ids(record, part)
     if record.requests.tenant:
         columns[TENANT] = pa.array(record.requests.tenant[part], pa.string())
+    reasons = [requests.reason.get(i) for i in range(part.start, part.stop)] if requests.reason else None
+    columns["reason"] = (
+        pa.nulls(part.stop - part.start, pa.string()) if reasons is None else pa.array(reasons, pa.string())
+    )
+    columns["replica"] = pa.array(np.zeros(part.stop - part.start, dtype=np.int64))
     columns["status"] = pa.array(STATUS_NAMES, pa.string()).take(pa.array(requests.status[part], pa.int8()))
     return pa.table({name: columns[name] for name in file_columns(record)})
+
+
+def _seconds(column_ps: NDArray[np.int64]) -> pa.Array[Any]:
+    """As float seconds, null where never."""
+    import pyarrow as pa
+
+    values = seconds(column_ps)
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
 
 
 def _ids(record: RunRecord, part: slice) -> pa.Array[Any]:
@@ -175,9 +204,9 @@ def _steps_table(steps: list[StepRow], ids: pa.Array[Any]) -> pa.Table:
         names=["request_id", "num_tokens", "num_computed_tokens"],
     )
     columns: dict[str, pa.Array[Any]] = {
+        "replica": pa.array(np.zeros(len(steps), dtype=np.int64)),
         "step": pa.array(whole("step")),
-        "start_s": pa.array(whole("start_ps") / PS_PER_S),
-        "end_s": pa.array(whole("end_ps") / PS_PER_S),
+        **{f"{name}_s": _seconds(whole(f"{name}_ps")) for name in STEP_TIMES},
         "scheduled": listed("scheduled", scheduled),
         "preempted": requests("preempted"),
         "finished": requests("finished"),

@@ -43,13 +43,13 @@ class PooledGaps:
 
     @classmethod
     def of(cls, record: RunRecord) -> PooledGaps:
-        """All gaps of a run; those of unfinished requests too, which the segments do not tell apart."""
-        num_spans = int(np.count_nonzero(record.segments["num_regular"] > 0))
+        """All gaps of a run as clients see them; those of unfinished requests too, which spans do not tell apart."""
+        num_spans = int(np.count_nonzero(record.token_rows["num_regular"] > 0))
         size = num_spans + len(record.gaps)
         pool = cls(*(np.ones(size, dtype=np.int64) for _ in range(4)))
         pool.first[num_spans:] = record.gaps
         end = 0
-        for rows in slices(record.segments):
+        for rows in slices(record.token_rows):
             rows = rows[rows["num_regular"] > 0]
             begin, end = end, end + len(rows)
             spans = cls.from_progressions(*(rows[f] for f in ("duration_ps", "slope_ps", "num_steps", "num_regular")))

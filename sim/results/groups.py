@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
-from simbatch.sim.engine.record import FINISHED, REJECTED, STATUS_NAMES, RunRecord
-from simbatch.sim.results.columns import e2el_ps, request_ids
+from simbatch.sim.engine.record import FINISHED, STATUS_NAMES, RunRecord
+from simbatch.sim.results.columns import e2el_ps, let_in, request_ids
 from simbatch.sim.results.facts import RunFacts
 from simbatch.sim.results.metrics import Bools, describe, duration_ps, keyed, latencies_ms, ratio, within_slo
 
@@ -65,10 +65,10 @@ class Groups:
 
     @cached_property
     def waits_ps(self) -> Ints:
-        """How long each request waited for its first step; to the run's end when it never came, -1 when rejected."""
+        """How long each request waited for its first step; to the run's end when it never came, -1 when turned away."""
         requests = self.record.requests
         begun = np.where(requests.scheduled_ps < 0, self.record.end_ps, requests.scheduled_ps)
-        return np.where(requests.status == REJECTED, -1, np.maximum(begun - requests.arrival_ps, 0))
+        return np.where(let_in(requests), np.maximum(begun - requests.arrival_ps, 0), -1)
 
     @cached_property
     def _within(self) -> dict[str, Bools]:
@@ -117,7 +117,7 @@ class Groups:
         return block
 
     def slo_share(self, chosen: Bools) -> dict[str, float | None]:
-        """Shares of the chosen requests, all that were sent: who was rejected or never finished got no service."""
+        """Shares of the chosen requests, all that were sent: who was turned away or never finished got no service."""
         total = int(chosen.sum())
         return {key: ratio(int(good[chosen].sum()), total) for key, good in self._within.items()}
 

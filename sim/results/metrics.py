@@ -1,8 +1,8 @@
 """The keys of `vllm bench serve`, by its own definitions (vllm/benchmarks/serve.py, `calculate_metrics`).
 
-A request counts as completed when it finished; the rejected and the unfinished are `failed` and enter no latency. The
-benchmark's clock runs from 0, when the client starts, to the last response, a rejection's included: `duration`.
-Throughputs divide by it. Where nothing was measured the value is None, not vLLM's 0.
+A request counts as completed when it finished; the rejected, the refused and the unfinished are `failed` and enter no
+latency. Every time is the client's. The benchmark's clock runs from 0, when the client starts, to the last response, a
+rejection's included: `duration`. Throughputs divide by it. Where nothing was measured the value is None, not vLLM's 0.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
-from simbatch.sim.engine.record import FINISHED, REJECTED, RequestColumns, RunRecord
+from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.results import curves
-from simbatch.sim.results.columns import e2el_ps, ttft_ps
+from simbatch.sim.results.columns import decoding_ps, e2el_ps, let_in, ttft_ps
 from simbatch.sim.results.facts import Slo
 from simbatch.sim.results.gaps import PooledGaps
 from simbatch.sim.results.tokens import output_tokens_per_second
@@ -58,19 +58,19 @@ def bench_serve(record: RunRecord, slo: Slo) -> dict[str, Number]:
 def duration_ps(record: RunRecord) -> int:
     """From 0 to the last response that a client gets (`benchmark_duration`, which waits for every request)."""
     requests = record.requests
-    finished, rejected = requests.status == FINISHED, requests.status == REJECTED
-    if not (finished | rejected).any():
+    finished, turned_away = requests.status == FINISHED, ~let_in(requests)
+    if not (finished | turned_away).any():
         return record.end_ps
-    last_finish = int(requests.finish_ps[finished].max(initial=-1)) + record.client_overhead_ps
-    return max(last_finish if finished.any() else 0, int(requests.arrival_ps[rejected].max(initial=0)))
+    last_finish = int(record.client_finish_ps[finished].max(initial=0))
+    return max(last_finish, int(requests.arrival_ps[turned_away].max(initial=0)))
 
 
 def latencies_ms(record: RunRecord, chosen: Bools) -> dict[str, NDArray[np.float64]]:
     """`ttft`, `tpot` and `e2el` of the chosen finished requests; TPOT only of those with several tokens."""
-    decoding_ps, num_gaps = _decoding(record.requests, chosen & (record.requests.num_output_tokens > 1))
+    several = chosen & (record.requests.num_output_tokens > 1)
     return {
         "ttft": ttft_ps(record)[chosen] / PS_PER_MS,
-        "tpot": decoding_ps / num_gaps / PS_PER_MS,
+        "tpot": decoding_ps(record, several) / (record.requests.num_output_tokens[several] - 1) / PS_PER_MS,
         "e2el": e2el_ps(record)[chosen] / PS_PER_MS,
     }
 
@@ -116,18 +116,15 @@ def ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator else None
 
 
-def _decoding(requests: RequestColumns, chosen: Bools) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """E2EL - TTFT (ps) and the number of gaps in it."""
-    return requests.finish_ps[chosen] - requests.first_token_ps[chosen], requests.num_output_tokens[chosen] - 1
-
-
 def _latency_ps(record: RunRecord, name: str) -> NDArray[np.int64]:
     if name == "ttft":
         return ttft_ps(record)
     if name == "e2el":
         return e2el_ps(record)
     several = record.requests.num_output_tokens > 1
-    decoding_ps, num_gaps = _decoding(record.requests, several)
+    num_gaps = record.requests.num_output_tokens[several] - 1
     tpot_ps = np.zeros(len(several), dtype=np.int64)
-    tpot_ps[several] = -(-decoding_ps // num_gaps)  # rounded up: above a whole limit exactly when the quotient is
+    tpot_ps[several] = -(
+        -decoding_ps(record, several) // num_gaps
+    )  # rounded up: above a whole limit exactly when the quotient is
     return tpot_ps

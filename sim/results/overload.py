@@ -6,7 +6,8 @@ import numpy as np
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.trust import NO_HOST_TIMES
-from simbatch.sim.engine.record import FINISHED, REJECTED, UNFINISHED, RunRecord
+from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord
+from simbatch.sim.results.columns import let_in
 from simbatch.sim.results.curves import waiting
 from simbatch.sim.results.facts import RunFacts
 from simbatch.sim.results.step_function import Curve
@@ -21,7 +22,7 @@ MIN_SHARE_IN_RANGE = 0.99
 def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
     """Plain sentences, the gravest first."""
     status = record.requests.status
-    num_rejected, num_unfinished = int((status == REJECTED).sum()), int((status == UNFINISHED).sum())
+    num_rejected, num_refused, num_unfinished = (int((status == s).sum()) for s in (REJECTED, REFUSED, UNFINISHED))
     warnings = []
     if is_overloaded(record):
         warnings.append(_overload_text(record))
@@ -29,6 +30,10 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
         warnings.append(f"{num_unfinished:,} of {len(status):,} requests never finished: the engine was stuck.")
     if num_rejected:
         warnings.append(f"{num_rejected:,} of {len(status):,} requests were rejected; see the reasons.")
+    if num_refused:
+        warnings.append(
+            f"{num_refused:,} of {len(status):,} requests were refused by the front end (503); see the reasons."
+        )
     if record.num_truncated:
         cut = f"{record.num_truncated:,} of {len(status):,} requests"
         warnings.append(f"{cut} had their output cut, as vLLM does where prompt and output reach max_model_len.")
@@ -55,7 +60,7 @@ def is_overloaded(record: RunRecord) -> bool:
     any earlier quarter. Or slowly and all the time (a long run a little above what the system can do): of its means
     over 20 equal periods, the growth from one to the next is above zero on average, beyond doubt (1 %, t test).
     """
-    arrivals = record.requests.arrival_ps[record.requests.status != REJECTED]
+    arrivals = record.requests.arrival_ps[let_in(record.requests)]
     if len(arrivals) < MIN_BACKLOG:
         return False
     begin, end = int(arrivals.min()), int(arrivals.max())
@@ -82,7 +87,7 @@ def _at(curve: Curve, moment: int) -> int:
 def _overload_text(record: RunRecord) -> str:
     """How fast requests came and went, while they came."""
     requests = record.requests
-    accepted = requests.arrival_ps[requests.status != REJECTED]
+    accepted = requests.arrival_ps[let_in(requests)]
     begin, end = int(accepted.min()), int(accepted.max())
     period_s = (end - begin) / PS_PER_S
     finish = requests.finish_ps[requests.status == FINISHED]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
-from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
+from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, RunRecord
 from simbatch.sim.results import curves
+from simbatch.sim.results.columns import let_in
 from simbatch.sim.results.facts import RunFacts
 from simbatch.sim.results.fairness import fair_share_ratios, fairness
 from simbatch.sim.results.groups import Groups, Tenants, counts, mean_normalised_latency_ms
@@ -23,6 +24,7 @@ from simbatch.sim.results.metrics import (
 from simbatch.sim.results.overload import warnings_of
 from simbatch.sim.results.slices import slices
 from simbatch.sim.results.steady import steady_state
+from simbatch.sim.results.time_share import bound_by
 
 
 def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
@@ -34,7 +36,8 @@ def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
     return {
         **_setting(facts),
         "requests": counts(record, everybody),
-        "rejected_reasons": _reasons(record),
+        "rejected_reasons": _reasons(record, REJECTED),
+        "refused_reasons": _reasons(record, REFUSED),
         "skipped_rows": facts.skipped,
         "slo": {f"{name}_ms": limit for name, limit in facts.slo.limits().items()},
         "slo_share": groups.slo_share(everybody),
@@ -54,6 +57,7 @@ def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
         "mean_concurrent_requests": _mean_in_flight(record),
         "num_steps": record.num_steps,
         "device_busy_share": ratio(curves.busy_ps(record), duration_ps(record)),
+        **bound_by(record, facts),
         "cached_tokens_share": _cached_share(record),
         "client_overhead_ms": record.client_overhead_ps / PS_PER_MS,
         "steady_state": steady_state(record, facts),
@@ -79,11 +83,11 @@ def _setting(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _reasons(record: RunRecord) -> list[dict[str, Any]]:
-    """Reasons that differ in their numbers alone are one; each with its count and first example."""
+def _reasons(record: RunRecord, status: int) -> list[dict[str, Any]]:
+    """Why requests came to this status; reasons that differ in their numbers alone are one, with count and example."""
     examples: dict[str, str] = {}
     counts: dict[str, int] = {}
-    for index in sorted(record.requests.reason):
+    for index in sorted(i for i in record.requests.reason if record.requests.status[i] == status):
         reason = record.requests.reason[index]
         kind = re.sub(r"\d+", "#", reason)
         examples.setdefault(kind, reason)
@@ -126,7 +130,7 @@ def _batch_size(record: RunRecord) -> dict[str, Any]:
 def _queue(record: RunRecord) -> dict[str, Any]:
     """Requests that arrived and were not yet scheduled for the first time; the mean is over time (Little's law)."""
     requests = record.requests
-    waits = requests.status != REJECTED
+    waits = let_in(requests)
     started = waits & (requests.scheduled_ps >= 0)
     wait_ps = requests.scheduled_ps[started] - requests.arrival_ps[started]
     never_ps = np.maximum(record.end_ps - requests.arrival_ps[waits & ~started], 0)

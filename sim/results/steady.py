@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
-from simbatch.sim.engine.record import FINISHED, REJECTED, UNFINISHED, RunRecord
-from simbatch.sim.results.columns import e2el_ps, ttft_ps
+from simbatch.sim.engine.record import FINISHED, UNFINISHED, RunRecord
+from simbatch.sim.results.columns import decoding_ps, e2el_ps, let_in, ttft_ps
 from simbatch.sim.results.facts import RunFacts
 from simbatch.sim.results.overload import is_overloaded
 from simbatch.sim.statistics.batches import MIN_BATCH, NUM_BATCHES, Batches, Refusal
@@ -55,7 +55,7 @@ def steady_state(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
 def _split(record: RunRecord, facts: RunFacts) -> tuple[int, Ints, int]:
     """How many requests are left out first and last, and the indices of the others, in order of arrival."""
     requests = record.requests
-    arrivals = requests.arrival_ps[requests.status != REJECTED]
+    arrivals = requests.arrival_ps[let_in(requests)]
     if (requests.status == UNFINISHED).any():
         raise Refusal("requests never finished: the engine was stuck")
     if not len(arrivals) or arrivals.min() == arrivals.max():
@@ -103,10 +103,9 @@ def _series(record: RunRecord, used: Ints) -> dict[str, NDArray[np.float64]]:
     """TTFT, TPOT and E2EL (ms) of these requests, in this order."""
     requests = record.requests
     several = used[requests.num_output_tokens[used] > 1]
-    decoding_ps = requests.finish_ps[several] - requests.first_token_ps[several]
     return {
         "ttft": ttft_ps(record)[used] / PS_PER_MS,
-        "tpot": decoding_ps / (requests.num_output_tokens[several] - 1) / PS_PER_MS,
+        "tpot": decoding_ps(record, several) / (requests.num_output_tokens[several] - 1) / PS_PER_MS,
         "e2el": e2el_ps(record)[used] / PS_PER_MS,
     }
 

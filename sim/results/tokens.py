@@ -22,15 +22,15 @@ def output_tokens_per_second(record: RunRecord) -> Floats:
     done = requests.status == FINISHED
     if not done.any():
         return np.zeros(0)
-    origin_ps = int(requests.arrival_ps[done].min()) - record.client_overhead_ps
-    totals = np.bincount((requests.first_token_ps[done] - origin_ps) // PS_PER_S).astype(np.float64)
-    for rows in slices(record.segments):
-        totals = _with_decoded(totals, rows[rows["num_decodes"] > 0], origin_ps)
+    origin_ps = int(requests.arrival_ps[done].min())
+    totals = np.bincount((record.client_first_token_ps[done] - origin_ps) // PS_PER_S).astype(np.float64)
+    for rows in slices(record.token_rows):  # their times are the server's: the network comes later by as much for all
+        totals = _with_decoded(totals, rows[rows["num_decodes"] > 0], origin_ps - record.client_overhead_ps)
     return totals
 
 
 def _with_decoded(totals: Floats, rows: NDArray[np.void], origin_ps: int) -> Floats:
-    """`totals` and what the spans add; a span is split by the seconds that its steps end in."""
+    """`totals` and what the spans add; a span is split by the seconds in which its steps' tokens come."""
     decodes, steps, duration, slope = (
         np.ascontiguousarray(rows[name]) for name in ("num_decodes", "num_steps", "duration_ps", "slope_ps")
     )

@@ -1,4 +1,7 @@
-"""timeline.png: arrivals, queue, batch size and KV use over one time axis; however long the run, no peak is lost."""
+"""timeline.png: arrivals, queue, batch size and KV use over one time axis; however long the run, no peak is lost.
+
+Where the engine's thread takes time, a fifth panel has host and device.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from simbatch.sim.results import curves
 from simbatch.sim.results.metrics import duration_ps
 from simbatch.sim.results.plots import style
 from simbatch.sim.results.step_function import StepFunction
+from simbatch.sim.results.time_share import shares_per_bin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +32,8 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]  #
 
 
 def write(path: Path, result: Result) -> None:
-    """Four panels; pale: the highest value within a bin, full: the mean over it."""
-    record = result.record
+    """Panels over time; pale: the highest value within a bin, full: the mean over it."""
+    record, has_host = result.record, result.facts.has_host
     usable = max(1, record.num_gpu_blocks - 1)
     panels = (
         ("arrivals", "requests/s", arrivals(record), 1.0),
@@ -37,15 +41,17 @@ def write(path: Path, result: Result) -> None:
         ("batch size", "requests in the step", binned(curves.batch_size(record), record), 1.0),
         ("KV cache in use", "% of the blocks", binned(curves.used_blocks(record), record), 100 / usable),
     )
-    with style.figure(path, 11, 7.4) as drawing:
+    with style.figure(path, 11, 9.0 if has_host else 7.4) as drawing:
         style.title(drawing, "Timeline", result.facts)
-        all_axes = drawing.subplots(4, 1, sharex=True)
+        all_axes = drawing.subplots(len(panels) + has_host, 1, sharex=True)
         divisor = style.time_axis(all_axes[-1], end_s(record))
         for axes, colour, (name, unit, series, scale) in zip(all_axes, style.PALETTE, panels, strict=False):
             _panel(axes, name, unit, series, scale, divisor, colour)
         bin_text = style.duration_text(1000 * end_s(record) / NUM_BINS)
         all_axes[0].set_title(f"full: mean, pale: peak in each {bin_text}", loc="right", fontsize=8, color="#777777")
-        all_axes[-1].set(ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
+        all_axes[len(panels) - 1].set(ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
+        if has_host:
+            _host_panel(all_axes[-1], result, divisor)
         drawing.align_ylabels()
 
 
@@ -56,10 +62,14 @@ def end_s(record: RunRecord) -> float:
 
 def binned(curve: StepFunction, record: RunRecord, num_bins: int = NUM_BINS) -> Series:
     """A curve in equal bins over the run."""
-    edges = np.linspace(0, end_s(record) * PS_PER_S, num_bins + 1).astype(np.int64)
-    edges = np.unique(edges)
+    edges = edges_ps(record, num_bins)
     means, peaks = curve.per_bin(edges)
     return edges / PS_PER_S, means, peaks.astype(np.float64)
+
+
+def edges_ps(record: RunRecord, num_bins: int = NUM_BINS) -> NDArray[np.int64]:
+    """The edges of equal bins over the run."""
+    return np.unique(np.linspace(0, end_s(record) * PS_PER_S, num_bins + 1).astype(np.int64))
 
 
 def arrivals(record: RunRecord, num_bins: int = NUM_BINS) -> Series:
@@ -83,3 +93,15 @@ def _panel(axes: Axes, name: str, unit: str, series: Series, scale: float, divis
     style.count_axis(axes, float(peak.max(initial=0)) * scale)
     axes.set_title(name)
     axes.set_ylabel(unit)
+
+
+def _host_panel(axes: Axes, result: Result, divisor: float) -> None:
+    """How much of each bin the device worked, and waited for the host, one on top of the other."""
+    edges = edges_ps(result.record)
+    worked, waited = shares_per_bin(result.record, result.facts, edges)
+    times = edges / PS_PER_S / divisor
+    both = 100 * (worked + waited)
+    axes.stairs(both, times, fill=True, color="#8A8A8A", linewidth=0, label="waits for the host")
+    axes.stairs(100 * worked, times, fill=True, color=style.PALETTE[4], linewidth=0, label="works")
+    axes.set(title="device", ylabel="% of the time", ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, fontsize=8, reverse=True)
