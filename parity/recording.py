@@ -175,7 +175,7 @@ class CaseLines(Listener):
 
     def play(self) -> list[Line]:
         """All lines but the head: steps, requests, end."""
-        stepwise, env = Stepwise(self.replica), self.replica.env
+        stepwise, env = Stepwise(self.replica, reports_ends=self.is_timed), self.replica.env
         env.process(stepwise.run())
         env.run()
         is_stalled = self.is_stuck or self.replica.has_work
@@ -188,9 +188,6 @@ class CaseLines(Listener):
 
     def planned(self, step: Step) -> None:
         """Write the step's line."""
-        is_report = not (step.batch.entries or step.batch.preempted or self.replica.has_work)
-        if is_report and not self.is_timed:  # tells the workers who has ended; the decision recordings leave it out
-            return
         self._num_empty = 0 if step.batch.entries or step.batch.preempted else self._num_empty + 1
         line: Line = {"i": self.step_number, "t": step.schedule_ps // PS_PER_NS, "d": 0}
         if step.batch.entries:
@@ -216,10 +213,7 @@ class CaseLines(Listener):
 
     def updated(self, step: Step, finished: list[Request]) -> None:
         """Complete a line: the step's own when synchronous, else the one scheduled meanwhile."""
-        own = self._line_of.pop(id(step.batch), None)
-        if own is None:
-            return
-        line = own
+        line = own = self._line_of.pop(id(step.batch))
         if self.config.async_scheduling:
             line = self._newest or self._drain_line()
         if self.config.async_scheduling or self.is_timed:

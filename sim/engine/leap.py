@@ -78,7 +78,7 @@ class Leap:
             if not (keeps_steps and self._left):
                 if inbox.next_ps <= replica.now_ps or door.backlog:
                     num_waiting, may_admit = len(waiting), scheduler.may_admit
-                    if timed is None and not door.backlog:
+                    if timed is None and door.backlog is None:
                         replica.admit()
                     else:
                         yield from replica.take_in()

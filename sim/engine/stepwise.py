@@ -31,9 +31,11 @@ MAX_FRUITLESS_STEPS = 1_000_000  # steps in a row without a token: requests rota
 class Stepwise:
     """The engine's busy loop round one replica; `leap` is asked first whether steps can be leapt over."""
 
-    def __init__(self, replica: Replica, leap: Leap | None = None) -> None:
+    def __init__(self, replica: Replica, leap: Leap | None = None, reports_ends: bool = False) -> None:
         self.replica = replica
         self.leap = leap
+        # vLLM calls once more to tell its workers who has ended; that takes no time, and only its recordings show it
+        self.reports_ends = reports_ends
         self.in_flight: deque[Step] = deque()
         self.num_fruitless = 0
         self._num_empty = 0
@@ -46,7 +48,7 @@ class Stepwise:
                 yield from self.leap.run(self)
             yield from self.replica.take_in()
             is_held = self.replica.door.is_held(self.replica.now_ps)
-            may_plan = not is_held and (self.replica.has_work or self.replica.has_unreported)
+            may_plan = not is_held and (self.replica.has_work or (self.reports_ends and self.replica.has_unreported))
             if not may_plan and not self.in_flight:
                 if (yield from self._is_over(is_held)):
                     break
