@@ -88,7 +88,6 @@ class Run:
             event_loop_cpu_s,
             num_preemptions=scheduler.num_preemptions,
             num_recomputed_tokens=scheduler.num_recomputed_tokens,
-            host_wait_ps=replica.host_wait_ps if replica.is_timed else 0,
             front_end_late_ps=self.front_end.late_ps if self.front_end else 0,
         )
 

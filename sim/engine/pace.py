@@ -33,7 +33,6 @@ class Pace(NamedTuple):
     last_start_ps: int  # the device begins the last step
     last_updated_ps: int  # the last update
     free_ps: int  # the device is done with the last step
-    waited_ps: int  # it had nothing to do
 
     def start_of(self, k: int) -> int:
         """When the device begins step k."""
@@ -68,7 +67,7 @@ def device_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart,
     second_ps, gap_ps = free_ps + d + o, d + s
     return _new(
         Pace,
-        (num_more + 1, free_ps, d, s, updated_ps, second_ps, gap_ps, s, last_ps, last_updated_ps, free_after_ps, 0),
+        (num_more + 1, free_ps, d, s, updated_ps, second_ps, gap_ps, s, last_ps, last_updated_ps, free_after_ps),
     )
 
 
@@ -86,10 +85,6 @@ def host_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, m
     if s:
         num_steps = min(num_steps, 2 + (room_ps - lag - d) // s)
     num_more = num_steps - 1
-    ends_ps = sum_of_longer(num_more, lag + d, s, h + tail)
-    waited_ps = schedule_ps + lag - free_ps
-    if num_more:
-        waited_ps += gap_before_ps + (num_more - 1) * gap_ps + num_more * lag - ends_ps
     last_ps = second_ps + (num_more - 1) * gap_ps if num_more else schedule_ps  # begin of the last step
     free_after_ps = last_ps + max(lag + d + num_more * s, h + tail)
     # the first period is the update's of another batch: rows of one period want it alike
@@ -98,7 +93,7 @@ def host_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, m
     return _new(
         Pace,
         (num_steps, schedule_ps + lag, gap_ps, 0, second_ps, second_ps + gap_ps, gap_ps, 0, last_ps + lag,
-         second_ps + num_more * gap_ps, free_after_ps, waited_ps),
+         second_ps + num_more * gap_ps, free_after_ps),
     )  # fmt: skip
 
 
@@ -115,24 +110,12 @@ def synchronous(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, 
     num_more = num_steps - 1
     begin_ps = schedule_ps + span_ps(num_more, gap_ps, slope_ps)  # of the last one
     free_after_ps = begin_ps + max(lag + d + num_more * s, h + tail)
-    ends_ps = sum_of_longer(num_more, lag + d, s, h + tail)
-    waited_ps = begin_ps + lag - free_ps + num_more * lag - ends_ps
     updated_ps, second_ps = schedule_ps + gap_ps, schedule_ps + gap_ps + gap_ps + slope_ps
     gap_next_ps = gap_ps + 2 * slope_ps
     return Pace(
         num_steps, schedule_ps + lag, gap_ps, slope_ps, updated_ps, second_ps, gap_next_ps, slope_ps,
-        begin_ps + lag, begin_ps + gap_ps + num_more * slope_ps, free_after_ps, waited_ps,
+        begin_ps + lag, begin_ps + gap_ps + num_more * slope_ps, free_after_ps,
     )  # fmt: skip
-
-
-def sum_of_longer(count: int, first: int, slope: int, least: int) -> int:
-    """Sum of max(first + k * slope, least) for k from 0 to count - 1; the slope is 0 or more."""
-    if count <= 0:
-        return 0
-    if first >= least:
-        return span_ps(count, first, slope)
-    num_short = min(count, -(-(least - first) // slope)) if slope else count
-    return num_short * least + span_ps(count - num_short, first + num_short * slope, slope)
 
 
 _new = tuple.__new__  # in the engine's loops: a third of what the constructor takes

@@ -103,7 +103,6 @@ class RunRecord:
     num_truncated: int = 0  # requests whose outputs were cut where prompt and outputs reach max_model_len
     steps: list[StepRow] | None = None
     tokens: NDArray[np.void] | None = None  # of TOKEN_DTYPE, in order of time; None: at the ends of the segments' steps
-    host_wait_ps: int = 0  # the device had nothing to do while requests were in the engine
     front_end_late_ps: int = 0  # tokens were ready and the front end still had those of the step before
 
     @property

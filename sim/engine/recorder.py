@@ -163,7 +163,6 @@ class Recorder:
         *,
         num_preemptions: int,
         num_recomputed_tokens: int = 0,
-        host_wait_ps: int = 0,
         front_end_late_ps: int = 0,
     ) -> RunRecord:
         """The finished form, as numpy columns."""
@@ -202,6 +201,5 @@ class Recorder:
             event_loop_cpu_s=event_loop_cpu_s,
             steps=self.steps,
             tokens=np.frombuffer(self._tokens, dtype=TOKEN_DTYPE) if self.is_timed else None,
-            host_wait_ps=host_wait_ps,
             front_end_late_ps=front_end_late_ps,
         )

@@ -82,10 +82,8 @@ class Replica(ShownEngine):
         self.now_ps = 0
         self.number = -1  # of the newest step
         self.sent_ps = 0  # when the newest tokens left the front end, if anything has times
-        self.host_wait_ps = 0  # the device had nothing to do while requests were in the engine
         self._left = left
         self._network_ps = config.front_end.network_ps if config.front_end and self.front_end is None else 0
-        self._idle_until_ps = 0  # when the engine last got work after it had none
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
         self.has_unreported = False  # requests have ended since the last schedule(); the workers do not know yet
         self.decisions.start(EngineView(config, self))
@@ -119,8 +117,6 @@ class Replica(ShownEngine):
 
     def admit(self) -> int:
         """Take in who has come by now; returns the clock after that."""
-        if self.is_timed and not self.has_work:
-            self._idle_until_ps = self.now_ps
         return self.inbox.take(self.now_ps, self.door.add)
 
     def launch(self, num_requests: int, num_prefills: int, num_tokens: int, work_ps: int) -> tuple[int, int, int]:
@@ -131,9 +127,7 @@ class Replica(ShownEngine):
         host, device, schedule_ps = self.host, self.device, self.now_ps
         launched_ps = schedule_ps + host.launch_ps(num_requests, num_prefills, num_tokens)
         start_ps = schedule_ps + host.lag_ps
-        if start_ps > device.free_ps:
-            self.host_wait_ps += max(start_ps - max(device.free_ps, self._idle_until_ps), 0)
-        else:
+        if start_ps < device.free_ps:
             start_ps = device.free_ps
         end_ps, tail_ps = start_ps + work_ps, launched_ps + host.tail_ps
         device.free_ps = end_ps = end_ps if end_ps > tail_ps else tail_ps

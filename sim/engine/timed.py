@@ -164,7 +164,6 @@ class Timed:
             replica.number += num_steps
             ended = group.advance(num_steps)
         now.taken = 0
-        replica.host_wait_ps += pace[11]
         self.device.free_ps = pace[10]
         now.newest_ps, now.ending, now.noted = pace[8], ended, NOBODY
         now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0)), num_decodes
@@ -211,7 +210,7 @@ class Timed:
     def _send(self, pace: Pace, num_decodes: int) -> None:
         """The tokens of all updates but the first leave; the front end keeps up with them."""
         replica, front_end = self.replica, self.front_end
-        num_steps, _, _, _, updated_ps, second_ps, gap_ps, slope_ps, _, last_ps, _, _ = pace
+        num_steps, _, _, _, updated_ps, second_ps, gap_ps, slope_ps, _, last_ps, _ = pace
         num_more, before_ps = num_steps - 1, replica.sent_ps
         work_ps = front_end.work_ps(num_decodes) if front_end is not None else 0
         first_ps = second_ps + work_ps - before_ps
