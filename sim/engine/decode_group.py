@@ -23,7 +23,7 @@ class DecodeGroup:
         self.size = 0
         self.context = 0
         self.blocks_next = 0  # KV blocks that the members need in the next round
-        self._block_size = block_size
+        self.block_size = block_size
         self._needing = [0] * block_size  # how many members need a block in rounds r with r % block_size == index
         self._ends: list[tuple[int, int, Request]] = []  # heap of (round of the last token, seat, member)
 
@@ -33,9 +33,9 @@ class DecodeGroup:
         request.joined_round = self.round
         self.size += 1
         self.context += computed
-        if not computed % self._block_size:
+        if not computed % self.block_size:
             self.blocks_next += 1
-        self._needing[(self.round - computed) % self._block_size] += 1
+        self._needing[(self.round - computed) % self.block_size] += 1
         last_round = self.round + request.max_tokens - request.num_tokens + request.num_prompt_tokens
         heapq.heappush(self._ends, (last_round, request.seat, request))
 
@@ -45,7 +45,7 @@ class DecodeGroup:
         self.context += num_rounds * self.size
         ends = self._ends
         if not ends or ends[0][0] > self.round:
-            self.blocks_next = self._needing[self.round % self._block_size]
+            self.blocks_next = self._needing[self.round % self.block_size]
             return NOBODY
         ended = []
         while ends and ends[0][0] == self.round:
@@ -54,13 +54,13 @@ class DecodeGroup:
             ended.append(request)
             while ends and not is_member(ends[0]):
                 heapq.heappop(ends)
-        self.blocks_next = self._needing[self.round % self._block_size]
+        self.blocks_next = self._needing[self.round % self.block_size]
         return ended
 
     def leave(self, request: Request) -> None:
         """Let a member go before its end."""
         self._take_out(request)
-        self.blocks_next = self._needing[self.round % self._block_size]
+        self.blocks_next = self._needing[self.round % self.block_size]
         while self._ends and not is_member(self._ends[0]):
             heapq.heappop(self._ends)
 
@@ -74,7 +74,7 @@ class DecodeGroup:
         for request in members:
             self._catch_up(request)
         self.size = self.context = self.blocks_next = 0
-        self._needing = [0] * self._block_size
+        self._needing = [0] * self.block_size
         self._ends.clear()
         return members
 
@@ -92,17 +92,17 @@ class DecodeGroup:
 
     def blocks_for(self, num_rounds: int) -> int:
         """KV blocks that the members need over the next rounds."""
-        needing, first = self._needing, self.round % self._block_size
-        if first + num_rounds <= self._block_size:
+        needing, first = self._needing, self.round % self.block_size
+        if first + num_rounds <= self.block_size:
             return sum(needing[first : first + num_rounds])
-        whole, rest = divmod(num_rounds, self._block_size)
+        whole, rest = divmod(num_rounds, self.block_size)
         num_blocks = whole * self.size + sum(needing[first : first + rest])
-        over = first + rest - self._block_size
+        over = first + rest - self.block_size
         return num_blocks + sum(needing[:over]) if over > 0 else num_blocks
 
     def rounds_within(self, num_rounds: int, num_blocks: int) -> int:
         """How many rounds, `num_rounds` at most, can be had for `num_blocks` blocks."""
-        if (num_rounds // self._block_size + 1) * self.size <= num_blocks:  # nobody needs more than that
+        if (num_rounds // self.block_size + 1) * self.size <= num_blocks:  # nobody needs more than that
             return num_rounds
         low, high = 0, num_rounds  # blocks_for(low) always fits
         while low < high:
@@ -117,7 +117,7 @@ class DecodeGroup:
         self._catch_up(request)
         self.size -= 1
         self.context -= request.num_computed_tokens
-        self._needing[(self.round - request.num_computed_tokens) % self._block_size] -= 1
+        self._needing[(self.round - request.num_computed_tokens) % self.block_size] -= 1
 
     def _catch_up(self, request: Request) -> None:
         num_rounds = self.round - request.joined_round

@@ -4,6 +4,7 @@
 |---|---|---|
 | somebody listens (`explain`, parity) | every step is done | each is told |
 | the policy plans every step | every step is done | it sees every step |
+| host or front end take time, and other processes share the environment | every step is done | what they see must be of its time |
 | no chunked prefill, and a policy that is asked on changes | every step is done | an end lets a longer prompt in before its seat is free |
 | blocks run out and the victim is not the last admitted | that step is done | the loop over running requests decides |
 | several prefills under way do not all fit the budget, or a threshold cuts them | that step is done | who gets how much hangs on the order |

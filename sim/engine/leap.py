@@ -66,13 +66,14 @@ class Leap:
 
     def run(self, stepwise: Stepwise) -> Process:
         """Simulate until something needs the stepwise loop, or to the end."""
-        if not self.may_leap:
+        replica = self.replica
+        self.is_alone = is_alone = replica.env.peek() == inf  # and will be: others would have an event in the queue
+        if not self.may_leap or (self.timed is not None and not is_alone):
             return
-        now, replica, group, kv, device = self.gathered, self.replica, self.group, self.kv, self.device
+        now, group, kv, device = self.gathered, self.group, self.kv, self.device
         now.gather(stepwise.in_flight)
         inbox, door, scheduler, waiting = self.inbox, replica.door, self.scheduler, self.scheduler.waiting
         timed, holds, is_async, keeps_steps = self.timed, self.decisions.holds, self.is_async, self.keeps_steps
-        self.is_alone = is_alone = replica.env.peek() == inf  # and will be: whoever else might run would have an event in the queue
         while (keeps_steps and self._left) or not ((group.blocks_next > kv.free or now.partials) and needs_stepping(now)):
             planned = None
             if not (keeps_steps and self._left):
@@ -94,7 +95,7 @@ class Leap:
                         continue
                     break
             if timed is not None:
-                yield from timed.advance(planned)
+                timed.advance(planned)
                 continue
             start_ps = device.free_ps if device.free_ps > replica.now_ps else replica.now_ps
             newest_ps, ended = self._step(planned, start_ps) if planned else self._span(start_ps)
@@ -243,9 +244,8 @@ class Leap:
         now, replica = self.gathered, self.replica
         if now.newest_ps != NEVER:
             if self.timed:
-                updated_ps = self.timed.updated_ps(self.device.free_ps)
-                yield from replica.wait_until(updated_ps)
-                self.timed.let_go(updated_ps)
+                self.timed.let_go(self.device.free_ps)
+                now.newest_ps = NEVER
             else:
                 yield from replica.wait_until(self.device.free_ps)
                 self.let_go(replica.now_ps, replica.now_ps)

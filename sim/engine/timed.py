@@ -19,7 +19,6 @@ from simbatch.sim.scheduler.scheduler import Batch
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.leap import Leap
-    from simbatch.sim.engine.replica import Process
 
 
 class Timed:
@@ -38,155 +37,146 @@ class Timed:
         self._never_leaps = self.device.noise is not None
         self._launch_ps: dict[int, int] = {}  # of so many decodes, if it is not drawn
         self._update_ps, self._update_per_seq_ps = self.host.times.update_base_ps, self.host.times.update_per_seq_ps
-        self._older_ps = 0  # when the device is done with the step before the one launched last
+        self._lag_ps, self._tail_ps = self.host.lag_ps, self.host.tail_ps
         self._kept: Step | None = None  # the step launched last, where steps are kept
 
-    def advance(self, planned: dict[Request, int] | None) -> Process:
-        """A step with prefills, or decode-only steps."""
-        now, replica, leap = self.now, self.replica, self.leap
-        if planned:
-            batch = now.batch(planned) if self.keeps_steps else NO_ENTRIES
-            features, noted, fresh, ended = leap.compute(planned, False)
-            launched_ps, start_ps, end_ps = self._launch(features, leap.num_regular, batch)
-            for request in fresh:
-                request.scheduled_ps = start_ps
-        elif after_ps := self._leap():
-            if not leap.is_alone:
-                yield from replica.wait_until(after_ps)
-            replica.now_ps = after_ps
-            if not self.is_async:
-                leap.let_go(after_ps, replica.sent_ps)
+    def advance(self, planned: dict[Request, int] | None) -> None:
+        """A step with prefills, or decode-only steps; the clock is after the last update then."""
+        now, leap = self.now, self.leap
+        if planned is None or not planned:
+            if self._leap():
+                return
+            self._step_alone()
             return
-        else:
-            group = self.group
-            noted = NOBODY if now.has_stepped else now.late(replica.number)
-            self.kv.take(group.blocks_next - now.taken)
-            now.taken = 0
-            replica.number += 1
-            batch = now.batch({}) if self.keeps_steps else NO_ENTRIES
-            leap.num_regular = group.size - len(noted)
-            features = _new(Features, (group.size, group.context, 0, 0, 0, 0))
-            launched_ps, start_ps, end_ps = self._launch(features, leap.num_regular, batch)
-            ended = group.advance(1)
-        if not leap.is_alone:
-            yield from replica.wait_until(launched_ps)
-        replica.now_ps = launched_ps
-        now.has_stepped = True
-        if now.preempted or (ended and leap.refuses_chunks):
-            leap.close_preemptions()
-        if self.is_async and now.newest_ps != NEVER:
-            updated_ps = self.updated_ps(self._older_ps)
-            if not leap.is_alone:
-                yield from replica.wait_until(updated_ps)
-            replica.now_ps = updated_ps
-            self._let_go(updated_ps)
-        now.newest_ps, now.ending, now.noted, now.step = start_ps, ended, noted, self._kept
-        now.features, now.num_regular = features, leap.num_regular
-        if not self.is_async:
-            updated_ps = self.updated_ps(end_ps)
-            if not leap.is_alone:
-                yield from replica.wait_until(updated_ps)
-            self.let_go(updated_ps)
+        batch = now.batch(planned) if self.keeps_steps else NO_ENTRIES
+        features, noted, fresh, ended = leap.compute(planned, False)
+        was_free_ps = self.device.free_ps
+        start_ps = self._launch(features, batch)
+        for request in fresh:
+            request.scheduled_ps = start_ps
+        self._commit(was_free_ps, start_ps, features, noted, ended)
 
-    def updated_ps(self, end_ps: int) -> int:
-        """When the newest step's tokens exist, with which the device is done at `end_ps`."""
-        features, now_ps = self.now.features, self.replica.now_ps
-        if not (num_requests := features[0] + features[5]):
-            return now_ps
-        return (end_ps if end_ps > now_ps else now_ps) + self._update_ps + self._update_per_seq_ps * num_requests
+    def _step_alone(self) -> None:
+        """One decode-only step."""
+        now, group, replica = self.now, self.group, self.replica
+        noted = NOBODY if now.has_stepped else now.late(replica.number)
+        self.kv.take(group.blocks_next - now.taken)
+        now.taken = 0
+        replica.number += 1
+        batch = now.batch({}) if self.keeps_steps else NO_ENTRIES
+        self.leap.num_regular = group.size - len(noted)
+        features = _new(Features, (group.size, group.context, 0, 0, 0, 0))
+        was_free_ps = self.device.free_ps
+        start_ps = self._launch(features, batch)
+        self._commit(was_free_ps, start_ps, features, noted, group.advance(1))
 
-    def let_go(self, updated_ps: int) -> None:
-        """Take in the tokens of the newest step, which exist now."""
-        self.replica.now_ps = updated_ps
-        self._let_go(updated_ps)
-        self.now.newest_ps = NEVER
-
-    def _let_go(self, updated_ps: int) -> None:
-        now = self.now
-        features, num_regular, noted = now.features, now.num_regular, now.noted
-        sent_ps = updated_ps
-        if features[0] + features[5]:
-            sent_ps = self.replica.send(updated_ps, num_regular + len(noted), features[0], num_regular)
-        if now.ending or noted or now.losing or self.keeps_steps:
-            self.leap.let_go(updated_ps, sent_ps)
-
-    def _launch(self, features: Features, num_regular: int, batch: Batch) -> tuple[int, int, int]:
-        """Give the device a step: when its launch has returned, when the device begins, and when it is done."""
+    def _launch(self, features: Features, batch: Batch) -> int:
+        """Give the device a step; returns when it begins. The clock is at the end of the launch then."""
         replica, leap, schedule_ps = self.replica, self.leap, self.replica.now_ps
-        self._older_ps = self.device.free_ps
         num_decodes, _, tokens, _, _, num_prefills = features
         work_ps = self.device.work_ps(features)
         times = replica.launch(num_decodes + num_prefills, num_prefills, num_decodes + tokens, work_ps)
         leap.log_batch(times[1], work_ps, features)
         if self.keeps_steps:
-            self._kept = Step(batch, schedule_ps, *times, features, replica.number, num_regular, NOBODY)
-        return times
+            self._kept = Step(batch, schedule_ps, *times, features, replica.number, leap.num_regular, NOBODY)
+        replica.now_ps = times[0]
+        return times[1]
 
-    def _leap(self) -> int:
-        """Many decode-only steps at once, if they have a closed form; returns the clock after them, 0 where not.
+    def _commit(
+        self, was_free_ps: int, start_ps: int, features: Features, noted: list[Request], ended: list[Request]
+    ) -> None:
+        """A step has been launched: the older one is taken in, or itself if there is to be one at a time."""
+        now, leap = self.now, self.leap
+        now.has_stepped = True
+        if now.preempted or (ended and leap.refuses_chunks):
+            leap.close_preemptions()
+        if self.is_async and now.newest_ps != NEVER:
+            self.let_go(was_free_ps)
+        now.newest_ps, now.ending, now.noted, now.step = start_ps, ended, noted, self._kept
+        now.features, now.num_regular = features, leap.num_regular
+        if not self.is_async:
+            self.let_go(self.device.free_ps)
+            now.newest_ps = NEVER
+
+    def let_go(self, end_ps: int) -> None:
+        """Take in the tokens of the newest step, with which the device is done at `end_ps`."""
+        now, replica = self.now, self.replica
+        features, num_regular, noted = now.features, now.num_regular, now.noted
+        if num_requests := features[0] + features[5]:
+            now_ps = end_ps if end_ps > replica.now_ps else replica.now_ps
+            replica.now_ps = now_ps = now_ps + self._update_ps + self._update_per_seq_ps * num_requests
+            replica.send(now_ps, num_regular + len(noted), features[0], num_regular)
+        if now.ending or noted or now.losing or self.keeps_steps:
+            self.leap.let_go(replica.now_ps, replica.sent_ps)
+
+    def _leap(self) -> bool:
+        """Many decode-only steps at once, if they have a closed form; False where not.
 
         The first update takes in the newest step, each other one a step of this batch.
         """
         now, group, leap = self.now, self.group, self.leap
         if self._never_leaps or not now.has_stepped or (self.is_async and now.newest_ps == NEVER):
-            return 0
+            return False
         most = leap.most_steps()
         if most < 2 or self.host.draws_for(group.size):
-            return 0
-        has_news = now.ending or now.noted or now.losing or self.keeps_steps
-        if has_news and not leap.is_alone:  # who waits for what they free must not see it before its time
-            return 0
-        num_free = self.kv.free + now.taken
-        pace = self._pace(group.rounds_within(most, num_free))
+            return False
+        kv, replica, num_free = self.kv, self.replica, self.kv.free + now.taken
+        if (most // group.block_size + 1) * group.size > num_free:
+            most = group.rounds_within(most, num_free)
+        pace = self._pace(most)
         if pace is None:
-            return 0
-        replica, num_steps, num_decodes, context = self.replica, pace[0], group.size, group.context
-        schedule_ps = replica.now_ps
+            return False
+        num_steps, start_ps, period_ps, period_slope_ps, updated_ps, _, _, _, last_start_ps, last_ps, free_ps = pace
+        num_decodes, context, schedule_ps = group.size, group.context, replica.now_ps
         num_blocks = group.blocks_for(num_steps)
         leap.write_span(
-            (pace[1], num_steps, self.duration_ps, self.slope_ps, pace[2], pace[3], num_decodes, num_decodes, context,
-             0, 0, 0, len(leap.scheduler.running), leap.num_waiting(), num_free - num_blocks)
+            (start_ps, num_steps, self.duration_ps, self.slope_ps, period_ps, period_slope_ps, num_decodes,
+             num_decodes, context, 0, 0, 0, len(leap.scheduler.running), leap.num_waiting(), num_free - num_blocks)
         )  # fmt: skip
-        if self.is_async:
-            if has_news:  # what they give back is handed out from the second step on
-                self.kv.take(group.blocks_next - now.taken)
-                now.taken = group.blocks_next
-                replica.now_ps, group.ahead = pace[4], (1, 1)
-            self._let_go(pace[4])
+        if not self.is_async:
+            replica.send(updated_ps, num_decodes, num_decodes, num_decodes)
+        elif now.ending or now.noted or now.losing or self.keeps_steps:
+            # what they give back is handed out from the second step on
+            kv.take(group.blocks_next - now.taken)
+            now.taken = group.blocks_next
+            group.ahead = 1, 1
+            replica.now_ps = schedule_ps + self.part[0]
+            self.let_go(self.device.free_ps)
             group.ahead = 0, 0
         else:
-            replica.send(pace[4], num_decodes, num_decodes, num_decodes)
+            features = now.features
+            if features[0] + features[5]:
+                replica.send(updated_ps, now.num_regular, features[0], now.num_regular)
         self._send(pace, num_decodes)
         if self.keeps_steps:
             ended = self._walk(pace, num_decodes, context, schedule_ps)
         else:
-            self.kv.take(num_blocks - now.taken)
+            kv.take(num_blocks - now.taken)
             replica.number += num_steps
             ended = group.advance(num_steps)
         now.taken = 0
-        self.device.free_ps = pace[10]
-        now.newest_ps, now.ending, now.noted = pace[8], ended, NOBODY
+        self.device.free_ps, replica.now_ps = free_ps, last_ps
+        now.newest_ps, now.ending, now.noted = last_start_ps, ended, NOBODY
         now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0)), num_decodes
         if ended and leap.refuses_chunks:
             leap.close_preemptions()
-        return pace[9]
+        if not self.is_async:
+            leap.let_go(last_ps, replica.sent_ps)
+        return True
 
     def _pace(self, most: int) -> Pace | None:
         """Who sets the pace of up to `most` steps, and until when; None where they are not several."""
         cost, num_decodes, features = self.cost, self.group.size, self.now.features
         self.slope_ps = slope_ps = cost.decode_context_ps * num_decodes
         self.duration_ps = duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * self.group.context
-        num_before = features[0] + features[5] if self.is_async else num_decodes
         launch_ps = self._launch_ps.get(num_decodes)
         if launch_ps is None:
             launch_ps = self._launch_ps[num_decodes] = self.host.launch_ps(num_decodes, 0, num_decodes)
-        host = self.part = (
-            launch_ps,
-            self._update_ps + self._update_per_seq_ps * num_decodes,
-            self._update_ps + self._update_per_seq_ps * num_before if num_before else 0,
-            self.host.lag_ps,
-            self.host.tail_ps,
-        )
+        update_ps = before_ps = self._update_ps + self._update_per_seq_ps * num_decodes
+        if self.is_async:
+            num_before = features[0] + features[5]
+            before_ps = self._update_ps + self._update_per_seq_ps * num_before if num_before else 0
+        host = self.part = launch_ps, update_ps, before_ps, self._lag_ps, self._tail_ps
         now_ps, free_ps, cut_ps = self.replica.now_ps, self.device.free_ps, self.inbox.next_ps
         if self.is_async:
             pace = device_paced(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
