@@ -8,6 +8,7 @@ from typing import Any
 
 from simbatch.sim.results.compared import HIGHER, LOWER, Metric
 from simbatch.sim.results.console import number
+from simbatch.sim.results.possible import possible_difference
 from simbatch.sim.statistics.intervals import Interval, paired_difference, paired_ratio
 
 Values = Sequence[float | None]  # one a seed, None where the run has no such figure
@@ -38,7 +39,7 @@ class Difference:
         if refused is not None:
             return cls(metric, base[0], other[0], None, None, refused)
         first, second = zip(*pairs, strict=True)
-        interval = paired_difference(first, second, confidence)
+        interval = possible_difference(paired_difference(first, second, confidence), metric.key)
         return cls(metric, base[0], other[0], interval, paired_ratio(first, second, confidence))
 
     @property
