@@ -73,6 +73,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         engine=resolved.engine_settings(),
         engine_defaults=resolved.defaults,
         profile=profile.name,
+        profile_asked_for=resolved.profile_asked_for,
         profile_source=getattr(profile, "source", None),
         profile_error=None if error is None else error.summary(),
         profile_is_estimate=profile.is_estimate,

@@ -1,9 +1,11 @@
-"""Candidates that never differed: a comparison says so by name, since equal columns look like a result."""
+"""What a comparison must say of its candidates by name: which never differed, and which run on another profile."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from simbatch.sim.results.console import in_place_of
 
 Summary = Mapping[str, Any]
 # what a candidate is, not what came of it; and the mean KV use, which is counted by spans: they may be cut differently
@@ -31,6 +33,14 @@ def same_notes(same: Mapping[str, str], num_runs: int) -> Iterator[str]:
         *names, last = (label for label in same if same[label] == other)
         who = f"{', '.join(names)} and {last} are" if names else f"{last} is"
         yield f"NOTE: {who} the same as {other} in {where}: every request fared alike."
+
+
+def taken_notes(summaries: Mapping[str, Summary]) -> Iterator[str]:
+    """Whose profile is another than it asked for; a summary of each will do."""
+    for label, summary in summaries.items():
+        profile = summary["simbatch"]["profile"]
+        if instead := in_place_of(profile, summary["simbatch"]["engine"]):
+            yield f"NOTE: {label} runs on profile {profile['name']}{instead}."
 
 
 def _figures(summary: Summary) -> Summary:

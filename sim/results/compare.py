@@ -13,7 +13,7 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results import console, files
-from simbatch.sim.results.alike import same_as, same_notes
+from simbatch.sim.results.alike import same_as, same_notes, taken_notes
 from simbatch.sim.results.compared import LOWER, Metric, metrics_of
 from simbatch.sim.results.result import Result
 
@@ -90,6 +90,7 @@ class Comparison:
         facts = next(iter(self.results.values())).facts
         title = f"{facts.scenario_name}, seed {facts.seed}: {len(labels)} candidates, * marks the best"
         lines = [title, "", *table, "", *same_notes(self.same, 1)]
+        lines += taken_notes({label: result.summary for label, result in self.results.items()})
         if not self.same_arrivals:
             lines.append("NOTE: the candidates did not get the same requests at the same times.")
         for label, result in self.results.items():

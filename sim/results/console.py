@@ -180,7 +180,7 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     yield f"Policy: {name[1]}{_listed(given)}"
     error = profile["error"] or ("not stated" if profile["source"] else "none (step times as written)")
     estimate = " (an estimate)" if profile["is_estimate"] else ""
-    yield f"Profile: {profile['name']}{estimate}; error: {error}"
+    yield f"Profile: {profile['name']}{estimate}{in_place_of(profile, engine)}; error: {error}"
     if profile["share_of_steps_in_range"] is not None:
         yield f"Steps inside the profile's measured range: {percent(profile['share_of_steps_in_range'])}"
     resolved = [key for key in engine if key in ours["engine_defaults"]]
@@ -188,6 +188,12 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
         yield f"Engine, as written:{_listed(written)}"
     if resolved:
         yield f"Engine, resolved:{_listed({key: engine[key] for key in resolved})}"
+
+
+def in_place_of(profile: Mapping[str, Any], engine: Mapping[str, Any]) -> str:
+    """The profile that the scenario names, where another one was taken, and what for."""
+    asked = profile["asked_for"]
+    return f" in place of {asked}, for kv_cache_dtype {engine['kv_cache_dtype']}" if asked else ""
 
 
 def steady_line(steady: Mapping[str, Any]) -> str:

@@ -29,8 +29,8 @@ class RunFacts:
 
     `scenario`: the resolved scenario, as it goes to `scenario.yaml`. `policy`: the registry's name or
     `package.module:Class`, with every parameter resolved in `policy_params`. `engine`: the resolved engine settings as
-    in the scenario; `engine_defaults`: which of its keys the user did not write. `profile_error`: one line for people
-    (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown. `share_in_range`: the share of steps inside the
+    in the scenario; `engine_defaults`: which of its keys the user did not write. `profile_asked_for`: the scenario's, if
+    `profile` was taken in its place for the KV cache. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown. `share_in_range`: the share of steps inside the
     profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out by
     `on_empty: skip`. `class_names`: names of the integer priorities that have one; the others go by their number.
     """
@@ -44,6 +44,7 @@ class RunFacts:
     engine: Mapping[str, Any] = field(default_factory=dict)
     engine_defaults: tuple[str, ...] = ()
     profile: str
+    profile_asked_for: str | None = None
     profile_source: str | None = None
     profile_error: str | None = None
     profile_is_estimate: bool = False

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.results import console, files
-from simbatch.sim.results.alike import same_as, same_notes
+from simbatch.sim.results.alike import same_as, same_notes, taken_notes
 from simbatch.sim.results.compare import OWN_FILES
 from simbatch.sim.results.compared import Metric
 from simbatch.sim.results.differences import Difference, Values
@@ -163,6 +163,7 @@ class LoadComparison:
             yield f"+ better than {base}, - worse, = no difference shown: by the differences seed by seed."
             yield from self._multiplicity()
         yield from same_notes(self.same, len(self.at) * num_seeds)
+        yield from taken_notes({label: runs[0] for label, runs in self.at[0].summaries.items()})
         for label in self.labels:
             runs = {rate: at.num_overloaded(label) for rate, at in zip(self.rates, self.at, strict=True)}
             if any(runs.values()):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.results import console, files
-from simbatch.sim.results.alike import same_notes
+from simbatch.sim.results.alike import same_notes, taken_notes
 from simbatch.sim.results.compare import OWN_FILES, Comparison
 from simbatch.sim.results.replicated import Replicated, refusal_of
 
@@ -93,6 +93,7 @@ class ReplicatedComparison(Replicated):
         else:
             yield from self.multiplicity()
         yield from same_notes(self.same, len(self.seeds))
+        yield from taken_notes({label: runs[0] for label, runs in self.summaries.items()})
         if not self.first.same_arrivals:
             yield "NOTE: the candidates did not get the same requests at the same times."
         for label in self.labels:

@@ -70,6 +70,7 @@ def _setting(facts: RunFacts) -> dict[str, Any]:
         "engine_defaults": list(facts.engine_defaults),
         "profile": {
             "name": facts.profile,
+            "asked_for": facts.profile_asked_for,
             "source": facts.profile_source,
             "error": facts.profile_error,
             "is_estimate": facts.profile_is_estimate,

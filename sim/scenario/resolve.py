@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
+from simbatch.sim.cost.load import shipped_names
 from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
@@ -41,6 +42,13 @@ class Resolved:
             settings["gpu_memory_utilization"] = self.profile.memory.gpu_memory_utilization
         return {**settings, "num_gpu_blocks": engine.num_gpu_blocks}
 
+    @property
+    def profile_asked_for(self) -> str | None:
+        """The scenario's profile, where another one was taken for the sake of `engine.kv_cache_dtype`."""
+        asked = self.scenario.profile
+        is_other = isinstance(asked, str) and asked in shipped_names() and asked != self.profile.name
+        return str(asked) if is_other else None
+
     def noise(self) -> NoiseDraws | None:
         """Draws for the step times of one run, seeded as the scenario; None without `engine.step_noise`."""
         noise = self.profile.noise if self.engine.step_noise else None
@@ -53,7 +61,8 @@ class Resolved:
         engine["num_gpu_blocks_override"] = blocks
         policy = {"name": self._policy_anywhere(), **self.policy.parameters()}
         policy = {key: value for key, value in policy.items() if value is not None}
-        return self.scenario.dump() | {"engine": engine, "policy": policy}
+        taken = {"profile": self.profile.name} if self.profile_asked_for else {}
+        return self.scenario.dump() | taken | {"engine": engine, "policy": policy}
 
     def _policy_anywhere(self) -> str:
         """The policy's name, a file's with its whole path: the scenario is stored in another folder."""
@@ -167,8 +176,10 @@ def _policy_problems(scenario: Scenario, policy: Policy, name: str, batching: st
 
 def _load_profile(scenario: Scenario) -> Profile:
     from simbatch.sim.cost.profile import load_profile
+    from simbatch.sim.cost.siblings import with_kv_cache
 
-    return load_profile(scenario.profile, folder=scenario.folder)
+    profile = load_profile(scenario.profile, folder=scenario.folder)
+    return with_kv_cache(profile, scenario.profile, scenario.engine.kv_cache_dtype)
 
 
 def _collect(problems: list[Problem], get: Callable[[], T]) -> T | None:
