@@ -73,6 +73,8 @@ class Arrivals:
             request.priority = chunk.priority[i]
         if chunk.tenant:
             request.tenant = chunk.tenant[i]
+        if chunk.predicted_output_tokens:
+            request.predicted_output_tokens = chunk.predicted_output_tokens[i]
         if self._keys and chunk.hash_ids:
             request.keys = self._keys.of(chunk.hash_ids[i], num_prompt)
         if self._slots is not None:

@@ -178,6 +178,8 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     yield f"Scenario: {ours['scenario']}, seed {ours['seed']}"
     given = {key: value for key, value in params if value is not None}
     yield f"Policy: {name[1]}{_listed(given)}"
+    if (predicted_by := ours["predicted_by"]) not in (None, "stated_error"):
+        yield f"Output lengths are predicted by {'the trace' if predicted_by == 'trace' else predicted_by}"
     error = profile["error"] or ("not stated" if profile["source"] else "none (step times as written)")
     estimate = " (an estimate)" if profile["is_estimate"] else ""
     yield f"Profile: {profile['name']}{estimate}{in_place_of(profile, engine)}; error: {error}"

@@ -28,7 +28,8 @@ class RunFacts:
     """Everything the results say that the record does not; plain data, ready for JSON and YAML.
 
     `scenario`: the resolved scenario, as it goes to `scenario.yaml`. `policy`: the registry's name or
-    `package.module:Class`, with every parameter resolved in `policy_params`. `engine`: the resolved engine settings as
+    `package.module:Class`, with every parameter resolved in `policy_params`. `predicted_by`: who predicts output
+    lengths for it (`stated_error`, `trace`, a function), None where it does not ask. `engine`: the resolved engine settings as
     in the scenario; `engine_defaults`: which of its keys the user did not write. `profile_asked_for`: the scenario's, if
     `profile` was taken in its place for the KV cache. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown. `share_in_range`: the share of steps inside the
     profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out by
@@ -39,6 +40,7 @@ class RunFacts:
     scenario: Mapping[str, Any]
     policy: str
     policy_params: Mapping[str, Any] = field(default_factory=dict)
+    predicted_by: str | None = None
     slo: Slo = field(default_factory=Slo)
     seed: int = 0
     engine: Mapping[str, Any] = field(default_factory=dict)

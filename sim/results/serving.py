@@ -66,6 +66,7 @@ def _setting(facts: RunFacts) -> dict[str, Any]:
         "scenario": facts.scenario_name,
         "seed": facts.seed,
         "policy": {"name": facts.policy, **facts.policy_params},
+        "predicted_by": facts.predicted_by,
         "engine": dict(facts.engine),
         "engine_defaults": list(facts.engine_defaults),
         "profile": {

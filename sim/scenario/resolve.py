@@ -16,8 +16,18 @@ from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import Scenario
+from simbatch.sim.scenario.predictions import (
+    ERROR,
+    OF_TRACE,
+    STATED,
+    are_foretold,
+    asks,
+    is_own,
+    prediction_problems,
+)
 from simbatch.sim.scenario.rules import start_problems
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.workload.predicted import Predictor, name_of
 
 T = TypeVar("T")
 
@@ -32,6 +42,8 @@ class Resolved:
     policy_name: str
     engine: EngineConfig
     defaults: tuple[str, ...]
+    foretold: bool = False  # whether the trace says what was predicted of the output lengths
+    predictor: Predictor | None = None
 
     def engine_settings(self) -> dict[str, Any]:
         """The engine's settings as a scenario says them, all of them; None where a limit is not set."""
@@ -41,6 +53,20 @@ class Resolved:
         if settings["gpu_memory_utilization"] is None and isinstance(self.profile, MeasuredProfile):
             settings["gpu_memory_utilization"] = self.profile.memory.gpu_memory_utilization
         return {**settings, "num_gpu_blocks": engine.num_gpu_blocks}
+
+    @property
+    def predicted_by(self) -> str | None:
+        """Who predicts output lengths for the policy: `stated_error`, `trace`, a function; None where it never asks."""
+        if not asks(self.policy):
+            return None
+        if self.predictor is not None:
+            return name_of(self.predictor)
+        return OF_TRACE if self.foretold else STATED if hasattr(self.policy, ERROR) else None
+
+    def policy_parameters(self) -> dict[str, Any]:
+        """All of them but an error of predictions that come from elsewhere."""
+        left_out = () if self.predicted_by in (None, STATED) else (ERROR,)
+        return {name: value for name, value in self.policy.parameters().items() if name not in left_out}
 
     @property
     def profile_asked_for(self) -> str | None:
@@ -59,7 +85,7 @@ class Resolved:
         engine = {key: value for key, value in self.engine_settings().items() if value is not None}
         blocks = engine.pop("num_gpu_blocks")
         engine["num_gpu_blocks_override"] = blocks
-        policy = {"name": self._policy_anywhere(), **self.policy.parameters()}
+        policy = {"name": self._policy_anywhere(), **self.policy_parameters()}
         policy = {key: value for key, value in policy.items() if value is not None}
         taken = {"profile": self.profile.name} if self.profile_asked_for else {}
         return self.scenario.dump() | taken | {"engine": engine, "policy": policy}
@@ -72,8 +98,10 @@ class Resolved:
         return f"{path}:{kind}" if path else self.policy_name
 
 
-def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
-    """Look everything up and check it; `policy` takes the place of the scenario's.
+def resolve(
+    scenario: Scenario, policy: Policy | str | None = None, predictor: Predictor | None = None
+) -> Resolved:
+    """Look everything up and check it; `policy` takes the place of the scenario's, `predictor` that of its error.
 
     Raises UserError with all problems of profile, policy and engine at their lines.
     """
@@ -85,14 +113,18 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
     engine = None
     if profile is not None:
         engine = _collect(collected, partial(resolve_engine, scenario.engine, profile, scenario.seed))
+    foretold = False
     if chosen is not None:
+        is_written = ERROR in scenario.policy.params if policy is None else is_own(policy)
+        foretold = bool(asks(chosen) and _collect(collected, partial(are_foretold, scenario)))
         name = scenario.policy.name if policy is None else _class_name(chosen)
         batching = _batching(scenario, chosen)
         collected += _policy_problems(scenario, chosen, name, batching)
+        collected += prediction_problems(chosen, name, predictor, foretold=foretold, is_written=is_written)
     if collected or profile is None or chosen is None or engine is None:
         raise scenario.relocated(UserError(*collected))
     engine = replace(engine, batching=batching)
-    return Resolved(scenario, profile, chosen, name, engine, _defaults(scenario.engine))
+    return Resolved(scenario, profile, chosen, name, engine, _defaults(scenario.engine), foretold, predictor)
 
 
 def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) -> EngineConfig:
