@@ -89,6 +89,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         profile_source=getattr(profile, "source", None),
         profile_error=None if error is None else error.summary(),
         profile_is_estimate=profile.is_estimate,
+        has_free_host=profile.has_free_host,
         share_in_range=None if measured is None else measured.share_inside(record.segments),
         skipped=source.skipped,
     )

@@ -29,11 +29,13 @@ class RunFacts:
 
     `scenario`: the resolved scenario, as it goes to `scenario.yaml`. `policy`: the registry's name or
     `package.module:Class`, with every parameter resolved in `policy_params`. `predicted_by`: who predicts output
-    lengths for it (`stated_error`, `trace`, a function), None where it does not ask. `engine`: the resolved engine settings as
-    in the scenario; `engine_defaults`: which of its keys the user did not write. `profile_asked_for`: the scenario's, if
-    `profile` was taken in its place for the KV cache. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown. `share_in_range`: the share of steps inside the
-    profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out by
-    `on_empty: skip`. `class_names`: names of the integer priorities that have one; the others go by their number.
+    lengths for it (`stated_error`, `trace`, a function), None where it does not ask. `engine`: the resolved engine
+    settings as in the scenario; `engine_defaults`: which of its keys the user did not write. `profile_asked_for`: the
+    scenario's, if `profile` was taken in its place for the KV cache. `profile_error`: one line for people (`decode 1.9
+    %, mixed 4.8 % (held out)`), None when unknown. `has_free_host`: whether a GPU's profile has no times of the host
+    beside it. `share_in_range`: the share of steps inside the profile's measured range, None when nothing was measured
+    (inline). `skipped`: trace rows left out by `on_empty: skip`. `class_names`: names of the integer priorities that
+    have one; the others go by their number.
     """
 
     scenario_name: str
@@ -50,6 +52,7 @@ class RunFacts:
     profile_source: str | None = None
     profile_error: str | None = None
     profile_is_estimate: bool = False
+    has_free_host: bool = False
     share_in_range: float | None = None
     skipped: int = 0
     class_names: Mapping[int, str] = field(default_factory=lambda: PRIORITY_NAMES)

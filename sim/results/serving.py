@@ -107,11 +107,9 @@ def _kv_cache(record: RunRecord) -> dict[str, Any]:
 
 def _recomputed(record: RunRecord) -> dict[str, Any]:
     """What preemptions cost: tokens computed again, and their share of all tokens computed."""
-    computed = 0
-    for rows in slices(record.segments):
-        computed += int((rows["prefill_tokens"] + rows["num_decodes"] * rows["num_steps"]).sum())
     recomputed = record.num_recomputed_tokens
-    return {"num_recomputed_tokens": recomputed, "recomputed_tokens_share": ratio(recomputed, computed)}
+    share = ratio(recomputed, curves.computed_tokens(record))
+    return {"num_recomputed_tokens": recomputed, "recomputed_tokens_share": share}
 
 
 def _batch_size(record: RunRecord) -> dict[str, Any]:
