@@ -13,7 +13,9 @@ import simbatch
 import simbatch.policies
 import simbatch.sim
 
-_OURS = tuple(f"{Path(folder).resolve()}/" for kit in (simbatch, simbatch.sim, simbatch.policies) for folder in kit.__path__)
+_OURS = tuple(
+    f"{Path(folder).resolve()}/" for kit in (simbatch, simbatch.sim, simbatch.policies) for folder in kit.__path__
+)
 _OTHERS = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
@@ -28,6 +30,8 @@ def place_of(error: BaseException, own: object = None) -> tuple[str, str]:
     files = _files_of(own)
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if frame.filename in files or not _is_foreign(frame.filename)]
+    if not users and isinstance(own, type) and files:  # from what is made of the class, as its __init__
+        return f"{_shown(inspect.getfile(own))}:{inspect.getsourcelines(own)[1]}", "mend the class"
     frame = (users or list(frames))[-1]
     return f"{_shown(frame.filename)}:{frame.lineno}", _mend(frame.line)
 
@@ -43,7 +47,11 @@ def _mend(line: str | None) -> str:
 
 
 def _files_of(own: object) -> set[str]:
-    kinds = [kind for kind in own.__mro__ if kind.__module__ != "simbatch.policies.base"] if isinstance(own, type) else [own]
+    kinds = (
+        [kind for kind in own.__mro__ if kind.__module__ != "simbatch.policies.base"]
+        if isinstance(own, type)
+        else [own]
+    )
     found = set()
     for kind in kinds:
         try:
@@ -54,7 +62,7 @@ def _files_of(own: object) -> set[str]:
 
 
 def _is_foreign(file: str) -> bool:
-    return file.startswith((*_OURS, *_OTHERS)) or file.startswith("<frozen")
+    return file.startswith((*_OURS, *_OTHERS, "<"))  # <frozen ...>, <string>
 
 
 def _shown(file: str) -> str:

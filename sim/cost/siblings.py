@@ -24,7 +24,9 @@ def with_kv_cache(profile: Profile, reference: str | Mapping[str, Any], kv_cache
         return profile
     if not isinstance(profile, MeasuredProfile):
         rule = "an inline profile does not say how its KV cache is held: its blocks and step times are as written"
-        raise UserError(Problem(_KEY, rule, kv_cache_dtype, "remove it, and write the profile as it is with that cache"))
+        raise UserError(
+            Problem(_KEY, rule, kv_cache_dtype, "remove it, and write the profile as it is with that cache")
+        )
     if _is_same(kv_cache_dtype, profile.kv_cache_dtype):
         return profile
     if reference == profile.name and profile.name in shipped_names():

@@ -64,7 +64,9 @@ def _preemption_text(record: RunRecord) -> str:
     """How many, what they cost, and what to do."""
     count, share = record.num_preemptions, record.num_recomputed_tokens / max(1, computed_tokens(record))
     is_full = used_blocks(record).max >= FULL * (record.num_gpu_blocks - 1)
-    mend = "Lower engine.max_num_seqs, or give it more KV blocks." if is_full else "It is the policy that preempts them."
+    mend = (
+        "Lower engine.max_num_seqs, or give it more KV blocks." if is_full else "It is the policy that preempts them."
+    )
     return (
         f"Requests lost their KV blocks {count:,} times, {count / len(record.requests):.2g} times each on average, and "
         f"{100 * share:.1f} % of all tokens were computed again. {mend}"

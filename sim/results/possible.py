@@ -11,7 +11,6 @@ _SHARE = re.compile(
     r"(^|\.)(slo_share\.(all|ttft|tpot|e2el)|\w+_tokens_share|device_busy_share|kv_cache\.(mean|peak)_use"
     r"|fairness\.(tenants|requests)|share_of_steps_in_range)$"
 )
-SYMMETRIC = 1e-9  # relative: what differs less is the same, rounded
 
 
 def bounds_of(key: str) -> tuple[float, float]:
@@ -31,7 +30,8 @@ def possible_difference(interval: Interval, key: str) -> Interval:
 
 
 def plus_minus(mean: float, low: float, high: float, decimals: int) -> str:
-    """`± 9.8`, or `(94.50 to 100.00)` where the interval was cut and its ends are not alike."""
-    if abs((high - mean) - (mean - low)) <= SYMMETRIC * (high - low):
-        return f"± {number((high - low) / 2, decimals)}"
+    """`± 9.8`, or `(94.50 to 100.00)` where the interval was cut and its ends are not alike, to the digits shown."""
+    below, above = number(mean - low, decimals), number(high - mean, decimals)
+    if below == above:
+        return f"± {above}"
     return f"({number(low, decimals)} to {number(high, decimals)})"

@@ -1,7 +1,7 @@
-"""Who predicts output lengths in a run: a stated error, the trace, or a function; two at once, or one for nobody, is wrong.
+"""Who predicts output lengths in a run: a stated error, the trace or a function. One that is ignored is an error.
 
 - A policy asks when it has a parameter `predictor_error`, or reads `predicted_output_tokens` somewhere in its class.
-- Without anything else its `predictor_error` draws them. A trace's column, or a function, takes the place of the default.
+- Without anything else its `predictor_error` draws them. A trace's column, or a function, takes the default's place.
 - A `predictor_error` that somebody wrote beside a column or a function is an error: one of them would be ignored.
 - So are a column beside a function, and a function under a policy that never asks. A column under such a policy is not:
   it is data of the trace, as a tenant is, and `compare` puts that policy beside others that read it.

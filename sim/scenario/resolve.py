@@ -98,9 +98,7 @@ class Resolved:
         return f"{path}:{kind}" if path else self.policy_name
 
 
-def resolve(
-    scenario: Scenario, policy: Policy | str | None = None, predictor: Predictor | None = None
-) -> Resolved:
+def resolve(scenario: Scenario, policy: Policy | str | None = None, predictor: Predictor | None = None) -> Resolved:
     """Look everything up and check it; `policy` takes the place of the scenario's, `predictor` that of its error.
 
     Raises UserError with all problems of profile, policy and engine at their lines.

@@ -96,7 +96,7 @@ class RequestView:
 
     @property
     def predicted_output_tokens(self) -> float:
-        """What is predicted of the output's length; by the policy's parameter `predictor_error` or who took its place."""
+        """What is predicted of the output's length, by whoever predicts in this run."""
         if self._request.predicted_output_tokens is None:
             raise AttributeError(
                 "nothing was predicted: give the policy a parameter predictor_error, which states the error, "
