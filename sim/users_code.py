@@ -62,7 +62,7 @@ def _files_of(own: object) -> set[str]:
 
 
 def _is_foreign(file: str) -> bool:
-    return file.startswith((*_OURS, *_OTHERS, "<"))  # <frozen ...>, <string>
+    return file.startswith((*_OURS, *_OTHERS, "<frozen", "<string>"))  # the latter: what dataclasses make
 
 
 def _shown(file: str) -> str:

@@ -26,6 +26,7 @@ SCENARIO: dict[str, Any] = {
 }
 TWO = ("--policy", "vllm", "--policy", "fixed")
 SEATS = ("--over", "engine.max_num_seqs=1,2")
+ESTIMATE = ("--base", "rtx4090-llama-3.1-8b-bf16", "--quantization", "fp8", "--model-config", "t.csv")
 COMMANDS = {
     "small": ("run", "small.yaml"),
     "small-compare": ("compare", "small.yaml", *TWO),
@@ -112,6 +113,16 @@ def test_python_has_no_command(tmp_path: Path) -> None:
     assert origin("mine")["steps"] > 0
 
 
+def test_a_file_that_was_replaced_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("t.csv").write_text("arrival_s,num_prompt_tokens,num_output_tokens\n0,1,1\n")
+    assert run("trace", "convert", "t.csv", "t.jsonl") == 0
+    assert capsys.readouterr().err == ""
+    moment = datetime(2025, 1, 2, 3, 4).timestamp()
+    os.utime("t.jsonl", (moment, moment))
+    assert run("trace", "convert", "t.csv", "t.jsonl") == 0
+    assert capsys.readouterr().err == "replaced t.jsonl of 2025-01-02 03:04\n"
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that nobody can write to, not even root")
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_target_is_checked_before_the_work(
@@ -148,6 +159,7 @@ def test_a_folder_at_a_file_s_name_is_seen_before_the_work(
         ("trace", "describe", "t.csv", "-o", "/proc/t.png"),
         ("profiles", "show", "rtx4090-llama-3.1-8b-bf16", "--plot", "/proc/p.png"),
         ("fit", "t.csv", "-o", "/proc/p.json"),
+        ("profiles", "estimate", *ESTIMATE, "-o", "/proc/new/p.json"),
     ],
     ids=" ".join,
 )

@@ -205,7 +205,7 @@ def _cell(point: Point, metric: Metric) -> str:
         return "-  "
     text = console.percent(point.mean) if metric.is_share else console.number(point.mean, decimals)
     if point.low is not None and point.high is not None:
-        text += f" {plus_minus(*(scale * value for value in (point.mean, point.low, point.high)), decimals)}"
+        text += f" {plus_minus(point.mean, point.low, point.high, decimals, scale)}"
     mark = MARKS.get(point.difference.verdict, " ") if point.difference is not None else " "
     return f"{text} {mark}"
 

@@ -29,9 +29,9 @@ def possible_difference(interval: Interval, key: str) -> Interval:
     return interval.within(low - high, high - low)
 
 
-def plus_minus(mean: float, low: float, high: float, decimals: int) -> str:
+def plus_minus(mean: float, low: float, high: float, decimals: int, scale: float = 1.0) -> str:
     """`± 9.8`, or `(94.50 to 100.00)` where the interval was cut and its ends are not alike, to the digits shown."""
-    below, above = number(mean - low, decimals), number(high - mean, decimals)
+    below, above = (number(scale * reach, decimals) for reach in (mean - low, high - mean))
     if below == above:
         return f"± {above}"
-    return f"({number(low, decimals)} to {number(high, decimals)})"
+    return f"({number(scale * low, decimals)} to {number(scale * high, decimals)})"

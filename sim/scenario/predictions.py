@@ -35,10 +35,10 @@ def asks(policy: Policy) -> bool:
 
 def are_foretold(scenario: Scenario) -> bool:
     """Whether the scenario's trace has predictions; UserError where it cannot be opened."""
-    from simbatch.sim.workload.traces import open_trace
+    from simbatch.sim.workload.traces import foretells
 
     trace = scenario.workload.trace
-    return trace is not None and open_trace(trace, folder=scenario.folder).foretells
+    return trace is not None and foretells(trace, scenario.folder)
 
 
 def prediction_problems(

@@ -174,8 +174,8 @@ def _figure(replicated: Replicated, label: str, metric: Metric) -> str:
     text = percent(mean) if metric.is_share else number(mean, metric.decimals)
     if interval is None:
         return text
-    ends = [(100 if metric.is_share else 1) * value for value in (mean, interval["low"], interval["high"])]
-    return f"{text} {plus_minus(*ends, metric.decimals)}"
+    scale = 100 if metric.is_share else 1
+    return f"{text} {plus_minus(mean, interval['low'], interval['high'], metric.decimals, scale)}"
 
 
 def _behind(standing: Standing) -> str:

@@ -161,7 +161,9 @@ def _setting(value: Any) -> str:
 def _figure(point: Row, key: str) -> str:
     mean, low, high = (point.get(f"{key}{end}") for end in ("", ".low", ".high"))
     text = number(mean, SHOWN[key][1])
-    return text if None in (mean, low, high) else f"{text} {plus_minus(mean, low, high, SHOWN[key][1])}"
+    if mean is None or low is None or high is None:
+        return text
+    return f"{text} {plus_minus(mean, low, high, SHOWN[key][1])}"
 
 
 def _remark(point: Row) -> str:

@@ -37,11 +37,7 @@ class PredictedSource:
         self.num_requests = source.num_requests
         self.max_concurrency = source.max_concurrency
         self.think_time_ps = source.think_time_ps
-
-    @property
-    def skipped(self) -> int:
-        """Rows left out on purpose."""
-        return self._source.skipped
+        self.skipped = 0
 
     def chunks(self) -> Iterator[RequestChunk]:
         """The requests; UserError for a predictor that fails or does not answer with a length."""
@@ -49,6 +45,7 @@ class PredictedSource:
         for chunk in self._source.chunks():
             yield replace(chunk, predicted_output_tokens=[self._ask(each) for each in _shown(chunk, first)])
             first += len(chunk)
+        self.skipped = self._source.skipped
 
     def _ask(self, request: Predictable) -> float:
         name = name_of(self._predictor)

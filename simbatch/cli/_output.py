@@ -1,10 +1,11 @@
-"""The folder that a command writes to: checked before any work, and what the new results replaced is said after it."""
+"""What a command writes to: checked before any work, and what the new results replaced is said after it."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from stat import S_ISDIR
@@ -37,10 +38,17 @@ class Output:
             click.echo(self._earlier, err=True)
 
 
-def _check(folder: Path, files: Sequence[Path]) -> None:
-    place = f"-o {shorten_path(str(folder))}"
-    if any(len(os.fsencode(part)) > _MAX_NAME for part in folder.parts):
-        raise UserError(Problem(place, f"a name is longer than {_MAX_NAME} bytes", mend=_OTHER))
+@contextmanager
+def replacing(file: Path | None) -> Iterator[None]:
+    """Say on stderr, when all went well, that what is written meanwhile took the place of an earlier file."""
+    there = None if file is None else stat_of(file)
+    yield
+    if there is not None:
+        click.echo(f"replaced {file} of {datetime.fromtimestamp(there.st_mtime):%Y-%m-%d %H:%M}", err=True)
+
+
+def check_folder(folder: Path, place: str) -> None:
+    """UserError unless `folder` can be written to, or made where it would stand."""
     for existing in (folder, *folder.parents):
         if is_dangling(existing):
             raise UserError(Problem(place, f"{existing} is a link that leads nowhere", mend=_OTHER))
@@ -49,7 +57,14 @@ def _check(folder: Path, files: Sequence[Path]) -> None:
                 raise UserError(Problem(place, f"{existing} is a file, not a folder", mend=_OTHER))
             if (reason := why_not_writable(existing)) is not None:
                 raise UserError(Problem(place, f"{existing} cannot be written to: {reason}", mend=_OTHER))
-            break
+            return
+
+
+def _check(folder: Path, files: Sequence[Path]) -> None:
+    place = f"-o {shorten_path(str(folder))}"
+    if any(len(os.fsencode(part)) > _MAX_NAME for part in folder.parts):
+        raise UserError(Problem(place, f"a name is longer than {_MAX_NAME} bytes", mend=_OTHER))
+    check_folder(folder, place)
     if (blocked := next((file for file in files if file.is_dir()), None)) is not None:
         rule = "is a folder, and a file of the results has its name"
         raise UserError(Problem(str(blocked), rule, mend="move it away, or choose another folder with -o"))

@@ -12,7 +12,7 @@ from simbatch.sim.workload.traces.rows import Columns, Reader
 from simbatch.sim.workload.traces.source import TraceSource
 from simbatch.sim.workload.traces.text import check_file
 
-__all__ = ["TraceSource", "open_trace"]
+__all__ = ["TraceSource", "foretells", "open_trace"]
 
 
 def open_trace(
@@ -46,6 +46,15 @@ def open_trace(
         tenants=workload.tenant_shares() if workload else None,
         seed=seed,
     )
+
+
+def foretells(trace: Trace, folder: Path) -> bool:
+    """Whether the file says what was predicted of the output lengths; its first row is read, and no more."""
+    path = user_path(folder, trace.path)
+    check_file(path, "workload.trace.path")
+    if (trace.format or _detected(path)) == "vllm_bench":  # has none, and would be loaded whole
+        return False
+    return open_trace(trace, folder=folder).foretells
 
 
 def _check_named(trace: Trace, reader: Reader, place: str) -> None:

@@ -61,7 +61,7 @@ class LinesReader:
         self.ignored: set[str] = set()
         with text_errors(path):
             _, first = next(self._rows(), (0, {}))  # its mistakes before anything is simulated
-        self.present = {name for name in columns if first.get(name) is not None}
+        self.present = {name for name in columns if name is not None and first.get(name) is not None}
 
     def _rows(self) -> Iterator[tuple[int, Row]]:
         required = self.columns.required
