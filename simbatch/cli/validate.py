@@ -63,7 +63,7 @@ def validate(
     _refuse_flags(model is not None, source, flags)
     limits = None if bounds is None else Bounds.parse(bounds)
     scenario = load_scenario(file, assignments, seed, policy)
-    of_runs = () if recorded is not None else ("run-1/requests.parquet",)
+    of_runs = () if recorded is not None or flags["resume"] else ("run-1/requests.parquet",)
     output = Output(folder, f"validate-{file.stem}{'' if recorded is None else '-recorded'}", (*OWN_FILES, *of_runs))
     if recorded is not None:
         validation = _recorded(scenario, recorded, source, limits)
