@@ -74,7 +74,7 @@ def timed_case(seed: int) -> Case:
     case.noise_seed = rng.choice([None, None, None, seed])
     case.config = replace(case.config, **random_times(rng))
     if rng.random() < 0.4:
-        case.spread = {kind: NOISE.mixed for kind in rng.choice([("piecewise", "none"), ("none",), ("graph", "none")])}
+        case.spread = dict.fromkeys(rng.choice([("piecewise", "none"), ("none",), ("graph", "none")]), NOISE.mixed)
     if rng.random() < 0.3:
         case.source.max_concurrency, case.source.think_time_ps = rng.choice([1, 3, 16]), rng.choice([0, 20 * MS])
     return case
