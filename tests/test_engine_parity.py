@@ -22,7 +22,7 @@ def test_the_recording_is_reproduced(case: Path, recording: Path) -> None:
 
 
 def test_a_recording_has_a_run_of_blocks_that_gets_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rarest branch of the prefix cache; 1,191 random cases short of memory did not reach it."""
+    """The rarest branch of the prefix cache: one random case in 2,000 reaches it, and no other recording."""
     named = []
 
     def name_run(cache: PrefixKVCache, request: Request, num_touched: int) -> None:
@@ -33,7 +33,7 @@ def test_a_recording_has_a_run_of_blocks_that_gets_names(monkeypatch: pytest.Mon
     monkeypatch.setattr(PrefixKVCache, "_name_run", name_run)
     case = check.RECORDINGS / "e11_prio_duplicate.json"
     CaseLines(json.loads(case.read_text())).play()
-    assert named == ["x0", "x1"]
+    assert named == ["b7_0"]
 
 
 def test_a_difference_is_found_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
