@@ -8,20 +8,16 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import pytest
 import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.engine import Run
 from simbatch.sim.engine.pace import Pace, device_paced, host_paced, synchronous
-from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord, StepRow
-from simbatch.sim.results.overload import warnings_of
+from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, RunRecord, StepRow
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import itl_ps, random_case, timed_case
-from tests.results_records import facts
 
 SEEDS = st.integers(0, 10**9)
 FAR = 1 << 62
@@ -158,7 +154,9 @@ def test_nothing_is_lost(seed: int) -> None:
     if record.steps:
         assert record.steps[-1].free_blocks == num_usable
     assert sum(itl_ps(record).values()) == np.maximum(wanted - 1, 0).sum()
-    if not (config.async_scheduling or config.enable_prefix_caching):
+    num_told = sum(len(row.preempted) for row in record.steps or [])
+    # a step that preempts and then computes nothing is no row; asynchronously the next step has its blocks already
+    if num_told == record.num_preemptions and not (config.async_scheduling or config.enable_prefix_caching):
         assert [row.free_blocks for row in record.steps or []] == list(free_blocks(record.steps or [], config))
 
 
@@ -259,43 +257,3 @@ def test_a_pace_is_what_the_loop_does(
     assert (pace.last_start_ps, pace.last_updated_ps) == (rows[-1][0], rows[-1][2])
     if pace.num_steps > 1:  # who has come by the end of an update is seen by the next schedule()
         assert all(row[2] < (cut or FAR) for row in rows[:-1])
-
-
-STUCK = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 1024, "num_gpu_blocks": 5}
-SLOW = HostTimes(lag_ps=10**9, tail_ps=10**8, update_base_ps=10**8)
-
-
-def run_until_stuck(rows: list[tuple[int, int, int]], **settings: Any) -> RunRecord:
-    """A run of (arrival_ps, prompt, output) with 64 tokens of KV memory, which not all of them fit."""
-    case = random_case(1)
-    case.source.rows = [(*row, 0, ()) for row in rows]
-    case.source.max_concurrency = case.noise_seed = None
-    case.config, case.policy = EngineConfig(**STUCK, **settings), VLLM()
-    return case.run()
-
-
-@pytest.mark.parametrize("host", [None, SLOW])
-@pytest.mark.parametrize("is_async", [False, True])
-def test_a_prompt_that_never_fits_ends_the_run(is_async: bool, host: HostTimes | None) -> None:
-    """Nothing can be scheduled and nothing will change: the run is over after `MAX_EMPTY_STEPS` calls."""
-    record = run_until_stuck([(0, 10, 5), (1, 100, 5), (2, 10, 5)], async_scheduling=is_async, host=host)
-    assert record.requests.status.tolist() == [FINISHED, UNFINISHED, UNFINISHED]  # behind it nobody gets in
-    assert record.requests.num_output_tokens.tolist() == [5, 0, 0]
-    assert record.requests.scheduled_ps[1:].tolist() == [-1, -1]
-    assert "2 of 3 requests never finished: the engine was stuck." in warnings_of(record, facts())
-
-
-@pytest.mark.parametrize("host", [None, SLOW])
-@pytest.mark.parametrize("is_async", [False, True])
-def test_requests_that_rotate_for_ever_end_the_run(
-    is_async: bool, host: HostTimes | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A prompt larger than the pool, admitted by its first chunk, preempts itself again and again: no token comes."""
-    monkeypatch.setattr("simbatch.sim.engine.stepwise.MAX_FRUITLESS_STEPS", 1000)
-    settings = {"scheduler_reserve_full_isl": False, "enable_prefix_caching": False}
-    record = run_until_stuck([(0, 100, 5), (0, 10, 5)], async_scheduling=is_async, host=host, **settings)
-    assert record.requests.status.tolist() == [UNFINISHED, UNFINISHED]
-    assert not record.requests.num_output_tokens.any()
-    assert 100 < record.num_preemptions <= 1001
-    assert record.num_steps <= 2 * 1001  # every other step is leapt over, and not counted
-    assert "2 of 2 requests never finished: the engine was stuck." in warnings_of(record, facts())
