@@ -1,7 +1,8 @@
 """Compare simbatch's engine with recordings of vLLM's scheduler: `python -m parity.check [DIR ...]`.
 
-A recording has decisions, or with a key `timing` in its case the times on host and device too. DIR holds cases (`*.json`), each with what vLLM decided (`*.jsonl.gz`) beside it or in `../expected`. Prints
-`N of N identical`; exits with 1 on any difference, or where there is nothing to compare.
+A recording has decisions, or with a key `timing` in its case the times on host and device too. DIR holds cases
+(`*.json`), each with what vLLM decided (`*.jsonl.gz`) beside it or in `../expected`. Prints `N of N identical`; exits
+with 1 on any difference, or where there is nothing to compare.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Differential fuzz: fresh random cases through vLLM's real scheduler and through ours, decision by decision.
 
-`python -m parity.fuzz --vllm-python PYTHON [--cases 200] [--timing 100] [--seed N]`: PYTHON is the interpreter of an environment with
-vLLM (its CPU build will do). Half of the cases are short of memory; those with `--timing` drive vLLM's own engine loop on
-a virtual clock, with times of host and device, half of them asynchronous. Cases that differ are kept with vLLM's recording in
-`parity/failures`, where `make parity CASES=parity/failures` finds them.
+`python -m parity.fuzz --vllm-python PYTHON [--cases 200] [--timing 100] [--seed N]`: PYTHON is the interpreter of an
+environment with vLLM (its CPU build will do). Half of the cases are short of memory; those of `--timing` drive vLLM's
+own engine loop on a virtual clock, with times of host and device, half of them asynchronous. Cases that differ are kept
+with vLLM's recording in `parity/failures`, where `make parity CASES=parity/failures` finds them.
 """
 
 from __future__ import annotations

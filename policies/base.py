@@ -65,9 +65,11 @@ class RequestView(Protocol):
 
     @property
     def predicted_output_tokens(self) -> float:
-        """What a predictor says of the output's length: the truth times exp(predictor_error * z), z standard normal.
+        """What was predicted of the output's length.
 
-        Only for a policy with a parameter `predictor_error`, which so states it in every result; 0 is an oracle.
+        By a trace's column of this name, or `simulate(..., predictor=...)`; without either the truth times
+        exp(predictor_error * z), z standard normal, for a policy with a parameter `predictor_error`: 0 is an oracle.
+        Results say who predicted, and the error where it is stated.
         """
 
     @property

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import simbatch.policies
 from simbatch.policies.base import Policy
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.users_code import place_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -132,8 +133,9 @@ def _module_of_file(where: str, folder: Path, reference: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        rule = f"{path} cannot be run: {type(error).__name__}: {error}"
-        raise UserError(Problem("policy.name", rule, reference, "mend the file")) from error
+        place, mend = place_of(error)
+        rule = f"the policy's file cannot be run: {type(error).__name__}: {error}"
+        raise UserError(Problem(place, rule, reference, mend)) from error
     finally:
         sys.dont_write_bytecode = writes_bytecode
     return module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def read_at_most(path: Path, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
+def why_not_writable(folder: Path) -> str | None:
+    """What the system says when a file is made in `folder`, None when it can be; nothing is left behind."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
 def check_target(path: Path, inputs: Iterable[Path] = ()) -> None:
     """UserError unless a file can be put at `path`: in a folder, over nothing but a file that is not read itself."""
     name = str(path)
@@ -60,6 +70,8 @@ def check_target(path: Path, inputs: Iterable[Path] = ()) -> None:
         raise UserError(Problem(name, "there is no such folder", str(path.parent), "create it first"))
     if not stat.S_ISDIR(parent.st_mode):
         raise UserError(Problem(name, f"{path.parent} is not a folder", mend="name another file"))
+    if (reason := why_not_writable(path.parent)) is not None:
+        raise UserError(Problem(name, f"{path.parent} cannot be written to: {reason}", mend="name another folder"))
     there = stat_of(path)
     if there is None:
         return

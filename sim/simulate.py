@@ -11,6 +11,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.workload.predicted import PredictedSource, Predictor
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.explain import Event
@@ -23,15 +24,17 @@ def simulate(
     scenario: Scenario,
     policy: Policy | str | None = None,
     *,
+    predictor: Predictor | None = None,
     steps: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Result:
     """Run a scenario to its end.
 
-    `policy` (an object, or a name as in YAML) takes the place of the scenario's; `steps` keeps every step;
-    `progress` is told the number of ended requests now and then. Raises UserError for what the user must mend.
+    `policy` (an object, or a name as in YAML) takes the place of the scenario's; `predictor` is asked once a request
+    for its output tokens, which the policy is shown; `steps` keeps every step; `progress` is told the number of ended
+    requests now and then. Raises UserError for what the user must mend.
     """
-    return run_resolved(resolve(scenario, policy), steps=steps, progress=progress)
+    return run_resolved(resolve(scenario, policy, predictor), steps=steps, progress=progress)
 
 
 def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[[int], None] | None = None) -> Result:
@@ -40,11 +43,10 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
 
     from simbatch.sim import engine
     from simbatch.sim.results import Result
-    from simbatch.sim.workload import open_workload
 
     scenario = resolved.scenario
     try:
-        source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
+        source = _requests(resolved)
         cost = resolved.cost_model()
         begin_s = time.perf_counter()
         record = engine.run(
@@ -67,6 +69,15 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
     return Result(record, run_facts(resolved, record, source), wall_s)
 
 
+def _requests(resolved: Resolved) -> RequestSource:
+    """The scenario's requests, with what a predictor says of them."""
+    from simbatch.sim.workload import open_workload
+
+    scenario = resolved.scenario
+    source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
+    return source if resolved.predictor is None else PredictedSource(source, resolved.predictor)
+
+
 def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> RunFacts:
     """What the results say beside the record."""
     from simbatch.sim.engine import front_end_of
@@ -77,7 +88,8 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         scenario_name=scenario.name,
         scenario=resolved.dump(),
         policy=resolved.policy_name,
-        policy_params=resolved.policy.parameters(),
+        policy_params=resolved.policy_parameters(),
+        predicted_by=resolved.predicted_by,
         slo=Slo(**scenario.slo.model_dump()),
         seed=scenario.seed,
         engine=resolved.engine_settings(),
@@ -85,10 +97,12 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         without_effect=resolved.without_effect,
         profile=profile.name,
         host_profile=resolved.host_profile,
+        profile_asked_for=resolved.profile_asked_for,
         profile_source=getattr(profile, "source", None),
         profile_error=error_line(profile),
         profile_is_estimate=profile.is_estimate,
         profile_lacks_host_times=lacks_host_times(profile),
+        has_free_host=profile.has_free_host,
         share_in_range=None if measured is None else measured.share_inside(record.segments),
         skipped=source.skipped,
         has_host=resolved.engine.host is not None,
@@ -101,11 +115,10 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
 def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
     """The life of one request of a scenario, event by event; UserError where there is none of that name."""
     from simbatch.sim import engine
-    from simbatch.sim.workload import open_workload
 
     scenario = resolved.scenario
     try:
-        source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
+        source = _requests(resolved)
         events = engine.explain(
             resolved.engine,
             resolved.cost_model(),

@@ -203,13 +203,20 @@ def test_compare_profiles() -> None:
             "--policy: no such policy (got 'fxed'); did you mean fixed?",
         ),
         (["run", "small.yaml", "--policy", "own.py:None"], "error: --policy: own.py has no subclass"),
-        (["run", "small.yaml", "--policy", "own.py:Odd"], "error: --policy: the policy cannot be made: NameError"),
-        (["run", "small.yaml", "--policy", "own.py:Broken"], "seats() failed at own.py:13: NameError"),
+        (["run", "small.yaml", "--policy", "own.py:Odd"], "error: own.py:15: the policy cannot be made: NameError"),
+        (
+            ["run", "small.yaml", "--policy", "own.py:Broken"],
+            "error: own.py:13 policy Broken at 0.805641 s: seats() failed: NameError: name 'forgotten' is not defined; "
+            "mend the line: return forgotten",
+        ),
         (["run", "small.yaml", "--set", "engine.max_num_seq=4"], "did you mean max_num_seqs?"),
         (["run", "small.yaml", "--set", "seed"], "error: --set seed: must be a dotted key, =, and a value"),
         (["run", "small.yaml", "-o", "small.yaml"], "error: -o small.yaml: small.yaml is a file, not a folder"),
         (["run", "small.yaml", "-o", "small.yaml/deep"], "small.yaml is a file, not a folder; name another folder"),
-        (["run", "small.yaml", "-o", "/proc/nothing"], "error: /proc/nothing"),
+        (
+            ["run", "small.yaml", "-o", "/proc/nothing"],
+            "error: -o /proc/nothing: /proc cannot be written to: No such file or directory",
+        ),
         (["compare", "small.yaml"], "error: compare: needs at least two policies or two profiles"),
         (["compare", "small.yaml", "--policy", "fixed"], "for example: --policy fixed --policy adaptive"),
         (["compare", "small.yaml", "--policy", "fixed", "--policy", "fixed"], "error: --policy: is named twice"),

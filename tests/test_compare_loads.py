@@ -47,7 +47,7 @@ def run(*arguments: str) -> int:
 
 def compared(*arguments: str) -> dict[str, Any]:
     assert run("compare", "small.yaml", *CANDIDATES, "--jobs", "1", "--quiet", *arguments) == 0
-    content: dict[str, Any] = json.loads(Path("results/small-compare/compare.json").read_text())
+    content: dict[str, Any] = json.loads(Path("results/small-loads/compare.json").read_text())
     return content
 
 
@@ -88,8 +88,14 @@ def test_tables_files_and_a_figure_for_print(capsys: pytest.CaptureFixture[str])
     assert out.splitlines()[5].endswith(" +")
     assert "+ better than fixed, - worse, = no difference shown" in out
     assert "WARNING: fixed: overloaded at 16 (in 3): latencies there say how long the runs were." in out
-    folder = Path("results/small-compare")
-    assert {path.name for path in folder.iterdir()} == {"compare.json", "compare.csv", "loads.png", "loads.pdf"}
+    folder = Path("results/small-loads")
+    assert {path.name for path in folder.iterdir()} == {
+        "compare.json",
+        "compare.csv",
+        "loads.png",
+        "loads.pdf",
+        "run.json",
+    }
     with Image.open(folder / "loads.png") as image:
         image.load()
         assert image.width == round(7.16 * 200)
@@ -105,7 +111,7 @@ def test_tables_files_and_a_figure_for_print(capsys: pytest.CaptureFixture[str])
     assert (row["verdict"], rows["16.0", "p99_ttft_ms", "fixed"]["verdict"]) == ("better", "")
     assert run(*command) == 0
     assert (folder / "loads.pdf").read_bytes() == pdf
-    assert run("compare", "small.yaml", *CANDIDATES, "--quiet") == 0  # one load again: its files alone
+    assert run("compare", "small.yaml", *CANDIDATES, "--quiet", "-o", str(folder)) == 0  # one load: its files alone
     assert not (folder / "loads.pdf").exists()
 
 
@@ -149,7 +155,7 @@ def test_a_trace_goes_by_its_scale_and_a_mix_by_its_first_part(
     Path("mixed.yaml").write_text(yaml.safe_dump(mixed))
     assert run("compare", "mixed.yaml", *CANDIDATES, "--jobs", "1", "--rate", "2,8") == 0
     assert "Fairness, tenants (Jain)" in capsys.readouterr().out
-    content = json.loads(Path("results/mixed-compare/compare.json").read_text())
+    content = json.loads(Path("results/mixed-loads/compare.json").read_text())
     assert content["rate_key"] == "workload.mix.0.request_rate"
     duration = metric(content["loads"][1], "duration")["values"]["vllm"]
     assert 50 / 4 < duration < 50 / 4 + 2  # b at 4 a second, twice as many as written
@@ -163,7 +169,7 @@ def test_who_rejects_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) 
     candidates = ["--policy", "vllm", "--policy", "shed.py:Shed"]
     assert run("compare", "small.yaml", *candidates, *few, "--rate", "2,60", "--jobs", "1") == 0
     [note] = [line for line in capsys.readouterr().out.splitlines() if "rejected" in line]
-    content = json.loads(Path("results/small-compare/compare.json").read_text())
+    content = json.loads(Path("results/small-loads/compare.json").read_text())
     share = content["loads"][1]["rejected_share"]["shed.py:Shed"]
     assert 0.1 < share < 0.9
     assert note == f"NOTE: shed.py:Shed rejected {100 * share:.2f} % at 60: its latencies are those of the others."

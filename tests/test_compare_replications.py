@@ -113,6 +113,7 @@ def test_table_and_files(capsys: pytest.CaptureFixture[str]) -> None:
         "compare.csv",
         "compare.png",
         "differences.png",
+        "run.json",
     }
     with Image.open(folder / "differences.png") as image:
         image.load()
@@ -202,7 +203,8 @@ def test_a_picture_of_three_and_one_without_anything_to_draw(tmp_path: Path) -> 
     one_run: dict[str, Sequence[int]] = {"a": (20,) * 3, "b": (30,) * 3}
     for name, steps in {"three": THREE, "one run": one_run}.items():
         written = replicated(steps).save(tmp_path / name)
-        with Image.open(written[-1]) as image:
+        [picture] = [path for path in written if path.name == "differences.png"]
+        with Image.open(picture) as image:
             image.load()
             assert image.width == 990
 

@@ -48,7 +48,7 @@ def test_the_page_from_idea_to_figure(checkout: Path, capsys: pytest.CaptureFixt
             shown = printed.out.splitlines()
             assert [line for line in recorded.splitlines() if line not in shown] == [], command
     assert done == ["policies", "run", "compare", "tune"]
-    assert (checkout / "results" / "long_prompts-compare" / "loads.pdf").read_bytes().startswith(b"%PDF")
+    assert (checkout / "results" / "long_prompts-loads" / "loads.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

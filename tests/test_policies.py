@@ -59,7 +59,10 @@ class TestOwnPolicies:
     @pytest.mark.parametrize(
         ("source", "message"),
         [
-            ("def order(self, request):\n        return 1 / 0", r"order\(\) failed at mine.py:4: ZeroDivisionError"),
+            (
+                "def order(self, request):\n        return 1 / 0",
+                r"mine.py:4 policy Mine at .*order\(\) failed: ZeroDivisionError",
+            ),
             ("def seats(self, engine):\n        return 0", r"seats\(\) must be .* \(got 0\)"),
             ("def seats(self, engine):\n        return 17", r"policy Mine at 0\.0.* s: seats\(\) .* \(16\) \(got 17\)"),
             ("def seats(self, engine):\n        return 2.5", r"seats\(\) must be a whole number"),

@@ -81,7 +81,7 @@ def test_without_slo_and_tokens_after_the_first_such_rows_are_left_out():
 
 def test_files_read_back(comparison, tmp_path):
     written = comparison.save(tmp_path / "compare")
-    assert [path.name for path in written] == ["compare.json", "compare.csv", "compare.png"]
+    assert [path.name for path in written] == ["compare.json", "compare.csv", "compare.png", "run.json"]
     content = json.loads(written[0].read_text())
     assert content["candidates"]["fixed"] == {"policy": {"name": "fixed"}, "profile": "inline"}
     assert content["same_arrivals"] is True

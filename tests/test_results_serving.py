@@ -137,6 +137,33 @@ def test_every_warning_has_its_reason():
     assert ours(build([Toy(0, [0])], back_to_back([MS])), share_in_range=0.995)["warnings"] == []
 
 
+def test_many_preemptions_are_warned_of():
+    toys, steps = [Toy(0, [i]) for i in range(500)], back_to_back([MS] * 500)
+    full = {"num_recomputed_tokens": 1000, "num_gpu_blocks": 2}
+    few = [build(toys, steps, num_preemptions=299, **full), build(toys * 7, steps, num_preemptions=349, **full)]
+    assert [ours(record)["warnings"] for record in few] == [[], []]
+    assert ours(build(toys, steps, num_preemptions=1500, **full))["warnings"] == [
+        "Requests lost their KV blocks 1,500 times, 3 times each on average, and 20.0 % of all tokens were computed "
+        "again. Lower engine.max_num_seqs, or give it more KV blocks."
+    ]
+    by_choice = build(toys, steps, num_preemptions=300, num_recomputed_tokens=50)
+    assert ours(by_choice)["warnings"] == [
+        "Requests lost their KV blocks 300 times, 0.6 times each on average, and 1.0 % of all tokens were computed "
+        "again. It is the policy that preempts them."
+    ]
+
+
+def test_a_rate_that_no_front_end_serves_is_warned_of():
+    toys = [Toy(0, [i]) for i in range(200)]
+    fast, slow = back_to_back([MS // 5] * 200), back_to_back([2 * MS] * 200)
+    [warning] = ours(build(toys, fast), has_free_host=True)["warnings"]
+    assert warning.startswith("5,000 requests a second were served, and this profile has no times of the host (HTTP, ")
+    assert "one front end serves some 1,000" in warning
+    assert ours(build(toys, slow), has_free_host=True)["warnings"] == []
+    assert ours(build(toys, fast))["warnings"] == []
+    assert ours(build(toys[:99], fast), has_free_host=True)["warnings"] == []  # over before a host falls behind
+
+
 def test_preempted_requests_wait_on_the_timeline():
     record = build([Toy(0, [0, 1, 2])], back_to_back([S, S, S]), merge=False, num_preemptions=1)
     segments = record.segments.copy()

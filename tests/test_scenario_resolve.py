@@ -82,7 +82,6 @@ def test_memory_settings_recompute_the_blocks() -> None:
 
     assert blocks(gpu_memory_utilization=0.9) == blocks() == 2588
     assert blocks(gpu_memory_utilization=0.8) < 2588
-    assert blocks(kv_cache_dtype="fp8") == 2 * 2588
     assert blocks(block_size=32) == 2588 // 2
     assert blocks(gpu_memory_utilization=0.8, num_gpu_blocks_override=700) == 700
 

@@ -39,7 +39,12 @@ def test_the_rtx_4090_run_by_one_command(tmp_path, capsys):
     assert by_key(content)["mean_ttft_ms"]["median"] > figures["mean_ttft_ms"]["median"]  # the send comes first
     assert by_key(content)["mean_tpot_ms"]["median"] == pytest.approx(32.4, abs=0.05)
     assert any("took requests in 30 ms after their send" in note for note in content["notes"])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"validation.json", "latency.png", "timeline.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "validation.json",
+        "latency.png",
+        "timeline.png",
+        "run.json",
+    }
 
 
 def test_a_simulation_recorded_as_vllm_bench_has_no_error(tmp_path, capsys):

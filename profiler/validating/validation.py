@@ -94,4 +94,4 @@ class Validation:
             "latency.png": lambda path: pictures.write_latency(path, self),
             "timeline.png": lambda path: pictures.write_timeline(path, self),
         }
-        return files.write_all(folder, writers, OWN_FILES)
+        return files.write_result(folder, writers, OWN_FILES)

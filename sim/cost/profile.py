@@ -88,6 +88,11 @@ class Profile(Strict):
         return False
 
     @property
+    def has_free_host(self) -> bool:
+        """Whether it is a GPU's without any time for the host: taking requests in, HTTP, tokenising."""
+        return self.is_gpu and not self.has_host
+
+    @property
     def is_estimate(self) -> bool:
         """Whether the step times were computed rather than measured."""
         return False

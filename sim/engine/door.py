@@ -27,7 +27,7 @@ class Inbox(Protocol):
         """Whether the end of a request lets another one be sent."""
 
     def take(self, now_ps: int, add: Callable[[Request, int], int], /) -> int:
-        """Hand over what has come by `now_ps`; `add` says what an admission takes (ps), the answer is the clock then."""
+        """Hand over what has come by `now_ps`; `add` prices an admission (ps), the answer is the clock after them."""
 
 
 class Door:

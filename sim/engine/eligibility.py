@@ -4,12 +4,12 @@
 |---|---|---|
 | somebody listens (`explain`, parity) | every step is done | each is told |
 | the policy plans every step | every step is done | it sees every step |
-| host or front end take time, and other processes share the environment | every step is done | what they see must be of its time |
-| no chunked prefill, and a policy that is asked on changes | every step is done | an end lets a longer prompt in before its seat is free |
-| blocks run out and the victim is not the last admitted | that step is done | the loop over running requests decides |
-| several prefills under way do not all fit the budget, or a threshold cuts them | that step is done | who gets how much hangs on the order |
+| host or front end take time, beside other processes | every step is done | what those see must be of its time |
+| no chunked prefill, a policy asked on changes | every step is done | an end lets a longer prompt in before its seat |
+| blocks run out, the victim is not the last admitted | that step is done | the loop over running requests decides |
+| several prefills under way, and not all fit the budget | that step is done | who gets how much hangs on the order |
 | noise of the device, or launches of decodes that are drawn | spans of one step | each has a time of its own |
-| the step before brings last tokens and somebody waits, or sends when one ends | a span of one step | a seat is free after it |
+| last tokens in flight, and somebody waits, or sends at an end | a span of one step | a seat is free after it |
 | an arrival | the span ends with the first step that may see it | it may be admitted |
 | a decode's last token, blocks running out | the span ends there | the batch changes |
 | another term (device, host, lag) sets the pace | the leap goes on under it | a closed form holds under one term |

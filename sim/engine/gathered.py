@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 
-from simbatch.sim.cost.features import Features
 from simbatch.sim.engine.decode_group import OUTSIDE
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.step import NOTHING, Step
 from simbatch.sim.scheduler.request import NEVER, Request
 from simbatch.sim.scheduler.scheduler import Batch, Entry, is_partial
 
 NO_ENTRIES = Batch([], [])
-NOTHING = Features(0, 0, 0, 0, 0, 0)
 
 
 class Gathered:
@@ -76,8 +74,8 @@ class Gathered:
                 if self.newest_ps == NEVER:  # of a step in flight it is written when that is taken in
                     request.last_token_ps = self.last_sent_ps
         if self.newest_ps != NEVER:
-            times = 3 * [self.newest_ps]
-            step = self.step or Step(NO_ENTRIES, *times, replica.device.free_ps, self.features, replica.number)
+            begin_ps, end_ps = self.newest_ps, replica.device.free_ps
+            step = self.step or Step(NO_ENTRIES, begin_ps, begin_ps, begin_ps, end_ps, self.features, replica.number)
             if self.has_stepped:
                 step.num_regular = self.num_regular
                 step.noted = self.noted  # none, where nothing but the device takes time: it is known when they come

@@ -242,7 +242,7 @@ class Leap:
         self.gathered.preempted, self.scheduler.may_admit = [], True
 
     def _idle(self) -> Generator[simpy.Event, object, bool]:
-        """Nobody can be scheduled: take in what is in flight, or wait for an arrival; False where neither is to come."""
+        """Nobody can be scheduled: take in what is in flight, or wait for an arrival; False where there is neither."""
         now, replica = self.gathered, self.replica
         if now.newest_ps != NEVER:
             if self.timed:

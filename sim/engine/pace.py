@@ -97,7 +97,7 @@ def host_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, m
     )  # fmt: skip
 
 
-def synchronous(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, most: int, cut_ps: int) -> Pace:
+def synchronous(schedule_ps: int, d: int, s: int, host: HostPart, most: int, cut_ps: int) -> Pace:
     """Steps of which each begins when the one before is taken in."""
     h, o, _, lag, tail = host
     launch_ps = h + max(tail, 0)

@@ -8,6 +8,8 @@ from simbatch.sim.cost.features import Features
 from simbatch.sim.scheduler.request import NEVER, Request
 from simbatch.sim.scheduler.scheduler import Batch
 
+NOTHING = Features(0, 0, 0, 0, 0, 0)
+
 
 @dataclass(slots=True, eq=False)
 class Step:
@@ -18,7 +20,7 @@ class Step:
     launched_ps: int  # L: the launch has returned
     start_ps: int  # the device begins
     end_ps: int  # D: the device is done
-    features: Features = Features(0, 0, 0, 0, 0, 0)
+    features: Features = NOTHING
     number: int = NEVER
     num_regular: int = 0  # decodes whose previous token came with the step before
     noted: list[Request] = field(default_factory=list)  # those who get a token that is not such a decode's

@@ -90,7 +90,10 @@ class Stepwise:
             replica.decoding_before = replica.decoding()
         batch = replica.scheduler.schedule()
         replica.decoding_before, replica.has_unreported = None, False
-        step = self._launched(batch) if batch.entries else Step(batch, *(4 * [schedule_ps]))
+        if batch.entries:
+            step = self._launched(batch)
+        else:
+            step = Step(batch, schedule_ps, schedule_ps, schedule_ps, schedule_ps)
         if replica.listener is not None:
             replica.listener.planned(step)
         return step

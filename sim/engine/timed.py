@@ -183,7 +183,7 @@ class Timed:
             if pace is None:
                 pace = host_paced(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
         else:
-            pace = synchronous(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+            pace = synchronous(now_ps, duration_ps, slope_ps, host, most, cut_ps)
         if pace is None or pace[0] < 2 or not (self.front_end is None or self._keeps_up(pace)):
             return None
         return pace

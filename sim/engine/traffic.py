@@ -89,6 +89,8 @@ class Traffic:
             request.priority = chunk.priority[i]
         if chunk.tenant:
             request.tenant = chunk.tenant[i]
+        if chunk.predicted_output_tokens:
+            request.predicted_output_tokens = chunk.predicted_output_tokens[i]
         if self._keys and chunk.hash_ids:
             request.keys = self._keys.of(chunk.hash_ids[i], num_prompt)
         if self._slots is not None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results import console, files
+from simbatch.sim.results.alike import same_as, same_notes, taken_notes
 from simbatch.sim.results.compared import LOWER, Metric, metrics_of
 from simbatch.sim.results.result import Result
 
@@ -71,6 +72,11 @@ class Comparison:
         )
 
     @cached_property
+    def same(self) -> dict[str, str]:
+        """Who is the same as an earlier candidate in every figure, and as whom."""
+        return same_as({label: [result.summary] for label, result in self.results.items()})
+
+    @cached_property
     def rows(self) -> list[Row]:
         """The metrics that are compared; a latency that nobody has is left out."""
         rows = [self._row(metric) for metric in metrics_of([result.summary for result in self.results.values()])]
@@ -83,7 +89,8 @@ class Comparison:
         table = console.table(header, [(row.label, *(row.cell(label) for label in labels)) for row in self.rows])
         facts = next(iter(self.results.values())).facts
         title = f"{facts.scenario_name}, seed {facts.seed}: {len(labels)} candidates, * marks the best"
-        lines = [title, "", *table, ""]
+        lines = [title, "", *table, "", *same_notes(self.same, 1)]
+        lines += taken_notes({label: result.summary for label, result in self.results.items()})
         if not self.same_arrivals:
             lines.append("NOTE: the candidates did not get the same requests at the same times.")
         warnings = {label: result.summary["simbatch"]["warnings"] for label, result in self.results.items()}
@@ -100,6 +107,7 @@ class Comparison:
             "scenario": facts.scenario_name,
             "seed": facts.seed,
             "same_arrivals": self.same_arrivals,
+            "same_as": self.same,
             "candidates": {
                 label: {"policy": result.summary["simbatch"]["policy"], "profile": result.facts.profile}
                 for label, result in self.results.items()
@@ -119,7 +127,7 @@ class Comparison:
             "compare.csv": self._write_csv,
             "compare.png": lambda path: comparison.write(path, self.results),
         }
-        return files.write_all(Path(folder), writers, OWN_FILES)
+        return files.write_result(Path(folder), writers, OWN_FILES)
 
     def _write_csv(self, path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:

@@ -193,9 +193,11 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     yield f"Scenario: {ours['scenario']}, seed {ours['seed']}"
     given = {key: value for key, value in params if value is not None}
     yield f"Policy: {name[1]}{_listed(given)}"
+    if (predicted_by := ours["predicted_by"]) not in (None, "stated_error"):
+        yield f"Output lengths are predicted by {'the trace' if predicted_by == 'trace' else predicted_by}"
     error = profile["error"] or ("not stated" if profile["source"] else "none (step times as written)")
     estimate = " (an estimate)" if profile["is_estimate"] else ""
-    yield f"Profile: {profile['name']}{estimate}; error: {error}"
+    yield f"Profile: {profile['name']}{estimate}{in_place_of(profile, engine)}; error: {error}"
     if profile["host"] is not None:
         yield f"Host and front end: of {profile['host']}"
     if profile["share_of_steps_in_range"] is not None:
@@ -211,6 +213,12 @@ def _trace_lines(facts: RunFacts) -> Iterator[str]:
     trace = facts.scenario.get("workload", {}).get("trace", {})
     if (blocks := trace.get("resample_blocks")) is not None:
         yield f"Trace: drawn anew in {blocks} blocks of time by the seed, not as it is"
+
+
+def in_place_of(profile: Mapping[str, Any], engine: Mapping[str, Any]) -> str:
+    """The profile that the scenario names, where another one was taken, and what for."""
+    asked = profile["asked_for"]
+    return f" in place of {asked}, for kv_cache_dtype {engine['kv_cache_dtype']}" if asked else ""
 
 
 def steady_line(steady: Mapping[str, Any]) -> str:

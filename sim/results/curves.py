@@ -145,3 +145,11 @@ def _with_following(record: RunRecord) -> Iterator[tuple[Rows, int]]:
     starts = record.segments["start_ps"]
     for part in bounds(len(starts)):
         yield record.segments[part], int(starts[part.stop]) if part.stop < len(starts) else NEVER
+
+
+def computed_tokens(record: RunRecord) -> int:
+    """Tokens that all steps computed, prompts and decodes, those computed again among them."""
+    computed = 0
+    for rows in slices(record.segments):
+        computed += int((rows["prefill_tokens"] + rows["num_decodes"] * rows["num_steps"]).sum())
+    return computed

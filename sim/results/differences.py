@@ -8,6 +8,7 @@ from typing import Any
 
 from simbatch.sim.results.compared import HIGHER, LOWER, Metric
 from simbatch.sim.results.console import number
+from simbatch.sim.results.possible import possible_difference
 from simbatch.sim.statistics.intervals import Interval, paired_difference, paired_ratio
 
 Values = Sequence[float | None]  # one a seed, None where the run has no such figure
@@ -47,7 +48,7 @@ class Difference:
         first, second = zip(*pairs, strict=True)
         interval = paired_difference(first, second, confidence, is_resampled=is_resampled)
         ratio = paired_ratio(first, second, confidence, is_resampled=is_resampled)
-        return cls(metric, base[0], other[0], interval, ratio)
+        return cls(metric, base[0], other[0], possible_difference(interval, metric.key), ratio)
 
     @property
     def verdict(self) -> str:

@@ -28,33 +28,38 @@ class RunFacts:
     """Everything the results say that the record does not; plain data, ready for JSON and YAML.
 
     `scenario`: the resolved scenario, as it goes to `scenario.yaml`. `policy`: the registry's name or
-    `package.module:Class`, with every parameter resolved in `policy_params`. `engine`: the resolved engine settings as
-    in the scenario; `engine_defaults`: which of its keys the user did not write; `without_effect`: which of them the
-    user wrote although the profile has no figures for them. `host_profile`: whose host and front end were taken, where
-    that is another profile. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when
-    unknown; `profile_lacks_host_times`: its steps hold the GPU's part alone. `share_in_range`: the share of steps
-    inside the profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out by
-    `on_empty: skip`. `has_host`, `has_front_end`: whether the engine's thread, or the server's processes, take time in
-    this run. `max_capture_size`: requests, or tokens, of the largest CUDA graph; 0 without any. `policy_holds`: whether
-    the policy may hold requests back in an empty engine. `class_names`: names of the integer priorities that have one;
-    the others go by their number.
+    `package.module:Class`, with every parameter resolved in `policy_params`. `predicted_by`: who predicts output
+    lengths for it (`stated_error`, `trace`, a function), None where it does not ask. `engine`: the resolved engine
+    settings as in the scenario; `engine_defaults`: which of its keys the user did not write; `without_effect`: which of
+    them the user wrote although the profile has no figures for them. `profile_asked_for`: the scenario's, if `profile`
+    was taken in its place for the KV cache. `host_profile`: whose host and front end were taken, where that is another
+    profile. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown;
+    `profile_lacks_host_times`: its steps hold the GPU's part alone. `has_free_host`: whether a GPU's profile has no
+    times of the host beside it. `share_in_range`: the share of steps inside the profile's measured range, None when
+    nothing was measured (inline). `skipped`: trace rows left out by `on_empty: skip`. `has_host`, `has_front_end`:
+    whether the engine's thread, or the server's processes, take time in this run. `max_capture_size`: requests, or
+    tokens, of the largest CUDA graph; 0 without any. `policy_holds`: whether the policy may hold requests back in an
+    empty engine. `class_names`: names of the integer priorities that have one; the others go by their number.
     """
 
     scenario_name: str
     scenario: Mapping[str, Any]
     policy: str
     policy_params: Mapping[str, Any] = field(default_factory=dict)
+    predicted_by: str | None = None
     slo: Slo = field(default_factory=Slo)
     seed: int = 0
     engine: Mapping[str, Any] = field(default_factory=dict)
     engine_defaults: tuple[str, ...] = ()
     without_effect: tuple[str, ...] = ()
     profile: str
+    profile_asked_for: str | None = None
     profile_source: str | None = None
     host_profile: str | None = None
     profile_error: str | None = None
     profile_is_estimate: bool = False
     profile_lacks_host_times: bool = False
+    has_free_host: bool = False
     share_in_range: float | None = None
     skipped: int = 0
     has_host: bool = False

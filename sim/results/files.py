@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.origin import origin
 from simbatch.sim.results.columns import (
     COUNT_COLUMNS,
     LATER_TIME_COLUMNS,
@@ -31,18 +30,28 @@ from simbatch.sim.results.slices import bounds
 if TYPE_CHECKING:
     import pyarrow as pa
 
+RUN_FILE = "run.json"
 OWN_FILES = (
     "summary.json",
     "requests.parquet",
     "steps.parquet",
     "scenario.yaml",
-    "run.json",
     "latency.png",
     "timeline.png",
 )
 STEPS_PER_ROW_GROUP = 20_000
 STEP_TIMES = ("schedule", "launched", "start", "end", "updated")
-PACKAGES = ("simbatch", "simpy", "numpy", "pyarrow", "matplotlib", "pydantic")
+
+
+def write_result(
+    folder: Path,
+    writers: Mapping[str, Callable[[Path], None]],
+    own: tuple[str, ...],
+    facts: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """`write_all` with run.json: how the result came to be, and `facts`; what else is in `own` goes away."""
+    content = {**origin(), **(facts or {})}
+    return write_all(folder, {**writers, RUN_FILE: lambda path: write_json(path, content)}, own)
 
 
 def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]], own: tuple[str, ...] = ()) -> list[Path]:
@@ -122,10 +131,8 @@ def write_steps(path: Path, record: RunRecord) -> None:
 
 
 def run_facts(record: RunRecord, wall_s: float | None) -> dict[str, Any]:
-    """run.json: what depends on the machine and the clock on the wall."""
-    versions = {name: _version(name) for name in PACKAGES}
+    """What run.json says of a simulation: what depends on the machine and the clock on the wall."""
     return {
-        "versions": {"python": platform.python_version(), **versions},
         "wall_s": wall_s,
         "event_loop_cpu_s": record.event_loop_cpu_s,
         "steps": record.num_steps,
@@ -214,10 +221,3 @@ def _steps_table(steps: list[StepRow], ids: pa.Array[Any]) -> pa.Table:
     for name in ("free_blocks", "num_running", "num_waiting"):
         columns[name] = pa.array(whole(name))
     return pa.table(columns)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.results import console, files
+from simbatch.sim.results.alike import same_as, same_notes, taken_notes
 from simbatch.sim.results.compare import OWN_FILES
 from simbatch.sim.results.compared import Metric
 from simbatch.sim.results.differences import Difference, Values
+from simbatch.sim.results.possible import plus_minus
 from simbatch.sim.results.replicated import Replicated, mean_of
 from simbatch.sim.scenario.chance import ONE_RUN
 
@@ -47,6 +49,11 @@ class LoadComparison:
     limits: Mapping[str, float]
     has_chance: bool = True  # whether another seed would be another run
 
+    @cached_property
+    def same(self) -> dict[str, str]:
+        """Who is the same as an earlier candidate at every load under every seed, and as whom."""
+        return same_as({label: [run for at in self.at for run in at.summaries[label]] for label in self.labels})
+
     @property
     def labels(self) -> list[str]:
         """The candidates."""
@@ -72,21 +79,30 @@ class LoadComparison:
         return {label: [points[label] for points in by_load] for label in self.labels}
 
     def text(self) -> str:
-        """A table per metric that is shown, a row per load."""
+        """A table per metric that is shown, a row per load; of one candidate a single table, its load curve."""
         base, seeds = self.at[0], self.at[0].seeds
         intervals = f" with {100 * base.confidence:g} % intervals" if len(seeds) > 1 else ""
         of = " of the trace, resampled in blocks," if base.is_resampled else ""
         runs = f"means of {len(seeds)} runs{of}" if len(seeds) > 1 else "one run"
         lines = [f"{self.name}, {_seeds(seeds)}: {runs} at each of {len(self.rates)} loads{intervals}"]
-        for metric in self.shown:
-            header = [self.key.rpartition(".")[2], *(f"{label}  " for label in self.labels)]
-            points = self.points(metric)
-            rows = [
-                [f"{rate:g}", *(_cell(points[label][i], metric) for label in self.labels)]
-                for i, rate in enumerate(self.rates)
-            ]
-            lines += ["", metric.label, *console.table(header, rows)]
-        return "\n".join([*lines, "", *self._notes()])
+        cells = {metric.label: self._cells(metric) for metric in self.shown}
+        if len(self.labels) == 1:
+            (label,) = self.labels
+            lines += ["", label, *self._table({name: by_label[label] for name, by_label in cells.items()})]
+        else:
+            for name, by_label in cells.items():
+                lines += ["", name, *self._table({f"{label}  ": column for label, column in by_label.items()})]
+        return "\n".join([*lines, "", *self._notes()]).rstrip()
+
+    def _cells(self, metric: Metric) -> dict[str, list[str]]:
+        """A column per candidate."""
+        return {label: [_cell(point, metric) for point in points] for label, points in self.points(metric).items()}
+
+    def _table(self, columns: Mapping[str, list[str]]) -> list[str]:
+        """The loads, and these columns beside them."""
+        rates = [f"{rate:g}" for rate in self.rates]
+        rows = list(zip(rates, *columns.values(), strict=True))
+        return console.table([self.key.rpartition(".")[2], *columns], rows)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of compare.json."""
@@ -99,6 +115,7 @@ class LoadComparison:
             "confidence": base.confidence,
             "simultaneous": base.bonferroni,
             "base": base.labels[0],
+            "same_as": self.same,
             "candidates": {
                 label: {key: runs[0]["simbatch"][key] for key in ("policy", "profile")}
                 for label, runs in base.summaries.items()
@@ -125,7 +142,7 @@ class LoadComparison:
             "loads.png": lambda path: loads.write(path, self, "png"),
             "loads.pdf": lambda path: loads.write(path, self, "pdf"),
         }
-        return files.write_all(Path(folder), writers, OWN_FILES)
+        return files.write_result(Path(folder), writers, OWN_FILES)
 
     def _write_csv(self, path: Path) -> None:
         """A row per load, metric and candidate, as plotting libraries like it."""
@@ -148,6 +165,8 @@ class LoadComparison:
         elif others:
             yield f"+ better than {base}, - worse, = no difference shown: by the differences seed by seed."
             yield from self._multiplicity()
+        yield from same_notes(self.same, len(self.at) * num_seeds)
+        yield from taken_notes({label: runs[0] for label, runs in self.at[0].summaries.items()})
         for label in self.labels:
             runs = {rate: at.num_overloaded(label) for rate, at in zip(self.rates, self.at, strict=True)}
             if any(runs.values()):
@@ -176,20 +195,20 @@ def _points(replicated: Replicated, metric: Metric) -> dict[str, Point]:
     differences = {} if found is None else {each.other: each for each in replicated.differences[found]}
     points = {}
     for label in replicated.labels:
-        interval = replicated.interval_of(values[label]) or {}
+        interval = replicated.interval_of(metric, values[label]) or {}
         mean = mean_of(values[label])
         points[label] = Point(values[label], mean, interval.get("low"), interval.get("high"), differences.get(label))
     return points
 
 
 def _cell(point: Point, metric: Metric) -> str:
-    """`215.1 ± 9.8 +`: mean, half width, verdict."""
+    """`215.1 ± 9.8 +`: mean, interval, verdict."""
     scale, decimals = (100, 2) if metric.is_share else (1, max(metric.decimals, 1))
     if point.mean is None:
         return "-  "
     text = console.percent(point.mean) if metric.is_share else console.number(point.mean, decimals)
     if point.low is not None and point.high is not None:
-        text += f" ± {console.number(scale * (point.high - point.low) / 2, decimals)}"
+        text += f" {plus_minus(point.mean, point.low, point.high, decimals, scale)}"
     mark = MARKS.get(point.difference.verdict, " ") if point.difference is not None else " "
     return f"{text} {mark}"
 

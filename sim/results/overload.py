@@ -1,4 +1,4 @@
-"""When a run says less than it seems to: overload, rejections, steps that nobody measured."""
+"""When a run says less than it seems to: overload, rejections, preemptions, a host for free, steps nobody measured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.trust import NO_HOST_TIMES
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord
 from simbatch.sim.results.columns import let_in
-from simbatch.sim.results.curves import waiting
+from simbatch.sim.results.curves import computed_tokens, used_blocks, waiting
 from simbatch.sim.results.facts import RunFacts
+from simbatch.sim.results.metrics import duration_ps
 from simbatch.sim.results.step_function import Curve
 from simbatch.sim.statistics.drift import NUM_PERIODS, keeps_growing
 
@@ -17,6 +18,11 @@ MIN_BACKLOG = 10
 MIN_BACKLOG_SHARE = 0.05
 GROWTH = 1.25  # a queue that grows linearly has a mean 7/5 as long in its last quarter as in the third
 MIN_SHARE_IN_RANGE = 0.99
+MIN_PREEMPTIONS = 300  # in all, and a request: fewer cost little, and come and go with the seed
+MIN_PREEMPTIONS_PER_REQUEST = 0.1
+FULL = 0.99  # of the KV cache
+MAX_REQUESTS_PER_S = 1000  # one process that takes HTTP, tokenises and streams: about 1 ms a request
+MIN_HOSTED = 100  # requests: fewer at once are over before a host could fall behind
 
 
 def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
@@ -34,6 +40,14 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
         warnings.append(
             f"{num_refused:,} of {len(status):,} requests were refused by the front end (503); see the reasons."
         )
+    if _is_thrashing(record):
+        warnings.append(_preemption_text(record))
+    if facts.has_free_host and _requests_per_s(record) > MAX_REQUESTS_PER_S:
+        warnings.append(
+            f"{_requests_per_s(record):,.0f} requests a second were served, and this profile has no times of the host "
+            f"(HTTP, tokenising, scheduling): one front end serves some {MAX_REQUESTS_PER_S:,}. These figures are the "
+            "GPU's, and no single server would reach them."
+        )
     if record.num_truncated:
         cut = f"{record.num_truncated:,} of {len(status):,} requests"
         warnings.append(f"{cut} had their output cut, as vLLM does where prompt and output reach max_model_len.")
@@ -50,6 +64,31 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
     if facts.profile_lacks_host_times:
         warnings.append(NO_HOST_TIMES)
     return warnings
+
+
+def _is_thrashing(record: RunRecord) -> bool:
+    """Whether preemptions are many, and many a request."""
+    least = max(MIN_PREEMPTIONS, MIN_PREEMPTIONS_PER_REQUEST * len(record.requests))
+    return record.num_preemptions >= least
+
+
+def _preemption_text(record: RunRecord) -> str:
+    """How many, what they cost, and what to do."""
+    count, share = record.num_preemptions, record.num_recomputed_tokens / max(1, computed_tokens(record))
+    is_full = used_blocks(record).max >= FULL * (record.num_gpu_blocks - 1)
+    mend = (
+        "Lower engine.max_num_seqs, or give it more KV blocks." if is_full else "It is the policy that preempts them."
+    )
+    return (
+        f"Requests lost their KV blocks {count:,} times, {count / len(record.requests):.2g} times each on average, and "
+        f"{100 * share:.1f} % of all tokens were computed again. {mend}"
+    )
+
+
+def _requests_per_s(record: RunRecord) -> float:
+    """Served from the first second to the last; 0 for a handful."""
+    num_done = int((record.requests.status == FINISHED).sum())
+    return num_done / (duration_ps(record) / PS_PER_S) if num_done >= MIN_HOSTED else 0.0
 
 
 def is_overloaded(record: RunRecord) -> bool:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from simbatch.sim.results.alike import same_as
 from simbatch.sim.results.compare import Row
 from simbatch.sim.results.compared import STEADY, Metric, metrics_of, steady_metrics
 from simbatch.sim.results.differences import Difference, Values
+from simbatch.sim.results.possible import possible
 from simbatch.sim.results.steady import OVERLOADED
-from simbatch.sim.statistics.intervals import CONFIDENCE, Interval, mean_interval
+from simbatch.sim.statistics.intervals import CONFIDENCE, mean_interval
 
 Summary = Mapping[str, Any]
 
@@ -39,6 +41,11 @@ class Replicated:
     def labels(self) -> list[str]:
         """The candidates; the others are compared with the first."""
         return list(self.summaries)
+
+    @cached_property
+    def same(self) -> dict[str, str]:
+        """Who is the same as an earlier candidate under every seed, and as whom."""
+        return same_as(self.summaries)
 
     @cached_property
     def differences(self) -> list[list[Difference]]:
@@ -76,10 +83,10 @@ class Replicated:
                 "values": row.values,
                 "best": row.best,
                 "runs": values,
-                "intervals": {label: self.interval_of(values[label]) for label in self.labels},
+                "intervals": {label: self.interval_of(metric, values[label]) for label in self.labels},
                 "differences": {difference.other: difference.as_dict() for difference in differences},
             }
-            for row, (_, values), differences in zip(self.rows(), self.measured, self.differences, strict=True)
+            for row, (metric, values), differences in zip(self.rows(), self.measured, self.differences, strict=True)
         ]
 
     def multiplicity(self) -> Iterator[str]:
@@ -91,7 +98,8 @@ class Replicated:
                 "those of different metrics each by itself."
             )
             return
-        total = sum(difference.interval is not None for row in self.differences for difference in row)
+        compared = (each for row in self.differences for each in row if each.other not in self.same)
+        total = sum(difference.interval is not None for difference in compared)
         yield (
             f"{total} comparisons, each at {100 * self.confidence:g} % by itself: of those without a true difference, "
             f"1 in {1 / (1 - self.confidence):.0f} shows one{'; see --bonferroni' if each > 1 else ''}."
@@ -126,12 +134,12 @@ class Replicated:
         rejected, total = (sum(int(count[key]) for count in counts) for key in ("rejected", "total"))
         return rejected / max(1, total)
 
-    def interval_of(self, values: Values) -> dict[str, float] | None:
-        """Of one candidate's mean."""
+    def interval_of(self, metric: Metric, values: Values) -> dict[str, float] | None:
+        """Of one candidate's mean, within what the figure can be."""
         known = [value for value in values if value is not None]
         if len(known) < 2:
             return None
-        interval: Interval = mean_interval(known, self.confidence, is_resampled=self.is_resampled)
+        interval = possible(mean_interval(known, self.confidence, is_resampled=self.is_resampled), metric.key)
         return {"low": interval.low, "high": interval.high, "n": interval.n}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.results import console, files
+from simbatch.sim.results.alike import same_notes, taken_notes
 from simbatch.sim.results.compare import OWN_FILES, Comparison
 from simbatch.sim.results.replicated import Replicated, refusal_of
 
@@ -22,7 +23,7 @@ class ReplicatedComparison(Replicated):
     first: Comparison = field(kw_only=True)
 
     def text(self) -> str:
-        """One table a candidate, and what must be known to read it."""
+        """One table a candidate that differs from the first, and what must be known to read them."""
         base, *others = self.labels
         facts = next(iter(self.first.results.values())).facts
         lines = [
@@ -31,7 +32,10 @@ class ReplicatedComparison(Replicated):
             f"differences from {base} with {100 * self.confidence:g} % intervals",
             "",
         ]
+        different = [label for label in others if self.same.get(label) != base] or others[:1]
         for i, other in enumerate(others):
+            if other not in different:
+                continue
             rows = [
                 (row.label, row.text(base), row.text(other), *differences[i].cells())
                 for row, differences in zip(self.rows(), self.differences, strict=True)
@@ -44,6 +48,7 @@ class ReplicatedComparison(Replicated):
         """The content of compare.json: that of one run, means in place of values, and the intervals."""
         return {
             **{key: value for key, value in self.first.as_dict().items() if key != "metrics"},
+            "same_as": self.same,
             "seeds": list(self.seeds),
             "confidence": self.confidence,
             "simultaneous": self.bonferroni,
@@ -63,7 +68,7 @@ class ReplicatedComparison(Replicated):
             "compare.png": lambda path: comparison.write(path, self.first.results),
             "differences.png": lambda path: differences.write(path, self),
         }
-        return files.write_all(Path(folder), writers, OWN_FILES)
+        return files.write_result(Path(folder), writers, OWN_FILES)
 
     def _write_csv(self, path: Path) -> None:
         others = self.labels[1:]
@@ -85,6 +90,8 @@ class ReplicatedComparison(Replicated):
     def _notes(self) -> Iterator[str]:
         """What the table means, and what it does not say."""
         yield from self.multiplicity()
+        yield from same_notes(self.same, len(self.seeds))
+        yield from taken_notes({label: runs[0] for label, runs in self.summaries.items()})
         if not self.first.same_arrivals:
             yield "NOTE: the candidates did not get the same requests at the same times."
         for label in self.labels:

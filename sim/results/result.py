@@ -51,13 +51,13 @@ class Result:
             "summary.json": lambda path: files.write_json(path, self.summary),
             "requests.parquet": lambda path: files.write_requests(path, self.record),
             "scenario.yaml": lambda path: files.write_yaml(path, self.facts.scenario),
-            "run.json": lambda path: files.write_json(path, files.run_facts(self.record, self.wall_s)),
             "latency.png": lambda path: latency.write(path, self),
             "timeline.png": lambda path: timeline.write(path, self),
         }
         if self.record.steps is not None:
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
-        return files.write_all(Path(folder), writers, files.OWN_FILES)
+        facts = files.run_facts(self.record, self.wall_s)
+        return files.write_result(Path(folder), writers, files.OWN_FILES, facts)
 
     def __repr__(self) -> str:
         s = self.summary

@@ -70,10 +70,12 @@ def _setting(facts: RunFacts) -> dict[str, Any]:
         "scenario": facts.scenario_name,
         "seed": facts.seed,
         "policy": {"name": facts.policy, **facts.policy_params},
+        "predicted_by": facts.predicted_by,
         "engine": dict(facts.engine),
         "engine_defaults": list(facts.engine_defaults),
         "profile": {
             "name": facts.profile,
+            "asked_for": facts.profile_asked_for,
             "source": facts.profile_source,
             "host": facts.host_profile,
             "error": facts.profile_error,
@@ -110,11 +112,9 @@ def _kv_cache(record: RunRecord) -> dict[str, Any]:
 
 def _recomputed(record: RunRecord) -> dict[str, Any]:
     """What preemptions cost: tokens computed again, and their share of all tokens computed."""
-    computed = 0
-    for rows in slices(record.segments):
-        computed += int((rows["prefill_tokens"] + rows["num_decodes"] * rows["num_steps"]).sum())
     recomputed = record.num_recomputed_tokens
-    return {"num_recomputed_tokens": recomputed, "recomputed_tokens_share": ratio(recomputed, computed)}
+    share = ratio(recomputed, curves.computed_tokens(record))
+    return {"num_recomputed_tokens": recomputed, "recomputed_tokens_share": share}
 
 
 def _batch_size(record: RunRecord) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _of(value: float, interval: Callable[[], Interval]) -> dict[str, Any]:
         known = interval()
     except Refusal as refusal:
         return _figure(value, refused=str(refusal))
-    return _figure(known.estimate, known.low, known.high)
+    return _figure(known.estimate, max(known.low, 0.0), known.high)  # a latency is not below 0
 
 
 def _figure(

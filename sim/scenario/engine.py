@@ -41,7 +41,8 @@ class EngineSettings(Section):
         default=None, description="share of the GPU's memory that vLLM may take (0.9); recomputes the KV blocks"
     )
     kv_cache_dtype: Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"] = Field(
-        default="auto", description="type of keys and values; recomputes the KV blocks (not the step times)"
+        default="auto",
+        description="type of keys and values; another than the profile's takes the one that ships and was measured so",
     )
     enable_prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prefixes")
     enable_chunked_prefill: bool = Field(default=True, description="split long prompts over several steps")

@@ -13,6 +13,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
 from simbatch.sim.scenario.reading.source import Source
+from simbatch.sim.users_code import place_of
 
 
 def build_policy(name: str, params: dict[str, Any], source: Source) -> Policy:
@@ -27,8 +28,9 @@ def build_policy(name: str, params: dict[str, Any], source: Source) -> Policy:
     except UserError as error:
         raise UserError(*(_at_parameter(problem, params) for problem in error.problems)) from None
     except Exception as error:  # whatever a user's own class does when it is made
+        place, mend = place_of(error, policy_class(name, folder=source.folder))
         rule = f"the policy cannot be made: {type(error).__name__}: {error}"
-        raise UserError(Problem("policy.name", rule, name, "mend its class")) from error
+        raise UserError(Problem(place, rule, name, mend)) from error
 
 
 def _at_parameter(problem: Problem, params: dict[str, Any]) -> Problem:

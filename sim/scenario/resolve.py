@@ -10,14 +10,25 @@ from typing import Any, TypeVar
 
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
+from simbatch.sim.cost.load import shipped_names
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.capture import capture_sizes
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import Scenario
+from simbatch.sim.scenario.predictions import (
+    ERROR,
+    OF_TRACE,
+    STATED,
+    are_foretold,
+    asks,
+    is_own,
+    prediction_problems,
+)
 from simbatch.sim.scenario.rules import idle_keys, start_problems
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.workload.predicted import Predictor, name_of
 
 T = TypeVar("T")
 
@@ -35,6 +46,8 @@ class Resolved:
     policy_name: str
     engine: EngineConfig
     host_profile: str | None = None  # whose host and front end these are, where another profile was named
+    foretold: bool = False  # whether the trace says what was predicted of the output lengths
+    predictor: Predictor | None = None
 
     @property
     def defaults(self) -> tuple[str, ...]:
@@ -79,6 +92,27 @@ class Resolved:
         """How long the device takes for a step, under these settings."""
         return self.profile.cost_model(self.capture_sizes)
 
+    @property
+    def predicted_by(self) -> str | None:
+        """Who predicts output lengths for the policy: `stated_error`, `trace`, a function; None where it never asks."""
+        if not asks(self.policy):
+            return None
+        if self.predictor is not None:
+            return name_of(self.predictor)
+        return OF_TRACE if self.foretold else STATED if hasattr(self.policy, ERROR) else None
+
+    def policy_parameters(self) -> dict[str, Any]:
+        """All of them but an error of predictions that come from elsewhere."""
+        left_out = () if self.predicted_by in (None, STATED) else (ERROR,)
+        return {name: value for name, value in self.policy.parameters().items() if name not in left_out}
+
+    @property
+    def profile_asked_for(self) -> str | None:
+        """The scenario's profile, where another one was taken for the sake of `engine.kv_cache_dtype`."""
+        asked = self.scenario.profile
+        is_other = isinstance(asked, str) and asked in shipped_names() and asked != self.profile.name
+        return str(asked) if is_other else None
+
     def noise(self, replica: int = 0) -> NoiseDraws | None:
         """Draws for the step times of one run, seeded as the scenario; None without `engine.step_noise`."""
         noise = self.profile.noise if self.engine.step_noise else None
@@ -96,9 +130,10 @@ class Resolved:
         if engine.keys() >= {"cudagraph_capture_sizes", "max_cudagraph_capture_size"}:  # one of the two says all
             del engine["cudagraph_capture_sizes" if self._largest_says_all() else "max_cudagraph_capture_size"]
         engine["num_gpu_blocks_override"] = blocks
-        policy = {"name": self._policy_anywhere(), **self.policy.parameters()}
+        policy = {"name": self._policy_anywhere(), **self.policy_parameters()}
         policy = {key: value for key, value in policy.items() if value is not None}
-        return self.scenario.dump() | {"engine": engine, "policy": policy}
+        taken = {"profile": self.profile.name} if self.profile_asked_for else {}
+        return self.scenario.dump() | taken | {"engine": engine, "policy": policy}
 
     def _largest_says_all(self) -> bool:
         """Whether vLLM makes the same CUDA graphs when told the largest alone."""
@@ -116,8 +151,8 @@ class Resolved:
         return f"{path}:{kind}" if path else self.policy_name
 
 
-def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
-    """Look everything up and check it; `policy` takes the place of the scenario's.
+def resolve(scenario: Scenario, policy: Policy | str | None = None, predictor: Predictor | None = None) -> Resolved:
+    """Look everything up and check it; `policy` takes the place of the scenario's, `predictor` that of its error.
 
     Raises UserError with all problems of profile, policy and engine at their lines.
     """
@@ -129,14 +164,18 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None) -> Resolved:
     engine = None
     if profile is not None:
         engine = _collect(collected, partial(resolve_engine, scenario.engine, profile, scenario.seed))
+    foretold = False
     if chosen is not None:
+        is_written = ERROR in scenario.policy.params if policy is None else is_own(policy)
+        foretold = bool(asks(chosen) and _collect(collected, partial(are_foretold, scenario)))
         name = scenario.policy.name if policy is None else _class_name(chosen)
         batching = _batching(scenario, chosen)
         collected += _policy_problems(scenario, chosen, name, batching)
+        collected += prediction_problems(chosen, name, predictor, foretold=foretold, is_written=is_written)
     if collected or profile is None or chosen is None or engine is None:
         raise scenario.relocated(UserError(*collected))
     engine = replace(engine, batching=batching)
-    return Resolved(scenario, profile, chosen, name, engine, host_profile)
+    return Resolved(scenario, profile, chosen, name, engine, host_profile, foretold, predictor)
 
 
 def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) -> EngineConfig:
@@ -221,8 +260,13 @@ def _policy_problems(scenario: Scenario, policy: Policy, name: str, batching: st
 def _load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile | None, str | None]:
     """The profile with the host and front end that the scenario wants, and whose they are if another's."""
     from simbatch.sim.cost.profile import load_profile
+    from simbatch.sim.cost.siblings import with_kv_cache
 
-    profile = _collect(problems, lambda: load_profile(scenario.profile, folder=scenario.folder))
+    def own() -> Profile:
+        profile = load_profile(scenario.profile, folder=scenario.folder)
+        return with_kv_cache(profile, scenario.profile, scenario.engine.kv_cache_dtype)
+
+    profile = _collect(problems, own)
     if scenario.host is None:
         return profile, None
     other = _collect(problems, partial(_load_host, scenario.host.profile, scenario.folder))

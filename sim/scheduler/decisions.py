@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Hashable
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from simbatch.policies.base import Plan, Policy
@@ -16,6 +14,7 @@ from simbatch.sim.scheduler.predictor import predicted_length
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.views import EngineView, RequestView, request_of, view_of
 from simbatch.sim.scheduler.waiting import FcfsQueue, LaneQueue, SortedQueue, WaitingQueue
+from simbatch.sim.users_code import defined_at, place_of
 
 
 class Decisions:
@@ -108,7 +107,9 @@ class Decisions:
         raise self.broken("reject() must return why, in words, or None", reason)
 
     def predict(self, request: Request) -> None:
-        """Write down what the policy's predictor says of an arriving request."""
+        """Write down what the policy's predictor says of an arriving request, unless it came foretold."""
+        if request.predicted_output_tokens is not None:
+            return
         error: float = self.policy.predictor_error  # type: ignore[attr-defined]
         request.predicted_output_tokens = predicted_length(
             request.request_id, request.max_tokens, error, self.config.seed
@@ -168,9 +169,9 @@ class Decisions:
             raise self._failed(method, error) from error
 
     def _failed(self, method: str, error: Exception) -> UserError:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        rule = f"{method}() failed at {Path(where.filename).name}:{where.lineno}: {type(error).__name__}: {error}"
-        return self.broken(rule)
+        place, mend = place_of(error, type(self.policy))
+        rule = f"{method}() failed: {type(error).__name__}: {error}"
+        return UserError(Problem(f"{place} {self._when()}", rule, mend=mend))
 
     def _checked(self, what: str, value: int, limit: int, name: str) -> int:
         if isinstance(value, int) and 1 <= value <= limit:
@@ -179,5 +180,9 @@ class Decisions:
 
     def broken(self, rule: str, value: object = NOTHING) -> UserError:
         """The error that says which rule the policy's answer breaks."""
-        place = f"policy {type(self.policy).__name__} at {self.view.now_s:.6f} s"
+        method = getattr(self.policy, rule.partition("(")[0], self.policy.plan)
+        place = f"{defined_at(method)} {self._when()}"
         return UserError(Problem(place, rule, value, "mend the policy or its parameters"))
+
+    def _when(self) -> str:
+        return f"policy {type(self.policy).__name__} at {self.view.now_s:.6f} s"

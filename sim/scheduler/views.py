@@ -96,9 +96,12 @@ class RequestView:
 
     @property
     def predicted_output_tokens(self) -> float:
-        """What the predictor says of the output's length; only for a policy with the parameter `predictor_error`."""
+        """What is predicted of the output's length, by whoever predicts in this run."""
         if self._request.predicted_output_tokens is None:
-            raise AttributeError("no predictor: give the policy a parameter predictor_error, which states its error")
+            raise AttributeError(
+                "nothing was predicted: give the policy a parameter predictor_error, which states the error, "
+                "the trace a column predicted_output_tokens, or simulate() a predictor"
+            )
         return self._request.predicted_output_tokens
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.results.console import number
-from simbatch.sim.results.files import write_all, write_json
+from simbatch.sim.results.files import write_json, write_result
 from simbatch.sim.results.plots import style
 from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
 from simbatch.sim.search.capacity import Bound, Capacity
@@ -32,7 +32,7 @@ def save(found: Capacity, folder: Path, num_runs: int) -> list[Path]:
         "trials.csv": lambda path: _write_runs(path, found),
         "capacity.png": lambda path: _draw(path, found),
     }
-    return write_all(folder, writers, OWN_FILES)
+    return write_result(folder, writers, OWN_FILES)
 
 
 def content(found: Capacity, num_runs: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from simbatch.sim.results import files
 from simbatch.sim.results.compared import Metric
 from simbatch.sim.results.console import number, percent, table
+from simbatch.sim.results.possible import plus_minus
 from simbatch.sim.results.replicated import Replicated, Summary
 from simbatch.sim.scenario.chance import ONE_RUN, runs_words
 from simbatch.sim.search.rank import NORMALISED, THROUGHPUT, WITHIN_SLO, Judged, Plan, Standing, overall
@@ -114,7 +115,7 @@ class Ranking:
             "ranking.md": lambda path: _write(path, self.markdown()),
             "ranking.json": lambda path: files.write_json(path, self.as_dict()),
         }
-        return files.write_all(Path(folder), writers, OWN_FILES)
+        return files.write_result(Path(folder), writers, OWN_FILES)
 
     def _left_out(self) -> Iterator[str]:
         if self.plan.left_out:
@@ -167,17 +168,17 @@ def _remark(judged: Judged, standing: Standing) -> str:
 
 
 def _figure(replicated: Replicated, label: str, metric: Metric) -> str:
-    """Mean and half width."""
+    """Mean and interval."""
     values = [metric.of(summary) for summary in replicated.summaries[label]]
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    mean, interval = sum(known) / len(known), replicated.interval_of(values)
+    mean, interval = sum(known) / len(known), replicated.interval_of(metric, values)
     text = percent(mean) if metric.is_share else number(mean, metric.decimals)
     if interval is None:
         return text
-    half = (interval["high"] - interval["low"]) / 2 * (100 if metric.is_share else 1)
-    return f"{text} ± {number(half, metric.decimals)}"
+    scale = 100 if metric.is_share else 1
+    return f"{text} {plus_minus(mean, interval['low'], interval['high'], metric.decimals, scale)}"
 
 
 def _behind(standing: Standing) -> str:
@@ -210,7 +211,7 @@ def _as_dict(judged: Judged, standing: Standing) -> dict[str, Any]:
         "parameters": {key: value for key, value in runs[0]["simbatch"]["policy"].items() if key != "name"},
         "rank": standing.rank,
         "mean": standing.mean,
-        "interval": judged.replicated.interval_of(standing.values),
+        "interval": judged.replicated.interval_of(judged.entry.judge, standing.values),
         "difference": standing.difference and standing.difference.as_dict(),
         "verdict": verdict(judged, standing),
         "overloaded_runs": judged.replicated.num_overloaded(standing.policy),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.results.files import write_all, write_json
+from simbatch.sim.results.files import write_json, write_result
 from simbatch.sim.search.recommend import Recommendation, Trial
 from simbatch.sim.search.recommend_report import all_notes, verdict
 from simbatch.sim.search.recommend_vllm import CONFIG_FILE, arguments, command, config_yaml
@@ -22,7 +22,7 @@ def save(found: Recommendation, folder: Path) -> list[Path]:
         CONFIG_FILE: lambda path: path.write_text(config_yaml(arguments(found), comment), encoding="utf-8") and None,
         "scenario.yaml": lambda path: _write_scenario(path, found),
     }
-    return write_all(folder, writers, OWN_FILES)
+    return write_result(folder, writers, OWN_FILES)
 
 
 def content(found: Recommendation) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.results import files
 from simbatch.sim.results.console import number, table
+from simbatch.sim.results.possible import plus_minus
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, Summary, cells_of, replicated_cells
@@ -100,7 +101,7 @@ class Sweep:
             writers["points.csv"] = lambda path: write_csv(path, self.points)
         if (drawing := sweep_plot.choose(self.points, self.keys)) is not None:
             writers["sweep.png"] = lambda path: sweep_plot.write(path, self.name, drawing)
-        return files.write_all(Path(folder), writers, OWN_FILES)
+        return files.write_result(Path(folder), writers, OWN_FILES)
 
     def __repr__(self) -> str:
         return f"Sweep({self.name}: {len(self.points):,} settings, {len(self.rows):,} of {len(self.cells):,} cells)"
@@ -173,9 +174,11 @@ def _setting(value: Any) -> str:
 
 
 def _figure(point: Row, key: str) -> str:
-    mean, high = point.get(key), point.get(f"{key}.high")
+    mean, low, high = (point.get(f"{key}{end}") for end in ("", ".low", ".high"))
     text = number(mean, SHOWN[key][1])
-    return text if mean is None or high is None else f"{text} ± {number(high - mean, SHOWN[key][1])}"
+    if mean is None or low is None or high is None:
+        return text
+    return f"{text} {plus_minus(mean, low, high, SHOWN[key][1])}"
 
 
 def _remark(point: Row) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simbatch.sim.results.possible import possible
 from simbatch.sim.search.cells import Cell, Summary
 from simbatch.sim.statistics.intervals import mean_interval
 
@@ -81,7 +82,7 @@ def _point(group: Sequence[Row], keys: Sequence[str], metrics: Sequence[str], is
         if len(values) == len(group):
             mean = values[0]
             if len(values) > 1:
-                interval = mean_interval(values, is_resampled=is_resampled)
+                interval = possible(mean_interval(values, is_resampled=is_resampled), name)
                 mean, low, high = interval.estimate, interval.low, interval.high
         point |= {name: mean, f"{name}.low": low, f"{name}.high": high}
     return point

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.results.compared import HIGHER, LOWER, Metric
-from simbatch.sim.results.files import write_all, write_json
+from simbatch.sim.results.files import write_json, write_result
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import num_blocks
 from simbatch.sim.search.tune import Tuned
@@ -29,7 +29,7 @@ def save(tuned: Tuned, folder: Path, num_runs: int) -> list[Path]:
         "trials.csv": lambda path: write_trials(path, tuned),
         "tune.png": lambda path: draw(path, tuned, picture_axes(tuned.goal)),
     }
-    return write_all(folder, writers, OWN_FILES)
+    return write_result(folder, writers, OWN_FILES)
 
 
 def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:

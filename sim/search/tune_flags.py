@@ -33,6 +33,8 @@ def vllm_serve(scenario: Scenario, settings: Settings) -> str:
         model, flags = profile.model, _of_profile(profile) | {"max_model_len": resolved.engine.max_model_len}
     for name in type(given).model_fields:
         value = getattr(given, name)
+        if (name, value) == ("kv_cache_dtype", "auto"):  # the profile's own, which vLLM's auto may not be
+            continue
         if name in given.model_fields_set and value is not None and name not in OURS:
             flags[name] = value
     words = [*(_vllm_flag(name, value) for name, value in flags.items()), *policy_flags(scenario, settings)]

@@ -11,7 +11,7 @@ side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +31,10 @@ class Interval:
     def holds(self, value: float) -> bool:
         """Whether `value` is not ruled out; the bounds themselves are not."""
         return self.low <= value <= self.high
+
+    def within(self, low: float, high: float) -> Interval:
+        """Its part between what is possible at all: an end beyond that says nothing, and no truth is lost with it."""
+        return replace(self, low=min(max(self.low, low), high), high=max(min(self.high, high), low))
 
     @property
     def half_width(self) -> float:
@@ -60,7 +64,8 @@ def paired_ratio(
     """Of the mean of `other` divided by that of `base` (Fieller); None where that mean may as well be zero.
 
     The ratio r is not ruled out while the mean of `other - r * base` is within its t interval round zero. So 1 is in it
-    exactly when 0 is in the interval of the paired difference: both always say the same.
+    exactly when 0 is in the interval of the paired difference: both always say the same. Where no value is below zero
+    neither is a ratio.
     E. C. Fieller, Some problems in interval estimation, J. R. Statist. Soc. B 16 (1954).
     """
     first, second = _pairs(base, other)
@@ -74,7 +79,8 @@ def paired_ratio(
         return None
     reach = max(b * b - a * c, 0.0) ** 0.5  # below zero by rounding alone: the estimate itself is always inside
     estimate = mean_other / mean
-    return Interval(estimate, min((b - reach) / a, estimate), max((b + reach) / a, estimate), n)
+    interval = Interval(estimate, min((b - reach) / a, estimate), max((b + reach) / a, estimate), n)
+    return interval.within(0.0, np.inf) if min(first.min(), second.min()) >= 0 else interval
 
 
 def student_t(degrees: int, confidence: float) -> float:

@@ -19,6 +19,7 @@ class RequestChunk:
     priority: list[int] | None = None  # None: all 0
     request_id: list[str] | None = None  # None: the running index as text ("0", "1", ...)
     tenant: list[str | None] | None = None
+    predicted_output_tokens: list[float] | None = None  # what was foretold of the output lengths
     hash_ids: list[tuple[int, ...]] | None = None  # prefix hashes of the prompt, `hash_block_tokens` tokens each
 
     def __len__(self) -> int:

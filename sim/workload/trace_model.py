@@ -25,6 +25,14 @@ HASH_BLOCK_TOKENS: dict[TraceFormat, int] = {
 }
 
 
+class TraceColumns(Section):
+    """What a file calls its columns, where the format has no name for them."""
+
+    predicted_output: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="predicted output tokens of each request, for policies that ask"
+    )
+
+
 class Trace(Section):
     """Requests from a file, one row each."""
 
@@ -44,6 +52,7 @@ class Trace(Section):
     hash_block_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = Field(
         default=None, description="tokens that one entry of hash_ids stands for (mooncake: 512; others: 16)"
     )
+    columns: TraceColumns | None = Field(default=None, description="names of columns in this file")
     on_empty: OnEmpty = Field(
         default="error", description="a row without output tokens: error, or skip (skipped rows are counted)"
     )
@@ -67,4 +76,6 @@ def settings_mistakes(trace: Trace, trace_format: TraceFormat) -> list[Mistake]:
         mistakes.append(Mistake("time_unit", f"format {trace_format} has {what} and no other unit", "leave it out"))
     if trace.hash_block_tokens is not None and trace_format not in HASH_BLOCK_TOKENS:
         mistakes.append(Mistake("hash_block_tokens", f"format {trace_format} has no hash_ids", "leave it out"))
+    if trace.columns is not None and trace_format == "vllm_bench":
+        mistakes.append(Mistake("columns", "format vllm_bench has lists and no columns", "leave it out"))
     return mistakes

@@ -6,12 +6,14 @@ A subcommand's module is imported when it is used, and none to show the list of 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from importlib import import_module
 
 import click
 
 from simbatch.cli._errors import exit_code_of
+from simbatch.sim.origin import issued_as
 
 # name: (module and command in it, its line in `simbatch --help`)
 _COMMANDS = {
@@ -90,5 +92,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _invoke(arguments: list[str]) -> None:
     # not cli.main(): it would answer a closed pipe itself, with exit code 1
-    with cli.make_context("simbatch", list(arguments)) as context:
+    with issued_as(shlex.join(["simbatch", *arguments])), cli.make_context("simbatch", list(arguments)) as context:
         cli.invoke(context)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.sim.errors import Problem, UserError
-
 if TYPE_CHECKING:
     from simbatch.sim.scenario import Scenario
 
 Command = Callable[..., Any]
-_MAX_NAME = 255  # of a file, on every system in use
 
 
 def scenario_options(command: Command) -> Command:
@@ -67,22 +63,3 @@ def load_scenario(
     if values:
         scenario = scenario.override(values, origin="--set")
     return scenario if seed is None else scenario.override({"seed": seed}, origin="--seed")
-
-
-def checked_folder(folder: Path) -> Path:
-    """`folder`, when results can be written there; UserError before any time is spent otherwise."""
-    from stat import S_ISDIR
-
-    from simbatch.sim.paths import is_dangling, shorten_path, stat_of
-
-    place = f"-o {shorten_path(str(folder))}"
-    if any(len(os.fsencode(part)) > _MAX_NAME for part in folder.parts):
-        raise UserError(Problem(place, f"a name is longer than {_MAX_NAME} bytes", mend="name another folder"))
-    for existing in (folder, *folder.parents):
-        if is_dangling(existing):
-            raise UserError(Problem(place, f"{existing} is a link that leads nowhere", mend="name another folder"))
-        if (there := stat_of(existing)) is not None:
-            if not S_ISDIR(there.st_mode):
-                raise UserError(Problem(place, f"{existing} is a file, not a folder", mend="name another folder"))
-            break
-    return folder

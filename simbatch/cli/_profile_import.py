@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from simbatch.cli._output import check_folder, replacing
 from simbatch.sim.cost.gpus import GPU_NAMES
 
 if TYPE_CHECKING:
@@ -94,14 +95,17 @@ def estimate(base: str, quantization: str, model_config: Path, output: Path) -> 
 def _check(output: Path, *read: Path | None) -> None:
     from simbatch.sim.paths import check_target
 
-    if output.parent.exists():  # the others are made
+    if output.parent.exists():
         check_target(output, [path for path in read if path is not None])
+    else:  # it is made
+        check_folder(output.parent, str(output))
 
 
 def _write(profile: MeasuredProfile, output: Path) -> None:
     from simbatch.profiler.write import write_profile
 
-    write_profile(profile, output)
+    with replacing(output):
+        write_profile(profile, output)
     click.echo(f"{output}: {_summary(profile)}", err=True)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._loads import parse_rates
-from simbatch.cli._options import checked_folder, load_scenario, scenario_options
+from simbatch.cli._options import load_scenario, scenario_options
+from simbatch.cli._output import Output
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
@@ -62,26 +63,28 @@ def compare(
 
     A policy that the scenario has keeps its parameters there; any other runs with its defaults. With --replications,
     all run under the same seeds, and each is compared with the first by the differences seed by seed. With --rate, at
-    each of several loads: the first rate of the scenario is set to it, and all others are changed as many times. The
-    table, its numbers and the pictures are written to DIR, by default results/<name of FILE>-compare.
+    each of several loads: the first rate of the scenario is set to it, and all others are changed as many times; one
+    candidate will do then. The table, its numbers and the pictures are written to DIR, by default
+    results/<name of FILE>-compare, with --rate results/<name of FILE>-loads.
     """
     from simbatch.cli._simulate import simulate_shown
-    from simbatch.sim.results.compare import Comparison
+    from simbatch.sim.results.compare import OWN_FILES, Comparison
     from simbatch.sim.results.replications import ReplicatedComparison
     from simbatch.sim.scenario import resolve
     from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, seeds_of
 
     if jobs == 0:
         raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
-    candidates = _candidates(file, assignments, seed, policies, profiles)
+    loads = parse_rates(rates) if rates else []
+    candidates = _candidates(file, assignments, seed, policies, profiles, least=1 if loads else 2)
     seeds = seeds_of((resolved.scenario for resolved in candidates.values()), replications)
     if len(seeds) > 1:
         candidates = {label: resolve(_resampled(each.scenario)) for label, each in candidates.items()}
-    if rates:
-        _compare_at(candidates, parse_rates(rates), seeds, folder or _folder_of(file), bonferroni, jobs, as_json, quiet)
+    output = Output(folder, f"{file.stem}-{'loads' if loads else 'compare'}", OWN_FILES)
+    if loads:
+        _compare_at(candidates, loads, seeds, output, bonferroni, jobs, as_json, quiet)
         return
     cells = _cells(candidates, seeds[1:])
-    folder = checked_folder(folder or _folder_of(file))
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
     comparison: Comparison | ReplicatedComparison = Comparison(results)
     if len(seeds) > 1:
@@ -90,7 +93,7 @@ def compare(
         comparison = ReplicatedComparison(
             summaries, seeds, bonferroni, first=Comparison(results), is_resampled=of_trace
         )
-    _show(comparison, folder, as_json=as_json, quiet=quiet)
+    _show(comparison, output, as_json=as_json, quiet=quiet)
     if len(seeds) < replications and not (quiet or as_json):
         click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
 
@@ -99,7 +102,7 @@ def _compare_at(
     candidates: dict[str, Resolved],
     rates: list[float],
     seeds: Sequence[int],
-    folder: Path,
+    output: Output,
     bonferroni: bool,
     jobs: int,
     as_json: bool,
@@ -109,21 +112,21 @@ def _compare_at(
     from simbatch.cli._loads import cells_at, compared_at
 
     cells = cells_at(candidates, rates, seeds)
-    folder = checked_folder(folder)
     compared = compared_at(candidates, cells, rates, seeds, bonferroni=bonferroni, jobs=jobs, quiet=quiet)
-    _show(compared, folder, as_json=as_json, quiet=quiet)
+    _show(compared, output, as_json=as_json, quiet=quiet)
 
 
 def _show(
-    compared: Comparison | ReplicatedComparison | LoadComparison, folder: Path, *, as_json: bool, quiet: bool
+    compared: Comparison | ReplicatedComparison | LoadComparison, output: Output, *, as_json: bool, quiet: bool
 ) -> None:
     """Write the files, and print the table."""
-    written = compared.save(folder)
+    written = compared.save(output.folder)
+    output.say_replaced(quiet=quiet)
     if as_json:
-        click.echo((folder / "compare.json").read_text(encoding="utf-8"), nl=False)
+        click.echo((output.folder / "compare.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         click.echo(compared.text())
-        click.echo(f"{len(written)} files in {folder}")
+        click.echo(f"{len(written)} files in {output.folder}")
 
 
 def _resampled(scenario: Scenario) -> Scenario:
@@ -131,10 +134,6 @@ def _resampled(scenario: Scenario) -> Scenario:
     from simbatch.sim.scenario.chance import resampling
 
     return scenario.override(resampling(scenario), origin="--replications")
-
-
-def _folder_of(file: Path) -> Path:
-    return Path("results", f"{file.stem}-compare")
 
 
 def _cells(candidates: dict[str, Resolved], seeds: Sequence[int]) -> dict[str, list[Cell]]:
@@ -155,7 +154,12 @@ def _summaries(
 
 
 def _candidates(
-    file: Path, assignments: tuple[str, ...], seed: int | None, policies: Sequence[str], profiles: Sequence[str]
+    file: Path,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    policies: Sequence[str],
+    profiles: Sequence[str],
+    least: int,
 ) -> dict[str, Resolved]:
     """Everything to be compared, looked up and checked before anything runs."""
     from simbatch.sim.scenario import resolve
@@ -167,12 +171,10 @@ def _candidates(
     each_policy: list[str | None] = [*policies] or [None]
     each_profile: list[str | None] = [*profiles] or [None]
     pairs = list(product(each_policy, each_profile))
-    if len(pairs) < 2:
-        mend = "for example: --policy fixed --policy adaptive"
+    if len(pairs) < least:
+        mend = "for example: --policy fixed --policy adaptive; or one at several loads: --rate 1,2,4"
         given = " ".join(name for name in pairs[0] if name)
         rule = "needs at least two policies or two profiles"
         raise UserError(Problem("compare", rule, given or NOTHING, mend))
-    return {
-        " on ".join(name for name in pair if name): resolve(load_scenario(file, assignments, seed, *pair))
-        for pair in pairs
-    }
+    found = [(pair, resolve(load_scenario(file, assignments, seed, *pair))) for pair in pairs]
+    return {" on ".join(filter(None, pair)) or resolved.policy_name: resolved for pair, resolved in found}

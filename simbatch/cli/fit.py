@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from simbatch.cli._output import replacing
+
 
 @click.command()
 @click.argument("samples", type=click.Path(path_type=Path))
@@ -27,7 +29,8 @@ def fit(samples: Path, output: Path | None, plot: Path | None, as_json: bool) ->
     name = None if output is None else output.name.removesuffix(".json")
     fitted = fit_samples(read_samples(samples), name=name)
     if output is not None:
-        write_profile(fitted.profile, output)
+        with replacing(output):
+            write_profile(fitted.profile, output)
     if plot is not None:
         fitted.plot(plot)
     click.echo(json.dumps(report_dict(fitted), indent=2, ensure_ascii=False) if as_json else fitted.text())

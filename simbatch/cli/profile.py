@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._output import replacing
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -89,14 +90,16 @@ def profile(
         raise click.UsageError("name either a MODEL to measure, or --roofline MODEL_CONFIG GPU to estimate")
     given = {key: value for key, value in flags.items() if value is not None}
     if roofline is not None:
-        _estimate(*roofline, given, output)
+        with replacing(output):
+            _estimate(*roofline, given, output)
         return
     from simbatch.profiler.measuring.run import Files
     from simbatch.profiler.measuring.vllm_engine import EngineOptions
 
     files = Files(output)
     options = EngineOptions(str(model), **given, seed=seed, extra=_extra(engine_args), log=files.log)
-    measured = _measure(options, files, budget_minutes, resume)
+    with replacing(None if resume else output):
+        measured = _measure(options, files, budget_minutes, resume)
     _show(measured, files)
 
 

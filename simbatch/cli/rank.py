@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from simbatch.cli._options import checked_folder
+from simbatch.cli._output import Output
 from simbatch.sim.errors import Problem, UserError
 
 
@@ -37,23 +37,24 @@ def rank(
     from simbatch.cli._sweep_shown import run_shown
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.rank import plan_ranking
-    from simbatch.sim.search.rank_report import Ranking
+    from simbatch.sim.search.rank_report import OWN_FILES, Ranking
     from simbatch.sim.search.store import CellStore
 
     _check(files, policies, jobs)
     plan = plan_ranking([Scenario.load(file) for file in files], policies, replications)
-    folder = checked_folder(folder or Path("results", "rank"))
+    output = Output(folder, "rank", OWN_FILES)
     for name, reason in plan.left_out.items():
         if not quiet:
             click.echo(f"left out: {name} ({reason})", err=True)
-    summaries = run_shown(plan.cells, CellStore(folder / "cells"), jobs=jobs, resume=resume, quiet=quiet)
+    summaries = run_shown(plan.cells, CellStore(output.folder / "cells"), jobs=jobs, resume=resume, quiet=quiet)
     ranking = Ranking(plan, summaries)
-    written = ranking.save(folder)
+    written = ranking.save(output.folder)
+    output.say_replaced(quiet=quiet)
     if as_json:
-        click.echo((folder / "ranking.json").read_text(encoding="utf-8"), nl=False)
+        click.echo((output.folder / "ranking.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         click.echo(ranking.text())
-        click.echo(f"{len(written)} files and {len(summaries):,} cells in {folder}")
+        click.echo(f"{len(written)} files and {len(summaries):,} cells in {output.folder}")
 
 
 def _check(files: tuple[Path, ...], policies: tuple[str, ...], jobs: int) -> None:

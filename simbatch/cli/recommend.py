@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._options import checked_folder
+from simbatch.cli._output import Output
 from simbatch.cli._progress import progress_of
 from simbatch.sim.errors import Problem, UserError
 
@@ -45,24 +45,25 @@ def recommend(
     """
     from simbatch.sim.search.recommend import recommend as search
     from simbatch.sim.search.recommend_cases import USE_CASES, scenario_of
-    from simbatch.sim.search.recommend_files import save
+    from simbatch.sim.search.recommend_files import OWN_FILES, save
     from simbatch.sim.search.recommend_report import report
     from simbatch.sim.search.tune_run import Runner
 
     case, profile = USE_CASES[use_case], _profile(reference)
     slo = _slo(limits) or dict(case.slo)
     scenario = scenario_of(case, profile, reference, slo, seed)
-    folder = checked_folder(folder or Path("results", f"recommend-{use_case}-{profile.name}"))
+    output = Output(folder, f"recommend-{use_case}-{profile.name}", OWN_FILES)
     with progress_of("recommend", ABOUT_RUNS, quiet=quiet) as progress:
         runner = Runner(scenario, jobs=jobs, progress=progress)
         found = search(case, scenario, profile, runner)
     found.num_runs = runner.num_runs
-    written = save(found, folder)
+    written = save(found, output.folder)
+    output.say_replaced(quiet=quiet)
     if as_json:
-        click.echo((folder / "recommend.json").read_text(encoding="utf-8"), nl=False)
+        click.echo((output.folder / "recommend.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         click.echo(report(found))
-        click.echo(f"\n{found.num_runs} simulations; {', '.join(path.name for path in written)} in {folder}")
+        click.echo(f"\n{found.num_runs} simulations; {', '.join(path.name for path in written)} in {output.folder}")
 
 
 def _profile(reference: str) -> MeasuredProfile:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from simbatch.cli._options import checked_folder, load_scenario, policy_option, scenario_options
+from simbatch.cli._options import load_scenario, policy_option, scenario_options
+from simbatch.cli._output import Output
 
 
 @click.command()
@@ -32,16 +33,18 @@ def run(
     Results are written to DIR, by default results/<name of FILE>.
     """
     from simbatch.cli._simulate import simulate_shown
+    from simbatch.sim.results.files import OWN_FILES
     from simbatch.sim.scenario import resolve
 
     resolved = resolve(load_scenario(file, assignments, seed, policy, host=host))
     if resolved.scenario.sweep is not None and not quiet:
         click.echo(f"the settings outside `sweep` are run; its cells: simbatch sweep {file}", err=True)
-    folder = checked_folder(folder or Path("results", file.stem))
+    output = Output(folder, file.stem, OWN_FILES)
     result = simulate_shown(resolved, resolved.scenario.name, steps=steps, quiet=quiet)
-    written = result.save(folder)
+    written = result.save(output.folder)
+    output.say_replaced(quiet=quiet)
     if as_json:
-        click.echo((folder / "summary.json").read_text(encoding="utf-8"), nl=False)
+        click.echo((output.folder / "summary.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         click.echo(result.text())
-        click.echo(f"{len(written)} files in {folder}")
+        click.echo(f"{len(written)} files in {output.folder}")

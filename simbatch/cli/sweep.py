@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from simbatch.cli._options import checked_folder, load_scenario, scenario_options
+from simbatch.cli._options import load_scenario, scenario_options
+from simbatch.cli._output import Output
 from simbatch.sim.errors import Problem, UserError
 
 
@@ -45,7 +46,7 @@ def sweep(
     """
     from simbatch.cli._sweep_shown import Shown
     from simbatch.sim.search.store import CellStore
-    from simbatch.sim.search.sweep import planned
+    from simbatch.sim.search.sweep import OWN_FILES, planned
     from simbatch.sim.search.sweep_grid import parse_over
 
     if jobs == 0:
@@ -55,18 +56,19 @@ def sweep(
     part = _part(shard)
     scenario = load_scenario(file, assignments, seed)
     plan = planned(scenario, parse_over(over), replications=replications, origin="--over")
-    folder = checked_folder(folder or Path("results", f"{file.stem}-sweep"))
-    shown = Shown(plan, plan.cells[part], CellStore(folder / "cells"), quiet=quiet)
+    output = Output(folder, f"{file.stem}-sweep", OWN_FILES)
+    shown = Shown(plan, plan.cells[part], CellStore(output.folder / "cells"), quiet=quiet)
     if dry_run:
         click.echo(shown.dry_run(jobs, as_json=as_json))
         return
-    done, written = shown.run(folder, jobs=jobs, scheduler=scheduler, resume=resume)
+    done, written = shown.run(output.folder, jobs=jobs, scheduler=scheduler, resume=resume)
+    output.say_replaced(quiet=quiet or shard is not None)  # shards write one result together
     if as_json:
         content = {"scenario": plan.name, "num_cells": len(plan.cells), "missing": done.num_missing, "rows": done.rows}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     elif not quiet:
         click.echo(done.text())
-        click.echo(f"{len(written)} files and {len(done.rows):,} cells in {folder}")
+        click.echo(f"{len(written)} files and {len(done.rows):,} cells in {output.folder}")
 
 
 def _part(shard: str | None) -> slice:

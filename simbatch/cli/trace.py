@@ -219,10 +219,11 @@ def _default_hash_block_tokens(target: WriteFormat) -> int:
 
 
 def _write(source: RequestSource, output: Path, to: WriteFormat, size: int, regroup: bool) -> int:
+    from simbatch.cli._output import replacing
     from simbatch.cli._progress import progress_of
     from simbatch.sim.workload.traces.tools.write import HOLDS_HASHES, write_trace
 
-    with progress_of(f"writing {output.name}", source.num_requests, quiet=False) as progress:
+    with replacing(output), progress_of(f"writing {output.name}", source.num_requests, quiet=False) as progress:
         count, losses = write_trace(source, output, to, hash_block_tokens=size, regroup=regroup, progress=progress)
     for line in losses.lines():
         _warn(line)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import checked_folder, load_scenario, scenario_options
+from simbatch.cli._options import load_scenario, scenario_options
+from simbatch.cli._output import Output
 from simbatch.cli._progress import progress_of
 from simbatch.sim.errors import Problem, UserError
 
@@ -68,26 +69,29 @@ def tune(
     """Search the settings of the scenario in FILE for the best ones, and say how they compare with those it has.
 
     Without --over and without a section `tune` in FILE, max_num_seqs, max_num_batched_tokens and the policy are
-    searched (with --knee max_num_seqs alone). Results go to DIR, by default results/<name of FILE>-tune.
+    searched (with --knee max_num_seqs alone). Results go to DIR, by default results/<name of FILE>-tune
+    (-pareto, -knee or -capacity with these flags).
     """
+    from simbatch.sim.search.tune_files import OWN_FILES
     from simbatch.sim.search.tune_goal import Limit
 
     _check_flags(maximize, pareto, knee, capacity, over, trials, jobs)
     scenario = load_scenario(file, assignments, seed)
     kept = tuple(map(Limit.parse, limits))
-    folder = checked_folder(folder or Path("results", f"{file.stem}-tune"))
+    output = Output(folder, f"{file.stem}-{_mode(pareto, knee, capacity)}", OWN_FILES)
     if capacity:
-        text, number = _capacity(scenario, kept, folder, replications, jobs, resume, quiet)
+        text, number = _capacity(scenario, kept, output.folder, replications, jobs, resume, quiet)
     else:
         goal = _goal(maximize or ("goodput" if _has_slo(scenario) else "throughput"), pareto, knee, kept)
         space = _space(scenario, goal, over, knee)
         sizes = (trials, replications or 1, confirm)
-        text, number = _tune(space, goal, folder, sizes, knee, jobs, resume, quiet)
+        text, number = _tune(space, goal, output.folder, sizes, knee, jobs, resume, quiet)
+    output.say_replaced(quiet=quiet)
     if as_json:
-        click.echo((folder / "tune.json").read_text(encoding="utf-8"), nl=False)
+        click.echo((output.folder / "tune.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         click.echo(text)
-        click.echo(f"{number} files in {folder}")
+        click.echo(f"{number} files in {output.folder}")
 
 
 def _tune(
@@ -145,6 +149,13 @@ def _runner(scenario: Scenario, folder: Path, jobs: int, resume: bool, progress:
     from simbatch.sim.search.tune_run import Runner
 
     return Runner(scenario, CellStore(folder / "cells"), jobs=jobs, resume=resume, progress=progress)
+
+
+def _mode(pareto: str | None, knee: bool, capacity: bool) -> str:
+    """The folder's ending: what is asked for, so that one answer does not take the place of another."""
+    if capacity:
+        return "capacity"
+    return "knee" if knee else "pareto" if pareto else "tune"
 
 
 def _has_slo(scenario: Scenario) -> bool:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import checked_folder, load_scenario, policy_option, scenario_options
+from simbatch.cli._options import load_scenario, policy_option, scenario_options
+from simbatch.cli._output import Output
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -51,22 +52,26 @@ def validate(
 
     The real run is made now, in real time on vLLM's engine in this process (--engine), or was recorded (--recorded: the
     JSON of `vllm bench serve --save-result --save-detailed`, or LLMServingSim's requests.jsonl). Figures and pictures
-    are written to DIR, by default results/validate-<name of FILE>.
+    are written to DIR, by default results/validate-<name of FILE> (with --recorded
+    -recorded after it).
     """
     from simbatch.profiler.validating.bounds import Bounds
+    from simbatch.profiler.validating.validation import OWN_FILES
 
     if (model is None) == (recorded is None):
         raise click.UsageError("name either a model with --engine, or a file with --recorded")
     _refuse_flags(model is not None, source, flags)
     limits = None if bounds is None else Bounds.parse(bounds)
     scenario = load_scenario(file, assignments, seed, policy)
-    folder = checked_folder(folder or Path("results", f"validate-{file.stem}"))
+    of_runs = () if recorded is not None or flags["resume"] else ("run-1/requests.parquet",)
+    output = Output(folder, f"validate-{file.stem}{'' if recorded is None else '-recorded'}", (*OWN_FILES, *of_runs))
     if recorded is not None:
         validation = _recorded(scenario, recorded, source, limits)
     else:
-        validation = _engine(scenario, str(model), folder, limits, flags, quiet)
-    written = validation.save(folder)
-    _show(validation, folder, written, as_json=as_json, quiet=quiet)
+        validation = _engine(scenario, str(model), output.folder, limits, flags, quiet)
+    written = validation.save(output.folder)
+    output.say_replaced(quiet=quiet)
+    _show(validation, output.folder, written, as_json=as_json, quiet=quiet)
     if validation.outside:
         raise click.exceptions.Exit(OUTSIDE)
 

@@ -97,7 +97,7 @@ def _draw_limit(axes: Axes, limit: float | None) -> None:
     if limit is not None and low <= limit <= 0.97 * high:
         axes.axhline(limit, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
         at = axes.get_yaxis_transform()
-        axes.text(0.995, limit, "SLO", transform=at, fontsize=6.5, ha="right", va="bottom", color="#777777")
+        axes.text(0.005, limit, "SLO", transform=at, fontsize=6.5, ha="left", va="bottom", color="#777777")
 
 
 def _curves(points: Sequence[Point]) -> tuple[NDArray[np.float64], ...]:
@@ -138,7 +138,9 @@ def _y_axis(axes: Axes, metric: Metric, shown: Sequence[float]) -> None:
     elif metric.kind == "index":
         axes.set_ylim(max(0.0, min(low, 0.98) - 0.02), 1.005)
     elif metric.is_share:
-        axes.set_ylim(max(0.0, low - 5) if low > 50 else 0, 102)
+        bottom = max(0.0, low - 5) if low > 50 else 0.0
+        axes.set_ylim(bottom, 102)  # room for a line at 100 %, and no tick above it
+        axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= 100])
     else:
         axes.set_ylim(0, high * 1.06 or 1)
     if is_time:

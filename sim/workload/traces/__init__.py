@@ -8,11 +8,11 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import user_path
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TIME_UNITS, Trace, TraceFormat, settings_mistakes
-from simbatch.sim.workload.traces.rows import Reader
+from simbatch.sim.workload.traces.rows import Columns, Reader
 from simbatch.sim.workload.traces.source import TraceSource
 from simbatch.sim.workload.traces.text import check_file
 
-__all__ = ["TraceSource", "open_trace"]
+__all__ = ["TraceSource", "foretells", "open_trace"]
 
 
 def open_trace(
@@ -34,16 +34,36 @@ def open_trace(
     mistakes = settings_mistakes(trace, trace_format)
     if mistakes:
         raise UserError(*(Problem(_named(place, key), rule, getattr(trace, key), mend) for key, rule, mend in mistakes))
+    reader = _reader(path, trace, trace_format)
+    _check_named(trace, reader, place)
     return TraceSource(
         path,
         trace_format,
-        _reader(path, trace, trace_format),
+        reader,
         trace,
         max_concurrency=workload.max_concurrency if workload else None,
         priorities=workload.priority_shares() if workload else None,
         tenants=workload.tenant_shares() if workload else None,
         seed=seed,
     )
+
+
+def foretells(trace: Trace, folder: Path) -> bool:
+    """Whether the file says what was predicted of the output lengths; its first row is read, and no more."""
+    path = user_path(folder, trace.path)
+    check_file(path, "workload.trace.path")
+    if (trace.format or _detected(path)) == "vllm_bench":  # has none, and would be loaded whole
+        return False
+    return open_trace(trace, folder=folder).foretells
+
+
+def _check_named(trace: Trace, reader: Reader, place: str) -> None:
+    """UserError when the file lacks a column that the settings name."""
+    name = None if trace.columns is None else trace.columns.predicted_output
+    if name is not None and name not in reader.present:
+        rule = "the file has no such column"
+        mend = f"other columns in it: {', '.join(sorted(reader.ignored)) or 'none'}"
+        raise UserError(Problem(_named(place, "columns.predicted_output"), rule, name, mend))
 
 
 def _named(place: str, key: str) -> str:
@@ -62,18 +82,23 @@ def _reader(path: Path, trace: Trace, trace_format: TraceFormat) -> Reader:
 
     unit = PS_PER_UNIT[trace.time_unit or TIME_UNITS.get(trace_format, "s")]
     hash_block_tokens = trace.hash_block_tokens or HASH_BLOCK_TOKENS.get(trace_format, 0)
+
+    def own(columns: Columns) -> Columns:
+        named = {} if trace.columns is None else {"predicted_output_tokens": trace.columns.predicted_output}
+        return columns._replace(**{key: name for key, name in named.items() if name is not None})
+
     match trace_format:
         case "azure":
-            return tables.TableReader(path, tables.AZURE, None, 0)
+            return tables.TableReader(path, own(tables.AZURE), None, 0)
         case "burstgpt":
-            return tables.TableReader(path, tables.BURSTGPT, unit, 0)
+            return tables.TableReader(path, own(tables.BURSTGPT), unit, 0)
         case "csv":
-            return tables.TableReader(path, tables.OURS, unit, hash_block_tokens)
+            return tables.TableReader(path, own(tables.OURS), unit, hash_block_tokens)
         case "mooncake" | "timed_trace":
-            return lines.LinesReader(path, lines.TIMED_TRACE, unit, hash_block_tokens)
+            return lines.LinesReader(path, own(lines.TIMED_TRACE), unit, hash_block_tokens)
         case "jsonl":
-            return lines.LinesReader(path, tables.OURS, unit, hash_block_tokens)
+            return lines.LinesReader(path, own(tables.OURS), unit, hash_block_tokens)
         case "parquet":
-            return columnar.ParquetReader(path, tables.OURS, unit, hash_block_tokens)
+            return columnar.ParquetReader(path, own(tables.OURS), unit, hash_block_tokens)
         case "vllm_bench":
             return bench.BenchReader(path, bench.BENCH, unit)

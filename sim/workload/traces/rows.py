@@ -22,6 +22,7 @@ class Columns(NamedTuple):
     priority: str | None = None
     tenant: str | None = None
     hash_ids: str | None = None
+    predicted_output_tokens: str | None = None
 
     @property
     def required(self) -> tuple[str, str, str]:
@@ -41,6 +42,7 @@ class Batch:
     priority: list[int] | None = None
     tenant: list[str | None] | None = None
     hash_ids: list[tuple[int, ...] | None] | None = None  # None: the row says nothing about its prefix
+    predicted_output_tokens: list[float] | None = None
 
     def keep(self, indices: list[int]) -> Batch:
         """Only these rows."""
@@ -57,6 +59,7 @@ class Reader(Protocol):
 
     columns: Columns
     hash_block_tokens: int  # 0: the file has no hashes
+    present: set[str]  # columns that mean something and stand in the file, by its first row or header
     ignored: set[str]  # columns that stand in the file and mean nothing here; filled while reading
 
     def batches(self) -> Iterator[Batch]:

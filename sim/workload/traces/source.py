@@ -43,6 +43,11 @@ class TraceSource:
         self._has_tenants: bool | None = None  # by the batches so far
 
     @property
+    def foretells(self) -> bool:
+        """Whether the file says what was predicted of the output lengths."""
+        return self._reader.columns.predicted_output_tokens in self._reader.present
+
+    @property
     def ignored(self) -> set[str]:
         """Columns of the file that mean nothing here; complete when all is read."""
         return self._reader.ignored
@@ -111,6 +116,9 @@ class TraceSource:
         elif self._has_ids != (batch.request_id is not None):
             rule, mend = "stands in some rows only", "give every row one, or none"
             raise self._error(batch, 0, columns.request_id or "", rule, NOTHING, mend)
+        if self.foretells != (batch.predicted_output_tokens is not None):
+            name, rule = columns.predicted_output_tokens or "", "stands in some rows only"
+            raise self._error(batch, 0, name, rule, NOTHING, "give every row a prediction, or none")
         if batch.hash_ids is not None:
             self._check_hashes(batch, batch.hash_ids)
         return times[-1]
@@ -150,5 +158,6 @@ class TraceSource:
             priority=batch.priority if priority is None else priority,
             request_id=batch.request_id,
             tenant=tenant or batch.tenant or ([None] * len(times) if self._has_tenants else None),
+            predicted_output_tokens=batch.predicted_output_tokens,
             hash_ids=None if batch.hash_ids is None else [hashes or () for hashes in batch.hash_ids],
         )

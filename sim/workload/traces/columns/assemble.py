@@ -45,4 +45,5 @@ def assemble(
         priority=optional(columns.priority, values.PRIORITIES),
         tenant=optional(columns.tenant, values.TEXTS),
         hash_ids=optional(columns.hash_ids, values.HASH_IDS),
+        predicted_output_tokens=optional(columns.predicted_output_tokens, values.PREDICTIONS),
     )

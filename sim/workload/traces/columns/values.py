@@ -54,6 +54,13 @@ def _tokens(value: object) -> int:
     return int(number)
 
 
+def _prediction(value: object) -> float:
+    number = _number(value, "a predicted number of tokens")
+    if not 0 < number <= MAX_TOKENS:
+        raise BadValueError(f"a prediction must be above 0 and at most {MAX_TOKENS} tokens", "check the column")
+    return float(number)
+
+
 def times(ps_per_unit: int) -> Kind[int]:
     """Times in plain numbers of a unit, finite and not negative, to ps."""
     return Kind(_times_fast(ps_per_unit), _time(ps_per_unit))
@@ -158,6 +165,7 @@ def _number(value: object, what: str) -> float:
 
 TOKENS = Kind(_tokens_fast, _tokens)
 PRIORITIES = Kind(never, _priority)
+PREDICTIONS = Kind(never, _prediction)
 TEXTS = Kind(never, _text)
 REQUEST_IDS = Kind(never, _request_id)
 HASH_IDS = Kind(never, _hash_ids)

@@ -31,6 +31,7 @@ class BenchReader:
             raise UserError(Problem(f"{path}:1", rule, document, "check the format"))
         self._check_saved_in_detail(document)
         check_header(list(document), columns, str(path))
+        self.present = set(columns.required)
         self.ignored: set[str] = set()  # the rest are a run's results, not its requests
         self._batch = self._ordered(document, ps_per_unit)
 

@@ -30,7 +30,8 @@ class ParquetReader:
             mend = "check the format; a file that was cut off looks like this"
             raise UserError(Problem(str(path), f"not valid parquet: {error}", mend=mend)) from None
         self._names = list(check_header(names, columns, str(path)))
-        self.ignored = set(names) - set(self._names)
+        self.present = set(self._names)
+        self.ignored = set(names) - self.present
         self.hash_block_tokens = hash_block_tokens if columns.hash_ids in self._names else 0
 
     def batches(self) -> Iterator[Batch]:

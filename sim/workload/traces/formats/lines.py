@@ -60,7 +60,8 @@ class LinesReader:
         self.hash_block_tokens = hash_block_tokens
         self.ignored: set[str] = set()
         with text_errors(path):
-            next(self._rows(), None)  # the first row's mistakes before anything is simulated
+            _, first = next(self._rows(), (0, {}))  # its mistakes before anything is simulated
+        self.present = {name for name in columns if name is not None and first.get(name) is not None}
 
     def _rows(self) -> Iterator[tuple[int, Row]]:
         required = self.columns.required

@@ -20,7 +20,16 @@ _FIELD_LIMIT = 1 << 24  # characters; a long prompt's hash_ids are one field
 
 AZURE = Columns("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 BURSTGPT = Columns("Timestamp", "Request tokens", "Response tokens")
-OURS = Columns("arrival_s", "num_prompt_tokens", "num_output_tokens", "request_id", "priority", "tenant", "hash_ids")
+OURS = Columns(
+    "arrival_s",
+    "num_prompt_tokens",
+    "num_output_tokens",
+    request_id="request_id",
+    priority="priority",
+    tenant="tenant",
+    hash_ids="hash_ids",
+    predicted_output_tokens="predicted_output_tokens",
+)
 
 
 class TableReader:
@@ -39,7 +48,8 @@ class TableReader:
                 Problem(str(path), "the trace has no requests: the file is empty", mend="name another file")
             )
         self._index = check_header(self._header, columns, self.place(line, ""))
-        self.ignored = set(self._header) - set(self._index)
+        self.present = set(self._index)
+        self.ignored = set(self._header) - self.present
         self.hash_block_tokens = hash_block_tokens if columns.hash_ids in self._index else 0
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 from simbatch.sim.clock import to_s
 from simbatch.sim.paths import check_target
@@ -32,6 +32,18 @@ class Losses(Counter[str]):
         return [f"{what} ({count} requests)" for what, count in self.items()]
 
 
+class Extra(NamedTuple):
+    """Columns that a file has when the source has them."""
+
+    hashes: bool
+    predictions: bool
+
+    def names(self) -> list[str]:
+        """What they are called."""
+        there = {"predicted_output_tokens": self.predictions, "hash_ids": self.hashes}
+        return [name for name, is_there in there.items() if is_there]
+
+
 def write_trace(
     source: RequestSource,
     path: Path,
@@ -53,7 +65,7 @@ def write_trace(
     if to in HOLDS_HASHES and (regroup if old else to in NEEDS_HASHES):
         rehash = Rehash(old or hash_block_tokens, hash_block_tokens)
     num_written = 0
-    with _writer(path, to, bool(old)) as write:
+    with _writer(path, to, Extra(bool(old), getattr(source, "foretells", False))) as write:
         for chunk in source.chunks():
             _note_losses(chunk, to, losses)
             write(_rows(chunk, num_written, rehash), losses)
@@ -77,6 +89,7 @@ def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None) -> list[Row]:
         "num_output_tokens": chunk.num_output_tokens,
         "priority": chunk.priority or [0] * n,
         "tenant": chunk.tenant or [None] * n,
+        "predicted_output_tokens": chunk.predicted_output_tokens or [None] * n,
         "hash_ids": chunk.hash_ids or [()] * n,
     }
     if rehash:
@@ -89,6 +102,7 @@ def _note_losses(chunk: RequestChunk, to: WriteFormat, losses: Losses) -> None:
         return
     labels: dict[str, Sequence[object] | None] = {"request_id": chunk.request_id}
     labels |= {"tenant": chunk.tenant, "priority": chunk.priority}
+    labels |= {"predicted_output_tokens": chunk.predicted_output_tokens}
     if to not in HOLDS_HASHES:
         labels["hash_ids"] = chunk.hash_ids
     for name, found in labels.items():
@@ -98,17 +112,17 @@ def _note_losses(chunk: RequestChunk, to: WriteFormat, losses: Losses) -> None:
 
 
 @contextmanager
-def _writer(path: Path, to: WriteFormat, has_hashes: bool) -> Iterator[Write]:
+def _writer(path: Path, to: WriteFormat, extra: Extra) -> Iterator[Write]:
     """A function that takes rows, for a file that is put in place when all went well."""
     check_target(path)
     temporary = path.with_name(f".{path.name}.part")
     try:
         if to == "parquet":
-            with _parquet(temporary, has_hashes) as write:
+            with _parquet(temporary, extra) as write:
                 yield write
         else:
             with temporary.open("w", encoding="utf-8", newline="") as file:
-                yield _TEXT[to](file, has_hashes)
+                yield _TEXT[to](file, extra)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -119,19 +133,19 @@ def _plain(ps: int, ps_per_unit: int = 10**12) -> float | int:
     return ps // ps_per_unit if ps % ps_per_unit == 0 else ps / ps_per_unit
 
 
-def _jsonl(file: IO[str], _: bool) -> Write:
+def _jsonl(file: IO[str], _: Extra) -> Write:
     def write(rows: list[Row], _: Losses) -> None:
         for row in rows:
             line = {"request_id": row["request_id"], "arrival_s": to_s(row["arrival_ps"])}
             line |= {key: row[key] for key in ("num_prompt_tokens", "num_output_tokens")}
-            line |= {key: row[key] for key in ("priority", "tenant", "hash_ids") if row[key]}
+            line |= {key: row[key] for key in ("priority", "tenant", "predicted_output_tokens", "hash_ids") if row[key]}
             file.write(json.dumps(line) + "\n")
 
     return write
 
 
-def _timed(ps_per_unit: int) -> Callable[[IO[str], bool], Write]:
-    def open_writer(file: IO[str], _: bool) -> Write:
+def _timed(ps_per_unit: int) -> Callable[[IO[str], Extra], Write]:
+    def open_writer(file: IO[str], _: Extra) -> Write:
         def write(rows: list[Row], losses: Losses) -> None:
             for row in rows:
                 if not row["hash_ids"]:
@@ -148,11 +162,10 @@ def _timed(ps_per_unit: int) -> Callable[[IO[str], bool], Write]:
     return open_writer
 
 
-def _csv(file: IO[str], has_hashes: bool) -> Write:
+def _csv(file: IO[str], extra: Extra) -> Write:
     import csv
 
-    names = ["request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens", "priority", "tenant"]
-    names += ["hash_ids"] if has_hashes else []
+    names = ["request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens", "priority", "tenant", *extra.names()]
     table = csv.writer(file, lineterminator="\n")
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # the other forgets to quote \r
     table.writerow(names)
@@ -166,7 +179,7 @@ def _csv(file: IO[str], has_hashes: bool) -> Write:
     return write
 
 
-def _azure(file: IO[str], _: bool) -> Write:
+def _azure(file: IO[str], _: Extra) -> Write:
     file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n")
     first = True
 
@@ -188,26 +201,28 @@ def _azure(file: IO[str], _: bool) -> Write:
 
 
 @contextmanager
-def _parquet(path: Path, has_hashes: bool) -> Iterator[Write]:
+def _parquet(path: Path, extra: Extra) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     fields: list[tuple[str, pa.DataType]] = [("request_id", pa.string()), ("arrival_s", pa.float64())]
     fields += [("num_prompt_tokens", pa.int64()), ("num_output_tokens", pa.int64())]
     fields += [("priority", pa.int64()), ("tenant", pa.string())]
-    fields += [("hash_ids", pa.list_(pa.int64()))] if has_hashes else []
+    kinds = {"predicted_output_tokens": pa.float64(), "hash_ids": pa.list_(pa.int64())}
+    fields += [(name, kinds[name]) for name in extra.names()]
     schema = pa.schema(fields)
     with pq.ParquetWriter(path, schema) as table:
 
         def write(rows: list[Row], _: Losses) -> None:
             for row in rows:
                 row["arrival_s"] = to_s(row["arrival_ps"])
+                row["hash_ids"] = row["hash_ids"] or None  # an empty list would say that the prompt has no blocks
             table.write_table(pa.Table.from_pylist(rows, schema=schema))
 
         yield write
 
 
-_TEXT: dict[WriteFormat, Callable[[IO[str], bool], Write]] = {
+_TEXT: dict[WriteFormat, Callable[[IO[str], Extra], Write]] = {
     "jsonl": _jsonl,
     "csv": _csv,
     "mooncake": _timed(10**9),

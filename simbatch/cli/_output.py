@@ -1,0 +1,96 @@
+"""What a command writes to: checked before any work, and what the new results replaced is said after it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from stat import S_ISDIR
+
+import click
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.paths import is_dangling, shorten_path, stat_of, why_not_writable
+
+_MAX_NAME = 255  # of a file, on every system in use
+_RUN_FILE = "run.json"
+_OTHER = "name another folder"
+
+
+class Output:
+    """`given` (-o), else `results/<name>`: each mode of each command has a name of its own.
+
+    `own` are the files that results of this kind consist of. Raises UserError when they cannot be written there.
+    """
+
+    def __init__(self, given: Path | None, name: str, own: Sequence[str]) -> None:
+        self.folder = given or Path("results", name)
+        files = [self.folder / name for name in (*own, _RUN_FILE)]
+        _check(self.folder, files)
+        self._earlier = _earlier(self.folder, files)
+
+    def say_replaced(self, *, quiet: bool) -> None:
+        """A line on stderr about the results that stood there before, if any."""
+        if self._earlier is not None and not quiet:
+            click.echo(self._earlier, err=True)
+
+
+@contextmanager
+def replacing(file: Path | None) -> Iterator[None]:
+    """Say on stderr, when all went well, that what is written meanwhile took the place of an earlier file."""
+    there = None if file is None else stat_of(file)
+    yield
+    if there is not None:
+        click.echo(f"replaced {file} of {datetime.fromtimestamp(there.st_mtime):%Y-%m-%d %H:%M}", err=True)
+
+
+def check_folder(folder: Path, place: str) -> None:
+    """UserError unless `folder` can be written to, or made where it would stand."""
+    for existing in (folder, *folder.parents):
+        if is_dangling(existing):
+            raise UserError(Problem(place, f"{existing} is a link that leads nowhere", mend=_OTHER))
+        if (there := stat_of(existing)) is not None:
+            if not S_ISDIR(there.st_mode):
+                raise UserError(Problem(place, f"{existing} is a file, not a folder", mend=_OTHER))
+            if (reason := why_not_writable(existing)) is not None:
+                raise UserError(Problem(place, f"{existing} cannot be written to: {reason}", mend=_OTHER))
+            return
+
+
+def _check(folder: Path, files: Sequence[Path]) -> None:
+    place = f"-o {shorten_path(str(folder))}"
+    if any(len(os.fsencode(part)) > _MAX_NAME for part in folder.parts):
+        raise UserError(Problem(place, f"a name is longer than {_MAX_NAME} bytes", mend=_OTHER))
+    check_folder(folder, place)
+    if (blocked := next((file for file in files if file.is_dir()), None)) is not None:
+        rule = "is a folder, and a file of the results has its name"
+        raise UserError(Problem(str(blocked), rule, mend="move it away, or choose another folder with -o"))
+
+
+def _earlier(folder: Path, files: Sequence[Path]) -> str | None:
+    """What to say once the new results stand in `folder`; None where there were none."""
+    there = [path for path in files if path.is_file()]
+    if not there:
+        return None
+    command, date = _origin_of(folder / _RUN_FILE)
+    results = [path for path in there if path.name != _RUN_FILE]
+    if date is None:  # written before run.json had one
+        date = datetime.fromtimestamp(max(path.stat().st_mtime for path in there))
+    of = f"{date:%Y-%m-%d %H:%M}{f' ({command})' if command else ''}"
+    if not results:
+        return f"beside the results of {of} in {folder}: those stay, only {_RUN_FILE} is replaced"
+    return f"replaced the results of {of}"
+
+
+def _origin_of(path: Path) -> tuple[str | None, datetime | None]:
+    """Command and date of earlier results, as far as they are known and fit for a terminal."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        date = datetime.fromisoformat(known["date"]).astimezone()
+        command = known["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+    return (command if isinstance(command, str) and command.isprintable() else None), date
