@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.engine import Run
-from simbatch.sim.engine.pace import Pace, device_paced, host_paced, synchronous
+from simbatch.sim.engine.pace import HostPart, Pace, device_paced, host_paced, synchronous
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, RunRecord, StepRow
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import itl_ps, random_case, timed_case
@@ -216,11 +216,15 @@ def test_company_changes_no_times(seed: int) -> None:
     assert all(now <= 7_000_000_001 * (i + 1) for i, now in enumerate(seen_ps))
 
 
-HOST_PARTS = st.tuples(*(5 * [st.integers(0, 40)]))  # launch, update, update before, lag, tail
+@st.composite
+def host_parts(draw: st.DrawFn) -> HostPart:
+    """Launch, update, update before, lag, tail; mostly the step before is of the same batch."""
+    launch, update, other, lag, tail = draw(st.tuples(st.integers(0, 80), *(4 * [st.integers(0, 30)])))
+    return launch, update, draw(st.sampled_from([update, update, other])), lag, tail
 
 
 def one_by_one(
-    is_async: bool, schedule: int, free: int, d: int, s: int, host: Any, count: int
+    is_async: bool, schedule: int, free: int, d: int, s: int, host: HostPart, count: int
 ) -> list[tuple[int, ...]]:
     """(start, end, update) of decode-only steps by vLLM's two loops; the update is that of the step before if async."""
     h, o, before, lag, tail = host
@@ -234,19 +238,21 @@ def one_by_one(
     return rows
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
     st.sampled_from([device_paced, host_paced, synchronous]), st.integers(0, 99), st.integers(0, 150),
-    st.integers(1, 60), st.integers(0, 3), HOST_PARTS, st.integers(1, 30), st.integers(0, 1500),
+    st.integers(1, 60), st.integers(0, 3), host_parts(), st.integers(1, 30), st.integers(0, 1500),
 )  # fmt: skip
 def test_a_pace_is_what_the_loop_does(
-    form: Any, schedule: int, free: int, d: int, s: int, host: tuple[int, ...], most: int, cut: int
+    form: Any, schedule: int, free: int, d: int, s: int, host: HostPart, most: int, cut: int
 ) -> None:
     """A closed form has the starts, updates and end of vLLM's loop, and stops for who comes."""
-    is_async = form is not synchronous
-    if not is_async:
-        free = min(free, schedule)  # the step before has been taken in
-    pace: Pace | None = form(schedule, free, d, s, host, most, cut or FAR)
+    is_async, cut = form is not synchronous, cut or FAR
+    pace: Pace | None
+    if is_async:
+        pace = form(schedule, free, d, s, host, most, cut)
+    else:
+        pace, free = synchronous(schedule, d, s, host, most, cut), 0  # the step before has been taken in
     if pace is None:
         return
     rows = one_by_one(is_async, schedule, free, d, s, host, pace.num_steps)
@@ -256,4 +262,4 @@ def test_a_pace_is_what_the_loop_does(
     assert pace.free_ps == rows[-1][1]
     assert (pace.last_start_ps, pace.last_updated_ps) == (rows[-1][0], rows[-1][2])
     if pace.num_steps > 1:  # who has come by the end of an update is seen by the next schedule()
-        assert all(row[2] < (cut or FAR) for row in rows[:-1])
+        assert all(row[2] < cut for row in rows[:-1])
