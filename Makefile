@@ -91,7 +91,7 @@ $(VENV)-vllm/installed: pyproject.toml $(VLLM_VENV)/ready
 	$(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(VENV)-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm.pth
 	$(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check --python $(VENV)-vllm/bin/python \
-		install --editable . pytest
+		install --editable . pytest pytest-timeout
 	@touch $@
 
 docs: $(VENV)/installed

@@ -22,6 +22,7 @@ import yaml
 from simbatch import Result, Scenario, simulate
 from simbatch.cli import cli, main
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.engine import eligibility
 from simbatch.sim.results.files import run_facts
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.reading.document import parse_document
@@ -124,6 +125,22 @@ def test_the_readme_links_every_page() -> None:
         path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")
     }
     assert pages - set(re.findall(r"\]\((docs/[\w.-]+)", read(README))) == set()
+
+
+def test_the_engine_page_has_the_table_and_every_invariant_its_test() -> None:
+    page = read("docs/engine.md")
+    table = [line for line in (eligibility.__doc__ or "").splitlines() if line.startswith("|")]
+    assert "\n".join(table) in page
+    rows = re.findall(r"^\| (I\d+) \| .+? \| (.+?) \| (?:.* )?\|$", page, re.MULTILINE)
+    assert [name for name, _ in rows] == [f"I{i}" for i in range(1, len(rows) + 1)]
+    assert len(rows) >= 20
+    tests = {
+        name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    for name, cell in rows:
+        assert tests >= set(re.findall(r"`(test_\w+)`", cell)) != set(), name
+    files = {*re.findall(r"`(\w+\.py)`", page.split("## The life")[0])}
+    assert files == {path.name for path in (ROOT / "sim" / "engine").glob("*.py")} - {"shown.py", "step.py"}
 
 
 @pytest.mark.parametrize("page", [README, *(page for page in PAGES if page.endswith(".md"))])

@@ -9,6 +9,9 @@ import pytest
 
 from parity import check
 from parity.check import first_difference, load, main, recordings
+from parity.recording import CaseLines
+from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
+from simbatch.sim.scheduler.request import Request
 
 RECORDINGS = [*recordings(check.RECORDINGS), *recordings(check.TIMING)]
 
@@ -16,6 +19,21 @@ RECORDINGS = [*recordings(check.RECORDINGS), *recordings(check.TIMING)]
 @pytest.mark.parametrize(("case", "recording"), RECORDINGS, ids=[case.stem for case, _ in RECORDINGS])
 def test_the_recording_is_reproduced(case: Path, recording: Path) -> None:
     assert first_difference(json.loads(case.read_text()), load(recording)) is None
+
+
+def test_a_recording_has_a_run_of_blocks_that_gets_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rarest branch of the prefix cache: one random case in 2,000 reaches it, and no other recording."""
+    named = []
+
+    def name_run(cache: PrefixKVCache, request: Request, num_touched: int) -> None:
+        named.append(request.request_id)
+        original(cache, request, num_touched)
+
+    original = PrefixKVCache._name_run
+    monkeypatch.setattr(PrefixKVCache, "_name_run", name_run)
+    case = check.RECORDINGS / "e11_prio_duplicate.json"
+    CaseLines(json.loads(case.read_text())).play()
+    assert named == ["b7_0"]
 
 
 def test_a_difference_is_found_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

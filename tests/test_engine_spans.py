@@ -16,7 +16,6 @@ from simbatch.sim.engine import Run, run
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
 from simbatch.sim.engine.spans import span_ps, steps_until
-from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 from tests.engine_cases import itl_ps, random_case
 
@@ -116,26 +115,6 @@ def test_an_outgrown_pool_leaves_the_request_unfinished(is_async: bool) -> None:
     assert (
         record.requests.num_output_tokens[0] == 25
     )  # all that 64 tokens of KV allow: 40 + 24 computed, one more sampled
-
-
-@pytest.mark.parametrize("is_async", [False, True])
-def test_an_engine_that_turns_in_circles_ends(is_async: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt larger than the pool, admitted by its first chunk: it preempts itself for ever, and no token comes."""
-    monkeypatch.setattr("simbatch.sim.engine.stepwise.MAX_FRUITLESS_STEPS", 1000)
-    config = EngineConfig(
-        max_num_seqs=4,
-        max_num_batched_tokens=32,
-        max_model_len=1024,
-        num_gpu_blocks=5,
-        scheduler_reserve_full_isl=False,
-        enable_prefix_caching=False,
-        async_scheduling=is_async,
-    )
-    case = random_case(1)
-    case.source.rows = [(0, 100, 5, 0, ()), (0, 10, 5, 0, ())]
-    record = run(config, case.cost, case.policy, case.source)
-    assert record.requests.status.tolist() == [2, 2]
-    assert record.num_preemptions > 100
 
 
 @settings(max_examples=25, deadline=None)

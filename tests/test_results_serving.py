@@ -111,6 +111,18 @@ def test_all_at_once_is_no_overload():
     assert not is_overloaded(build([Toy(0, [i]) for i in range(50)], back_to_back([MS] * 50)))
 
 
+@pytest.mark.parametrize(("num_first", "expected"), [(0, True), (4, True), (40, False)])
+def test_overload_is_a_queue_longer_than_in_any_earlier_quarter(num_first, expected):
+    """12 wait at the end, and nobody in the third quarter: with 40 in a burst at the begin it was worse before."""
+    toys = [Toy(0, [i]) for i in range(num_first)] + [Toy((60 + i) * S, [num_first + i]) for i in range(28)]
+    toys += [Toy((89 + i) * S, [num_first + 28 + i]) for i in range(12)]
+    steps = back_to_back([S // 2] * num_first)
+    steps += [back_to_back([MS], start_ps=(60 + i) * S)[0] for i in range(28)]
+    steps += back_to_back([MS] * 12, start_ps=101 * S)
+    record = build(toys, steps)
+    assert is_overloaded(record) == expected
+
+
 def test_every_warning_has_its_reason():
     toys = [Toy(0, [0]), Toy(0, [], 9, status=REJECTED), Toy(0, [0, 1], status=UNFINISHED)]
     record = build(toys, back_to_back([MS, MS]))

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
+LIMIT_S = 1200  # an engine starts in a minute, and some fixtures measure a whole profile
 HAS_VLLM = find_spec("vllm") is not None
 if HAS_VLLM:
     # see accuracy.STEADY; what malloc reads at a program's start comes too late here
@@ -21,6 +22,7 @@ def pytest_collection_modifyitems(items):
         if "tests/vllm/" not in item.nodeid:
             continue
         item.add_marker(pytest.mark.filterwarnings("ignore"))  # vLLM's and torch's own
+        item.add_marker(pytest.mark.timeout(LIMIT_S))
         if not HAS_VLLM:
             item.add_marker(pytest.mark.skip(reason="vLLM is not installed here (CONTRIBUTING.md says how)"))
 
