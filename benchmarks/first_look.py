@@ -1,9 +1,9 @@
-"""A first look at truth: host and front end beside a real H100 server: `python -m benchmarks.first_look [--shared DIR]`.
+"""A first look at truth, host and front end beside a real H100 server: `python -m benchmarks.first_look [--shared DIR]`.
 
-Real `vllm serve` 0.32 and `vllm bench serve` on one H100 (../shared/gpu/h100-vllm-0.32/serve): closed loops of 1 and 16,
-Poisson at 8, 16 and 22 req/s. Simulated with the kernel-table profile alone, and with its device times x 1.03 beside a
-host and a front end whose constants are those of the NOTES there (`HOST`, `FRONT_END` say from which runs). Errors are
-(simulated / real - 1). Nothing is fitted by this script, and it writes nothing.
+Real `vllm serve` 0.32 and `vllm bench serve` on one H100 (../shared/gpu/h100-vllm-0.32/serve): closed loops of 1 and
+16, Poisson at 8, 16 and 22 req/s. Simulated with the kernel-table profile alone, and with its device times x 1.03
+beside a host and a front end whose constants are those of the NOTES there (`HOST`, `FRONT_END` say from which runs).
+Errors are (simulated / real - 1). Nothing is fitted by this script, and it writes nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import gzip
 import json
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def host_profile() -> dict[str, Any]:
         content.pop(older, None)
     shares, ratios = RATIOS["share"], RATIOS["ratio"]
     pairs = list(zip(shares, ratios, strict=True))
-    mean = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(pairs, pairs[1:], strict=False))
+    mean = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(pairs))
     spread = {"share": shares, "ratio": [ratio / mean for ratio in ratios]}
     return content | {"host": HOST | {"spread": {"piecewise": spread, "none": spread}}, "front_end": FRONT_END}
 
