@@ -184,7 +184,8 @@ class CaseLines(Listener):
 
     def turned_away(self, request: Request, reason: str, now_ps: int) -> None:
         """Note who is too long."""
-        self.requests[request.request_id]["st"] = "rejected:VLLMValidationError"
+        if request.num_prompt_tokens >= self.config.max_model_len:
+            self.requests[request.request_id]["st"] = "rejected:VLLMValidationError"
 
     def planned(self, step: Step) -> None:
         """Write the step's line."""

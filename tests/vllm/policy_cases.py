@@ -4,7 +4,7 @@ import random
 from collections import deque
 
 from parity.fuzz import random_case
-from parity.recording import CaseReplica, prompt_parts
+from parity.recording import CaseLines, prompt_parts
 from simbatch.sim.clock import PS_PER_S
 
 
@@ -83,21 +83,21 @@ def played_by_vllm(case, policy, **given):
     return _lines(oracle.lines, oracle.info, oracle.refused, end)
 
 
-class Replica(CaseReplica):
+class Lines(CaseLines):
     def __init__(self, case, policy):
         self.refused = {}
         super().__init__(case, policy)
 
-    def _turn_away(self, request, reason):
+    def turned_away(self, request, reason, now_ps):
+        super().turned_away(request, reason, now_ps)
         if not self.requests[request.request_id]["st"].startswith("rejected"):
             self.refused[request.request_id] = reason
-        super()._turn_away(request, reason)
 
 
 def played_by_simbatch(case, policy):
-    replica = Replica(case, policy)
-    *_, end = replica.play()
-    return _lines(replica.lines, replica.requests, replica.refused, end["end"])
+    lines = Lines(case, policy)
+    *_, end = lines.play()
+    return _lines(lines.lines, lines.requests, lines.refused, end["end"])
 
 
 def _lines(steps, requests, refused, end):
@@ -191,8 +191,8 @@ def simulated(case, policy):
     for request in requests:
         del request["arrival_step"]
     step_time = {"base": 10**9, "per_prefill_token": 0, "per_decode_seq": 0, "per_context_token": 0}
-    replica = Replica({**case, "requests": requests, "step_time_ns": step_time}, policy)
-    replica.play()
+    played = Lines({**case, "requests": requests, "step_time_ns": step_time}, policy)
+    played.play()
     steps = [
         {
             "t": line["t"] // 10**9,
@@ -200,7 +200,7 @@ def simulated(case, policy):
             "pre": sorted(line.get("pre", ())),
             "fin": line.get("fin", []),
         }
-        for line in replica.lines
+        for line in played.lines
         if "s" in line or "pre" in line
     ]
-    return steps, replica.refused
+    return steps, played.refused
