@@ -1,4 +1,4 @@
-"""A first look at truth, host and front end beside a real H100 server: `python -m benchmarks.first_look [--shared DIR]`.
+"""A first look at truth, host and front end beside a real H100 server: `python -m benchmarks.first_look [--shared D]`.
 
 Real `vllm serve` 0.32 and `vllm bench serve` on one H100 (../shared/gpu/h100-vllm-0.32/serve): closed loops of 1 and
 16, Poisson at 8, 16 and 22 req/s. Simulated with the kernel-table profile alone, and with its device times x 1.03
