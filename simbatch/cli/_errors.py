@@ -59,5 +59,8 @@ def _of_file(error: OSError) -> str:
 
 
 def _say(line: str) -> None:
-    with suppress(BrokenPipeError):  # 2>&1 | head
-        print(line, file=sys.stderr)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:  # 2>&1 | head; what is left in the buffer would fail again at exit, with a code of its own
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
