@@ -1,0 +1,220 @@
+"""A real server beside its simulation, without host times and with them: `python -m benchmarks.first_look`.
+
+vLLM 0.32 on one H100: five runs of `vllm bench serve` and three replays within one process, which lie in
+../shared/gpu/h100-vllm-0.32 (--recorded) and are no part of the project; exit code 2 where they are not there. Requests
+are sent as recorded, or in a closed loop as large as the recorded one. Host and front end are those of h100-host.json,
+whose sources say which runs they have seen; times of the device are the shipped profile's, times DEVICE_FACTOR.
+docs/accuracy.md has the table. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch import Scenario, simulate
+from simbatch.profiler.validating.recorded import Recorded, read_recorded
+from simbatch.sim.cost.load import parse_json, shipped_text
+from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.results.gaps import PooledGaps
+from simbatch.sim.results.metrics import describe, describe_gaps, latencies_ms
+from simbatch.sim.scenario import resolve
+
+RECORDED = Path(__file__).parents[2] / "shared" / "gpu" / "h100-vllm-0.32"
+HOST_FILE = Path(__file__).with_name("h100-host.json")
+PROFILE, DEVICE_FACTOR = "h100-llama-3.1-8b-bf16", 1.03
+# As the server was started, and the KV blocks that it then logged.
+ENGINE = {
+    **{"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_model_len": 16384},
+    **{"num_gpu_blocks_override": 28588, "max_cudagraph_capture_size": 512, "async_scheduling": True},
+}
+# Launches within one process take longer than in an engine of its own: NOTES.md there, fitted on heavy and bursty.
+ONE_PROCESS_LAUNCH: dict[str, Any] = {
+    "graph": {"base_s": 0.0035},
+    "piecewise": {"base_s": 0.016, "per_prefill_s": 0.001},
+    "none": {"base_s": 0.033, "per_prefill_s": 0.001, "per_token_s": 1.1e-6},
+}
+SEEDS = 5  # the host's noise is drawn anew; figures are the means
+HASH_TOKENS = 16
+FIGURES = [f"{statistic} {name}" for name in ("TTFT", "TPOT", "E2EL", "ITL") for statistic in ("mean", "p99")]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recorded run: what its constants have been fitted on it, and how many of its requests were in the cache."""
+
+    name: str
+    seen: str
+    num_known: int = 0  # its first prompts had been sent before
+    is_replay: bool = False  # within one process, without a front end
+
+
+SERVED = (
+    Run("c1", "fitted"),
+    Run("c16", "not seen", num_known=12),
+    Run("p8", "fitted"),
+    Run("p16", "fitted"),
+    Run("p22", "launch slope only"),
+)
+REPLAYED = (
+    Run("heavy", "fitted", is_replay=True),
+    Run("bursty", "fitted", is_replay=True),
+    Run("light", "not seen", is_replay=True),
+)
+
+
+def recorded_run(run: Run, folder: Path) -> Recorded:
+    """What the file of a run says of its requests."""
+    if run.is_replay:
+        return _replayed(folder / "replays" / run.name / "requests.parquet")
+    with TemporaryDirectory() as temporary:
+        path = Path(temporary) / f"{run.name}.json"
+        path.write_bytes(gzip.decompress((folder / "serve" / f"{run.name}.json.gz").read_bytes()))
+        return read_recorded(path)
+
+
+def _replayed(path: Path) -> Recorded:
+    import pyarrow.parquet as pq
+
+    columns = pq.read_table(path).to_pydict()
+    names = ("arrival_s", "first_token_s", "finish_s", "num_prompt_tokens", "num_output_tokens")
+    sent, first, finish, prompts, outputs = (np.array(columns[name]) for name in names)
+    gaps = np.empty(len(sent), dtype=np.object_)
+    gaps[:] = [np.array(gap, dtype=np.float64) for gap in columns["itl_s"]]
+    times = (time - sent[0] for time in (sent, first, finish))
+    no_error = np.full(len(sent), "", dtype=np.object_)
+    return Recorded("simbatch validate", None, *times, prompts, outputs, no_error, gaps_s=gaps)
+
+
+def simulated_run(
+    run: Run, recorded: Recorded, folder: Path, seed: int, host: dict[str, Any] | None
+) -> tuple[RunRecord, NDArray[np.bool_]]:
+    """Simulate it with its trace in `folder`; with the sections of `host`, or none: the shipped profile as it is.
+
+    Also returns which of the requests are the run's: before them come those that fill the cache, of a token each.
+    """
+    path = folder / f"{run.name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in _trace(run, recorded)), encoding="utf-8")
+    workload: dict[str, Any] = {"trace": {"path": str(path), "format": "jsonl"}}
+    if recorded.max_concurrency is not None:
+        workload["max_concurrency"] = recorded.max_concurrency
+    content: dict[str, Any] = {"engine": dict(ENGINE), "workload": workload, "seed": seed}
+    if host is None:
+        content["profile"] = PROFILE
+    else:
+        content["profile"] = {**scaled_profile(), **(_one_process(host) if run.is_replay else host)}
+        content["engine"]["front_end"] = not run.is_replay
+    record = simulate(Scenario.from_dict(content)).record
+    return record, np.arange(len(record.requests)) >= run.num_known
+
+
+def _one_process(host: dict[str, Any]) -> dict[str, Any]:
+    return {"host": {**host["host"], "launch": ONE_PROCESS_LAUNCH}}
+
+
+def _trace(run: Run, recorded: Recorded) -> Iterator[dict[str, Any]]:
+    """Those that fill the cache a second apart, and the run's requests after them."""
+    begin_s = 60.0 if run.num_known else 0.0
+    prompts = recorded.num_prompt_tokens.tolist()
+    for i in range(run.num_known):
+        yield _row(i, float(i), prompts[i], 1)
+    is_loop = recorded.max_concurrency is not None
+    for i, (sent_s, outputs) in enumerate(zip(recorded.sent_s, recorded.num_output_tokens.tolist(), strict=True)):
+        yield _row(i, begin_s + (0.0 if is_loop else float(sent_s)), prompts[i], outputs)
+
+
+def _row(prompt: int, arrival_s: float, num_prompt: int, num_output: int) -> dict[str, Any]:
+    """A request, its blocks named by its prompt: nobody else has them."""
+    first = prompt << 16
+    hashes = list(range(first, first + num_prompt // HASH_TOKENS))
+    lengths = {"num_prompt_tokens": num_prompt, "num_output_tokens": num_output}
+    return {"arrival_s": arrival_s, **lengths, "hash_ids": hashes}
+
+
+def scaled_profile() -> dict[str, Any]:
+    """The shipped profile, every time of a step multiplied by DEVICE_FACTOR."""
+    content = parse_json(shipped_text(PROFILE), PROFILE)
+    return {**content, "step_time": _scaled(content["step_time"])}
+
+
+def _scaled(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: value if key == "count" else _scaled(value) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_scaled(value) for value in part]
+    return part * DEVICE_FACTOR if isinstance(part, float) else part
+
+
+def figures(record: RunRecord, chosen: NDArray[np.bool_]) -> dict[str, float]:
+    """Latencies of the chosen requests in ms, and their output tokens per second."""
+    described = {name: describe(values) for name, values in latencies_ms(record, chosen).items()}
+    described["itl"] = describe_gaps(PooledGaps.of(record))
+    latencies = {figure: described[figure.split()[1].lower()][figure.split()[0]] for figure in FIGURES}
+    requests = record.requests
+    span_ps = record.client_finish_ps[chosen].max() - requests.arrival_ps[chosen].min()
+    latencies["tokens/s"] = requests.num_output_tokens[chosen].sum() / (span_ps / 1e12)
+    return {figure: float(value or 0.0) for figure, value in latencies.items()}
+
+
+def real_figures(recorded: Recorded) -> dict[str, float]:
+    """The same of what was recorded."""
+    engine = resolve(Scenario.from_dict({"profile": PROFILE, "workload": _NOTHING})).engine
+    return figures(recorded.record(0.0, engine), np.full(len(recorded), True))
+
+
+_NOTHING = {
+    **{"num_prompts": 1, "request_rate": 1},
+    **{f"{name}_len": {"distribution": "fixed", "mean": 1} for name in ("prompt", "output")},
+}
+
+
+def errors(run: Run, recorded: Recorded, host: dict[str, Any] | None, seeds: int = SEEDS) -> dict[str, float]:
+    """Simulated over recorded figures, less 1: of the means over so many seeds."""
+    real = real_figures(recorded)
+    with TemporaryDirectory() as temporary:
+        drawn = [
+            figures(*simulated_run(run, recorded, Path(temporary), seed, host))
+            for seed in range(seeds if host is not None else 1)
+        ]
+    return {figure: sum(each[figure] for each in drawn) / len(drawn) / real[figure] - 1 for figure in real}
+
+
+def read_host(path: Path) -> dict[str, Any]:
+    """The sections `host` and `front_end` of a profile's file."""
+    content = parse_json(path.read_text(encoding="utf-8"), str(path))
+    return {key: content[key] for key in ("host", "front_end")}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
+    parser.add_argument("--host", type=Path, default=HOST_FILE, help="the file with host and front_end")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of the host's noise")
+    options = parser.parse_args()
+    if not (options.recorded / "serve").is_dir():
+        print(f"{options.recorded}: the recorded runs are not here; --recorded names their folder", file=sys.stderr)
+        sys.exit(2)
+    host = read_host(options.host)
+    columns = ["run", "constants", "simulated", *FIGURES, "tokens/s"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for run in (*SERVED, *REPLAYED):
+        recorded = recorded_run(run, options.recorded)
+        for name, sections in (("device alone", None), ("with host", host)):
+            found = errors(run, recorded, sections, options.seeds)
+            cells = [run.name, run.seen, name, *(f"{100 * error:+.1f} %" for error in found.values())]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
