@@ -78,6 +78,14 @@ REPLAYED = (
 )
 
 
+def require(folder: Path) -> Path:
+    """The folder, if the recorded runs are there; else says so and exits with 2."""
+    if not (folder / "serve").is_dir():
+        print(f"{folder}: the recorded runs are not here; --recorded names their folder", file=sys.stderr)
+        sys.exit(2)
+    return folder
+
+
 def recorded_run(run: Run, folder: Path) -> Recorded:
     """What the file of a run says of its requests."""
     if run.is_replay:
@@ -108,6 +116,8 @@ def simulated_run(
     seed: int,
     host: dict[str, Any] | None,
     mixed_context: float = 1.0,
+    *,
+    steps: bool = False,
 ) -> tuple[RunRecord, NDArray[np.bool_]]:
     """Simulate it with its trace in `folder`; with the sections of `host`, or none: the shipped profile as it is.
 
@@ -124,7 +134,7 @@ def simulated_run(
     else:
         content["profile"] = {**scaled_profile(mixed_context), **(_one_process(host) if run.is_replay else host)}
         content["engine"]["front_end"] = not run.is_replay
-    record = simulate(Scenario.from_dict(content)).record
+    record = simulate(Scenario.from_dict(content), steps=steps).record
     return record, np.arange(len(record.requests)) >= run.num_known
 
 
@@ -225,14 +235,12 @@ def main() -> None:
     parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of the host's noise")
     options = parser.parse_args()
-    if not (options.recorded / "serve").is_dir():
-        print(f"{options.recorded}: the recorded runs are not here; --recorded names their folder", file=sys.stderr)
-        sys.exit(2)
+    folder = require(options.recorded)
     host = read_host()
     columns = ["run", "had a say in", "simulated", *FIGURES, "tokens/s"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for run in (*SERVED, *REPLAYED):
-        recorded = recorded_run(run, options.recorded)
+        recorded = recorded_run(run, folder)
         for name, sections, mixed_context in _compared(host):
             found = errors(run, recorded, sections, mixed_context, options.seeds)
             cells = [run.name, run.seen, name, *(f"{100 * error:+.1f} %" for error in found.values())]

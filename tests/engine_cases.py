@@ -43,7 +43,6 @@ class Case:
         """Draws from their beginning, for one run."""
         return None if self.noise_seed is None else NOISE.draws(self.noise_seed)
 
-
     def host_noise(self) -> LaunchDraws | None:
         """The same for launches."""
         return None if self.spread is None else LaunchDraws(self.spread)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import first_look
 from benchmarks.first_look import ENGINE, HOST_FILE, PROFILE, RECORDED, SERVED, errors, main, read_host, recorded_run
+from benchmarks.stream_steps import correlation, gaps_ms, launches, of_stream, slope
 from simbatch import Scenario
+from simbatch.profiler.validating.recorded import Recorded
 from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.scenario import resolve
 
@@ -65,6 +68,37 @@ def test_without_the_recorded_runs_it_says_so(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err == (
-        f"{tmp_path}: the recorded runs are not here; --recorded names their folder\n"
+    assert capsys.readouterr().err == (f"{tmp_path}: the recorded runs are not here; --recorded names their folder\n")
+
+
+def test_a_stream_tells_the_steps() -> None:
+    gaps = np.empty(2, dtype=np.object_)
+    gaps[:] = [np.array([0.010, 0.030, 0.010]), np.array([0.0101])]  # the second joins in the first one's third step
+    recorded = Recorded(
+        "by hand",
+        None,
+        np.array([0.0, 0.035]),
+        np.array([0.020, 0.0603]),
+        np.array([0.070, 0.0704]),
+        np.array([100, 600]),
+        np.array([4, 2]),
+        np.full(2, "", dtype=np.object_),
+        gaps_s=gaps,
     )
+    steps = of_stream(recorded)
+    assert steps.update_ms == pytest.approx([20, 30, 60, 70])
+    assert steps.num_requests.tolist() == [1, 1, 2, 2]
+    assert steps.new.tolist() == [1, 0, 1, 0]
+    assert steps.waits_ms == pytest.approx([20 - 35])  # taken by the schedule() right after the first step's tokens
+    assert steps.firsts_ms == pytest.approx([60 - 20])
+    assert gaps_ms(steps, ".dp.") == pytest.approx([30])
+    assert gaps_ms(steps, "dd..").tolist() == []
+    launch_ms, running = launches(steps)
+    assert (launch_ms.tolist(), running.tolist()) == (pytest.approx([10]), [2])
+
+
+def test_slope_and_correlation_of_launches() -> None:
+    running = np.arange(10.0)
+    assert slope(20 + 0.2 * running, running) == pytest.approx((0.2, 0))
+    assert correlation(np.tile([20.0, 40.0], 20), 1) == pytest.approx(-1)
+    assert correlation(np.tile([20.0, 40.0], 20), 2) == pytest.approx(1)

@@ -37,9 +37,7 @@ def is_decode(num_tokens: int, num_computed_tokens: int, num_prompt_tokens: int,
     return samples and num_tokens == 1 and num_computed_tokens >= num_prompt_tokens
 
 
-def features_of(
-    entries: Iterable[tuple[int, int, bool]], num_decodes: int = 0, decode_context: int = 0
-) -> Features:
+def features_of(entries: Iterable[tuple[int, int, bool]], num_decodes: int = 0, decode_context: int = 0) -> Features:
     """Of entries (tokens, tokens computed before, whether it is a decode), beside decodes that are counted already."""
     num_prefills = tokens = context = attention = 0
     for n, computed, decodes in entries:

@@ -152,5 +152,3 @@ class FrontEnd:
     def _plan(self) -> None:
         sent_ps = self._traffic.next_ps
         self.next_ps = min(sent_ps, self._ready[0][0]) if self._ready else sent_ps
-
-

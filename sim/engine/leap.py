@@ -72,8 +72,12 @@ class Leap:
         now.gather(stepwise.in_flight)
         inbox, door, scheduler, waiting = self.inbox, replica.door, self.scheduler, self.scheduler.waiting
         timed, holds, is_async, keeps_steps = self.timed, self.decisions.holds, self.is_async, self.keeps_steps
-        self.is_alone = is_alone = replica.env.peek() == inf  # and will be: whoever else might run would have an event in the queue
-        while (keeps_steps and self._left) or not ((group.blocks_next > kv.free or now.partials) and needs_stepping(now)):
+        self.is_alone = is_alone = (
+            replica.env.peek() == inf
+        )  # and will be: whoever else might run would have an event in the queue
+        while (keeps_steps and self._left) or not (
+            (group.blocks_next > kv.free or now.partials) and needs_stepping(now)
+        ):
             planned = None
             if not (keeps_steps and self._left):
                 if inbox.next_ps <= replica.now_ps or door.backlog:

@@ -97,7 +97,9 @@ class Stepwise:
 
     def _launched(self, batch: Batch) -> Step:
         replica, schedule_ps = self.replica, self.replica.now_ps
-        features = features_of([(entry.num_tokens, entry.num_computed_tokens, entry.is_decode) for entry in batch.entries])
+        features = features_of(
+            [(entry.num_tokens, entry.num_computed_tokens, entry.is_decode) for entry in batch.entries]
+        )
         work_ps, was_free_ps = replica.device.work_ps(features), replica.device.free_ps
         times = replica.launch(features.num_requests, features.num_prefills, features.num_tokens, work_ps)
         # a token's gap to the one before is no step's duration after a pause: the steps are no neighbours then

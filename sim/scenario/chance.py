@@ -23,7 +23,11 @@ ONE_RUN = "the seed changes nothing here, so one run says it all"
 def has_chance(scenario: Scenario) -> bool:
     """Whether two seeds can differ in anything."""
     workload = scenario.workload
-    if scenario.engine.step_noise or resolve(scenario).host_noise() or scenario.build_policy().parameters().get("predictor_error"):
+    if (
+        scenario.engine.step_noise
+        or resolve(scenario).host_noise()
+        or scenario.build_policy().parameters().get("predictor_error")
+    ):
         return True
     if any(len(shares) > 1 for shares in (workload.priority_shares(), workload.tenant_shares())):
         return True

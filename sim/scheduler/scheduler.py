@@ -28,9 +28,7 @@ class Entry(NamedTuple):
     @property
     def is_decode(self) -> bool:
         """One token of a request whose prompt is computed."""
-        return is_decode_entry(
-            self.num_tokens, self.num_computed_tokens, self.request.num_prompt_tokens, self.samples
-        )
+        return is_decode_entry(self.num_tokens, self.num_computed_tokens, self.request.num_prompt_tokens, self.samples)
 
 
 class Batch(NamedTuple):
