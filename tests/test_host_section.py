@@ -103,7 +103,7 @@ def test_a_profile_is_written_as_it_was_read(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`measured.json` with a host, `older.json` with the older keys, `bare.json` with neither, and a scenario."""
+    """`measured.json` with a host, `older.json` with older keys, `bare.json` with neither; no profiles; a scenario."""
     monkeypatch.chdir(tmp_path)
     for name, sections in {
         "measured": {"host": HOST, "front_end": FRONT_END},
@@ -111,6 +111,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "bare": {},
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"name": f"{name}-host"} | INLINE | sections))
+    (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "wrong.json").write_text('{"host": {"lag_s": -1}}')
     (tmp_path / "x.yaml").write_text(f"profile: bare.json\nworkload: {json.dumps(WORKLOAD)}\n")
     return tmp_path
 
@@ -127,6 +129,16 @@ def test_another_profile_s_host_and_front_end_take_the_place(folder: Path) -> No
     assert (of_older.host, of_older.front_end) == (HostTimes(admit_base_ps=1000 * US), None)
     again = resolve(Scenario.from_dict(resolved.dump()))
     assert (again.engine, again.profile, again.dump()) == (resolved.engine, resolved.profile, resolved.dump())
+
+
+def test_a_file_of_the_two_sections_alone_serves_as_well(folder: Path) -> None:
+    (folder / "alone.json").write_text(json.dumps({"host": HOST, "front_end": FRONT_END}))
+    alone = resolve(scenario("older.json", folder, host={"from": "alone.json"}))
+    whole = resolve(scenario("older.json", folder, host={"from": "measured.json"}))
+    assert (alone.engine, alone.host_profile) == (whole.engine, "alone")
+    (folder / "network.json").write_text(json.dumps({"name": "far", "front_end": {"network_s": 0.02}}))
+    engine = resolve(scenario("older.json", folder, host={"from": "network.json"})).engine
+    assert (engine.host, engine.front_end) == (None, FrontEndTimes(network_ps=20_000 * US))
 
 
 def test_the_flag_does_the_same_and_the_result_says_whose_host_it_is(
@@ -148,6 +160,8 @@ def test_the_flag_does_the_same_and_the_result_says_whose_host_it_is(
             "error: --host: the profile bare-host has neither a host nor a front_end section (got 'bare.json'); name",
         ),
         (["--host", "h100"], "error: --host: neither a shipped profile nor a file (got 'h100'); "),
+        (["--host", "empty.json"], "error: --host: the profile empty has neither a host nor a front_end section (got "),
+        (["--host", "wrong.json"], "wrong.json host.lag_s: must be at least 0 (got -1); raise it"),
         (["--host", "no.json"], "no.json: no such file; check the path"),
         (
             ["--set", "host=measured.json"],

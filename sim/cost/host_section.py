@@ -125,5 +125,13 @@ class FrontEndSection(Strict):
         return None if times == FrontEndTimes() else times
 
 
+class HostFile(Strict):
+    """A file of these two sections alone: a machine that was measured, without a model on its GPU."""
+
+    name: str = Field(default="host", min_length=1, max_length=200)
+    host: HostSection | None = None
+    front_end: FrontEndSection | None = None
+
+
 def _launch(section: GraphLaunch | OtherLaunch) -> LaunchTimes:
     return LaunchTimes(**{f"{key.removesuffix('_s')}_ps": to_ps(value) for key, value in section})

@@ -6,7 +6,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
@@ -17,7 +17,7 @@ from simbatch.sim.cost import noise as noise_module
 from simbatch.sim.cost.error import FitError, RealRuns
 from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
-from simbatch.sim.cost.host_section import FrontEndSection, HostSection
+from simbatch.sim.cost.host_section import FrontEndSection, HostFile, HostSection
 from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, KVCacheType, Memory
 from simbatch.sim.cost.model import CostModel
@@ -29,6 +29,7 @@ from simbatch.sim.paths import stat_of, user_path
 VLLM_GPU_MEMORY_UTILIZATION = 0.9
 HOST_KEYS = ("host", "front_end", "request_overhead_s", "client_overhead_s")
 OLDER_KEYS = {"request_overhead_s": ("host", "admit.base_s"), "client_overhead_s": ("front_end", "network_s")}
+Kind = TypeVar("Kind", bound=BaseModel)
 FLOAT32_BYTES = 4  # a model in float32 (on a CPU) has such a cache, but nobody can ask vLLM for one
 
 
@@ -56,14 +57,9 @@ class Profile(Strict):
         """The step times in ps; `capture_sizes` (of CUDA graphs) rise, and count where steps are padded."""
         return self.step_time.cost_model(capture_sizes)
 
-    @property
-    def has_host(self) -> bool:
-        """Whether it says anything of what happens beside the device."""
-        return any(getattr(self, key) for key in HOST_KEYS)
-
-    def with_host_of(self, other: Profile) -> Profile:
+    def with_host_of(self, other: Profile | HostFile) -> Profile:
         """A copy with the other's host and front end."""
-        return self.model_copy(update={key: getattr(other, key) for key in HOST_KEYS})
+        return self.model_copy(update={key: getattr(other, key, 0.0) for key in HOST_KEYS})
 
     def host_times(self) -> HostTimes | None:
         """What the engine's thread takes, of the section or of the older key; None where that is nothing."""
@@ -90,7 +86,7 @@ class Profile(Strict):
     @property
     def has_free_host(self) -> bool:
         """Whether it is a GPU's without any time for the host: taking requests in, HTTP, tokenising."""
-        return self.is_gpu and not self.has_host
+        return self.is_gpu and not any(getattr(self, key) for key in HOST_KEYS)
 
     @property
     def is_estimate(self) -> bool:
@@ -265,24 +261,41 @@ def load_profile(reference: str | Mapping[str, Any], *, folder: Path) -> Profile
     """
     if isinstance(reference, Mapping):
         return _validated(dict(reference), "profile", joint=".")
+    return _validated(*_content(reference, folder))
+
+
+def load_host(reference: str, *, folder: Path) -> Profile | HostFile:
+    """The same, of which `host` and `front_end` are wanted: a file may have these two alone, and its name."""
+    content, place = _content(reference, folder)
+    if content.keys() <= HostFile.model_fields.keys():
+        return _checked(HostFile, content, place)
+    return _validated(content, place)
+
+
+def _content(reference: str, folder: Path) -> tuple[dict[str, Any], str]:
+    """What a profile's file says, and its place."""
     if reference in load.shipped_names():
-        return _validated(load.parse_json(load.shipped_text(reference), reference), reference)
+        return load.parse_json(load.shipped_text(reference), reference), reference
     path = user_path(folder, reference)
     if stat_of(path) is None and not re.search(r"[/\\]|\.json$", reference):
         raise load.unknown_profile(reference)
-    content = load.parse_json(load.read_text(path, str(path)), str(path))
-    return _validated({"name": path.stem, **content}, str(path))
+    return {"name": path.stem, **load.parse_json(load.read_text(path, str(path)), str(path))}, str(path)
 
 
 def _validated(content: dict[str, Any], place: str, joint: str = " ") -> Profile:
-    kind = MeasuredProfile if {"model", "gpu", "memory"} & content.keys() else InlineProfile
+    if {"model", "gpu", "memory"} & content.keys():
+        return _checked(MeasuredProfile, content, place, joint)
+    return _checked(InlineProfile, content, place, joint)
+
+
+def _checked(kind: type[Kind], content: dict[str, Any], place: str, joint: str = " ") -> Kind:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         raise load.problems_of(error, place, _all_keys(kind), joint) from None
 
 
-def _all_keys(kind: type[Profile]) -> set[str]:
+def _all_keys(kind: type[BaseModel]) -> set[str]:
     parts: list[type[BaseModel]] = [
         part
         for module in (error_module, host_section, measured_range, memory, noise_module, step_time)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
+from simbatch.sim.cost.host_section import HostFile
 from simbatch.sim.cost.load import shipped_names
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
@@ -275,15 +276,15 @@ def _load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile
     return profile.with_host_of(other), other.name
 
 
-def _load_host(reference: str, folder: Path) -> Profile:
-    from simbatch.sim.cost.profile import load_profile
+def _load_host(reference: str, folder: Path) -> Profile | HostFile:
+    from simbatch.sim.cost.profile import HOST_KEYS, load_host
 
     try:
-        profile = load_profile(reference, folder=folder)
+        profile = load_host(reference, folder=folder)
     except UserError as error:
         of_host = (replace(p, place="host.from") if p.place == "profile" else p for p in error.problems)
         raise UserError(*of_host) from None
-    if not profile.has_host:
+    if not any(getattr(profile, key, None) for key in HOST_KEYS):
         rule = f"the profile {profile.name} has neither a host nor a front_end section"
         raise UserError(Problem("host.from", rule, reference, "name one that has, or remove it"))
     return profile

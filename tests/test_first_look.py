@@ -1,0 +1,104 @@
+"""The first look at host and front end: with them a simulation is nearer to the real server (docs/accuracy.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import first_look
+from benchmarks.first_look import ENGINE, HOST_FILE, PROFILE, RECORDED, SERVED, errors, main, read_host, recorded_run
+from benchmarks.stream_steps import correlation, gaps_ms, launches, of_stream, slope
+from simbatch import Scenario
+from simbatch.profiler.validating.recorded import Recorded
+from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.scenario import resolve
+
+WORKLOAD = {
+    **{"num_prompts": 1, "request_rate": 1},
+    **{f"{name}_len": {"distribution": "fixed", "mean": 9} for name in ("prompt", "output")},
+}
+needs_recorded = pytest.mark.skipif(
+    not (RECORDED / "serve").is_dir(), reason="../shared (the recorded runs of the H100) is not here"
+)
+
+
+@needs_recorded
+@pytest.mark.parametrize("name", ["c1", "p8"])
+def test_with_host_times_a_run_is_nearer_to_the_real_server(name: str) -> None:
+    run = next(run for run in SERVED if run.name == name)
+    recorded = recorded_run(run, RECORDED)
+    alone, with_host = errors(run, recorded, None), errors(run, recorded, read_host(), seeds=2)
+    assert -0.6 < alone["mean TTFT"] < -0.3  # what the GPU alone leaves out
+    assert abs(with_host["mean TTFT"]) < 0.1
+    for figure in ("mean TPOT", "mean E2EL", "mean ITL"):
+        assert abs(with_host[figure]) < min(0.05, abs(alone[figure]))
+
+
+def test_the_file_of_host_times_serves_any_scenario() -> None:
+    content = {"profile": PROFILE, "engine": ENGINE, "workload": WORKLOAD, "host": {"from": str(HOST_FILE)}}
+    resolved = resolve(Scenario.from_dict(content))
+    assert resolved.host_profile == "h100-host"
+    assert resolved.engine.host is not None
+    assert resolved.engine.host.none.base_ps == 24_300_000_000
+    assert resolved.engine.front_end is not None
+    assert resolved.engine.front_end.network_ps == 8_000_000_000
+    assert resolved.host_noise() is not None
+    for section in read_host().values():
+        assert "that machine's host, not every H100's" in section["source"]
+
+
+def test_the_device_is_the_shipped_profile_a_little_slower() -> None:
+    shipped = json.loads(shipped_text(PROFILE))["step_time"]
+    scaled = first_look.scaled_profile(2.0)["step_time"]
+    assert scaled["form"] == shipped["form"]
+    assert scaled["decode"]["seqs"]["count"] == shipped["decode"]["seqs"]["count"]
+    assert scaled["decode"]["seqs"]["time_s"][0] == pytest.approx(1.03 * shipped["decode"]["seqs"]["time_s"][0])
+    for regime, factor in (("decode", 1.03), ("mixed", 2.06)):
+        term = "per_context_token_s"
+        assert scaled[regime][term] == pytest.approx(factor * shipped[regime][term])
+
+
+def test_without_the_recorded_runs_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["first_look", "--recorded", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (f"{tmp_path}: the recorded runs are not here; --recorded names their folder\n")
+
+
+def test_a_stream_tells_the_steps() -> None:
+    gaps = np.empty(2, dtype=np.object_)
+    gaps[:] = [np.array([0.010, 0.030, 0.010]), np.array([0.0101])]  # the second joins in the first one's third step
+    recorded = Recorded(
+        "by hand",
+        None,
+        np.array([0.0, 0.035]),
+        np.array([0.020, 0.0603]),
+        np.array([0.070, 0.0704]),
+        np.array([100, 600]),
+        np.array([4, 2]),
+        np.full(2, "", dtype=np.object_),
+        gaps_s=gaps,
+    )
+    steps = of_stream(recorded)
+    assert steps.update_ms == pytest.approx([20, 30, 60, 70])
+    assert steps.num_requests.tolist() == [1, 1, 2, 2]
+    assert steps.new.tolist() == [1, 0, 1, 0]
+    assert steps.waits_ms == pytest.approx([20 - 35])  # taken by the schedule() right after the first step's tokens
+    assert steps.firsts_ms == pytest.approx([60 - 20])
+    assert gaps_ms(steps, ".dp.") == pytest.approx([30])
+    assert gaps_ms(steps, "dd..").tolist() == []
+    launch_ms, running = launches(steps)
+    assert (launch_ms.tolist(), running.tolist()) == (pytest.approx([10]), [2])
+
+
+def test_slope_and_correlation_of_launches() -> None:
+    running = np.arange(10.0)
+    assert slope(20 + 0.2 * running, running) == pytest.approx((0.2, 0))
+    assert correlation(np.tile([20.0, 40.0], 20), 1) == pytest.approx(-1)
+    assert correlation(np.tile([20.0, 40.0], 20), 2) == pytest.approx(1)
