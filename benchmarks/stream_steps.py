@@ -1,9 +1,11 @@
 """Where a simulation is off, step by step: `python -m benchmarks.stream_steps [--recorded DIR]`; docs/accuracy.md.
 
-All tokens of one step reach the client within a few ms, so the stream of a `vllm bench serve` tells the server's steps:
+All tokens of one step reach the client within a few ms, so the stream of a `vllm bench serve` tells the server's
+steps:
 a new one begins when a request comes again, or after a gap of 1.5 ms. With U(k) when step k's tokens come, S(k) =
 U(k-2) (asynchronous scheduling), and where the host holds up, U(k) - U(k-1) is the launch of step k+1. The same is
-said of the simulation's steps (one seed of the host's noise). Then the real launches of batches that no graph holds (more than 512
+said of the simulation's steps (one seed of the host's noise). Then the real launches of batches that no graph
+holds (more than 512
 tokens): their slope per running request, and how much successive ones correlate.
 """
 
