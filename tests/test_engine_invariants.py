@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import simpy
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
@@ -173,6 +173,7 @@ def free_blocks(steps: list[StepRow], config: EngineConfig) -> Iterator[int]:
 
 @settings(max_examples=60, deadline=None)
 @given(SEEDS)
+@example(19578337)  # a run of one block that its owner may not hit again was overwritten in the LRU
 def test_no_time_is_no_time(seed: int) -> None:
     """A host and a front end that take no time change nothing: the same decisions at the same moments."""
     records = []

@@ -60,6 +60,8 @@ class PrefixKVCache(KVCache):
         request.block_ids = held
         if num_hits > num_shared:
             self._touch_run(request, num_hits - num_shared)
+        elif request.num_preemptions and run_of(request) in self._lru and run_of(request) not in self._refs:
+            self._name_run(request, 0)
         self.take(self.blocks(num_tokens) - num_hits)
 
     def take(self, num_blocks: int) -> None:
