@@ -147,3 +147,8 @@ def test_the_command_ends_with_2_at_a_broken_rule(capsys: pytest.CaptureFixture[
     assert "--cases 1 runs it alone" in err
     assert run("policies", "check", "sjf", "--set", "predictor_eror=1") == 2
     assert "did you mean predictor_error" in capsys.readouterr().err
+
+
+def test_who_comes_when_somebody_is_preempted_stands_in_line_first() -> None:
+    """Leaping once preempted before it took in who had come, which lanes can tell."""
+    check_policy("fair", num_cases=1, seed=1806)

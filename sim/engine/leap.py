@@ -74,9 +74,7 @@ class Leap:
         now.gather(stepwise.in_flight)
         inbox, door, scheduler, waiting = self.inbox, replica.door, self.scheduler, self.scheduler.waiting
         timed, holds, is_async, keeps_steps = self.timed, self.decisions.holds, self.is_async, self.keeps_steps
-        while (keeps_steps and self._left) or not (
-            (group.blocks_next > kv.free or now.partials) and needs_stepping(now)
-        ):
+        while True:
             planned = None
             if not (keeps_steps and self._left):
                 if inbox.next_ps <= replica.now_ps or door.backlog:
@@ -87,6 +85,9 @@ class Leap:
                         yield from replica.take_in()
                     if num_waiting and self.decisions.head_is_stable:
                         scheduler.may_admit = may_admit
+                # only now: whoever comes at the moment of a preemption is in the queue before who loses its seat
+                if (group.blocks_next > kv.free or now.partials) and needs_stepping(now):
+                    break
                 if holds and door.is_held(replica.now_ps):
                     break
                 if not now.preempted and (now.partials or (scheduler.may_admit and waiting)):
