@@ -53,10 +53,11 @@ class Run:
         self.config = config
         self.env = env or simpy.Environment(0)
         self.recorder = Recorder(keep_steps=steps, is_timed=config.host is not None or front is not None)
+        network_ps = config.front_end.network_ps if config.front_end else 0
         keys = None
         if config.enable_prefix_caching and source.hash_block_tokens:
             keys = PrefixKeys(source.hash_block_tokens, config.block_size)
-        traffic = self.traffic = Traffic(source, self.recorder, config.max_model_len, keys, progress)
+        traffic = self.traffic = Traffic(source, self.recorder, config.max_model_len, keys, progress, network_ps)
         self.front_end: FrontEnd | None = None
         if front is not None:
             limits = config.max_num_queued_reqs, config.max_num_queued_tokens
@@ -73,7 +74,7 @@ class Run:
             host_noise=host_noise,
             listener=listener,
         )
-        leap = Leap(self.replica) if spans and listener is None else None
+        leap = Leap(self.replica) if spans else None
         self.stepwise = Stepwise(self.replica, leap)
         self.env.process(self.stepwise.run())
 

@@ -15,7 +15,6 @@ checked when a request is sent: requests in the server, and whole prompts of tho
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable
 
 from simbatch.sim.cost.host import FrontEndTimes
@@ -48,9 +47,9 @@ class FrontEnd:
         self._ready: list[tuple[int, int, Request]] = []  # on their way: (when they reach the engine, number, request)
         self._newest = self._before = (0, 0, 0)  # the two newest updates: U, the time since the one before, work
         self._limits = (max_requests, max_tokens)
-        self._has_limits = not max_requests is max_tokens is None
+        self._has_limits = max_requests is not None or max_tokens is not None
         self._num_requests = self._num_tokens = 0  # in the server; prompts without a first token
-        self._leaving: deque[tuple[int, int, int]] = deque()  # (V, requests, prompt tokens) to be taken off then
+        self._leaving: list[tuple[int, int, int]] = []  # heap of (when, requests, prompt tokens) to be taken off then
         self.next_ps = traffic.next_ps
 
     @property
@@ -71,7 +70,7 @@ class FrontEnd:
 
     def send(self, updated_ps: int, num_chunks: int) -> int:
         """Tokens exist; returns when the last of them has left."""
-        work_ps = self.times.per_chunk_ps * num_chunks // self._num_servers
+        work_ps = self.work_ps(num_chunks)
         self._before, self._newest = self._newest, (updated_ps, updated_ps - self._newest[0], work_ps)
         begin_ps = self.sent_ps
         if begin_ps > updated_ps:
@@ -90,7 +89,7 @@ class FrontEnd:
         if num_steps == 1:
             self.send(last_ps, num_chunks)
             return
-        work_ps = self.times.per_chunk_ps * num_chunks // self._num_servers
+        work_ps = self.work_ps(num_chunks)
         self._before = (last_ps - gap_ps, gap_before_ps, work_ps)
         self._newest = (last_ps, gap_ps, work_ps)
         self.sent_ps = last_ps + work_ps
@@ -98,13 +97,14 @@ class FrontEnd:
     def first_token(self, request: Request, sent_ps: int) -> None:
         """A request's prompt counts no longer in the queue."""
         if self._has_limits:
-            self._leaving.append((sent_ps, 0, request.num_prompt_tokens))
+            heapq.heappush(self._leaving, (sent_ps, 0, request.num_prompt_tokens))
 
     def left(self, request: Request, at_ps: int) -> None:
         """A request has left the system: its client has all tokens, or has been turned away."""
         if self._has_limits:
-            self._leaving.append((at_ps, 1, request.num_prompt_tokens if request.first_token_ps < 0 else 0))
-        self._traffic.left(request, at_ps + self.times.network_ps)
+            num_tokens = request.num_prompt_tokens if request.first_token_ps < 0 else 0
+            heapq.heappush(self._leaving, (at_ps, 1, num_tokens))
+        self._traffic.left(request, at_ps)
         self._plan()
 
     def look(self, now_ps: int) -> None:
@@ -118,7 +118,7 @@ class FrontEnd:
         at_ps = request.arrival_ps
         if self._has_limits and (reason := self._over_limit(at_ps)) is not None:
             self._refuse(request, reason)
-            self._traffic.left(request, at_ps + self.times.network_ps)
+            self._traffic.left(request, at_ps)
             return
         self._num_requests += 1
         self._num_tokens += request.num_prompt_tokens
@@ -139,7 +139,7 @@ class FrontEnd:
     def _over_limit(self, at_ps: int) -> str | None:
         leaving = self._leaving
         while leaving and leaving[0][0] <= at_ps:
-            _, num_requests, num_tokens = leaving.popleft()
+            _, num_requests, num_tokens = heapq.heappop(leaving)
             self._num_requests -= num_requests
             self._num_tokens -= num_tokens
         max_requests, max_tokens = self._limits

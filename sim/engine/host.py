@@ -13,7 +13,7 @@ class Host:
         self.lag_ps, self.tail_ps = times.lag_ps, times.tail_ps
         self.max_graph_requests = self.max_piecewise_tokens = max_capture_size
         self.draws = draws
-        self._graph, self._piecewise, self._none = times.graph, times.piecewise, times.none
+        self._launch = {GRAPH: times.graph, PIECEWISE: times.piecewise, NONE: times.none}
 
     def kind(self, num_requests: int, num_prefills: int, num_tokens: int) -> str:
         """How a batch is launched: a whole CUDA graph, pieces of one, or none."""
@@ -23,16 +23,14 @@ class Host:
 
     def launch_ps(self, num_requests: int, num_prefills: int, num_tokens: int) -> int:
         """How long scheduling and launching a batch takes; the next draw, where launches of its kind are spread."""
-        if not num_prefills and num_requests <= self.max_graph_requests:
-            mean_ps = self._graph.base_ps + self._graph.per_seq_ps * num_requests
-        else:
-            times = self._piecewise if num_tokens <= self.max_piecewise_tokens else self._none
-            mean_ps = times.base_ps + times.per_seq_ps * num_requests
-            mean_ps += times.per_prefill_ps * num_prefills + times.per_token_ps * num_tokens
-        if self.draws is None:
-            return mean_ps
         kind = self.kind(num_requests, num_prefills, num_tokens)
-        return self.draws.launch_ps(mean_ps, kind) if self.draws.draws_for(kind) else mean_ps
+        times = self._launch[kind]
+        mean_ps = times.base_ps + times.per_seq_ps * num_requests
+        if kind is not GRAPH:
+            mean_ps += times.per_prefill_ps * num_prefills + times.per_token_ps * num_tokens
+        if self.draws is None or not self.draws.draws_for(kind):
+            return mean_ps
+        return self.draws.launch_ps(mean_ps, kind)
 
     def draws_for(self, num_decodes: int) -> bool:
         """Whether the launch of so many decodes and nothing else is drawn."""

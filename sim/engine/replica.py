@@ -83,7 +83,6 @@ class Replica(ShownEngine):
         self.number = -1  # of the newest step
         self.sent_ps = 0  # when the newest tokens left the front end, if anything has times
         self._left = left
-        self._network_ps = config.front_end.network_ps if config.front_end and self.front_end is None else 0
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
         self.has_unreported = False  # requests have ended since the last schedule(); the workers do not know yet
         self.decisions.start(EngineView(config, self))
@@ -173,7 +172,7 @@ class Replica(ShownEngine):
             self.recorder.finished(request)
             if self.decisions.listens:
                 self.decisions.finished(request)
-            self._left(request, sent_ps + self._network_ps)
+            self._left(request, sent_ps)
 
     def log_batch(self, start_ps: int, work_ps: int, features: Features, num_regular: int) -> None:
         """Write a row for one step that the device has been given."""

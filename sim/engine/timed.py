@@ -27,7 +27,7 @@ class Timed:
     def __init__(self, leap: Leap) -> None:
         self.leap = leap
         self.replica, self.now, self.group = leap.replica, leap.gathered, leap.group
-        self.device, self.host, self.kv, self.cost = leap.device, leap.replica.host, leap.kv, leap.cost
+        self.device, self.host, self.kv, self.cost = leap.device, leap.replica.host, leap.kv, leap.device.cost
         self.front_end, self.inbox = leap.replica.front_end, leap.inbox
         self.is_async = leap.is_async
         self.keeps_steps = leap.keeps_steps
@@ -43,10 +43,9 @@ class Timed:
     def advance(self, planned: dict[Request, int] | None) -> None:
         """A step with prefills, or decode-only steps; the clock is after the last update then."""
         now, leap = self.now, self.leap
-        if planned is None or not planned:
-            if self._leap():
-                return
-            self._step_alone()
+        if not planned:
+            if not self._leap():
+                self._step_alone()
             return
         batch = now.batch(planned) if self.keeps_steps else NO_ENTRIES
         features, noted, fresh, ended = leap.compute(planned, False)
@@ -76,7 +75,7 @@ class Timed:
         num_decodes, _, tokens, _, _, num_prefills = features
         work_ps = self.device.work_ps(features)
         times = replica.launch(num_decodes + num_prefills, num_prefills, num_decodes + tokens, work_ps)
-        leap.log_batch(times[1], work_ps, features)
+        replica.log_batch(times[1], work_ps, features, leap.num_regular)
         if self.keeps_steps:
             self._kept = Step(batch, schedule_ps, *times, features, replica.number, leap.num_regular, NOBODY)
         replica.now_ps = times[0]
@@ -131,7 +130,7 @@ class Timed:
         num_blocks = group.blocks_for(num_steps)
         leap.write_span(
             (start_ps, num_steps, self.duration_ps, self.slope_ps, period_ps, period_slope_ps, num_decodes,
-             num_decodes, context, 0, 0, 0, len(leap.scheduler.running), leap.num_waiting(), num_free - num_blocks)
+             num_decodes, context, 0, 0, 0, len(leap.scheduler.running), replica.num_waiting, num_free - num_blocks)
         )  # fmt: skip
         if not self.is_async:
             replica.send(updated_ps, num_decodes, num_decodes, num_decodes)

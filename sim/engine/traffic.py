@@ -32,6 +32,7 @@ class Traffic:
         max_model_len: int,
         keys: PrefixKeys | None,
         progress: Callable[[int], None] | None = None,
+        network_ps: int = 0,
     ) -> None:
         self._chunks = source.chunks()
         self._recorder = recorder
@@ -40,6 +41,7 @@ class Traffic:
         self._slots = None if source.max_concurrency is None else [0] * source.max_concurrency
         self._think_time_ps = getattr(source, "think_time_ps", 0)
         self._progress = progress
+        self._network_ps = network_ps  # from the server to the client
         self.num_gone = 0  # requests that have left the system
         self.load_cpu_s = 0.0  # spent in reading, not in simulating
         self._first = self._index = self._length = 0
@@ -66,10 +68,10 @@ class Traffic:
         add(self._pop(self.next_ps))
 
     def left(self, request: Request, at_ps: int) -> None:
-        """A request has left the system, as its client sees it."""
+        """A request has left the server; its client knows when the network has carried the last of it."""
         self.num_gone += 1
         if self._slots is not None:
-            heapq.heappush(self._slots, at_ps + self._think_time_ps)
+            heapq.heappush(self._slots, at_ps + self._network_ps + self._think_time_ps)
             self._look()
         if not self.num_gone % PROGRESS_INTERVAL:
             self._recorder.pack()

@@ -1,0 +1,105 @@
+"""A leap's steps where nothing but the device takes time: tokens exist when it is done (`timed` has the others)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simbatch.sim.engine.gathered import NO_ENTRIES
+from simbatch.sim.engine.spans import span_ps, steps_until
+from simbatch.sim.engine.step import Step
+from simbatch.sim.scheduler.request import NEVER, Request
+from simbatch.sim.scheduler.scheduler import Batch
+
+if TYPE_CHECKING:
+    from simbatch.sim.engine.leap import Leap
+
+
+class Untimed:
+    """Plans and counts the steps of a leap; the leap lets the clock run."""
+
+    def __init__(self, leap: Leap) -> None:
+        self.leap = leap
+        self.replica, self.now, self.group = leap.replica, leap.gathered, leap.group
+        self.device, self.kv, self.inbox, self.cost = leap.device, leap.kv, leap.inbox, leap.device.cost
+        self.write_span = leap.write_span
+        self.keeps_steps = leap.keeps_steps
+        # of the span under way, where steps are kept one by one: steps, the next one's duration, slope, blocks
+        self.left: tuple[int, int, int, int] | None = None
+        self.kept: Step | None = None  # the newest step, where steps are kept
+
+    def step(self, planned: dict[Request, int], start_ps: int) -> tuple[int, list[Request]]:
+        """A step with prefills, beside decodes: when it starts, whose last token it brings."""
+        replica, device = self.replica, self.device
+        batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
+        features, noted, fresh, ended = self.leap.compute(planned, start_ps > device.free_ps)
+        work_ps = device.work_ps(features)
+        device.free_ps = end_ps = start_ps + work_ps
+        for request in fresh:
+            request.scheduled_ps = start_ps
+        replica.note_tokens(noted, end_ps, end_ps)
+        replica.log_batch(start_ps, work_ps, features, self.leap.num_regular)
+        if self.keeps_steps:
+            self._keep(start_ps, batch)
+        return start_ps, ended
+
+    def span(self, start_ps: int) -> tuple[int, list[Request]]:
+        """Decode-only steps likewise; of a span that is under way the next one, where steps are kept."""
+        now, group, device = self.now, self.group, self.device
+        num_steps, duration_ps, slope_ps, num_blocks = self.left or self._plan_span(start_ps)
+        if self.keeps_steps:  # one step at a time
+            self.left = (num_steps - 1, duration_ps + slope_ps, slope_ps, 0) if num_steps > 1 else None
+            num_steps, num_blocks = 1, group.blocks_next
+        elif now.ending and num_steps > 1:  # what they give back is handed out from the second step on
+            self.kv.take(group.blocks_next - now.taken)
+            now.taken = group.blocks_next
+            if self.leap.is_watched:
+                self.replica.now_ps = start_ps
+            group.ahead = 1, 1  # the first of the steps is under way
+            self.leap.let_go(start_ps, start_ps)
+            group.ahead = 0, 0
+        self.kv.take(num_blocks - now.taken)
+        now.taken = 0
+        device.free_ps = end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
+        newest_ps = end_ps - duration_ps - slope_ps * (num_steps - 1)
+        self.replica.number += num_steps
+        if self.keeps_steps:
+            self._keep(newest_ps, now.batch({}))
+        return newest_ps, group.advance(num_steps)
+
+    def _keep(self, start_ps: int, batch: Batch) -> None:
+        """The step in full, for the record."""
+        now_ps, replica = self.replica.now_ps, self.replica
+        self.kept = Step(batch, now_ps, now_ps, start_ps, self.device.free_ps, number=replica.number)
+
+    def _plan_span(self, start_ps: int) -> tuple[int, int, int, int]:
+        """As many decode-only steps as nothing can change: their number, the first one's duration, slope, blocks."""
+        now, cost, group, num_decodes = self.now, self.cost, self.group, self.group.size
+        slope_ps = cost.decode_context_ps * num_decodes
+        duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
+        num_steps, num_regular = self.leap.most_steps(), num_decodes
+        if self.device.noise is not None:
+            num_steps, duration_ps, slope_ps = 1, self.device.noise.step_ps(duration_ps, has_prefill=False), 0
+        elif num_steps > 1:
+            time_left_ps = self.inbox.next_ps - start_ps
+            if span_ps(num_steps, duration_ps, slope_ps) > time_left_ps:
+                before = steps_until(time_left_ps, duration_ps, slope_ps)  # a plan can see the next arrival before
+                num_steps = min(num_steps, before + 1 if self.leap.is_async else max(before, 1))
+        if not now.has_stepped:
+            num_regular -= self._note_late(start_ps, start_ps + duration_ps)
+        num_blocks, num_free = group.blocks_for(num_steps), self.kv.free + now.taken
+        if num_blocks > num_free:
+            num_steps = group.rounds_within(num_steps, num_free)
+            num_blocks = group.blocks_for(num_steps)
+        self.write_span(
+            (start_ps, num_steps, duration_ps, slope_ps, 0, 0, num_decodes, num_regular, group.context, 0, 0, 0,
+             len(self.replica.scheduler.running), self.replica.num_waiting, num_free - num_blocks)
+        )  # fmt: skip
+        return num_steps, duration_ps, slope_ps, num_blocks
+
+    def _note_late(self, start_ps: int, end_ps: int) -> int:
+        """Members whose token does not come one step after the one before: how many there are."""
+        is_paused = start_ps > self.device.free_ps
+        noted = self.now.late(NEVER - 1 if is_paused else self.replica.number)
+        self.replica.number += is_paused
+        self.replica.note_tokens(noted, end_ps, end_ps)
+        return len(noted)
