@@ -44,7 +44,7 @@ class Leap:
         self.scheduler, self.kv, self.device = replica.scheduler, replica.kv, replica.device
         self.group, self.inbox = replica.group, replica.inbox
         self.recorder = replica.recorder
-        self.write_span = replica.recorder.rows.extend
+        self.write_segment = replica.recorder.segments.extend
         self.gathered = Gathered(replica)
         self.may_leap = may_leap(replica)
         self.is_async = replica.config.async_scheduling

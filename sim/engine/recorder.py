@@ -26,16 +26,13 @@ if TYPE_CHECKING:
     from simbatch.sim.scheduler.config import EngineConfig
     from simbatch.sim.workload.chunk import RequestChunk
 
-MAX_UNPACKED = 1_000_000  # integers: 40 MB
-
 
 class Recorder:
     """The growing form of a `RunRecord`."""
 
     def __init__(self, keep_steps: bool = False, is_timed: bool = False) -> None:
         self.is_timed = is_timed  # host or front end take time, so that tokens come after the device's end
-        self.token_rows: list[int] = []  # the newest ones, row after row, each with all of `TOKEN_FIELDS`
-        self._tokens = array("q")  # the older ones
+        self.tokens = bytearray()  # rows of `TOKEN_DTYPE`
         self.queued_ps = array("q")
         self.first_sent_ps = array("q")
         self.finish_sent_ps = array("q")
@@ -52,20 +49,10 @@ class Recorder:
         self.request_id: list[str] = []
         self.tenant: list[str | None] = []
         self.reason: dict[int, str] = {}
-        self.rows: list[int] = []  # the newest segments, row after row, each with all of `SEGMENT_FIELDS`
-        self._segments = array("q")  # the older ones
+        self.segments = bytearray()  # rows of `SEGMENT_DTYPE`
         self.gaps = array("q")
         self.num_truncated = 0
         self.steps: list[StepRow] | None = [] if keep_steps else None
-
-    def pack(self) -> None:
-        """Make the newest segments small, once they are many."""
-        if len(self.rows) > MAX_UNPACKED:
-            self._segments.extend(self.rows)
-            self.rows.clear()
-        if len(self.token_rows) > MAX_UNPACKED:
-            self._tokens.extend(self.token_rows)
-            self.token_rows.clear()
 
     def step(self, step: Step, finished: list[Request], free_blocks: int, num_running: int, num_waiting: int) -> None:
         """A step in full; the counts are those after its update."""
@@ -167,8 +154,6 @@ class Recorder:
     ) -> RunRecord:
         """The finished form, as numpy columns."""
         network_ps = config.front_end.network_ps if config.front_end else 0
-        self._segments.extend(self.rows)
-        self._tokens.extend(self.token_rows)
         requests = RequestColumns(
             arrival_ps=np.array(self.arrival_ps),
             scheduled_ps=np.array(self.scheduled_ps),
@@ -189,7 +174,7 @@ class Recorder:
         )
         return RunRecord(
             requests=requests,
-            segments=np.frombuffer(self._segments, dtype=SEGMENT_DTYPE),
+            segments=np.frombuffer(self.segments, dtype=SEGMENT_DTYPE),
             gaps=np.array(self.gaps, dtype=np.int64),
             num_preemptions=num_preemptions,
             num_recomputed_tokens=num_recomputed_tokens,
@@ -200,6 +185,6 @@ class Recorder:
             client_overhead_ps=network_ps,
             event_loop_cpu_s=event_loop_cpu_s,
             steps=self.steps,
-            tokens=np.frombuffer(self._tokens, dtype=TOKEN_DTYPE) if self.is_timed else None,
+            tokens=np.frombuffer(self.tokens, dtype=TOKEN_DTYPE) if self.is_timed else None,
             front_end_late_ps=front_end_late_ps,
         )

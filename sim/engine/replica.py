@@ -24,6 +24,7 @@ from simbatch.sim.engine.door import Door, Inbox
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.host import Host
 from simbatch.sim.engine.listener import Listener
+from simbatch.sim.engine.record import pack_segment, pack_tokens
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.shown import ShownEngine
 from simbatch.sim.engine.step import Step
@@ -63,6 +64,7 @@ class Replica(ShownEngine):
         self.inbox = inbox
         self.front_end = inbox if isinstance(inbox, FrontEnd) else None
         self.recorder = recorder
+        self._write_segment, self._write_tokens = recorder.segments.extend, recorder.tokens.extend
         self.listener = listener
         self.decisions = Decisions(config, policy)
         cache = PrefixKVCache if config.enable_prefix_caching else KVCache
@@ -138,7 +140,7 @@ class Replica(ShownEngine):
             return updated_ps
         before_ps = self.sent_ps
         self.sent_ps = updated_ps if self.front_end is None else self.front_end.send(updated_ps, num_chunks)
-        self.recorder.token_rows.extend((before_ps, 1, self.sent_ps - before_ps, 0, num_decodes, num_regular))
+        self._write_tokens(pack_tokens(before_ps, 1, self.sent_ps - before_ps, 0, num_decodes, num_regular))
         return self.sent_ps
 
     def note_tokens(self, requests: list[Request], updated_ps: int, sent_ps: int) -> None:
@@ -177,10 +179,10 @@ class Replica(ShownEngine):
     def log_batch(self, start_ps: int, work_ps: int, features: Features, num_regular: int) -> None:
         """Write a row for one step that the device has been given."""
         num_decodes, context, tokens, _, attention, num_prefills = features
-        self.recorder.rows.extend(
-            (start_ps, 1, work_ps, 0, 0, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
-             len(self.scheduler.running), self.num_waiting, self.kv.free)
-        )  # fmt: skip
+        self._write_segment(pack_segment(
+            start_ps, 1, work_ps, 0, 0, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
+            len(self.scheduler.running), self.num_waiting, self.kv.free,
+        ))  # fmt: skip
 
     def log_step(self, step: Step, finished: list[Request]) -> None:
         """Write a step in full; the counts are those after its update."""

@@ -73,10 +73,8 @@ class Traffic:
         if self._slots is not None:
             heapq.heappush(self._slots, at_ps + self._network_ps + self._think_time_ps)
             self._look()
-        if not self.num_gone % PROGRESS_INTERVAL:
-            self._recorder.pack()
-            if self._progress is not None:
-                self._progress(self.num_gone)
+        if self._progress is not None and not self.num_gone % PROGRESS_INTERVAL:
+            self._progress(self.num_gone)
 
     def _pop(self, arrival_ps: int) -> Request:
         i, chunk = self._index, self._chunk

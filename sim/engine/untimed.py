@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simbatch.sim.engine.gathered import NO_ENTRIES
+from simbatch.sim.engine.record import pack_segment
 from simbatch.sim.engine.spans import span_ps, steps_until
 from simbatch.sim.engine.step import Step
 from simbatch.sim.scheduler.request import NEVER, Request
@@ -21,7 +22,7 @@ class Untimed:
         self.leap = leap
         self.replica, self.now, self.group = leap.replica, leap.gathered, leap.group
         self.device, self.kv, self.inbox, self.cost = leap.device, leap.kv, leap.inbox, leap.device.cost
-        self.write_span = leap.write_span
+        self.write_segment = leap.write_segment
         self.keeps_steps = leap.keeps_steps
         # of the span under way, where steps are kept one by one: steps, the next one's duration, slope, blocks
         self.left: tuple[int, int, int, int] | None = None
@@ -90,10 +91,10 @@ class Untimed:
         if num_blocks > num_free:
             num_steps = group.rounds_within(num_steps, num_free)
             num_blocks = group.blocks_for(num_steps)
-        self.write_span(
-            (start_ps, num_steps, duration_ps, slope_ps, 0, 0, num_decodes, num_regular, group.context, 0, 0, 0,
-             len(self.replica.scheduler.running), self.replica.num_waiting, num_free - num_blocks)
-        )  # fmt: skip
+        self.write_segment(pack_segment(
+            start_ps, num_steps, duration_ps, slope_ps, 0, 0, num_decodes, num_regular, group.context, 0, 0, 0,
+            len(self.replica.scheduler.running), self.replica.num_waiting, num_free - num_blocks,
+        ))  # fmt: skip
         return num_steps, duration_ps, slope_ps, num_blocks
 
     def _note_late(self, start_ps: int, end_ps: int) -> int:
