@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
         )
     except UserError as error:
         raise scenario.relocated(error) from error.__cause__
-    except OverflowError:
+    except (OverflowError, struct.error):  # the engine's clock, or a column of its record
         rule = "the simulated time exceeds 106 days, which is all that the clock holds"
         mend = "simulate fewer requests, or take shorter step times"
         raise scenario.relocated(UserError(Problem("workload", rule, mend=mend))) from None

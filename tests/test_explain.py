@@ -109,3 +109,21 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_nobody_of_that_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no request of this name"):
         life(scenario(tmp_path, [(0, 8, 5)]), "7")
+
+
+def test_the_steps_of_a_life_have_their_times_on_host_and_device(tmp_path: Path) -> None:
+    """S, L, D, U of an event's first step are those that the steps' record has; without host times there are none."""
+    plain = scenario(tmp_path, [(0, 8, 4), (0.013, 40, 3)], async_scheduling=True)
+    assert {event.updated_s for event in life(plain, "1")} == {None}
+    host = {"launch": {"graph": {"base_s": 0.002}, "piecewise": {"base_s": 0.004}}, "update": {"base_s": 0.001}}
+    timed = plain.override({"profile.host": host})
+    rows = simulate(timed, steps=True).record.steps
+    assert rows is not None
+    told = [event for event in life(timed, "1") if event.schedule_s is not None]
+    assert [event.what for event in told[:2]] == ["admitted: 40 tokens computed", "decodes a token"]
+    for event in told:
+        assert event.step is not None
+        row = rows[event.step]
+        times_ps = row.schedule_ps, row.launched_ps, row.end_ps, row.updated_ps
+        assert (event.schedule_s, event.launched_s, event.end_s, event.updated_s) == tuple(t / 1e12 for t in times_ps)
+        assert event.schedule_s < event.launched_s <= event.end_s < event.updated_s

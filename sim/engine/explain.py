@@ -23,6 +23,11 @@ class Event(NamedTuple):
     step: int | None  # the first step of it
     num_steps: int
     what: str
+    # of the first step, where host or front end take time
+    schedule_s: float | None = None  # S: schedule() begins
+    launched_s: float | None = None  # L: the launch has returned
+    end_s: float | None = None  # D: the device is done
+    updated_s: float | None = None  # U: its tokens exist
 
 
 class Watch(Listener):
@@ -38,6 +43,7 @@ class Watch(Listener):
         self._was_running = False
         self._needed_by: dict[Request, Request | None] = {}
         self._before = (NEVER, NEVER)
+        self._in_flight: dict[Step, int] = {}  # which event a step is the first one of
 
     def arrived(self, request: Request, now_ps: int) -> None:
         """Note the arrival."""
@@ -65,7 +71,7 @@ class Watch(Listener):
 
     def planned(self, step: Step) -> None:
         """Note what the step has for the request, or why it has nothing."""
-        request = self._watched
+        request, num_events = self._watched, len(self.events)
         if request is not None:
             entry = next((entry for entry in step.batch.entries if entry.request is request), None)
             if request in self._needed_by:
@@ -76,7 +82,10 @@ class Watch(Listener):
                 self._tell("gets no token: its last one is in flight, or the budget went to those before it")
             elif request.finish_ps < 0 and not self.replica.recorder.reason.get(request.index):
                 self._tell(f"waits: {self._why_waiting(request)}")
-        self._step += bool(step.batch.entries)
+        if step.batch.entries:
+            self._step += 1
+            if len(self.events) > num_events and self.replica.is_timed:
+                self._in_flight[step] = num_events
 
     def updating(self, step: Step) -> None:
         """Remember what there was."""
@@ -85,8 +94,15 @@ class Watch(Listener):
             self._before = request.first_token_ps, request.finish_ps
 
     def updated(self, step: Step, finished: list[Request]) -> None:
-        """Note the first token and the end."""
+        """Note the step's times, the first token and the end."""
         request = self._watched
+        if (i := self._in_flight.pop(step, None)) is not None:
+            self.events[i] = self.events[i]._replace(
+                schedule_s=to_s(step.schedule_ps),
+                launched_s=to_s(step.launched_ps),
+                end_s=to_s(step.end_ps),
+                updated_s=to_s(step.updated_ps),
+            )
         if request is None:
             return
         if self._before[0] < 0 <= request.first_token_ps:

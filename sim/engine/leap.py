@@ -181,7 +181,7 @@ class Leap:
         replica, scheduler = self.replica, self.scheduler
         num_waiting, may_admit = len(scheduler.waiting), scheduler.may_admit
         while self.inbox.next_ps <= replica.now_ps:
-            replica.now_ps = replica.admit()
+            replica.now_ps = self.inbox.take(replica.now_ps, replica.door.add)
         if replica.door.backlog:
             replica.door.form_batch(replica.now_ps)
         if num_waiting and self.decisions.head_is_stable:

@@ -59,10 +59,9 @@ def device_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart,
     num_more, updated_ps = most - 1, free_ps + before
     if updated_ps >= cut_ps:
         num_more = 0
-    last_ps = free_ps + num_more * d + s * (num_more * (num_more - 1) // 2)  # the device begins the last step
-    if last_ps + o >= cut_ps and num_more > 1:
+    if num_more > 1 and num_more * (d + s * num_more) >= cut_ps - free_ps - o:  # at most, and quick to say
         num_more = min(num_more, max(steps_until(cut_ps - free_ps - o, d, s), 1))
-        last_ps = free_ps + num_more * d + s * (num_more * (num_more - 1) // 2)
+    last_ps = free_ps + num_more * d + s * (num_more * (num_more - 1) // 2)  # the device begins the last step
     free_after_ps, last_updated_ps = last_ps + d + num_more * s, last_ps + o if num_more else updated_ps
     second_ps, gap_ps = free_ps + d + o, d + s
     return _new(

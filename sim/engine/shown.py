@@ -28,8 +28,8 @@ class ShownEngine:
     @property
     def num_waiting(self) -> int:
         """Requests in the queue."""
-        backlog = self.door.backlog
-        return len(self.scheduler.waiting) + (len(backlog) if backlog else 0)
+        num_waiting, backlog = len(self.scheduler.waiting), self.door.backlog
+        return num_waiting if backlog is None else num_waiting + len(backlog)
 
     @property
     def num_running(self) -> int:

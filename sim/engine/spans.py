@@ -18,4 +18,4 @@ def steps_until(time_ps: int, duration_ps: int, slope_ps: int) -> int:
         return -(-time_ps // duration_ps)
     b = 2 * duration_ps - slope_ps  # slope*j^2 + b*j >= 2*time
     j = (isqrt(b * b + 8 * slope_ps * time_ps) - b) // (2 * slope_ps)
-    return j if span_ps(j, duration_ps, slope_ps) >= time_ps else j + 1
+    return j if j * duration_ps + slope_ps * (j * (j - 1) // 2) >= time_ps else j + 1

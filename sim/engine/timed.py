@@ -236,23 +236,18 @@ class Timed:
 
     def _walk(self, pace: Pace, known: Known, duration_ps: int, schedule_ps: int) -> list[Request]:
         """The steps one by one, each kept in full; returns whose last tokens the last one brings."""
-        now, ended, number, num_decodes, context = (
-            self.now,
-            NOBODY,
-            self.replica.number,
-            self.group.size,
-            self.group.context,
-        )
+        now, group, number, ended = self.now, self.group, self.replica.number, NOBODY
+        num_decodes, context = group.size, group.context
         launch_ps, tail_ps, slope_ps = known.launch_ps, self._tail_ps, known.slope_ps
         for k in range(pace.num_steps):
-            self.kv.take(self.group.blocks_next - now.taken)
+            self.kv.take(group.blocks_next - now.taken)
             now.taken = 0
             batch, start_ps = now.batch({}), pace.start_of(k)
             end_ps = max(start_ps + duration_ps + k * slope_ps, schedule_ps + launch_ps + tail_ps)
             features = Features(num_decodes, context + k * num_decodes, 0, 0, 0, 0)
             times = schedule_ps, schedule_ps + launch_ps, start_ps, end_ps
             older, now.step = now.step, Step(batch, *times, features, number + k + 1, num_decodes, NOBODY)
-            ended = self.group.advance(1)
+            ended = group.advance(1)
             schedule_ps = pace.updated_of(k)
             done = older if self.is_async else now.step
             if done is not None and done.batch.entries and (self.is_async or k < pace.num_steps - 1):

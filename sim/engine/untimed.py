@@ -82,7 +82,7 @@ class Untimed:
             num_steps, duration_ps, slope_ps = 1, self.device.noise.step_ps(duration_ps, has_prefill=False), 0
         elif num_steps > 1:
             time_left_ps = self.inbox.next_ps - start_ps
-            if span_ps(num_steps, duration_ps, slope_ps) > time_left_ps:
+            if num_steps * (duration_ps + slope_ps * num_steps) > time_left_ps:  # at most, and quick to say
                 before = steps_until(time_left_ps, duration_ps, slope_ps)  # a plan can see the next arrival before
                 num_steps = min(num_steps, before + 1 if self.leap.is_async else max(before, 1))
         if not now.has_stepped:

@@ -12,6 +12,8 @@ from simbatch.sim.scheduler.request import Request
 class KVCache:
     """Blocks without prefix caching. Block 0 is vLLM's null block and never usable."""
 
+    shares = False  # whether full blocks are registered for others to find
+
     def __init__(self, num_gpu_blocks: int, block_size: int) -> None:
         self.block_size = block_size
         self.num_usable = num_gpu_blocks - 1

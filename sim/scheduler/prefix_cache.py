@@ -19,6 +19,8 @@ class PrefixKVCache(KVCache):
     again, after a preemption, so they stand in the LRU as one entry, a run, evicted from its tail.
     """
 
+    shares = True
+
     def __init__(self, num_gpu_blocks: int, block_size: int) -> None:
         super().__init__(num_gpu_blocks, block_size)
         self._lru: OrderedDict[int, int] = OrderedDict()  # block or run -> how many blocks

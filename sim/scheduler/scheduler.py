@@ -124,10 +124,12 @@ class Scheduler:
         running, waiting, kv, decisions = self.running, self.waiting, self.kv, self.decisions
         sheds, decides_seats = decisions.sheds_head, decisions.decides_seats
         num_seats = decisions.seats() if decides_seats else decisions.max_seats
-        while budget > 0 and waiting and len(running) < num_seats:
+        num_waiting = len(waiting)
+        while budget > 0 and num_waiting and len(running) < num_seats:
             request = waiting.head
             if sheds and (reason := decisions.shed(request)) is not None:
                 waiting.take()
+                num_waiting -= 1
                 self.on_shed(request, reason)
                 continue
             num_hits, num_idle = kv.lookup(request)
@@ -147,12 +149,13 @@ class Scheduler:
                 self.refusal = Refusal("blocks", num_blocks, kv.free, watermark)
                 return
             waiting.take()
+            num_waiting -= 1
             self.seat(request, num_hits, num_cached + n)
             planned[request] = n
             budget -= n
-            if decides_seats and waiting:
+            if decides_seats and num_waiting:
                 num_seats = decisions.seats()
-        if waiting:
+        if num_waiting:
             self.refusal = Refusal("seats", len(running), num_seats) if budget > 0 else Refusal("budget")
 
     def seat(self, request: Request, num_hits: int, num_tokens: int) -> None:
@@ -206,7 +209,8 @@ class Scheduler:
     def advance(self, request: Request, num_tokens: int) -> None:
         """A request has `num_tokens` computed tokens once this step is done."""
         request.num_computed_tokens = num_tokens
-        self.kv.register(request, min(num_tokens, request.num_tokens))
+        if self.kv.shares:
+            self.kv.register(request, min(num_tokens, request.num_tokens))
 
     def _entries(self, planned: dict[Request, int]) -> list[Entry]:
         """The step's entries; one that reaches the end of its known tokens samples the next."""

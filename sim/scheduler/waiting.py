@@ -10,54 +10,61 @@ from typing import Any
 from simbatch.sim.scheduler.request import Request
 
 
-class FcfsQueue(deque[Request]):
+class FcfsQueue:
     """First come, first served; a preempted request goes to the front."""
 
-    add = deque.append
-    put_back = deque.appendleft
-    take = deque.popleft
-    drop = deque.remove
+    def __init__(self) -> None:
+        self._line: deque[Request] = deque()
+        # the line's own methods, one frame less in the engine's loops
+        self.add, self.put_back = self._line.append, self._line.appendleft
+        self.take, self.drop = self._line.popleft, self._line.remove
+
+    def __len__(self) -> int:
+        return len(self._line)
 
     def requests(self) -> list[Request]:
         """All who wait, the head first."""
-        return list(self)
+        return list(self._line)
 
     @property
     def head(self) -> Request:
         """Who is admitted next."""
-        return self[0]
+        return self._line[0]
 
 
-class SortedQueue(list[tuple[Any, int, Request]]):
+class SortedQueue:
     """A heap: smallest key first, ties by arrival; the key is asked for at arrival and after a preemption."""
 
     def __init__(self, key: Callable[[Request], Any]) -> None:
-        super().__init__()
         self._key = key
+        self._heap: list[tuple[Any, int, Request]] = []
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def add(self, request: Request) -> None:
         """A request arrives, or returns after a preemption."""
-        heapq.heappush(self, (self._key(request), request.index, request))
+        heapq.heappush(self._heap, (self._key(request), request.index, request))
 
     put_back = add
 
     def requests(self) -> list[Request]:
         """All who wait, the head first."""
-        return [entry[2] for entry in sorted(self, key=lambda entry: entry[:2])]
+        return [entry[2] for entry in sorted(self._heap, key=lambda entry: entry[:2])]
 
     @property
     def head(self) -> Request:
         """Who is admitted next."""
-        return self[0][2]
+        return self._heap[0][2]
 
     def take(self) -> Request:
         """Take the head out."""
-        return heapq.heappop(self)[2]
+        return heapq.heappop(self._heap)[2]
 
     def drop(self, request: Request) -> None:
         """Take out a request that ended while it waited."""
-        self[:] = [entry for entry in self if entry[2] is not request]
-        heapq.heapify(self)
+        self._heap[:] = [entry for entry in self._heap if entry[2] is not request]
+        heapq.heapify(self._heap)
 
 
 class LaneQueue:

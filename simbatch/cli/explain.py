@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from simbatch.cli._options import load_scenario, policy_option
+
+if TYPE_CHECKING:
+    from simbatch.sim.engine.explain import Event
+
+LEGEND = (
+    "S: schedule() begins; after it L: the launch has returned, D: the device is done, U: the tokens are taken in.\n"
+    "Of several steps alike these are the first one's."
+)
 
 
 @click.command()
@@ -23,7 +32,8 @@ def explain(
     """Tell the life of one request of the scenario in FILE.
 
     Why it waited in each step (seats, blocks, budget, watermark, a preemption), who preempted it, what it hit in the
-    prefix cache. The scenario is simulated step by step, so this takes longer than a run.
+    prefix cache; where the profile has host times, also when each step was scheduled, launched, computed and taken in
+    (S, L, D, U: docs/one-step.md). The scenario is simulated step by step, so this takes longer than a run.
     """
     from simbatch.sim.scenario import resolve
     from simbatch.sim.simulate import explain_request
@@ -38,3 +48,16 @@ def explain(
         steps = "" if event.step is None else f"step {event.step}"
         times = f" (x {event.num_steps})" if event.num_steps > 1 else ""
         click.echo(f"{event.time_s:12.3f} s  {steps:<12} {event.what}{times}")
+        if (line := _step_line(event)) is not None:
+            click.echo(f"{'':<29}{line}")
+    if any(event.schedule_s is not None for event in events):
+        click.echo(LEGEND)
+
+
+def _step_line(event: Event) -> str | None:
+    """When the first step of an event was scheduled, launched, computed and taken in; None if that is no matter."""
+    begin_s, *others = event.schedule_s, event.launched_s, event.end_s, event.updated_s
+    if begin_s is None:
+        return None
+    after = (f"{name} +{1e3 * (time_s - begin_s):.1f}" for name, time_s in zip("LDU", others, strict=True) if time_s)
+    return f"S {begin_s:.3f} s, {', '.join(after)} ms"
