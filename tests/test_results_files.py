@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from simbatch.sim.errors import UserError
+from simbatch.sim.compiled import is_compiled
 from simbatch.sim.results import Result, Slo, files
 from tests.results_records import MS, REFUSED, REJECTED, UNFINISHED, Step, Toy, back_to_back, build, facts
 
@@ -155,6 +156,7 @@ def test_the_resolved_scenario_and_the_facts_of_the_run(tmp_path):
     assert scenario == {"profile": "inline", "seed": 7, "workload": {"num_prompts": 3}}
     run = json.loads((tmp_path / "run.json").read_text())
     assert (run["wall_s"], run["event_loop_cpu_s"], run["steps"]) == (1.5, 0.25, 3)
+    assert run["compiled"] is is_compiled()
     assert run["versions"]["numpy"] == np.__version__
 
 

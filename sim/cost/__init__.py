@@ -1,8 +1,12 @@
 """Step times and memory: profiles, and the cost models made from them."""
 
-from simbatch.sim.cost.measured_range import MeasuredRange
-from simbatch.sim.cost.model import CostModel, LinearCost, TwoRegimeCost
-from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile, load_profile
+from simbatch.sim import compiled
+
+compiled.check()  # before the first module that may be
+
+from simbatch.sim.cost.measured_range import MeasuredRange  # noqa: E402
+from simbatch.sim.cost.model import CostModel, LinearCost, TwoRegimeCost  # noqa: E402
+from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile, load_profile  # noqa: E402
 
 __all__ = [
     "CostModel",

@@ -55,7 +55,7 @@ class Door:
         self._is_timed = is_timed
         self._waiting = scheduler.waiting
         self.held_until_ps = 0  # what the policy has promised, while nobody runs
-        self.backlog: WaitingQueue | None = decisions.new_queue() if config.batching == "static" else None
+        self.backlog: WaitingQueue[Request] | None = decisions.new_queue() if config.batching == "static" else None
 
     def add(self, request: Request, now_ps: int) -> int:
         """Queue an arriving request, unless it is turned away; returns what that takes on the host (ps)."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.origin import origin
@@ -134,6 +135,7 @@ def run_facts(record: RunRecord, wall_s: float | None) -> dict[str, Any]:
     """What run.json says of a simulation: what depends on the machine and the clock on the wall."""
     return {
         "wall_s": wall_s,
+        "compiled": is_compiled(),
         "event_loop_cpu_s": record.event_loop_cpu_s,
         "steps": record.num_steps,
         "segments": len(record.segments),

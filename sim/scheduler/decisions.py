@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 from simbatch.policies.base import Plan, Policy
 from simbatch.sim.clock import to_ps
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.predictor import predicted_length
-from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.views import EngineView, RequestView, request_of, view_of
+from simbatch.sim.scheduler.views import EngineView, KnownRequest, RequestView, request_of, view_of
 from simbatch.sim.scheduler.waiting import FcfsQueue, LaneQueue, SortedQueue, WaitingQueue
 from simbatch.sim.users_code import defined_at, place_of
+
+R = TypeVar("R", bound=KnownRequest)
 
 
 class Decisions:
@@ -52,7 +53,7 @@ class Decisions:
         self.view = view
         self._ask("start", view)
 
-    def new_queue(self) -> WaitingQueue:
+    def new_queue(self) -> WaitingQueue[Any]:
         """The queue in the policy's order."""
         if self.is_fcfs:
             return FcfsQueue()
@@ -81,7 +82,7 @@ class Decisions:
             raise self._failed("token_budget", error) from error
         return self._checked("token_budget()", budget, limit, "max_num_batched_tokens")
 
-    def victim(self, running: list[Request]) -> Request:
+    def victim(self, running: list[R]) -> R:
         """Who loses its blocks."""
         if self.victim_is_last:
             return running[-1]
@@ -89,24 +90,25 @@ class Decisions:
             return max(running, key=lambda request: (request.priority, request.arrival_ps))
         chosen = self._ask("victim", [self._shown(request) for request in running])
         if isinstance(chosen, RequestView) and request_of(chosen) in running:
-            return request_of(chosen)
+            victim: R = request_of(chosen)
+            return victim
         raise self.broken("victim() must return one of the running requests", chosen)
 
-    def plan(self, running: list[Request], waiting: list[Request]) -> Plan:
+    def plan(self, running: Sequence[KnownRequest], waiting: Sequence[KnownRequest]) -> Plan:
         """The whole next step; whether it can be followed is for the scheduler to see."""
         plan = self._ask("plan", [self._shown(r) for r in running], [self._shown(r) for r in waiting], self.view)
         if isinstance(plan, Plan):
             return plan
         raise self.broken("plan() must return a Plan", plan)
 
-    def reject(self, request: Request) -> str | None:
+    def reject(self, request: KnownRequest) -> str | None:
         """Why the policy turns the request away, if it does."""
         reason = self._ask("reject", self._shown(request), self.view) if self.rejects else None
         if reason is None or (isinstance(reason, str) and reason):
             return reason
         raise self.broken("reject() must return why, in words, or None", reason)
 
-    def predict(self, request: Request) -> None:
+    def predict(self, request: KnownRequest) -> None:
         """Write down what the policy's predictor says of an arriving request, unless it came foretold."""
         if request.predicted_output_tokens is not None:
             return
@@ -115,7 +117,7 @@ class Decisions:
             request.request_id, request.max_tokens, error, self.config.seed
         )
 
-    def shed(self, request: Request) -> str | None:
+    def shed(self, request: KnownRequest) -> str | None:
         """Why the policy drops a request rather than admit it, if it does; never one that has run."""
         if request.num_preemptions:
             return None
@@ -124,31 +126,31 @@ class Decisions:
             return reason
         raise self.broken("shed() must return why, in words, or None", reason)
 
-    def hold_until_ps(self, head: Request) -> int:
+    def hold_until_ps(self, head: KnownRequest) -> int:
         """Until when the policy waits for a fuller batch."""
         until_s = self._ask("hold", self._shown(head), self.view)
         if isinstance(until_s, int | float) and isfinite(until_s):
             return to_ps(max(until_s, 0.0))
         raise self.broken("hold() must return a time in seconds", until_s)
 
-    def finished(self, request: Request) -> None:
+    def finished(self, request: KnownRequest) -> None:
         """Tell the policy that a request has ended; only one that listens need be told."""
         self._ask("finished", self._shown(request))
 
-    def admitted(self, request: Request) -> None:
+    def admitted(self, request: KnownRequest) -> None:
         """Tell the policy that a request has got a seat; only one that hears admissions need be told."""
         self._ask("admitted", self._shown(request))
 
-    def _lane(self, request: Request) -> Hashable:
+    def _lane(self, request: KnownRequest) -> Hashable:
         lane = self._ask("lane", self._shown(request))
         if isinstance(lane, Hashable):
             return lane
         raise self.broken("lane() must return something that can be a key of a dictionary", lane)
 
-    def _vllm_priority(self, request: Request) -> Any:
+    def _vllm_priority(self, request: KnownRequest) -> Any:
         return request.priority, request.arrival_ps, request.request_id
 
-    def _policy_order(self, request: Request) -> Any:
+    def _policy_order(self, request: KnownRequest) -> Any:
         key = self._ask("order", self._shown(request))
         if self._first_key is None:
             self._first_key = key
@@ -159,7 +161,7 @@ class Decisions:
             pass
         raise self.broken("order() must return values that can be compared with each other", key)
 
-    def _shown(self, request: Request) -> RequestView:
+    def _shown(self, request: KnownRequest) -> RequestView:
         return view_of(request, self.view)
 
     def _ask(self, method: str, *arguments: Any) -> Any:

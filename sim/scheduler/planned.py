@@ -79,7 +79,8 @@ class PlannedScheduler(Scheduler):
 
     def _request_of(self, view: Any) -> Request:
         if isinstance(view, RequestView):
-            return request_of(view)
+            request: Request = request_of(view)
+            return request
         raise self.decisions.broken("plan() must name requests by the views that it was given", view)
 
     def _refuse(self, request: Request, rule: str, *value: object) -> None:

@@ -8,13 +8,17 @@ prefill or decode phase: a request simply wants `num_tokens + num_placeholders -
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from simbatch.sim.cost.features import is_decode as is_decode_entry
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.views import KnownRequest
+from simbatch.sim.scheduler.waiting import WaitingQueue
+
+K = TypeVar("K", bound=KnownRequest)
 
 
 class Entry(NamedTuple):
@@ -58,7 +62,7 @@ class Scheduler:
         self.kv = kv
         self.decisions = decisions
         self.running: list[Request] = []  # in order of admission
-        self.waiting = decisions.new_queue()
+        self.waiting: WaitingQueue[Request] = decisions.new_queue()
         self.num_preemptions = 0
         self.num_recomputed_tokens = 0  # computed, lost in a preemption, and computed again
         self.may_admit = True  # something has changed since the head of the queue was refused
@@ -237,26 +241,26 @@ class Scheduler:
         self.waiting.put_back(request)
 
 
-def token_budget(decisions: Decisions, running: Sequence[Request], is_admitting: bool) -> int:
+def token_budget(decisions: Decisions, running: Sequence[KnownRequest], is_admitting: bool) -> int:
     """What a step may take: the policy is asked if there may be prompts to compute, and holds no decode back."""
     if not decisions.decides_budget or not (is_admitting or any(map(is_partial, running))):
         return decisions.config.max_num_batched_tokens
     return max(decisions.token_budget(), sum(map(is_decoding, running)))
 
 
-def decoding(running: Iterable[Request]) -> tuple[int, int]:
+def decoding(running: Iterable[KnownRequest]) -> tuple[int, int]:
     """How many requests want one token after their prompt, and the sum of their computed tokens."""
     members = [request.num_computed_tokens for request in running if is_decoding(request)]
     return len(members), sum(members)
 
 
-def is_partial(request: Request) -> bool:
+def is_partial(request: KnownRequest) -> bool:
     """Whether a running request's prompt, or what it computes again, is not done."""
     wanted = request.num_tokens + request.num_placeholders - request.num_computed_tokens
     return wanted > 1 or request.num_computed_tokens < request.num_prompt_tokens
 
 
-def is_decoding(request: Request) -> bool:
+def is_decoding(request: KnownRequest) -> bool:
     """Whether a running request wants one token, after its prompt, and the step to come may give it."""
     known = request.num_tokens + request.num_placeholders
     return (
@@ -265,12 +269,12 @@ def is_decoding(request: Request) -> bool:
     )
 
 
-def is_decode(request: Request) -> bool:
+def is_decode(request: KnownRequest) -> bool:
     """Whether the one token that a request has just been advanced by is a decode (`Entry.is_decode`)."""
     return request.num_tokens + request.num_placeholders == request.num_computed_tokens > request.num_prompt_tokens
 
 
-def has_prefill(planned: Mapping[Request, int]) -> bool:
+def has_prefill(planned: Mapping[K, int]) -> bool:
     """Whether a step that has just been planned computes more than decodes."""
     for request, n in planned.items():  # noqa: SIM110 - most of the time the first one tells
         if n > 1 or not is_decode(request):

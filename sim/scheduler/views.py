@@ -6,7 +6,48 @@ from typing import Any, Protocol
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.request import Request
+
+
+class KnownRequest(Protocol):
+    """A request as decisions and views know it: the simulator's own, or one of vLLM's (`simbatch.serving.request`)."""
+
+    index: int
+    view: object
+    predicted_output_tokens: float | None
+    arrival_ps: int
+    first_token_ps: int
+    finish_ps: int
+    max_tokens: int
+    priority: int
+    tenant: str | None
+
+    @property
+    def request_id(self) -> str:
+        """The name it came with."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+
+    @property
+    def num_tokens(self) -> int:
+        """The prompt and the outputs received."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens produced and received so far."""
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens in the KV cache, or being computed."""
+
+    @property
+    def num_placeholders(self) -> int:
+        """Tokens sampled by steps in flight."""
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often it has lost its blocks."""
 
 
 class Engine(Protocol):
@@ -28,10 +69,10 @@ class Engine(Protocol):
     def free_blocks(self) -> int:
         """KV blocks nobody holds."""
 
-    def ahead_of(self, request: Request) -> tuple[int, int]:
+    def ahead_of(self, request: Any) -> tuple[int, int]:
         """Tokens computed, and tokens known, that a request's own numbers do not say yet."""
 
-    def freed_by(self, request: Request) -> int:
+    def freed_by(self, request: Any) -> int:
         """KV blocks that a request alone holds."""
 
     def decoding(self) -> tuple[int, int]:
@@ -46,7 +87,7 @@ class RequestView:
 
     __slots__ = ("_engine", "_request")
 
-    def __init__(self, request: Request, engine: Engine) -> None:
+    def __init__(self, request: KnownRequest, engine: Engine) -> None:
         self._request = request
         self._engine = engine
 
@@ -133,8 +174,8 @@ class RequestView:
         return f"<request {self.request_id}>"
 
 
-def request_of(view: RequestView) -> Request:
-    """The request behind a view."""
+def request_of(view: RequestView) -> Any:
+    """The request behind a view, as whoever made the view knows it."""
     return view._request
 
 
@@ -201,7 +242,7 @@ class EngineView:
         return self._config.max_num_batched_tokens
 
 
-def view_of(request: Request, engine: EngineView) -> RequestView:
+def view_of(request: KnownRequest, engine: EngineView) -> RequestView:
     """The one view of a request."""
     if request.view is None:
         request.view = RequestView(request, engine._engine)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.views import KnownRequest
+
+R = TypeVar("R", bound=KnownRequest)
 
 
-class FcfsQueue:
+class FcfsQueue(Generic[R]):
     """First come, first served; a preempted request goes to the front."""
 
     def __init__(self) -> None:
-        self._line: deque[Request] = deque()
+        self._line: deque[R] = deque()
         # the line's own methods, one frame less in the engine's loops
         self.add, self.put_back = self._line.append, self._line.appendleft
         self.take, self.drop = self._line.popleft, self._line.remove
@@ -22,88 +24,90 @@ class FcfsQueue:
     def __len__(self) -> int:
         return len(self._line)
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[R]:
         """All who wait, the head first."""
         return list(self._line)
 
     @property
-    def head(self) -> Request:
+    def head(self) -> R:
         """Who is admitted next."""
         return self._line[0]
 
 
-class SortedQueue:
+class SortedQueue(Generic[R]):
     """A heap: smallest key first, ties by arrival; the key is asked for at arrival and after a preemption."""
 
-    def __init__(self, key: Callable[[Request], Any]) -> None:
+    def __init__(self, key: Callable[[R], Any]) -> None:
         self._key = key
-        self._heap: list[tuple[Any, int, Request]] = []
+        self._heap: list[tuple[Any, int, R]] = []
 
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, request: Request) -> None:
-        """A request arrives, or returns after a preemption."""
+    def add(self, request: R) -> None:
+        """A request arrives."""
         heapq.heappush(self._heap, (self._key(request), request.index, request))
 
-    put_back = add
+    def put_back(self, request: R) -> None:
+        """A request returns after a preemption."""
+        self.add(request)
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[R]:
         """All who wait, the head first."""
         return [entry[2] for entry in sorted(self._heap, key=lambda entry: entry[:2])]
 
     @property
-    def head(self) -> Request:
+    def head(self) -> R:
         """Who is admitted next."""
         return self._heap[0][2]
 
-    def take(self) -> Request:
+    def take(self) -> R:
         """Take the head out."""
         return heapq.heappop(self._heap)[2]
 
-    def drop(self, request: Request) -> None:
+    def drop(self, request: R) -> None:
         """Take out a request that ended while it waited."""
         self._heap[:] = [entry for entry in self._heap if entry[2] is not request]
         heapq.heapify(self._heap)
 
 
-class LaneQueue:
+class LaneQueue(Generic[R]):
     """One line per lane, first come, first served; whose head goes next is asked afresh at every admission."""
 
-    def __init__(self, lane: Callable[[Request], Hashable], key: Callable[[Request], Any]) -> None:
+    def __init__(self, lane: Callable[[R], Hashable], key: Callable[[R], Any]) -> None:
         self._lane_of, self._key = lane, key
-        self._lanes: dict[Hashable, deque[Request]] = {}
+        self._lanes: dict[Hashable, deque[R]] = {}
         self._num_waiting = 0
 
     def __len__(self) -> int:
         return self._num_waiting
 
-    def add(self, request: Request) -> None:
+    def add(self, request: R) -> None:
         """A request arrives."""
         self._lane(request).append(request)
 
-    def put_back(self, request: Request) -> None:
+    def put_back(self, request: R) -> None:
         """A request returns after a preemption."""
         self._lane(request).appendleft(request)
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[R]:
         """All who wait, the head first, lane after lane."""
         lanes = sorted(self._lanes.values(), key=lambda lane: (self._key(lane[0]), lane[0].index))
         return [request for lane in lanes for request in lane]
 
     @property
-    def head(self) -> Request:
+    def head(self) -> R:
         """Who is admitted next."""
         return self._lanes[self._first()][0]
 
-    def take(self) -> Request:
+    def take(self) -> R:
         """Take the head out."""
         name = self._first()
         request = self._lanes[name].popleft()
         self._taken_from(name)
         return request
 
-    def drop(self, request: Request) -> None:
+    def drop(self, request: R) -> None:
         """Take out a request that ended while it waited."""
         name = next(name for name, lane in self._lanes.items() if request in lane)
         self._lanes[name].remove(request)
@@ -115,7 +119,7 @@ class LaneQueue:
             return next(iter(lanes))
         return min(lanes, key=lambda name: (self._key(lanes[name][0]), lanes[name][0].index))
 
-    def _lane(self, request: Request) -> deque[Request]:
+    def _lane(self, request: R) -> deque[R]:
         self._num_waiting += 1
         return self._lanes.setdefault(self._lane_of(request), deque())
 
@@ -125,4 +129,4 @@ class LaneQueue:
             del self._lanes[name]
 
 
-WaitingQueue = FcfsQueue | SortedQueue | LaneQueue
+WaitingQueue = FcfsQueue[R] | SortedQueue[R] | LaneQueue[R]

@@ -13,6 +13,7 @@ from importlib import import_module
 import click
 
 from simbatch.cli._errors import exit_code_of
+from simbatch.sim.compiled import is_compiled
 from simbatch.sim.origin import issued_as
 
 # name: (module and command in it, its line in `simbatch --help`)
@@ -74,7 +75,9 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="simbatch", message="simbatch %(version)s")
+@click.version_option(
+    package_name="simbatch", message=f"simbatch %(version)s ({'compiled' if is_compiled() else 'interpreted'})"
+)
 def cli() -> None:
     """Find the batch size, scheduler settings and policy for a model on a GPU, and see what users will feel.
 

@@ -20,9 +20,8 @@ from simbatch.sim.cost.model import CostModel
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
-from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.scheduler import decoding, has_prefill, token_budget
-from simbatch.sim.scheduler.views import EngineView
+from simbatch.sim.scheduler.views import EngineView, KnownRequest
 
 LOWEST = float("inf")  # priority: above every integer, so first to be preempted
 
@@ -55,7 +54,7 @@ class EngineClock:
 class ServedDecisions(Decisions):
     """A request that vLLM puts back without having preempted it keeps its lane: the policy is asked once, as ever."""
 
-    def _lane(self, request: Request) -> Hashable:
+    def _lane(self, request: KnownRequest) -> Hashable:
         assert isinstance(request, ServedRequest)
         if request.lane is UNASKED:
             request.lane = super()._lane(request)
@@ -200,13 +199,12 @@ class Guide:
         """KV blocks nobody holds."""
         return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
-    def ahead_of(self, request: Request) -> tuple[int, int]:
+    def ahead_of(self, request: ServedRequest) -> tuple[int, int]:
         """Nothing: its numbers are read live."""
         return 0, 0
 
-    def freed_by(self, request: Request) -> int:
+    def freed_by(self, request: ServedRequest) -> int:
         """KV blocks that a request alone holds."""
-        assert isinstance(request, ServedRequest)
         (blocks, *_) = self.scheduler.kv_cache_manager.get_blocks(request.inside.request_id).blocks
         return sum(block.ref_cnt == 1 for block in blocks)
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.request import NEVER
 
 UNASKED = object()
 
 
-class ServedRequest(Request):
+class ServedRequest:
     """A request of vLLM's (`inside`) as the simulator's decisions and views know requests; what changes is read live.
 
     `ahead` holds what the step in planning has given out so far: vLLM adds it up when the step is planned, the
     simulator at once. What vLLM does not know of a request comes with it, in `vllm_xargs`, which become
     `SamplingParams.extra_args`.
     """
+
+    first_token_ps = finish_ps = NEVER
+    predicted_output_tokens: float | None = None
+    view: object = None  # what policies see of it
 
     def __init__(self, index: int, inside: Any, arrival_ps: int, max_model_len: int, ahead: dict[str, int]) -> None:
         self.index, self.inside, self.arrival_ps, self._ahead = index, inside, arrival_ps, ahead
@@ -30,27 +34,37 @@ class ServedRequest(Request):
         self.lane: Hashable = UNASKED
 
     @property
-    def num_prompt_tokens(self) -> int:  # type: ignore[override]
+    def request_id(self) -> str:
+        """The name it came with."""
+        return self._name
+
+    @property
+    def num_prompt_tokens(self) -> int:
         """Length of the prompt."""
         return int(self.inside.num_prompt_tokens)
 
     @property
-    def num_tokens(self) -> int:  # type: ignore[override]
+    def num_tokens(self) -> int:
         """The prompt and the outputs received."""
         return int(self.inside.num_tokens)
 
     @property
-    def num_computed_tokens(self) -> int:  # type: ignore[override]
+    def num_output_tokens(self) -> int:
+        """Tokens produced and received so far."""
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def num_computed_tokens(self) -> int:
         """Tokens in the KV cache, or being computed."""
         return int(self.inside.num_computed_tokens) + self._ahead.get(self.inside.request_id, 0)
 
     @property
-    def num_placeholders(self) -> int:  # type: ignore[override]
+    def num_placeholders(self) -> int:
         """Tokens sampled by steps in flight."""
         return int(self.inside.num_output_placeholders)
 
     @property
-    def num_preemptions(self) -> int:  # type: ignore[override]
+    def num_preemptions(self) -> int:
         """How often it has lost its blocks."""
         return int(self.inside.num_preemptions)
 
