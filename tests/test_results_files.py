@@ -12,8 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from simbatch.sim.errors import UserError
 from simbatch.sim.compiled import is_compiled
+from simbatch.sim.errors import UserError
 from simbatch.sim.results import Result, Slo, files
 from tests.results_records import MS, REFUSED, REJECTED, UNFINISHED, Step, Toy, back_to_back, build, facts
 
