@@ -1,4 +1,4 @@
-"""Flags of `vllm serve`: those that are settings of the scenario are resolved by its rules, the others are handed on."""
+"""Flags of `vllm serve`: settings of the scenario are resolved by its rules, the others are handed on."""
 
 from __future__ import annotations
 

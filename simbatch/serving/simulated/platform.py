@@ -25,12 +25,12 @@ class SimulatedPlatform(CpuPlatform):  # type: ignore[misc]
     device_name = "simulated"
 
     @classmethod
-    def get_device_name(cls, device_id: int = 0) -> str:
+    def get_device_name(cls, device_id: int = 0) -> str:  # noqa: ARG003 - there is one
         """What logs call it."""
         return f"simulated {ServeSpec.of_environment().resolved.profile.name}"
 
     @classmethod
-    def get_device_total_memory(cls, device_id: int = 0) -> int:
+    def get_device_total_memory(cls, device_id: int = 0) -> int:  # noqa: ARG003
         """Bytes, as the profile says."""
         profile = ServeSpec.of_environment().resolved.profile
         return profile.memory.total_bytes if isinstance(profile, MeasuredProfile) else INLINE_BYTES

@@ -91,7 +91,8 @@ class Rounds:
 
     def _planned(self, scheduler: Any, output: Any, begin_s: float) -> None:
         preempted = sorted(output.preempted_req_ids or ())
-        line = {"s0": begin_s, "s1": now(), "run": len(scheduler.running), "wait": len(scheduler.waiting)}
+        line: dict[str, Any] = {"s0": begin_s, "s1": now()}
+        line |= {"run": len(scheduler.running), "wait": len(scheduler.waiting)}
         line |= {"pree": len(preempted), "preempted": preempted}
         line["free"] = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         self._steps[id(output)] = WatchedStep(begin_s, line)

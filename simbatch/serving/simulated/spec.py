@@ -1,4 +1,4 @@
-"""What the processes of a server must know, as a file that `simbatch serve` writes and an environment variable names."""
+"""What the processes of a server must know: a file that `simbatch serve` writes and an environment variable names."""
 
 from __future__ import annotations
 

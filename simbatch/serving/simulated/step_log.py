@@ -1,9 +1,9 @@
 """The log of a server's steps: JSON lines, written beside the engine's thread.
 
-A line a step, times in s of `time.monotonic`: s0 and s1 schedule(), x0 and x1 the launch, m0 and m1 the sampling's
-launch, d0 and d1 the device's begin and end, u0 and u1 the update. So S is s0, L is m1, D is d1, U is u1. Of the batch:
-nd decodes with ctx computed tokens, pre [[computed, tokens], ...] of prefills, batch [[request, tokens, computed], ...];
-run, wait, pree and free count running, waiting and preempted requests and free blocks after schedule(); preempted and
+A line a step, times in s of `time.monotonic`: s0 and s1 schedule(), x0 and x1 the launch, m0 and m1 that of sampling,
+d0 and d1 the device's begin and end, u0 and u1 the update. So S is s0, L is m1, D is d1, U is u1. Of the batch: nd
+decodes with ctx computed tokens, pre [[computed, tokens], ...] of prefills, batch [[request, tokens, computed], ...].
+After schedule(): run, wait and pree count running, waiting and preempted requests, free is of blocks. preempted and
 finished name requests. A line for each request taken in: add names it, t and t1 begin and end, n its prompt's tokens.
 """
 

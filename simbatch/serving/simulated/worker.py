@@ -41,6 +41,8 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
 class SimulatedWorker(WorkerBase):  # type: ignore[misc]
     """One device, however many GPUs the profile was measured on."""
 
+    _rounds: rounds.Rounds | None = None
+
     def init_device(self) -> None:
         """Read what is served."""
         die_with_parent()
@@ -121,7 +123,7 @@ class SimulatedWorker(WorkerBase):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """Write the rest of the log."""
-        if getattr(self, "_rounds", None) is not None:
+        if self._rounds is not None:
             self._rounds.close()
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
