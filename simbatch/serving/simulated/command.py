@@ -15,7 +15,7 @@ from typing import Any
 from simbatch.profiler.measuring.vllm_start import require_vllm
 from simbatch.profiler.validating.settings import check_can_run, policy_arguments
 from simbatch.serving.simulated.flags import engine_flags, flag_of, in_the_profile, read_flags
-from simbatch.serving.simulated.model import make_model
+from simbatch.serving.simulated.model import Tokens, make_model
 from simbatch.serving.simulated.server import Server, ended_by_signals, reserved
 from simbatch.serving.simulated.spec import HostChoice, ServeSpec
 from simbatch.sim.errors import Problem, UserError
@@ -45,7 +45,7 @@ class Prepared:
     """A server that can be started: its scenario, the flags of its engine, and what is vLLM's alone."""
 
     resolved: Resolved
-    spec: Callable[[list[int]], ServeSpec]
+    spec: Callable[[Tokens], ServeSpec]
     flags: list[str]
     address: str
 
@@ -75,8 +75,8 @@ def prepare(options: ServeOptions) -> Prepared:
     scheduler_cls = policy.get("scheduler_cls") or named.get("scheduler_cls")
     steps = None if options.steps is None else str(options.steps.absolute())
 
-    def spec(words: list[int]) -> ServeSpec:
-        return ServeSpec(resolved.dump(), options.host, words, steps, scheduler_cls)
+    def spec(tokens: Tokens) -> ServeSpec:
+        return ServeSpec(resolved.dump(), options.host, *tokens, steps, scheduler_cls)
 
     return Prepared(resolved, spec, flags, named.get("host", ""))
 
@@ -117,8 +117,8 @@ def _run(prepared: Prepared, options: ServeOptions, folder: Path, tell: Callable
     begin_s = time.monotonic()
     resolved, model, log = prepared.resolved, folder / "model", folder / "vllm.log"
     model.mkdir()
-    words = make_model(model, resolved.profile, resolved.engine.max_model_len)
-    prepared.spec(words).write(folder / "spec.json")
+    tokens = make_model(model, resolved.profile, resolved.engine.max_model_len)
+    prepared.spec(tokens).write(folder / "spec.json")
     engine = resolved.engine
     tell(
         f"{resolved.profile.name}: {engine.num_gpu_blocks:,} KV blocks of {engine.block_size} tokens, "

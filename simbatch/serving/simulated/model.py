@@ -12,7 +12,7 @@ import re
 import shutil
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 
@@ -22,6 +22,7 @@ END, BEGIN = "<|end|>", "<|begin|>"
 WORD = re.compile(r"[Ġ▁][a-z]{2,}")  # as byte-level and sentencepiece tokenizers write " word"
 MAX_HEAD_DIM = 256
 KV_ELEMENTS_BYTES = 4  # a key and a value of bfloat16
+CLOSERS = ('"', "}", "]")
 CHAT = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -29,8 +30,15 @@ CHAT = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def make_model(folder: Path, profile: Profile, max_model_len: int) -> list[int]:
-    """Fill the folder; the tokens that read as words."""
+class Tokens(NamedTuple):
+    """Of a vocabulary: those that read as words, and those that end what a grammar describes, the end first."""
+
+    words: list[int]
+    closers: list[int]
+
+
+def make_model(folder: Path, profile: Profile, max_model_len: int) -> Tokens:
+    """Fill the folder; the tokens to answer with."""
     from tokenizers import Tokenizer
 
     if not _copied(folder, profile):
@@ -39,7 +47,14 @@ def make_model(folder: Path, profile: Profile, max_model_len: int) -> list[int]:
     vocab = tokenizer.get_vocab()
     _write(folder / "config.json", _config(profile, max_model_len, max(VOCAB_SIZE, max(vocab.values()) + 1)))
     _write(folder / "generation_config.json", {})
-    return sorted(token for text, token in vocab.items() if WORD.fullmatch(text)) or sorted(vocab.values())
+    words = sorted(token for text, token in vocab.items() if WORD.fullmatch(text)) or sorted(vocab.values())
+    return Tokens(words, [vocab[text] for text in (_end(folder), *CLOSERS) if text in vocab])
+
+
+def _end(folder: Path) -> str:
+    """The text of the token that ends an answer."""
+    end = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+    return str(end["content"] if isinstance(end, dict) else end)
 
 
 def _config(profile: Profile, max_model_len: int, vocab_size: int) -> dict[str, Any]:

@@ -20,13 +20,14 @@ HostChoice = Literal["own", "profile"]
 class ServeSpec:
     """A resolved scenario (profile, engine, policy, output lengths), and what only a server needs.
 
-    `words` are tokens that read as words; `steps` names the log of steps; `scheduler_cls` is the scheduler that is
-    watched, None for vLLM's own.
+    `words` are tokens that read as words, `closers` those that end what a grammar describes; `steps` names the log of
+    steps; `scheduler_cls` is the scheduler that is watched, None for vLLM's own.
     """
 
     scenario: dict[str, Any]
     host: HostChoice
     words: list[int]
+    closers: list[int]
     steps: str | None = None
     scheduler_cls: str | None = None
 

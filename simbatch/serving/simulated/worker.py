@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout
-from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.outputs import AsyncModelRunnerOutput, LogprobsLists, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from simbatch.serving.simulated import rounds
+from simbatch.serving.simulated.answers import Answer, Lengths, allowed_token, made_up_logprobs
 from simbatch.serving.simulated.device import VirtualGpu, wait_until
-from simbatch.serving.simulated.lengths import Answer, Lengths
 from simbatch.serving.simulated.parent import die_with_parent
 from simbatch.serving.simulated.spec import ServeSpec
 from simbatch.sim.cost.features import features_of, is_decode
@@ -30,12 +30,12 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
     """A step's tokens, there when the device has ended."""
 
     def __init__(self, end_s: float, output: ModelRunnerOutput) -> None:
-        self._end_s, self._output = end_s, output
+        self._end_s, self.output = end_s, output
 
     def get_output(self) -> ModelRunnerOutput:
         """Wait for the device."""
         wait_until(self._end_s)
-        return self._output
+        return self.output
 
 
 class SimulatedWorker(WorkerBase):  # type: ignore[misc]
@@ -93,10 +93,16 @@ class SimulatedWorker(WorkerBase):  # type: ignore[misc]
     def sample_tokens(self, grammar_output: Any) -> StepOutput | None:
         """The launched step's tokens, when they are there."""
         begin_s = time.monotonic()
-        (output, step), self._launched = self._launched, (None, None)
+        (launched, step), self._launched = self._launched, (None, None)
+        if grammar_output is not None and launched is not None:
+            tokens, row = launched.output.sampled_token_ids, launched.output.req_id_to_index
+            names = grammar_output.structured_output_request_ids
+            for name, bits in zip(names, grammar_output.grammar_bitmask, strict=False):
+                if tokens[row[name]]:
+                    tokens[row[name]] = [allowed_token(bits, self._spec.closers)]
         if step is not None:
             step.line |= {"m0": begin_s, "m1": time.monotonic()}
-        return output
+        return launched
 
     def _entries(self, scheduler_output: Any) -> Iterator[Entry]:
         tokens, cached = scheduler_output.num_scheduled_tokens, scheduler_output.scheduled_cached_reqs
@@ -118,8 +124,10 @@ class SimulatedWorker(WorkerBase):  # type: ignore[misc]
     def _output(self, entries: list[Entry]) -> ModelRunnerOutput:
         names = [name for name, *_ in entries]
         sampled = [[] if token is None else [token] for *_, token in entries]
-        index = {name: i for i, name in enumerate(names)}
-        return ModelRunnerOutput(req_ids=names, req_id_to_index=index, sampled_token_ids=sampled)
+        index, wanted = {name: i for i, name in enumerate(names)}, None
+        if asked := [n for name in names if (n := self._answers[name].num_logprobs) is not None]:
+            wanted = LogprobsLists(*made_up_logprobs([token for *_, token in entries], max(asked), self._spec.words))
+        return ModelRunnerOutput(req_ids=names, req_id_to_index=index, sampled_token_ids=sampled, logprobs=wanted)
 
     def shutdown(self) -> None:
         """Write the rest of the log."""
