@@ -13,6 +13,7 @@ from typing import Any
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.core import EngineCore
 
 from simbatch.serving.simulated.device import Launch, VirtualGpu
 from simbatch.serving.simulated.spec import ServeSpec
@@ -47,6 +48,9 @@ class Rounds:
         self._gpu = gpu
         self._log = StepLog(spec.steps) if spec.steps is not None else None
         self._steps: dict[int, WatchedStep] = {}
+        self._queued_s: dict[str, float] = {}  # by request, until the engine takes it in
+        if self._log is not None:
+            self._watch_queue()
 
     def step_of(self, output: Any) -> WatchedStep:
         """The step that was planned so."""
@@ -84,6 +88,17 @@ class Rounds:
             watched_add,
         )
 
+    def _watch_queue(self) -> None:
+        """Note when a request has reached the engine's queue, on the thread that reads the sockets."""
+        read = EngineCore.preprocess_add_request
+
+        def watched_read(core: Any, request: Any) -> Any:
+            answer = read(core, request)
+            self._queued_s[request.request_id] = now()
+            return answer
+
+        EngineCore.preprocess_add_request = watched_read
+
     def close(self) -> None:
         """Write the rest of the log."""
         if self._log is not None:
@@ -107,7 +122,8 @@ class Rounds:
     def _added(self, request: Any, begin_s: float) -> None:
         if self._log is None:
             return
-        line = {"add": request.request_id, "t": begin_s, "t1": now(), "n": request.num_prompt_tokens}
+        queued_s = self._queued_s.pop(request.request_id, begin_s)
+        line = {"add": request.request_id, "q": queued_s, "t": begin_s, "t1": now(), "n": request.num_prompt_tokens}
         self._log.note(line | {"arrival": request.arrival_time, "wall": time.time(), "max_tokens": request.max_tokens})
 
 

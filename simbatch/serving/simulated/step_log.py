@@ -4,7 +4,8 @@ A line a step, times in s of `time.monotonic`: s0 and s1 schedule(), x0 and x1 t
 d0 and d1 the device's begin and end, u0 and u1 the update. So S is s0, L is m1, D is d1, U is u1. Of the batch: nd
 decodes with ctx computed tokens, pre [[computed, tokens], ...] of prefills, batch [[request, tokens, computed], ...].
 After schedule(): run, wait and pree count running, waiting and preempted requests, free is of blocks. preempted and
-finished name requests. A line for each request taken in: add names it, t and t1 begin and end, n its prompt's tokens.
+finished name requests. A line for each request taken in: add names it, q is when it had reached the engine's queue, t
+and t1 are the begin and the end of taking it in, n counts its prompt's tokens.
 """
 
 from __future__ import annotations
