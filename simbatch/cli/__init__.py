@@ -29,6 +29,7 @@ _COMMANDS = {
     "trace": ("simbatch.cli.trace:trace", "Describe, convert or generate request traces."),
     "profile": ("simbatch.cli.profile:profile", "Measure a model on this machine's GPU through vLLM."),
     "fit": ("simbatch.cli.fit:fit", "Fit a profile from measured steps."),
+    "serve": ("simbatch.cli.serve:serve", "Serve a profile through real vLLM, without a GPU."),
     "validate": ("simbatch.cli.validate:validate", "Put a real run beside its simulation."),
     "scenarios": ("simbatch.cli.scenarios:scenarios", "List and copy the scenarios that ship."),
     "profiles": ("simbatch.cli.profiles:profiles", "List, show and import GPU profiles."),

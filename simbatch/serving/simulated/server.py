@@ -1,0 +1,128 @@
+"""The server as processes: started when its port is free, waited for, and ended with everything that it started."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+from simbatch.serving.simulated.plugin import SPEC
+from simbatch.sim.errors import Problem, UserError
+
+LAUNCH = "simbatch.serving.simulated.launch"
+POLL_S = 0.2
+GRACE_S = 15.0  # vLLM ends within two; then it is killed
+MESSAGE = re.compile(r"(?:\w*(?:Error|Exception)|error): (.+)$", re.MULTILINE)
+NOT_THE_CAUSE = ("Engine core initialization failed", "Traceback")
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "OMP_NUM_THREADS": "1",  # there are no tensors to compute
+}
+
+
+@contextmanager
+def reserved(address: str, port: int) -> Iterator[None]:
+    """Keep the port for the server that is being started; UserError when somebody has it.
+
+    vLLM binds its port early and listens when the engine is up: until then a second server could bind it as well. So
+    whoever is about to serve holds a name too, which Linux frees when the process ends.
+    """
+    with socket.socket(socket.AF_UNIX) as keeper:
+        try:
+            if sys.platform == "linux":
+                keeper.bind(f"\0simbatch-serve-{port}")
+            with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((address, port))
+        except OSError as error:
+            mend = "name another with --port, or end the server that has it"
+            raise UserError(Problem("--port", f"cannot be served on: {error.strerror}", port, mend)) from None
+        yield
+
+
+class Server:
+    """`vllm serve` with its own session, so that a terminal's Ctrl-C reaches it through `stop` alone."""
+
+    def __init__(self, flags: Sequence[str], spec: Path, log: Path) -> None:
+        self._log = log
+        environment = {key: value for key, value in os.environ.items() if key != "VLLM_TARGET_DEVICE"}
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", LAUNCH, *flags],
+                env=environment | ENVIRONMENT | {SPEC: str(spec)},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self, address: str, port: int) -> None:
+        """Wait until it answers; UserError with what it said when it does not start."""
+        while not _is_healthy(address or "127.0.0.1", port):
+            if self._process.poll() is not None:
+                raise self._failed("did not start")
+            time.sleep(POLL_S)
+
+    def wait(self) -> None:
+        """Wait until it ends by itself, which is an error."""
+        self._process.wait()
+        raise self._failed("has ended")
+
+    def stop(self) -> None:
+        """End all of its processes."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE_S)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # who is left of its session
+        self._process.wait()
+
+    def _failed(self, how: str) -> UserError:
+        said = self._log.read_text(encoding="utf-8", errors="replace")[-50_000:]
+        causes = [cause for cause in MESSAGE.findall(said) if not cause.startswith(NOT_THE_CAUSE)]
+        cause = f": {' '.join(causes[-1].split())[:400]}" if causes else ""
+        return UserError(Problem("vllm serve", f"{how}{cause}", mend=f"its own messages are in {self._log}"))
+
+
+def _is_healthy(address: str, port: int) -> bool:
+    connection = HTTPConnection(address, port, timeout=1)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within it SIGTERM is as Ctrl-C, and a terminal that is closed, unless `nohup` was asked to ignore that.
+
+    So is SIGINT, which a script's background jobs ignore from their start.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    before: Mapping[signal.Signals, object] = {each: signal.signal(each, interrupt) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)  # type: ignore[arg-type]

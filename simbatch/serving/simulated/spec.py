@@ -1,0 +1,51 @@
+"""What the processes of a server must know: a file that `simbatch serve` writes and an environment variable names."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from simbatch.serving.simulated.plugin import SPEC
+from simbatch.sim.scenario import Scenario
+from simbatch.sim.scenario.resolve import Resolved, resolve
+
+HostChoice = Literal["own", "profile"]
+
+
+@dataclass(frozen=True)
+class ServeSpec:
+    """A resolved scenario (profile, engine, policy, output lengths), and what only a server needs.
+
+    `words` are tokens that read as words, `closers` those that end what a grammar describes; `steps` names the log of
+    steps; `scheduler_cls` is the scheduler that is watched, None for vLLM's own.
+    """
+
+    scenario: dict[str, Any]
+    host: HostChoice
+    words: list[int]
+    closers: list[int]
+    steps: str | None = None
+    scheduler_cls: str | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether rounds of the scheduler are timed: they are written down, or last as the profile's host."""
+        return self.steps is not None or self.host == "profile"
+
+    @cached_property
+    def resolved(self) -> Resolved:
+        """The scenario, looked up."""
+        return resolve(Scenario.from_dict(self.scenario))
+
+    def write(self, path: Path) -> None:
+        """As a file, for other processes."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def of_environment(cls) -> Self:
+        """The one that this process is to serve."""
+        return cls(**json.loads(Path(os.environ[SPEC]).read_text(encoding="utf-8")))

@@ -1,0 +1,172 @@
+"""`simbatch serve` as its users have it: a server in processes of its own, real clients, Ctrl-C."""
+
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simbatch.sim.cost.features import features_of, step_ps
+from simbatch.sim.cost.profile import load_profile
+
+PROFILE = "h100-llama-3.1-8b-bf16"
+FLAGS = ("--max-num-seqs", "64", "--max-model-len", "4k", "--num-gpu-blocks-override", "2000")
+ANSWER_TOKENS = 12
+WAIT_S = 60
+RATE_PER_S, NUM_REQUESTS = 15, 200
+
+
+def command(port, *more):
+    return [sys.executable, "-m", "simbatch", "serve", PROFILE, "--port", str(port), *more]
+
+
+class Served:
+    """A server that is up, where it writes its steps, and what it said."""
+
+    def __init__(self, folder):
+        import psutil
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url, self.steps = f"http://127.0.0.1:{self.port}", folder / "steps.jsonl"
+        options = ("--output-len", str(ANSWER_TOKENS), "--steps", str(self.steps), "--", *FLAGS)
+        self.process = subprocess.Popen(command(self.port, *options), stdout=subprocess.PIPE, text=True)
+        self.said = []
+        for line in self.process.stdout:
+            self.said.append(line)
+            if line.startswith("ready"):
+                break
+        self.children = psutil.Process(self.process.pid).children(recursive=True)
+
+    def post(self, path, **body):
+        data = json.dumps({"model": PROFILE, **body}).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+            return json.load(answer)
+
+    def metric(self, name):
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=WAIT_S) as answer:
+            found = re.search(rf"^{name}{{.*}} (\S+)$", answer.read().decode(), re.MULTILINE)
+        return float(found[1])
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    served = Served(tmp_path_factory.mktemp("serve"))
+    yield served
+    served.process.kill()
+    served.process.wait()
+
+
+def test_it_says_what_it_serves(served):
+    assert served.said[-1].startswith("ready"), served.said
+    assert "2,000 KV blocks of 16 tokens, max_num_seqs 64, max_num_batched_tokens 8,192" in served.said[0]
+
+
+def test_answers_end_where_their_drawn_length_does(served):
+    chat = served.post("/v1/chat/completions", messages=[{"role": "user", "content": "Wie geht es dir?"}])
+    assert chat["usage"]["completion_tokens"] == ANSWER_TOKENS
+    assert chat["choices"][0]["finish_reason"] == "stop"
+    assert len(chat["choices"][0]["message"]["content"].split()) == ANSWER_TOKENS - 1  # the last one is the end
+    longer = served.post("/v1/completions", prompt="x", max_tokens=40, ignore_eos=True, logprobs=1)
+    assert longer["usage"]["completion_tokens"] == len(longer["choices"][0]["logprobs"]["tokens"]) == 40
+
+
+def test_a_grammar_is_kept(served):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema | {"required": ["a", "b"]}}}
+    messages = [{"role": "user", "content": "hi"}]
+    chat = served.post("/v1/chat/completions", messages=messages, response_format=form, max_tokens=60)
+    assert set(json.loads(chat["choices"][0]["message"]["content"])) == {"a", "b"}
+
+
+def test_equal_beginnings_hit_the_prefix_cache(served):
+    before = served.metric("vllm:prefix_cache_hits_total")
+    for _ in range(2):
+        served.post("/v1/completions", prompt=[7] * 160, max_tokens=1)
+    assert served.metric("vllm:prefix_cache_hits_total") - before == 144  # all whole blocks but the last
+
+
+@pytest.fixture(scope="module")
+def streamed(served):
+    from benchmarks.stream_client import Sent, stream
+
+    rng, at_s, requests = random.Random(5), 0.0, []
+    for _ in range(NUM_REQUESTS):
+        at_s += rng.expovariate(RATE_PER_S)
+        requests.append(Sent(at_s, rng.randint(100, 900), rng.randint(10, 60)))
+    before = served.metric("vllm:generation_tokens_total")
+    return stream(served.url, PROFILE, requests, seed=5), served.metric("vllm:generation_tokens_total") - before
+
+
+def test_streams_take_a_gpus_time(streamed):
+    """Wide bounds: this machine is shared, and the front end is its own."""
+    rows, num_tokens = streamed
+    assert len(rows) == NUM_REQUESTS
+    assert num_tokens == sum(row.num_output_tokens for row in rows)
+    cost = load_profile(PROFILE, folder=Path()).cost_model()
+    alone_ms = cost.decode_ps(1) / 1e9
+    tpot_ms = np.array([row.tpot_ms for row in rows])
+    assert alone_ms < tpot_ms.mean() < 5 * alone_ms
+    first_ms = step_ps(cost, features_of([(100, 0, False)])) / 1e9
+    assert first_ms < min(row.ttft_ms for row in rows)
+    assert np.mean([row.ttft_ms for row in rows]) < 500
+
+
+def test_the_log_has_every_step_with_the_profiles_times(served, streamed):
+    """Two steps in flight, each as long on the device as the profile says, one after the other."""
+    rows, _ = streamed
+    wait_for_ends(served.steps, {row.name for row in rows})
+    lines = [json.loads(line) for line in served.steps.read_text().splitlines()]
+    steps = [line for line in lines if "s0" in line]
+    assert sum("add" in line for line in lines) >= NUM_REQUESTS
+    cost = load_profile(PROFILE, folder=Path()).cost_model()
+    for step in steps:
+        features = features_of(((n, done, False) for done, n in step["pre"]), step["nd"], step["ctx"])
+        assert step["d1"] - step["d0"] == pytest.approx(step_ps(cost, features) / 1e12, abs=3e-6)
+        assert step["s0"] <= step["s1"] <= step["x0"] <= step["x1"] <= step["m0"] <= step["m1"] <= step["u0"]
+        assert step["d1"] - 2e-6 <= step["u0"] <= step["u1"]
+        assert len(step["batch"]) == step["nd"] + len(step["pre"])
+    for before, after in pairwise(steps):
+        assert max(before["d1"], after["x0"]) - 2e-6 <= after["d0"] <= max(before["d1"], after["x1"]) + 2e-6
+    ahead = sum(after["m1"] < before["d1"] for before, after in pairwise(steps))
+    assert ahead > 0.3 * len(steps)  # launched while the device still works on the one before
+
+
+def wait_for_ends(file, names):
+    """Until the log, which is written once a second, has the ends of all of these."""
+    for _ in range(10 * WAIT_S):
+        ended = re.findall(r"cmpl-(\w+)-0", " ".join(re.findall(r'"finished": \[(.+)\]', file.read_text())))
+        if names <= set(ended):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"requests have not ended in {file}")
+
+
+def test_the_port_is_taken(served):
+    second = subprocess.run(command(served.port), capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert second.stderr.startswith("error: --port: cannot be served on: Address already in use")
+
+
+def test_ctrl_c_ends_all_of_its_processes(served):
+    import psutil
+
+    assert len(served.children) >= 2
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(WAIT_S) == 0
+    assert served.process.stdout.read() == "ended\n"
+    left = [child for child in served.children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert left == []  # a container's first process may never ask how an orphan ended
+    folder = re.search(r"go to (\S+)/vllm.log", "".join(served.said))[1]
+    assert not Path(folder).exists()
