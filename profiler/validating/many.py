@@ -1,0 +1,166 @@
+"""Many recorded runs of one server, each beside its simulation: a table, the median error, the worst run and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from simbatch.profiler.validating.figures import CLIENT, Figure
+from simbatch.profiler.validating.validation import OWN_FILES, Validation
+from simbatch.sim.results import files
+
+SHOWN = ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "request_throughput")
+RANKED = ("mean_e2el_ms", "mean_tpot_ms", "mean_ttft_ms", "request_throughput")  # by the first that most runs have
+MIN_RUNS = 3  # to say that a run's traffic is the extreme one
+LARGE = 0.10  # an error that is worth a reason
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run by its name."""
+
+    name: str
+    validation: Validation
+
+    def error(self, key: str) -> float | None:
+        """Of one figure as the client counts; None where the run does not tell it."""
+        figure = self.figure(key)
+        return None if figure is None else figure.error
+
+    def figure(self, key: str) -> Figure | None:
+        """One figure as the client counts."""
+        return next((f for f in self.validation.figures if f.clock == CLIENT and f.metric.key == key), None)
+
+    @cached_property
+    def traffic(self) -> dict[str, float]:
+        """What may set a run apart: mean lengths and requests in flight, as simulated."""
+        requests = self.validation.simulated.record.requests
+        summary = self.validation.simulated.result.summary
+        return {
+            "prompts": float(requests.num_prompt_tokens.mean()),
+            "outputs": float(requests.num_output_tokens.mean()),
+            "requests in flight": float(summary["simbatch"]["mean_concurrent_requests"]),
+        }
+
+    @property
+    def load(self) -> str:
+        """How it was sent, in words."""
+        return str(self.validation.source["load"])
+
+
+@dataclass(frozen=True)
+class Many:
+    """All runs that could be compared, and those that could not with the reason."""
+
+    runs: Sequence[Compared]
+    not_compared: Sequence[tuple[str, str]] = ()
+
+    def errors(self, key: str) -> list[float]:
+        """Of one figure, of all runs that tell it."""
+        return [error for run in self.runs if (error := run.error(key)) is not None]
+
+    def median_error(self, key: str) -> float | None:
+        """The median of the errors' sizes."""
+        sizes = [abs(error) for error in self.errors(key)]
+        return median(sizes) if sizes else None
+
+    def bias(self, key: str) -> float | None:
+        """The median error with its sign."""
+        errors = self.errors(key)
+        return median(errors) if errors else None
+
+    @cached_property
+    def ranked_by(self) -> str:
+        """The figure by which the worst run is the worst."""
+        return max(RANKED, key=lambda key: (len(self.errors(key)), -RANKED.index(key)))
+
+    @cached_property
+    def worst(self) -> Compared:
+        """The run with the largest error."""
+        return max(self.runs, key=lambda run: abs(run.error(self.ranked_by) or 0.0))
+
+    @property
+    def outside(self) -> dict[str, list[str]]:
+        """The figures that do not keep to their bounds, or are not told, by the run's name."""
+        found = {
+            run.name: [*(figure.metric.key for figure in run.validation.outside), *run.validation.unchecked]
+            for run in self.runs
+        }
+        return {name: keys for name, keys in found.items() if keys}
+
+    @property
+    def is_within_bounds(self) -> bool:
+        """Whether every run keeps every bound."""
+        return not self.outside
+
+    @cached_property
+    def models(self) -> list[str]:
+        """What the results call the model; more than one is hardly one server."""
+        return sorted({str(run.validation.source["model"]) for run in self.runs if run.validation.source.get("model")})
+
+    def why(self) -> list[str]:
+        """What is known of the worst run's error: its parts, what the simulation warns of, what sets the run apart."""
+        return [*self._parts(), *self._warnings(), *self._apart()]
+
+    def _parts(self) -> Iterator[str]:
+        figures = {key: self.worst.figure(key) for key in RANKED}
+        e2el, ttft, tpot = (figures[f"mean_{name}_ms"] for name in ("e2el", "ttft", "tpot"))
+        if not (e2el and ttft and tpot) or e2el.simulated is None or ttft.simulated is None or e2el.error is None:
+            return
+        if abs(e2el.error) < LARGE:
+            yield f"no run is far off: {abs(e2el.error):.1%} of its mean E2EL"
+            return
+        off_ms = e2el.simulated - e2el.median
+        share = (ttft.simulated - ttft.median) / off_ms
+        what = "waiting for the first token" if share > 0.5 else "the time between tokens"
+        larger = share if share > 0.5 else 1 - share
+        yield f"{min(larger, 1.0):.0%} of its {off_ms:+,.0f} ms of mean E2EL are {what}"
+
+    def _warnings(self) -> Iterator[str]:
+        summary = self.worst.validation.simulated.result.summary["simbatch"]
+        others = [run.validation.simulated.result.summary["simbatch"]["warnings"] for run in self.runs]
+        own = [text for text in summary["warnings"] if not all(text in warnings for warnings in others)]
+        yield from (f"simulated: {text}" for text in own)
+        if summary["num_preemptions"]:
+            yield f"simulated: {summary['num_preemptions']:,} preemptions: the KV cache was full"
+
+    def _apart(self) -> Iterator[str]:
+        if len(self.runs) < MIN_RUNS:
+            return
+        for name, value in self.worst.traffic.items():
+            others = [run.traffic[name] for run in self.runs if run is not self.worst]
+            unit = "" if "flight" in name else " tokens"
+            if value > max(others) or value < min(others):
+                word = "most" if value > max(others) else "fewest"
+                word = word if "flight" in name else {"most": "longest", "fewest": "shortest"}[word]
+                yield f"it has the {word} {name} of all: {value:,.0f}{unit}, the others {min(others):,.0f} to {max(others):,.0f}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of validation.json."""
+        first = self.runs[0].validation.as_dict()
+        return {
+            "scenario": first["scenario"],
+            "simulated": first["simulated"],
+            "runs": [{"name": run.name, **run.validation.as_dict()} for run in self.runs],
+            "not_compared": [{"name": name, "reason": reason} for name, reason in self.not_compared],
+            "median_abs_error": {key: self.median_error(key) for key in SHOWN},
+            "median_error": {key: self.bias(key) for key in SHOWN},
+            "worst": {"name": self.worst.name, "by": self.ranked_by, "error": self.worst.error(self.ranked_by),
+                      "why": self.why()},
+            "bounds": first["bounds"],
+            "is_within_bounds": None if first["bounds"] is None else self.is_within_bounds,
+        }
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write validation.json and the picture of the errors to `folder`, in place of earlier results."""
+        from simbatch.profiler.validating.pictures import write_errors
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "validation.json": lambda path: files.write_json(path, self.as_dict()),
+            "errors.png": lambda path: write_errors(path, self),
+        }
+        return files.write_result(folder, writers, OWN_FILES)

@@ -1,0 +1,182 @@
+"""When a run's requests were sent, and when those of its simulation are.
+
+A client with a limit on requests in flight sends one when another one ends, so how fast the server was decides when:
+its simulation must let each request go when fewer are in flight there, not at the recorded time.
+
+1. Times of sending stand in the file, or are made again: all at once, or vLLM's random gaps (numpy's seed 0, gamma,
+   scaled to n / rate; before 0.9 not scaled, the first request at 0), each held back until a place is free.
+2. What is made again must end when the file says that its run ended (`duration`), else it is refused.
+3. Simulated are the times as planned: of a closed loop the first `max_concurrency` as recorded and the others as soon
+   as a place is free; of a rate under a limit the gaps drawn again; else the recorded times.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.workload.bench.run import BenchRun, Floats, Load
+
+CLOSED = "a closed loop (max_concurrency): each request is sent when fewer are in flight, in the recorded run's order"
+SEED = 0  # the default of `vllm bench serve --seed`
+MAX_OFF_S, MAX_OFF = 0.05, 0.002  # a run made again may end so much off the file's duration: s, and share of it
+MAX_LATE_S = 0.05  # and be sent so late, where the file says when it was
+FULL = 0.95  # share of sends that fill the last place: a closed loop
+HELD = 0.01  # share of sends at the limit: below it the limit held nothing back
+MAX_FAILED = 0.02  # share of failed requests: how long each of them took a place is not known
+MAX_PAUSED = 0.02  # of the duration, that a closed loop made again may end off it
+OVER_TIME = ("duration", "throughput", "concurrent_requests")
+LOOPS = 3  # times as many requests as places, to know a closed loop by its sends
+
+
+@dataclass(frozen=True)
+class Sending:
+    """By request, in the file's order, s: `planned_s` None where the times of sending are the plan."""
+
+    sent_s: Floats
+    planned_s: Floats | None = None
+    max_concurrency: int | None = None
+    is_closed: bool = False
+    notes: tuple[str, ...] = ()
+    untold: Mapping[str, str] = field(default_factory=dict)  # figures that say nothing of such a run, and why
+
+
+def sending_of(run: BenchRun, *, max_concurrency: int | None = None, is_closed: bool = False) -> Sending:
+    """How the run was sent; `max_concurrency` and `is_closed` say what its user knows and the file does not.
+
+    UserError where the times of sending are neither in the file nor can be made again.
+    """
+    load = run.load
+    if load.max_concurrency is None and max_concurrency is not None:
+        rate = np.inf if is_closed and load.request_rate is None else load.request_rate
+        load = replace(load, max_concurrency=max_concurrency, request_rate=rate)
+    return _rebuilt(run, load) if run.sent_s is None else _recorded(run, run.sent_s, load)
+
+
+def _recorded(run: BenchRun, sent_s: Floats, load: Load) -> Sending:
+    in_flight, order = _in_flight(sent_s, run.e2el_s)
+    limit = load.max_concurrency
+    if limit is None:
+        limit = _places(in_flight)
+        if limit is None or load.request_rate is not None:
+            return Sending(sent_s)
+        note = (
+            f"the file does not say so, but every send followed an end, {limit:,} in flight: a closed loop, and "
+            "simulated as one"
+        )
+        return Sending(sent_s, None, limit, is_closed=True, notes=(note,))
+    full = float((in_flight[limit:] >= limit).mean()) if len(in_flight) > limit else 0.0
+    if load.request_rate == np.inf or (load.request_rate is None and full >= FULL):
+        return Sending(sent_s, None, limit, is_closed=True, notes=(CLOSED,))
+    if full <= HELD:
+        return Sending(sent_s, None, limit)
+    for planned_s in _drawn(load, len(run)):
+        made = _held(planned_s, run.e2el_s[order], limit)
+        if np.percentile(np.abs(made - made[0] - (sent_s[order] - sent_s[order[0]])), 95) <= MAX_LATE_S:
+            ordered = np.empty_like(planned_s)
+            ordered[order] = planned_s + (sent_s[order[0]] - made[0])
+            note = f"the gaps of {load} are drawn again as its client drew them, so nothing is held back twice"
+            return Sending(sent_s, ordered, limit, notes=(note,))
+    note = (
+        f"its client held requests back ({load}), and when they would have come is not in the file: here none comes "
+        "earlier than there, so a faster server does not show"
+    )
+    return Sending(sent_s, None, limit, notes=(note,))
+
+
+def _in_flight(sent_s: Floats, e2el_s: Floats) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """How many are in flight after each send, by the order of sending, and that order."""
+    order = np.argsort(sent_s, kind="stable")
+    ended = np.sort(sent_s + e2el_s)
+    begun = np.arange(1, len(order) + 1)
+    return begun - np.searchsorted(ended, sent_s[order], side="right"), order
+
+
+def _places(in_flight: Floats) -> int | None:
+    """How many places a closed loop has by its sends alone; None where it does not look like one."""
+    limit = int(in_flight.max(initial=0))
+    if len(in_flight) < max(LOOPS * limit, 10):
+        return None
+    return limit if float((in_flight[limit:] == limit).mean()) >= FULL else None
+
+
+def _drawn(load: Load, n: int) -> Iterator[Floats]:
+    """The plans that vLLM's client may have had with its default seed: the newer versions', and the older ones'."""
+    rate, shape = load.request_rate, load.burstiness
+    if load.gaps != "vllm" or rate is None or not np.isfinite(rate):
+        return
+    gaps = np.random.RandomState(SEED).gamma(shape, 1 / (rate * shape), n)
+    summed = np.cumsum(gaps)
+    yield summed * (n / rate / summed[-1])
+    yield np.concatenate([[0.0], summed[:-1]])
+
+
+def _held(planned_s: Floats, e2el_s: Floats, limit: int | None) -> Floats:
+    """When each is sent if at most `limit` are in flight: first come, first served, as an asyncio semaphore."""
+    if limit is None:
+        return planned_s
+    places = [0.0] * limit
+    sent = np.empty_like(planned_s)
+    for i, (planned, took) in enumerate(zip(planned_s.tolist(), e2el_s.tolist(), strict=True)):
+        sent[i] = max(planned, places[0])
+        heapq.heapreplace(places, float(sent[i]) + took)
+    return sent
+
+
+def _rebuilt(run: BenchRun, load: Load) -> Sending:
+    place, limit, rate = run.place, load.max_concurrency, load.request_rate
+    mend = "record it again with a client that writes start_times (vllm bench serve of this year)"
+    missing = "does not say when its requests were sent"
+    if rate is None:
+        raise UserError(Problem(place, f"{missing}, nor at which rate", mend=mend))
+    failed = float((run.error != "").mean())
+    if limit is not None and failed > MAX_FAILED:
+        rule = f"{missing}, and {failed:.0%} of them failed: how long each held its place is not known"
+        raise UserError(Problem(place, rule, mend=mend))
+    if rate == np.inf:
+        sent = _held(np.zeros(len(run)), run.e2el_s, limit)
+        note = f"the file does not say when requests were sent: by its load ({load}), each as soon as a place is free"
+        paused = _paused(run, sent)
+        untold = dict.fromkeys(OVER_TIME, paused) if paused else {}
+        return Sending(sent, None, limit, is_closed=limit is not None, notes=(note,), untold=untold)
+    if load.gaps is None:
+        rule = f"{missing}, and its client's random gaps cannot be drawn again"
+        raise UserError(Problem(place, rule, f"{rate:g} req/s", mend))
+    return _drawn_again(run, load, missing, mend)
+
+
+def _drawn_again(run: BenchRun, load: Load, missing: str, mend: str) -> Sending:
+    duration = run.totals.get("duration")
+    plans = [(planned, _held(planned, run.e2el_s, load.max_concurrency)) for planned in _drawn(load, len(run))]
+    if duration is None:
+        rule = f"{missing}, nor how long the run lasted, by which gaps drawn again could be checked"
+        raise UserError(Problem(run.place, rule, mend=mend))
+    off_s, planned, sent = min(
+        ((abs(float((sent + run.e2el_s).max()) - duration), planned, sent) for planned, sent in plans), key=lambda p: p[0]
+    )
+    if off_s > MAX_OFF_S + MAX_OFF * duration:
+        rule = (
+            f"{missing}, and the gaps that `vllm bench serve` draws with its default seed end {off_s:.2f} s off its "
+            f"duration of {duration:.2f} s: another seed, version or client"
+        )
+        raise UserError(Problem(run.place, rule, mend=mend))
+    note = (
+        f"the file does not say when requests were sent: the gaps of {load} are drawn again with the client's default "
+        f"seed, and end {1000 * off_s:.0f} ms off its duration. A run with another seed may end so too"
+    )
+    return Sending(sent, planned, load.max_concurrency, notes=(note,))
+
+
+def _paused(run: BenchRun, sent_s: Floats) -> str:
+    """Why what counts over time cannot be compared; empty where it can."""
+    duration, end = run.totals.get("duration"), float((sent_s + run.e2el_s).max())
+    if duration is None or abs(end - duration) <= MAX_OFF_S + MAX_PAUSED * duration:
+        return ""
+    return (
+        f"by the latencies in the file it ends after {end:.2f} s, by its duration after {duration:.2f} s: its client "
+        "paused in between, when is not known"
+    )
