@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from simbatch.sim.workload.traces.tools.write import WriteFormat
 
 # repeated from sim/workload, whose models take a while to import; a test holds them together
-READ = ("azure", "burstgpt", "mooncake", "timed_trace", "vllm_bench", "jsonl", "csv", "parquet")
+READ = (
+    "azure",
+    "burstgpt",
+    "mooncake",
+    "timed_trace",
+    "vllm_bench",
+    "guidellm",
+    "aiperf",
+    "inference_perf",
+    "jsonl",
+    "csv",
+    "parquet",
+)
 WRITE = ("jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure")
 _BOUNDS = {
     "greater_than": ("more than", "gt", "raise it"),

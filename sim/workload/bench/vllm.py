@@ -116,7 +116,7 @@ def _totals_alone(
     tool: str, place: str, value: dict[str, Any], load: Load, totals: dict[str, float], model: str | None
 ) -> BenchTotals:
     if not any(key.endswith("_ms") for key in totals):
-        rule = "has neither a run's requests nor its latencies"
+        rule = "has a run's totals only, not its requests, and no latency among them"
         raise UserError(Problem(place, rule, mend="run vllm bench serve with --save-result --save-detailed"))
     completed = value.get("completed")
     completed = completed if type(completed) is int and completed > 0 else None
