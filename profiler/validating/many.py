@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from simbatch.profiler.validating.figures import CLIENT, Figure
+from simbatch.profiler.validating.on_recorded import REAL
 from simbatch.profiler.validating.validation import OWN_FILES, Validation
 from simbatch.sim.results import files
 
@@ -104,7 +105,8 @@ class Many:
 
     def why(self) -> list[str]:
         """What is known of the worst run's error: its parts, what the simulation warns of, what sets the run apart."""
-        return [*self._parts(), *self._warnings(), *self._apart()]
+        real = (note for note in self.worst.validation.notes if note.startswith(REAL))
+        return [*self._parts(), *real, *self._warnings(), *self._apart()]
 
     def _parts(self) -> Iterator[str]:
         figures = {key: self.worst.figure(key) for key in RANKED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,13 +17,17 @@ from simbatch.profiler.validating.totals import validate_totals
 from simbatch.profiler.validating.validation import Validation
 from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario import Resolved, Scenario, resolve
+from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.streams.judge import FEW_REQUESTS
+from simbatch.sim.streams.of_result import described_result
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.arrival_model import ClosedLoop
 from simbatch.sim.workload.bench import BenchRun, BenchTotals
 
 NO_ENGINE_CLOCK = "the file does not say when the engine took requests in: the client's clock alone is compared"
 
+REAL = "real: "
+MIN_HITS = 0.05  # share of prompt tokens, below which chance says as much
 AnyRecorded = Recorded | BenchRun | BenchTotals
 
 
@@ -48,7 +53,7 @@ def validate_recorded(
                    source or (SCENARIO if has_trace else RECORDED))
     requests = replace(both.requests, think_time_ps=think_time_ps or 0)
     simulated = simulated_run(simulate_requests(resolved, requests))
-    notes = list(both.notes)
+    notes = [*both.notes, *(_streams_notes(run) if isinstance(run, BenchRun) else ())]
     taken_in_ps = None
     if both.recorded.taken_in_s is None:
         notes.append(NO_ENGINE_CLOCK)
@@ -85,6 +90,21 @@ def _requests_of(scenario: Scenario) -> Requests:
         return Requests.of(open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder))
     except UserError as error:
         raise scenario.relocated(error) from error.__cause__
+
+
+def _streams_notes(run: BenchRun) -> Iterator[str]:
+    """What the real run's streams say that may set it apart from any simulation."""
+    described = described_result(run)
+    if isinstance(described, str) or described.judgement.num_requests < FEW_REQUESTS:
+        return
+    said = described.summary()
+    if said["refusals"]:
+        yield from (f"{REAL}its steps cannot be told: {reason}" for reason in said["refusals"])
+        return
+    yield from (f"{REAL}{warning}" for warning in said["warnings"])
+    hits = said["prefix_hits"]["share"]
+    if hits is not None and hits >= MIN_HITS:
+        yield f"{REAL}{hits:.0%} of its prompt tokens took no time: they were cached, or computed elsewhere"
 
 
 def _clocks_note(lag_s: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:

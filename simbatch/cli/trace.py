@@ -84,26 +84,33 @@ def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("file", type=A_FILE)
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("-o", "--output", "picture", type=A_FILE, metavar="PICTURE.png", help="Draw arrivals and lengths.")
+@click.option(
+    "-o",
+    "--output",
+    "--picture",
+    "picture",
+    type=A_FILE,
+    metavar="PICTURE.png",
+    help="Draw arrivals and lengths; of a benchmark's detailed result, its steps over time.",
+)
 def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -> None:
-    """Say what the trace in FILE is like: size, rate, burstiness, lengths, shared prefixes."""
-    from simbatch.cli._progress import progress_of
+    """Say what the trace in FILE is like: size, rate, burstiness, lengths, shared prefixes.
+
+    Of a benchmark's detailed result also what its streams say of the server: steps, batch, time in prefills, whether
+    its client kept up, prefix hits, stationarity.
+    """
+    from simbatch.cli._described import describe_all
+    from simbatch.cli._stream_text import stream_lines
     from simbatch.cli._trace_text import description
-    from simbatch.sim.workload.traces.tools.statistics import describe as describe_source
 
     if picture is not None:
         _check_picture(picture)
-    source = _open(file, settings)
-    with progress_of(f"reading {file.name}", None, quiet=False) as progress:
-        statistics = describe_source(source, progress)
-    facts = {"path": str(file), "format": source.format, **statistics.summary(), "skipped": source.skipped}
-    facts["ignored_columns"] = sorted(source.ignored)
-    if picture is not None:
-        from simbatch.sim.workload.traces.tools.picture import draw
-
-        draw(statistics, f"{file.name} ({source.format}, {statistics.num_requests:,} requests)", picture)
-        click.echo(f"picture: {picture}", err=True)
-    click.echo(json.dumps(facts, indent=2) if as_json else description(facts))
+    told = describe_all(file, lambda run: _open(file, settings, run), picture)
+    if as_json:
+        click.echo(json.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
+        return
+    parts = [[description(facts), *(stream_lines(facts["stream"]) if facts.get("stream") else [])] for facts in told]
+    click.echo("\n\n".join("\n".join(part) for part in parts))
 
 
 @trace.command()
@@ -171,7 +178,7 @@ def generate(
     click.echo(f"{count} requests to {output} ({target}), seed {seed}")
 
 
-def _open(file: Path, settings: dict[str, Any]) -> TraceSource:
+def _open(file: Path, settings: dict[str, Any], run: int | None = None) -> TraceSource:
     from simbatch.sim.workload.trace_model import Trace
     from simbatch.sim.workload.traces import open_trace
 
@@ -179,7 +186,7 @@ def _open(file: Path, settings: dict[str, Any]) -> TraceSource:
     if "trace_format" in given:
         given["format"] = given.pop("trace_format")
     trace_settings: Trace = _validated(Trace, {"path": str(file), **given})
-    return open_trace(trace_settings, place="")
+    return open_trace(trace_settings, place="", run=run)
 
 
 def _validated(model: Any, data: dict[str, Any]) -> Any:

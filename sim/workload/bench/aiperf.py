@@ -91,7 +91,7 @@ def read(path: Path, rows: Sequence[Document]) -> BenchRun:
         e2el_s=np.array(columns["e2el"]),
         ttft_s=None if ttft is None else np.array(ttft),
         sent_s=_sent(ended),
-        gaps_s=None if why else gaps,
+        gaps_s=gaps,
         untold=untold | ({} if ttft is not None else {"ttft": NO_FIRST, "tpot": NO_FIRST}),
         notes=(f"{failed:,} of {len(counted):,} requests failed in the recorded run: left out",) if failed else (),
     )

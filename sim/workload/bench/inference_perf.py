@@ -88,7 +88,7 @@ def read_requests(document: Document) -> BenchRun:
         e2el_s=last - sent,
         ttft_s=np.array([t[0] for t in times]) - sent if has_times else None,
         sent_s=sent,
-        gaps_s=None if why else gaps,
+        gaps_s=gaps,
         untold=({"itl": why} if why else {}) | ({} if has_times else {"ttft": NO_FIRST, "tpot": NO_FIRST}),
         notes=(f"{failed:,} of {len(rows):,} requests failed in the recorded run: left out",) if failed else (),
     )

@@ -69,3 +69,11 @@ def _parts(document: Document) -> list[Document]:
     if isinstance(value, list) and value and not inference_perf.are_requests(value):
         return [Document(f"{document.place} [{i}]", part) for i, part in enumerate(value)]
     return [document]
+
+
+def is_detailed(document: Document) -> bool:
+    """Whether a known client wrote it, with the requests and their latencies."""
+    first = _parts(document)[0].value
+    if isinstance(first, dict) and {"input_lens", "ttfts"} <= first.keys():
+        return True
+    return any(fits(first) for fits in (guidellm.is_report, aiperf.is_record, inference_perf.are_requests))

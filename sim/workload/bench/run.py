@@ -51,7 +51,7 @@ class BenchRun:
     e2el_s: Floats
     ttft_s: Floats | None = None
     sent_s: Floats | None = None
-    gaps_s: NDArray[np.object_] | None = None  # per request, between its tokens
+    gaps_s: NDArray[np.object_] | None = None  # per request, between its chunks
     model: str | None = None
     untold: Mapping[str, str] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)

@@ -4,8 +4,9 @@ A client with a limit on requests in flight sends one when another one ends, so 
 its simulation must let each request go when fewer are in flight there, not at the recorded time.
 
 1. Times of sending stand in the file, or are made again: all at once, or vLLM's random gaps (numpy's seed 0, gamma,
-   scaled to n / rate; before 0.9 not scaled, the first request at 0), each held back until a place is free.
-2. What is made again must end when the file says that its run ended (`duration`), else it is refused.
+   scaled to n / rate; in older versions not scaled, the first request at 0), each held back until a place is free.
+2. Gaps drawn again must end when the file says that its run ended (`duration`), and the streams must keep step with one
+   another under them; else they are refused.
 3. Simulated are the times as planned: of a closed loop the first `max_concurrency` as recorded and the others as soon
    as a place is free; of a rate under a limit the gaps drawn again; else the recorded times.
 """
@@ -24,6 +25,7 @@ from simbatch.sim.workload.bench.run import BenchRun, Floats, Load
 CLOSED = "a closed loop (max_concurrency): each request is sent when fewer are in flight, in the recorded run's order"
 SEED = 0  # the default of `vllm bench serve --seed`
 MAX_OFF_S, MAX_OFF = 0.05, 0.002  # a run made again may end so much off the file's duration: s, and share of it
+IN_STEP = 0.8  # of the streams: under wrong times it is 0.03 to 0.11, under the right ones 0.99 to 1
 MAX_LATE_S = 0.05  # and be sent so late, where the file says when it was
 FULL = 0.95  # share of sends that fill the last place: a closed loop
 HELD = 0.01  # share of sends at the limit: below it the limit held nothing back
@@ -164,11 +166,29 @@ def _drawn_again(run: BenchRun, load: Load, missing: str, mend: str) -> Sending:
             f"duration of {duration:.2f} s: another seed, version or client"
         )
         raise UserError(Problem(run.place, rule, mend=mend))
+    in_step = _in_step(run, sent)
+    if in_step < IN_STEP:
+        rule = (
+            f"{missing}, and with the gaps that `vllm bench serve` draws with its default seed {in_step:.0%} of the "
+            "streams keep step with the others: another seed, or a server whose steps cannot be told"
+        )
+        raise UserError(Problem(run.place, rule, mend=mend))
     note = (
         f"the file does not say when requests were sent: the gaps of {load} are drawn again with the client's default "
-        f"seed, and end {1000 * off_s:.0f} ms off its duration. A run with another seed may end so too"
+        f"seed; they end {1000 * off_s:.0f} ms off its duration, and {in_step:.0%} of the streams keep step under them"
     )
     return Sending(sent, planned, load.max_concurrency, notes=(note,))
+
+
+def _in_step(run: BenchRun, sent_s: Floats) -> float:
+    """The share of the requests whose tokens come with those of the others: hardly any under wrong times of sending."""
+    from simbatch.sim.streams import Streams, judge, rebuild_steps
+
+    if run.gaps_s is None or run.ttft_s is None:
+        return 0.0
+    got = np.flatnonzero((run.error == "") & (run.num_output_tokens > 0))
+    columns = (run.num_prompt_tokens[got], run.num_output_tokens[got])
+    return judge(rebuild_steps(Streams.of(sent_s[got], run.ttft_s[got], run.gaps_s[got], *columns))).share_regular
 
 
 def _paused(run: BenchRun, sent_s: Floats) -> str:

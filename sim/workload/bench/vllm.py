@@ -72,7 +72,7 @@ def read(document: Document) -> BenchRun | BenchTotals:
         e2el_s=e2el,
         ttft_s=ttft,
         sent_s=None if details.start_times is None else np.array(details.start_times),
-        gaps_s=None if why else gaps,
+        gaps_s=gaps,
         model=model,
         untold={"itl": why} if why else {},
         totals=totals,
