@@ -45,7 +45,6 @@ class Bounds:
         statistic, _, latency = name.partition("_")
         return self.shares.get(statistic) if latency in LATENCIES else None
 
-
     def unchecked(self, keys: Collection[str]) -> list[str]:
         """The names that hold for none of the figures `keys`."""
         return [name for name, share in self.shares.items() if not any(Bounds({name: share}).of(key) for key in keys)]

@@ -135,11 +135,11 @@ class Many:
             return
         for name, value in self.worst.traffic.items():
             others = [run.traffic[name] for run in self.runs if run is not self.worst]
-            unit = "" if "flight" in name else " tokens"
-            if value > max(others) or value < min(others):
-                word = "most" if value > max(others) else "fewest"
-                word = word if "flight" in name else {"most": "longest", "fewest": "shortest"}[word]
-                yield f"it has the {word} {name} of all: {value:,.0f}{unit}, the others {min(others):,.0f} to {max(others):,.0f}"
+            if min(others) <= value <= max(others):
+                continue
+            words, unit = (("fewest", "most"), "") if "flight" in name else (("shortest", "longest"), " tokens")
+            known = f"{value:,.0f}{unit}, the others {min(others):,.0f} to {max(others):,.0f}"
+            yield f"it has the {words[value > max(others)]} {name} of all: {known}"
 
     def as_dict(self) -> dict[str, Any]:
         """The content of validation.json."""
@@ -151,8 +151,12 @@ class Many:
             "not_compared": [{"name": name, "reason": reason} for name, reason in self.not_compared],
             "median_abs_error": {key: self.median_error(key) for key in SHOWN},
             "median_error": {key: self.bias(key) for key in SHOWN},
-            "worst": {"name": self.worst.name, "by": self.ranked_by, "error": self.worst.error(self.ranked_by),
-                      "why": self.why()},
+            "worst": {
+                "name": self.worst.name,
+                "by": self.ranked_by,
+                "error": self.worst.error(self.ranked_by),
+                "why": self.why(),
+            },
             "bounds": first["bounds"],
             "is_within_bounds": None if first["bounds"] is None else self.is_within_bounds,
         }

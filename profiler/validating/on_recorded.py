@@ -42,15 +42,22 @@ def validate_recorded(
     if isinstance(run, BenchTotals):
         if source == RECORDED:
             rule = "has a run's totals only, not its requests"
-            raise UserError(Problem(run.place, rule, mend="leave out --requests, and state the workload in the scenario"))
+            raise UserError(
+                Problem(run.place, rule, mend="leave out --requests, and state the workload in the scenario")
+            )
         return validate_totals(scenario, run, bounds, file)
     resolved = resolve(scenario)
     limit, think_time_ps = _limit_of(scenario)
-    recorded = of_bench(run, max_concurrency=limit, is_closed=think_time_ps is not None) if isinstance(run, BenchRun) else run
+    recorded = (
+        of_bench(run, max_concurrency=limit, is_closed=think_time_ps is not None) if isinstance(run, BenchRun) else run
+    )
     _check_limit(scenario, recorded, limit)
     has_trace = scenario.workload.trace is not None
-    both = matched(recorded, _requests_of(scenario) if has_trace or source == SCENARIO else None,
-                   source or (SCENARIO if has_trace else RECORDED))
+    both = matched(
+        recorded,
+        _requests_of(scenario) if has_trace or source == SCENARIO else None,
+        source or (SCENARIO if has_trace else RECORDED),
+    )
     requests = replace(both.requests, think_time_ps=think_time_ps or 0)
     simulated = simulated_run(simulate_requests(resolved, requests))
     notes = [*both.notes, *(_streams_notes(run) if isinstance(run, BenchRun) else ())]
@@ -112,4 +119,3 @@ def _clocks_note(lag_s: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
         f"the engine took requests in {1000 * lag_s.mean():.0f} ms after their send on average (at most "
         f"{1000 * lag_s.max():.0f} ms), counted from the one that it took in fastest"
     )
-

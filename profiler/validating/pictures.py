@@ -88,7 +88,7 @@ def _agreement(axes: Axes, name: str, many: Many) -> None:
     axes.scatter(real, simulated, s=22, color=SIMULATED, alpha=0.8, linewidths=0)
     worst = [(x, y) for run, x, y in points if run is many.worst]
     if worst:
-        axes.scatter(*zip(*worst, strict=True), s=60, facecolors="none", edgecolors=REAL)
+        axes.scatter(*worst[0], s=60, facecolors="none", edgecolors=REAL)
         axes.annotate("worst", worst[0], xytext=(7, -9), textcoords="offset points")
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="real (ms)", aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from simbatch.profiler.validating.many import SHOWN, Compared, Many
@@ -105,7 +104,9 @@ def _short(names: Sequence[str]) -> list[str]:
     """Without what all begin with, where they are long."""
     if max(map(len, names)) <= MAX_NAME:
         return list(names)
-    same = max(commonprefix(names).rfind(mark) for mark in "_-/ ") + 1
+    first, last = min(names), max(names)
+    alike = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    same = max(first[:alike].rfind(mark) for mark in "_-/ ") + 1
     return [name[same:] if len(name) - same <= MAX_NAME else f"...{name[3 - MAX_NAME :]}" for name in names]
 
 

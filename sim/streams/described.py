@@ -1,4 +1,4 @@
-"""What a run's streams say of the server behind them, in figures: its steps, its batch, its prefills, and its client."""
+"""What a run's streams say of the server behind them, in figures: steps, batch, prefills, and its client."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Described:
 
     @cached_property
     def usual_s(self) -> Floats:
-        """By step: what a step of as many decodes lasts without prefills, by the steps before and after in batch size."""
+        """By step: what one of as many decodes lasts without prefills, between the sizes that were seen."""
         plain = self.is_plain
         sizes = np.unique(self.steps.num_decodes[plain])
         if not len(sizes):
@@ -142,7 +142,9 @@ class Described:
         if tokens[is_sure].sum() < DECIDABLE * total:
             return {"share": None, "why": "prefills take no longer than steps vary"}
         usual_s = a_token_s * tokens
-        free, dear = (float(tokens[is_sure & odd].sum()) for odd in (cost_s < FREE * usual_s, cost_s > (2 - FREE) * usual_s))
+        free, dear = (
+            float(tokens[is_sure & odd].sum()) for odd in (cost_s < FREE * usual_s, cost_s > (2 - FREE) * usual_s)
+        )
         share = max(0.0, free - dear) / float(tokens[is_sure].sum())  # as many are dear by chance as are free by chance
         return {"share": share, "prefill_us_per_token": 1e6 * a_token_s}
 
@@ -169,7 +171,10 @@ def _over_time(values: Ints, weights_s: Floats) -> dict[str, float]:
     """Mean and quantiles by the time that each value held."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights_s[order]) / max(float(weights_s.sum()), 1e-12)
-    found = {f"p{round(100 * q)}": float(values[order][np.searchsorted(reached, q).clip(max=len(order) - 1)]) for q in QUANTILES}
+    found = {
+        f"p{round(100 * q)}": float(values[order][np.searchsorted(reached, q).clip(max=len(order) - 1)])
+        for q in QUANTILES
+    }
     mean = float(np.average(values, weights=np.maximum(weights_s, 1e-12)))
     return {"mean": mean, **found, "max": float(values.max())}
 

@@ -41,7 +41,9 @@ def _batch(axes: Axes, described: Described, begin_s: float, divisor: float) -> 
     in_flight = np.searchsorted(sent, times, side="right") - np.searchsorted(last, times, side="right")
     shown = _evenly(len(times))
     label = "in flight at the client"
-    axes.step((times[shown] - begin_s) / divisor, in_flight[shown], where="post", color="#BBBBBB", linewidth=1, label=label)
+    axes.step(
+        (times[shown] - begin_s) / divisor, in_flight[shown], where="post", color="#BBBBBB", linewidth=1, label=label
+    )
     shown = _evenly(len(steps))
     x = (steps.mean_s[shown] - begin_s) / divisor
     axes.step(x, described.batch[shown], where="pre", color=style.PALETTE[0], linewidth=1.0, label="batch: got a token")

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 ARRIVALS = ("first_arrival_s", "duration_s", "mean_request_rate", "gap_cv", "burstiness")
 
 
-def describe_all(file: Path, source_of: Callable[[int | None], TraceSource], picture: Path | None) -> list[dict[str, Any]]:
+def describe_all(
+    file: Path, source_of: Callable[[int | None], TraceSource], picture: Path | None
+) -> list[dict[str, Any]]:
     """One set of facts for a trace, one a run for a benchmark's file; draws the picture where one is asked for.
 
     `source_of` opens the file, or one run of it by its number. UserError where a picture is asked of several runs.
@@ -82,7 +84,9 @@ def _draw_run(described: Described | str, statistics: TraceStatistics, facts: di
     from simbatch.sim.streams.picture import write_steps
 
     name = Path(facts["path"]).name
-    write_steps(picture, f"{name}: {len(described.steps):,} steps rebuilt from the streams ({facts['load']})", described)
+    write_steps(
+        picture, f"{name}: {len(described.steps):,} steps rebuilt from the streams ({facts['load']})", described
+    )
     click.echo(f"picture: {picture} (its steps)", err=True)
 
 

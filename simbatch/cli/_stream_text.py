@@ -7,7 +7,6 @@ from typing import Any
 
 from simbatch.cli._trace_text import line, number
 
-
 GAPS = (
     ("Step of decodes alone (ms)", "decodes_only"),
     ("  before one with prefills", "before_prefills"),
@@ -20,7 +19,12 @@ def stream_lines(said: dict[str, Any]) -> list[str]:
     """The figures of the steps as lines for a person, or why there are none."""
     if said["refusals"]:
         return ["", *(f"Steps cannot be told from the streams: {reason}" for reason in said["refusals"])]
-    return ["", "What its streams say of the engine's steps", *_lines(said), *(f"- {text}" for text in said["warnings"])]
+    return [
+        "",
+        "What its streams say of the engine's steps",
+        *_lines(said),
+        *(f"- {text}" for text in said["warnings"]),
+    ]
 
 
 def _lines(said: dict[str, Any]) -> Iterator[str]:
@@ -42,10 +46,10 @@ def _lines(said: dict[str, Any]) -> Iterator[str]:
     full = "seen full" if budget["was_full"] else "at least; no step was seen full"
     yield line("Token budget", f"{budget['at_least']:,} ({full})")
     kept = "kept up" if client["kept_up"] else "did not keep up"
-    yield line(
-        "Client",
-        f"{kept}: a step's chunks take {client['share_of_gap']:.0%} of a step to read ({client['us_per_chunk']:.0f} µs each)",
+    chunks = (
+        f"a step's chunks take {client['share_of_gap']:.0%} of a step to read ({client['us_per_chunk']:.0f} µs each)"
     )
+    yield line("Client", f"{kept}: {chunks}")
     yield line("Prefix hits", _prefix_hits(said["prefix_hits"]))
     yield line("Stationarity", _stationarity(said["stationarity"]))
 

@@ -27,7 +27,11 @@ OUTSIDE = 1  # exit code
 @policy_option
 @click.option("--engine", "model", metavar="MODEL", help="Replay on real vLLM: a model's folder or name.")
 @click.option(
-    "--recorded", type=click.Path(path_type=Path), multiple=True, metavar="RESULT...", help="Compare with recorded runs."
+    "--recorded",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="RESULT...",
+    help="Compare with recorded runs.",
 )
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path), metavar="")
 @click.option("--requests", "source", type=click.Choice(["scenario", "recorded"]), help="Whose requests to simulate.")

@@ -23,6 +23,11 @@ SUMMARY_FILE = "profile_export_aiperf.json"
 NO_FIRST = "the records have no time of the first token: run aiperf with --streaming"
 NO_GAPS = "the records have no gaps between chunks (inter_chunk_latency)"
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
+COLUMNS = {
+    "prompt": ("input_sequence_length",),
+    "output": ("output_sequence_length", "output_token_count"),
+    "e2el": ("request_latency",),
+}
 _TTFT = ("time_to_first_token", "ttft")
 _SUMMARY = {"ttft": _TTFT[0], "tpot": "inter_token_latency", "e2el": "request_latency"}
 _STATISTICS = {"mean": "avg", "median": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "std": "std"}
@@ -49,7 +54,9 @@ class _Record(Model):
 
 def is_record(value: Any) -> bool:
     """Whether it is a line of profile_export.jsonl."""
-    return isinstance(value, dict) and isinstance(value.get("metadata"), dict) and isinstance(value.get("metrics"), dict)
+    return (
+        isinstance(value, dict) and isinstance(value.get("metadata"), dict) and isinstance(value.get("metrics"), dict)
+    )
 
 
 def is_summary(value: Any) -> bool:
@@ -61,20 +68,19 @@ def is_summary(value: Any) -> bool:
 def read(path: Path, rows: Sequence[Document]) -> BenchRun:
     """The run that the lines record, without its warm-up; UserError for what is malformed in them."""
     records: list[_Record] = [checked(_Record, row.value, row.place) for row in rows]
-    counted = [(row, r) for row, r in zip(rows, records, strict=True)
-               if (r.metadata.benchmark_phase or r.metadata.credit_phase or "profiling") == "profiling"]
+    counted = [
+        (row, r)
+        for row, r in zip(rows, records, strict=True)
+        if (r.metadata.benchmark_phase or r.metadata.credit_phase or "profiling") == "profiling"
+    ]
     ended = [(row, r) for row, r in counted if r.error is None]
     if not ended:
         raise UserError(Problem(str(path), "none of its requests ended well", len(counted)))
-    columns = {
-        "prompt": _column(ended, ("input_sequence_length",)),
-        "output": _column(ended, ("output_sequence_length", "output_token_count")),
-        "e2el": _column(ended, ("request_latency",)),
-    }
-    for name, column in columns.items():
-        if column is None:
-            rule = f"has a record without {dict(prompt='input_sequence_length', output='output_sequence_length').get(name, 'request_latency')}"
-            raise UserError(Problem(str(path), rule, mend="run aiperf with a tokenizer, and --streaming"))
+    columns = {name: _column(ended, theirs) for name, theirs in COLUMNS.items()}
+    missing = [name for name, column in columns.items() if column is None]
+    if missing:
+        rule = f"has a record without {COLUMNS[missing[0]][0]}"
+        raise UserError(Problem(str(path), rule, mend="run aiperf with a tokenizer"))
     outputs = np.array(columns["output"]).astype(np.int64)
     gaps = _gaps(ended)
     ttft = _column(ended, _TTFT)

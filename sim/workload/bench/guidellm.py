@@ -1,7 +1,8 @@
 """GuideLLM's reports (benchmarks.json): several runs, each with its requests.
 
-Read: vllm-project/guidellm v0.3.1 (benchmark/benchmark.py), v0.5.4 and @ ee7a7745 after v0.7.3 (schemas/request_stats.py,
-schemas/info.py, benchmark/schemas). A report has the first and the last token's time, not those between.
+Read: vllm-project/guidellm v0.3.1 (benchmark/benchmark.py), v0.5.4 and @ ee7a7745 after v0.7.3
+(schemas/request_stats.py, schemas/info.py, benchmark/schemas). A report has the first and the last token's time, not
+those between.
 """
 
 from __future__ import annotations
@@ -71,13 +72,18 @@ def _run(run: dict[str, Any], place: str) -> BenchRun:
     ]
     _refuse_samples(run, len(requests), place)
     times = [request.times() for request in requests]
-    whole = [r.prompt_tokens is not None and r.output_tokens and e2el is not None
-             for r, (_, _, e2el) in zip(requests, times, strict=True)]
+    whole = [
+        bool(r.prompt_tokens is not None and r.output_tokens and e2el is not None)
+        for r, (_, _, e2el) in zip(requests, times, strict=True)
+    ]
     if not any(whole):
         rule = "none of its requests has a start, a latency and its numbers of tokens"
         raise UserError(Problem(place, rule, mend="run guidellm with a streaming backend that reports usage"))
     has_first = all(ttft is not None for (_, ttft, _), is_whole in zip(times, whole, strict=True) if is_whole)
-    lost = [(len(requests) - sum(whole), "have no times or token counts in the report"), (len(listed["errored"]), "failed")]
+    lost = [
+        (len(requests) - sum(whole), "have no times or token counts in the report"),
+        (len(listed["errored"]), "failed"),
+    ]
     lost.append((len(listed["incomplete"]), "were cut off when the run's time was up"))
     kept = [(r, t) for r, t, is_whole in zip(requests, times, whole, strict=True) if is_whole]
     return BenchRun(

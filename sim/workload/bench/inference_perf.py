@@ -58,7 +58,9 @@ def is_stage(value: Any) -> bool:
 def are_requests(value: Any) -> bool:
     """Whether it is a per_request_lifecycle_metrics.json."""
     keys = {"start_time", "end_time", "info"}
-    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) and keys <= row.keys() for row in value)
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(row, dict) and keys <= row.keys() for row in value)
+    )
 
 
 def read_requests(document: Document) -> BenchRun:
@@ -116,17 +118,23 @@ def read_stage(document: Document) -> BenchTotals:
     if not any(key.endswith("_ms") for key in totals):
         raise UserError(Problem(place, "has no latency of a request that ended well"))
     count = ended.get("count")
-    lengths = [
-        _number(ended, of, "mean") if _number(ended, of, "mean") is not None else _number(ended, newer, "mean")
-        for of, newer in (("prompt_len", "prompt_tokens"), ("output_len", "output_tokens"))
-    ]
-    untold = {"itl": NO_ITL} | {
-        name: NO_FIRST for name in ("ttft", "tpot") if f"mean_{name}_ms" not in totals
-    }
+    prompt, output = (
+        next((found for key in keys if (found := _number(ended, key, "mean")) is not None), None)
+        for keys in (("prompt_len", "prompt_tokens"), ("output_len", "output_tokens"))
+    )
+    untold = {"itl": NO_ITL} | {name: NO_FIRST for name in ("ttft", "tpot") if f"mean_{name}_ms" not in totals}
     failed = _number(value, "failures", "count")
     notes += [f"{int(failed):,} requests failed in it"] if failed else []
     return BenchTotals(
-        INFERENCE_PERF, place, load, totals, count if type(count) is int else None, *lengths, untold=untold, notes=tuple(notes)
+        INFERENCE_PERF,
+        place,
+        load,
+        totals,
+        count if type(count) is int else None,
+        prompt,
+        output,
+        untold=untold,
+        notes=tuple(notes),
     )
 
 

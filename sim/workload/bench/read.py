@@ -21,16 +21,16 @@ RESULT_TOOLS = (
 Results = list[BenchRun | BenchTotals]
 
 _READERS: tuple[tuple[Callable[[Any], bool], Callable[[Document], Any]], ...] = (
-    (vllm.is_result, vllm.read),
     (guidellm.is_report, guidellm.read),
     (inference_perf.is_stage, inference_perf.read_stage),
     (inference_perf.are_requests, inference_perf.read_requests),
     (aiperf.is_summary, aiperf.read_summary),
+    (vllm.is_result, vllm.read),  # last: others have keys of its names
 )
 
 
 def read_results(path: Path) -> Results:
-    """The runs of a benchmark's result, in the file's order; UserError that says what it is instead, or what is wrong."""
+    """The runs of a benchmark's result, in the file's order; UserError that says what is wrong with it."""
     return results_of(path, list(documents(path, read_text(path))))
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.bench.run import BenchRun, Floats, Load
+from simbatch.sim.workload.bench.run import BenchRun, Floats, Ints, Load
 
 CLOSED = "a closed loop (max_concurrency): each request is sent when fewer are in flight, in the recorded run's order"
 SEED = 0  # the default of `vllm bench serve --seed`
@@ -28,6 +28,7 @@ MAX_OFF_S, MAX_OFF = 0.05, 0.002  # a run made again may end so much off the fil
 IN_STEP = 0.8  # of the streams: under wrong times it is 0.03 to 0.11, under the right ones 0.99 to 1
 MAX_LATE_S = 0.05  # and be sent so late, where the file says when it was
 FULL = 0.95  # share of sends that fill the last place: a closed loop
+ROUNDED_S = 1e-6  # a send and the end that let it go may be one float
 HELD = 0.01  # share of sends at the limit: below it the limit held nothing back
 MAX_FAILED = 0.02  # share of failed requests: how long each of them took a place is not known
 MAX_PAUSED = 0.02  # of the duration, that a closed loop made again may end off it
@@ -90,15 +91,15 @@ def _recorded(run: BenchRun, sent_s: Floats, load: Load) -> Sending:
     return Sending(sent_s, None, limit, notes=(note,))
 
 
-def _in_flight(sent_s: Floats, e2el_s: Floats) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def _in_flight(sent_s: Floats, e2el_s: Floats) -> tuple[Ints, Ints]:
     """How many are in flight after each send, by the order of sending, and that order."""
-    order = np.argsort(sent_s, kind="stable")
-    ended = np.sort(sent_s + e2el_s)
-    begun = np.arange(1, len(order) + 1)
+    order: Ints = np.argsort(sent_s, kind="stable").astype(np.int64)
+    ended = np.sort(sent_s + e2el_s) - ROUNDED_S
+    begun = np.arange(1, len(order) + 1, dtype=np.int64)
     return begun - np.searchsorted(ended, sent_s[order], side="right"), order
 
 
-def _places(in_flight: Floats) -> int | None:
+def _places(in_flight: Ints) -> int | None:
     """How many places a closed loop has by its sends alone; None where it does not look like one."""
     limit = int(in_flight.max(initial=0))
     if len(in_flight) < max(LOOPS * limit, 10):
@@ -158,7 +159,8 @@ def _drawn_again(run: BenchRun, load: Load, missing: str, mend: str) -> Sending:
         rule = f"{missing}, nor how long the run lasted, by which gaps drawn again could be checked"
         raise UserError(Problem(run.place, rule, mend=mend))
     off_s, planned, sent = min(
-        ((abs(float((sent + run.e2el_s).max()) - duration), planned, sent) for planned, sent in plans), key=lambda p: p[0]
+        ((abs(float((sent + run.e2el_s).max()) - duration), planned, sent) for planned, sent in plans),
+        key=lambda p: p[0],
     )
     if off_s > MAX_OFF_S + MAX_OFF * duration:
         rule = (

@@ -24,6 +24,7 @@ def _no_constants(name: str) -> None:
 
 
 def once(pairs: list[tuple[str, Any]]) -> Row:
+    """An object whose keys stand once; BadValueError for one that stands twice."""
     row = dict(pairs)
     if len(row) != len(pairs):
         keys = [key for key, _ in pairs]
