@@ -19,6 +19,13 @@ from simbatch.sim.engine.record import StepRow
 from simbatch.sim.results import Result
 
 SHARED = Path(__file__).parents[1].parent / "shared"
+STEP_TIME = {"base_s": 0.01, "per_prefill_token_s": 2e-5, "per_decode_seq_s": 1e-4, "per_context_token_s": 1e-8}
+OPEN = {
+    "num_prompts": 3,
+    "request_rate": 1.0,
+    "prompt_len": {"distribution": "fixed", "mean": 9},
+    "output_len": {"distribution": "fixed", "mean": 9},
+}
 START = 1_759_522_419.0  # s, of a wall's clock
 
 
@@ -30,15 +37,18 @@ def shared(name: str) -> Path:
     return found[0]
 
 
-def ran(workload: dict[str, Any], profile: dict[str, Any] | None = None, **engine: Any) -> Result:
-    """A simulation with its steps, on step times that are written here."""
-    step_time = {"base_s": 0.01, "per_prefill_token_s": 2e-5, "per_decode_seq_s": 1e-4, "per_context_token_s": 1e-8}
-    data = {
-        "profile": profile or {"num_gpu_blocks": 20_000, "step_time": step_time},
+def scenario(workload: dict[str, Any], **engine: Any) -> dict[str, Any]:
+    """On step times that are written here."""
+    return {
+        "profile": {"num_gpu_blocks": 20_000, "step_time": STEP_TIME},
         "engine": {"max_num_batched_tokens": 2048, "max_num_seqs": 64, "enable_prefix_caching": False} | engine,
         "workload": workload,
     }
-    return simulate(Scenario.from_dict(data), steps=True)
+
+
+def ran(workload: dict[str, Any], **engine: Any) -> Result:
+    """Its simulation, with its steps."""
+    return simulate(Scenario.from_dict(scenario(workload, **engine)), steps=True)
 
 
 def lengths(mean: int, cv: float = 0.0) -> dict[str, Any]:

@@ -27,13 +27,14 @@ SEED = 0  # the default of `vllm bench serve --seed`
 MAX_OFF_S, MAX_OFF = 0.05, 0.002  # a run made again may end so much off the file's duration: s, and share of it
 IN_STEP = 0.8  # of the streams: under wrong times it is 0.03 to 0.11, under the right ones 0.99 to 1
 MAX_LATE_S = 0.05  # and be sent so late, where the file says when it was
-FULL = 0.95  # share of sends that fill the last place: a closed loop
+FOLLOWED = 0.95  # share of sends that follow an end at once: a closed loop
+MAX_SOON_S, SOON = 0.05, 0.1  # that is at once: s, and share of a request's time
 ROUNDED_S = 1e-6  # a send and the end that let it go may be one float
-HELD = 0.01  # share of sends at the limit: below it the limit held nothing back
+HELD = 0.01  # share of sends that follow an end at once: below it the limit held nothing back
 MAX_FAILED = 0.02  # share of failed requests: how long each of them took a place is not known
 MAX_PAUSED = 0.02  # of the duration, that a closed loop made again may end off it
 OVER_TIME = ("duration", "throughput", "concurrent_requests")
-LOOPS = 3  # times as many requests as places, to know a closed loop by its sends
+LOOPS, MIN_LOOP = 3, 10  # as many times the places, and requests at least, to know a closed loop by its sends
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,9 @@ def sending_of(run: BenchRun, *, max_concurrency: int | None = None, is_closed: 
 
 
 def _recorded(run: BenchRun, sent_s: Floats, load: Load) -> Sending:
-    in_flight, order = _in_flight(sent_s, run.e2el_s)
     limit = load.max_concurrency
     if limit is None:
-        limit = _places(in_flight)
+        limit = _places(sent_s, run.e2el_s)
         if limit is None or load.request_rate is not None:
             return Sending(sent_s)
         note = (
@@ -72,11 +72,12 @@ def _recorded(run: BenchRun, sent_s: Floats, load: Load) -> Sending:
             "simulated as one"
         )
         return Sending(sent_s, None, limit, is_closed=True, notes=(note,))
-    full = float((in_flight[limit:] >= limit).mean()) if len(in_flight) > limit else 0.0
-    if load.request_rate == np.inf or (load.request_rate is None and full >= FULL):
+    followed = _followed(sent_s, run.e2el_s, limit)
+    if load.request_rate == np.inf or (load.request_rate is None and followed >= FOLLOWED):
         return Sending(sent_s, None, limit, is_closed=True, notes=(CLOSED,))
-    if full <= HELD:
+    if followed <= HELD:
         return Sending(sent_s, None, limit)
+    order: Ints = np.argsort(sent_s, kind="stable").astype(np.int64)
     for planned_s in _drawn(load, len(run)):
         made = _held(planned_s, run.e2el_s[order], limit)
         if np.percentile(np.abs(made - made[0] - (sent_s[order] - sent_s[order[0]])), 95) <= MAX_LATE_S:
@@ -91,20 +92,23 @@ def _recorded(run: BenchRun, sent_s: Floats, load: Load) -> Sending:
     return Sending(sent_s, None, limit, notes=(note,))
 
 
-def _in_flight(sent_s: Floats, e2el_s: Floats) -> tuple[Ints, Ints]:
-    """How many are in flight after each send, by the order of sending, and that order."""
-    order: Ints = np.argsort(sent_s, kind="stable").astype(np.int64)
-    ended = np.sort(sent_s + e2el_s) - ROUNDED_S
-    begun = np.arange(1, len(order) + 1, dtype=np.int64)
-    return begun - np.searchsorted(ended, sent_s[order], side="right"), order
+def _followed(sent_s: Floats, e2el_s: Floats, limit: int) -> float:
+    """The share of sends that came at once after an end, with `limit` places: each further send has an end of its own."""
+    sent, ended = np.sort(sent_s)[limit:], np.sort(sent_s + e2el_s)[: max(0, len(sent_s) - limit)]
+    if not len(sent):
+        return 0.0
+    soon_s = min(MAX_SOON_S, SOON * float(np.median(e2el_s)))
+    return float(((sent - ended >= -ROUNDED_S) & (sent - ended <= soon_s)).mean())
 
 
-def _places(in_flight: Ints) -> int | None:
+def _places(sent_s: Floats, e2el_s: Floats) -> int | None:
     """How many places a closed loop has by its sends alone; None where it does not look like one."""
-    limit = int(in_flight.max(initial=0))
-    if len(in_flight) < max(LOOPS * limit, 10):
+    begun = np.arange(1, len(sent_s) + 1)
+    ended = np.searchsorted(np.sort(sent_s + e2el_s) - ROUNDED_S, np.sort(sent_s), side="right")
+    limit = int((begun - ended).max(initial=0))
+    if len(sent_s) < max(LOOPS * limit, MIN_LOOP):
         return None
-    return limit if float((in_flight[limit:] == limit).mean()) >= FULL else None
+    return limit if _followed(sent_s, e2el_s, limit) >= FOLLOWED else None
 
 
 def _drawn(load: Load, n: int) -> Iterator[Floats]:
