@@ -74,7 +74,8 @@ def test_a_closed_loop_is_simulated_as_one() -> None:
 def test_a_closed_loop_without_times_of_sending_is_made_again() -> None:
     bench = files.vllm(CLOSED_LOOP, max_concurrency=8)
     sending = sending_of(run_of(bench, is_timed=False))
-    assert sending.is_closed and not sending.untold
+    assert sending.is_closed
+    assert not sending.untold
     assert np.abs(counted(sending.sent_s) - counted(bench["start_times"])).max() < 1e-6
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.sim.streams.batches import Batches, batches_of, infer_budget
+from simbatch.sim.streams.batches import BUDGETS, Batches, batches_of, infer_budget
 from simbatch.sim.streams.judge import BLURRED, Judgement, judge
 from simbatch.sim.streams.steps import Steps, rebuild_steps
 from simbatch.sim.streams.streams import Floats, Ints, Streams
@@ -29,14 +29,17 @@ class Described:
     steps: Steps
     batches: Batches
     judgement: Judgement
-    is_full: bool  # whether the token budget was seen to be full
+    budget: int  # tokens a step, the smallest that nothing contradicts
+    is_full: bool  # whether steps were seen to be full under it
 
     @classmethod
     def of(cls, streams: Streams, num_failed: int = 0) -> Described:
         """Rebuild, judge, and lay the prompts into the smallest budget that nothing contradicts."""
         steps = rebuild_steps(streams)
         budget, is_full = infer_budget([steps])
-        return cls(steps, batches_of(steps, budget), judge(steps, num_failed), is_full)
+        # a budget that was never full is a lower bound: under it prompts would be cut that were not
+        batches = batches_of(steps, budget if is_full else BUDGETS[-1])
+        return cls(steps, batches, judge(steps, num_failed), budget, is_full)
 
     @cached_property
     def has_prefills(self) -> Any:
@@ -94,7 +97,7 @@ class Described:
                 "decodes_only": (busy_s - with_s - waiting_s) / span_s,
                 "idle": max(0.0, 1 - busy_s / span_s),
             },
-            "token_budget": {"at_least": self.batches.max_num_batched_tokens, "was_full": self.is_full},
+            "token_budget": {"at_least": self.budget, "was_full": self.is_full},
             "client": {
                 "us_per_chunk": 1e6 * judged.chunk_s,
                 "share_of_gap": judged.share_of_gap,

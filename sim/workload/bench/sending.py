@@ -29,12 +29,12 @@ IN_STEP = 0.8  # of the streams: under wrong times it is 0.03 to 0.11, under the
 MAX_LATE_S = 0.05  # and be sent so late, where the file says when it was
 FOLLOWED = 0.95  # share of sends that follow an end at once: a closed loop
 MAX_SOON_S, SOON = 0.05, 0.1  # that is at once: s, and share of a request's time
-ROUNDED_S = 1e-6  # a send and the end that let it go may be one float
+ROUNDED_S = 1e-3  # files round: a send may stand before the end that let it go
 HELD = 0.01  # share of sends that follow an end at once: below it the limit held nothing back
 MAX_FAILED = 0.02  # share of failed requests: how long each of them took a place is not known
 MAX_PAUSED = 0.02  # of the duration, that a closed loop made again may end off it
 OVER_TIME = ("duration", "throughput", "concurrent_requests")
-LOOPS, MIN_LOOP = 3, 10  # as many times the places, and requests at least, to know a closed loop by its sends
+LOOPS, MIN_LOOP = 2, 10  # as many times the places, and requests at least, to know a closed loop by its sends
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _recorded(run: BenchRun, sent_s: Floats, load: Load) -> Sending:
 
 
 def _followed(sent_s: Floats, e2el_s: Floats, limit: int) -> float:
-    """The share of sends that came at once after an end, with `limit` places: each further send has an end of its own."""
+    """The share of the sends beyond the first `limit` that came at once after an end, each after one of its own."""
     sent, ended = np.sort(sent_s)[limit:], np.sort(sent_s + e2el_s)[: max(0, len(sent_s) - limit)]
     if not len(sent):
         return 0.0

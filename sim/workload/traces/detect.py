@@ -77,10 +77,10 @@ def _detect_json(path: Path, head: str, more: str) -> TraceFormat:
     if row is None:
         if any(f'"{name}"' in more for name in BENCH.required):
             return "vllm_bench"
-        if found := _of_bench(path):
-            return found
         if f'"{OURS.arrival}"' in head:
             return "jsonl"
+        if found := _of_bench(path):
+            return found
         raise _unknown(path, "the first line is not a whole JSON object", "write one JSON object a line")
     if OURS.arrival in row:
         return "jsonl"
