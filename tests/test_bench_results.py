@@ -178,6 +178,7 @@ def test_a_zero_latency_among_totals_is_none(tmp_path: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
         ('{"input_lens": [1], "input_lens": [2]}', "stands twice"),
         ('{"input_lens": [1], "output_lens": [1], "ttfts": [NaN], "itls": [[]]}', "ttfts[0]"),
+        ('{"input_lens": [1], "output_lens": [2], "ttfts": [1.0], "itls": [[-0.1]]}', "itls[0][0]"),
         ('{"input_lens": [1], "output_lens": [2, 3], "ttfts": [1.0], "itls": [[]]}', "must be of one length"),
         (
             '{"input_lens": [1], "output_lens": [1], "ttfts": [1.0], "itls": [[]], "max_concurrency": 0}',

@@ -16,6 +16,7 @@ from simbatch.sim.results import Result
 from simbatch.sim.streams import Streams
 from simbatch.sim.streams.described import Described
 from tests import bench_files as files
+from tests.trace_files import read
 
 RESULT = files.ran(files.closed_loop(12, num_prompts=240, prompt=500, output=60))
 
@@ -150,6 +151,7 @@ def test_trace_describe_says_it(tmp_path: Path) -> None:
     assert f"{said['stream']['share_of_time']['with_prefills']:.1%}, " in text
     for words in ("median 12, ", "kept up: a step's chunks take", "Prefix hits: ", "steady (batch in the thirds"):
         assert words in text
+    assert "Recorded by:                    vllm bench serve: 12 in flight" in text
     assert (said["tool"], said["load"]) == ("vllm bench serve", "12 in flight")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "p.png").stat().st_size > 30_000
@@ -171,6 +173,30 @@ def test_without_times_of_sending_arrivals_are_not_zero_but_left_out(tmp_path: P
     assert (said["duration_s"], said["mean_request_rate"], said["num_requests"]) == (None, None, 240)
     assert "does not say when requests were sent" in said["sending"][0]
     assert said["stream"]["num_steps"] == len(told_steps(RESULT))  # its sends are made again
+
+
+def test_a_closed_loop_without_times_is_no_trace_to_convert(tmp_path: Path) -> None:
+    path = files.save(tmp_path / "r.json", files.vllm(RESULT, max_concurrency=12, start_times=None))
+    with pytest.raises(UserError, match=r"is a closed loop \(12 in flight\) without times of sending"):
+        trace.main(["convert", str(path), str(tmp_path / "t.csv")], standalone_mode=False)
+
+
+def test_a_run_whose_trace_is_such_a_result_is_a_closed_loop(tmp_path: Path) -> None:
+    path = files.save(tmp_path / "r.json", files.vllm(RESULT, max_concurrency=12, start_times=None))
+    again = files.ran({"trace": {"path": str(path)}})
+    assert again.summary["mean_e2el_ms"] == pytest.approx(RESULT.summary["mean_e2el_ms"])
+    assert again.summary["duration"] == pytest.approx(RESULT.summary["duration"])
+
+
+@pytest.mark.parametrize("write_file", [files.aiperf, files.inference_perf])
+def test_other_clients_results_are_traces(tmp_path: Path, write_file: Any) -> None:
+    name = "profile_export.jsonl" if write_file is files.aiperf else "per_request_lifecycle_metrics.json"
+    path = files.save(tmp_path / name, write_file(RESULT), lines=write_file is files.aiperf)
+    table = read(path)
+    requests = RESULT.requests
+    assert np.array(table["arrival_ps"]) / 1e12 == pytest.approx(np.sort(requests["arrival_s"]), abs=1e-5)
+    assert sum(table["num_prompt_tokens"]) == requests["num_prompt_tokens"].sum()
+    assert sum(table["num_output_tokens"]) == requests["num_output_tokens"].sum()
 
 
 def test_the_real_server_at_16_requests_a_second() -> None:

@@ -272,6 +272,8 @@ def totals_only(bench):
         (lambda bench: bench["start_times"].pop(), (), "must be of one length"),
         (lambda bench: bench.update(ttfts=["soon"] * 30), (), "ttfts[0]: must be a number"),
         (totals_only, (), "--save-detailed"),
+        (lambda bench: bench["latencies"].__setitem__(4, 0.0), (), "ends before it begins"),
+        (lambda bench: bench["latencies"].__setitem__(4, 9.2e6), (), "or after more than 106 days"),
         (lambda bench: bench.update(output_lens=[0] * 30), (), "all of its requests failed"),
         (None, ("--requests", "nobody"), "is not one of"),
         (None, ("--repeat", "3"), "--repeat: goes with --engine alone"),

@@ -16,6 +16,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, RunRecord
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.workload.arrivals import MAX_TIME_S
 from simbatch.sim.workload.bench import BenchRun
 from simbatch.sim.workload.bench.sending import sending_of
 
@@ -131,6 +132,11 @@ def in_order(recorded: Recorded) -> Recorded:
     first_s = float(ordered.sent_s[ordered.error == ""].min(initial=np.inf))
     if not np.isfinite(first_s):
         raise UserError(Problem(recorded.place or "--recorded", f"all of its requests failed: {ordered.error[0]}"))
+    backwards = np.flatnonzero((ordered.first_token_s < ordered.sent_s) | (ordered.finish_s < ordered.first_token_s))
+    if len(backwards) or float(ordered.finish_s.max()) - first_s > MAX_TIME_S:
+        number = int(backwards[0]) if len(backwards) else int(ordered.finish_s.argmax())
+        rule = f"request {number} (in order of sending) ends before it begins, or after more than 106 days"
+        raise UserError(Problem(recorded.place or "--recorded", rule, mend="record it again"))
     times = ("sent_s", "planned_s", "first_token_s", "finish_s", "taken_in_s", "scheduled_s")
     given = {name: getattr(ordered, name) for name in times if getattr(ordered, name) is not None}
     return replace(ordered, **{name: column - first_s for name, column in given.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from simbatch.cli._trace_text import line, number
+from simbatch.cli._trace_text import line
 
 GAPS = (
     ("Step of decodes alone (ms)", "decodes_only"),
@@ -32,13 +32,13 @@ def _lines(said: dict[str, Any]) -> Iterator[str]:
     yield line("Steps", f"{said['num_steps']:,}")
     yield line(
         "Batch, over time",
-        f"mean {number(batch['mean'])}, median {batch['p50']:,.0f}, "
+        f"mean {_figure(batch['mean'])}, median {batch['p50']:,.0f}, "
         f"5 to 95 % {batch['p5']:,.0f} to {batch['p95']:,.0f}, most {batch['max']:,.0f}",
     )
     for name, key in GAPS:
         gaps, text = said["gap_ms"][key], "too few with decodes to tell"
         if gaps is not None:
-            text = f"median {number(gaps['p50'])}, 5 to 95 % {number(gaps['p5'])} to {number(gaps['p95'])}"
+            text = f"median {_figure(gaps['p50'])}, 5 to 95 % {_figure(gaps['p5'])} to {_figure(gaps['p95'])}"
         yield line(name, text)
     before = f", {time['before_prefills']:.1%} in steps that wait for their launch, idle {time['idle']:.1%}"
     yield line("Time in steps with prefills", f"{time['with_prefills']:.1%}{before}")
@@ -54,6 +54,10 @@ def _lines(said: dict[str, Any]) -> Iterator[str]:
     yield line("Stationarity", _stationarity(said["stationarity"]))
 
 
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _prefix_hits(hits: dict[str, Any]) -> str:
     if hits["share"] is None:
         return f"cannot be told: {hits['why']}"
@@ -66,7 +70,7 @@ def _prefix_hits(hits: dict[str, Any]) -> str:
 def _stationarity(found: dict[str, Any]) -> str:
     if found["batch"] is None:
         return f"cannot be told: {found['why']}"
-    thirds = ", ".join(number(value) for value in found["batch"])
+    thirds = ", ".join(_figure(value) for value in found["batch"])
     text = f"{found['verdict']} (batch in the thirds of its time: {thirds})"
     if found["drifts"]:
         text += f"; like steps {abs(found['drift']):.0%} {'slower' if found['drift'] > 0 else 'faster'} at its end"

@@ -10,9 +10,11 @@ _COLUMNS = ("mean", "cv", "min", "p5", "p50", "p90", "p99", "max")
 
 def description(facts: dict[str, Any]) -> str:
     """The facts of a trace as lines for a person."""
+    recorded = [line("Recorded by", f"{facts['tool']}: {facts['load']}")] if "tool" in facts else []
     lines = [
-        line("Trace", facts["path"]),
+        line("Trace", facts["path"] + (f" (run {facts['run']})" if "run" in facts else "")),
         line("Format", facts["format"]),
+        *recorded,
         line("Requests", f"{facts['num_requests']:,}"),
         line("First arrival (s)", number(facts["first_arrival_s"])),
         line("Duration (s)", number(facts["duration_s"])),

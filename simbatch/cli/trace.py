@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._trace_options import reading_options, writing_options
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import check_target, user_path
 
@@ -18,21 +18,6 @@ if TYPE_CHECKING:
     from simbatch.sim.workload.traces import TraceSource
     from simbatch.sim.workload.traces.tools.write import WriteFormat
 
-# repeated from sim/workload, whose models take a while to import; a test holds them together
-READ = (
-    "azure",
-    "burstgpt",
-    "mooncake",
-    "timed_trace",
-    "vllm_bench",
-    "guidellm",
-    "aiperf",
-    "inference_perf",
-    "jsonl",
-    "csv",
-    "parquet",
-)
-WRITE = ("jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure")
 _BOUNDS = {
     "greater_than": ("more than", "gt", "raise it"),
     "greater_than_equal": ("at least", "ge", "raise it"),
@@ -45,39 +30,6 @@ A_FILE = click.Path(path_type=Path)
 @click.group()
 def trace() -> None:
     """Describe, convert or generate request traces."""
-
-
-def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How to read the trace: the keys of a scenario's `workload.trace`."""
-    options = (
-        click.option("--format", "trace_format", type=click.Choice(READ), help="The file's format. Default: detected."),
-        click.option("--limit", type=int, metavar="N", help="Take the first N requests only."),
-        click.option("--rate-scale", type=float, metavar="X", help="Multiply the arrival rate by X."),
-        click.option("--time-unit", type=click.Choice(["s", "ms", "us", "ns"]), help="Unit of the file's plain times."),
-        click.option(
-            "--hash-block-tokens", type=int, metavar="N", help="Tokens that one entry of hash_ids stands for."
-        ),
-        click.option("--on-empty", type=click.Choice(["error", "skip"]), help="Rows without output tokens."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How to write a trace."""
-    options = (
-        click.option("--to", type=click.Choice(WRITE), help="Format to write. Default: by OUT's ending."),
-        click.option(
-            "--out-hash-block-tokens",
-            type=click.IntRange(1, 2**20),
-            metavar="N",
-            help="Tokens that one hash stands for in OUT. Default: mooncake 512, others 16.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @trace.command()
@@ -121,6 +73,9 @@ def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -
 def convert(file: Path, output: Path, to: str | None, out_hash_block_tokens: int | None, **settings: Any) -> None:
     """Write the trace in IN as OUT; what OUT's format cannot hold is named on stderr."""
     source = _open(file, settings)
+    if source.max_concurrency is not None:
+        rule = f"is a closed loop ({source.max_concurrency:,} in flight) without times of sending, which a trace has"
+        raise UserError(Problem(str(file), rule, mend="simulate it, and convert the result's requests.parquet"))
     target = _target(output, to)
     check_target(output, [file])
     size = out_hash_block_tokens or _default_hash_block_tokens(target)

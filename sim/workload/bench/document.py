@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.workload.arrivals import MAX_TIME_S
 from simbatch.sim.workload.section import MAX_TOKENS
 from simbatch.sim.workload.traces.formats.lines import once
 from simbatch.sim.workload.traces.rows import BadValueError
@@ -26,6 +27,7 @@ MAX_KEYS = 8  # of an unknown file
 
 Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 Time = Annotated[float, Field(ge=-1e12, le=1e12)]
+Lasted = Annotated[float, Field(ge=0, le=MAX_TIME_S)]
 
 
 class Document(NamedTuple):

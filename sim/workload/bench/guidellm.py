@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.bench.document import Document, Model, Time, Tokens, checked
+from simbatch.sim.workload.bench.document import Document, Lasted, Model, Time, Tokens, checked
 from simbatch.sim.workload.bench.run import BenchRun, Load, objects
 from simbatch.sim.workload.bench.vllm import rate_of
 
@@ -34,8 +34,8 @@ class _Request(Model):
     output_tokens: Tokens | None = None
     request_start_time: Time | None = None
     start_time: Time | None = None  # to v0.3
-    request_latency: Time | None = None
-    time_to_first_token_ms: Time | None = None
+    request_latency: Lasted | None = None
+    time_to_first_token_ms: Lasted | None = None
     first_token_time: Time | None = None  # to v0.3
     last_token_time: Time | None = None  # to v0.3
     info: _Info = _Info()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.bench.document import Document, Model, Time, Tokens, checked
+from simbatch.sim.workload.bench.document import Document, Lasted, Model, Time, Tokens, checked
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Load, gaps_told, objects
 
 VLLM, SGLANG = "vllm bench serve", "SGLang's bench_serving"
@@ -28,10 +28,10 @@ _SGLANG_KEYS = ("total_output_tokens_retokenized", "sharegpt_output_len", "rando
 class _Details(Model):
     input_lens: list[Tokens]
     output_lens: list[Tokens]
-    ttfts: list[Time]
-    itls: list[list[Time]]
+    ttfts: list[Lasted]
+    itls: list[list[Lasted]]
     start_times: list[Time] | None = None
-    latencies: list[Time] | None = None  # some versions write them
+    latencies: list[Lasted] | None = None  # some versions write them
     errors: list[str | None] | None = None
 
 
