@@ -188,6 +188,12 @@ def test_a_zero_latency_among_totals_is_none(tmp_path: Path) -> None:
         ('{"benchmarks": [{"requests": {"successful": 5}}]}', "must be a list"),
         ('{"benchmarks": [{"requests": []}]}', "none of its requests"),
         ('{"metadata": {}, "metrics": {"request_latency": {"value": "x"}}}', "metrics"),
+        ('{"input_lens": [1], "output_lens": [1], "ttfts": [1.0], "itls": [[]], "burstiness": -1}', "burstiness"),
+        (
+            '{"metadata": {"request_start_ns": 1}, "metrics": {"input_sequence_length": {"value": -3}, '
+            '"output_sequence_length": {"value": 1}, "request_latency": {"value": 1}}}',
+            "must be a whole number of tokens",
+        ),
         ('[{"start_time": 1, "end_time": 2, "info": {"input_tokens": -4}}]', "input_tokens"),
         ('{"load_summary": 3, "successes": 4}', "has no latency"),
     ],

@@ -142,6 +142,7 @@ def test_gaps_that_end_off_the_duration_are_refused(tmp_path: Any) -> None:
     [
         ({"request_rate": None}, "nor at which rate"),
         ({"request_rate": 4.0, "duration": None}, "nor how long the run lasted"),
+        ({"request_rate": 4.0, "burstiness": 1e-12}, "by which gaps drawn again could be checked"),
         ({"request_rate": 4.0, "model_id": None, "tag": "x"}, "random gaps cannot be drawn again"),
         ({"ramp_up_strategy": "linear", "request_rate": 4.0}, "nor at which rate"),
         ({"max_concurrency": 8, "errors": ["reset"] * 40 + [""] * 40}, "50% of them failed"),

@@ -116,7 +116,7 @@ def of_bench(run: BenchRun, *, max_concurrency: int | None = None, is_closed: bo
         num_output_tokens=run.num_output_tokens,
         error=run.error,
         gaps_s=run.gaps_s,
-        max_concurrency=sending.max_concurrency,
+        max_concurrency=None if sending.max_concurrency is None else min(sending.max_concurrency, len(run)),
         is_closed=sending.is_closed,
         load=str(replace(run.load, max_concurrency=sending.max_concurrency)),
         model=run.model,

@@ -15,14 +15,18 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.workload.bench.document import Document, Model, checked, documents, read_text
-from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Load, gaps_told, objects
+from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Ints, Load, gaps_told, objects
 from simbatch.sim.workload.bench.vllm import is_number, rate_of
+from simbatch.sim.workload.section import MAX_TOKENS
 
 AIPERF = "aiperf"
 SUMMARY_FILE = "profile_export_aiperf.json"
 NO_FIRST = "the records have no time of the first token: run aiperf with --streaming"
 NO_GAPS = "the records have no gaps between chunks (inter_chunk_latency)"
+FAILED = "failed in the recorded run: left out"
+TURNS = "are later turns of a conversation: here they do not wait for the turn before"
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
+TOKENS = ("prompt", "output")
 COLUMNS = {
     "prompt": ("input_sequence_length",),
     "output": ("output_sequence_length", "output_token_count"),
@@ -81,17 +85,18 @@ def read(path: Path, rows: Sequence[Document]) -> BenchRun:
     if missing:
         rule = f"has a record without {COLUMNS[missing[0]][0]}"
         raise UserError(Problem(str(path), rule, mend="run aiperf with a tokenizer"))
-    outputs = np.array(columns["output"]).astype(np.int64)
+    tokens = {name: _tokens(columns[name] or [], ended, COLUMNS[name][0]) for name in TOKENS}
+    outputs = tokens["output"]
     gaps = _gaps(ended)
     ttft = _column(ended, _TTFT)
     why = NO_GAPS if gaps is None else gaps_told(gaps, outputs)
     untold = {"itl": why} if why else {}
-    failed = len(counted) - len(ended)
+    odd = ((len(counted) - len(ended), FAILED), (sum(bool(r.metadata.turn_index) for _, r in ended), TURNS))
     return BenchRun(
         tool=AIPERF,
         place=str(path),
         load=_load_beside(path),
-        num_prompt_tokens=np.array(columns["prompt"]).astype(np.int64),
+        num_prompt_tokens=tokens["prompt"],
         num_output_tokens=outputs,
         error=objects(["" if n else "no tokens" for n in outputs]),
         e2el_s=np.array(columns["e2el"]),
@@ -99,8 +104,15 @@ def read(path: Path, rows: Sequence[Document]) -> BenchRun:
         sent_s=_sent(ended),
         gaps_s=gaps,
         untold=untold | ({} if ttft is not None else {"ttft": NO_FIRST, "tpot": NO_FIRST}),
-        notes=(f"{failed:,} of {len(counted):,} requests failed in the recorded run: left out",) if failed else (),
+        notes=tuple(f"{n:,} of {len(counted):,} requests {what}" for n, what in odd if n),
     )
+
+
+def _tokens(column: Sequence[float], ended: Sequence[tuple[Document, _Record]], name: str) -> Ints:
+    for (row, _), value in zip(ended, column, strict=True):
+        if not (0 <= value <= MAX_TOKENS and value == int(value)):
+            raise UserError(Problem(f"{row.place} metrics.{name}", "must be a whole number of tokens", value))
+    return np.array(column).astype(np.int64)
 
 
 def _sent(ended: Sequence[tuple[Document, _Record]]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -21,7 +21,7 @@ from simbatch.sim.workload.traces.rows import BadValueError
 from simbatch.sim.workload.traces.text import compression_of, text_errors
 
 _DECODER = json.JSONDecoder(object_pairs_hook=once)
-_SPACE = re.compile(r"[\s,]*")  # between two values; a comma where a list's brackets were cut off
+_SPACE = re.compile(r"\s*")  # between two values
 MAX_TOLD = 5  # mistakes of one value: the others are of the same kind
 MAX_KEYS = 8  # of an unknown file
 

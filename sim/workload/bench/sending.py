@@ -116,8 +116,11 @@ def _drawn(load: Load, n: int) -> Iterator[Floats]:
     rate, shape = load.request_rate, load.burstiness
     if load.gaps != "vllm" or rate is None or not np.isfinite(rate):
         return
-    gaps = np.random.RandomState(SEED).gamma(shape, 1 / (rate * shape), n)
+    is_even = np.isinf(shape)
+    gaps = np.full(n, 1 / rate) if is_even else np.random.RandomState(SEED).gamma(shape, 1 / (rate * shape), n)
     summed = np.cumsum(gaps)
+    if not 0 < summed[-1] < np.inf:
+        return
     yield summed * (n / rate / summed[-1])
     yield np.concatenate([[0.0], summed[:-1]])
 
@@ -126,7 +129,7 @@ def _held(planned_s: Floats, e2el_s: Floats, limit: int | None) -> Floats:
     """When each is sent if at most `limit` are in flight: first come, first served, as an asyncio semaphore."""
     if limit is None:
         return planned_s
-    places = [0.0] * limit
+    places = [0.0] * min(limit, len(planned_s))
     sent = np.empty_like(planned_s)
     for i, (planned, took) in enumerate(zip(planned_s.tolist(), e2el_s.tolist(), strict=True)):
         sent[i] = max(planned, places[0])
@@ -136,7 +139,7 @@ def _held(planned_s: Floats, e2el_s: Floats, limit: int | None) -> Floats:
 
 def _rebuilt(run: BenchRun, load: Load) -> Sending:
     place, limit, rate = run.place, load.max_concurrency, load.request_rate
-    mend = "record it again with a client that writes start_times (vllm bench serve of this year)"
+    mend = "record it again with a client that writes start_times (vllm bench serve does)"
     missing = "does not say when its requests were sent"
     if rate is None:
         raise UserError(Problem(place, f"{missing}, nor at which rate", mend=mend))
@@ -159,7 +162,7 @@ def _rebuilt(run: BenchRun, load: Load) -> Sending:
 def _drawn_again(run: BenchRun, load: Load, missing: str, mend: str) -> Sending:
     duration = run.totals.get("duration")
     plans = [(planned, _held(planned, run.e2el_s, load.max_concurrency)) for planned in _drawn(load, len(run))]
-    if duration is None:
+    if duration is None or not plans:
         rule = f"{missing}, nor how long the run lasted, by which gaps drawn again could be checked"
         raise UserError(Problem(run.place, rule, mend=mend))
     off_s, planned, sent = min(

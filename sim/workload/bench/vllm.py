@@ -83,8 +83,10 @@ def _load(value: dict[str, Any], place: str, is_sglang: bool) -> Load:
     limit, burstiness = value.get("max_concurrency"), value.get("burstiness") or 1.0
     if limit is not None and not (type(limit) is int and limit > 0):
         raise UserError(Problem(f"{place} max_concurrency", "must be a whole number above 0", limit))
+    if not isinstance(burstiness, int | float) or not burstiness > 0:
+        raise UserError(Problem(f"{place} burstiness", "must be a number above 0", burstiness))
     rate = rate_of(value.get("request_rate"))
-    if value.get("ramp_up_strategy") is not None or not isinstance(burstiness, int | float):
+    if value.get("ramp_up_strategy") is not None:
         rate = None
     return Load(rate, float(burstiness), limit, None if is_sglang else "vllm")
 
