@@ -56,7 +56,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
     return Gathered(runs, passed_over)
 
 
-def read_recorded(path: Path) -> list[AnyRecorded]:
+def read_runs(path: Path) -> list[AnyRecorded]:
     """The runs of a file; UserError with its place for what is malformed or no known result."""
     if not path.is_file():
         raise UserError(Problem(f"--recorded {path}", "cannot be read: there is no such file"))
@@ -67,7 +67,7 @@ def read_recorded(path: Path) -> list[AnyRecorded]:
 
 
 def _named(name: str, path: Path) -> list[Named]:
-    found = read_recorded(path)
+    found = read_runs(path)
     numbers = [""] if len(found) == 1 else [f"run {i}" for i in range(1, len(found) + 1)]
     names = [" ".join(part for part in (name, number) if part) or path.stem for number in numbers]
     return [Named(each, path.name, run) for each, run in zip(names, found, strict=True)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.arrivals import MAX_TIME_S
-from simbatch.sim.workload.bench import BenchRun
+from simbatch.sim.workload.bench import BenchRun, BenchTotals
 from simbatch.sim.workload.bench.sending import sending_of
 
 Floats = NDArray[np.float64]
@@ -98,6 +99,19 @@ class Recorded:
             client_overhead_ps=0,
             event_loop_cpu_s=0.0,
         )
+
+
+def read_recorded(path: Path) -> Recorded:
+    """The one run of a file, with its requests; UserError for totals, and for several runs."""
+    from simbatch.profiler.validating.gathered import read_runs
+
+    runs = read_runs(path)
+    if len(runs) > 1:
+        raise UserError(Problem(str(path), f"has {len(runs)} runs", mend="name a file with one"))
+    if isinstance(runs[0], BenchTotals):
+        rule = "has a run's totals only, not its requests"
+        raise UserError(Problem(str(path), rule, mend="run vllm bench serve with --save-result --save-detailed"))
+    return runs[0] if isinstance(runs[0], Recorded) else of_bench(runs[0])
 
 
 def of_bench(run: BenchRun, *, max_concurrency: int | None = None, is_closed: bool = False) -> Recorded:
