@@ -15,9 +15,9 @@ from simbatch.profiler.validating.validation import OWN_FILES, Validation
 from simbatch.sim.results import files
 
 SHOWN = ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "request_throughput")
-RANKED = ("mean_e2el_ms", "mean_tpot_ms", "mean_ttft_ms", "request_throughput")  # by the first that most runs have
+RANKED = ("mean_e2el_ms", "mean_tpot_ms", "mean_ttft_ms", "request_throughput")  # where a part is not told
 MIN_RUNS = 3  # to say that a run's traffic is the extreme one
-LARGE = 0.10  # an error that is worth a reason
+LARGE = 0.10  # share of a request's time that is worth a reason
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,23 @@ class Compared:
             "requests in flight": float(summary["simbatch"]["mean_concurrent_requests"]),
         }
 
+    @cached_property
+    def parts_ms(self) -> tuple[float, float] | None:
+        """How much longer the simulated mean request takes to its first token, and from there; None if not told."""
+        ttft, e2el = self.figure("mean_ttft_ms"), self.figure("mean_e2el_ms")
+        if ttft is None or e2el is None or ttft.simulated is None or e2el.simulated is None:
+            return None
+        waits = ttft.simulated - ttft.median
+        return waits, e2el.simulated - e2el.median - waits
+
+    @cached_property
+    def off(self) -> float:
+        """The largest part of a request's time that is off, as a share of it; else the first error that is told."""
+        e2el, parts = self.figure("mean_e2el_ms"), self.parts_ms
+        if e2el is None or parts is None:
+            return abs(next((error for key in RANKED if (error := self.error(key)) is not None), 0.0))
+        return max(abs(part) for part in (*parts, sum(parts))) / e2el.median
+
     @property
     def load(self) -> str:
         """How it was sent, in words."""
@@ -75,14 +92,9 @@ class Many:
         return median(errors) if errors else None
 
     @cached_property
-    def ranked_by(self) -> str:
-        """The figure by which the worst run is the worst."""
-        return max(RANKED, key=lambda key: (len(self.errors(key)), -RANKED.index(key)))
-
-    @cached_property
     def worst(self) -> Compared:
-        """The run with the largest error."""
-        return max(self.runs, key=lambda run: abs(run.error(self.ranked_by) or 0.0))
+        """The run of whose time the largest part is off."""
+        return max(self.runs, key=lambda run: run.off)
 
     @property
     def outside(self) -> dict[str, list[str]]:
@@ -109,18 +121,15 @@ class Many:
         return [*self._parts(), *real, *self._warnings(), *self._apart()]
 
     def _parts(self) -> Iterator[str]:
-        figures = {key: self.worst.figure(key) for key in RANKED}
-        e2el, ttft, tpot = (figures[f"mean_{name}_ms"] for name in ("e2el", "ttft", "tpot"))
-        if not (e2el and ttft and tpot) or e2el.simulated is None or ttft.simulated is None or e2el.error is None:
-            return
-        if abs(e2el.error) < LARGE:
-            yield f"no run is far off: {abs(e2el.error):.1%} of its mean E2EL"
-            return
-        off_ms = e2el.simulated - e2el.median
-        share = (ttft.simulated - ttft.median) / off_ms
-        what = "waiting for the first token" if share > 0.5 else "the time between tokens"
-        larger = share if share > 0.5 else 1 - share
-        yield f"{min(larger, 1.0):.0%} of its {off_ms:+,.0f} ms of mean E2EL are {what}"
+        if self.worst.off < LARGE:
+            yield f"no run is far off: at most {self.worst.off:.1%} of its time"
+        elif (parts := self.worst.parts_ms) is not None:
+            ttft, decoding = parts
+            if ttft * decoding < 0 and abs(ttft + decoding) < 0.5 * max(abs(ttft), abs(decoding)):
+                yield f"its E2EL is right by chance: {ttft:+,.0f} ms to the first token, {decoding:+,.0f} ms after it"
+            else:
+                what = "waiting for the first token" if abs(ttft) > abs(decoding) else "the time between tokens"
+                yield f"most of its {ttft + decoding:+,.0f} ms of mean E2EL are {what} ({max(parts, key=abs):+,.0f} ms)"
 
     def _warnings(self) -> Iterator[str]:
         summary = self.worst.validation.simulated.result.summary["simbatch"]
@@ -153,8 +162,8 @@ class Many:
             "median_error": {key: self.bias(key) for key in SHOWN},
             "worst": {
                 "name": self.worst.name,
-                "by": self.ranked_by,
-                "error": self.worst.error(self.ranked_by),
+                "off": self.worst.off,
+                "errors": {key: self.worst.error(key) for key in SHOWN},
                 "why": self.why(),
             },
             "bounds": first["bounds"],

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from simbatch.profiler.validating.many import SHOWN, Compared, Many
+from simbatch.profiler.validating.on_recorded import REAL
 from simbatch.sim.results.console import number
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def _parts(many: Many) -> Iterator[RenderableType]:
     yield _table(many)
     yield ""
     worst = many.worst
-    error = worst.error(many.ranked_by)
-    yield f"worst by {HEADERS[many.ranked_by]}: {worst.name} ({_percent(error)})"
+    errors = ", ".join(f"{HEADERS[key]} {_percent(worst.error(key))}" for key in SHOWN if worst.error(key) is not None)
+    yield f"worst: {worst.name} ({errors})"
     yield from (f"- {reason}" for reason in many.why())
     yield ""
     profile = worst.validation.simulated.result.summary["simbatch"]["profile"]
@@ -56,10 +57,14 @@ def _notes(many: Many) -> Iterator[str]:
     holds: dict[str, list[str]] = {}
     for run in many.runs:
         for note in run.validation.all_notes:
-            holds.setdefault(note, []).append(run.name)
+            if not note.startswith(REAL):
+                holds.setdefault(note, []).append(run.name)
     for note, names in list(holds.items())[:MAX_NOTES]:
         of = "" if len(names) == len(many.runs) else f" ({names[0] if len(names) == 1 else f'{len(names)} runs'})"
         yield f"- {note}{of}"
+    told = sum(any(note.startswith(REAL) for note in run.validation.notes) for run in many.runs)
+    if told:
+        yield f"- what the streams of {told} runs say of their real server (client, engines, hits): validation.json"
     if len(holds) > MAX_NOTES:
         yield f"- and {len(holds) - MAX_NOTES} more, in validation.json"
 
