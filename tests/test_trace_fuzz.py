@@ -18,6 +18,12 @@ GOOD: dict[TraceFormat, bytes] = {
     "mooncake": b'{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}\n',
     "timed_trace": b'{"timestamp":0.046,"input_length":40,"output_length":5,"hash_ids":[7,8]}\n',
     "vllm_bench": b'{"start_times": [3.5, 1], "input_lens": [4, 5], "output_lens": [1, 2]}',
+    "guidellm": b'{"benchmarks": [{"requests": {"successful": [{"request_start_time": 1.5, "request_latency": 1, '
+    b'"prompt_tokens": 5, "output_tokens": 2}]}, "config": {"strategy": {"type_": "x"}}}]}',
+    "aiperf": b'{"metadata": {"request_start_ns": 5}, "metrics": {"input_sequence_length": {"value": 5}, '
+    b'"output_sequence_length": {"value": 2}, "request_latency": {"value": 9, "unit": "ms"}}}\n',
+    "inference_perf": b'[{"start_time": 1, "end_time": 2, "info": {"input_tokens": 5, "response_metrics": '
+    b'{"output_tokens": 2, "output_token_times": [1.5, 2]}}}]',
     "jsonl": b'{"request_id": "a", "arrival_s": 1, "num_prompt_tokens": 5, "num_output_tokens": 2, "priority": 1}\n',
     "csv": b"request_id,arrival_s,num_prompt_tokens,num_output_tokens,tenant,hash_ids\na,0,20,1,x,3 4\n",
 }

@@ -14,6 +14,7 @@ import pytest
 from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.cli._errors import BROKEN_PIPE
+from tests import bench_files as files
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT.parent / "shared" / "gpu" / "llmservingsim" / "rtx4090-llama-3.1-8b" / "run" / "requests.jsonl"
@@ -59,14 +60,135 @@ def test_a_simulation_recorded_as_vllm_bench_has_no_error(tmp_path, capsys):
     assert any("client's clock alone" in note for note in content["notes"])
 
 
-def test_a_closed_loop_says_that_its_throughput_says_nothing(tmp_path, capsys):
-    file = recorded(tmp_path, lambda bench: bench.update(max_concurrency=4))
-    content, output = validated(tmp_path, capsys, file)
+def test_a_closed_loop_is_simulated_as_one(tmp_path, capsys):
+    """So that a server half as fast has half the throughput, and not the recorded one at the recorded times."""
+    bench = files.vllm(files.ran(files.closed_loop(4)), max_concurrency=4)
+    file = files.save(tmp_path / "bench.json", bench)
+    scenario = write_inline(tmp_path)
+    content, output = validated(tmp_path, capsys, file, scenario=scenario)
     assert output.code == 0, output.err
-    said = "max_concurrency 4, a closed loop: how fast the server was decided when requests were sent"
-    assert [said in note for note in content["notes"]].count(True) == 1
-    assert "throughput and duration of this run say nothing" in " ".join(content["notes"])
-    assert "closed loop" not in " ".join(validated(tmp_path, capsys, recorded(tmp_path))[0]["notes"])
+    assert content["real"]["load"] == "4 in flight"
+    for key, figure in by_key(content).items():
+        assert figure["error"] == pytest.approx(0, abs=1e-6), key
+    slower = [f"--set=profile.step_time.{key}={2 * value}" for key, value in files.STEP_TIME.items()]
+    content, output = validated(tmp_path, capsys, file, *slower, "--bounds", "throughput=7", scenario=scenario)
+    assert output.code == 1
+    figures = by_key(content)
+    assert figures["request_throughput"]["error"] == pytest.approx(-0.5, abs=1e-3)
+    assert figures["mean_e2el_ms"]["error"] == pytest.approx(1.0, abs=1e-3)
+    assert figures["simbatch.mean_concurrent_requests"]["error"] == pytest.approx(0, abs=0.01)
+
+
+def test_a_closed_loop_sends_the_file_s_lengths_in_its_order(tmp_path, capsys):
+    """One after the other: the order of sending decides when each is sent, and a shuffled file is put in order."""
+    bench = files.vllm(files.ran(files.closed_loop(1, num_prompts=12, cv=1.0)), max_concurrency=1)
+    order = np.random.default_rng(0).permutation(12)
+    shuffled = {
+        key: [column[i] for i in order] if isinstance(column, list) else column for key, column in bench.items()
+    }
+    file = files.save(tmp_path / "bench.json", shuffled)
+    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path))
+    assert output.code == 0, output.err
+    assert all(figure["error"] == pytest.approx(0, abs=1e-6) for figure in by_key(content).values())
+
+
+def test_without_times_of_sending_the_load_says_how_they_were_sent(tmp_path, capsys):
+    bench = files.vllm(files.ran(files.closed_loop(4)), max_concurrency=4, start_times=None)
+    file = files.save(tmp_path / "bench.json", bench)
+    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path))
+    assert output.code == 0, output.err
+    assert all(figure["error"] == pytest.approx(0, abs=1e-6) for figure in by_key(content).values())
+    assert any("does not say when requests were sent" in note for note in content["notes"])
+    files.save(
+        file, files.vllm(files.ran(files.closed_loop(4)), start_times=None, request_rate=2.0, model_id=None, tag="")
+    )
+    refused = run(capsys, arguments(tmp_path, file, scenario=write_inline(tmp_path)))
+    assert refused.code == 2
+    assert "cannot be drawn again" in refused.err
+
+
+def test_what_a_client_does_not_tell_is_left_out_with_a_sentence(tmp_path, capsys):
+    run_of = files.guidellm(files.ran(files.closed_loop(4)), {"type_": "concurrent", "streams": 4})
+    for row in run_of["requests"]["successful"]:
+        del row["time_to_first_token_ms"]
+    file = files.save(tmp_path / "benchmarks.json", {"benchmarks": [run_of]})
+    flags = ("--bounds", "mean_e2el=1,mean_tpot=1")
+    content, output = validated(tmp_path, capsys, file, *flags, scenario=write_inline(tmp_path))
+    assert not [key for key in by_key(content) if "ttft" in key or "tpot" in key or "itl" in key]
+    assert by_key(content)["mean_e2el_ms"]["error"] == pytest.approx(0, abs=1e-6)
+    notes = " ".join(content["notes"])
+    assert "TTFT, TPOT left out: the report has no time of the first token" in notes
+    assert output.code == 1  # a bound on what the file does not tell is not kept
+    shown = run(capsys, arguments(tmp_path, file, *flags, scenario=write_inline(tmp_path)))
+    assert "OUTSIDE the bounds: mean_tpot (the real run does not tell it)" in shown.out
+
+
+@pytest.mark.parametrize("write_file", [files.aiperf, files.inference_perf])
+def test_other_clients_records_have_no_error_against_their_own_simulation(tmp_path, capsys, write_file):
+    content = write_file(files.ran(files.closed_loop(4)))
+    name = "profile_export.jsonl" if write_file is files.aiperf else "per_request_lifecycle_metrics.json"
+    file = files.save(tmp_path / name, content, lines=write_file is files.aiperf)
+    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path))
+    assert output.code == 0, output.err
+    assert any("every send followed an end, 4 in flight" in note for note in content["notes"])
+    assert all(figure["error"] == pytest.approx(0, abs=1e-5) for figure in by_key(content).values())
+
+
+def test_totals_alone_against_the_workload_of_the_scenario(tmp_path, capsys):
+    workload = {
+        "num_prompts": 50,
+        "request_rate": 4.0,
+        "prompt_len": files.lengths(300, 0.5),
+        "output_len": files.lengths(40),
+    }
+    summary = files.ran(workload).summary
+    totals = {key: value for key, value in summary.items() if key != "simbatch"} | {"request_rate": 4.0}
+    file = files.save(tmp_path / "totals.json", totals)
+    stated = workload | {"num_prompts": 7, "request_rate": 1.0}
+    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path, stated))
+    assert output.code == 0, output.err
+    assert content["num_requests"] == 50  # number and rate are the file's
+    figures = by_key(content)
+    assert {"mean_ttft_ms", "p99_e2el_ms", "mean_itl_ms", "request_throughput", "duration"} <= figures.keys()
+    assert all(figure["error"] == pytest.approx(0, abs=1e-6) for figure in figures.values())
+    assert not (tmp_path / "out" / "latency.png").exists()  # nothing is known of single requests
+    other = run(
+        capsys, arguments(tmp_path, file, scenario=write_inline(tmp_path, stated | {"prompt_len": files.lengths(600)}))
+    )
+    assert other.code == 2
+    assert "and the scenario's have 600.0; state the workload that was run" in other.err
+
+
+@pytest.mark.parametrize(
+    ("load", "arrival"),
+    [
+        ({"request_rate": "inf", "max_concurrency": 4}, {"process": "all_at_once"}),
+        ({"request_rate": "inf"}, {"process": "all_at_once"}),
+        ({"request_rate": "inf", "max_concurrency": 4}, {"process": "closed_loop", "max_concurrency": 9}),
+    ],
+)
+def test_the_load_of_totals_is_the_file_s(tmp_path, capsys, load, arrival):
+    workload = files.closed_loop(4, num_prompts=30)
+    arrived = {"process": "closed_loop", "max_concurrency": load.get("max_concurrency", 30)}
+    totals = {k: v for k, v in files.ran(workload | {"arrival": arrived}).summary.items() if k != "simbatch"} | load
+    file = files.save(tmp_path / "totals.json", totals)
+    stated = workload | {"arrival": arrival}
+    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path, stated))
+    assert output.code == 0, output.err
+    assert all(figure["error"] == pytest.approx(0, abs=1e-6) for figure in by_key(content).values())
+
+
+def test_the_scenario_may_say_the_limit_that_the_file_does_not(tmp_path, capsys):
+    result = files.ran(files.closed_loop(4))
+    workload = files.closed_loop(4)
+    file = files.save(tmp_path / "bench.json", files.vllm(result, request_rate=None))
+    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path, workload))
+    assert output.code == 0, output.err
+    assert content["real"]["load"] == "4 in flight"
+    files.save(file, files.vllm(result, max_concurrency=5))
+    refused = run(capsys, arguments(tmp_path, file, scenario=write_inline(tmp_path, workload)))
+    assert refused.code == 2
+    assert "workload.arrival: the recorded run had another number of requests in flight (got 4)" in refused.err
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path):
@@ -150,7 +272,10 @@ def totals_only(bench):
         (lambda bench: bench["start_times"].pop(), (), "must be of one length"),
         (lambda bench: bench.update(ttfts=["soon"] * 30), (), "ttfts[0]: must be a number"),
         (totals_only, (), "--save-detailed"),
+        (lambda bench: bench["latencies"].__setitem__(4, 0.0), (), "ends before it begins"),
+        (lambda bench: bench["latencies"].__setitem__(4, 9.2e6), (), "or after more than 106 days"),
         (lambda bench: bench.update(output_lens=[0] * 30), (), "all of its requests failed"),
+        (None, ("--requests", "nobody"), "is not one of"),
         (None, ("--repeat", "3"), "--repeat: goes with --engine alone"),
         (None, ("--engine", "x"), "either a model with --engine, or a file with --recorded"),
         (None, ("--bounds", "mean"), "write for example --bounds"),
@@ -169,14 +294,14 @@ def test_mistakes_are_told_without_a_traceback(tmp_path, capsys, change, flags, 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("not json", "recorded:1:1: not JSON"),
-        ("[1]", "is neither a result of `vllm bench serve` nor"),
+        ("not json", "recorded:1:1: not valid JSON"),
+        ("[1]", "is no benchmark's result that is known"),
         (None, "cannot be read"),
-        ('{"request_id": "a", "queued_ts": 1}', "recorded:1 input_toks: required key is missing"),
+        ('{"request_id": "a", "queued_ts": 1}', "recorded input_toks: required key is missing"),
         (
             '{"request_id": "a", "input_toks": 1, "output_toks": 1, "arrival_time": 0, "queued_ts": 2, '
             '"scheduled_ts": 1, "first_token_ts": 3, "last_token_ts": 4}',
-            "recorded:1: its times must not fall",
+            "recorded: its times must not fall",
         ),
     ],
 )
@@ -224,6 +349,13 @@ def write(tmp_path, *, trace=False, workload=None):
     assert trace or workload
     path = tmp_path / "x.yaml"
     path.write_text(json.dumps(SCENARIO if trace else {**SCENARIO, "workload": workload}))
+    return path
+
+
+def write_inline(tmp_path, workload=None):
+    """A scenario on the step times of `bench_files`."""
+    path = tmp_path / "inline.yaml"
+    path.write_text(json.dumps(files.scenario(workload or files.OPEN)))
     return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from simbatch.sim.errors import Problem, UserError
@@ -44,6 +44,10 @@ class Bounds:
             return self.shares.get("throughput", self.shares.get("mean"))
         statistic, _, latency = name.partition("_")
         return self.shares.get(statistic) if latency in LATENCIES else None
+
+    def unchecked(self, keys: Collection[str]) -> list[str]:
+        """The names that hold for none of the figures `keys`."""
+        return [name for name, share in self.shares.items() if not any(Bounds({name: share}).of(key) for key in keys)]
 
 
 def _percent(name: str, text: str) -> float:

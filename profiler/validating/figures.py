@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from simbatch.profiler.validating.bounds import LATENCIES, STATISTICS, Bounds, is_within
-from simbatch.profiler.validating.real_run import Run
+from simbatch.profiler.validating.real_run import AnyRun, Run
 from simbatch.sim.results.compared import Metric
 from simbatch.sim.results.console import STATISTIC_LABELS
 
@@ -65,12 +65,11 @@ class Figure:
         }
 
 
-def figures_of(real: Sequence[Run], simulated: Run, bounds: Bounds | None) -> list[Figure]:
+def figures_of(real: Sequence[AnyRun], simulated: Run, bounds: Bounds | None) -> list[Figure]:
     """All that both sides have; bounds hold for what the client sees."""
-    summaries = [run.result.summary for run in real]
     figures = []
     for metric in _client_metrics(real):
-        values = [metric.of(summary) for summary in summaries]
+        values = [run.value(metric) for run in real]
         ours = metric.of(simulated.result.summary)
         figures += _figure(metric, CLIENT, values, ours, None if bounds is None else bounds.of(metric.key))
     theirs, own = [run.by_engine for run in real], simulated.by_engine
@@ -88,19 +87,19 @@ def _figure(
     return [Figure(metric, clock, real, simulated, bound)] if real and len(real) == len(values) else []
 
 
-def _client_metrics(real: Sequence[Run]) -> Iterator[Metric]:
+def _client_metrics(real: Sequence[AnyRun]) -> Iterator[Metric]:
     """What the runs were recorded in enough detail for."""
     yield Metric("duration", "Duration (s)")
     yield Metric("request_throughput", "Request throughput (req/s)")
     yield Metric("output_throughput", "Output throughput (tok/s)")
     yield from _latencies(LATENCIES)
-    if all(len(run.record.gaps) for run in real):
+    if all(run.has_gaps for run in real):
         yield from (_latency(statistic, "itl") for statistic in ("mean", "p99"))
     yield Metric("simbatch.mean_concurrent_requests", "Requests in flight, mean")
-    if all((run.record.requests.scheduled_ps >= 0).any() for run in real):
+    if all(run.has_queue for run in real):
         yield Metric("simbatch.queue.mean_waiting", "Waiting requests, mean")
         yield Metric("simbatch.queue.max_waiting", "Waiting requests, max", kind="count")
-    if all(len(run.record.segments) for run in real):
+    if all(run.has_steps for run in real):
         yield Metric("simbatch.batch_size.mean", "Batch size, mean")
         yield Metric("simbatch.batch_size.max", "Batch size, max", kind="count")
         yield Metric("simbatch.num_steps", "Steps", kind="count")

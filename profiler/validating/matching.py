@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.validating.recorded import Recorded
+from simbatch.profiler.validating.recorded import Floats, Recorded
 from simbatch.profiler.validating.requests import Requests
 from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.errors import Problem, UserError
@@ -43,16 +43,19 @@ def matched(recorded: Recorded, scenario: Requests | None, source: str) -> Match
     difference = "" if scenario is None else _difference(recorded, scenario)
     kept = np.flatnonzero(~failed)
     ran = recorded.take(kept)
+    notes += ran.notes
     if source == SCENARIO:
         assert scenario is not None
         if difference:
             mend = "name the trace that was replayed, or --requests recorded, which takes the file's own requests"
             raise UserError(Problem("--recorded", f"its requests are not the scenario's: {difference}", mend=mend))
-        requests = _only(scenario, kept)
+        requests = replace(_only(scenario, kept), max_concurrency=ran.max_concurrency)
+        if ran.is_closed:  # no planned times: each goes when a place is free
+            return Matched(requests.arriving(_ps(ran.arrivals_s())), ran, 0.0, tuple(notes))
         planned_s = np.array(requests.all.arrival_ps) / PS_PER_S
         start_s = float(np.median(planned_s - ran.sent_s))
         late_s = np.abs(ran.sent_s + start_s - planned_s).max()
-        if late_s > LATE_S:
+        if late_s > LATE_S and ran.max_concurrency is None:
             notes.append(f"the recorded run sent its requests up to {late_s:.2f} s off the scenario's times")
         return Matched(requests, ran, start_s, tuple(notes))
     same = scenario if scenario is not None and not difference else None
@@ -95,14 +98,19 @@ def _only(requests: Requests, kept: Sequence[int] | np.ndarray[tuple[int], np.dt
 
 
 def _own(recorded: Recorded, scenario: Requests | None) -> Requests:
-    times = [to_ps(sent_s) for sent_s in recorded.sent_s.tolist()]
+    times = _ps(recorded.arrivals_s())
     if scenario is not None:
-        return scenario.arriving(times)
+        return replace(scenario.arriving(times), max_concurrency=recorded.max_concurrency)
     return Requests(
         RequestChunk(
             times,
             recorded.num_prompt_tokens.tolist(),
             recorded.num_output_tokens.tolist(),
             request_id=None if recorded.request_id is None else recorded.request_id.tolist(),
-        )
+        ),
+        max_concurrency=recorded.max_concurrency,
     )
+
+
+def _ps(times_s: Floats) -> list[int]:
+    return [to_ps(time_s) for time_s in times_s.tolist()]

@@ -2,61 +2,116 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from simbatch.profiler.validating.bounds import Bounds
 from simbatch.profiler.validating.matching import RECORDED, SCENARIO, matched
 from simbatch.profiler.validating.real_run import Run, simulated_run
-from simbatch.profiler.validating.recorded import read_recorded
+from simbatch.profiler.validating.recorded import Recorded, of_bench
 from simbatch.profiler.validating.requests import Requests
 from simbatch.profiler.validating.simulated import simulate_requests
+from simbatch.profiler.validating.totals import validate_totals
 from simbatch.profiler.validating.validation import Validation
-from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario import Resolved
+from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.streams.judge import FEW_REQUESTS
+from simbatch.sim.streams.of_result import described_result
 from simbatch.sim.workload import open_workload
+from simbatch.sim.workload.arrival_model import ClosedLoop
+from simbatch.sim.workload.bench import BenchRun, BenchTotals
 
 NO_ENGINE_CLOCK = "the file does not say when the engine took requests in: the client's clock alone is compared"
 
-CLOSED_LOOP = (
-    "the file says max_concurrency {:,}, a closed loop: how fast the server was decided when requests were sent. Here "
-    "they are sent at the recorded times, so throughput and duration of this run say nothing"
-)
+REAL = "real: "
+MIN_HITS = 0.05  # share of prompt tokens, below which chance says as much
+AnyRecorded = Recorded | BenchRun | BenchTotals
 
 
-def validate_recorded(resolved: Resolved, file: Path, source: str | None, bounds: Bounds | None) -> Validation:
+def validate_recorded(
+    scenario: Scenario, run: AnyRecorded, source: str | None, bounds: Bounds | None, file: str
+) -> Validation:
     """`source` says whose arrivals and lengths are simulated, `scenario` or `recorded`.
 
-    None: the scenario's when its workload is a trace, else the file's. Raises UserError when the file is malformed or
-    does not have the scenario's requests.
+    None: the scenario's when its workload is a trace, else the run's. Raises UserError when the run cannot be
+    simulated or does not have the scenario's requests.
     """
-    scenario, recorded = resolved.scenario, read_recorded(file)
-    if scenario.workload.max_concurrency is not None:
-        rule = "a recorded run was sent at the times in it, and the scenario holds requests back"
-        raise UserError(Problem(scenario.locate(("workload", "max_concurrency")), rule, mend="remove it"))
+    if isinstance(run, BenchTotals):
+        if source == RECORDED:
+            rule = "has a run's totals only, not its requests"
+            raise UserError(
+                Problem(run.place, rule, mend="leave out --requests, and state the workload in the scenario")
+            )
+        return validate_totals(scenario, run, bounds, file)
+    resolved = resolve(scenario)
+    limit, think_time_ps = _limit_of(scenario)
+    recorded = (
+        of_bench(run, max_concurrency=limit, is_closed=think_time_ps is not None) if isinstance(run, BenchRun) else run
+    )
+    _check_limit(scenario, recorded, limit)
     has_trace = scenario.workload.trace is not None
-    own = None
-    if has_trace or source == SCENARIO:
-        try:
-            own = Requests.of(open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder))
-        except UserError as error:
-            raise scenario.relocated(error) from error.__cause__
-    both = matched(recorded, own, source or (SCENARIO if has_trace else RECORDED))
-    simulated = simulated_run(simulate_requests(resolved, both.requests))
-    notes = list(both.notes)
-    if recorded.max_concurrency is not None:
-        notes.append(CLOSED_LOOP.format(recorded.max_concurrency))
+    both = matched(
+        recorded,
+        _requests_of(scenario) if has_trace or source == SCENARIO else None,
+        source or (SCENARIO if has_trace else RECORDED),
+    )
+    requests = replace(both.requests, think_time_ps=think_time_ps or 0)
+    simulated = simulated_run(simulate_requests(resolved, requests))
+    notes = [*both.notes, *(_streams_notes(run) if isinstance(run, BenchRun) else ())]
     taken_in_ps = None
     if both.recorded.taken_in_s is None:
         notes.append(NO_ENGINE_CLOCK)
     else:
         taken_in_ps = np.round((both.recorded.taken_in_s + both.start_s) * PS_PER_S).astype(np.int64)
         notes.append(_clocks_note(both.recorded.taken_in_s - both.recorded.sent_s))
-    real = Run(both.recorded.record(both.start_s, resolved.engine), simulated.facts, taken_in_ps)
-    source_facts = {"mode": "recorded", "file": file.name, "kind": both.recorded.kind}
-    return Validation([real], simulated, resolved.cost_model(), source_facts, tuple(notes), bounds)
+    record = both.recorded.record(both.start_s, resolved.engine)
+    real = Run(record, simulated.facts, taken_in_ps, untold=both.recorded.untold)
+    facts = {"mode": "recorded", "file": file, "kind": recorded.kind, "load": recorded.load, "model": recorded.model}
+    return Validation([real], simulated, resolved.cost_model(), facts, tuple(notes), bounds)
+
+
+def _limit_of(scenario: Scenario) -> tuple[int | None, int | None]:
+    """How many requests the scenario lets be in flight, and its users' pause (ps), None unless it is a closed loop."""
+    arrival = scenario.workload.arrival
+    if isinstance(arrival, ClosedLoop):
+        return arrival.max_concurrency or scenario.workload.max_concurrency, to_ps(arrival.think_time_s)
+    return scenario.workload.max_concurrency, None
+
+
+def _check_limit(scenario: Scenario, recorded: Recorded, limit: int | None) -> None:
+    if limit is None or limit == recorded.max_concurrency:
+        return
+    key = "max_concurrency" if scenario.workload.max_concurrency is not None else "arrival"
+    rule = "the recorded run had another number of requests in flight"
+    if recorded.max_concurrency is None:
+        rule = "the recorded run was sent at the times in it, and the scenario holds requests back"
+    mend = "remove it: the file says how it was sent"
+    raise UserError(Problem(scenario.locate(("workload", key)), rule, limit, mend))
+
+
+def _requests_of(scenario: Scenario) -> Requests:
+    try:
+        return Requests.of(open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder))
+    except UserError as error:
+        raise scenario.relocated(error) from error.__cause__
+
+
+def _streams_notes(run: BenchRun) -> Iterator[str]:
+    """What the real run's streams say that may set it apart from any simulation."""
+    described = described_result(run)
+    if isinstance(described, str) or described.judgement.num_requests < FEW_REQUESTS:
+        return
+    said = described.summary()
+    if said["refusals"]:
+        yield from (f"{REAL}its steps cannot be told: {reason}" for reason in said["refusals"])
+        return
+    yield from (f"{REAL}{warning}" for warning in said["warnings"])
+    hits = said["prefix_hits"]["share"]
+    if hits is not None and hits >= MIN_HITS:
+        yield f"{REAL}{hits:.0%} of its prompt tokens took no time: they were cached, or computed elsewhere"
 
 
 def _clocks_note(lag_s: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:

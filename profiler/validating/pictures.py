@@ -1,4 +1,4 @@
-"""latency.png and timeline.png: real runs and their simulation over each other."""
+"""latency.png, timeline.png and errors.png: real runs and their simulation over each other, or beside each other."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
+    from simbatch.profiler.validating.many import Many
     from simbatch.profiler.validating.validation import Validation
 
 NUM_BINS = 250
@@ -44,7 +45,7 @@ def write_latency(path: Path, validation: Validation) -> None:
 def write_timeline(path: Path, validation: Validation) -> None:
     """What runs and what waits, over one time axis."""
     panels = _panels(validation)
-    records = [run.record for run in validation.real]
+    records = [run.record for run in validation.recorded]
     with style.figure(path, 12, 2.6 + 2.2 * len(panels)) as drawing:
         style.headline(drawing, f"{validation.name}: the engine over time, real and simulated")
         all_axes = drawing.subplots(len(panels), 1, sharex=True)
@@ -63,8 +64,43 @@ def write_timeline(path: Path, validation: Validation) -> None:
         all_axes[0].legend(handles=_handles(validation), **place)
 
 
+def write_errors(path: Path, many: Many) -> None:
+    """Mean TTFT, TPOT and E2EL of every run, simulated over real; on the line they agree."""
+    with style.figure(path, 12, 4.4) as drawing:
+        style.headline(drawing, f"{many.runs[0].validation.name}: {len(many.runs)} runs, simulated over real")
+        for axes, name in zip(drawing.subplots(1, 3), LATENCIES, strict=True):
+            _agreement(axes, name, many)
+
+
+def _agreement(axes: Axes, name: str, many: Many) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figures = [(run, run.figure(f"mean_{name}_ms")) for run in many.runs]
+    points = [(run, f.median, f.simulated) for run, f in figures if f is not None and f.simulated]
+    size = many.median_error(f"mean_{name}_ms")
+    axes.set_title(f"mean {LATENCIES[name]}" + ("" if size is None else f", median |error| {size:.1%}"))
+    if not points:
+        axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", color="#888888")
+        return
+    real, simulated = np.array([(x, y) for _, x, y in points]).T
+    low, high = 0.8 * min(real.min(), simulated.min()), 1.25 * max(real.max(), simulated.max())
+    axes.plot([low, high], [low, high], color="#999999", linewidth=1)
+    axes.scatter(real, simulated, s=22, color=SIMULATED, alpha=0.8, linewidths=0)
+    worst = [(x, y) for run, x, y in points if run is many.worst]
+    if worst:
+        axes.scatter(*worst[0], s=60, facecolors="none", edgecolors=REAL)
+        axes.annotate("worst", worst[0], xytext=(7, -9), textcoords="offset points")
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="real (ms)", aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+        axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.set_minor_formatter(NullFormatter())
+    if name == next(iter(LATENCIES)):
+        axes.set_ylabel("simulated (ms)")
+
+
 def _distribution(axes: Axes, name: str, validation: Validation) -> None:
-    real = [_latencies(run, name) for run in validation.real]
+    real = [_latencies(run, name) for run in validation.recorded]
     simulated = _latencies(validation.simulated, name)
     everything = [values for values in [*real, simulated] if len(values)]
     axes.set_title(f"{LATENCIES[name]}{_error_text(name, validation)}")
@@ -91,11 +127,11 @@ def _latencies(run: Run, name: str) -> NDArray[np.float64]:
 
 def _panels(validation: Validation) -> list[Panel]:
     """The scheduler's own counts where the steps were recorded, else what the requests' times say."""
-    runs = validation.real
-    if all(len(run.record.segments) for run in runs):
+    runs = validation.recorded
+    if all(run.has_steps for run in runs):
         waiting: Panel = ("waiting", "requests", curves.waiting_with_preempted)
         return [("batch size", "requests in the step", curves.batch_size), waiting]
-    if all((run.record.requests.scheduled_ps >= 0).any() for run in runs):
+    if all(run.has_queue for run in runs):
         running: Panel = ("begun and not finished", "requests", _counting("scheduled_ps", "finish_ps"))
         return [running, ("waiting for their first step", "requests", _counting("arrival_ps", "scheduled_ps"))]
     decoding: Panel = ("between first and last token", "requests", _counting("first_token_ps", "finish_ps"))
@@ -114,10 +150,10 @@ def _counting(begin: str, end: str) -> Callable[[RunRecord], StepFunction]:
 def _handles(validation: Validation) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
-    num_runs = len(validation.real)
+    num_runs = len(validation.recorded)
     label = "real" if num_runs == 1 else f"real, {num_runs} runs"
     return [Line2D([], [], color=REAL, label=label), Line2D([], [], color=SIMULATED, label="simulated")]
 
 
 def _alpha(validation: Validation) -> float:
-    return 1.0 if len(validation.real) == 1 else 0.5
+    return 1.0 if len(validation.recorded) == 1 else 0.5

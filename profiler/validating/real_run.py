@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from simbatch.sim.cost.features import Features, features_of, is_decode
 from simbatch.sim.engine.record import SEGMENT_DTYPE, RunRecord, StepRow
 from simbatch.sim.results import Result, RunFacts
+from simbatch.sim.results.compared import Metric
 
 Ints = NDArray[np.int64]
 
@@ -28,11 +29,31 @@ class Run:
     taken_in_ps: Ints | None
     itl_s: list[list[float]] | None = None  # per request, between its tokens
     admission_s: Sequence[float | None] = ()  # per request, what taking it in took on the host; None when rejected
+    untold: Mapping[str, str] = field(default_factory=dict)  # figures that its record does not tell, and why
 
     @cached_property
     def result(self) -> Result:
         """Its figures as a client counts them, from the send of a request on."""
         return Result(self.record, self.facts)
+
+    def value(self, metric: Metric) -> float | None:
+        """One figure; None where it was not measured or is not told."""
+        return None if any(name in metric.key for name in self.untold) else metric.of(self.result.summary)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether the gaps between tokens are known."""
+        return len(self.record.gaps) > 0
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether it is known when requests began to run."""
+        return bool((self.record.requests.scheduled_ps >= 0).any())
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the engine's steps are known."""
+        return len(self.record.segments) > 0
 
     @cached_property
     def by_engine(self) -> Result | None:
@@ -43,6 +64,28 @@ class Run:
             self.record.requests, arrival_ps=self.taken_in_ps, client_first_token_ps=None, client_finish_ps=None
         )
         return Result(replace(self.record, requests=requests, client_overhead_ps=0), self.facts)
+
+
+@dataclass(frozen=True)
+class ToldRun:
+    """A real run of which the totals alone are known, by the keys of `vllm bench serve`."""
+
+    totals: Mapping[str, float]
+    untold: Mapping[str, str] = field(default_factory=dict)
+    by_engine: None = None
+    has_queue = has_steps = False
+
+    def value(self, metric: Metric) -> float | None:
+        """One figure; None where it is not among the totals."""
+        return None if any(name in metric.key for name in self.untold) else self.totals.get(metric.key)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether the totals have gaps between tokens."""
+        return any(key.endswith("_itl_ms") for key in self.totals)
+
+
+AnyRun = Run | ToldRun
 
 
 def simulated_run(result: Result) -> Run:

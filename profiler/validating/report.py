@@ -33,6 +33,8 @@ def _parts(validation: Validation) -> Iterator[RenderableType]:
         yield _step_table(validation)
     yield ""
     profile = validation.simulated.result.summary["simbatch"]["profile"]
+    if "load" in validation.source:
+        yield f"- recorded by {validation.source['kind']}: {validation.source['load']}"
     yield f"- simulated from profile {profile['name']}; its error: {profile['error'] or 'not stated'}"
     yield from (f"- {note}" for note in validation.all_notes)
     if validation.bounds is not None:
@@ -109,7 +111,8 @@ def _verdict(validation: Validation) -> str:
     rule = "each within its bound"
     if len(validation.real) > 1:
         rule += ", or within twice the real runs' own spread where that is larger"
-    if not outside:
+    if validation.is_within_bounds:
         return f"within the bounds ({rule})"
-    names = ", ".join(figure.metric.key for figure in outside)
+    unchecked = [f"{name} (the real run does not tell it)" for name in validation.unchecked]
+    names = ", ".join([*(figure.metric.key for figure in outside), *unchecked])
     return f"OUTSIDE the bounds: {names} ({rule})"

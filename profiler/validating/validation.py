@@ -8,22 +8,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.validating.bounds import Bounds
+from simbatch.profiler.validating.bounds import LATENCIES, Bounds
 from simbatch.profiler.validating.figures import CLIENT, Figure, figures_of
-from simbatch.profiler.validating.real_run import Run
+from simbatch.profiler.validating.real_run import AnyRun, Run
 from simbatch.profiler.validating.step_check import step_figures
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.results import files
 
 NOISY = 0.15  # a spread of a mean that makes its error worth little
-OWN_FILES = ("validation.json", "latency.png", "timeline.png")
+OWN_FILES = ("validation.json", "latency.png", "timeline.png", "errors.png")
 
 
 @dataclass(frozen=True)
 class Validation:
     """The real runs and the simulation of the same requests; `source` says what was run, as plain data."""
 
-    real: Sequence[Run]
+    real: Sequence[AnyRun]
     simulated: Run
     cost: CostModel
     source: dict[str, Any]
@@ -39,12 +39,28 @@ class Validation:
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """The real steps beside what the profile says of them; empty where no steps were recorded."""
-        return step_figures(self.real, self.cost)
+        return step_figures(self.recorded, self.cost)
+
+    @property
+    def recorded(self) -> list[Run]:
+        """The real runs whose requests are known: all, or none where their totals alone are."""
+        return [run for run in self.real if isinstance(run, Run)]
 
     @property
     def outside(self) -> list[Figure]:
         """What does not keep to its bound."""
         return [figure for figure in self.figures if figure.is_within is False]
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Bounds that hold for no figure, since the real run does not tell it: they are not kept."""
+        known = [figure.metric.key for figure in self.figures if figure.clock == CLIENT]
+        return [] if self.bounds is None else self.bounds.unchecked(known)
+
+    @property
+    def is_within_bounds(self) -> bool:
+        """Whether every bound is kept."""
+        return not self.outside and not self.unchecked
 
     @property
     def name(self) -> str:
@@ -55,7 +71,16 @@ class Validation:
     def all_notes(self) -> list[str]:
         """What a reader of the figures must know."""
         warnings = self.simulated.result.summary["simbatch"]["warnings"]
-        return [*self.notes, *self._noise(), *(f"simulated: {text}" for text in warnings)]
+        return [*self.notes, *self._untold(), *self._noise(), *(f"simulated: {text}" for text in warnings)]
+
+    def _untold(self) -> Iterator[str]:
+        """What was left out, once for each reason."""
+        named: dict[str, list[str]] = {}
+        for name, reason in (pair for run in self.real for pair in run.untold.items()):
+            words = name.upper() if name in (*LATENCIES, "itl") else name.replace("_", " ")
+            if words not in named.setdefault(reason, []):
+                named[reason].append(words)
+        yield from (f"{', '.join(names)} left out: {reason}" for reason, names in named.items())
 
     def _noise(self) -> Iterator[str]:
         """What the runs say of each other."""
@@ -81,7 +106,7 @@ class Validation:
             "steps": self.steps,
             "admission_ms": self.admission_ms,
             "bounds": None if self.bounds is None else dict(self.bounds.shares),
-            "is_within_bounds": None if self.bounds is None else not self.outside,
+            "is_within_bounds": None if self.bounds is None else self.is_within_bounds,
             "notes": self.all_notes,
         }
 
@@ -91,7 +116,10 @@ class Validation:
 
         writers: dict[str, Callable[[Path], None]] = {
             "validation.json": lambda path: files.write_json(path, self.as_dict()),
-            "latency.png": lambda path: pictures.write_latency(path, self),
-            "timeline.png": lambda path: pictures.write_timeline(path, self),
         }
+        if self.recorded:
+            writers |= {
+                "latency.png": lambda path: pictures.write_latency(path, self),
+                "timeline.png": lambda path: pictures.write_timeline(path, self),
+            }
         return files.write_result(folder, writers, OWN_FILES)

@@ -8,13 +8,26 @@ from pydantic import Field, model_validator
 
 from simbatch.sim.workload.section import Count, Mistake, Section, refuse
 
-TraceFormat = Literal["azure", "burstgpt", "mooncake", "timed_trace", "vllm_bench", "jsonl", "csv", "parquet"]
+TraceFormat = Literal[
+    "azure",
+    "burstgpt",
+    "mooncake",
+    "timed_trace",
+    "vllm_bench",
+    "guidellm",
+    "aiperf",
+    "inference_perf",
+    "jsonl",
+    "csv",
+    "parquet",
+]
 TimeUnit = Literal["s", "ms", "us", "ns"]
 OnEmpty = Literal["error", "skip"]
 
 TRACE_FORMATS: tuple[TraceFormat, ...] = get_args(TraceFormat)
 # Time unit of plain numbers; the others' times say their unit themselves (timestamps, arrival_s).
 TIME_UNITS: dict[TraceFormat, TimeUnit] = {"burstgpt": "s", "mooncake": "ms", "timed_trace": "s", "vllm_bench": "s"}
+BENCH_FORMATS: tuple[TraceFormat, ...] = ("vllm_bench", "guidellm", "aiperf", "inference_perf")  # loaded whole
 # Tokens that one entry of hash_ids stands for; the others have no hashes.
 HASH_BLOCK_TOKENS: dict[TraceFormat, int] = {
     "mooncake": 512,
@@ -73,9 +86,10 @@ def settings_mistakes(trace: Trace, trace_format: TraceFormat) -> list[Mistake]:
     mistakes = []
     if trace.time_unit is not None and trace_format not in TIME_UNITS:
         what = "timestamps" if trace_format == "azure" else "arrival_s, in seconds,"
+        what = "times in a unit of its own" if trace_format in BENCH_FORMATS else what
         mistakes.append(Mistake("time_unit", f"format {trace_format} has {what} and no other unit", "leave it out"))
     if trace.hash_block_tokens is not None and trace_format not in HASH_BLOCK_TOKENS:
         mistakes.append(Mistake("hash_block_tokens", f"format {trace_format} has no hash_ids", "leave it out"))
-    if trace.columns is not None and trace_format == "vllm_bench":
-        mistakes.append(Mistake("columns", "format vllm_bench has lists and no columns", "leave it out"))
+    if trace.columns is not None and trace_format in BENCH_FORMATS:
+        mistakes.append(Mistake("columns", f"format {trace_format} has lists and no columns", "leave it out"))
     return mistakes

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._trace_options import reading_options, writing_options
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import check_target, user_path
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from simbatch.sim.workload.traces import TraceSource
     from simbatch.sim.workload.traces.tools.write import WriteFormat
 
-# repeated from sim/workload, whose models take a while to import; a test holds them together
-READ = ("azure", "burstgpt", "mooncake", "timed_trace", "vllm_bench", "jsonl", "csv", "parquet")
-WRITE = ("jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure")
 _BOUNDS = {
     "greater_than": ("more than", "gt", "raise it"),
     "greater_than_equal": ("at least", "ge", "raise it"),
@@ -35,63 +32,37 @@ def trace() -> None:
     """Describe, convert or generate request traces."""
 
 
-def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How to read the trace: the keys of a scenario's `workload.trace`."""
-    options = (
-        click.option("--format", "trace_format", type=click.Choice(READ), help="The file's format. Default: detected."),
-        click.option("--limit", type=int, metavar="N", help="Take the first N requests only."),
-        click.option("--rate-scale", type=float, metavar="X", help="Multiply the arrival rate by X."),
-        click.option("--time-unit", type=click.Choice(["s", "ms", "us", "ns"]), help="Unit of the file's plain times."),
-        click.option(
-            "--hash-block-tokens", type=int, metavar="N", help="Tokens that one entry of hash_ids stands for."
-        ),
-        click.option("--on-empty", type=click.Choice(["error", "skip"]), help="Rows without output tokens."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How to write a trace."""
-    options = (
-        click.option("--to", type=click.Choice(WRITE), help="Format to write. Default: by OUT's ending."),
-        click.option(
-            "--out-hash-block-tokens",
-            type=click.IntRange(1, 2**20),
-            metavar="N",
-            help="Tokens that one hash stands for in OUT. Default: mooncake 512, others 16.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @trace.command()
 @click.argument("file", type=A_FILE)
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("-o", "--output", "picture", type=A_FILE, metavar="PICTURE.png", help="Draw arrivals and lengths.")
+@click.option(
+    "-o",
+    "--output",
+    "--picture",
+    "picture",
+    type=A_FILE,
+    metavar="PICTURE.png",
+    help="Draw arrivals and lengths; of a benchmark's detailed result, its steps over time.",
+)
 def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -> None:
-    """Say what the trace in FILE is like: size, rate, burstiness, lengths, shared prefixes."""
-    from simbatch.cli._progress import progress_of
+    """Say what the trace in FILE is like: size, rate, burstiness, lengths, shared prefixes.
+
+    Of a benchmark's detailed result also what its streams say of the server: steps, batch, time in prefills, whether
+    its client kept up, prefix hits, stationarity.
+    """
+    from simbatch.cli._described import describe_all
+    from simbatch.cli._stream_text import stream_lines
     from simbatch.cli._trace_text import description
-    from simbatch.sim.workload.traces.tools.statistics import describe as describe_source
 
     if picture is not None:
         _check_picture(picture)
-    source = _open(file, settings)
-    with progress_of(f"reading {file.name}", None, quiet=False) as progress:
-        statistics = describe_source(source, progress)
-    facts = {"path": str(file), "format": source.format, **statistics.summary(), "skipped": source.skipped}
-    facts["ignored_columns"] = sorted(source.ignored)
-    if picture is not None:
-        from simbatch.sim.workload.traces.tools.picture import draw
-
-        draw(statistics, f"{file.name} ({source.format}, {statistics.num_requests:,} requests)", picture)
-        click.echo(f"picture: {picture}", err=True)
-    click.echo(json.dumps(facts, indent=2) if as_json else description(facts))
+    told = describe_all(file, lambda run: _open(file, settings, run), picture)
+    if as_json:
+        click.echo(json.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
+        return
+    parts = [[description(facts), *(stream_lines(facts["stream"]) if facts.get("stream") else [])] for facts in told]
+    click.echo("\n\n".join("\n".join(part) for part in parts))
 
 
 @trace.command()
@@ -102,6 +73,9 @@ def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -
 def convert(file: Path, output: Path, to: str | None, out_hash_block_tokens: int | None, **settings: Any) -> None:
     """Write the trace in IN as OUT; what OUT's format cannot hold is named on stderr."""
     source = _open(file, settings)
+    if source.max_concurrency is not None:
+        rule = f"is a closed loop ({source.max_concurrency:,} in flight) without times of sending, which a trace has"
+        raise UserError(Problem(str(file), rule, mend="simulate it, and convert the result's requests.parquet"))
     target = _target(output, to)
     check_target(output, [file])
     size = out_hash_block_tokens or _default_hash_block_tokens(target)
@@ -159,7 +133,7 @@ def generate(
     click.echo(f"{count} requests to {output} ({target}), seed {seed}")
 
 
-def _open(file: Path, settings: dict[str, Any]) -> TraceSource:
+def _open(file: Path, settings: dict[str, Any], run: int | None = None) -> TraceSource:
     from simbatch.sim.workload.trace_model import Trace
     from simbatch.sim.workload.traces import open_trace
 
@@ -167,7 +141,7 @@ def _open(file: Path, settings: dict[str, Any]) -> TraceSource:
     if "trace_format" in given:
         given["format"] = given.pop("trace_format")
     trace_settings: Trace = _validated(Trace, {"path": str(file), **given})
-    return open_trace(trace_settings, place="")
+    return open_trace(trace_settings, place="", run=run)
 
 
 def _validated(model: Any, data: dict[str, Any]) -> Any:

@@ -13,10 +13,12 @@ from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.profiler.validating.bounds import Bounds
+    from simbatch.profiler.validating.many import Many
     from simbatch.profiler.validating.validation import Validation
     from simbatch.sim.scenario import Scenario
 
 MIN_WIDTH = 130  # a row of the table stays on one line when piped
+MIN_WIDTH_MANY = 160  # the same of many runs
 OUTSIDE = 1  # exit code
 
 
@@ -24,7 +26,14 @@ OUTSIDE = 1  # exit code
 @scenario_options
 @policy_option
 @click.option("--engine", "model", metavar="MODEL", help="Replay on real vLLM: a model's folder or name.")
-@click.option("--recorded", type=click.Path(path_type=Path), metavar="FILE", help="Compare with a recorded run.")
+@click.option(
+    "--recorded",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="RESULT...",
+    help="Compare with recorded runs.",
+)
+@click.argument("more", nargs=-1, type=click.Path(path_type=Path), metavar="")
 @click.option("--requests", "source", type=click.Choice(["scenario", "recorded"]), help="Whose requests to simulate.")
 @click.option("--quantization", metavar="NAME", help="awq, gptq, fp8 ...; default: what the model's config says.")
 @click.option("--tensor-parallel-size", type=click.IntRange(1), metavar="N", help="GPUs that share the model.")
@@ -41,7 +50,8 @@ def validate(
     seed: int | None,
     policy: str | None,
     model: str | None,
-    recorded: Path | None,
+    recorded: tuple[Path, ...],
+    more: tuple[Path, ...],
     source: str | None,
     bounds: str | None,
     as_json: bool,
@@ -51,36 +61,63 @@ def validate(
     """Simulate the scenario in FILE and put it beside a real run of the same requests.
 
     The real run is made now, in real time on vLLM's engine in this process (--engine), or was recorded (--recorded: the
-    JSON of `vllm bench serve --save-result --save-detailed`, or LLMServingSim's requests.jsonl). Figures and pictures
-    are written to DIR, by default results/validate-<name of FILE> (with --recorded
-    -recorded after it).
+    result of `vllm bench serve` or its older forms, of SGLang's bench_serving, GuideLLM, aiperf or inference-perf, or
+    LLMServingSim's requests.jsonl). Several files, or a folder of them, are several runs of one server: a table.
+    Figures and pictures are written to DIR, by default results/validate-<name of FILE> (with --recorded -recorded after
+    it).
     """
     from simbatch.profiler.validating.bounds import Bounds
     from simbatch.profiler.validating.validation import OWN_FILES
 
-    if (model is None) == (recorded is None):
+    if (model is None) == (not recorded):
         raise click.UsageError("name either a model with --engine, or a file with --recorded")
+    if more and not recorded:
+        raise click.UsageError(f"got unexpected extra arguments ({' '.join(map(str, more))})")
     _refuse_flags(model is not None, source, flags)
     limits = None if bounds is None else Bounds.parse(bounds)
     scenario = load_scenario(file, assignments, seed, policy)
-    of_runs = () if recorded is not None or flags["resume"] else ("run-1/requests.parquet",)
-    output = Output(folder, f"validate-{file.stem}{'' if recorded is None else '-recorded'}", (*OWN_FILES, *of_runs))
-    if recorded is not None:
-        validation = _recorded(scenario, recorded, source, limits)
+    of_runs = () if recorded or flags["resume"] else ("run-1/requests.parquet",)
+    output = Output(folder, f"validate-{file.stem}{'-recorded' if recorded else ''}", (*OWN_FILES, *of_runs))
+    validation: Validation | Many
+    if recorded:
+        validation = _recorded(scenario, (*recorded, *more), source, limits, quiet)
     else:
         validation = _engine(scenario, str(model), output.folder, limits, flags, quiet)
     written = validation.save(output.folder)
     output.say_replaced(quiet=quiet)
     _show(validation, output.folder, written, as_json=as_json, quiet=quiet)
-    if validation.outside:
+    if not validation.is_within_bounds:
         raise click.exceptions.Exit(OUTSIDE)
 
 
-def _recorded(scenario: Scenario, file: Path, source: str | None, bounds: Bounds | None) -> Validation:
+def _recorded(
+    scenario: Scenario, paths: tuple[Path, ...], source: str | None, bounds: Bounds | None, quiet: bool
+) -> Validation | Many:
+    from simbatch.cli._progress import progress_of
+    from simbatch.profiler.validating.gathered import gather
+    from simbatch.profiler.validating.many import Compared, Many
     from simbatch.profiler.validating.on_recorded import validate_recorded
     from simbatch.sim.scenario import resolve
 
-    return validate_recorded(resolve(scenario), file, source, bounds)
+    resolve(scenario)  # its mistakes, before any time is spent
+    gathered = gather(paths)
+    if len(gathered.runs) == 1 and not gathered.passed_over:
+        alone = gathered.runs[0]
+        return validate_recorded(scenario, alone.run, source, bounds, alone.file)
+    compared, refused = list[Compared](), list[UserError]()
+    not_compared = list(gathered.passed_over)
+    with progress_of("simulating", len(gathered.runs), quiet=quiet) as progress:
+        for number, (name, file, run) in enumerate(gathered.runs, 1):
+            try:
+                compared.append(Compared(name, validate_recorded(scenario, run, source, bounds, file)))
+            except UserError as error:
+                refused.append(error)
+                not_compared.append((name, str(error.problems[0])))
+            if progress is not None:
+                progress(number)
+    if not compared:
+        raise UserError(*(error.problems[0] for error in refused[:5]))
+    return Many(compared, not_compared)
 
 
 def _engine(
@@ -131,15 +168,20 @@ def _refuse_flags(is_engine: bool, source: str | None, flags: dict[str, Any]) ->
             raise UserError(Problem(f"--{name.rstrip('s').replace('_', '-')}", "goes with --engine alone"))
 
 
-def _show(validation: Validation, folder: Path, written: list[Path], *, as_json: bool, quiet: bool) -> None:
+def _show(validation: Validation | Many, folder: Path, written: list[Path], *, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo((folder / "validation.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         from rich.console import Console
 
+        from simbatch.profiler.validating.many import Many
         from simbatch.profiler.validating.report import show
+        from simbatch.profiler.validating.report_many import show_many
 
         console = Console(highlight=False)
-        console.width = max(console.width, MIN_WIDTH)
-        show(console, validation)
+        console.width = max(console.width, MIN_WIDTH_MANY if isinstance(validation, Many) else MIN_WIDTH)
+        if isinstance(validation, Many):
+            show_many(console, validation)
+        else:
+            show(console, validation)
         click.echo(f"{len(written)} files in {folder}")

@@ -7,7 +7,14 @@ from pathlib import Path
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import user_path
 from simbatch.sim.workload.model import Workload
-from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TIME_UNITS, Trace, TraceFormat, settings_mistakes
+from simbatch.sim.workload.trace_model import (
+    BENCH_FORMATS,
+    HASH_BLOCK_TOKENS,
+    TIME_UNITS,
+    Trace,
+    TraceFormat,
+    settings_mistakes,
+)
 from simbatch.sim.workload.traces.rows import Columns, Reader
 from simbatch.sim.workload.traces.source import TraceSource
 from simbatch.sim.workload.traces.text import check_file
@@ -22,11 +29,13 @@ def open_trace(
     workload: Workload | None = None,
     seed: int = 0,
     place: str = "workload.trace",
+    run: int | None = None,
 ) -> TraceSource:
     """A trace's requests; a relative path starts at `folder`.
 
-    `workload` adds its `priorities`, `tenants` and `max_concurrency`; `place` names the settings in messages. UserError
-    at once for settings, missing files and headers, while reading for malformed rows.
+    `workload` adds its `priorities`, `tenants` and `max_concurrency`; `place` names the settings in messages; `run` is
+    the number of a run in a benchmark's file of several. UserError at once for settings, missing files and headers,
+    while reading for malformed rows.
     """
     path = user_path(folder, trace.path)
     check_file(path, f"{place}.path" if place else str(path))
@@ -34,14 +43,14 @@ def open_trace(
     mistakes = settings_mistakes(trace, trace_format)
     if mistakes:
         raise UserError(*(Problem(_named(place, key), rule, getattr(trace, key), mend) for key, rule, mend in mistakes))
-    reader = _reader(path, trace, trace_format)
+    reader = _reader(path, trace, trace_format, run)
     _check_named(trace, reader, place)
     return TraceSource(
         path,
         trace_format,
         reader,
         trace,
-        max_concurrency=workload.max_concurrency if workload else None,
+        max_concurrency=(workload.max_concurrency if workload else None) or getattr(reader, "max_concurrency", None),
         priorities=workload.priority_shares() if workload else None,
         tenants=workload.tenant_shares() if workload else None,
         seed=seed,
@@ -52,7 +61,7 @@ def foretells(trace: Trace, folder: Path) -> bool:
     """Whether the file says what was predicted of the output lengths; its first row is read, and no more."""
     path = user_path(folder, trace.path)
     check_file(path, "workload.trace.path")
-    if (trace.format or _detected(path)) == "vllm_bench":  # has none, and would be loaded whole
+    if (trace.format or _detected(path)) in BENCH_FORMATS:  # they have none, and would be loaded whole
         return False
     return open_trace(trace, folder=folder).foretells
 
@@ -76,7 +85,7 @@ def _detected(path: Path) -> TraceFormat:
     return detect_format(path)
 
 
-def _reader(path: Path, trace: Trace, trace_format: TraceFormat) -> Reader:
+def _reader(path: Path, trace: Trace, trace_format: TraceFormat, run: int | None) -> Reader:
     from simbatch.sim.workload.traces.columns.values import PS_PER_UNIT
     from simbatch.sim.workload.traces.formats import bench, columnar, lines, tables
 
@@ -100,5 +109,5 @@ def _reader(path: Path, trace: Trace, trace_format: TraceFormat) -> Reader:
             return lines.LinesReader(path, own(tables.OURS), unit, hash_block_tokens)
         case "parquet":
             return columnar.ParquetReader(path, own(tables.OURS), unit, hash_block_tokens)
-        case "vllm_bench":
-            return bench.BenchReader(path, bench.BENCH, unit)
+        case "vllm_bench" | "guidellm" | "aiperf" | "inference_perf":
+            return bench.BenchReader(path, bench.BENCH, unit, run)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf
+from simbatch.sim.workload.bench.document import Document, documents, keys_of, read_text
+from simbatch.sim.workload.bench.read import is_result
 from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TRACE_FORMATS, TraceFormat
 from simbatch.sim.workload.traces.formats.bench import BENCH
 from simbatch.sim.workload.traces.formats.lines import TIMED_TRACE
@@ -30,6 +34,8 @@ def detect_format(path: Path) -> TraceFormat:
         head = next((line for line in iter(lambda: file.readline(_HEAD), "") if line.strip()), "").strip()
         if head.startswith("{"):
             return _detect_json(path, head, head + file.read(_HEAD))
+        if head.startswith("[") and (found := _of_bench(path)):
+            return found
     if not head:
         raise UserError(Problem(str(path), "the trace has no requests: the file is empty", mend="name another file"))
     header = {name.strip() for name in next(csv.reader([head]), [])}
@@ -69,20 +75,44 @@ def _detect_json(path: Path, head: str, more: str) -> TraceFormat:
     except ValueError:
         row = None
     if row is None:
-        if path.suffix == ".json" or any(f'"{name}"' in more for name in BENCH.required):
+        if any(f'"{name}"' in more for name in BENCH.required):
             return "vllm_bench"
         if f'"{OURS.arrival}"' in head:
             return "jsonl"
+        if found := _of_bench(path):
+            return found
         raise _unknown(path, "the first line is not a whole JSON object", "write one JSON object a line")
     if OURS.arrival in row:
         return "jsonl"
     if set(TIMED_TRACE.required) <= row.keys():
         return _detect_unit(path, row)
-    if row.keys() & set(BENCH.required) or "request_throughput" in row:
+    if found := _bench_format([Document(str(path), row)]):
+        return found
+    if row.keys() & set(BENCH.required):
         return "vllm_bench"
     if len(row.keys() & set(OURS.required)) >= 2:
         return "jsonl"
-    raise _unknown(path, f"no known format has the keys {', '.join(row)[:120] or '(none)'}")
+    raise _unknown(path, f"no known format has {keys_of(row)}")
+
+
+def _of_bench(path: Path) -> TraceFormat | None:
+    """The client that wrote a whole JSON document; UserError for one that no known client wrote, or that is cut off."""
+    read = list(documents(path, read_text(path)))
+    found = _bench_format(read)
+    if found is None and isinstance(read[0].value, dict):
+        raise _unknown(path, f"no known format has {keys_of(read[0].value)}")
+    return found
+
+
+def _bench_format(read: Sequence[Document]) -> TraceFormat | None:
+    first = read[0].value
+    if guidellm.is_report(first):
+        return "guidellm"
+    if aiperf.is_record(first) or aiperf.is_summary(first):
+        return "aiperf"
+    if inference_perf.is_stage(first) or inference_perf.are_requests(first):
+        return "inference_perf"
+    return "vllm_bench" if is_result(read) else None
 
 
 def _detect_unit(path: Path, row: dict[str, Any]) -> TraceFormat:

@@ -35,6 +35,8 @@ class TraceSource:
     ) -> None:
         self.path, self.format = path, trace_format
         self.hash_block_tokens = reader.hash_block_tokens
+        self.has_times: bool = getattr(reader, "has_times", True)  # False: sent as soon as a place is free
+        self.notes: tuple[str, ...] = getattr(reader, "notes", ())  # on what the file does not say
         self.max_concurrency = max_concurrency
         self.skipped = 0
         self._reader, self._settings = reader, settings

@@ -23,7 +23,8 @@ def _no_constants(name: str) -> None:
     raise BadValueError(f"{name} is not a JSON number", "write a finite number")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> Row:
+def once(pairs: list[tuple[str, Any]]) -> Row:
+    """An object whose keys stand once; BadValueError for one that stands twice."""
     row = dict(pairs)
     if len(row) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -32,7 +33,7 @@ def _once(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constants)
+DECODER = json.JSONDecoder(object_pairs_hook=once, parse_constant=_no_constants)
 
 
 def decode_json(text: str, place: str) -> Any:
