@@ -51,7 +51,9 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
         executor = Executor.get_class(vllm_config)
         watch(executor)
         device = DeviceClock.of_process() if issubclass(executor, UniProcExecutor) else None
-        self.recorder = Recorder(RotatingFile(path, self._facts(device is not None)), device, warn=logger.warning)
+        self.recorder = Recorder(
+            RotatingFile(path, self._facts(executor.__name__, device is not None)), device, warn=logger.warning
+        )
         logger.info("every step is written to %s%s", path, "" if device else ", without the device's times")
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +82,7 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
         self.recorder.close()
         super().shutdown()
 
-    def _facts(self, has_device: bool) -> dict[str, Any]:
+    def _facts(self, executor: str, has_device: bool) -> dict[str, Any]:
         """What a reader of the steps must know of the engine, as vLLM resolved it."""
         config = self.vllm_config
         scheduling, compilation = config.scheduler_config, config.compilation_config
@@ -99,6 +101,7 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
             "kv_cache_dtype": self.cache_config.cache_dtype,
             "enforce_eager": bool(config.model_config.enforce_eager),
             "cudagraph_capture_sizes": list(compilation.cudagraph_capture_sizes or ()),
+            "executor": executor,
             "has_device_times": has_device,
         }
 

@@ -101,6 +101,12 @@ class Recorder:
             IN_FLIGHT[id(output)] = Step(output, line, self._forget, self._device)
             self._forget = []
 
+    def device_ran(self, output: Any, begin_s: float, end_s: float) -> None:
+        """Whoever knows it says when the device works on a step, before its update (a simulated device)."""
+        step = IN_FLIGHT.get(id(output))
+        if step is not None:
+            step.line["d0"], step.line["d1"] = begin_s, end_s
+
     def updated(self, output: Any, begin_s: float, end_s: float) -> None:
         """The scheduler has taken a step's tokens in."""
         step = IN_FLIGHT.pop(id(output), None)
