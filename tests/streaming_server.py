@@ -63,7 +63,7 @@ class StreamingServer:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = next((int(x.split(b":")[1]) for x in head.split(b"\r\n") if x.startswith(b"Content-L")), 0)
                 await self._answers(head.split(b" ")[1].decode(), await reader.readexactly(length), writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
             self._writers.discard(writer)

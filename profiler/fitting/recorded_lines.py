@@ -142,8 +142,10 @@ def _step(content: Mapping[str, Any], place: str) -> RecordedStep:
         if times[after] < times[before]:  # what is not there is NaN, and never less
             rule = f"its times must not fall, and {after} is before {before}"
             raise UserError(Problem(place, rule, times[after] - times[before], MEND))
-    prefills = content.get("pre", ())
-    pairs = tuple(_pair(pair, place) for pair in prefills) if isinstance(prefills, list) else ()
+    prefills = content.get("pre")
+    if not isinstance(prefills, list):
+        raise UserError(Problem(place, "pre must be a list of pairs", prefills, MEND))
+    pairs = tuple(_pair(pair, place) for pair in prefills)
     step = RecordedStep(
         **{name: times[key] for key, name in STEP_TIMES.items()},
         num_decodes=_count(content, "nd", place),

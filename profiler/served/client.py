@@ -59,7 +59,7 @@ class Client:
         self._traffic = Traffic(requests, Recorder(), max_model_len, None)
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         self._origin_s = 0.0
         self._gone: ServerGoneError | None = None
         self.rows: dict[int, Sent] = {}  # by the requests' number; those that were sent
@@ -77,7 +77,7 @@ class Client:
         finally:
             gc.unfreeze()
             self.cpu_share = (time.process_time() - cpu_s) / max(now() - self._origin_s + LEAD_S, 1e-9)
-            for task in self._tasks:
+            for task in self._tasks.values():
                 task.cancel()
             for connection in self._idle:
                 connection.close()
@@ -106,9 +106,7 @@ class Client:
         queued_s = max(0.0, sent_s - self._own_ps[request.index] / PS_PER_S)
         row = Sent(sent_s, queued_s, request.num_prompt_tokens)
         self.rows[request.index] = row
-        task = asyncio.get_running_loop().create_task(self._serve(request, row))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[request.index] = asyncio.get_running_loop().create_task(self._serve(request, row))
 
     async def _serve(self, request: Request, row: Sent) -> None:
         try:
@@ -116,6 +114,7 @@ class Client:
         except OSError as error:
             row.error = f"connection lost: {reason_of(error)}"
             await self._check_alive()
+        del self._tasks[request.index]
         self._traffic.left(request, self._now_ps())
         self._tell(self._traffic.num_gone, now() - self._origin_s)
         self._ended.set()
