@@ -84,7 +84,8 @@ def validate_server(
     then is kept.
     """
     server = asyncio.run(look(Endpoint.of(options.url), options.model))
-    told.say(f"{server.endpoint.url} serves {server.model} with vLLM {server.version or '(version not told)'}")
+    version = f" with vLLM {server.version}" if server.version else ""
+    told.say(f"{server.endpoint.url} serves {server.model}{version}")
     resolved = resolve(agreed(scenario, server.engine, "--server"))
     requests = requests_of(scenario)
     simulated = simulated_run(simulate_requests(resolved, requests))
