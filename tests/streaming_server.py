@@ -17,12 +17,13 @@ class StreamingServer:
     """Serves in a thread of its own until closed; `bodies` are the completions asked for.
 
     `answer` may say for a request's number what is answered instead (status, text). After `lives` completions it dies.
+    An event has `at_once` tokens.
     """
 
-    def __init__(self, *, max_model_len=600, answer=lambda number: None, lives=None, metrics=METRICS):
+    def __init__(self, *, max_model_len=600, answer=lambda number: None, lives=None, at_once=1, metrics=METRICS):
         self.bodies, self.max_at_once = [], 0
         self._max_model_len, self._answer, self._lives, self._metrics = max_model_len, answer, lives, metrics
-        self._running, self._writers, self._num_ended = [], set(), 0
+        self._running, self._writers, self._num_ended, self._at_once = [], set(), 0, at_once
         self._is_up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
@@ -94,8 +95,10 @@ class StreamingServer:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         tokens = asyncio.Queue()
         self._running.append(tokens)
-        for _ in range(body["max_tokens"]):
+        for number in range(1, body["max_tokens"] + 1):
             await tokens.get()
+            if number % self._at_once and number != body["max_tokens"]:
+                continue
             _event(writer, {"choices": [{"text": ""}]})
         self._running.remove(tokens)
         _event(writer, {"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})

@@ -214,3 +214,12 @@ def test_ctrl_c_leaves_what_was_answered(serving, scenario, tmp_path):
     assert "go on with --resume" in said
     assert "Traceback" not in said
     assert json.loads((out / "run-1" / "cut-off.json").read_text())["completed"] > 20
+
+
+def test_tokens_that_come_together_are_told(runner, serving, scenario, tmp_path):
+    done = validate(runner, scenario(), "--server", serving(at_once=2).url, "-o", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "out" / "run-1" / "result.json").read_text())
+    assert [len(itl) + 1 for itl in content["itls"]] == [(n + 1) // 2 for n in content["output_lens"]]
+    share = 1 - sum((n + 1) // 2 for n in content["output_lens"]) / sum(content["output_lens"])
+    assert f"{share:.0%} of the tokens came together with the one before" in done.output.replace("\n", " ")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from simbatch.profiler.served.http import Answer, Connection, Endpoint, connect
-from simbatch.profiler.served.server import reason_of
+from simbatch.profiler.served.server import WAIT_S, reason_of
 from simbatch.profiler.validating.requests import Requests
 from simbatch.sim.clock import PS_PER_S, to_ps, to_s
 from simbatch.sim.engine.recorder import Recorder
@@ -161,7 +161,8 @@ class Client:
 
     async def _check_alive(self) -> None:
         try:
-            (await connect(self._endpoint)).close()
+            async with asyncio.timeout(WAIT_S):
+                (await connect(self._endpoint)).close()
         except OSError as error:
             self._gone = ServerGoneError(reason_of(error))
 

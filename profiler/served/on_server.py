@@ -34,6 +34,7 @@ from simbatch.sim.workload import open_workload
 RESULT_FILE = "result.json"  # of each run: that of `vllm bench serve --save-detailed`
 CUT_FILE = "cut-off.json"  # of a run that did not end: the requests that did
 LATE_MS, BUSY = 10.0, 0.7  # a client that is later (p99) or busier tells of itself, not of the server
+MERGED = 0.02  # share of tokens without an event of their own that is told
 Progress = Callable[[int, float], None]
 
 
@@ -192,6 +193,13 @@ def _notes(served: Sequence[ServedRun], server: Server) -> Iterator[str]:
                 f"{len(run.failed):,} of {len(run.rows):,} requests failed in run {number} ({run.failed[0].error}): "
                 "the real figures are of the others, the simulation serves all"
             )
+    rows = [row for run in served for row in run.rows if not row.error]
+    merged = 1 - sum(len(row.chunk_s) for row in rows) / sum(row.num_output_tokens for row in rows)
+    if merged > MERGED:
+        yield (
+            f"{merged:.0%} of the tokens came together with the one before (a busy server merges them): real ITL counts "
+            "what came, as in `vllm bench serve`, the simulated one tokens"
+        )
     late_ms, busy = (max(run.client[name] for run in served) for name in ("late_ms_p99", "cpu_share"))
     if late_ms > LATE_MS or busy > BUSY:
         yield (

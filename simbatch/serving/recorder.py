@@ -35,7 +35,7 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
     Asynchronous where vLLM schedules so. Raises UserError when no file is named, or it cannot be written.
     """
 
-    other_keys = (RECORD,)  # of additional_config, besides a policy's
+    other_keys: tuple[str, ...] = (RECORD,)  # of additional_config, besides a policy's
 
     def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> RecordingScheduler:  # noqa: ARG004 - __init__ has them
         """The one of the four kinds that fits the engine."""
