@@ -197,8 +197,8 @@ def _notes(served: Sequence[ServedRun], server: Server) -> Iterator[str]:
     merged = 1 - sum(len(row.chunk_s) for row in rows) / sum(row.num_output_tokens for row in rows)
     if merged > MERGED:
         yield (
-            f"{merged:.0%} of the tokens came together with the one before (a busy server merges them): real ITL counts "
-            "what came, as in `vllm bench serve`, the simulated one tokens"
+            f"{merged:.0%} of the tokens came together with the one before (a busy server merges them): real ITL "
+            "counts what came, as in `vllm bench serve`, the simulated one tokens"
         )
     late_ms, busy = (max(run.client[name] for run in served) for name in ("late_ms_p99", "cpu_share"))
     if late_ms > LATE_MS or busy > BUSY:
