@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class Kept:
     """A folder with the runs of one scenario on one engine; run 1 is in `run-1`."""
 
     folder: Path
+    run_files: ClassVar[Sequence[str]] = ("steps.parquet", "requests.parquet")
+    last_file: ClassVar[str] = "requests.parquet"  # with it a run is whole
 
     def begin(self, setting: Mapping[str, Any], *, resume: bool) -> int:
         """Remember what is replayed; returns how many whole runs of it there are to go on with.
@@ -44,7 +46,7 @@ class Kept:
                     raise UserError(Problem(str(self.folder), rule, mend="leave out --resume, or name another folder"))
             return self._num_whole()
         for number in range(self._num_whole(), 0, -1):
-            for name in ("steps.parquet", "requests.parquet"):
+            for name in self.run_files:
                 (self._of(number) / name).unlink(missing_ok=True)
         files.write_all(self.folder, {SETTING_FILE: lambda target: files.write_json(target, content)})
         return 0
@@ -88,7 +90,7 @@ class Kept:
 
     def _num_whole(self) -> int:
         number = 0
-        while (self._of(number + 1) / "requests.parquet").exists():
+        while (self._of(number + 1) / self.last_file).exists():
             number += 1
         return number
 

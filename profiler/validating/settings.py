@@ -5,7 +5,7 @@ A setting that the scenario names and the real engine does not have is an error;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simbatch.profiler.fitting.samples import EngineFacts
@@ -82,28 +82,38 @@ def engine_options(
 
 def as_resolved(scenario: Scenario, facts: EngineFacts, settings: Mapping[str, Any]) -> Scenario:
     """The scenario on the engine that vLLM made of it; UserError where that is another one than the user wrote."""
-    given = written(scenario)
     names = [key for key in EngineSettings.model_fields if key not in NOT_ASKED]
     resolved = {key: settings[key] for key in names if key in settings}
     resolved |= {key: getattr(facts, key) for key in names if hasattr(facts, key)}
     resolved["num_gpu_blocks_override"] = facts.num_gpu_blocks
-    problems = [
-        Problem(
-            scenario.locate(("engine", key)),
-            f"the real engine has {_plain(resolved[key])}",
-            value,
-            f"write {key}: {_plain(resolved[key])}, or leave it out",
-        )
-        for key, value in given.items()
-        if key in resolved and resolved[key] != value
-    ]
+    given = written(scenario)
+    problems = []
     if given.get("kv_cache_dtype", "auto") not in ("auto", facts.kv_cache_dtype):
         rule = f"the real engine has {facts.kv_cache_dtype}"
         problems.append(Problem(scenario.locate(("engine", "kv_cache_dtype")), rule, given["kv_cache_dtype"]))
-    if problems:
-        raise UserError(*problems)
-    added = {f"engine.{key}": value for key, value in resolved.items() if value is not None and key not in given}
-    return scenario.override(added, origin="--engine")
+    return agreed(scenario, resolved, "--engine", problems)
+
+
+def agreed(scenario: Scenario, real: Mapping[str, Any], origin: str, problems: Sequence[Problem] = ()) -> Scenario:
+    """The scenario with what the real engine has wherever it leaves that open; UserError where it says otherwise.
+
+    `real` has settings by their names there, `origin` says where they come from; `problems` are known before.
+    """
+    given = written(scenario)
+    found = [
+        Problem(
+            scenario.locate(("engine", key)),
+            f"the real engine has {_plain(real[key])}",
+            value,
+            f"write {key}: {_plain(real[key])}, or leave it out",
+        )
+        for key, value in given.items()
+        if key in real and real[key] != value
+    ]
+    if found or problems:
+        raise UserError(*found, *problems)
+    added = {f"engine.{key}": value for key, value in real.items() if value is not None and key not in given}
+    return scenario.override(added, origin=origin)
 
 
 def _plain(value: object) -> str:

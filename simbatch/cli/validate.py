@@ -9,6 +9,7 @@ import click
 
 from simbatch.cli._options import load_scenario, policy_option, scenario_options
 from simbatch.cli._output import Output
+from simbatch.cli._validate_server import ServerFlags, server_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ OUTSIDE = 1  # exit code
 @scenario_options
 @policy_option
 @click.option("--engine", "model", metavar="MODEL", help="Replay on real vLLM: a model's folder or name.")
+@server_options
 @click.option(
     "--recorded",
     type=click.Path(path_type=Path),
@@ -50,6 +52,7 @@ def validate(
     seed: int | None,
     policy: str | None,
     model: str | None,
+    server: ServerFlags,
     recorded: tuple[Path, ...],
     more: tuple[Path, ...],
     source: str | None,
@@ -60,27 +63,31 @@ def validate(
 ) -> None:
     """Simulate the scenario in FILE and put it beside a real run of the same requests.
 
-    The real run is made now, in real time on vLLM's engine in this process (--engine), or was recorded (--recorded: the
-    result of `vllm bench serve` or its older forms, of SGLang's bench_serving, GuideLLM, aiperf or inference-perf, or
-    LLMServingSim's requests.jsonl). Several files, or a folder of them, are several runs of one server: a table.
-    Figures and pictures are written to DIR, by default results/validate-<name of FILE> (with --recorded -recorded after
-    it).
+    The real run is made now, in real time on vLLM's engine in this process (--engine) or on a running server of
+    OpenAI's protocol (--server), or was recorded (--recorded: the result of `vllm bench serve` or its older forms, of
+    SGLang's bench_serving, GuideLLM, aiperf or inference-perf, or LLMServingSim's requests.jsonl). Several files, or a
+    folder of them, are several runs of one server: a table. Figures and pictures are written to DIR, by default
+    results/validate-<name of FILE>, with --recorded or --server -recorded or -server after it.
     """
     from simbatch.profiler.validating.bounds import Bounds
     from simbatch.profiler.validating.validation import OWN_FILES
 
-    if (model is None) == (not recorded):
-        raise click.UsageError("name either a model with --engine, or a file with --recorded")
+    if [model is None, not recorded, not server].count(False) != 1:
+        raise click.UsageError("name either a model with --engine, a server with --server, or a file with --recorded")
     if more and not recorded:
         raise click.UsageError(f"got unexpected extra arguments ({' '.join(map(str, more))})")
-    _refuse_flags(model is not None, source, flags)
+    server.refuse_without()
+    _refuse_flags(not recorded, source, flags, server)
     limits = None if bounds is None else Bounds.parse(bounds)
-    scenario = load_scenario(file, assignments, seed, policy)
-    of_runs = () if recorded or flags["resume"] else ("run-1/requests.parquet",)
-    output = Output(folder, f"validate-{file.stem}{'-recorded' if recorded else ''}", (*OWN_FILES, *of_runs))
+    scenario = load_scenario(file, (*assignments, *server.assignments), seed, policy)
+    of_runs = () if recorded or flags["resume"] else ("run-1/requests.parquet", "run-1/result.json")
+    mode = "-recorded" if recorded else "-server" if server else ""
+    output = Output(folder, f"validate-{file.stem}{mode}", (*OWN_FILES, *of_runs))
     validation: Validation | Many
     if recorded:
         validation = _recorded(scenario, (*recorded, *more), source, limits, quiet)
+    elif server:
+        validation = server.validate(scenario, output.folder, limits, flags, quiet=quiet)
     else:
         validation = _engine(scenario, str(model), output.folder, limits, flags, quiet)
     written = validation.save(output.folder)
@@ -156,16 +163,16 @@ def _engine(
         raise
 
 
-def _refuse_flags(is_engine: bool, source: str | None, flags: dict[str, Any]) -> None:
-    """What belongs to the other kind of validation."""
-    if is_engine:
-        if source is not None:
-            raise UserError(Problem("--requests", "goes with --recorded alone", source))
-        return
+def _refuse_flags(is_run_now: bool, source: str | None, flags: dict[str, Any], server: ServerFlags) -> None:
+    """What belongs to another kind of validation."""
+    if is_run_now and source is not None:
+        raise UserError(Problem("--requests", "goes with --recorded alone", source))
     defaults: dict[str, Any] = {"repeat": 1}
+    allowed = flags.keys() if is_run_now and not server else {"repeat", "resume"} if server else set()
     for name, value in flags.items():
-        if value != defaults.get(name) and value not in (None, (), False):
-            raise UserError(Problem(f"--{name.rstrip('s').replace('_', '-')}", "goes with --engine alone"))
+        if name not in allowed and value != defaults.get(name) and value not in (None, (), False):
+            also = " or --server" if name in ("repeat", "resume") else " alone"
+            raise UserError(Problem(f"--{name.rstrip('s').replace('_', '-')}", f"goes with --engine{also}"))
 
 
 def _show(validation: Validation | Many, folder: Path, written: list[Path], *, as_json: bool, quiet: bool) -> None:

@@ -39,13 +39,13 @@ class PolicyOptions:
     folder: Path = Path()
 
     @classmethod
-    def of(cls, additional_config: object) -> Self:
-        """From vLLM's `additional_config`; UserError for what is missing or unknown."""
+    def of(cls, additional_config: object, other_keys: Sequence[str] = ()) -> Self:
+        """From vLLM's `additional_config`, where `other_keys` may be too; UserError for what is missing or unknown."""
         given = additional_config.get("simbatch") if isinstance(additional_config, Mapping) else None
         if not isinstance(given, Mapping) or "policy" not in given:
             raise UserError(Problem(PLACE, "must name the policy to serve with", given, f"write {EXAMPLE}"))
         for key in given:
-            if key not in KEYS:
+            if key not in (*KEYS, *other_keys):
                 near = get_close_matches(str(key), KEYS, n=1)
                 mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(KEYS)}"
                 raise UserError(Problem(f"{PLACE}.{key}", "unknown key", given[key], mend))

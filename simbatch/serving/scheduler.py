@@ -10,7 +10,7 @@ It keeps its loop, its allocation and its books:
 
 A policy that decides nothing (`vllm`) is never asked: all is vLLM's then.
 
-This module alone imports vLLM, whose version `simbatch.vllm_scheduler` checks first.
+This module and `recorder` alone import vLLM here, whose version `simbatch.vllm_scheduler` checks first.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
     waiting: Any  # vLLM's own three
     policy: Any
     max_num_scheduled_tokens: int
+    other_keys: tuple[str, ...] = ()  # of additional_config's `simbatch` that are not the policy's
     _guide: Guide | None = None
     _seats = 0
     _is_planning = False
@@ -101,7 +102,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         return object.__new__(AsyncPolicyScheduler if is_async else cls)
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        self._options = options = PolicyOptions.of(vllm_config.additional_config)
+        self._options = options = PolicyOptions.of(vllm_config.additional_config, self.other_keys)
         policy = options.build()
         super().__init__(vllm_config, *args, **kwargs)
         self._vllm_queue, self._vllm_policy = type(self.waiting), self.policy

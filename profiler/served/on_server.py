@@ -1,0 +1,208 @@
+"""Real runs on a running server beside their simulation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simbatch.profiler.served.client import Client, ServerGoneError
+from simbatch.profiler.served.http import Endpoint
+from simbatch.profiler.served.result import ServedRun
+from simbatch.profiler.served.server import VOCAB_SIZE, Server, look
+from simbatch.profiler.validating.bounds import Bounds
+from simbatch.profiler.validating.kept import Kept
+from simbatch.profiler.validating.real_run import Run, simulated_run
+from simbatch.profiler.validating.requests import Requests, prompts
+from simbatch.profiler.validating.settings import agreed
+from simbatch.profiler.validating.simulated import simulate_requests
+from simbatch.profiler.validating.validation import Validation
+from simbatch.sim.clock import to_s
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.results import files
+from simbatch.sim.results.metrics import duration_ps
+from simbatch.sim.scenario import Resolved, Scenario, resolve
+from simbatch.sim.workload import open_workload
+
+RESULT_FILE = "result.json"  # of each run: that of `vllm bench serve --save-detailed`
+CUT_FILE = "cut-off.json"  # of a run that did not end: the requests that did
+LATE_MS, BUSY = 10.0, 0.7  # a client that is later (p99) or busier tells of itself, not of the server
+MERGED = 0.02  # share of tokens without an event of their own that is told
+Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Which server, which of its models (None: the only one), how tokens are sampled, how often, going on or anew."""
+
+    url: str
+    model: str | None = None
+    temperature: float = 0.0
+    repeats: int = 1
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who is told what happens: `say` gets a line; `progress` makes what is told of each run.
+
+    It is given the number of runs, of requests, and how long a run should last (s); what it makes is told a run's
+    number, its ended requests and its time (s).
+    """
+
+    say: Callable[[str], None]
+    progress: Callable[[int, int, float], Callable[[int, int, float], None]]
+
+
+class KeptServed(Kept):
+    """A folder with the runs of one scenario on one server."""
+
+    run_files = (RESULT_FILE, CUT_FILE)
+    last_file = RESULT_FILE
+
+    def keep(self, number: int, name: str, content: Mapping[str, Any]) -> None:
+        """Write a run, or what there is of it."""
+        files.write_all(self._of(number), {name: lambda path: files.write_json(path, content)}, self.run_files)
+
+    def again(self, number: int) -> ServedRun:
+        """A run that was kept."""
+        return ServedRun.read(json.loads((self._of(number) / RESULT_FILE).read_text(encoding="utf-8")))
+
+
+def validate_server(
+    scenario: Scenario, options: ServerOptions, folder: Path, *, bounds: Bounds | None, told: Told
+) -> Validation:
+    """Look who is there, simulate, send the workload `repeats` times; whole runs stay in `folder`.
+
+    Raises UserError, one sentence, when the server is not there or not the scenario's, or dies; what it had answered by
+    then is kept.
+    """
+    server = asyncio.run(look(Endpoint.of(options.url), options.model))
+    version = f" with vLLM {server.version}" if server.version else ""
+    told.say(f"{server.endpoint.url} serves {server.model}{version}")
+    resolved = resolve(agreed(scenario, server.engine, "--server"))
+    requests = requests_of(scenario)
+    simulated = simulated_run(simulate_requests(resolved, requests))
+    kept = KeptServed(folder)
+    told_of_server = {"model": server.model, "version": server.version, **server.engine}
+    setting = {"scenario": resolved.dump(), "server": told_of_server, "temperature": options.temperature}
+    num_kept = min(kept.begin(setting, resume=options.resume), options.repeats)
+    served = [kept.again(number) for number in range(1, num_kept + 1)]
+    if num_kept:
+        told.say(f"{num_kept} runs are there already")
+    tell = told.progress(options.repeats, len(requests), to_s(duration_ps(simulated.record)))
+    for number in range(num_kept + 1, options.repeats + 1):
+        sender = Sender(server, resolved, requests, options.temperature, partial(tell, number))
+        served.append(_sent(sender, kept, number, simulated, told))
+    real = [run.run(resolved.engine, simulated.facts) for run in served]
+    source = {"mode": "server", **told_of_server, "temperature": options.temperature, **_client(served)}
+    notes = tuple(_notes(served, server))
+    return Validation(real, simulated, resolved.cost_model(), source, notes, bounds)
+
+
+class Sender:
+    """One run: its prompts, which no server has seen before, and the client that sends them."""
+
+    def __init__(
+        self, server: Server, resolved: Resolved, requests: Requests, temperature: float, tell: Progress
+    ) -> None:
+        self.resolved, self.server = resolved, server
+        # or the cache of a server that has met them would answer for the engine
+        self.prompt_seed = time.time_ns()
+        limit = resolved.engine.max_model_len
+        bodies = [server.completion(body) for body in self._bodies(requests, temperature, limit)]
+        self.client = Client(server.endpoint, requests, bodies, limit, tell)
+
+    def served(self) -> ServedRun:
+        """What has come back so far."""
+        late_ms = 1000 * np.array(self.client.late_s or [0.0])
+        kept_up = {"late_ms_p99": float(np.percentile(late_ms, 99)), "late_ms_max": float(late_ms.max())}
+        rows = [self.client.rows[index] for index in sorted(self.client.rows)]
+        return ServedRun(rows, {**kept_up, "cpu_share": self.client.cpu_share}, self.prompt_seed)
+
+    def _bodies(self, requests: Requests, temperature: float, max_model_len: int) -> Iterator[dict[str, Any]]:
+        columns, scenario = requests.all, self.resolved.scenario
+        has_policy = scenario.policy.name != "vllm"
+        has_priorities = has_policy or self.resolved.engine.scheduling_policy == "priority"
+        for i, prompt in enumerate(prompts(requests, VOCAB_SIZE, self.prompt_seed)):
+            most = max(1, min(columns.num_output_tokens[i], max_model_len - len(prompt)))
+            body: dict[str, Any] = {"prompt": prompt, "max_tokens": most, "temperature": temperature}
+            if has_priorities and columns.priority:
+                body["priority"] = columns.priority[i]
+            if has_policy and columns.tenant and columns.tenant[i] is not None:
+                body["vllm_xargs"] = {"tenant": columns.tenant[i]}
+            yield body
+
+
+def requests_of(scenario: Scenario) -> Requests:
+    """The workload, read once; its mistakes stand where they are in the scenario."""
+    try:
+        return Requests.of(open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder))
+    except UserError as error:
+        raise scenario.relocated(error) from error.__cause__
+
+
+def _sent(sender: Sender, kept: KeptServed, number: int, simulated: Run, told: Told) -> ServedRun:
+    """One run, written when it has ended, or when it is cut off."""
+    resolved, model = sender.resolved, sender.server.model
+
+    def keep(name: str) -> ServedRun:
+        served = sender.served()
+        run = served.run(resolved.engine, simulated.facts)
+        kept.keep(number, name, served.bench_result(run, resolved, model))
+        return served
+
+    try:
+        asyncio.run(sender.client.run())
+    except (ServerGoneError, KeyboardInterrupt) as error:
+        ended = sum(not row.error for row in sender.client.rows.values())
+        where = f"run {number} was cut off after {ended:,} of {len(sender.client.late_s):,} requests sent"
+        if ended:
+            keep(CUT_FILE)
+            where += f" (they are in {kept.folder / f'run-{number}' / CUT_FILE})"
+        if isinstance(error, KeyboardInterrupt):
+            told.say(f"\n{where}; go on with --resume")
+            raise
+        rule = f"is gone: {error}; {where}"
+        mend = "look into its log, start it again, and go on with --resume"
+        raise UserError(Problem(f"--server {sender.server.endpoint.url}", rule, mend=mend)) from None
+    served = sender.served()
+    if len(served.failed) == len(served.rows):
+        rule = f"answered none of {len(served.rows):,} requests: {served.failed[0].error}"
+        raise UserError(Problem(f"--server {sender.server.endpoint.url}", rule))
+    return keep(RESULT_FILE)
+
+
+def _client(served: Sequence[ServedRun]) -> dict[str, Any]:
+    return {"client": {name: max(run.client[name] for run in served) for name in served[0].client}}
+
+
+def _notes(served: Sequence[ServedRun], server: Server) -> Iterator[str]:
+    if not server.engine.keys() - {"max_model_len"}:
+        yield "the server does not tell its KV blocks (/metrics): the simulation's are the profile's or the scenario's"
+    for number, run in enumerate(served, 1):
+        if run.failed:
+            yield (
+                f"{len(run.failed):,} of {len(run.rows):,} requests failed in run {number} ({run.failed[0].error}): "
+                "the real figures are of the others, the simulation serves all"
+            )
+    rows = [row for run in served for row in run.rows if not row.error]
+    merged = 1 - sum(len(row.chunk_s) for row in rows) / sum(row.num_output_tokens for row in rows)
+    if merged > MERGED:
+        yield (
+            f"{merged:.0%} of the tokens came together with the one before (a busy server merges them): real ITL "
+            "counts what came, as in `vllm bench serve`, the simulated one tokens"
+        )
+    late_ms, busy = (max(run.client[name] for run in served) for name in ("late_ms_p99", "cpu_share"))
+    if late_ms > LATE_MS or busy > BUSY:
+        yield (
+            f"the client did not keep up (p99 of its sends {late_ms:.1f} ms late, {busy:.0%} of a core): the "
+            "real figures are partly its own; run it on another machine than the server, or at a lower load"
+        )

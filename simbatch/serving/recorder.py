@@ -1,0 +1,156 @@
+"""vLLM's scheduler, unchanged, with a recorder beside it (vllm/v1/core/sched/scheduler.py, v1/executor, vLLM 0.32).
+
+1. `schedule`, `update_from_output` and `add_request` are timed around vLLM's own, or the policy's.
+2. `execute_model` and `sample_tokens` are timed where the engine's thread calls them: in its executor's class.
+3. Where the worker is in this process and has a CUDA device, events stand around the two on its stream.
+
+This module and `scheduler` alone import vLLM here, whose version `simbatch.vllm_recorder` checks first.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+from vllm.version import __version__
+
+from simbatch.serving.device_clock import DeviceClock
+from simbatch.serving.record_options import RECORD, record_file
+from simbatch.serving.recording import IN_FLIGHT, Recorder, Step
+from simbatch.serving.rotating import RotatingFile
+from simbatch.serving.scheduler import AsyncPolicyScheduler, PolicyScheduler
+
+logger = init_logger("vllm.simbatch")  # vLLM prints what is below its own name
+now = time.monotonic
+
+
+class RecordingScheduler(Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler, or the policy's that `additional_config` names, whose steps are written to a file.
+
+    Asynchronous where vLLM schedules so. Raises UserError when no file is named, or it cannot be written.
+    """
+
+    other_keys: tuple[str, ...] = (RECORD,)  # of additional_config, besides a policy's
+
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> RecordingScheduler:  # noqa: ARG004 - __init__ has them
+        """The one of the four kinds that fits the engine."""
+        if cls is not RecordingScheduler:
+            return object.__new__(cls)
+        given = vllm_config.additional_config
+        has_policy = isinstance(given, dict) and "policy" in (given.get("simbatch") or {})
+        return object.__new__(KINDS[has_policy, bool(vllm_config.scheduler_config.async_scheduling)])
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        path = record_file(vllm_config.additional_config, vllm_config.parallel_config.data_parallel_rank)
+        super().__init__(vllm_config, *args, **kwargs)
+        executor = Executor.get_class(vllm_config)
+        watch(executor)
+        device = DeviceClock.of_process() if issubclass(executor, UniProcExecutor) else None
+        self.recorder = Recorder(
+            RotatingFile(path, self._facts(executor.__name__, device is not None)), device, warn=logger.warning
+        )
+        logger.info("every step is written to %s%s", path, "" if device else ", without the device's times")
+
+    def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Queue a request."""
+        begin_s = now()
+        answer = super().add_request(request, *args, **kwargs)
+        self.recorder.added(request, begin_s, now())
+        return answer
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Plan a step."""
+        begin_s = now()
+        output = super().schedule(*args, **kwargs)
+        self.recorder.planned(output, begin_s, now(), self.get_request_counts())
+        return output
+
+    def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take in a step's tokens."""
+        begin_s = now()
+        outputs = super().update_from_output(scheduler_output, *args, **kwargs)
+        self.recorder.updated(scheduler_output, begin_s, now())
+        return outputs
+
+    def shutdown(self) -> None:
+        """End; what is still in memory is written."""
+        self.recorder.close()
+        super().shutdown()
+
+    def _facts(self, executor: str, has_device: bool) -> dict[str, Any]:
+        """What a reader of the steps must know of the engine, as vLLM resolved it."""
+        config = self.vllm_config
+        scheduling, compilation = config.scheduler_config, config.compilation_config
+        return {
+            "vllm_version": __version__,
+            "model": config.model_config.model,
+            "quantization": config.model_config.quantization,
+            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+            "max_num_seqs": scheduling.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_scheduled_tokens,
+            "max_model_len": self.max_model_len,
+            "async_scheduling": bool(scheduling.async_scheduling),
+            "block_size": self.block_size,
+            "num_gpu_blocks": self.kv_cache_config.num_blocks,
+            "enable_prefix_caching": bool(self.cache_config.enable_prefix_caching),
+            "kv_cache_dtype": self.cache_config.cache_dtype,
+            "enforce_eager": bool(config.model_config.enforce_eager),
+            "cudagraph_capture_sizes": list(compilation.cudagraph_capture_sizes or ()),
+            "executor": executor,
+            "has_device_times": has_device,
+        }
+
+
+class AsyncRecordingScheduler(RecordingScheduler, AsyncScheduler):  # type: ignore[misc]
+    """The same where two batches are in flight: vLLM's default on a GPU."""
+
+
+class PolicyRecordingScheduler(RecordingScheduler, PolicyScheduler):
+    """The same under a policy."""
+
+
+class AsyncPolicyRecordingScheduler(PolicyRecordingScheduler, AsyncPolicyScheduler):
+    """The same under a policy, where two batches are in flight."""
+
+
+KINDS = {
+    (False, False): RecordingScheduler,
+    (False, True): AsyncRecordingScheduler,
+    (True, False): PolicyRecordingScheduler,
+    (True, True): AsyncPolicyRecordingScheduler,
+}
+
+
+def watch(executor: type[Any]) -> None:
+    """Time the two calls that launch a step, from now on and once; what is no recorded step passes as before."""
+    if "launches_recorded" in vars(executor):
+        return
+    execute, sample = executor.execute_model, executor.sample_tokens
+
+    def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        step: Step | None = IN_FLIGHT.get(id(scheduler_output))
+        self.recorded_step = step  # that `sample_tokens` belongs to
+        if step is None:
+            return execute(self, scheduler_output, *args, **kwargs)
+        step.begins()
+        try:
+            return execute(self, scheduler_output, *args, **kwargs)
+        finally:
+            step.launched()
+
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        step: Step | None = getattr(self, "recorded_step", None)
+        if step is None:
+            return sample(self, *args, **kwargs)
+        step.samples()
+        try:
+            return sample(self, *args, **kwargs)
+        finally:
+            step.sampled()
+
+    executor.execute_model, executor.sample_tokens, executor.launches_recorded = execute_model, sample_tokens, True

@@ -1,0 +1,171 @@
+"""What a recorder writes: a line a step and a line a request, made beside the engine's thread.
+
+A step (times in s of `time.monotonic`): `s0 s1` begin and end of schedule(), `x0 x1` of execute_model's call, `m0 m1`
+of sample_tokens' call, `u0 u1` of the update; `d0 d1` begin and end on the device, where there is one. The batch:
+`nd` decodes with `ctx` tokens computed before in all, `pre` [[computed, tokens], ...] of the others; `run` and `wait`
+requests after the scheduling, `pree` preempted ones. A request: `add` its id, `t t1` begin and end of its way into
+the scheduler, `n` prompt tokens, `arrival` (the server's stamp) and `wall` (now), both by the wall's clock.
+
+The engine's thread only reads clocks and appends to a queue. A thread of ours makes lines of it, one at a time with a
+pause after each: Python's threads take turns, and a turn of ours must not be long.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from simbatch.serving.device_clock import DeviceClock
+from simbatch.serving.rotating import RotatingFile
+
+PAUSE_S = 0.0003  # after a line
+WAIT_S = 0.05  # for the next ones
+now = time.monotonic
+
+
+class Step:
+    """A step on its way: what is known of it so far, and its events on the device."""
+
+    __slots__ = ("_device", "begin", "end", "forget", "line", "output")
+
+    def __init__(self, output: Any, line: dict[str, Any], forget: list[str], device: DeviceClock | None) -> None:
+        self.output, self.line, self.forget, self._device = output, line, forget, device
+        self.begin: Any = None
+        self.end: Any = None
+
+    def begins(self) -> None:
+        """execute_model is called."""
+        if self._device is not None:
+            self.begin = self._device.mark()
+        self.line["x0"] = now()
+
+    def launched(self) -> None:
+        """It has returned."""
+        self.line["x1"] = now()
+        self._ends()
+
+    def samples(self) -> None:
+        """sample_tokens is called."""
+        self.line["m0"] = now()
+
+    def sampled(self) -> None:
+        """It has returned."""
+        self.line["m1"] = now()
+        self._ends()
+
+    def _ends(self) -> None:
+        if self._device is not None:
+            self.end = self._device.mark(self.end)
+
+
+class Added(NamedTuple):
+    """A request that was taken in."""
+
+    request_id: str
+    num_prompt_tokens: int
+    line: dict[str, Any]
+
+
+IN_FLIGHT: dict[int, Step] = {}  # between schedule() and update, by the identity of their output, which they hold
+
+
+class Recorder:
+    """Steps and requests of one scheduler on their way to a file; `warn` is told when that is no longer possible."""
+
+    def __init__(self, file: RotatingFile, device: DeviceClock | None, warn: Callable[[str], None]) -> None:
+        self._file, self._device, self._warn = file, device, warn
+        self._queue = deque[Step | Added]()
+        self._forget: list[str] = []
+        self._num_prompt_tokens: dict[str, int] = {}  # of the requests in the engine, as far as they are written
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="simbatch-recorder", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def added(self, request: Any, begin_s: float, end_s: float) -> None:
+        """The scheduler has a request."""
+        line = {"t": begin_s, "t1": end_s, "arrival": request.arrival_time, "wall": time.time()}
+        self._queue.append(Added(request.request_id, request.num_prompt_tokens, line))
+
+    def planned(self, output: Any, begin_s: float, end_s: float, counts: tuple[int, int]) -> None:
+        """The scheduler has planned a step, or found nothing to do."""
+        if output.finished_req_ids:
+            self._forget.extend(output.finished_req_ids)
+        if output.total_num_scheduled_tokens:
+            line = {"s0": begin_s, "s1": end_s, "run": counts[0], "wait": counts[1]}
+            IN_FLIGHT[id(output)] = Step(output, line, self._forget, self._device)
+            self._forget = []
+
+    def device_ran(self, output: Any, begin_s: float, end_s: float) -> None:
+        """Whoever knows it says when the device works on a step, before its update (a simulated device)."""
+        step = IN_FLIGHT.get(id(output))
+        if step is not None:
+            step.line["d0"], step.line["d1"] = begin_s, end_s
+
+    def updated(self, output: Any, begin_s: float, end_s: float) -> None:
+        """The scheduler has taken a step's tokens in."""
+        step = IN_FLIGHT.pop(id(output), None)
+        if step is not None:
+            step.line["u0"], step.line["u1"] = begin_s, end_s
+            self._queue.append(step)
+
+    def close(self) -> None:
+        """Write what is left, and end."""
+        if not self._is_closed.is_set():
+            self._is_closed.set()
+            self._thread.join()
+            atexit.unregister(self.close)
+
+    def _write(self) -> None:
+        try:
+            while not self._is_closed.wait(WAIT_S):
+                if self._device is not None:
+                    self._device.set_anchor()
+                self._write_queue(PAUSE_S)
+            self._write_queue(0)
+            self._file.close()
+        except Exception as error:  # a full disk, a device that fell over: the server goes on
+            self._warn(f"no more steps are recorded: {error!r}")
+            self._queue = deque(maxlen=0)
+
+    def _write_queue(self, pause_s: float) -> None:
+        while self._queue:
+            self._file.write(json.dumps(self._line(self._queue.popleft()), separators=(",", ":")))
+            if pause_s:
+                time.sleep(pause_s)
+
+    def _line(self, item: Step | Added) -> dict[str, Any]:
+        if isinstance(item, Added):
+            self._num_prompt_tokens[item.request_id] = item.num_prompt_tokens
+            return _rounded({"add": item.request_id, "n": item.num_prompt_tokens, **item.line})
+        line = item.line | self._batch(item.output)
+        for key, event in (("d0", item.begin), ("d1", item.end)):
+            if event is not None and self._device is not None:
+                line[key] = self._device.moment_s(event, line["s0"])
+        for name in item.forget:
+            self._num_prompt_tokens.pop(name, None)
+        return _rounded(line)
+
+    def _batch(self, output: Any) -> dict[str, Any]:
+        """A decode is one token of a request whose prompt is computed, as everywhere in this project."""
+        cached, tokens, known = output.scheduled_cached_reqs, output.num_scheduled_tokens, self._num_prompt_tokens
+        computed = [(new.req_id, new.num_computed_tokens) for new in output.scheduled_new_reqs]
+        computed += zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        num_decodes = context = 0
+        prefills = []
+        for name, before in computed:
+            if tokens[name] == 1 and before >= known.get(name, 0):
+                num_decodes += 1
+                context += before
+            else:
+                prefills.append([before, tokens[name]])
+        return {"nd": num_decodes, "ctx": context, "pre": prefills, "pree": len(output.preempted_req_ids or ())}
+
+
+def _rounded(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}

@@ -1,0 +1,115 @@
+"""A small server of OpenAI's protocol that stands for vLLM's in `make test`: real HTTP, real time, and no model.
+
+Every STEP_S it gives each request that was there at the begin of the step its next token; nothing else takes time. The
+tests in tests/vllm do the same against a real vLLM server.
+"""
+
+import asyncio
+import json
+import threading
+
+STEP_S = 0.02
+MODEL = "stand-in"
+METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",num_gpu_blocks="600"} 1.0\n'
+
+
+class StreamingServer:
+    """Serves in a thread of its own until closed; `bodies` are the completions asked for.
+
+    `answer` may say for a request's number what is answered instead (status, text). After `lives` completions it dies.
+    An event has `at_once` tokens.
+    """
+
+    def __init__(self, *, max_model_len=600, answer=lambda number: None, lives=None, at_once=1, metrics=METRICS):
+        self.bodies, self.max_at_once = [], 0
+        self._max_model_len, self._answer, self._lives, self._metrics = max_model_len, answer, lives, metrics
+        self._running, self._writers, self._num_ended, self._at_once = [], set(), 0, at_once
+        self._is_up = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread.start()
+        self._is_up.wait()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def close(self):
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._ended.set)
+            self._thread.join()
+
+    async def _serve(self):
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, limit=2**24)
+        self.port = server.sockets[0].getsockname()[1]
+        steps = asyncio.create_task(self._steps())
+        self._is_up.set()
+        await self._ended.wait()
+        steps.cancel()
+        server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _steps(self):
+        while True:
+            batch = list(self._running)
+            self.max_at_once = max(self.max_at_once, len(batch))
+            await asyncio.sleep(STEP_S if batch else 0.0005)
+            for request in batch:
+                request.put_nowait(b"x")
+
+    async def _connected(self, reader, writer):
+        self._writers.add(writer)
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = next((int(x.split(b":")[1]) for x in head.split(b"\r\n") if x.startswith(b"Content-L")), 0)
+                await self._answers(head.split(b" ")[1].decode(), await reader.readexactly(length), writer)
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _answers(self, path, body, writer):
+        if path == "/v1/models":
+            card = {"id": MODEL, "max_model_len": self._max_model_len}
+            _whole(writer, 200, json.dumps({"data": [card]}))
+        elif path == "/metrics" and self._metrics is not None:
+            _whole(writer, 200, self._metrics)
+        elif path == "/v1/completions":
+            body = json.loads(body)
+            self.bodies.append(body)
+            instead = self._answer(len(self.bodies) - 1)
+            if instead is not None:
+                _whole(writer, instead[0], json.dumps({"error": {"message": instead[1]}}))
+            else:
+                await self._stream(body, writer)
+                self._num_ended += 1
+                if self._num_ended == self._lives:
+                    self._ended.set()
+        else:
+            _whole(writer, 404, json.dumps({"detail": "Not Found"}))
+        await writer.drain()
+
+    async def _stream(self, body, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        tokens = asyncio.Queue()
+        self._running.append(tokens)
+        for number in range(1, body["max_tokens"] + 1):
+            await tokens.get()
+            if number % self._at_once and number != body["max_tokens"]:
+                continue
+            _event(writer, {"choices": [{"text": ""}]})
+        self._running.remove(tokens)
+        _event(writer, {"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
+        _event(writer, "[DONE]")
+        writer.write(b"0\r\n\r\n")
+
+
+def _event(writer, content):
+    data = f"data: {content if isinstance(content, str) else json.dumps(content)}\n\n".encode()
+    writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+def _whole(writer, status, text):
+    writer.write(f"HTTP/1.1 {status} -\r\nContent-Length: {len(text.encode())}\r\n\r\n{text}".encode())

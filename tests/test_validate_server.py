@@ -1,0 +1,225 @@
+"""`simbatch validate --server`: the client's figures, files and sentences, on a server of the tests' own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from simbatch.cli import main
+from tests.streaming_server import MODEL, STEP_S, StreamingServer
+
+# the keys of vllm/benchmarks/serve.py 0.32 with --save-result --save-detailed, as one run of it wrote them
+STATISTICS = [f"{s}_{n}_ms" for n in ("ttft", "tpot", "itl", "e2el") for s in ("mean", "median", "std", "p90", "p99")]
+BENCH_KEYS = {
+    *("date", "endpoint_type", "backend", "label", "model_id", "tokenizer_id", "num_prompts", "request_rate"),
+    *("burstiness", "max_concurrency", "duration", "completed", "failed", "total_input_tokens", "total_output_tokens"),
+    *("request_throughput", "request_goodput", "output_throughput", "total_token_throughput", "input_lens"),
+    *("output_lens", "ttfts", "itls", "latencies", "start_times", "queue_times", "generated_texts", "errors"),
+    *("max_output_tokens_per_s", "max_concurrent_requests", "rtfx", *STATISTICS),
+}
+
+
+@pytest.fixture
+def serving():
+    servers = []
+
+    def start(**given):
+        servers.append(StreamingServer(**given))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    def write(**workload):
+        lengths = {"prompt_len": {"distribution": "uniform", "min": 40, "max": 80, "mean": 60}}
+        lengths |= {"output_len": {"distribution": "uniform", "min": 3, "max": 9, "mean": 6}}
+        content = {
+            "profile": {"num_gpu_blocks": 700, "step_time": {"base_s": STEP_S}},
+            "workload": {"num_prompts": 30, "request_rate": 40, **lengths, **workload},
+        }
+        (tmp_path / "load.yaml").write_text(yaml.safe_dump(content))
+        return str(tmp_path / "load.yaml")
+
+    return write
+
+
+class Done(NamedTuple):
+    exit_code: int
+    output: str
+
+
+@pytest.fixture
+def runner(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main(list(arguments))
+        said = capsys.readouterr()
+        return Done(end.value.code, said.out + said.err)
+
+    return run
+
+
+def validate(runner, *arguments):
+    return runner("validate", *arguments)
+
+
+def test_figures_of_a_server_that_does_as_simulated(runner, serving, scenario, tmp_path):
+    server, out = serving(), tmp_path / "out"
+    done = validate(runner, scenario(), "--server", f"{server.url}/v1", "--repeat", "2", "-o", str(out))
+    assert done.exit_code == 0, done.output
+    assert len(server.bodies) == 1 + 2 * 30  # the first asks whether it serves
+    content = json.loads((out / "validation.json").read_text())
+    figures = {figure["key"]: figure for figure in content["figures"]}
+    assert figures["mean_tpot_ms"]["simulated"] == pytest.approx(1000 * STEP_S)
+    for key in ("mean_tpot_ms", "mean_e2el_ms", "output_throughput", "duration"):
+        assert figures[key]["median"] == pytest.approx(figures[key]["simulated"], rel=0.25), key
+        assert len(figures[key]["real"]) == 2
+    assert content["real"]["mode"] == "server"
+    assert content["real"]["model"] == MODEL
+    engine = content["simulated"]["engine"]  # what the scenario leaves open is the server's
+    assert (engine["num_gpu_blocks"], engine["max_model_len"], engine["block_size"]) == (600, 600, 16)
+
+
+def test_what_is_sent_is_what_the_scenario_says(runner, serving, scenario, tmp_path):
+    server, file = serving(), scenario(prefix={"num_prefixes": 2, "prefix_len": 32})
+    given = ("--server", server.url, "--repeat", "2", "--temperature", "0.7", "-o", str(tmp_path / "out"))
+    assert validate(runner, file, *given).exit_code == 0
+    bodies = server.bodies[1:]
+    recorded = json.loads((tmp_path / "out" / "run-1" / "result.json").read_text())
+    assert [len(body["prompt"]) for body in bodies[:30]] == recorded["input_lens"]
+    assert [body["max_tokens"] for body in bodies[:30]] == recorded["output_lens"]
+    same = {"model": MODEL, "stream": True, "ignore_eos": True, "temperature": 0.7}
+    assert all(body.items() >= same.items() for body in bodies)
+    first, second = (Counter(tuple(body["prompt"][:32]) for body in part) for part in (bodies[:30], bodies[30:]))
+    assert len(first) == 2  # prefixes, shared by all
+    assert len({tuple(body["prompt"][32:]) for body in bodies}) == 60
+    assert not first.keys() & second.keys()  # the first run's prompts are in the server's cache by then
+
+
+def test_the_detailed_json_is_that_of_vllm_bench_serve(runner, serving, scenario, tmp_path):
+    server, file = serving(), scenario()
+    assert validate(runner, file, "--server", server.url, "-o", str(tmp_path / "out")).exit_code == 0
+    result = tmp_path / "out" / "run-1" / "result.json"
+    content = json.loads(result.read_text())
+    assert content.keys() - {"simbatch"} >= BENCH_KEYS
+    assert content.keys() - BENCH_KEYS <= {"simbatch", *(f"p95_{n}_ms" for n in ("ttft", "tpot", "itl", "e2el"))}
+    assert content["completed"] == 30
+    assert [len(itl) + 1 for itl in content["itls"]] == content["output_lens"]
+    latency = [ttft + sum(itl) for ttft, itl in zip(content["ttfts"], content["itls"], strict=True)]
+    assert latency == pytest.approx(content["latencies"])
+    again = validate(runner, file, "--recorded", str(result), "-o", str(tmp_path / "recorded"))
+    assert again.exit_code == 0, again.output
+    figures = json.loads((tmp_path / "recorded" / "validation.json").read_text())["figures"]
+    assert {f["key"]: f["median"] for f in figures}["mean_ttft_ms"] == pytest.approx(content["mean_ttft_ms"])
+
+
+def test_a_limit_on_concurrency_holds_on_both_sides(runner, serving, scenario, tmp_path):
+    server, file = serving(), scenario(request_rate=1000)
+    given = ("--server", server.url, "--max-concurrency", "4", "-o", str(tmp_path / "out"))
+    assert validate(runner, file, *given).exit_code == 0
+    assert server.max_at_once == 4
+    figures = json.loads((tmp_path / "out" / "validation.json").read_text())["figures"]
+    in_flight = next(f for f in figures if f["key"] == "simbatch.mean_concurrent_requests")
+    assert 3 < in_flight["simulated"] <= 4
+    assert 3 < in_flight["median"] <= 4
+    content = json.loads((tmp_path / "out" / "run-1" / "result.json").read_text())
+    assert content["max_concurrency"] == 4
+    assert max(content["queue_times"]) > STEP_S
+
+
+def test_resume_goes_on_with_the_runs_that_are_there(runner, serving, scenario, tmp_path):
+    server, file, out = serving(), scenario(), tmp_path / "out"
+    given = ("--server", server.url, "-o", str(out), "--resume")
+    assert validate(runner, file, *given).exit_code == 0
+    before = (out / "run-1" / "result.json").read_bytes()
+    assert validate(runner, file, *given, "--repeat", "2").exit_code == 0
+    assert (out / "run-1" / "result.json").read_bytes() == before
+    content = json.loads((out / "validation.json").read_text())
+    ttft = next(f for f in content["figures"] if f["key"] == "mean_ttft_ms")
+    assert ttft["real"][0] == pytest.approx(json.loads(before)["mean_ttft_ms"])
+    other = validate(runner, file, *given, "--temperature", "1")
+    assert other.exit_code == 2
+    assert "the runs in it are of another temperature" in other.output
+
+
+def test_refused_requests_are_told_and_left_out(runner, serving, scenario, tmp_path):
+    refuse = lambda number: (503, "queue is full") if number % 10 == 3 else None  # noqa: E731
+    done = validate(runner, scenario(), "--server", serving(answer=refuse).url, "-o", str(tmp_path / "out"))
+    assert done.exit_code == 0
+    assert "3 of 30 requests failed in run 1 (HTTP 503: queue is full)" in done.output
+    content = json.loads((tmp_path / "out" / "run-1" / "result.json").read_text())
+    assert (content["completed"], content["failed"]) == (27, 3)
+    assert Counter(content["errors"]) == {"": 27, "HTTP 503: queue is full": 3}
+
+
+def test_each_thing_that_goes_wrong_is_one_sentence(runner, serving, scenario, tmp_path):
+    file, server = scenario(), serving()
+
+    def said(*arguments):
+        done = validate(runner, file, *arguments, "-o", str(tmp_path / "out"))
+        assert done.exit_code == 2, done.output
+        errors = [line for line in done.output.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert "Traceback" not in done.output
+        return errors[0]
+
+    server.close()
+    assert "cannot be reached: Connection refused" in said("--server", server.url)
+    assert "must be an address" in said("--server", "localhost:8000")
+    server = serving(max_model_len=300)
+    assert f"serves {MODEL} (got 'other')" in said("--server", server.url, "--served-model", "other")
+    assert "the real engine has 300 (got 500)" in said("--server", server.url, "--set", "engine.max_model_len=500")
+    assert "goes with --server alone" in said("--recorded", "x", "--temperature", "1")
+    no = serving(answer=lambda number: (400, "no token ids"))
+    assert "does not complete a prompt of token ids (HTTP 400: no token ids)" in said("--server", no.url)
+    full = serving(answer=lambda number: (503, "full") if number else None)
+    assert "answered none of 30 requests: HTTP 503: full" in said("--server", full.url)
+
+
+def test_a_server_that_dies_leaves_what_it_had_answered(runner, serving, scenario, tmp_path):
+    server, out = serving(lives=12), tmp_path / "out"
+    done = validate(runner, scenario(), "--server", server.url, "-o", str(out))
+    assert done.exit_code == 2
+    assert "is gone: Connection refused; run 1 was cut off after" in done.output
+    content = json.loads((out / "run-1" / "cut-off.json").read_text())
+    assert f"after {content['completed']} of {len(content['errors'])} requests sent" in done.output
+    assert 8 <= content["completed"] == Counter(content["errors"])[""] < len(content["errors"])
+    assert not (out / "run-1" / "result.json").exists()
+
+
+def test_ctrl_c_leaves_what_was_answered(serving, scenario, tmp_path):
+    server, out = serving(), tmp_path / "out"
+    command = [sys.executable, "-m", "simbatch", "validate", scenario(num_prompts=400), "--server", server.url]
+    started = subprocess.Popen(
+        [*command, "-o", str(out)], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have it ignored
+    )  # fmt: skip
+    while len(server.bodies) < 60:
+        time.sleep(0.02)
+    os.kill(started.pid, signal.SIGINT)
+    _, said = started.communicate(timeout=30)
+    assert started.returncode == 130
+    assert "run 1 was cut off after" in said
+    assert "go on with --resume" in said
+    assert "Traceback" not in said
+    assert json.loads((out / "run-1" / "cut-off.json").read_text())["completed"] > 20
+
+
+def test_tokens_that_come_together_are_told(runner, serving, scenario, tmp_path):
+    done = validate(runner, scenario(), "--server", serving(at_once=2).url, "-o", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "out" / "run-1" / "result.json").read_text())
+    assert [len(itl) + 1 for itl in content["itls"]] == [(n + 1) // 2 for n in content["output_lens"]]
+    share = 1 - sum((n + 1) // 2 for n in content["output_lens"]) / sum(content["output_lens"])
+    assert f"{share:.0%} of the tokens came together with the one before" in done.output.replace("\n", " ")
