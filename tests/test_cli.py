@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from simbatch.cli import _errors, cli, main
+from simbatch.sim.compiled import is_compiled
 
 ROOT = Path(__file__).parents[1]
 TEXT = """\
@@ -90,7 +91,7 @@ def test_every_command_has_its_help_line_and_its_own_help(capsys: pytest.Capture
 
 def test_version() -> None:
     done = simbatch("--version")
-    assert (done.returncode, done.stdout) == (0, f"simbatch {version('simbatch')}\n")
+    assert (done.returncode, done.stdout) == (0, f"simbatch {version('simbatch')} ({'compiled' if is_compiled() else 'interpreted'})\n")
 
 
 def test_public_names_are_there_and_lazy() -> None:

@@ -10,12 +10,15 @@ from benchmarks.serve_constants import constants
 from benchmarks.serve_decisions import Lines, NoColumns, differences
 from parity.recording import CaseTraffic
 from simbatch.policies.vllm import VLLM
+from simbatch.sim.compiled import is_compiled
 from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine.host import Host
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.scheduler.config import EngineConfig
+
+pytestmark = pytest.mark.skipif(is_compiled(), reason="what replays a log inherits from the engine's classes")
 
 US, MS = 10**6, 10**9  # ps
 ENGINE = {"max_num_seqs": 8, "max_num_batched_tokens": 256, "max_model_len": 512, "num_gpu_blocks_override": 60}
