@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from benchmarks.serve_constants import constants
+from benchmarks.serve_constants import constants, first_updates, requests_taken_in
 from benchmarks.serve_decisions import differences
 from benchmarks.serve_truth import FITTED, PROFILE, RUNS, Run, engine_of, read
 from simbatch import Scenario, simulate
+from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.cost.load import parse_json, shipped_text
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.results.columns import queued_ps
 from simbatch.sim.results.metrics import latencies_ms
 
 FIGURES = [(statistic, name) for name in ("ttft", "tpot", "e2el") for statistic in ("mean", "p99")]
@@ -27,11 +30,13 @@ def compare(runs: Sequence[Run], folder: Path) -> None:
     alone, bursts = (read(next(run for run in RUNS if run.name == name), folder) for name in FITTED)
     sections = constants(alone, bursts)
     print(json.dumps(sections, indent=1))
+    parts = ["| run | way in: real, simulated | in the engine | way out |\n|---|---|---|---|"]
     columns = ["run", "fitted", "cores busy", *(f"{statistic} {name.upper()}" for statistic, name in FIGURES), "steps"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for run in runs:
         kept = read(run, folder)
-        real, simulated = real_ms(kept["rows"]), simulated_ms(run, kept["rows"], sections)
+        record = simulated_run(run, kept["rows"], sections)
+        real, simulated = real_ms(kept["rows"]), latencies_ms(record, np.full(len(kept["rows"]), True))
         cells = [run.name, "yes" if run.name in FITTED else "", f"{kept['load']:.1f} of {kept['cores']}"]
         for statistic, name in FIGURES:
             one, other = (_statistic(side[name], statistic) for side in (real, simulated))
@@ -41,6 +46,9 @@ def compare(runs: Sequence[Run], folder: Path) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
         if found.first:
             print(f"  {found.first}")
+        pairs = zip(real_parts_ms(kept), simulated_parts_ms(record), strict=True)
+        parts.append(f"| {run.name} | {' | '.join(f'{one:.1f}, {other:.1f}' for one, other in pairs)} |")
+    print("\nWhere the time to the first token goes, means in ms:\n\n" + "\n".join(parts))
 
 
 def real_ms(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -51,7 +59,7 @@ def real_ms(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
     return {"ttft": first, "tpot": (last - first) / (outputs - 1), "e2el": last}
 
 
-def simulated_ms(run: Run, rows: Sequence[dict[str, Any]], sections: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+def simulated_run(run: Run, rows: Sequence[dict[str, Any]], sections: dict[str, Any]) -> RunRecord:
     """The same requests, simulated: sent when they really were, or in a closed loop."""
     begin_s = min(row["sent_s"] for row in rows)
     with TemporaryDirectory() as temporary:
@@ -66,7 +74,23 @@ def simulated_ms(run: Run, rows: Sequence[dict[str, Any]], sections: dict[str, A
             workload["max_concurrency"] = run.concurrency
         content = {"profile": profile_with(sections), "engine": {**engine_of(run), "async_scheduling": True}}
         record: RunRecord = simulate(Scenario.from_dict({**content, "workload": workload})).record
-    return latencies_ms(record, np.full(len(rows), True))
+    return record
+
+
+def real_parts_ms(kept: dict[str, Any]) -> list[float]:
+    """Means: from being sent to being taken in by the engine, from there to the update, from there to the client."""
+    adds, firsts = requests_taken_in(kept), first_updates(kept)
+    found = [
+        (row["sent_s"], adds[row["name"]]["t"], firsts[row["name"]]["u1"], row["chunk_s"][0]) for row in kept["rows"]
+    ]
+    return [float(value) for value in 1e3 * np.diff(np.array(found)).mean(axis=0)]
+
+
+def simulated_parts_ms(record: RunRecord) -> list[float]:
+    """The same of a simulation; a delay that holds up nobody is all on the way out there."""
+    requests = record.requests
+    moments = [requests.arrival_ps, queued_ps(requests), requests.first_token_ps, record.client_first_token_ps]
+    return [float((after - before).mean() / PS_PER_MS) for before, after in pairwise(moments)]
 
 
 def profile_with(sections: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 The engine's thread: a launch is S to L; an update goes from when it could begin (the step has ended, the next launch
 has returned) to the next schedule(), so that it has the loop's own time too; the device begins `lag` after S where it
-was idle. The front end: requests of a burst get in one after the other, and the gaps between them are its work; what a
-request that is alone takes beyond that, in and out, is delay that holds up nobody (`network_s`). Medians, and values
+was idle. The front end: what requests that are sent at once wait for each other is its work; what a request that is
+alone takes beyond that, in and out, is delay that holds up nobody (`network_s`). Medians, and values
 that are far off are left out: a shared machine stalls.
 """
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Step = dict[str, Any]
 Floats = NDArray[np.float64]
 ROUNDS, FAR = 5, 4.0  # of leaving out, and how many times the median error is far off
+AT_ONCE_S = 0.05  # requests that are sent within it are a burst
 LONGEST_S = 0.02  # a gap between two events that is longer is idleness, or a stall of the machine
 
 
@@ -29,19 +30,21 @@ def constants(alone: dict[str, Any], bursts: dict[str, Any]) -> dict[str, Any]:
     host = {
         "launch": _launches(both),
         "update": dict(zip(("base_s", "per_seq_s"), _updates(steps), strict=True)),
-        "admit": {"base_s": _median(line["t1"] - line["t"] for run in (alone, bursts) for line in _adds(run).values())},
+        "admit": {
+            "base_s": _median(
+                line["t1"] - line["t"] for run in (alone, bursts) for line in requests_taken_in(run).values()
+            )
+        },
         "lag_s": _median(after["d0"] - after["s0"] for part in steps for _, after in _idle(part)),
     }
-    work_s = _median(_spacings(bursts))
     per_token_s, once_s = _line([row["num_prompt_tokens"] for row in alone["rows"]], _ways_in(alone))
-    per_chunk_s, out_s = _line(*_ways_out(bursts))
-    del out_s
-    alone_out_s = _median(_ways_out(alone)[1])
+    work_s = _work_s(bursts, once_s, per_token_s)
+    per_chunk_s, out_s = _line(*_ways_out(alone, bursts))
     front_end = {
         "per_request_s": work_s,
         "per_prompt_token_s": per_token_s,
         "per_chunk_s": per_chunk_s,
-        "network_s": once_s - work_s + alone_out_s - per_chunk_s,
+        "network_s": once_s - work_s + out_s,
     }
     return {"host": host, "front_end": {key: max(0.0, value) for key, value in front_end.items()}}
 
@@ -50,7 +53,7 @@ def _steps(run: dict[str, Any]) -> list[Step]:
     return [line for line in run["steps"] if "s0" in line]
 
 
-def _adds(run: dict[str, Any]) -> dict[str, Step]:
+def requests_taken_in(run: dict[str, Any]) -> dict[str, Step]:
     """The lines of requests taken in, by the client's name of them."""
     adds = [line for line in run["steps"] if "add" in line]
     return {own_name(line["add"]): line for line in adds}
@@ -94,26 +97,53 @@ def _idle(steps: Sequence[Step]) -> Iterator[tuple[Step, Step]]:
 
 def _ways_in(run: dict[str, Any]) -> list[float]:
     """From being sent to the engine's queue, s."""
-    adds = _adds(run)
+    adds = requests_taken_in(run)
     return [adds[row["name"]]["q"] - row["sent_s"] for row in run["rows"]]
 
 
-def _spacings(run: dict[str, Any]) -> Iterator[float]:
-    """Between the arrivals at the engine's queue of requests that were sent at once, s."""
-    adds, sent = _adds(run), {row["name"]: row["sent_s"] for row in run["rows"]}
-    arrivals = sorted((line["q"], sent[name]) for name, line in adds.items() if name in sent)
-    for (one_s, sent_one), (other_s, sent_other) in pairwise(arrivals):
-        if abs(sent_other - sent_one) < LONGEST_S and other_s - one_s < LONGEST_S:
-            yield other_s - one_s
+def _work_s(run: dict[str, Any], once_s: float, per_token_s: float) -> float:
+    """Work per request: n that are sent at once wait for each other, (n - 1) / 2 times that work on average."""
+    ways, rows = _ways_in(run), run["rows"]
+    bursts = list[list[int]]()
+    for i in sorted(range(len(rows)), key=lambda i: rows[i]["sent_s"]):
+        if not bursts or rows[i]["sent_s"] - rows[bursts[-1][0]]["sent_s"] > AT_ONCE_S:
+            bursts.append([])
+        bursts[-1].append(i)
+    found = list[float]()
+    for burst in bursts:
+        num_others = (len(burst) - 1) / 2
+        waited_s = np.mean([ways[i] - once_s for i in burst])
+        tokens_s = per_token_s * np.mean([rows[i]["num_prompt_tokens"] for i in burst])
+        if num_others:
+            found.append(float(waited_s / num_others - tokens_s * (1 + 1 / num_others)))
+    return max(0.0, _median(found))
 
 
-def _ways_out(run: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Requests of the step that gave a first token, and from the end of its update to the client's having it, s."""
-    firsts, prompts = dict[str, Step](), {line["add"]: line["n"] for line in _adds(run).values()}
+def _ways_out(*runs: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Requests of a step, and from the end of its update to a client's having its token of it, s; of all tokens."""
+    sizes, took = list[float](), list[float]()
+    for run in runs:
+        giving = _giving(run)
+        for row in run["rows"]:
+            if len(row["chunk_s"]) == len(giving[row["name"]]):  # else some chunks have several tokens
+                sizes += [float(len(step["batch"])) for step in giving[row["name"]]]
+                took += [at - step["u1"] for at, step in zip(row["chunk_s"], giving[row["name"]], strict=True)]
+    return sizes, took
+
+
+def first_updates(run: dict[str, Any]) -> dict[str, Step]:
+    """The step that gave each request its first token."""
+    return {name: steps[0] for name, steps in _giving(run).items()}
+
+
+def _giving(run: dict[str, Any]) -> dict[str, list[Step]]:
+    """The steps that gave each request a token."""
+    prompts, giving = {line["add"]: line["n"] for line in requests_taken_in(run).values()}, dict[str, list[Step]]()
     for step in _steps(run):
-        firsts |= {own_name(name): step for name, n, done in step["batch"] if done + n == prompts.get(name)}
-    found = [(firsts[row["name"]], row["chunk_s"][0]) for row in run["rows"]]
-    return [float(len(step["batch"])) for step, _ in found], [first_s - step["u1"] for step, first_s in found]
+        for name, n, done in step["batch"]:
+            if done + n >= prompts.get(name, done + n + 1):
+                giving.setdefault(own_name(name), []).append(step)
+    return giving
 
 
 def _median(values: Any) -> float:

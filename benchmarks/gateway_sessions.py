@@ -1,0 +1,102 @@
+"""Conversations through a gateway: `python -m benchmarks.gateway_sessions GATEWAY SERVER ...` (docs/serve.md).
+
+So many conversations at once, each of some turns that send all that was said so far. Prints what users felt, and of
+each server how many prompts it got and what share of their tokens was in its prefix cache. Needs aiohttp.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import re
+import time
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+WORDS = ("server", "request", "batch", "place", "other", "takes", "waits", "leaves", "some", "until", "and", "the")
+METRICS = ("request_success_total", "prefix_cache_hits_total", "prefix_cache_queries_total")
+
+
+async def conversation(
+    session: aiohttp.ClientSession, url: str, model: str, name: int, turns: int, words: int
+) -> list[tuple[float, float, str]]:
+    """Of each turn: s to the first token, s to the last, and how it ended."""
+    rng, messages, felt = random.Random(name), list[dict[str, str]](), []
+    await asyncio.sleep(rng.random() * 3)
+    for _ in range(turns):
+        messages.append(
+            {"role": "user", "content": " ".join(rng.choice(WORDS) + str(rng.randrange(99)) for _ in range(words))}
+        )
+        sent_s, first_s, said = time.monotonic(), 0.0, list[str]()
+        body = {"model": model, "messages": messages, "stream": True, "max_tokens": 200}
+        try:
+            async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+                response.raise_for_status()
+                async for line in response.content:
+                    found = re.search(rb'"content":"([^"]+)"', line)
+                    if found:
+                        first_s = first_s or time.monotonic()
+                        said.append(found[1].decode())
+        except aiohttp.ClientError as error:
+            felt.append((0.0, 0.0, type(error).__name__))
+            return felt
+        felt.append((first_s - sent_s, time.monotonic() - sent_s, "ok" if first_s else "empty"))
+        messages.append({"role": "assistant", "content": "".join(said)})
+        await asyncio.sleep(rng.expovariate(1.0))
+    return felt
+
+
+async def metrics(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
+    """Counters of a server, from its /metrics."""
+    try:
+        async with session.get(f"{url}/metrics") as response:
+            text = await response.text()
+    except aiohttp.ClientError:
+        return dict.fromkeys(METRICS, float("nan"))
+    return {key: sum(map(float, re.findall(rf"^vllm:{key}{{.*}} (\S+)$", text, re.MULTILINE))) for key in METRICS}
+
+
+async def run(options: argparse.Namespace) -> None:
+    """All conversations, then the figures."""
+    timeout = aiohttp.ClientTimeout(total=300)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        before = [await metrics(session, url) for url in options.servers]
+        talks = (
+            conversation(session, options.gateway, options.model, options.seed * 1000 + i, options.turns, options.words)
+            for i in range(options.conversations)
+        )
+        felt = [turn for talk in await asyncio.gather(*talks) for turn in talk]
+        after = [await metrics(session, url) for url in options.servers]
+    _show(felt)
+    for url, old, new in zip(options.servers, before, after, strict=True):
+        got: dict[str, Any] = {key: new[key] - old[key] for key in METRICS}
+        hits = got["prefix_cache_hits_total"] / max(1.0, got["prefix_cache_queries_total"])
+        print(f"{url}: {got['request_success_total']:.0f} answers, {100 * hits:.0f} % of prompt tokens from the cache")
+
+
+def _show(felt: list[tuple[float, float, str]]) -> None:
+    ends = [end for *_, end in felt]
+    first_ms = np.array([1e3 * first for first, _, end in felt if end == "ok"])
+    print({end: ends.count(end) for end in sorted(set(ends))})
+    p90, p99 = np.percentile(first_ms, [90, 99])
+    print(f"TTFT: mean {first_ms.mean():.0f} ms, P90 {p90:.0f}, P99 {p99:.0f}")
+
+
+def main() -> None:
+    """Talk, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gateway", help="URL of the gateway")
+    parser.add_argument("servers", nargs="*", help="URLs of the servers behind it")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--conversations", type=int, default=40)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--words", type=int, default=300, help="of what a user says each time")
+    parser.add_argument("--seed", type=int, default=1)
+    asyncio.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
