@@ -33,7 +33,8 @@ async def conversation(
         sent_s, first_s, said = time.monotonic(), 0.0, list[str]()
         body = {"model": model, "messages": messages, "stream": True, "max_tokens": 200}
         try:
-            async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+            name_of_talk = {"X-Session-ID": f"talk{name}"}  # for gateways that keep a conversation on one server
+            async with session.post(f"{url}/v1/chat/completions", json=body, headers=name_of_talk) as response:
                 response.raise_for_status()
                 async for line in response.content:
                     found = re.search(rb'"content":"([^"]+)"', line)

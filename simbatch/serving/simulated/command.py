@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -100,7 +99,7 @@ def scenario_of(options: ServeOptions, engine: dict[str, Any]) -> Scenario:
 def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
     """Serve until interrupted; `tell` is told what is served, and when it is ready."""
     prepared = prepare(options)
-    with ended_by_signals([signal.SIGTERM, signal.SIGHUP]), reserved(prepared.address, options.port):
+    with ended_by_signals(), reserved(prepared.address, options.port):
         folder = Path(tempfile.mkdtemp(prefix="simbatch-serve-"))
         try:
             _run(prepared, options, folder, tell)

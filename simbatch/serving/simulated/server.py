@@ -108,12 +108,18 @@ def _is_healthy(address: str, port: int) -> bool:
 
 
 @contextmanager
-def ended_by_signals(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Within it each of these is as Ctrl-C."""
+def ended_by_signals() -> Iterator[None]:
+    """Within it SIGTERM is as Ctrl-C, and a terminal that is closed, unless `nohup` was asked to ignore that.
+
+    So is SIGINT, which a script's background jobs ignore from their start.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
     before: Mapping[signal.Signals, object] = {each: signal.signal(each, interrupt) for each in signals}
     try:
         yield
