@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import AsyncModelRunnerOutput, LogprobsLists, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
@@ -36,6 +37,9 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
         """Wait for the device."""
         wait_until(self._end_s)
         return self.output
+
+    def get_kv_connector_output(self) -> None:
+        """No connector; vLLM 0.33 asks."""
 
 
 class SimulatedWorker(WorkerBase):  # type: ignore[misc]
