@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,7 @@ def compare(runs: Sequence[Run], folder: Path) -> None:
     sections = constants(alone, bursts)
     print(json.dumps(sections, indent=1))
     parts = ["| run | way in: real, simulated | in the engine | way out |\n|---|---|---|---|"]
+    queued = ["| run | mean, queue to first token | p99 | mean TPOT |\n|---|---|---|---|"]
     columns = ["run", "fitted", "cores busy", *(f"{statistic} {name.upper()}" for statistic, name in FIGURES), "steps"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for run in runs:
@@ -48,7 +50,9 @@ def compare(runs: Sequence[Run], folder: Path) -> None:
             print(f"  {found.first}")
         pairs = zip(real_parts_ms(kept), simulated_parts_ms(record), strict=True)
         parts.append(f"| {run.name} | {' | '.join(f'{one:.1f}, {other:.1f}' for one, other in pairs)} |")
+        queued.append(f"| {run.name} | {' | '.join(from_queue(run, kept, sections))} |")
     print("\nWhere the time to the first token goes, means in ms:\n\n" + "\n".join(parts))
+    print("\nGiven when each request reached the engine's queue:\n\n" + "\n".join(queued))
 
 
 def real_ms(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -75,6 +79,19 @@ def simulated_run(run: Run, rows: Sequence[dict[str, Any]], sections: dict[str, 
         content = {"profile": profile_with(sections), "engine": {**engine_of(run), "async_scheduling": True}}
         record: RunRecord = simulate(Scenario.from_dict({**content, "workload": workload})).record
     return record
+
+
+def from_queue(run: Run, kept: dict[str, Any], sections: dict[str, Any]) -> list[str]:
+    """Errors of the engine alone: requests come to the simulation when they came to the real engine's queue."""
+    adds, firsts = requests_taken_in(kept), first_updates(kept)
+    rows = sorted(({**row, "sent_s": adds[row["name"]]["q"]} for row in kept["rows"]), key=lambda row: row["sent_s"])
+    out_alone = {"front_end": {"per_chunk_s": sections["front_end"]["per_chunk_s"]}}
+    record = simulated_run(replace(run, concurrency=None), rows, sections | out_alone)
+    real = np.array([1e3 * (firsts[row["name"]]["u1"] - row["sent_s"]) for row in rows])
+    simulated = (record.requests.first_token_ps - record.requests.arrival_ps) / PS_PER_MS
+    found = [_statistic(simulated, name) / _statistic(real, name) - 1 for name in ("mean", "p99")]
+    tpot_ms = latencies_ms(record, np.full(len(rows), True))["tpot"].mean()
+    return [f"{100 * error:+.1f} %" for error in (*found, tpot_ms / real_ms(rows)["tpot"].mean() - 1)]
 
 
 def real_parts_ms(kept: dict[str, Any]) -> list[float]:

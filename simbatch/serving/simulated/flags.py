@@ -29,6 +29,7 @@ REFUSED = {
     "config": "write its settings as flags, so that the profile's rules see them",
     "model": "the profile says it: simbatch serve PROFILE",
     "port": "write it before the --",
+    "uds": "it is served on a port: --port before the --",
     "load_format": "there are no weights to load",
     "worker_cls": "the worker is the simulated one",
     "distributed_executor_backend": "there is one worker, in the engine's process",

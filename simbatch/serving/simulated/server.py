@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from simbatch.serving.simulated.plugin import SPEC
@@ -68,8 +67,8 @@ class Server:
             )
 
     def wait_until_ready(self, address: str, port: int) -> None:
-        """Wait until it answers; UserError with what it said when it does not start."""
-        while not _is_healthy(address or "127.0.0.1", port):
+        """Wait until it takes requests; UserError with what it said when it does not start."""
+        while not _listens(address or "127.0.0.1", port):
             if self._process.poll() is not None:
                 raise self._failed("did not start")
             time.sleep(POLL_S)
@@ -96,15 +95,13 @@ class Server:
         return UserError(Problem("vllm serve", f"{how}{cause}", mend=f"its own messages are in {self._log}"))
 
 
-def _is_healthy(address: str, port: int) -> bool:
-    connection = HTTPConnection(address, port, timeout=1)
+def _listens(address: str, port: int) -> bool:
+    """Whether somebody takes connections there; vLLM does when its engine is up, with TLS or without."""
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
+        with socket.create_connection((address, port), timeout=1):
+            return True
+    except OSError:
         return False
-    finally:
-        connection.close()
 
 
 @contextmanager
