@@ -10,14 +10,15 @@ import threading
 
 STEP_S = 0.02
 MODEL = "stand-in"
+HANGS = "hangs"  # no answer at all
 METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",num_gpu_blocks="600"} 1.0\n'
 
 
 class StreamingServer:
     """Serves in a thread of its own until closed; `bodies` are the completions asked for.
 
-    `answer` may say for a request's number what is answered instead (status, text). After `lives` completions it dies.
-    An event has `at_once` tokens.
+    `answer` may say for a request's number what is answered instead (status, text; or HANGS). After `lives`
+    completions it dies. An event has `at_once` tokens.
     """
 
     def __init__(self, *, max_model_len=600, answer=lambda number: None, lives=None, at_once=1, metrics=METRICS):
@@ -80,7 +81,9 @@ class StreamingServer:
             body = json.loads(body)
             self.bodies.append(body)
             instead = self._answer(len(self.bodies) - 1)
-            if instead is not None:
+            if instead == HANGS:
+                await self._ended.wait()
+            elif instead is not None:
                 _whole(writer, instead[0], json.dumps({"error": {"message": instead[1]}}))
             else:
                 await self._stream(body, writer)

@@ -321,7 +321,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_server(recorder):
 
 def test_where_the_steps_go(monkeypatch, tmp_path):
     monkeypatch.delenv("SIMBATCH_RECORD", raising=False)
-    with pytest.raises(UserError, match="SIMBATCH_RECORD: must name the file that the steps are written to"):
+    with pytest.raises(UserError, match="SIMBATCH_RECORD: must name the file that the steps are written to; set"):
         record_file({})
     monkeypatch.setenv("SIMBATCH_RECORD", str(tmp_path / "a.jsonl"))
     assert record_file({"simbatch": {"policy": {"name": "fair"}}}) == tmp_path / "a.jsonl"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from simbatch.cli import main
-from tests.streaming_server import MODEL, STEP_S, StreamingServer
+from tests.streaming_server import HANGS, MODEL, STEP_S, StreamingServer
 
 # the keys of vllm/benchmarks/serve.py 0.32 with --save-result --save-detailed, as one run of it wrote them
 STATISTICS = [f"{s}_{n}_ms" for n in ("ttft", "tpot", "itl", "e2el") for s in ("mean", "median", "std", "p90", "p99")]
@@ -223,3 +223,13 @@ def test_tokens_that_come_together_are_told(runner, serving, scenario, tmp_path)
     assert [len(itl) + 1 for itl in content["itls"]] == [(n + 1) // 2 for n in content["output_lens"]]
     share = 1 - sum((n + 1) // 2 for n in content["output_lens"]) / sum(content["output_lens"])
     assert f"{share:.0%} of the tokens came together with the one before" in done.output.replace("\n", " ")
+
+
+def test_a_server_that_hangs_is_given_up(runner, serving, scenario, tmp_path, monkeypatch):
+    monkeypatch.setattr("simbatch.profiler.served.client.STALL_S", 0.5)
+    monkeypatch.setattr("simbatch.profiler.served.client.LOOK_S", 0.1)
+    server = serving(answer=lambda number: HANGS if number > 20 else None)
+    done = validate(runner, scenario(), "--server", server.url, "-o", str(tmp_path / "out"))
+    assert done.exit_code == 2
+    assert "is gone: nothing has come from it for 0.5 s; run 1 was cut off after 20 of 30 requests sent" in done.output
+    assert json.loads((tmp_path / "out" / "run-1" / "cut-off.json").read_text())["completed"] == 20

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.errors import NOTHING, Problem, UserError
 
 RECORD = "record"  # the key of --additional-config '{"simbatch": {"record": FILE}}'
 VARIABLE = "SIMBATCH_RECORD"
@@ -23,6 +23,6 @@ def record_file(additional_config: object, data_parallel_rank: int = 0) -> Path:
     name = os.environ.get(VARIABLE) if given is None else given
     if not isinstance(name, str) or not name:
         rule = "must name the file that the steps are written to"
-        raise UserError(Problem(place, rule, name, f"set {VARIABLE}=steps.jsonl"))
+        raise UserError(Problem(place, rule, NOTHING if name is None else name, f"set {VARIABLE}=steps.jsonl"))
     path = Path(name).expanduser().absolute()
     return path.with_name(f"{path.stem}.dp{data_parallel_rank}{path.suffix}") if data_parallel_rank else path

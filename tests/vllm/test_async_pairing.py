@@ -63,6 +63,11 @@ class LateExecutor:
 
 @pytest.fixture
 def core():
+    return made_core(LateExecutor)
+
+
+def made_core(executor):
+    """vLLM's own loop over such an executor."""
     from vllm.v1.engine.core import EngineCore
 
     from parity.vllm_oracle import build_scheduler
@@ -78,7 +83,7 @@ def core():
     vllm_config, scheduler, _ = build_scheduler(config)
     clock = Clock()
     made = object.__new__(EngineCore)  # without a model
-    made.vllm_config, made.scheduler, made.model_executor = vllm_config, scheduler, LateExecutor(clock, scheduler)
+    made.vllm_config, made.scheduler, made.model_executor = vllm_config, scheduler, executor(clock, scheduler)
     made.batch_queue_size, made.batch_queue = 2, deque(maxlen=2)
     made.aborts_queue = queue.Queue()
     made.is_mm_encoder_only = made.is_pooling_model = made.check_for_draft_tokens = made.log_stats = False

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import yaml
 
 from simbatch.profiler.fitting.recorded_steps import read_steps
+from tests.vllm import test_async_pairing
 from tests.vllm.policy_cases import CaseClock, case_of
 from tests.vllm.test_policy_scheduler import policy_of
 from tests.vllm.vllm_server import serving
@@ -65,6 +67,40 @@ def test_decisions_are_the_same_with_and_without(tmp_path, seed, policy):
 def test_both_kinds_of_cases_were_played():
     kinds = [case_of(seed)["config"]["async_scheduling"] for seed in range(8)]
     assert {True, False} == set(kinds)
+
+
+@pytest.fixture
+def recorded_core(tmp_path, monkeypatch):
+    """vLLM's own asynchronous engine loop, recorded, over an executor whose results come late; and the file."""
+    from parity import vllm_oracle
+    from simbatch.serving.recorder import watch
+
+    arguments = vllm_oracle.EngineArgs
+    config = {"simbatch": {"record": str(tmp_path / "steps.jsonl")}}
+    given = {"scheduler_cls": RECORDER, "additional_config": config}
+    monkeypatch.setattr(vllm_oracle, "EngineArgs", lambda **settings: arguments(**settings, **given))
+
+    class Executor(test_async_pairing.LateExecutor):
+        pass
+
+    watch(Executor)
+    return test_async_pairing.made_core(Executor), tmp_path / "steps.jsonl"
+
+
+def test_two_launches_stand_before_the_first_update(recorded_core):
+    core, path = recorded_core
+    for name, num_prompt_tokens, max_tokens in (("a", 100, 6), ("b", 30, 9)):
+        test_async_pairing.add(core, name, num_prompt_tokens, max_tokens)
+    while core.scheduler.has_requests() or core.batch_queue:
+        core.step_with_batch_queue()
+    core.scheduler.recorder.close()
+    steps = read_steps(path)
+    assert steps.is_async
+    assert steps.times["launch_s"].tolist() == sorted(steps.times["launch_s"])
+    assert not np.isnan(steps.L).any()
+    overlaps = steps.L[1:] < steps.times["update_s"][:-1]  # the next batch is launched before this one is taken in
+    assert overlaps.sum() >= len(steps) - 3
+    assert (steps.num_decodes + steps.prefill_tokens).sum() == 105 + 38  # all but each request's last token
 
 
 @pytest.fixture(scope="module")

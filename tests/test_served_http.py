@@ -1,0 +1,119 @@
+"""HTTP as the benchmark client reads it: however the bytes are cut, the same events at the moments they came."""
+
+import asyncio
+import json
+
+import pytest
+
+from simbatch.profiler.served.http import Connection, Endpoint
+from simbatch.sim.errors import UserError
+
+EVENTS = [{"choices": [{"text": "é"}]}, {"choices": [{"text": ""}]}, {"choices": [], "usage": {"completion_tokens": 2}}]
+BODY = b": ping\n\n" + b"".join(b"data: %b\n\n" % json.dumps(e, ensure_ascii=False).encode() for e in EVENTS)
+BODY += b"data: [DONE]\n\n"
+
+
+class Wire(asyncio.Transport):
+    """What a connection writes, and whether it was closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent, self.is_closed = b"", False
+
+    def write(self, data):
+        self.sent += data
+
+    def close(self):
+        self.is_closed = True
+
+    def is_closing(self):
+        return self.is_closed
+
+
+def answered(*pieces, closes=False):
+    """The answer to a request, made of these pieces, and the connection."""
+
+    async def run():
+        connection = Connection()
+        connection.connection_made(Wire())
+        asking = asyncio.create_task(connection.exchange(b"?"))
+        await asyncio.sleep(0)
+        for piece in pieces:
+            connection.data_received(piece)
+        if closes:
+            connection.connection_lost(None)
+        return await asyncio.wait_for(asking, 1), connection
+
+    return asyncio.run(run())
+
+
+def chunked(body, size):
+    parts = [body[i : i + size] for i in range(0, len(body), size)]
+    return b"".join(b"%x;x=y\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [3, 40, 10_000])
+@pytest.mark.parametrize("cut", [1, 7, 10_000])
+def test_a_stream_is_the_same_however_it_is_cut(size, cut):
+    data = HEAD + chunked(BODY, size)
+    answer, connection = answered(*(data[i : i + cut] for i in range(0, len(data), cut)))
+    assert (answer.status, len(answer.chunk_s), answer.num_output_tokens, answer.error) == (200, 2, 2, "")
+    assert answer.chunk_s == sorted(answer.chunk_s)
+    assert connection.is_open
+
+
+def test_an_error_in_the_middle_of_a_stream():
+    body = BODY[: BODY.index(b"data: [")] + b'data: {"error": {"message": "out of memory"}}\n\n'
+    answer, _ = answered(HEAD + chunked(body, 50))
+    assert (len(answer.chunk_s), answer.error) == (2, "out of memory")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error": {"message": "the  queue\\nis full"}}', "HTTP 503: the queue is full"),
+        (b'{"error": "full"}', "HTTP 503: full"),
+        (b'{"message": "full"}', "HTTP 503: full"),
+        (b"<html>", "HTTP 503: <html>"),
+        (b"", "HTTP 503: Service Unavailable"),
+    ],
+)
+def test_a_refusal_says_why(body, said):
+    answer, connection = answered(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+    assert answer.message == said
+    assert connection.is_open
+
+
+def test_a_body_may_last_until_the_connection_ends():
+    answer, connection = answered(b"HTTP/1.0 200 OK\r\nConnection: close\r\n\r\n", BODY, closes=True)
+    assert (len(answer.chunk_s), answer.num_output_tokens) == (2, 2)
+    assert not connection.is_open
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"SSH-2.0\r\n\r\n", HEAD + b"x\r\n", HEAD + chunked(b"data: {\n\n", 99), HEAD + chunked(b"data: 3\n\n", 99)],
+)
+def test_what_is_not_http_breaks_the_connection(data):
+    with pytest.raises(ConnectionError, match="cannot be read"):
+        answered(data)
+
+
+def test_an_answer_that_was_cut_off():
+    with pytest.raises(ConnectionError, match="the server closed the connection"):
+        answered(HEAD + chunked(BODY, 40)[:-5], closes=True)
+
+
+def test_addresses():
+    for url in ("http://h:8000", "http://h:8000/", "http://h:8000/v1", "http://h:8000/v1/"):
+        assert Endpoint.of(url)[1:] == ("h", 8000, False, "")
+    assert Endpoint.of("https://h/api/v1")[1:] == ("h", 443, True, "/api")
+    request = Endpoint.of("https://h/api").request("POST", "/v1/x", b"{}", ("A: b",))
+    assert request.startswith(b"POST /api/v1/x HTTP/1.1\r\nHost: h:443\r\nA: b\r\n")
+    assert request.endswith(b"Content-Length: 2\r\n\r\n{}")
+    for url in ("localhost:8000", "ftp://h", "http://", "http://h:x", ""):
+        with pytest.raises(UserError, match="must be an address"):
+            Endpoint.of(url)
