@@ -91,7 +91,8 @@ def test_every_command_has_its_help_line_and_its_own_help(capsys: pytest.Capture
 
 def test_version() -> None:
     done = simbatch("--version")
-    assert (done.returncode, done.stdout) == (0, f"simbatch {version('simbatch')} ({'compiled' if is_compiled() else 'interpreted'})\n")
+    build = "compiled" if is_compiled() else "interpreted"
+    assert (done.returncode, done.stdout) == (0, f"simbatch {version('simbatch')} ({build})\n")
 
 
 def test_public_names_are_there_and_lazy() -> None:
