@@ -27,7 +27,9 @@ def describe_all(
     """
     from simbatch.sim.streams.of_result import described_result
     from simbatch.sim.workload.bench import BenchRun, read_results
+    from simbatch.sim.workload.traces.text import check_file
 
+    check_file(file, str(file))  # a pipe keeps whoever opens it waiting
     if not _is_result(file):
         facts, statistics = _facts(file, source_of(None))
         if picture is not None:
