@@ -2,7 +2,8 @@
 
 The step that ends a prompt is known. What does not fit into it was computed in the step before (running requests come
 first, then prompts in the order in which they end), and where nobody decoded then, in steps that cannot be seen. A
-prompt that is begun fills what is left of its step's budget, as vLLM does.
+prompt that is begun fills what is left of its step's budget, as vLLM does; so did one that had come in time for the
+step before, and is longer than the room that was left there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from simbatch.sim.streams.steps import Steps
 from simbatch.sim.streams.streams import Ints
 
 BUDGETS = tuple(2**k for k in range(8, 19))
+QUICK = 0.1  # of the requests
 CONTRADICTS, FULL = 0.005, 0.05  # shares of all prompt tokens
 
 
@@ -85,23 +87,34 @@ class _Placing:
     def batches(self) -> Batches:
         steps = self.steps
         ending: dict[int, list[int]] = {}
-        order = np.lexsort((steps.streams.sent_s, steps.first))
-        for i in order.tolist():
+        for i in np.lexsort((steps.streams.sent_s, steps.first)).tolist():
             ending.setdefault(int(steps.first[i]), []).append(i)
-        before = self._to_do_before(ending)
-        left = dict.fromkeys(range(len(steps.streams)), 0)  # tokens computed already
+        before, arrives_s = self._to_do_before(ending), steps.streams.sent_s + self._quick_s()
+        done = dict.fromkeys(range(len(steps.streams)), 0)
         for step in sorted(set(ending) | set(before)):
             room = int(self.capacity[step])
             for i in ending.get(step, []):
-                room -= self._compute(i, step, left, None)
+                room -= self._compute(i, step, done, None)
             at = step + 1
             while before.get(at, 0) > 0 and room > 0 and at in ending:
                 for i in ending[at]:
-                    room -= self._compute(i, step, left, room) if room > 0 else 0
+                    room -= self._compute(i, step, done, room) if room > 0 else 0
                 at += 1
+            if at == step + 1 and room > 0 and step in ending and at in ending:
+                i = ending[at][0]
+                if arrives_s[i] <= steps.begin_s[max(0, step - 2)] and steps.streams.num_prompt_tokens[i] > room:
+                    self._compute(i, step, done, room)
         return Batches(
             self.budget, steps.num_decodes, steps.decode_context, *self.sums, self.num_hidden, self.begun, self.unplaced
         )
+
+    def _quick_s(self) -> float:
+        """The way into a step of a quick request: from its sending until the step that ends its prompt was planned."""
+        steps = self.steps
+        late = steps.first >= 2
+        if not late.any():
+            return 0.0
+        return float(np.quantile(steps.begin_s[steps.first[late] - 2] - steps.streams.sent_s[late], QUICK))
 
     def _to_do_before(self, ending: dict[int, list[int]]) -> dict[int, int]:
         """By step: tokens of prompts that end in it or later and must be computed before it.
