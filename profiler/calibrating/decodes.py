@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from simbatch.sim.streams import Batches, Steps
+from simbatch.profiler.calibrating.columns import Columns
 from simbatch.sim.streams.streams import Floats, Ints
 
 KNOT_RATIO = 1.6  # between neighbouring knots, at least
@@ -37,31 +37,19 @@ class Cells(NamedTuple):
     error_s: Floats
 
 
-def settled(batches: Batches, *, around: int = 2) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Decode-only steps with nothing else so many steps before them, nor in the next one."""
-    has_prefill = (batches.prefill_tokens > 0) | (batches.num_decodes == 0)
-    alone = ~has_prefill
-    for shift in range(1, around + 1):
-        alone[shift:] &= ~has_prefill[:-shift]
-    alone[:-1] &= ~has_prefill[1:]
-    alone[: around + 1] = False
-    alone[-1:] = False
-    return alone
-
-
-def cells_of(runs: Sequence[tuple[Steps, Batches]]) -> Cells:
+def cells_of(runs: Sequence[Columns]) -> Cells:
     """The cells of all runs."""
     rows = []
-    for steps, batches in runs:
-        gaps_s = np.diff(steps.begin_s, prepend=np.nan)
-        chosen = np.flatnonzero(settled(batches))
-        n, context = batches.num_decodes[chosen], batches.decode_context[chosen]
+    for run in runs:
+        chosen = np.flatnonzero(run.settled)
+        n, context = run.num_decodes[chosen], run.context[chosen]
         band = np.round(np.log(np.maximum(1.0, context / n)) / 0.1).astype(np.int64)
         keys, of_step = np.unique(np.stack([n, band]), axis=1, return_inverse=True)
+        of_step = of_step.ravel()
         for cell in range(keys.shape[1]):
             members = chosen[of_step == cell]
             if len(members) >= max(CELL_STEPS, CELL_SHARE * len(chosen)):
-                rows.append((keys[0, cell], batches.decode_context[members].mean(), *_mean(gaps_s[members])))
+                rows.append((keys[0, cell], run.context[members].mean(), *_mean(run.gaps_s[members])))
     return Cells(*np.array(rows, dtype=np.float64).reshape(len(rows), 4).T)
 
 
@@ -72,15 +60,21 @@ def _mean(times_s: Floats) -> tuple[float, float]:
     return mean, float(np.hypot(CELL_SD * mean, kept.std() / np.sqrt(len(kept))))
 
 
-def knots_of(counts: Floats) -> Ints:
-    """Counts that were seen, far enough apart."""
-    knots = [int(counts.min())]
-    for count in np.unique(counts).astype(np.int64).tolist():
-        if count >= KNOT_RATIO * knots[-1]:
-            knots.append(count)
-    if knots[-1] < counts.max():
-        knots[-1:] = [int(counts.max())] if len(knots) > 1 and counts.max() < KNOT_RATIO * knots[-1] else knots[-1:]
-    return np.array(knots)
+def knots_of(counts: Floats, least: float = 1) -> Ints:
+    """Smallest and largest count, and one of every band between with at least so many of them."""
+    low, high = float(counts.min()), float(counts.max())
+    band = np.floor(np.log(counts / low) / np.log(KNOT_RATIO) + 1e-9)
+    knots = [low]
+    for number in np.unique(band).tolist():
+        members = counts[band == number]
+        middle = float(np.median(members))
+        if len(members) >= least and middle >= KNOT_RATIO * knots[-1]:
+            knots.append(middle)
+    if high >= KNOT_RATIO * knots[-1] or len(knots) == 1:
+        knots.append(high)
+    else:
+        knots[-1] = high
+    return np.unique(np.round(knots).astype(np.int64))
 
 
 class Price(NamedTuple):
@@ -91,9 +85,9 @@ class Price(NamedTuple):
     is_told: bool  # the traffic says more than the prior
 
 
-def context_price(runs: Sequence[tuple[Steps, Batches]], prior_s: float) -> Price:
+def context_price(runs: Sequence[Columns], prior_s: float) -> Price:
     """The price that growing contexts tell, and the prior, weighed by their errors."""
-    rows = [part for steps, batches in runs for part in _growing(steps, batches)]
+    rows = [part for run in runs for part in _growing(run)]
     prior = Price(prior_s, PRIOR_SD * prior_s, is_told=False)
     if not rows:
         return prior
@@ -101,7 +95,7 @@ def context_price(runs: Sequence[tuple[Steps, Batches]], prior_s: float) -> Pric
     times_s = np.concatenate([times_s for _, times_s in rows])
     inverse = np.linalg.pinv(columns.T @ columns)
     solved = inverse @ columns.T @ times_s
-    largest = max(float(batches.num_decodes.max()) for _, batches in runs)
+    largest = max(float(run.num_decodes.max()) for run in runs)
     variance = float(((times_s - columns @ solved) ** 2).mean()) * inverse[0, 0]
     error_s = float(np.sqrt(variance + (SYSTEMATIC * solved[0]) ** 2 + (SYSTEMATIC * solved[1] / largest) ** 2))
     if not 0 < error_s < np.inf:
@@ -111,13 +105,12 @@ def context_price(runs: Sequence[tuple[Steps, Batches]], prior_s: float) -> Pric
     return Price(max(price_s, LEAST * prior_s), float(weights.sum() ** -0.5), bool(error_s < prior.error_s))
 
 
-def _growing(steps: Steps, batches: Batches) -> list[tuple[Floats, Floats]]:
+def _growing(run: Columns) -> list[tuple[Floats, Floats]]:
     """By number of decodes: context and age, and times, all less their means; without the odd ones."""
-    gaps_s, parts = np.diff(steps.begin_s, prepend=np.nan), []
-    chosen = np.flatnonzero(settled(batches))
-    for number in np.unique(batches.num_decodes[chosen]).tolist():
-        members = chosen[batches.num_decodes[chosen] == number]
-        times_s, context = gaps_s[members], batches.decode_context[members].astype(np.float64)
+    chosen, parts = np.flatnonzero(run.settled), []
+    for number in np.unique(run.num_decodes[chosen]).tolist():
+        members = chosen[run.num_decodes[chosen] == number]
+        times_s, context = run.gaps_s[members], run.context[members]
         away = np.abs(times_s - np.median(times_s))
         kept = away <= ODD * 1.4826 * np.median(away)
         if kept.sum() >= MANY:

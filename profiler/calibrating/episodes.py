@@ -14,17 +14,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import least_squares
+from numpy.typing import NDArray
+from scipy.optimize import OptimizeResult, least_squares
 
+from simbatch.profiler.calibrating.columns import Columns, joined
 from simbatch.profiler.calibrating.decodes import basis, knots_of
-from simbatch.sim.streams import Batches, Steps
 from simbatch.sim.streams.streams import Floats, Ints
 
+MOST_STEPS, MOST_EPISODES = 60, 800  # longer ones are cut, more are left out evenly
+RARE = 0.01  # of the steps with prefills: fewer make no knot
 BLOCK = 12  # steps whose sum is compared
 TOTAL_SD, GAP_SD, FLOOR_S = 0.02, 0.3, 0.5e-3
 LONE_SD = 0.05
 ANCHOR_SD, BEND_SD = 0.15, 0.5
 HIDDEN_S, LAUNCH_SD = 1e-3, 1.5  # a launch may be e to that many times its prior; below a ms nothing shows
+BINDS = 1.3  # times a decode's step: a launch that long shows in the gap before its step
 FEW = 5  # steps of a kind of launch, to speak of it
 PIECES = 0.4  # a launch in pieces of a graph over one without: 0.6 on one server, 0.3 or less on another
 HOST = ("graph_s", "piecewise_s", "none_s", "per_seq_s", "per_prefill_s", "lone_s", "lone_per_token_s")
@@ -71,48 +75,10 @@ class _Windows(NamedTuple):
 
     steps: Ints
     run: Ints
-    is_step: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+    is_step: NDArray[np.bool_]
 
 
-class _Run(NamedTuple):
-    """One run's steps as columns."""
-
-    update_s: Floats
-    num_decodes: Floats
-    context: Floats
-    tokens: Floats  # of prefills
-    attention: Floats
-    num_prefills: Floats
-    num_hidden: Floats
-    lone: Ints  # steps of a lone request on an idle engine
-    ttft_s: Floats
-    prompt: Floats
-
-
-def columns_of(steps: Steps, batches: Batches) -> _Run:
-    """The columns that predictions need."""
-    streams = steps.streams
-    by_step = np.full(len(steps), -1)
-    by_step[steps.first] = np.arange(len(streams))
-    is_lone = (steps.num_first == 1) & (batches.num_decodes == 0) & (batches.prefill_tokens > 0)
-    lone = np.flatnonzero(is_lone)
-    lone = lone[lone > 0]
-    sent_s = streams.sent_s[by_step[lone]]
-    is_idle = sent_s > steps.end_s[lone - 1] - 1e-9 if len(lone) else np.zeros(0, dtype=bool)
-    lone = lone[is_idle]
-    requests = by_step[lone]
-    return _Run(
-        steps.begin_s,
-        *(np.asarray(x, dtype=np.float64) for x in (
-            batches.num_decodes, batches.decode_context, batches.prefill_tokens, batches.prefill_attention,
-            batches.num_prefills, batches.num_hidden)),
-        lone,
-        steps.begin_s[lone] - streams.sent_s[requests],
-        streams.num_prompt_tokens[requests].astype(np.float64),
-    )  # fmt: skip
-
-
-def windows_of(runs: Sequence[_Run]) -> _Windows:
+def windows_of(runs: Sequence[Columns]) -> _Windows:
     """The episodes of all runs."""
     rows: list[tuple[int, Ints]] = []
     for number, run in enumerate(runs):
@@ -123,7 +89,12 @@ def windows_of(runs: Sequence[_Run]) -> _Windows:
         near &= run.num_decodes > 0
         near[:3] = False
         edges = np.flatnonzero(np.diff(np.concatenate([[False], near, [False]]).astype(np.int8)))
-        rows += [(number, np.arange(begin, end)) for begin, end in edges.reshape(-1, 2) if end < len(near)]
+        for begin, end in edges.reshape(-1, 2):
+            cuts = range(begin, min(end, len(near) - 1), MOST_STEPS)
+            rows += [(number, np.arange(cut, min(cut + MOST_STEPS, end, len(near) - 1))) for cut in cuts]
+    rows = (
+        [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, MOST_EPISODES).round().astype(int))] if rows else []
+    )
     longest = max((len(steps) for _, steps in rows), default=0)
     table = np.zeros((len(rows), longest), dtype=np.int64)
     is_step = np.zeros((len(rows), longest), dtype=bool)
@@ -136,26 +107,23 @@ class Problem:
     """Predictions of episodes as a function of parameters; see the module."""
 
     def __init__(
-        self, runs: Sequence[_Run], decode: Decode, priors: Priors, max_capture: int, *, is_async: bool = True
+        self, runs: Sequence[Columns], decode: Decode, priors: Priors, max_capture: int, *, is_async: bool = True
     ) -> None:
         self.decode, self.priors, self.is_async = decode, priors, is_async
-        sizes = np.cumsum([0] + [len(run.update_s) for run in runs])
-        self.all = _Run(*(np.concatenate([getattr(run, name) for run in runs]) for name in _Run._fields[:7]),
-                        np.concatenate([run.lone + size for run, size in zip(runs, sizes, strict=False)]).astype(int),
-                        *(np.concatenate([getattr(run, name) for run in runs]) for name in _Run._fields[8:]))
+        self.all, begins = joined(list(runs))
         windows = windows_of(runs)
-        self.rows, self.is_step = windows.steps + sizes[windows.run][:, None], windows.is_step
+        self.rows, self.is_step = windows.steps + begins[windows.run][:, None], windows.is_step
         run = self.all
         self.rounds = 1 + run.num_hidden
         self.has_prefill = run.tokens > 0
         self.total = np.maximum(1, (run.tokens + run.num_decodes) / self.rounds)
         used = np.zeros(len(run.tokens), dtype=bool)
         used[self.rows[self.is_step]] = True
-        used[run.lone] = True
+        used[run.lone.step] = True
         self.used = used
         counts = self.total[self.has_prefill & used]
-        common = [c for c, n in zip(*np.unique(np.round(counts), return_counts=True), strict=True) if n]
-        self.knots = np.unique(np.concatenate([[1], knots_of(np.array(common or [1.0]))]))
+        seen = knots_of(counts, max(FEW, RARE * len(counts))) if len(counts) else np.array([2])
+        self.knots = np.unique(np.concatenate([[1], seen]))
         self.basis = basis(self.total, self.knots)
         self.decode_s = decode.step_s(run.num_decodes, run.context)
         self.kind = np.where(~self.has_prefill, 0, np.where(run.tokens + run.num_decodes <= max_capture, 1, 2))
@@ -203,7 +171,11 @@ class Problem:
         """Of blocks' sums, gaps, lone requests, and what is held near its prior."""
         time_s, host = self.unpack(parameters)
         device_s, launch_s = self.device_s(time_s), self.launch_s(host)
-        parts = [*self._of_episodes(device_s, launch_s), self._of_lone(device_s, launch_s, host), *self._held(time_s, host)]
+        parts = [
+            *self._of_episodes(device_s, launch_s),
+            self._of_lone(device_s, launch_s, host),
+            *self._held(time_s, host),
+        ]
         return np.concatenate(parts)
 
     def unpack(self, parameters: Floats) -> tuple[Floats, Floats]:
@@ -230,8 +202,8 @@ class Problem:
 
     def _of_lone(self, device_s: Floats, launch_s: Floats, host: Floats) -> Floats:
         run = self.all
-        found = host[5] + host[6] * run.prompt + np.maximum(device_s[run.lone], launch_s[run.lone])
-        return (found - run.ttft_s) / (LONE_SD * run.ttft_s + FLOOR_S)
+        found = host[5] + host[6] * run.lone.prompt + np.maximum(device_s[run.lone.step], launch_s[run.lone.step])
+        return (found - run.lone.ttft_s) / (LONE_SD * run.lone.ttft_s + FLOOR_S)
 
     def _held(self, time_s: Floats, host: Floats) -> list[Floats]:
         first = self.decode.step_s(np.array([1.0]), np.array([0.0]))[0]
@@ -249,7 +221,7 @@ class Problem:
     def solve(self) -> Fitted:
         """The parameters that predict best, from two begins: launches that hide behind the device, or that do not."""
         first = float(self.decode.step_s(np.array([1.0]), np.array([0.0]))[0])
-        increments = np.diff(self.knots, prepend=self.knots[0]) * self._first_slope(first)
+        increments = np.diff(self.knots, prepend=self.knots[0]) * self.first_slope()
         increments[0] = first
         hidden = np.array([self.priors.graph_s, self.priors.launch_s, self.priors.launch_s, 1e-5, 1e-4, 5e-3, 1e-6])
         scale = np.concatenate([np.maximum(increments, 1e-5), np.array([1e-3, 1e-2, 1e-2, 1e-4, 1e-3, 1e-2, 1e-6])])
@@ -285,20 +257,49 @@ class Problem:
                 host[kind] = float(np.quantile(gaps[chosen], 0.1))
         return host
 
-    def _first_slope(self, first_s: float) -> float:
+    def first_slope(self) -> float:
         """A token's price by plain ratio: what steps with prefills took beyond a decode, over their tokens."""
+        first_s = float(self.decode.step_s(np.array([1.0]), np.array([0.0]))[0])
         gaps = np.diff(self.all.update_s, prepend=self.all.update_s[0])
         chosen = self.has_prefill & (self.all.num_decodes > 0)
         if not chosen.any():
             chosen = np.zeros_like(self.has_prefill)
-            chosen[self.all.lone] = True
-            return float(max(1e-7, (self.all.ttft_s - first_s).sum() / max(1.0, self.all.prompt.sum())))
+            chosen[self.all.lone.step] = True
+            return float(max(1e-7, (self.all.lone.ttft_s - first_s).sum() / max(1.0, self.all.lone.prompt.sum())))
         return float(max(1e-7, (gaps[chosen] - first_s).sum() / self.all.tokens[chosen].sum()))
 
-    def _sure(self, found: object) -> dict[str, float]:
-        jacobian = found.jac  # type: ignore[attr-defined]
+    def _sure(self, found: OptimizeResult) -> dict[str, float]:
+        jacobian = found.jac
         covariance = np.linalg.pinv(jacobian.T @ jacobian)
         errors = np.sqrt(np.diag(covariance))
-        values = np.maximum(found.x, 1e-9)  # type: ignore[attr-defined]
+        values = np.maximum(found.x, 1e-9)
         names = [f"tokens_{knot}" for knot in self.knots] + list(HOST)
         return dict(zip(names, (errors / values).tolist(), strict=True))
+
+    def total_s(self, fitted: Fitted) -> tuple[float, float]:
+        """Predicted and real time of all episodes."""
+        if not self.rows.size:
+            return 0.0, 0.0
+        last = self.is_step.sum(axis=1) - 1
+        rows = np.arange(len(last))
+        found = self.predict(*self._times(fitted))[rows, last]
+        return float(found.sum()), float((self.all.update_s[self.rows[rows, last]] - self._begins()).sum())
+
+    def launch_ratios(self, fitted: Fitted) -> Floats:
+        """Real over predicted launches, where a launch is what a step's tokens waited for."""
+        if not self.rows.size or not self.is_async:
+            return np.zeros(0)
+        _, launch_s = self._times(fitted)
+        step = self.rows[:, 0]
+        following = np.minimum(step + 1, len(launch_s) - 1)
+        waits = (self.kind[step] == 0) & (self.kind[following] > 0)
+        waits &= launch_s[following] > BINDS * self.decode_s[step]
+        return np.asarray((self.all.update_s[step] - self._begins())[waits] / launch_s[following][waits])
+
+    def _times(self, fitted: Fitted) -> tuple[Floats, Floats]:
+        host = np.array([fitted.host[name] for name in HOST])
+        time_s = np.interp(self.knots, fitted.knots, fitted.time_s)
+        return self.device_s(time_s), self.launch_s(host)
+
+    def _begins(self) -> Floats:
+        return self.all.update_s[self.rows[:, 0] - 1]

@@ -48,12 +48,12 @@ class _Bounds(NamedTuple):
     high_s: Floats
 
 
-def fit_way_in(runs: Sequence[tuple[Steps, Batches]], chunk_s: float) -> WayIn:
-    """The figures that break the fewest bounds."""
+def fit_way_in(runs: Sequence[tuple[Steps, Batches]], chunk_s: float, lone_s: float) -> WayIn:
+    """The figures that break the fewest bounds; `lone_s` is a lone request's way in, where there are no bounds."""
     bounds = [_bounds(steps, batches, chunk_s) for steps, batches in runs]
     best = WayIn(0.0, 0.0, 0.0, np.inf, sum(len(each.chosen) for each in bounds))
     if not best.num_requests:
-        return best._replace(per_request_s=USUAL[0], per_prompt_token_s=USUAL[1], miss_s=0.0)
+        return WayIn(*USUAL, max(0.0, lone_s - USUAL[0]), 0.0, 0)
     prompt = float(np.mean(np.concatenate([each.prompt for each in bounds])))
     for per_request_s in PER_REQUEST_S:
         for per_token_s in PER_TOKEN_S:
