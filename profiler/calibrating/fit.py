@@ -20,7 +20,7 @@ from simbatch.sim.errors import Problem as Mistake
 from simbatch.sim.errors import UserError
 
 MAX_CAPTURE = 512
-BETTER = 10.0  # how much less the cost of synchronous steps must be: asynchronous is vLLM's default
+BETTER = 0.9  # of the cost: as little must synchronous steps have, for asynchronous is the default of vLLM
 BLURRED = 0.8  # of a gap: chunks that take as long say nothing of what one takes
 SPREAD_LEAST, SPREAD_STEPS = 0.1, 50
 
@@ -53,7 +53,7 @@ def fit_steps(runs: Sequence[Columns], shape: Shape) -> Steps:
     mixed = problem.solve()
     other = Problem(runs, decode, priors, MAX_CAPTURE, is_async=False)
     synchronous = other.solve()
-    if synchronous.cost < mixed.cost - BETTER:
+    if synchronous.cost < BETTER * mixed.cost:
         mixed, problem = synchronous, other
     return Steps(decode, mixed, price, problem)
 
@@ -64,11 +64,16 @@ def fit_parts(
     """All parts; `settings` are the engine's."""
     steps = fit_steps([run.columns for run in runs], shape)
     chunk_s = chunk_of(runs)
-    way_in = fit_way_in([(run.seen.steps, run.batches) for run in runs], chunk_s, steps.mixed.host["lone_s"])
-    parts = Parts(steps.decode, steps.mixed, way_in, chunk_s, steps.problem.priors, _spread(steps))
+    way_in = fit_way_in(
+        [(run.seen.steps, run.batches) for run in runs],
+        chunk_s,
+        steps.mixed.host["lone_s"],
+        is_async=steps.mixed.is_async,
+    )
+    parts = Parts(steps.decode, steps.mixed, way_in, way_in.chunk_s, steps.problem.priors, _spread(steps))
     if is_refined:
         settings = {**settings, "async_scheduling": steps.mixed.is_async}
-        parts = refined(parts, [run.seen.streams for run in runs], settings)
+        parts = refined(parts, runs, settings)
     return parts, steps
 
 

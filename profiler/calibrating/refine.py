@@ -8,39 +8,64 @@ run are as recorded, or nothing gets better.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from simbatch.profiler.calibrating.parts import Parts
-from simbatch.profiler.calibrating.replay import Means, real_means, simulated_means
+from simbatch.profiler.calibrating.reading import Run
+from simbatch.profiler.calibrating.replay import Means, real_means, simulated
 from simbatch.sim.streams import Streams
 from simbatch.sim.streams.streams import Floats
 
 # by how much a factor may be off, as a standard deviation of its logarithm
-HELD = {"decode": 0.02, "small": 0.1, "large": 0.03, "launch": 0.15, "work": 0.7, "delay": 0.5, "chunk": 0.1}
+HELD = {"decode": 0.02, "small": 0.1, "large": 0.03, "launch": 0.15, "work": 1.0, "delay": 0.5, "chunk": 0.1}
 WANTED = Means(ttft=0.04, tpot=0.015, e2el=0.01)  # how well a mean has to be met, as shares
-ROUNDS = 5
+WANTED_APART = 0.15  # of the logarithm of steps with prefills
+ROUNDS = 6
 STEP = 0.5  # of `HELD`: how far a factor is moved to see what that does
+SEEDS = 3  # where launches are drawn
 MOST_REQUESTS = 1000  # of each run, from its begin
 
 
-def refined(parts: Parts, runs: Sequence[Streams], settings: dict[str, Any]) -> Parts:
+class _Wanted(NamedTuple):
+    """The first requests of a run, and what was recorded of them."""
+
+    streams: Streams
+    means: Means
+    num_mixed: int  # steps with prefills
+
+
+def refined(parts: Parts, runs: Sequence[Run], settings: dict[str, Any]) -> Parts:
     """The parts with the factors that meet the runs best."""
     names, held = list(HELD), np.array(list(HELD.values()))
-    chosen = [streams.take(np.arange(len(streams)) < MOST_REQUESTS) for streams in runs]
-    real = [real_means(streams) for streams in chosen]
+    chosen = [_wanted(run) for run in runs]
+
+    seeds = range(SEEDS if parts.spread else 1)
 
     def misses(logs: Floats) -> Floats:
         content = content_of(parts.scaled(dict(zip(names, np.exp(logs).tolist(), strict=True))))
         of_runs = [
-            np.array(simulated_means(content, settings, streams).errors(means)) / np.array(WANTED)
-            for streams, means in zip(chosen, real, strict=True)
+            np.mean([_missed(content, settings, run, seed) for seed in seeds], axis=0) for run in chosen
         ]
         return np.concatenate([*of_runs, logs / held])
 
     best = _descend(misses, np.zeros(len(names)), STEP * held)
     return parts.scaled(dict(zip(names, np.exp(best).tolist(), strict=True)))
+
+
+def _wanted(run: Run) -> _Wanted:
+    streams = run.seen.streams.take(np.arange(len(run.seen.streams)) < MOST_REQUESTS)
+    last = int(run.seen.steps.first[:MOST_REQUESTS].max())
+    is_mixed = run.batches.prefill_tokens[: last + 1] > 0
+    return _Wanted(streams, real_means(streams), int((is_mixed + run.batches.num_hidden[: last + 1]).sum()))
+
+
+def _missed(content: dict[str, Any], settings: dict[str, Any], run: _Wanted, seed: int) -> Floats:
+    """In standard deviations: TTFT, TPOT, E2EL, and the steps that cohorts took to come in."""
+    means, num_mixed = simulated(content, settings, run.streams, seed)
+    apart = np.log(max(1, num_mixed) / max(1, run.num_mixed)) / WANTED_APART
+    return np.append(np.array(means.errors(run.means)) / np.array(WANTED), apart)
 
 
 def content_of(parts: Parts) -> dict[str, Any]:

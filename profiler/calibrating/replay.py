@@ -39,6 +39,13 @@ def real_means(streams: Streams) -> Means:
 
 def simulated_means(profile: dict[str, Any], settings: dict[str, Any], streams: Streams, seed: int = 0) -> Means:
     """What a simulation of the same requests says: sent as recorded, or in as large a closed loop."""
+    return simulated(profile, settings, streams, seed)[0]
+
+
+def simulated(
+    profile: dict[str, Any], settings: dict[str, Any], streams: Streams, seed: int = 0
+) -> tuple[Means, int]:
+    """The same, and how many steps had prefills: how far cohorts fell apart on their way in."""
     workload = {"num_prompts": 1, "request_rate": 1}
     lengths = {f"{name}_len": {"distribution": "fixed", "mean": 1} for name in ("prompt", "output")}
     content = {"profile": profile, "engine": settings, "workload": {**workload, **lengths}, "seed": seed}
@@ -53,7 +60,9 @@ def simulated_means(profile: dict[str, Any], settings: dict[str, Any], streams: 
     )
     chosen = np.full(len(record.requests), True)
     latencies = latencies_ms(record, chosen)
-    return Means(*(float(np.mean(latencies[name])) if len(latencies[name]) else 0.0 for name in METRICS))
+    means = Means(*(float(np.mean(latencies[name])) if len(latencies[name]) else 0.0 for name in METRICS))
+    segments = record.segments
+    return means, int(segments["num_steps"][segments["prefill_tokens"] > 0].sum())
 
 
 def requests_of(streams: Streams) -> Requests:

@@ -18,7 +18,8 @@ from simbatch.sim.streams.streams import Ints
 
 BUDGETS = tuple(2**k for k in range(8, 19))
 QUICK = 0.1  # of the requests
-CONTRADICTS, FULL = 0.005, 0.05  # shares of all prompt tokens
+CONTRADICTS, FULL = 0.001, 0.05  # shares of all prompt tokens
+NEARLY, FULL_STEPS = 0.9, 5
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def batches_of(steps: Steps, max_num_batched_tokens: int) -> Batches:
 def infer_budget(runs: Sequence[Steps]) -> tuple[int, bool]:
     """The smallest token budget that no run contradicts, and whether steps were seen to be full under it.
 
-    Against a budget speak tokens that do not fit where they must. It was full if twice as much would have left room
-    beside prompts that waited.
+    Against a budget speak tokens that do not fit where they must. It was full if steps held nearly as much, and twice
+    as much would have left room beside prompts that waited.
     """
     total = sum(int(steps.streams.num_prompt_tokens.sum()) for steps in runs)
     for budget in BUDGETS:
@@ -58,7 +59,12 @@ def infer_budget(runs: Sequence[Steps]) -> tuple[int, bool]:
             if unplaced <= CONTRADICTS * total:
                 break
     room = sum(_room_left(steps, batches_of(steps, 2 * budget)) for steps in runs)
-    return budget, room > FULL * total
+    return budget, room > FULL * total and _num_full(runs, budget) >= FULL_STEPS
+
+
+def _num_full(runs: Sequence[Steps], budget: int) -> int:
+    laid = [batches_of(steps, budget) for steps in runs]
+    return sum(int((each.prefill_tokens + each.num_decodes >= NEARLY * budget).sum()) for each in laid)
 
 
 def _room_left(steps: Steps, batches: Batches) -> int:
