@@ -1,4 +1,4 @@
-"""Profiles from the streams of real servers, and how far they predict their other runs: `python -m benchmarks.stream_fit`.
+"""Profiles from streams of real servers, and how they predict other runs: `python -m benchmarks.stream_fit`.
 
 The streams lie in ../shared/streams (--streams; other people's, see the README there) and ../shared/gpu/h100-vllm-0.32
 (--recorded), and are no part of the project; exit code 2 where they are not there. Each file's runs are written as the
@@ -27,7 +27,6 @@ from simbatch.sim.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared"
 UNIT_S = 1e-5  # of the files' times
-H100 = ("c1", "p8", "p16", "p22", "c16")
 
 
 class Server(NamedTuple):
@@ -47,7 +46,7 @@ SERVERS = {
     "Qwen3.6-27B, 2 x L40S, below its KV limit": Server(
         "scicom-l40s-Qwen3.6-27B", r"in1024_.*_c(10|50)_", r"_c(1|10)_|in(128|1024)_.*_c50_"
     ),
-    "Qwen2.5-0.5B, RTX 5070 Ti": Server("pillaiharish-rtx5070ti-qwen2.5-0.5b", r"day06_c(1|8)_", r"day06|day05"),
+    "Qwen2.5-0.5B, RTX 5070 Ti, same day": Server("pillaiharish-rtx5070ti-qwen2.5-0.5b", r"day06_c(2|16)_", r"day06"),
 }
 REFUSED = {
     "two engines": "scicom-h100-Llama-3.1-70B-tp4dp2",
@@ -60,7 +59,9 @@ def require(folder: Path, file: str) -> Path:
     """The path of a shared file, if it is there; else says so and exits with 2."""
     path = folder / file
     if not path.exists():
-        print(f"{path}: the recorded streams are not here; --streams and --recorded name their folders", file=sys.stderr)
+        print(
+            f"{path}: the recorded streams are not here; --streams and --recorded name their folders", file=sys.stderr
+        )
         sys.exit(2)
     return path
 

@@ -51,7 +51,7 @@ class Columns:
             alone[shift:] &= ~other[:-shift]
         alone[:-1] &= ~other[1:]
         alone[:3] = alone[-1:] = False
-        return alone
+        return np.asarray(alone)
 
     def part(self, begin: int, end: int) -> Columns:
         """Steps `begin` to `end` alone."""
@@ -70,14 +70,18 @@ def columns_of(steps: Steps, batches: Batches) -> Columns:
     alone = alone[alone > 0]
     alone = alone[streams.sent_s[of_step[alone]] >= steps.end_s[alone - 1]]
     requests = of_step[alone]
-    columns = (
-        batches.num_decodes, batches.decode_context, batches.prefill_tokens, batches.prefill_attention,
-        batches.num_prefills, batches.num_hidden,
-    )  # fmt: skip
+    columns = {
+        "num_decodes": batches.num_decodes,
+        "context": batches.decode_context,
+        "tokens": batches.prefill_tokens,
+        "attention": batches.prefill_attention,
+        "num_prefills": batches.num_prefills,
+        "num_hidden": batches.num_hidden,
+    }
     return Columns(
-        steps.begin_s,
-        *(np.asarray(column, dtype=np.float64) for column in columns),
-        Lone(
+        update_s=steps.begin_s,
+        **{name: column.astype(np.float64) for name, column in columns.items()},
+        lone=Lone(
             alone,
             steps.begin_s[alone] - streams.sent_s[requests],
             streams.num_prompt_tokens[requests].astype(np.float64),
@@ -92,5 +96,5 @@ def joined(runs: list[Columns]) -> tuple[Columns, Ints]:
         f.name: np.concatenate([getattr(run, f.name) for run in runs]) for f in fields(Columns) if f.name != "lone"
     }
     step = np.concatenate([run.lone.step + begin for run, begin in zip(runs, begins, strict=False)]).astype(np.int64)
-    lone = Lone(step, *(np.concatenate([getattr(run.lone, name) for run in runs]) for name in ("ttft_s", "prompt")))
-    return Columns(**columns, lone=lone), begins
+    ttft_s, prompt = (np.concatenate([getattr(run.lone, name) for run in runs]) for name in ("ttft_s", "prompt"))
+    return Columns(**columns, lone=Lone(step, ttft_s, prompt)), begins

@@ -5,8 +5,8 @@ the device's, or the host's where that is longer. Steps alike (number of decodes
 together by their mean; the knots are least squares over those cells.
 
 A context's price is read off batches that stay the same while their contexts grow: t = f(n) + price * context +
-drift * (context / n), with f of every run and number its own, and one drift of steps with their age, which has been seen
-on idle machines. What that leaves open is held near what other models have of their prefill's price.
+drift * (context / n), with f of every run and number its own, and one drift of steps with their age, which real servers
+have at small batches. What that leaves open is held near what other models have of their prefill's price.
 """
 
 from __future__ import annotations

@@ -14,20 +14,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
 from simbatch.profiler.calibrating.columns import Columns, joined
 from simbatch.profiler.calibrating.decodes import basis, knots_of
+from simbatch.profiler.calibrating.windows import windows_of
 from simbatch.sim.streams.streams import Floats, Ints
 
-MOST_STEPS, MOST_EPISODES = 60, 800  # longer ones are cut, more are left out evenly
 RARE = 0.01  # of the steps with prefills: fewer make no knot
 BLOCK = 12  # steps whose sum is compared
 TOTAL_SD, GAP_SD, FLOOR_S = 0.02, 0.3, 0.5e-3
 LONE_SD = 0.05
 ANCHOR_SD, BEND_SD = 0.15, 0.5
 HIDDEN_S, LAUNCH_SD = 1e-3, 1.5  # a launch may be e to that many times its prior; below a ms nothing shows
+NUDGE = 0.1
 BINDS = 1.3  # times a decode's step: a launch that long shows in the gap before its step
 FEW = 5  # steps of a kind of launch, to speak of it
 PIECES = 0.4  # a launch in pieces of a graph over one without: 0.6 on one server, 0.3 or less on another
@@ -68,39 +68,6 @@ class Fitted(NamedTuple):
     token_s: float  # mean slope
     host: dict[str, float]
     sure: dict[str, float]  # standard error over value, by name
-
-
-class _Windows(NamedTuple):
-    """Episodes side by side: [episode, place], padded; and per place whether it is one."""
-
-    steps: Ints
-    run: Ints
-    is_step: NDArray[np.bool_]
-
-
-def windows_of(runs: Sequence[Columns]) -> _Windows:
-    """The episodes of all runs."""
-    rows: list[tuple[int, Ints]] = []
-    for number, run in enumerate(runs):
-        touched = (run.tokens > 0) & (run.num_decodes > 0)
-        near = touched.copy()
-        near[:-1] |= touched[1:]
-        near[1:] |= touched[:-1]
-        near &= run.num_decodes > 0
-        near[:3] = False
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], near, [False]]).astype(np.int8)))
-        for begin, end in edges.reshape(-1, 2):
-            cuts = range(begin, min(end, len(near) - 1), MOST_STEPS)
-            rows += [(number, np.arange(cut, min(cut + MOST_STEPS, end, len(near) - 1))) for cut in cuts]
-    rows = (
-        [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, MOST_EPISODES).round().astype(int))] if rows else []
-    )
-    longest = max((len(steps) for _, steps in rows), default=0)
-    table = np.zeros((len(rows), longest), dtype=np.int64)
-    is_step = np.zeros((len(rows), longest), dtype=bool)
-    for row, (_, steps) in enumerate(rows):
-        table[row, : len(steps)], is_step[row, : len(steps)] = steps, True
-    return _Windows(table, np.array([number for number, _ in rows], dtype=np.int64), is_step)
 
 
 class Problem:
@@ -203,7 +170,7 @@ class Problem:
     def _of_lone(self, device_s: Floats, launch_s: Floats, host: Floats) -> Floats:
         run = self.all
         found = host[5] + host[6] * run.lone.prompt + np.maximum(device_s[run.lone.step], launch_s[run.lone.step])
-        return (found - run.lone.ttft_s) / (LONE_SD * run.lone.ttft_s + FLOOR_S)
+        return np.asarray((found - run.lone.ttft_s) / (LONE_SD * run.lone.ttft_s + FLOOR_S))
 
     def _held(self, time_s: Floats, host: Floats) -> list[Floats]:
         first = self.decode.step_s(np.array([1.0]), np.array([0.0]))[0]
@@ -271,7 +238,8 @@ class Problem:
     def _sure(self, found: OptimizeResult) -> dict[str, float]:
         jacobian = found.jac
         covariance = np.linalg.pinv(jacobian.T @ jacobian)
-        errors = np.sqrt(np.diag(covariance))
+        spread = 2 * found.cost / max(1, len(found.fun) - len(found.x))  # residuals are in guessed units
+        errors = np.sqrt(np.diag(covariance) * spread)
         values = np.maximum(found.x, 1e-9)
         names = [f"tokens_{knot}" for knot in self.knots] + list(HOST)
         return dict(zip(names, (errors / values).tolist(), strict=True))
@@ -284,6 +252,24 @@ class Problem:
         rows = np.arange(len(last))
         found = self.predict(*self._times(fitted))[rows, last]
         return float(found.sum()), float((self.all.update_s[self.rows[rows, last]] - self._begins()).sum())
+
+    def shown(self, fitted: Fitted) -> dict[str, float]:
+        """Which share of prefills' device time, and of launches by kind, the episodes' times show: the rest hides."""
+        if not self.rows.size:
+            return {}
+        device_s, launch_s = self._times(fitted)
+        kind = self.kind
+        parts = {"prefill": (device_s, self.has_prefill)}
+        parts |= {name: (launch_s, kind == number) for number, name in ((1, "launch piecewise"), (2, "launch none"))}
+        last, rows = self.is_step.sum(axis=1) - 1, np.arange(len(self.rows))
+        before = self.predict(device_s, launch_s)[rows, last].sum()
+        found = {}
+        for name, (times_s, chosen) in parts.items():
+            longer = np.where(chosen, (1 + NUDGE) * times_s, times_s)
+            after = self.predict(*((longer, launch_s) if times_s is device_s else (device_s, longer)))[rows, last].sum()
+            all_s = float((times_s * chosen)[self.rows[self.is_step]].sum())
+            found[name] = float(after - before) / (NUDGE * all_s) if all_s else 0.0
+        return found
 
     def launch_ratios(self, fitted: Fitted) -> Floats:
         """Real over predicted launches, where a launch is what a step's tokens waited for."""
@@ -302,4 +288,4 @@ class Problem:
         return self.device_s(time_s), self.launch_s(host)
 
     def _begins(self) -> Floats:
-        return self.all.update_s[self.rows[:, 0] - 1]
+        return np.asarray(self.all.update_s[self.rows[:, 0] - 1])

@@ -25,7 +25,7 @@ WANTED_APART = 0.15  # of the logarithm of steps with prefills
 ROUNDS = 6
 STEP = 0.5  # of `HELD`: how far a factor is moved to see what that does
 SEEDS = 3  # where launches are drawn
-MOST_REQUESTS = 1000  # of each run, from its begin
+MOST_REQUESTS = 600  # of each run, from its begin
 
 
 class _Wanted(NamedTuple):
@@ -45,9 +45,7 @@ def refined(parts: Parts, runs: Sequence[Run], settings: dict[str, Any]) -> Part
 
     def misses(logs: Floats) -> Floats:
         content = content_of(parts.scaled(dict(zip(names, np.exp(logs).tolist(), strict=True))))
-        of_runs = [
-            np.mean([_missed(content, settings, run, seed) for seed in seeds], axis=0) for run in chosen
-        ]
+        of_runs = [np.mean([_missed(content, settings, run, seed) for seed in seeds], axis=0) for run in chosen]
         return np.concatenate([*of_runs, logs / held])
 
     best = _descend(misses, np.zeros(len(names)), STEP * held)

@@ -42,9 +42,7 @@ def simulated_means(profile: dict[str, Any], settings: dict[str, Any], streams: 
     return simulated(profile, settings, streams, seed)[0]
 
 
-def simulated(
-    profile: dict[str, Any], settings: dict[str, Any], streams: Streams, seed: int = 0
-) -> tuple[Means, int]:
+def simulated(profile: dict[str, Any], settings: dict[str, Any], streams: Streams, seed: int = 0) -> tuple[Means, int]:
     """The same, and how many steps had prefills: how far cohorts fell apart on their way in."""
     workload = {"num_prompts": 1, "request_rate": 1}
     lengths = {f"{name}_len": {"distribution": "fixed", "mean": 1} for name in ("prompt", "output")}

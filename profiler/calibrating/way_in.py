@@ -1,9 +1,9 @@
 """From a request's sending to the schedule() that takes it: what the front end does, by the client's clock.
 
 The step that begins a prompt (k) was scheduled when step k-2 was taken in (k-1 where scheduling is synchronous), and
-the step before it a step earlier: in between the request came through, if that step had room for it. So its way in lies between two moments that the streams
-tell. Work of one thread (a request each, a token each, stretched by the streams that the thread sends) makes a cohort
-stand in a line; the rest delays everybody alike.
+the step before it a step earlier: in between the request came through, if that step had room for it. So its way in lies
+between two moments that the streams tell. Work of one thread (a request each, a token each, stretched by the streams
+that the thread sends) makes a cohort stand in a line; the rest delays everybody alike.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ class _Bounds(NamedTuple):
     high_s: Floats
 
 
-def fit_way_in(
-    runs: Sequence[tuple[Steps, Batches]], chunk_s: float, lone_s: float, *, is_async: bool = True
-) -> WayIn:
+def fit_way_in(runs: Sequence[tuple[Steps, Batches]], chunk_s: float, lone_s: float, *, is_async: bool = True) -> WayIn:
     """The figures that break the fewest bounds; `lone_s` is a lone request's way in, where there are no bounds."""
     bounds = [_bounds(steps, batches, chunk_s, 2 if is_async else 1) for steps, batches in runs]
     number = sum(len(each.chosen) for each in bounds)
@@ -68,7 +66,13 @@ def fit_way_in(
 
 
 def _missed(
-    bounds: Sequence[_Bounds], prompt: float, chunk_s: float, number: int, request_s: float, token_s: float, share: float
+    bounds: Sequence[_Bounds],
+    prompt: float,
+    chunk_s: float,
+    number: int,
+    request_s: float,
+    token_s: float,
+    share: float,
 ) -> WayIn:
     """With the delay that goes best with this work, and what it misses."""
     through = [_through(each, request_s, token_s, share)[each.chosen] for each in bounds]
@@ -107,7 +111,7 @@ def _through(bounds: _Bounds, request_s: float, token_s: float, share: float) ->
     """How long each request takes through one thread, its line included."""
     work = (request_s + token_s * bounds.prompt) / (1 - np.minimum(share * bounds.busy, MAX_BUSY))
     done = np.cumsum(work)
-    return np.maximum.accumulate(bounds.sent_s - (done - work)) + done - bounds.sent_s
+    return np.asarray(np.maximum.accumulate(bounds.sent_s - (done - work)) + done - bounds.sent_s)
 
 
 def _delay(low: Floats, high: Floats) -> tuple[float, float]:

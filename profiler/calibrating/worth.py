@@ -11,7 +11,7 @@ from simbatch.profiler.calibrating.columns import Columns
 from simbatch.profiler.calibrating.episodes import Problem
 from simbatch.profiler.calibrating.fit import MAX_CAPTURE, Steps, fit_parts, fit_steps
 from simbatch.profiler.calibrating.priors import Shape
-from simbatch.profiler.calibrating.reading import Run, Seen
+from simbatch.profiler.calibrating.reading import Run
 from simbatch.profiler.calibrating.refine import MOST_REQUESTS, content_of
 from simbatch.profiler.calibrating.replay import Means, real_means, simulated_means
 from simbatch.sim.errors import UserError
@@ -34,7 +34,8 @@ def halves(runs: Sequence[Run], shape: Shape) -> float | None:
         found = fit_steps(first, shape)
     except UserError:
         return None
-    return total_error(second, found)
+    error = total_error(second, found)
+    return None if error is None else round(error, 4)
 
 
 def total_error(runs: Sequence[Columns], found: Steps) -> float | None:
@@ -105,8 +106,8 @@ def warnings_of(runs: Sequence[Run], found: Steps) -> list[str]:
     low, high = batch_span(runs)
     if high < ONE_POINT * low:
         told.append(
-            f"one operating point: nine in ten steps have {low:.0f} to {high:.0f} decodes; how times grow with the batch "
-            "is hardly known. Add a result at five to ten times the load, or at a fifth"
+            f"one operating point: nine in ten steps have {low:.0f} to {high:.0f} decodes; how times grow with the "
+            "batch is hardly known. Add a result at five to ten times the load, or at a fifth"
         )
     number = sum(int((run.columns.tokens > 0).sum()) for run in runs)
     if number < FEW_PREFILLS:
@@ -149,8 +150,8 @@ def _free_prompts(run: Run, found: Steps) -> Iterator[str]:
     free = around < NOTHING * decode_s[chosen]
     if free.mean() > MANY_FREE:
         yield (
-            f"{run.seen.name}: {free.mean():.0%} of its single prompts cost nothing: prefix hits, or prefills on another "
-            "engine; a simulation computes every prompt"
+            f"{run.seen.name}: {free.mean():.0%} of its single prompts cost nothing: prefix hits, or prefills on "
+            "another engine; a simulation computes every prompt"
         )
 
 
@@ -190,8 +191,3 @@ def next_run(runs: Sequence[Run], found: Steps) -> str:
 def bounds(values: Floats) -> tuple[int, int]:
     """5 and 95 %."""
     return (int(np.quantile(values, 0.05)), int(np.ceil(np.quantile(values, 0.95)))) if len(values) else (0, 0)
-
-
-def names(seen: Sequence[Seen]) -> str:
-    """For a sentence."""
-    return ", ".join(each.name for each in seen)

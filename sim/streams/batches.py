@@ -17,6 +17,7 @@ from simbatch.sim.streams.steps import Steps
 from simbatch.sim.streams.streams import Ints
 
 BUDGETS = tuple(2**k for k in range(8, 19))
+SUMS = ("num_prefills", "prefill_tokens", "prefill_context", "prefill_attention")
 QUICK = 0.1  # of the requests
 CONTRADICTS, FULL = 0.001, 0.05  # shares of all prompt tokens
 NEARLY, FULL_STEPS = 0.9, 5
@@ -85,7 +86,7 @@ class _Placing:
     def __init__(self, steps: Steps, budget: int) -> None:
         self.steps, self.budget = steps, budget
         self.capacity = np.maximum(1, budget - steps.num_decodes)
-        self.sums = np.zeros((4, len(steps)), dtype=np.int64)
+        self.sums = np.zeros((len(SUMS), len(steps)), dtype=np.int64)
         self.num_hidden = np.zeros(len(steps), dtype=np.int64)
         self.begun = steps.first.copy()
         self.unplaced = 0
@@ -97,13 +98,13 @@ class _Placing:
             ending.setdefault(int(steps.first[i]), []).append(i)
         before, arrives_s = self._to_do_before(ending), steps.streams.sent_s + self._quick_s()
         done = dict.fromkeys(range(len(steps.streams)), 0)
-        for step in sorted(set(ending) | set(before)):
+        for step in sorted(set(ending) | {step - 1 for step in before}):
             room = int(self.capacity[step])
             for i in ending.get(step, []):
                 room -= self._compute(i, step, done, None)
             at = step + 1
-            while before.get(at, 0) > 0 and room > 0 and at in ending:
-                for i in ending[at]:
+            while before.get(at, 0) > 0 and room > 0:
+                for i in ending.get(at, []):
                     room -= self._compute(i, step, done, room) if room > 0 else 0
                 at += 1
             if at == step + 1 and room > 0 and step in ending and at in ending:
@@ -111,7 +112,13 @@ class _Placing:
                 if arrives_s[i] <= steps.begin_s[max(0, step - 2)] and steps.streams.num_prompt_tokens[i] > room:
                     self._compute(i, step, done, room)
         return Batches(
-            self.budget, steps.num_decodes, steps.decode_context, *self.sums, self.num_hidden, self.begun, self.unplaced
+            max_num_batched_tokens=self.budget,
+            num_decodes=steps.num_decodes,
+            decode_context=steps.decode_context,
+            **dict(zip(SUMS, self.sums, strict=True)),
+            num_hidden=self.num_hidden,
+            begun=self.begun,
+            unplaced_tokens=self.unplaced,
         )
 
     def _quick_s(self) -> float:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from simbatch.cli._output import replacing
 
+if TYPE_CHECKING:
+    from simbatch.sim.cost.profile import Profile
+
 FIRST_BYTES = 4096
-ONLY_STREAMS = ("nearest", "max_num_seqs", "max_num_batched_tokens")
 
 
 @click.command()
@@ -43,7 +47,6 @@ def fit(
     from simbatch.profiler.fitting.from_samples import fit_samples
     from simbatch.profiler.fitting.report import report_dict
     from simbatch.profiler.fitting.samples import read_samples
-    from simbatch.profiler.write import write_profile
     from simbatch.sim.paths import check_target
 
     for target in (output, plot):
@@ -51,18 +54,15 @@ def fit(
             check_target(target, list(files))
     name = None if output is None else output.name.removesuffix(".json")
     if _are_samples(files):
-        _refuse(
-            {"--profile": nearest, "--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens}
-        )
+        own = {"--profile": nearest, "--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens}
+        _refuse(own, "is for results of a server; a file of samples says it itself")
         samples = fit_samples(read_samples(files[0]), name=name)
-        profile, text, report = samples.profile, samples.text, lambda: report_dict(samples)
         if plot is not None:
             samples.plot(plot)
+        _write(samples.profile, output)
+        shown = report_dict(samples) if as_json else samples.text()
     else:
-        if plot is not None:
-            _refuse(
-                {"--plot": plot}, "draws a file of samples; `simbatch trace describe RESULT` draws a result's steps"
-            )
+        _refuse({"--plot": plot}, "draws a file of samples, and FILES are results of a server")
         streams = fit_streams(
             files,
             nearest=nearest,
@@ -70,14 +70,20 @@ def fit(
             max_num_batched_tokens=max_num_batched_tokens,
             name=name,
         )
-        profile, text, report = streams.profile, streams.text, lambda: stream_report(streams)
-    if output is not None:
-        with replacing(output):
-            write_profile(profile, output)
-    click.echo(json.dumps(report(), indent=2, ensure_ascii=False) if as_json else text())
+        _write(streams.profile, output)
+        shown = stream_report(streams) if as_json else streams.text()
+    click.echo(shown if isinstance(shown, str) else json.dumps(shown, indent=2, ensure_ascii=False))
     for target in (output, plot):
         if target is not None:
             click.echo(f"{target}: written", err=True)
+
+
+def _write(profile: Profile, output: Path | None) -> None:
+    from simbatch.profiler.write import write_profile
+
+    if output is not None:
+        with replacing(output):
+            write_profile(profile, output)
 
 
 def _are_samples(files: tuple[Path, ...]) -> bool:
@@ -92,13 +98,9 @@ def _are_samples(files: tuple[Path, ...]) -> bool:
     return '"record"' in first or not first.strip()
 
 
-def _refuse(
-    given: dict[str, object], rule: str = "is for results of a server; a file of samples says it itself"
-) -> None:
+def _refuse(given: Mapping[str, object], rule: str) -> None:
     from simbatch.sim.errors import Problem, UserError
 
-    problems = [
-        Problem(option, rule, str(value), "leave it out") for option, value in given.items() if value is not None
-    ]
-    if problems:
-        raise UserError(*problems)
+    wrong = {option: value for option, value in given.items() if value is not None}
+    if wrong:
+        raise UserError(*(Problem(option, rule, str(value), "leave it out") for option, value in wrong.items()))
