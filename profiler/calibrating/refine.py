@@ -25,7 +25,7 @@ WANTED_APART = 0.15  # of the logarithm of steps with prefills
 ROUNDS = 6
 STEP = 0.5  # of `HELD`: how far a factor is moved to see what that does
 SEEDS = 3  # where launches are drawn
-MOST_REQUESTS = 600  # of each run, from its begin
+MOST_REQUESTS = 1000  # of each run, from its begin
 
 
 class _Wanted(NamedTuple):

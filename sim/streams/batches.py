@@ -20,7 +20,7 @@ BUDGETS = tuple(2**k for k in range(8, 19))
 SUMS = ("num_prefills", "prefill_tokens", "prefill_context", "prefill_attention")
 QUICK = 0.1  # of the requests
 CONTRADICTS, FULL = 0.001, 0.05  # shares of all prompt tokens
-NEARLY, FULL_STEPS = 0.9, 5
+NEARLY, FULL_STEPS = 0.95, 20
 
 
 @dataclass(frozen=True)
