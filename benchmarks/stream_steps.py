@@ -1,12 +1,9 @@
 """Where a simulation is off, step by step: `python -m benchmarks.stream_steps [--recorded DIR]`; docs/accuracy.md.
 
-All tokens of one step reach the client within a few ms, so the stream of a `vllm bench serve` tells the server's
-steps:
-a new one begins when a request comes again, or after a gap of 1.5 ms. With U(k) when step k's tokens come, S(k) =
-U(k-2) (asynchronous scheduling), and where the host holds up, U(k) - U(k-1) is the launch of step k+1. The same is
-said of the simulation's steps (one seed of the host's noise). Then the real launches of batches that no graph
-holds (more than 512
-tokens): their slope per running request, and how much successive ones correlate.
+The stream of a `vllm bench serve` tells the server's steps (`simbatch.sim.streams`). With U(k) when step k's tokens
+come, S(k) = U(k-2) (asynchronous scheduling), and where the host holds up, U(k) - U(k-1) is the launch of step k+1. The
+same is said of the simulation's steps (one seed of the host's noise). Then the real launches of batches that no graph
+holds (more than 512 tokens): their slope per running request, and how much successive ones correlate.
 """
 
 from __future__ import annotations
@@ -25,8 +22,8 @@ from benchmarks.first_look import ENGINE, RECORDED, SERVED, Run, read_host, reco
 from simbatch.profiler.validating.recorded import Recorded
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.streams import Streams, rebuild_steps
 
-GAP_S = 1.5e-3
 NAMES = ("p8", "p16", "p22")
 LAGS = (1, 2, 3)
 Floats = NDArray[np.float64]
@@ -46,25 +43,17 @@ class Steps(NamedTuple):
 def of_stream(recorded: Recorded) -> Steps:
     """The steps that a recorded stream tells."""
     assert recorded.gaps_s is not None
-    tokens = [
-        (time, i, j)
-        for i, (first, gaps) in enumerate(zip(recorded.first_token_s, recorded.gaps_s, strict=True))
-        for j, time in enumerate(np.cumsum([first, *gaps]).tolist())
-    ]
-    begins: list[float] = []
-    members: list[set[int]] = []
-    new: list[list[int]] = []
-    last_s = -np.inf
-    for time, i, j in sorted(tokens):
-        if not members or i in members[-1] or time - last_s > GAP_S:
-            begins.append(time)
-            members.append(set())
-            new.append([])
-        members[-1].add(i)
-        new[-1] += [i] if j == 0 else []
-        last_s = time
-    sizes = [len(step) for step in members]
-    return _steps(1000 * np.array(begins), sizes, new, recorded.num_prompt_tokens, 1000 * recorded.sent_s)
+    streams = Streams.of(
+        recorded.sent_s,
+        recorded.first_token_s - recorded.sent_s,
+        recorded.gaps_s,
+        recorded.num_prompt_tokens,
+        recorded.num_output_tokens,
+    )
+    steps = rebuild_steps(streams)
+    new = [np.flatnonzero(steps.first == k).tolist() for k in range(len(steps))]
+    sizes = (steps.num_decodes + steps.num_first).tolist()
+    return _steps(1000 * steps.begin_s, sizes, new, streams.num_prompt_tokens, 1000 * streams.sent_s)
 
 
 def of_simulation(record: RunRecord, network_ms: float) -> Steps:

@@ -20,10 +20,11 @@ def noise_of(data: Measured, held_out_s: Floats) -> dict[str, Any]:
     Nothing is cut off: the slowest step is the last quantile, and shares lie close together towards both ends.
     """
     ratios, is_decode = data.time_s / held_out_s, data.regime("decode")
-    return {"decode": _quantiles(ratios[is_decode]), "mixed": _quantiles(ratios[~is_decode])}
+    return {"decode": noise_quantiles(ratios[is_decode]), "mixed": noise_quantiles(ratios[~is_decode])}
 
 
-def _quantiles(ratios: Floats) -> dict[str, list[float]]:
+def noise_quantiles(ratios: Floats) -> dict[str, list[float]]:
+    """Quantiles of ratios, their mean scaled to 1."""
     values = np.quantile(ratios, SHARES)
     mean = float(np.sum((values[1:] + values[:-1]) / 2 * np.diff(SHARES)))
     return {"share": list(SHARES), "ratio": [round(float(value / mean), DIGITS) for value in values]}

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost import error as error_module
-from simbatch.sim.cost import host_section, load, measured_range, memory, step_time
+from simbatch.sim.cost import host_section, load, measured_range, memory, step_time, stream_fit
 from simbatch.sim.cost import noise as noise_module
 from simbatch.sim.cost.error import FitError, RealRuns
 from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
@@ -23,6 +23,7 @@ from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, KVCacheType, Memory
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import StepNoise
 from simbatch.sim.cost.step_time import Seconds, StepTime, Strict
+from simbatch.sim.cost.stream_fit import StreamFit
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import stat_of, user_path
 
@@ -44,6 +45,7 @@ class Profile(Strict):
     request_overhead_s: Seconds = Field(default=0.0, description="older word for host.admit.base_s, s")
     client_overhead_s: Seconds = Field(default=0.0, description="older word for front_end.network_s, s")
     noise: StepNoise | None = Field(default=None, description="how measured steps spread, for engine.step_noise")
+    streams: StreamFit | None = Field(default=None, description="the fit from a server's streams that it comes from")
 
     @field_validator(*OLDER_KEYS)  # these stand below the sections: fields are checked in their order
     @classmethod
@@ -84,6 +86,11 @@ class Profile(Strict):
         return False
 
     @property
+    def default_async_scheduling(self) -> bool:
+        """As the server that it was fitted on, or vLLM's default."""
+        return self.is_gpu if self.streams is None else self.streams.async_scheduling
+
+    @property
     def has_free_host(self) -> bool:
         """Whether it is a GPU's without any time for the host: taking requests in, HTTP, tokenising."""
         return self.is_gpu and not any(getattr(self, key) for key in HOST_KEYS)
@@ -96,7 +103,7 @@ class Profile(Strict):
     @property
     def measured(self) -> MeasuredRange | None:
         """What was measured, if anything."""
-        return None
+        return None if self.streams is None else self.streams.range
 
     @property
     def fit_error(self) -> FitError | None:
@@ -110,13 +117,13 @@ class Profile(Strict):
 
     @property
     def default_max_num_seqs(self) -> int:
-        """VLLM 0.32's default on this GPU."""
-        return 256
+        """VLLM 0.32's default on this GPU, or the server's that it was fitted on."""
+        return (self.streams and self.streams.max_num_seqs) or 256
 
     @property
     def default_max_num_batched_tokens(self) -> int:
-        """VLLM 0.32's default on this GPU."""
-        return 2048
+        """The same."""
+        return 2048 if self.streams is None else self.streams.max_num_batched_tokens
 
     @property
     @abstractmethod
@@ -197,7 +204,7 @@ class MeasuredProfile(Profile):
     @property
     def measured(self) -> MeasuredRange | None:
         """See `Profile`."""
-        return self.range
+        return super().measured or self.range
 
     @property
     def fit_error(self) -> FitError | None:
@@ -217,11 +224,14 @@ class MeasuredProfile(Profile):
     @property
     def default_max_num_seqs(self) -> int:
         """See `Profile`: 1,024 from 70 GiB, but not on A100."""
-        return default_batch_limits(self.gpu, self.memory.total_bytes)[0]
+        of_server = None if self.streams is None else self.streams.max_num_seqs
+        return of_server or default_batch_limits(self.gpu, self.memory.total_bytes)[0]
 
     @property
     def default_max_num_batched_tokens(self) -> int:
         """See `Profile`: 8,192 from 70 GiB and 16,384 from 160 GiB, but 2,048 on A100."""
+        if self.streams is not None:
+            return self.streams.max_num_batched_tokens
         return default_batch_limits(self.gpu, self.memory.total_bytes)[1]
 
     @property
@@ -298,7 +308,7 @@ def _checked(kind: type[Kind], content: dict[str, Any], place: str, joint: str =
 def _all_keys(kind: type[BaseModel]) -> set[str]:
     parts: list[type[BaseModel]] = [
         part
-        for module in (error_module, host_section, measured_range, memory, noise_module, step_time)
+        for module in (error_module, host_section, measured_range, memory, noise_module, step_time, stream_fit)
         for part in vars(module).values()
         if isinstance(part, type) and issubclass(part, BaseModel)
     ]

@@ -19,6 +19,8 @@ def lacks_host_times(profile: Profile) -> bool:
 
 def error_line(profile: Profile) -> str | None:
     """The fit's error, of what it is one, and how far real runs were; None where nothing was fitted."""
+    if profile.streams is not None:
+        return profile.streams.summary()
     error = profile.fit_error
     if error is None:
         return None

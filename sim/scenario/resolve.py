@@ -198,7 +198,9 @@ def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) ->
             "max_model_len": max_model_len,
             "num_gpu_blocks": num_gpu_blocks,
             "block_size": block_size,
-            "async_scheduling": profile.is_gpu if settings.async_scheduling is None else settings.async_scheduling,
+            "async_scheduling": (
+                profile.default_async_scheduling if settings.async_scheduling is None else settings.async_scheduling
+            ),
             "host": profile.host_times(),
             "front_end": profile.front_end_times() if settings.front_end else None,
             "max_capture_size": sizes[-1] if sizes else 0,

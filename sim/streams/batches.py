@@ -2,7 +2,8 @@
 
 The step that ends a prompt is known. What does not fit into it was computed in the step before (running requests come
 first, then prompts in the order in which they end), and where nobody decoded then, in steps that cannot be seen. A
-prompt that is begun fills what is left of its step's budget, as vLLM does.
+prompt that is begun fills what is left of its step's budget, as vLLM does; so did one that had come in time for the
+step before, and is longer than the room that was left there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from simbatch.sim.streams.steps import Steps
 from simbatch.sim.streams.streams import Ints
 
 BUDGETS = tuple(2**k for k in range(8, 19))
-CONTRADICTS, FULL = 0.005, 0.05  # shares of all prompt tokens
+SUMS = ("num_prefills", "prefill_tokens", "prefill_context", "prefill_attention")
+QUICK = 0.1  # of the requests
+CONTRADICTS, FULL = 0.001, 0.05  # shares of all prompt tokens
+NEARLY, FULL_STEPS = 0.95, 20
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ def batches_of(steps: Steps, max_num_batched_tokens: int) -> Batches:
 def infer_budget(runs: Sequence[Steps]) -> tuple[int, bool]:
     """The smallest token budget that no run contradicts, and whether steps were seen to be full under it.
 
-    Against a budget speak tokens that do not fit where they must. It was full if twice as much would have left room
-    beside prompts that waited.
+    Against a budget speak tokens that do not fit where they must. It was full if steps held nearly as much, and twice
+    as much would have left room beside prompts that waited.
     """
     total = sum(int(steps.streams.num_prompt_tokens.sum()) for steps in runs)
     for budget in BUDGETS:
@@ -56,7 +60,12 @@ def infer_budget(runs: Sequence[Steps]) -> tuple[int, bool]:
             if unplaced <= CONTRADICTS * total:
                 break
     room = sum(_room_left(steps, batches_of(steps, 2 * budget)) for steps in runs)
-    return budget, room > FULL * total
+    return budget, room > FULL * total and _num_full(runs, budget) >= FULL_STEPS
+
+
+def _num_full(runs: Sequence[Steps], budget: int) -> int:
+    laid = [batches_of(steps, budget) for steps in runs]
+    return sum(int((each.prefill_tokens + each.num_decodes >= NEARLY * budget).sum()) for each in laid)
 
 
 def _room_left(steps: Steps, batches: Batches) -> int:
@@ -77,7 +86,7 @@ class _Placing:
     def __init__(self, steps: Steps, budget: int) -> None:
         self.steps, self.budget = steps, budget
         self.capacity = np.maximum(1, budget - steps.num_decodes)
-        self.sums = np.zeros((4, len(steps)), dtype=np.int64)
+        self.sums = np.zeros((len(SUMS), len(steps)), dtype=np.int64)
         self.num_hidden = np.zeros(len(steps), dtype=np.int64)
         self.begun = steps.first.copy()
         self.unplaced = 0
@@ -85,23 +94,40 @@ class _Placing:
     def batches(self) -> Batches:
         steps = self.steps
         ending: dict[int, list[int]] = {}
-        order = np.lexsort((steps.streams.sent_s, steps.first))
-        for i in order.tolist():
+        for i in np.lexsort((steps.streams.sent_s, steps.first)).tolist():
             ending.setdefault(int(steps.first[i]), []).append(i)
-        before = self._to_do_before(ending)
-        left = dict.fromkeys(range(len(steps.streams)), 0)  # tokens computed already
-        for step in sorted(set(ending) | set(before)):
+        before, arrives_s = self._to_do_before(ending), steps.streams.sent_s + self._quick_s()
+        done = dict.fromkeys(range(len(steps.streams)), 0)
+        for step in sorted(set(ending) | {step - 1 for step in before}):
             room = int(self.capacity[step])
             for i in ending.get(step, []):
-                room -= self._compute(i, step, left, None)
+                room -= self._compute(i, step, done, None)
             at = step + 1
-            while before.get(at, 0) > 0 and room > 0 and at in ending:
-                for i in ending[at]:
-                    room -= self._compute(i, step, left, room) if room > 0 else 0
+            while before.get(at, 0) > 0 and room > 0:
+                for i in ending.get(at, []):
+                    room -= self._compute(i, step, done, room) if room > 0 else 0
                 at += 1
+            if at == step + 1 and room > 0 and step in ending and at in ending:
+                i = ending[at][0]
+                if arrives_s[i] <= steps.begin_s[max(0, step - 2)] and steps.streams.num_prompt_tokens[i] > room:
+                    self._compute(i, step, done, room)
         return Batches(
-            self.budget, steps.num_decodes, steps.decode_context, *self.sums, self.num_hidden, self.begun, self.unplaced
+            max_num_batched_tokens=self.budget,
+            num_decodes=steps.num_decodes,
+            decode_context=steps.decode_context,
+            **dict(zip(SUMS, self.sums, strict=True)),
+            num_hidden=self.num_hidden,
+            begun=self.begun,
+            unplaced_tokens=self.unplaced,
         )
+
+    def _quick_s(self) -> float:
+        """The way into a step of a quick request: from its sending until the step that ends its prompt was planned."""
+        steps = self.steps
+        late = steps.first >= 2
+        if not late.any():
+            return 0.0
+        return float(np.quantile(steps.begin_s[steps.first[late] - 2] - steps.streams.sent_s[late], QUICK))
 
     def _to_do_before(self, ending: dict[int, list[int]]) -> dict[int, int]:
         """By step: tokens of prompts that end in it or later and must be computed before it.

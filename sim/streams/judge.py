@@ -112,7 +112,7 @@ def _warnings(found: Judgement) -> list[str]:
         told.append(f"{found.share_missing:.1%} of the tokens have no chunk of their own")
     if found.share_of_gap > BLURRED:
         told.append(
-            f"sending and reading a step's chunks ({1e6 * found.chunk_s:.0f} µs each) takes {found.share_of_gap:.0%} of "
-            "the time between two steps: the streams, not the engine, may set the pace"
+            f"sending and reading a step's chunks ({1e6 * found.chunk_s:.0f} µs each) takes {found.share_of_gap:.0%} "
+            "of the time between two steps: the streams, not the engine, may set the pace"
         )
     return told

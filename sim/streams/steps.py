@@ -45,7 +45,7 @@ class Steps:
     @cached_property
     def last(self) -> Ints:
         """In which step each request got its last token."""
-        return np.minimum(self.first + self.streams.num_output_tokens, len(self)) - 1
+        return np.asarray(np.minimum(self.first + self.streams.num_output_tokens, len(self)) - 1)
 
     @cached_property
     def num_first(self) -> Ints:
@@ -60,7 +60,9 @@ class Steps:
     @cached_property
     def decode_context(self) -> Ints:
         """Tokens computed before, over all decodes: prompt and outputs but the newest."""
-        constant = np.cumsum(self._change(self.streams.num_prompt_tokens - self.first - 1.0))[: len(self)]
+        constant = np.cumsum(self._change((self.streams.num_prompt_tokens - self.first - 1).astype(np.float64)))[
+            : len(self)
+        ]
         return (constant + self.num_decodes * np.arange(len(self))).round().astype(np.int64)
 
     @cached_property
@@ -77,7 +79,8 @@ class Steps:
     def _change(self, values: Floats) -> Floats:
         """Sums over decoding requests as they change from step to step."""
         size = len(self) + 1
-        return np.bincount(self.first + 1, values, size)[:size] - np.bincount(self.last + 1, values, size)[:size]
+        begun, gone = (np.bincount(steps + 1, values, size)[:size] for steps in (self.first, self.last))
+        return np.asarray(begun - gone, dtype=np.float64)
 
 
 def rebuild_steps(streams: Streams) -> Steps:

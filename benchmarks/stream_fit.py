@@ -1,0 +1,192 @@
+"""Profiles from streams of real servers, and how they predict other runs: `python -m benchmarks.stream_fit`.
+
+The streams lie in ../shared/streams (--streams; other people's, see the README there) and ../shared/gpu/h100-vllm-0.32
+(--recorded), and are no part of the project; exit code 2 where they are not there. Each file's runs are written as the
+client's JSON into a temporary folder, or with --write into FOLDER, and fitted by `simbatch fit`'s own code. Every run
+that was not fitted on is then simulated: in a closed loop as large, with its lengths. docs/accuracy.md has the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simbatch.profiler.calibrating.from_streams import StreamProfile, fit_streams
+from simbatch.profiler.calibrating.reading import read_results
+from simbatch.profiler.calibrating.replay import Means, real_means, simulated_means
+from simbatch.sim.errors import UserError
+
+SHARED = Path(__file__).parents[2] / "shared"
+UNIT_S = 1e-5  # of the files' times
+
+
+class Server(NamedTuple):
+    """One file of streams: the runs that are fitted (their names match), and those that are predicted."""
+
+    file: str
+    fitted: str
+    others: str = "."
+    gpu: str = ""
+
+
+SERVERS = {
+    "Llama-3.1-70B, 8 x H100": Server("scicom-h100-Llama-3.1-70B-tp8", r"in1024_.*_c(10|100)_"),
+    "the same, loops of 10 and 50": Server("scicom-h100-Llama-3.1-70B-tp8", r"in1024_.*_c(10|50)_"),
+    "Qwen3-8B, 8 x H100": Server("scicom-h100-Qwen3-8B-tp8", r"in1024_.*_c(10|50)_"),
+    "gpt-oss-120b, 8 x H100": Server("scicom-h100-gpt-oss-120b-tp8", r"in1024_.*_c(10|50)_"),
+    "Qwen3.6-27B, 2 x L40S, below its KV limit": Server(
+        "scicom-l40s-Qwen3.6-27B", r"in1024_.*_c(10|50)_", r"_c(1|10)_|in(128|1024)_.*_c50_"
+    ),
+    "Qwen2.5-0.5B, RTX 5070 Ti, same day": Server("pillaiharish-rtx5070ti-qwen2.5-0.5b", r"day06_c(2|16)_", r"day06"),
+}
+REFUSED = {
+    "two engines": "scicom-h100-Llama-3.1-70B-tp4dp2",
+    "SGLang": "scicom-sglang-h100-Qwen3-8B",
+    "MI300X": "dstack-mi300x8-405b-fp8",
+}
+
+
+def require(folder: Path, file: str) -> Path:
+    """The path of a shared file, if it is there; else says so and exits with 2."""
+    path = folder / file
+    if not path.exists():
+        print(
+            f"{path}: the recorded streams are not here; --streams and --recorded name their folders", file=sys.stderr
+        )
+        sys.exit(2)
+    return path
+
+
+def write_runs(path: Path, folder: Path) -> list[Path]:
+    """The runs of a file of streams, each as `vllm bench serve --save-detailed` writes it."""
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    return [_write(run, content.get("model"), folder) for run in content["runs"]]
+
+
+def _write(run: dict[str, Any], model: str | None, folder: Path) -> Path:
+    path = folder / (run["file"].split("/")[-1].rsplit(".", 1)[0] + ".json")
+    result = {
+        "model_id": model,
+        "request_rate": run["request_rate"],
+        "max_concurrency": run["max_concurrency"],
+        "input_lens": run["in"],
+        "output_lens": run["out"],
+        "ttfts": [time * UNIT_S for time in run["ttft"]],
+        "itls": [[time * UNIT_S for time in itl] for itl in run["itl"]],
+        "errors": run.get("errors") or [""] * len(run["in"]),
+    }
+    if "start" in run:
+        result["start_times"] = [time * UNIT_S for time in run["start"]]
+    path.write_text(json.dumps(result), encoding="utf-8")
+    return path
+
+
+def chosen(paths: Sequence[Path], pattern: str) -> list[Path]:
+    """Those whose names match."""
+    return [path for path in paths if re.search(pattern, path.name)]
+
+
+def errors(profile: StreamProfile, path: Path) -> tuple[Means, Means]:
+    """What was recorded, and simulated over recorded means less 1."""
+    (seen,) = read_results([path])
+    fit = profile.profile.streams
+    assert fit is not None
+    settings = {"enable_prefix_caching": False}
+    content = profile.profile.model_dump(mode="json", exclude_defaults=True)
+    real = real_means(seen.streams)
+    return real, simulated_means(content, settings, seen.streams).errors(real)
+
+
+def rows_of(name: str, server: Server, folder: Path, streams: Path, *, shows_runs: bool) -> Iterator[str]:
+    """One server's line of the table, after a line a run if wanted."""
+    paths = write_runs(require(streams, f"{server.file}.json.gz"), folder)
+    fitted = chosen(paths, server.fitted)
+    profile = fit_streams(fitted)
+    found = []
+    for path in chosen(paths, server.others):
+        if path in fitted:
+            continue
+        try:
+            real, error = errors(profile, path)
+        except UserError as refused:
+            real, error = _unjudged(profile, path)
+            del refused
+        found.append(error)
+        if shows_runs:
+            shares = " ".join(f"{100 * share:+7.1f}" for share in error)
+            print(f"  {path.name[-48:]:<50} TTFT {real.ttft:8.1f} ms TPOT {real.tpot:6.2f} ms | {shares}", flush=True)
+    table = np.abs(np.array(found))
+    cells = [f"{100 * np.median(column):.1f} ({100 * column.max():.0f})" for column in table.T]
+    yield f"| {name} | {len(fitted)} | {len(found)} | {cells[2]} | {cells[1]} | {cells[0]} |"
+
+
+def _unjudged(profile: StreamProfile, path: Path) -> tuple[Means, Means]:
+    """The same of a run whose steps cannot be rebuilt: it can still be predicted."""
+    from simbatch.profiler.validating.recorded import read_recorded
+    from simbatch.sim.streams import Streams
+
+    recorded = read_recorded(path)
+    served = recorded.take(recorded.error == "")
+    assert served.gaps_s is not None
+    streams = Streams.of(
+        served.sent_s,
+        served.first_token_s - served.sent_s,
+        served.gaps_s,
+        served.num_prompt_tokens,
+        served.num_output_tokens,
+        recorded.max_concurrency,
+    )
+    content = profile.profile.model_dump(mode="json", exclude_defaults=True)
+    real = real_means(streams)
+    return real, simulated_means(content, {"enable_prefix_caching": False}, streams).errors(real)
+
+
+def refusals(streams: Path, folder: Path) -> Iterator[str]:
+    """What `simbatch fit` says of files that cannot tell."""
+    for name, file in REFUSED.items():
+        for path in write_runs(require(streams, f"{file}.json.gz"), folder)[:2]:
+            try:
+                read_results([path])
+                yield f"| {name} | NOT refused: {path.name} |"
+            except UserError as error:
+                yield f"| {name} | {error.problems[0].rule} |"
+
+
+def main() -> None:
+    """Print the tables, or write the client's files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=Path, default=SHARED / "streams", help="the folder of the streams")
+    parser.add_argument("--recorded", type=Path, default=SHARED / "gpu" / "h100-vllm-0.32", help="the H100's runs")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write every run as the client's JSON, and end")
+    parser.add_argument("--only", default="", help="servers whose names have this")
+    parser.add_argument("--runs", action="store_true", help="a line for every run too")
+    options = parser.parse_args()
+    if options.write is not None:
+        for path in sorted(options.streams.glob("*.json.gz")):
+            folder = options.write / path.name.removesuffix(".json.gz")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_runs(path, folder)
+        return
+    print("| server | fitted | predicted | E2EL | TPOT | TTFT |\n|---|---|---|---|---|---|")
+    for name, server in SERVERS.items():
+        if options.only in name:
+            with TemporaryDirectory() as folder:
+                for row in rows_of(name, server, Path(folder), options.streams, shows_runs=options.runs):
+                    print(row, flush=True)
+    print("\n| file | refused because |\n|---|---|")
+    with TemporaryDirectory() as folder:
+        for row in refusals(options.streams, Path(folder)):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Profiles from streams: the detailed results of a server that nobody touches."""

@@ -1,0 +1,145 @@
+"""From results to a profile: read, judge, fit, say what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simbatch.profiler.calibrating.covered import range_of, seen_run, sure_of, taken_of
+from simbatch.profiler.calibrating.fit import Steps, fit_parts
+from simbatch.profiler.calibrating.parts import Parts
+from simbatch.profiler.calibrating.priors import of_name, of_profile
+from simbatch.profiler.calibrating.reading import Run, Seen, budget_of, read_results, runs_of
+from simbatch.profiler.calibrating.refine import content_of
+from simbatch.profiler.calibrating.worth import (
+    different_servers,
+    errors_of,
+    halves,
+    limit_of,
+    next_run,
+    predicted,
+    warnings_of,
+)
+from simbatch.sim.cost.measured_range import MeasuredRange
+from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile, load_profile
+from simbatch.sim.cost.stream_fit import SeenRun, StreamFit
+from simbatch.sim.errors import Problem, UserError
+
+NO_END = 2**30  # KV blocks where the cache was never full
+MAX_MODEL_LEN = 131_072
+SEATS = 1024  # while fitting, where no limit is known: more than any result had at once
+
+
+@dataclass(frozen=True)
+class StreamProfile:
+    """A profile, the parts that it was made of, and what to run next."""
+
+    profile: Profile
+    parts: Parts
+    steps: Steps
+    runs: tuple[Run, ...]
+    next_run: str
+
+    def text(self) -> str:
+        """The report for people."""
+        from simbatch.profiler.calibrating.report import report_text
+
+        return report_text(self)
+
+
+def fit_streams(
+    paths: Sequence[Path],
+    *,
+    nearest: str | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    name: str | None = None,
+) -> StreamProfile:
+    """Fit a profile to detailed results of one server; raises UserError with the reasons where they cannot tell."""
+    return fit_seen(
+        read_results(paths),
+        nearest=None if nearest is None else load_profile(nearest, folder=Path()),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        name=name,
+    )
+
+
+def fit_seen(
+    seen: Sequence[Seen],
+    *,
+    nearest: Profile | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    name: str | None = None,
+    is_judged: bool = True,
+) -> StreamProfile:
+    """The same of results that have been read; without `is_judged` no run is predicted from the others."""
+    shape = of_name(next((each.model for each in seen if each.model), None)) if nearest is None else of_profile(nearest)
+    default = None if nearest is None else nearest.default_max_num_batched_tokens
+    budget, unsure = budget_of(seen, max_num_batched_tokens, default)
+    runs = runs_of(seen, budget)
+    if (why := different_servers(runs)) is not None:
+        raise UserError(Problem("FILES", f"are of different servers: {why}", mend="fit them apart"))
+    seats = max_num_seqs or max((limit for run in runs if (limit := limit_of(run)[0])), default=None)
+    settings = {
+        "max_num_batched_tokens": budget,
+        "max_num_seqs": min(seats or SEATS, budget),
+        "enable_prefix_caching": False,
+    }
+    parts, steps = fit_parts(runs, shape, settings)
+    settings["async_scheduling"] = steps.mixed.is_async
+    fitted = [errors_of(content_of(parts), settings, run) for run in runs]
+    others = predicted(runs, shape, settings) if is_judged else [None] * len(runs)
+    taken = taken_of(parts, steps, runs, nearest)
+    if unsure is not None:
+        taken["max_num_batched_tokens"] = f"{unsure}; {budget:,} is {'the nearest profile' if nearest else 'vLLM'}'s"
+    fit = StreamFit(
+        runs=tuple(
+            SeenRun.model_validate(seen_run(run, ours, theirs))
+            for run, ours, theirs in zip(runs, fitted, others, strict=True)
+        ),
+        halves=halves(runs, shape),
+        sure={key: round(min(value, 99.0), 3) for key, value in sure_of(steps).items()},
+        taken=taken,
+        warnings=tuple(warnings_of(runs, steps)),
+        max_num_seqs=seats,
+        max_num_batched_tokens=budget,
+        async_scheduling=steps.mixed.is_async,
+        kv_tokens=max(int((run.columns.context + run.columns.num_decodes).max()) for run in runs),
+        range=MeasuredRange.model_validate(range_of(runs)),
+    )
+    profile = _profile(parts, fit, seen, nearest, name)
+    return StreamProfile(profile, parts, steps, tuple(runs), next_run(runs, steps))
+
+
+def _profile(parts: Parts, fit: StreamFit, seen: Sequence[Seen], nearest: Profile | None, name: str | None) -> Profile:
+    models = {each.model for each in seen if each.model}
+    source = f"fitted from the streams of {', '.join(each.name for each in seen)}"
+    sections = parts.sections()
+    own: dict[str, Any] = {
+        "name": name or "-".join(["streams", *(model.rsplit("/", 1)[-1].lower() for model in models)]),
+        **sections,
+        "host": {"source": source, **sections["host"]},
+        "front_end": {"source": source, **sections["front_end"]},
+        "streams": fit,
+    }
+    if not isinstance(nearest, MeasuredProfile):
+        length = MAX_MODEL_LEN if nearest is None else nearest.max_model_len
+        blocks = NO_END if nearest is None else nearest.num_gpu_blocks_for()
+        return InlineProfile.model_validate({"num_gpu_blocks": blocks, "max_model_len": length, **own})
+    kept = nearest.model_dump(exclude={"noise", "real_runs", "request_overhead_s", "client_overhead_s"})
+    return MeasuredProfile.model_validate(
+        {
+            **kept,
+            **own,
+            "source": source,
+            "command": "simbatch fit",
+            "estimate": False,
+            "error": None,
+            "range": None,
+            "notes": (f"fitted from streams; model, weights, memory and KV blocks: of {nearest.name}",),
+        }
+    )

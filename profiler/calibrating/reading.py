@@ -1,0 +1,145 @@
+"""Results of one server on their way into a fit: read, rebuilt, judged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simbatch.profiler.calibrating.columns import Columns, columns_of
+from simbatch.profiler.validating.recorded import Recorded, read_recorded
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.streams import Batches, Judgement, Steps, Streams, batches_of, infer_budget, judge, rebuild_steps
+
+MAX_BYTES = 400 * 2**20  # some 150,000 requests of 128 tokens
+HEAD_BYTES = 1 << 16
+MODEL = re.compile(r'"model_id"\s*:\s*"([^"]*)"')
+MEND_SMALLER = "take a run of fewer requests (--num-prompts 1000 to 20000 tells the same)"
+MEND_DETAILED = "run vllm bench serve with --save-result --save-detailed"
+VLLM_BUDGETS = (2048, 8192, 16384)
+UNPLACED = 0.02  # of the prompt tokens: a budget that contradicts more is not the server's
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One result: its streams, their steps, and what was said of them."""
+
+    name: str
+    model: str | None
+    streams: Streams
+    steps: Steps
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class Run:
+    """One result under the server's token budget."""
+
+    seen: Seen
+    batches: Batches
+    columns: Columns
+
+
+def read_results(paths: Sequence[Path]) -> list[Seen]:
+    """Read and judge all files; raises UserError with the reasons of every one that cannot tell."""
+    problems: list[Problem] = []
+    found: list[Seen] = []
+    for path in paths:
+        try:
+            found.append(_read(path))
+        except UserError as error:
+            problems += error.problems
+    problems += (
+        [
+            Problem(str(path), reason, mend="no profile can be fitted from it")
+            for path, seen in zip(paths, found, strict=False)
+            for reason in seen.judgement.refusals
+        ]
+        if not problems
+        else []
+    )
+    models = {seen.model for seen in found if seen.model}
+    if len(models) > 1:
+        problems.append(
+            Problem("FILES", f"are of different models: {', '.join(sorted(models))}", mend="fit them apart")
+        )
+    if problems:
+        raise UserError(*problems)
+    return found
+
+
+def _read(path: Path) -> Seen:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(Problem(str(path), f"cannot be read: {error.strerror}", mend="check the path")) from None
+    if size > MAX_BYTES:
+        rule = f"has {size / 2**20:,.0f} MiB, and more than {MAX_BYTES >> 20} are not read at once"
+        raise UserError(Problem(str(path), rule, mend=MEND_SMALLER))
+    if not _has(path, b'"start_times"'):
+        rule = "has no start_times: when requests were sent is not known, so steps cannot be rebuilt"
+        raise UserError(Problem(str(path), rule, mend=MEND_DETAILED))
+    recorded = read_recorded(path)
+    if recorded.gaps_s is None:
+        rule = "does not say when each token came"
+        raise UserError(Problem(str(path), rule, mend=MEND_DETAILED))
+    _check_clock(path, recorded)
+    served = recorded.take(recorded.error == "")
+    assert served.gaps_s is not None
+    streams = Streams.of(
+        served.sent_s,
+        served.first_token_s - served.sent_s,
+        served.gaps_s,
+        served.num_prompt_tokens,
+        served.num_output_tokens,
+        recorded.max_concurrency,
+    )
+    steps = rebuild_steps(streams)
+    judgement = judge(steps, len(recorded) - len(served))
+    with path.open(encoding="utf-8", errors="replace") as file:
+        model = MODEL.search(file.read(HEAD_BYTES))
+    return Seen(path.name, model[1] if model else None, streams, steps, judgement)
+
+
+def _has(path: Path, word: bytes) -> bool:
+    """Whether it stands in the file."""
+    kept = b""
+    with path.open("rb") as file:
+        while part := file.read(HEAD_BYTES):
+            if word in kept + part:
+                return True
+            kept = part[-len(word) :]
+    return False
+
+
+def _check_clock(path: Path, recorded: Recorded) -> None:
+    """Times that no clock gives."""
+    assert recorded.gaps_s is not None
+    served = recorded.error == ""
+    if (recorded.first_token_s < recorded.sent_s)[served].any() or any(
+        len(gaps) and gaps.min() < 0 for gaps in recorded.gaps_s[served]
+    ):
+        raise UserError(Problem(str(path), "its clock runs backwards: a time between two tokens is below 0"))
+
+
+def budget_of(seen: Sequence[Seen], given: int | None, nearest: int | None) -> tuple[int, str | None]:
+    """The token budget, and where it is from if the steps do not tell."""
+    budget, was_full = infer_budget([each.steps for each in seen])
+    if given is not None:
+        total = sum(int(each.streams.num_prompt_tokens.sum()) for each in seen)
+        unplaced = sum(batches_of(each.steps, given).unplaced_tokens for each in seen)
+        if unplaced > UNPLACED * total:
+            rule = f"{unplaced:,} of {total:,} prompt tokens do not fit into their steps under this budget"
+            raise UserError(Problem("--max-num-batched-tokens", rule, given, f"the steps say {budget:,}"))
+        return given, None
+    if was_full:
+        return budget, None
+    usual = next((each for each in ((nearest,) if nearest else VLLM_BUDGETS) if each and each >= budget), budget)
+    return usual, f"no step was full: at least {budget:,}"
+
+
+def runs_of(seen: Sequence[Seen], budget: int) -> list[Run]:
+    """The runs under a budget."""
+    laid = [batches_of(each.steps, budget) for each in seen]
+    return [Run(each, batches, columns_of(each.steps, batches)) for each, batches in zip(seen, laid, strict=True)]

@@ -1,0 +1,170 @@
+"""`simbatch fit` on results of a server: what was planted is given back, and bad files are refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.stream_fit import SHARED, chosen, errors, write_runs
+from benchmarks.stream_planted import differences, given_back, planted, streams_of
+from simbatch import Scenario, simulate
+from simbatch.cli import main
+from simbatch.cli.fit import fit
+from simbatch.profiler.calibrating.from_streams import fit_streams
+from simbatch.profiler.calibrating.reading import MAX_BYTES, read_results
+from simbatch.sim.cost.profile import load_profile
+from simbatch.sim.errors import UserError
+from simbatch.sim.streams import Streams
+
+STREAMS = SHARED / "streams"
+
+
+def result_of(streams: Streams, model: str = "org/planted-8B") -> dict[str, Any]:
+    """As `vllm bench serve --save-detailed` writes it."""
+    parts = [streams.time_s[a:b] for a, b in zip(streams.first[:-1], streams.first[1:], strict=True)]
+    return {
+        "model_id": model,
+        "max_concurrency": streams.max_concurrency,
+        "start_times": streams.sent_s.tolist(),
+        "ttfts": [float(part[0] - sent) for part, sent in zip(parts, streams.sent_s, strict=True)],
+        "itls": [np.diff(part).tolist() for part in parts],
+        "input_lens": streams.num_prompt_tokens.tolist(),
+        "output_lens": streams.num_output_tokens.tolist(),
+    }
+
+
+@pytest.fixture(scope="module")
+def contents() -> list[dict[str, Any]]:
+    given = planted(0)
+    return [result_of(streams_of(given, load, 0, number=150)) for load in given.loads]
+
+
+@pytest.fixture
+def files(contents: list[dict[str, Any]], tmp_path: Path) -> list[Path]:
+    return [written(tmp_path / f"load{i}.json", content) for i, content in enumerate(contents)]
+
+
+def written(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("seed", [4, 9])
+def test_what_was_planted_is_given_back(seed: int) -> None:
+    """Device times within 3 %, launches within 10 %; what hides is not claimed (seed 4: prefills behind launches)."""
+    given, found = given_back(seed, 200)
+    shares = dict(differences(given, found))
+    assert all(abs(share) <= (0.1 if "launch" in name else 0.03) for name, share in shares.items()), shares
+    assert ("prefill on the device" in found.profile.streams.taken) == (seed == 4)  # type: ignore[union-attr]
+
+
+def test_the_command_writes_a_profile_that_runs(files: list[Path], tmp_path: Path) -> None:
+    target = tmp_path / "mine.json"
+    done = CliRunner().invoke(fit, [*map(str, files), "-o", str(target)], catch_exceptions=False)
+    assert done.exit_code == 0
+    for text in (
+        "from the others alone",
+        "not told by these streams:",
+        "to know more:",
+        "max_num_batched_tokens 8,192",
+    ):
+        assert text in done.output
+    profile = load_profile(str(target), folder=tmp_path)
+    assert profile.streams is not None
+    assert profile.streams.runs[0].requests == 150
+    assert profile.default_max_num_batched_tokens == 8192
+    workload = {"num_prompts": 20, "request_rate": 2}
+    lengths = {f"{name}_len": {"distribution": "fixed", "mean": 50} for name in ("prompt", "output")}
+    summary = simulate(Scenario.from_dict({"profile": str(target), "workload": {**workload, **lengths}})).summary
+    assert summary["simbatch"]["profile"]["error"].startswith("fitted from the streams of 2 results (300 requests")
+    assert summary["simbatch"]["engine"]["max_num_batched_tokens"] == 8192
+
+
+def test_the_nearest_profile_gives_memory_and_is_named(files: list[Path]) -> None:
+    found = fit_streams(files, nearest="h100-llama-3.1-8b-bf16", name="mine")
+    nearest = load_profile("h100-llama-3.1-8b-bf16", folder=Path())
+    assert found.profile.num_gpu_blocks_for() == nearest.num_gpu_blocks_for()
+    fitted = found.profile.streams
+    assert fitted is not None
+    assert fitted.taken["KV capacity"] == "h100-llama-3.1-8b-bf16's"
+    assert fitted.taken["attention"] == "h100-llama-3.1-8b-bf16's, scaled"
+
+
+def bad_files(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    first, *others = content["itls"]
+    yield "backwards", {**content, "itls": [[-0.001, *first[1:]], *others]}, "its clock runs backwards"
+    yield "unsent", {k: v for k, v in content.items() if k != "start_times"}, "has no start_times"
+    yield "speculates", {**content, "output_lens": [2 * n for n in content["output_lens"]]}, "tokens on average"
+    yield "short", {**content, "ttfts": content["ttfts"][:-1]}, "lists must be of one length"
+    few = {k: v[:4] if isinstance(v, list) else v for k, v in content.items()}
+    yield "few", few, "4 requests with tokens are too few"
+
+
+def test_bad_files_are_refused_in_a_sentence(
+    contents: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content, rule in bad_files(contents[0]):
+        assert refused([written(tmp_path / f"{name}.json", content)], capsys, rule)
+    cut = tmp_path / "cut.json"
+    cut.write_text(json.dumps(contents[0])[:5000] + '"start_times"')
+    assert refused([cut], capsys, "not JSON")
+    assert refused([tmp_path / "none.json", cut], capsys, "cannot be read")
+    large = tmp_path / "large.json"
+    with large.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    assert refused([large, cut], capsys, "more than 400 are not read at once")
+
+
+def refused(files: list[Path], capsys: pytest.CaptureFixture[str], rule: str) -> bool:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *map(str, files)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "Traceback" not in said
+    assert rule in said, said
+    return True
+
+
+def test_results_of_two_servers_are_refused(contents: list[dict[str, Any]], tmp_path: Path) -> None:
+    slower = {
+        **contents[1],
+        **{"start_times": [2 * time for time in contents[1]["start_times"]]},
+        **{"ttfts": [2 * time for time in contents[1]["ttfts"]]},
+        **{"itls": [[2 * time for time in itl] for itl in contents[1]["itls"]]},
+    }
+    files = [written(tmp_path / "a.json", contents[1]), written(tmp_path / "b.json", slower)]
+    with pytest.raises(UserError, match=r"are of different servers: .* decodes of"):
+        fit_streams(files)
+    files[1] = written(tmp_path / "c.json", {**contents[0], "model_id": "other"})
+    with pytest.raises(UserError, match="are of different models: org/planted-8B, other"):
+        read_results(files)
+
+
+def test_a_budget_that_the_steps_contradict_is_refused(files: list[Path]) -> None:
+    with pytest.raises(UserError, match=r"do not fit into their steps under this budget .*the steps say 8,192"):
+        fit_streams(files, max_num_batched_tokens=1024)
+
+
+def test_one_result_is_predicted_by_no_other(files: list[Path]) -> None:
+    found = fit_streams(files[:1])
+    assert found.profile.streams is not None
+    assert [run.predicted for run in found.profile.streams.runs] == [None]
+    assert "from the others alone" not in found.text()
+
+
+@pytest.mark.skipif(not STREAMS.exists(), reason="../shared/streams is not here: other people's streams")
+def test_two_loops_of_a_real_server_predict_its_others(tmp_path: Path) -> None:
+    """Of benchmarks/stream_fit's table: Llama-3.1-70B on 8 x H100, four of the runs that were not fitted."""
+    paths = write_runs(STREAMS / "scicom-h100-Llama-3.1-70B-tp8.json.gz", tmp_path)
+    found = fit_streams(chosen(paths, r"in1024_.*_c(10|100)_"))
+    for path in chosen(paths, r"in(512|2048)_.*_c(50|200)_"):
+        _, error = errors(found, path)
+        assert abs(error.e2el) < 0.05
+        assert abs(error.tpot) < 0.08
+        assert abs(error.ttft) < 0.25
