@@ -23,6 +23,7 @@ from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 
+HOST = Path(__file__).parent / "h100-host.json"
 TRACES = Path(__file__).parents[2] / "shared" / "traces"
 AZURE = TRACES / "azure" / "AzureLLMInferenceTrace_conv.csv"
 MOONCAKE = TRACES / "mooncake" / "conversation_trace.jsonl"
@@ -128,6 +129,9 @@ def main() -> None:
         synchronous = azure_scenario(options.azure, enable_prefix_caching=False, async_scheduling=False)
         measure("azure, vllm, synchronous", synchronous, "vllm", options.repeat)
         measure("azure, vllm, prefix caching", azure_scenario(options.azure), "vllm", options.repeat)
+        timed = plain.override({"host.from": str(HOST)})
+        measure("azure, vllm, host times", timed.override({"engine.front_end": False}), "vllm", options.repeat)
+        measure("azure, vllm, host times and front end", timed, "vllm", options.repeat)
         if options.million:
             measure("azure x 52, vllm", plain, "vllm", 1, rounds=52)
     else:

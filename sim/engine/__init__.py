@@ -83,6 +83,7 @@ class Run:
         replica, scheduler = self.replica, self.replica.scheduler
         for request in replica.unfinished():
             self.recorder.left(request)
+        replica.close()
         return self.recorder.record(
             self.config,
             replica.now_ps,
@@ -134,6 +135,7 @@ def explain(
     this = Run(config, cost, policy, source, noise=noise, host_noise=host_noise, listener=watch)
     watch.replica = this.replica
     this.env.run()
+    this.replica.close()
     return watch.events
 
 

@@ -71,7 +71,7 @@ class Replica(ShownEngine):
         self.kv = cache(config.num_gpu_blocks, config.block_size)
         kind = PlannedScheduler if self.decisions.plans else Scheduler
         self.scheduler: Scheduler = kind(config, self.kv, self.decisions)
-        self.scheduler.on_shed = lambda request, reason: self.door.turn_away(request, reason, self.now_ps)
+        self.scheduler.on_shed = self._shed
         if listener is not None:
             self.scheduler.on_preempt = listener.preempted
         self.host = host or Host(config.host or HostTimes(), config.max_capture_size, host_noise)
@@ -177,6 +177,15 @@ class Replica(ShownEngine):
                 self.decisions.finished(request)
             self._left(request, sent_ps)
 
+    def close(self) -> None:
+        """Let go of what points back here: a circle of compiled objects is not collected (mypyc 2.4)."""
+        self.scheduler.on_shed, self.scheduler.on_preempt, self.listener = _nobody_is_told, None, None
+        del self.decisions.view
+
+    def _shed(self, request: Request, reason: str) -> None:
+        """The policy drops a request that waits."""
+        self.door.turn_away(request, reason, self.now_ps)
+
     def log_batch(self, start_ps: int, work_ps: int, features: Features, num_regular: int) -> None:
         """Write a row for one step that the device has been given."""
         num_decodes, context, tokens, _, attention, num_prefills = features
@@ -188,3 +197,7 @@ class Replica(ShownEngine):
     def log_step(self, step: Step, finished: list[Request]) -> None:
         """Write a step in full; the counts are those after its update."""
         self.recorder.step(step, finished, self.kv.free, len(self.scheduler.running), self.num_waiting)
+
+
+def _nobody_is_told(request: Request, reason: str) -> None:
+    """Of a run that is over."""
