@@ -16,6 +16,7 @@ from benchmarks.stream_planted import differences, given_back, planted, streams_
 from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.cli.fit import fit
+from simbatch.cli.profiles import show
 from simbatch.profiler.calibrating.from_streams import fit_streams
 from simbatch.profiler.calibrating.reading import MAX_BYTES, read_results
 from simbatch.sim.cost.profile import load_profile
@@ -75,6 +76,9 @@ def test_the_command_writes_a_profile_that_runs(files: list[Path], tmp_path: Pat
         "max_num_batched_tokens 8,192",
     ):
         assert text in done.output
+    shown = CliRunner().invoke(show, [str(target)], catch_exceptions=False).output
+    for text in ("fitted from the streams of 2 results", "150 requests, at most", "of it", "streams.not told"):
+        assert text in shown
     profile = load_profile(str(target), folder=tmp_path)
     assert profile.streams is not None
     assert profile.streams.runs[0].requests == 150

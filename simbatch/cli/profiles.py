@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from simbatch.sim.cost.error import ErrorFigures
     from simbatch.sim.cost.profile import Profile
+    from simbatch.sim.cost.stream_fit import SeenRun
 
 SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 MIN_WIDTH = 140  # a row of `list` stays on one line when piped
@@ -112,6 +113,12 @@ def _facts(profile: Profile) -> dict[str, object]:
     if (measured := profile.measured) is not None:
         for regime, bounds in measured.model_dump().items():
             facts[f"range {regime}"] = ", ".join(f"{key} {low}-{high}" for key, (low, high) in bounds.items())
+    if (fit := profile.streams) is not None:
+        facts["streams"] = fit.summary()
+        facts |= {f"streams.saw {i}": _seen(run) for i, run in enumerate(fit.runs, 1)}
+        facts |= {f"streams.error of {part}": f"{share:.0%} of it" for part, share in fit.sure.items()}
+        facts |= {f"streams.not told {part}": f"from {source}" for part, source in fit.taken.items()}
+        facts |= {f"streams.warning {i}": warning for i, warning in enumerate(fit.warnings, 1)}
     for key in ("host", "front_end"):
         if (part := getattr(profile, key)) is not None:
             facts[key] = f"from {part.source or 'somewhere (it does not say)'}"
@@ -119,6 +126,12 @@ def _facts(profile: Profile) -> dict[str, object]:
     if isinstance(profile, MeasuredProfile):
         facts |= {f"note {number}": note for number, note in enumerate(profile.notes, 1)}
     return facts
+
+
+def _seen(run: SeenRun) -> str:
+    load = "" if run.max_concurrency is None else f", at most {run.max_concurrency} at once"
+    low, high = run.batch
+    return f"{run.file}: {run.requests:,} requests{load}, {run.steps:,} steps of {low} to {high} decodes"
 
 
 def _form(profile: Profile) -> str:
