@@ -13,6 +13,7 @@ from simbatch.profiler.calibrating.reading import Run
 from simbatch.profiler.calibrating.replay import Means
 from simbatch.profiler.calibrating.worth import batch_span, bounds
 from simbatch.sim.cost.profile import Profile
+from simbatch.sim.cost.stream_fit import HARDLY_TOLD
 
 DIGITS = 4
 
@@ -49,7 +50,7 @@ def sure_of(steps: Steps) -> dict[str, float]:
     return shown
 
 
-HARDLY, HIDES = 0.5, 0.4  # of a value, its standard error; of a time, the share that shows
+HIDES = 0.4  # the share of a time that shows
 
 
 def taken_of(parts: Parts, steps: Steps, runs: Sequence[Run], nearest: Profile | None) -> dict[str, str]:
@@ -69,12 +70,12 @@ def taken_of(parts: Parts, steps: Steps, runs: Sequence[Run], nearest: Profile |
     ):
         if kind not in mixed.kinds:
             taken[f"launch {key}"] = f"no step with prefills of {what} was seen: in proportion to the other kind"
-        elif mixed.sure[f"{key}_s"] > HARDLY or shown.get(f"launch {key}", 0.0) < HIDES:
+        elif mixed.sure[f"{key}_s"] > HARDLY_TOLD or shown.get(f"launch {key}", 0.0) < HIDES:
             taken[f"launch {key}"] = "hidden behind the device: shorter than the steps beside it"
-    if mixed.sure["graph_s"] > HARDLY:
+    if mixed.sure["graph_s"] > HARDLY_TOLD:
         taken["launch graph"] = "hidden behind the device: shorter than a decode's step"
     for key, what in (("per_seq_s", "launch per request"), ("per_prefill_s", "launch per prefill")):
-        if mixed.sure[key] > HARDLY:
+        if mixed.sure[key] > HARDLY_TOLD:
             taken[what] = "does not show in these loads"
     if not parts.way_in.num_requests:
         taken["front end, work a request"] = "no request came to a busy engine: usual figures"

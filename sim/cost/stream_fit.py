@@ -10,6 +10,7 @@ from simbatch.sim.cost.error import span
 from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.step_time import Strict
 
+HARDLY_TOLD = 0.5  # a standard error that large, over the value
 Count = Annotated[int, Field(ge=0)]
 Pair = Annotated[tuple[Count, Count], Field(strict=False)]
 

@@ -88,6 +88,7 @@ def error_text(figures: ErrorFigures) -> str:
 def _facts(profile: Profile) -> dict[str, object]:
     """What tells profiles apart, in the order shown."""
     from simbatch.sim.cost.profile import MeasuredProfile
+    from simbatch.sim.cost.stream_fit import HARDLY_TOLD
 
     facts: dict[str, object] = {"name": profile.name}
     if isinstance(profile, MeasuredProfile):
@@ -116,8 +117,9 @@ def _facts(profile: Profile) -> dict[str, object]:
     if (fit := profile.streams) is not None:
         facts["streams"] = fit.summary()
         facts |= {f"streams.saw {i}": _seen(run) for i, run in enumerate(fit.runs, 1)}
-        facts |= {f"streams.error of {part}": f"{share:.0%} of it" for part, share in fit.sure.items()}
-        facts |= {f"streams.not told {part}": f"from {source}" for part, source in fit.taken.items()}
+        told = {part: share for part, share in fit.sure.items() if share <= HARDLY_TOLD}
+        facts |= {f"streams.error of {part}": f"{share:.0%} of it" for part, share in told.items()}
+        facts |= {f"streams.not told {part}": source for part, source in fit.taken.items()}
         facts |= {f"streams.warning {i}": warning for i, warning in enumerate(fit.warnings, 1)}
     for key in ("host", "front_end"):
         if (part := getattr(profile, key)) is not None:
