@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.calibrating.covered import HARDLY
 from simbatch.profiler.calibrating.from_streams import StreamProfile, fit_seen
 from simbatch.profiler.calibrating.reading import Seen
 from simbatch.profiler.calibrating.replay import requests_of
 from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.profile import load_profile
+from simbatch.sim.cost.stream_fit import HARDLY_TOLD
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.streams import Streams, judge, rebuild_steps
@@ -158,7 +158,7 @@ def differences(given: Planted, found: StreamProfile) -> Iterator[tuple[str, flo
         )
     host = given.profile["host"]["launch"]
     for key in ("piecewise", "none"):
-        if f"launch {key}" not in _fit(found).taken and _fit(found).sure[f"launch {key}"] <= HARDLY:
+        if f"launch {key}" not in _fit(found).taken and _fit(found).sure[f"launch {key}"] <= HARDLY_TOLD:
             section = getattr(found.profile.host.launch, key)  # type: ignore[union-attr]
             n = np.mean(given.loads)
             yield (

@@ -102,7 +102,7 @@ def test_the_nearest_profile_gives_memory_and_is_named(files: list[Path]) -> Non
 
 def bad_files(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     first, *others = content["itls"]
-    yield "backwards", {**content, "itls": [[-0.001, *first[1:]], *others]}, "its clock runs backwards"
+    yield "backwards", {**content, "itls": [[-0.001, *first[1:]], *others]}, "itls[0][0]: must be at least 0"
     yield "unsent", {k: v for k, v in content.items() if k != "start_times"}, "has no start_times"
     yield "speculates", {**content, "output_lens": [2 * n for n in content["output_lens"]]}, "tokens on average"
     yield "short", {**content, "ttfts": content["ttfts"][:-1]}, "lists must be of one length"
@@ -117,7 +117,7 @@ def test_bad_files_are_refused_in_a_sentence(
         assert refused([written(tmp_path / f"{name}.json", content)], capsys, rule)
     cut = tmp_path / "cut.json"
     cut.write_text(json.dumps(contents[0])[:5000] + '"start_times"')
-    assert refused([cut], capsys, "not JSON")
+    assert refused([cut], capsys, "not valid JSON")
     assert refused([tmp_path / "none.json", cut], capsys, "cannot be read")
     large = tmp_path / "large.json"
     with large.open("wb") as file:
