@@ -39,9 +39,10 @@ def extensions() -> list[Extension]:
     for name, folder in {"simbatch": "simbatch", **folders}.items():
         shutil.copytree(ROOT / folder, TREE.joinpath(*name.split(".")))
     os.chdir(TREE)  # mypy finds a module's name by its path
-    found: list[Extension] = mypycify(
-        [f"simbatch/sim/{source}" for source in SOURCES], group_name=COMMON, opt_level="2", debug_level="0"
-    )
+    # the rest is only looked at for its types, and what it imports is not there while pip builds
+    flags = ["--follow-imports=silent", "--ignore-missing-imports"]
+    files = [f"simbatch/sim/{source}" for source in SOURCES]
+    found: list[Extension] = mypycify([*flags, *files], group_name=COMMON, opt_level="2", debug_level="0")
     os.chdir(ROOT)
     for extension in found:
         for paths in (extension.sources, extension.include_dirs, extension.depends):
