@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simbatch.profiler.calibrating.from_streams import StreamProfile, fit_streams
-from simbatch.profiler.calibrating.reading import read_results
+from simbatch.profiler.calibrating.reading import read_results, streams_of
 from simbatch.profiler.calibrating.replay import Means, real_means, simulated_means
+from simbatch.profiler.validating.recorded import read_recorded
 from simbatch.sim.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -131,20 +132,7 @@ def rows_of(name: str, server: Server, folder: Path, streams: Path, *, shows_run
 
 def _unjudged(profile: StreamProfile, path: Path) -> tuple[Means, Means]:
     """The same of a run whose steps cannot be rebuilt: it can still be predicted."""
-    from simbatch.profiler.validating.recorded import read_recorded
-    from simbatch.sim.streams import Streams
-
-    recorded = read_recorded(path)
-    served = recorded.take(recorded.error == "")
-    assert served.gaps_s is not None
-    streams = Streams.of(
-        served.sent_s,
-        served.first_token_s - served.sent_s,
-        served.gaps_s,
-        served.num_prompt_tokens,
-        served.num_output_tokens,
-        recorded.max_concurrency,
-    )
+    streams = streams_of(read_recorded(path))
     content = profile.profile.model_dump(mode="json", exclude_defaults=True)
     real = real_means(streams)
     return real, simulated_means(content, {"enable_prefix_caching": False}, streams).errors(real)

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.first_look import ENGINE, RECORDED, SERVED, Run, read_host, recorded_run, require, simulated_run
+from simbatch.profiler.calibrating.reading import streams_of
 from simbatch.profiler.validating.recorded import Recorded
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.streams import Streams, rebuild_steps
+from simbatch.sim.streams import rebuild_steps
 
 NAMES = ("p8", "p16", "p22")
 LAGS = (1, 2, 3)
@@ -42,14 +43,7 @@ class Steps(NamedTuple):
 
 def of_stream(recorded: Recorded) -> Steps:
     """The steps that a recorded stream tells."""
-    assert recorded.gaps_s is not None
-    streams = Streams.of(
-        recorded.sent_s,
-        recorded.first_token_s - recorded.sent_s,
-        recorded.gaps_s,
-        recorded.num_prompt_tokens,
-        recorded.num_output_tokens,
-    )
+    streams = streams_of(recorded)
     steps = rebuild_steps(streams)
     new = [np.flatnonzero(steps.first == k).tolist() for k in range(len(steps))]
     sizes = (steps.num_decodes + steps.num_first).tolist()

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from simbatch import Scenario, UserError, simulate
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.cost.model import padded
-from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, load_profile
+from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.capture import capture_sizes
 from simbatch.sim.scenario.engine import EngineSettings

@@ -8,7 +8,7 @@ from simbatch.profiler.fitting.robust import solve_robust
 from simbatch.profiler.fitting.samples import Admission, Samples, steps_of
 from simbatch.profiler.fitting.steps import predict_s
 from simbatch.profiler.write import write_profile
-from simbatch.sim.cost.profile import load_profile
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import UserError
 from tests.made_samples import ENGINE, TRUTH, made_samples

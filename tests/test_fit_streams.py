@@ -19,7 +19,7 @@ from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
 from simbatch.profiler.calibrating.from_streams import fit_streams
 from simbatch.profiler.calibrating.reading import MAX_BYTES, read_results
-from simbatch.sim.cost.profile import load_profile
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.errors import UserError
 from simbatch.sim.streams import Streams
 
@@ -103,7 +103,7 @@ def test_the_nearest_profile_gives_memory_and_is_named(files: list[Path]) -> Non
 def bad_files(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     first, *others = content["itls"]
     yield "backwards", {**content, "itls": [[-0.001, *first[1:]], *others]}, "itls[0][0]: must be at least 0"
-    yield "unsent", {k: v for k, v in content.items() if k != "start_times"}, "has no start_times"
+    yield "unsent", {k: v for k, v in content.items() if k != "start_times"}, "does not say when its requests were sent"
     yield "speculates", {**content, "output_lens": [2 * n for n in content["output_lens"]]}, "tokens on average"
     yield "short", {**content, "ttfts": content["ttfts"][:-1]}, "lists must be of one length"
     few = {k: v[:4] if isinstance(v, list) else v for k, v in content.items()}

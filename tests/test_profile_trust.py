@@ -9,9 +9,10 @@ import pytest
 
 from simbatch import Scenario, simulate
 from simbatch.profiler.fitting.from_samples import fit_samples
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.error import span
 from simbatch.sim.cost.load import shipped_names
-from simbatch.sim.cost.profile import MeasuredProfile, load_profile
+from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.trust import NO_HOST_TIMES, error_line, lacks_host_times
 from simbatch.sim.search.recommend_report import error_note
 from tests.made_samples import made_samples

@@ -9,7 +9,7 @@ import yaml
 
 from simbatch import Scenario, simulate
 from simbatch.cli import main
-from simbatch.sim.cost.profile import load_profile
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.search import recommend_cases
 from simbatch.sim.search.recommend import CLOSE, Choice, recommend
 from simbatch.sim.search.recommend_cases import GB, USE_CASES, scenario_of

@@ -11,8 +11,8 @@ from simbatch.profiler.fitting.steps import Steps, predict_s
 from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_profile
 from simbatch.profiler.model.roofline import roofline_of
 from simbatch.profiler.write import profile_json
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import GPUS
-from simbatch.sim.cost.profile import load_profile
 from simbatch.sim.errors import UserError
 from tests.model_configs import llama, published
 

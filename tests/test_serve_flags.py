@@ -10,7 +10,7 @@ from simbatch.serving.simulated.command import ServeOptions, prepare
 from simbatch.serving.simulated.flags import engine_flags, in_the_profile, read_flags
 from simbatch.serving.simulated.model import Tokens
 from simbatch.serving.simulated.spec import ServeSpec
-from simbatch.sim.cost.profile import load_profile
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 

@@ -22,8 +22,9 @@ from simbatch.profiler.calibrating.worth import (
     predicted,
     warnings_of,
 )
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.measured_range import MeasuredRange
-from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile, load_profile
+from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
 from simbatch.sim.cost.stream_fit import SeenRun, StreamFit
 from simbatch.sim.errors import Problem, UserError
 

@@ -77,26 +77,16 @@ def _read(path: Path) -> Seen:
     if size > MAX_BYTES:
         rule = f"has {size / 2**20:,.0f} MiB, and more than {MAX_BYTES >> 20} are not read at once"
         raise UserError(Problem(str(path), rule, mend=MEND_SMALLER))
-    if not _has(path, b'"start_times"'):
+    recorded = read_recorded(path)
+    if not _has(path, b'"start_times"'):  # made again, which is not exact enough
         rule = "has no start_times: when requests were sent is not known, so steps cannot be rebuilt"
         raise UserError(Problem(str(path), rule, mend=MEND_DETAILED))
-    recorded = read_recorded(path)
     if recorded.gaps_s is None:
         rule = "does not say when each token came"
         raise UserError(Problem(str(path), rule, mend=MEND_DETAILED))
-    _check_clock(path, recorded)
-    served = recorded.take(recorded.error == "")
-    assert served.gaps_s is not None
-    streams = Streams.of(
-        served.sent_s,
-        served.first_token_s - served.sent_s,
-        served.gaps_s,
-        served.num_prompt_tokens,
-        served.num_output_tokens,
-        recorded.max_concurrency,
-    )
+    streams = streams_of(recorded)
     steps = rebuild_steps(streams)
-    judgement = judge(steps, len(recorded) - len(served))
+    judgement = judge(steps, int((recorded.error != "").sum()))
     with path.open(encoding="utf-8", errors="replace") as file:
         model = MODEL.search(file.read(HEAD_BYTES))
     return Seen(path.name, model[1] if model else None, streams, steps, judgement)
@@ -113,14 +103,18 @@ def _has(path: Path, word: bytes) -> bool:
     return False
 
 
-def _check_clock(path: Path, recorded: Recorded) -> None:
-    """Times that no clock gives."""
-    assert recorded.gaps_s is not None
-    served = recorded.error == ""
-    if (recorded.first_token_s < recorded.sent_s)[served].any() or any(
-        len(gaps) and gaps.min() < 0 for gaps in recorded.gaps_s[served]
-    ):
-        raise UserError(Problem(str(path), "its clock runs backwards: a time between two tokens is below 0"))
+def streams_of(recorded: Recorded) -> Streams:
+    """The streams of those requests of a run that were served; it must say when each token came."""
+    served = recorded.take(recorded.error == "")
+    assert served.gaps_s is not None
+    return Streams.of(
+        served.sent_s,
+        served.first_token_s - served.sent_s,
+        served.gaps_s,
+        served.num_prompt_tokens,
+        served.num_output_tokens,
+        recorded.max_concurrency,
+    )
 
 
 def budget_of(seen: Sequence[Seen], given: int | None, nearest: int | None) -> tuple[int, str | None]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from simbatch.profiler.importers.source import portable
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.model.estimates import scaled_weights_profile
-from simbatch.sim.cost.profile import MeasuredProfile, load_profile
+from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import Problem, UserError
 
 

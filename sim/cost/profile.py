@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from simbatch.sim.clock import to_ps
-from simbatch.sim.cost import error as error_module
-from simbatch.sim.cost import host_section, load, measured_range, memory, step_time, stream_fit
-from simbatch.sim.cost import noise as noise_module
 from simbatch.sim.cost.error import FitError, RealRuns
 from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
@@ -25,12 +19,10 @@ from simbatch.sim.cost.noise import StepNoise
 from simbatch.sim.cost.step_time import Seconds, StepTime, Strict
 from simbatch.sim.cost.stream_fit import StreamFit
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.paths import stat_of, user_path
 
 VLLM_GPU_MEMORY_UTILIZATION = 0.9
 HOST_KEYS = ("host", "front_end", "request_overhead_s", "client_overhead_s")
 OLDER_KEYS = {"request_overhead_s": ("host", "admit.base_s"), "client_overhead_s": ("front_end", "network_s")}
-Kind = TypeVar("Kind", bound=BaseModel)
 FLOAT32_BYTES = 4  # a model in float32 (on a CPU) has such a cache, but nobody can ask vLLM for one
 
 
@@ -262,54 +254,3 @@ class MeasuredProfile(Profile):
             known = ", ".join(["auto", *KV_ELEMENT_BYTES])
             raise UserError(Problem("engine.kv_cache_dtype", "unknown type", kv_cache_dtype, f"known: {known}"))
         return measured * KV_ELEMENT_BYTES[kv_cache_dtype] // KV_ELEMENT_BYTES.get(self.kv_cache_dtype, FLOAT32_BYTES)
-
-
-def load_profile(reference: str | Mapping[str, Any], *, folder: Path) -> Profile:
-    """A shipped profile by name, a JSON file by path (relative to `folder`), or what a scenario wrote inline.
-
-    Raises UserError with the place and what to mend.
-    """
-    if isinstance(reference, Mapping):
-        return _validated(dict(reference), "profile", joint=".")
-    return _validated(*_content(reference, folder))
-
-
-def load_host(reference: str, *, folder: Path) -> Profile | HostFile:
-    """The same, of which `host` and `front_end` are wanted: a file may have these two alone, and its name."""
-    content, place = _content(reference, folder)
-    if content.keys() <= HostFile.model_fields.keys():
-        return _checked(HostFile, content, place)
-    return _validated(content, place)
-
-
-def _content(reference: str, folder: Path) -> tuple[dict[str, Any], str]:
-    """What a profile's file says, and its place."""
-    if reference in load.shipped_names():
-        return load.parse_json(load.shipped_text(reference), reference), reference
-    path = user_path(folder, reference)
-    if stat_of(path) is None and not re.search(r"[/\\]|\.json$", reference):
-        raise load.unknown_profile(reference)
-    return {"name": path.stem, **load.parse_json(load.read_text(path, str(path)), str(path))}, str(path)
-
-
-def _validated(content: dict[str, Any], place: str, joint: str = " ") -> Profile:
-    if {"model", "gpu", "memory"} & content.keys():
-        return _checked(MeasuredProfile, content, place, joint)
-    return _checked(InlineProfile, content, place, joint)
-
-
-def _checked(kind: type[Kind], content: dict[str, Any], place: str, joint: str = " ") -> Kind:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise load.problems_of(error, place, _all_keys(kind), joint) from None
-
-
-def _all_keys(kind: type[BaseModel]) -> set[str]:
-    parts: list[type[BaseModel]] = [
-        part
-        for module in (error_module, host_section, measured_range, memory, noise_module, step_time, stream_fit)
-        for part in vars(module).values()
-        if isinstance(part, type) and issubclass(part, BaseModel)
-    ]
-    return {key for part in (kind, *parts) for key in part.model_fields}

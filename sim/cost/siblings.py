@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.load import shipped_names
-from simbatch.sim.cost.profile import MeasuredProfile, Profile, load_profile
+from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
 
 _ALIASES = {"fp8": "fp8_e4m3"}  # vLLM takes both for one type on CUDA (vllm/config/cache.py)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
-from simbatch.sim.cost.host_section import HostFile
 from simbatch.sim.cost.load import shipped_names
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
@@ -27,11 +25,10 @@ from simbatch.sim.scenario.predictions import (
     is_own,
     prediction_problems,
 )
+from simbatch.sim.scenario.profiles import collect, load_profiles
 from simbatch.sim.scenario.rules import idle_keys, start_problems
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.predicted import Predictor, name_of
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -160,15 +157,15 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None, predictor: P
     if isinstance(policy, str):
         scenario, policy = scenario.with_policy(policy), None
     collected: list[Problem] = []
-    profile, host_profile = _load_profiles(scenario, collected)
-    chosen = policy or _collect(collected, scenario.build_policy)
+    profile, host_profile = load_profiles(scenario, collected)
+    chosen = policy or collect(collected, scenario.build_policy)
     engine = None
     if profile is not None:
-        engine = _collect(collected, partial(resolve_engine, scenario.engine, profile, scenario.seed))
+        engine = collect(collected, partial(resolve_engine, scenario.engine, profile, scenario.seed))
     foretold = False
     if chosen is not None:
         is_written = ERROR in scenario.policy.params if policy is None else is_own(policy)
-        foretold = bool(asks(chosen) and _collect(collected, partial(are_foretold, scenario)))
+        foretold = bool(asks(chosen) and collect(collected, partial(are_foretold, scenario)))
         name = scenario.policy.name if policy is None else _class_name(chosen)
         batching = _batching(scenario, chosen)
         collected += _policy_problems(scenario, chosen, name, batching)
@@ -258,46 +255,6 @@ def _policy_problems(scenario: Scenario, policy: Policy, name: str, batching: st
         rule = f"policy {name} owns the order of the queue, which vLLM's --scheduling-policy priority would set too"
         problems.append(Problem("engine.scheduling_policy", rule, order, "remove it, or set policy: {name: vllm}"))
     return problems
-
-
-def _load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile | None, str | None]:
-    """The profile with the host and front end that the scenario wants, and whose they are if another's."""
-    from simbatch.sim.cost.profile import load_profile
-    from simbatch.sim.cost.siblings import with_kv_cache
-
-    def own() -> Profile:
-        profile = load_profile(scenario.profile, folder=scenario.folder)
-        return with_kv_cache(profile, scenario.profile, scenario.engine.kv_cache_dtype)
-
-    profile = _collect(problems, own)
-    if scenario.host is None:
-        return profile, None
-    other = _collect(problems, partial(_load_host, scenario.host.profile, scenario.folder))
-    if profile is None or other is None:
-        return None, None
-    return profile.with_host_of(other), other.name
-
-
-def _load_host(reference: str, folder: Path) -> Profile | HostFile:
-    from simbatch.sim.cost.profile import HOST_KEYS, load_host
-
-    try:
-        profile = load_host(reference, folder=folder)
-    except UserError as error:
-        of_host = (replace(p, place="host.from") if p.place == "profile" else p for p in error.problems)
-        raise UserError(*of_host) from None
-    if not any(getattr(profile, key, None) for key in HOST_KEYS):
-        rule = f"the profile {profile.name} has neither a host nor a front_end section"
-        raise UserError(Problem("host.from", rule, reference, "name one that has, or remove it"))
-    return profile
-
-
-def _collect(problems: list[Problem], get: Callable[[], T]) -> T | None:
-    try:
-        return get()
-    except UserError as error:
-        problems.extend(error.problems)
-        return None
 
 
 def _class_name(policy: Policy) -> str:

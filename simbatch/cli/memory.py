@@ -156,7 +156,8 @@ def _facts(path: Path, config: ModelConfig, gpu: Gpu, flags: dict[str, Any], cac
 
 def _of_profile(name: str, lengths: Lengths | None, flags: dict[str, Any]) -> Answer:
     from simbatch.profiler.model.memory_answer import Cache, Row, rows_of
-    from simbatch.sim.cost.profile import MeasuredProfile, load_profile
+    from simbatch.sim.cost.by_name import load_profile
+    from simbatch.sim.cost.profile import MeasuredProfile
 
     given = [f"--{key.replace('_', '-')}" for key in _OF_CONFIGS if flags[key] is not None]
     if given:

@@ -37,8 +37,8 @@ def list_profiles(as_json: bool) -> None:
     out; TTFT error is what real runs say of the simulation, where there are any. batch (sequences) and chunk (tokens)
     are the largest that were measured.
     """
+    from simbatch.sim.cost.by_name import load_profile
     from simbatch.sim.cost.load import shipped_names
-    from simbatch.sim.cost.profile import load_profile
 
     found = [load_profile(name, folder=Path()) for name in shipped_names()]
     if as_json:
@@ -58,7 +58,7 @@ def list_profiles(as_json: bool) -> None:
 def show(name: str, as_json: bool, plot: Path | None) -> None:
     """Show one profile, and draw it: NAME is one that ships, or a path."""
     from simbatch.profiler.write import profile_json
-    from simbatch.sim.cost.profile import load_profile
+    from simbatch.sim.cost.by_name import load_profile
 
     profile = load_profile(name, folder=Path())
     if plot is not None:

@@ -67,7 +67,8 @@ def recommend(
 
 
 def _profile(reference: str) -> MeasuredProfile:
-    from simbatch.sim.cost.profile import MeasuredProfile, load_profile
+    from simbatch.sim.cost.by_name import load_profile
+    from simbatch.sim.cost.profile import MeasuredProfile
 
     profile = load_profile(reference, folder=Path())
     if not isinstance(profile, MeasuredProfile):

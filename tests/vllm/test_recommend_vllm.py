@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.load import shipped_names
-from simbatch.sim.cost.profile import load_profile
 from simbatch.sim.search.recommend import Choice, Load, Recommendation
 from simbatch.sim.search.recommend_cases import USE_CASES, scenario_of
 from simbatch.sim.search.recommend_vllm import arguments, command, config_yaml
