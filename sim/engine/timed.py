@@ -221,8 +221,7 @@ class Timed:
         if front_end is not None:
             work_ps = self._known[num_decodes].work_ps
             last_gap_ps = gap_ps + (num_more - 2) * slope_ps if num_more > 1 else second_ps - updated_ps
-            gap_before_ps = last_gap_ps - slope_ps if num_more > 2 else second_ps - updated_ps
-            front_end.send_alike(last_ps, last_gap_ps, gap_before_ps, num_more, num_decodes)
+            front_end.send_alike(last_ps, last_gap_ps, num_more, num_decodes)
         first_ps = second_ps + work_ps - before_ps
         if first_ps == gap_ps - slope_ps:
             self.write_tokens(pack_tokens(before_ps, num_more, first_ps, slope_ps, num_decodes, num_decodes))
