@@ -6,8 +6,9 @@ it has been made into tokens), so that a cohort which comes at once comes throug
 all of it takes, and not one by one from the begin.
 
 Out: the chunks of a step leave at V = max(U, V before) + per_chunk * chunks / servers, where U is when its tokens
-exist; what the network adds is the same for all and no matter of this module. The same threads send them, and
-meanwhile no request gets on. So turns are reckoned on a clock of their own, which stands still while chunks are sent.
+exist; what the network adds is the same for all and no matter of this module. The same threads send them: meanwhile
+requests have a quarter of the thread, and sending takes so much longer for them. So turns are reckoned on a clock of
+their own, which goes at a quarter of the speed until H = max(U, H before) + 4/3 of the work.
 
 Queue limits (vLLM's `max_num_queued_reqs`, `max_num_queued_tokens`, v1/engine/async_llm.py `check_admission`) are
 checked when a request is sent: requests in the server, and whole prompts of those that have no token yet.
@@ -45,8 +46,9 @@ class FrontEnd:
         self._free_ps = [0] * num_servers
         self._turns: list[tuple[int, int, int, Request]] = []  # a heap of first turns: (end, number, server, request)
         self._last_turns: list[tuple[int, int, Request]] = []  # a heap of last turns: then they reach the engine
+        self.held_ps = 0  # H: until then the newest chunks hold requests up
         self._updated_ps = 0  # U: the newest
-        self._chunks_ps = 0  # what all chunks have taken by V
+        self._chunks_ps = 0  # what all chunks have taken of the clock by H
         self._turned_ps = 0  # the clock of turns, as far as it has been looked at
         self._limits = (max_requests, max_tokens)
         self._has_limits = max_requests is not None or max_tokens is not None
@@ -79,8 +81,9 @@ class FrontEnd:
             self.late_ps += begin_ps - updated_ps
         else:
             begin_ps = updated_ps
-        self._updated_ps = updated_ps
-        self._chunks_ps += work_ps
+        self._updated_ps, hold_ps = updated_ps, self.hold_ps(work_ps)
+        self._chunks_ps += hold_ps // 4 * 3
+        self.held_ps = hold_ps + (self.held_ps if self.held_ps > updated_ps else updated_ps)
         self.sent_ps = begin_ps + work_ps
         return self.sent_ps
 
@@ -88,12 +91,17 @@ class FrontEnd:
         """How long it sends so many chunks."""
         return self.times.per_chunk_ps * num_chunks // self._num_servers
 
+    def hold_ps(self, work_ps: int) -> int:
+        """How long chunks that take so much hold requests up: a multiple of 4, so that 3/4 of it are exact."""
+        return (work_ps + 2) // 3 * 4
+
     def send_alike(self, last_ps: int, gap_ps: int, num_steps: int, num_chunks: int) -> None:
         """The same for steps with which it keeps up: when the last one's tokens exist, and its gap."""
         if num_steps > 1:
             work_ps = self.work_ps(num_chunks)
-            self.sent_ps = last_ps - gap_ps + work_ps
-            self._chunks_ps += (num_steps - 1) * work_ps
+            hold_ps = self.hold_ps(work_ps)
+            self.sent_ps, self.held_ps = last_ps - gap_ps + work_ps, last_ps - gap_ps + hold_ps
+            self._chunks_ps += (num_steps - 1) * (hold_ps // 4 * 3)
         self.send(last_ps, num_chunks)
 
     def first_token(self, request: Request, sent_ps: int) -> None:
@@ -149,7 +157,9 @@ class FrontEnd:
 
     def _turns_by(self, at_ps: int) -> int:
         """The clock of turns at a moment that is not before the newest update; it never goes back."""
-        turned_ps = (at_ps if at_ps > self.sent_ps else self.sent_ps) - self._chunks_ps
+        turned_ps = at_ps - self._chunks_ps
+        if at_ps < self.held_ps:
+            turned_ps += 3 * (self.held_ps - at_ps) // 4
         return turned_ps if turned_ps > self._turned_ps else self._turned_ps
 
     def _over_limit(self, at_ps: int) -> str | None:
@@ -180,4 +190,6 @@ class FrontEnd:
     def _moment(self, turned_ps: int) -> int:
         """When the clock of turns shows that; the newest update where it did so before."""
         at_ps = turned_ps + self._chunks_ps
-        return at_ps if at_ps > self.sent_ps else self._updated_ps
+        if at_ps < self.held_ps:
+            at_ps = self.held_ps - 4 * (self.held_ps - at_ps)
+        return at_ps if at_ps > self._updated_ps else self._updated_ps

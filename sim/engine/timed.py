@@ -205,13 +205,14 @@ class Timed:
         return pace
 
     def _keeps_up(self, pace: Pace, work_ps: int) -> bool:
-        """Whether the front end has always sent a step's chunks when those of the next one come."""
-        front_end, now, first_ps = self.front_end, self.now, work_ps
+        """Whether the front end is always done with a step's chunks when those of the next one come."""
+        front_end, now = self.front_end, self.now
         assert front_end is not None
+        first_ps = hold_ps = front_end.hold_ps(work_ps)
         if self.is_async and (num_first := now.num_regular + len(now.noted)) != self.group.size:
-            first_ps = front_end.work_ps(num_first)
-        sent_ps = front_end.sent_ps if front_end.sent_ps > pace[4] else pace[4]
-        return sent_ps + first_ps <= pace[5] and work_ps <= (pace[6] if pace[0] > 2 else pace[5] - pace[4])
+            first_ps = front_end.hold_ps(front_end.work_ps(num_first))
+        held_ps = front_end.held_ps if front_end.held_ps > pace[4] else pace[4]
+        return held_ps + first_ps <= pace[5] and hold_ps <= (pace[6] if pace[0] > 2 else pace[5] - pace[4])
 
     def _send(self, pace: Pace, num_decodes: int) -> None:
         """The tokens of all updates but the first leave; the front end keeps up with them."""
