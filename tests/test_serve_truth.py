@@ -109,7 +109,9 @@ def seen(log, num_at_once):
     for i, add in enumerate(adds):
         giving = [s for s in steps if any(e[0] == add["add"] and e[1] + e[2] >= add["n"] for e in s["batch"])]
         begin, sent_s = i - i % num_at_once, 10.0 * (i // num_at_once)
-        turns = adds[begin : begin + num_at_once] + adds[begin : i + 1]  # all first ones, and the last ones until its own
+        turns = (
+            adds[begin : begin + num_at_once] + adds[begin : i + 1]
+        )  # all first ones, and the last ones until its own
         add["q"] = sent_s + WAY_IN_S - WORK_S + sum((WORK_S + TOKEN_S * other["n"]) / 2 for other in turns)
         chunk_s = [step["u1"] + WAY_OUT_S + CHUNK_S * len(step["batch"]) for step in giving]
         rows.append({"name": f"s1r{i}", "sent_s": sent_s, "num_prompt_tokens": add["n"], "chunk_s": chunk_s})

@@ -26,7 +26,9 @@ SWEEPS = 3
 HELD = 0.75  # of the thread is the chunks' while they are sent
 # Where bounds do not tell: work as on a real vLLM server over a virtual GPU (docs/accuracy.md)
 USUAL = 0.002, 1e-6
-USUAL_SHARE = 0.25  # where streams of 100 and more are told (public servers, docs/accuracy.md), the client's part is large
+USUAL_SHARE = (
+    0.25  # where streams of 100 and more are told (public servers, docs/accuracy.md), the client's part is large
+)
 UNUSUAL = 0.05  # how much a miss grows for work that is e times as long or short
 FIRST_DELAY_S, ROUNDS = 0.01, 2  # when chunks were sent, by the client's clock, hangs on the delay, and it on them
 MOST = 2000  # requests a run that are looked at
