@@ -18,6 +18,7 @@ import heapq
 from collections.abc import Callable
 
 from simbatch.sim.cost.host import FrontEndTimes
+from simbatch.sim.engine.lane import Lane
 from simbatch.sim.engine.traffic import FAR, Traffic
 from simbatch.sim.scheduler.request import Request
 
@@ -32,7 +33,7 @@ class FrontEnd:
         self,
         times: FrontEndTimes,
         num_servers: int,
-        traffic: Traffic,
+        traffic: Traffic | Lane,
         refuse: Callable[[Request, str], None],
         max_requests: int | None = None,
         max_tokens: int | None = None,
@@ -65,7 +66,7 @@ class FrontEnd:
             self.look(now_ps)
             if self._ready and self._ready[0][0] <= now_ps:
                 now_ps += add(heapq.heappop(self._ready)[2], now_ps)
-            self._plan()
+            self.plan()
         return now_ps
 
     def send(self, updated_ps: int, num_chunks: int) -> int:
@@ -105,14 +106,14 @@ class FrontEnd:
             num_tokens = request.num_prompt_tokens if request.first_token_ps < 0 else 0
             heapq.heappush(self._leaving, (at_ps, 1, num_tokens))
         self._traffic.left(request, at_ps)
-        self._plan()
+        self.plan()
 
     def look(self, now_ps: int) -> None:
         """Begin with every request that was sent by `now_ps`."""
         traffic = self._traffic
         while traffic.next_ps <= now_ps:
             traffic.take_one(self._begin)
-        self._plan()
+        self.plan()
 
     def _begin(self, request: Request) -> None:
         at_ps = request.arrival_ps
@@ -149,6 +150,7 @@ class FrontEnd:
             return f"max_num_queued_tokens: {self._num_tokens} prompt tokens in prefill, {max_tokens} allowed"
         return None
 
-    def _plan(self) -> None:
+    def plan(self) -> None:
+        """Look when there is something to do next."""
         sent_ps = self._traffic.next_ps
         self.next_ps = min(sent_ps, self._ready[0][0]) if self._ready else sent_ps
