@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, dataclass_transform
+from typing import Any, ClassVar, Protocol, dataclass_transform
 
 
 class RequestView(Protocol):
@@ -90,12 +90,14 @@ class Router:
     {}
     """
 
+    draws: ClassVar[bool] = True  # whether it may call `draw`, so that another seed may be another run
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(eq=False)(cls)
 
     def start(self, replicas: Sequence[ReplicaView], draw: Callable[[], float]) -> None:
-        """Set the state for a run; called once before it. `draw()` gives numbers from 0 to 1, by the scenario's seed."""
+        """Set the state for a run; called once before it. `draw()`: numbers from 0 to 1, by the scenario's seed."""
 
     def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> ReplicaView:
         """One of `replicas`, which are all that are up, in their order; there is at least one."""

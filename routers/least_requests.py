@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import ClassVar
 
 from simbatch.routers.base import ReplicaView, RequestView, Router
 
@@ -15,6 +16,8 @@ class LeastRequests(Router):
 
     Source: `least_conn` of nginx (`ngx_http_upstream_least_conn_module`), and `least-request` of AIBrix's gateway.
     """
+
+    draws: ClassVar = False
 
     def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> ReplicaView:
         """All books are looked at."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import ClassVar
 
 from simbatch.routers.base import ReplicaView, RequestView, Router
 
@@ -16,6 +17,8 @@ class LeastTokens(Router):
     A prompt of 8,000 tokens is more work, and more of the KV cache, than one of 80. Source: the active blocks in the cost
     function of Dynamo's KV router (`--kv-overlap-score-weight 0`), counted in tokens that the gateway knows of.
     """
+
+    draws: ClassVar = False
 
     def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> ReplicaView:
         """All books are looked at."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ class PrefixAware(Router):
     follow the same events; the rule for a load that differs is that of SGLang's cache-aware router
     (`balance_abs_threshold`, `balance_rel_threshold`).
     """
+
+    draws: ClassVar = False
 
     max_difference: Annotated[int, Field(ge=0, description="requests in flight beyond the least loaded replica")] = 32
     max_ratio: Annotated[float, Field(ge=1, description="of the most to the least requests in flight")] = 1.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from simbatch.routers.base import ReplicaView, RequestView, Router
 
@@ -13,6 +14,8 @@ class RoundRobin(Router):
     Knows nothing of how long a request lasts, so that long ones may come together. Source: nginx's default
     (`ngx_http_upstream_round_robin`), and what a Kubernetes Service does in IPVS mode.
     """
+
+    draws: ClassVar = False
 
     def start(self, replicas: Sequence[ReplicaView], draw: Callable[[], float]) -> None:
         """Begin with the first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from typing import ClassVar
 
 from simbatch.routers.base import ReplicaView, RequestView, Router
 
@@ -17,6 +18,8 @@ class Session(Router):
     A request without a tenant goes by its own name. Source: D. Karger et al., Consistent Hashing and Random Trees (STOC
     1997); session affinity of the vLLM production stack's router (`--routing-logic session`).
     """
+
+    draws: ClassVar = False
 
     def start(self, replicas: Sequence[ReplicaView], draw: Callable[[], float]) -> None:
         """Put every replica on the ring, many times."""

@@ -97,6 +97,7 @@ class Cluster:
         due_ps, index = heapq.heappop(self._due)
         lane = self.lanes[index]
         if not is_open:  # another one may let a request be sent when it is due
+            lane.wake_ps = FAR  # it is no other
             next_ps = min(next_ps, self._first_ps() - 1)
         lane.horizon_ps = max(due_ps, next_ps)
         self._resume(lane)

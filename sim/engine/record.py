@@ -150,7 +150,12 @@ class RunRecord:
     @property
     def num_usable_blocks(self) -> int:
         """All KV blocks but the null block of each replica."""
-        return self.num_gpu_blocks - max(1, len(self.replicas))
+        return self.num_gpu_blocks - self.num_replicas
+
+    @property
+    def num_replicas(self) -> int:
+        """Engines: 1 without a cluster."""
+        return max(1, len(self.replicas))
 
     def parts(self) -> Iterator[RunRecord]:
         """The run of each replica alone, with its own requests, one after the other."""

@@ -10,6 +10,7 @@ import numpy as np
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, RunRecord
 from simbatch.sim.results import curves
+from simbatch.sim.results.by_replica import cluster_block
 from simbatch.sim.results.columns import let_in
 from simbatch.sim.results.facts import RunFacts
 from simbatch.sim.results.fairness import fair_share_ratios, fairness
@@ -56,12 +57,13 @@ def simbatch_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
         "queue": _queue(record),
         "mean_concurrent_requests": _mean_in_flight(record),
         "num_steps": record.num_steps,
-        "device_busy_share": ratio(curves.busy_ps(record), duration_ps(record)),
+        "device_busy_share": ratio(curves.busy_ps(record), duration_ps(record) * record.num_replicas),
         **bound_by(record, facts),
         "cached_tokens_share": _cached_share(record),
         "client_overhead_ms": record.client_overhead_ps / PS_PER_MS,
         "steady_state": steady_state(record, facts),
         "warnings": warnings_of(record, facts),
+        **cluster_block(record, facts),
     }
 
 
@@ -99,7 +101,7 @@ def _reasons(record: RunRecord, status: int) -> list[dict[str, Any]]:
 
 
 def _kv_cache(record: RunRecord) -> dict[str, Any]:
-    usable = record.num_gpu_blocks - 1
+    usable = record.num_usable_blocks
     mean, peak = curves.mean_used_blocks(record, duration_ps(record)), curves.used_blocks(record).max
     return {
         "num_gpu_blocks": record.num_gpu_blocks,
