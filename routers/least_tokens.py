@@ -14,8 +14,8 @@ _num_tokens = attrgetter("num_tokens", "num_requests")
 class LeastTokens(Router):
     """To the replica with the fewest prompt tokens in flight by the gateway's own books; of equals fewer requests.
 
-    A prompt of 8,000 tokens is more work, and more of the KV cache, than one of 80. Source: the active blocks in the cost
-    function of Dynamo's KV router (`--kv-overlap-score-weight 0`), counted in tokens that the gateway knows of.
+    A prompt of 8,000 tokens is more work, and more of the KV cache, than one of 80. Source: the active blocks in the
+    cost function of Dynamo's KV router (`--kv-overlap-score-weight 0`), counted in tokens that the gateway knows of.
     """
 
     draws: ClassVar = False

@@ -10,9 +10,9 @@ from simbatch.routers.base import ReplicaView, RequestView, Router
 class PowerOfTwo(Router):
     """The one with fewer requests in flight of two different replicas that are drawn; of equals the first drawn.
 
-    Two choices instead of one shorten the longest queues from log n / log log n to log log n / log 2, and several gateways
-    that do not know of each other do not all run to one replica. Source: M. Mitzenmacher, The Power of Two Choices in
-    Randomized Load Balancing (IEEE TPDS 12, 2001); SGLang's router has it as `power_of_two`.
+    Nearly all of what knowing every queue gives, and several gateways that do not know of each other do not all run to
+    one replica. Source: M. Mitzenmacher, The Power of Two Choices in Randomized Load Balancing (IEEE TPDS 12, 2001);
+    SGLang's router has it as `power_of_two`.
     """
 
     def start(self, replicas: Sequence[ReplicaView], draw: Callable[[], float]) -> None:

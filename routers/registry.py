@@ -10,7 +10,7 @@ ROUTERS: Plugins[Router] = Plugins(
     "cluster.router",
     "routers",
     "simbatch.routers",
-    frozenset({"base", "registry", "testing"}),
+    frozenset({"base", "random_clusters", "registry", "testing"}),
     Router,
     "simbatch.routers.Router",
 )

@@ -70,9 +70,16 @@ def _record(
     from simbatch.sim import engine
 
     if resolved.fleet is None:
-        draws = {"noise": resolved.noise(), "host_noise": resolved.host_noise()}
-        cost = resolved.cost_model()
-        return engine.run(resolved.engine, cost, resolved.policy, source, steps=steps, progress=progress, **draws)
+        return engine.run(
+            resolved.engine,
+            resolved.cost_model(),
+            resolved.policy,
+            source,
+            steps=steps,
+            progress=progress,
+            noise=resolved.noise(),
+            host_noise=resolved.host_noise(),
+        )
     settings = resolved.scenario.cluster
     assert settings is not None
     return engine.run_cluster(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import simpy
@@ -52,7 +51,7 @@ class Cluster:
         # heap of (when its horizon must be there before it has anything to do, which replica); some are out of date
         self._due: list[tuple[int, int]] = [(0, lane.index) for lane in lanes]
 
-    def run(self) -> Iterator[simpy.Event]:
+    def run(self) -> Process:
         """The SimPy process."""
         traffic, published = self.traffic, self.published
         while True:

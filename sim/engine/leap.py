@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from math import inf
-from typing import TYPE_CHECKING
-
-import simpy
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.cost.features import Features, features_of
 from simbatch.sim.engine.decode_group import NOBODY
@@ -201,7 +199,7 @@ class Leap:
         if num_waiting and self.decisions.head_is_stable:
             scheduler.may_admit = may_admit
 
-    def _idle(self) -> Generator[simpy.Event | None, object, bool]:
+    def _idle(self) -> Generator[Any, Any, bool]:
         """Nobody can be scheduled: take in what is in flight, or wait for an arrival; False where there is neither."""
         now, replica = self.gathered, self.replica
         if now.newest_ps != NEVER:

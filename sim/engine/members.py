@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 
 from simbatch.policies.base import Policy
 from simbatch.routers.base import Router
@@ -182,7 +183,7 @@ def _view(index: int, member: Member, published: Published) -> ReplicaView:
     )
 
 
-def _joined(logs: list[bytearray], dtype: np.dtype[np.void]) -> tuple[np.ndarray[tuple[int], np.dtype[np.void]], list[slice]]:
+def _joined(logs: list[bytearray], dtype: np.dtype[np.void]) -> tuple[NDArray[np.void], list[slice]]:
     """Rows of all replicas, one after the other, and where each one's are; the logs are emptied as they are read."""
     sizes = [len(log) // dtype.itemsize for log in logs]
     ends = np.cumsum(sizes).tolist()

@@ -39,8 +39,8 @@ from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.scheduler import Scheduler
 from simbatch.sim.scheduler.views import EngineView
 
-# in a cluster, None: until more is known of who comes (`Lane`)
-Process = Generator[simpy.Event | None, Any, None]
+# of SimPy events; in a cluster, which does without them, of None: until more is known of who comes (`Lane`)
+Process = Generator[Any, Any, None]
 
 
 class Replica(ShownEngine):

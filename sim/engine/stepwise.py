@@ -19,8 +19,6 @@ from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.scheduler import Batch, Entry
 
 if TYPE_CHECKING:
-    import simpy
-
     from simbatch.sim.engine.leap import Leap
     from simbatch.sim.engine.replica import Process, Replica
 
@@ -61,14 +59,14 @@ class Stepwise:
         if self.replica.lane is None:  # else the cluster lets the clock run
             yield self.replica.env.timeout(self.replica.now_ps - self.replica.env.now)
 
-    def _call_sync(self, may_plan: bool) -> Generator[simpy.Event | None, Any, bool]:
+    def _call_sync(self, may_plan: bool) -> Generator[Any, Any, bool]:
         """One call of `EngineCore.step`; whether anything came of it."""
         step = self.launch()
         yield from self.replica.wait_until(step.launched_ps)
         yield from self.update(step)
         return bool(step.batch.entries or step.batch.preempted)
 
-    def _call_async(self, may_plan: bool) -> Generator[simpy.Event | None, Any, bool]:
+    def _call_async(self, may_plan: bool) -> Generator[Any, Any, bool]:
         """One call of `step_with_batch_queue`: fill the queue of two, or else take in the older step."""
         has_progressed = False
         if may_plan:
@@ -162,7 +160,7 @@ class Stepwise:
     def _wants_end(self) -> bool:
         return self.replica.listener is not None and self.replica.listener.wants_end()
 
-    def _is_over(self, is_held: bool) -> Generator[simpy.Event | None, Any, bool]:
+    def _is_over(self, is_held: bool) -> Generator[Any, Any, bool]:
         """Wait for the next arrival, or for the end of a hold; whether there is neither."""
         replica = self.replica
         wake_ps = replica.door.held_until_ps if is_held else FAR
@@ -171,7 +169,7 @@ class Stepwise:
         yield from self._wait_idle(wake_ps)
         return False
 
-    def _is_stuck(self, has_progressed: bool) -> Generator[simpy.Event | None, Any, bool]:
+    def _is_stuck(self, has_progressed: bool) -> Generator[Any, Any, bool]:
         """After a call: whether nothing will ever change again. An idle engine waits for the next arrival."""
         replica = self.replica
         if has_progressed or not replica.has_work or replica.door.is_held(replica.now_ps):

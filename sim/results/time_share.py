@@ -53,7 +53,7 @@ def shares_per_bin(record: RunRecord, facts: RunFacts, edges: Ints) -> tuple[Flo
     """The shares of the time between each two edges (ps) in which the device worked, and in which it waited."""
     if record.replicas:
         shares = [shares_per_bin(part, facts, edges) for part in record.parts()]
-        return sum(each[0] for each in shares) / len(shares), sum(each[1] for each in shares) / len(shares)
+        return np.mean([each[0] for each in shares], axis=0), np.mean([each[1] for each in shares], axis=0)
     worked, flown = np.zeros(len(edges)), np.zeros(len(edges))
     for rows, begin, until in _flights(record, facts):
         start = rows["start_ps"]

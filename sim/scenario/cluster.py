@@ -28,7 +28,7 @@ class RouterChoice(Section):
     model_config = ConfigDict(extra="allow")
 
     name: Annotated[str, Field(min_length=1)] = Field(
-        description="round_robin, least_requests, prefix_aware, ..., or your own as package.module:Class or file.py:Class"
+        description="round_robin, least_requests, ..., or your own as package.module:Class or file.py:Class"
     )
     refresh_s: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=0.0, description="how old what engines publish may be: the gateway asks them so often; 0: always fresh"

@@ -92,9 +92,7 @@ def resolve_fleet(resolved: Resolved, policy: Policy | None, predictor: Predicto
     return Fleet(tuple(groups), router, file_anywhere(scenario, settings.router.name))
 
 
-def _resolve_group(
-    scenario: Scenario, index: int, policy: Policy | None, predictor: Predictor | None
-) -> Resolved:
+def _resolve_group(scenario: Scenario, index: int, policy: Policy | None, predictor: Predictor | None) -> Resolved:
     """One group of a cluster as a scenario of one engine."""
     from simbatch.sim.scenario.resolve import resolve
 

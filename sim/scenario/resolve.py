@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from simbatch.policies.base import Policy
@@ -148,6 +147,7 @@ class Resolved:
             return True
         of_largest = EngineSettings(max_cudagraph_capture_size=sizes[-1])
         return sizes == capture_sizes(of_largest, engine.max_num_seqs, engine.max_num_batched_tokens, sizes[-1])
+
 
 def resolve(scenario: Scenario, policy: Policy | str | None = None, predictor: Predictor | None = None) -> Resolved:
     """Look everything up and check it; `policy` takes the place of the scenario's, `predictor` that of its error.
