@@ -175,6 +175,12 @@ class Scenario(Section):
         """A copy without the cluster, with an engine changed; `origin` is where the changes stand."""
         return self._from_source(self._source.override({"cluster": None, **changes}, origin))
 
+    def refuse_cluster(self, what: str) -> None:
+        """UserError where the scenario has several engines, and `what` can do with one alone."""
+        if self.cluster is not None:
+            mend = "remove the section: one engine is compared at a time"
+            raise UserError(Problem(self.locate(("cluster",)), f"{what} knows one engine, and no cluster", mend=mend))
+
     def with_profile(self, reference: str) -> Self:
         """A copy on another profile."""
         return self._from_source(self._source.override({"profile": reference}, "--profile"))
