@@ -71,6 +71,8 @@ class FrontEnd:
             self.look(now_ps)
             if self._last_turns and self._last_turns[0][0] <= self._turned_ps:
                 now_ps += add(heapq.heappop(self._last_turns)[2], now_ps)
+            elif self._traffic.horizon_ps < now_ps:  # who comes until then must be known first
+                break
             self.plan()
         return now_ps
 
@@ -119,11 +121,11 @@ class FrontEnd:
         self.plan()
 
     def look(self, now_ps: int) -> None:
-        """Begin with every request that was sent by `now_ps`, and get on with all until then."""
+        """Begin with every request that was sent by `now_ps`, and get on with all until then, or as far as is known."""
         traffic = self._traffic
         while traffic.next_ps <= now_ps:
             traffic.take_one(self._begin)
-        self._turn_until(self._turns_by(now_ps))
+        self._turn_until(self._turns_by(now_ps if now_ps < traffic.horizon_ps else traffic.horizon_ps))
         self.plan()
 
     def _begin(self, request: Request) -> None:

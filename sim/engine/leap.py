@@ -194,8 +194,11 @@ class Leap:
         """Take in who has come: for nothing, or alone in the environment, so that the clock may just go on."""
         replica, scheduler = self.replica, self.scheduler
         num_waiting, may_admit = len(scheduler.waiting), scheduler.may_admit
+        lane = replica.lane
         while self.inbox.next_ps <= replica.now_ps:
             replica.now_ps = self.inbox.take(replica.now_ps, replica.door.add)
+            if lane is not None and lane.horizon_ps <= replica.now_ps:  # others may have come meanwhile
+                break
         if num_waiting and self.decisions.head_is_stable:
             scheduler.may_admit = may_admit
 
