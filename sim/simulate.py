@@ -100,6 +100,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         host_profile=resolved.host_profile,
         profile_asked_for=resolved.profile_asked_for,
         profile_source=getattr(profile, "source", None),
+        profile_vllm_version=getattr(profile, "vllm_version", None),
         profile_error=error_line(profile),
         profile_is_estimate=profile.is_estimate,
         profile_lacks_host_times=lacks_host_times(profile),
@@ -109,6 +110,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         has_host=resolved.engine.host is not None,
         has_front_end=front_end_of(resolved.engine) is not None,
         max_capture_size=resolved.engine.max_capture_size,
+        vllm_notes=resolved.vllm_notes,
         policy_holds=resolved.policy.overrides("hold"),
     )
 

@@ -41,6 +41,12 @@ def policy_option(command: Command) -> Command:
     return click.option("--policy", metavar="P", help=text)(command)
 
 
+def version_option(command: Command) -> Command:
+    """--vllm-version, of the commands that run a scenario under one version of vLLM."""
+    text = "The vLLM whose rules and defaults hold, as 0.27; default: the newest that is tested."
+    return click.option("--vllm-version", metavar="V", help=text)(command)
+
+
 def load_scenario(
     file: Path,
     assignments: tuple[str, ...],
@@ -48,8 +54,12 @@ def load_scenario(
     policy: str | None = None,
     profile: str | None = None,
     host: str | None = None,
+    vllm_version: str | None = None,
 ) -> Scenario:
-    """The scenario of `file` with what the flags change: first --policy, --profile, --host, then --set, then --seed."""
+    """The scenario of `file` with what the flags change.
+
+    First --policy, --profile, --host, --vllm-version, then --set, then --seed.
+    """
     from simbatch.sim.scenario import Scenario, parse_overrides
 
     values = parse_overrides(assignments)
@@ -60,6 +70,8 @@ def load_scenario(
         scenario = scenario.with_profile(profile)
     if host is not None:
         scenario = scenario.with_host(host)
+    if vllm_version is not None:
+        scenario = scenario.override({"engine.vllm_version": vllm_version}, origin="--vllm-version")
     if values:
         scenario = scenario.override(values, origin="--set")
     return scenario if seed is None else scenario.override({"seed": seed}, origin="--seed")
