@@ -45,8 +45,8 @@ def record(path: Path) -> str | None:
             first = json.loads(text.partition("\n")[0])
             if "crash" in first or ("config_error" in first and "config" not in case.get("expect_error", "")):
                 return f"{first.get('crash') or first['config_error']}: {first['said']}"
-    except Exception:
-        return traceback.format_exc(limit=-3)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"
     with gzip.open(path.with_suffix(".jsonl.gz"), "wt") as file:
         file.write(text)
     return None

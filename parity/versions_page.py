@@ -17,7 +17,7 @@ HEAD = f"""\
 # vLLM, version by version
 
 A scenario runs with the rules and defaults of one vLLM: `engine.vllm_version`, or `--vllm-version` on the command line,
-from {short(OLDEST)} on. Without it that is the newest that was tested, {NEWEST}, whatever the profile was measured with.
+from {short(OLDEST)} on. Without it that is the newest that was tested, {NEWEST}, whatever the profile was measured on.
 `simbatch compare FILE --vllm-version 0.27 --vllm-version 0.33` says what an upgrade changes for its traffic. A setting
 that a version does not have is an error; a version newer than the newest tested is simulated by the rules of that one,
 with a warning.

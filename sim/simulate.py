@@ -16,6 +16,7 @@ from simbatch.sim.workload.predicted import PredictedSource, Predictor
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.explain import Event
+    from simbatch.sim.engine.listener import Listener
     from simbatch.sim.engine.record import RunRecord
     from simbatch.sim.results import Result
     from simbatch.sim.workload.chunk import RequestSource
@@ -113,6 +114,24 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         vllm_notes=resolved.vllm_notes,
         policy_holds=resolved.policy.overrides("hold"),
     )
+
+
+def listen(resolved: Resolved, listener: Listener) -> None:
+    """Do every step of a scenario, of which `listener` is told; it may end the run."""
+    from simbatch.sim.engine import Run
+
+    noise, host_noise = resolved.noise(), resolved.host_noise()
+    try:
+        source = _requests(resolved)
+        run = Run(
+            *(resolved.engine, resolved.cost_model(), resolved.policy, source),
+            noise=noise,
+            host_noise=host_noise,
+            listener=listener,
+        )
+        run.env.run()
+    except UserError as error:
+        raise resolved.scenario.relocated(error) from error.__cause__
 
 
 def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
