@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from parity.fuzz import random_case, timing_case
 from parity.inside import names_used
 from parity.sources import NotToBeHadError, environment, site_of
 from parity.versions_page import CERTIFICATES, known_versions, write_page
+from simbatch.sim.scheduler.versions import CHANGES
 
 PROBE = Path(__file__).parent / "probe.py"
 PROCESSES = 2
@@ -34,11 +36,14 @@ LIMIT_S = 900
 DAY_S = 24 * 3600
 
 
-def certify(version: str, python: str, num_fresh: int, num_timed: int, seed: int) -> dict[str, Any]:
-    """The certificate of one version."""
+def certify(
+    version: str, python: str, num_fresh: int, num_timed: int, seed: int, planted: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The certificate of one version; `planted` are changes that are switched here, to see whether it notices."""
     folders = site_of(version, python)
     with tempfile.TemporaryDirectory() as work:
-        parts = _write_cases(Path(work), version, num_fresh, num_timed, seed)
+        cases = _cases(num_fresh, num_timed, seed)
+        parts = _write([case | {"vllm_version": version, "planted": list(planted)} for case in cases], Path(work))
         facts = _probe(parts, python, folders)
         paths = [path for part in parts for path in sorted(part.glob("*.json"))]
         with ProcessPoolExecutor(PROCESSES) as pool:
@@ -62,21 +67,26 @@ def certify(version: str, python: str, num_fresh: int, num_timed: int, seed: int
 NOT_RECORDED = "not recorded"
 
 
-def _write_cases(work: Path, version: str, num_fresh: int, num_timed: int, seed: int) -> list[Path]:
-    """All cases, in a folder for each process."""
+def _cases(num_fresh: int, num_timed: int, seed: int) -> list[dict[str, Any]]:
+    """Those that ship and fresh ones."""
     cases = [json.loads(path.read_text()) for folder in (RECORDINGS, TIMING) for path in sorted(folder.glob("*.json"))]
     for case in cases:
         if "timing" in case and not case["name"].startswith("t_"):
             case["name"] = f"t_{case['name']}"
     cases += [random_case(f"fresh-{seed + i}", seed + i) for i in range(num_fresh)]
     cases += [timing_case(f"timed-{seed + i}", seed + i) for i in range(num_timed)]
+    return cases
+
+
+def _write(cases: list[dict[str, Any]], work: Path) -> list[Path]:
+    """In a folder for each process."""
     parts = [work / str(number) for number in range(PROCESSES)]
     for part in parts:
         part.mkdir()
         (part / "names.txt").write_text("\n".join(names_used()))
     for number, case in enumerate(cases):
         path = parts[number % PROCESSES] / f"{case['name']}.json"
-        path.write_text(json.dumps(case | {"vllm_version": version}))
+        path.write_text(json.dumps(case))
     return parts
 
 
@@ -148,6 +158,9 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=80, help="fresh ones")
     parser.add_argument("--timing", type=int, default=40, help="fresh ones with times of host and device")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the fresh ones")
+    parser.add_argument(
+        "--plant", choices=sorted(CHANGES), action="append", default=[], help="switch a rule; implies --dry"
+    )
     parser.add_argument("--dry", action="store_true", help="write no certificate")
     options = parser.parse_args()
     if shutil.which(options.vllm_python) is None:
@@ -156,14 +169,15 @@ def main() -> int:
     for version in options.versions or by_turns():
         begin_s = time.monotonic()
         try:
-            certificate = certify(version, options.vllm_python, options.cases, options.timing, options.seed)
+            numbers = options.cases, options.timing, options.seed
+            certificate = certify(version, options.vllm_python, *numbers, options.plant)
         except NotToBeHadError as error:
             print(f"{error}; skipped")
             is_all_well = is_all_well and not options.versions
             continue
         say(certificate, time.monotonic() - begin_s)
         is_all_well = is_all_well and is_conform(certificate)
-        if not options.dry:
+        if not (options.dry or options.plant):
             (CERTIFICATES / f"{version}.json").write_text(json.dumps(certificate, indent=1) + "\n")
             write_page()
     return 0 if is_all_well else 1

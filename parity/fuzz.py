@@ -59,6 +59,9 @@ def random_case(name: str, seed: int) -> dict[str, Any]:
         config["enable_chunked_prefill"] = False
     if max_num_seqs > 1 and rng.random() < 0.2:
         config["max_num_active_seqs"] = rng.randint(1, max_num_seqs)
+    interval = random.Random(f"interval {seed}")
+    if interval.random() < 0.2:
+        config["prefill_schedule_interval"] = interval.choice([2, 3, 5, 9])
     requests = (
         random_chats(rng, max_model_len) if rng.random() < 0.2 else random_requests(rng, max_model_len, block_size)
     )

@@ -31,10 +31,11 @@ Line = dict[str, Any]
 def engine_config(case: dict[str, Any]) -> EngineConfig:
     """The case's settings under its version of vLLM; `policy` is the recordings' word for `scheduling_policy`.
 
-    Settings that the version lacks are left out, as the oracle does.
+    Settings that the version lacks are left out, as the oracle does. `planted` are changes that are switched, to see
+    whether anybody notices.
     """
     version = str(case.get("vllm_version", "0.32"))
-    changes = changes_in(parse_version(version))
+    changes = changes_in(parse_version(version)) ^ set(case.get("planted", ()))
     settings = {key: value for key, value in case["config"].items() if not lacks(key, changes)}
     settings.setdefault("scheduler_reserve_full_isl", default_of("scheduler_reserve_full_isl", changes))
     settings["scheduling_policy"] = settings.pop("policy", "fcfs")
