@@ -11,8 +11,27 @@ from simbatch.sim.scheduler.versions import CHANGES, NEWEST, OLDEST, short
 
 ROOT = Path(__file__).parents[1]
 CERTIFICATES = Path(__file__).parent / "certificates"
+OUTPUT = Path(__file__).parent / "upgrade-example.txt"
 PAGE = ROOT / "docs" / "versions.md"
 SHOWN = ("SchedulerConfig.", "CacheConfig.")  # of these new settings are named too
+EXAMPLE = """\
+Long prompts and little memory:
+
+```yaml
+profile: {num_gpu_blocks: 1300, max_model_len: 20000, step_time: {base_s: 0.012, per_prefill_token_s: 0.00004,
+          per_decode_seq_s: 0.00008, per_context_token_s: 2.0e-8}}
+engine: {max_num_seqs: 64, max_num_batched_tokens: 2048, async_scheduling: true}
+workload: {num_prompts: 300, request_rate: 0.7,
+           prompt_len: {distribution: lognormal, mean: 4000, cv: 0.8, max: 16000},
+           output_len: {distribution: lognormal, mean: 300, cv: 0.6}}
+```
+
+`simbatch compare tight.yaml --vllm-version 0.18 --vllm-version 0.33` ends with
+
+```
+{output}
+```
+"""
 HEAD = f"""\
 # vLLM, version by version
 
@@ -25,6 +44,13 @@ with a warning.
 This page is made by `make conform VLLM={NEWEST}`, which holds one version against the simulator, in two minutes and
 without a GPU: it fetches that version's wheel, runs its Python files on the CPU build of another version, lets its own
 scheduler record all cases of `parity/recordings` anew, with fresh random ones, and plays them here.
+
+## What an upgrade changes
+
+{EXAMPLE.replace("{output}", OUTPUT.read_text().rstrip())}
+Each change is switched alone, on top of the old version. Figures of the two whole versions stand in the first and in
+the last row; `compare.json` has every change's share of every figure. Where the figures are the same it says "Nothing
+changes for this traffic".
 
 ## What changed
 

@@ -99,7 +99,7 @@ class Scheduler:
         else:
             if self.may_admit:
                 self.admit_waiting(planned, budget, threshold)
-            self.may_admit = self._holds_prefills or has_prefill(planned)
+            self.may_admit = self.cadence is not None or has_prefill(planned)
         if self.cadence is not None:
             is_free = not (preempted or self._holds_prefills)
             self.cadence.note(not planned, self._has_prefill, bool(self.waiting) if is_free else None)

@@ -31,6 +31,7 @@ METRICS = (
     Metric("mean_e2el_ms", "mean E2EL", kind="ms"),
 )
 SHARED = ("simbatch.num_preemptions", "mean_ttft_ms", "mean_tpot_ms", "output_throughput")  # whose shares are told
+LEAST_TOLD = 0.02
 LEAST_SHARE = 0.001  # of a figure: a change below it has no shares
 
 
@@ -109,8 +110,10 @@ class Upgrade:
 
     def _share_text(self, name: str) -> str:
         shares, labels = self.shares(name), {metric.key: metric.label for metric in METRICS}
-        told = [f"{100 * shares[key]:.0f} % of the change in {labels[key]}" for key in SHARED if key in shares]
-        return f"Alone: {', '.join(told)}." if told else "Alone it moves no figure by much."
+        told = [
+            f"{100 * shares[key]:.0f} % in {labels[key]}" for key in SHARED if abs(shares.get(key, 0)) >= LEAST_TOLD
+        ]
+        return f"Of the change it does {', '.join(told)}." if told else "Alone it moves no figure by much."
 
 
 def upgrade(scenario: Scenario, old: Result, new: Result, run: Callable[[Resolved, str], Result]) -> Upgrade:
