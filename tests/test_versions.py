@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-from click.testing import CliRunner
 
 from parity import versions_page
 from parity.check import RECORDINGS, first_difference, load, recordings
@@ -171,15 +170,16 @@ def test_every_version_but_the_oldest_changes_what_the_table_says():
     }  # fmt: skip
 
 
-def test_an_upgrade_names_the_rule_and_the_first_step(tmp_path, monkeypatch):
+def test_an_upgrade_names_the_rule_and_the_first_step(tmp_path, monkeypatch, capsys):
     text = PAGE.read_text(encoding="utf-8")
     file = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
     (tmp_path / "tight.yaml").write_text(file)
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, "compare tight.yaml --vllm-version 0.18 --vllm-version 0.33".split())
+    with pytest.raises(SystemExit) as done:
+        main(["compare", "tight.yaml", "--vllm-version", "0.18", "--vllm-version", "0.33"])
     content = json.loads((tmp_path / "results/tight-compare/compare.json").read_text())
-    assert done.exit_code == 0, done.output
-    assert versions_page.OUTPUT.read_text().strip() in done.stdout
+    assert not done.value.code
+    assert versions_page.OUTPUT.read_text().strip() in capsys.readouterr().out
     (told,) = content["upgrades"]
     by_name = {change["name"]: change for change in told["changes"]}
     assert by_name["scheduler_reserve_full_isl"]["share"]["simbatch.num_preemptions"] == 1
