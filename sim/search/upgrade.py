@@ -118,23 +118,23 @@ class Upgrade:
 
 def upgrade(scenario: Scenario, old: Result, new: Result, run: Callable[[Resolved, str], Result]) -> Upgrade:
     """From the version of one result to that of the other, both of this scenario; `run` simulates, named by a label."""
-    versions = [str(result.summary["simbatch"]["engine"]["vllm_version"]) for result in (old, new)]
-    of = {version: scenario.override({"engine.vllm_version": version}) for version in versions}
-    base, other = (changes_in(parse_version(version)) for version in versions)
+    before, after = (str(result.summary["simbatch"]["engine"]["vllm_version"]) for result in (old, new))
+    of = {version: scenario.override({"engine.vllm_version": version}) for version in (before, after)}
+    base, other = changes_in(parse_version(before)), changes_in(parse_version(after))
     names = [name for name in CHANGES if name in base ^ other and _may_matter(name)]
     if _are_alike(old.summary, new.summary):
-        return Upgrade(*versions, old.summary, new.summary, {}, tuple(names), None)
+        return Upgrade(before, after, old.summary, new.summary, {}, tuple(names), None)
     alone, idle = dict[str, Summary](), list[str]()
     for name in names:
-        switched = resolve(of[versions[0]], changes=base ^ {name})
-        is_tried = not _is_as_before(name, switched, resolve(of[versions[0]]))
-        summary = run(switched, f"{versions[0]} with {name}").summary if is_tried else old.summary
+        switched = resolve(of[before], changes=base ^ {name})
+        is_tried = not _is_as_before(name, switched, resolve(of[before]))
+        summary = run(switched, f"{before} with {name}").summary if is_tried else old.summary
         if _are_alike(old.summary, summary):
             idle.append(name)
         else:
             alone[name] = summary
-    first = first_difference(lambda: resolve(of[versions[0]]), lambda: resolve(of[versions[1]]))
-    return Upgrade(*versions, old.summary, new.summary, alone, tuple(idle), first)
+    first = first_difference(lambda: resolve(of[before]), lambda: resolve(of[after]))
+    return Upgrade(before, after, old.summary, new.summary, alone, tuple(idle), first)
 
 
 def _are_alike(old: Summary, new: Summary) -> bool:
