@@ -14,6 +14,7 @@ from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.capture import capture_sizes
+from simbatch.sim.scenario.defaults import async_scheduling, batch_limits
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.predictions import (
@@ -222,7 +223,7 @@ def resolve_engine(
     computed_blocks = profile.num_gpu_blocks_for(settings.gpu_memory_utilization, settings.kv_cache_dtype, block_size)
     num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
     max_model_len = settings.max_model_len or profile.max_model_len
-    max_num_seqs, max_num_batched_tokens = _batch_limits(settings, profile, max_model_len, changes)
+    max_num_seqs, max_num_batched_tokens = batch_limits(settings, profile, max_model_len, changes)
     same = {f.name for f in fields(EngineConfig)} & EngineSettings.model_fields.keys()
     limits = max_num_seqs, max_num_batched_tokens
     sizes = capture_sizes(settings, *limits, profile.default_max_capture_size, changes)
@@ -235,7 +236,7 @@ def resolve_engine(
             "max_model_len": max_model_len,
             "num_gpu_blocks": num_gpu_blocks,
             "block_size": block_size,
-            "async_scheduling": _async_scheduling(settings, profile, changes),
+            "async_scheduling": async_scheduling(settings, profile, changes),
             "vllm_version": version,
             "changes": changes,
             "host": profile.host_times(),
@@ -248,30 +249,6 @@ def resolve_engine(
     if problems:
         raise UserError(*problems)
     return config
-
-
-def _async_scheduling(settings: EngineSettings, profile: Profile, changes: Changes) -> bool:
-    """What is written, else what the server had that the profile was fitted on, else this vLLM's default."""
-    if settings.async_scheduling is not None:
-        return settings.async_scheduling
-    is_known = profile.streams is not None or default_of("async_scheduling", changes)
-    return profile.default_async_scheduling and is_known
-
-
-def _batch_limits(settings: EngineSettings, profile: Profile, max_model_len: int, changes: Changes) -> tuple[int, int]:
-    """`max_num_seqs` and `max_num_batched_tokens`; one left out gives way to the other (vLLM engine/arg_utils.py)."""
-    seqs = settings.max_num_seqs or profile.default_max_num_seqs
-    tokens = settings.max_num_batched_tokens
-    if tokens is None:
-        tokens = profile.default_max_num_batched_tokens
-        if profile.streams is None:
-            tokens = min(tokens, default_of("large_gpu_budget", changes))
-        if not settings.enable_chunked_prefill:
-            tokens = max(tokens, max_model_len)
-        tokens = max(min(tokens, seqs * max_model_len), 1)
-    if settings.max_num_seqs is None:
-        seqs = min(seqs, tokens)
-    return seqs, tokens
 
 
 def _check_noise(settings: EngineSettings, profile: Profile) -> None:

@@ -16,6 +16,7 @@ from simbatch.sim.scheduler.cadence import Cadence
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
+from simbatch.sim.scheduler.refusal import Refusal
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.views import KnownRequest
 from simbatch.sim.scheduler.waiting import WaitingQueue
@@ -42,19 +43,6 @@ class Batch(NamedTuple):
 
     entries: list[Entry]
     preempted: list[Request]
-
-
-class Refusal(NamedTuple):
-    """Why the head of the queue was not admitted: what it needed, what there was, what the watermark keeps.
-
-    `reason` is `seats`, `blocks`, `budget`, `chunk` (chunked prefill is off), `interval` (prefills are held back) or
-    `preemption` (admission was closed).
-    """
-
-    reason: str
-    needed: int = 0
-    available: int = 0
-    watermark: int = 0
 
 
 class Scheduler:
@@ -109,14 +97,13 @@ class Scheduler:
         self, planned: dict[Request, int], preempted: list[Request], budget: int, threshold: int
     ) -> int:
         running, kv = self.running, self.kv
+        has_cadence, holds_prefills = self.cadence is not None, self._holds_prefills
         i = 0
         while i < len(running) and budget > 0:
             request = running[i]
             n = request.num_tokens + request.num_placeholders - request.num_computed_tokens
-            if n <= 0 or (request.num_placeholders and request.last_token_in_flight):
-                i += 1
-                continue
-            if self._holds_prefills and request.is_chunk:
+            is_held = holds_prefills and request.is_chunk
+            if n <= 0 or is_held or (request.num_placeholders and request.last_token_in_flight):
                 i += 1
                 continue
             if 0 < threshold < n:
@@ -139,7 +126,8 @@ class Scheduler:
                     kv.take(num_blocks)
                 self.advance(request, total)
                 planned[request] = n
-                self._has_prefill |= request.is_chunk
+                if has_cadence and request.is_chunk:
+                    self._has_prefill = True
                 budget -= n
                 i += 1
                 continue
@@ -150,7 +138,7 @@ class Scheduler:
     def admit_waiting(self, planned: dict[Request, int], budget: int, threshold: int) -> None:
         """Admit from the head of the queue while seats, budget and blocks last; nobody jumps the head."""
         running, waiting, kv, decisions = self.running, self.waiting, self.kv, self.decisions
-        sheds, decides_seats = decisions.sheds_head, decisions.decides_seats
+        sheds, decides_seats, has_cadence = decisions.sheds_head, decisions.decides_seats, self.cadence is not None
         num_seats = decisions.seats() if decides_seats else decisions.max_seats
         num_waiting = len(waiting)
         while budget > 0 and num_waiting and len(running) < num_seats:
@@ -163,7 +151,7 @@ class Scheduler:
             num_hits, num_idle = kv.lookup(request)
             num_cached = num_hits * kv.block_size
             n = request.num_tokens - num_cached
-            if self._holds_prefills and n > 1:
+            if has_cadence and n > 1 and self._holds_prefills:
                 self.refusal = Refusal("interval")
                 return
             if 0 < threshold < n:
@@ -183,7 +171,8 @@ class Scheduler:
             num_waiting -= 1
             self.seat(request, num_hits, num_cached + n)
             planned[request] = n
-            self._has_prefill |= request.num_tokens > num_cached + 1
+            if has_cadence and request.num_tokens > num_cached + 1:
+                self._has_prefill = True
             budget -= n
             if decides_seats and num_waiting:
                 num_seats = decisions.seats()
@@ -246,13 +235,14 @@ class Scheduler:
 
     def _entries(self, planned: dict[Request, int]) -> list[Entry]:
         """The step's entries; one that reaches the end of its known tokens samples the next."""
-        entries, is_async = [], self.config.async_scheduling
+        entries, is_async, has_cadence = [], self.config.async_scheduling, self.cadence is not None
         for request, n in planned.items():
             computed = request.num_computed_tokens
             samples = computed == request.num_tokens + request.num_placeholders
             if samples and is_async:
                 request.num_placeholders += 1
-            request.is_chunk = not samples
+            if has_cadence:
+                request.is_chunk = not samples
             entries.append(Entry(request, n, computed - n, samples))
         return entries
 
