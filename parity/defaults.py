@@ -21,7 +21,9 @@ BY_MORE |= {"cudagraph_capture_sizes", "max_cudagraph_capture_size"}
 def wrong_defaults(version: str, facts: dict[str, Any]) -> list[str]:
     """Sentences, one for each default or setting that the table has otherwise."""
     changes = changes_in(parse_version(version))
-    return [*_settings(facts["defaults"], changes), *_values(facts["defaults"], changes), *_limits(facts, changes)]
+    defaults = facts["defaults"]
+    values = _values(defaults, facts["graph_memory"], changes)
+    return [*_settings(defaults, changes), *values, *_limits(facts, changes)]
 
 
 def _default_of(name: str, defaults: dict[str, Any]) -> tuple[bool, Any]:
@@ -44,11 +46,13 @@ def _settings(defaults: dict[str, Any], changes: Changes) -> Iterator[str]:
             yield f"{name}: {value}, not {field.default}"
 
 
-def _values(defaults: dict[str, Any], changes: Changes) -> Iterator[str]:
+def _values(defaults: dict[str, Any], graph_memory: bool, changes: Changes) -> Iterator[str]:
     """Defaults that have changed."""
     _, utilization = _default_of("gpu_memory_utilization", defaults)
     if utilization != (ours := default_of("gpu_memory_utilization", changes)):
         yield f"gpu_memory_utilization: {utilization}, not {ours}"
+    if graph_memory != (ours := default_of("graph_memory", changes)):
+        yield f"graph_memory: {graph_memory}, not {ours}"
     is_on = defaults["SchedulerConfig.async_scheduling"] is not False  # None: decided at the start, for it if possible
     if is_on != (ours := default_of("async_scheduling", changes)):
         yield f"async_scheduling: {is_on}, not {ours}"

@@ -20,6 +20,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
 import vllm_oracle
+from vllm import envs
 from vllm.config import CacheConfig, SchedulerConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
@@ -143,6 +144,7 @@ def main(folder: Path) -> None:
         "defaults": defaults(),
         "batch_defaults": batch_defaults(),
         "graphs": graphs(),
+        "graph_memory": bool(envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS),
         "missing": missing(names.read_text().split()) if names.is_file() else [],
     }
     (folder / "facts.txt").write_text(json.dumps(facts, indent=1))

@@ -3,7 +3,7 @@
 A wheel from the package index, of some 300 MB, is fetched once; its Python files are kept in `~/.cache/simbatch` (30 to
 60 MB a version) and the rest is deleted. Its compiled parts are not needed: no model runs.
 
-`python -m parity.sources VERSION --vllm-python PYTHON` prints what PYTHONPATH must be.
+`python -m parity.sources VERSION PYTHON` prints what PYTHONPATH must be to run that version on PYTHON's build of another.
 """
 
 from __future__ import annotations
@@ -108,11 +108,24 @@ def environment(folders: list[Path]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "VLLM_PLUGINS": ""}
 
 
+def with_build(version: str, python: str) -> Path:
+    """That version's Python files beside the compiled parts of `python`'s own vLLM, so that a model runs."""
+    site, *_ = site_of(version, python)
+    folder = CACHE / f"{version}+build"
+    if not folder.is_dir():
+        ask = "from importlib.util import find_spec; print(find_spec('vllm').origin)"
+        said = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout
+        shutil.copytree(site, folder, copy_function=os.link)
+        for file in Path(said.strip()).parent.glob("*.so"):
+            (folder / "vllm" / file.name).symlink_to(file)
+    return folder
+
+
 def main() -> int:
-    """Print what PYTHONPATH must be for a version; a sentence on stderr alone where it cannot be had."""
-    version, _, python = sys.argv[1:]
+    """Print what PYTHONPATH must be to run that version; a sentence on stderr alone where it cannot be had."""
+    version, python = sys.argv[1:]
     try:
-        print(os.pathsep.join(map(str, site_of(version, python))))
+        print(with_build(version, python))
     except NotToBeHadError as error:
         print(f"{error}; skipped", file=sys.stderr)
     return 0

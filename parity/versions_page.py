@@ -144,5 +144,22 @@ def _plain(value: object) -> str:
     return {True: "true", False: "false", None: "none"}[value] if isinstance(value, bool | None) else str(value)
 
 
+def write_example() -> None:
+    """Simulate the example's scenario under both versions, and keep what is said of the upgrade."""
+    from simbatch import Scenario
+    from simbatch.sim.scenario import resolve
+    from simbatch.sim.scenario.reading.document import parse_document
+    from simbatch.sim.search.upgrade import upgrade
+    from simbatch.sim.simulate import run_resolved
+
+    text = EXAMPLE.partition("```yaml\n")[2].partition("```")[0]
+    scenario = Scenario.from_dict(parse_document(text, name="example").data)
+    of = [scenario.override({"engine.vllm_version": version}) for version in ("0.18", "0.33")]
+    old, new = (run_resolved(resolve(each)) for each in of)
+    said = upgrade(of[0], old, new, lambda resolved, _: run_resolved(resolved))
+    OUTPUT.write_text("\n".join(said.lines()) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
+    write_example()
     write_page()

@@ -39,6 +39,7 @@ LEAST_SHARE = 0.001  # of a figure: a change below it has no shares
 class Upgrade:
     """From one version to another: the figures of both, of each change alone, and the first step that differs."""
 
+    name: str  # of policy and profile, where there are several
     old: str
     new: str
     before: Summary
@@ -66,6 +67,7 @@ class Upgrade:
         """The content of compare.json's `upgrades`."""
         first = self.first
         return {
+            "name": self.name,
             "from": self.old,
             "to": self.new,
             "changes_nothing": self.changes_nothing,
@@ -84,7 +86,7 @@ class Upgrade:
 
     def lines(self) -> Iterator[str]:
         """For the console."""
-        yield f"From vLLM {self.old} to {self.new}"
+        yield f"From vLLM {self.old} to {self.new}{f', {self.name}' if self.name else ''}"
         if self.changes_nothing:
             yield "Nothing changes for this traffic: every request fares alike."
             yield f"Without effect here: {', '.join(self.idle) or 'there is no change between the two'}."
@@ -104,7 +106,8 @@ class Upgrade:
             yield "Decisions: the same in every step; only times differ."
             return
         first = self.first
-        yield f"Decisions: the same for {first.number:,} steps. Then request {first.request_id} is"
+        since = f"the same for {first.number:,} steps. Then" if first.number else "others from the first step on:"
+        yield f"Decisions: {since} request {first.request_id} is"
         for version, time_s, what in zip((self.old, self.new), first.times_s, first.what, strict=True):
             yield f"  {version} ({time_s:,.3f} s): {what}"
 
@@ -116,25 +119,30 @@ class Upgrade:
         return f"Of the change it does {', '.join(told)}." if told else "Alone it moves no figure by much."
 
 
-def upgrade(scenario: Scenario, old: Result, new: Result, run: Callable[[Resolved, str], Result]) -> Upgrade:
-    """From the version of one result to that of the other, both of this scenario; `run` simulates, named by a label."""
+def upgrade(
+    scenario: Scenario, old: Result, new: Result, run: Callable[[Resolved, str], Result], name: str = ""
+) -> Upgrade:
+    """From the version of one result to that of the other, both of this scenario; `run` simulates, named by a label.
+
+    `name` says which policy and profile, where there are several.
+    """
     before, after = (str(result.summary["simbatch"]["engine"]["vllm_version"]) for result in (old, new))
     of = {version: scenario.override({"engine.vllm_version": version}) for version in (before, after)}
     base, other = changes_in(parse_version(before)), changes_in(parse_version(after))
-    names = [name for name in CHANGES if name in base ^ other and _may_matter(name)]
+    names = [change for change in CHANGES if change in base ^ other and _may_matter(change)]
     if _are_alike(old.summary, new.summary):
-        return Upgrade(before, after, old.summary, new.summary, {}, tuple(names), None)
+        return Upgrade(name, before, after, old.summary, new.summary, {}, tuple(names), None)
     alone, idle = dict[str, Summary](), list[str]()
-    for name in names:
-        switched = resolve(of[before], changes=base ^ {name})
-        is_tried = not _is_as_before(name, switched, resolve(of[before]))
-        summary = run(switched, f"{before} with {name}").summary if is_tried else old.summary
+    for change in names:
+        switched = resolve(of[before], changes=base ^ {change})
+        is_tried = not _is_as_before(change, switched, resolve(of[before]))
+        summary = run(switched, f"{before} with {change}").summary if is_tried else old.summary
         if _are_alike(old.summary, summary):
-            idle.append(name)
+            idle.append(change)
         else:
-            alone[name] = summary
+            alone[change] = summary
     first = first_difference(lambda: resolve(of[before]), lambda: resolve(of[after]))
-    return Upgrade(before, after, old.summary, new.summary, alone, tuple(idle), first)
+    return Upgrade(name, before, after, old.summary, new.summary, alone, tuple(idle), first)
 
 
 def _are_alike(old: Summary, new: Summary) -> bool:

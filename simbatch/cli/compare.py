@@ -152,7 +152,8 @@ def _upgrades(
     found, labels = [], list(candidates)
     for begin in range(0, len(labels), len(versions)) if len(versions) > 1 else ():
         first, *others = labels[begin : begin + len(versions)]
-        found += [upgrade(candidates[first].scenario, results[first], results[other], run) for other in others]
+        name = first.rpartition(", vLLM ")[0]
+        found += [upgrade(candidates[first].scenario, results[first], results[other], run, name) for other in others]
     return found
 
 
