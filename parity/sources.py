@@ -3,7 +3,7 @@
 A wheel from the package index, of some 300 MB, is fetched once; its Python files are kept in `~/.cache/simbatch` (30 to
 60 MB a version) and the rest is deleted. Its compiled parts are not needed: no model runs.
 
-`python -m parity.sources VERSION PYTHON` prints what PYTHONPATH must be to run that version on PYTHON's build of another.
+`python -m parity.sources VERSION PYTHON` prints what PYTHONPATH must be to run it on PYTHON's build of another version.
 """
 
 from __future__ import annotations

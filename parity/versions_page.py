@@ -47,7 +47,7 @@ scheduler record all cases of `parity/recordings` anew, with fresh random ones, 
 
 ## What an upgrade changes
 
-{EXAMPLE.replace("{output}", OUTPUT.read_text().rstrip())}
+OUR_EXAMPLE
 Each change is switched alone, on top of the old version. Figures of the two whole versions stand in the first and in
 the last row; `compare.json` has every change's share of every figure. Where the figures are the same it says "Nothing
 changes for this traffic".
@@ -82,7 +82,8 @@ def page() -> str:
     """The whole of it."""
     changes = sorted(CHANGES.items(), key=lambda item: item[1].since)
     rows = [f"| {short(c.since)} | {_what(name, c.kind)} | {c.text} |" for name, c in changes]
-    return HEAD + "\n".join(rows) + "\n" + CERTIFIED + "\n".join(_rows()) + "\n"
+    example = EXAMPLE.replace("{output}", OUTPUT.read_text(encoding="utf-8").rstrip())
+    return HEAD.replace("OUR_EXAMPLE", example) + "\n".join(rows) + "\n" + CERTIFIED + "\n".join(_rows()) + "\n"
 
 
 def write_page() -> None:
