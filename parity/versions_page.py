@@ -131,7 +131,7 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     told = set()
     for key, value in sorted(after.items(), key=lambda item: not item[0].startswith(SHOWN)):
         name = key.rpartition(".")[2]
-        if name in told:
+        if name in told or name.startswith("_"):
             continue
         if key in before and before[key] != value:
             yield f"`{name}` {_plain(before[key])} → {_plain(value)}"
@@ -142,7 +142,9 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
 
 
 def _plain(value: object) -> str:
-    return {True: "true", False: "false", None: "none"}[value] if isinstance(value, bool | None) else str(value)
+    if isinstance(value, bool | None):
+        return {True: "true", False: "false", None: "none"}[value]
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def write_example() -> None:
