@@ -19,6 +19,7 @@ from simbatch.sim.workload.predicted import PredictedSource, Predictor
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
     from simbatch.sim.engine.explain import Event
+    from simbatch.sim.engine.listener import Listener
     from simbatch.sim.engine.record import RunRecord
     from simbatch.sim.results import Result
     from simbatch.sim.scenario.fleet import Fleet
@@ -139,6 +140,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         host_profile=resolved.host_profile,
         profile_asked_for=resolved.profile_asked_for,
         profile_source=getattr(profile, "source", None),
+        profile_vllm_version=getattr(profile, "vllm_version", None),
         profile_error=error_line(profile),
         profile_is_estimate=profile.is_estimate,
         profile_lacks_host_times=lacks_host_times(profile),
@@ -148,6 +150,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         has_host=any(one.engine.host is not None for one in engines),
         has_front_end=any(front_end_of(one.engine) is not None for one in engines),
         max_capture_size=resolved.engine.max_capture_size,
+        vllm_notes=resolved.vllm_notes,
         policy_holds=resolved.policy.overrides("hold"),
         cluster=None if whole.fleet is None else whole.fleet.facts(whole.scenario),
     )
@@ -167,6 +170,24 @@ def _share_in_range(resolved: Resolved, record: RunRecord) -> float | None:
         inside += num_steps * (1.0 if own is None else own.share_inside(rows))
         total += num_steps
     return inside / total if total else 1.0
+
+
+def listen(resolved: Resolved, listener: Listener) -> None:
+    """Do every step of a scenario, of which `listener` is told; it may end the run."""
+    from simbatch.sim.engine import Run
+
+    noise, host_noise = resolved.noise(), resolved.host_noise()
+    try:
+        source = _requests(resolved)
+        run = Run(
+            *(resolved.engine, resolved.cost_model(), resolved.policy, source),
+            noise=noise,
+            host_noise=host_noise,
+            listener=listener,
+        )
+        run.env.run()
+    except UserError as error:
+        raise resolved.scenario.relocated(error) from error.__cause__
 
 
 def explain_request(resolved: Resolved, request_id: str) -> list[Event]:

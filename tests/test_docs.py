@@ -236,7 +236,7 @@ def test_contributing_lists_every_room_of_the_simulator() -> None:
 def test_the_reference_has_the_engine_s_keys_and_defaults() -> None:
     documented = dict(zip(rows("engine"), rows("engine", 1), strict=True))
     assert documented.keys() - {"key"} == {f"`{name}`" for name in EngineSettings.model_fields}
-    others = {"num_gpu_blocks", "seed", "host", "max_capture_size"}  # from the profile, the scenario, other settings
+    others = {"num_gpu_blocks", "seed", "host", "max_capture_size", "changes"}  # of profile, scenario, other settings
     assert EngineConfig.__dataclass_fields__.keys() - others <= EngineSettings.model_fields.keys()
     for name, setting in EngineSettings.model_fields.items():
         if setting.default is not None:

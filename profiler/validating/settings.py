@@ -14,9 +14,10 @@ from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions, refuse_undo
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.engine import OURS, EngineSettings
+from simbatch.sim.scheduler.versions import parse_version
 
 # A replay has no server around its engine.
-NOT_TOLD = {*OURS, "api_server_count", "max_num_queued_reqs", "max_num_queued_tokens"}
+NOT_TOLD = {*OURS, "vllm_version", "api_server_count", "max_num_queued_reqs", "max_num_queued_tokens"}
 NOT_ASKED = NOT_TOLD | {"gpu_memory_utilization", "kv_cache_dtype", "num_gpu_blocks_override"}
 
 
@@ -87,6 +88,9 @@ def as_resolved(scenario: Scenario, facts: EngineFacts, settings: Mapping[str, A
     resolved |= {key: getattr(facts, key) for key in names if hasattr(facts, key)}
     resolved["num_gpu_blocks_override"] = facts.num_gpu_blocks
     given = written(scenario)
+    version = given.get("vllm_version")
+    is_same = version is not None and parse_version(version) == parse_version(facts.vllm_version)
+    resolved["vllm_version"] = version if is_same else facts.vllm_version
     problems = []
     if given.get("kv_cache_dtype", "auto") not in ("auto", facts.kv_cache_dtype):
         rule = f"the real engine has {facts.kv_cache_dtype}"

@@ -152,5 +152,6 @@ REASONS = {
     "blocks": "too few blocks: {needed} needed ({watermark} of them for the watermark), {available} free",
     "budget": "no tokens left of the step's budget",
     "chunk": "{needed} tokens for {available} left of the budget, and chunked prefill is off",
+    "interval": "to wait: prefill_schedule_interval holds prefills back in this step",
     "preemption": "to wait: a preemption closed admission for this step",
 }

@@ -32,9 +32,8 @@ from simbatch.sim.engine.step import Step
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
-from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.planned import PlannedScheduler
-from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
+from simbatch.sim.scheduler.prefix_cache import kv_cache_of
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.scheduler import Scheduler
 from simbatch.sim.scheduler.views import EngineView
@@ -72,8 +71,7 @@ class Replica(ShownEngine):
         self._write_segment, self._write_tokens = recorder.segments.extend, recorder.tokens.extend
         self.listener = listener
         self.decisions = Decisions(config, policy)
-        cache = PrefixKVCache if config.enable_prefix_caching else KVCache
-        self.kv = cache(config.num_gpu_blocks, config.block_size)
+        self.kv = kv_cache_of(config)
         kind = PlannedScheduler if self.decisions.plans else Scheduler
         self.scheduler: Scheduler = kind(config, self.kv, self.decisions)
         self.scheduler.on_shed = self._shed

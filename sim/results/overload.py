@@ -61,6 +61,7 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
         keys = ", ".join(f"engine.{key}" for key in facts.without_effect)
         lacking = "the profile has no `host` or `front_end` section that says what it costs"
         warnings.append(f"Without effect: {keys}; {lacking}.")
+    warnings += facts.vllm_notes
     if facts.profile_lacks_host_times:
         warnings.append(NO_HOST_TIMES)
     return warnings

@@ -16,6 +16,7 @@ class Request:
     num_placeholders = 0  # tokens sampled by steps in flight (asynchronous scheduling)
     num_cached_tokens = 0  # prefix-cache hit at the first admission
     num_preemptions = 0
+    is_chunk = False  # its newest step stopped short of its known tokens
     num_lost_tokens = 0  # computed when it was preempted, until it is admitted again
     predicted_output_tokens: float | None = None  # what a predictor of stated error says (predictor.py)
     scheduled_ps = NEVER

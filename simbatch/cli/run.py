@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from simbatch.cli._options import load_scenario, policy_option, router_option, scenario_options
+from simbatch.cli._options import load_scenario, policy_option, router_option, scenario_options, version_option
 from simbatch.cli._output import Output
 
 
@@ -14,6 +14,7 @@ from simbatch.cli._output import Output
 @scenario_options
 @policy_option
 @router_option
+@version_option
 @click.option("--host", metavar="PROFILE", help="Take this profile's host and front end, not those of the scenario's.")
 @click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
@@ -25,6 +26,7 @@ def run(
     seed: int | None,
     policy: str | None,
     router: str | None,
+    vllm_version: str | None,
     host: str | None,
     steps: bool,
     as_json: bool,
@@ -38,7 +40,8 @@ def run(
     from simbatch.sim.results.files import OWN_FILES
     from simbatch.sim.scenario import resolve
 
-    resolved = resolve(load_scenario(file, assignments, seed, policy, host=host, router=router))
+    scenario = load_scenario(file, assignments, seed, policy, host=host, router=router, vllm_version=vllm_version)
+    resolved = resolve(scenario)
     if resolved.scenario.sweep is not None and not quiet:
         click.echo(f"the settings outside `sweep` are run; its cells: simbatch sweep {file}", err=True)
     output = Output(folder, file.stem, OWN_FILES)

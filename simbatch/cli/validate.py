@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import load_scenario, policy_option, scenario_options
+from simbatch.cli._options import load_scenario, policy_option, scenario_options, version_option
 from simbatch.cli._output import Output
 from simbatch.cli._validate_server import ServerFlags, server_options
 from simbatch.sim.errors import Problem, UserError
@@ -26,6 +26,7 @@ OUTSIDE = 1  # exit code
 @click.command()
 @scenario_options
 @policy_option
+@version_option
 @click.option("--engine", "model", metavar="MODEL", help="Replay on real vLLM: a model's folder or name.")
 @server_options
 @click.option(
@@ -51,6 +52,7 @@ def validate(
     assignments: tuple[str, ...],
     seed: int | None,
     policy: str | None,
+    vllm_version: str | None,
     model: str | None,
     server: ServerFlags,
     recorded: tuple[Path, ...],
@@ -79,7 +81,8 @@ def validate(
     server.refuse_without()
     _refuse_flags(not recorded, source, flags, server)
     limits = None if bounds is None else Bounds.parse(bounds)
-    scenario = load_scenario(file, (*assignments, *server.assignments), seed, policy)
+    given = (*assignments, *server.assignments)
+    scenario = load_scenario(file, given, seed, policy, vllm_version=vllm_version)
     scenario.refuse_cluster("simbatch validate")
     of_runs = () if recorded or flags["resume"] else ("run-1/requests.parquet", "run-1/result.json")
     mode = "-recorded" if recorded else "-server" if server else ""

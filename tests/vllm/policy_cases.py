@@ -5,6 +5,7 @@ from collections import deque
 
 from parity.fuzz import random_case
 from parity.recording import CaseLines, prompt_parts
+from simbatch.profiler.measuring.vllm_start import installed_version
 from simbatch.sim.clock import PS_PER_S
 
 
@@ -25,7 +26,7 @@ def case_of(seed):
     """A random case whose order is the policy's, with tenants; half of them are short of memory."""
     case = random_case(f"policy{seed}", seed)
     case["config"]["policy"] = "fcfs"
-    case["max_steps"] = 4_000
+    case |= {"max_steps": 4_000, "vllm_version": installed_version()}
     for i, request in enumerate(case["requests"]):
         request["tenant"] = f"t{(7 * i + seed) % 11 // 4}"
     return case

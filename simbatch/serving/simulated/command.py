@@ -51,9 +51,9 @@ class Prepared:
 
 def prepare(options: ServeOptions) -> Prepared:
     """Look everything up, before vLLM is started; UserError for what does not fit."""
-    require_vllm("serving")
+    version = require_vllm("serving")
     given = read_flags(options.flags)
-    scenario = scenario_of(options, given.engine)
+    scenario = scenario_of(options, {"vllm_version": version, **given.engine})
     check_can_run(scenario)
     resolved = resolve(scenario)
     if options.host == "profile" and resolved.engine.host is None:
