@@ -32,7 +32,7 @@ class ClusterCase:
     def run(self, router: Router, *, spans: bool = True, steps: bool = False) -> RunRecord:
         """Simulate it; policies and draws are made anew each time."""
         return run_cluster(
-            copy.deepcopy(self.members),
+            [replace(member, policy=copy.deepcopy(member.policy)) for member in self.members],
             router,
             self.source,
             seed=self.seed,

@@ -53,15 +53,19 @@ class Cluster:
 
     def run(self) -> Process:
         """The SimPy process."""
-        traffic, published = self.traffic, self.published
+        traffic, published, due, lanes = self.traffic, self.published, self._due, self.lanes
         while True:
-            next_ps = traffic.next_ps
-            first_ps = self._first_ps()
-            # in a closed loop it is not known yet how many rounds of asking there are until then
+            next_ps = until_ps = traffic.next_ps
+            while due and due[0][0] != lanes[due[0][1]].wake_ps:  # out of date
+                heapq.heappop(due)
+            first_ps = due[0][0] if due else FAR
+            # in a closed loop it is not known yet when the next request comes
             is_open = not traffic.is_limited or traffic.is_over
             ask_ps = published.due_ps(next_ps if is_open else min(next_ps, first_ps))
-            if first_ps < FAR and first_ps <= min(next_ps, ask_ps):
-                self._go_on(min(next_ps, ask_ps if is_open else published.next_ps), is_open)
+            if ask_ps < until_ps:
+                until_ps = ask_ps
+            if due and first_ps <= until_ps:
+                self._go_on(until_ps, is_open)
             elif ask_ps < FAR:
                 self.now_ps = ask_ps
                 published.ask(ask_ps)
@@ -69,7 +73,7 @@ class Cluster:
                 traffic.take_one(self._send)
             else:
                 break
-        for lane in self.lanes:
+        for lane in lanes:
             lane.horizon_ps = FAR
             self._resume(lane)
         end_ps = max(replica.now_ps for replica in self.replicas)
@@ -91,22 +95,20 @@ class Cluster:
         lane.send(request, at_ps)
         self._note(lane)
 
-    def _go_on(self, next_ps: int, is_open: bool) -> None:
+    def _go_on(self, until_ps: int, is_open: bool) -> None:
         """Let the replica go on that is due first, as far as is known who comes."""
-        due_ps, index = heapq.heappop(self._due)
+        due = self._due
+        due_ps, index = heapq.heappop(due)
         lane = self.lanes[index]
-        if not is_open:  # another one may let a request be sent when it is due
-            lane.wake_ps = FAR  # it is no other
-            next_ps = min(next_ps, self._first_ps() - 1)
-        lane.horizon_ps = max(due_ps, next_ps)
+        if (
+            not is_open
+        ):  # others may let a request be sent when they are due
+            lane.wake_ps = FAR
+            while due and due[0][0] != self.lanes[due[0][1]].wake_ps:
+                heapq.heappop(due)
+            until_ps = min(until_ps, self.published.next_ps, due[0][0] - 1 if due else FAR - 1)
+        lane.horizon_ps = until_ps if until_ps > due_ps else due_ps
         self._resume(lane)
-
-    def _first_ps(self) -> int:
-        """When the first of them is due."""
-        due, lanes = self._due, self.lanes
-        while due and due[0][0] != lanes[due[0][1]].wake_ps:
-            heapq.heappop(due)
-        return due[0][0] if due else FAR
 
     def _resume(self, lane: Lane) -> None:
         process = self._processes[lane.index]

@@ -90,7 +90,7 @@ class Stepwise:
         batch = replica.scheduler.schedule()
         replica.decoding_before, replica.has_unreported = None, False
         if replica.lane is not None:
-            replica.publish(schedule_ps)
+            replica.publish()
         if batch.entries:
             step = self._launched(batch)
         else:

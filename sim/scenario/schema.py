@@ -20,11 +20,10 @@ REFRESH: Schema = {
 
 def scenario_schema() -> Schema:
     """What an editor needs to complete and check a scenario (JSON Schema 2020-12)."""
-    from simbatch.sim.cost.profile import InlineProfile
-    from simbatch.sim.scenario.model import Scenario
-
     from simbatch.policies.registry import POLICIES
     from simbatch.routers.registry import ROUTERS
+    from simbatch.sim.cost.profile import InlineProfile
+    from simbatch.sim.scenario.model import Scenario
 
     schema = Scenario.model_json_schema()
     inline = InlineProfile.model_json_schema()
