@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
@@ -80,17 +80,21 @@ def _record(
             noise=resolved.noise(),
             host_noise=resolved.host_noise(),
         )
-    settings = resolved.scenario.cluster
-    assert settings is not None
     return engine.run_cluster(
         members_of(resolved.fleet),
         resolved.fleet.router,
         source,
-        seed=resolved.scenario.seed,
-        refresh_ps=to_ps(settings.router.refresh_s),
         steps=steps,
         progress=progress,
+        **cluster_options(resolved),
     )
+
+
+def cluster_options(resolved: Resolved) -> dict[str, Any]:
+    """What a run of a cluster takes beside its members, router and requests."""
+    settings = resolved.scenario.cluster
+    assert settings is not None
+    return {"seed": resolved.scenario.seed, "refresh_ps": to_ps(settings.router.refresh_s)}
 
 
 def members_of(fleet: Fleet) -> list[Member]:
@@ -171,12 +175,24 @@ def _share_in_range(resolved: Resolved, record: RunRecord) -> float | None:
 
 def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
     """The life of one request of a scenario, event by event; UserError where there is none of that name."""
-    from simbatch.sim import engine
-
     scenario = resolved.scenario
     try:
         source = _requests(resolved)
-        events = engine.explain(
+        events = _explained(resolved, source, request_id)
+    except UserError as error:
+        raise scenario.relocated(error) from error.__cause__
+    if not events:
+        rule = "no request of this name is ever sent"
+        mend = "requests.parquet of `simbatch run` lists request_id; where the input has none it is the row, from 0"
+        raise UserError(Problem("--request", rule, request_id, mend))
+    return events
+
+
+def _explained(resolved: Resolved, source: RequestSource, request_id: str) -> list[Event]:
+    from simbatch.sim import engine
+
+    if resolved.fleet is None:
+        return engine.explain(
             resolved.engine,
             resolved.cost_model(),
             resolved.policy,
@@ -185,10 +201,6 @@ def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
             noise=resolved.noise(),
             host_noise=resolved.host_noise(),
         )
-    except UserError as error:
-        raise scenario.relocated(error) from error.__cause__
-    if not events:
-        rule = "no request of this name is ever sent"
-        mend = "requests.parquet of `simbatch run` lists request_id; where the input has none it is the row, from 0"
-        raise UserError(Problem("--request", rule, request_id, mend))
-    return events
+    return engine.explain_cluster(
+        members_of(resolved.fleet), resolved.fleet.router, source, request_id, **cluster_options(resolved)
+    )

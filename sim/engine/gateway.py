@@ -54,6 +54,11 @@ class Gateway:
         self.enter(chosen, request)
         return chosen.index
 
+    def set_up(self, index: int, is_up: bool) -> None:
+        """A replica may be sent requests from now on, or not."""
+        self.views[index].is_up = is_up
+        self.up = [view for view in self.views if view.is_up]
+
     def why(self, request: Request) -> str:
         """Why the router would send the request where it does, in its own words."""
         return self.router.why(RequestView(request), self.up)

@@ -26,6 +26,7 @@ class Lane:
         self.is_waiting = False  # for somebody to come, or for the end of a span; not for the horizon alone
         self.is_forced = False  # the replica is to come as far as the horizon, though nothing shows of it
         self.is_down = False
+        self.evicted: list[Request] = []  # when it went down, on their way or in the engine
         self.num_truncated = 0
         self.on_sent: Callable[[], None] | None = None
         self._traffic, self._gateway, self._max_model_len = traffic, gateway, max_model_len

@@ -224,6 +224,19 @@ class Replica(ShownEngine):
         if self.lane is not None and not self.has_work:
             self.idle_ps = updated_ps
 
+    def evict(self, lane: Lane) -> None:
+        """The engine ends: whoever is here, or on the way, is handed back, and what has been computed is lost."""
+        requests = [*self.scheduler.evict(), *self._ended, *lane.empty()]
+        if self.front_end is not None:
+            requests += self.front_end.empty()
+        if (backlog := self.door.backlog) is not None:
+            for request in backlog.requests():
+                requests.append(request)
+                backlog.drop(request)
+        self._ended, self.door.held_until_ps = [], 0
+        lane.evicted = sorted(requests, key=lambda request: request.index)
+        self.idle_ps = lane.horizon_ps
+
     def publish(self) -> None:
         """A step has been scheduled: what a gateway is shown until the next one, or until nobody is left."""
         self.shown_running, self.shown_waiting = len(self.scheduler.running), self.num_waiting

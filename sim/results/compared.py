@@ -72,6 +72,9 @@ def metrics_of(summaries: Collection[Mapping[str, Any]]) -> Iterator[Metric]:
     yield Metric("simbatch.batch_size.mean", "Batch size, mean")
     yield Metric("simbatch.batch_size.max", "Batch size, max", None, "count")
     yield Metric("simbatch.kv_cache.peak_use", "KV cache use, peak", None, "share")
+    if any(summary["simbatch"].get("cluster") for summary in summaries):
+        yield Metric("simbatch.cached_tokens_share", "Tokens from the prefix cache", HIGHER, "share")
+        yield Metric("simbatch.cluster.imbalance.share_of_load", "Load, most over mean", LOWER)
     yield Metric("simbatch.num_preemptions", "Preemptions", LOWER, "count")
     if any(summary["simbatch"]["num_preemptions"] for summary in summaries):
         yield Metric("simbatch.recomputed_tokens_share", "Tokens computed again", LOWER, "share")
