@@ -92,9 +92,15 @@ def _record(
 
 def cluster_options(resolved: Resolved) -> dict[str, Any]:
     """What a run of a cluster takes beside its members, router and requests."""
+    from simbatch.sim.engine import Change
+
     settings = resolved.scenario.cluster
     assert settings is not None
-    return {"seed": resolved.scenario.seed, "refresh_ps": to_ps(settings.router.refresh_s)}
+    events = []
+    for event in settings.events:
+        down_ps, up_ps = to_ps(event.at), to_ps(event.at + event.down_s)
+        events += [Change(at_ps, up, event.replica, event.drain) for at_ps, up in ((down_ps, False), (up_ps, True))]
+    return {"seed": resolved.scenario.seed, "refresh_ps": to_ps(settings.router.refresh_s), "events": events}
 
 
 def members_of(fleet: Fleet) -> list[Member]:

@@ -193,6 +193,8 @@ def explain_cluster(
 
     def note(request: Request, at_ps: int, index: int) -> None:
         if request.request_id == request_id:
+            for watch in watches:
+                watch.forget()
             what = f"sent to replica {index} by {type(router).__name__}: {this.gateway.why(request)}"
             sent.append(Event(to_s(at_ps), None, 1, what))
 
