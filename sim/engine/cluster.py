@@ -74,8 +74,8 @@ class Cluster:
             first_ps = due[0][0] if due else FAR
             # in a closed loop it is not known yet when the next request comes
             is_open = not traffic.is_limited or traffic.is_over
-            ask_ps = published.due_ps(next_ps if is_open else min(next_ps, first_ps))
             event_ps = self.events[0].at_ps if self.events else FAR
+            ask_ps = published.due_ps(min(next_ps, event_ps) if is_open else min(next_ps, event_ps, first_ps))
             until_ps = min(next_ps, ask_ps, event_ps)
             if due and first_ps <= until_ps:
                 self._go_on(until_ps, is_open)
