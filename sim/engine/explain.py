@@ -55,6 +55,10 @@ class Watch(Listener):
         shown = f"arrives ({lengths}); {num_running} running, {num_waiting} waiting"
         self._tell(shown, at_ps=request.arrival_ps, step=None)
 
+    def forget(self) -> None:
+        """The request is sent elsewhere."""
+        self._watched = None
+
     def turned_away(self, request: Request, reason: str, now_ps: int) -> None:
         """Note why there will be no answer."""
         if request is self._watched:

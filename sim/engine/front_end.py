@@ -129,7 +129,7 @@ class FrontEnd:
         self.plan()
 
     def _begin(self, request: Request) -> None:
-        at_ps = request.arrival_ps
+        at_ps = max(request.arrival_ps, request.sent_again_ps)
         if self._has_limits and (reason := self._over_limit(at_ps)) is not None:
             self._refuse(request, reason)
             self._traffic.left(request, at_ps)
@@ -178,6 +178,16 @@ class FrontEnd:
         if max_tokens is not None and self._num_tokens >= max_tokens:
             return f"max_num_queued_tokens: {self._num_tokens} prompt tokens in prefill, {max_tokens} allowed"
         return None
+
+    def empty(self) -> list[Request]:
+        """Let go of all requests on their way, as a server that ends."""
+        requests = [request for _, _, request in self._ready]
+        self._ready.clear()
+        self._leaving.clear()
+        self._num_requests = self._num_tokens = 0
+        self._free_ps = [0] * self._num_servers
+        self.plan()
+        return requests
 
     def plan(self) -> None:
         """When the next request is sent or comes through, if no more chunks are sent until then."""

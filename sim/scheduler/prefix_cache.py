@@ -117,6 +117,13 @@ class PrefixKVCache(KVCache):
             self._refs.update(dict.fromkeys(new, 1))
             held += new
 
+    def clear(self) -> None:
+        """The same."""
+        super().clear()
+        for kept in (self._lru, self._refs, self._copies, self._key_of):
+            kept.clear()
+        self._num_cached = 0
+
     def freed_by(self, request: Request) -> int:
         """The same: what others hold too stays taken."""
         num_shared = sum(self._refs[block] > 1 for block in request.block_ids)

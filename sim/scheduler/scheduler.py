@@ -214,6 +214,16 @@ class Scheduler:
         else:  # its last token was in flight when it was preempted
             self.waiting.drop(request)
 
+    def evict(self) -> list[Request]:
+        """Let go of everybody, as an engine that ends; in no order."""
+        waiting = self.waiting.requests()
+        for request in waiting:
+            self.waiting.drop(request)
+        requests, self.running[:] = [*self.running, *waiting], []
+        self.kv.clear()
+        self.may_admit = True
+        return requests
+
     def long_prefill_threshold(self) -> int:
         """Most tokens that one prefill may take in a step, 0 for no limit; no limit for a request that is alone."""
         threshold = self.config.long_prefill_token_threshold

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from simbatch.sim.results.alike import same_as
-from simbatch.sim.results.compared import Metric
-from simbatch.sim.results.console import number, table
+from simbatch.sim.results.registry import Metric
 from simbatch.sim.results.result import Result
+from simbatch.sim.results.text import number, table
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import Resolved, resolve
 from simbatch.sim.scheduler.versions import CHANGES, Change, changes_in, parse_version, short

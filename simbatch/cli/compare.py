@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @scenario_options
 @click.option("--policy", "policies", multiple=True, metavar="P", help="A policy to compare. Can be repeated.")
 @click.option("--profile", "profiles", multiple=True, metavar="P", help="A profile to compare. Can be repeated.")
+@click.option("--router", "routers", multiple=True, metavar="R", help="A cluster's router to compare. Can be repeated.")
 @click.option(
     "--vllm-version",
     "versions",
@@ -61,6 +62,7 @@ def compare(
     policies: tuple[str, ...],
     profiles: tuple[str, ...],
     versions: tuple[str, ...],
+    routers: tuple[str, ...],
     rates: tuple[str, ...],
     replications: int,
     bonferroni: bool,
@@ -68,7 +70,7 @@ def compare(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Simulate the scenario in FILE once for each policy, profile or vLLM and put the results side by side.
+    """Simulate the scenario in FILE once for each policy, profile, router or vLLM and put the results side by side.
 
     A policy that the scenario has keeps its parameters there; any other runs with its defaults. With --replications,
     all run under the same seeds, and each is compared with the first by the differences seed by seed. With --rate, at
@@ -86,7 +88,8 @@ def compare(
     if jobs == 0:
         raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
     loads = parse_rates(rates) if rates else []
-    candidates = _candidates(file, assignments, seed, policies, profiles, versions, least=1 if loads else 2)
+    named = {"--policy": policies, "--profile": profiles, "--router": routers, "--vllm-version": versions}
+    candidates = _candidates(file, assignments, seed, named, least=1 if loads else 2)
     seeds = seeds_of((resolved.scenario for resolved in candidates.values()), replications)
     if len(seeds) > 1:
         candidates = {label: resolve(_resampled(each.scenario)) for label, each in candidates.items()}
@@ -182,33 +185,26 @@ def _summaries(
 
 
 def _candidates(
-    file: Path,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    policies: Sequence[str],
-    profiles: Sequence[str],
-    versions: Sequence[str],
-    least: int,
+    file: Path, assignments: tuple[str, ...], seed: int | None, named: Mapping[str, Sequence[str]], least: int
 ) -> dict[str, Resolved]:
-    """Everything to be compared, looked up and checked before anything runs."""
+    """Everything to be compared, looked up and checked before anything runs; `named`: what each flag names."""
     from simbatch.sim.scenario import resolve
 
-    for flag, names in (("--policy", policies), ("--profile", profiles), ("--vllm-version", versions)):
+    for flag, names in named.items():
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UserError(Problem(flag, "is named twice", twice, "name each candidate once"))
-    each_policy: list[str | None] = [*policies] or [None]
-    each_profile: list[str | None] = [*profiles] or [None]
-    each_version: list[str | None] = [*versions] or [None]
-    chosen = list(product(each_policy, each_profile, each_version))
+    chosen: list[tuple[str | None, ...]] = list(product(*([*names] or [None] for names in named.values())))
     if len(chosen) < least:
         mend = "for example: --policy fixed --policy adaptive; or one at several loads: --rate 1,2,4"
         given = " ".join(name for name in chosen[0] if name)
-        rule = "needs at least two policies, profiles or versions of vLLM"
+        rule = "needs at least two policies, profiles, routers or versions of vLLM"
         raise UserError(Problem("compare", rule, given or NOTHING, mend))
     found = {}
-    for policy, profile, version in chosen:
-        resolved = resolve(load_scenario(file, assignments, seed, policy, profile, vllm_version=version))
-        names = (" on ".join(filter(None, (policy, profile))), f"vLLM {version}" if version else "")
-        found[", ".join(filter(None, names)) or resolved.policy_name] = resolved
+    for policy, profile, router, version in chosen:
+        given_by = {"router": router, "vllm_version": version}
+        resolved = resolve(load_scenario(file, assignments, seed, policy, profile, **given_by))
+        engine = " behind ".join(filter(None, (" on ".join(filter(None, (policy, profile))), router)))
+        words = (engine, f"vLLM {version}" if version else "")
+        found[", ".join(filter(None, words)) or resolved.policy_name] = resolved
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._options import load_scenario, policy_option, version_option
+from simbatch.cli._options import load_scenario, policy_option, router_option, version_option
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.explain import Event
@@ -25,6 +25,7 @@ LEGEND = (
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @policy_option
 @version_option
+@router_option
 @click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the events as JSON lines.")
 def explain(
@@ -33,6 +34,7 @@ def explain(
     assignments: tuple[str, ...],
     policy: str | None,
     vllm_version: str | None,
+    router: str | None,
     seed: int | None,
     as_json: bool,
 ) -> None:
@@ -45,7 +47,7 @@ def explain(
     from simbatch.sim.scenario import resolve
     from simbatch.sim.simulate import explain_request
 
-    scenario = load_scenario(file, assignments, seed, policy, vllm_version=vllm_version)
+    scenario = load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version)
     events = explain_request(resolve(scenario), request_id)
     if as_json:
         for event in events:
