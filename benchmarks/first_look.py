@@ -119,6 +119,7 @@ def simulated_run(
     mixed_context: float = 1.0,
     *,
     steps: bool = False,
+    content: dict[str, Any] | None = None,
 ) -> tuple[RunRecord, NDArray[np.bool_]]:
     """Simulate it with its trace in `folder`; with the sections of `host`, or none: the shipped profile as it is.
 
@@ -129,13 +130,16 @@ def simulated_run(
     workload: dict[str, Any] = {"trace": {"path": str(path), "format": "jsonl"}}
     if recorded.max_concurrency is not None:
         workload["max_concurrency"] = recorded.max_concurrency
-    content: dict[str, Any] = {"engine": dict(ENGINE), "workload": workload, "seed": seed}
-    if host is None:
-        content["profile"] = PROFILE
+    scenario: dict[str, Any] = {"engine": dict(ENGINE), "workload": workload, "seed": seed}
+    if content is not None:
+        scenario["profile"] = content
+        scenario["engine"]["front_end"] = not run.is_replay
+    elif host is None:
+        scenario["profile"] = PROFILE
     else:
-        content["profile"] = {**scaled_profile(mixed_context), **(_one_process(host) if run.is_replay else host)}
-        content["engine"]["front_end"] = not run.is_replay
-    record = simulate(Scenario.from_dict(content), steps=steps).record
+        scenario["profile"] = {**scaled_profile(mixed_context), **(_one_process(host) if run.is_replay else host)}
+        scenario["engine"]["front_end"] = not run.is_replay
+    record = simulate(Scenario.from_dict(scenario), steps=steps).record
     return record, np.arange(len(record.requests)) >= run.num_known
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
 from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.memory import Settled
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
@@ -67,8 +68,8 @@ class Resolved:
             "front_end": given.front_end,
         }
         settings = {name: resolved.get(name, getattr(given, name)) for name in names}
-        if settings["gpu_memory_utilization"] is None and isinstance(self.profile, MeasuredProfile):
-            settings["gpu_memory_utilization"] = self.profile.memory.gpu_memory_utilization
+        if settings["gpu_memory_utilization"] is None:
+            settings["gpu_memory_utilization"] = self.profile.default_gpu_memory_utilization
         return {**settings, "num_gpu_blocks": engine.num_gpu_blocks}
 
     @property
@@ -180,13 +181,18 @@ def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) ->
     """The engine's settings on this profile; UserError when vLLM would not start with them."""
     _check_noise(settings, profile)
     block_size = settings.block_size or profile.default_block_size
-    # asked also when overridden: vLLM measures its memory first and does not start without any
-    computed_blocks = profile.num_gpu_blocks_for(settings.gpu_memory_utilization, settings.kv_cache_dtype, block_size)
-    num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
     max_model_len = settings.max_model_len or profile.max_model_len
     max_num_seqs, max_num_batched_tokens = _batch_limits(settings, profile, max_model_len)
     same = {f.name for f in fields(EngineConfig)} & EngineSettings.model_fields.keys()
     sizes = capture_sizes(settings, max_num_seqs, max_num_batched_tokens, profile.default_max_capture_size)
+    # asked also when overridden: vLLM measures its memory first and does not start without any
+    computed_blocks = profile.num_gpu_blocks_for(
+        settings.gpu_memory_utilization or profile.default_gpu_memory_utilization,
+        settings.kv_cache_dtype,
+        block_size,
+        Settled(max_num_seqs, max_num_batched_tokens, len(sizes)),
+    )
+    num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
     config = EngineConfig(
         **{
             **{name: getattr(settings, name) for name in same},
