@@ -2,8 +2,8 @@
 
 vLLM 0.32's own engine in one process on an H100, whose steps were written down with their batches and the moments of
 their updates (`heavy`, `bursty`, `light` in ../shared/gpu/h100-vllm-0.32/replays, no part of the project; --recorded).
-Device and launches are fitted to some of the replays by `simbatch fit`'s own code, as from streams, but with the batches
-as recorded. Then
+Device and launches are fitted to some of the replays by `simbatch fit`'s own code, as from streams, but with the
+batches as recorded. Then
 
 - every replay's gaps between updates are predicted along its recorded batches, beside the noise that no model can beat;
 - its requests are simulated from their arrivals on, without a front end.
@@ -154,10 +154,7 @@ def _latencies(name: str, folder: Path, content: dict[str, Any], seeds: int) -> 
     recorded = recorded_run(run, folder)
     real, keys = real_figures(recorded), ("mean TTFT", "mean TPOT", "mean E2EL", "p99 TTFT")
     with TemporaryDirectory() as temporary:
-        drawn = [
-            figures_of(*simulated_run(run, recorded, Path(temporary), seed, {"host": content["host"]}, content=content))
-            for seed in range(seeds)
-        ]
+        drawn = [figures_of(*simulated_run(run, recorded, Path(temporary), seed, content)) for seed in range(seeds)]
     return [float(np.mean([each[key] for each in drawn])) / real[key] - 1 for key in keys]
 
 

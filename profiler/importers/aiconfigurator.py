@@ -48,8 +48,8 @@ MIXED_NOTE = (
     "together (RTX PRO 6000, LLMServingSim) such steps took 3 to 11 % longer in all than so composed"
 )
 RANDOM_NOTE = (
-    "sampling at a temperature above 0, as models' own generation configs have it: {microseconds:.1f} us a sequence for "
-    "{vocabulary:,} tokens are added to the tables; greedy decoding (temperature 0) saves them: import with --greedy"
+    "sampling at a temperature above 0, as models' own generation configs have it: {microseconds:.1f} us a sequence "
+    "for {vocabulary:,} tokens are added to the tables; at temperature 0 they are not spent: import with --greedy"
 )
 MAX_HISTORY = 8192  # prompts of 16,384 were measured: a chunk of 8,192 after as many
 

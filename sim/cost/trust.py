@@ -10,8 +10,8 @@ NO_HOST_TIMES = (
     "as against real runs on an H100 (docs/accuracy.md)."
 )
 ASSUMED_HOST = (
-    "Host and front end are assumed, not measured on this server: TTFT may be off by 15 to 50 %, TPOT by 5 to 20 %, most "
-    "with small models (docs/accuracy.md). `--host` takes those of a machine that was measured (docs/hosts.md)."
+    "Host and front end are assumed, not measured on this server: TTFT may be off by 15 to 50 %, TPOT by 5 to 20 %, "
+    "most with small models (docs/accuracy.md). `--host` takes those of a machine that was measured (docs/hosts.md)."
 )
 
 

@@ -12,7 +12,7 @@ from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
 from simbatch.sim.cost.load import shipped_names
 from simbatch.sim.cost.memory import Settled
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.cost.profile import Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.capture import capture_sizes
 from simbatch.sim.scenario.engine import EngineSettings

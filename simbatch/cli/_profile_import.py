@@ -57,8 +57,8 @@ def import_profile(
 ) -> None:
     """Fit a profile from measurements in DIR and write it.
 
-    DIR is LLMServingSim's `profile` folder of one model on one GPU, or aiconfigurator's folder of one GPU (h100_sxm, with
-    h100_sxm.yaml beside it). Host and front end are assumed, and marked so.
+    DIR is LLMServingSim's `profile` folder of one model on one GPU, or aiconfigurator's folder of one GPU (h100_sxm,
+    with h100_sxm.yaml beside it). Host and front end are assumed, and marked so.
     """
     from simbatch.profiler.importers import imported
     from simbatch.profiler.importers.source import Request

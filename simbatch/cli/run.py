@@ -13,7 +13,6 @@ from simbatch.cli._output import Output
 @click.command()
 @scenario_options
 @policy_option
-@click.option("--host", metavar="PROFILE", help="Take this profile's host and front end, not those of the scenario's.")
 @click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -23,7 +22,6 @@ def run(
     assignments: tuple[str, ...],
     seed: int | None,
     policy: str | None,
-    host: str | None,
     steps: bool,
     as_json: bool,
     quiet: bool,
@@ -36,7 +34,7 @@ def run(
     from simbatch.sim.results.files import OWN_FILES
     from simbatch.sim.scenario import resolve
 
-    resolved = resolve(load_scenario(file, assignments, seed, policy, host=host))
+    resolved = resolve(load_scenario(file, assignments, seed, policy))
     if resolved.scenario.sweep is not None and not quiet:
         click.echo(f"the settings outside `sweep` are run; its cells: simbatch sweep {file}", err=True)
     output = Output(folder, file.stem, OWN_FILES)
