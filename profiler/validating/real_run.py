@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simbatch.sim.cost.features import Features, features_of, is_decode
 from simbatch.sim.engine.record import SEGMENT_DTYPE, RunRecord, StepRow
 from simbatch.sim.results import Result, RunFacts
-from simbatch.sim.results.compared import Metric
+from simbatch.sim.results.registry import Metric
 
 Ints = NDArray[np.int64]
 

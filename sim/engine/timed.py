@@ -205,13 +205,14 @@ class Timed:
         return pace
 
     def _keeps_up(self, pace: Pace, work_ps: int) -> bool:
-        """Whether the front end has always sent a step's chunks when those of the next one come."""
-        front_end, now, first_ps = self.front_end, self.now, work_ps
+        """Whether the front end is always done with a step's chunks when those of the next one come."""
+        front_end, now = self.front_end, self.now
         assert front_end is not None
+        first_ps = hold_ps = front_end.hold_ps(work_ps)
         if self.is_async and (num_first := now.num_regular + len(now.noted)) != self.group.size:
-            first_ps = front_end.work_ps(num_first)
-        sent_ps = front_end.sent_ps if front_end.sent_ps > pace[4] else pace[4]
-        return sent_ps + first_ps <= pace[5] and work_ps <= (pace[6] if pace[0] > 2 else pace[5] - pace[4])
+            first_ps = front_end.hold_ps(front_end.work_ps(num_first))
+        held_ps = front_end.held_ps if front_end.held_ps > pace[4] else pace[4]
+        return held_ps + first_ps <= pace[5] and hold_ps <= (pace[6] if pace[0] > 2 else pace[5] - pace[4])
 
     def _send(self, pace: Pace, num_decodes: int) -> None:
         """The tokens of all updates but the first leave; the front end keeps up with them."""
@@ -221,8 +222,7 @@ class Timed:
         if front_end is not None:
             work_ps = self._known[num_decodes].work_ps
             last_gap_ps = gap_ps + (num_more - 2) * slope_ps if num_more > 1 else second_ps - updated_ps
-            gap_before_ps = last_gap_ps - slope_ps if num_more > 2 else second_ps - updated_ps
-            front_end.send_alike(last_ps, last_gap_ps, gap_before_ps, num_more, num_decodes)
+            front_end.send_alike(last_ps, last_gap_ps, num_more, num_decodes)
         first_ps = second_ps + work_ps - before_ps
         if first_ps == gap_ps - slope_ps:
             self.write_tokens(pack_tokens(before_ps, num_more, first_ps, slope_ps, num_decodes, num_decodes))
