@@ -85,7 +85,8 @@ def awq(folder: Path, of_server: MeasuredProfile) -> MeasuredProfile:
     decode = step_time.decode.model_copy(update={"seqs": knots})
     engine = _samples(folder, "awq-sync").engine
     content = {
-        **{"source": f"our H100 (calls of vLLM's engine, and streams of a bf16 server: {MACHINE})", "licence": "free to use"},
+        "source": f"our H100 (calls of vLLM's engine, and streams of a bf16 server: {MACHINE})",
+        "licence": "free to use",
         **{"notes": AWQ_NOTES, "streams": None, "step_time": step_time.model_copy(update={"decode": decode})},
         **{"error": None, "range": of_server.measured},
     }
