@@ -25,6 +25,7 @@ from simbatch.profiler.model.config import model_config_of
 from simbatch.profiler.model.memory_plan import peak_of
 from simbatch.profiler.write import profile_json
 from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.cost.error import RealRuns
 from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile
@@ -68,7 +69,16 @@ def bf16(folder: Path) -> MeasuredProfile:
     source = f"our H100 (streams of a server: {MACHINE})"
     assert profile.host is not None
     assert profile.front_end is not None
-    sections = {key: getattr(profile, key).model_copy(update={"source": source}) for key in ("host", "front_end")}
+    sections: dict[str, Any] = {
+        key: getattr(profile, key).model_copy(update={"source": source}) for key in ("host", "front_end")
+    }
+    assert profile.streams is not None
+    shares = [(run.fitted.ttft, run.fitted.tpot) for run in profile.streams.runs]
+    sections["real_runs"] = RealRuns(
+        runs=f"vllm serve 0.32: {', '.join(FITTED)}, which it was fitted on; docs/accuracy.md",
+        mean_ttft=(min(ttft for ttft, _ in shares), max(ttft for ttft, _ in shares)),
+        mean_tpot=(min(tpot for _, tpot in shares), max(tpot for _, tpot in shares)),
+    )
     said = {"source": source, "licence": "free to use", "notes": BF16_NOTES}
     return _named(profile, BF16, engine, {**said, **sections, "link": None})
 
@@ -87,7 +97,12 @@ def awq(folder: Path, of_server: MeasuredProfile) -> MeasuredProfile:
     content = {
         "source": f"our H100 (calls of vLLM's engine, and streams of a bf16 server: {MACHINE})",
         "licence": "free to use",
-        **{"notes": AWQ_NOTES, "streams": None, "step_time": step_time.model_copy(update={"decode": decode})},
+        **{
+            "notes": AWQ_NOTES,
+            "streams": None,
+            "real_runs": None,
+            "step_time": step_time.model_copy(update={"decode": decode}),
+        },
         **{"error": None, "range": of_server.measured},
     }
     return _named(of_server, AWQ, engine, content)

@@ -26,6 +26,7 @@ WORKLOAD = {
 }
 TABLES = "h200-llama-3.1-8b-bf16"  # kernel tables alone
 COMPARED = "h100-llama-3.1-8b-bf16"
+REAL = [COMPARED, "h100-llama-3.1-8b-bf16-measured", "rtx4090-llama-3.1-8b-bf16"]
 
 
 def shipped(name: str) -> MeasuredProfile:
@@ -49,10 +50,10 @@ def test_the_kernel_tables_say_that_no_real_run_stands_behind_them() -> None:
 
 
 def test_real_runs_are_told_where_there_are_any() -> None:
-    assert [name for name in shipped_names() if shipped(name).compared] == [COMPARED, "rtx4090-llama-3.1-8b-bf16"]
+    assert [name for name in shipped_names() if shipped(name).compared] == REAL
     assert error_line(shipped(COMPARED)) == (
-        "decode 1.8 %, prefill 0.7 %, mixed 1.3 % (fit to composed tables); real runs: mean TTFT -50 to -37 %, "
-        "mean TPOT -28 to -6 % (vllm serve 0.32 at 8, 16 and 22 req/s; docs/accuracy.md)"
+        "decode 1.3 %, prefill 0.7 %, mixed 1.2 % (fit to composed tables); real runs: mean TTFT -29 to -6 %, "
+        "mean TPOT -10 to -1.3 % (vllm serve 0.32 at 8, 16 and 22 req/s; docs/accuracy.md)"
     )
 
 
@@ -124,10 +125,10 @@ def test_the_list_has_a_column_of_real_runs(capsys: pytest.CaptureFixture[str]) 
     head, *lines = capsys.readouterr().out.splitlines()
     start = head.index("TTFT error")
     cells = {line.split()[0]: line[start : start + 12].strip() for line in lines}
-    assert cells[COMPARED] == "-50 to -37 %"
+    assert cells[COMPARED] == "-29 to -6 %"
     assert cells["rtx4090-llama-3.1-8b-bf16"] == "+1.7 %"
     assert [name for name, cell in cells.items() if cell == "no real run"] == [
-        name for name in shipped_names() if name not in (COMPARED, "rtx4090-llama-3.1-8b-bf16")
+        name for name in shipped_names() if name not in REAL
     ]
     assert run("profiles", "list", "--json") == 0
     facts = {entry["name"]: entry.get("real runs") for entry in json.loads(capsys.readouterr().out)}

@@ -128,7 +128,7 @@ def test_the_list_fits_on_lines_and_says_what_tells_profiles_apart():
     assert "LLMServingSim" in by_name["rtx4090-llama-3.1-8b-bf16"]
     assert "~2" in by_name["h100-llama-3.1-8b-bf16"], "blocks that were estimated"
     assert "aiconfigurator" in by_name["h100-llama-3.1-8b-bf16"]
-    assert "streams" in by_name["h100-llama-3.1-8b-bf16-measured"]
+    assert "our H100" in by_name["h100-llama-3.1-8b-bf16-measured"]
     assert by_name["rtx4090-llama-3.1-8b-awq"].split()[-1] == "estimate"
     facts = json.loads(CliRunner().invoke(profiles, ["list", "--json"]).output)
     assert [entry["name"] for entry in facts] == shipped_names()
