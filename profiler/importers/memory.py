@@ -44,8 +44,7 @@ class RunFacts:
     gpu_memory_utilization: float
     total_bytes: int
     max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
+    limits: tuple[int, int] | None  # max_num_seqs and max_num_batched_tokens, where the file says them
 
 
 def memory_of_run(source: Source, facts: RunFacts) -> Resolved:
@@ -62,7 +61,7 @@ def memory_of_run(source: Source, facts: RunFacts) -> Resolved:
         block_size=facts.block_size,
         num_gpu_blocks=facts.num_gpu_blocks,
         num_gpu_blocks_from="vllm",
-        peak=peak_of(config, 1, facts.max_num_seqs, facts.max_num_batched_tokens),
+        peak=None if facts.limits is None else peak_of(config, 1, *facts.limits),
     )
     kv_tokens = (facts.num_gpu_blocks - 1) * facts.block_size
     own = config.max_position_embeddings
@@ -115,9 +114,17 @@ def read_run_facts(path: Path) -> RunFacts:
         gpu_memory_utilization=float(utilization),
         total_bytes=_whole(path, hardware, "hardware", "device_total_memory_bytes"),
         max_model_len=_whole(path, engine, "engine_kwargs", "max_model_len"),
-        max_num_seqs=_whole(path, engine, "engine_kwargs", "max_num_seqs"),
-        max_num_batched_tokens=_whole(path, engine, "engine_kwargs", "max_num_batched_tokens"),
+        limits=_limits(path, engine),
     )
+
+
+def _limits(path: Path, engine: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Both, or none."""
+    keys = ("max_num_seqs", "max_num_batched_tokens")
+    if any(engine.get(key) is None for key in keys):
+        return None
+    seqs, tokens = (_whole(path, engine, "engine_kwargs", key) for key in keys)
+    return seqs, tokens
 
 
 def _part(path: Path, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
