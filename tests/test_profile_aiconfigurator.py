@@ -171,7 +171,7 @@ def test_all_reduce_over_a_link_is_latency_and_the_ring_s_bytes():
     assert LinkAllReduce(link, 4).time_s(tokens, 4096) == pytest.approx(40e-6 + 1.5 * tokens * 8192 / 16e9)
 
 
-def test_an_import_has_an_assumed_host_and_says_its_link(gpu, config, tmp_path):
+def test_an_import_has_an_assumed_host_and_says_its_link(gpu, config):
     link = Link(latency_s=40e-6, bandwidth_bytes_per_s=16e9)
     asked = {"model": "a/b", "model_config": config, "link": link, "greedy": True, "tensor_parallel_size": 2}
     tables = gpu / "vllm-0.24.0"

@@ -20,6 +20,7 @@ import heapq
 from collections.abc import Callable
 
 from simbatch.sim.cost.host import FrontEndTimes
+from simbatch.sim.engine.lane import Lane
 from simbatch.sim.engine.traffic import FAR, Traffic
 from simbatch.sim.scheduler.request import Request
 
@@ -31,7 +32,7 @@ class FrontEnd:
         self,
         times: FrontEndTimes,
         num_servers: int,
-        traffic: Traffic,
+        traffic: Traffic | Lane,
         refuse: Callable[[Request, str], None],
         max_requests: int | None = None,
         max_tokens: int | None = None,
@@ -49,6 +50,7 @@ class FrontEnd:
         self.held_ps = 0  # H: until then the newest chunks hold requests up
         self._updated_ps = 0  # U: the newest
         self._chunks_ps = 0  # what all chunks have taken of the clock by H
+        self._before = (0, 0)  # both as they were before the newest, for who was sent before and is known only now
         self._turned_ps = 0  # the clock of turns, as far as it has been looked at
         self._limits = (max_requests, max_tokens)
         self._has_limits = max_requests is not None or max_tokens is not None
@@ -69,18 +71,17 @@ class FrontEnd:
             self.look(now_ps)
             if self._last_turns and self._last_turns[0][0] <= self._turned_ps:
                 now_ps += add(heapq.heappop(self._last_turns)[2], now_ps)
-            self._plan()
+            self.plan()
         return now_ps
 
     def send(self, updated_ps: int, num_chunks: int) -> int:
         """Tokens exist; returns when the last of them has left."""
-        while self._traffic.next_ps < updated_ps:  # sent while the chunks of the step before were the newest
-            self._traffic.take_one(self._begin)
         work_ps, begin_ps = self.work_ps(num_chunks), self.sent_ps
         if begin_ps > updated_ps:
             self.late_ps += begin_ps - updated_ps
         else:
             begin_ps = updated_ps
+        self._before = (self.held_ps, self._chunks_ps)
         self._updated_ps, hold_ps = updated_ps, self.hold_ps(work_ps)
         self._chunks_ps += hold_ps // 4 * 3
         self.held_ps = hold_ps + (self.held_ps if self.held_ps > updated_ps else updated_ps)
@@ -115,7 +116,7 @@ class FrontEnd:
             num_tokens = request.num_prompt_tokens if request.first_token_ps < 0 else 0
             heapq.heappush(self._leaving, (at_ps, 1, num_tokens))
         self._traffic.left(request, at_ps)
-        self._plan()
+        self.plan()
 
     def look(self, now_ps: int) -> None:
         """Begin with every request that was sent by `now_ps`, and get on with all until then."""
@@ -123,7 +124,7 @@ class FrontEnd:
         while traffic.next_ps <= now_ps:
             traffic.take_one(self._begin)
         self._turn_until(self._turns_by(now_ps))
-        self._plan()
+        self.plan()
 
     def _begin(self, request: Request) -> None:
         at_ps = request.arrival_ps
@@ -156,10 +157,11 @@ class FrontEnd:
         self._turned_ps = turned_ps
 
     def _turns_by(self, at_ps: int) -> int:
-        """The clock of turns at a moment that is not before the newest update; it never goes back."""
-        turned_ps = at_ps - self._chunks_ps
-        if at_ps < self.held_ps:
-            turned_ps += 3 * (self.held_ps - at_ps) // 4
+        """The clock of turns at a moment that is not before the last update but one; it never goes back."""
+        held_ps, chunks_ps = (self.held_ps, self._chunks_ps) if at_ps >= self._updated_ps else self._before
+        turned_ps = at_ps - chunks_ps
+        if at_ps < held_ps:
+            turned_ps += 3 * (held_ps - at_ps) // 4
         return turned_ps if turned_ps > self._turned_ps else self._turned_ps
 
     def _over_limit(self, at_ps: int) -> str | None:
@@ -175,7 +177,7 @@ class FrontEnd:
             return f"max_num_queued_tokens: {self._num_tokens} prompt tokens in prefill, {max_tokens} allowed"
         return None
 
-    def _plan(self) -> None:
+    def plan(self) -> None:
         """When the next request is sent or comes through, if no more chunks are sent until then."""
         next_ps = self._traffic.next_ps
         if self._last_turns:

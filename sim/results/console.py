@@ -8,6 +8,7 @@ from typing import Any
 
 from simbatch.sim.results.facts import RunFacts
 from simbatch.sim.results.registry import REGISTRY
+from simbatch.sim.results.replica_text import replica_lines, router_line
 from simbatch.sim.results.text import number, percent, short_name, table
 from simbatch.sim.results.time_share import sentences
 
@@ -33,6 +34,7 @@ def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
         *_class_lines(ours["classes"]),
         *_tenant_lines(ours),
         *_serving_lines(ours),
+        *replica_lines(ours.get("cluster")),
         *sentences(ours, facts),
         *_origin_lines(ours),
         *_trace_lines(facts),
@@ -167,6 +169,7 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     yield f"Scenario: {ours['scenario']}, seed {ours['seed']}"
     given = {key: value for key, value in params if value is not None}
     yield f"Policy: {name[1]}{_listed(given)}"
+    yield from router_line(ours.get("cluster"))
     if (predicted_by := ours["predicted_by"]) not in (None, "stated_error"):
         yield f"Output lengths are predicted by {'the trace' if predicted_by == 'trace' else predicted_by}"
     error = profile["error"] or ("not stated" if profile["source"] else "none (step times as written)")

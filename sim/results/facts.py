@@ -39,7 +39,8 @@ class RunFacts:
     nothing was measured (inline). `skipped`: trace rows left out by `on_empty: skip`. `has_host`, `has_front_end`:
     whether the engine's thread, or the server's processes, take time in this run. `max_capture_size`: requests, or
     tokens, of the largest CUDA graph; 0 without any. `policy_holds`: whether the policy may hold requests back in an
-    empty engine. `class_names`: names of the integer priorities that have one; the others go by their number.
+    empty engine. `cluster`: router and groups of a cluster, whose `engine` and `profile` are those of the first group.
+    `class_names`: names of the integer priorities that have one; the others go by their number.
     """
 
     scenario_name: str
@@ -66,6 +67,7 @@ class RunFacts:
     has_front_end: bool = False
     max_capture_size: int = 0
     policy_holds: bool = False
+    cluster: Mapping[str, Any] | None = None
     class_names: Mapping[int, str] = field(default_factory=lambda: PRIORITY_NAMES)
 
     def class_name(self, priority: int) -> str:

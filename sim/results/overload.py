@@ -72,7 +72,7 @@ def _is_thrashing(record: RunRecord) -> bool:
 def _preemption_text(record: RunRecord) -> str:
     """How many, what they cost, and what to do."""
     count, share = record.num_preemptions, record.num_recomputed_tokens / max(1, computed_tokens(record))
-    is_full = used_blocks(record).max >= FULL * (record.num_gpu_blocks - 1)
+    is_full = used_blocks(record).max >= FULL * record.num_usable_blocks
     mend = (
         "Lower engine.max_num_seqs, or give it more KV blocks." if is_full else "It is the policy that preempts them."
     )

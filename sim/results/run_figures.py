@@ -125,16 +125,11 @@ class RunFigures:
 
     def mean_kv_use(self) -> float | None:
         """Share of the usable blocks that is taken, over time."""
-        return ratio(curves.mean_used_blocks(self.record, self.duration_ps), self.usable_blocks)
+        return ratio(curves.mean_used_blocks(self.record, self.duration_ps), self.record.num_usable_blocks)
 
     def peak_kv_use(self) -> float | None:
         """The most of it."""
-        return ratio(curves.used_blocks(self.record).max, self.usable_blocks)
-
-    @property
-    def usable_blocks(self) -> int:
-        """All but the one that vLLM keeps for padding."""
-        return self.record.num_gpu_blocks - 1
+        return ratio(curves.used_blocks(self.record).max, self.record.num_usable_blocks)
 
     def num_preemptions(self) -> int:
         """How often a request lost its blocks."""
@@ -157,8 +152,8 @@ class RunFigures:
         return self.record.num_steps
 
     def device_busy_share(self) -> float | None:
-        """Share of `duration` in which the device worked."""
-        return ratio(curves.busy_ps(self.record), self.duration_ps)
+        """Share of `duration` in which the device worked; of a cluster, the mean of its devices."""
+        return ratio(curves.busy_ps(self.record), self.duration_ps * self.record.num_replicas)
 
     def cached_tokens_share(self) -> float | None:
         """Prompt tokens found in the prefix cache when first scheduled, of all prompt tokens scheduled."""

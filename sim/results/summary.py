@@ -15,6 +15,7 @@ import numpy as np
 
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import REFUSED, REJECTED, RunRecord
+from simbatch.sim.results.by_replica import cluster_block
 from simbatch.sim.results.facts import RunFacts
 from simbatch.sim.results.fairness import fair_share_ratios, fairness
 from simbatch.sim.results.groups import Groups, Tenants, counts
@@ -100,7 +101,7 @@ def _ours(figures: RunFigures, ours: Ours) -> dict[str, Any]:
             "kv_cache",
             num_gpu_blocks=record.num_gpu_blocks,
             block_size=record.block_size,
-            usable_blocks=figures.usable_blocks,
+            usable_blocks=record.num_usable_blocks,
         ),
         **ours("num_preemptions", "num_recomputed_tokens", "recomputed_tokens_share"),
         "num_truncated": record.num_truncated,
@@ -113,6 +114,7 @@ def _ours(figures: RunFigures, ours: Ours) -> dict[str, Any]:
         **ours.rest(),
         "steady_state": steady_state(record, facts),
         "warnings": warnings_of(record, facts),
+        **cluster_block(record, facts),
     }
 
 

@@ -56,14 +56,24 @@ def policy_option(command: Command) -> Command:
     return click.option("--policy", metavar="P", help=text)(command)
 
 
+def router_option(command: Command) -> Command:
+    """--router, of the commands that run a cluster behind one router."""
+    text = "Another router of the cluster: a name, package.module:Class, or file.py:Class."
+    return click.option("--router", metavar="R", help=text)(command)
+
+
 def load_scenario(
     file: Path,
     assignments: tuple[str, ...],
     seed: int | None,
     policy: str | None = None,
     profile: str | None = None,
+    router: str | None = None,
 ) -> Scenario:
-    """The scenario of `file` with what the flags change: first --policy, --profile, --host, then --set, then --seed."""
+    """The scenario of `file` with what the flags change.
+
+    First --policy, --profile, --host, then --set, then --router (which needs a cluster, and --set makes one), --seed.
+    """
     from simbatch.sim.scenario import Scenario, parse_overrides
 
     values = parse_overrides(assignments)
@@ -77,4 +87,6 @@ def load_scenario(
         scenario = scenario.with_host(host)
     if values:
         scenario = scenario.override(values, origin="--set")
+    if router is not None:
+        scenario = scenario.with_router(router)
     return scenario if seed is None else scenario.override({"seed": seed}, origin="--seed")

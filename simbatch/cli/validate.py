@@ -80,6 +80,7 @@ def validate(
     _refuse_flags(not recorded, source, flags, server)
     limits = None if bounds is None else Bounds.parse(bounds)
     scenario = load_scenario(file, (*assignments, *server.assignments), seed, policy)
+    scenario.refuse_cluster("simbatch validate")
     of_runs = () if recorded or flags["resume"] else ("run-1/requests.parquet", "run-1/result.json")
     mode = "-recorded" if recorded else "-server" if server else ""
     output = Output(folder, f"validate-{file.stem}{mode}", (*OWN_FILES, *of_runs))
