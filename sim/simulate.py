@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
-from simbatch.sim.cost.trust import error_line, lacks_host_times
+from simbatch.sim.cost.trust import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
@@ -153,7 +153,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         profile_vllm_version=getattr(profile, "vllm_version", None),
         profile_error=error_line(profile),
         profile_is_estimate=profile.is_estimate,
-        profile_lacks_host_times=lacks_host_times(profile),
+        profile_caveats=caveats(profile),
         has_free_host=profile.has_free_host,
         share_in_range=_share_in_range(whole, record),
         skipped=source.skipped,

@@ -47,7 +47,7 @@ class WayIn(NamedTuple):
     num_requests: int
 
 
-class _Bounds(NamedTuple):
+class Bounds(NamedTuple):
     """One run's requests in the order of sending, and the bounds of those that have any; s after the sending."""
 
     sent_s: Floats
@@ -61,7 +61,11 @@ class _Bounds(NamedTuple):
 
 def fit_way_in(runs: Sequence[tuple[Steps, Batches]], chunk_s: float, lone_s: float, *, is_async: bool = True) -> WayIn:
     """The figures that break the fewest bounds; `lone_s` is a lone request's way in, where there are no bounds."""
-    bounds = [_bounds(steps, batches, 2 if is_async else 1) for steps, batches in runs]
+    return fit_bounds([_bounds(steps, batches, 2 if is_async else 1) for steps, batches in runs], chunk_s, lone_s)
+
+
+def fit_bounds(bounds: Sequence[Bounds], chunk_s: float, lone_s: float) -> WayIn:
+    """The same of bounds that are known."""
     number = sum(len(each.chosen) for each in bounds)
     if not number:
         return WayIn(*USUAL, max(0.0, lone_s - USUAL[0]), chunk_s, 0.0, 0)
@@ -83,7 +87,7 @@ def fit_way_in(runs: Sequence[tuple[Steps, Batches]], chunk_s: float, lone_s: fl
 
 
 def _missed(
-    bounds: Sequence[_Bounds],
+    bounds: Sequence[Bounds],
     prompt: float,
     chunk_s: float,
     number: int,
@@ -109,7 +113,7 @@ def _unusual(request_s: float, token_s: float, share: float, prompt: float) -> f
     return float(far + 0.2 * abs(np.log(token)) + abs(np.log(share / USUAL_SHARE)))
 
 
-def _bounds(steps: Steps, batches: Batches, ahead: int) -> _Bounds:
+def _bounds(steps: Steps, batches: Batches, ahead: int) -> Bounds:
     """Of the requests that came to a busy engine, which schedules `ahead` steps before it takes in."""
     streams = steps.streams
     begun = batches.begun[:MOST]
@@ -122,12 +126,12 @@ def _bounds(steps: Steps, batches: Batches, ahead: int) -> _Bounds:
     prompt = streams.num_prompt_tokens[: len(begun)].astype(np.float64)
     seen = slice(0, int(begun.max()) + 1)
     num_chunks = steps.num_seen[seen].astype(np.float64)
-    return _Bounds(
+    return Bounds(
         sent_s, prompt, steps.begin_s[seen], num_chunks, chosen, low, steps.begin_s[k - ahead] - sent_s[chosen]
     )
 
 
-def _through(bounds: _Bounds, request_s: float, token_s: float, chunk_s: float, delay_s: float) -> Floats:
+def _through(bounds: Bounds, request_s: float, token_s: float, chunk_s: float, delay_s: float) -> Floats:
     """How long each request takes through one thread, its line and the chunks that are sent meanwhile included."""
     update_s, work_s = bounds.update_s - delay_s, chunk_s * bounds.num_chunks
     taken_s, hold_s = np.cumsum(work_s), np.cumsum(work_s / HELD)  # of all steps until the k-th

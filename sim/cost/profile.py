@@ -12,15 +12,22 @@ from simbatch.sim.cost.error import FitError, RealRuns
 from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.cost.host_section import FrontEndSection, HostFile, HostSection
+from simbatch.sim.cost.link import Link
 from simbatch.sim.cost.measured_range import MeasuredRange
-from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, KVCacheType, Memory
+from simbatch.sim.cost.memory import (
+    DEFAULT_GPU_MEMORY_UTILIZATION,
+    KV_ELEMENT_BYTES,
+    KVCacheType,
+    Memory,
+    Settled,
+)
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import StepNoise
+from simbatch.sim.cost.recorder_fit import RecorderFit
 from simbatch.sim.cost.step_time import Seconds, StepTime, Strict
 from simbatch.sim.cost.stream_fit import StreamFit
 from simbatch.sim.errors import Problem, UserError
 
-VLLM_GPU_MEMORY_UTILIZATION = 0.9
 HOST_KEYS = ("host", "front_end", "request_overhead_s", "client_overhead_s")
 OLDER_KEYS = {"request_overhead_s": ("host", "admit.base_s"), "client_overhead_s": ("front_end", "network_s")}
 FLOAT32_BYTES = 4  # a model in float32 (on a CPU) has such a cache, but nobody can ask vLLM for one
@@ -38,6 +45,8 @@ class Profile(Strict):
     client_overhead_s: Seconds = Field(default=0.0, description="older word for front_end.network_s, s")
     noise: StepNoise | None = Field(default=None, description="how measured steps spread, for engine.step_noise")
     streams: StreamFit | None = Field(default=None, description="the fit from a server's streams that it comes from")
+
+    recorder: RecorderFit | None = Field(default=None, description="the fit from a recorder's files that it comes from")
 
     @field_validator(*OLDER_KEYS)  # these stand below the sections: fields are checked in their order
     @classmethod
@@ -80,7 +89,8 @@ class Profile(Strict):
     @property
     def default_async_scheduling(self) -> bool:
         """As the server that it was fitted on, or vLLM's default."""
-        return self.is_gpu if self.streams is None else self.streams.async_scheduling
+        of_server = self.streams or self.recorder
+        return self.is_gpu if of_server is None else of_server.async_scheduling
 
     @property
     def has_free_host(self) -> bool:
@@ -95,12 +105,13 @@ class Profile(Strict):
     @property
     def measured(self) -> MeasuredRange | None:
         """What was measured, if anything."""
-        return None if self.streams is None else self.streams.range
+        of_server = self.streams or self.recorder
+        return None if of_server is None else of_server.range
 
     @property
     def fit_error(self) -> FitError | None:
-        """The held-out error, if step times were fitted."""
-        return None
+        """The held-out error, if step times were fitted to steps."""
+        return None if self.recorder is None else self.recorder.error
 
     @property
     def compared(self) -> RealRuns | None:
@@ -110,12 +121,19 @@ class Profile(Strict):
     @property
     def default_max_num_seqs(self) -> int:
         """VLLM 0.32's default on this GPU, or the server's that it was fitted on."""
-        return (self.streams and self.streams.max_num_seqs) or 256
+        of_server = self.streams or self.recorder
+        return (of_server and of_server.max_num_seqs) or 256
 
     @property
     def default_max_num_batched_tokens(self) -> int:
         """The same."""
-        return 2048 if self.streams is None else self.streams.max_num_batched_tokens
+        of_server = self.streams or self.recorder
+        return (of_server and of_server.max_num_batched_tokens) or 2048
+
+    @property
+    def default_gpu_memory_utilization(self) -> float | None:
+        """VLLM's default; None where memory is not shared out so."""
+        return None
 
     @property
     @abstractmethod
@@ -128,6 +146,7 @@ class Profile(Strict):
         gpu_memory_utilization: float | None = None,
         kv_cache_dtype: str = "auto",
         block_size: int | None = None,
+        settled: Settled | None = None,
     ) -> int:
         """Blocks under other settings, vLLM's null block included; None and `auto` are the profile's own.
 
@@ -151,12 +170,13 @@ class InlineProfile(Profile):
         gpu_memory_utilization: float | None = None,
         kv_cache_dtype: str = "auto",
         block_size: int | None = None,
+        settled: Settled | None = None,
     ) -> int:
         """See `Profile`; there are no memory figures here, so the blocks stay as written."""
-        del block_size
+        del block_size, settled
         rule = "an inline profile has no memory figures to compute blocks from"
         mend = "remove it and set profile.num_gpu_blocks"
-        if gpu_memory_utilization not in (None, VLLM_GPU_MEMORY_UTILIZATION):
+        if gpu_memory_utilization not in (None, DEFAULT_GPU_MEMORY_UTILIZATION):
             raise UserError(Problem("engine.gpu_memory_utilization", rule, gpu_memory_utilization, mend))
         if kv_cache_dtype != "auto":
             raise UserError(Problem("engine.kv_cache_dtype", rule, kv_cache_dtype, mend))
@@ -179,6 +199,7 @@ class MeasuredProfile(Profile):
     estimate: bool = Field(default=False, description="computed rather than measured")
     notes: tuple[str, ...] = Field(default=(), strict=False)
     memory: Memory
+    link: Link | None = Field(default=None, description="what all-reduce between its GPUs was computed from")
     error: FitError | None
     real_runs: RealRuns | None = Field(default=None, description="whole runs beside their simulation from this file")
     range: MeasuredRange | None
@@ -201,7 +222,7 @@ class MeasuredProfile(Profile):
     @property
     def fit_error(self) -> FitError | None:
         """See `Profile`."""
-        return self.error
+        return super().fit_error or self.error
 
     @property
     def default_max_capture_size(self) -> int:
@@ -227,6 +248,11 @@ class MeasuredProfile(Profile):
         return default_batch_limits(self.gpu, self.memory.total_bytes)[1]
 
     @property
+    def default_gpu_memory_utilization(self) -> float | None:
+        """See `Profile`; a CPU's cache is as large as it was said."""
+        return DEFAULT_GPU_MEMORY_UTILIZATION if self.is_gpu else self.memory.gpu_memory_utilization
+
+    @property
     def default_block_size(self) -> int:
         """See `Profile`."""
         return self.memory.block_size
@@ -236,11 +262,12 @@ class MeasuredProfile(Profile):
         gpu_memory_utilization: float | None = None,
         kv_cache_dtype: str = "auto",
         block_size: int | None = None,
+        settled: Settled | None = None,
     ) -> int:
         """See `Profile`: what the utilisation leaves beside weights, activations, graphs and reserve."""
         utilization = self.memory.gpu_memory_utilization if gpu_memory_utilization is None else gpu_memory_utilization
         token_bytes = self._kv_bytes_per_token(kv_cache_dtype)
-        blocks = self.memory.kv_bytes(utilization) // (token_bytes * (block_size or self.memory.block_size))
+        blocks = self.memory.kv_bytes(utilization, settled) // (token_bytes * (block_size or self.memory.block_size))
         if blocks < 2:
             rule = f"{self.name} leaves no memory for KV blocks at this utilisation"
             raise UserError(Problem("engine.gpu_memory_utilization", rule, utilization, "raise it"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.trust import NO_HOST_TIMES
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord
 from simbatch.sim.results.columns import let_in
 from simbatch.sim.results.curves import computed_tokens, used_blocks, waiting
@@ -61,10 +60,7 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
         keys = ", ".join(f"engine.{key}" for key in facts.without_effect)
         lacking = "the profile has no `host` or `front_end` section that says what it costs"
         warnings.append(f"Without effect: {keys}; {lacking}.")
-    warnings += facts.vllm_notes
-    if facts.profile_lacks_host_times:
-        warnings.append(NO_HOST_TIMES)
-    return warnings
+    return [*warnings, *facts.vllm_notes, *facts.profile_caveats]
 
 
 def _is_thrashing(record: RunRecord) -> bool:

@@ -29,3 +29,14 @@ def batch_limits(settings: EngineSettings, profile: Profile, max_model_len: int,
     if settings.max_num_seqs is None:
         seqs = min(seqs, tokens)
     return seqs, tokens
+
+
+def memory_share(settings: EngineSettings, profile: Profile, changes: Changes) -> float | None:
+    """`gpu_memory_utilization`: what is written, else this vLLM's default on a GPU, else the profile's own."""
+    if settings.gpu_memory_utilization is not None:
+        return settings.gpu_memory_utilization
+    default = profile.default_gpu_memory_utilization
+    if default is None or not profile.is_gpu:
+        return default
+    share: float = default_of("gpu_memory_utilization", changes)
+    return share

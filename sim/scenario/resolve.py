@@ -9,11 +9,12 @@ from typing import Any
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
 from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.memory import Settled
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.cost.profile import Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.capture import capture_sizes
-from simbatch.sim.scenario.defaults import async_scheduling, batch_limits
+from simbatch.sim.scenario.defaults import async_scheduling, batch_limits, memory_share
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.fleet import Fleet, file_anywhere, resolve_fleet
 from simbatch.sim.scenario.model import Scenario
@@ -85,8 +86,8 @@ class Resolved:
             "front_end": given.front_end,
         }
         settings = {name: resolved.get(name, getattr(given, name)) for name in names}
-        if settings["gpu_memory_utilization"] is None and isinstance(self.profile, MeasuredProfile):
-            settings["gpu_memory_utilization"] = self.profile.memory.gpu_memory_utilization
+        if settings["gpu_memory_utilization"] is None:
+            settings["gpu_memory_utilization"] = memory_share(given, self.profile, engine.changes)
         return {**settings, "num_gpu_blocks": engine.num_gpu_blocks}
 
     @property
@@ -220,14 +221,19 @@ def resolve_engine(
     if unknown := unknown_settings(written, changes, version):
         raise UserError(*unknown)
     block_size = settings.block_size or profile.default_block_size
-    # asked also when overridden: vLLM measures its memory first and does not start without any
-    computed_blocks = profile.num_gpu_blocks_for(settings.gpu_memory_utilization, settings.kv_cache_dtype, block_size)
-    num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
     max_model_len = settings.max_model_len or profile.max_model_len
     max_num_seqs, max_num_batched_tokens = batch_limits(settings, profile, max_model_len, changes)
     same = {f.name for f in fields(EngineConfig)} & EngineSettings.model_fields.keys()
     limits = max_num_seqs, max_num_batched_tokens
     sizes = capture_sizes(settings, *limits, profile.default_max_capture_size, changes)
+    # asked also when overridden: vLLM measures its memory first and does not start without any
+    computed_blocks = profile.num_gpu_blocks_for(
+        memory_share(settings, profile, changes),
+        settings.kv_cache_dtype,
+        block_size,
+        Settled(*limits, len(sizes)),
+    )
+    num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
     config = EngineConfig(
         **{
             **{name: getattr(settings, name) for name in same if not lacks(name, changes)},

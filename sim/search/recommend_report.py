@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.cost.trust import NO_HOST_TIMES, NO_REAL_RUN, lacks_host_times
+from simbatch.sim.cost.trust import NO_REAL_RUN, caveats
 from simbatch.sim.results.registry import GOODPUT, REGISTRY, SLO_SHARE, THROUGHPUT
 from simbatch.sim.results.text import number, percent, table
 from simbatch.sim.search.recommend import CLOSE, ENOUGH, NUM_SEEDS, TOKENS_GAIN, Choice, Recommendation, Trial
@@ -67,8 +67,7 @@ def all_notes(found: Recommendation) -> list[str]:
         lines.append(f"The profile {profile.name} is an estimate: nobody measured this model on this GPU.")
     elif profile.error is not None:
         lines.append(error_note(profile))
-    if lacks_host_times(profile):
-        lines.append(NO_HOST_TIMES)
+    lines += caveats(profile)
     inside = found.trials[found.chosen].mean("simbatch.profile.share_of_steps_in_range")
     if inside is not None and inside < 0.99:
         lines.append(f"Only {percent(inside)} of the steps are inside what the profile measured.")

@@ -15,7 +15,6 @@ from simbatch.cli._output import Output
 @policy_option
 @router_option
 @version_option
-@click.option("--host", metavar="PROFILE", help="Take this profile's host and front end, not those of the scenario's.")
 @click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -27,7 +26,6 @@ def run(
     policy: str | None,
     router: str | None,
     vllm_version: str | None,
-    host: str | None,
     steps: bool,
     as_json: bool,
     quiet: bool,
@@ -40,8 +38,7 @@ def run(
     from simbatch.sim.results.files import OWN_FILES
     from simbatch.sim.scenario import resolve
 
-    scenario = load_scenario(file, assignments, seed, policy, host=host, router=router, vllm_version=vllm_version)
-    resolved = resolve(scenario)
+    resolved = resolve(load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version))
     if resolved.scenario.sweep is not None and not quiet:
         click.echo(f"the settings outside `sweep` are run; its cells: simbatch sweep {file}", err=True)
     output = Output(folder, file.stem, OWN_FILES)
