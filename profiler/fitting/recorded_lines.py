@@ -47,6 +47,7 @@ class RecordedStep(NamedTuple):
     num_running: int
     num_waiting: int
     num_preempted: int
+    num_free_blocks: int = -1  # -1: not told
 
 
 class RecordedRequest(NamedTuple):
@@ -66,7 +67,9 @@ def is_recorded(path: Path) -> bool:
 
 
 def stream(path: Path) -> Iterator[Facts | RecordedStep | RecordedRequest]:
-    """Everything in the file and its older parts, a line at a time; the server's facts come once, first.
+    """Everything in the file and its older parts, a line at a time; the server's facts come first.
+
+    What its workers measured of their memory comes as further facts, when they have told.
 
     Raises UserError where a file cannot be read, and for a malformed line, but for a last one that was cut off.
     """
@@ -82,6 +85,9 @@ def stream(path: Path) -> Iterator[Facts | RecordedStep | RecordedRequest]:
             if isinstance(content, dict) and "recorder" in content:
                 if part is parts[0]:
                     yield content
+                continue
+            if isinstance(content, dict) and isinstance(content.get("memory"), dict):
+                yield content["memory"]
                 continue
             yield _item(content, f"{part}:{number}")
 
@@ -154,6 +160,7 @@ def _step(content: Mapping[str, Any], place: str) -> RecordedStep:
         num_running=_count(content, "run", place),
         num_waiting=_count(content, "wait", place),
         num_preempted=_count(content, "pree", place),
+        num_free_blocks=_count(content, "free", place) if "free" in content else -1,
     )
     if not step.num_decodes and not pairs:
         raise UserError(Problem(place, "has neither decodes (nd) nor prefills (pre)", mend=MEND))
