@@ -17,7 +17,7 @@ from simbatch.profiler.measuring.report import memory_table
 from simbatch.profiler.measuring.run import Files
 from simbatch.profiler.measuring.step_clock import Counts, RecordedStep, StepClock
 from simbatch.profiler.measuring.stopping import Budget
-from simbatch.profiler.measuring.vllm_start import (
+from simbatch.profiler.served.vllm_start import (
     REQUIREMENT,
     TESTED,
     VERSIONS,
@@ -283,7 +283,7 @@ def test_a_model_that_is_none_is_refused_before_vllm_starts(tmp_path):
 
 
 def test_without_vllm_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("simbatch.profiler.measuring.vllm_start.find_spec", lambda name: None)
+    monkeypatch.setattr("simbatch.profiler.served.vllm_start.find_spec", lambda name: None)
     code = run("profile", "m", "-o", tmp_path / "p.json")
     assert code == 2
     said = capsys.readouterr().err

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -62,8 +62,18 @@ class FittedProfile:
         plot_fit(self, path)
 
 
-def fit_samples(samples: Samples, *, name: str | None = None, command: str = "") -> FittedProfile:
-    """Fit a profile; raises UserError that says which steps are missing."""
+def fit_samples(
+    samples: Samples,
+    *,
+    name: str | None = None,
+    command: str = "",
+    sections: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> FittedProfile:
+    """Fit a profile; raises UserError that says which steps are missing.
+
+    `sections` (host, front end) and `notes` come from whoever measured more than steps.
+    """
     drift, engine = drift_of(samples.steps), samples.engine
     data, positions = _engine_steps(samples)
     _check_enough(data)
@@ -73,7 +83,7 @@ def fit_samples(samples: Samples, *, name: str | None = None, command: str = "")
         of_still = choose(still, forms_for(engine))
         if of_still.score < choice.score:
             data, choice, is_rescaled = still, of_still, True
-    notes = [*_notes(samples, data, choice), _drift_note(drift, is_rescaled), *engine.warnings]
+    notes = [*_notes(samples, data, choice), *notes, _drift_note(drift, is_rescaled), *engine.warnings]
     content = {
         "name": name or own_name(engine),
         **of_engine(engine, command),
@@ -83,7 +93,10 @@ def fit_samples(samples: Samples, *, name: str | None = None, command: str = "")
         "noise": noise_of(data, choice.held_out_s),
         "error": _error(samples, data, choice),
         "range": range_of(data),
+        **(sections or {}),
     }
+    if "host" in content:
+        del content["request_overhead_s"]  # the older word for host.admit
     try:
         profile = MeasuredProfile.model_validate(content)
     except ValidationError as error:

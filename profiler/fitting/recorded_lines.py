@@ -89,7 +89,7 @@ def stream(path: Path) -> Iterator[Facts | RecordedStep | RecordedRequest]:
             if isinstance(content, dict) and isinstance(content.get("memory"), dict):
                 yield content["memory"]
                 continue
-            yield _item(content, f"{part}:{number}")
+            yield item_of(content, f"{part}:{number}")
 
 
 def _parts(path: Path) -> list[Path]:
@@ -135,7 +135,8 @@ def _open(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
-def _item(content: Any, place: str) -> RecordedStep | RecordedRequest:
+def item_of(content: Any, place: str) -> RecordedStep | RecordedRequest:
+    """A line that is no fact, checked; `place` is its file and line."""
     if not isinstance(content, dict) or {"s0", "add"}.isdisjoint(content):
         rule = "is neither a step (a key s0) nor a request (a key add)"
         raise UserError(Problem(place, rule, content, MEND))

@@ -114,10 +114,13 @@ class Connection(asyncio.Protocol):
         """Whether anything of the answer has come."""
         return self._has_head or bool(self._buffer)
 
-    async def exchange(self, request: bytes) -> Answer:
-        """Send a request, and wait for the whole answer; ConnectionError when the connection breaks before its end."""
+    async def exchange(self, request: bytes, answer: Answer | None = None) -> Answer:
+        """Send a request, and wait for the whole answer; ConnectionError when the connection breaks before its end.
+
+        An `answer` that is given is filled as it comes.
+        """
         assert self._transport is not None
-        self._answer, self._buffer = Answer(), b""
+        self._answer, self._buffer = answer or Answer(), b""
         self._left, self._has_head, self._is_chunked = None, False, False
         self._ended = asyncio.get_running_loop().create_future()
         self.heard_s = now()

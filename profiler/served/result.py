@@ -71,8 +71,19 @@ class ServedRun:
 
     def bench_result(self, run: Run, resolved: Resolved, model: str) -> dict[str, Any]:
         """What `vllm bench serve` would have written."""
-        rows, workload = self.rows, resolved.scenario.workload
+        workload = resolved.scenario.workload
         rate = getattr(workload, "request_rate", None)
+        return {
+            **self.detail(model, workload.max_concurrency),
+            "request_rate": rate if rate is not None and math.isfinite(rate) else "inf",
+            "burstiness": getattr(workload, "burstiness", None) or 1.0,
+            **{key: value for key, value in run.result.summary.items() if key != "simbatch"},
+            "failed": len(self.failed),
+        }
+
+    def detail(self, model: str, max_concurrency: int | None) -> dict[str, Any]:
+        """The same without its figures: what was sent and what came."""
+        rows = self.rows
         return {
             "date": time.strftime("%Y%m%d-%H%M%S"),
             "endpoint_type": "openai",
@@ -81,11 +92,12 @@ class ServedRun:
             "model_id": model,
             "tokenizer_id": model,
             "num_prompts": len(rows),
-            "request_rate": rate if rate is not None and math.isfinite(rate) else "inf",
-            "burstiness": getattr(workload, "burstiness", None) or 1.0,
-            "max_concurrency": workload.max_concurrency,
-            **{key: value for key, value in run.result.summary.items() if key != "simbatch"},
+            "request_rate": "inf",
+            "burstiness": 1.0,
+            "max_concurrency": max_concurrency,
+            "completed": len(rows) - len(self.failed),
             "failed": len(self.failed),
+            "duration": max((row.chunk_s[-1] for row in rows if row.chunk_s), default=0.0),
             "max_output_tokens_per_s": most_in_a_second(rows),
             "input_lens": [row.num_prompt_tokens for row in rows],
             "output_lens": [row.num_output_tokens for row in rows],

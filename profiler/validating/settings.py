@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simbatch.profiler.fitting.samples import EngineFacts
-from simbatch.profiler.measuring.vllm_engine import EngineOptions
+from simbatch.profiler.served.vllm_start import EngineOptions
 from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions, refuse_undoable
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario

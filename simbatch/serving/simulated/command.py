@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.measuring.vllm_start import require_vllm
+from simbatch.profiler.served.vllm_start import require_vllm
 from simbatch.profiler.validating.settings import check_can_run, policy_arguments
 from simbatch.serving.simulated.flags import engine_flags, flag_of, in_the_profile, read_flags
 from simbatch.serving.simulated.model import Tokens, make_model
