@@ -49,6 +49,11 @@ class RecordedStep(NamedTuple):
     num_preempted: int
     num_free_blocks: int = -1  # -1: not told
 
+    @property
+    def done_s(self) -> float:
+        """When the device had done it, as far as that was recorded; else when its tokens were taken in."""
+        return self.updated_s if math.isnan(self.end_s) else self.end_s
+
 
 class RecordedRequest(NamedTuple):
     """A request that the scheduler took in from begin_s to end_s; arrival_s is the server's stamp, on that clock."""

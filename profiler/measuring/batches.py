@@ -15,7 +15,7 @@ import numpy as np
 
 from simbatch.profiler.fitting.samples import EngineFacts
 from simbatch.profiler.fitting.recorded_lines import RecordedStep
-from simbatch.profiler.measuring.durations import durations_s
+from simbatch.profiler.fitting.durations import durations_s
 from simbatch.sim.statistics.knee import find_knee
 
 PROMPT_LEN, OUTPUT_LEN = 256, 32
@@ -56,7 +56,7 @@ def row_of(facts: EngineFacts, shape: Shape, lives: Sequence[Lived], steps: Sequ
     needed = len(lives) * -(-(shape.prompt_len + shape.output_len - 1) // facts.block_size)
     decodes = [step for step in steps if not step.prefills]
     most = max((step.num_decodes for step in decodes), default=0)
-    whole = [took_s for step, took_s in zip(steps, durations_s(steps), strict=True) if step.num_decodes == most and not step.prefills]
+    whole = [took_s for step, took_s in durations_s(steps) if step.num_decodes == most and not step.prefills]
     context = [step.context_tokens / most for step in decodes if step.num_decodes == most]
     used, running = max(((usable - step.num_free_blocks, step.num_running) for step in steps), default=(0, 0))
     block_bytes = facts.block_size * facts.kv_bytes_per_token

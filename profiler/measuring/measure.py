@@ -19,7 +19,7 @@ from simbatch.profiler.fitting.samples import (
 )
 from simbatch.profiler.measuring.batches import Lived, Shape, batch_sizes, row_of
 from simbatch.profiler.measuring.design import draw
-from simbatch.profiler.measuring.durations import Clock, entries_of
+from simbatch.profiler.fitting.durations import Clock, entries_of
 from simbatch.profiler.measuring.session import Session, Spans
 from simbatch.profiler.measuring.stopping import MIN_WAVES, Budget, Stopping
 from simbatch.profiler.measuring.traffic import Traffic

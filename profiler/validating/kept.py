@@ -51,43 +51,6 @@ class Kept:
         files.write_all(self.folder, {SETTING_FILE: lambda target: files.write_json(target, content)})
         return 0
 
-    def write(self, number: int, run: Run) -> None:
-        """Keep a whole run."""
-        writers = {
-            "steps.parquet": lambda path: files.write_steps(path, run.record),
-            "requests.parquet": lambda path: _write_requests(path, run),
-        }
-        files.write_all(self._of(number), writers)
-
-    def read(self, number: int, config: EngineConfig, facts: RunFacts) -> Run:
-        """A run that was kept."""
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(self._of(number) / "requests.parquet").to_pydict()
-        index = {name: i for i, name in enumerate(table["request_id"])}
-        steps = [_step(row, index) for row in pq.read_table(self._of(number) / "steps.parquet").to_pylist()]
-        columns: dict[str, Any] = {f"{name.removesuffix('_s')}_ps": _ps(table[name]) for name in TIME_COLUMNS}
-        columns |= {name: np.array(table[name], dtype=np.int64) for name in COUNT_COLUMNS}
-        requests = RequestColumns(
-            **columns,
-            status=np.array([STATUS_NAMES.index(name) for name in table["status"]], dtype=np.int8),
-            request_id=table["request_id"],
-            reason={i: reason for i, reason in enumerate(table.get("reason", ())) if reason is not None},
-        )
-        record = RunRecord(
-            requests=requests,
-            segments=segments_of(steps, requests.num_prompt_tokens),
-            gaps=_ps(list(chain.from_iterable(table["itl_s"]))),
-            num_preemptions=int(requests.num_preemptions.sum()),
-            end_ps=int(requests.finish_ps.max(initial=0)),
-            num_gpu_blocks=config.num_gpu_blocks,
-            block_size=config.block_size,
-            client_overhead_ps=0,
-            event_loop_cpu_s=0.0,
-            steps=steps,
-        )
-        return Run(record, facts, _ps(table["taken_in_s"]), table["itl_s"], table.get("admission_s", ()))
-
     def _num_whole(self) -> int:
         number = 0
         while (self._of(number + 1) / self.last_file).exists():
@@ -96,34 +59,6 @@ class Kept:
 
     def _of(self, number: int) -> Path:
         return self.folder / f"run-{number}"
-
-
-def _write_requests(path: Path, run: Run) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    taken_in_ps = run.taken_in_ps if run.taken_in_ps is not None else np.zeros(0)
-    requests = replace(run.record.requests, queued_ps=run.taken_in_ps)
-    table = files.requests_table(replace(run.record, requests=requests))
-    table = table.append_column("taken_in_s", pa.array(taken_in_ps / PS_PER_S))
-    table = table.append_column("itl_s", pa.array(run.itl_s or [[] for _ in range(len(table))], pa.list_(pa.float64())))
-    table = table.append_column("admission_s", pa.array(run.admission_s or [None] * len(table), pa.float64()))
-    pq.write_table(table, path)
-
-
-def _step(row: dict[str, Any], index: Mapping[str, int]) -> StepRow:
-    times = {f"{name}_ps": _whole_ps(row.pop(f"{name}_s", None)) for name in files.STEP_TIMES}
-    row.pop("replica", None)
-    entries = [(index[e["request_id"]], e["num_tokens"], e["num_computed_tokens"]) for e in row.pop("scheduled")]
-    return StepRow(**{**row, **times, "scheduled": entries, "preempted": [], "finished": []})
-
-
-def _ps(times_s: list[float | None]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array([_whole_ps(time_s) for time_s in times_s], dtype=np.int64)
-
-
-def _whole_ps(time_s: float | None) -> int:
-    return NEVER_PS if time_s is None else round(time_s * PS_PER_S)
 
 
 def _same(part: Any) -> Any:

@@ -8,7 +8,7 @@ own update, less what taking requests in took meanwhile, which a profile says ap
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from simbatch.profiler.fitting.recorded_lines import RecordedRequest, RecordedStep
 from simbatch.profiler.fitting.samples import Entry
@@ -40,10 +40,14 @@ class Clock:
         return own_s
 
 
-def durations_s(steps: Sequence[RecordedStep]) -> Iterator[float]:
-    """Of steps between which nothing was taken in."""
+def durations_s(lines: Iterable[RecordedStep | RecordedRequest]) -> Iterator[tuple[RecordedStep, float]]:
+    """The steps of these lines, each with what it took."""
     clock = Clock()
-    yield from (clock.took_s(step) for step in steps)
+    for line in lines:
+        if isinstance(line, RecordedRequest):
+            clock.takes_in(line)
+        else:
+            yield line, clock.took_s(line)
 
 
 def entries_of(step: RecordedStep) -> tuple[Entry, ...]:
