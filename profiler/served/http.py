@@ -52,12 +52,13 @@ class Endpoint(NamedTuple):
 class Answer:
     """What came back: status and text, or of a stream when each event with tokens came, and what it ended with."""
 
-    __slots__ = ("chunk_s", "error", "num_output_tokens", "reason", "rest", "status")
+    __slots__ = ("chunk_s", "error", "num_cached_tokens", "num_output_tokens", "reason", "rest", "status")
 
     def __init__(self) -> None:
         self.status, self.reason, self.rest = 0, "", b""
         self.chunk_s: list[float] = []
         self.num_output_tokens: int | None = None  # as the server counts
+        self.num_cached_tokens = 0  # of the prompt; 0 too where it does not tell
         self.error = ""
 
     @property
@@ -88,6 +89,7 @@ class Answer:
             self.chunk_s.append(at_s)
         if usage := content.get("usage"):
             self.num_output_tokens = usage.get("completion_tokens")
+            self.num_cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         if error := content.get("error"):
             self.error = str(error.get("message") if isinstance(error, dict) else error)
 

@@ -21,6 +21,7 @@ class Tail:
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
         self._path, self._rest = path, b""
+        self._first, self._kept = b"", list[bytes]()
         self.facts: dict[str, Any] = {}
         self._file = self._open()
         if from_end:
@@ -33,12 +34,19 @@ class Tail:
         for line in lines:
             content = json.loads(line)
             if "recorder" in content:
+                self._first = line
                 self.facts = content | {key: value for key, value in self.facts.items() if key not in content}
             elif "memory" in content:
                 self.facts |= content["memory"]
             else:
+                self._kept.append(line)
                 found.append(item_of(content, str(self._path)))
         return found
+
+    def cut(self) -> bytes:
+        """The lines that came since the last cut, below the server's first one: a file of their own."""
+        kept, self._kept = self._kept, []
+        return b"\n".join([self._first, *kept, b""])
 
     async def settled(self) -> list[RecordedStep | RecordedRequest]:
         """The same, once nothing more comes: what a client has just received is in the file a moment later."""

@@ -66,6 +66,10 @@ class EngineOptions:
         """The same, one of the other arguments left out."""
         return replace(self, extra={key: value for key, value in self.extra.items() if key != name})
 
+    def with_extra(self, **more: Any) -> EngineOptions:
+        """The same, with other arguments where they are not given."""
+        return replace(self, extra={**more, **self.extra})
+
     def flags(self) -> list[str]:
         """The same as words behind `vllm serve`."""
         arguments = self.engine_args()

@@ -1,35 +1,29 @@
-"""The files of a replay: each run's requests and steps are written when it has ended, and read again by --resume."""
+"""The files of real runs: each is written when it has ended, and read again by --resume."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
-from simbatch.profiler.validating.real_run import Run, segments_of
-from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.engine.record import NEVER_PS, STATUS_NAMES, RequestColumns, RunRecord, StepRow
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results import RunFacts, files
-from simbatch.sim.results.columns import COUNT_COLUMNS, TIME_COLUMNS
-from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.results import files
 
+RESULT_FILE = "result.json"  # of each run: that of `vllm bench serve --save-detailed`; with it a run is whole
+CUT_FILE = "cut-off.json"  # of a run that did not end: the requests that did
+STEPS_FILE = "steps.jsonl"  # what the recorder of a server of our own wrote meanwhile
+RUN_FILES = (RESULT_FILE, CUT_FILE, STEPS_FILE)
 SETTING_FILE = "replay.json"
 MAY_DIFFER = ("command", "seed", "total_bytes", "weights_bytes", "activation_bytes", "graphs_bytes", "kv_cache_bytes")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder with the runs of one scenario on one engine; run 1 is in `run-1`."""
+    """A folder with the runs of one scenario on one server; run 1 is in `run-1`."""
 
     folder: Path
-    run_files: ClassVar[Sequence[str]] = ("steps.parquet", "requests.parquet")
-    last_file: ClassVar[str] = "requests.parquet"  # with it a run is whole
 
     def begin(self, setting: Mapping[str, Any], *, resume: bool) -> int:
         """Remember what is replayed; returns how many whole runs of it there are to go on with.
@@ -46,19 +40,27 @@ class Kept:
                     raise UserError(Problem(str(self.folder), rule, mend="leave out --resume, or name another folder"))
             return self._num_whole()
         for number in range(self._num_whole(), 0, -1):
-            for name in self.run_files:
-                (self._of(number) / name).unlink(missing_ok=True)
+            for name in RUN_FILES:
+                (self.of(number) / name).unlink(missing_ok=True)
         files.write_all(self.folder, {SETTING_FILE: lambda target: files.write_json(target, content)})
         return 0
 
+    def keep(self, number: int, name: str, content: Mapping[str, Any], steps: bytes = b"") -> None:
+        """Write a run, or what there is of it; `steps` are the recorder's lines."""
+        writers: dict[str, Callable[[Path], object]] = {name: lambda path: files.write_json(path, content)}
+        if steps:
+            writers = {STEPS_FILE: lambda path: path.write_bytes(steps), **writers}
+        files.write_all(self.of(number), writers, RUN_FILES)
+
+    def of(self, number: int) -> Path:
+        """The folder of a run."""
+        return self.folder / f"run-{number}"
+
     def _num_whole(self) -> int:
         number = 0
-        while (self._of(number + 1) / self.last_file).exists():
+        while (self.of(number + 1) / RESULT_FILE).exists():
             number += 1
         return number
-
-    def _of(self, number: int) -> Path:
-        return self.folder / f"run-{number}"
 
 
 def _same(part: Any) -> Any:

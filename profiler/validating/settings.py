@@ -15,9 +15,8 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.engine import OURS, EngineSettings
 
-# A replay has no server around its engine.
-NOT_TOLD = {*OURS, "api_server_count", "max_num_queued_reqs", "max_num_queued_tokens"}
-NOT_ASKED = NOT_TOLD | {"gpu_memory_utilization", "kv_cache_dtype", "num_gpu_blocks_override"}
+OF_THE_FRONT_END = {"api_server_count", "max_num_queued_reqs", "max_num_queued_tokens"}  # the engine has none of them
+NOT_ASKED = {*OURS, *OF_THE_FRONT_END, "gpu_memory_utilization", "kv_cache_dtype", "num_gpu_blocks_override"}
 
 
 def written(scenario: Scenario) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def engine_options(
     extra: Mapping[str, Any] | None = None,
 ) -> EngineOptions:
     """What vLLM is started with."""
-    settings = {key: value for key, value in written(scenario).items() if key not in NOT_TOLD}
+    settings = {key: value for key, value in written(scenario).items() if key not in OURS}
     twice = [key for key in extra or {} if key in EngineSettings.model_fields]
     if twice:
         mend = f"write --set engine.{twice[0]}=..., which the simulation heeds too"

@@ -49,7 +49,8 @@ class ServeSpec:
             return {"model": profile.name}
         keys = ("model", "gpu", "quantisation", "kv_cache_dtype", "tensor_parallel_size")
         memory = ("total_bytes", "weights_bytes", "activation_bytes", "graphs_bytes", "kv_bytes_per_token")
-        return {key: getattr(profile, key) for key in keys} | {key: getattr(profile.memory, key) for key in memory}
+        stands_for = {key: getattr(profile, key) for key in keys} | {"architecture": {}}
+        return stands_for | {key: getattr(profile.memory, key) for key in memory}
 
     def write(self, path: Path) -> None:
         """As a file, for other processes."""
