@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,11 @@ class FittedProfile:
     drift: Drift | None
     is_rescaled: bool  # whether the drift was taken out of the times
 
+    def with_notes(self, notes: Sequence[str]) -> FittedProfile:
+        """The same, further notes in its profile."""
+        profile = self.profile.model_copy(update={"notes": (*self.profile.notes, *notes)})
+        return replace(self, profile=profile)
+
     def text(self) -> str:
         """The report for people."""
         from simbatch.profiler.fitting.report import report_text
@@ -68,11 +73,10 @@ def fit_samples(
     name: str | None = None,
     command: str = "",
     sections: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
 ) -> FittedProfile:
     """Fit a profile; raises UserError that says which steps are missing.
 
-    `sections` (host, front end) and `notes` come from whoever measured more than steps.
+    `sections` (host, front end ...) come from whoever measured more than steps.
     """
     drift, engine = drift_of(samples.steps), samples.engine
     data, positions = _engine_steps(samples)
@@ -83,7 +87,7 @@ def fit_samples(
         of_still = choose(still, forms_for(engine))
         if of_still.score < choice.score:
             data, choice, is_rescaled = still, of_still, True
-    notes = [*_notes(samples, data, choice), *notes, _drift_note(drift, is_rescaled), *engine.warnings]
+    notes = [*_notes(samples, data, choice), _drift_note(drift, is_rescaled), *engine.warnings]
     content = {
         "name": name or own_name(engine),
         **of_engine(engine, command),

@@ -23,13 +23,14 @@ from simbatch.profiler.fitting.durations import Clock, entries_of
 from simbatch.profiler.measuring.session import Session, Spans
 from simbatch.profiler.measuring.stopping import MIN_WAVES, Budget, Stopping
 from simbatch.profiler.measuring.traffic import Traffic
+from simbatch.profiler.measuring.way_out import way_of
+from simbatch.profiler.served.driver import Flight
 from simbatch.profiler.served.tail import Tail
 from simbatch.sim.errors import Problem, UserError
 
 CANARY_EVERY = 0.1  # of the time budget
 CANARY_EVERY_S = 10.0  # at least
-MAX_TABLE = 0.2  # of the time budget
-TRAFFIC = 0.25
+MAX_TABLE, TRAFFIC = 0.15, 0.2  # of the time budget, at most
 # what may differ between two starts of the same engine
 MAY_DIFFER = {"num_gpu_blocks", "kv_cache_bytes", "activation_bytes", "graphs_bytes", "weights_bytes", "total_bytes"}
 MAY_DIFFER |= {"command", "warnings", "seed", "format"}
@@ -97,6 +98,7 @@ class Measurement:
     tell: Tell
     stopping: Stopping = field(default_factory=Stopping)
     found: HeldOut | None = None
+    by_model: list[StepSample] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
     _last_canary_s: float = 0.0
 
@@ -118,23 +120,24 @@ class Measurement:
         """The engine's."""
         return self.kept.samples.engine
 
-    def _take(self, lines: Sequence[RecordedStep | RecordedRequest]) -> list[RecordedStep]:
-        """Keep what has been recorded; returns the steps."""
+    def _take(self, lines: Sequence[RecordedStep | RecordedRequest]) -> None:
+        """Keep what has been recorded."""
         for line in lines:
             if isinstance(line, RecordedRequest):
                 self.clock.takes_in(line)
                 self.kept.admission(Admission(line.end_s - line.begin_s, line.num_prompt_tokens))
             else:
                 self._keep(line, self.clock.took_s(line))
-        return [line for line in lines if isinstance(line, RecordedStep)]
 
     def _keep(self, step: RecordedStep, took_s: float) -> None:
-        """As a sample, if it is one: a wave's whose tokens are drawn by the model is measured for another figure."""
+        """As a sample, if it is one; those of a wave whose tokens the model's config draws are for a figure of their own."""
         span = self.spans.of(step)
         if span is None or took_s <= 0:
             return
         if span.kind == "wave" or (span.kind == "canary" and self.session.is_canary(step)):
             self.kept.step(StepSample(span.number, span.kind == "canary", took_s, entries_of(step)))
+        elif span.kind == "model":
+            self.by_model.append(StepSample(span.number, False, took_s, entries_of(step)))
 
     async def _canary(self) -> None:
         await self.session.canary()
@@ -150,9 +153,19 @@ class Measurement:
             self.tell(f"batch table: batch size {size} of {sizes[-1]}")
             self._take(await self.tail.settled())
             flights = await self.session.together(size, *shape)
-            steps = self._take(await self.tail.settled())
-            lives = [Lived(flight.sent_s, flight.answer.chunk_s) for flight in flights]
-            self.kept.row(row_of(self.facts, shape, lives, steps))
+            lines = await self.tail.settled()
+            self._take(lines)
+            self.kept.row(self._row(shape, flights, lines))
+
+    def _row(
+        self, shape: Shape, flights: Sequence[Flight], lines: Sequence[RecordedStep | RecordedRequest]
+    ) -> dict[str, Any]:
+        """A row of the table, and what its way to the server and back took, where the streams tell."""
+        steps = [line for line in lines if isinstance(line, RecordedStep)]
+        lives = [Lived(flight.sent_s, flight.answer.chunk_s) for flight in flights]
+        requests = [line for line in lines if isinstance(line, RecordedRequest)]
+        way = way_of(flights, steps, requests, shape.prompt_len)
+        return row_of(self.facts, shape, lives, steps) | ({"way": way._asdict()} if way else {})
 
     async def _traffic(self) -> None:
         """Streams at several rates, for the front end; once, however often the measurement is gone on with."""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from simbatch.profiler.fitting.from_samples import FittedProfile
 from simbatch.profiler.fitting.samples import EngineFacts, Samples
-from simbatch.profiler.measuring.measure import Kept, Measurement, check_not_begun, open_samples
+from simbatch.profiler.measuring.measure import Measurement, check_not_begun, open_samples
 from simbatch.profiler.measuring.pictures import plot_memory, plot_throughput
 from simbatch.profiler.measuring.sections import fit_measured
 from simbatch.profiler.measuring.session import Session, Spans
 from simbatch.profiler.measuring.stopping import Budget
-from simbatch.profiler.measuring.traffic import Traffic
+from simbatch.profiler.measuring.traffic import SHARES, Traffic
 from simbatch.profiler.served.driver import Driver
 from simbatch.profiler.served.http import Endpoint
 from simbatch.profiler.served.server import look
@@ -112,8 +112,10 @@ def measure_profile(
 ) -> Measured:
     """Measure until it is enough, fit, write; the samples stay whatever happens. `budget` starts after vLLM's start."""
     with _server(target, files, resume=resume) as running:
-        kept, why = asyncio.run(_measure(target, running, files, budget, resume, seed, command, progress))
-    fitted = fit_measured(kept.samples, running_steps(files, running), files.traffic, command)
+        done, why = asyncio.run(_measure(target, running, files, budget, resume, seed, command, progress))
+    kept = done.kept
+    traffic = [path for name in SHARES if (path := files.traffic(name)).exists()]
+    fitted = fit_measured(kept.samples, done.by_model, running_steps(files, running), traffic, command)
     write_profile(fitted.profile, files.profile)
     throughput, memory, fit = files.pictures
     if kept.samples.batches:
@@ -151,7 +153,7 @@ async def _measure(
     seed: int,
     command: str,
     progress: Progress,
-) -> tuple[Kept, str]:
+) -> tuple[Measurement, str]:
     tail = Tail(running.steps, from_end=True)
     server = await look(Endpoint.of(running.url), running.model)  # whose first step tells the workers' memory
     await tail.settled()
@@ -164,7 +166,7 @@ async def _measure(
         limited = budget()
         with progress(limited) as tell:
             measurement = Measurement(session, spans, tail, kept, traffic, seed, limited, tell)
-            return kept, await measurement.run()
+            return measurement, await measurement.run()
     finally:
         kept.writer.close()
         driver.close()

@@ -27,7 +27,7 @@ from simbatch.sim.workload.chunk import RequestChunk
 
 MEAN_PROMPT, MEAN_OUTPUT = 400, 64
 SPREAD = 0.8  # of lengths round their mean, either way
-SHARES = {"alone": 0.0, "light": 0.1, "heavy": 0.5, "cohorts": 0.3}  # of the server's tokens per second
+SHARES = {"alone": 0.0, "light": 0.1, "heavy": 0.4, "cohorts": 0.3}  # of the server's tokens per second
 COHORT = 8
 MOST_S, LEAST = 25.0, 8  # seconds a run, requests in it
 

@@ -21,6 +21,7 @@ STALL_S = 300.0  # without any token: the server is taken for dead
 class Flight:
     """A request on its way: when it was sent (s of `time.monotonic`), and its answer so far."""
 
+    name: str  # inside of the server, as part of its own id
     sent_s: float
     num_prompt_tokens: int
     max_tokens: int
@@ -44,6 +45,7 @@ class Driver:
     def __init__(self, endpoint: Endpoint, model: str) -> None:
         self._endpoint, self._model = endpoint, model
         self._idle: list[Connection] = []
+        self._stamp, self._number = f"sb{int(1e3 * now()):x}", 0  # a server may have been driven before
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < hard:  # a connection a request, and there may be a thousand
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -52,8 +54,10 @@ class Driver:
         """Hand a request in; it goes when the caller waits for something."""
         content = {"model": self._model, "stream": True, "ignore_eos": True, "max_tokens": max_tokens}
         body = json.dumps({**content, **sampling, "prompt": list(prompt)}, separators=(",", ":")).encode()
-        flight = Flight(now(), len(prompt), max_tokens)
-        request = self._endpoint.request("POST", "/v1/completions", body, headers())
+        self._number += 1
+        flight = Flight(f"{self._stamp}-{self._number}", now(), len(prompt), max_tokens)
+        named = (*headers(), f"X-Request-Id: {flight.name}")
+        request = self._endpoint.request("POST", "/v1/completions", body, named)
         flight.task = asyncio.get_running_loop().create_task(self._fly(flight, request))
         return flight
 
