@@ -40,7 +40,7 @@ class WayIn(NamedTuple):
     num_requests: int
 
 
-class _Bounds(NamedTuple):
+class Bounds(NamedTuple):
     """One run's requests in the order of sending, and the bounds of those that have any; s after the sending."""
 
     sent_s: Floats
@@ -53,7 +53,13 @@ class _Bounds(NamedTuple):
 
 def fit_way_in(runs: Sequence[tuple[Steps, Batches]], chunk_s: float, lone_s: float, *, is_async: bool = True) -> WayIn:
     """The figures that break the fewest bounds; `lone_s` is a lone request's way in, where there are no bounds."""
-    bounds = [_bounds(steps, batches, chunk_s, 2 if is_async else 1) for steps, batches in runs]
+    return fit_bounds(
+        [_bounds(steps, batches, chunk_s, 2 if is_async else 1) for steps, batches in runs], chunk_s, lone_s
+    )
+
+
+def fit_bounds(bounds: Sequence[Bounds], chunk_s: float, lone_s: float) -> WayIn:
+    """The same of bounds that are known."""
     number = sum(len(each.chosen) for each in bounds)
     if not number:
         return WayIn(*USUAL, max(0.0, lone_s - USUAL[0]), chunk_s, 0.0, 0)
@@ -66,7 +72,7 @@ def fit_way_in(runs: Sequence[tuple[Steps, Batches]], chunk_s: float, lone_s: fl
 
 
 def _missed(
-    bounds: Sequence[_Bounds],
+    bounds: Sequence[Bounds],
     prompt: float,
     chunk_s: float,
     number: int,
@@ -90,7 +96,7 @@ def _unusual(request_s: float, token_s: float, share: float, prompt: float) -> f
     return float(far + 0.2 * abs(np.log(token)) + 0.5 * abs(np.log(share)))
 
 
-def _bounds(steps: Steps, batches: Batches, chunk_s: float, ahead: int) -> _Bounds:
+def _bounds(steps: Steps, batches: Batches, chunk_s: float, ahead: int) -> Bounds:
     """Of the requests that came to a busy engine, which schedules `ahead` steps before it takes in."""
     streams = steps.streams
     begun = batches.begun[:MOST]
@@ -104,10 +110,10 @@ def _bounds(steps: Steps, batches: Batches, chunk_s: float, ahead: int) -> _Boun
     gaps = np.diff(steps.begin_s, prepend=steps.begin_s[0] - 1)
     busy = np.where(before > 0, chunk_s * steps.num_seen[before] / np.maximum(gaps[before], 1e-9), 0)
     prompt = streams.num_prompt_tokens[: len(begun)].astype(np.float64)
-    return _Bounds(sent_s, prompt, busy, chosen, low, steps.begin_s[k - ahead] - sent_s[chosen])
+    return Bounds(sent_s, prompt, busy, chosen, low, steps.begin_s[k - ahead] - sent_s[chosen])
 
 
-def _through(bounds: _Bounds, request_s: float, token_s: float, share: float) -> Floats:
+def _through(bounds: Bounds, request_s: float, token_s: float, share: float) -> Floats:
     """How long each request takes through one thread, its line included."""
     work = (request_s + token_s * bounds.prompt) / (1 - np.minimum(share * bounds.busy, MAX_BUSY))
     done = np.cumsum(work)

@@ -58,7 +58,12 @@ def forms_for(engine: EngineFacts) -> dict[str, Form]:
         "hinges": lambda data: _fit_hinges(data, engine),
         "roofline": lambda data: roofline(*_by_part(data)),
     }
-    return few_terms | {name: _table(name) for name in DRAWS_PER_KNOT}
+    return few_terms | table_forms()
+
+
+def table_forms() -> dict[str, Form]:
+    """Those that need no facts of the engine."""
+    return {name: _table(name) for name in DRAWS_PER_KNOT}
 
 
 def _fit_hinges(data: Measured, engine: EngineFacts) -> Parts:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from simbatch.sim.cost import error as error_module
-from simbatch.sim.cost import host_section, measured_range, memory, step_time, stream_fit
+from simbatch.sim.cost import host_section, measured_range, memory, recorder_fit, step_time, stream_fit
 from simbatch.sim.cost import noise as noise_module
 from simbatch.sim.cost.host_section import HostFile
 from simbatch.sim.cost.load import parse_json, problems_of, read_text, shipped_names, shipped_text, unknown_profile
@@ -64,7 +64,16 @@ def _checked(kind: type[Kind], content: dict[str, Any], place: str, joint: str =
 def _all_keys(kind: type[BaseModel]) -> set[str]:
     parts: list[type[BaseModel]] = [
         part
-        for module in (error_module, host_section, measured_range, memory, noise_module, step_time, stream_fit)
+        for module in (
+            error_module,
+            host_section,
+            measured_range,
+            memory,
+            noise_module,
+            recorder_fit,
+            step_time,
+            stream_fit,
+        )
         for part in vars(module).values()
         if isinstance(part, type) and issubclass(part, BaseModel)
     ]

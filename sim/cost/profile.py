@@ -16,6 +16,7 @@ from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, KVCacheType, Memory
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import StepNoise
+from simbatch.sim.cost.recorder_fit import RecorderFit
 from simbatch.sim.cost.step_time import Seconds, StepTime, Strict
 from simbatch.sim.cost.stream_fit import StreamFit
 from simbatch.sim.errors import Problem, UserError
@@ -38,6 +39,8 @@ class Profile(Strict):
     client_overhead_s: Seconds = Field(default=0.0, description="older word for front_end.network_s, s")
     noise: StepNoise | None = Field(default=None, description="how measured steps spread, for engine.step_noise")
     streams: StreamFit | None = Field(default=None, description="the fit from a server's streams that it comes from")
+
+    recorder: RecorderFit | None = Field(default=None, description="the fit from a recorder's files that it comes from")
 
     @field_validator(*OLDER_KEYS)  # these stand below the sections: fields are checked in their order
     @classmethod
@@ -80,7 +83,8 @@ class Profile(Strict):
     @property
     def default_async_scheduling(self) -> bool:
         """As the server that it was fitted on, or vLLM's default."""
-        return self.is_gpu if self.streams is None else self.streams.async_scheduling
+        of_server = self.streams or self.recorder
+        return self.is_gpu if of_server is None else of_server.async_scheduling
 
     @property
     def has_free_host(self) -> bool:
@@ -95,12 +99,13 @@ class Profile(Strict):
     @property
     def measured(self) -> MeasuredRange | None:
         """What was measured, if anything."""
-        return None if self.streams is None else self.streams.range
+        of_server = self.streams or self.recorder
+        return None if of_server is None else of_server.range
 
     @property
     def fit_error(self) -> FitError | None:
-        """The held-out error, if step times were fitted."""
-        return None
+        """The held-out error, if step times were fitted to steps."""
+        return None if self.recorder is None else self.recorder.error
 
     @property
     def compared(self) -> RealRuns | None:
@@ -110,12 +115,14 @@ class Profile(Strict):
     @property
     def default_max_num_seqs(self) -> int:
         """VLLM 0.32's default on this GPU, or the server's that it was fitted on."""
-        return (self.streams and self.streams.max_num_seqs) or 256
+        of_server = self.streams or self.recorder
+        return (of_server and of_server.max_num_seqs) or 256
 
     @property
     def default_max_num_batched_tokens(self) -> int:
         """The same."""
-        return 2048 if self.streams is None else self.streams.max_num_batched_tokens
+        of_server = self.streams or self.recorder
+        return (of_server and of_server.max_num_batched_tokens) or 2048
 
     @property
     @abstractmethod
@@ -201,7 +208,7 @@ class MeasuredProfile(Profile):
     @property
     def fit_error(self) -> FitError | None:
         """See `Profile`."""
-        return self.error
+        return super().fit_error or self.error
 
     @property
     def default_max_capture_size(self) -> int:

@@ -21,6 +21,8 @@ def error_line(profile: Profile) -> str | None:
     """The fit's error, of what it is one, and how far real runs were; None where nothing was fitted."""
     if profile.streams is not None:
         return profile.streams.summary()
+    if profile.recorder is not None:
+        return f"{profile.recorder.summary()}; device, held out: {profile.recorder.error.summary()}"
     error = profile.fit_error
     if error is None:
         return None

@@ -39,21 +39,31 @@ def fit(
     """Fit a profile and say what it is worth.
 
     FILES are detailed results of one server (`vllm bench serve --save-result --save-detailed`), two or more at loads
-    that are five to ten times apart: its steps are rebuilt from their streams. Or one file of samples, the steps that
-    `simbatch profile` wrote down.
+    that are five to ten times apart: its steps are rebuilt from their streams. Or files of a recorder inside one server
+    (`simbatch.vllm_recorder`), a live server's own traffic too. Or one file of samples, the steps that `simbatch
+    profile` wrote down.
     """
     from simbatch.profiler.calibrating.from_streams import fit_streams
     from simbatch.profiler.calibrating.report import report_dict as stream_report
     from simbatch.profiler.fitting.from_samples import fit_samples
+    from simbatch.profiler.fitting.recorded_steps import is_recorded
     from simbatch.profiler.fitting.report import report_dict
     from simbatch.profiler.fitting.samples import read_samples
+    from simbatch.profiler.recorded.from_recorder import fit_recorder
+    from simbatch.profiler.recorded.report import report_dict as recorder_report
     from simbatch.sim.paths import check_target
 
     for target in (output, plot):
         if target is not None:
             check_target(target, list(files))
     name = None if output is None else output.name.removesuffix(".json")
-    if _are_samples(files):
+    if all(map(is_recorded, files)):
+        own = {"--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens, "--plot": plot}
+        _refuse(own, "is not for a recorder's files, which say it themselves")
+        recorded = fit_recorder(files, nearest=nearest, name=name)
+        _write(recorded.profile, output)
+        shown = recorder_report(recorded) if as_json else recorded.text()
+    elif _are_samples(files):
         own = {"--profile": nearest, "--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens}
         _refuse(own, "is for results of a server; a file of samples says it itself")
         samples = fit_samples(read_samples(files[0]), name=name)

@@ -1,0 +1,168 @@
+"""Profiles that are known, given back by a recorder's files: `python -m benchmarks.recorder_planted [--number N]`.
+
+Random profiles (`stream_planted`, and updates and admissions) serve in the engine; its steps are written as a recorder
+in a real server would write them, with the device's times and without, and fitted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from benchmarks.stream_planted import NOTHING, Planted, planted
+from simbatch.profiler.calibrating.replay import requests_of
+from simbatch.profiler.recorded.from_recorder import RecorderProfile, fit_recorder
+from simbatch.sim import engine
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.streams import Streams
+
+HOST = {
+    "update": {"base_s": 2e-4, "per_seq_s": 1e-5},
+    "admit": {"base_s": 3e-4, "per_prompt_token_s": 1e-7},
+    "lag_s": 1e-3,
+}
+
+
+def server(seed: int, *, is_async: bool = True) -> Planted:
+    """A random one."""
+    given = planted(seed)
+    profile = {**given.profile, "host": {**given.profile["host"], **HOST}}
+    return Planted(profile, {**given.settings, "async_scheduling": is_async}, given.loads)
+
+
+def served(given: Planted, load: int, seed: int, number: int = 200) -> tuple[RunRecord, Streams]:
+    """`load` requests at once in the engine."""
+    rng = np.random.default_rng([seed, load])
+    prompts = np.minimum(rng.lognormal(6.3, 0.7, number).astype(np.int64) + 16, 6000)
+    outputs = rng.integers(40, 200, number)
+    asked = Streams.of(np.zeros(number), np.ones(number), [[]] * number, prompts, outputs, load)
+    content = {"profile": given.profile, "engine": given.settings, "workload": NOTHING, "seed": seed}
+    resolved = resolve(Scenario.from_dict(content))
+    record = engine.run(
+        resolved.engine,
+        resolved.cost_model(),
+        resolved.policy,
+        requests_of(asked),
+        steps=True,
+        host_noise=resolved.host_noise(),
+    )
+    return record, asked
+
+
+def recorded_lines(record: RunRecord, given: Planted, *, has_device: bool) -> Iterator[dict[str, Any]]:
+    """What a recorder would have written of it."""
+    settings = given.settings
+    facts = {"max_num_batched_tokens": settings["max_num_batched_tokens"], "max_num_seqs": settings["max_num_seqs"]}
+    yield {"recorder": 1, **facts, "async_scheduling": settings["async_scheduling"], "num_gpu_blocks": 2**20}
+    requests = record.requests
+    prompts = requests.num_prompt_tokens
+    admit = HOST["admit"]
+    for i, prompt in enumerate(prompts.tolist()):
+        end_s = requests.queued_ps[i] / PS_PER_S
+        begin_s = end_s - admit["base_s"] - admit["per_prompt_token_s"] * prompt
+        yield {
+            **{"add": str(i), "n": prompt, "t": begin_s, "t1": end_s},
+            **{"arrival": requests.arrival_ps[i] / PS_PER_S, "wall": end_s},
+        }
+    steps = record.steps or []
+    for k, step in enumerate(steps):
+        times = {key: getattr(step, f"{name}_ps") / PS_PER_S for key, name in NAMES.items()}
+        ready = steps[k + 1].launched_ps / PS_PER_S if k + 1 < len(steps) else 0.0
+        update_s = HOST["update"]["base_s"] + HOST["update"]["per_seq_s"] * len(step.scheduled)
+        begin_s = max(times["d1"], ready if ready < times["u1"] else 0.0, times["u1"] - update_s)
+        entries = [(n, done, n == 1 and done >= prompts[i]) for i, n, done in step.scheduled]
+        decodes = [done for _, done, is_decode in entries if is_decode]
+        launched_s = times["m1"]
+        if not settings["async_scheduling"]:  # sampling waits for the tokens
+            times["m1"] = times["d1"]
+        if not has_device:
+            del times["d0"], times["d1"]
+        yield {
+            **{key: round(value, 6) for key, value in times.items()},
+            **{"s1": round(times["s0"], 6), "x0": round(times["s0"], 6), "x1": round(launched_s, 6)},
+            **{"m0": round(launched_s, 6), "u0": round(min(begin_s, times["u1"]), 6)},
+            **{"nd": len(decodes), "ctx": int(sum(decodes)), "run": len(entries), "wait": 0, "pree": 0},
+            "pre": [[int(done), int(n)] for n, done, is_decode in entries if not is_decode],
+        }
+
+
+NAMES = {"s0": "schedule", "m1": "launched", "d0": "start", "d1": "end", "u1": "updated"}
+
+
+def write_recorded(path: Path, record: RunRecord, given: Planted, *, has_device: bool) -> Path:
+    """The file."""
+    lines = recorded_lines(record, given, has_device=has_device)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def given_back(
+    seed: int, *, has_device: bool, is_async: bool = True, number: int = 200
+) -> tuple[Planted, RecorderProfile]:
+    """A planted server, and what is fitted to its recorder's files."""
+    given = server(seed, is_async=is_async)
+    with TemporaryDirectory() as folder:
+        paths = [
+            write_recorded(
+                Path(folder) / f"load{load}.jsonl", served(given, load, seed, number)[0], given, has_device=has_device
+            )
+            for load in given.loads
+        ]
+        return given, fit_recorder(paths)
+
+
+def differences(given: Planted, found: RecorderProfile) -> Iterator[tuple[str, float]]:
+    """What was given back over what was planted, less 1, where it shows."""
+    real, ours = (profile.cost_model() for profile in (load_profile(given.profile, folder=Path()), found.profile))
+    fit, budget = found.sections.fit, given.settings["max_num_batched_tokens"]
+    for n in given.loads:
+        planted_ps, found_ps = (cost.decode_ps(n) + cost.decode_context_ps * 900 * n for cost in (real, ours))
+        yield f"decode of {n}", found_ps / planted_ps - 1
+    if "prefills on the device" not in fit.taken:
+        for tokens in (budget // 4, budget // 2):
+            step = (given.loads[0], 900 * given.loads[0], tokens, tokens, tokens * min(tokens, 600))
+            yield f"prefill of {tokens}", ours.mixed_ps(*step) / real.mixed_ps(*step) - 1
+    n = float(np.mean(given.loads))
+    for kind, launch in found.sections.host["launch"].items():
+        if fit.launches[kind] >= 30:
+            mean = launch["base_s"] + launch.get("per_seq_s", 0) * n + launch.get("per_prefill_s", 0) * 1.1
+            mean += launch.get("per_token_s", 0) * {"graph": n, "piecewise": 300, "none": budget / 4}[kind]
+            yield f"launch of {kind}", mean / given.profile["host"]["launch"][kind]["base_s"] - 1
+
+
+def main() -> None:
+    """Print a line a profile, and the quantiles."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", type=int, default=10, help="random profiles")
+    parser.add_argument("--reports", action="store_true", help="what each fit says")
+    options = parser.parse_args()
+    for has_device in (True, False):
+        table: dict[str, list[float]] = {}
+        for seed in range(options.number):
+            given, found = given_back(seed, has_device=has_device)
+            shares = dict(differences(given, found))
+            gaps = found.sections.fit.gaps
+            told = (
+                "" if gaps is None else f"gaps {gaps.error_ms:.2f} of {gaps.mean_ms:.2f} ms, total {gaps.total:+.1%}; "
+            )
+            print(f"{seed:3d} {told}" + ", ".join(f"{name} {share:+.1%}" for name, share in shares.items()), flush=True)
+            if options.reports:
+                print(found.text())
+            for name, share in shares.items():
+                table.setdefault(name.split(" of ")[0] + name.partition("launch of")[2], []).append(abs(share))
+        print(f"\n| part ({'' if has_device else 'no '}device times) | number | median | largest |\n|---|---|---|---|")
+        for name, values in table.items():
+            print(f"| {name} | {len(values)} | {np.median(values):.1%} | {max(values):.1%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""`simbatch fit` on a recorder's files: what was planted is given back, and what does not show is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.recorder_planted import differences, given_back, served, server, write_recorded
+from simbatch.cli.fit import fit
+from simbatch.cli.profiles import show
+from simbatch.cli.run import run as run_command
+from simbatch.profiler.fitting.recorded_steps import read_steps
+from simbatch.profiler.recorded.from_recorder import fit_recorder
+from simbatch.profiler.recorded.moments import moments_of
+from simbatch.profiler.recorded.replay import errors_of, gaps_of
+from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.errors import UserError
+
+FACTS = {
+    **{"model": "org/Small-1B", "gpu": "h100", "quantisation": "bf16", "kv_cache_dtype": "bfloat16"},
+    **{"total_bytes": 80 * 2**30, "weights_bytes": 2 * 2**30, "gpu_memory_utilization": 0.92, "block_size": 16},
+    **{"kv_bytes_per_token": 65536, "tensor_parallel_size": 1, "vllm_version": "0.32.0", "max_model_len": 16384},
+}
+
+
+@pytest.mark.parametrize(("seed", "has_device"), [(0, True), (3, False), (9, False)])
+def test_what_was_planted_is_given_back(seed: int, has_device: bool) -> None:
+    given, found = given_back(seed, has_device=has_device, number=120)
+    shares = dict(differences(given, found))
+    assert len(shares) >= 4
+    for name, share in shares.items():
+        assert abs(share) < (0.1 if name.startswith("launch") else 0.01), (name, shares)  # spread launches are few
+    host = found.sections.host
+    assert host["update"]["base_s"] == pytest.approx(2e-4, rel=0.05)
+    assert host["update"]["per_seq_s"] == pytest.approx(1e-5, rel=0.05)
+    assert host["admit"]["base_s"] == pytest.approx(3e-4, rel=0.15)
+    gaps = found.sections.fit.gaps
+    assert gaps is not None
+    assert abs(gaps.total) < 0.01
+    assert gaps.error_ms < 0.05 * gaps.mean_ms
+    assert found.sections.fit.has_device_times == has_device
+
+
+def test_synchronous_steps_have_their_launch_inside(tmp_path: Path) -> None:
+    given = server(0, is_async=False)
+    path = write_recorded(tmp_path / "steps.jsonl", served(given, 8, 0, 100)[0], given, has_device=False)
+    found = fit_recorder([path])
+    real, ours = load_profile(given.profile, folder=Path()).cost_model(), found.profile.cost_model()
+    lag_ps = 10**9  # nobody can tell it from the device's time here
+    planted_ps = real.decode_ps(8) + 7200 * real.decode_context_ps + lag_ps
+    assert ours.decode_ps(8) + 7200 * ours.decode_context_ps == pytest.approx(planted_ps, rel=0.01)
+    assert not found.profile.default_async_scheduling
+    assert "launches" in found.sections.fit.taken
+
+
+def test_the_true_times_replay_their_own_record(tmp_path: Path) -> None:
+    given = server(6)  # without spread
+    path = write_recorded(tmp_path / "steps.jsonl", served(given, 3, 6, 60)[0], given, has_device=True)
+    run, true = moments_of(read_steps(path)), load_profile(given.profile, folder=Path())
+    assert true.host is not None
+    errors = errors_of([gaps_of(run, true.cost_model(), true.host)])
+    assert errors.error_ms < 0.01 * errors.mean_ms  # admissions are not in the replay
+    assert abs(errors.total) < 1e-3
+    slower = {**given.profile, "step_time": {"base_s": 0.1}}
+    assert errors_of([gaps_of(run, load_profile(slower, folder=Path()).cost_model(), true.host)]).total > 1
+
+
+def written(path: Path, seed: int = 0, **facts: Any) -> Path:
+    given = server(seed)
+    write_recorded(path, served(given, 8, seed, 60)[0], given, has_device=True)
+    first, *others = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join([json.dumps({**json.loads(first), **facts}) + "\n", *others]), encoding="utf-8")
+    return path
+
+
+def test_the_command_writes_a_profile_that_runs(tmp_path: Path) -> None:
+    path = written(tmp_path / "steps.jsonl", **FACTS, num_gpu_blocks=70000)
+    output = tmp_path / "mine.json"
+    result = CliRunner().invoke(fit, [str(path), "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    assert "device, held out" in result.output
+    assert "not told: front end" in result.output
+    profile = load_profile(str(output), folder=Path())
+    assert profile.name == "mine"
+    assert profile.num_gpu_blocks_for() == 70000
+    scenario = tmp_path / "s.yaml"
+    lengths = "prompt_len: {distribution: fixed, mean: 100}, output_len: {distribution: fixed, mean: 20}"
+    scenario.write_text(f"profile: {output}\nworkload: {{num_prompts: 50, request_rate: 5, {lengths}}}\n")
+    ran = CliRunner().invoke(run_command, [str(scenario), "-o", str(tmp_path / "out"), "--json"])
+    assert ran.exit_code == 0, ran.output
+    told = CliRunner().invoke(show, [str(output)])
+    assert "recorder's files" in told.output
+    as_json = CliRunner().invoke(fit, [str(path), "--json"])
+    assert json.loads(as_json.stdout)["name"] == "h100-small-1b-bf16-measured"
+    assert json.loads(as_json.stdout)["recorder"]["steps"] > 500
+
+
+def test_a_file_without_facts_takes_the_nearest_profiles_memory(tmp_path: Path) -> None:
+    path = written(tmp_path / "steps.jsonl")
+    found = fit_recorder([path], nearest="h100-llama-3.1-8b-bf16")
+    assert (
+        found.profile.num_gpu_blocks_for() == load_profile("h100-llama-3.1-8b-bf16", folder=Path()).num_gpu_blocks_for()
+    )
+
+
+def test_files_of_two_servers_are_refused(tmp_path: Path) -> None:
+    one, other = written(tmp_path / "a.jsonl", model="a"), written(tmp_path / "b.jsonl", model="b")
+    with pytest.raises(UserError, match="another server"):
+        fit_recorder([one, other])
+
+
+def test_too_few_steps_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "steps.jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    short = [line for line in lines if '"s0"' not in line][:1] + [line for line in lines if '"s0"' in line][:8]
+    path.write_text("".join(short), encoding="utf-8")
+    with pytest.raises(UserError, match="at least 12 are needed"):
+        fit_recorder([path])
