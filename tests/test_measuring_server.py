@@ -26,7 +26,7 @@ def server(tmp_path):
     serving.close()
 
 
-def profile(server, target, *more, minutes=0.08):
+def profile(server, target, *more, minutes=0.07):
     serving, steps = server
     return run(
         "profile", "--server", serving.url, "--steps", steps, "--budget-minutes", minutes, *more, "-o", target
@@ -51,7 +51,7 @@ def test_planted_times_come_back_and_a_measurement_goes_on(server, tmp_path, cap
     before = read_samples(target.with_suffix(".samples.jsonl"))
     assert profile(server, target) == 2
     assert "--resume" in capsys.readouterr().err
-    assert profile(server, target, "--resume", minutes=0.03) == 0
+    assert profile(server, target, "--resume", minutes=0.02) == 0
     after = read_samples(target.with_suffix(".samples.jsonl"))
     assert after.steps[: len(before.steps)] == before.steps
     waves = [step.episode for step in after.fitted()]
@@ -77,7 +77,7 @@ def test_what_goes_wrong_is_one_sentence(server, tmp_path, capsys):
 
 def test_a_server_that_dies_leaves_what_was_measured(tmp_path, capsys):
     steps = tmp_path / "steps.jsonl"
-    serving = StreamingServer(recorder=StandInRecorder(steps), lives=80)
+    serving = StreamingServer(recorder=StandInRecorder(steps), lives=30)
     target = tmp_path / "mine.json"
     try:
         assert profile((serving, steps), target, minutes=0.2) == 2

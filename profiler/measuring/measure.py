@@ -30,7 +30,7 @@ from simbatch.sim.errors import Problem, UserError
 
 CANARY_EVERY = 0.1  # of the time budget
 CANARY_EVERY_S = 10.0  # at least
-MAX_TABLE, TRAFFIC = 0.15, 0.2  # of the time budget, at most
+MAX_TABLE, TRAFFIC = 0.3, 0.2  # of the time budget, at most
 # what may differ between two starts of the same engine
 MAY_DIFFER = {"num_gpu_blocks", "kv_cache_bytes", "activation_bytes", "graphs_bytes", "weights_bytes", "total_bytes"}
 MAY_DIFFER |= {"command", "warnings", "seed", "format"}

@@ -8,14 +8,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from simbatch.profiler.fitting.from_samples import FittedProfile
 from simbatch.profiler.fitting.samples import EngineFacts, Samples
 from simbatch.profiler.measuring.measure import Measurement, check_not_begun, open_samples
 from simbatch.profiler.measuring.pictures import plot_memory, plot_throughput
-from simbatch.profiler.measuring.sections import fit_measured
+from simbatch.profiler.measuring.sections import Fitted, fit_measured
 from simbatch.profiler.measuring.session import Session, Spans
 from simbatch.profiler.measuring.stopping import Budget
-from simbatch.profiler.measuring.traffic import SHARES, Traffic
+from simbatch.profiler.measuring.traffic import Traffic
 from simbatch.profiler.served.driver import Driver
 from simbatch.profiler.served.http import Endpoint
 from simbatch.profiler.served.server import look
@@ -83,13 +82,13 @@ class Measured:
     """What a run found."""
 
     samples: Samples
-    fitted: FittedProfile
+    fitted: Fitted
     why_ended: str
 
     @property
     def canary_ratio(self) -> float:
         """The slowest over the fastest visit to the canary."""
-        drift = self.fitted.drift
+        drift = self.fitted.of_samples.drift
         return 1.0 if drift is None else float(drift.slowness.max() / drift.slowness.min())
 
 
@@ -114,14 +113,15 @@ def measure_profile(
     with _server(target, files, resume=resume) as running:
         done, why = asyncio.run(_measure(target, running, files, budget, resume, seed, command, progress))
     kept = done.kept
-    traffic = [path for name in SHARES if (path := files.traffic(name)).exists()]
-    fitted = fit_measured(kept.samples, done.by_model, running_steps(files, running), traffic, command)
+    steps = running_steps(files, running)
+    is_async = kept.samples.engine.async_scheduling
+    fitted = fit_measured(kept.samples, done.by_model, steps, is_async=is_async, command=command)
     write_profile(fitted.profile, files.profile)
     throughput, memory, fit = files.pictures
     if kept.samples.batches:
         plot_throughput(kept.samples.batches, fitted.profile.name, throughput)
         plot_memory(kept.samples.batches, kept.samples.engine, fitted.profile.name, memory)
-    fitted.plot(fit)
+    fitted.of_samples.plot(fit)
     return Measured(kept.samples, fitted, why)
 
 

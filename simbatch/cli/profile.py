@@ -209,7 +209,7 @@ def _show(measured: Measured, files: Files) -> None:
     console.print(memory_table(facts, planned))
     console.print(f"- {how}", markup=False, soft_wrap=True)
     console.print()
-    console.print(measured.fitted.text(), markup=False, soft_wrap=True)
+    console.print(measured.fitted.text, markup=False, soft_wrap=True)
     if (times := measured.canary_ratio) > NOT_QUIET:
         click.echo(
             f"warning: the machine was not quiet: one step took {times:.1f} times as long at one time as at another; "
