@@ -122,9 +122,9 @@ class Watch:
     """Writes down what a real engine's scheduler decides, step by step, and lets the clock go on with it."""
 
     def __init__(self, engine, clock):
-        self.lines, self._names = [], engine._recording.names
-        scheduler = engine._scheduler
-        before = self._before = vars(scheduler).get("schedule")
+        self.lines, self._names = [], engine.names
+        scheduler = engine.scheduler
+        before = scheduler.schedule
 
         def schedule(*args, **kwargs):
             output = before(*args, **kwargs)
@@ -145,7 +145,7 @@ class Watch:
         self.lines.append({"t": now_s, "s": entries, "pre": preempted, "fin": []})
 
     def ends(self):
-        self._scheduler.schedule = self._before
+        del self._scheduler.schedule
 
 
 def served(engine, case, policy):
