@@ -28,7 +28,9 @@ def test_a_wave_fits_into_the_engine(limits):
         prompts = [prompt for injection in wave.injections for prompt in injection.prompts]
         assert all(0 < prompt.num_tokens + prompt.history < limits.max_model_len for prompt in prompts)
         blocks = sum(limits.blocks(context + number) for context, number in lives)
-        blocks += max((sum(limits.blocks(p.history + p.num_tokens + 1) for p in i.prompts) for i in wave.injections), default=0)
+        blocks += max(
+            (sum(limits.blocks(p.history + p.num_tokens + 1) for p in i.prompts) for i in wave.injections), default=0
+        )
         assert blocks <= limits.num_blocks
 
 
@@ -65,7 +67,7 @@ def test_half_of_the_batches_end_one_request_after_the_other():
 
 
 def test_prompts_come_as_often_as_requests_end():
-    """n requests of L tokens: one ends every L / n steps, so small batches decode alone for long and large ones do not."""
+    """n requests of L tokens: one ends every L / n steps, so small batches decode alone for long."""
     waves = [draw(ENGINES["cpu"], 0, index) for index in range(1000)]
     gaps = {n: [i.gap for w in waves if w.num_decodes == n for i in w.injections] for n in (1, 4, 31)}
     means = [np.mean(gaps[n]) for n in (1, 4, 31)]

@@ -1,4 +1,4 @@
-"""`simbatch profile --server` on a server of the tests' own, whose steps last as planted: tests/vllm has the real ones."""
+"""`simbatch profile --server` on a server of the tests' own, whose steps last as planted; tests/vllm has real ones."""
 
 import json
 import re
@@ -28,9 +28,7 @@ def server(tmp_path):
 
 def profile(server, target, *more, minutes=0.07):
     serving, steps = server
-    return run(
-        "profile", "--server", serving.url, "--steps", steps, "--budget-minutes", minutes, *more, "-o", target
-    )
+    return run("profile", "--server", serving.url, "--steps", steps, "--budget-minutes", minutes, *more, "-o", target)
 
 
 def test_planted_times_come_back_and_a_measurement_goes_on(server, tmp_path, capsys):

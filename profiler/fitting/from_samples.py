@@ -87,7 +87,8 @@ def fit_samples(
         of_still = choose(still, forms_for(engine))
         if of_still.score < choice.score:
             data, choice, is_rescaled = still, of_still, True
-    notes = [*_notes(samples, data, choice), _drift_note(drift, is_rescaled), *engine.warnings]
+    is_whole = "step_time" not in (sections or {})
+    notes = [*_notes(samples, data, choice, is_whole=is_whole), _drift_note(drift, is_rescaled), *engine.warnings]
     content = {
         "name": name or own_name(engine),
         **of_engine(engine, command),
@@ -199,14 +200,18 @@ def _error(samples: Samples, data: Measured, choice: Choice) -> FitError:
     )
 
 
-def _notes(samples: Samples, data: Measured, choice: Choice) -> list[str]:
+def _notes(samples: Samples, data: Measured, choice: Choice, *, is_whole: bool) -> list[str]:
+    """`is_whole`: the step times are these, not another fit's."""
     engine = samples.engine
-    notes = [
+    own = (
         f"step_time: {choice.chosen['decode']} for decodes, {choice.chosen['mixed']} for steps with prefills, by the "
         "held-out errors under error.forms",
+        f"requests' admission: mean of {len(samples.admissions)}, {TRIMMED:.0%} left out at either end",
+    )
+    notes = [
+        *(own if is_whole else ()),
         f"measured with max_num_seqs {engine.max_num_seqs}, max_num_batched_tokens {engine.max_num_batched_tokens}, "
         f"async_scheduling {str(engine.async_scheduling).lower()}",
-        f"request_overhead_s: mean of {len(samples.admissions)} admissions, {TRIMMED:.0%} left out at either end",
         "memory: what vLLM resolved; reserve_bytes is what the parts that it names leave, not a measurement",
     ]
     if engine.weights_bytes is None:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simbatch.profiler.fitting.samples import EngineFacts
-from simbatch.profiler.fitting.recorded_lines import RecordedStep
 from simbatch.profiler.fitting.durations import durations_s
+from simbatch.profiler.fitting.recorded_lines import RecordedStep
+from simbatch.profiler.fitting.samples import EngineFacts
 from simbatch.sim.statistics.knee import find_knee
 
 PROMPT_LEN, OUTPUT_LEN = 256, 32

@@ -1,7 +1,7 @@
 """The design of experiments: which requests to send, drawn at random so that every range is covered.
 
-A wave is a batch of decodes at drawn contexts (none in some waves) into which prompts of drawn lengths are sent while it
-decodes. In half of the waves the requests end one after the other, so that one wave passes through every batch size
+A wave is a batch of decodes at drawn contexts (none in some waves) into which prompts of drawn lengths are sent while
+it decodes. In half of the waves the requests end one after the other, so that one wave passes through every batch size
 below its own, capture sizes and those between them; in the others they stay together. What it takes to compute the
 contexts is measured like any other prefill. Sizes are log-uniform, and a twentieth of the draws falls on each end of a
 range. Wave i is a function of seed and i alone: a measurement that goes on continues the same series.
@@ -10,8 +10,8 @@ Contexts come from `streams`, fixed series of tokens: with prefix caching a cont
 later waves, and no two requests of a batch share blocks.
 
 How long a batch decodes between two prompts matters on a CPU: its first steps after a prefill are slower by a quarter,
-fading over ten steps. In traffic it is the time between two arrivals: with n requests of L tokens running one ends every
-L / n steps (Little's law), and as many come.
+fading over ten steps. In traffic it is the time between two arrivals: with n requests of L tokens running one ends
+every L / n steps (Little's law), and as many come.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from simbatch.profiler.fitting.durations import Clock, entries_of
 from simbatch.profiler.fitting.from_samples import HeldOut, held_out
 from simbatch.profiler.fitting.recorded_lines import RecordedRequest, RecordedStep
 from simbatch.profiler.fitting.samples import (
@@ -19,9 +20,8 @@ from simbatch.profiler.fitting.samples import (
 )
 from simbatch.profiler.measuring.batches import Lived, Shape, batch_sizes, row_of
 from simbatch.profiler.measuring.design import draw
-from simbatch.profiler.fitting.durations import Clock, entries_of
 from simbatch.profiler.measuring.session import Session, Spans
-from simbatch.profiler.measuring.stopping import MIN_WAVES, Budget, Stopping
+from simbatch.profiler.measuring.stopping import MAX_TABLE, MIN_WAVES, TRAFFIC, Budget, Stopping
 from simbatch.profiler.measuring.traffic import Traffic
 from simbatch.profiler.measuring.way_out import way_of
 from simbatch.profiler.served.driver import Flight
@@ -30,7 +30,6 @@ from simbatch.sim.errors import Problem, UserError
 
 CANARY_EVERY = 0.1  # of the time budget
 CANARY_EVERY_S = 10.0  # at least
-MAX_TABLE, TRAFFIC = 0.3, 0.2  # of the time budget, at most
 # what may differ between two starts of the same engine
 MAY_DIFFER = {"num_gpu_blocks", "kv_cache_bytes", "activation_bytes", "graphs_bytes", "weights_bytes", "total_bytes"}
 MAY_DIFFER |= {"command", "warnings", "seed", "format"}
@@ -130,7 +129,7 @@ class Measurement:
                 self._keep(line, self.clock.took_s(line))
 
     def _keep(self, step: RecordedStep, took_s: float) -> None:
-        """As a sample, if it is one; those of a wave whose tokens the model's config draws are for a figure of their own."""
+        """As a sample, if it is one; a wave whose tokens the model's config draws has a figure of its own."""
         span = self.spans.of(step)
         if span is None or took_s <= 0:
             return

@@ -108,12 +108,14 @@ def measure_profile(
     seed: int,
     command: str,
     progress: Progress,
+    say: Callable[[str], None],
 ) -> Measured:
     """Measure until it is enough, fit, write; the samples stay whatever happens. `budget` starts after vLLM's start."""
     with _server(target, files, resume=resume) as running:
         done, why = asyncio.run(_measure(target, running, files, budget, resume, seed, command, progress))
     kept = done.kept
     steps = running_steps(files, running)
+    say(f"fitting {len(kept.samples.steps):,} steps of waves, and all that the recorder wrote")
     is_async = kept.samples.engine.async_scheduling
     fitted = fit_measured(kept.samples, done.by_model, steps, is_async=is_async, command=command)
     write_profile(fitted.profile, files.profile)

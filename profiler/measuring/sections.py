@@ -1,13 +1,14 @@
 """A profile from what was measured: device, host, front end, and what stands beside its figures.
 
 Where two batches are in flight a step hides behind launches, and the recorder's fit tells host and device apart. Where
-there is one (vLLM's CPU build) a step is all that happens from one update to the next, but for requests that are taken in.
+there is one (vLLM's CPU build) a step is all that happens from one update to the next, but for requests that are taken
+in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def fit_measured(
     samples: Samples, by_model: Sequence[StepSample], steps: Sequence[Path], *, is_async: bool, command: str
 ) -> Fitted:
     """Fit everything; `steps` are the recorder's files."""
-    sections = sections_of([read_steps(path) for path in steps], [path.name for path in steps])
+    sections = _recorded(steps)
     front_end = {**sections.front_end, **_way(sections.front_end, samples)}
     own: dict[str, Any] = {"front_end": front_end}
     if is_async:
@@ -56,6 +57,13 @@ def fit_measured(
     return Fitted(fitted.profile, _text(fitted, sections, front_end, is_async=is_async), fitted)
 
 
+def _recorded(steps: Sequence[Path]) -> Sections:
+    """The recorder's fit; what it cannot tell of the way out, the streams do."""
+    found = sections_of([read_steps(path) for path in steps], [path.name for path in steps])
+    taken = {key: text for key, text in found.fit.taken.items() if not key.startswith("front end, chunks")}
+    return replace(found, fit=found.fit.model_copy(update={"taken": taken}))
+
+
 def _way(front_end: dict[str, Any], samples: Samples) -> dict[str, float]:
     """What the table's streams add to the way from the server's stamp to its engine."""
     told = joined([Way(**row["way"]) for row in samples.batches if "way" in row])
@@ -69,6 +77,5 @@ def _text(fitted: FittedProfile, sections: Sections, front_end: dict[str, Any], 
     """The recorder's report where its fit is the profile's, else that of the samples; and the notes."""
     if not is_async:
         return fitted.text()
-    whole = Sections(sections.step_time, sections.host, front_end, sections.fit)
-    report = RecorderProfile(fitted.profile, whole).text()
+    report = RecorderProfile(fitted.profile, replace(sections, front_end=front_end)).text()
     return "\n".join([report, "", *(f"- {note}" for note in fitted.profile.notes)])

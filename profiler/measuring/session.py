@@ -1,4 +1,4 @@
-"""One measurement on a running server: warm-up, canaries, waves; every step that the recorder writes becomes a sample."""
+"""One measurement on a running server: warm-up, canaries, waves; each step that the recorder writes is a sample."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from simbatch.profiler.fitting.from_samples import HeldOut
 
 MIN_WAVES = 40
+MAX_TABLE, TRAFFIC = 0.3, 0.2  # of the time budget; the waves have the rest
 GROWTH = 1.2  # the error is looked at again when there are that many times the waves
 PATIENCE = 3  # looks in a row without improvement
 IMPROVEMENT = 0.03  # of the best mean error so far: less is none

@@ -41,7 +41,9 @@ class Traffic:
     spans: Spans
     path_of: Callable[[str], Path]
 
-    def runs(self, rows: Sequence[dict[str, Any]], seconds: float) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
+    def runs(
+        self, rows: Sequence[dict[str, Any]], seconds: float
+    ) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
         """What is still to be sent within `seconds`, by name; `rows` are the batch table's."""
         rate = max((row["output_throughput"] for row in rows), default=0.0)
         each_s = min(MOST_S, seconds / len(SHARES))
@@ -65,11 +67,18 @@ class Traffic:
             await client.run()
         except ServerGoneError as error:
             mend = "look into its log; measured so far is kept, go on with --resume"
-            raise UserError(Problem(f"the server at {self.server.endpoint.url}", f"is gone: {error}", mend=mend)) from None
+            raise UserError(
+                Problem(f"the server at {self.server.endpoint.url}", f"is gone: {error}", mend=mend)
+            ) from None
         served = ServedRun([client.rows[index] for index in sorted(client.rows)], {"cpu_share": client.cpu_share}, 0)
-        files.write_all(self.path_of(name).parent, {
-            self.path_of(name).name: lambda path: files.write_json(path, served.detail(self.server.model, requests.max_concurrency)),
-        })
+        files.write_all(
+            self.path_of(name).parent,
+            {
+                self.path_of(name).name: lambda path: files.write_json(
+                    path, served.detail(self.server.model, requests.max_concurrency)
+                ),
+            },
+        )
         self.spans.add("traffic", 0, begin_s)
 
     def _requests(self, name: str, number: int, per_s: float) -> Requests:
@@ -89,4 +98,6 @@ def lengths(limits: Limits, rng: np.random.Generator, number: int) -> tuple[Any,
     prompt = min(MEAN_PROMPT, most // 4)
     output = min(MEAN_OUTPUT, max(2, most // 8))
     spread = 1 - SPREAD, 1 + SPREAD
-    return tuple(np.maximum(low, rng.uniform(*spread, number) * mean).astype(int) for low, mean in ((1, prompt), (2, output)))
+    return tuple(
+        np.maximum(low, rng.uniform(*spread, number) * mean).astype(int) for low, mean in ((1, prompt), (2, output))
+    )

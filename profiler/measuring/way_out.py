@@ -54,7 +54,7 @@ def way_of(
 
 
 def joined(ways: Sequence[Way]) -> dict[str, float]:
-    """As keys of a profile's front end: the way is a lone request's, the chunks' distance that of the largest batches."""
+    """As keys of a profile's front end: a lone request's way, the largest batches' distance of chunks."""
     if not ways:
         return {}
     chunks = [way.chunk_s for way in ways if way.chunk_s is not None]

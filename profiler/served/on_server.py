@@ -77,7 +77,9 @@ def validate_server(
     told_of_server = {"model": server.model, "version": server.version, **server.engine}
     source = {"mode": "server", **told_of_server, "temperature": options.temperature}
     setting = {"scenario": resolved.dump(), "server": told_of_server, "temperature": options.temperature}
-    return Runs(server, resolved, requests_of(scenario), options, Kept(folder), told).validation(setting, source, bounds)
+    return Runs(server, resolved, requests_of(scenario), options, Kept(folder), told).validation(
+        setting, source, bounds
+    )
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ class Runs:
         if num_kept:
             self.told.say(f"{num_kept} runs are there already")
         tell = self.told.progress(repeats, len(self.requests), to_s(duration_ps(simulated.record)))
-        for number in range(num_kept + 1, repeats + 1):
-            served.append(self._sent(number, simulated, partial(tell, number)))
+        numbers = range(num_kept + 1, repeats + 1)
+        served += [self._sent(number, simulated, partial(tell, number)) for number in numbers]
         real = [run.run(self.resolved.engine, simulated.facts) for run in served]
         found = (*notes, *_notes(served, self.server))
         return Validation(
@@ -212,7 +214,9 @@ def _admission_ms(real: Sequence[Run], resolved: Resolved) -> dict[str, float] |
     """What taking a request in took on the engine's thread, and what the profile says of it."""
     took_s = [took_s for run in real for took_s in run.admission_s]
     host = resolved.engine.host
-    return {"real": 1000 * fmean(took_s), "profile": (host.admit_base_ps if host else 0) / PS_PER_MS} if took_s else None
+    return (
+        {"real": 1000 * fmean(took_s), "profile": (host.admit_base_ps if host else 0) / PS_PER_MS} if took_s else None
+    )
 
 
 def _client(served: Sequence[ServedRun]) -> dict[str, Any]:

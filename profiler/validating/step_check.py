@@ -1,7 +1,7 @@
 """Where an error comes from: the steps that the real engine did, beside what the profile says that each of them takes.
 
-When the profile is right about the steps, an error left is the simulated scheduler's, the host's or the front end's; when
-it is not, the machine has drifted since it was measured, or the profile does not fit.
+When the profile is right about the steps, an error left is the simulated scheduler's, the host's or the front end's;
+when it is not, the machine has drifted since it was measured, or the profile does not fit.
 """
 
 from __future__ import annotations

@@ -74,7 +74,9 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--server", "server_url", metavar="URL", help="Send the requests to this server, in real time.")
     @click.option("--served-model", metavar="NAME", help="With --server: its name there; default: the only one.")
-    @click.option("--max-concurrency", type=click.IntRange(1), metavar="N", help="With --server or --engine: most at once.")
+    @click.option(
+        "--max-concurrency", type=click.IntRange(1), metavar="N", help="With --server or --engine: most at once."
+    )
     @click.option("--temperature", type=click.FloatRange(0), metavar="T", help="Of sampling; default 0, greedy.")
     @wraps(command)
     def with_server(

@@ -157,6 +157,7 @@ def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume
             seed=seed,
             command=command,
             progress=progress,
+            say=lambda line: click.echo(line, err=True),
         )
     except (KeyboardInterrupt, UserError):
         if files.samples.exists():

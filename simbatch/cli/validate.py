@@ -66,9 +66,9 @@ def validate(
     """Simulate the scenario in FILE and put it beside a real run of the same requests.
 
     The real run is made now, in real time on a vLLM server that is started for it (--engine; several FILEs share one
-    start) or on a running server of OpenAI's protocol (--server), or was recorded (--recorded: the result of `vllm bench
-    serve` or its older forms, of SGLang's bench_serving, GuideLLM, aiperf or inference-perf, or LLMServingSim's
-    requests.jsonl). Several results, or a folder of them, are several runs of one server: a table. Figures and pictures
+    start) or on a running server of OpenAI's protocol (--server), or was recorded (--recorded: the result of
+    `vllm bench serve` or its older forms, of SGLang's bench_serving, GuideLLM, aiperf or inference-perf, or
+    LLMServingSim's requests.jsonl). Several results, or a folder of them, are several runs of one server: a table. Figures and pictures
     are written to DIR, by default results/validate-<name of FILE>, with --recorded or --server -recorded or -server
     after it; those of several FILEs to DIR/<name of FILE>.
     """
@@ -181,15 +181,12 @@ def _engine(
     how = ServerOptions("", None, server.temperature or 0.0, flags["repeat"], resume=flags["resume"])
     log_folder = jobs[0].folder if len(jobs) == 1 else given or Path("results")
     told = server.told(quiet=show.quiet)
+    is_within = True
     try:
-        return all(
-            [
-                show(validation, output)
-                for output, validation in zip(
-                    outputs, validate_engine(jobs, wanted[0], how, log_folder, bounds=bounds, told=told), strict=True
-                )
-            ]
-        )
+        found = validate_engine(jobs, wanted[0], how, log_folder, bounds=bounds, told=told)
+        for output, validation in zip(outputs, found, strict=True):
+            is_within = show(validation, output) and is_within
+        return is_within
     except KeyboardInterrupt:
         if any(any(job.folder.glob("run-*/result.json")) for job in jobs):
             click.echo(f"\nthe runs that had ended are kept in {log_folder}; go on with --resume", err=True)

@@ -3,8 +3,9 @@
 A step (times in s of `time.monotonic`): `s0 s1` begin and end of schedule(), `x0 x1` of execute_model's call, `m0 m1`
 of sample_tokens' call, `u0 u1` of the update; `d0 d1` begin and end on the device, where there is one. The batch:
 `nd` decodes with `ctx` tokens computed before in all, `pre` [[computed, tokens], ...] of the others; `run` and `wait`
-requests and `free` blocks after the scheduling, `pree` preempted ones. A request: `add` its id, `t t1` begin and end of its way into
-the scheduler, `n` prompt tokens, `arrival` (the server's stamp) and `wall` (now), both by the wall's clock.
+requests and `free` blocks after the scheduling, `pree` preempted ones. A request: `add` its id, `t t1` begin and end of
+its way into the scheduler, `n` prompt tokens, `arrival` (the server's stamp) and `wall` (now), both by the wall's
+clock. `memory` is what a worker measured at its start, bytes.
 
 The engine's thread only reads clocks and appends to a queue. A thread of ours makes lines of it, one at a time with a
 pause after each: Python's threads take turns, and a turn of ours must not be long.

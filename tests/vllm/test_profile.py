@@ -1,4 +1,4 @@
-"""`simbatch profile` and `validate --engine` on vLLM's CPU build, each with a real server of its own; nothing is mocked.
+"""`simbatch profile` and `validate --engine` on vLLM's CPU build, each with real servers of its own; nothing is mocked.
 
 One measurement and one validation, both interrupted and gone on with. Budgets are short and other programs may run, so
 errors are bounded widely; tests/vllm/accuracy.py is the long loop.
@@ -61,7 +61,8 @@ def no_server_is_left(folder):
     return not [
         process
         for process in psutil.process_iter(["cmdline"])
-        if str(MODEL) in (process.info["cmdline"] or ()) and str(folder) in str(process.environ().get("SIMBATCH_RECORD"))
+        if str(MODEL) in (process.info["cmdline"] or ())
+        and str(folder) in str(process.environ().get("SIMBATCH_RECORD"))
     ]
 
 
@@ -164,7 +165,9 @@ def validated(bf16, tmp_path_factory):
         files.append(folder / f"{name}.yaml")
         lines = [line for line in content.splitlines() if not line.strip().startswith(("request_rate", "num_prompts"))]
         text = "\n".join([f"profile: {bf16[-1]}", *lines])
-        files[-1].write_text(text.replace("workload:", f"workload:\n  num_prompts: {NUM_PROMPTS}\n  request_rate: {rate}"))
+        files[-1].write_text(
+            text.replace("workload:", f"workload:\n  num_prompts: {NUM_PROMPTS}\n  request_rate: {rate}")
+        )
     given = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     common = [*files, "--engine", MODEL, *EAGER_SCENARIO, *given, "-o", folder / "out"]
     first = folder / "out" / "light" / "run-1" / "result.json"

@@ -14,9 +14,9 @@ from typing import Any
 
 from simbatch.profiler.served.vllm_start import require_vllm
 from simbatch.profiler.validating.settings import check_can_run, policy_arguments
+from simbatch.serving.processes import Server, ended_by_signals, reserved
 from simbatch.serving.simulated.flags import engine_flags, flag_of, in_the_profile, read_flags
 from simbatch.serving.simulated.model import Tokens, make_model
-from simbatch.serving.processes import Server, ended_by_signals, reserved
 from simbatch.serving.simulated.plugin import SPEC
 from simbatch.serving.simulated.spec import HostChoice, ServeSpec
 from simbatch.sim.errors import Problem, UserError

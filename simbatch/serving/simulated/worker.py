@@ -16,11 +16,11 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import AsyncModelRunnerOutput, LogprobsLists, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
+from simbatch.serving.parent import die_with_parent
+from simbatch.serving.recording import device_ran
 from simbatch.serving.simulated import rounds
 from simbatch.serving.simulated.answers import Answer, Lengths, allowed_token, made_up_logprobs
 from simbatch.serving.simulated.device import VirtualGpu, wait_until
-from simbatch.serving.parent import die_with_parent
-from simbatch.serving.recording import device_ran
 from simbatch.serving.simulated.spec import ServeSpec
 from simbatch.sim.cost.features import features_of, is_decode
 
