@@ -122,10 +122,13 @@ def held_out(samples: Samples) -> HeldOut | None:
     None while a regime has too few steps. An episode is measured in one go, fast or slow as the machine is then, so the
     totals' standard errors are those of a ratio over episodes (Cochran, Sampling Techniques, 2.11).
     """
-    data, _ = _engine_steps(samples)
-    if _missing(data):
+    try:
+        data, _ = _engine_steps(samples)
+        if _missing(data):
+            return None
+        predicted_s = held_out_predictions(forms_for(samples.engine)[QUICK_FORM], data)
+    except UserError:  # too few yet
         return None
-    predicted_s = held_out_predictions(forms_for(samples.engine)[QUICK_FORM], data)
     errors = {regime: error.mape for regime, error in errors_by_regime(data, predicted_s).items()}
     is_decode = data.steps.prefill_tokens == 0
     parts = {"decode": is_decode, "mixed": ~is_decode}

@@ -68,9 +68,9 @@ def validate(
     The real run is made now, in real time on a vLLM server that is started for it (--engine; several FILEs share one
     start) or on a running server of OpenAI's protocol (--server), or was recorded (--recorded: the result of
     `vllm bench serve` or its older forms, of SGLang's bench_serving, GuideLLM, aiperf or inference-perf, or
-    LLMServingSim's requests.jsonl). Several results, or a folder of them, are several runs of one server: a table. Figures and pictures
-    are written to DIR, by default results/validate-<name of FILE>, with --recorded or --server -recorded or -server
-    after it; those of several FILEs to DIR/<name of FILE>.
+    LLMServingSim's requests.jsonl). Several results, or a folder of them, are several runs of one server: a table.
+    Figures and pictures are written to DIR, by default results/validate-<name of FILE>, with --recorded or --server
+    -recorded or -server after it; those of several FILEs to DIR/<name of FILE>.
     """
     from simbatch.profiler.validating.bounds import Bounds
 
