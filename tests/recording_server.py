@@ -8,7 +8,7 @@ FACTS = {
     **{"recorder": 1, "vllm_version": "0.32.0", "model": "stand-in", "architecture": {}, "vocab_size": 1000},
     **{"gpu": "h100", "gpu_name": "a stand-in", "total_bytes": 80 * 2**30, "quantisation": "bf16"},
     **{"kv_cache_dtype": "bfloat16", "tensor_parallel_size": 1, "gpu_memory_utilization": 0.9, "api_server_count": 1},
-    **{"max_num_seqs": 8, "max_num_batched_tokens": 256, "max_model_len": 600, "async_scheduling": False},
+    **{"max_num_seqs": 4, "max_num_batched_tokens": 256, "max_model_len": 600, "async_scheduling": False},
     **{"block_size": 16, "num_gpu_blocks": 600, "kv_bytes_per_token": 1024, "kv_cache_bytes": 600 * 16 * 1024},
     **{"enable_prefix_caching": True, "enforce_eager": False, "cudagraph_capture_sizes": [1, 2, 4, 8]},
 }

@@ -97,7 +97,5 @@ def lengths(limits: Limits, rng: np.random.Generator, number: int) -> tuple[Any,
     most = limits.longest_prompt
     prompt = min(MEAN_PROMPT, most // 4)
     output = min(MEAN_OUTPUT, max(2, most // 8))
-    spread = 1 - SPREAD, 1 + SPREAD
-    return tuple(
-        np.maximum(low, rng.uniform(*spread, number) * mean).astype(int) for low, mean in ((1, prompt), (2, output))
-    )
+    drawn = rng.uniform(1 - SPREAD, 1 + SPREAD, (2, number))
+    return np.maximum(1, drawn[0] * prompt).astype(int), np.maximum(2, drawn[1] * output).astype(int)

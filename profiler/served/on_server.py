@@ -127,7 +127,8 @@ class Runs:
         sender = Sender(self.server, self.resolved, self.requests, self.options.temperature, tell)
 
         def keep(name: str) -> ServedRun:
-            lines, raw = (), b""
+            lines: Lines = ()
+            raw = b""
             if self.tail is not None:
                 lines, raw = tuple(asyncio.run(self.tail.settled())), self.tail.cut()
             served = sender.served(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ class Kept:
 
     def keep(self, number: int, name: str, content: Mapping[str, Any], steps: bytes = b"") -> None:
         """Write a run, or what there is of it; `steps` are the recorder's lines."""
-        writers: dict[str, Callable[[Path], object]] = {name: lambda path: files.write_json(path, content)}
+        writers: dict[str, Callable[[Path], None]] = {name: lambda path: files.write_json(path, content)}
         if steps:
-            writers = {STEPS_FILE: lambda path: path.write_bytes(steps), **writers}
+            writers = {STEPS_FILE: partial(_write, steps), **writers}
         files.write_all(self.of(number), writers, RUN_FILES)
 
     def of(self, number: int) -> Path:
@@ -61,6 +62,10 @@ class Kept:
         while (self.of(number + 1) / RESULT_FILE).exists():
             number += 1
         return number
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def _same(part: Any) -> Any:

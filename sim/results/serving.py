@@ -150,6 +150,7 @@ def _mean_in_flight(record: RunRecord) -> float | None:
 
 def _cached_share(record: RunRecord) -> float | None:
     """Prompt tokens found in the prefix cache when first scheduled, of all prompt tokens scheduled."""
-    started = record.requests.scheduled_ps >= 0
+    # a client knows of a first token alone
+    started = (record.requests.scheduled_ps >= 0) | (record.requests.first_token_ps >= 0)
     cached = int(record.requests.num_cached_tokens[started].sum())
     return ratio(cached, int(record.requests.num_prompt_tokens[started].sum()))
