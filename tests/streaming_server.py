@@ -66,7 +66,7 @@ class StreamingServer:
 
     async def _steps(self):
         while True:
-            batch = list(self._running)
+            batch = [request for request in self._running if request.left > 0]
             self.max_at_once = max(self.max_at_once, len(batch))
             if not batch:
                 await asyncio.sleep(0.0005)
@@ -76,6 +76,7 @@ class StreamingServer:
             else:
                 await self._recorder.step(batch)
             for request in batch:
+                request.left -= 1
                 request.tokens.put_nowait(b"x")
 
     async def _connected(self, reader, writer):
