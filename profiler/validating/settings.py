@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simbatch.profiler.fitting.samples import EngineFacts
-from simbatch.profiler.measuring.vllm_engine import EngineOptions
+from simbatch.profiler.served.vllm_start import EngineOptions
 from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions, refuse_undoable
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.engine import OURS, EngineSettings
 from simbatch.sim.scheduler.versions import parse_version
 
-# A replay has no server around its engine.
-NOT_TOLD = {*OURS, "vllm_version", "api_server_count", "max_num_queued_reqs", "max_num_queued_tokens"}
-NOT_ASKED = NOT_TOLD | {"gpu_memory_utilization", "kv_cache_dtype", "num_gpu_blocks_override"}
+NOT_TOLD = {*OURS, "vllm_version"}  # to the server: its version is what it is
+OF_THE_FRONT_END = {"api_server_count", "max_num_queued_reqs", "max_num_queued_tokens"}  # the engine has none of them
+NOT_ASKED = {*NOT_TOLD, *OF_THE_FRONT_END, "gpu_memory_utilization", "kv_cache_dtype", "num_gpu_blocks_override"}
 
 
 def written(scenario: Scenario) -> dict[str, Any]:
