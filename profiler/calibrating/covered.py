@@ -50,7 +50,7 @@ def sure_of(steps: Steps) -> dict[str, float]:
     return shown
 
 
-HIDES = 0.4  # the share of a time that shows
+HIDES = 0.65  # the share of a time that shows
 
 
 def taken_of(parts: Parts, steps: Steps, runs: Sequence[Run], nearest: Profile | None) -> dict[str, str]:
@@ -88,7 +88,9 @@ def taken_of(parts: Parts, steps: Steps, runs: Sequence[Run], nearest: Profile |
 def _slope_told(steps: Steps, nearest: Profile | None) -> str:
     """Where the launch's slope with the batch is from, which these runs do not tell."""
     running = steps.problem.running()
-    beside = f"{min(running):.0f} to {max(running):.0f} requests run beside prefills" if running else "nobody runs there"
+    beside = (
+        f"{min(running):.0f} to {max(running):.0f} requests run beside prefills" if running else "nobody runs there"
+    )
     if steps.problem.priors.per_seq and nearest is not None:
         return f"{nearest.name}'s, scaled: {beside}, which does not tell it from a run's mood"
     return f"{beside}, which does not tell it from a run's mood: with more at once latencies may be far too low"
