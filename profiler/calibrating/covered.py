@@ -50,7 +50,7 @@ def sure_of(steps: Steps) -> dict[str, float]:
     return shown
 
 
-HIDES = 0.65  # the share of a time that shows
+HIDES = 0.4  # the share of a time that shows
 
 
 def taken_of(parts: Parts, steps: Steps, runs: Sequence[Run], nearest: Profile | None) -> dict[str, str]:
