@@ -3,7 +3,8 @@
 The streams lie in ../shared/streams (--streams; other people's, see the README there) and ../shared/gpu/h100-vllm-0.32
 (--recorded), and are no part of the project; exit code 2 where they are not there. Each file's runs are written as the
 client's JSON into a temporary folder, or with --write into FOLDER, and fitted by `simbatch fit`'s own code. Every run
-that was not fitted on is then simulated: in a closed loop as large, with its lengths. docs/accuracy.md has the tables.
+that was not fitted on is then simulated: in a closed loop as large, with its lengths. The H100's runs of SEEN are fitted
+together and with each left out, and all are simulated as they were sent. docs/accuracy.md has the tables.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simbatch.profiler.calibrating.from_streams import StreamProfile, fit_streams
+from simbatch.profiler.calibrating.from_streams import StreamProfile, fit_seen, fit_streams
 from simbatch.profiler.calibrating.reading import read_results, streams_of
-from simbatch.profiler.calibrating.replay import Means, real_means, simulated_means
+from simbatch.profiler.calibrating.replay import METRICS, Means, real_means, served, simulated_means
 from simbatch.profiler.validating.recorded import read_recorded
+from simbatch.sim.cost.stream_fit import StreamFit
 from simbatch.sim.errors import UserError
+from simbatch.sim.results.metrics import latencies_ms
+from simbatch.sim.streams import Streams
 
 SHARED = Path(__file__).parents[2] / "shared"
 UNIT_S = 1e-5  # of the files' times
@@ -49,6 +53,7 @@ SERVERS = {
     ),
     "Qwen2.5-0.5B, RTX 5070 Ti, same day": Server("pillaiharish-rtx5070ti-qwen2.5-0.5b", r"day06_c(2|16)_", r"day06"),
 }
+OURS, SEEN, HELD_OUT, SEEDS = "our H100", ("c1", "p8", "p16", "p22"), "c16", 3
 REFUSED = {
     "two engines": "scicom-h100-Llama-3.1-70B-tp4dp2",
     "SGLang": "scicom-sglang-h100-Qwen3-8B",
@@ -99,8 +104,6 @@ def chosen(paths: Sequence[Path], pattern: str) -> list[Path]:
 def errors(profile: StreamProfile, path: Path) -> tuple[Means, Means]:
     """What was recorded, and simulated over recorded means less 1."""
     (seen,) = read_results([path])
-    fit = profile.profile.streams
-    assert fit is not None
     settings = {"enable_prefix_caching": False}
     content = profile.profile.model_dump(mode="json", exclude_defaults=True)
     real = real_means(seen.streams)
@@ -138,6 +141,42 @@ def _unjudged(profile: StreamProfile, path: Path) -> tuple[Means, Means]:
     return real, simulated_means(content, {"enable_prefix_caching": False}, streams).errors(real)
 
 
+def left_out_rows(folder: Path, recorded: Path) -> Iterator[str]:
+    """By run of our H100: errors of a fit on all of SEEN, and of one on the others alone, each the mean of SEEDS."""
+    paths = {}
+    for name in (*SEEN, HELD_OUT):
+        paths[name] = folder / f"{name}.json"
+        paths[name].write_bytes(gzip.decompress(require(recorded, f"serve/{name}.json.gz").read_bytes()))
+    seen = {name: read_results([path])[0] for name, path in paths.items()}
+    together = fit_seen([seen[name] for name in SEEN], is_judged=False)
+    for name, own in seen.items():
+        cells = [_figures(together, own.streams)]
+        if name in SEEN:
+            found = fit_seen([seen[other] for other in SEEN if other != name], is_judged=False)
+            slope = "not told" if "launch per request" in _fit(found).taken else "told"
+            cells += [_figures(found, own.streams), slope]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _figures(profile: StreamProfile, streams: Streams) -> str:
+    """Simulated over recorded, less 1, in per cent: mean TTFT, P99 TTFT, mean TPOT, mean E2EL."""
+    content = profile.profile.model_dump(mode="json", exclude_defaults=True)
+    real, found = real_means(streams), []
+    real_ms = 1000 * np.percentile(streams.first_s - streams.sent_s, 99)
+    for seed in range(SEEDS):
+        record = served(content, {"enable_prefix_caching": False}, streams, seed)
+        latencies = latencies_ms(record, np.full(len(record.requests), True))
+        means = Means(*(float(latencies[name].mean()) for name in METRICS)).errors(real)
+        found.append((means.ttft, np.percentile(latencies["ttft"], 99) / real_ms - 1, means.tpot, means.e2el))
+    return ", ".join(f"{100 * value:+.1f}" for value in np.mean(found, axis=0))
+
+
+def _fit(profile: StreamProfile) -> StreamFit:
+    fit = profile.profile.streams
+    assert fit is not None, "a fit from streams says so"
+    return fit
+
+
 def refusals(streams: Path, folder: Path) -> Iterator[str]:
     """What `simbatch fit` says of files that cannot tell."""
     for name, file in REFUSED.items():
@@ -170,6 +209,13 @@ def main() -> None:
             with TemporaryDirectory() as folder:
                 for row in rows_of(name, server, Path(folder), options.streams, shows_runs=options.runs):
                     print(row, flush=True)
+    if options.only in OURS:
+        print(
+            f"\n| {OURS} | fitted on all: TTFT, P99 TTFT, TPOT, E2EL | left out: the same | slope |\n|---|---|---|---|"
+        )
+        with TemporaryDirectory() as folder:
+            for row in left_out_rows(Path(folder), options.recorded):
+                print(row, flush=True)
     print("\n| file | refused because |\n|---|---|")
     with TemporaryDirectory() as folder:
         for row in refusals(options.streams, Path(folder)):

@@ -4,35 +4,22 @@ import numpy as np
 import pytest
 
 from simbatch.profiler.calibrating.way_in import _Bounds, _through
+from simbatch.profiler.validating.requests import Requests
 from simbatch.sim.cost.host import FrontEndTimes
 from simbatch.sim.engine.front_end import FrontEnd
-from simbatch.sim.engine.traffic import FAR
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.engine.traffic import Traffic
+from simbatch.sim.workload.chunk import RequestChunk
 
 MS = 10**9
 TIMES = FrontEndTimes(per_request_ps=MS, per_prompt_token_ps=MS // 1000, per_chunk_ps=MS // 10)
 
 
-class Sent:
-    """Requests at given moments, as the engine's traffic hands them over."""
-
-    is_limited = False
-    horizon_ps = FAR
-
-    def __init__(self, sent_ps, prompts):
-        self._requests = [Request(i, None, at, n, 1) for i, (at, n) in enumerate(zip(sent_ps, prompts, strict=True))]
-
-    @property
-    def next_ps(self):
-        return self._requests[0].arrival_ps if self._requests else FAR
-
-    def take_one(self, add):
-        add(self._requests.pop(0))
-
-
 def come_through(sent_ps, prompts, updates=(), num_servers=1):
     """When each request reaches an engine that takes in `updates` ((when, chunks), ...), ps."""
-    front = FrontEnd(TIMES, num_servers, Sent(sent_ps, prompts), None)
+    recorder = Recorder(keep_steps=False, is_timed=True)
+    source = Requests(RequestChunk(list(sent_ps), list(prompts), [1] * len(prompts)))
+    front = FrontEnd(TIMES, num_servers, Traffic(source, recorder, 10_000, None), recorder.refused)
     found, updates = {}, list(updates)
 
     def add(request, now_ps):
@@ -41,8 +28,8 @@ def come_through(sent_ps, prompts, updates=(), num_servers=1):
 
     while len(found) < len(sent_ps):
         if updates and updates[0][0] <= front.next_ps:
-            front.send(*updates.pop(0))
-            front.look(front._updated_ps)
+            front.send(*updates[0])
+            front.look(updates.pop(0)[0])
         else:
             front.take(front.next_ps, add)
     return [found[i] for i in range(len(sent_ps))]

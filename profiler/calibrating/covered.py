@@ -74,14 +74,26 @@ def taken_of(parts: Parts, steps: Steps, runs: Sequence[Run], nearest: Profile |
             taken[f"launch {key}"] = "hidden behind the device: shorter than the steps beside it"
     if mixed.sure["graph_s"] > HARDLY_TOLD:
         taken["launch graph"] = "hidden behind the device: shorter than a decode's step"
-    for key, what in (("per_seq_s", "launch per request"), ("per_prefill_s", "launch per prefill")):
-        if mixed.sure[key] > HARDLY_TOLD:
-            taken[what] = "does not show in these loads"
+    if mixed.sure["per_seq_s"] > HARDLY_TOLD:
+        taken["launch per request"] = _slope_told(steps, nearest)
+    if mixed.sure["per_prefill_s"] > HARDLY_TOLD:
+        taken["launch per prefill"] = "does not show in these loads"
     if not parts.way_in.num_requests:
         taken["front end, work a request"] = "no request came to a busy engine: usual figures"
     low, high = batch_span(runs)
     taken["decodes outside"] = f"batches below {low:.0f} and above {high:.0f}: along the line of those seen"
     return taken
+
+
+def _slope_told(steps: Steps, nearest: Profile | None) -> str:
+    """Where the launch's slope with the batch is from, which these runs do not tell."""
+    running = steps.problem.running()
+    beside = (
+        f"{min(running):.0f} to {max(running):.0f} requests run beside prefills" if running else "nobody runs there"
+    )
+    if steps.problem.priors.per_seq and nearest is not None:
+        return f"{nearest.name}'s, scaled: {beside}, which does not tell it from a run's mood"
+    return f"{beside}, which does not tell it from a run's mood: with more at once latencies may be far too low"
 
 
 def range_of(runs: Sequence[Run]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ which nobody decoded tells by the first token of a lone request instead, with th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ NUDGE = 0.1
 BINDS = 1.3  # times a decode's step: a launch that long shows in the gap before its step
 FEW = 5  # steps of a kind of launch, to speak of it
 PIECES = 0.4  # a launch in pieces of a graph over one without: 0.6 on one server, 0.3 or less on another
+SLOPE_SD_S, SLOPE_HELD_S = 1e-4, 1e-6  # how near a launch's slope per request is held to its prior: told, not told
+MOOD = 0.1  # a run's launches as a whole are longer or shorter by that, whatever runs (docs/accuracy.md, first look)
 HOST = ("graph_s", "piecewise_s", "none_s", "per_seq_s", "per_prefill_s", "lone_s", "lone_per_token_s")
 
 
@@ -42,6 +45,7 @@ class Priors(NamedTuple):
     attention: float  # per q * (2h + q), over a prefill token
     graph_s: float
     launch_s: float
+    per_seq: float = 0.0  # what a launch grows by with each running request, over the launch; 0: not known
 
 
 class Decode(NamedTuple):
@@ -93,6 +97,8 @@ class Problem:
         self.knots = np.unique(np.concatenate([[1], seen]))
         self.basis = basis(self.total, self.knots)
         self.decode_s = decode.step_s(run.num_decodes, run.context)
+        self.slope_sd_s = SLOPE_SD_S
+        self.begins = begins
         self.kind = np.where(~self.has_prefill, 0, np.where(run.tokens + run.num_decodes <= max_capture, 1, 2))
 
     def device_s(self, time_s: Floats) -> Floats:
@@ -181,7 +187,7 @@ class Problem:
             held.append(np.diff(slopes) / (BEND_SD * (slopes[1:] + slopes[:-1]) + 1e-9))
         near = np.array([priors.graph_s, priors.launch_s, priors.launch_s])
         held.append(np.log((host[:3] + HIDDEN_S) / (near + HIDDEN_S)) / LAUNCH_SD)
-        held.append(host[3:5] / np.array([1e-4, 3e-3]))
+        held.append(np.array([(host[3] - priors.per_seq * host[2]) / self.slope_sd_s, host[4] / 3e-3]))
         held.append((host[5:7] - np.array([5e-3, 1e-6])) / np.array([1e-2, 3e-6]))
         return held
 
@@ -242,7 +248,19 @@ class Problem:
         errors = np.sqrt(np.diag(covariance) * spread)
         values = np.maximum(found.x, 1e-9)
         names = [f"tokens_{knot}" for knot in self.knots] + list(HOST)
+        slope = names.index("per_seq_s")
+        errors[slope] = np.hypot(errors[slope], MOOD * float(values[names.index("none_s")]) / self._apart())
         return dict(zip(names, (errors / values).tolist(), strict=True))
+
+    def running(self) -> list[float]:
+        """Requests that run beside prefills, by run: the mean."""
+        counted = self.used & self.has_prefill & (self.all.num_decodes > 0)
+        parts = [slice(begin, end) for begin, end in pairwise(self.begins)]
+        return [float(self.all.num_decodes[part][counted[part]].mean()) for part in parts if counted[part].any()]
+
+    def _apart(self) -> float:
+        """How far runs are from each other in that: the root of the sum of squares."""
+        return max(1e-9, float(np.linalg.norm(np.array(self.running()) - np.mean(self.running() or [0.0]))))
 
     def total_s(self, fitted: Fitted) -> tuple[float, float]:
         """Predicted and real time of all episodes."""

@@ -9,13 +9,14 @@ import numpy as np
 
 from simbatch.profiler.calibrating.columns import Columns
 from simbatch.profiler.calibrating.decodes import Price, cells_of, context_price, fit_decodes
-from simbatch.profiler.calibrating.episodes import Decode, Fitted, Problem
+from simbatch.profiler.calibrating.episodes import SLOPE_HELD_S, Decode, Fitted, Problem
 from simbatch.profiler.calibrating.parts import Parts
 from simbatch.profiler.calibrating.priors import Shape
 from simbatch.profiler.calibrating.reading import Run
 from simbatch.profiler.calibrating.refine import refined
 from simbatch.profiler.calibrating.way_in import fit_way_in
 from simbatch.profiler.fitting.spread import noise_quantiles
+from simbatch.sim.cost.stream_fit import HARDLY_TOLD
 from simbatch.sim.errors import Problem as Mistake
 from simbatch.sim.errors import UserError
 
@@ -55,6 +56,9 @@ def fit_steps(runs: Sequence[Columns], shape: Shape) -> Steps:
     synchronous = other.solve()
     if synchronous.cost < BETTER * mixed.cost:
         mixed, problem = synchronous, other
+    if mixed.sure["per_seq_s"] > HARDLY_TOLD and priors.per_seq:
+        problem.slope_sd_s = SLOPE_HELD_S
+        mixed = problem.solve()
     return Steps(decode, mixed, price, problem)
 
 

@@ -33,6 +33,7 @@ class Shape(NamedTuple):
     attention: float
     graph_s: float | None = None
     launch_s: float | None = None
+    per_seq: float = 0.0
 
     def priors(self, decode_s: float) -> Priors:
         """With launches, if these are not known, as parts of the shortest decode."""
@@ -43,6 +44,7 @@ class Shape(NamedTuple):
             self.attention,
             graph,
             LAUNCH * decode_s if self.launch_s is None else self.launch_s,
+            self.per_seq,
         )
 
 
@@ -83,4 +85,9 @@ def of_profile(profile: Profile) -> Shape:
 def _launches(host: HostTimes | None) -> dict[str, float]:
     if host is None or not host.none.base_ps:
         return {}
-    return {"graph_s": max(1e-4, host.graph.base_ps * 1e-12), "launch_s": host.none.base_ps * 1e-12}
+    none = host.none
+    return {
+        "graph_s": max(1e-4, host.graph.base_ps * 1e-12),
+        "launch_s": none.base_ps * 1e-12,
+        "per_seq": none.per_seq_ps / (none.base_ps + none.per_prefill_ps),
+    }

@@ -74,13 +74,22 @@ def content_of(parts: Parts) -> dict[str, Any]:
 def _descend(misses: Callable[[Floats], Floats], at: Floats, steps: Floats) -> Floats:
     found = misses(at)
     for _ in range(ROUNDS):
-        slopes = np.column_stack([(misses(at + step) - found) / steps[i] for i, step in enumerate(np.diag(steps))])
+        ahead = [misses(at + step) for step in np.diag(steps)]
+        slopes = np.column_stack([(each - found) / size for each, size in zip(ahead, steps, strict=True)])
         move = np.linalg.lstsq(slopes, -found, rcond=None)[0]
-        for share in (1.0, 0.5, 0.25):
-            tried = misses(at + share * move)
-            if tried @ tried < 0.999 * (found @ found):
-                at, found = at + share * move, tried
+        tried = ((at + share * move, misses(at + share * move)) for share in (1.0, 0.5, 0.25))
+        better = next((each for each in tried if _is_less(each[1], found)), None)
+        if better is None:  # cohorts that fall apart otherwise make steps of it: then one factor alone
+            single = [
+                *zip(at + np.diag(steps), ahead, strict=True),
+                *((at - step, misses(at - step)) for step in np.diag(steps)),
+            ]
+            better = min(single, key=lambda each: float(each[1] @ each[1]))
+            if not _is_less(better[1], found):
                 break
-        else:
-            break
+        at, found = better
     return at
+
+
+def _is_less(tried: Floats, found: Floats) -> bool:
+    return bool(tried @ tried < 0.999 * (found @ found))

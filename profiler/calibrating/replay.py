@@ -9,6 +9,7 @@ import numpy as np
 from simbatch.profiler.validating.requests import Requests
 from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.results.metrics import latencies_ms
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.streams import Streams
@@ -44,11 +45,20 @@ def simulated_means(profile: dict[str, Any], settings: dict[str, Any], streams: 
 
 def simulated(profile: dict[str, Any], settings: dict[str, Any], streams: Streams, seed: int = 0) -> tuple[Means, int]:
     """The same, and how many steps had prefills: how far cohorts fell apart on their way in."""
+    record = served(profile, settings, streams, seed)
+    latencies = latencies_ms(record, np.full(len(record.requests), True))
+    means = Means(*(float(np.mean(latencies[name])) if len(latencies[name]) else 0.0 for name in METRICS))
+    segments = record.segments
+    return means, int(segments["num_steps"][segments["prefill_tokens"] > 0].sum())
+
+
+def served(profile: dict[str, Any], settings: dict[str, Any], streams: Streams, seed: int = 0) -> RunRecord:
+    """The run, in the engine."""
     workload = {"num_prompts": 1, "request_rate": 1}
     lengths = {f"{name}_len": {"distribution": "fixed", "mean": 1} for name in ("prompt", "output")}
     content = {"profile": profile, "engine": settings, "workload": {**workload, **lengths}, "seed": seed}
     resolved = resolve(Scenario.from_dict(content))
-    record = engine.run(
+    return engine.run(
         resolved.engine,
         resolved.cost_model(),
         resolved.policy,
@@ -56,11 +66,6 @@ def simulated(profile: dict[str, Any], settings: dict[str, Any], streams: Stream
         noise=resolved.noise(),
         host_noise=resolved.host_noise(),
     )
-    chosen = np.full(len(record.requests), True)
-    latencies = latencies_ms(record, chosen)
-    means = Means(*(float(np.mean(latencies[name])) if len(latencies[name]) else 0.0 for name in METRICS))
-    segments = record.segments
-    return means, int(segments["num_steps"][segments["prefill_tokens"] > 0].sum())
 
 
 def requests_of(streams: Streams) -> Requests:

@@ -181,8 +181,9 @@ class FrontEnd:
 
     def empty(self) -> list[Request]:
         """Let go of all requests on their way, as a server that ends."""
-        requests = [request for _, _, request in self._ready]
-        self._ready.clear()
+        requests = [turn[3] for turn in self._turns] + [turn[2] for turn in self._last_turns]
+        self._turns.clear()
+        self._last_turns.clear()
         self._leaving.clear()
         self._num_requests = self._num_tokens = 0
         self._free_ps = [0] * self._num_servers
