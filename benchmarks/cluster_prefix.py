@@ -52,6 +52,7 @@ class Cache:
         self.blocks_of: dict[Any, list[int]] = {}  # the oldest first
         self.refs = [0] * num_blocks
         self.held: dict[int, list[int]] = {}  # request -> its blocks
+        self.named: dict[int, int] = {}  # request -> how many of them have been looked at
 
     def hit(self, request: int, keys: list[Any], most: int) -> int:
         """Hold the blocks of the longest cached prefix; how many they are."""
@@ -75,7 +76,8 @@ class Cache:
                 self.blocks_of[key].remove(block)
             self.refs[block] = 1
             held.append(block)
-        for i in range(num_tokens // block_size):
+        begin, self.named[request] = self.named.get(request, 0), num_tokens // block_size
+        for i in range(begin, num_tokens // block_size):
             if held[i] not in self.key_of:
                 key = keys[i] if i < len(keys) else ("own", request, i)
                 self.key_of[held[i]] = key
