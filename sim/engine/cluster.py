@@ -67,19 +67,22 @@ class Cluster:
     def run(self) -> Process:
         """The SimPy process."""
         traffic, published, due, lanes = self.traffic, self.published, self._due, self.lanes
+        is_limited = traffic.is_limited
         while True:
             next_ps = traffic.next_ps
             while due and due[0][0] != lanes[due[0][1]].wake_ps:  # out of date
                 heapq.heappop(due)
             first_ps = due[0][0] if due else FAR
             # in a closed loop it is not known yet when the next request comes
-            is_open = not traffic.is_limited or traffic.is_over
-            event_ps = self.events[0].at_ps if self.events else FAR
-            ask_ps = published.due_ps(min(next_ps, event_ps) if is_open else min(next_ps, event_ps, first_ps))
-            until_ps = min(next_ps, ask_ps, event_ps)
+            is_open = not is_limited or traffic.is_over
+            until_ps, ask_ps, event_ps = next_ps, FAR, FAR
+            if self.events or published.refresh_ps:
+                event_ps = self.events[0].at_ps if self.events else FAR
+                ask_ps = published.due_ps(min(next_ps, event_ps) if is_open else min(next_ps, event_ps, first_ps))
+                until_ps = min(next_ps, ask_ps, event_ps)
             if due and first_ps <= until_ps:
                 self._go_on(until_ps, is_open)
-            elif event_ps <= until_ps and (next_ps < FAR or due or self.held):
+            elif event_ps < FAR and event_ps <= until_ps and (next_ps < FAR or due or self.held):
                 self._change(self.events.pop(0))
             elif ask_ps < FAR:
                 self.now_ps = ask_ps

@@ -55,6 +55,7 @@ class Door:
         self._is_timed = is_timed
         self._waiting = scheduler.waiting
         self.held_until_ps = 0  # what the policy has promised, while nobody runs
+        self.is_static = config.batching == "static"
         self.backlog: WaitingQueue[Request] | None = decisions.new_queue() if config.batching == "static" else None
 
     def add(self, request: Request, now_ps: int) -> int:

@@ -54,6 +54,8 @@ class Leap:
         )
         self.num_regular = 0  # decodes of the newest step that follow a token of the step before
         self.is_alone = True
+        # whether the gateway is told when a step is launched whom it ends, before the engine lets go of them
+        self.tells = self.is_async and not replica.is_timed and not self.inbox.is_limited and not replica.door.is_static
         self.untimed = Untimed(self)
         self.timed = Timed(self) if replica.is_timed else None
 
@@ -97,7 +99,9 @@ class Leap:
                         self.close_preemptions()
                         continue
                     break
-            if lane is not None and not planned and not (now.ending or now.noted or now.losing or untimed.left):
+            # nothing of a span shows before its end, unless tokens are on their way that end requests
+            is_due = untimed.left is not None or (not self.tells and (now.ending or now.noted or now.losing))
+            if lane is not None and not planned and not is_due:
                 # until nobody can come before the span's end, or somebody does: nothing of it shows before
                 reach_ps = untimed.reach_ps() if timed is None else timed.reach_ps()
                 while not lane.is_forced:
@@ -117,6 +121,8 @@ class Leap:
             now.has_stepped = True
             if lane is not None:
                 replica.publish()
+                if ended and self.tells:
+                    lane.tell(ended, device.free_ps)
             if now.preempted or (ended and self.refuses_chunks):
                 self.close_preemptions()
             if is_async and (now.ending or now.noted or keeps_steps):

@@ -1,0 +1,96 @@
+"""How fast clusters are: `python -m benchmarks.cluster_speed [--azure FILE] [--repeat N] [--million]`.
+
+The Azure conversation trace at 0.3 of its rate for each replica, as in `engine_speed`; requests per CPU second of the
+event loop, and as a share of one engine's in the same process. `--million`: 64 replicas and a million requests, with
+the time and the memory of the whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import resource
+import time
+from pathlib import Path
+
+from benchmarks.engine_speed import AZURE, Repeated, azure_scenario
+from simbatch.routers.registry import ROUTERS
+from simbatch.sim import engine
+from simbatch.sim.compiled import is_compiled
+from simbatch.sim.engine import Member, run_cluster
+from simbatch.sim.results import Result
+from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.simulate import run_facts
+from simbatch.sim.workload import open_workload
+
+LEAST = "least_requests"
+CASES = ((1, LEAST), (4, LEAST), (16, "round_robin"), (16, LEAST), (64, LEAST))
+
+
+def resolved_for(path: Path, replicas: int) -> Resolved:
+    """The trace, as many times as fast."""
+    scenario = azure_scenario(path, enable_prefix_caching=False)
+    return resolve(scenario.override({"workload.trace.rate_scale": 0.3 * replicas}), "vllm")
+
+
+def members_of(resolved: Resolved, replicas: int) -> list[Member]:
+    """So many engines alike."""
+    return [Member(resolved.engine, resolved.cost_model(), copy.deepcopy(resolved.policy)) for _ in range(replicas)]
+
+
+def cluster_rate(path: Path, replicas: int, router: str, repeat: int) -> tuple[float, int]:
+    """Requests per CPU second, the best of several runs, and the segments of one."""
+    best, segments, resolved = 0.0, 0, resolved_for(path, replicas)
+    for _ in range(repeat):
+        source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
+        members = members_of(resolved, replicas)
+        record = run_cluster(members, ROUTERS.load(router, {}, folder=Path()), source)
+        best, segments = max(best, len(record.requests) / record.event_loop_cpu_s), len(record.segments)
+    return best, segments
+
+
+def million(path: Path) -> None:
+    """64 replicas behind least_requests, the trace 52 times over, summary included."""
+    begin_s = time.perf_counter()
+    scenario = azure_scenario(path, enable_prefix_caching=False)
+    cluster = {"replicas": 64, "router": {"name": LEAST}}
+    resolved = resolve(scenario.override({"workload.trace.rate_scale": 0.3 * 64, "cluster": cluster}))
+    assert resolved.fleet is not None
+    one = open_workload(resolved.scenario.workload, seed=0, folder=Path())
+    source = Repeated(one, 52, max(chunk.arrival_ps[-1] for chunk in one.chunks()))
+    members = members_of(resolved, 64)
+    record = run_cluster(members, resolved.fleet.router, source)
+    ran_s = time.perf_counter() - begin_s
+    summary = Result(record, run_facts(resolved, record, source)).summary
+    all_s, peak_mib = time.perf_counter() - begin_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{summary['completed']:,} requests on 64 replicas: {record.event_loop_cpu_s:.1f} s of event loop, "
+        f"{ran_s:.1f} s on the wall, {all_s:.1f} s with the summary, {peak_mib:,.0f} MiB at the most"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--azure", type=Path, default=AZURE)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--million", action="store_true")
+    options = parser.parse_args()
+    print("compiled" if is_compiled() else "interpreted")
+    if options.million:
+        million(options.azure)
+        return
+    lone, resolved = 0.0, resolved_for(options.azure, 1)
+    for _ in range(options.repeat):
+        source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
+        record = engine.run(resolved.engine, resolved.cost_model(), copy.deepcopy(resolved.policy), source)
+        lone = max(lone, len(record.requests) / record.event_loop_cpu_s)
+    print("| replicas | router | requests per CPU second | of one engine's | events |\n|---|---|---|---|---|")
+    print(f"| no cluster | - | {lone:,.0f} | 1 | {len(record.segments):,} |")
+    for replicas, router in CASES:
+        rate, segments = cluster_rate(options.azure, replicas, router, options.repeat)
+        print(f"| {replicas} | `{router}` | {rate:,.0f} | {rate / lone:.2f} | {segments:,} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
