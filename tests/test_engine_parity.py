@@ -14,7 +14,7 @@ from simbatch.sim.compiled import is_compiled
 from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
 from simbatch.sim.scheduler.request import Request
 
-RECORDINGS = [*recordings(check.RECORDINGS), *recordings(check.TIMING)]
+RECORDINGS = [pair for folder in (check.RECORDINGS, check.TIMING, check.OTHERS) for pair in recordings(folder)]
 
 
 @pytest.mark.parametrize(("case", "recording"), RECORDINGS, ids=[case.stem for case, _ in RECORDINGS])
