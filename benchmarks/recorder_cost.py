@@ -35,7 +35,7 @@ def cost(recorder, batch):
     for i in range(STEPS):
         planned = output(names, 100 + i)
         begin_s = time.perf_counter()
-        recorder.planned(planned, time.monotonic(), time.monotonic(), (batch, 0))
+        recorder.planned(planned, time.monotonic(), time.monotonic(), (batch, 0, 0))
         step = IN_FLIGHT[id(planned)]
         step.begins(), step.launched(), step.samples(), step.sampled()
         recorder.updated(planned, time.monotonic(), time.monotonic())

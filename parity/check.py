@@ -12,7 +12,7 @@ import json
 import sys
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from parity.recording import CaseLines, engine_config
 from simbatch.sim.scenario.rules import start_problems
@@ -38,21 +38,59 @@ def load(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def first_difference(case: dict[str, Any], recorded: list[dict[str, Any]]) -> str | None:
-    """The first line that differs, both sides of it, or None.
+class Difference(NamedTuple):
+    """The first line of a recording that differs, from vLLM and from simbatch; None: that side has ended."""
 
-    Names of physical blocks (`blk`) are not compared: they mean nothing outside the engine that gave them out. Where
-    vLLM refused the configuration, its start rules must refuse it here too.
+    vllm: dict[str, Any] | None
+    simbatch: dict[str, Any] | None
+
+    def __str__(self) -> str:
+        return f"  vLLM     {json.dumps(self.vllm)}\n  simbatch {json.dumps(self.simbatch)}"
+
+    @property
+    def where(self) -> str:
+        """Step and request: `step 41, request r7`."""
+        sides = self.vllm or {}, self.simbatch or {}
+        if name := sides[0].get("req") or sides[1].get("req"):
+            return f"the line of request {name}"
+        number = next((side["i"] for side in sides if "i" in side), None)
+        if number is None:
+            return "the end" if "end" in sides[0] or "end" in sides[1] else "the start"
+        for key in ("s", "pre", "adm", "res", "fin"):
+            for entries in zip_longest(*(side.get(key, ()) for side in sides)):
+                if entries[0] != entries[1]:
+                    entry = entries[0] or entries[1]
+                    return f"step {number}, request {entry if isinstance(entry, str) else entry[0]}"
+        keys = [key for key in sides[0] | sides[1] if sides[0].get(key) != sides[1].get(key)]
+        return f"step {number}, {keys[0]}"
+
+
+def first_difference(case: dict[str, Any], recorded: list[dict[str, Any]]) -> Difference | None:
+    """The first line that differs, or None.
+
+    Where vLLM refused the configuration, its start rules must refuse it here too.
     """
     if "config_error" in recorded[0]:
         refused = next(start_problems(engine_config(case)), None)
-        return None if refused else f"  vLLM     {json.dumps(recorded[0])}\n  simbatch starts"
+        return None if refused else Difference(recorded[0], {"starts": True})
     played = CaseLines(case).play()
     played[-1]["end"]["vllm"] = recorded[-1].get("end", {}).get("vllm")
     for ours, vllms in zip_longest(played, recorded[1:]):
-        if ours != {key: value for key, value in (vllms or {}).items() if key != "blk"}:
-            return f"  vLLM     {json.dumps(vllms)}\n  simbatch {json.dumps(ours)}"
+        if as_compared(ours) != as_compared(vllms):
+            return Difference(vllms, ours)
     return None
+
+
+def as_compared(line: dict[str, Any] | None) -> dict[str, Any]:
+    """A line without what is no decision.
+
+    That is names of physical blocks (`blk`), which mean nothing outside the engine that gave them out, and the name of
+    the exception by which a request is rejected, which vLLM has changed.
+    """
+    kept = {key: value for key, value in (line or {}).items() if key != "blk"}
+    if str(kept.get("st")).startswith("rejected:"):
+        kept["st"] = "rejected"
+    return kept
 
 
 def main(arguments: list[str]) -> int:
@@ -64,6 +102,7 @@ def main(arguments: list[str]) -> int:
         return 1
     num_same = 0
     for case_path, recording_path in pairs:
+        difference: Difference | str | None
         try:
             difference = first_difference(json.loads(case_path.read_text()), load(recording_path))
         except Exception as error:

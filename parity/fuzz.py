@@ -23,7 +23,7 @@ from typing import Any
 from parity.check import first_difference, load
 
 HERE = Path(__file__).parent
-ORACLE, TIMING_ORACLE = HERE / "vllm_oracle.py", HERE / "timing_oracle.py"
+PROBE = HERE / "probe.py"
 START_LIMIT_S, CASE_LIMIT_S = 120, 5  # a case takes 0.2 s, and 3 s where requests rotate until they are cut
 STEP_TIMES_NS = (
     {"base": 6_000_000, "per_prefill_token": 45_000, "per_decode_seq": 90_000, "per_context_token": 35},
@@ -59,6 +59,9 @@ def random_case(name: str, seed: int) -> dict[str, Any]:
         config["enable_chunked_prefill"] = False
     if max_num_seqs > 1 and rng.random() < 0.2:
         config["max_num_active_seqs"] = rng.randint(1, max_num_seqs)
+    interval = random.Random(f"interval {seed}")
+    if interval.random() < 0.2:
+        config["prefill_schedule_interval"] = interval.choice([2, 3, 5, 9])
     requests = (
         random_chats(rng, max_model_len) if rng.random() < 0.2 else random_requests(rng, max_model_len, block_size)
     )
@@ -145,22 +148,19 @@ def random_chats(rng: random.Random, max_model_len: int) -> list[dict[str, Any]]
     return sorted(requests, key=lambda request: request["arrival_ns"])
 
 
-def record(vllm_python: str, oracle: Path, cases: list[Path], out: Path) -> None:
-    """Let the real scheduler decide."""
-    if not cases:
-        return
-    command = [vllm_python, str(oracle), *map(str, cases), "--out", str(out), "--gzip"]
+def record(vllm_python: str, folder: Path, num_cases: int) -> None:
+    """Let the real scheduler decide every case of the folder."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    limit_s = START_LIMIT_S + CASE_LIMIT_S * len(cases)
+    limit_s = START_LIMIT_S + CASE_LIMIT_S * num_cases
+    command = [vllm_python, str(PROBE), str(folder)]
     try:
         done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=limit_s)
-        if not done.returncode:
-            return
         how, said = f"ended with {done.returncode}", done.stderr
     except subprocess.TimeoutExpired:
         how, said = f"did not end within {limit_s} s", ""
-    case = next((path.stem for path in cases if not (out / f"{path.stem}.jsonl.gz").is_file()), "none")
-    sys.exit(f"vLLM's scheduler, driven by {vllm_python}, {how} at case {case}:\n{said[-3000:]}")
+    missing = [path.stem for path in sorted(folder.glob("*.json")) if not path.with_suffix(".jsonl.gz").is_file()]
+    if missing:
+        sys.exit(f"vLLM's scheduler, driven by {vllm_python}, {how} at case {missing[0]}:\n{said[-3000:]}")
 
 
 def main() -> int:
@@ -177,25 +177,24 @@ def main() -> int:
     num_same = 0
     with tempfile.TemporaryDirectory() as folder:
         paths = []
-        for oracle, make, count in ((ORACLE, random_case, options.cases), (TIMING_ORACLE, timing_case, options.timing)):
-            new = []
+        for kind, make, count in (("case", random_case, options.cases), ("timed", timing_case, options.timing)):
             for i in range(count):
-                path = Path(folder) / f"{oracle.stem}{options.seed + i}.json"
+                path = Path(folder) / f"{kind}{options.seed + i}.json"
                 path.write_text(json.dumps(make(path.stem, options.seed + i)))
-                new.append(path)
-            record(options.vllm_python, oracle, new, Path(folder))
-            paths += new
+                paths.append(path)
+        record(options.vllm_python, Path(folder), len(paths))
         for path in paths:
             recording = path.with_suffix(".jsonl.gz")
             lines = load(recording)
-            difference = first_difference(json.loads(path.read_text()), lines)
+            case = json.loads(path.read_text()) | {"vllm_version": lines[0]["vllm"]}
+            difference = first_difference(case, lines)
             num_same += difference is None
             num_steps += sum("i" in line for line in lines)
             num_preemptions += sum(len(line.get("pre", ())) for line in lines)
             if difference is not None:
                 print(f"{path.stem}: the first step that differs\n{difference}")
                 failures.mkdir(exist_ok=True)
-                shutil.copy(path, failures)
+                (failures / path.name).write_text(json.dumps(case))
                 shutil.copy(recording, failures)
     print(f"{num_same} of {len(paths)} identical ({num_steps} steps, {num_preemptions} preemptions)")
     return 0 if num_same == len(paths) else 1

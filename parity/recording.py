@@ -21,6 +21,7 @@ from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.versions import changes_in, default_of, lacks, parse_version
 from simbatch.sim.workload.chunk import RequestChunk
 
 PS_PER_NS = 1000
@@ -28,11 +29,18 @@ Line = dict[str, Any]
 
 
 def engine_config(case: dict[str, Any]) -> EngineConfig:
-    """The case's settings; `policy` is the recordings' word for `scheduling_policy`."""
-    settings = dict(case["config"])
+    """The case's settings under its version of vLLM; `policy` is the recordings' word for `scheduling_policy`.
+
+    Settings that the version lacks are left out, as the oracle does. `planted` are changes that are switched, to see
+    whether anybody notices.
+    """
+    version = str(case.get("vllm_version", "0.32"))
+    changes = changes_in(parse_version(version)) ^ set(case.get("planted", ()))
+    settings = {key: value for key, value in case["config"].items() if not lacks(key, changes)}
+    settings.setdefault("scheduler_reserve_full_isl", default_of("scheduler_reserve_full_isl", changes))
     settings["scheduling_policy"] = settings.pop("policy", "fcfs")
     settings.setdefault("enable_prefix_caching", False)
-    return EngineConfig(**settings)
+    return EngineConfig(**settings, vllm_version=version, changes=changes)
 
 
 class ContentKeys:

@@ -55,7 +55,6 @@ class ReplicaView(Protocol):
     # the gateway's books
     num_requests: int  # sent there, and not over
     num_tokens: int  # prompt tokens of those
-    num_prefill_tokens: int  # of those without a first token yet
     num_sent: int  # requests sent there so far
 
     @property

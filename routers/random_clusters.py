@@ -13,7 +13,7 @@ from simbatch.policies.random_cases import MS, ListSource, random_config, random
 from simbatch.policies.vllm import VLLM
 from simbatch.routers.base import Router
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
-from simbatch.sim.engine import Member, run_cluster
+from simbatch.sim.engine import Change, Member, run_cluster
 from simbatch.sim.engine.record import RunRecord
 
 MAX_REPLICAS = 6
@@ -28,15 +28,17 @@ class ClusterCase:
     source: ListSource
     seed: int
     refresh_ps: int = 0
+    events: Sequence[Change] = ()
 
     def run(self, router: Router, *, spans: bool = True, steps: bool = False) -> RunRecord:
         """Simulate it; policies and draws are made anew each time."""
         return run_cluster(
-            copy.deepcopy(self.members),
+            [replace(member, policy=copy.deepcopy(member.policy)) for member in self.members],
             router,
             self.source,
             seed=self.seed,
             refresh_ps=self.refresh_ps,
+            events=self.events,
             spans=spans,
             steps=steps,
         )
@@ -56,7 +58,17 @@ def random_cluster(seed: int) -> ClusterCase:
         if member.config.num_gpu_blocks < least:
             members[i] = replace(member, config=replace(member.config, num_gpu_blocks=least))
     source = random_source(rng, LONGEST)
-    return ClusterCase(members[: rng.randint(1, MAX_REPLICAS)], source, seed, rng.choice([0, 0, 0, 30 * MS, 200 * MS]))
+    members = members[: rng.randint(1, MAX_REPLICAS)]
+    refresh_ps = rng.choice([0, 0, 0, 30 * MS, 200 * MS])
+    events = list[Change]()
+    for i in range(len(members)):
+        at_ps = 0
+        while rng.random() < 0.25:
+            at_ps, drains = at_ps + rng.randrange(1, 2000) * MS, rng.random() < 0.3
+            up_ps = at_ps + rng.randrange(1, 1000) * MS
+            events += [Change(at_ps, False, i, drains), Change(up_ps, True, i, drains)]
+            at_ps = up_ps
+    return ClusterCase(members, source, seed, refresh_ps, events)
 
 
 def _random_member(rng: random.Random) -> Member:

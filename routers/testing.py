@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def _spans(trial: Trial) -> Iterator[str]:
 def _draws(trial: Trial) -> Iterator[str]:
     """A router that says that it never draws does the same under another seed."""
     if not trial.router.draws:
-        other = ClusterCase(trial.case.members, trial.case.source, trial.case.seed + 1, trial.case.refresh_ps)
+        other = replace(trial.case, seed=trial.case.seed + 1)
         yield from _differences(trial.record, other.run(trial.router, spans=False), "draws is False, and it draws")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
@@ -19,6 +19,7 @@ from simbatch.sim.workload.predicted import PredictedSource, Predictor
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
     from simbatch.sim.engine.explain import Event
+    from simbatch.sim.engine.listener import Listener
     from simbatch.sim.engine.record import RunRecord
     from simbatch.sim.results import Result
     from simbatch.sim.scenario.fleet import Fleet
@@ -80,17 +81,27 @@ def _record(
             noise=resolved.noise(),
             host_noise=resolved.host_noise(),
         )
-    settings = resolved.scenario.cluster
-    assert settings is not None
     return engine.run_cluster(
         members_of(resolved.fleet),
         resolved.fleet.router,
         source,
-        seed=resolved.scenario.seed,
-        refresh_ps=to_ps(settings.router.refresh_s),
         steps=steps,
         progress=progress,
+        **cluster_options(resolved),
     )
+
+
+def cluster_options(resolved: Resolved) -> dict[str, Any]:
+    """What a run of a cluster takes beside its members, router and requests."""
+    from simbatch.sim.engine import Change
+
+    settings = resolved.scenario.cluster
+    assert settings is not None
+    events = []
+    for event in settings.events:
+        down_ps, up_ps = to_ps(event.at), to_ps(event.at + event.down_s)
+        events += [Change(at_ps, up, event.replica, event.drain) for at_ps, up in ((down_ps, False), (up_ps, True))]
+    return {"seed": resolved.scenario.seed, "refresh_ps": to_ps(settings.router.refresh_s), "events": events}
 
 
 def members_of(fleet: Fleet) -> list[Member]:
@@ -139,6 +150,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         host_profile=resolved.host_profile,
         profile_asked_for=resolved.profile_asked_for,
         profile_source=getattr(profile, "source", None),
+        profile_vllm_version=getattr(profile, "vllm_version", None),
         profile_error=error_line(profile),
         profile_is_estimate=profile.is_estimate,
         profile_caveats=caveats(profile),
@@ -148,6 +160,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         has_host=any(one.engine.host is not None for one in engines),
         has_front_end=any(front_end_of(one.engine) is not None for one in engines),
         max_capture_size=resolved.engine.max_capture_size,
+        vllm_notes=resolved.vllm_notes,
         policy_holds=resolved.policy.overrides("hold"),
         cluster=None if whole.fleet is None else whole.fleet.facts(whole.scenario),
     )
@@ -169,14 +182,44 @@ def _share_in_range(resolved: Resolved, record: RunRecord) -> float | None:
     return inside / total if total else 1.0
 
 
+def listen(resolved: Resolved, listener: Listener) -> None:
+    """Do every step of a scenario, of which `listener` is told; it may end the run."""
+    from simbatch.sim.engine import Run
+
+    noise, host_noise = resolved.noise(), resolved.host_noise()
+    try:
+        source = _requests(resolved)
+        run = Run(
+            *(resolved.engine, resolved.cost_model(), resolved.policy, source),
+            noise=noise,
+            host_noise=host_noise,
+            listener=listener,
+        )
+        run.env.run()
+    except UserError as error:
+        raise resolved.scenario.relocated(error) from error.__cause__
+
+
 def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
     """The life of one request of a scenario, event by event; UserError where there is none of that name."""
-    from simbatch.sim import engine
-
     scenario = resolved.scenario
     try:
         source = _requests(resolved)
-        events = engine.explain(
+        events = _explained(resolved, source, request_id)
+    except UserError as error:
+        raise scenario.relocated(error) from error.__cause__
+    if not events:
+        rule = "no request of this name is ever sent"
+        mend = "requests.parquet of `simbatch run` lists request_id; where the input has none it is the row, from 0"
+        raise UserError(Problem("--request", rule, request_id, mend))
+    return events
+
+
+def _explained(resolved: Resolved, source: RequestSource, request_id: str) -> list[Event]:
+    from simbatch.sim import engine
+
+    if resolved.fleet is None:
+        return engine.explain(
             resolved.engine,
             resolved.cost_model(),
             resolved.policy,
@@ -185,10 +228,6 @@ def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
             noise=resolved.noise(),
             host_noise=resolved.host_noise(),
         )
-    except UserError as error:
-        raise scenario.relocated(error) from error.__cause__
-    if not events:
-        rule = "no request of this name is ever sent"
-        mend = "requests.parquet of `simbatch run` lists request_id; where the input has none it is the row, from 0"
-        raise UserError(Problem("--request", rule, request_id, mend))
-    return events
+    return engine.explain_cluster(
+        members_of(resolved.fleet), resolved.fleet.router, source, request_id, **cluster_options(resolved)
+    )

@@ -8,7 +8,7 @@ inside is no public interface: importing this raises UserError on a version that
 
 from __future__ import annotations
 
-from simbatch.profiler.measuring.vllm_start import require_vllm
+from simbatch.profiler.served.vllm_start import require_vllm
 
 require_vllm()
 

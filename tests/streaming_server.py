@@ -6,6 +6,7 @@ tests in tests/vllm do the same against a real vLLM server.
 
 import asyncio
 import json
+import re
 import threading
 
 STEP_S = 0.02
@@ -14,14 +15,26 @@ HANGS = "hangs"  # no answer at all
 METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",num_gpu_blocks="600"} 1.0\n'
 
 
+class Request:
+    """A request in the server, and the tokens that it has been given."""
+
+    def __init__(self, name, body):
+        self.name, self.num_prompt_tokens, self.left = name, len(body["prompt"]), body["max_tokens"]
+        self.num_computed, self.tokens = 0, asyncio.Queue()
+
+
 class StreamingServer:
     """Serves in a thread of its own until closed; `bodies` are the completions asked for.
 
     `answer` may say for a request's number what is answered instead (status, text; or HANGS). After `lives`
-    completions it dies. An event has `at_once` tokens.
+    completions it dies. An event has `at_once` tokens. `recorder` is told of every step and request, and says how long
+    each step lasts.
     """
 
-    def __init__(self, *, max_model_len=600, answer=lambda number: None, lives=None, at_once=1, metrics=METRICS):
+    def __init__(
+        self, *, max_model_len=600, answer=lambda number: None, lives=None, at_once=1, metrics=METRICS, recorder=None
+    ):
+        self._recorder = recorder
         self.bodies, self.max_at_once = [], 0
         self._max_model_len, self._answer, self._lives, self._metrics = max_model_len, answer, lives, metrics
         self._running, self._writers, self._num_ended, self._at_once = [], set(), 0, at_once
@@ -53,25 +66,34 @@ class StreamingServer:
 
     async def _steps(self):
         while True:
-            batch = list(self._running)
+            batch = [request for request in self._running if request.left > 0]
             self.max_at_once = max(self.max_at_once, len(batch))
-            await asyncio.sleep(STEP_S if batch else 0.0005)
+            if not batch:
+                await asyncio.sleep(0.0005)
+                continue
+            if self._recorder is None:
+                await asyncio.sleep(STEP_S)
+            else:
+                await self._recorder.step(batch)
             for request in batch:
-                request.put_nowait(b"x")
+                request.left -= 1
+                request.tokens.put_nowait(b"x")
 
     async def _connected(self, reader, writer):
         self._writers.add(writer)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = next((int(x.split(b":")[1]) for x in head.split(b"\r\n") if x.startswith(b"Content-L")), 0)
-                await self._answers(head.split(b" ")[1].decode(), await reader.readexactly(length), writer)
+                named = re.search(rb"X-Request-Id: (\S+)", head)
+                body = await reader.readexactly(length)
+                await self._answers(head.split(b" ")[1].decode(), body, writer, named[1].decode() if named else "-")
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:
             self._writers.discard(writer)
             writer.close()
 
-    async def _answers(self, path, body, writer):
+    async def _answers(self, path, body, writer, name):
         if path == "/v1/models":
             card = {"id": MODEL, "max_model_len": self._max_model_len}
             _whole(writer, 200, json.dumps({"data": [card]}))
@@ -86,7 +108,7 @@ class StreamingServer:
             elif instead is not None:
                 _whole(writer, instead[0], json.dumps({"error": {"message": instead[1]}}))
             else:
-                await self._stream(body, writer)
+                await self._stream(Request(name, body), body, writer)
                 self._num_ended += 1
                 if self._num_ended == self._lives:
                     self._ended.set()
@@ -94,16 +116,15 @@ class StreamingServer:
             _whole(writer, 404, json.dumps({"detail": "Not Found"}))
         await writer.drain()
 
-    async def _stream(self, body, writer):
+    async def _stream(self, request, body, writer):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        tokens = asyncio.Queue()
-        self._running.append(tokens)
+        self._running.append(request)
         for number in range(1, body["max_tokens"] + 1):
-            await tokens.get()
+            await request.tokens.get()
             if number % self._at_once and number != body["max_tokens"]:
                 continue
             _event(writer, {"choices": [{"text": ""}]})
-        self._running.remove(tokens)
+        self._running.remove(request)
         _event(writer, {"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
         _event(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")

@@ -236,7 +236,7 @@ def test_contributing_lists_every_room_of_the_simulator() -> None:
 def test_the_reference_has_the_engine_s_keys_and_defaults() -> None:
     documented = dict(zip(rows("engine"), rows("engine", 1), strict=True))
     assert documented.keys() - {"key"} == {f"`{name}`" for name in EngineSettings.model_fields}
-    others = {"num_gpu_blocks", "seed", "host", "max_capture_size"}  # from the profile, the scenario, other settings
+    others = {"num_gpu_blocks", "seed", "host", "max_capture_size", "changes"}  # of profile, scenario, other settings
     assert EngineConfig.__dataclass_fields__.keys() - others <= EngineSettings.model_fields.keys()
     for name, setting in EngineSettings.model_fields.items():
         if setting.default is not None:
@@ -266,12 +266,15 @@ def test_the_reference_has_every_trace_format() -> None:
 
 
 def test_the_reference_has_every_key_of_the_summary_and_no_other(result: Result) -> None:
-    ours = result.summary["simbatch"]
+    few = {"workload.num_prompts": 20, "cluster.replicas": 2}
+    cluster = simulate(Scenario.load("bursty").override(few)).summary["simbatch"]["cluster"]
+    ours = {**result.summary["simbatch"], "cluster": cluster}
     documented, engine = (names(section(title)) for title in ("summary.json", "engine"))
     policy = names(read("docs/policies.md")) | {"name"}
     assert ours["engine"].keys() - engine == {"num_gpu_blocks"}
     assert ours["policy"].keys() - policy == set()
     assert ours["rejected_reasons"][0].keys() - documented == set()
+    assert cluster["replicas"][0].keys() | cluster["groups"][0].keys() <= documented
     for block in (*ours["classes"].values(), *ours["tenants"].values()):
         assert block.keys() - documented == set()
     keys = {
@@ -284,6 +287,7 @@ def test_the_reference_has_every_key_of_the_summary_and_no_other(result: Result)
                 "classes": {"<class>": 0},
                 "tenants": {"<tenant>": 0},
                 "other_tenants": 0,
+                "cluster": {**cluster, "router": 0},
             }
         ),
     } - {"simbatch"}

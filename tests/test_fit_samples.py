@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from simbatch.profiler.fitting.choose import NUM_FOLDS, folds
+from simbatch.profiler.fitting.choose import NUM_FOLDS, choose, folds
 from simbatch.profiler.fitting.forms import Measured, forms_for
 from simbatch.profiler.fitting.from_samples import fit_samples, held_out, request_overhead_s
 from simbatch.profiler.fitting.robust import solve_robust
@@ -242,3 +242,21 @@ def test_the_noise_of_the_profile_is_the_spread_that_was_measured():
     assert table.mean() == pytest.approx(1, abs=1e-9)
     assert np.quantile(table, 0.9) / np.quantile(table, 0.5) == pytest.approx(np.exp(0.05 * 1.2816), rel=0.02)
     assert table.max() > 3  # spikes are kept
+
+
+def test_steps_of_which_no_form_makes_a_step_time_are_refused_in_one_sentence():
+    def nothing(_):
+        zero = {"count": [1, 2], "time_s": [0.0, 0.0]}
+        return {
+            "decode": {"seqs": zero, "per_context_token_s": 0.0},
+            "mixed": {"tokens": zero, "per_decode_seq_s": 0.0, "per_context_token_s": 0.0, "per_attention_unit_s": 0.0},
+        }
+
+    samples = made_samples()
+    data, forms = measured(samples), forms_for(samples.engine)
+    assert choose(data, {"none": nothing, "table": forms["table"]}).chosen == {
+        "decode": "table",
+        "mixed": "table",
+    }
+    with pytest.raises(UserError, match="gives a step that takes no time"):
+        choose(data, {"none": nothing})

@@ -17,6 +17,7 @@ class Sent:
     """Requests at given moments, as the engine's traffic hands them over."""
 
     is_limited = False
+    horizon_ps = FAR
 
     def __init__(self, sent_ps, prompts):
         self._requests = [Request(i, None, at, n, 1) for i, (at, n) in enumerate(zip(sent_ps, prompts, strict=True))]

@@ -1,6 +1,7 @@
 """Measuring without an engine: durations, the batch table and its knee, when to stop, what is kept."""
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from simbatch.cli import main
+from simbatch.profiler.fitting.durations import durations_s, entries_of
+from simbatch.profiler.fitting.recorded_lines import STEP_TIMES, RecordedRequest, RecordedStep
 from simbatch.profiler.fitting.samples import Admission, EngineFacts, Entry, StepSample, read_samples
 from simbatch.profiler.measuring.batches import Lived, Shape, batch_sizes, knee, row_of
 from simbatch.profiler.measuring.measure import check_not_begun, open_samples
@@ -15,9 +18,10 @@ from simbatch.profiler.measuring.planned import planned_memory, utilisation
 from simbatch.profiler.measuring.progress import left_text
 from simbatch.profiler.measuring.report import memory_table
 from simbatch.profiler.measuring.run import Files
-from simbatch.profiler.measuring.step_clock import Counts, RecordedStep, StepClock
 from simbatch.profiler.measuring.stopping import Budget
-from simbatch.profiler.measuring.vllm_start import (
+from simbatch.profiler.measuring.way_out import joined, way_of
+from simbatch.profiler.served.driver import Flight
+from simbatch.profiler.served.vllm_start import (
     REQUIREMENT,
     TESTED,
     VERSIONS,
@@ -25,14 +29,12 @@ from simbatch.profiler.measuring.vllm_start import (
     check_model,
     check_version,
     failed_start,
-    quantisation_name,
 )
+from simbatch.serving.engine_facts import quantisation_name
 from simbatch.sim.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "tests" / "vllm" / "models"
-ENTRY = ("a", Entry(0, 10, False))
-COUNTS = Counts(5, 1, 0)
 
 
 def facts(**changes):
@@ -58,56 +60,67 @@ def facts(**changes):
     return EngineFacts(**given | changes)
 
 
-class Calls:
-    """A clock whose time is set, and what a StepClock made of it."""
-
-    def __init__(self):
-        self.now_s, self.steps = 0.0, []
-        self.clock = StepClock(lambda: self.now_s, self.steps.append)
-
-    def call(self, begin_s, end_s, launches=None, updates=None, entries=(ENTRY,)):
-        self.now_s = begin_s
-        self.clock.call_begins()
-        if launches is not None:
-            self.clock.launched(launches, entries)
-        if updates is not None:
-            self.clock.updated(updates)
-        self.now_s = end_s
-        self.clock.call_ends(COUNTS)
+def recorded(schedule_s, updated_s, num_decodes=1, prefills=(), **more):
+    """A step; what is not said is NaN or nothing."""
+    times = {**dict.fromkeys(STEP_TIMES.values(), math.nan), "schedule_s": schedule_s, "updated_s": updated_s}
+    counts = {"context_tokens": 300 * num_decodes, "num_running": num_decodes, "num_waiting": 0, "num_preempted": 0}
+    return RecordedStep(**{**times, **counts, "num_decodes": num_decodes, "prefills": tuple(prefills), **more})
 
 
-def test_a_synchronous_step_is_its_call():
-    calls, first, second = Calls(), object(), object()
-    calls.call(1.0, 1.5, first, first)
-    calls.call(7.0, 7.25, second, second)
-    assert [step.duration_s for step in calls.steps] == [0.5, 0.25]
-    assert calls.steps[0].free_blocks == 5
+def took_s(*lines):
+    return [pytest.approx(took) for _, took in durations_s(lines)]
 
 
-def test_an_asynchronous_step_is_the_time_between_updates():
-    calls, batches = Calls(), [object() for _ in range(3)]
-    calls.call(0.0, 0.1, batches[0])  # returns early: the queue is not full
-    calls.call(0.1, 2.0, batches[1], batches[0])
-    calls.call(2.0, 5.0, batches[2], batches[1])
-    calls.call(5.0, 6.0, None, batches[2])
-    assert [step.duration_s for step in calls.steps] == [2.0, 3.0, 1.0]
+def test_a_step_without_a_device_s_times_lasts_from_update_to_update():
+    alone = recorded(1.0, 1.5, 0, [(0, 10)])
+    following, later = recorded(1.6, 2.0), recorded(7.0, 7.25, 0, [(0, 10)])
+    assert took_s(alone, following, later) == [0.5, 0.5, 0.25]  # the last one came to an idle engine
+    taken_in = RecordedRequest("a", 10, 1.52, 1.58, 1.5)
+    assert took_s(alone, taken_in, following) == [0.5, 0.44]
 
 
-def test_a_step_without_tokens_is_no_sample_but_ends_the_one_before():
-    calls, empty, batch = Calls(), object(), object()
-    calls.call(0.0, 1.0, empty, empty, entries=())
-    calls.call(1.0, 3.0, batch, batch)
-    assert [step.duration_s for step in calls.steps] == [2.0]
+def test_a_step_with_a_device_s_times_lasts_from_where_the_one_before_ended():
+    steps = [recorded(1.0, 2.1, start_s=1.0, end_s=2.0), recorded(1.1, 2.6, start_s=1.2, end_s=2.5)]
+    assert took_s(*steps, recorded(5.0, 6.0, start_s=5.5, end_s=5.7)) == [1.0, 0.5, 0.2]
+
+
+def test_decodes_share_their_context():
+    step = recorded(0.0, 1.0, 3, [(64, 36)], context_tokens=100)
+    assert [entry.num_computed_tokens for entry in entries_of(step)] == [34, 33, 33, 64]
+    assert [entry.is_decode for entry in entries_of(step)] == [True] * 3 + [False]
+
+
+def test_the_way_of_a_batch_by_hand():
+    def flight(name, *chunk_s):
+        made = Flight(name, 1.0, 20, 3)
+        made.answer.chunk_s = list(chunk_s)
+        return made
+
+    # two prefills in a step, then two decodes with both; updates at 2, 3 and 4
+    steps = [recorded(1.5, 2.0, 0, [(0, 20), (0, 20)]), recorded(2.0, 3.0, 2), recorded(3.0, 4.0, 2)]
+    flights = [flight("sb1-1", 2.01, 3.01, 4.01), flight("sb1-11", 2.03, 3.03, 4.03)]
+    requests = [RecordedRequest(f"cmpl-{each.name}-0-abc", 20, 1.3, 1.4, 1.2) for each in flights]
+    way = way_of(flights, steps, requests, 20)
+    assert (way.in_s, way.out_s) == pytest.approx((0.2, 0.01))
+    assert way.chunk_s is None  # two of a step say little
+    twice = [*flights, flight("sb1-2", 2.05, 3.05, 4.05), flight("sb1-3", 2.07, 3.07, 4.07)]
+    more = [recorded(1.5, 2.0, 0, [(0, 20)] * 4), recorded(2.0, 3.0, 4), recorded(3.0, 4.0, 4)]
+    assert way_of(twice, more, requests, 20).chunk_s == pytest.approx(0.02)
+    assert way_of(flights, more, requests, 20) is None  # chunks were merged
+    assert joined([way, way_of(twice, more, requests, 20)]) == pytest.approx({"network_s": 0.21, "per_chunk_s": 0.02})
+    assert joined([]) == {}
 
 
 def decode_step(duration_s, num_decodes, free_blocks):
-    entries = tuple((str(i), Entry(300, 1, True)) for i in range(num_decodes))
-    return RecordedStep(0.0, duration_s, entries, free_blocks, num_decodes, 0)
+    return recorded(0.0, duration_s, num_decodes, start_s=0.0, end_s=duration_s, num_free_blocks=free_blocks)
 
 
 def test_a_row_of_the_batch_table_by_hand():
     lives = [Lived(0.0, [1.0, 1.5, 2.0]), Lived(0.5, [2.0, 2.5, 3.0])]
-    steps = [decode_step(0.2, 1, 80), *(decode_step(s, 2, 60) for s in (0.4, 0.5, 9.0))]
+    begun_s, steps = 0.0, []
+    for duration_s, num_decodes, free in ((0.2, 1, 80), (0.4, 2, 60), (0.5, 2, 60), (9.0, 2, 60)):
+        steps.append(decode_step(duration_s, num_decodes, free)._replace(start_s=begun_s, end_s=begun_s + duration_s))
+        begun_s += duration_s
     row = row_of(facts(), Shape(20, 3), lives, steps)
     assert row["ttft_ms"] == pytest.approx(1250)  # 1.0 and 1.5 s
     assert row["tpot_ms"] == pytest.approx(500)
@@ -174,7 +187,7 @@ def test_samples_are_on_disk_at_once_and_go_on_after_a_cut(tmp_path):
     path = tmp_path / "x.samples.jsonl"
     kept = open_samples(path, facts(), resume=False)
     step = StepSample(4, False, 0.01, (Entry(0, 10, False),))
-    kept.steps([step])
+    kept.step(step)
     kept.admission(Admission(0.001, 10))
     kept.row({"batch_size": 1})
     assert read_samples(path).steps == [step]  # the file is not closed yet
@@ -182,7 +195,7 @@ def test_samples_are_on_disk_at_once_and_go_on_after_a_cut(tmp_path):
     with path.open("a") as file:
         file.write('{"record": "step", "epis')  # killed here
     again = open_samples(path, facts(num_gpu_blocks=99), resume=True)  # vLLM's own figure varies
-    again.steps([step])
+    again.step(step)
     again.writer.close()
     found = read_samples(path)
     assert len(found.steps) == 2
@@ -252,15 +265,25 @@ def test_utilisation_is_a_share_of_the_datasheet_s_bandwidth():
 
 
 def test_a_start_that_failed_says_what_to_lower(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("")
-    out_of_memory = failed_start(RuntimeError("CUDA out of memory. Tried 2 GiB"), EngineOptions("m"), log)
-    assert "lower --gpu-memory-utilization" in str(out_of_memory)
-    no_room = failed_start(ValueError("No available memory for the cache blocks."), EngineOptions("m"), log)
-    assert "raise --gpu-memory-utilization" in str(no_room)
-    log.write_text("worker: torch.OutOfMemoryError")
-    elsewhere = failed_start(RuntimeError("Engine core initialization failed"), EngineOptions("m"), log)
-    assert "lower --gpu-memory-utilization" in str(elsewhere)
+    def failed(said, messages=""):
+        return str(failed_start(f"did not start: {said}", EngineOptions("m"), tmp_path / "log", messages))
+
+    assert "lower --gpu-memory-utilization" in failed("CUDA out of memory. Tried 2 GiB")
+    assert "raise --gpu-memory-utilization" in failed("No available memory for the cache blocks.")
+    elsewhere = failed("Engine core initialization failed", "worker: torch.OutOfMemoryError")
+    assert "lower --gpu-memory-utilization" in elsewhere
+    assert failed("?").endswith(f"vLLM's own messages are in {tmp_path / 'log'}")
+
+
+def test_what_is_said_becomes_flags_of_vllm_serve():
+    extra = {"enforce_eager": True, "cudagraph_capture_sizes": [1, 2], "additional_config": {"a": 1}}
+    options = EngineOptions("m", max_num_seqs=4, enable_prefix_caching=False, extra=extra)
+    words = ["m", "--max-num-seqs", "4", "--no-enable-prefix-caching", "--seed", "0", "--enforce-eager"]
+    words += ["--cudagraph-capture-sizes", "1", "2", "--additional-config", '{"a": 1}']
+    assert options.flags() == words
+    assert "--enforce-eager" not in options.without("enforce_eager").flags()
+    more = options.with_extra(dtype="float16", enforce_eager=False).extra
+    assert more == {"dtype": "float16", **extra}  # what was given stays
 
 
 def test_a_folder_without_weights_gets_random_ones_and_says_so(tmp_path):
@@ -283,7 +306,7 @@ def test_a_model_that_is_none_is_refused_before_vllm_starts(tmp_path):
 
 
 def test_without_vllm_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("simbatch.profiler.measuring.vllm_start.find_spec", lambda name: None)
+    monkeypatch.setattr("simbatch.profiler.served.vllm_start.find_spec", lambda name: None)
     code = run("profile", "m", "-o", tmp_path / "p.json")
     assert code == 2
     said = capsys.readouterr().err

@@ -18,60 +18,67 @@ def limits(request):
     return request.param
 
 
-def test_an_episode_fits_into_the_engine(limits):
+def test_a_wave_fits_into_the_engine(limits):
     for index in range(300):
-        episode = draw(limits, 0, index)
-        num_prompts = len(episode.injections)
-        assert episode.num_decodes + num_prompts <= limits.max_num_seqs
-        assert all(1 <= context <= limits.max_model_len - episode.num_steps for context in episode.contexts)
-        assert all(episode.num_decodes < budget <= limits.max_num_batched_tokens for budget in episode.budgets)
-        assert all(0 < part.num_tokens + part.history < limits.max_model_len for part in episode.injections)
-        blocks = sum(limits.blocks(context + episode.num_steps) for context in episode.contexts)
-        blocks += sum(limits.blocks(part.history + part.num_tokens + 8) for part in episode.injections)
+        wave = draw(limits, 0, index)
+        most = max((len(injection.prompts) for injection in wave.injections), default=0)
+        assert wave.num_decodes + most <= limits.max_num_seqs
+        lives = list(zip(wave.contexts, wave.num_tokens, strict=True))
+        assert all(1 <= context <= limits.max_model_len - number for context, number in lives)
+        prompts = [prompt for injection in wave.injections for prompt in injection.prompts]
+        assert all(0 < prompt.num_tokens + prompt.history < limits.max_model_len for prompt in prompts)
+        blocks = sum(limits.blocks(context + number) for context, number in lives)
+        blocks += max(
+            (sum(limits.blocks(p.history + p.num_tokens + 1) for p in i.prompts) for i in wave.injections), default=0
+        )
         assert blocks <= limits.num_blocks
 
 
-def test_an_episode_is_a_function_of_seed_and_index(limits):
+def test_a_wave_is_a_function_of_seed_and_index(limits):
     assert draw(limits, 3, 17) == draw(limits, 3, 17)
     assert draw(limits, 3, 17) != draw(limits, 4, 17)
 
 
 def test_both_ends_of_each_range_are_drawn(limits):
-    episodes = [draw(limits, 0, index) for index in range(300)]
-    sizes = {episode.num_decodes for episode in episodes}
-    assert {0, 1, limits.largest_batch} <= sizes
-    budgets = {budget for episode in episodes for budget in episode.budgets}
-    assert limits.max_num_batched_tokens in budgets
-    alone = [episode.contexts[0] for episode in episodes if episode.num_decodes == 1]
+    waves = [draw(limits, 0, index) for index in range(300)]
+    assert {0, 1, limits.largest_batch} <= {wave.num_decodes for wave in waves}
+    alone = [wave.contexts[0] for wave in waves if wave.num_decodes == 1]
     assert min(alone) <= 20
     assert max(alone) > 0.8 * min(limits.max_model_len, limits.num_blocks * limits.block_size / 2)
-    histories = [part.history for episode in episodes for part in episode.injections]
+    injections = [injection for wave in waves for injection in wave.injections]
+    tokens = [sum(prompt.num_tokens for prompt in injection.prompts) for injection in injections]
+    assert min(tokens) == 1
+    assert max(tokens) >= min(limits.max_num_batched_tokens, limits.longest_prompt - 1)
+    histories = [prompt.history for injection in injections for prompt in injection.prompts]
     assert 0 in histories
     assert max(histories) > limits.max_model_len / 8
     assert all(history % limits.block_size == 0 for history in histories)
 
 
-def test_a_batch_decodes_alone_for_as_long_as_nobody_arrives():
-    """n requests of L tokens: one ends every L / n steps, so small batches go on for long and large ones do not."""
-    episodes = [draw(ENGINES["cpu"], 0, index) for index in range(1000)]
-    steps = {n: [e.num_decode_steps for e in episodes if e.num_decodes == n] for n in (0, 1, 4, 32)}
-    assert set(steps[0]) == {0}
-    means = [np.mean(steps[n]) for n in (1, 4, 32)]
+def test_half_of_the_batches_end_one_request_after_the_other():
+    waves = [wave for wave in (draw(ENGINES["h100"], 0, index) for index in range(400)) if wave.num_decodes > 20]
+    stairs = [wave for wave in waves if len(set(wave.num_tokens)) > 1]
+    assert 0.35 < len(stairs) / len(waves) < 0.65
+    for wave in stairs:
+        assert list(wave.num_tokens) == sorted(wave.num_tokens)
+        assert wave.num_tokens[0] <= wave.num_tokens[-1] / 5
+    shares = [wave.is_greedy for wave in waves]
+    assert 0.75 < sum(shares) / len(shares) < 0.95
+
+
+def test_prompts_come_as_often_as_requests_end():
+    """n requests of L tokens: one ends every L / n steps, so small batches decode alone for long."""
+    waves = [draw(ENGINES["cpu"], 0, index) for index in range(1000)]
+    gaps = {n: [i.gap for w in waves if w.num_decodes == n for i in w.injections] for n in (1, 4, 31)}
+    means = [np.mean(gaps[n]) for n in (1, 4, 31)]
     assert means[0] > 1.2 * means[1] > 2 * means[2]
-    assert (min(steps[32]), max(steps[1])) == (4, 32)
+    assert (min(gaps[31]), max(gaps[1])) == (2, 24)
 
 
 def test_small_and_large_batches_get_the_same_attention():
     sizes = np.array([draw(ENGINES["h100"], 0, index).num_decodes for index in range(2000)])
     shares = [((sizes >= low) & (sizes < 4 * low)).sum() / (sizes > 0).sum() for low in (1, 4, 16, 64, 256)]
     assert min(shares) > 0.1
-
-
-def test_steps_have_token_counts_of_the_warm_up(limits):
-    for index in range(100):
-        episode = draw(limits, 0, index)
-        assert set(episode.budgets) <= set(limits.warm_tokens)
-        assert episode.num_decodes in {0, *limits.warm_decodes}
 
 
 def test_counts_are_dense_at_first_and_reach_the_end():

@@ -1,12 +1,12 @@
 """When enough was measured."""
 
 from simbatch.profiler.fitting.from_samples import HeldOut
-from simbatch.profiler.measuring.stopping import MIN_EPISODES, PATIENCE, SURE, Stopping
+from simbatch.profiler.measuring.stopping import MIN_WAVES, PATIENCE, SURE, Stopping
 
 
 def test_measuring_stops_when_the_error_does_not_improve():
     stopping, looks = Stopping(), []
-    num_episodes = MIN_EPISODES
+    num_episodes = MIN_WAVES
     for error in (0.2, 0.1, 0.099, 0.0985, 0.098, 0.05):
         assert stopping.is_time_to_look(num_episodes)
         looks.append(stopping.look(num_episodes, found(error, SURE)))

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-INSTALLED = ("sim", "policies", "profiler", "profiles", "scenarios", "simbatch")
+INSTALLED = ("sim", "policies", "routers", "profiler", "profiles", "scenarios", "simbatch")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 
 

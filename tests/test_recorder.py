@@ -15,7 +15,7 @@ import pytest
 from simbatch.profiler.fitting.recorded_steps import RecordedRequest, RecordedStep, is_recorded, read_steps, stream
 from simbatch.serving.device_clock import EVERY_S, DeviceClock
 from simbatch.serving.record_options import record_file
-from simbatch.serving.recording import IN_FLIGHT, Recorder
+from simbatch.serving.recording import IN_FLIGHT, Recorder, device_ran
 from simbatch.serving.rotating import RotatingFile
 from simbatch.sim.errors import UserError
 
@@ -41,7 +41,7 @@ def request(name, num_prompt_tokens):
 
 def runs(recorder, planned, begin_s):
     """A step that takes 10 ms from schedule() to the end of its update."""
-    recorder.planned(planned, begin_s, begin_s + 0.001, (2, 1))
+    recorder.planned(planned, begin_s, begin_s + 0.001, (2, 1, 9))
     step = IN_FLIGHT.get(id(planned))
     if step is not None:
         step.begins(), step.launched(), step.samples(), step.sampled()
@@ -74,6 +74,7 @@ def test_the_batch_of_each_step_and_the_requests(recorder, tmp_path):
     assert steps.prefill_tokens.tolist() == [36, 1, 0]
     assert steps.num_preempted.tolist() == [0, 1, 0]
     assert (steps.num_running.tolist(), steps.num_waiting.tolist()) == ([2] * 3, [1] * 3)
+    assert steps.num_free_blocks.tolist() == [9] * 3
     assert steps.S.tolist() == [2.0, 3.0, 4.0]
     assert steps.U.tolist() == [2.01, 3.01, 4.01]
     assert steps.L.tolist() == pytest.approx([2.003, 3.003, 4.003])  # synchronous: sampling waits for the device
@@ -98,14 +99,14 @@ def test_two_batches_in_flight(recorder, tmp_path):
     first, second = output(new=[("a", 0)], tokens={"a": 8}), output(cached=[("a", 8)])
     made.added(request("a", 8), 0.5, 0.6)
     for planned, begin_s in ((first, 1.0), (second, 1.01)):
-        made.planned(planned, begin_s, begin_s + 0.001, (1, 0))
+        made.planned(planned, begin_s, begin_s + 0.001, (1, 0, 9))
         IN_FLIGHT[id(planned)].line |= {
             "x0": begin_s + 0.001,
             "x1": begin_s + 0.002,
             "m0": begin_s + 0.002,
             "m1": begin_s + 0.003,
         }
-        made.device_ran(planned, begin_s + 0.001, begin_s + 0.03)
+        device_ran(planned, begin_s + 0.001, begin_s + 0.03)
     made.updated(first, 1.031, 1.032)
     made.updated(second, 1.042, 1.043)
     made.close()
@@ -186,7 +187,7 @@ def test_device_times_are_written_of_each_step(recorder, tmp_path):
     cuda = FakeCuda()
     made = recorder(DeviceClock(cuda, cuda.now))
     planned = output(new=[("a", 0)], tokens={"a": 8})
-    made.planned(planned, cuda.host_s, cuda.host_s, (1, 0))
+    made.planned(planned, cuda.host_s, cuda.host_s, (1, 0, 9))
     step = IN_FLIGHT[id(planned)]
     begun_s = cuda.host_s
     step.begins(), step.launched(), step.samples()

@@ -25,7 +25,8 @@ SCENARIO = {
 def test_every_figure_is_in_the_summary_of_a_run_that_has_it() -> None:
     summary = simulate(Scenario.from_dict(SCENARIO | {"slo": {"ttft_ms": 9, "tpot_ms": 9, "e2el_ms": 99}})).summary
     without = {key for key, metric in REGISTRY.items() if metric.of(summary) is None}
-    assert without == {"simbatch.fairness.tenants", "simbatch.fairness.least_fair_share_ratio"}  # there are no tenants
+    tenants = {"simbatch.fairness.tenants", "simbatch.fairness.least_fair_share_ratio"}  # there are none
+    assert without == {*tenants, "simbatch.cluster.imbalance.share_of_load"}  # nor other replicas
     for key in summary.keys() - {"simbatch"}:
         assert key in REGISTRY
 

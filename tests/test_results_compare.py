@@ -83,7 +83,9 @@ def test_files_read_back(comparison, tmp_path):
     written = comparison.save(tmp_path / "compare")
     assert [path.name for path in written] == ["compare.json", "compare.csv", "compare.png", "run.json"]
     content = json.loads(written[0].read_text())
-    assert content["candidates"]["fixed"] == {"policy": {"name": "fixed"}, "profile": "inline"}
+    assert content["candidates"]["fixed"] == {
+        "policy": {"name": "fixed"}, "profile": "inline", "vllm_version": None,
+    }  # fmt: skip
     assert content["same_arrivals"] is True
     [itl] = [metric for metric in content["metrics"] if metric["key"] == "mean_itl_ms"]
     assert (itl["values"], itl["best"]) == ({"fixed": 20.0, "adaptive": 10.0}, ["adaptive"])

@@ -180,7 +180,7 @@ def test_each_thing_that_goes_wrong_is_one_sentence(runner, serving, scenario, t
     server = serving(max_model_len=300)
     assert f"serves {MODEL} (got 'other')" in said("--server", server.url, "--served-model", "other")
     assert "the real engine has 300 (got 500)" in said("--server", server.url, "--set", "engine.max_model_len=500")
-    assert "goes with --server alone" in said("--recorded", "x", "--temperature", "1")
+    assert "goes with --server or --engine" in said("--recorded", "x", "--temperature", "1")
     no = serving(answer=lambda number: (400, "no token ids"))
     assert "does not complete a prompt of token ids (HTTP 400: no token ids)" in said("--server", no.url)
     full = serving(answer=lambda number: (503, "full") if number else None)

@@ -152,7 +152,8 @@ def test_mistakes(folder: Path, capsys: Any) -> None:
         (("--recorded", empty), "no .json or .jsonl in it"),
         (("--recorded", folder / "results" / "settings.json"), "is no benchmark's result that is known"),
         (("--recorded", folder / "absent"), "there is no such file"),
-        (("--engine", "x", folder / "results"), "unexpected extra arguments"),
+        (("--engine", "x", folder / "results"), "is a folder, not a file"),
+        (("--server", "http://127.0.0.1:1", folder / "results"), "unexpected extra arguments"),
     ):
         done = run(capsys, "validate", folder / "x.yaml", *arguments)
         assert done.code == 2

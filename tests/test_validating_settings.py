@@ -54,11 +54,12 @@ def test_a_setting_that_the_real_engine_does_not_have_is_an_error(engine, settin
 
 def test_the_scenario_s_settings_reach_vllm():
     written = {"max_num_seqs": 8, "watermark": 0.05, "step_noise": False, "scheduling_policy": "priority"}
-    written |= {"enforce_eager": True, "host_noise": False, "api_server_count": 4}  # no server is around a replay
+    written |= {"enforce_eager": True, "host_noise": False, "api_server_count": 4}
     options = engine_options(scenario(written), "model", quantization="awq", extra={"load_format": "dummy"})
     assert options.max_num_seqs == 8
     assert options.max_num_batched_tokens is None  # left to vLLM
     told = {"watermark": 0.05, "scheduling_policy": "priority", "enforce_eager": True, "load_format": "dummy"}
+    told |= {"api_server_count": 4}
     assert options.extra == told
     for key, value in {"max_num_seqs": 8, "enforce_eager": True}.items():
         with pytest.raises(

@@ -427,6 +427,21 @@ CLUSTERS = [
         "must serve one model",
     ),
     Wrong(
+        "an event of nobody",
+        GOOD + "cluster: {replicas: 2, events: [{at: 1, replica: 2, down_s: 5}]}\n",
+        ":7:50 cluster.events[0].replica",
+        "there are 2 replicas, numbered from 0",
+        "2",
+        "name one of 0 to 1",
+    ),
+    Wrong(
+        "down twice",
+        GOOD + "cluster: {replicas: 2, events: [{at: 1, replica: 1, down_s: 5}, {at: 3, replica: 1, down_s: 1}]}\n",
+        ":7:70 cluster.events[1].at",
+        "replica 1 is down then, until 6 s",
+        "3",
+    ),
+    Wrong(
         "blocks that differ",
         GOOD + "cluster: {groups: [{}, {engine: {block_size: 32}}]}\n",
         ":7:46 cluster.groups[1].engine.block_size",

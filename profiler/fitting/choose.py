@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+from pydantic import ValidationError
 
 from simbatch.profiler.fitting.fit import figures
 from simbatch.profiler.fitting.forms import Form, Measured, Parts
 from simbatch.profiler.fitting.steps import Floats, Ints, predict_s
 from simbatch.sim.cost.error import ErrorFigures
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
+from simbatch.sim.errors import Problem, UserError
 
 NUM_FOLDS = 5
 CLOSE = 1.02
@@ -41,8 +43,15 @@ class Choice:
 
 
 def choose(data: Measured, forms: dict[str, Form]) -> Choice:
-    """Cross-validate every form and fit the best one's parts to all steps."""
-    predicted = {name: held_out_predictions(form, data) for name, form in forms.items()}
+    """Cross-validate every form and fit the best one's parts to all steps; UserError where none gives a step time."""
+    predicted, refused = dict[str, Floats](), list[UserError]()
+    for name, form in forms.items():
+        try:
+            predicted[name] = held_out_predictions(form, data)
+        except UserError as error:  # of few and noisy steps a form may make times of nothing
+            refused.append(error)
+    if not predicted:
+        raise refused[0]
     errors = {name: errors_by_regime(data, predicted_s) for name, predicted_s in predicted.items()}
     chosen = {part: _best(score) for part, score in _scores(errors).items()}
     fitted: dict[str, Parts] = {name: forms[name](data) for name in set(chosen.values())}
@@ -90,7 +99,11 @@ def errors_by_regime(data: Measured, predicted_s: Floats) -> dict[str, ErrorFigu
 
 def step_time_of(parts: Parts) -> TwoRegimeStepTime:
     """A step time that is checked."""
-    return TwoRegimeStepTime.model_validate({"form": "two_regime", **parts})
+    try:
+        return TwoRegimeStepTime.model_validate({"form": "two_regime", **parts})
+    except ValidationError:
+        rule = "gives a step that takes no time: the steps are too few, or too noisy"
+        raise UserError(Problem("the fit", rule, mend="measure longer, on a machine that does nothing else")) from None
 
 
 def _weighted(*errors: ErrorFigures) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -49,6 +49,11 @@ class FittedProfile:
     drift: Drift | None
     is_rescaled: bool  # whether the drift was taken out of the times
 
+    def with_notes(self, notes: Sequence[str]) -> FittedProfile:
+        """The same, further notes in its profile."""
+        profile = self.profile.model_copy(update={"notes": (*self.profile.notes, *notes)})
+        return replace(self, profile=profile)
+
     def text(self) -> str:
         """The report for people."""
         from simbatch.profiler.fitting.report import report_text
@@ -62,8 +67,17 @@ class FittedProfile:
         plot_fit(self, path)
 
 
-def fit_samples(samples: Samples, *, name: str | None = None, command: str = "") -> FittedProfile:
-    """Fit a profile; raises UserError that says which steps are missing."""
+def fit_samples(
+    samples: Samples,
+    *,
+    name: str | None = None,
+    command: str = "",
+    sections: Mapping[str, Any] | None = None,
+) -> FittedProfile:
+    """Fit a profile; raises UserError that says which steps are missing.
+
+    `sections` (host, front end ...) come from whoever measured more than steps.
+    """
     drift, engine = drift_of(samples.steps), samples.engine
     data, positions = _engine_steps(samples)
     _check_enough(data)
@@ -73,7 +87,8 @@ def fit_samples(samples: Samples, *, name: str | None = None, command: str = "")
         of_still = choose(still, forms_for(engine))
         if of_still.score < choice.score:
             data, choice, is_rescaled = still, of_still, True
-    notes = [*_notes(samples, data, choice), _drift_note(drift, is_rescaled), *engine.warnings]
+    is_whole = "step_time" not in (sections or {})
+    notes = [*_notes(samples, data, choice, is_whole=is_whole), _drift_note(drift, is_rescaled), *engine.warnings]
     content = {
         "name": name or own_name(engine),
         **of_engine(engine, command),
@@ -83,7 +98,10 @@ def fit_samples(samples: Samples, *, name: str | None = None, command: str = "")
         "noise": noise_of(data, choice.held_out_s),
         "error": _error(samples, data, choice),
         "range": range_of(data),
+        **(sections or {}),
     }
+    if "host" in content:
+        del content["request_overhead_s"]  # the older word for host.admit
     try:
         profile = MeasuredProfile.model_validate(content)
     except ValidationError as error:
@@ -104,10 +122,13 @@ def held_out(samples: Samples) -> HeldOut | None:
     None while a regime has too few steps. An episode is measured in one go, fast or slow as the machine is then, so the
     totals' standard errors are those of a ratio over episodes (Cochran, Sampling Techniques, 2.11).
     """
-    data, _ = _engine_steps(samples)
-    if _missing(data):
+    try:
+        data, _ = _engine_steps(samples)
+        if _missing(data):
+            return None
+        predicted_s = held_out_predictions(forms_for(samples.engine)[QUICK_FORM], data)
+    except UserError:  # too few yet
         return None
-    predicted_s = held_out_predictions(forms_for(samples.engine)[QUICK_FORM], data)
     errors = {regime: error.mape for regime, error in errors_by_regime(data, predicted_s).items()}
     is_decode = data.steps.prefill_tokens == 0
     parts = {"decode": is_decode, "mixed": ~is_decode}
@@ -182,14 +203,18 @@ def _error(samples: Samples, data: Measured, choice: Choice) -> FitError:
     )
 
 
-def _notes(samples: Samples, data: Measured, choice: Choice) -> list[str]:
+def _notes(samples: Samples, data: Measured, choice: Choice, *, is_whole: bool) -> list[str]:
+    """`is_whole`: the step times are these, not another fit's."""
     engine = samples.engine
-    notes = [
+    own = (
         f"step_time: {choice.chosen['decode']} for decodes, {choice.chosen['mixed']} for steps with prefills, by the "
         "held-out errors under error.forms",
+        f"requests' admission: mean of {len(samples.admissions)}, {TRIMMED:.0%} left out at either end",
+    )
+    notes = [
+        *(own if is_whole else ()),
         f"measured with max_num_seqs {engine.max_num_seqs}, max_num_batched_tokens {engine.max_num_batched_tokens}, "
         f"async_scheduling {str(engine.async_scheduling).lower()}",
-        f"request_overhead_s: mean of {len(samples.admissions)} admissions, {TRIMMED:.0%} left out at either end",
         "memory: what vLLM resolved; reserve_bytes is what the parts that it names leave, not a measurement",
     ]
     if engine.weights_bytes is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simbatch.profiler.fitting.choose import REGIMES
+from simbatch.profiler.fitting.choose import REGIMES, errors_by_regime
 from simbatch.sim.results.plots.style import INK, colours, duration_text, figure, headline
 
 if TYPE_CHECKING:
@@ -22,11 +22,12 @@ MANY = 8  # highest over lowest time: fewer labels above that
 
 def plot_fit(fitted: FittedProfile, path: Path) -> None:
     """A picture with one part per regime: held-out predictions, the diagonal, a band of +-10 %."""
+    errors = errors_by_regime(fitted.data, fitted.choice.held_out_s)
     with figure(path, 11.5, 4.6) as drawing:
         headline(drawing, f"Held-out step times: {fitted.profile.name}")
         for axes, regime in zip(drawing.subplots(1, len(REGIMES)), REGIMES, strict=True):
             rows = fitted.data.regime(regime)
-            error = getattr(fitted.profile.error, regime)
+            error = errors[regime]
             axes.set_title(f"{regime}, {error.num_steps:,} steps\nmean error {error.mape:.1%}, sum {error.bias:+.1%}")
             measured_ms, predicted_ms = (1e3 * times[rows] for times in (fitted.data.time_s, fitted.choice.held_out_s))
             _regime(axes, measured_ms, predicted_ms, colours(REGIMES)[regime])

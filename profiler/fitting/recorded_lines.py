@@ -47,6 +47,12 @@ class RecordedStep(NamedTuple):
     num_running: int
     num_waiting: int
     num_preempted: int
+    num_free_blocks: int = -1  # -1: not told
+
+    @property
+    def done_s(self) -> float:
+        """When the device had done it, as far as that was recorded; else when its tokens were taken in."""
+        return self.updated_s if math.isnan(self.end_s) else self.end_s
 
 
 class RecordedRequest(NamedTuple):
@@ -66,7 +72,9 @@ def is_recorded(path: Path) -> bool:
 
 
 def stream(path: Path) -> Iterator[Facts | RecordedStep | RecordedRequest]:
-    """Everything in the file and its older parts, a line at a time; the server's facts come once, first.
+    """Everything in the file and its older parts, a line at a time; the server's facts come first.
+
+    What its workers measured of their memory comes as further facts, when they have told.
 
     Raises UserError where a file cannot be read, and for a malformed line, but for a last one that was cut off.
     """
@@ -83,7 +91,10 @@ def stream(path: Path) -> Iterator[Facts | RecordedStep | RecordedRequest]:
                 if part is parts[0]:
                     yield content
                 continue
-            yield _item(content, f"{part}:{number}")
+            if isinstance(content, dict) and isinstance(content.get("memory"), dict):
+                yield content["memory"]
+                continue
+            yield item_of(content, f"{part}:{number}")
 
 
 def _parts(path: Path) -> list[Path]:
@@ -129,7 +140,8 @@ def _open(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
-def _item(content: Any, place: str) -> RecordedStep | RecordedRequest:
+def item_of(content: Any, place: str) -> RecordedStep | RecordedRequest:
+    """A line that is no fact, checked; `place` is its file and line."""
     if not isinstance(content, dict) or {"s0", "add"}.isdisjoint(content):
         rule = "is neither a step (a key s0) nor a request (a key add)"
         raise UserError(Problem(place, rule, content, MEND))
@@ -154,6 +166,7 @@ def _step(content: Mapping[str, Any], place: str) -> RecordedStep:
         num_running=_count(content, "run", place),
         num_waiting=_count(content, "wait", place),
         num_preempted=_count(content, "pree", place),
+        num_free_blocks=_count(content, "free", place) if "free" in content else -1,
     )
     if not step.num_decodes and not pairs:
         raise UserError(Problem(place, "has neither decodes (nd) nor prefills (pre)", mend=MEND))

@@ -50,6 +50,7 @@ class RecordedSteps:
     num_running: Ints
     num_waiting: Ints
     num_preempted: Ints
+    num_free_blocks: Ints  # -1: not told
     requests: list[RecordedRequest] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -106,11 +107,11 @@ def read_steps(path: Path) -> RecordedSteps:
         elif isinstance(item, RecordedRequest):
             requests.append(item)
         else:
-            facts = item
+            facts = facts | item
     if not steps:
         raise UserError(Problem(str(path), "holds no step", mend="send the server some requests"))
     columns = dict(zip(RecordedStep._fields, zip(*steps, strict=True), strict=True))
-    counts = ("num_decodes", "context_tokens", "num_running", "num_waiting", "num_preempted")
+    counts = ("num_decodes", "context_tokens", "num_running", "num_waiting", "num_preempted", "num_free_blocks")
     return RecordedSteps(
         facts,
         {name: np.array(columns[name], dtype=np.float64) for name in STEP_TIMES.values()},

@@ -75,6 +75,7 @@ class EngineFacts(BaseModel):
     activation_bytes: int | None = None
     graphs_bytes: int | None = None
     async_scheduling: bool = False
+    api_server_count: int = 1
     enable_prefix_caching: bool = True
     seed: int = 0
     command: str = ""

@@ -8,14 +8,14 @@ is none of them: it is inverse throughput.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from simbatch.profiler.fitting.durations import durations_s
+from simbatch.profiler.fitting.recorded_lines import RecordedStep
 from simbatch.profiler.fitting.samples import EngineFacts
-from simbatch.profiler.measuring.step_clock import RecordedStep
 from simbatch.sim.statistics.knee import find_knee
 
 PROMPT_LEN, OUTPUT_LEN = 256, 32
@@ -37,7 +37,7 @@ class Shape(NamedTuple):
 
 
 class Lived(NamedTuple):
-    """One request of a batch: when it was sent, and when each of its tokens came, s."""
+    """One request of a batch: when it was sent, and when each of its tokens reached the client, s."""
 
     sent_s: float
     token_s: Sequence[float]
@@ -48,40 +48,26 @@ def batch_sizes(max_num_seqs: int) -> list[int]:
     return sorted({2**power for power in range(max_num_seqs.bit_length())} | {max_num_seqs})
 
 
-def run_batch(engine: Any, prompts: Sequence[Sequence[int]], output_len: int, prefix: str) -> list[Lived]:
-    """Send all prompts, step until they are answered."""
-    lives = {f"{prefix}-{i}": Lived(0.0, []) for i in range(len(prompts))}
-    for request_id, prompt in zip(lives, prompts, strict=True):
-        lives[request_id] = Lived(time.perf_counter(), [])
-        engine.add_request(request_id, prompt, output_len)
-    while engine.has_unfinished():
-        outputs = engine.step()
-        now = time.perf_counter()
-        for output in outputs:
-            lives[output.request_id].token_s.extend([now] * output.num_new_tokens)  # type: ignore[attr-defined]
-    engine.drain()
-    return list(lives.values())
-
-
 def row_of(facts: EngineFacts, shape: Shape, lives: Sequence[Lived], steps: Sequence[RecordedStep]) -> dict[str, Any]:
     """A row of the table from the requests' lives and the engine's steps; latencies in ms."""
     sent = np.array([life.sent_s for life in lives])
     first, last = (np.array([life.token_s[at] for life in lives]) for at in (0, -1))
     usable = facts.num_gpu_blocks - 1
     needed = len(lives) * -(-(shape.prompt_len + shape.output_len - 1) // facts.block_size)
-    decodes = [step for step in steps if all(entry.is_decode for _, entry in step.entries)]
-    most = max((len(step.entries) for step in decodes), default=0)
-    whole = [step for step in decodes if len(step.entries) == most]
-    used, running = max(((usable - step.free_blocks, step.num_running) for step in steps), default=(0, 0))
+    decodes = [step for step in steps if not step.prefills]
+    most = max((step.num_decodes for step in decodes), default=0)
+    whole = [took_s for step, took_s in durations_s(steps) if step.num_decodes == most and not step.prefills]
+    context = [step.context_tokens / most for step in decodes if step.num_decodes == most]
+    used, running = max(((usable - step.num_free_blocks, step.num_running) for step in steps), default=(0, 0))
     block_bytes = facts.block_size * facts.kv_bytes_per_token
     return {
         "batch_size": len(lives),
         "prompt_len": shape.prompt_len,
         "output_len": shape.output_len,
         "output_throughput": float(sum(len(life.token_s) for life in lives) / (last.max() - sent.min())),
-        "step_ms": float(1e3 * np.median([step.duration_s for step in whole])) if whole else None,
+        "step_ms": float(1e3 * np.median(whole)) if whole else None,
         "step_batch": most,
-        "step_context": float(np.mean([e.num_computed_tokens for s in whole for _, e in s.entries])) if whole else None,
+        "step_context": float(np.mean(context)) if whole else None,
         "ttft_ms": float(1e3 * (first - sent).mean()),
         "tpot_ms": float(1e3 * ((last - first) / (shape.output_len - 1)).mean()),
         "e2el_ms": float(1e3 * (last - sent).mean()),

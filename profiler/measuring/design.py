@@ -1,17 +1,17 @@
-"""The design of experiments: which batches to build, drawn at random so that every range is covered.
+"""The design of experiments: which requests to send, drawn at random so that every range is covered.
 
-An episode is a batch of decodes at drawn contexts (none in some episodes), steps of it alone, then prompts injected
-into it and computed in chunks of drawn sizes. Sizes are log-uniform, and a twentieth of the draws falls on each end of
-a range. Episode i is a function of seed and i alone: a measurement that goes on continues the same series.
-
-How long a batch decodes alone matters, for the first steps after a prefill are slower: on a CPU by a quarter, fading
-over ten steps. In traffic it is the time between two arrivals: with n requests of L tokens running one ends every L / n
-steps (Little's law), and as many come.
+A wave is a batch of decodes at drawn contexts (none in some waves) into which prompts of drawn lengths are sent while
+it decodes. In half of the waves the requests end one after the other, so that one wave passes through every batch size
+below its own, capture sizes and those between them; in the others they stay together. What it takes to compute the
+contexts is measured like any other prefill. Sizes are log-uniform, and a twentieth of the draws falls on each end of a
+range. Wave i is a function of seed and i alone: a measurement that goes on continues the same series.
 
 Contexts come from `streams`, fixed series of tokens: with prefix caching a context is computed once and found again by
-later episodes, and no two requests of a batch share blocks. A step's tokens and decodes are taken from the `warm` ones:
-where steps are short that is every number, as in traffic, where few prompts are alike. (A CPU's kernels are made for a
-size, and those of the last few are kept: when few sizes were drawn they were always there, and steps 0.3 ms shorter.)
+later waves, and no two requests of a batch share blocks.
+
+How long a batch decodes between two prompts matters on a CPU: its first steps after a prefill are slower by a quarter,
+fading over ten steps. In traffic it is the time between two arrivals: with n requests of L tokens running one ends
+every L / n steps (Little's law), and as many come.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ import numpy as np
 from simbatch.profiler.fitting.samples import EngineFacts
 
 OUTPUT_TOKENS = (16, 1024)  # of the requests that a batch stands for
-MIN_DECODE_STEPS, MAX_DECODE_STEPS = 4, 32  # more episodes say more than longer ones
-MAX_DECODE_SHARE = 1 / 16  # of the model's length, at most
-MAX_MIXED_STEPS = 4
-MAX_PROMPTS = 3
+STEPS = (12, 96)  # of a wave's longest request: sending a batch takes time, so the larger it is the longer it stays
+MAX_SHARE = 1 / 8  # of the model's length, at most
+MIN_GAP, MAX_GAP = 2, 24  # decode steps between two prompts
+MAX_INJECTIONS = 6
+MAX_PROMPTS = 3  # that come at once
 MIN_CONTEXT = 16
 TAIL = (8, 24)  # tokens of a context that the cache is not asked for: one block is never hit in whole
 SPREADS = (1.0, 1.0, 2.0, 4.0)  # how uneven a batch's contexts are
-PREFILL_ONLY = 0.2  # share of the episodes
-NO_HISTORY = 0.4  # share of the injections
-REPEATED = 0.3  # share of the episodes that compute the same chunks twice
-DENSE = 32  # counts up to here are all warm, whatever a step takes
+PREFILL_ONLY = 0.2  # share of the waves
+STAIRS = 0.5  # share of the others
+NO_HISTORY = 0.4  # share of the prompts
+BY_MODEL = 0.15  # share of the waves whose tokens are drawn as the model's own config says, not greedily
+DENSE = 32  # counts up to here are all visited in a CPU's warm-up, whatever a step takes
 COUNTS_PER_OCTAVE = 10
 AT_THE_ENDS = 0.05
 FILL = 0.9  # of the KV blocks, at most
@@ -44,14 +46,13 @@ NUM_HISTORIES = 4  # streams that histories are taken from
 
 @dataclass(frozen=True)
 class Limits:
-    """What an episode must stay within; `num_blocks` are those that requests can use."""
+    """What a wave must stay within; `num_blocks` are those that requests can use."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
     block_size: int
     num_blocks: int
-    dense: int = DENSE  # counts up to here are all warm
 
     @classmethod
     def of(cls, facts: EngineFacts) -> Limits:
@@ -65,25 +66,23 @@ class Limits:
         )
 
     @cached_property
-    def warm_tokens(self) -> tuple[int, ...]:
-        """Token counts that steps with prefills are given."""
-        return counts(self.max_num_batched_tokens, self.dense)
-
-    @cached_property
-    def warm_decodes(self) -> tuple[int, ...]:
-        """Batch sizes."""
-        return counts(self.largest_batch, self.dense)
-
-    @cached_property
-    def most_decode_steps(self) -> int:
-        """The longest that a batch decodes alone: contexts grow meanwhile."""
-        return int(np.clip(self.max_model_len * MAX_DECODE_SHARE, 2 * MIN_DECODE_STEPS, MAX_DECODE_STEPS))
+    def most_steps(self) -> int:
+        """The longest that a decode lives: its context grows meanwhile."""
+        return int(np.clip(self.max_model_len * MAX_SHARE, STEPS[0], STEPS[1]))
 
     @cached_property
     def largest_batch(self) -> int:
         """Requests of `MIN_CONTEXT` that run at once, in half of the memory."""
-        lifetime = MIN_CONTEXT + _num_steps(self, 0)
-        return max(1, min(self.max_num_seqs, int(self.num_blocks * FILL / 2) // self.blocks(lifetime)))
+        return max(1, min(self.max_num_seqs, int(self.num_blocks * FILL / 2) // self.blocks(self._lifetime)))
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        """One that leaves room for a token, and fits into memory."""
+        return min(self.max_model_len, self.num_blocks * self.block_size) - 1
+
+    @property
+    def _lifetime(self) -> int:
+        return MIN_CONTEXT + self.most_steps + TAIL[1]
 
     def blocks(self, num_tokens: int) -> int:
         """What that many tokens of one request take."""
@@ -91,8 +90,8 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Injection:
-    """A prompt put into the batch: `history` tokens that are computed before, and those to compute in chunks."""
+class Prompt:
+    """A prompt: `history` tokens that are computed before, if a cache keeps them, and `num_tokens` new ones."""
 
     stream: int
     history: int
@@ -100,20 +99,26 @@ class Injection:
 
 
 @dataclass(frozen=True)
-class Episode:
-    """One draw: contexts of the decodes, prompts, and how many tokens each step with prefills may compute."""
+class Injection:
+    """Prompts that are sent at once, `gap` decode steps after the ones before them have been answered."""
+
+    gap: int
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class Wave:
+    """One draw: contexts of the decodes, how many tokens each gets, and what comes meanwhile."""
 
     index: int
     contexts: tuple[int, ...]
+    num_tokens: tuple[int, ...]
     injections: tuple[Injection, ...]
-    budgets: tuple[int, ...]
-    num_decode_steps: int  # of the batch alone
-    num_repeats: int
-    num_steps: int  # that a decode lives at most: its context grows by so much
+    is_greedy: bool
 
     @property
     def num_decodes(self) -> int:
-        """Requests that decode."""
+        """Requests that decode, at first."""
         return len(self.contexts)
 
 
@@ -127,53 +132,43 @@ def counts(highest: int, dense: int = DENSE) -> tuple[int, ...]:
     return tuple(sorted({*every, *map(int, wide)}))
 
 
-def draw(limits: Limits, seed: int, index: int) -> Episode:
-    """Episode `index` of the series of `seed`."""
+def draw(limits: Limits, seed: int, index: int) -> Wave:
+    """Wave `index` of the series of `seed`."""
     rng = np.random.default_rng([seed, index])
     is_decoding = rng.random() >= PREFILL_ONLY
-    num_decodes = _near(limits.warm_decodes, _log_uniform(rng, 1, limits.largest_batch)) if is_decoding else 0
-    contexts = _contexts(limits, rng, num_decodes)
-    room = min(MAX_PROMPTS, limits.max_num_seqs - num_decodes)
-    num_repeats = 2 if rng.random() < REPEATED else 1
-    budgets = _budgets(limits, rng, num_decodes) if room else ()
-    injections = _injections(limits, rng, budgets, num_decodes, room)
-    decode_steps = _decode_steps(limits, rng, num_decodes)
-    return Episode(index, contexts, injections, budgets, decode_steps, num_repeats, _num_steps(limits, sum(contexts)))
+    num_decodes = _log_uniform(rng, 1, limits.largest_batch) if is_decoding else 0
+    longest = _log_uniform(rng, min(STEPS[0], limits.most_steps), limits.most_steps)
+    num_tokens = _num_tokens(rng, num_decodes, longest)
+    contexts = _contexts(limits, rng, num_decodes, longest)
+    injections = _injections(limits, rng, num_decodes, longest)
+    return Wave(index, contexts, num_tokens, injections, rng.random() >= BY_MODEL)
 
 
 def stream_tokens(stream: int, length: int, vocab_size: int, seed: int) -> list[int]:
     """The first `length` tokens of a stream; a longer piece begins with a shorter one."""
-    rng = np.random.default_rng([seed, stream])
-    return list(map(int, rng.integers(0, vocab_size, size=length)))
+    rng = np.random.default_rng([seed, stream % 2**32])  # streams before zero give histories
+    tokens: list[int] = rng.integers(0, vocab_size, size=length).tolist()
+    return tokens
 
 
-def _num_steps(limits: Limits, num_context_tokens: int) -> int:
-    """Steps from a batch's first decode to its end: building it, decoding, prefills twice, catching up."""
-    building = 2 * ceil(num_context_tokens / limits.max_num_batched_tokens)
-    catching_up = 2 * ceil(limits.max_model_len / limits.max_num_batched_tokens)
-    return building + catching_up + limits.most_decode_steps + 2 * MAX_MIXED_STEPS + 8
+def _num_tokens(rng: np.random.Generator, num_decodes: int, longest: int) -> tuple[int, ...]:
+    """All the same, or stairs down to one request."""
+    if num_decodes and rng.random() < STAIRS:
+        shortest = max(2, longest // 6)
+        return tuple(int(number) for number in np.linspace(shortest, longest, num_decodes).round())
+    return (longest,) * num_decodes
 
 
-def _contexts(limits: Limits, rng: np.random.Generator, num_decodes: int) -> tuple[int, ...]:
+def _contexts(limits: Limits, rng: np.random.Generator, num_decodes: int, longest: int) -> tuple[int, ...]:
     if not num_decodes:
         return ()
     blocks_each = int(limits.num_blocks * FILL / 2) // num_decodes
-    most = min(limits.max_model_len, blocks_each * limits.block_size)
-    most -= _num_steps(limits, num_decodes * most) + TAIL[1]
+    most = min(limits.max_model_len, blocks_each * limits.block_size) - longest - TAIL[1]
     mean = _log_uniform(rng, MIN_CONTEXT, max(MIN_CONTEXT, most))
     spread = float(rng.choice(SPREADS))
     drawn = np.exp(rng.uniform(np.log(mean / spread), np.log(mean * spread), size=num_decodes))
-    longest = limits.max_model_len - _num_steps(limits, num_decodes * mean) - TAIL[1]
-    drawn = np.minimum(drawn * mean / drawn.mean(), longest)
+    drawn = np.minimum(drawn * mean / drawn.mean(), limits.max_model_len - longest - TAIL[1])
     return tuple(_aligned(limits, rng, int(context)) for context in drawn)
-
-
-def _decode_steps(limits: Limits, rng: np.random.Generator, num_decodes: int) -> int:
-    """Those between two arrivals, at a drawn number of output tokens."""
-    if not num_decodes:
-        return 0
-    between = _log_uniform(rng, *OUTPUT_TOKENS) / num_decodes
-    return int(np.clip(between, MIN_DECODE_STEPS, limits.most_decode_steps))
 
 
 def _aligned(limits: Limits, rng: np.random.Generator, context: int) -> int:
@@ -182,29 +177,27 @@ def _aligned(limits: Limits, rng: np.random.Generator, context: int) -> int:
     return whole + int(rng.integers(*TAIL)) if whole >= 2 * limits.block_size else max(1, context)
 
 
-def _budgets(limits: Limits, rng: np.random.Generator, num_decodes: int) -> tuple[int, ...]:
-    if num_decodes >= limits.max_num_batched_tokens:
+def _injections(limits: Limits, rng: np.random.Generator, num_decodes: int, longest: int) -> tuple[Injection, ...]:
+    """As many as come while the batch decodes; alone, a few."""
+    seats = min(MAX_PROMPTS, limits.max_num_seqs - num_decodes)
+    if seats < 1 or num_decodes >= limits.max_num_batched_tokens:
         return ()
-    num_steps = int(rng.integers(1, MAX_MIXED_STEPS + 1))
-    most = limits.max_num_batched_tokens - num_decodes
-    drawn = (num_decodes + _log_uniform(rng, 1, most) for _ in range(num_steps))
-    return tuple(_near(limits.warm_tokens, tokens, above=num_decodes) for tokens in drawn)
+    between = _log_uniform(rng, *OUTPUT_TOKENS) / max(1, num_decodes)
+    gap = int(np.clip(between, MIN_GAP, MAX_GAP))
+    number = min(MAX_INJECTIONS, max(1, longest // (gap + 2)))
+    return tuple(Injection(gap, _prompts(limits, rng, num_decodes, seats)) for _ in range(number))
 
 
-def _injections(
-    limits: Limits, rng: np.random.Generator, budgets: tuple[int, ...], num_decodes: int, room: int
-) -> tuple[Injection, ...]:
-    """One to three prompts that last for all budgets; the first may have a history."""
-    if not budgets:
-        return ()
-    num_prompts = int(rng.integers(1, room + 1))
-    tokens = sum(budgets) - len(budgets) * num_decodes + len(budgets)
-    tokens = min(tokens, limits.max_model_len - 1, int(limits.num_blocks * FILL / 4) * limits.block_size)
-    cuts = np.sort(rng.integers(0, tokens + 1, size=num_prompts - 1))
+def _prompts(limits: Limits, rng: np.random.Generator, num_decodes: int, seats: int) -> tuple[Prompt, ...]:
+    """One to three that fill a drawn part of a step; one in twelve fills several steps."""
+    budget = limits.max_num_batched_tokens - num_decodes
+    tokens = _log_uniform(rng, 1, budget) * (int(rng.integers(2, 5)) if rng.random() < 1 / 12 else 1)
+    tokens = min(tokens, limits.longest_prompt - 1, int(limits.num_blocks * FILL / 4) * limits.block_size)
+    cuts = np.sort(rng.integers(0, tokens + 1, size=int(rng.integers(1, seats + 1)) - 1))
     parts = [int(part) for part in np.diff([0, *cuts, tokens]) if part]
     stream = -1 - int(rng.integers(NUM_HISTORIES))
     history = 0 if rng.random() < NO_HISTORY else _history(limits, rng, parts[0])
-    return tuple(Injection(stream, 0 if i else history, part) for i, part in enumerate(parts))
+    return tuple(Prompt(stream, 0 if i else history, part) for i, part in enumerate(parts))
 
 
 def _history(limits: Limits, rng: np.random.Generator, num_tokens: int) -> int:
@@ -219,7 +212,3 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
     """A whole number, the ends more often than the rest."""
     share = np.clip((rng.random() - AT_THE_ENDS) / (1 - 2 * AT_THE_ENDS), 0, 1)
     return round(float(low * (high / low) ** share))
-
-
-def _near(values: tuple[int, ...], number: int, above: int = 0) -> int:
-    return min((value for value in values if value > above), key=lambda value: abs(value - number))

@@ -1,13 +1,15 @@
-"""A whole measurement: warm-up, canary, batch table, episodes until it is enough, canary; all kept as it comes."""
+"""A whole measurement: warm-up, canary, batch table, waves and traffic until it is enough; all kept as it comes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from simbatch.profiler.fitting.durations import Clock, entries_of
 from simbatch.profiler.fitting.from_samples import HeldOut, held_out
+from simbatch.profiler.fitting.recorded_lines import RecordedRequest, RecordedStep
 from simbatch.profiler.fitting.samples import (
     Admission,
     EngineFacts,
@@ -16,16 +18,18 @@ from simbatch.profiler.fitting.samples import (
     StepSample,
     read_samples,
 )
-from simbatch.profiler.measuring.batches import Shape, batch_sizes, row_of, run_batch
+from simbatch.profiler.measuring.batches import Lived, Shape, batch_sizes, row_of
 from simbatch.profiler.measuring.design import draw
-from simbatch.profiler.measuring.session import Session
-from simbatch.profiler.measuring.stopping import MIN_EPISODES, Budget, Stopping
-from simbatch.profiler.measuring.vllm_engine import VllmEngine
+from simbatch.profiler.measuring.session import Session, Spans
+from simbatch.profiler.measuring.stopping import MAX_TABLE, MIN_WAVES, TRAFFIC, Budget, Stopping
+from simbatch.profiler.measuring.traffic import Traffic
+from simbatch.profiler.measuring.way_out import way_of
+from simbatch.profiler.served.driver import Flight
+from simbatch.profiler.served.tail import Tail
 from simbatch.sim.errors import Problem, UserError
 
 CANARY_EVERY = 0.1  # of the time budget
 CANARY_EVERY_S = 10.0  # at least
-MAX_TABLE = 0.4  # of the time budget
 # what may differ between two starts of the same engine
 MAY_DIFFER = {"num_gpu_blocks", "kv_cache_bytes", "activation_bytes", "graphs_bytes", "weights_bytes", "total_bytes"}
 MAY_DIFFER |= {"command", "warnings", "seed", "format"}
@@ -40,11 +44,10 @@ class Kept:
     samples: Samples
     writer: SampleWriter
 
-    def steps(self, steps: list[StepSample]) -> None:
-        """Keep steps."""
-        for step in steps:
-            self.samples.steps.append(step)
-            self.writer.step(step)
+    def step(self, step: StepSample) -> None:
+        """Keep a step."""
+        self.samples.steps.append(step)
+        self.writer.step(step)
 
     def admission(self, admission: Admission) -> None:
         """Keep what taking a request in took."""
@@ -82,73 +85,114 @@ def check_not_begun(path: Path, *, resume: bool) -> None:
 
 @dataclass
 class Measurement:
-    """Everything that one run of `simbatch profile` does with the engine."""
+    """Everything that one run of `simbatch profile` does with the server."""
 
-    engine: VllmEngine
+    session: Session
+    spans: Spans
+    tail: Tail
     kept: Kept
+    traffic: Traffic
     seed: int
     budget: Budget
     tell: Tell
     stopping: Stopping = field(default_factory=Stopping)
     found: HeldOut | None = None
+    by_model: list[StepSample] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
     _last_canary_s: float = 0.0
 
-    def run(self) -> str:
+    async def run(self) -> str:
         """Measure; returns why it ended."""
-        self.session = Session(self.engine, self.seed, self.kept.admission)
-        self.session.warm_up(lambda done, total: self.tell(f"warm-up: {done} of {total} sizes"))
-        self._canary()
-        self._batch_table()
-        why = self._episodes()
-        self._canary()
+        if self.facts.gpu == "cpu":
+            await self.session.warm_up(lambda done, total: self.tell(f"warm-up: {done} of {total} sizes"))
+        await self._canary()
+        await self._batch_table()
+        await self._traffic()
+        why = await self._waves()
+        await self._canary()
+        self._take(await self.tail.settled())
         self.kept.note(why)
         return why
 
-    def _canary(self) -> None:
-        self.kept.steps(self.session.canary())
+    @property
+    def facts(self) -> EngineFacts:
+        """The engine's."""
+        return self.kept.samples.engine
+
+    def _take(self, lines: Sequence[RecordedStep | RecordedRequest]) -> None:
+        """Keep what has been recorded."""
+        for line in lines:
+            if isinstance(line, RecordedRequest):
+                self.clock.takes_in(line)
+                self.kept.admission(Admission(line.end_s - line.begin_s, line.num_prompt_tokens))
+            else:
+                self._keep(line, self.clock.took_s(line))
+
+    def _keep(self, step: RecordedStep, took_s: float) -> None:
+        """As a sample, if it is one; a wave whose tokens the model's config draws has a figure of its own."""
+        span = self.spans.of(step)
+        if span is None or took_s <= 0:
+            return
+        if span.kind == "wave" or (span.kind == "canary" and self.session.is_canary(step)):
+            self.kept.step(StepSample(span.number, span.kind == "canary", took_s, entries_of(step)))
+        elif span.kind == "model":
+            self.by_model.append(StepSample(span.number, False, took_s, entries_of(step)))
+
+    async def _canary(self) -> None:
+        await self.session.canary()
         self._last_canary_s = self.budget.elapsed_s
 
-    def _batch_table(self) -> None:
-        facts = self.engine.facts
-        sizes, done = batch_sizes(facts.max_num_seqs), {row["batch_size"] for row in self.kept.samples.batches}
-        shape, begin_s = Shape.of(facts), self.budget.elapsed_s
+    async def _batch_table(self) -> None:
+        sizes, done = batch_sizes(self.facts.max_num_seqs), {row["batch_size"] for row in self.kept.samples.batches}
+        shape, begin_s = Shape.of(self.facts), self.budget.elapsed_s
         for size in (size for size in sizes if size not in done):
             if self.budget.elapsed_s - begin_s > MAX_TABLE * self.budget.seconds:
                 self.kept.note(f"the batch table ends before batch size {size}, for want of time; --resume goes on")
                 break
             self.tell(f"batch table: batch size {size} of {sizes[-1]}")
-            self.kept.row(self._row(size, shape))
+            self._take(await self.tail.settled())
+            flights = await self.session.together(size, *shape)
+            lines = await self.tail.settled()
+            self._take(lines)
+            self.kept.row(self._row(shape, flights, lines))
 
-    def _row(self, size: int, shape: Shape) -> dict[str, Any]:
-        """Measured again when a size of step in it was met for the first time."""
-        for attempt in range(2):
-            prompts = [self.session.fresh(shape.prompt_len) for _ in range(size)]
-            with self.session.recorded() as steps:
-                lives = run_batch(self.engine, prompts, shape.output_len, f"batch{size}-{attempt}")
-            if not self.session.met_new:
-                break
-        return row_of(self.engine.facts, shape, lives, steps)
+    def _row(
+        self, shape: Shape, flights: Sequence[Flight], lines: Sequence[RecordedStep | RecordedRequest]
+    ) -> dict[str, Any]:
+        """A row of the table, and what its way to the server and back took, where the streams tell."""
+        steps = [line for line in lines if isinstance(line, RecordedStep)]
+        lives = [Lived(flight.sent_s, flight.answer.chunk_s) for flight in flights]
+        requests = [line for line in lines if isinstance(line, RecordedRequest)]
+        way = way_of(flights, steps, requests, shape.prompt_len)
+        return row_of(self.facts, shape, lives, steps) | ({"way": way._asdict()} if way else {})
 
-    def _episodes(self) -> str:
+    async def _traffic(self) -> None:
+        """Streams at several rates, for the front end; once, however often the measurement is gone on with."""
+        for name, run in self.traffic.runs(self.kept.samples.batches, TRAFFIC * self.budget.seconds):
+            self.tell(f"traffic: {name}")
+            await run()
+
+    async def _waves(self) -> str:
         index = first = 1 + max((step.episode for step in self.kept.samples.fitted()), default=-1)
         while self.budget.left_s or not self._can_be_fitted(index):
             if self.stopping.is_time_to_look(index):
                 self.found = held_out(self.kept.samples)
                 if self.stopping.look(index, self.found):
-                    return f"the held-out error stopped improving after {index} episodes"
+                    return f"the held-out error stopped improving after {index} waves"
             if self.budget.elapsed_s - self._last_canary_s > max(CANARY_EVERY_S, CANARY_EVERY * self.budget.seconds):
-                self._canary()
-            self.kept.steps(self.session.run(draw(self.session.limits, self.seed, index)))
+                await self._canary()
+            await self.session.run(draw(self.session.limits, self.seed, index))
+            self._take(self.tail.new())
             index += 1
             self._say(index)
-        return f"the time was over after {index} episodes ({index - first} in this run)"
+        return f"the time was over after {index} waves ({index - first} in this run)"
 
-    def _can_be_fitted(self, num_episodes: int) -> bool:
+    def _can_be_fitted(self, num_waves: int) -> bool:
         """Whether a fit has the least it needs: a budget that is too short for that is overrun by a little."""
-        return held_out(self.kept.samples) is not None or num_episodes >= MIN_EPISODES
+        return held_out(self.kept.samples) is not None or num_waves >= MIN_WAVES
 
-    def _say(self, num_episodes: int) -> None:
-        text = f"episode {num_episodes}, {len(self.kept.samples.steps)} steps"
+    def _say(self, num_waves: int) -> None:
+        text = f"wave {num_waves}, {len(self.kept.samples.steps)} steps"
         if self.found is not None:
             text += "; held-out error " + ", ".join(f"{key} {error:.1%}" for key, error in self.found.errors.items())
             text += f"; totals to {max(self.found.total_errors.values()):.1%}"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from simbatch.profiler.measuring.stopping import Budget
+from simbatch.profiler.measuring.stopping import MAX_TABLE, TRAFFIC, Budget
 
 EVERY_S = 15.0  # between two lines in a file
 SOONER = "the time left is at most what is shown: it ends sooner when the held-out error stops improving"
@@ -14,13 +14,26 @@ SOONER = "the time left is at most what is shown: it ends sooner when the held-o
 
 def left_text(seconds: float) -> str:
     """An upper bound, for the budget ends it."""
+    return f"at most {_minutes(seconds)} left"
+
+
+def plan_text(seconds: float) -> str:
+    """What the time is for."""
+    return (
+        f"plan for {_minutes(seconds)}: on a CPU a warm-up; the batch table, {_minutes(MAX_TABLE * seconds)} at most; "
+        f"traffic at four loads, {_minutes(TRAFFIC * seconds)}; waves of decodes and prompts until the end; the fit"
+    )
+
+
+def _minutes(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"at most {minutes}:{rest:02d} left"
+    return f"{minutes}:{rest:02d}"
 
 
 @contextmanager
 def progress(budget: Budget) -> Iterator[Callable[[str], None]]:
     """What to call with the present activity."""
+    print(plan_text(budget.seconds), file=sys.stderr)
     print(SOONER, file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         yield from _bar(budget)

@@ -1,21 +1,38 @@
-"""`simbatch profile` without its command line: start vLLM, measure, fit, write."""
+"""`simbatch profile` without its command line: start vLLM's server, measure, fit, write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from simbatch.profiler.fitting.from_samples import FittedProfile, fit_samples
-from simbatch.profiler.fitting.samples import Samples
+from simbatch.profiler.fitting.samples import EngineFacts, Samples
 from simbatch.profiler.measuring.measure import Measurement, check_not_begun, open_samples
 from simbatch.profiler.measuring.pictures import plot_memory, plot_throughput
+from simbatch.profiler.measuring.sections import Fitted, fit_measured
+from simbatch.profiler.measuring.session import Session, Spans
 from simbatch.profiler.measuring.stopping import Budget
-from simbatch.profiler.measuring.vllm_engine import EngineOptions, VllmEngine, check_model, require_vllm
+from simbatch.profiler.measuring.traffic import Traffic
+from simbatch.profiler.served.driver import Driver
+from simbatch.profiler.served.http import Endpoint
+from simbatch.profiler.served.server import look
+from simbatch.profiler.served.started import started
+from simbatch.profiler.served.tail import Tail
+from simbatch.profiler.served.vllm_start import EngineOptions, check_model, require_vllm
 from simbatch.profiler.write import write_profile
 
 Progress = Callable[[Budget], AbstractContextManager[Callable[[str], None]]]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that somebody else has started, with the recorder, and the file of its steps."""
+
+    url: str
+    steps: Path
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,22 @@ class Files:
         """What vLLM said."""
         return self._beside(".vllm.log")
 
+    def steps(self, start: int) -> Path:
+        """What the recorder wrote in the `start`-th start of the server."""
+        return self._beside(".steps.jsonl" if start == 1 else f".steps-{start}.jsonl")
+
+    @property
+    def all_steps(self) -> list[Path]:
+        """Those that are there."""
+        found: list[Path] = []
+        while (path := self.steps(len(found) + 1)).exists():
+            found.append(path)
+        return found
+
+    def traffic(self, name: str) -> Path:
+        """The streams of one run."""
+        return self._beside(f".traffic-{name}.json")
+
     @property
     def pictures(self) -> tuple[Path, Path, Path]:
         """Throughput and latency, KV memory, predicted against measured."""
@@ -49,13 +82,13 @@ class Measured:
     """What a run found."""
 
     samples: Samples
-    fitted: FittedProfile
+    fitted: Fitted
     why_ended: str
 
     @property
     def canary_ratio(self) -> float:
         """The slowest over the fastest visit to the canary."""
-        drift = self.fitted.drift
+        drift = self.fitted.of_samples.drift
         return 1.0 if drift is None else float(drift.slowness.max() / drift.slowness.min())
 
 
@@ -67,31 +100,83 @@ def check_start(options: EngineOptions, files: Files, *, resume: bool) -> None:
 
 
 def measure_profile(
-    options: EngineOptions,
+    target: EngineOptions | Running,
     files: Files,
     *,
     budget: Callable[[], Budget],
     resume: bool,
+    seed: int,
     command: str,
     progress: Progress,
+    say: Callable[[str], None],
 ) -> Measured:
     """Measure until it is enough, fit, write; the samples stay whatever happens. `budget` starts after vLLM's start."""
-    engine = VllmEngine(options, command=command)
-    kept = None
-    try:
-        kept = open_samples(files.samples, engine.facts, resume=resume)
-        limited = budget()
-        with progress(limited) as tell:
-            why = Measurement(engine, kept, options.seed, limited, tell).run()
-    finally:
-        if kept is not None:
-            kept.writer.close()
-        engine.close()
-    fitted = fit_samples(kept.samples, command=command)
+    with _server(target, files, resume=resume) as running:
+        done, why = asyncio.run(_measure(target, running, files, budget, resume, seed, command, progress))
+    kept = done.kept
+    steps = running_steps(files, running)
+    say(f"fitting {len(kept.samples.steps):,} steps of waves, and all that the recorder wrote")
+    is_async = kept.samples.engine.async_scheduling
+    fitted = fit_measured(kept.samples, done.by_model, steps, is_async=is_async, command=command)
     write_profile(fitted.profile, files.profile)
     throughput, memory, fit = files.pictures
     if kept.samples.batches:
         plot_throughput(kept.samples.batches, fitted.profile.name, throughput)
-        plot_memory(kept.samples.batches, engine.facts, fitted.profile.name, memory)
-    fitted.plot(fit)
+        plot_memory(kept.samples.batches, kept.samples.engine, fitted.profile.name, memory)
+    fitted.of_samples.plot(fit)
     return Measured(kept.samples, fitted, why)
+
+
+def running_steps(files: Files, running: Running) -> list[Path]:
+    """All files of steps that were recorded for this profile."""
+    own = files.all_steps
+    return own if running.steps in own else [*own, running.steps]
+
+
+@contextmanager
+def _server(target: EngineOptions | Running, files: Files, *, resume: bool) -> Iterator[Running]:
+    if isinstance(target, Running):
+        yield target
+        return
+    before = files.all_steps
+    if not resume:
+        for path in (*before, *files.traffic("*").parent.glob(files.traffic("*").name)):
+            path.unlink()
+    with started(target, files.steps(1 + len(before) * resume), files.log) as server:
+        yield Running(server.url, server.steps)
+
+
+async def _measure(
+    target: EngineOptions | Running,
+    running: Running,
+    files: Files,
+    budget: Callable[[], Budget],
+    resume: bool,
+    seed: int,
+    command: str,
+    progress: Progress,
+) -> tuple[Measurement, str]:
+    tail = Tail(running.steps, from_end=True)
+    server = await look(Endpoint.of(running.url), running.model)  # whose first step tells the workers' memory
+    await tail.settled()
+    facts = engine_of(tail.facts, target, command, seed)
+    kept = open_samples(files.samples, facts, resume=resume)
+    driver, spans = Driver(server.endpoint, server.model), Spans()
+    session = Session(driver, facts, int(tail.facts["vocab_size"]), seed, spans)
+    traffic = Traffic(server, session, spans, files.traffic)
+    try:
+        limited = budget()
+        with progress(limited) as tell:
+            measurement = Measurement(session, spans, tail, kept, traffic, seed, limited, tell)
+            return measurement, await measurement.run()
+    finally:
+        kept.writer.close()
+        driver.close()
+        tail.close()
+
+
+def engine_of(said: dict[str, object], target: EngineOptions | Running, command: str, seed: int) -> EngineFacts:
+    """The engine as its recorder says it."""
+    own = {key: value for key, value in said.items() if key in EngineFacts.model_fields and key != "format"}
+    warnings = target.warnings if isinstance(target, EngineOptions) else ()
+    return EngineFacts.model_validate({**own, "command": command, "seed": seed, "warnings": warnings})

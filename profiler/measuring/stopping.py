@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from simbatch.profiler.fitting.from_samples import HeldOut
 
-MIN_EPISODES = 40
-GROWTH = 1.2  # the error is looked at again when there are that many times the episodes
+MIN_WAVES = 40
+MAX_TABLE, TRAFFIC = 0.3, 0.2  # of the time budget; the waves have the rest
+GROWTH = 1.2  # the error is looked at again when there are that many times the waves
 PATIENCE = 3  # looks in a row without improvement
 IMPROVEMENT = 0.03  # of the best mean error so far: less is none
 SURE = 0.01  # standard error of the totals: means over a long run are as good as that, however noisy its steps
@@ -42,15 +43,15 @@ class Stopping:
 
     best: float = float("inf")
     looks_without: int = 0
-    next_look: int = MIN_EPISODES
+    next_look: int = MIN_WAVES
 
-    def is_time_to_look(self, num_episodes: int) -> bool:
+    def is_time_to_look(self, num_waves: int) -> bool:
         """Whether enough has come since the last look."""
-        return num_episodes >= self.next_look
+        return num_waves >= self.next_look
 
-    def look(self, num_episodes: int, found: HeldOut | None) -> bool:
+    def look(self, num_waves: int, found: HeldOut | None) -> bool:
         """Whether to stop; None while there is not enough to fit."""
-        self.next_look = max(num_episodes + 1, int(num_episodes * GROWTH))
+        self.next_look = max(num_waves + 1, int(num_waves * GROWTH))
         if found is None:
             return False
         error = sum(found.errors.values()) / len(found.errors)

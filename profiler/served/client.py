@@ -40,6 +40,7 @@ class Sent:
     queued_s: float
     num_prompt_tokens: int
     num_output_tokens: int = 0
+    num_cached_tokens: int = 0
     chunk_s: list[float] = field(default_factory=list)
     error: str = CUT_OFF
 
@@ -65,6 +66,11 @@ class Client:
         self.rows: dict[int, Sent] = {}  # by the requests' number; those that were sent
         self.cpu_share = 0.0  # of one core, that this took
         self.late_s: list[float] = []  # after its moment was each request sent
+
+    @property
+    def origin_s(self) -> float:
+        """Time 0 of the run, s of `time.monotonic`."""
+        return self._origin_s
 
     async def run(self) -> None:
         """Send everything, and wait for the last token; ServerGoneError when the server dies."""
@@ -147,7 +153,7 @@ class Client:
 
     def _take(self, row: Sent, answer: Answer, asked: int) -> None:
         row.chunk_s = [at_s - self._origin_s for at_s in answer.chunk_s]
-        row.error = answer.error
+        row.error, row.num_cached_tokens = answer.error, answer.num_cached_tokens
         if answer.status != 200:
             row.error = answer.message
         elif not answer.chunk_s:

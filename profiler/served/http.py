@@ -52,12 +52,13 @@ class Endpoint(NamedTuple):
 class Answer:
     """What came back: status and text, or of a stream when each event with tokens came, and what it ended with."""
 
-    __slots__ = ("chunk_s", "error", "num_output_tokens", "reason", "rest", "status")
+    __slots__ = ("chunk_s", "error", "num_cached_tokens", "num_output_tokens", "reason", "rest", "status")
 
     def __init__(self) -> None:
         self.status, self.reason, self.rest = 0, "", b""
         self.chunk_s: list[float] = []
         self.num_output_tokens: int | None = None  # as the server counts
+        self.num_cached_tokens = 0  # of the prompt; 0 too where it does not tell
         self.error = ""
 
     @property
@@ -88,6 +89,7 @@ class Answer:
             self.chunk_s.append(at_s)
         if usage := content.get("usage"):
             self.num_output_tokens = usage.get("completion_tokens")
+            self.num_cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         if error := content.get("error"):
             self.error = str(error.get("message") if isinstance(error, dict) else error)
 
@@ -114,10 +116,13 @@ class Connection(asyncio.Protocol):
         """Whether anything of the answer has come."""
         return self._has_head or bool(self._buffer)
 
-    async def exchange(self, request: bytes) -> Answer:
-        """Send a request, and wait for the whole answer; ConnectionError when the connection breaks before its end."""
+    async def exchange(self, request: bytes, answer: Answer | None = None) -> Answer:
+        """Send a request, and wait for the whole answer; ConnectionError when the connection breaks before its end.
+
+        An `answer` that is given is filled as it comes.
+        """
         assert self._transport is not None
-        self._answer, self._buffer = Answer(), b""
+        self._answer, self._buffer = answer or Answer(), b""
         self._left, self._has_head, self._is_chunked = None, False, False
         self._ended = asyncio.get_running_loop().create_future()
         self.heard_s = now()

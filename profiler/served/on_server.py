@@ -9,30 +9,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from simbatch.profiler.fitting.recorded_lines import stream
 from simbatch.profiler.served.client import Client, ServerGoneError
 from simbatch.profiler.served.http import Endpoint
 from simbatch.profiler.served.result import ServedRun
 from simbatch.profiler.served.server import VOCAB_SIZE, Server, look
+from simbatch.profiler.served.tail import Tail
 from simbatch.profiler.validating.bounds import Bounds
-from simbatch.profiler.validating.kept import Kept
+from simbatch.profiler.validating.kept import CUT_FILE, RESULT_FILE, STEPS_FILE, Kept
 from simbatch.profiler.validating.real_run import Run, simulated_run
 from simbatch.profiler.validating.requests import Requests, prompts
 from simbatch.profiler.validating.settings import agreed
 from simbatch.profiler.validating.simulated import simulate_requests
 from simbatch.profiler.validating.validation import Validation
-from simbatch.sim.clock import to_s
+from simbatch.profiler.validating.with_steps import Lines, name_of
+from simbatch.sim.clock import PS_PER_MS, to_s
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results import files
 from simbatch.sim.results.metrics import duration_ps
 from simbatch.sim.scenario import Resolved, Scenario, resolve
 from simbatch.sim.workload import open_workload
 
-RESULT_FILE = "result.json"  # of each run: that of `vllm bench serve --save-detailed`
-CUT_FILE = "cut-off.json"  # of a run that did not end: the requests that did
 LATE_MS, BUSY = 10.0, 0.7  # a client that is later (p99) or busier tells of itself, not of the server
 MERGED = 0.02  # share of tokens without an event of their own that is told
 Progress = Callable[[int, float], None]
@@ -61,21 +62,6 @@ class Told:
     progress: Callable[[int, int, float], Callable[[int, int, float], None]]
 
 
-class KeptServed(Kept):
-    """A folder with the runs of one scenario on one server."""
-
-    run_files = (RESULT_FILE, CUT_FILE)
-    last_file = RESULT_FILE
-
-    def keep(self, number: int, name: str, content: Mapping[str, Any]) -> None:
-        """Write a run, or what there is of it."""
-        files.write_all(self._of(number), {name: lambda path: files.write_json(path, content)}, self.run_files)
-
-    def again(self, number: int) -> ServedRun:
-        """A run that was kept."""
-        return ServedRun.read(json.loads((self._of(number) / RESULT_FILE).read_text(encoding="utf-8")))
-
-
 def validate_server(
     scenario: Scenario, options: ServerOptions, folder: Path, *, bounds: Bounds | None, told: Told
 ) -> Validation:
@@ -88,23 +74,88 @@ def validate_server(
     version = f" with vLLM {server.version}" if server.version else ""
     told.say(f"{server.endpoint.url} serves {server.model}{version}")
     resolved = resolve(agreed(scenario, server.engine, "--server"))
-    requests = requests_of(scenario)
-    simulated = simulated_run(simulate_requests(resolved, requests))
-    kept = KeptServed(folder)
     told_of_server = {"model": server.model, "version": server.version, **server.engine}
+    source = {"mode": "server", **told_of_server, "temperature": options.temperature}
     setting = {"scenario": resolved.dump(), "server": told_of_server, "temperature": options.temperature}
-    num_kept = min(kept.begin(setting, resume=options.resume), options.repeats)
-    served = [kept.again(number) for number in range(1, num_kept + 1)]
-    if num_kept:
-        told.say(f"{num_kept} runs are there already")
-    tell = told.progress(options.repeats, len(requests), to_s(duration_ps(simulated.record)))
-    for number in range(num_kept + 1, options.repeats + 1):
-        sender = Sender(server, resolved, requests, options.temperature, partial(tell, number))
-        served.append(_sent(sender, kept, number, simulated, told))
-    real = [run.run(resolved.engine, simulated.facts) for run in served]
-    source = {"mode": "server", **told_of_server, "temperature": options.temperature, **_client(served)}
-    notes = tuple(_notes(served, server))
-    return Validation(real, simulated, resolved.cost_model(), source, notes, bounds)
+    return Runs(server, resolved, requests_of(scenario), options, Kept(folder), told).validation(
+        setting, source, bounds
+    )
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Real runs of one scenario on one server; `tail` follows its recorder, where it is one of our own."""
+
+    server: Server
+    resolved: Resolved
+    requests: Requests
+    options: ServerOptions
+    kept: Kept
+    told: Told
+    tail: Tail | None = None
+
+    def validation(
+        self, setting: Mapping[str, Any], source: Mapping[str, Any], bounds: Bounds | None, notes: Sequence[str] = ()
+    ) -> Validation:
+        """Simulate, send what is still to be sent, put both side by side; `setting` is what all runs share."""
+        simulated = simulated_run(simulate_requests(self.resolved, self.requests))
+        repeats = self.options.repeats
+        num_kept = min(self.kept.begin(setting, resume=self.options.resume), repeats)
+        served = [_again(self.kept.of(number)) for number in range(1, num_kept + 1)]
+        if num_kept:
+            self.told.say(f"{num_kept} runs are there already")
+        tell = self.told.progress(repeats, len(self.requests), to_s(duration_ps(simulated.record)))
+        numbers = range(num_kept + 1, repeats + 1)
+        served += [self._sent(number, simulated, partial(tell, number)) for number in numbers]
+        real = [run.run(self.resolved.engine, simulated.facts) for run in served]
+        found = (*notes, *_notes(served, self.server))
+        return Validation(
+            real,
+            simulated,
+            self.resolved.cost_model(),
+            {**source, **_client(served)},
+            found,
+            bounds,
+            _admission_ms(real, self.resolved),
+        )
+
+    def _sent(self, number: int, simulated: Run, tell: Progress) -> ServedRun:
+        """One run, written when it has ended, or when it is cut off."""
+        if self.tail is not None:
+            asyncio.run(self.tail.settled())
+            self.tail.cut()
+        sender = Sender(self.server, self.resolved, self.requests, self.options.temperature, tell)
+
+        def keep(name: str) -> ServedRun:
+            lines: Lines = ()
+            raw = b""
+            if self.tail is not None:
+                lines, raw = tuple(asyncio.run(self.tail.settled())), self.tail.cut()
+            served = sender.served(lines)
+            run = served.run(self.resolved.engine, simulated.facts)
+            self.kept.keep(number, name, served.bench_result(run, self.resolved, self.server.model), raw)
+            return served
+
+        place = f"--server {self.server.endpoint.url}"
+        try:
+            asyncio.run(sender.client.run())
+        except (ServerGoneError, KeyboardInterrupt) as error:
+            ended = sum(not row.error for row in sender.client.rows.values())
+            where = f"run {number} was cut off after {ended:,} of {len(sender.client.late_s):,} requests sent"
+            if ended:
+                keep(CUT_FILE)
+                where += f" (they are in {self.kept.of(number) / CUT_FILE})"
+            if isinstance(error, KeyboardInterrupt):
+                self.told.say(f"\n{where}; go on with --resume")
+                raise
+            rule = f"is gone: {error}; {where}"
+            mend = "look into its log, start it again, and go on with --resume"
+            raise UserError(Problem(place, rule, mend=mend)) from None
+        rows = sender.client.rows.values()
+        if all(row.error for row in rows):
+            rule = f"answered none of {len(rows):,} requests: {next(iter(rows)).error}"
+            raise UserError(Problem(place, rule))
+        return keep(RESULT_FILE)
 
 
 class Sender:
@@ -117,15 +168,19 @@ class Sender:
         # or the cache of a server that has met them would answer for the engine
         self.prompt_seed = time.time_ns()
         limit = resolved.engine.max_model_len
-        bodies = [server.completion(body) for body in self._bodies(requests, temperature, limit)]
+        bodies = [
+            server.completion(body, name_of(index))
+            for index, body in enumerate(self._bodies(requests, temperature, limit))
+        ]
         self.client = Client(server.endpoint, requests, bodies, limit, tell)
 
-    def served(self) -> ServedRun:
-        """What has come back so far."""
+    def served(self, lines: Lines = ()) -> ServedRun:
+        """What has come back so far, and what was recorded meanwhile."""
         late_ms = 1000 * np.array(self.client.late_s or [0.0])
         kept_up = {"late_ms_p99": float(np.percentile(late_ms, 99)), "late_ms_max": float(late_ms.max())}
         rows = [self.client.rows[index] for index in sorted(self.client.rows)]
-        return ServedRun(rows, {**kept_up, "cpu_share": self.client.cpu_share}, self.prompt_seed)
+        client = {**kept_up, "cpu_share": self.client.cpu_share}
+        return ServedRun(rows, client, self.prompt_seed, self.client.origin_s, lines)
 
     def _bodies(self, requests: Requests, temperature: float, max_model_len: int) -> Iterator[dict[str, Any]]:
         columns, scenario = requests.all, self.resolved.scenario
@@ -149,35 +204,20 @@ def requests_of(scenario: Scenario) -> Requests:
         raise scenario.relocated(error) from error.__cause__
 
 
-def _sent(sender: Sender, kept: KeptServed, number: int, simulated: Run, told: Told) -> ServedRun:
-    """One run, written when it has ended, or when it is cut off."""
-    resolved, model = sender.resolved, sender.server.model
+def _again(folder: Path) -> ServedRun:
+    """A run that was kept."""
+    steps = folder / STEPS_FILE
+    lines = [line for line in stream(steps) if not isinstance(line, dict)] if steps.exists() else []
+    return ServedRun.read(json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")), lines)
 
-    def keep(name: str) -> ServedRun:
-        served = sender.served()
-        run = served.run(resolved.engine, simulated.facts)
-        kept.keep(number, name, served.bench_result(run, resolved, model))
-        return served
 
-    try:
-        asyncio.run(sender.client.run())
-    except (ServerGoneError, KeyboardInterrupt) as error:
-        ended = sum(not row.error for row in sender.client.rows.values())
-        where = f"run {number} was cut off after {ended:,} of {len(sender.client.late_s):,} requests sent"
-        if ended:
-            keep(CUT_FILE)
-            where += f" (they are in {kept.folder / f'run-{number}' / CUT_FILE})"
-        if isinstance(error, KeyboardInterrupt):
-            told.say(f"\n{where}; go on with --resume")
-            raise
-        rule = f"is gone: {error}; {where}"
-        mend = "look into its log, start it again, and go on with --resume"
-        raise UserError(Problem(f"--server {sender.server.endpoint.url}", rule, mend=mend)) from None
-    served = sender.served()
-    if len(served.failed) == len(served.rows):
-        rule = f"answered none of {len(served.rows):,} requests: {served.failed[0].error}"
-        raise UserError(Problem(f"--server {sender.server.endpoint.url}", rule))
-    return keep(RESULT_FILE)
+def _admission_ms(real: Sequence[Run], resolved: Resolved) -> dict[str, float] | None:
+    """What taking a request in took on the engine's thread, and what the profile says of it."""
+    took_s = [took_s for run in real for took_s in run.admission_s]
+    host = resolved.engine.host
+    return (
+        {"real": 1000 * fmean(took_s), "profile": (host.admit_base_ps if host else 0) / PS_PER_MS} if took_s else None
+    )
 
 
 def _client(served: Sequence[ServedRun]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from simbatch.profiler.served.client import Sent
 from simbatch.profiler.validating.real_run import Run
+from simbatch.profiler.validating.with_steps import Lines, with_steps
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, NEVER_PS, SEGMENT_DTYPE, RequestColumns, RunRecord
 from simbatch.sim.results import RunFacts
@@ -27,11 +28,16 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ServedRun:
-    """What a client noted of one run; `client` is how it kept up, `prompt_seed` what its prompts were made from."""
+    """What a client noted of one run; `client` is how it kept up, `prompt_seed` what its prompts were made from.
+
+    `lines` are those of a recorder in the server, whose clock is at `origin_s` when the run begins.
+    """
 
     rows: Sequence[Sent]
     client: Mapping[str, float]
     prompt_seed: int
+    origin_s: float = 0.0
+    lines: Lines = ()
 
     @property
     def failed(self) -> list[Sent]:
@@ -39,7 +45,7 @@ class ServedRun:
         return [row for row in self.rows if row.error]
 
     def run(self, config: EngineConfig, facts: RunFacts) -> Run:
-        """The requests that ended well, as a run of such an engine; without steps."""
+        """The requests that ended well, as a run of such an engine; with its steps where they were recorded."""
         good = [row for row in self.rows if not row.error]
         n = len(good)
         nothing, zeros = np.full(n, NEVER_PS, dtype=np.int64), np.zeros(n, dtype=np.int64)
@@ -51,7 +57,7 @@ class ServedRun:
             finish_ps=_ps([row.chunk_s[-1] for row in good]),
             num_prompt_tokens=np.array([row.num_prompt_tokens for row in good], dtype=np.int64),
             num_output_tokens=np.array([row.num_output_tokens for row in good], dtype=np.int64),
-            num_cached_tokens=zeros,
+            num_cached_tokens=np.array([row.num_cached_tokens for row in good], dtype=np.int64),
             num_preemptions=zeros,
             priority=zeros,
             status=np.full(n, FINISHED, dtype=np.int8),
@@ -67,12 +73,25 @@ class ServedRun:
             client_overhead_ps=0,
             event_loop_cpu_s=0.0,
         )
-        return Run(record, facts, None, [gap.tolist() for gap in gaps])
+        run = Run(record, facts, None, [gap.tolist() for gap in gaps])
+        indices = [index for index, row in enumerate(self.rows) if not row.error]
+        return with_steps(run, self.lines, indices, self.origin_s) if self.lines else run
 
     def bench_result(self, run: Run, resolved: Resolved, model: str) -> dict[str, Any]:
         """What `vllm bench serve` would have written."""
-        rows, workload = self.rows, resolved.scenario.workload
+        workload = resolved.scenario.workload
         rate = getattr(workload, "request_rate", None)
+        return {
+            **self.detail(model, workload.max_concurrency),
+            "request_rate": rate if rate is not None and math.isfinite(rate) else "inf",
+            "burstiness": getattr(workload, "burstiness", None) or 1.0,
+            **{key: value for key, value in run.result.summary.items() if key != "simbatch"},
+            "failed": len(self.failed),
+        }
+
+    def detail(self, model: str, max_concurrency: int | None) -> dict[str, Any]:
+        """The same without its figures: what was sent and what came."""
+        rows = self.rows
         return {
             "date": time.strftime("%Y%m%d-%H%M%S"),
             "endpoint_type": "openai",
@@ -81,11 +100,12 @@ class ServedRun:
             "model_id": model,
             "tokenizer_id": model,
             "num_prompts": len(rows),
-            "request_rate": rate if rate is not None and math.isfinite(rate) else "inf",
-            "burstiness": getattr(workload, "burstiness", None) or 1.0,
-            "max_concurrency": workload.max_concurrency,
-            **{key: value for key, value in run.result.summary.items() if key != "simbatch"},
+            "request_rate": "inf",
+            "burstiness": 1.0,
+            "max_concurrency": max_concurrency,
+            "completed": len(rows) - len(self.failed),
             "failed": len(self.failed),
+            "duration": max((row.chunk_s[-1] for row in rows if row.chunk_s), default=0.0),
             "max_output_tokens_per_s": most_in_a_second(rows),
             "input_lens": [row.num_prompt_tokens for row in rows],
             "output_lens": [row.num_output_tokens for row in rows],
@@ -97,19 +117,27 @@ class ServedRun:
             "generated_texts": ["" for _ in rows],
             "errors": [row.error for row in rows],
             "rtfx": 0.0,
-            "simbatch": {"client": dict(self.client), "prompt_seed": self.prompt_seed},
+            "simbatch": {
+                "client": dict(self.client),
+                "prompt_seed": self.prompt_seed,
+                "origin_s": self.origin_s,
+                "cached_tokens": [row.num_cached_tokens for row in rows],
+            },
         }
 
     @classmethod
-    def read(cls, content: Mapping[str, Any]) -> ServedRun:
+    def read(cls, content: Mapping[str, Any], lines: Lines = ()) -> ServedRun:
         """The same from what was written."""
         columns = ("start_times", "queue_times", "input_lens", "output_lens", "ttfts", "itls", "errors")
-        rows = []
-        for sent_s, queued_s, n_in, n_out, ttft_s, itl_s, error in zip(*(content[c] for c in columns), strict=True):
+        rows, ours = [], content["simbatch"]
+        cached = ours.get("cached_tokens") or [0] * len(content["errors"])
+        for sent_s, queued_s, n_in, n_out, ttft_s, itl_s, error, hit in zip(
+            *(content[c] for c in columns), cached, strict=True
+        ):
             has_tokens = ttft_s > 0
             chunk_s = (sent_s + ttft_s + np.cumsum([0.0, *itl_s])).tolist() if has_tokens else []
-            rows.append(Sent(sent_s, queued_s, n_in, n_out, chunk_s, error))
-        return cls(rows, content["simbatch"]["client"], content["simbatch"]["prompt_seed"])
+            rows.append(Sent(sent_s, queued_s, n_in, n_out, hit, chunk_s, error))
+        return cls(rows, ours["client"], ours["prompt_seed"], ours.get("origin_s", 0.0), lines)
 
 
 def most_in_a_second(rows: Sequence[Sent]) -> float:

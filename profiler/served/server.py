@@ -31,15 +31,16 @@ class Server:
     version: str | None = None
     engine: dict[str, Any] = field(default_factory=dict)
 
-    def completion(self, body: dict[str, Any]) -> bytes:
-        """A streaming completion as it is sent."""
-        return completion(self.endpoint, self.model, body)
+    def completion(self, body: dict[str, Any], name: str = "") -> bytes:
+        """A streaming completion as it is sent; the server's own logs have its `name`."""
+        return completion(self.endpoint, self.model, body, name)
 
 
-def completion(endpoint: Endpoint, model: str, body: dict[str, Any]) -> bytes:
+def completion(endpoint: Endpoint, model: str, body: dict[str, Any], name: str = "") -> bytes:
     """The same before the server is known; OPENAI_API_KEY goes with it, as with `vllm bench serve`."""
+    named = (f"X-Request-Id: {name}",) if name else ()
     content = {"model": model, "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True, **body}
-    return endpoint.request("POST", "/v1/completions", json.dumps(content).encode(), headers())
+    return endpoint.request("POST", "/v1/completions", json.dumps(content).encode(), (*headers(), *named))
 
 
 def headers() -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from simbatch.profiler.validating.validation import Validation
 from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.scheduler.versions import parse_version
 from simbatch.sim.streams.judge import FEW_REQUESTS
 from simbatch.sim.streams.of_result import described_result
 from simbatch.sim.workload import open_workload
@@ -39,6 +40,7 @@ def validate_recorded(
     None: the scenario's when its workload is a trace, else the run's. Raises UserError when the run cannot be
     simulated or does not have the scenario's requests.
     """
+    scenario = on_its_vllm(scenario)
     if isinstance(run, BenchTotals):
         if source == RECORDED:
             rule = "has a run's totals only, not its requests"
@@ -71,6 +73,18 @@ def validate_recorded(
     real = Run(record, simulated.facts, taken_in_ps, untold=both.recorded.untold)
     facts = {"mode": "recorded", "file": file, "kind": recorded.kind, "load": recorded.load, "model": recorded.model}
     return Validation([real], simulated, resolved.cost_model(), facts, tuple(notes), bounds)
+
+
+def on_its_vllm(scenario: Scenario) -> Scenario:
+    """The scenario under the vLLM that its profile was measured with, unless it names one, or that is not simulated."""
+    version = getattr(resolve(scenario).profile, "vllm_version", None)
+    if scenario.engine.vllm_version is not None or version is None:
+        return scenario
+    try:
+        parse_version(version)
+    except UserError:
+        return scenario
+    return scenario.override({"engine.vllm_version": version}, origin="--recorded")
 
 
 def _limit_of(scenario: Scenario) -> tuple[int | None, int | None]:

@@ -8,12 +8,6 @@ from collections.abc import Callable
 EVERY_S = {True: 2.0, False: 15.0}  # a person looks; a file
 
 
-def warm_up(done: int, total: int) -> None:
-    """Sizes of steps that were visited; a line for each quarter of them."""
-    if done * 4 // total != (done - 1) * 4 // total:
-        print(f"warming up: {done} of {total} sizes of steps", file=sys.stderr, flush=True)
-
-
 def progress(num_runs: int, num_requests: int, run_s: float, *, quiet: bool) -> Callable[[int, int, float], None]:
     """What to tell the run's number, its ended requests and its time (s); `run_s` is how long a run should last."""
     is_person = sys.stderr.isatty()

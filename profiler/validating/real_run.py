@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.cost.features import Features, features_of, is_decode
-from simbatch.sim.engine.record import SEGMENT_DTYPE, RunRecord, StepRow
+from simbatch.profiler.fitting.recorded_lines import RecordedRequest, RecordedStep
+from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.results import Result, RunFacts
 from simbatch.sim.results.registry import Metric
 
@@ -28,8 +28,9 @@ class Run:
     facts: RunFacts
     taken_in_ps: Ints | None
     itl_s: list[list[float]] | None = None  # per request, between its tokens
-    admission_s: Sequence[float | None] = ()  # per request, what taking it in took on the host; None when rejected
+    admission_s: Sequence[float] = ()  # what taking each request in took on the host
     untold: Mapping[str, str] = field(default_factory=dict)  # figures that its record does not tell, and why
+    lines: Sequence[RecordedStep | RecordedRequest] = ()  # what a recorder in its server wrote
 
     @cached_property
     def result(self) -> Result:
@@ -104,19 +105,3 @@ def simulated_run(result: Result) -> Run:
     is_busy = (following < len(ends)) & (starts[inside] < arrival_ps) if len(ends) else np.zeros(len(arrival_ps), bool)
     taken_in_ps = np.where(is_busy, ends[inside], arrival_ps) if len(ends) else arrival_ps
     return Run(result.record, result.facts, taken_in_ps)
-
-
-def features(step: StepRow, num_prompt_tokens: Ints) -> Features:
-    """What a step computed; nothing says whether a single token gave the next one, so each after a prompt did."""
-    return features_of((q, h, is_decode(q, h, int(num_prompt_tokens[index]))) for index, q, h in step.scheduled)
-
-
-def segments_of(steps: Sequence[StepRow], num_prompt_tokens: Ints) -> NDArray[np.void]:
-    """Steps as segments of a `RunRecord`; all gaps between tokens are kept one by one, so none is regular."""
-    rows = []
-    for step in steps:
-        decodes, context, tokens, _, attention, num_prefills = features(step, num_prompt_tokens)
-        counts = (decodes, 0, context, tokens, num_prefills, attention)
-        after = (step.num_running, step.num_waiting, step.free_blocks)
-        rows.append((step.start_ps, 1, step.end_ps - step.start_ps, 0, 0, 0, *counts, *after))
-    return np.array(rows, dtype=SEGMENT_DTYPE)

@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simbatch.profiler.fitting.samples import EngineFacts
-from simbatch.profiler.measuring.vllm_engine import EngineOptions
+from simbatch.profiler.served.vllm_start import EngineOptions
 from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions, refuse_undoable
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.engine import OURS, EngineSettings
+from simbatch.sim.scheduler.versions import parse_version
 
-# A replay has no server around its engine.
-NOT_TOLD = {*OURS, "api_server_count", "max_num_queued_reqs", "max_num_queued_tokens"}
-NOT_ASKED = NOT_TOLD | {"gpu_memory_utilization", "kv_cache_dtype", "num_gpu_blocks_override"}
+NOT_TOLD = {*OURS, "vllm_version"}  # to the server: its version is what it is
+OF_THE_FRONT_END = {"api_server_count", "max_num_queued_reqs", "max_num_queued_tokens"}  # the engine has none of them
+NOT_ASKED = {*NOT_TOLD, *OF_THE_FRONT_END, "gpu_memory_utilization", "kv_cache_dtype", "num_gpu_blocks_override"}
 
 
 def written(scenario: Scenario) -> dict[str, Any]:
@@ -87,6 +88,9 @@ def as_resolved(scenario: Scenario, facts: EngineFacts, settings: Mapping[str, A
     resolved |= {key: getattr(facts, key) for key in names if hasattr(facts, key)}
     resolved["num_gpu_blocks_override"] = facts.num_gpu_blocks
     given = written(scenario)
+    version = given.get("vllm_version")
+    is_same = version is not None and parse_version(version) == parse_version(facts.vllm_version)
+    resolved["vllm_version"] = version if is_same else facts.vllm_version
     problems = []
     if given.get("kv_cache_dtype", "auto") not in ("auto", facts.kv_cache_dtype):
         rule = f"the real engine has {facts.kv_cache_dtype}"

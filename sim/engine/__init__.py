@@ -13,9 +13,11 @@ import simpy
 
 from simbatch.policies.base import Policy
 from simbatch.routers.base import Router
+from simbatch.sim.clock import to_s
 from simbatch.sim.cost.host import HostDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import NoiseDraws
+from simbatch.sim.engine.cluster import Change
 from simbatch.sim.engine.explain import Event, Watch
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.leap import Leap
@@ -28,11 +30,12 @@ from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import Traffic
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
 
-__all__ = ["ClusterRun", "Member", "Run", "explain", "front_end_of", "run", "run_cluster"]
+__all__ = ["Change", "ClusterRun", "Member", "Run", "explain", "explain_cluster", "front_end_of", "run", "run_cluster"]
 
 
 class Run:
@@ -148,15 +151,55 @@ def run_cluster(
     *,
     seed: int = 0,
     refresh_ps: int = 0,
+    events: Sequence[Change] = (),
     steps: bool = False,
     spans: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> RunRecord:
     """The same for several replicas behind a router, which draws by `seed`."""
     this = ClusterRun(
-        members, router, source, seed=seed, refresh_ps=refresh_ps, steps=steps, spans=spans, progress=progress
+        members,
+        router,
+        source,
+        seed=seed,
+        refresh_ps=refresh_ps,
+        events=events,
+        steps=steps,
+        spans=spans,
+        progress=progress,
     )
     loaded_before_s = this.traffic.load_cpu_s
     begin_s = time.process_time()
     this.env.run()
     return this.record(time.process_time() - begin_s - (this.traffic.load_cpu_s - loaded_before_s))
+
+
+def explain_cluster(
+    members: Sequence[Member],
+    router: Router,
+    source: RequestSource,
+    request_id: str,
+    *,
+    seed: int = 0,
+    refresh_ps: int = 0,
+    events: Sequence[Change] = (),
+) -> list[Event]:
+    """The life of one request in a cluster: where it was sent, and why, and what became of it there."""
+    watches = [Watch(request_id) for _ in members]
+    this = ClusterRun(members, router, source, seed=seed, refresh_ps=refresh_ps, events=events, listeners=watches)
+    for watch, replica in zip(watches, this.replicas, strict=True):
+        watch.replica = replica
+    sent = []
+
+    def note(request: Request, at_ps: int, index: int) -> None:
+        if request.request_id == request_id:
+            for watch in watches:
+                watch.forget()
+            what = f"sent to replica {index} by {type(router).__name__}: {this.gateway.why(request)}"
+            sent.append(Event(to_s(at_ps), None, 1, what))
+
+    this.gateway.on_routed = note
+    this.env.run()
+    for replica in this.replicas:
+        replica.close()
+    return sorted([*sent, *(event for watch in watches for event in watch.events)], key=lambda event: event.time_s)

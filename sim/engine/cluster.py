@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import simpy
 
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from simbatch.sim.engine.replica import Replica
 
 
+class Change(NamedTuple):
+    """A replica goes down, or up again; one that drains is only sent nobody."""
+
+    at_ps: int
+    is_up: bool
+    replica: int
+    drains: bool = False
+
+
 class Cluster:
     """Lets the replicas go on, and sends each request where the gateway says."""
 
@@ -42,10 +51,14 @@ class Cluster:
         replicas: list[Replica],
         loops: list[Stepwise],
         sent_to: array[int],
+        events: list[Change],
     ) -> None:
         self.env, self.traffic, self.gateway, self.published = env, traffic, gateway, published
         self.lanes, self.replicas = lanes, replicas
         self.sent_to = sent_to  # of each request, the replica
+        self.events = events  # in the order of time
+        self.held: list[Request] = []  # by the gateway, while every replica is down
+        self.num_sent_again = self.num_lost_tokens = 0
         self.now_ps = 0
         self._processes: list[Process | None] = [loop.run() for loop in loops]
         # heap of (when its horizon must be there before it has anything to do, which replica); some are out of date
@@ -53,15 +66,21 @@ class Cluster:
 
     def run(self) -> Process:
         """The SimPy process."""
-        traffic, published = self.traffic, self.published
+        traffic, published, due, lanes = self.traffic, self.published, self._due, self.lanes
         while True:
             next_ps = traffic.next_ps
-            first_ps = self._first_ps()
-            # in a closed loop it is not known yet how many rounds of asking there are until then
+            while due and due[0][0] != lanes[due[0][1]].wake_ps:  # out of date
+                heapq.heappop(due)
+            first_ps = due[0][0] if due else FAR
+            # in a closed loop it is not known yet when the next request comes
             is_open = not traffic.is_limited or traffic.is_over
-            ask_ps = published.due_ps(next_ps if is_open else min(next_ps, first_ps))
-            if first_ps < FAR and first_ps <= min(next_ps, ask_ps):
-                self._go_on(min(next_ps, ask_ps if is_open else published.next_ps), is_open)
+            event_ps = self.events[0].at_ps if self.events else FAR
+            ask_ps = published.due_ps(min(next_ps, event_ps) if is_open else min(next_ps, event_ps, first_ps))
+            until_ps = min(next_ps, ask_ps, event_ps)
+            if due and first_ps <= until_ps:
+                self._go_on(until_ps, is_open)
+            elif event_ps <= until_ps and (next_ps < FAR or due or self.held):
+                self._change(self.events.pop(0))
             elif ask_ps < FAR:
                 self.now_ps = ask_ps
                 published.ask(ask_ps)
@@ -69,9 +88,10 @@ class Cluster:
                 traffic.take_one(self._send)
             else:
                 break
-        for lane in self.lanes:
-            lane.horizon_ps = FAR
-            self._resume(lane)
+        for lane in lanes:
+            if not lane.is_down:
+                lane.horizon_ps = FAR
+                self._resume(lane)
         end_ps = max(replica.now_ps for replica in self.replicas)
         yield self.env.timeout(end_ps - self.env.now)
 
@@ -84,29 +104,67 @@ class Cluster:
             lane.is_forced = False
 
     def _send(self, request: Request) -> None:
-        at_ps = self.now_ps = request.arrival_ps
+        """A client sends a request."""
+        self.now_ps = request.arrival_ps
+        self._forward(request)
+
+    def _forward(self, request: Request) -> None:
+        """The gateway sends a request to a replica, or keeps it until there is one."""
+        at_ps = self.now_ps
+        if not self.gateway.up:
+            self.held.append(request)
+            return
         index = self.gateway.choose(request, at_ps)
         self.sent_to[request.index] = index
         lane = self.lanes[index]
         lane.send(request, at_ps)
         self._note(lane)
 
-    def _go_on(self, next_ps: int, is_open: bool) -> None:
-        """Let the replica go on that is due first, as far as is known who comes."""
-        due_ps, index = heapq.heappop(self._due)
-        lane = self.lanes[index]
-        if not is_open:  # another one may let a request be sent when it is due
-            lane.wake_ps = FAR  # it is no other
-            next_ps = min(next_ps, self._first_ps() - 1)
-        lane.horizon_ps = max(due_ps, next_ps)
-        self._resume(lane)
+    def _change(self, change: Change) -> None:
+        """A replica goes down, or comes up again; its requests, and those that waited for one, are sent again."""
+        at_ps = self.now_ps = change.at_ps
+        lane, again = self.lanes[change.replica], self.held
+        self.gateway.set_up(change.replica, change.is_up)
+        if change.is_up:
+            self.held = []
+        elif not change.drains:
+            again = self._fail(lane, at_ps)
+        else:
+            return
+        if change.is_up and lane.is_down:
+            lane.is_down = False
+            lane.horizon_ps = at_ps
+            self._resume(lane)
+        for request in again:
+            self._forward(request)
 
-    def _first_ps(self) -> int:
-        """When the first of them is due."""
-        due, lanes = self._due, self.lanes
-        while due and due[0][0] != lanes[due[0][1]].wake_ps:
-            heapq.heappop(due)
-        return due[0][0] if due else FAR
+    def _fail(self, lane: Lane, at_ps: int) -> list[Request]:
+        """Who was there when a replica went down, as new."""
+        lane.horizon_ps, lane.is_forced, lane.is_down = at_ps, True, True
+        self._resume(lane)
+        lane.is_forced = False
+        again = []
+        for request in lane.evicted:
+            self.num_lost_tokens += request.num_computed_tokens
+            self.gateway.left(lane.index, request, at_ps)
+            again.append(request.anew(at_ps))
+        lane.evicted = []
+        self.num_sent_again += len(again)
+        return again
+
+    def _go_on(self, until_ps: int, is_open: bool) -> None:
+        """Let the replica go on that is due first, as far as is known who comes."""
+        due = self._due
+        due_ps, index = heapq.heappop(due)
+        lane = self.lanes[index]
+        if not is_open:  # others may let a request be sent when they are due
+            lane.wake_ps = FAR
+            while due and due[0][0] != self.lanes[due[0][1]].wake_ps:
+                heapq.heappop(due)
+            event_ps = self.events[0].at_ps if self.events else FAR
+            until_ps = min(until_ps, self.published.next_ps, event_ps, due[0][0] - 1 if due else FAR - 1)
+        lane.horizon_ps = until_ps if until_ps > due_ps else due_ps
+        self._resume(lane)
 
     def _resume(self, lane: Lane) -> None:
         process = self._processes[lane.index]

@@ -4,6 +4,7 @@
 |---|---|---|
 | somebody listens (`explain`, parity) | every step is done | each is told |
 | the policy plans every step | every step is done | it sees every step |
+| `prefill_schedule_interval` holds prefills back | every step is done | steps since the last prefill are counted |
 | host or front end take time, beside other processes | every step is done | what those see must be of its time |
 | no chunked prefill, a policy asked on changes | every step is done | an end lets a longer prompt in before its seat |
 | blocks run out, the victim is not the last admitted | that step is done | the loop over running requests decides |
@@ -29,7 +30,8 @@ def may_leap(replica: Replica) -> bool:
     """Whether anything may ever be leapt over in this run."""
     decisions = replica.decisions
     refuses_chunks = not replica.config.enable_chunked_prefill
-    return replica.listener is None and not (decisions.plans or (refuses_chunks and decisions.asked_on_change))
+    needs_all = decisions.plans or replica.scheduler.cadence is not None
+    return replica.listener is None and not (needs_all or (refuses_chunks and decisions.asked_on_change))
 
 
 def needs_stepping(gathered: Gathered) -> bool:

@@ -55,6 +55,10 @@ class Watch(Listener):
         shown = f"arrives ({lengths}); {num_running} running, {num_waiting} waiting"
         self._tell(shown, at_ps=request.arrival_ps, step=None)
 
+    def forget(self) -> None:
+        """The request is sent elsewhere."""
+        self._watched = None
+
     def turned_away(self, request: Request, reason: str, now_ps: int) -> None:
         """Note why there will be no answer."""
         if request is self._watched:
@@ -152,5 +156,6 @@ REASONS = {
     "blocks": "too few blocks: {needed} needed ({watermark} of them for the watermark), {available} free",
     "budget": "no tokens left of the step's budget",
     "chunk": "{needed} tokens for {available} left of the budget, and chunked prefill is off",
+    "interval": "to wait: prefill_schedule_interval holds prefills back in this step",
     "preemption": "to wait: a preemption closed admission for this step",
 }

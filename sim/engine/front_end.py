@@ -71,6 +71,8 @@ class FrontEnd:
             self.look(now_ps)
             if self._last_turns and self._last_turns[0][0] <= self._turned_ps:
                 now_ps += add(heapq.heappop(self._last_turns)[2], now_ps)
+            elif self._traffic.horizon_ps < now_ps:  # who comes until then must be known first
+                break
             self.plan()
         return now_ps
 
@@ -119,15 +121,15 @@ class FrontEnd:
         self.plan()
 
     def look(self, now_ps: int) -> None:
-        """Begin with every request that was sent by `now_ps`, and get on with all until then."""
+        """Begin with every request that was sent by `now_ps`, and get on with all until then, or as far as is known."""
         traffic = self._traffic
         while traffic.next_ps <= now_ps:
             traffic.take_one(self._begin)
-        self._turn_until(self._turns_by(now_ps))
+        self._turn_until(self._turns_by(now_ps if now_ps < traffic.horizon_ps else traffic.horizon_ps))
         self.plan()
 
     def _begin(self, request: Request) -> None:
-        at_ps = request.arrival_ps
+        at_ps = max(request.arrival_ps, request.sent_again_ps)
         if self._has_limits and (reason := self._over_limit(at_ps)) is not None:
             self._refuse(request, reason)
             self._traffic.left(request, at_ps)
@@ -176,6 +178,16 @@ class FrontEnd:
         if max_tokens is not None and self._num_tokens >= max_tokens:
             return f"max_num_queued_tokens: {self._num_tokens} prompt tokens in prefill, {max_tokens} allowed"
         return None
+
+    def empty(self) -> list[Request]:
+        """Let go of all requests on their way, as a server that ends."""
+        requests = [request for _, _, request in self._ready]
+        self._ready.clear()
+        self._leaving.clear()
+        self._num_requests = self._num_tokens = 0
+        self._free_ps = [0] * self._num_servers
+        self.plan()
+        return requests
 
     def plan(self) -> None:
         """When the next request is sent or comes through, if no more chunks are sent until then."""

@@ -22,8 +22,8 @@ class Gateway:
         self.views = views
         self.up = list(views)  # who may be sent requests now
         self.on_routed: Callable[[Request, int, int], None] | None = None  # told the request, when, and where
-        # heap of what will have come back: (when, number, replica, first tokens, last tokens, prompt tokens)
-        self._coming: list[tuple[int, int, int, int, int, int]] = []
+        # heap of what will have come back: (when, number, replica, prompt tokens)
+        self._coming: list[tuple[int, int, int, int]] = []
         self._number = 0
         self._draw = draw
 
@@ -46,13 +46,18 @@ class Gateway:
             raise
         except Exception as error:
             self._fail("route", error, at_ps)
-        if not isinstance(chosen, ReplicaView) or chosen not in self.up:
+        if not isinstance(chosen, ReplicaView) or not chosen.is_up:
             rule = f"route must return one of the replicas that it was given, for request {request.request_id}"
             self._refuse(rule, chosen, at_ps)
         if self.on_routed is not None:
             self.on_routed(request, at_ps, chosen.index)
         self.enter(chosen, request)
         return chosen.index
+
+    def set_up(self, index: int, is_up: bool) -> None:
+        """A replica may be sent requests from now on, or not."""
+        self.views[index].is_up = is_up
+        self.up = [view for view in self.views if view.is_up]
 
     def why(self, request: Request) -> str:
         """Why the router would send the request where it does, in its own words."""
@@ -62,33 +67,21 @@ class Gateway:
         """Bring the books to this moment."""
         coming = self._coming
         while coming and coming[0][0] <= at_ps:
-            _, _, index, num_first, num_last, num_tokens = heapq.heappop(coming)
+            _, _, index, num_tokens = heapq.heappop(coming)
             view = self.views[index]
-            if num_first:
-                view.num_prefill_tokens -= num_tokens
-            if num_last:
-                view.num_requests -= 1
-                view.num_tokens -= num_tokens
+            view.num_requests -= 1
+            view.num_tokens -= num_tokens
 
-    @staticmethod
-    def enter(view: ReplicaView, request: Request) -> None:
+    def enter(self, view: ReplicaView, request: Request) -> None:
         """A request is sent."""
         view.num_requests += 1
         view.num_sent += 1
         view.num_tokens += request.num_prompt_tokens
-        view.num_prefill_tokens += request.num_prompt_tokens
-
-    def first_token(self, index: int, request: Request, at_ps: int) -> None:
-        """See `Books`."""
-        self._expect(at_ps, index, 1, 0, request.num_prompt_tokens)
 
     def left(self, index: int, request: Request, at_ps: int) -> None:
-        """See `Books`."""
-        self._expect(at_ps, index, int(request.first_token_ps < 0), 1, request.num_prompt_tokens)
-
-    def _expect(self, at_ps: int, index: int, num_first: int, num_last: int, num_tokens: int) -> None:
+        """The last token of a request leaves replica `index` then, or it is turned away."""
         self._number = number = self._number + 1
-        heapq.heappush(self._coming, (at_ps, number, index, num_first, num_last, num_tokens))
+        heapq.heappush(self._coming, (at_ps, number, index, request.num_prompt_tokens))
 
     def _fail(self, method: str, error: Exception, at_ps: int) -> NoReturn:
         place, mend = place_of(error, type(self.router))

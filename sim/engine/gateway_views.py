@@ -12,8 +12,6 @@ from simbatch.sim.scheduler.request import Request
 class RequestView:
     """A request as a gateway sees it (`simbatch.routers.RequestView`): never the length of its output."""
 
-    __slots__ = ("_request",)
-
     def __init__(self, request: Request) -> None:
         self._request = request
 
@@ -70,11 +68,6 @@ class Shown(Protocol):
 class ReplicaView:
     """A replica as a gateway sees it (`simbatch.routers.ReplicaView`)."""
 
-    __slots__ = (
-        "_shown", "block_size", "group", "index", "max_num_seqs", "num_gpu_blocks", "num_prefill_tokens",
-        "num_requests", "num_sent", "num_tokens", "profile",
-    )  # fmt: skip
-
     def __init__(
         self,
         index: int,
@@ -92,7 +85,8 @@ class ReplicaView:
         self.block_size = block_size
         self.num_gpu_blocks = num_gpu_blocks
         self.max_num_seqs = max_num_seqs
-        self.num_requests = self.num_tokens = self.num_prefill_tokens = self.num_sent = 0
+        self.num_requests = self.num_tokens = self.num_sent = 0
+        self.is_up = True
         self._shown = shown
 
     @property

@@ -9,26 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
+from simbatch.sim.engine.gateway import Gateway
 from simbatch.sim.engine.traffic import FAR, Traffic
 from simbatch.sim.scheduler.request import Request
-
-
-class Books(Protocol):
-    """Who is told what comes back from a replica."""
-
-    def first_token(self, index: int, request: Request, at_ps: int, /) -> None:
-        """The first token of a request leaves replica `index` then."""
-
-    def left(self, index: int, request: Request, at_ps: int, /) -> None:
-        """The last one does, or the request is turned away."""
 
 
 class Lane:
     """The inbox of one replica; `next_ps` is when the next request was sent that it has not taken, `FAR` for none."""
 
-    def __init__(self, index: int, traffic: Traffic, books: Books, max_model_len: int, network_ps: int) -> None:
+    def __init__(self, index: int, traffic: Traffic, gateway: Gateway, max_model_len: int, network_ps: int) -> None:
         self.index = index
         self.next_ps = FAR
         self.horizon_ps = 0
@@ -36,9 +26,10 @@ class Lane:
         self.is_waiting = False  # for somebody to come, or for the end of a span; not for the horizon alone
         self.is_forced = False  # the replica is to come as far as the horizon, though nothing shows of it
         self.is_down = False
+        self.evicted: list[Request] = []  # when it went down, on their way or in the engine
         self.num_truncated = 0
         self.on_sent: Callable[[], None] | None = None
-        self._traffic, self._books, self._max_model_len = traffic, books, max_model_len
+        self._traffic, self._gateway, self._max_model_len = traffic, gateway, max_model_len
         self._network_ps = network_ps  # from the server to the client
         self._line: deque[tuple[int, Request]] = deque()
 
@@ -73,13 +64,9 @@ class Lane:
         """Hand over the next request."""
         add(self._pop())
 
-    def first_token(self, request: Request, at_ps: int) -> None:
-        """A request's first token leaves the server."""
-        self._books.first_token(self.index, request, at_ps)
-
     def left(self, request: Request, at_ps: int) -> None:
         """A request has left the server; in a closed loop another one may come for it."""
-        self._books.left(self.index, request, at_ps)
+        self._gateway.left(self.index, request, at_ps)
         traffic = self._traffic
         traffic.left(request, at_ps + self._network_ps)
         if traffic.next_ps < self.horizon_ps:

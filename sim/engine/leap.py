@@ -22,7 +22,6 @@ from simbatch.sim.cost.features import Features, features_of
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.eligibility import may_leap, needs_stepping
 from simbatch.sim.engine.gathered import Gathered
-from simbatch.sim.engine.lane import Lane
 from simbatch.sim.engine.replica import Process, Replica
 from simbatch.sim.engine.timed import Timed
 from simbatch.sim.engine.traffic import FAR
@@ -73,7 +72,9 @@ class Leap:
             planned = None
             if untimed.left is None:
                 if lane is not None and lane.horizon_ps <= replica.now_ps:
-                    yield from replica.until_known(lane)
+                    while lane.horizon_ps <= replica.now_ps and not lane.is_down:  # `Replica.until_known`
+                        lane.wake_ps, lane.is_waiting = replica.now_ps + 1, False
+                        yield None
                     if lane.is_down:
                         break
                 if inbox.next_ps <= replica.now_ps or door.backlog:
@@ -91,13 +92,22 @@ class Leap:
                     planned = self._plan_prefills()
                 if not planned and not group.size:
                     if lane is not None and (planned is not None or replica.has_work):
-                        replica.publish(replica.now_ps)
+                        replica.publish()
                     if (yield from self._idle()) or now.preempted:
                         self.close_preemptions()
                         continue
                     break
-            if lane is not None and not planned and untimed.left is None:
-                yield from self._until_reached(lane)
+            if lane is not None and not planned and not (now.ending or now.noted or now.losing or untimed.left):
+                # until nobody can come before the span's end, or somebody does: nothing of it shows before
+                reach_ps = untimed.reach_ps() if timed is None else timed.reach_ps()
+                while not lane.is_forced:
+                    next_ps = inbox.next_ps
+                    if reach_ps < next_ps:
+                        next_ps = reach_ps
+                    if next_ps <= lane.horizon_ps:
+                        break
+                    lane.wake_ps, lane.is_waiting = next_ps, True
+                    yield None
             if timed is not None:
                 timed.advance(planned)
                 continue
@@ -106,7 +116,7 @@ class Leap:
             newest_ps, ended = untimed.step(planned, start_ps) if planned else untimed.span(start_ps)
             now.has_stepped = True
             if lane is not None:
-                replica.publish(schedule_ps)
+                replica.publish()
             if now.preempted or (ended and self.refuses_chunks):
                 self.close_preemptions()
             if is_async and (now.ending or now.noted or keeps_steps):
@@ -194,8 +204,11 @@ class Leap:
         """Take in who has come: for nothing, or alone in the environment, so that the clock may just go on."""
         replica, scheduler = self.replica, self.scheduler
         num_waiting, may_admit = len(scheduler.waiting), scheduler.may_admit
+        lane = replica.lane
         while self.inbox.next_ps <= replica.now_ps:
             replica.now_ps = self.inbox.take(replica.now_ps, replica.door.add)
+            if lane is not None and lane.horizon_ps <= replica.now_ps:  # others may have come meanwhile
+                break
         if num_waiting and self.decisions.head_is_stable:
             scheduler.may_admit = may_admit
 
@@ -216,20 +229,6 @@ class Leap:
             return False
         yield from replica.until_sent(FAR)
         return not (replica.is_over or (replica.lane is not None and replica.lane.is_down))
-
-    def _until_reached(self, lane: Lane) -> Process:
-        """In a cluster: wait until nobody can come before a span's end any more, or somebody does.
-
-        Meanwhile it costs nothing, whoever is sent elsewhere. Nothing of it shows before its end, unless tokens are on
-        their way that end requests.
-        """
-        now, inbox = self.gathered, self.inbox
-        if now.ending or now.noted or now.losing or self.most_steps() < 2:
-            return
-        reach_ps = self.untimed.reach_ps() if self.timed is None else self.timed.reach_ps()
-        while (next_ps := min(reach_ps, inbox.next_ps)) > lane.horizon_ps and not lane.is_forced:
-            lane.wake_ps, lane.is_waiting = next_ps, True
-            yield None
 
     def _plan_prefills(self) -> dict[Request, int]:
         """Who is computed beside the decodes: requests in mid-prefill, and new ones if they can be admitted."""

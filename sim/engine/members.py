@@ -16,7 +16,7 @@ from simbatch.routers.base import Router
 from simbatch.sim.cost.host import HostDraws, HostTimes
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import NoiseDraws
-from simbatch.sim.engine.cluster import Cluster
+from simbatch.sim.engine.cluster import Change, Cluster
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.gateway import Gateway
 from simbatch.sim.engine.gateway_views import ReplicaView
@@ -64,6 +64,7 @@ class ClusterRun:
         *,
         seed: int = 0,
         refresh_ps: int = 0,
+        events: Sequence[Change] = (),
         steps: bool = False,
         spans: bool = True,
         progress: Callable[[int], None] | None = None,
@@ -91,7 +92,15 @@ class ClusterRun:
         self.replicas = [self._replica(i, listeners[i] if listeners else None) for i in range(len(members))]
         loops = [Stepwise(replica, Leap(replica) if spans else None) for replica in self.replicas]
         self.cluster = published.cluster = Cluster(
-            self.env, self.traffic, self.gateway, published, self.lanes, self.replicas, loops, self.recorder.replica
+            self.env,
+            self.traffic,
+            self.gateway,
+            published,
+            self.lanes,
+            self.replicas,
+            loops,
+            self.recorder.replica,
+            sorted(events),
         )
         self.gateway.start()
         self.env.process(self.cluster.run())
@@ -128,6 +137,8 @@ class ClusterRun:
             for request in replica.unfinished():
                 self.recorder.left(request)
             replica.close()
+        for request in self.cluster.held:
+            self.recorder.left(request)
         recorder = self.recorder
         network_ps = self.networks_ps[0]
         each_ps = network_ps if len(set(self.networks_ps)) == 1 else np.array(self.networks_ps)[recorder.replica]
@@ -150,6 +161,8 @@ class ClusterRun:
             tokens=tokens if recorder.is_timed else None,
             front_end_late_ps=sum(log.front_end_late_ps for log in logs),
             replicas=logs,
+            num_sent_again=self.cluster.num_sent_again,
+            num_lost_tokens=self.cluster.num_lost_tokens,
         )
 
     def _log(self, index: int, rows: slice, token_rows: slice) -> ReplicaLog:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Snapshot:
     """A replica as it was when the gateway last asked; `keys` None: nobody has looked at a cache yet."""
 
-    state: tuple[int, int, int, int]
+    state: tuple[int, int, int]
     keys: set[int] | None = None
 
 
@@ -55,16 +55,16 @@ class Published:
 
     def num_running(self, index: int) -> int:
         """See `Shown`."""
-        return self._state(index)[1]
+        return self._state(index)[0]
 
     def num_waiting(self, index: int) -> int:
         """See `Shown`."""
-        return self._state(index)[2]
+        return self._state(index)[1]
 
     def kv_use(self, index: int) -> float:
         """See `Shown`."""
         usable = self.cluster.replicas[index].kv.num_usable
-        return 1 - self._state(index)[3] / usable
+        return 1 - self._state(index)[2] / usable
 
     def num_cached(self, index: int, keys: Sequence[int]) -> int:
         """See `Shown`."""
@@ -75,9 +75,9 @@ class Published:
         known = self._snapshots[index].keys if self._snapshots else None
         return 0 if known is None else next((i for i, key in enumerate(keys) if key not in known), len(keys))
 
-    def _state(self, index: int) -> tuple[int, int, int, int]:
+    def _state(self, index: int) -> tuple[int, int, int]:
         replica = self.cluster.replicas[index]
         if self.refresh_ps:
-            return self._snapshots[index].state if self._snapshots else (0, 0, 0, replica.kv.num_usable)
+            return self._snapshots[index].state if self._snapshots else (0, 0, replica.kv.num_usable)
         self.cluster.bring_up(index)
         return replica.shown_at(self.cluster.now_ps)

@@ -146,6 +146,8 @@ class RunRecord:
     tokens: NDArray[np.void] | None = None  # of TOKEN_DTYPE, in order of time; None: at the ends of the segments' steps
     front_end_late_ps: int = 0  # tokens were ready and the front end still had those of the step before
     replicas: tuple[ReplicaLog, ...] = ()  # of a cluster
+    num_sent_again: int = 0  # requests that a replica had when it went down
+    num_lost_tokens: int = 0  # computed for them there
 
     @property
     def num_usable_blocks(self) -> int:

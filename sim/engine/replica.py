@@ -32,10 +32,9 @@ from simbatch.sim.engine.step import Step
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
-from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.planned import PlannedScheduler
-from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.prefix_cache import kv_cache_of
+from simbatch.sim.scheduler.request import NEVER, Request
 from simbatch.sim.scheduler.scheduler import Scheduler
 from simbatch.sim.scheduler.views import EngineView
 
@@ -72,8 +71,7 @@ class Replica(ShownEngine):
         self._write_segment, self._write_tokens = recorder.segments.extend, recorder.tokens.extend
         self.listener = listener
         self.decisions = Decisions(config, policy)
-        cache = PrefixKVCache if config.enable_prefix_caching else KVCache
-        self.kv = cache(config.num_gpu_blocks, config.block_size)
+        self.kv = kv_cache_of(config)
         kind = PlannedScheduler if self.decisions.plans else Scheduler
         self.scheduler: Scheduler = kind(config, self.kv, self.decisions)
         self.scheduler.on_shed = self._shed
@@ -91,8 +89,9 @@ class Replica(ShownEngine):
         self.sent_ps = 0  # when the newest tokens left the front end, if anything has times
         self._left = left
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
-        # what it publishes, and published before: when, running and waiting requests, free blocks
-        self.shown = self.shown_before = 0, 0, 0, self.kv.free
+        # what it publishes of its last schedule(): running and waiting requests, free blocks; when nobody was left
+        self.shown_running, self.shown_waiting, self.shown_free = 0, 0, self.kv.free
+        self.idle_ps = NEVER
         self.has_unreported = False  # requests have ended since the last schedule(); the workers do not know yet
         self.decisions.start(EngineView(config, self))
 
@@ -198,8 +197,6 @@ class Replica(ShownEngine):
                     request.first_sent_ps = sent_ps
                     if self.front_end is not None:
                         self.front_end.first_token(request, sent_ps)
-                if self.lane is not None:
-                    self.lane.first_token(request, sent_ps)
             request.last_token_ps = sent_ps
 
     def release(self, finished: list[Request], updated_ps: int, sent_ps: int) -> None:
@@ -223,15 +220,31 @@ class Replica(ShownEngine):
                 self.decisions.finished(request)
             self._left(request, sent_ps)
         if self.lane is not None and not self.has_work:
-            self.publish(updated_ps)
+            self.idle_ps = updated_ps
 
-    def publish(self, at_ps: int) -> None:
-        """A step has been scheduled, or nobody is left: what a gateway is shown from then on."""
-        self.shown_before, self.shown = self.shown, (at_ps, len(self.scheduler.running), self.num_waiting, self.kv.free)
+    def evict(self, lane: Lane) -> None:
+        """The engine ends: whoever is here, or on the way, is handed back, and what has been computed is lost."""
+        requests = [*self.scheduler.evict(), *self._ended, *lane.empty()]
+        if self.front_end is not None:
+            requests += self.front_end.empty()
+        if (backlog := self.door.backlog) is not None:
+            for request in backlog.requests():
+                requests.append(request)
+                backlog.drop(request)
+        self._ended, self.door.held_until_ps = [], 0
+        lane.evicted = sorted(requests, key=lambda request: request.index)
+        self.idle_ps = lane.horizon_ps
 
-    def shown_at(self, at_ps: int) -> tuple[int, int, int, int]:
-        """What a gateway sees at this moment, to which the replica has come."""
-        return self.shown if self.shown[0] <= at_ps else self.shown_before
+    def publish(self) -> None:
+        """A step has been scheduled: what a gateway is shown until the next one, or until nobody is left."""
+        self.shown_running, self.shown_waiting = len(self.scheduler.running), self.num_waiting
+        self.shown_free, self.idle_ps = self.kv.free, NEVER
+
+    def shown_at(self, at_ps: int) -> tuple[int, int, int]:
+        """Running and waiting requests and free blocks, as a gateway sees them then; the replica has come to there."""
+        if self.idle_ps != NEVER and self.idle_ps <= at_ps:
+            return 0, 0, self.kv.num_usable
+        return self.shown_running, self.shown_waiting, self.shown_free
 
     def close(self) -> None:
         """Let go of what points back here: a circle of compiled objects is not collected (mypyc 2.4)."""

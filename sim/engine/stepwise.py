@@ -19,6 +19,7 @@ from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.scheduler import Batch, Entry
 
 if TYPE_CHECKING:
+    from simbatch.sim.engine.lane import Lane
     from simbatch.sim.engine.leap import Leap
     from simbatch.sim.engine.replica import Process, Replica
 
@@ -45,6 +46,9 @@ class Stepwise:
             if self.leap is not None:
                 yield from self.leap.run(self)
             yield from self.replica.take_in()
+            if self.replica.lane is not None and self.replica.lane.is_down:
+                yield from self._go_down(self.replica.lane)
+                continue
             is_held = self.replica.door.is_held(self.replica.now_ps)
             may_plan = not is_held and (self.replica.has_work or (self.reports_ends and self.replica.has_unreported))
             if not may_plan and not self.in_flight:
@@ -58,6 +62,17 @@ class Stepwise:
                 break
         if self.replica.lane is None:  # else the cluster lets the clock run
             yield self.replica.env.timeout(self.replica.now_ps - self.replica.env.now)
+
+    def _go_down(self, lane: Lane) -> Process:
+        """The replica fails: what has been launched is still answered, all others are handed back; then it is gone."""
+        while self.in_flight:
+            yield from self.update(self.in_flight.popleft())
+        self.replica.evict(lane)
+        self.num_fruitless = self._num_empty = 0
+        while lane.is_down:
+            lane.wake_ps, lane.is_waiting = FAR, False
+            yield None
+        self.replica.now_ps = max(self.replica.now_ps, lane.horizon_ps)
 
     def _call_sync(self, may_plan: bool) -> Generator[Any, Any, bool]:
         """One call of `EngineCore.step`; whether anything came of it."""
@@ -90,7 +105,7 @@ class Stepwise:
         batch = replica.scheduler.schedule()
         replica.decoding_before, replica.has_unreported = None, False
         if replica.lane is not None:
-            replica.publish(schedule_ps)
+            replica.publish()
         if batch.entries:
             step = self._launched(batch)
         else:

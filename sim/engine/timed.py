@@ -88,7 +88,7 @@ class Timed:
             request.scheduled_ps = start_ps
         now.has_stepped = True
         if replica.lane is not None:
-            replica.publish(schedule_ps)
+            replica.publish()
         if now.preempted or (ended and leap.refuses_chunks):
             leap.close_preemptions()
         if self.is_async and now.newest_ps != NEVER:
@@ -157,7 +157,7 @@ class Timed:
             ended = group.advance(num_steps)
         now.taken = 0
         if replica.lane is not None:
-            replica.publish(schedule_ps)
+            replica.publish()
         device.free_ps, replica.now_ps = free_ps, last_ps
         now.newest_ps, now.ending, now.noted = last_start_ps, ended, NOBODY
         now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0)), num_decodes

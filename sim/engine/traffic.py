@@ -42,6 +42,7 @@ class Traffic:
         self._think_time_ps = getattr(source, "think_time_ps", 0)
         self._progress = progress
         self._network_ps = network_ps  # from the server to the client
+        self.horizon_ps = FAR  # everybody is known who comes
         self.num_gone = 0  # requests that have left the system
         self.load_cpu_s = 0.0  # spent in reading, not in simulating
         self._first = self._index = self._length = 0

@@ -70,12 +70,15 @@ class Untimed:
     def reach_ps(self) -> int:
         """Where the clock is after as many decode-only steps as nothing can change, if nobody comes."""
         cost, group, now_ps = self.cost, self.group, self.replica.now_ps
-        if self.device.noise is not None:
+        num_steps = self.leap.most_steps()
+        if num_steps < 2 or self.device.noise is not None:
             return now_ps
         num_decodes, free_ps = group.size, self.device.free_ps
         slope_ps = cost.decode_context_ps * num_decodes
         duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
-        num_steps = group.rounds_within(self.leap.most_steps(), self.kv.free + self.now.taken)
+        num_free = self.kv.free + self.now.taken
+        if (num_steps // group.block_size + 1) * num_decodes > num_free:
+            num_steps = group.rounds_within(num_steps, num_free)
         if self.leap.is_async:  # the next step is planned when the last one begins
             num_steps -= 1
         return (free_ps if free_ps > now_ps else now_ps) + span_ps(num_steps, duration_ps, slope_ps)

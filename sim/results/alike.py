@@ -9,7 +9,7 @@ from simbatch.sim.results.console import in_place_of
 
 Summary = Mapping[str, Any]
 # what a candidate is, not what came of it; and the mean KV use, which is counted by spans: they may be cut differently
-_LEFT_OUT = ("policy", "predicted_by", "engine", "engine_defaults", "profile", "warnings", "kv_cache")
+_LEFT_OUT = ("policy", "predicted_by", "engine", "engine_defaults", "profile", "warnings", "kv_cache", "cluster")
 
 
 def same_as(summaries: Mapping[str, Sequence[Summary]]) -> dict[str, str]:

@@ -28,7 +28,9 @@ def cluster_block(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
     duration, work = duration_ps(record), curves.busy_ps(record)
     rows = [_row(i, record, part, duration, work) for i, part in enumerate(record.parts())]
     imbalance = {name: most_over_mean([row[name] for row in rows]) for name in EVENNESS}
-    return {"cluster": {**facts.cluster, "num_replicas": len(rows), "imbalance": imbalance, "replicas": rows}}
+    sent_again = {"num_sent_again": record.num_sent_again, "num_lost_tokens": record.num_lost_tokens}
+    whole = {"num_replicas": len(rows), **sent_again, "imbalance": imbalance, "replicas": rows}
+    return {"cluster": {**facts.cluster, **whole}}
 
 
 def most_over_mean(values: Sequence[float]) -> float | None:

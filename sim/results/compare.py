@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -52,13 +52,27 @@ class Row:
         return percent(value) if self.is_share else number(value, self.decimals)
 
 
-class Comparison:
-    """Several results under their labels, `{"fixed": result, "adaptive": result}`, in that order."""
+class Further(Protocol):
+    """What is to be said of several candidates beside their figures."""
 
-    def __init__(self, results: Mapping[str, Result]) -> None:
+    def lines(self) -> Iterable[str]:
+        """For the console."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For compare.json."""
+
+
+class Comparison:
+    """Several results under their labels, `{"fixed": result, "adaptive": result}`, in that order.
+
+    `upgrades` are what is to be said of candidates that differ in their vLLM.
+    """
+
+    def __init__(self, results: Mapping[str, Result], upgrades: Sequence[Further] = ()) -> None:
         if not results:
             raise UserError(Problem("compare", "needs at least one result", mend="name a policy or a profile"))
         self.results = dict(results)
+        self.upgrades = upgrades
 
     @cached_property
     def same_arrivals(self) -> bool:
@@ -99,6 +113,8 @@ class Comparison:
         for label, own in warnings.items():
             lines += [f"WARNING: {label}: {warning}" for warning in own if warning not in of_all]
         lines += [f"WARNING: {warning}" for warning in of_all]
+        for upgrade in self.upgrades:
+            lines += ["", *upgrade.lines()]
         return "\n".join(line.rstrip() for line in lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,13 +126,18 @@ class Comparison:
             "same_arrivals": self.same_arrivals,
             "same_as": self.same,
             "candidates": {
-                label: {"policy": result.summary["simbatch"]["policy"], "profile": result.facts.profile}
+                label: {
+                    "policy": result.summary["simbatch"]["policy"],
+                    "profile": result.facts.profile,
+                    "vllm_version": result.summary["simbatch"]["engine"].get("vllm_version"),
+                }
                 for label, result in self.results.items()
             },
             "metrics": [
                 {"key": row.key, "label": row.label, "better": row.better, "values": row.values, "best": row.best}
                 for row in self.rows
             ],
+            **({"upgrades": [upgrade.as_dict() for upgrade in self.upgrades]} if self.upgrades else {}),
         }
 
     def save(self, folder: Path | str) -> list[Path]:

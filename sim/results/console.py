@@ -175,6 +175,9 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     error = profile["error"] or ("not stated" if profile["source"] else "none (step times as written)")
     estimate = " (an estimate)" if profile["is_estimate"] else ""
     yield f"Profile: {profile['name']}{estimate}{in_place_of(profile, engine)}; error: {error}"
+    if (version := engine.get("vllm_version")) is not None:
+        measured = profile["vllm_version"]
+        yield f"vLLM: rules and defaults of {version}{f'; steps measured with {measured}' if measured else ''}"
     if profile["host"] is not None:
         yield f"Host and front end: of {profile['host']}"
     if profile["share_of_steps_in_range"] is not None:

@@ -34,12 +34,13 @@ class RunFacts:
     them the user wrote although the profile has no figures for them. `profile_asked_for`: the scenario's, if `profile`
     was taken in its place for the KV cache. `host_profile`: whose host and front end were taken, where that is another
     profile. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown;
-    `profile_caveats`: sentences on what it lacks or assumes. `has_free_host`: whether a GPU's profile has no
-    times of the host beside it. `share_in_range`: the share of steps inside the profile's measured range, None when
-    nothing was measured (inline). `skipped`: trace rows left out by `on_empty: skip`. `has_host`, `has_front_end`:
-    whether the engine's thread, or the server's processes, take time in this run. `max_capture_size`: requests, or
-    tokens, of the largest CUDA graph; 0 without any. `policy_holds`: whether the policy may hold requests back in an
-    empty engine. `cluster`: router and groups of a cluster, whose `engine` and `profile` are those of the first group.
+    `profile_vllm_version`: with which vLLM its steps were measured; `profile_caveats`: sentences on what it lacks or
+    assumes. `has_free_host`: whether a GPU's profile has no times of the host beside it. `share_in_range`: the share of
+    steps inside the profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out
+    by `on_empty: skip`. `has_host`, `has_front_end`: whether the engine's thread, or the server's processes, take time
+    in this run. `max_capture_size`: requests, or tokens, of the largest CUDA graph; 0 without any. `policy_holds`:
+    whether the policy may hold requests back in an empty engine. `vllm_notes`: what to know of the simulated vLLM, in
+    sentences. `cluster`: router and groups of a cluster, whose `engine` and `profile` are those of the first group.
     `class_names`: names of the integer priorities that have one; the others go by their number.
     """
 
@@ -56,6 +57,7 @@ class RunFacts:
     profile: str
     profile_asked_for: str | None = None
     profile_source: str | None = None
+    profile_vllm_version: str | None = None
     host_profile: str | None = None
     profile_error: str | None = None
     profile_is_estimate: bool = False
@@ -68,6 +70,7 @@ class RunFacts:
     max_capture_size: int = 0
     policy_holds: bool = False
     cluster: Mapping[str, Any] | None = None
+    vllm_notes: tuple[str, ...] = ()
     class_names: Mapping[int, str] = field(default_factory=lambda: PRIORITY_NAMES)
 
     def class_name(self, priority: int) -> str:

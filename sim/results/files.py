@@ -40,6 +40,7 @@ OWN_FILES = (
     "scenario.yaml",
     "latency.png",
     "timeline.png",
+    "replicas.png",
 )
 STEPS_PER_ROW_GROUP = 20_000
 STEP_TIMES = ("schedule", "launched", "start", "end", "updated")

@@ -19,6 +19,10 @@ from simbatch.sim.results.text import number, percent, short_name
 
 LOWER, HIGHER = "lower", "higher"
 STEADY = "simbatch.steady_state"
+ONLY_WITH = {  # what a figure needs to be worth a row
+    "simbatch.recomputed_tokens_share": "simbatch.num_preemptions",
+    "simbatch.cached_tokens_share": "simbatch.cluster",
+}
 MAX_COMPARED = 12  # classes, or tenants, that have rows of their own
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 STATISTIC_LABELS = {"mean": "Mean", "median": "Median", "std": "Std", "p90": "P90", "p95": "P95", "p99": "P99"}
@@ -160,12 +164,13 @@ def _engine() -> Iterator[Metric]:
     yield Metric(*again, None, "count", RunFigures.num_recomputed_tokens)
     share = ("simbatch.recomputed_tokens_share", "Tokens computed again")
     yield Metric(*share, LOWER, "share", RunFigures.recomputed_tokens_share, is_compared=True)
+    yield Metric("simbatch.cluster.imbalance.share_of_load", "Load, most over mean", LOWER, is_compared=True)
     in_flight = ("simbatch.mean_concurrent_requests", "Requests in flight, mean")
     yield Metric(*in_flight, None, "number", RunFigures.mean_concurrent_requests)
     yield Metric("simbatch.num_steps", "Steps", None, "count", RunFigures.num_steps, is_reported=True)
     yield Metric("simbatch.device_busy_share", "Device worked", None, "share", RunFigures.device_busy_share)
     cached = ("simbatch.cached_tokens_share", "Prompt tokens from the prefix cache")
-    yield Metric(*cached, None, "share", RunFigures.cached_tokens_share)
+    yield Metric(*cached, HIGHER, "share", RunFigures.cached_tokens_share, is_compared=True)
 
 
 REGISTRY: Mapping[str, Metric] = {
@@ -183,9 +188,7 @@ def metrics_of(summaries: Collection[Mapping[str, Any]]) -> Iterator[Metric]:
     for key, metric in REGISTRY.items():
         if key == "simbatch.fairness.tenants":
             yield from _group_metrics(summaries)
-        if key == "simbatch.recomputed_tokens_share" and not any(s["simbatch"]["num_preemptions"] for s in summaries):
-            continue
-        if metric.is_compared:
+        if metric.is_compared and (key not in ONLY_WITH or any(value_at(s, ONLY_WITH[key]) for s in summaries)):
             yield metric
 
 

@@ -26,6 +26,9 @@ def replica_lines(cluster: Mapping[str, Any] | None) -> Iterator[str]:
     yield from table(HEADER, [_cells(row) for row in shown])
     if rest:
         yield f"(the {MAX_ROWS // 2} most and the {MAX_ROWS // 2} least loaded; {rest:,} between them in summary.json)"
+    if cluster["num_sent_again"]:
+        lost = f"{cluster['num_lost_tokens']:,} tokens that were computed for them are lost"
+        yield f"Sent again since their replica was down: {cluster['num_sent_again']:,} requests; {lost}"
     imbalance = cluster["imbalance"]
     words = {"share_of_load": "load", "num_requests": "requests", "num_tokens": "tokens"}
     yield f"Most over mean: {', '.join(f'{word} {number(imbalance[key])}' for key, word in words.items())}"
@@ -38,6 +41,9 @@ def router_line(cluster: Mapping[str, Any] | None) -> Iterator[str]:
     name, *params = cluster["router"].items()
     given = ", ".join(f"{key} {value}" for key, value in params if value not in (None, 0.0))
     yield f"Cluster: {cluster['num_replicas']:,} replicas behind {name[1]}{f' ({given})' if given else ''}"
+    for event in cluster["events"]:
+        what = "drains" if event["drain"] else "is down"
+        yield f"Replica {event['replica']} {what} at {event['at']:g} s for {event['down_s']:g} s"
     if len(cluster["groups"]) > 1:
         for i, group in enumerate(cluster["groups"]):
             engine = group["engine"]

@@ -46,7 +46,7 @@ class Result:
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write every file of the result to `folder`, in place of an earlier one; returns their paths."""
-        from simbatch.sim.results.plots import latency, timeline
+        from simbatch.sim.results.plots import latency, replicas, timeline
 
         writers: dict[str, Callable[[Path], None]] = {
             "summary.json": lambda path: files.write_json(path, self.summary),
@@ -55,6 +55,8 @@ class Result:
             "latency.png": lambda path: latency.write(path, self),
             "timeline.png": lambda path: timeline.write(path, self),
         }
+        if self.record.replicas:
+            writers["replicas.png"] = lambda path: replicas.write(path, self)
         if self.record.steps is not None:
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
         facts = files.run_facts(self.record, self.wall_s)

@@ -158,7 +158,8 @@ class RunFigures:
     def cached_tokens_share(self) -> float | None:
         """Prompt tokens found in the prefix cache when first scheduled, of all prompt tokens scheduled."""
         requests = self.record.requests
-        started = requests.scheduled_ps >= 0
+        # a client knows of a first token alone
+        started = (requests.scheduled_ps >= 0) | (requests.first_token_ps >= 0)
         cached = int(requests.num_cached_tokens[started].sum())
         return ratio(cached, int(requests.num_prompt_tokens[started].sum()))
 

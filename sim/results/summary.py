@@ -130,6 +130,7 @@ def _setting(facts: RunFacts) -> dict[str, Any]:
             "name": facts.profile,
             "asked_for": facts.profile_asked_for,
             "source": facts.profile_source,
+            "vllm_version": facts.profile_vllm_version,
             "host": facts.host_profile,
             "error": facts.profile_error,
             "is_estimate": facts.profile_is_estimate,

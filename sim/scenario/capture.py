@@ -1,16 +1,17 @@
 """The sizes of vLLM's CUDA graphs: a batch of up to the largest is padded to the next of them.
 
-As vLLM 0.32 makes them without speculative decoding (`VllmConfig._set_cudagraph_sizes`, vllm/config/vllm.py).
+As vLLM makes them without speculative decoding (`VllmConfig._set_cudagraph_sizes`, vllm/config/vllm.py).
 """
 
 from __future__ import annotations
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
+from simbatch.sim.scheduler.versions import ALL, Changes, default_of
 
 
 def capture_sizes(
-    settings: EngineSettings, max_num_seqs: int, max_num_batched_tokens: int, default_max: int
+    settings: EngineSettings, max_num_seqs: int, max_num_batched_tokens: int, default_max: int, changes: Changes = ALL
 ) -> tuple[int, ...]:
     """All sizes in tokens, rising; none where there are no graphs. `default_max` is the GPU's, 0 where it has none.
 
@@ -24,9 +25,11 @@ def capture_sizes(
         raise UserError(Problem("engine.max_cudagraph_capture_size", rule, 0, "write enforce_eager: true instead"))
     if settings.cudagraph_capture_sizes is not None:
         return _given(settings.cudagraph_capture_sizes, largest, max_num_batched_tokens)
-    seqs = [] if largest else [max_num_seqs]
+    default_max = min(default_max, default_of("large_gpu_graphs", changes))
+    odd = [max_num_batched_tokens] if "budget_graph" in changes else []
+    odd += [max_num_seqs] if largest is None and "seats_graph" in changes else []
     largest = min(largest or min(2 * max_num_seqs, default_max), max_num_batched_tokens)
-    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16), *seqs, max_num_batched_tokens}
+    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16), *odd}
     return tuple(sorted(size for size in sizes if size <= largest))
 
 

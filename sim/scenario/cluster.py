@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from simbatch.sim.errors import Problem
 from simbatch.sim.scenario.engine import EngineSettings, Section
 
 _NAME = re.compile(r"[\w.:/-]+")
@@ -52,6 +54,18 @@ class Group(Section):
     )
 
 
+class ClusterEvent(Section):
+    """A replica is down for a while."""
+
+    at: Annotated[float, Field(ge=0, le=1e7)] = Field(description="when, s after the run's start")
+    replica: Annotated[int, Field(ge=0)] = Field(description="which one, from 0")
+    down_s: Annotated[float, Field(gt=0, le=1e7)] = Field(description="how long, s")
+    drain: bool = Field(
+        default=False,
+        description="true: it ends the requests it has, and is sent no more; false: they are sent again",
+    )
+
+
 class ClusterSettings(Section):
     """Several engines behind a gateway: so many alike, or groups of them."""
 
@@ -62,6 +76,9 @@ class ClusterSettings(Section):
     router: Annotated[RouterChoice, BeforeValidator(_router)] = Field(
         default_factory=lambda: RouterChoice(name="round_robin"), description="where each request is sent"
     )
+    events: Annotated[list[ClusterEvent], Field(max_length=10_000)] = Field(
+        default=[], description="replicas that fail, or are drained, and come back"
+    )
 
     @model_validator(mode="after")
     def _has_one_of_both(self) -> ClusterSettings:
@@ -71,3 +88,22 @@ class ClusterSettings(Section):
         if self.groups is not None and sum(group.replicas for group in self.groups) > MAX_REPLICAS:
             raise PydanticCustomError("rule", f"has more than {MAX_REPLICAS:,} replicas", {"mend": "take fewer"})
         return self
+
+    @property
+    def num_replicas(self) -> int:
+        """Engines in all groups."""
+        return self.replicas or sum(group.replicas for group in self.groups or ())
+
+    def event_problems(self) -> Iterator[Problem]:
+        """Events of replicas that do not exist, or that are down already."""
+        up_s: dict[int, float] = {}
+        for i, event in sorted(enumerate(self.events), key=lambda item: item[1].at):
+            place = f"cluster.events[{i}]"
+            if event.replica >= self.num_replicas:
+                rule = f"there are {self.num_replicas} replicas, numbered from 0"
+                yield Problem(f"{place}.replica", rule, event.replica, f"name one of 0 to {self.num_replicas - 1}")
+            elif event.at < up_s.get(event.replica, -1.0):
+                rule = f"replica {event.replica} is down then, until {up_s[event.replica]:g} s"
+                yield Problem(f"{place}.at", rule, event.at, "make one event of both, or let it come up before")
+            else:
+                up_s[event.replica] = event.at + event.down_s

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from simbatch.sim.errors import UserError
+from simbatch.sim.scheduler.versions import parse_version
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Limit = Annotated[int, Field(ge=0, le=2**40)]
 MAX_SIZES = 4096  # of CUDA graphs; vLLM's own list has 51
 OURS = ("batching", "step_noise", "front_end", "host_noise")  # no flags of vLLM's
+
+
+def _version(value: object) -> object:
+    """Text; YAML reads 0.30 as a number, and 0.3 is no version that is simulated."""
+    if isinstance(value, float):
+        value = f"{value:.2f}" if round(value, 2) == value else str(value)
+    if isinstance(value, str):
+        try:
+            parse_version(value)
+        except UserError as error:
+            problem = error.problems[0]
+            raise PydanticCustomError("rule", "{rule}", {"rule": problem.rule, "mend": problem.mend}) from None
+    return value
 
 
 class Section(BaseModel):
@@ -19,7 +36,7 @@ class Section(BaseModel):
 
 
 class EngineSettings(Section):
-    """Scheduler and KV-cache settings of vLLM 0.32; what is left out takes vLLM's default for the profile's GPU."""
+    """Scheduler and KV-cache settings; what is left out takes the default of this vLLM on the profile's GPU."""
 
     max_num_seqs: Count | None = Field(
         default=None, description="requests that run at once; by GPU: 256, from 70 GiB 1,024 (A100: 256)"
@@ -66,6 +83,13 @@ class EngineSettings(Section):
     )
     async_scheduling: bool | None = Field(
         default=None, description="plan a step while the last one runs; default: true on a GPU, false inline and on CPU"
+    )
+    prefill_schedule_interval: Count = Field(
+        default=1, description="steps from one with prefills to the next while others decode; from vLLM 0.33 on"
+    )
+    vllm_version: Annotated[str, BeforeValidator(_version, json_schema_input_type=str | float)] | None = Field(
+        default=None,
+        description="the vLLM whose rules and defaults hold, 0.12 or newer; default: the newest that is tested",
     )
     batching: Literal["continuous", "static"] = Field(
         default="continuous", description="ours: admit at every step, or run whole batches as generate() does"

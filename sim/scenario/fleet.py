@@ -53,7 +53,8 @@ class Fleet:
             }
             for group in self.groups
         ]
-        return {"router": {**router, **self.router.parameters()}, "groups": groups}
+        events = [event.model_dump() for event in scenario.cluster.events]
+        return {"router": {**router, **self.router.parameters()}, "groups": groups, "events": events}
 
     def dump(self, section: dict[str, Any]) -> dict[str, Any]:
         """The section with nothing left to defaults."""
@@ -72,7 +73,7 @@ def resolve_fleet(resolved: Resolved, policy: Policy | None, predictor: Predicto
     scenario = resolved.scenario
     settings = scenario.cluster
     assert settings is not None
-    collected: list[Problem] = []
+    collected: list[Problem] = [*settings.event_problems()]
     router = collect(collected, scenario.build_router)
     if settings.groups is None:
         groups = [ResolvedGroup(resolved, settings.replicas or 1)]

@@ -1,4 +1,4 @@
-"""From what a scenario says to what the engine runs with: vLLM 0.32's defaults filled in, its start rules checked."""
+"""From what a scenario says to what the engine runs with: its vLLM's defaults filled in, its start rules checked."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.capture import capture_sizes
+from simbatch.sim.scenario.defaults import async_scheduling, batch_limits, memory_share
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.fleet import Fleet, file_anywhere, resolve_fleet
 from simbatch.sim.scenario.model import Scenario
@@ -29,6 +30,17 @@ from simbatch.sim.scenario.predictions import (
 from simbatch.sim.scenario.profiles import collect, load_profiles
 from simbatch.sim.scenario.rules import idle_keys, start_problems
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.versions import (
+    CHANGES,
+    NEWEST,
+    Changes,
+    changes_in,
+    default_of,
+    lacks,
+    parse_version,
+    unknown_settings,
+    untested,
+)
 from simbatch.sim.workload.predicted import Predictor, name_of
 
 
@@ -67,7 +79,7 @@ class Resolved:
         """
         given, engine = self.scenario.engine, self.engine
         left_out = {"num_gpu_blocks_override", *(idle_keys(self.profile) - _given(given))}
-        names = [name for name in EngineSettings.model_fields if name not in left_out]
+        names = [n for n in EngineSettings.model_fields if n not in left_out and not lacks(n, engine.changes)]
         resolved = {name: getattr(engine, name) for name in names if hasattr(engine, name)} | {
             "cudagraph_capture_sizes": list(self.capture_sizes),
             "max_cudagraph_capture_size": engine.max_capture_size,
@@ -75,7 +87,7 @@ class Resolved:
         }
         settings = {name: resolved.get(name, getattr(given, name)) for name in names}
         if settings["gpu_memory_utilization"] is None:
-            settings["gpu_memory_utilization"] = self.profile.default_gpu_memory_utilization
+            settings["gpu_memory_utilization"] = memory_share(given, self.profile, engine.changes)
         return {**settings, "num_gpu_blocks": engine.num_gpu_blocks}
 
     @property
@@ -88,10 +100,21 @@ class Resolved:
         return tuple(sorted(name for name in idle if getattr(given, name) != default[name]))
 
     @property
+    def vllm_notes(self) -> tuple[str, ...]:
+        """What to know of this version: that nobody tested it, or that it passes over a setting."""
+        engine, notes = self.engine, [untested(self.engine.vllm_version)]
+        if engine.prefill_schedule_interval > 1 and "interval_alone" not in engine.changes:
+            since = ".".join(map(str, CHANGES["interval_alone"].since))
+            with_dp = f"before {since} it holds with data parallelism alone"
+            notes.append(f"Without effect in vLLM {engine.vllm_version}: engine.prefill_schedule_interval; {with_dp}.")
+        return tuple(note for note in notes if note is not None)
+
+    @property
     def capture_sizes(self) -> tuple[int, ...]:
         """Tokens of the CUDA graphs, rising."""
         engine, default_max = self.engine, self.profile.default_max_capture_size
-        return capture_sizes(self.scenario.engine, engine.max_num_seqs, engine.max_num_batched_tokens, default_max)
+        limits = engine.max_num_seqs, engine.max_num_batched_tokens
+        return capture_sizes(self.scenario.engine, *limits, default_max, engine.changes)
 
     def cost_model(self) -> CostModel:
         """How long the device takes for a step, under these settings."""
@@ -147,11 +170,19 @@ class Resolved:
         if not sizes:
             return True
         of_largest = EngineSettings(max_cudagraph_capture_size=sizes[-1])
-        return sizes == capture_sizes(of_largest, engine.max_num_seqs, engine.max_num_batched_tokens, sizes[-1])
+        limits = engine.max_num_seqs, engine.max_num_batched_tokens
+        return sizes == capture_sizes(of_largest, *limits, sizes[-1], engine.changes)
 
 
-def resolve(scenario: Scenario, policy: Policy | str | None = None, predictor: Predictor | None = None) -> Resolved:
+def resolve(
+    scenario: Scenario,
+    policy: Policy | str | None = None,
+    predictor: Predictor | None = None,
+    changes: Changes | None = None,
+) -> Resolved:
     """Look everything up and check it; `policy` takes the place of the scenario's, `predictor` that of its error.
+
+    `changes` are in force instead of those of the scenario's version of vLLM (versions.py).
 
     Raises UserError with all problems of profile, policy and engine at their lines.
     """
@@ -162,7 +193,7 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None, predictor: P
     chosen = policy or collect(collected, scenario.build_policy)
     engine = None
     if profile is not None:
-        engine = collect(collected, partial(resolve_engine, scenario.engine, profile, scenario.seed))
+        engine = collect(collected, partial(resolve_engine, scenario.engine, profile, scenario.seed, changes))
     foretold = False
     if chosen is not None:
         is_written = ERROR in scenario.policy.params if policy is None else is_own(policy)
@@ -178,33 +209,43 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None, predictor: P
     return resolved if scenario.cluster is None else replace(resolved, fleet=resolve_fleet(resolved, policy, predictor))
 
 
-def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) -> EngineConfig:
+def resolve_engine(
+    settings: EngineSettings, profile: Profile, seed: int = 0, changes: Changes | None = None
+) -> EngineConfig:
     """The engine's settings on this profile; UserError when vLLM would not start with them."""
+    version = settings.vllm_version or NEWEST
+    if changes is None:
+        changes = changes_in(parse_version(version))
     _check_noise(settings, profile)
+    written = {name: getattr(settings, name) for name in settings.model_fields_set}
+    if unknown := unknown_settings(written, changes, version):
+        raise UserError(*unknown)
     block_size = settings.block_size or profile.default_block_size
     max_model_len = settings.max_model_len or profile.max_model_len
-    max_num_seqs, max_num_batched_tokens = _batch_limits(settings, profile, max_model_len)
+    max_num_seqs, max_num_batched_tokens = batch_limits(settings, profile, max_model_len, changes)
     same = {f.name for f in fields(EngineConfig)} & EngineSettings.model_fields.keys()
-    sizes = capture_sizes(settings, max_num_seqs, max_num_batched_tokens, profile.default_max_capture_size)
+    limits = max_num_seqs, max_num_batched_tokens
+    sizes = capture_sizes(settings, *limits, profile.default_max_capture_size, changes)
     # asked also when overridden: vLLM measures its memory first and does not start without any
     computed_blocks = profile.num_gpu_blocks_for(
-        settings.gpu_memory_utilization or profile.default_gpu_memory_utilization,
+        memory_share(settings, profile, changes),
         settings.kv_cache_dtype,
         block_size,
-        Settled(max_num_seqs, max_num_batched_tokens, len(sizes)),
+        Settled(*limits, len(sizes)),
     )
     num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
     config = EngineConfig(
         **{
-            **{name: getattr(settings, name) for name in same},
+            **{name: getattr(settings, name) for name in same if not lacks(name, changes)},
+            **{name: default_of(name, changes) for name in same if lacks(name, changes)},
             "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens,
             "max_model_len": max_model_len,
             "num_gpu_blocks": num_gpu_blocks,
             "block_size": block_size,
-            "async_scheduling": (
-                profile.default_async_scheduling if settings.async_scheduling is None else settings.async_scheduling
-            ),
+            "async_scheduling": async_scheduling(settings, profile, changes),
+            "vllm_version": version,
+            "changes": changes,
             "host": profile.host_times(),
             "front_end": profile.front_end_times() if settings.front_end else None,
             "max_capture_size": sizes[-1] if sizes else 0,
@@ -215,20 +256,6 @@ def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) ->
     if problems:
         raise UserError(*problems)
     return config
-
-
-def _batch_limits(settings: EngineSettings, profile: Profile, max_model_len: int) -> tuple[int, int]:
-    """`max_num_seqs` and `max_num_batched_tokens`; one left out gives way to the other (vLLM engine/arg_utils.py)."""
-    seqs = settings.max_num_seqs or profile.default_max_num_seqs
-    tokens = settings.max_num_batched_tokens
-    if tokens is None:
-        tokens = profile.default_max_num_batched_tokens
-        if not settings.enable_chunked_prefill:
-            tokens = max(tokens, max_model_len)
-        tokens = max(min(tokens, seqs * max_model_len), 1)
-    if settings.max_num_seqs is None:
-        seqs = min(seqs, tokens)
-    return seqs, tokens
 
 
 def _check_noise(settings: EngineSettings, profile: Profile) -> None:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, mod
 from simbatch.sim.scenario.engine import Section
 from simbatch.sim.workload.section import Mistake, refuse, rule_error
 
-SECTIONS = ("profile", "host", "engine", "policy", "workload", "slo")
+SECTIONS = ("profile", "host", "engine", "policy", "cluster", "workload", "slo")
 MAX_STEPS = 10_000
 DIGITS = 12  # of a number between two others: 0.3, not 0.30000000000000004
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
+from simbatch.sim.scheduler.versions import ALL, NEWEST, Changes
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What the scheduler runs with; every default of vLLM 0.32 is already filled in.
+    """What the scheduler runs with; every default of its version of vLLM is already filled in.
 
     `num_gpu_blocks` counts vLLM's null block, so one fewer is usable. Lengths are in tokens.
     """
@@ -36,4 +37,7 @@ class EngineConfig:
     api_server_count: int = 1
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None
+    prefill_schedule_interval: int = 1
+    vllm_version: str = NEWEST
+    changes: Changes = ALL  # in force in that version (versions.py)
     seed: int = 0  # of the length predictor

@@ -52,6 +52,10 @@ class KVCache:
     def register(self, request: Request, num_tokens: int) -> None:
         """Let others find the full blocks among the first `num_tokens` tokens."""
 
+    def clear(self) -> None:
+        """Forget everything, as a new engine."""
+        self.free = self.num_usable
+
     def freed_by(self, request: Request) -> int:
         """How many blocks would be free once a running request had lost its own."""
         return self.blocks(request.num_computed_tokens)

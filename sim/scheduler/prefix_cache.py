@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.request import Request
 
 FIRST_COPY = 1 << 62  # names of second and later copies; keys are smaller
+HASHLESS = -(1 << 62)  # names of what stands in the LRU without a hash; runs and private keys are larger
 
 
 class PrefixKVCache(KVCache):
@@ -17,13 +19,16 @@ class PrefixKVCache(KVCache):
     The free list is a number of blocks without a hash, handed out first, and then the cached ones in LRU order. A block
     that several requests may share goes by its key, the identity of all tokens up to its end; a further copy of the
     same tokens gets a name of its own, and a hit takes the oldest. The rest of a request's full blocks only it can hit
-    again, after a preemption, so they stand in the LRU as one entry, a run, evicted from its tail.
+    again, after a preemption, so they stand in the LRU as one entry, a run, evicted from its tail. Before vLLM 0.24
+    blocks lost their place at the front once they had been used: not `hashless_first`.
     """
 
     shares = True
 
-    def __init__(self, num_gpu_blocks: int, block_size: int) -> None:
+    def __init__(self, num_gpu_blocks: int, block_size: int, hashless_first: bool = True) -> None:
         super().__init__(num_gpu_blocks, block_size)
+        self._hashless_first = hashless_first
+        self._next_hashless = HASHLESS
         self._lru: OrderedDict[int, int] = OrderedDict()  # block or run -> how many blocks
         self._num_cached = 0  # blocks in the LRU
         self._refs: dict[int, int] = {}  # block -> how many requests hold it
@@ -112,6 +117,13 @@ class PrefixKVCache(KVCache):
             self._refs.update(dict.fromkeys(new, 1))
             held += new
 
+    def clear(self) -> None:
+        """The same."""
+        super().clear()
+        for kept in (self._lru, self._refs, self._copies, self._key_of):
+            kept.clear()
+        self._num_cached = 0
+
     def freed_by(self, request: Request) -> int:
         """The same: what others hold too stays taken."""
         num_shared = sum(self._refs[block] > 1 for block in request.block_ids)
@@ -121,9 +133,15 @@ class PrefixKVCache(KVCache):
         """Blocks without a hash go to the front of the free list, cached ones to the back, tail first."""
         held, lru, refs = request.block_ids, self._lru, self._refs
         num_run = max(request.num_registered_tokens // self.block_size - len(held), 0)
+        num_idle = num_hashless = 0
+        if not self._hashless_first:
+            num_idle = num_hashless = self.blocks(request.num_computed_tokens) - num_run - len(held)
+            if num_hashless:
+                self._next_hashless -= 1
+                lru[self._next_hashless] = num_hashless
         if num_run:
             lru[run_of(request)] = num_run
-        num_idle = num_run
+        num_idle += num_run
         for block in reversed(held):
             if refs[block] == 1:
                 refs[block] = 0
@@ -132,7 +150,7 @@ class PrefixKVCache(KVCache):
             else:
                 refs[block] -= 1
         self._num_cached += num_idle
-        self.free += self.blocks(request.num_computed_tokens) - num_run - len(held) + num_idle
+        self.free += self.blocks(request.num_computed_tokens) - num_run - len(held) - num_hashless + num_idle
         request.num_registered_tokens = 0
         request.block_ids = []
 
@@ -181,3 +199,10 @@ class PrefixKVCache(KVCache):
 def run_of(request: Request) -> int:
     """The LRU's name for the blocks that only `request` can hit: odd and negative."""
     return -2 * request.index - 1
+
+
+def kv_cache_of(config: EngineConfig) -> KVCache:
+    """The KV cache that these settings ask for."""
+    if not config.enable_prefix_caching:
+        return KVCache(config.num_gpu_blocks, config.block_size)
+    return PrefixKVCache(config.num_gpu_blocks, config.block_size, "hashless_blocks_first" in config.changes)

@@ -16,6 +16,7 @@ class Request:
     num_placeholders = 0  # tokens sampled by steps in flight (asynchronous scheduling)
     num_cached_tokens = 0  # prefix-cache hit at the first admission
     num_preemptions = 0
+    is_chunk = False  # its newest step stopped short of its known tokens
     num_lost_tokens = 0  # computed when it was preempted, until it is admitted again
     predicted_output_tokens: float | None = None  # what a predictor of stated error says (predictor.py)
     scheduled_ps = NEVER
@@ -23,6 +24,7 @@ class Request:
     last_token_ps = NEVER  # at the front end's door, if there is one
     last_step = NEVER  # number of the step that computes its newest token
     queued_ps = NEVER  # taken in by the engine
+    sent_again_ps = NEVER  # by the gateway, when the replica that had it was down
     first_sent_ps = NEVER  # when its first token left the front end
     finish_sent_ps = NEVER
     tenant: str | None = None
@@ -59,6 +61,18 @@ class Request:
     def num_output_tokens(self) -> int:
         """Tokens produced and received so far."""
         return self.num_tokens - self.num_prompt_tokens
+
+    def anew(self, at_ps: int) -> Request:
+        """The same request as it came, sent again."""
+        other = Request(self.index, self._name, self.arrival_ps, self.num_prompt_tokens, self.max_tokens, self.priority)
+        other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
+        other.keys, other.sent_again_ps = self.keys[: self.num_shared_keys], at_ps
+        return other
+
+    @property
+    def num_shared_keys(self) -> int:
+        """How many of its keys others may have, too: names of its own blocks are negative."""
+        return sum(key >= 0 for key in self.keys)
 
     def __repr__(self) -> str:
         return f"Request({self.request_id}, {self.num_computed_tokens}/{self.num_tokens})"

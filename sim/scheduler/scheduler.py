@@ -1,8 +1,8 @@
-"""vLLM V1's scheduler, step by step (v1/core/sched/scheduler.py, vLLM 0.32).
+"""vLLM V1's scheduler, step by step (v1/core/sched/scheduler.py, vLLM 0.12 to 0.33).
 
 Running requests first, in order of admission, then the head of the queue for as long as it fits; one token budget for
 decodes and prefill chunks alike; when blocks run out, a running request is preempted and recomputed later. There is no
-prefill or decode phase: a request simply wants `num_tokens + num_placeholders - num_computed_tokens` more tokens.
+prefill or decode phase: a request wants `num_tokens + num_placeholders - num_computed_tokens` more tokens.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from simbatch.sim.cost.features import is_decode as is_decode_entry
+from simbatch.sim.scheduler.cadence import Cadence
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
+from simbatch.sim.scheduler.refusal import Refusal
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.views import KnownRequest
 from simbatch.sim.scheduler.waiting import WaitingQueue
@@ -42,18 +44,6 @@ class Batch(NamedTuple):
     preempted: list[Request]
 
 
-class Refusal(NamedTuple):
-    """Why the head of the queue was not admitted: what it needed, what there was, what the watermark keeps.
-
-    `reason` is `seats`, `blocks`, `budget`, `chunk` (chunked prefill is off) or `preemption` (admission was closed).
-    """
-
-    reason: str
-    needed: int = 0
-    available: int = 0
-    watermark: int = 0
-
-
 class Scheduler:
     """Decides who runs: `schedule` plans a step, `take_tokens` and `end` take in what came of it."""
 
@@ -71,12 +61,22 @@ class Scheduler:
         self.refusal = Refusal("seats")  # of the newest step, if anybody is waiting
         self._watermark_blocks = int(config.watermark * config.num_gpu_blocks)  # an admission leaves these free
         self._num_admitted = 0
+        changes, takes_anybody = config.changes, not decisions.victim_is_last
+        self._follows_victims = "index_follows_victims" in changes
+        self._goes_on_behind_victim = takes_anybody and "goes_on_behind_victim" in changes
+        self._spares_lone_prefill = "spares_lone_prefill" in changes
+        has_interval = config.prefill_schedule_interval > 1 and "interval_alone" in changes
+        self.cadence = Cadence(config.prefill_schedule_interval) if has_interval else None
+        self._holds_prefills = False  # in the step that is being planned
+        self._has_prefill = False
 
     def schedule(self) -> Batch:
         """Plan the next step: whom it computes, how many tokens each, and whom it preempts."""
         planned: dict[Request, int] = {}
         preempted: list[Request] = []
         threshold = self.long_prefill_threshold()
+        if self.cadence is not None:
+            self._holds_prefills, self._has_prefill = self.cadence.holds(self.running), False
         budget = token_budget(self.decisions, self.running, self.may_admit and bool(self.waiting))
         budget = self._schedule_running(planned, preempted, budget, threshold)
         if preempted:
@@ -86,18 +86,23 @@ class Scheduler:
         else:
             if self.may_admit:
                 self.admit_waiting(planned, budget, threshold)
-            self.may_admit = has_prefill(planned)
+            self.may_admit = self.cadence is not None or has_prefill(planned)
+        if self.cadence is not None:
+            is_free = not (preempted or self._holds_prefills)
+            self.cadence.note(not planned, self._has_prefill, bool(self.waiting) if is_free else None)
         return Batch(self._entries(planned), preempted)
 
     def _schedule_running(
         self, planned: dict[Request, int], preempted: list[Request], budget: int, threshold: int
     ) -> int:
         running, kv = self.running, self.kv
+        has_cadence, holds_prefills = self.cadence is not None, self._holds_prefills
         i = 0
         while i < len(running) and budget > 0:
             request = running[i]
             n = request.num_tokens + request.num_placeholders - request.num_computed_tokens
-            if n <= 0 or (request.num_placeholders and request.last_token_in_flight):
+            is_held = holds_prefills and request.is_chunk
+            if n <= 0 or is_held or (request.num_placeholders and request.last_token_in_flight):
                 i += 1
                 continue
             if 0 < threshold < n:
@@ -109,24 +114,30 @@ class Scheduler:
             while num_blocks > kv.free:
                 victim = self.decisions.victim(running)
                 position = running.index(victim)
-                i -= position < i
+                i -= position < i and (self._follows_victims or victim in planned)
                 budget += planned.pop(victim, 0)
                 preempted.append(victim)
                 self.preempt(victim, position, request)
                 if victim is request:
-                    return budget
-            if num_blocks:
-                kv.take(num_blocks)
-            self.advance(request, total)
-            planned[request] = n
-            budget -= n
-            i += 1
+                    break
+            else:
+                if num_blocks:
+                    kv.take(num_blocks)
+                self.advance(request, total)
+                planned[request] = n
+                if has_cadence and request.is_chunk:
+                    self._has_prefill = True
+                budget -= n
+                i += 1
+                continue
+            if not self._goes_on_behind_victim:
+                break
         return budget
 
     def admit_waiting(self, planned: dict[Request, int], budget: int, threshold: int) -> None:
         """Admit from the head of the queue while seats, budget and blocks last; nobody jumps the head."""
         running, waiting, kv, decisions = self.running, self.waiting, self.kv, self.decisions
-        sheds, decides_seats = decisions.sheds_head, decisions.decides_seats
+        sheds, decides_seats, has_cadence = decisions.sheds_head, decisions.decides_seats, self.cadence is not None
         num_seats = decisions.seats() if decides_seats else decisions.max_seats
         num_waiting = len(waiting)
         while budget > 0 and num_waiting and len(running) < num_seats:
@@ -139,6 +150,9 @@ class Scheduler:
             num_hits, num_idle = kv.lookup(request)
             num_cached = num_hits * kv.block_size
             n = request.num_tokens - num_cached
+            if has_cadence and n > 1 and self._holds_prefills:
+                self.refusal = Refusal("interval")
+                return
             if 0 < threshold < n:
                 n = threshold
             if n > budget:
@@ -156,6 +170,8 @@ class Scheduler:
             num_waiting -= 1
             self.seat(request, num_hits, num_cached + n)
             planned[request] = n
+            if has_cadence and request.num_tokens > num_cached + 1:
+                self._has_prefill = True
             budget -= n
             if decides_seats and num_waiting:
                 num_seats = decisions.seats()
@@ -198,13 +214,23 @@ class Scheduler:
         else:  # its last token was in flight when it was preempted
             self.waiting.drop(request)
 
+    def evict(self) -> list[Request]:
+        """Let go of everybody, as an engine that ends; in no order."""
+        waiting = self.waiting.requests()
+        for request in waiting:
+            self.waiting.drop(request)
+        requests, self.running[:] = [*self.running, *waiting], []
+        self.kv.clear()
+        self.may_admit = True
+        return requests
+
     def long_prefill_threshold(self) -> int:
         """Most tokens that one prefill may take in a step, 0 for no limit; no limit for a request that is alone."""
         threshold = self.config.long_prefill_token_threshold
         if not threshold:
             return 0
         total = len(self.running) + len(self.waiting)
-        if total <= 1:
+        if total <= 1 and self._spares_lone_prefill:
             return 0
         if self.config.long_prefill_token_threshold_adaptive:
             return max(threshold, self.config.max_num_batched_tokens // total)
@@ -218,12 +244,14 @@ class Scheduler:
 
     def _entries(self, planned: dict[Request, int]) -> list[Entry]:
         """The step's entries; one that reaches the end of its known tokens samples the next."""
-        entries, is_async = [], self.config.async_scheduling
+        entries, is_async, has_cadence = [], self.config.async_scheduling, self.cadence is not None
         for request, n in planned.items():
             computed = request.num_computed_tokens
             samples = computed == request.num_tokens + request.num_placeholders
             if samples and is_async:
                 request.num_placeholders += 1
+            if has_cadence:
+                request.is_chunk = not samples
             entries.append(Entry(request, n, computed - n, samples))
         return entries
 

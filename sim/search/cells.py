@@ -31,7 +31,7 @@ Settings = Mapping[str, Any]  # dotted keys of a scenario to values
 Summary = dict[str, Any]  # what summary.json holds
 KEY_LENGTH = 20  # hexadecimal digits: no two of a million cells are alike by chance
 MAX_PROBLEMS = 20
-_POLICY = "policy.name"
+_POLICY, _ROUTER = "policy.name", "cluster.router.name"
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def cells_of(
 ) -> list[Cell]:
     """Every entry of `settings` under every seed, in that order; nothing has run yet.
 
-    A `policy.name` other than the scenario's starts from that policy's defaults. `places` says where each value comes
-    from, for the messages. Raises one UserError with the problems of all cells.
+    A `policy.name` or `cluster.router.name` other than the scenario's starts from its own defaults. `places` says where
+    each value comes from, for the messages. Raises one UserError with the problems of all cells.
     """
     _check_seeds(scenario, seeds)
     origins = places or [dict.fromkeys(chosen, "setting") for chosen in settings]
@@ -124,6 +124,12 @@ def _changed(scenario: Scenario, settings: Settings, places: Mapping[str, str]) 
         del values[_POLICY]
         values = {"policy": {"name": name}, **values}
         origins["policy"] = origins[_POLICY]
+    router = values.get(_ROUTER)
+    own = scenario.cluster.router.name if scenario.cluster is not None else None
+    if isinstance(router, str) and router != own:
+        del values[_ROUTER]
+        values = {"cluster.router": {"name": router}, **values}
+        origins["cluster.router"] = origins[_ROUTER]
     return scenario.override(values, origin=origins)
 
 

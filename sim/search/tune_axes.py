@@ -14,7 +14,7 @@ from simbatch.sim.scenario.sweep import Range
 from simbatch.sim.search.tune_goal import Limit
 from simbatch.sim.search.tune_space import POLICY, SEQS, TOKENS, Axis
 
-SECTIONS = ("engine", "policy", "profile")
+SECTIONS = ("engine", "policy", "cluster", "profile")
 MIN_TOKENS, MORE_TOKENS = 256, 4  # times the default of the GPU
 TARGET_SHARES = (0.5, 0.75, 1.0)  # of the latency that is asked for
 DEFAULT_TPOT_MS = 50.0
@@ -83,9 +83,9 @@ def axes_of(block: Mapping[str, Any], origin: str) -> list[Axis]:
     for key, given in block.items():
         place = f"{origin} {key}"
         values = _values(given, place)
-        if str(key).partition(".")[0] not in SECTIONS or key in ("engine", "policy"):
+        if str(key).partition(".")[0] not in SECTIONS or key in ("engine", "policy", "cluster"):
             mend = f"for example {SEQS}, {TOKENS}, {POLICY} or policy.target_tpot_ms"
-            problems.append(Problem(place, "tune searches keys of engine and policy, and profile", mend=mend))
+            problems.append(Problem(place, "tune searches keys of engine, policy and cluster, and profile", mend=mend))
         elif not values or any(value is None or isinstance(value, (list, dict)) for value in values):
             mend = f"write {key}: [8, 16, 32], or {{from: 8, to: 64, steps: 8}}"
             problems.append(Problem(place, "must be a list of values", given, mend))

@@ -1,4 +1,4 @@
-"""The command line: `simbatch run`, `compare`, `explain`, `trace`, `scenarios`, `profiles`, `policies`, `schema`.
+"""The command line: `simbatch run`, `compare`, `explain`, `trace`, `scenarios`, `profiles`, `policies`, `routers`.
 
 A subcommand's module is imported when it is used, and none to show the list of them.
 """
@@ -19,7 +19,7 @@ from simbatch.sim.origin import issued_as
 # name: (module and command in it, its line in `simbatch --help`)
 _COMMANDS = {
     "run": ("simbatch.cli.run:run", "Simulate a scenario and show what its users feel."),
-    "compare": ("simbatch.cli.compare:compare", "Put policies or profiles side by side on the same arrivals."),
+    "compare": ("simbatch.cli.compare:compare", "Put policies, profiles or routers side by side on the same arrivals."),
     "rank": ("simbatch.cli.rank:rank", "Say which policy is best in which scenario."),
     "sweep": ("simbatch.cli.sweep:sweep", "Simulate a grid of settings, on all cores or a cluster."),
     "tune": ("simbatch.cli.tune:tune", "Search for the best settings under a goal and limits."),
@@ -34,6 +34,7 @@ _COMMANDS = {
     "scenarios": ("simbatch.cli.scenarios:scenarios", "List and copy the scenarios that ship."),
     "profiles": ("simbatch.cli.profiles:profiles", "List, show and import GPU profiles."),
     "policies": ("simbatch.cli.policies:policies", "List the batching policies and their parameters."),
+    "routers": ("simbatch.cli.routers:routers", "List the routers of clusters and their parameters."),
     "schema": ("simbatch.cli.schema:schema", "Print the JSON Schema of scenario files."),
 }
 

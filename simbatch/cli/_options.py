@@ -62,6 +62,12 @@ def router_option(command: Command) -> Command:
     return click.option("--router", metavar="R", help=text)(command)
 
 
+def version_option(command: Command) -> Command:
+    """--vllm-version, of the commands that run a scenario under one version of vLLM."""
+    text = "The vLLM whose rules and defaults hold, as 0.27; default: the newest that is tested."
+    return click.option("--vllm-version", metavar="V", help=text)(command)
+
+
 def load_scenario(
     file: Path,
     assignments: tuple[str, ...],
@@ -69,10 +75,12 @@ def load_scenario(
     policy: str | None = None,
     profile: str | None = None,
     router: str | None = None,
+    vllm_version: str | None = None,
 ) -> Scenario:
     """The scenario of `file` with what the flags change.
 
-    First --policy, --profile, --host, then --set, then --router (which needs a cluster, and --set makes one), --seed.
+    First --policy, --profile, --host, --vllm-version, then --set, then --router (which needs a cluster, and --set makes
+    one), then --seed.
     """
     from simbatch.sim.scenario import Scenario, parse_overrides
 
@@ -85,6 +93,8 @@ def load_scenario(
     context = click.get_current_context(silent=True)
     if context is not None and (host := context.meta.get(HOST)) is not None:
         scenario = scenario.with_host(host)
+    if vllm_version is not None:
+        scenario = scenario.override({"engine.vllm_version": vllm_version}, origin="--vllm-version")
     if values:
         scenario = scenario.override(values, origin="--set")
     if router is not None:

@@ -13,6 +13,7 @@ import click
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from simbatch.profiler.served.on_server import Told
     from simbatch.profiler.validating.bounds import Bounds
     from simbatch.profiler.validating.validation import Validation
     from simbatch.sim.scenario import Scenario
@@ -36,33 +37,36 @@ class ServerFlags:
         limit = self.max_concurrency
         return () if limit is None else (f"workload.max_concurrency={limit}",)
 
-    def refuse_without(self) -> None:
-        """UserError for an option that says nothing without a server."""
-        for name, value in (
-            ("--served-model", self.model),
-            ("--max-concurrency", self.max_concurrency),
-            ("--temperature", self.temperature),
-        ):
-            if value is not None and not self:
-                raise UserError(Problem(name, "goes with --server alone"))
+    def refuse_without(self, *, has_server: bool) -> None:
+        """UserError for an option that says nothing without a server, a running one or one of our own."""
+        if self.model is not None and not self:
+            raise UserError(Problem("--served-model", "goes with --server alone"))
+        for name, value in (("--max-concurrency", self.max_concurrency), ("--temperature", self.temperature)):
+            if value is not None and not self and not has_server:
+                raise UserError(Problem(name, "goes with --server or --engine"))
+
+    def told(self, *, quiet: bool) -> Told:
+        """Who is told how the runs go on."""
+        from simbatch.profiler.served.on_server import Told
+        from simbatch.profiler.validating.progress import progress
+
+        return Told(
+            say=lambda line: None if quiet else click.echo(line, err=True),
+            progress=lambda runs, requests, run_s: progress(runs, requests, run_s, quiet=quiet),
+        )
 
     def validate(
         self, scenario: Scenario, folder: Path, bounds: Bounds | None, flags: dict[str, Any], *, quiet: bool
     ) -> Validation:
         """Real runs on the server beside the simulation."""
-        from simbatch.profiler.served.on_server import ServerOptions, Told, validate_server
-        from simbatch.profiler.validating.progress import progress
+        from simbatch.profiler.served.on_server import ServerOptions, validate_server
         from simbatch.sim.scenario import resolve
 
         resolve(scenario)  # its mistakes, before anybody is asked
         options = ServerOptions(
             str(self.url), self.model, self.temperature or 0.0, flags["repeat"], resume=flags["resume"]
         )
-        told = Told(
-            say=lambda line: None if quiet else click.echo(line, err=True),
-            progress=lambda runs, requests, run_s: progress(runs, requests, run_s, quiet=quiet),
-        )
-        return validate_server(scenario, options, folder, bounds=bounds, told=told)
+        return validate_server(scenario, options, folder, bounds=bounds, told=self.told(quiet=quiet))
 
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -70,8 +74,10 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--server", "server_url", metavar="URL", help="Send the requests to this server, in real time.")
     @click.option("--served-model", metavar="NAME", help="With --server: its name there; default: the only one.")
-    @click.option("--max-concurrency", type=click.IntRange(1), metavar="N", help="With --server: most at once.")
-    @click.option("--temperature", type=click.FloatRange(0), metavar="T", help="With --server: default 0, greedy.")
+    @click.option(
+        "--max-concurrency", type=click.IntRange(1), metavar="N", help="With --server or --engine: most at once."
+    )
+    @click.option("--temperature", type=click.FloatRange(0), metavar="T", help="Of sampling; default 0, greedy.")
     @wraps(command)
     def with_server(
         server_url: str | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,21 @@ if TYPE_CHECKING:
     from simbatch.sim.results.replications import ReplicatedComparison
     from simbatch.sim.scenario import Resolved, Scenario
     from simbatch.sim.search.cells import Cell
+    from simbatch.sim.search.upgrade import Upgrade
 
 
 @click.command()
 @scenario_options
 @click.option("--policy", "policies", multiple=True, metavar="P", help="A policy to compare. Can be repeated.")
 @click.option("--profile", "profiles", multiple=True, metavar="P", help="A profile to compare. Can be repeated.")
+@click.option("--router", "routers", multiple=True, metavar="R", help="A cluster's router to compare. Can be repeated.")
+@click.option(
+    "--vllm-version",
+    "versions",
+    multiple=True,
+    metavar="V",
+    help="A version of vLLM to compare: its rules and defaults. Can be repeated.",
+)
 @click.option(
     "--rate",
     "rates",
@@ -52,6 +61,8 @@ def compare(
     seed: int | None,
     policies: tuple[str, ...],
     profiles: tuple[str, ...],
+    versions: tuple[str, ...],
+    routers: tuple[str, ...],
     rates: tuple[str, ...],
     replications: int,
     bonferroni: bool,
@@ -59,13 +70,14 @@ def compare(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Simulate the scenario in FILE once for each policy or profile and put the results side by side.
+    """Simulate the scenario in FILE once for each policy, profile, router or vLLM and put the results side by side.
 
     A policy that the scenario has keeps its parameters there; any other runs with its defaults. With --replications,
     all run under the same seeds, and each is compared with the first by the differences seed by seed. With --rate, at
     each of several loads: the first rate of the scenario is set to it, and all others are changed as many times; one
-    candidate will do then. The table, its numbers and the pictures are written to DIR, by default
-    results/<name of FILE>-compare, with --rate results/<name of FILE>-loads.
+    candidate will do then. With --vllm-version, what the upgrade from the first version changes is told: the first step
+    that differs, and what each rule or default does alone. The table, its numbers and the pictures are written to DIR,
+    by default results/<name of FILE>-compare, with --rate results/<name of FILE>-loads.
     """
     from simbatch.cli._simulate import simulate_shown
     from simbatch.sim.results.compare import OWN_FILES, Comparison
@@ -76,7 +88,8 @@ def compare(
     if jobs == 0:
         raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
     loads = parse_rates(rates) if rates else []
-    candidates = _candidates(file, assignments, seed, policies, profiles, least=1 if loads else 2)
+    named = {"--policy": policies, "--profile": profiles, "--router": routers, "--vllm-version": versions}
+    candidates = _candidates(file, assignments, seed, named, least=1 if loads else 2)
     seeds = seeds_of((resolved.scenario for resolved in candidates.values()), replications)
     if len(seeds) > 1:
         candidates = {label: resolve(_resampled(each.scenario)) for label, each in candidates.items()}
@@ -86,7 +99,7 @@ def compare(
         return
     cells = _cells(candidates, seeds[1:])
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
-    comparison: Comparison | ReplicatedComparison = Comparison(results)
+    comparison: Comparison | ReplicatedComparison = Comparison(results, _upgrades(candidates, results, versions, quiet))
     if len(seeds) > 1:
         summaries = _summaries(results, cells, jobs, quiet)
         of_trace = any(is_resampled(resolved.scenario) for resolved in candidates.values())
@@ -129,6 +142,24 @@ def _show(
         click.echo(f"{len(written)} files in {output.folder}")
 
 
+def _upgrades(
+    candidates: dict[str, Resolved], results: dict[str, Result], versions: Sequence[str], quiet: bool
+) -> list[Upgrade]:
+    """From the first version to each other one, for each policy and profile; the labels are in the versions' order."""
+    from simbatch.cli._simulate import simulate_shown
+    from simbatch.sim.search.upgrade import upgrade
+
+    def run(resolved: Resolved, label: str) -> Result:
+        return simulate_shown(resolved, label, quiet=quiet)
+
+    found, labels = [], list(candidates)
+    for begin in range(0, len(labels), len(versions)) if len(versions) > 1 else ():
+        first, *others = labels[begin : begin + len(versions)]
+        name = first.rpartition(", vLLM ")[0]
+        found += [upgrade(candidates[first].scenario, results[first], results[other], run, name) for other in others]
+    return found
+
+
 def _resampled(scenario: Scenario) -> Scenario:
     """What several seeds run of it."""
     from simbatch.sim.scenario.chance import resampling
@@ -154,27 +185,26 @@ def _summaries(
 
 
 def _candidates(
-    file: Path,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    policies: Sequence[str],
-    profiles: Sequence[str],
-    least: int,
+    file: Path, assignments: tuple[str, ...], seed: int | None, named: Mapping[str, Sequence[str]], least: int
 ) -> dict[str, Resolved]:
-    """Everything to be compared, looked up and checked before anything runs."""
+    """Everything to be compared, looked up and checked before anything runs; `named`: what each flag names."""
     from simbatch.sim.scenario import resolve
 
-    for flag, names in (("--policy", policies), ("--profile", profiles)):
+    for flag, names in named.items():
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UserError(Problem(flag, "is named twice", twice, "name each candidate once"))
-    each_policy: list[str | None] = [*policies] or [None]
-    each_profile: list[str | None] = [*profiles] or [None]
-    pairs = list(product(each_policy, each_profile))
-    if len(pairs) < least:
+    chosen: list[tuple[str | None, ...]] = list(product(*([*names] or [None] for names in named.values())))
+    if len(chosen) < least:
         mend = "for example: --policy fixed --policy adaptive; or one at several loads: --rate 1,2,4"
-        given = " ".join(name for name in pairs[0] if name)
-        rule = "needs at least two policies or two profiles"
+        given = " ".join(name for name in chosen[0] if name)
+        rule = "needs at least two policies, profiles, routers or versions of vLLM"
         raise UserError(Problem("compare", rule, given or NOTHING, mend))
-    found = [(pair, resolve(load_scenario(file, assignments, seed, *pair))) for pair in pairs]
-    return {" on ".join(filter(None, pair)) or resolved.policy_name: resolved for pair, resolved in found}
+    found = {}
+    for policy, profile, router, version in chosen:
+        given_by = {"router": router, "vllm_version": version}
+        resolved = resolve(load_scenario(file, assignments, seed, policy, profile, **given_by))
+        engine = " behind ".join(filter(None, (" on ".join(filter(None, (policy, profile))), router)))
+        words = (engine, f"vLLM {version}" if version else "")
+        found[", ".join(filter(None, words)) or resolved.policy_name] = resolved
+    return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._options import host_option, load_scenario, policy_option
+from simbatch.cli._options import host_option, load_scenario, policy_option, router_option, version_option
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.explain import Event
@@ -25,10 +25,19 @@ LEGEND = (
 @host_option
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @policy_option
+@version_option
+@router_option
 @click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the events as JSON lines.")
 def explain(
-    file: Path, request_id: str, assignments: tuple[str, ...], policy: str | None, seed: int | None, as_json: bool
+    file: Path,
+    request_id: str,
+    assignments: tuple[str, ...],
+    policy: str | None,
+    vllm_version: str | None,
+    router: str | None,
+    seed: int | None,
+    as_json: bool,
 ) -> None:
     """Tell the life of one request of the scenario in FILE.
 
@@ -39,7 +48,8 @@ def explain(
     from simbatch.sim.scenario import resolve
     from simbatch.sim.simulate import explain_request
 
-    events = explain_request(resolve(load_scenario(file, assignments, seed, policy)), request_id)
+    scenario = load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version)
+    events = explain_request(resolve(scenario), request_id)
     if as_json:
         for event in events:
             click.echo(json.dumps(event._asdict()))

@@ -51,13 +51,18 @@ def _engine_options(command: Command) -> Command:
 @click.command()
 @click.argument("model", required=False)
 @_engine_options
+@click.option("--server", "url", metavar="URL", help="Measure this running server instead of one of our own.")
+@click.option(
+    "--steps", type=click.Path(path_type=Path), metavar="FILE", help="With --server: where its recorder writes."
+)
+@click.option("--served-model", metavar="NAME", help="With --server: its name there; default: the only one.")
 @click.option(
     "--budget-minutes",
     type=click.FloatRange(0, min_open=True),
-    default=10.0,
+    default=7.0,
     show_default=True,
     metavar="M",
-    help="Measure no longer than that; it ends sooner when the held-out error stops improving.",
+    help="Measure no longer than that, vLLM's start apart; it ends sooner when the held-out error stops improving.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the design.")
 @click.option("--resume", is_flag=True, help="Go on with the samples beside FILE.")
@@ -76,9 +81,12 @@ def profile(
     resume: bool,
     roofline: tuple[Path, str] | None,
     engine_args: tuple[str, ...],
+    url: str | None,
+    steps: Path | None,
+    served_model: str | None,
     **flags: Any,
 ) -> None:
-    """Measure MODEL (a folder or a name of Hugging Face) on this machine through vLLM and write a profile.
+    """Measure MODEL (a folder or a name of Hugging Face) on this machine through vLLM's server and write a profile.
 
     Give the flags that you serve with. What was measured is kept beside FILE as it comes: after an interruption go on
     with --resume.
@@ -86,42 +94,70 @@ def profile(
     from simbatch.sim.paths import check_target
 
     check_target(output)
-    if (model is None) == (roofline is None):
-        raise click.UsageError("name either a MODEL to measure, or --roofline MODEL_CONFIG GPU to estimate")
+    if [model, roofline, url].count(None) != 2:
+        raise click.UsageError("name either a MODEL to measure, a --server, or --roofline MODEL_CONFIG GPU to estimate")
     given = {key: value for key, value in flags.items() if value is not None}
+    _check_server(url, steps, served_model, [*given, *(["engine_arg"] if engine_args else [])])
     if roofline is not None:
         with replacing(output):
             _estimate(*roofline, given, output)
         return
-    from simbatch.profiler.measuring.run import Files
-    from simbatch.profiler.measuring.vllm_engine import EngineOptions
+    from simbatch.profiler.measuring.run import Files, Running
+    from simbatch.profiler.served.vllm_start import EngineOptions
 
     files = Files(output)
-    options = EngineOptions(str(model), **given, seed=seed, extra=_extra(engine_args), log=files.log)
+    target: EngineOptions | Running
+    if url is not None and steps is not None:
+        target = Running(url, steps, served_model)
+    else:
+        target = EngineOptions(str(model), **given, seed=seed, extra=_extra(engine_args), log=files.log)
     with replacing(None if resume else output):
-        measured = _measure(options, files, budget_minutes, resume)
+        measured = _measure(target, files, budget_minutes, seed, resume)
     _show(measured, files)
 
 
-def _measure(options: Any, files: Files, budget_minutes: float, resume: bool) -> Measured:
+def _check_server(url: str | None, steps: Path | None, served_model: str | None, others: list[str]) -> None:
+    """UserError for what does not go with a server that is there, or without one."""
+    if url is None:
+        for name, value in (("--steps", steps), ("--served-model", served_model)):
+            if value is not None:
+                raise UserError(Problem(name, "goes with --server alone", str(value)))
+        return
+    if steps is None:
+        mend = "name the file that its recorder writes (docs/recorder.md), or that of `simbatch serve --steps`"
+        raise UserError(Problem("--server", "does not tell its steps to a client", mend=f"--steps FILE: {mend}"))
+    if others:
+        flag = f"--{others[0].replace('_', '-')}"
+        raise UserError(Problem(flag, "is said when a server is started, and --server is running", mend="leave it out"))
+
+
+def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume: bool) -> Measured:
     import time
 
+    from simbatch.profiler.measuring.measure import check_not_begun
     from simbatch.profiler.measuring.progress import progress
-    from simbatch.profiler.measuring.run import check_start, measure_profile
+    from simbatch.profiler.measuring.run import Running, check_start, measure_profile
     from simbatch.profiler.measuring.stopping import Budget
 
-    check_start(options, files, resume=resume)
-    click.echo(f"starting vLLM with {options.model} (its messages go to {files.log})", err=True)
-    for warning in options.warnings:
-        click.echo(f"note: {warning}", err=True)
+    if isinstance(target, Running):
+        check_not_begun(files.samples, resume=resume)
+        command = f"simbatch profile --server URL --seed {seed} --budget-minutes {budget_minutes:g}"
+    else:
+        check_start(target, files, resume=resume)
+        command = _command_line(target, budget_minutes)
+        click.echo(f"starting vLLM's server with {target.model} (its messages go to {files.log})", err=True)
+        for warning in target.warnings:
+            click.echo(f"note: {warning}", err=True)
     try:
         return measure_profile(
-            options,
+            target,
             files,
             budget=lambda: Budget(60 * budget_minutes, time.monotonic),
             resume=resume,
-            command=_command_line(options, budget_minutes),
+            seed=seed,
+            command=command,
             progress=progress,
+            say=lambda line: click.echo(line, err=True),
         )
     except (KeyboardInterrupt, UserError):
         if files.samples.exists():
@@ -174,7 +210,7 @@ def _show(measured: Measured, files: Files) -> None:
     console.print(memory_table(facts, planned))
     console.print(f"- {how}", markup=False, soft_wrap=True)
     console.print()
-    console.print(measured.fitted.text(), markup=False, soft_wrap=True)
+    console.print(measured.fitted.text, markup=False, soft_wrap=True)
     if (times := measured.canary_ratio) > NOT_QUIET:
         click.echo(
             f"warning: the machine was not quiet: one step took {times:.1f} times as long at one time as at another; "

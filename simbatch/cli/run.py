@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from simbatch.cli._options import load_scenario, policy_option, router_option, scenario_options
+from simbatch.cli._options import load_scenario, policy_option, router_option, scenario_options, version_option
 from simbatch.cli._output import Output
 
 
@@ -14,6 +14,7 @@ from simbatch.cli._output import Output
 @scenario_options
 @policy_option
 @router_option
+@version_option
 @click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -24,6 +25,7 @@ def run(
     seed: int | None,
     policy: str | None,
     router: str | None,
+    vllm_version: str | None,
     steps: bool,
     as_json: bool,
     quiet: bool,
@@ -36,7 +38,7 @@ def run(
     from simbatch.sim.results.files import OWN_FILES
     from simbatch.sim.scenario import resolve
 
-    resolved = resolve(load_scenario(file, assignments, seed, policy, router=router))
+    resolved = resolve(load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version))
     if resolved.scenario.sweep is not None and not quiet:
         click.echo(f"the settings outside `sweep` are run; its cells: simbatch sweep {file}", err=True)
     output = Output(folder, file.stem, OWN_FILES)

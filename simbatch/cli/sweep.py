@@ -8,13 +8,15 @@ from pathlib import Path
 
 import click
 
-from simbatch.cli._options import load_scenario, scenario_options
+from simbatch.cli._options import load_scenario, router_option, scenario_options, version_option
 from simbatch.cli._output import Output
 from simbatch.sim.errors import Problem, UserError
 
 
 @click.command()
 @scenario_options
+@version_option
+@router_option
 @click.option("--over", multiple=True, metavar="KEY=V1,V2,...", help="Vary a key, beside or instead of the file's.")
 @click.option("--replications", type=click.IntRange(min=1), default=1, metavar="N", help="Seeds for every setting.")
 @click.option("--jobs", type=int, default=-1, metavar="N", help="Processes; -1: one per core.")
@@ -29,6 +31,8 @@ def sweep(
     folder: Path | None,
     assignments: tuple[str, ...],
     seed: int | None,
+    vllm_version: str | None,
+    router: str | None,
     over: tuple[str, ...],
     replications: int,
     jobs: int,
@@ -54,7 +58,7 @@ def sweep(
     if scheduler is not None and jobs != -1:
         raise UserError(Problem("--jobs", "says nothing to a cluster: its workers do", jobs, "leave it out"))
     part = _part(shard)
-    scenario = load_scenario(file, assignments, seed)
+    scenario = load_scenario(file, assignments, seed, router=router, vllm_version=vllm_version)
     plan = planned(scenario, parse_over(over), replications=replications, origin="--over")
     output = Output(folder, f"{file.stem}-sweep", OWN_FILES)
     shown = Shown(plan, plan.cells[part], CellStore(output.folder / "cells"), quiet=quiet)

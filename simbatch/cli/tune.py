@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import load_scenario, scenario_options
+from simbatch.cli._options import load_scenario, scenario_options, version_option
 from simbatch.cli._output import Output
 from simbatch.cli._progress import progress_of
 from simbatch.sim.errors import Problem, UserError
@@ -25,6 +25,7 @@ Count = click.IntRange(min=1)
 
 @click.command()
 @scenario_options
+@version_option
 @click.option(
     "--maximize",
     metavar="METRIC",
@@ -52,6 +53,7 @@ def tune(
     folder: Path | None,
     assignments: tuple[str, ...],
     seed: int | None,
+    vllm_version: str | None,
     maximize: str | None,
     limits: tuple[str, ...],
     pareto: str | None,
@@ -76,7 +78,7 @@ def tune(
     from simbatch.sim.search.tune_goal import Limit
 
     _check_flags(maximize, pareto, knee, capacity, over, trials, jobs)
-    scenario = load_scenario(file, assignments, seed)
+    scenario = load_scenario(file, assignments, seed, vllm_version=vllm_version)
     kept = tuple(map(Limit.parse, limits))
     output = Output(folder, f"{file.stem}-{_mode(pareto, knee, capacity)}", OWN_FILES)
     if capacity:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import load_scenario, policy_option, scenario_options
+from simbatch.cli._options import load_scenario, policy_option, scenario_options, version_option
 from simbatch.cli._output import Output
 from simbatch.cli._validate_server import ServerFlags, server_options
 from simbatch.sim.errors import Problem, UserError
@@ -26,7 +28,8 @@ OUTSIDE = 1  # exit code
 @click.command()
 @scenario_options
 @policy_option
-@click.option("--engine", "model", metavar="MODEL", help="Replay on real vLLM: a model's folder or name.")
+@version_option
+@click.option("--engine", "model", metavar="MODEL", help="Start vLLM's server with this model: a folder or name.")
 @server_options
 @click.option(
     "--recorded",
@@ -35,7 +38,7 @@ OUTSIDE = 1  # exit code
     metavar="RESULT...",
     help="Compare with recorded runs.",
 )
-@click.argument("more", nargs=-1, type=click.Path(path_type=Path), metavar="")
+@click.argument("more", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
 @click.option("--requests", "source", type=click.Choice(["scenario", "recorded"]), help="Whose requests to simulate.")
 @click.option("--quantization", metavar="NAME", help="awq, gptq, fp8 ...; default: what the model's config says.")
 @click.option("--tensor-parallel-size", type=click.IntRange(1), metavar="N", help="GPUs that share the model.")
@@ -51,6 +54,7 @@ def validate(
     assignments: tuple[str, ...],
     seed: int | None,
     policy: str | None,
+    vllm_version: str | None,
     model: str | None,
     server: ServerFlags,
     recorded: tuple[Path, ...],
@@ -63,39 +67,49 @@ def validate(
 ) -> None:
     """Simulate the scenario in FILE and put it beside a real run of the same requests.
 
-    The real run is made now, in real time on vLLM's engine in this process (--engine) or on a running server of
-    OpenAI's protocol (--server), or was recorded (--recorded: the result of `vllm bench serve` or its older forms, of
-    SGLang's bench_serving, GuideLLM, aiperf or inference-perf, or LLMServingSim's requests.jsonl). Several files, or a
-    folder of them, are several runs of one server: a table. Figures and pictures are written to DIR, by default
-    results/validate-<name of FILE>, with --recorded or --server -recorded or -server after it.
+    The real run is made now, in real time on a vLLM server that is started for it (--engine; several FILEs share one
+    start) or on a running server of OpenAI's protocol (--server), or was recorded (--recorded: the result of
+    `vllm bench serve` or its older forms, of SGLang's bench_serving, GuideLLM, aiperf or inference-perf, or
+    LLMServingSim's requests.jsonl). Several results, or a folder of them, are several runs of one server: a table.
+    Figures and pictures are written to DIR, by default results/validate-<name of FILE>, with --recorded or --server
+    -recorded or -server after it; those of several FILEs to DIR/<name of FILE>.
     """
     from simbatch.profiler.validating.bounds import Bounds
-    from simbatch.profiler.validating.validation import OWN_FILES
 
     if [model is None, not recorded, not server].count(False) != 1:
         raise click.UsageError("name either a model with --engine, a server with --server, or a file with --recorded")
-    if more and not recorded:
+    if more and server:
         raise click.UsageError(f"got unexpected extra arguments ({' '.join(map(str, more))})")
-    server.refuse_without()
+    server.refuse_without(has_server=model is not None)
     _refuse_flags(not recorded, source, flags, server)
     limits = None if bounds is None else Bounds.parse(bounds)
-    scenario = load_scenario(file, (*assignments, *server.assignments), seed, policy)
-    scenario.refuse_cluster("simbatch validate")
-    of_runs = () if recorded or flags["resume"] else ("run-1/requests.parquet", "run-1/result.json")
-    mode = "-recorded" if recorded else "-server" if server else ""
-    output = Output(folder, f"validate-{file.stem}{mode}", (*OWN_FILES, *of_runs))
-    validation: Validation | Many
-    if recorded:
-        validation = _recorded(scenario, (*recorded, *more), source, limits, quiet)
-    elif server:
-        validation = server.validate(scenario, output.folder, limits, flags, quiet=quiet)
+    show = Show(as_json=as_json, quiet=quiet)
+
+    def load(path: Path) -> Scenario:
+        given = (*assignments, *server.assignments)
+        scenario = load_scenario(path, given, seed, policy, vllm_version=vllm_version)
+        scenario.refuse_cluster("simbatch validate")
+        return scenario
+
+    if model is not None:
+        is_within = _engine((file, *more), load, model, folder, server, limits, flags, show)
     else:
-        validation = _engine(scenario, str(model), output.folder, limits, flags, quiet)
-    written = validation.save(output.folder)
-    output.say_replaced(quiet=quiet)
-    _show(validation, output.folder, written, as_json=as_json, quiet=quiet)
-    if not validation.is_within_bounds:
+        scenario, output = load(file), _output(folder, file, "-recorded" if recorded else "-server", flags)
+        validation = (
+            _recorded(scenario, (*recorded, *more), source, limits, quiet)
+            if recorded
+            else server.validate(scenario, output.folder, limits, flags, quiet=quiet)
+        )
+        is_within = show(validation, output)
+    if not is_within:
         raise click.exceptions.Exit(OUTSIDE)
+
+
+def _output(folder: Path | None, file: Path, mode: str, flags: dict[str, Any]) -> Output:
+    from simbatch.profiler.validating.validation import OWN_FILES
+
+    of_runs = () if mode == "-recorded" or flags["resume"] else ("run-1/result.json",)
+    return Output(folder, f"validate-{file.stem}{mode}", (*OWN_FILES, *of_runs))
 
 
 def _recorded(
@@ -129,38 +143,58 @@ def _recorded(
 
 
 def _engine(
-    scenario: Scenario, model: str, folder: Path, bounds: Bounds | None, flags: dict[str, Any], quiet: bool
-) -> Validation:
+    files: tuple[Path, ...],
+    load: Callable[[Path], Scenario],
+    model: str,
+    given: Path | None,
+    server: ServerFlags,
+    bounds: Bounds | None,
+    flags: dict[str, Any],
+    show: Show,
+) -> bool:
+    """Scenarios on one start of a server; whether all keep to their bounds."""
     from simbatch.cli.profile import _extra as engine_args_of
-    from simbatch.profiler.measuring.vllm_engine import check_model, require_vllm
-    from simbatch.profiler.validating.on_engine import Told, validate_engine
-    from simbatch.profiler.validating.progress import progress, warm_up
+    from simbatch.profiler.served.on_engine import Job, validate_engine
+    from simbatch.profiler.served.on_server import ServerOptions
+    from simbatch.profiler.served.vllm_start import check_model, require_vllm
     from simbatch.profiler.validating.settings import check_can_run, engine_options
     from simbatch.sim.scenario import resolve
 
-    check_can_run(scenario)
-    resolve(scenario)  # its mistakes, before any time is spent
-    options = engine_options(
-        scenario,
-        model,
-        quantization=flags["quantization"],
-        tensor_parallel_size=flags["tensor_parallel_size"],
-        extra=engine_args_of(flags["engine_args"]),
-    )
-    require_vllm()
-    check_model(options)
-    told = Told(
-        say=lambda line: None if quiet else click.echo(line, err=True),
-        warm_up=lambda done, total: None if quiet else warm_up(done, total),
-        progress=lambda runs, requests, run_s: progress(runs, requests, run_s, quiet=quiet),
-    )
-    try:
-        return validate_engine(
-            scenario, options, folder, repeats=flags["repeat"], resume=flags["resume"], bounds=bounds, told=told
+    wanted, jobs, outputs = [], [], []
+    for file in files:
+        scenario = load(file)
+        check_can_run(scenario)
+        resolve(scenario)  # its mistakes, before any time is spent
+        wanted.append(
+            engine_options(
+                scenario,
+                model,
+                quantization=flags["quantization"],
+                tensor_parallel_size=flags["tensor_parallel_size"],
+                extra=engine_args_of(flags["engine_args"]),
+            )
         )
+        folder = given / file.stem if given is not None and len(files) > 1 else given
+        outputs.append(_output(folder, file, "", flags))
+        jobs.append(Job(scenario, outputs[-1].folder))
+    for file, options in zip(files, wanted, strict=True):
+        if options != wanted[0]:
+            rule = f"needs another engine than {files[0]}, and scenarios share one start"
+            raise UserError(Problem(str(file), rule, mend="validate it apart, or write the same engine and policy"))
+    require_vllm()
+    check_model(wanted[0])
+    how = ServerOptions("", None, server.temperature or 0.0, flags["repeat"], resume=flags["resume"])
+    log_folder = jobs[0].folder if len(jobs) == 1 else given or Path("results")
+    told = server.told(quiet=show.quiet)
+    is_within = True
+    try:
+        found = validate_engine(jobs, wanted[0], how, log_folder, bounds=bounds, told=told)
+        for output, validation in zip(outputs, found, strict=True):
+            is_within = show(validation, output) and is_within
+        return is_within
     except KeyboardInterrupt:
-        if any(folder.glob("run-*/requests.parquet")):
-            click.echo(f"\nthe runs that had ended are kept in {folder}; go on with --resume", err=True)
+        if any(any(job.folder.glob("run-*/result.json")) for job in jobs):
+            click.echo(f"\nthe runs that had ended are kept in {log_folder}; go on with --resume", err=True)
         raise
 
 
@@ -176,10 +210,25 @@ def _refuse_flags(is_run_now: bool, source: str | None, flags: dict[str, Any], s
             raise UserError(Problem(f"--{name.rstrip('s').replace('_', '-')}", f"goes with --engine{also}"))
 
 
-def _show(validation: Validation | Many, folder: Path, written: list[Path], *, as_json: bool, quiet: bool) -> None:
-    if as_json:
-        click.echo((folder / "validation.json").read_text(encoding="utf-8"), nl=False)
-    elif not quiet:
+@dataclass(frozen=True)
+class Show:
+    """How a validation is shown, once its files are written."""
+
+    as_json: bool
+    quiet: bool
+
+    def __call__(self, validation: Validation | Many, output: Output) -> bool:
+        """Write and show it; whether it keeps to its bounds."""
+        written = validation.save(output.folder)
+        output.say_replaced(quiet=self.quiet)
+        if self.as_json:
+            click.echo((output.folder / "validation.json").read_text(encoding="utf-8"), nl=False)
+        elif not self.quiet:
+            self._print(validation)
+            click.echo(f"{len(written)} files in {output.folder}")
+        return validation.is_within_bounds
+
+    def _print(self, validation: Validation | Many) -> None:
         from rich.console import Console
 
         from simbatch.profiler.validating.many import Many
@@ -192,4 +241,3 @@ def _show(validation: Validation | Many, folder: Path, written: list[Path], *, a
             show_many(console, validation)
         else:
             show(console, validation)
-        click.echo(f"{len(written)} files in {folder}")

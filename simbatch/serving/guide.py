@@ -78,6 +78,7 @@ class Guide:
         self._cost = cost
         self._decoding: tuple[int, int] | None = None  # as it was before the step that is being planned
         self._has_preempted = False  # in the step that is being planned
+        self._holds_prefills = getattr(scheduler, "local_prefill_interval", 1) > 1  # vLLM 0.33
         self.decisions.start(EngineView(self.config, self))
 
     def begin_step(self) -> int:
@@ -98,8 +99,10 @@ class Guide:
         """The step gives these requests so many tokens; vLLM is about to add them up."""
         self.tell_admissions()
         if self.decisions.asked_on_change and not self._has_preempted:
-            # who waits for something of vLLM's own (a grammar, a KV transfer) comes back without an arrival
-            self.may_admit = bool(self.scheduler.deferred_waiting) or self._has_prefill(num_tokens)
+            # who waits for something of vLLM's own (a grammar, a KV transfer, prefill_schedule_interval) comes back
+            # without an arrival
+            waits_for_vllm = bool(self.scheduler.deferred_waiting) or self._holds_prefills
+            self.may_admit = waits_for_vllm or self._has_prefill(num_tokens)
         self.end_step()
 
     def _has_prefill(self, num_tokens: dict[str, int]) -> bool:

@@ -17,9 +17,9 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
-from vllm.version import __version__
 
 from simbatch.serving.device_clock import DeviceClock
+from simbatch.serving.engine_facts import engine_facts, worker_memory
 from simbatch.serving.record_options import RECORD, record_file
 from simbatch.serving.recording import IN_FLIGHT, Recorder, Step
 from simbatch.serving.rotating import RotatingFile
@@ -54,6 +54,7 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
         self.recorder = Recorder(
             RotatingFile(path, self._facts(executor.__name__, device is not None)), device, warn=logger.warning
         )
+        executor.recorder = self.recorder
         logger.info("every step is written to %s%s", path, "" if device else ", without the device's times")
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,7 +68,7 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
         """Plan a step."""
         begin_s = now()
         output = super().schedule(*args, **kwargs)
-        self.recorder.planned(output, begin_s, now(), self.get_request_counts())
+        self.recorder.planned(output, begin_s, now(), (*self.get_request_counts(), self._num_free_blocks()))
         return output
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,25 +83,14 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
         self.recorder.close()
         super().shutdown()
 
+    def _num_free_blocks(self) -> int:
+        return int(self.kv_cache_manager.block_pool.get_num_free_blocks())
+
     def _facts(self, executor: str, has_device: bool) -> dict[str, Any]:
         """What a reader of the steps must know of the engine, as vLLM resolved it."""
-        config = self.vllm_config
-        scheduling, compilation = config.scheduler_config, config.compilation_config
         return {
-            "vllm_version": __version__,
-            "model": config.model_config.model,
-            "quantization": config.model_config.quantization,
-            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
-            "max_num_seqs": scheduling.max_num_seqs,
+            **engine_facts(self.vllm_config, self.kv_cache_config),
             "max_num_batched_tokens": self.max_num_scheduled_tokens,
-            "max_model_len": self.max_model_len,
-            "async_scheduling": bool(scheduling.async_scheduling),
-            "block_size": self.block_size,
-            "num_gpu_blocks": self.kv_cache_config.num_blocks,
-            "enable_prefix_caching": bool(self.cache_config.enable_prefix_caching),
-            "kv_cache_dtype": self.cache_config.cache_dtype,
-            "enforce_eager": bool(config.model_config.enforce_eager),
-            "cudagraph_capture_sizes": list(compilation.cudagraph_capture_sizes or ()),
             "executor": executor,
             "has_device_times": has_device,
         }
@@ -137,6 +127,8 @@ def watch(executor: type[Any]) -> None:
         self.recorded_step = step  # that `sample_tokens` belongs to
         if step is None:
             return execute(self, scheduler_output, *args, **kwargs)
+        if self.recorder.wants_memory and hasattr(self, "collective_rpc"):
+            self.recorder.told_memory(self.collective_rpc(worker_memory)[0])
         step.begins()
         try:
             return execute(self, scheduler_output, *args, **kwargs)

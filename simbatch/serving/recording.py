@@ -3,8 +3,9 @@
 A step (times in s of `time.monotonic`): `s0 s1` begin and end of schedule(), `x0 x1` of execute_model's call, `m0 m1`
 of sample_tokens' call, `u0 u1` of the update; `d0 d1` begin and end on the device, where there is one. The batch:
 `nd` decodes with `ctx` tokens computed before in all, `pre` [[computed, tokens], ...] of the others; `run` and `wait`
-requests after the scheduling, `pree` preempted ones. A request: `add` its id, `t t1` begin and end of its way into
-the scheduler, `n` prompt tokens, `arrival` (the server's stamp) and `wall` (now), both by the wall's clock.
+requests and `free` blocks after the scheduling, `pree` preempted ones. A request: `add` its id, `t t1` begin and end of
+its way into the scheduler, `n` prompt tokens, `arrival` (the server's stamp) and `wall` (now), both by the wall's
+clock. `memory` is what a worker measured at its start, bytes.
 
 The engine's thread only reads clocks and appends to a queue. A thread of ours makes lines of it, one at a time with a
 pause after each: Python's threads take turns, and a turn of ours must not be long.
@@ -17,7 +18,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from simbatch.serving.device_clock import DeviceClock
@@ -74,12 +75,20 @@ class Added(NamedTuple):
 IN_FLIGHT: dict[int, Step] = {}  # between schedule() and update, by the identity of their output, which they hold
 
 
+def device_ran(output: Any, begin_s: float, end_s: float) -> None:
+    """Whoever knows it says when the device works on a step, before its update (a simulated device)."""
+    step = IN_FLIGHT.get(id(output))
+    if step is not None:
+        step.line["d0"], step.line["d1"] = begin_s, end_s
+
+
 class Recorder:
     """Steps and requests of one scheduler on their way to a file; `warn` is told when that is no longer possible."""
 
     def __init__(self, file: RotatingFile, device: DeviceClock | None, warn: Callable[[str], None]) -> None:
         self._file, self._device, self._warn = file, device, warn
-        self._queue = deque[Step | Added]()
+        self._queue = deque[Step | Added | dict[str, Any]]()
+        self.wants_memory = True  # until a worker has told
         self._forget: list[str] = []
         self._num_prompt_tokens: dict[str, int] = {}  # of the requests in the engine, as far as they are written
         self._is_closed = threading.Event()
@@ -92,20 +101,19 @@ class Recorder:
         line = {"t": begin_s, "t1": end_s, "arrival": request.arrival_time, "wall": time.time()}
         self._queue.append(Added(request.request_id, request.num_prompt_tokens, line))
 
-    def planned(self, output: Any, begin_s: float, end_s: float, counts: tuple[int, int]) -> None:
-        """The scheduler has planned a step, or found nothing to do."""
+    def told_memory(self, memory: Mapping[str, int]) -> None:
+        """What a worker measured at its start, bytes."""
+        self.wants_memory = False
+        self._queue.append({"memory": dict(memory)})
+
+    def planned(self, output: Any, begin_s: float, end_s: float, counts: tuple[int, int, int]) -> None:
+        """The scheduler has planned a step, or found nothing to do; `counts` are of running, waiting, free blocks."""
         if output.finished_req_ids:
             self._forget.extend(output.finished_req_ids)
         if output.total_num_scheduled_tokens:
-            line = {"s0": begin_s, "s1": end_s, "run": counts[0], "wait": counts[1]}
+            line = {"s0": begin_s, "s1": end_s, "run": counts[0], "wait": counts[1], "free": counts[2]}
             IN_FLIGHT[id(output)] = Step(output, line, self._forget, self._device)
             self._forget = []
-
-    def device_ran(self, output: Any, begin_s: float, end_s: float) -> None:
-        """Whoever knows it says when the device works on a step, before its update (a simulated device)."""
-        step = IN_FLIGHT.get(id(output))
-        if step is not None:
-            step.line["d0"], step.line["d1"] = begin_s, end_s
 
     def updated(self, output: Any, begin_s: float, end_s: float) -> None:
         """The scheduler has taken a step's tokens in."""
@@ -139,7 +147,9 @@ class Recorder:
             if pause_s:
                 time.sleep(pause_s)
 
-    def _line(self, item: Step | Added) -> dict[str, Any]:
+    def _line(self, item: Step | Added | dict[str, Any]) -> dict[str, Any]:
+        if isinstance(item, dict):
+            return item
         if isinstance(item, Added):
             self._num_prompt_tokens[item.request_id] = item.num_prompt_tokens
             return _rounded({"add": item.request_id, "n": item.num_prompt_tokens, **item.line})

@@ -3,7 +3,7 @@
     .venv-vllm/bin/python -m tests.vllm.accuracy -o build/accuracy
 
 The machine's speed wanders, and every start of vLLM has a speed of its own. So a round profiles a bit (a further start
-of the engine, whose episodes are added to the same samples) and does one more real run of each workload; after the last
+of the server, whose waves are added to the same samples) and does one more real run of each workload; after the last
 round it profiles once more. All samples are then fitted together, and each workload is simulated from that profile,
 beside the median of its real runs. The profile sees nothing of the workloads. Their rates are shares of the capacity
 that the first two profiles say, so that all runs are of the same requests: 0.3 (light), 0.8 (heavy), 0.5 in bursts.
@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from simbatch import Scenario, simulate
 
@@ -70,25 +72,50 @@ class Loop:
     def round(self, number: int) -> None:
         """Profile, then further real runs of each workload."""
         self.profile()
-        for name in self.names:
-            self.validate(name, number * self.runs)
+        self.validate(number * self.runs)
 
     def finish(self, num_rounds: int, bounds: str = BOUNDS) -> int:
         """Profile, then simulate beside the real runs that are there: 1 when a figure is outside its bound."""
         self.profile()
-        return max(self.validate(name, num_rounds * self.runs, "--bounds", bounds) for name in self.names)
+        return self.validate(num_rounds * self.runs, "--bounds", bounds)
 
     def profile(self) -> None:
-        """Add to the samples, in a further start of the engine."""
+        """Add to the samples, in a further start of the server."""
         flags = (*self.engine, *EAGER, "--budget-minutes", str(self.budget_minutes), "--resume")
         simbatch("profile", str(MODEL), *flags, "-o", str(self.target))
 
-    def validate(self, name: str, num_runs: int, *more: str) -> int:
-        """Real runs until there are so many, and the simulation."""
-        given = {"profile": self.target.absolute(), **self.settings, "workload.request_rate": self.rate_of(name)}
-        flags = [part for key, value in given.items() for part in ("--set", f"{key}={value}")]
-        flags += ["--repeat", str(num_runs), "--resume", "-o", str(self.folder / name)]
-        return simbatch("validate", str(scenario_of(name)), "--engine", str(MODEL), *EAGER_SCENARIO, *flags, *more)
+    def validate(self, num_runs: int, *more: str) -> int:
+        """Real runs of each workload until there are so many, on one start, and the simulations."""
+        files = [str(self.file(name)) for name in self.names]
+        flags = (
+            "--repeat",
+            str(num_runs),
+            "--resume",
+            "-o",
+            str(self.results if len(files) > 1 else self.of(self.names[0])),
+        )
+        return simbatch("validate", *files, "--engine", str(MODEL), *EAGER_SCENARIO, *flags, *more)
+
+    @property
+    def results(self) -> Path:
+        """Of all workloads."""
+        return self.folder / "runs"
+
+    def of(self, name: str) -> Path:
+        """Of one."""
+        return self.results / name
+
+    def file(self, name: str) -> Path:
+        """The workload at its rate, from the profile as it is."""
+        content = yaml.safe_load(scenario_of(name).read_text())
+        content["profile"] = str(self.target.absolute())
+        content["workload"]["request_rate"] = self.rate_of(name)
+        for key, value in self.settings.items():
+            section, _, setting = key.partition(".")
+            content[section][setting] = value
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
 
     def rate_of(self, name: str) -> float:
         """Requests per second: kept, since the profile changes and the real runs must not."""
@@ -112,7 +139,7 @@ class Loop:
         yield "| workload | figure | real, median | spread | simulated | error | within |"
         yield "|---|---|---|---|---|---|---|"
         for name in self.names:
-            content = json.loads((self.folder / name / "validation.json").read_text())
+            content = json.loads((self.of(name) / "validation.json").read_text())
             figures = {figure["key"]: figure for figure in content["figures"] if figure["clock"] == "client"}
             for key in SHOWN:
                 figure = figures[key]

@@ -5,6 +5,7 @@ from collections import deque
 
 from parity.fuzz import random_case
 from parity.recording import CaseLines, prompt_parts
+from simbatch.profiler.served.vllm_start import installed_version
 from simbatch.sim.clock import PS_PER_S
 
 
@@ -25,7 +26,7 @@ def case_of(seed):
     """A random case whose order is the policy's, with tenants; half of them are short of memory."""
     case = random_case(f"policy{seed}", seed)
     case["config"]["policy"] = "fcfs"
-    case["max_steps"] = 4_000
+    case |= {"max_steps": 4_000, "vllm_version": installed_version()}
     for i, request in enumerate(case["requests"]):
         request["tenant"] = f"t{(7 * i + seed) % 11 // 4}"
     return case
@@ -122,9 +123,9 @@ class Watch:
     """Writes down what a real engine's scheduler decides, step by step, and lets the clock go on with it."""
 
     def __init__(self, engine, clock):
-        self.lines, self._names = [], engine._recording.names
-        scheduler = engine._scheduler
-        before = self._before = vars(scheduler).get("schedule")
+        self.lines, self._names = [], engine.names
+        scheduler = engine.scheduler
+        before = scheduler.schedule
 
         def schedule(*args, **kwargs):
             output = before(*args, **kwargs)
@@ -145,7 +146,7 @@ class Watch:
         self.lines.append({"t": now_s, "s": entries, "pre": preempted, "fin": []})
 
     def ends(self):
-        self._scheduler.schedule = self._before
+        del self._scheduler.schedule
 
 
 def served(engine, case, policy):

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from simbatch.profiler.measuring.vllm_engine import EngineOptions, VllmEngine
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.model.memory_plan import kv_bytes_per_token, num_blocks
 from simbatch.profiler.model.weights import weights_of
+from simbatch.profiler.served.vllm_start import EngineOptions
 from tests.model_configs import LLAMA_8B, SHARED
+from tests.vllm.engine_inside import EngineInside
 
 MODELS = Path(__file__).parent / "models"
 KV_BYTES = 123_456_789  # no whole number of blocks
@@ -45,11 +46,10 @@ QUANTISED = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def engine(tmp_path_factory):
+def engine():
     extra = {"enforce_eager": True, "kv_cache_memory_bytes": KV_BYTES, "load_format": "dummy"}
-    log = tmp_path_factory.mktemp("log") / "vllm.log"
     limits = {"max_num_seqs": 8, "max_num_batched_tokens": 128, "max_model_len": 1024}
-    engine = VllmEngine(EngineOptions(str(MODELS / "tiny-llama"), **limits, extra=extra, log=log))
+    engine = EngineInside(EngineOptions(str(MODELS / "tiny-llama"), **limits, extra=extra))
     yield engine
     engine.close()
 
@@ -99,7 +99,7 @@ def made_blocks(engine, available, folder, size=1, **args):
     from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
 
     config, _ = built(folder, size, **args)
-    config.cache_config.kv_cache_layout = engine._engine.vllm_config.cache_config.kv_cache_layout
+    config.cache_config.kv_cache_layout = engine.engine.vllm_config.cache_config.kv_cache_layout
     layers = config.compilation_config.static_forward_context
     with set_current_vllm_config(config):
         specs = {name: layer.get_kv_cache_spec(config) for name, layer in layers.items()}
@@ -115,9 +115,9 @@ def published(name):
 
 def test_a_real_engine_makes_the_planned_blocks(engine):
     config, facts = read_model_config(MODELS / "tiny-llama"), engine.facts
-    assert facts.block_size == 128
-    assert facts.kv_bytes_per_token == kv_bytes_per_token(config)
-    assert facts.num_gpu_blocks == num_blocks(KV_BYTES, kv_bytes_per_token(config), facts.block_size)
+    assert facts["block_size"] == 128
+    assert facts["kv_bytes_per_token"] == kv_bytes_per_token(config)
+    assert facts["num_gpu_blocks"] == num_blocks(KV_BYTES, kv_bytes_per_token(config), facts["block_size"])
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8", "fp8_e5m2"])

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from simbatch import Scenario
-from simbatch.sim.scenario import resolve
 from tests.vllm.policy_cases import served, simulated
 from tests.vllm.test_policy_scheduler import OWN, policy_of
 
@@ -17,14 +16,15 @@ NUM_BLOCKS = 14  # a little more than one of the longest requests needs
 
 @pytest.fixture(scope="module")
 def engine():
-    from simbatch.profiler.measuring.vllm_engine import EngineOptions, VllmEngine
+    from simbatch.profiler.served.vllm_start import EngineOptions
     from simbatch.profiler.validating.settings import policy_arguments
+    from tests.vllm.engine_inside import EngineInside
 
     given = policy_arguments(scenario({"name": "fixed", "batch_size": 5}))
     options = EngineOptions(
         str(MODEL), **ENGINE, num_gpu_blocks_override=NUM_BLOCKS, extra={"enforce_eager": True, **given}
     )
-    engine = VllmEngine(options)
+    engine = EngineInside(options)
     yield engine
     engine.close()
 
@@ -77,20 +77,3 @@ def test_the_real_engine_decides_as_the_simulation_does(engine, name):
     assert sum(len(step["pre"]) for step in real) > 0
     assert any(before > 0 and before % ENGINE["block_size"] == 0 for step in real for *_, before in step["s"])
     assert (len(refused) > 0) == name.endswith("Impatient")
-
-
-def test_a_replay_in_real_time_runs_under_the_policy(engine):
-    from simbatch.profiler.validating.replay import Replay
-    from simbatch.profiler.validating.requests import Requests, prompts
-    from simbatch.profiler.validating.simulated import simulate_requests
-    from simbatch.sim.workload import open_workload
-
-    resolved = resolve(scenario({"name": "fixed", "batch_size": 3}))
-    requests = Requests.of(open_workload(resolved.scenario.workload, seed=0, folder=Path()))
-    tokens = prompts(requests, engine.vocab_size, 0)
-    tell = lambda ended, s: None  # noqa: E731
-    replay = Replay(engine, resolved.engine, requests, tokens, tell=tell, policy=resolved.policy)
-    run = replay.run(simulate_requests(resolved, requests).facts)
-    assert (run.record.requests.num_output_tokens == 6).all()
-    assert max(len(step.scheduled) for step in run.record.steps) == 3
-    assert max(step.num_waiting for step in run.record.steps) > 3

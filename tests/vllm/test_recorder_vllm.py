@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from simbatch.profiler.fitting.recorded_steps import read_steps
-from tests.vllm import test_async_pairing
+from tests.vllm import late_executor
 from tests.vllm.policy_cases import CaseClock, case_of
 from tests.vllm.test_policy_scheduler import policy_of
 from tests.vllm.vllm_server import serving
@@ -80,17 +80,17 @@ def recorded_core(tmp_path, monkeypatch):
     given = {"scheduler_cls": RECORDER, "additional_config": config}
     monkeypatch.setattr(vllm_oracle, "EngineArgs", lambda **settings: arguments(**settings, **given))
 
-    class Executor(test_async_pairing.LateExecutor):
+    class Executor(late_executor.LateExecutor):
         pass
 
     watch(Executor)
-    return test_async_pairing.made_core(Executor), tmp_path / "steps.jsonl"
+    return late_executor.made_core(Executor), tmp_path / "steps.jsonl"
 
 
 def test_two_launches_stand_before_the_first_update(recorded_core):
     core, path = recorded_core
     for name, num_prompt_tokens, max_tokens in (("a", 100, 6), ("b", 30, 9)):
-        test_async_pairing.add(core, name, num_prompt_tokens, max_tokens)
+        late_executor.add(core, name, num_prompt_tokens, max_tokens)
     while core.scheduler.has_requests() or core.batch_queue:
         core.step_with_batch_queue()
     core.scheduler.recorder.close()

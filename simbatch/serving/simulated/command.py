@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -11,17 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.measuring.vllm_start import require_vllm
+from simbatch.profiler.served.vllm_start import require_vllm
 from simbatch.profiler.validating.settings import check_can_run, policy_arguments
+from simbatch.serving.processes import Server, ended_by_signals, reserved
 from simbatch.serving.simulated.flags import engine_flags, flag_of, in_the_profile, read_flags
 from simbatch.serving.simulated.model import Tokens, make_model
-from simbatch.serving.simulated.server import Server, ended_by_signals, reserved
+from simbatch.serving.simulated.plugin import SPEC
 from simbatch.serving.simulated.spec import HostChoice, ServeSpec
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.resolve import Resolved, resolve
 
 DEFAULT_OUTPUT_LEN = {"distribution": "lognormal", "mean": 200, "cv": 0.8}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "OMP_NUM_THREADS": "1",  # there are no tensors to compute
+}
 NOBODY = {"num_prompts": 1, "request_rate": 1, "prompt_len": {"distribution": "fixed", "mean": 1}}  # real clients come
 
 
@@ -51,9 +60,9 @@ class Prepared:
 
 def prepare(options: ServeOptions) -> Prepared:
     """Look everything up, before vLLM is started; UserError for what does not fit."""
-    require_vllm("serving")
+    version = require_vllm("serving")
     given = read_flags(options.flags)
-    scenario = scenario_of(options, given.engine)
+    scenario = scenario_of(options, {"vllm_version": version, **given.engine})
     check_can_run(scenario)
     resolved = resolve(scenario)
     if options.host == "profile" and resolved.engine.host is None:
@@ -125,7 +134,9 @@ def _run(prepared: Prepared, options: ServeOptions, folder: Path, tell: Callable
         f"max_model_len {engine.max_model_len:,}, policy {resolved.policy_name}"
     )
     tell(f"starting vLLM; its messages go to {log}, model and tokenizer are {model}")
-    server = Server([str(model), *prepared.flags, "--port", str(options.port)], folder / "spec.json", log)
+    environment = {key: value for key, value in os.environ.items() if key != "VLLM_TARGET_DEVICE"}
+    environment |= ENVIRONMENT | {SPEC: str(folder / "spec.json")}
+    server = Server([str(model), *prepared.flags, "--port", str(options.port)], environment, log)
     try:
         server.wait_until_ready(prepared.address, options.port)
         where = prepared.address or "127.0.0.1"

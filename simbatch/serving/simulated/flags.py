@@ -10,7 +10,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import OURS, EngineSettings
 from simbatch.sim.scenario.resolve import Resolved
 
-SETTINGS = {name: field for name, field in EngineSettings.model_fields.items() if name not in OURS}
+SETTINGS = {name: field for name, field in EngineSettings.model_fields.items() if name not in {*OURS, "vllm_version"}}
 SWITCHES = {name for name, field in SETTINGS.items() if "bool" in str(field.annotation)}
 LISTS = {"cudagraph_capture_sizes"}
 # vLLM's device is not the profile's: it neither captures graphs nor measures memory

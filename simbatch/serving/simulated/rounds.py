@@ -6,6 +6,7 @@ what is decided is vLLM's. Scheduler and worker are objects of one process, the 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
 
+from simbatch.serving.engine_facts import engine_facts
+from simbatch.serving.rotating import FORMAT
 from simbatch.serving.simulated.device import Launch, VirtualGpu
 from simbatch.serving.simulated.spec import ServeSpec
 from simbatch.serving.simulated.step_log import StepLog
@@ -99,6 +102,12 @@ class Rounds:
 
         EngineCore.preprocess_add_request = watched_read
 
+    def tell(self, facts: dict[str, Any]) -> None:
+        """Begin the log with what the engine is, as the recorder of a real one does."""
+        if self._log is not None:
+            stamp = {"recorder": FORMAT, "pid": os.getpid(), "t": now(), "wall": time.time()}
+            self._log.note({**stamp, **facts, "has_device_times": True})
+
     def close(self) -> None:
         """Write the rest of the log."""
         if self._log is not None:
@@ -140,7 +149,9 @@ def begin(spec: ServeSpec, gpu: VirtualGpu) -> Rounds:
 def watched_scheduler(vllm_config: Any, **given: Any) -> Any:
     """What stands in place of a scheduler class: makes the scheduler that would be there, and watches it."""
     assert _current is not None
-    named = ServeSpec.of_environment().scheduler_cls
+    spec = ServeSpec.of_environment()
+    named = spec.scheduler_cls
+    _current.tell(engine_facts(vllm_config, given["kv_cache_config"]) | spec.facts())
     own = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
     scheduler = (own if named is None else resolve_obj_by_qualname(named))(vllm_config=vllm_config, **given)
     _current.watch(scheduler)

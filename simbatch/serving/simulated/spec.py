@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from simbatch.serving.simulated.plugin import SPEC
+from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.resolve import Resolved, resolve
 
@@ -40,6 +41,16 @@ class ServeSpec:
     def resolved(self) -> Resolved:
         """The scenario, looked up."""
         return resolve(Scenario.from_dict(self.scenario))
+
+    def facts(self) -> dict[str, Any]:
+        """What stands for the model and the GPU, which are not there: the profile's."""
+        profile = self.resolved.profile
+        if not isinstance(profile, MeasuredProfile):
+            return {"model": profile.name}
+        keys = ("model", "gpu", "quantisation", "kv_cache_dtype", "tensor_parallel_size")
+        memory = ("total_bytes", "weights_bytes", "activation_bytes", "graphs_bytes", "kv_bytes_per_token")
+        stands_for = {key: getattr(profile, key) for key in keys} | {"architecture": {}}
+        return stands_for | {key: getattr(profile.memory, key) for key in memory}
 
     def write(self, path: Path) -> None:
         """As a file, for other processes."""

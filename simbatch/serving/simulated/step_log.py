@@ -16,11 +16,11 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-EVERY_S = 1.0
+EVERY_S = 0.1
 
 
 class StepLog:
-    """Lines to a file, once a second."""
+    """Lines to a file, ten times a second."""
 
     def __init__(self, path: str) -> None:
         self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 - open as long as the engine is

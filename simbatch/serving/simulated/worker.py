@@ -16,10 +16,11 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import AsyncModelRunnerOutput, LogprobsLists, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
+from simbatch.serving.parent import die_with_parent
+from simbatch.serving.recording import device_ran
 from simbatch.serving.simulated import rounds
 from simbatch.serving.simulated.answers import Answer, Lengths, allowed_token, made_up_logprobs
 from simbatch.serving.simulated.device import VirtualGpu, wait_until
-from simbatch.serving.simulated.parent import die_with_parent
 from simbatch.serving.simulated.spec import ServeSpec
 from simbatch.sim.cost.features import features_of, is_decode
 
@@ -89,6 +90,7 @@ class SimulatedWorker(WorkerBase):  # type: ignore[misc]
         step = None if self._rounds is None else self._rounds.step_of(scheduler_output)
         launch = self._gpu.launch(called_s if step is None else step.schedule_s, features)
         wait_until(launch.returns_s)
+        device_ran(scheduler_output, launch.begin_s, launch.end_s)
         if step is not None:
             step.launched(called_s, launch, [entry[:4] for entry in entries])
         self._launched = StepOutput(launch.end_s, self._output(entries)), step

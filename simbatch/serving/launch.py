@@ -1,4 +1,4 @@
-"""`python -m simbatch.serving.simulated.launch FLAGS`: the subcommand `vllm serve` in a process of its own.
+"""`python -m simbatch.serving.launch FLAGS`: the subcommand `vllm serve` in a process of its own.
 
 Not by `vllm` itself, whose entry point asks for the version of a package called vllm: the CPU build is another one.
 """
@@ -21,7 +21,7 @@ def main(flags: list[str]) -> None:
 
 
 if __name__ == "__main__":  # vLLM's processes import this module too
-    from simbatch.serving.simulated.parent import die_with_parent
+    from simbatch.serving.parent import die_with_parent
 
     die_with_parent()
     main(sys.argv[1:])

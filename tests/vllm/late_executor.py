@@ -5,14 +5,10 @@ its tokens say. The engine core's loop, the scheduler and the outputs are vLLM's
 """
 
 import queue
-from collections import Counter, deque
+from collections import deque
 from contextlib import nullcontext
 
-import pytest
-
-from simbatch.profiler.measuring.step_clock import Counts, StepClock
-
-BASE_S, TOKEN_S, HOST_S = 0.010, 0.001, 0.0005
+BASE_S, TOKEN_S = 0.010, 0.001
 
 
 class Clock:
@@ -61,11 +57,6 @@ class LateExecutor:
         return Future()
 
 
-@pytest.fixture
-def core():
-    return made_core(LateExecutor)
-
-
 def made_core(executor):
     """vLLM's own loop over such an executor."""
     from vllm.v1.engine.core import EngineCore
@@ -98,63 +89,3 @@ def add(core, name, num_prompt_tokens, max_tokens):
 
     params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, detokenize=False)
     core.scheduler.add_request(Request(name, list(range(num_prompt_tokens)), params, None))
-
-
-def recorded(core, arrivals):
-    """Run until all is done; requests of `arrivals` come before the call of that number."""
-    from simbatch.profiler.measuring.vllm_engine import Recording
-
-    clock, steps, calls = core.model_executor.clock, [], []
-    step_clock = StepClock(clock, steps.append)
-    Recording(core.scheduler, step_clock)
-    arrivals = dict(arrivals)
-    while arrivals or core.scheduler.has_requests() or core.batch_queue:
-        for request in arrivals.pop(len(calls), ()):
-            add(core, *request)
-        start_s = clock.now_s
-        step_clock.call_begins()
-        core.step_with_batch_queue()
-        step_clock.call_ends(Counts(0, 0, 0))
-        calls.append(clock.now_s - start_s)
-    return steps, calls
-
-
-def predicted(step):
-    return BASE_S + TOKEN_S * sum(entry.num_tokens for _, entry in step.entries)
-
-
-def test_each_duration_belongs_to_its_own_batch(core):
-    steps, _ = recorded(core, {0: [("a", 100, 6), ("b", 30, 9)], 4: [("c", 50, 3)]})
-    assert {len(step.entries) for step in steps} == {1, 2, 3}
-    for step in steps:
-        assert step.duration_s == pytest.approx(predicted(step)), step
-    computed = Counter(dict.fromkeys("abc", 0))
-    for step in steps:
-        computed.update({name: entry.num_tokens for name, entry in step.entries})
-    assert computed == {"a": 105, "b": 38, "c": 52}  # the last token of each is never computed
-
-
-def test_a_call_of_vllm_is_not_a_step_then(core):
-    """What a naive timer around `LLMEngine.step` takes for steps: nothing at first, and always the wrong batch."""
-    steps, calls = recorded(core, {0: [("a", 100, 6), ("b", 30, 9)]})
-    assert calls[0] == 0
-    naive = [call for call in calls if call]
-    launches = [predicted(step) for step in steps]
-    assert naive != pytest.approx(launches[1:] + launches[:1])
-
-
-def test_waiting_without_work_is_in_no_step(core):
-    from simbatch.profiler.measuring.vllm_engine import Recording
-
-    clock, steps = core.model_executor.clock, []
-    step_clock = StepClock(clock, steps.append)
-    Recording(core.scheduler, step_clock)
-    for name in ("a", "b"):
-        add(core, name, 20, 2)
-        clock.now_s += 100.0
-        while core.scheduler.has_requests() or core.batch_queue:
-            step_clock.call_begins()
-            core.step_with_batch_queue()
-            step_clock.call_ends(Counts(0, 0, 0))
-    assert len(steps) == 4
-    assert all(step.duration_s == pytest.approx(predicted(step)) for step in steps)

@@ -9,25 +9,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from simbatch.serving.simulated.plugin import SPEC
 from simbatch.sim.errors import Problem, UserError
 
-LAUNCH = "simbatch.serving.simulated.launch"
+LAUNCH = "simbatch.serving.launch"
 POLL_S = 0.2
 GRACE_S = 15.0  # vLLM ends within two; then it is killed
 MESSAGE = re.compile(r"(?:\w*(?:Error|Exception)|error): (.+)$", re.MULTILINE)
 NOT_THE_CAUSE = ("Engine core initialization failed", "Traceback")
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "OMP_NUM_THREADS": "1",  # there are no tensors to compute
-}
 
 
 @contextmanager
@@ -51,15 +43,23 @@ def reserved(address: str, port: int) -> Iterator[None]:
 
 
 class Server:
-    """`vllm serve` with its own session, so that a terminal's Ctrl-C reaches it through `stop` alone."""
+    """`vllm serve` with its own session, so that a terminal's Ctrl-C reaches it through `stop` alone.
 
-    def __init__(self, flags: Sequence[str], spec: Path, log: Path) -> None:
-        self._log = log
-        environment = {key: value for key, value in os.environ.items() if key != "VLLM_TARGET_DEVICE"}
+    `failed` makes the error of a server that did not start, or has ended, from how that is said and its last words.
+    """
+
+    def __init__(
+        self,
+        flags: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        failed: Callable[[str, str], UserError] | None = None,
+    ) -> None:
+        self._log, self._error = log, failed
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", LAUNCH, *flags],
-                env=environment | ENVIRONMENT | {SPEC: str(spec)},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -92,6 +92,8 @@ class Server:
         said = self._log.read_text(encoding="utf-8", errors="replace")[-50_000:]
         causes = [cause for cause in MESSAGE.findall(said) if not cause.startswith(NOT_THE_CAUSE)]
         cause = f": {' '.join(causes[-1].split())[:400]}" if causes else ""
+        if self._error is not None:
+            return self._error(f"{how}{cause}", said)
         return UserError(Problem("vllm serve", f"{how}{cause}", mend=f"its own messages are in {self._log}"))
 
 

@@ -1,0 +1,162 @@
+"""Profiles that are known, given back through a server: `python -m benchmarks.serve_planted [--number N]`.
+
+Random profiles (device, launches by kind, updates, admissions) are served by `simbatch serve --host profile`, and
+measured there with `simbatch profile --server`; the files that it leaves are fitted again by `simbatch fit`, from the
+recorder's steps and from the streams of its traffic alone. A line a profile says how far each fit is from what was
+planted. It needs vLLM, and a machine that does nothing else: what is waited for comes late otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.profile import Profile
+
+SEATS, BUDGET, LENGTH = 32, 2048, 4096
+FLAGS = ("--max-num-seqs", SEATS, "--max-num-batched-tokens", BUDGET, "--max-model-len", LENGTH)
+BLOCKS, CONTEXT = 6000, 300
+WAIT_S = 300
+KINDS = {"graph": (8, 0, 8), "piecewise": (8, 1, 200), "none": (8, 1, 1200)}  # requests, prefills, tokens
+LOADS = ("light", "heavy")
+
+
+def planted(seed: int) -> dict[str, Any]:
+    """A profile: decodes of 8 to 20 ms that launches do not hide, prefills that they hide in part."""
+    rng = np.random.default_rng([17, seed])
+    base, token = rng.uniform(0.008, 0.02), rng.uniform(2e-5, 5e-5)
+    context = token * rng.uniform(5e-4, 2e-3)
+    tokens = [1, 256, BUDGET, 2 * BUDGET]
+    launch = base * rng.uniform(0.3, 0.6)
+    others = {"per_seq_s": launch * 0.01, "per_prefill_s": launch * 0.05, "per_token_s": 1e-6}
+    return {
+        "name": f"planted-{seed}",
+        "num_gpu_blocks": BLOCKS,
+        "max_model_len": LENGTH,
+        "step_time": {
+            "form": "two_regime",
+            "decode": {
+                "seqs": {"count": [1, SEATS], "time_s": [base, base * rng.uniform(1.1, 1.5)]},
+                "per_context_token_s": context,
+            },
+            "mixed": {
+                "tokens": {"count": tokens, "time_s": [base * 1.1 + token * number for number in tokens]},
+                "per_decode_seq_s": 0.0,
+                "per_context_token_s": 1.5 * context,
+                "per_attention_unit_s": 2e-5 * token,
+            },
+        },
+        "host": {
+            "launch": {
+                "graph": {"base_s": launch, "per_seq_s": launch * 0.01},
+                "piecewise": {"base_s": launch * rng.uniform(1.2, 2.0), **others},
+                "none": {"base_s": launch * rng.uniform(1.5, 3.0), **others},
+            },
+            "update": {"base_s": 1e-3, "per_seq_s": 3e-5},
+            "admit": {"base_s": 5e-4},
+        },
+    }
+
+
+@contextmanager
+def serving(profile: Path, steps: Path) -> Iterator[str]:
+    """The address of a server of it, whose steps go to a file."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["serve", profile, "--port", port, "--host", "profile", "--steps", steps, "--", *FLAGS]
+    server = subprocess.Popen(command(*words), stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if line.startswith("ready"):
+                break
+        else:
+            raise RuntimeError(f"it did not start: {''.join(said)}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(WAIT_S)
+
+
+def measured(seed: int, folder: Path, minutes: float) -> tuple[Profile, dict[str, Profile]]:
+    """What was planted, and what profile, the recorder's steps and the streams alone say of it."""
+    given, steps, target = folder / f"planted-{seed}.json", folder / "steps.jsonl", folder / "profile.json"
+    given.write_text(json.dumps(planted(seed)), encoding="utf-8")
+    with serving(given, steps) as url:
+        limits = ("--budget-minutes", minutes, "-o", target)
+        subprocess.run(command("profile", "--server", url, "--steps", steps, *limits), check=True)
+    streams = [folder / f"profile.traffic-{name}.json" for name in LOADS]
+    own = ("--max-num-seqs", SEATS, "--max-num-batched-tokens", BUDGET)
+    subprocess.run(command("fit", steps, "-o", folder / "recorder.json"), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command("fit", *streams, *own, "-o", folder / "streams.json"), check=True, stdout=subprocess.DEVNULL)
+    names = ("profile", "recorder", "streams")
+    found = {name: load_profile(str(folder / f"{name}.json"), folder=folder) for name in names}
+    return load_profile(str(given), folder=folder), found
+
+
+def differences(given: Profile, found: Profile) -> dict[str, float]:
+    """What was found over what was planted, less 1: decodes and prefills on the device, launches by kind."""
+    shares, (real, ours) = {}, (profile.cost_model() for profile in (given, found))
+    for n in (1, 4, 16, SEATS):
+        pair = [cost.decode_ps(n) + cost.decode_context_ps * CONTEXT * n for cost in (real, ours)]
+        shares[f"decode of {n}"] = pair[1] / pair[0] - 1
+    for tokens in (64, 500, 1500):
+        step = (4, 4 * CONTEXT, tokens, tokens, tokens * tokens)
+        shares[f"prefill of {tokens}"] = ours.mixed_ps(*step) / real.mixed_ps(*step) - 1
+    for kind, batch in KINDS.items():
+        pair_s = [_launch_s(profile, kind, batch) for profile in (given, found)]
+        shares[f"launch of {kind}"] = pair_s[1] / pair_s[0] - 1
+    return shares
+
+
+def _launch_s(profile: Profile, kind: str, batch: Sequence[int]) -> float:
+    assert profile.host is not None
+    figures: Mapping[str, float] = getattr(profile.host.launch, kind).model_dump()
+    per = zip(("per_seq_s", "per_prefill_s", "per_token_s"), batch, strict=True)
+    return figures["base_s"] + sum(figures.get(key, 0.0) * number for key, number in per)
+
+
+def command(*words: object) -> list[str]:
+    """`simbatch` in a process of its own."""
+    return [sys.executable, "-m", "simbatch", *map(str, words)]
+
+
+def main() -> None:
+    """Print the differences of each profile and the largest of each kind."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", type=int, default=5, help="random profiles")
+    parser.add_argument("--first", type=int, default=0, help="the first one's number")
+    parser.add_argument("--minutes", type=float, default=0.7, help="of each measurement")
+    options = parser.parse_args()
+    largest: dict[tuple[str, str], float] = {}
+    for seed in range(options.first, options.first + options.number):
+        with TemporaryDirectory() as folder:
+            given, found = measured(seed, Path(folder), options.minutes)
+        for name, profile in found.items():
+            shares = differences(given, profile)
+            print(f"{seed} {name:<9}" + ", ".join(f"{key} {share:+.1%}" for key, share in shares.items()), flush=True)
+            for key, share in shares.items():
+                part = name, key.split(" of ")[0]
+                largest[part] = max(largest.get(part, 0.0), abs(share))
+    print("\n| from | part | largest difference |\n|---|---|---|")
+    for (name, part), share in largest.items():
+        print(f"| {name} | {part} | {share:.1%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What a running engine is, as vLLM resolved it: for whoever reads its steps (vllm/config, v1/core, vLLM 0.32).
+
+Called in the engine's process; what its workers alone know is asked for with the first step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from simbatch.profiler.model.config import SHORT_DTYPES
+from simbatch.profiler.model.quantisation import quantisation_of
+from simbatch.sim.cost.gpus import GPU_NAMES
+from simbatch.sim.errors import UserError
+
+
+def engine_facts(vllm_config: Any, kv_cache_config: Any) -> dict[str, Any]:
+    """Settings and memory, plain data; bytes are per GPU."""
+    from vllm.version import __version__
+
+    cache, model = vllm_config.cache_config, vllm_config.model_config
+    scheduling, parallel = vllm_config.scheduler_config, vllm_config.parallel_config
+    pages = sum(
+        len(group.layer_names) * group.kv_cache_spec.page_size_bytes for group in kv_cache_config.kv_cache_groups
+    )
+    dtype, architecture = str(model.dtype).removeprefix("torch."), _architecture(model)
+    gpu, name, total = _device()
+    return {
+        "vllm_version": __version__,
+        "model": model.model,
+        "architecture": architecture,
+        "vocab_size": int(model.get_vocab_size()),
+        "gpu": gpu,
+        "gpu_name": name,
+        "total_bytes": total,
+        "quantization": model.quantization,
+        "quantisation": quantisation_name(model.quantization, dtype, architecture),
+        "kv_cache_dtype": dtype if cache.cache_dtype == "auto" else cache.cache_dtype,
+        "tensor_parallel_size": parallel.tensor_parallel_size,
+        "api_server_count": getattr(parallel, "_api_process_count", 1),
+        "gpu_memory_utilization": cache.gpu_memory_utilization,
+        "max_num_seqs": scheduling.max_num_seqs,
+        "max_num_batched_tokens": scheduling.max_num_batched_tokens,
+        "max_model_len": model.max_model_len,
+        "async_scheduling": bool(scheduling.async_scheduling),
+        "block_size": cache.block_size,
+        "num_gpu_blocks": kv_cache_config.num_blocks,
+        "kv_bytes_per_token": pages // cache.block_size,
+        "kv_cache_bytes": pages * kv_cache_config.num_blocks,
+        "kv_cache_memory_bytes": None if cache.num_gpu_blocks_override else cache.kv_cache_memory_bytes,
+        "enable_prefix_caching": bool(cache.enable_prefix_caching),
+        "enforce_eager": bool(model.enforce_eager),
+        "cudagraph_capture_sizes": list(vllm_config.compilation_config.cudagraph_capture_sizes or ()),
+        "settings": _settings(vllm_config),
+    }
+
+
+def worker_memory(worker: Any) -> dict[str, int]:
+    """Runs inside a worker: what vLLM's GPU worker measured at its start, bytes; nothing where it did not."""
+    snapshot, runner = getattr(worker, "init_snapshot", None), getattr(worker, "model_runner", None)
+    activation, graphs = (
+        getattr(worker, "peak_activation_memory", None),
+        getattr(worker, "cudagraph_memory_estimate", None),
+    )
+    if activation is not None and graphs is not None:
+        from vllm import envs
+
+        if envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS:
+            activation -= graphs  # vLLM adds them there
+    found = {
+        "total_bytes": getattr(snapshot, "total_memory", None),
+        "weights_bytes": getattr(runner, "model_memory_usage", None),
+        "activation_bytes": activation,
+        "graphs_bytes": graphs,
+    }
+    return {key: int(value) for key, value in found.items() if value}
+
+
+def quantisation_name(method: str | None, dtype: str, architecture: dict[str, Any]) -> str:
+    """The quantisation as profile names spell it (bf16, fp16, fp8, int8, awq, gptq, int4), from vLLM's own name."""
+    if method is None:
+        return SHORT_DTYPES.get(dtype, dtype)
+    if (stored := architecture.get("quantization_config")) is not None:
+        try:
+            return quantisation_of(stored, "quantization_config") or method
+        except UserError:  # vLLM knows more of them than the planner
+            return method
+    return method  # quantised while loading, as --quantization fp8 does
+
+
+def _settings(vllm_config: Any) -> dict[str, Any]:
+    """The scheduler's and the KV cache's settings that are plain, by the names of their flags."""
+    scheduling = vars(vllm_config.scheduler_config)
+    given = {**vars(vllm_config.cache_config), **scheduling, "scheduling_policy": scheduling["policy"]}
+    return {key: value for key, value in given.items() if isinstance(value, bool | int | float | str)}
+
+
+def _architecture(model: Any) -> dict[str, Any]:
+    """The model's config.json, as published when it is a folder."""
+    path = Path(model.model) / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else model.hf_config.to_dict()
+    return json.loads(json.dumps(content, default=str))  # type: ignore[no-any-return]
+
+
+def _device() -> tuple[str, str, int]:
+    """Short name, full name and bytes of memory of the first device."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from vllm.utils.cpu_resource_utils import get_memory_node_info
+
+        return "cpu", _cpu_name(), int(get_memory_node_info(0).total_memory)
+    name = str(current_platform.get_device_name(0))
+    plain = name.lower().replace(" ", "")
+    short = next((short for short in GPU_NAMES if short in plain), name.lower().replace(" ", "-"))
+    return short, name, int(current_platform.get_device_total_memory(0))
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(found, platform.processor() or platform.machine())}, {os.cpu_count()} cores"
