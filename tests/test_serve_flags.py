@@ -1,5 +1,6 @@
 """What `simbatch serve` makes of its command line, before vLLM is started."""
 
+import json
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from simbatch.serving.simulated.flags import engine_flags, in_the_profile, read_
 from simbatch.serving.simulated.model import Tokens
 from simbatch.serving.simulated.spec import ServeSpec
 from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 
@@ -72,7 +74,7 @@ def test_vllm_is_told_what_a_simulation_would_run_with():
             "--block-size",
             "16",
         ),
-        *("--no-enable-prefix-caching", "--async-scheduling", "--num-gpu-blocks-override", "26530"),
+        *("--no-enable-prefix-caching", "--async-scheduling", "--num-gpu-blocks-override", "29075"),
     ]
     assert prepared.flags[-2:] == ["--served-model-name", PROFILE]
     spec = prepared.spec(Tokens([5, 6], [7]))
@@ -94,7 +96,6 @@ def test_the_processes_read_the_same_scenario(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"host": "profile"}, "--host: the profile h100-llama-3.1-8b-bf16 has no host section"),
         ({"flags": ("--max-num-seqs", "x")}, "--max-num-seqs engine.max_num_seqs: must be a whole number (got 'x')"),
         ({"flags": ("--max-num-seqs",)}, "--max-num-seqs: needs a value"),
         ({"flags": ("--num-gpu-blocks-override", "9")}, "8 usable blocks of 16 hold 128 tokens (got 131072)"),
@@ -111,6 +112,14 @@ def test_the_processes_read_the_same_scenario(tmp_path, monkeypatch):
 )
 def test_what_does_not_fit_is_said_before_vllm_starts(given, said):
     assert said in problems(ServeOptions(PROFILE, **given))
+
+
+def test_a_profile_without_a_host_cannot_lend_it(tmp_path):
+    content = json.loads(shipped_text(PROFILE))
+    del content["host"]
+    (tmp_path / "bare.json").write_text(json.dumps({**content, "name": "bare"}))
+    found = problems(ServeOptions(str(tmp_path / "bare.json"), host="profile"))
+    assert "--host: the profile bare has no host section" in found
 
 
 def test_the_plugin_is_installed_and_sleeps(monkeypatch):
