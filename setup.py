@@ -16,8 +16,8 @@ from setuptools.command.build_ext import build_ext
 MODULES = {
     "cost": ["draws", "features", "host", "model"],
     "engine": [
-        "decode_group", "device", "door", "eligibility", "front_end", "gathered", "host", "leap", "pace", "recorder",
-        "replica", "shown", "spans", "step", "stepwise", "timed", "traffic", "untimed",
+        "cluster", "decode_group", "device", "door", "eligibility", "front_end", "gathered", "host", "lane", "leap",
+        "pace", "recorder", "replica", "shown", "spans", "step", "stepwise", "timed", "traffic", "untimed",
     ],
     "scheduler": [
         "kv_cache", "planned", "prefix_cache", "prefix_keys", "request", "scheduler", "waiting",

@@ -1,10 +1,9 @@
-"""A real server beside its simulation, without host times and with them: `python -m benchmarks.first_look`.
+"""A real server beside its simulation, by three profiles: `python -m benchmarks.first_look`.
 
 vLLM 0.32 on one H100: five runs of `vllm bench serve` and three replays within one process, which lie in
 ../shared/gpu/h100-vllm-0.32 (--recorded) and are no part of the project; exit code 2 where they are not there. Requests
-are sent as recorded, or in a closed loop as large as the recorded one. Host and front end are those of h100-host.json,
-whose sources say which runs they have seen; times of the device are the shipped profile's, times DEVICE_FACTOR, and in
-a third line of each run a decode's context costs MIXED_CONTEXT as much in steps with prefills.
+are sent as recorded, or in a closed loop as large as the recorded one. The profiles are the shipped kernel tables
+without host and front end, as they ship (both assumed), and the measured one, which c1, p8, p16 and p22 had a say in.
 docs/accuracy.md has the table. Nothing is written.
 """
 
@@ -33,22 +32,11 @@ from simbatch.sim.scenario import resolve
 
 RECORDED = Path(__file__).parents[2] / "shared" / "gpu" / "h100-vllm-0.32"
 HOST_FILE = Path(__file__).with_name("h100-host.json")
-PROFILE, DEVICE_FACTOR = "h100-llama-3.1-8b-bf16", 1.03
-# What a decode's context costs in a step with prefills over a step of decodes alone, in the third line of each run. The
-# H100's tables were measured apart, so that it costs as much; where one kernel did both, 2.0 to 2.4 times
-# (docs/accuracy.md).
-MIXED_CONTEXT = 2.0
+PROFILE, MEASURED = "h100-llama-3.1-8b-bf16", "h100-llama-3.1-8b-bf16-measured"
 # As the server was started, and the KV blocks that it then logged.
 ENGINE = {
     **{"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_model_len": 16384},
     **{"num_gpu_blocks_override": 28588, "max_cudagraph_capture_size": 512, "async_scheduling": True},
-}
-# Launches within one process take longer than in an engine of its own: NOTES.md there, fitted on heavy and bursty; the
-# graph's is "6.7 ms or less" there, and 6 fits all three better than 3.5.
-ONE_PROCESS_LAUNCH: dict[str, Any] = {
-    "graph": {"base_s": 0.006},
-    "piecewise": {"base_s": 0.016, "per_prefill_s": 0.001},
-    "none": {"base_s": 0.033, "per_prefill_s": 0.001, "per_token_s": 1.1e-6},
 }
 SEEDS = 5  # the host's noise is drawn anew; figures are the means
 HASH_TOKENS = 16
@@ -57,7 +45,7 @@ FIGURES = [f"{statistic} {name}" for name in ("TTFT", "TPOT", "E2EL", "ITL") for
 
 @dataclass(frozen=True)
 class Run:
-    """A recorded run, and which constants it had a say in."""
+    """A recorded run, and which profile it had a say in."""
 
     name: str
     seen: str
@@ -66,17 +54,13 @@ class Run:
 
 
 SERVED = (
-    Run("c1", "graph launch, way in"),
-    Run("c16", "work or delay, way in", num_known=12),
-    Run("p8", "all but the lag"),
-    Run("p16", "all but the lag"),
-    Run("p22", "launches, spread"),
+    Run("c1", "measured"),
+    Run("c16", "nothing", num_known=12),
+    Run("p8", "measured"),
+    Run("p16", "measured"),
+    Run("p22", "measured"),
 )
-REPLAYED = (
-    Run("heavy", "launches, lag", is_replay=True),
-    Run("bursty", "launches, lag", is_replay=True),
-    Run("light", "graph launch", is_replay=True),
-)
+REPLAYED = tuple(Run(name, "nothing", is_replay=True) for name in ("heavy", "bursty", "light"))
 
 
 def require(folder: Path) -> Path:
@@ -115,12 +99,11 @@ def simulated_run(
     recorded: Recorded,
     folder: Path,
     seed: int,
-    host: dict[str, Any] | None,
-    mixed_context: float = 1.0,
+    profile: str | dict[str, Any],
     *,
     steps: bool = False,
 ) -> tuple[RunRecord, NDArray[np.bool_]]:
-    """Simulate it with its trace in `folder`; with the sections of `host`, or none: the shipped profile as it is.
+    """Simulate it by a profile, with its trace in `folder`.
 
     Also returns which of the requests are the run's: before them come those that fill the cache, of a token each.
     """
@@ -129,18 +112,10 @@ def simulated_run(
     workload: dict[str, Any] = {"trace": {"path": str(path), "format": "jsonl"}}
     if recorded.max_concurrency is not None:
         workload["max_concurrency"] = recorded.max_concurrency
-    content: dict[str, Any] = {"engine": dict(ENGINE), "workload": workload, "seed": seed}
-    if host is None:
-        content["profile"] = PROFILE
-    else:
-        content["profile"] = {**scaled_profile(mixed_context), **(_one_process(host) if run.is_replay else host)}
-        content["engine"]["front_end"] = not run.is_replay
+    engine = {**ENGINE, "front_end": not run.is_replay}
+    content = {"profile": profile, "engine": engine, "workload": workload, "seed": seed}
     record = simulate(Scenario.from_dict(content), steps=steps).record
     return record, np.arange(len(record.requests)) >= run.num_known
-
-
-def _one_process(host: dict[str, Any]) -> dict[str, Any]:
-    return {"host": {**host["host"], "launch": ONE_PROCESS_LAUNCH}}
 
 
 def _trace(run: Run, recorded: Recorded) -> Iterator[dict[str, Any]]:
@@ -162,20 +137,10 @@ def _row(prompt: int, arrival_s: float, num_prompt: int, num_output: int) -> dic
     return {"arrival_s": arrival_s, **lengths, "hash_ids": hashes}
 
 
-def scaled_profile(mixed_context: float) -> dict[str, Any]:
-    """The shipped profile, every time multiplied by DEVICE_FACTOR, a context's in steps with prefills by more."""
+def without_host() -> dict[str, Any]:
+    """The shipped kernel tables alone."""
     content = parse_json(shipped_text(PROFILE), PROFILE)
-    step_time: dict[str, Any] = _scaled(content["step_time"])
-    step_time["mixed"]["per_context_token_s"] *= mixed_context
-    return {**content, "step_time": step_time}
-
-
-def _scaled(part: Any) -> Any:
-    if isinstance(part, dict):
-        return {key: value if key == "count" else _scaled(value) for key, value in part.items()}
-    if isinstance(part, list):
-        return [_scaled(value) for value in part]
-    return DEVICE_FACTOR * part if isinstance(part, float) else part
+    return {key: value for key, value in content.items() if key not in ("host", "front_end")}
 
 
 def figures(record: RunRecord, chosen: NDArray[np.bool_]) -> dict[str, float]:
@@ -201,33 +166,21 @@ _NOTHING = {
 }
 
 
-def errors(
-    run: Run,
-    recorded: Recorded,
-    host: dict[str, Any] | None,
-    mixed_context: float = 1.0,
-    seeds: int = SEEDS,
-) -> dict[str, float]:
+def errors(run: Run, recorded: Recorded, profile: str | dict[str, Any], seeds: int = SEEDS) -> dict[str, float]:
     """Simulated over recorded figures, less 1: of the means over so many seeds."""
     real = real_figures(recorded)
     with TemporaryDirectory() as temporary:
         drawn = [
-            figures(*simulated_run(run, recorded, Path(temporary), seed, host, mixed_context))
-            for seed in range(seeds if host is not None else 1)
+            figures(*simulated_run(run, recorded, Path(temporary), seed, profile))
+            for seed in range(seeds if profile == MEASURED else 1)
         ]
     return {figure: sum(each[figure] for each in drawn) / len(drawn) / real[figure] - 1 for figure in real}
 
 
-def read_host() -> dict[str, Any]:
-    """The sections of h100-host.json."""
-    content = parse_json(HOST_FILE.read_text(encoding="utf-8"), str(HOST_FILE))
-    return {key: content[key] for key in ("host", "front_end")}
-
-
-def _compared(host: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any] | None, float]]:
-    yield "device alone", None, 1.0
-    yield "with host", host, 1.0
-    yield f"and context x {MIXED_CONTEXT:g}", host, MIXED_CONTEXT
+def _compared() -> Iterator[tuple[str, str | dict[str, Any]]]:
+    yield "tables alone", without_host()
+    yield "tables, host assumed", PROFILE
+    yield "measured", MEASURED
 
 
 def main() -> None:
@@ -237,13 +190,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of the host's noise")
     options = parser.parse_args()
     folder = require(options.recorded)
-    host = read_host()
     columns = ["run", "had a say in", "simulated", *FIGURES, "tokens/s"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for run in (*SERVED, *REPLAYED):
         recorded = recorded_run(run, folder)
-        for name, sections, mixed_context in _compared(host):
-            found = errors(run, recorded, sections, mixed_context, options.seeds)
+        for name, profile in _compared():
+            found = errors(run, recorded, profile, options.seeds)
             cells = [run.name, run.seen, name, *(f"{100 * error:+.1f} %" for error in found.values())]
             print(f"| {' | '.join(cells)} |", flush=True)
 

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.first_look import ENGINE, RECORDED, SERVED, Run, read_host, recorded_run, require, simulated_run
+from benchmarks.first_look import ENGINE, MEASURED, RECORDED, SERVED, Run, recorded_run, require, simulated_run
 from simbatch.profiler.calibrating.reading import streams_of
 from simbatch.profiler.validating.recorded import Recorded
 from simbatch.sim.clock import PS_PER_MS
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.streams import rebuild_steps
 
@@ -113,10 +114,12 @@ def correlation(launch_ms: Floats, lag: int) -> float:
     return float(np.corrcoef(logs[:-lag], logs[lag:])[0, 1])
 
 
-def _simulated(run: Run, recorded: Recorded, host: dict[str, Any]) -> Steps:
+def _simulated(run: Run, recorded: Recorded) -> Steps:
     with TemporaryDirectory() as folder:
-        record, _ = simulated_run(run, recorded, Path(folder), 0, host, steps=True)
-    return of_simulation(record, 1000 * host["front_end"]["network_s"])
+        record, _ = simulated_run(run, recorded, Path(folder), 0, MEASURED, steps=True)
+    front_end = load_profile(MEASURED, folder=Path()).front_end
+    assert front_end is not None
+    return of_simulation(record, 1000 * front_end.network_s)
 
 
 def main() -> None:
@@ -126,8 +129,7 @@ def main() -> None:
     folder = require(parser.parse_args().recorded)
     runs = {run.name: recorded_run(run, folder) for run in SERVED if run.name in NAMES}
     real = {name: of_stream(recorded) for name, recorded in runs.items()}
-    host = read_host()
-    simulated = {run.name: _simulated(run, runs[run.name], host) for run in SERVED if run.name in NAMES}
+    simulated = {run.name: _simulated(run, runs[run.name]) for run in SERVED if run.name in NAMES}
     print(f"| mean, ms | {' | '.join(f'{name} real | simulated' for name in NAMES)} |\n|{'---|' * 7}")
     for label, values in ROWS.items():
         means = [values(steps[name]).mean() for name in NAMES for steps in (real, simulated)]

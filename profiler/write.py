@@ -10,7 +10,15 @@ from typing import Any
 
 from simbatch.sim.cost.profile import Profile
 
-OPTIONAL = ("host", "front_end", "noise", "real_runs", "streams")  # not written where there are none
+OPTIONAL = (
+    "host",
+    "front_end",
+    "noise",
+    "real_runs",
+    "streams",
+    "recorder",
+    "link",
+)  # not written where there are none
 LAST = ("host", "front_end", "step_time", "noise")  # the long tables, below what a person reads
 
 
@@ -19,7 +27,10 @@ def profile_json(profile: Profile) -> str:
     content = profile.model_dump(mode="json")
     content = {key: value for key, value in content.items() if value is not None or key not in OPTIONAL}
     content |= profile.model_dump(mode="json", include={"host", "front_end"}, exclude_defaults=True)
-    content |= profile.model_dump(mode="json", include={"streams"} if profile.streams else set(), exclude_none=True)
+    fits = {key for key in ("streams", "recorder") if getattr(profile, key) is not None}
+    content |= profile.model_dump(mode="json", include=fits, exclude_none=True)
+    if "memory" in content and content["memory"]["peak"] is None:
+        del content["memory"]["peak"]
     if not content["step_time"]["padded"]:
         del content["step_time"]["padded"]
     first = {key: value for key, value in content.items() if key not in LAST}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from simbatch.policies.base import Policy
-from simbatch.sim.cost.trust import error_line, lacks_host_times
+from simbatch.sim.clock import to_ps
+from simbatch.sim.cost.trust import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
@@ -15,9 +17,11 @@ from simbatch.sim.scenario.resolve import Resolved, resolve
 from simbatch.sim.workload.predicted import PredictedSource, Predictor
 
 if TYPE_CHECKING:
+    from simbatch.sim.engine import Member
     from simbatch.sim.engine.explain import Event
     from simbatch.sim.engine.record import RunRecord
     from simbatch.sim.results import Result
+    from simbatch.sim.scenario.fleet import Fleet
     from simbatch.sim.workload.chunk import RequestSource
 
 
@@ -42,24 +46,13 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
     """The same for a scenario that has been looked up already."""
     import time
 
-    from simbatch.sim import engine
     from simbatch.sim.results import Result
 
     scenario = resolved.scenario
     try:
         source = _requests(resolved)
-        cost = resolved.cost_model()
         begin_s = time.perf_counter()
-        record = engine.run(
-            resolved.engine,
-            cost,
-            resolved.policy,
-            source,
-            steps=steps,
-            progress=progress,
-            noise=resolved.noise(),
-            host_noise=resolved.host_noise(),
-        )
+        record = _record(resolved, source, steps, progress)
     except UserError as error:
         raise scenario.relocated(error) from error.__cause__
     except (OverflowError, struct.error):  # the engine's clock, or a column of its record
@@ -68,6 +61,50 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
         raise scenario.relocated(UserError(Problem("workload", rule, mend=mend))) from None
     wall_s = time.perf_counter() - begin_s
     return Result(record, run_facts(resolved, record, source), wall_s)
+
+
+def _record(
+    resolved: Resolved, source: RequestSource, steps: bool, progress: Callable[[int], None] | None
+) -> RunRecord:
+    """One engine, or a cluster of them."""
+    from simbatch.sim import engine
+
+    if resolved.fleet is None:
+        return engine.run(
+            resolved.engine,
+            resolved.cost_model(),
+            resolved.policy,
+            source,
+            steps=steps,
+            progress=progress,
+            noise=resolved.noise(),
+            host_noise=resolved.host_noise(),
+        )
+    settings = resolved.scenario.cluster
+    assert settings is not None
+    return engine.run_cluster(
+        members_of(resolved.fleet),
+        resolved.fleet.router,
+        source,
+        seed=resolved.scenario.seed,
+        refresh_ps=to_ps(settings.router.refresh_s),
+        steps=steps,
+        progress=progress,
+    )
+
+
+def members_of(fleet: Fleet) -> list[Member]:
+    """Every replica with its own policy and its own draws; those of replica 0 are a lone engine's."""
+    from simbatch.sim.engine import Member
+
+    members: list[Member] = []
+    for number, group in enumerate(fleet.groups):
+        one, cost = group.resolved, group.resolved.cost_model()
+        for _ in range(group.replicas):
+            i = len(members)
+            policy, draws = copy.deepcopy(one.policy), (one.noise(i), one.host_noise(i))
+            members.append(Member(one.engine, cost, policy, *draws, group=number, profile=one.profile.name))
+    return members
 
 
 def _requests(resolved: Resolved) -> RequestSource:
@@ -83,12 +120,14 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
     """What the results say beside the record."""
     from simbatch.sim.engine import front_end_of
 
-    scenario, profile = resolved.scenario, resolved.profile
-    measured = profile.measured
+    scenario, dump = resolved.scenario, resolved.dump()
+    whole, resolved, policy_name = resolved, resolved.lead, resolved.policy_name
+    engines = [resolved] if whole.fleet is None else [group.resolved for group in whole.fleet.groups]
+    profile = resolved.profile
     return RunFacts(
         scenario_name=scenario.name,
-        scenario=resolved.dump(),
-        policy=resolved.policy_name,
+        scenario=dump,
+        policy=policy_name,
         policy_params=resolved.policy_parameters(),
         predicted_by=resolved.predicted_by,
         slo=Slo(**scenario.slo.model_dump()),
@@ -102,15 +141,32 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         profile_source=getattr(profile, "source", None),
         profile_error=error_line(profile),
         profile_is_estimate=profile.is_estimate,
-        profile_lacks_host_times=lacks_host_times(profile),
+        profile_caveats=caveats(profile),
         has_free_host=profile.has_free_host,
-        share_in_range=None if measured is None else measured.share_inside(record.segments),
+        share_in_range=_share_in_range(whole, record),
         skipped=source.skipped,
-        has_host=resolved.engine.host is not None,
-        has_front_end=front_end_of(resolved.engine) is not None,
+        has_host=any(one.engine.host is not None for one in engines),
+        has_front_end=any(front_end_of(one.engine) is not None for one in engines),
         max_capture_size=resolved.engine.max_capture_size,
         policy_holds=resolved.policy.overrides("hold"),
+        cluster=None if whole.fleet is None else whole.fleet.facts(whole.scenario),
     )
+
+
+def _share_in_range(resolved: Resolved, record: RunRecord) -> float | None:
+    """The share of steps inside what the profiles measured; None where the first one has no range."""
+    fleet = resolved.fleet
+    if (measured := resolved.lead.profile.measured) is None:
+        return None
+    if fleet is None or len(fleet.groups) == 1:
+        return measured.share_inside(record.segments)
+    inside = total = 0.0
+    for part in record.replicas:
+        rows = record.segments[part.rows]
+        own, num_steps = fleet.groups[part.group].resolved.profile.measured, float(rows["num_steps"].sum())
+        inside += num_steps * (1.0 if own is None else own.share_inside(rows))
+        total += num_steps
+    return inside / total if total else 1.0
 
 
 def explain_request(resolved: Resolved, request_id: str) -> list[Event]:

@@ -49,14 +49,14 @@ def test_what_is_exact_of_the_recorded_run(llama, figures):
     found = figures(llama, *RUN)
     exact = {key: figure["value"] for key, figure in found.items() if figure["exact"]}
     assert exact == {
-        "usable_memory": 22_725_564_825,
+        "usable_memory": 23_230_577_377,
         "weights": 16_060_522_496,
         "rotary_table": 33_554_432,
         "kv_per_token": 131_072,
     }
     assert all(figure["formula"] for figure in found.values())
-    # vLLM resolved 2,588; the planner keeps the graphs' memory back too, as vLLM does since 0.21
-    assert 2300 < found["blocks"]["value"] < 2700
+    # vLLM 0.19 resolved 2,588 at 0.9; graphs are kept back since 0.21, and sampling takes less
+    assert found["blocks"]["value"] == 2826
 
 
 def test_a_profile_has_the_blocks_that_vllm_resolved(figures):

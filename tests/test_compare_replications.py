@@ -20,8 +20,8 @@ from simbatch.cli import main
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results import Result
 from simbatch.sim.results.compare import Comparison
-from simbatch.sim.results.compared import HIGHER, LOWER, Metric
 from simbatch.sim.results.differences import Difference
+from simbatch.sim.results.registry import HIGHER, LOWER, Metric
 from simbatch.sim.results.replications import ReplicatedComparison
 from tests.results_records import MS, Toy, back_to_back, build, facts
 

@@ -6,6 +6,7 @@ import pytest
 
 from simbatch.sim.cost import InlineProfile, MeasuredProfile, load_profile
 from simbatch.sim.cost.load import shipped_names, shipped_text
+from simbatch.sim.cost.memory import Settled
 from simbatch.sim.errors import UserError
 
 SHIPPED = "rtx4090-llama-3.1-8b-bf16"
@@ -39,7 +40,7 @@ def test_inline_has_vllms_defaults():
     assert (profile.name, profile.is_gpu, profile.measured, profile.fit_error) == ("inline", False, None, None)
     assert (profile.max_model_len, profile.default_block_size) == (8192, 16)
     assert (profile.default_max_num_seqs, profile.default_max_num_batched_tokens) == (256, 2048)
-    assert profile.num_gpu_blocks_for(0.9, "auto", 16) == 1000
+    assert profile.num_gpu_blocks_for(0.92, "auto", 16) == 1000
 
 
 def test_every_shipped_profile_loads_under_its_own_name():
@@ -80,6 +81,14 @@ def test_blocks_are_the_ones_that_vllm_resolved_and_follow_the_settings(rtx4090)
     assert rtx4090.num_gpu_blocks_for(block_size=32) == 2588 // 2
     more_bytes = int(0.95 * 25250627584) - int(0.9 * 25250627584)
     assert rtx4090.num_gpu_blocks_for(0.95) - 2588 == more_bytes // (16 * 131072)
+    of_run = Settled(256, 2048, 51)
+    assert rtx4090.num_gpu_blocks_for(0.9, "auto", 16, of_run) == 2588
+    # twice the tokens: the forward pass's peak of 2,048 more, 3 hidden states and 3 of the inner width in 16 bits
+    before = max(2048 * 110592, 256 * 769536 + 2048 * 8192)
+    less_bytes = 4096 * 110592 - before
+    blocks = rtx4090.num_gpu_blocks_for(0.9, "auto", 16, of_run._replace(max_num_batched_tokens=4096))
+    assert 2588 - blocks == -(-less_bytes // (16 * 131072)) or 2588 - blocks == less_bytes // (16 * 131072)
+    assert rtx4090.num_gpu_blocks_for(0.9, "auto", 16, of_run._replace(max_num_seqs=1024)) < 2588
     assert rtx4090.memory.weights_bytes == 2 * 8_030_261_248
     assert (
         rtx4090.memory.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2

@@ -85,9 +85,15 @@ def test_front_end_false_takes_it_away() -> None:
     assert resolve(scenario(older, engine={"front_end": False})).engine.front_end is None
 
 
-def test_a_shipped_profile_has_neither() -> None:
-    engine = resolve(scenario("h100-llama-3.1-8b-bf16")).engine
-    assert (engine.host, engine.front_end, engine.max_capture_size) == (None, None, 512)
+def test_kernel_tables_have_both_assumed() -> None:
+    for name, graph_ps in (("h100-llama-3.1-8b-bf16", 2_700_000_000), ("h100-llama-2-70b-bf16-tp8", 3_800_000_000)):
+        resolved = resolve(scenario(name))
+        assert resolved.engine.host is not None
+        assert resolved.engine.host.graph.base_ps == graph_ps  # the floor grows with the GPUs
+        assert resolved.engine.front_end is not None
+        assert resolved.engine.max_capture_size == 512
+        assert resolved.profile.host is not None
+        assert resolved.profile.host.assumed
 
 
 def test_a_profile_is_written_as_it_was_read(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simbatch.sim.results.compared import HIGHER, LOWER, Metric, metrics_of, steady_metrics
 from simbatch.sim.results.differences import Difference
 from simbatch.sim.results.possible import bounds_of, plus_minus, possible, possible_difference
-from simbatch.sim.results.replicated import Replicated
+from simbatch.sim.results.registry import HIGHER, REGISTRY, Metric, metrics_of, steady_metrics
+from simbatch.sim.results.runs import Runs
 from simbatch.sim.search.sweep_table import points_of
 from simbatch.sim.statistics.intervals import mean_interval, paired_difference, paired_ratio
 
@@ -72,10 +72,9 @@ def test_verdicts_are_those_of_the_whole_interval() -> None:
 
 
 def test_what_is_written_and_stored() -> None:
-    replicated = Replicated({"a": [{}, {}, {}]}, [1, 2, 3])
-    object.__setattr__(replicated, "is_one_run", False)
-    metric = Metric("p99_ttft_ms", "", LOWER, "ms")
-    assert replicated.interval_of(metric, [1.0, 50.0, 2.0])["low"] == 0.0  # type: ignore[index]
+    interval = Runs([{"p99_ttft_ms": value} for value in (1.0, 50.0, 2.0)]).interval(REGISTRY["p99_ttft_ms"])
+    assert interval is not None
+    assert interval.low == 0.0
     rows: list[dict[str, Any]] = [
         {"slo_share.all": value, "overloaded": False, "warnings": "", "key": ""} for value in (1.0, 0.9, 1.0)
     ]

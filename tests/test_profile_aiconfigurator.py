@@ -13,9 +13,11 @@ from simbatch.profiler.fitting.fit import figures
 from simbatch.profiler.importers.aiconfigurator import KernelTables
 from simbatch.profiler.importers.imported import import_profile
 from simbatch.profiler.importers.kernels import AllReduce, ContextAttention, Gemm, GenerationAttention
+from simbatch.profiler.importers.link import LinkAllReduce
 from simbatch.profiler.importers.llmservingsim import OpTables
 from simbatch.profiler.importers.source import Request
 from simbatch.profiler.model.config import read_model_config
+from simbatch.sim.cost.link import Link
 from simbatch.sim.errors import UserError
 from tests.test_profile_import import SHARED, step, with_measurements
 
@@ -80,10 +82,9 @@ def config(tmp_path):
     return path
 
 
-def kernel_tables(gpu, config, degree=1):
-    return KernelTables(
-        gpu, read_model_config(config), quantisation="bf16", kv_cache_dtype="bfloat16", tensor_parallel_size=degree
-    )
+def kernel_tables(gpu, config, degree=1, **more):
+    shape = {"quantisation": "bf16", "kv_cache_dtype": "bfloat16", "tensor_parallel_size": degree}
+    return KernelTables(gpu, read_model_config(config), **shape, **(more or {"greedy": True}))
 
 
 def test_a_product_between_measured_ones_follows_the_power_law(tmp_path):
@@ -154,6 +155,39 @@ def test_a_step_is_the_sum_of_its_kernels(gpu, config, degree):
     assert found == pytest.approx(3 * (layer + 1e-3 * attention) + head + 30e-6 + 0.6e-6 * 65, rel=0.01)
 
 
+def test_random_sampling_costs_by_the_vocabulary_and_the_bandwidth(gpu, config):
+    batch = step(contexts=[100] * 64)
+    greedy, drawn = (kernel_tables(gpu, config, greedy=greedy).step_time_s(batch)[0] for greedy in (True, False))
+    assert drawn - greedy == pytest.approx(64 * 22e-6 * 4096 / 128_256 * 3.35e12 / BANDWIDTH)
+    [note] = kernel_tables(gpu, config, greedy=False).notes
+    assert "4,096 tokens are added to the tables" in note
+    assert kernel_tables(gpu, config).notes == ()
+
+
+def test_all_reduce_over_a_link_is_latency_and_the_ring_s_bytes():
+    link = Link(latency_s=40e-6, bandwidth_bytes_per_s=16e9)
+    tokens = np.array([1, 2048])
+    assert LinkAllReduce(link, 2).time_s(tokens, 4096) == pytest.approx(40e-6 + tokens * 8192 / 16e9)
+    assert LinkAllReduce(link, 4).time_s(tokens, 4096) == pytest.approx(40e-6 + 1.5 * tokens * 8192 / 16e9)
+
+
+def test_an_import_has_an_assumed_host_and_says_its_link(gpu, config):
+    link = Link(latency_s=40e-6, bandwidth_bytes_per_s=16e9)
+    asked = {"model": "a/b", "model_config": config, "link": link, "greedy": True, "tensor_parallel_size": 2}
+    tables = gpu / "vllm-0.24.0"
+    for name in ("context_attention_perf", "generation_attention_perf"):
+        rows = pq.read_table(tables / f"{name}.parquet").to_pylist()
+        write(tables / f"{name}.parquet", rows + [{**row, "num_heads": 4, "num_key_value_heads": 1} for row in rows])
+    profile = import_profile(Request("aiconfigurator", gpu, "x.json", **asked))
+    assert profile.link == link
+    assert "--link-us 40 --link-gb-per-s 16 --greedy -o x.json" in profile.command
+    assert any("a PCIe link of 40 us and 16 GB/s" in note for note in profile.notes)
+    assert profile.host.assumed
+    assert profile.front_end.assumed
+    assert profile.host.launch.graph.base_s == pytest.approx(3.0e-3)
+    assert "assumed, not measured" in profile.host.source
+
+
 def test_what_was_not_measured_is_refused_by_name(gpu, config, tmp_path):
     def refused(expected, folder=gpu, **options):
         asked = {"model": "a/b", "model_config": config, **options}
@@ -190,7 +224,9 @@ def test_two_sources_agree_on_the_gpu_that_both_measured(folder, degree, decode,
     all_reduce = AllReduce(gpu / "vllm-0.24.0" / "custom_allreduce_perf.parquet", 2) if degree == 2 else None
     profile = Path(SHARED / "gpu" / "llmservingsim" / f"rtxpro6000-{folder}" / "profile")
     ops = OpTables(profile, config, degree, all_reduce)
-    kernels = KernelTables(gpu, config, quantisation="bf16", kv_cache_dtype="bfloat16", tensor_parallel_size=degree)
+    kernels = KernelTables(
+        gpu, config, quantisation="bf16", kv_cache_dtype="bfloat16", tensor_parallel_size=degree, greedy=True
+    )
     for regime, most in (("decode", decode), ("prefill", prefill), ("mixed", mixed)):
         steps = sample_steps(regime, 1000, ops.limits(300_000), seed=5)
         assert figures(kernels.step_time_s(steps), ops.step_time_s(steps)).mape < most

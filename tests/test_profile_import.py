@@ -18,6 +18,7 @@ from simbatch.profiler.importers.source import Request
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.write import profile_json, write_profile
 from simbatch.sim.cost import load_profile
+from simbatch.sim.cost.link import Link
 from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.errors import UserError
 
@@ -218,7 +219,8 @@ def test_wrong_measurements_are_named(tmp_path, file, text, expected):
         ({"tensor_parallel_size": 2}, r"--all-reduce: the all-reduce between GPUs is not in LLMServingSim's tables"),
         ({"tensor_parallel_size": 4, "all_reduce": Path("x")}, r"x: must have one folder vllm-<version> inside"),
         ({"all_reduce": Path("x")}, r"--all-reduce: one GPU needs none \(got 'x'\)"),
-        ({"gpu": "h100"}, r"--gpu: means nothing with --from llmservingsim"),
+        ({"greedy": True}, r"--greedy: means nothing with --from llmservingsim"),
+        ({"link": Link(latency_s=4e-5, bandwidth_bytes_per_s=16e9)}, r"--link-us: one GPU needs no link"),
         ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype: was not measured here"),
         ({"model_config": MIXTRAL}, r"mixtral.* architectures: only dense decoders can be imported"),
         ({"model_config": None}, r"--model-config: this source needs the model's config.json"),

@@ -121,7 +121,7 @@ def test_no_default_of_vllms_that_would_be_refused_is_asked():
     assert max(seqs for seqs, _ in choices) == 1024
 
 
-@pytest.mark.parametrize("profile", ["h100-llama-2-70b-fp16-tp4", PROFILE, "l40s-llama-3.1-70b-bf16-tp4"])
+@pytest.mark.parametrize("profile", ["h100-llama-2-70b-bf16-tp4", PROFILE, "l40s-llama-3.1-70b-bf16-tp4"])
 @pytest.mark.parametrize("name", USE_CASES)
 def test_requests_fit_the_model(name, profile):
     loaded = load_profile(profile, folder=Path())

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from simbatch.sim.results import Result, Slo
-from simbatch.sim.results.console import number, percent, table
+from simbatch.sim.results.text import number, percent, table
 from tests.results_records import MS, REJECTED, Toy, back_to_back, build, facts
 
 BLOCK = """\

@@ -126,7 +126,7 @@ def test_overload_is_a_queue_longer_than_in_any_earlier_quarter(num_first, expec
 def test_every_warning_has_its_reason():
     toys = [Toy(0, [0]), Toy(0, [], 9, status=REJECTED), Toy(0, [0, 1], status=UNFINISHED)]
     record = build(toys, back_to_back([MS, MS]))
-    block = ours(record, share_in_range=0.953, profile_is_estimate=True, profile_lacks_host_times=True)
+    block = ours(record, share_in_range=0.953, profile_is_estimate=True, profile_caveats=(NO_HOST_TIMES,))
     assert block["warnings"] == [
         "1 of 3 requests never finished: the engine was stuck.",
         "1 of 3 requests were rejected; see the reasons.",

@@ -102,15 +102,17 @@ WAY_IN_S, WORK_S, TOKEN_S, WAY_OUT_S, CHUNK_S = 0.002, 0.001, 2e-6, 0.001, 1e-4
 
 
 def seen(log, num_at_once):
-    """The same log with what clients saw: every way in and out is a constant, and work that others wait for."""
+    """The same log with what clients saw: every way in and out is a constant, and work in two turns."""
     adds, steps = ([line for line in log if key in line] for key in ("add", "s0"))
     renamed = {add["add"]: f"cmpl-s1r{i}-0-12345678" for i, add in enumerate(adds)}
     rows = []
     for i, add in enumerate(adds):
         giving = [s for s in steps if any(e[0] == add["add"] and e[1] + e[2] >= add["n"] for e in s["batch"])]
-        before = adds[i - i % num_at_once : i]
-        sent_s = 10.0 * (i // num_at_once)
-        add["q"] = sent_s + WAY_IN_S + TOKEN_S * add["n"] + sum(WORK_S + TOKEN_S * other["n"] for other in before)
+        begin, sent_s = i - i % num_at_once, 10.0 * (i // num_at_once)
+        turns = (
+            adds[begin : begin + num_at_once] + adds[begin : i + 1]
+        )  # all first ones, and the last ones until its own
+        add["q"] = sent_s + WAY_IN_S - WORK_S + sum((WORK_S + TOKEN_S * other["n"]) / 2 for other in turns)
         chunk_s = [step["u1"] + WAY_OUT_S + CHUNK_S * len(step["batch"]) for step in giving]
         rows.append({"name": f"s1r{i}", "sent_s": sent_s, "num_prompt_tokens": add["n"], "chunk_s": chunk_s})
     for step in steps:

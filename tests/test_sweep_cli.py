@@ -187,7 +187,7 @@ def test_a_cell_that_finishes_nothing_has_a_row_without_latencies(tmp_path: Path
     assert [(row["completed"], row["p99_ttft_ms"]) for row in result.rows] == [(0, None)] * 4
     assert all(point["p99_ttft_ms"] is None for point in result.points)
     assert pq.read_table(tmp_path / "summary.parquet")["p99_ttft_ms"].null_count == 4
-    assert result.text().splitlines()[1].split() == ["2", "0.00", "±", "0.00", "0.00", "±", "0.00", "0.0", "±", "0.0"]
+    assert result.text().splitlines()[1].split() == ["2", "0.00", "±", "0.00", "0.00", "±", "0.00", "0.00", "±", "0.00"]
 
 
 def test_nothing_is_planned_twice() -> None:

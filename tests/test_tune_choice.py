@@ -9,10 +9,12 @@ import pytest
 
 from simbatch import Scenario
 from simbatch.cli import main
+from simbatch.sim.results.registry import SLO_SHARE
+from simbatch.sim.results.runs import Runs
 from simbatch.sim.search.tune import Tuned, tune
 from simbatch.sim.search.tune_choice import equals, order
 from simbatch.sim.search.tune_files import content
-from simbatch.sim.search.tune_goal import METRICS, Goal, Limit, metric_of
+from simbatch.sim.search.tune_goal import Goal, Limit, metric_of
 from simbatch.sim.search.tune_report import report
 from simbatch.sim.search.tune_run import Runner
 from simbatch.sim.search.tune_space import SEQS, Axis, Space
@@ -34,10 +36,10 @@ GOAL = Goal((metric_of("throughput", "x"),))
 
 def trial(number: int, *figures: float, settings: dict[str, Any] | None = None, **means: float) -> Trial:
     """Throughputs, one a run; other figures are means."""
-    nothing: dict[str, float | None] = dict.fromkeys(METRICS)
-    runs = tuple({**nothing, "output_throughput": figure} for figure in figures)
-    mean = sum(figures) / len(figures)
-    return Trial(number, settings or {SEQS: number}, {**nothing, "output_throughput": mean, **means}, runs, 0)
+    shares = {key.rpartition(".")[2]: value for key, value in means.items() if key.startswith(SLO_SHARE)}
+    ours = {"simbatch": {"slo_share": shares}}
+    runs: list[dict[str, Any]] = [{"output_throughput": figure, **means, **ours} for figure in figures]
+    return Trial(number, settings or {SEQS: number}, Runs(runs))
 
 
 def numbers(trials: list[Trial]) -> list[int]:
@@ -63,7 +65,7 @@ def test_what_breaks_a_limit_is_equal_to_nothing() -> None:
 
 
 def test_goodput_then_share_then_p99_ttft_then_fewest_seats() -> None:
-    share = "simbatch.slo_share.all"
+    share = f"{SLO_SHARE}all"
     rows = [
         trial(5, 1.0, request_goodput=2.0, p99_ttft_ms=9, **{share: 0.9}),
         trial(4, 1.0, request_goodput=2.1, p99_ttft_ms=9, **{share: 0.8}),

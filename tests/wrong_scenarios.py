@@ -377,4 +377,62 @@ RULES = [
     Wrong("policy module", GOOD + "policy: {name: 'no.such:Mine'}\n", ":7:16 policy.name", "cannot import no.such"),
 ]
 
-ALL = [*SYNTAX, *KEYS, *VALUES, *RULES]
+CLUSTERS = [
+    Wrong("no replicas", GOOD + "cluster: {replicas: 0}\n", ":7:21 cluster.replicas", "at least 1", "0", "raise it"),
+    Wrong("no engines", GOOD + "cluster: {}\n", ":7:10 cluster", "either replicas or groups", "{}", "replicas: 4"),
+    Wrong("both", GOOD + "cluster: {replicas: 2, groups: [{}]}\n", ":7:10 cluster", "either replicas or groups"),
+    Wrong("no groups", GOOD + "cluster: {groups: []}\n", ":7:19 cluster.groups", "at least 1 entries", "[]"),
+    Wrong(
+        "router",
+        GOOD + "cluster: {replicas: 2, router: {name: leastrequests}}\n",
+        ":7:39 cluster.router.name",
+        "no such router",
+        "'leastrequests'",
+        "did you mean least_requests?",
+    ),
+    Wrong(
+        "router as text",
+        GOOD + "cluster: {replicas: 2, router: random}\n",
+        ":7:32 cluster.router",
+        "must be a mapping with a name",
+        "'random'",
+        "router: {name: random}",
+    ),
+    Wrong(
+        "router parameter",
+        GOOD + "cluster: {replicas: 2, router: {name: prefix_aware, maxratio: 2}}\n",
+        ":7:53 cluster.router.maxratio",
+        "unknown key",
+        "2",
+        "did you mean max_ratio?",
+    ),
+    Wrong(
+        "profile of a group",
+        GOOD + "cluster: {groups: [{replicas: 1}, {profile: h1000}]}\n",
+        ":7:35 cluster.groups[1] profile",
+        "neither a shipped profile nor a file",
+        "'h1000'",
+    ),
+    Wrong(
+        "engine of a group",
+        GOOD + "cluster: {groups: [{engine: {max_num_seqs: 300, max_num_batched_tokens: 8}}]}\n",
+        ":7:20 cluster.groups[0] engine.max_num_batched_tokens",
+        "--max-num-seqs",
+        "8",
+    ),
+    Wrong(
+        "models that differ",
+        GOOD + "cluster: {groups: [{profile: rtx4090-llama-3.1-8b-bf16}, {profile: rtxpro6000-qwen3-32b-bf16}]}\n",
+        ":7:68 cluster.groups[1].profile",
+        "must serve one model",
+    ),
+    Wrong(
+        "blocks that differ",
+        GOOD + "cluster: {groups: [{}, {engine: {block_size: 32}}]}\n",
+        ":7:46 cluster.groups[1].engine.block_size",
+        "one block_size",
+        "32",
+    ),
+]
+
+ALL = [*SYNTAX, *KEYS, *VALUES, *RULES, *CLUSTERS]

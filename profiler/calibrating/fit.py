@@ -70,7 +70,7 @@ def fit_parts(
         steps.mixed.host["lone_s"],
         is_async=steps.mixed.is_async,
     )
-    parts = Parts(steps.decode, steps.mixed, way_in, way_in.chunk_s, steps.problem.priors, _spread(steps))
+    parts = Parts(steps.decode, steps.mixed, way_in, way_in.chunk_s, steps.problem.priors, spread_of(steps))
     if is_refined:
         settings = {**settings, "async_scheduling": steps.mixed.is_async}
         parts = refined(parts, runs, settings)
@@ -84,7 +84,7 @@ def chunk_of(runs: Sequence[Run]) -> float:
     return float(np.median(clear)) if clear else 0.0
 
 
-def _spread(steps: Steps) -> dict[str, Any] | None:
+def spread_of(steps: Steps) -> dict[str, Any] | None:
     """Of launches, where enough of them show."""
     ratios = steps.problem.launch_ratios(steps.mixed)
     if len(ratios) < SPREAD_STEPS or ratios.std() < SPREAD_LEAST * ratios.mean():

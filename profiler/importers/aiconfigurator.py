@@ -20,10 +20,12 @@ from simbatch.profiler.fitting.design import Limits
 from simbatch.profiler.fitting.steps import Steps
 from simbatch.profiler.importers.fit_tables import fit_tables
 from simbatch.profiler.importers.kernels import AllReduce, ContextAttention, Gemm, GenerationAttention, tables_of
+from simbatch.profiler.importers.link import LinkAllReduce
 from simbatch.profiler.importers.source import KV_DTYPES, Request, Source
 from simbatch.profiler.importers.tables import Floats
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.weights import layer_matrices, local_kv_heads, local_vocab
+from simbatch.sim.cost.link import Link
 from simbatch.sim.cost.memory import KVCacheType
 from simbatch.sim.errors import Problem, UserError
 
@@ -37,14 +39,17 @@ KV_READ_SHARE = 0.87  # of the bandwidth, reached by attention of decodes
 KV_READ_S = 6e-6
 LAYER_S = 8e-6  # launches of a layer's elementwise kernels
 SAMPLER_S, SAMPLER_SEQ_S = 30e-6, 0.6e-6
+# Random sampling (top-k and top-p sort the vocabulary) on top of that, on an H100: between the kernels and published
+# servers of 128,256 and 151,936 tokens 19 to 26 us a sequence are missing. Elsewhere by the memory's bandwidth.
+RANDOM_LOGIT_S, RANDOM_BANDWIDTH = 22e-6 / 128_256, 3.35e12
 MAX_SEQS, MAX_BATCHED_TOKENS = 1024, 8192  # vLLM's defaults on these GPUs, at the most
 MIXED_NOTE = (
     "steps with prefills and decodes: both attentions were measured apart and are added; where the two were measured "
     "together (RTX PRO 6000, LLMServingSim) such steps took 3 to 11 % longer in all than so composed"
 )
-CLIENT_NOTE = (
-    "client_overhead_s is 0: these are the engine's times; real servers add 7 to 13 ms to the time to first token "
-    "(HTTP, tokenising, passing messages)"
+RANDOM_NOTE = (
+    "sampling at a temperature above 0, as models' own generation configs have it: {microseconds:.1f} us a sequence "
+    "for {vocabulary:,} tokens are added to the tables; at temperature 0 they are not spent: import with --greedy"
 )
 MAX_HISTORY = 8192  # prompts of 16,384 were measured: a chunk of 8,192 after as many
 
@@ -60,6 +65,8 @@ class KernelTables:
         quantisation: str,
         kv_cache_dtype: str,
         tensor_parallel_size: int,
+        link: Link | None = None,
+        greedy: bool = False,
     ) -> None:
         self.bandwidth_bytes_per_s = read_bandwidth(folder.parent / f"{folder.name}.yaml")
         self.tables = tables_of(folder)
@@ -80,8 +87,13 @@ class KernelTables:
         # Read and written a token: two norms with residuals, queries and keys turned, KV stored, SiLU and product.
         queries, inner = heads * config.head_dim, config.intermediate_size // tensor_parallel_size
         self._moved_bytes = 2 * (8 * config.hidden_size + 2 * (queries + keys) + 4 * keys + 3 * inner)
-        self._all_reduce: AllReduce | None = None
-        if tensor_parallel_size > 1:
+        self.sample_s = 0.0
+        if not greedy:
+            self.sample_s = RANDOM_LOGIT_S * config.vocab_size * RANDOM_BANDWIDTH / self.bandwidth_bytes_per_s
+        self._all_reduce: AllReduce | LinkAllReduce | None = None
+        if tensor_parallel_size > 1 and link is not None:
+            self._all_reduce = LinkAllReduce(link, tensor_parallel_size)
+        elif tensor_parallel_size > 1:
             self._all_reduce = AllReduce(self.tables / "custom_allreduce_perf.parquet", tensor_parallel_size)
 
     @property
@@ -92,9 +104,14 @@ class KernelTables:
     @property
     def notes(self) -> tuple[str, ...]:
         """What one should know of these tables."""
-        if self._all_reduce is None or self._all_reduce.vllm_version == self.vllm_version:
-            return ()
-        return (f"the all-reduce was measured with another vLLM; its table says {self._all_reduce.vllm_version}",)
+        sampling = RANDOM_NOTE.format(microseconds=1e6 * self.sample_s, vocabulary=self.config.vocab_size)
+        said = (sampling,) if self.sample_s else ()
+        if not isinstance(self._all_reduce, AllReduce) or self._all_reduce.vllm_version == self.vllm_version:
+            return said
+        return (
+            *said,
+            f"the all-reduce was measured with another vLLM; its table says {self._all_reduce.vllm_version}",
+        )
 
     def step_time_s(self, steps: Steps) -> Floats:
         """What each step lasts, s; prefills of one step are taken to be alike."""
@@ -103,7 +120,7 @@ class KernelTables:
         layer += tokens * self._moved_bytes / (MOVE_SHARE * self.bandwidth_bytes_per_s) + LAYER_S
         if self._all_reduce is not None:
             layer += 2 * self._all_reduce.time_s(tokens, self.config.hidden_size)
-        once = self._lm_head.time_s(seqs) + SAMPLER_S + SAMPLER_SEQ_S * seqs
+        once = self._lm_head.time_s(seqs) + SAMPLER_S + (SAMPLER_SEQ_S + self.sample_s) * seqs
         return np.asarray(self.config.num_hidden_layers * layer + once)
 
     def _attention_s(self, steps: Steps) -> Floats:
@@ -134,7 +151,7 @@ class KernelTables:
 
 def read_source(request: Request) -> Source:
     """Read DIR, one GPU, for a model; raises UserError for what is missing, malformed or not measured."""
-    request.refuse(gpu="--gpu", all_reduce="--all-reduce")
+    request.refuse(all_reduce="--all-reduce")
     gpu, quantisation = GPUS.get(request.folder.name), request.quantisation or "bf16"
     if gpu is None:
         raise UserError(Problem("DIR", f"must end in one of {', '.join(GPUS)}", str(request.folder)))
@@ -152,6 +169,8 @@ def read_source(request: Request) -> Source:
         quantisation=quantisation,
         kv_cache_dtype=kv_cache_dtype,
         tensor_parallel_size=degree,
+        link=request.link,
+        greedy=request.greedy,
     )
     return Source(
         model=request.model,
@@ -163,7 +182,8 @@ def read_source(request: Request) -> Source:
         licence="Apache-2.0",
         config=config,
         fit=lambda kv_tokens: fit_tables(tables, kv_tokens),
-        notes=(MIXED_NOTE, CLIENT_NOTE, *tables.notes),
+        notes=(MIXED_NOTE, *tables.notes),
+        link=request.link,
     )
 
 

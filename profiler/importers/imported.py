@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simbatch.profiler.importers import aiconfigurator, llmservingsim, splitwise
+from simbatch.profiler.importers import aiconfigurator, llmservingsim
+from simbatch.profiler.importers.assumed import assumed_sections
 from simbatch.profiler.importers.memory import memory_of_plan, memory_of_run, read_run_facts
 from simbatch.profiler.importers.source import Request, Source
 from simbatch.sim.cost.gpus import profile_name
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.errors import Problem, UserError
 
 # Requests that share a prefix each read it, so contexts can add up to more than the cache holds. In a large cache
 # nothing gets near that, and fitting for it costs accuracy where the batches are.
 SHARED_CONTEXT = 2
 MAX_SHARED_CONTEXT_TOKENS = 2**18
+LINK_NOTE = (
+    "all-reduce: computed, 2 a layer, for a PCIe link of {link}, with which a real server of two RTX PRO 6000 is met; "
+    "boards with switches, or without peer-to-peer, differ by several times"
+)
 SOURCES: dict[str, Callable[[Request], Source]] = {
     "llmservingsim": llmservingsim.read_source,
     "aiconfigurator": aiconfigurator.read_source,
-    "splitwise": splitwise.read_source,
 }
 
 
@@ -27,8 +32,11 @@ def import_profile(request: Request) -> MeasuredProfile:
     Raises UserError for missing or malformed files and for what cannot be imported.
     """
     degree = request.tensor_parallel_size
+    if request.link is not None and degree == 1:
+        raise UserError(Problem("--link-us", "one GPU needs no link", mend="leave it out"))
     facts = None if request.run_meta is None else read_run_facts(request.run_meta)
     source = SOURCES[request.source](request)
+    notes = [] if source.link is None else [LINK_NOTE.format(link=source.link.text())]
     resolved = memory_of_plan(source, degree) if facts is None else memory_of_run(source, facts)
     step_time, error, measured = source.fit(context_tokens(resolved.kv_tokens))
     return MeasuredProfile(
@@ -43,11 +51,13 @@ def import_profile(request: Request) -> MeasuredProfile:
         licence=source.licence,
         command=request.command,
         max_model_len=resolved.max_model_len,
-        notes=(*resolved.notes, *source.notes),
+        notes=(*resolved.notes, *source.notes, *notes),
         memory=resolved.memory,
+        link=source.link,
         step_time=step_time,
         error=error,
         range=measured,
+        **assumed_sections(degree),
     )
 
 

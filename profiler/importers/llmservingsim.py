@@ -25,6 +25,7 @@ from simbatch.profiler.fitting.steps import Steps
 from simbatch.profiler.importers.attention import AttentionTable
 from simbatch.profiler.importers.fit_tables import fit_tables
 from simbatch.profiler.importers.kernels import AllReduce, all_reduce_of
+from simbatch.profiler.importers.link import LinkAllReduce
 from simbatch.profiler.importers.source import KV_DTYPES, Request, Source
 from simbatch.profiler.importers.tables import Floats, read_columns
 from simbatch.profiler.model.config import ModelConfig
@@ -54,7 +55,7 @@ class OpTables:
     """The tables of one model on one GPU, and the step times that they compose to."""
 
     def __init__(
-        self, folder: Path, config: ModelConfig, tensor_parallel_size: int, all_reduce: AllReduce | None
+        self, folder: Path, config: ModelConfig, tensor_parallel_size: int, all_reduce: AllReduce | LinkAllReduce | None
     ) -> None:
         self.folder = folder
         self.config = config
@@ -111,13 +112,14 @@ class OpTables:
 
 def read_source(request: Request) -> Source:
     """Read DIR, one model on one GPU; raises UserError for what is missing, malformed or not measured."""
-    request.refuse(gpu="--gpu", model="--model", quantisation="--quantization")
+    request.refuse(model="--model", quantisation="--quantization", greedy="--greedy")
     if request.kv_cache_dtype != "auto":
         raise UserError(Problem("--kv-cache-dtype", "was not measured here", request.kv_cache_dtype, "leave it out"))
     degree = request.tensor_parallel_size
-    if degree > 1 and request.all_reduce is None:
+    if degree > 1 and (request.all_reduce is None) == (request.link is None):
         rule = "the all-reduce between GPUs is not in LLMServingSim's tables"
-        raise UserError(Problem("--all-reduce", rule, mend="give aiconfigurator's folder of the same GPU"))
+        mend = "give aiconfigurator's folder of the same GPU, or --link-us and --link-gb-per-s, and not both"
+        raise UserError(Problem("--all-reduce", rule, mend=mend))
     if degree == 1 and request.all_reduce is not None:
         raise UserError(Problem("--all-reduce", "one GPU needs none", str(request.all_reduce), "leave it out"))
     config = request.config()
@@ -127,7 +129,11 @@ def read_source(request: Request) -> Source:
     if gpu not in gpus or variant not in MEASURED_VARIANTS:
         rule = f"gpu must be one of {', '.join(gpus)}, and variant one of {', '.join(MEASURED_VARIANTS)}"
         raise UserError(Problem(str(request.folder / "meta.yaml"), rule, (gpu, variant)))
-    all_reduce = all_reduce_of(request.all_reduce, degree) if request.all_reduce is not None else None
+    all_reduce: AllReduce | LinkAllReduce | None = None
+    if request.all_reduce is not None:
+        all_reduce = all_reduce_of(request.all_reduce, degree)
+    elif request.link is not None:
+        all_reduce = LinkAllReduce(request.link, degree)
     tables = OpTables(request.folder, config, degree, all_reduce)
     return Source(
         model=meta["model"],
@@ -136,23 +142,24 @@ def read_source(request: Request) -> Source:
         kv_cache_dtype=KV_DTYPES[variant],
         vllm_version=str(meta["vllm_version"]),
         credit=CREDIT
-        if all_reduce is None
+        if not isinstance(all_reduce, AllReduce)
         else f"{CREDIT}; all-reduce: aiconfigurator (github.com/ai-dynamo/aiconfigurator)",
-        licence="MIT" if all_reduce is None else "MIT; all-reduce: Apache-2.0",
+        licence="MIT" if not isinstance(all_reduce, AllReduce) else "MIT; all-reduce: Apache-2.0",
         config=config,
         fit=lambda kv_tokens: fit_tables(tables, kv_tokens),
         notes=_notes(tables, all_reduce),
+        link=request.link,
     )
 
 
-def _notes(tables: OpTables, all_reduce: AllReduce | None) -> tuple[str, ...]:
+def _notes(tables: OpTables, all_reduce: AllReduce | LinkAllReduce | None) -> tuple[str, ...]:
     notes = []
     if not tables.attention.alpha_default_is_stated:
         notes.append(
             f"uneven decode contexts: buckets that skew_fit.csv lacks take {tables.attention.alpha_default:g}, its "
             "median weighted by samples, since meta.yaml states no default"
         )
-    if all_reduce is not None:
+    if isinstance(all_reduce, AllReduce):
         notes.append(
             f"all-reduce: 2 a layer, measured through vLLM {all_reduce.vllm_version} by aiconfigurator on the same GPU "
             "model, inside a CUDA graph for steps of up to 512 tokens, else eager"

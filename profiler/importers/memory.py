@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from simbatch.profiler.importers.source import Source
 from simbatch.profiler.model.config import read_json
-from simbatch.profiler.model.memory_plan import plan_memory
+from simbatch.profiler.model.memory_plan import peak_of, plan_memory
 from simbatch.sim.cost.gpus import GPUS
 from simbatch.sim.cost.memory import Memory
 from simbatch.sim.errors import Problem, UserError
@@ -44,6 +44,7 @@ class RunFacts:
     gpu_memory_utilization: float
     total_bytes: int
     max_model_len: int
+    limits: tuple[int, int] | None  # max_num_seqs and max_num_batched_tokens, where the file says them
 
 
 def memory_of_run(source: Source, facts: RunFacts) -> Resolved:
@@ -60,6 +61,7 @@ def memory_of_run(source: Source, facts: RunFacts) -> Resolved:
         block_size=facts.block_size,
         num_gpu_blocks=facts.num_gpu_blocks,
         num_gpu_blocks_from="vllm",
+        peak=None if facts.limits is None else peak_of(config, 1, *facts.limits),
     )
     kv_tokens = (facts.num_gpu_blocks - 1) * facts.block_size
     own = config.max_position_embeddings
@@ -112,7 +114,17 @@ def read_run_facts(path: Path) -> RunFacts:
         gpu_memory_utilization=float(utilization),
         total_bytes=_whole(path, hardware, "hardware", "device_total_memory_bytes"),
         max_model_len=_whole(path, engine, "engine_kwargs", "max_model_len"),
+        limits=_limits(path, engine),
     )
+
+
+def _limits(path: Path, engine: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Both, or none."""
+    keys = ("max_num_seqs", "max_num_batched_tokens")
+    if any(engine.get(key) is None for key in keys):
+        return None
+    seqs, tokens = (_whole(path, engine, "engine_kwargs", key) for key in keys)
+    return seqs, tokens
 
 
 def _part(path: Path, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:

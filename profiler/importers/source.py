@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from simbatch.profiler.model.config import ModelConfig, read_model_config
 from simbatch.sim.cost.error import FitError
+from simbatch.sim.cost.link import Link
 from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.memory import KVCacheType
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
@@ -29,25 +30,27 @@ class Request:
     folder: Path
     output_name: str
     model: str | None = None
-    gpu: str | None = None
     quantisation: str | None = None
     kv_cache_dtype: str = "auto"
     tensor_parallel_size: int = 1
     model_config: Path | None = None
     run_meta: Path | None = None
     all_reduce: Path | None = None
+    link: Link | None = None
+    greedy: bool = False
 
     @property
     def command(self) -> str:
         """What was typed; of absolute paths the last two parts: a machine's folders mean nothing elsewhere."""
         options: dict[str, str | Path | int | None] = {
-            "--gpu": self.gpu,
             "--model": self.model,
             "--model-config": self.model_config,
             "--quantization": self.quantisation,
             "--kv-cache-dtype": None if self.kv_cache_dtype == "auto" else self.kv_cache_dtype,
             "--tensor-parallel-size": None if self.tensor_parallel_size == 1 else self.tensor_parallel_size,
             "--all-reduce": self.all_reduce,
+            "--link-us": None if self.link is None else f"{1e6 * self.link.latency_s:g}",
+            "--link-gb-per-s": None if self.link is None else f"{self.link.bandwidth_bytes_per_s / 1e9:g}",
             "--run-meta": self.run_meta,
         }
         words = [f"simbatch profiles import --from {self.source}", portable(self.folder)]
@@ -55,6 +58,8 @@ class Request:
         words += [
             f"{option} {portable(value) if isinstance(value, Path) else value}" for option, value in given.items()
         ]
+        if self.greedy:
+            words.append("--greedy")
         return " ".join([*words, f"-o {self.output_name}"])
 
     def config(self) -> ModelConfig:
@@ -71,7 +76,7 @@ class Request:
         """Raise a UserError for the first of these attributes that was given; the values are the options' names."""
         for attribute, option in options.items():
             value = getattr(self, attribute)
-            if value is not None:
+            if value not in (None, False):
                 rule = f"means nothing with --from {self.source}"
                 raise UserError(Problem(option, rule, str(value), "leave it out"))
 
@@ -98,6 +103,7 @@ class Source:
     config: ModelConfig
     fit: Callable[[int], Fitted]
     notes: tuple[str, ...] = ()
+    link: Link | None = None
 
 
 def portable(path: Path) -> str:

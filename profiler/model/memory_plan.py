@@ -14,16 +14,21 @@ from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
 from simbatch.profiler.model.quantisation import checked_quantisation
 from simbatch.profiler.model.weights import local_kv_heads, local_vocab, weights_of
 from simbatch.sim.cost.gpus import GIB, Gpu
-from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, Memory
+from simbatch.sim.cost.memory import DEFAULT_GPU_MEMORY_UTILIZATION, KV_ELEMENT_BYTES, Memory, Peak
 from simbatch.sim.errors import Problem, UserError
 
-DEFAULT_UTILIZATION = 0.9
-# The sampler's tensors of [max_num_seqs, vocabulary] when top-k and top-p are native PyTorch: logits in 16 bits (2) and
-# in fp32 (4), sorted values and their int64 indices (12), and the sort's second buffer of both (12).
-SAMPLER_BYTES_PER_LOGIT = 30
+DEFAULT_UTILIZATION = DEFAULT_GPU_MEMORY_UTILIZATION
+# The sampler's tensors of [max_num_seqs, vocabulary] in the profile run of vLLM's newer model runner (v1/worker/gpu):
+# logits in 16 bits and in fp32; nothing is sorted there. The older one, which vLLM 0.32 takes for synchronous
+# scheduling, had 33 bytes on an H100.
+SAMPLER_BYTES_PER_LOGIT = 6
+# Of a token in the forward pass: three times the hidden state (two and the residual), and gate, up and their product.
+# With that Llama-3.1-8B takes 864 MiB for 8,192 tokens, as vLLM 0.32 said on an H100.
+HIDDEN_STATES, INNER_STATES = 3, 3
 NON_TORCH_BYTES = int(0.16 * GIB)  # vLLM's log on an H100, pull request 12126
 NCCL_BYTES = {1: 0, 2: 358_612_992, 4: 411_041_792, 8: 411_041_792}  # aiconfigurator's datasheets (Apache-2.0)
-GRAPHS_BYTES = GIB // 2  # assumed; vLLM's logs on 3090s say 0.17 and 0.36 GiB
+GRAPHS_BYTES = 774 * 2**20  # vLLM 0.32 on an H100 with Llama-3.1-8B and all 51 sizes (AWQ: 788 MiB)
+GRAPH_SIZES = 51
 
 
 class Figure(NamedTuple):
@@ -47,6 +52,7 @@ class MemoryPlan:
     reserve_bytes: int
     kv_bytes_per_token: int
     block_size: int
+    peak: Peak
     figures: tuple[Figure, ...]
 
     @property
@@ -96,6 +102,7 @@ class MemoryPlan:
             block_size=self.block_size,
             num_gpu_blocks=self.num_gpu_blocks,
             num_gpu_blocks_from="estimate",
+            peak=self.peak,
         )
 
 
@@ -133,7 +140,8 @@ def plan_memory(
     seqs = max_num_seqs or gpu.default_max_num_seqs
     tokens = max_num_batched_tokens or gpu.default_max_num_batched_tokens
     weights = weights_of(config, stored, tensor_parallel_size).total
-    activation, activation_formula = _activation(config, tensor_parallel_size, seqs, tokens)
+    peak = peak_of(config, tensor_parallel_size, seqs, tokens)
+    activation = peak.bytes_at(seqs, tokens)
     others = NON_TORCH_BYTES + NCCL_BYTES.get(tensor_parallel_size, NCCL_BYTES[8])
     rotary = config.max_position_embeddings * config.head_dim * config.element_bytes
     token_bytes = kv_bytes_per_token(config, kv_cache_dtype, tensor_parallel_size)
@@ -143,8 +151,8 @@ def plan_memory(
     figures = (
         Figure("usable memory", int(gpu.total_bytes * gpu_memory_utilization), f"total x utilisation = {share}", True),
         Figure("weights", weights, _weights_formula(config, stored, tensor_parallel_size), True),
-        Figure("activations", activation, activation_formula, False),
-        Figure("CUDA graphs", GRAPHS_BYTES, "assumed", False),
+        Figure("activations", activation, _activation_formula(config, peak, tensor_parallel_size), False),
+        Figure("CUDA graphs", GRAPHS_BYTES, "measured on one H100 with 51 sizes", False),
         Figure("rotary table", rotary, _rotary_formula(config), True),
         Figure("CUDA and NCCL", others, "beside PyTorch: 0.16 GiB, and NCCL's buffers between GPUs", False),
         Figure(
@@ -163,6 +171,7 @@ def plan_memory(
         reserve_bytes=rotary + others,
         kv_bytes_per_token=token_bytes,
         block_size=block_size,
+        peak=peak,
         figures=figures,
     )
     if plan.num_gpu_blocks < 2:
@@ -181,23 +190,34 @@ def _too_large(plan: MemoryPlan, stored: str, gpu: Gpu) -> UserError:
     return UserError(Problem("memory", rule, mend=mend))
 
 
-def _activation(config: ModelConfig, tensor_parallel_size: int, seqs: int, tokens: int) -> tuple[int, str]:
-    """The higher of the two peaks of vLLM's profile run: a forward pass of all tokens, and sampling for all requests.
+def peak_of(config: ModelConfig, tensor_parallel_size: int, seqs: int, tokens: int) -> Peak:
+    """The two peaks of vLLM's profile run: a forward pass of all tokens, and sampling for all requests.
 
-    Forward: the residual and the hidden states, and gate, up and their product, of every token. Sampling: logits of
-    every request, with the hidden states of all tokens still held.
+    Forward: residual and hidden states, and gate, up and their product, of every token. Sampling: logits of every
+    request, with the hidden states of all tokens still held.
     """
     hidden, inner = config.hidden_size, config.intermediate_size // tensor_parallel_size
-    experts = config.num_experts_per_tok
-    forward = tokens * (2 * hidden + 3 * inner * experts) * config.element_bytes
-    vocab = local_vocab(config, 1)  # gathered from all GPUs before sampling
-    sampling = seqs * vocab * SAMPLER_BYTES_PER_LOGIT + tokens * hidden * config.element_bytes
-    if forward >= sampling:
-        times = f" x {experts} experts" if experts > 1 else ""
-        text = f"{tokens:,} tokens x (2 x {hidden:,} + 3 x {inner:,}{times}) x {config.element_bytes} bytes"
-        return forward, f"forward pass: {text}"
-    text = f"{seqs:,} requests x {vocab:,} logits x {SAMPLER_BYTES_PER_LOGIT} bytes + {tokens:,} x {hidden:,} x "
-    return sampling, f"sampling: {text}{config.element_bytes}"
+    width = HIDDEN_STATES * hidden + INNER_STATES * inner * config.num_experts_per_tok
+    return Peak(
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        num_capture_sizes=GRAPH_SIZES,
+        forward_bytes_per_token=width * config.element_bytes,
+        # gathered from all GPUs before sampling
+        sampler_bytes_per_seq=local_vocab(config, 1) * SAMPLER_BYTES_PER_LOGIT,
+        sampler_bytes_per_token=hidden * config.element_bytes,
+    )
+
+
+def _activation_formula(config: ModelConfig, peak: Peak, tensor_parallel_size: int) -> str:
+    seqs, tokens, element = peak.max_num_seqs, peak.max_num_batched_tokens, config.element_bytes
+    hidden, inner = config.hidden_size, config.intermediate_size // tensor_parallel_size
+    if peak.bytes_at(seqs, tokens) == peak.forward_bytes_per_token * tokens:
+        times = f" x {config.num_experts_per_tok} experts" if config.num_experts_per_tok > 1 else ""
+        width = f"({HIDDEN_STATES} x {hidden:,} + {INNER_STATES} x {inner:,}{times})"
+        return f"forward pass: {tokens:,} tokens x {width} x {element} bytes"
+    logits = f"{local_vocab(config, 1):,} logits x {SAMPLER_BYTES_PER_LOGIT} bytes"
+    return f"sampling: {seqs:,} requests x {logits} + {tokens:,} x {hidden:,} x {element} bytes"
 
 
 def _weights_formula(config: ModelConfig, stored: str, tensor_parallel_size: int) -> str:

@@ -130,7 +130,7 @@ def _idle_starts(run: Moments) -> Ints:
 def _most(run: Moments, lag_s: float) -> Floats:
     """The longest that each can have taken: from when it can have begun, by what is known of the one before."""
     before = np.concatenate([[-np.inf], np.where(run.is_done_known, run.done_s, -np.inf)[:-1]])
-    return np.maximum(LEAST_S, run.done_s - np.maximum(before, run.schedule_s + lag_s))
+    return np.asarray(np.maximum(LEAST_S, run.done_s - np.maximum(before, run.schedule_s + lag_s)))
 
 
 def _shows(run: Moments) -> Flags:
@@ -141,7 +141,7 @@ def _shows(run: Moments) -> Flags:
     known_before = np.concatenate([[False], run.is_done_known[:-1]])
     if not run.is_async:
         return known_before
-    return run.is_done_known & known_before & (run.done_s - run.launched_s > TIGHT_S)
+    return np.asarray(run.is_done_known & known_before & (run.done_s - run.launched_s > TIGHT_S))
 
 
 def _least(run: Moments, lag_s: float) -> Floats:

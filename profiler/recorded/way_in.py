@@ -37,4 +37,5 @@ def _bounds(run: Moments, requests: list[RecordedRequest]) -> Bounds | None:
     high = begin_s[inside] - sent_s[inside]
     looked = run.schedule_s[k - 1] - sent_s[inside]
     low = np.where(run.is_idle[k], high, np.minimum(looked, high))
-    return Bounds(sent_s, prompt, np.zeros(len(sent_s)), inside, low, high)
+    num_chunks = run.steps.num_decodes + run.steps.num_prefills
+    return Bounds(sent_s, prompt, run.updated_s, num_chunks.astype(np.float64), inside, low, high)

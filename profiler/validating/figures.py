@@ -9,8 +9,7 @@ from typing import Any
 
 from simbatch.profiler.validating.bounds import LATENCIES, STATISTICS, Bounds, is_within
 from simbatch.profiler.validating.real_run import AnyRun, Run
-from simbatch.sim.results.compared import Metric
-from simbatch.sim.results.console import STATISTIC_LABELS
+from simbatch.sim.results.registry import REGISTRY, Metric
 
 CLIENT, ENGINE = "client", "engine"
 
@@ -89,22 +88,22 @@ def _figure(
 
 def _client_metrics(real: Sequence[AnyRun]) -> Iterator[Metric]:
     """What the runs were recorded in enough detail for."""
-    yield Metric("duration", "Duration (s)")
-    yield Metric("request_throughput", "Request throughput (req/s)")
-    yield Metric("output_throughput", "Output throughput (tok/s)")
+    yield REGISTRY["duration"]
+    yield REGISTRY["request_throughput"]
+    yield REGISTRY["output_throughput"]
     yield from _latencies(LATENCIES)
     if all(run.has_gaps for run in real):
         yield from (_latency(statistic, "itl") for statistic in ("mean", "p99"))
-    yield Metric("simbatch.mean_concurrent_requests", "Requests in flight, mean")
+    yield REGISTRY["simbatch.mean_concurrent_requests"]
     if all(run.has_queue for run in real):
-        yield Metric("simbatch.queue.mean_waiting", "Waiting requests, mean")
-        yield Metric("simbatch.queue.max_waiting", "Waiting requests, max", kind="count")
+        yield REGISTRY["simbatch.queue.mean_waiting"]
+        yield REGISTRY["simbatch.queue.max_waiting"]
     if all(run.has_steps for run in real):
-        yield Metric("simbatch.batch_size.mean", "Batch size, mean")
-        yield Metric("simbatch.batch_size.max", "Batch size, max", kind="count")
-        yield Metric("simbatch.num_steps", "Steps", kind="count")
-        yield Metric("simbatch.num_preemptions", "Preemptions", kind="count")
-        yield Metric("simbatch.cached_tokens_share", "Prompt tokens from the prefix cache", kind="share")
+        yield REGISTRY["simbatch.batch_size.mean"]
+        yield REGISTRY["simbatch.batch_size.max"]
+        yield REGISTRY["simbatch.num_steps"]
+        yield REGISTRY["simbatch.num_preemptions"]
+        yield REGISTRY["simbatch.cached_tokens_share"]
 
 
 def _latencies(names: Sequence[str]) -> Iterator[Metric]:
@@ -112,4 +111,4 @@ def _latencies(names: Sequence[str]) -> Iterator[Metric]:
 
 
 def _latency(statistic: str, name: str) -> Metric:
-    return Metric(f"{statistic}_{name}_ms", f"{STATISTIC_LABELS[statistic]} {name.upper()} (ms)", kind="ms")
+    return REGISTRY[f"{statistic}_{name}_ms"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simbatch.profiler.fitting.recorded_lines import RecordedRequest, RecordedStep
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.results import Result, RunFacts
-from simbatch.sim.results.compared import Metric
+from simbatch.sim.results.registry import Metric
 
 Ints = NDArray[np.int64]
 

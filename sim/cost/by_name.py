@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from simbatch.sim.cost import error as error_module
-from simbatch.sim.cost import host_section, measured_range, memory, recorder_fit, step_time, stream_fit
+from simbatch.sim.cost import host_section, link, measured_range, memory, recorder_fit, step_time, stream_fit
 from simbatch.sim.cost import noise as noise_module
 from simbatch.sim.cost.host_section import HostFile
 from simbatch.sim.cost.load import parse_json, problems_of, read_text, shipped_names, shipped_text, unknown_profile
@@ -67,6 +67,7 @@ def _all_keys(kind: type[BaseModel]) -> set[str]:
         for module in (
             error_module,
             host_section,
+            link,
             measured_range,
             memory,
             noise_module,

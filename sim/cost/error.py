@@ -63,5 +63,5 @@ class RealRuns(Strict):
 
 def span(errors: tuple[float, float]) -> str:
     """`-50 to -37 %`; one figure where both are the same, small ones with a digit more."""
-    shown = [f"{100 * error:+.{0 if abs(error) >= 0.05 else 1}f}" for error in dict.fromkeys(errors)]
+    shown = [f"{100 * error:+.{0 if abs(error) > 0.02 else 1}f}" for error in dict.fromkeys(errors)]
     return f"{' to '.join(shown)} %"

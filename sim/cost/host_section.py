@@ -82,6 +82,9 @@ class HostSection(Strict):
     """What the engine's thread takes; what is left out is 0."""
 
     source: Measured | None = Field(default=None, description="where it was measured")
+    assumed: bool = Field(
+        default=False, description="whether it is another machine's, or nobody's, for want of a better"
+    )
     launch: Launch = Field(default=Launch(), description="to schedule and launch a batch")
     update: Update = Field(default=Update(), description="to take a step's tokens in")
     admit: Admit = Field(default=Admit(), description="to take a request in")
@@ -109,6 +112,9 @@ class FrontEndSection(Strict):
     """What a server does to a request on its way in, and to its tokens on their way out; what is left out is 0."""
 
     source: Measured | None = Field(default=None, description="where it was measured")
+    assumed: bool = Field(
+        default=False, description="whether it is another machine's, or nobody's, for want of a better"
+    )
     per_request_s: Once = Field(default=0.0, description="to take a request in, s")
     per_prompt_token_s: Each = Field(default=0.0, description="per token of its prompt, s")
     per_chunk_s: Each = Field(default=0.0, description="to send one request's tokens of one step, s")

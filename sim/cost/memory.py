@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,37 @@ KV_ELEMENT_BYTES: dict[str, int] = {
     "fp8_e5m2": 1,
 }
 
+DEFAULT_GPU_MEMORY_UTILIZATION = 0.92  # vLLM's since 0.20 (config/cache.py)
+
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
+
+
+class Settled(NamedTuple):
+    """The engine's limits that memory follows."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_capture_sizes: int | None = None  # CUDA graphs; None: as many as the profile had
+
+
+class Peak(Strict):
+    """What vLLM's profile run takes at its peak, as it grows with the limits, and the limits that figures are for.
+
+    The higher of two: a forward pass of all tokens, and sampling for all requests.
+    """
+
+    max_num_seqs: int = Field(gt=0)
+    max_num_batched_tokens: int = Field(gt=0)
+    num_capture_sizes: int | None = Field(default=None, ge=0, description="CUDA graphs that graphs_bytes is for")
+    forward_bytes_per_token: Bytes
+    sampler_bytes_per_seq: Bytes
+    sampler_bytes_per_token: Bytes = Field(description="hidden states that are held meanwhile")
+
+    def bytes_at(self, max_num_seqs: int, max_num_batched_tokens: int) -> int:
+        """The peak under these limits."""
+        forward = self.forward_bytes_per_token * max_num_batched_tokens
+        held = self.sampler_bytes_per_token * max_num_batched_tokens
+        return max(forward, self.sampler_bytes_per_seq * max_num_seqs + held)
 
 
 class Memory(Strict):
@@ -38,6 +68,7 @@ class Memory(Strict):
     block_size: int = Field(gt=0)
     num_gpu_blocks: int = Field(gt=1)
     num_gpu_blocks_from: Literal["vllm", "estimate"]
+    peak: Peak | None = Field(default=None, description="how blocks follow the limits; null: they do not")
 
     @model_validator(mode="after")
     def _adds_up(self) -> Memory:
@@ -49,7 +80,17 @@ class Memory(Strict):
             )
         return self
 
-    def kv_bytes(self, gpu_memory_utilization: float) -> int:
-        """What is left for the KV cache, never below zero."""
+    def kv_bytes(self, gpu_memory_utilization: float, settled: Settled | None = None) -> int:
+        """What is left for the KV cache, never below zero; without `settled` under the limits of the figures."""
         taken = self.weights_bytes + (self.activation_bytes or 0) + (self.graphs_bytes or 0) + self.reserve_bytes
+        if self.peak is not None and settled is not None:
+            taken += self._moved_bytes(self.peak, settled)
         return max(0, int(self.total_bytes * gpu_memory_utilization) - taken)
+
+    def _moved_bytes(self, peak: Peak, settled: Settled) -> int:
+        """What other limits take more: activations by the peak's formula, graphs by their number."""
+        own = peak.bytes_at(peak.max_num_seqs, peak.max_num_batched_tokens)
+        moved = peak.bytes_at(settled.max_num_seqs, settled.max_num_batched_tokens) - own
+        if self.graphs_bytes and peak.num_capture_sizes and settled.num_capture_sizes is not None:
+            moved += self.graphs_bytes * (settled.num_capture_sizes - peak.num_capture_sizes) // peak.num_capture_sizes
+        return moved

@@ -12,8 +12,15 @@ from simbatch.sim.cost.error import FitError, RealRuns
 from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.cost.host_section import FrontEndSection, HostFile, HostSection
+from simbatch.sim.cost.link import Link
 from simbatch.sim.cost.measured_range import MeasuredRange
-from simbatch.sim.cost.memory import KV_ELEMENT_BYTES, KVCacheType, Memory
+from simbatch.sim.cost.memory import (
+    DEFAULT_GPU_MEMORY_UTILIZATION,
+    KV_ELEMENT_BYTES,
+    KVCacheType,
+    Memory,
+    Settled,
+)
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import StepNoise
 from simbatch.sim.cost.recorder_fit import RecorderFit
@@ -21,7 +28,6 @@ from simbatch.sim.cost.step_time import Seconds, StepTime, Strict
 from simbatch.sim.cost.stream_fit import StreamFit
 from simbatch.sim.errors import Problem, UserError
 
-VLLM_GPU_MEMORY_UTILIZATION = 0.9
 HOST_KEYS = ("host", "front_end", "request_overhead_s", "client_overhead_s")
 OLDER_KEYS = {"request_overhead_s": ("host", "admit.base_s"), "client_overhead_s": ("front_end", "network_s")}
 FLOAT32_BYTES = 4  # a model in float32 (on a CPU) has such a cache, but nobody can ask vLLM for one
@@ -125,6 +131,11 @@ class Profile(Strict):
         return (of_server and of_server.max_num_batched_tokens) or 2048
 
     @property
+    def default_gpu_memory_utilization(self) -> float | None:
+        """VLLM's default; None where memory is not shared out so."""
+        return None
+
+    @property
     @abstractmethod
     def default_block_size(self) -> int:
         """Tokens a block, as measured or written."""
@@ -135,6 +146,7 @@ class Profile(Strict):
         gpu_memory_utilization: float | None = None,
         kv_cache_dtype: str = "auto",
         block_size: int | None = None,
+        settled: Settled | None = None,
     ) -> int:
         """Blocks under other settings, vLLM's null block included; None and `auto` are the profile's own.
 
@@ -158,12 +170,13 @@ class InlineProfile(Profile):
         gpu_memory_utilization: float | None = None,
         kv_cache_dtype: str = "auto",
         block_size: int | None = None,
+        settled: Settled | None = None,
     ) -> int:
         """See `Profile`; there are no memory figures here, so the blocks stay as written."""
-        del block_size
+        del block_size, settled
         rule = "an inline profile has no memory figures to compute blocks from"
         mend = "remove it and set profile.num_gpu_blocks"
-        if gpu_memory_utilization not in (None, VLLM_GPU_MEMORY_UTILIZATION):
+        if gpu_memory_utilization not in (None, DEFAULT_GPU_MEMORY_UTILIZATION):
             raise UserError(Problem("engine.gpu_memory_utilization", rule, gpu_memory_utilization, mend))
         if kv_cache_dtype != "auto":
             raise UserError(Problem("engine.kv_cache_dtype", rule, kv_cache_dtype, mend))
@@ -186,6 +199,7 @@ class MeasuredProfile(Profile):
     estimate: bool = Field(default=False, description="computed rather than measured")
     notes: tuple[str, ...] = Field(default=(), strict=False)
     memory: Memory
+    link: Link | None = Field(default=None, description="what all-reduce between its GPUs was computed from")
     error: FitError | None
     real_runs: RealRuns | None = Field(default=None, description="whole runs beside their simulation from this file")
     range: MeasuredRange | None
@@ -234,6 +248,11 @@ class MeasuredProfile(Profile):
         return default_batch_limits(self.gpu, self.memory.total_bytes)[1]
 
     @property
+    def default_gpu_memory_utilization(self) -> float | None:
+        """See `Profile`; a CPU's cache is as large as it was said."""
+        return DEFAULT_GPU_MEMORY_UTILIZATION if self.is_gpu else self.memory.gpu_memory_utilization
+
+    @property
     def default_block_size(self) -> int:
         """See `Profile`."""
         return self.memory.block_size
@@ -243,11 +262,12 @@ class MeasuredProfile(Profile):
         gpu_memory_utilization: float | None = None,
         kv_cache_dtype: str = "auto",
         block_size: int | None = None,
+        settled: Settled | None = None,
     ) -> int:
         """See `Profile`: what the utilisation leaves beside weights, activations, graphs and reserve."""
         utilization = self.memory.gpu_memory_utilization if gpu_memory_utilization is None else gpu_memory_utilization
         token_bytes = self._kv_bytes_per_token(kv_cache_dtype)
-        blocks = self.memory.kv_bytes(utilization) // (token_bytes * (block_size or self.memory.block_size))
+        blocks = self.memory.kv_bytes(utilization, settled) // (token_bytes * (block_size or self.memory.block_size))
         if blocks < 2:
             rule = f"{self.name} leaves no memory for KV blocks at this utilisation"
             raise UserError(Problem("engine.gpu_memory_utilization", rule, utilization, "raise it"))

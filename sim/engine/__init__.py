@@ -1,34 +1,38 @@
 """The engine: continuous and static batching on paged KV memory, decision by decision as vLLM's V1 scheduler.
 
-A run has traffic, a front end, and a replica in one SimPy environment.
+A run has traffic, a front end, and a replica in one SimPy environment; a cluster has several of the last two.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import simpy
 
 from simbatch.policies.base import Policy
-from simbatch.sim.cost.host import FrontEndTimes, HostDraws
+from simbatch.routers.base import Router
+from simbatch.sim.cost.host import HostDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.engine.explain import Event, Watch
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.leap import Leap
 from simbatch.sim.engine.listener import Listener
+from simbatch.sim.engine.members import ClusterRun, Member
+from simbatch.sim.engine.parts import front_end_of, prefix_keys
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import Traffic
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.prefix_keys import PrefixKeys
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
+
+__all__ = ["ClusterRun", "Member", "Run", "explain", "front_end_of", "run", "run_cluster"]
 
 
 class Run:
@@ -54,9 +58,7 @@ class Run:
         self.env = env or simpy.Environment(0)
         self.recorder = Recorder(keep_steps=steps, is_timed=config.host is not None or front is not None)
         network_ps = config.front_end.network_ps if config.front_end else 0
-        keys = None
-        if config.enable_prefix_caching and source.hash_block_tokens:
-            keys = PrefixKeys(source.hash_block_tokens, config.block_size)
+        keys = prefix_keys([config], source)
         traffic = self.traffic = Traffic(source, self.recorder, config.max_model_len, keys, progress, network_ps)
         self.front_end: FrontEnd | None = None
         if front is not None:
@@ -139,10 +141,22 @@ def explain(
     return watch.events
 
 
-def front_end_of(config: EngineConfig) -> FrontEndTimes | None:
-    """The front end's times, where it does more than add the network's: None if requests pass it at once."""
-    times = config.front_end or FrontEndTimes()
-    has_limits = config.max_num_queued_reqs is not None or config.max_num_queued_tokens is not None
-    if has_limits or times.per_request_ps or times.per_prompt_token_ps or times.per_chunk_ps:
-        return times
-    return None
+def run_cluster(
+    members: Sequence[Member],
+    router: Router,
+    source: RequestSource,
+    *,
+    seed: int = 0,
+    refresh_ps: int = 0,
+    steps: bool = False,
+    spans: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> RunRecord:
+    """The same for several replicas behind a router, which draws by `seed`."""
+    this = ClusterRun(
+        members, router, source, seed=seed, refresh_ps=refresh_ps, steps=steps, spans=spans, progress=progress
+    )
+    loaded_before_s = this.traffic.load_cpu_s
+    begin_s = time.process_time()
+    this.env.run()
+    return this.record(time.process_time() - begin_s - (this.traffic.load_cpu_s - loaded_before_s))

@@ -12,7 +12,7 @@
 | last tokens in flight, and somebody waits, or sends at an end | a span of one step | a seat is free after it |
 | an arrival | the span ends with the first step that may see it | it may be admitted |
 | a decode's last token, blocks running out | the span ends there | the batch changes |
-| the front end still sends the chunks of the step before | steps are done one by one | they leave in a line |
+| the front end is not done with the chunks of the step before | steps are done one by one | they leave in a line |
 | another term (device, host, lag) sets the pace | the leap goes on under it | a closed form holds under one term |
 """
 

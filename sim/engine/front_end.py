@@ -1,12 +1,14 @@
 """The server's own processes: what they do to a request on its way in, and to its tokens on their way out.
 
-In: one of `api_server_count` servers, the first that is free, works `per_request + per_prompt_token * n` on a request,
-one after the other, so that a cohort which comes at once passes in a line. The same threads send the streams: with the
-share `busy` of their time taken by chunks a request takes 1 / (1 - busy) times as long (processor sharing). `busy` is
-what the newest step's chunks took of the time between two steps when the request was sent.
+In: a request is `per_request + per_prompt_token * n` of work for one of `api_server_count` threads, the one that will
+be through with its own first. A thread takes requests in turn, two turns each (to read it, and to send it on when
+it has been made into tokens), so that a cohort which comes at once comes through together, in the second half of what
+all of it takes, and not one by one from the begin.
 
 Out: the chunks of a step leave at V = max(U, V before) + per_chunk * chunks / servers, where U is when its tokens
-exist; what the network adds is the same for all and no matter of this module.
+exist; what the network adds is the same for all and no matter of this module. The same threads send them: meanwhile
+requests have a quarter of the thread, and sending takes so much longer for them. So turns are reckoned on a clock of
+their own, which goes at a quarter of the speed until H = max(U, H before) + 4/3 of the work.
 
 Queue limits (vLLM's `max_num_queued_reqs`, `max_num_queued_tokens`, v1/engine/async_llm.py `check_admission`) are
 checked when a request is sent: requests in the server, and whole prompts of those that have no token yet.
@@ -18,11 +20,9 @@ import heapq
 from collections.abc import Callable
 
 from simbatch.sim.cost.host import FrontEndTimes
+from simbatch.sim.engine.lane import Lane
 from simbatch.sim.engine.traffic import FAR, Traffic
 from simbatch.sim.scheduler.request import Request
-
-BUSY_BITS = 20
-MAX_BUSY = int(0.95 * (1 << BUSY_BITS))  # however many streams there are, requests get in
 
 
 class FrontEnd:
@@ -32,7 +32,7 @@ class FrontEnd:
         self,
         times: FrontEndTimes,
         num_servers: int,
-        traffic: Traffic,
+        traffic: Traffic | Lane,
         refuse: Callable[[Request, str], None],
         max_requests: int | None = None,
         max_tokens: int | None = None,
@@ -43,9 +43,15 @@ class FrontEnd:
         self._traffic = traffic
         self._refuse = refuse
         self._num_servers = num_servers
-        self._free_ps = [0] * num_servers  # when each server has let its last request go
-        self._ready: list[tuple[int, int, Request]] = []  # on their way: (when they reach the engine, number, request)
-        self._newest = self._before = (0, 0, 0)  # the two newest updates: U, the time since the one before, work
+        # By the clock of turns: when each server is through with the turns that it has, and whose end when
+        self._free_ps = [0] * num_servers
+        self._turns: list[tuple[int, int, int, Request]] = []  # a heap of first turns: (end, number, server, request)
+        self._last_turns: list[tuple[int, int, Request]] = []  # a heap of last turns: then they reach the engine
+        self.held_ps = 0  # H: until then the newest chunks hold requests up
+        self._updated_ps = 0  # U: the newest
+        self._chunks_ps = 0  # what all chunks have taken of the clock by H
+        self._before = (0, 0)  # both as they were before the newest, for who was sent before and is known only now
+        self._turned_ps = 0  # the clock of turns, as far as it has been looked at
         self._limits = (max_requests, max_tokens)
         self._has_limits = max_requests is not None or max_tokens is not None
         self._num_requests = self._num_tokens = 0  # in the server; prompts without a first token
@@ -63,20 +69,22 @@ class FrontEnd:
             raise OverflowError("the clock has run past what its columns hold")
         while self.next_ps <= now_ps:
             self.look(now_ps)
-            if self._ready and self._ready[0][0] <= now_ps:
-                now_ps += add(heapq.heappop(self._ready)[2], now_ps)
-            self._plan()
+            if self._last_turns and self._last_turns[0][0] <= self._turned_ps:
+                now_ps += add(heapq.heappop(self._last_turns)[2], now_ps)
+            self.plan()
         return now_ps
 
     def send(self, updated_ps: int, num_chunks: int) -> int:
         """Tokens exist; returns when the last of them has left."""
-        work_ps = self.work_ps(num_chunks)
-        self._before, self._newest = self._newest, (updated_ps, updated_ps - self._newest[0], work_ps)
-        begin_ps = self.sent_ps
+        work_ps, begin_ps = self.work_ps(num_chunks), self.sent_ps
         if begin_ps > updated_ps:
             self.late_ps += begin_ps - updated_ps
         else:
             begin_ps = updated_ps
+        self._before = (self.held_ps, self._chunks_ps)
+        self._updated_ps, hold_ps = updated_ps, self.hold_ps(work_ps)
+        self._chunks_ps += hold_ps // 4 * 3
+        self.held_ps = hold_ps + (self.held_ps if self.held_ps > updated_ps else updated_ps)
         self.sent_ps = begin_ps + work_ps
         return self.sent_ps
 
@@ -84,15 +92,18 @@ class FrontEnd:
         """How long it sends so many chunks."""
         return self.times.per_chunk_ps * num_chunks // self._num_servers
 
-    def send_alike(self, last_ps: int, gap_ps: int, gap_before_ps: int, num_steps: int, num_chunks: int) -> None:
-        """The same for steps with which it keeps up: when the last one's tokens exist, its gap and the one before."""
-        if num_steps == 1:
-            self.send(last_ps, num_chunks)
-            return
-        work_ps = self.work_ps(num_chunks)
-        self._before = (last_ps - gap_ps, gap_before_ps, work_ps)
-        self._newest = (last_ps, gap_ps, work_ps)
-        self.sent_ps = last_ps + work_ps
+    def hold_ps(self, work_ps: int) -> int:
+        """How long chunks that take so much hold requests up: a multiple of 4, so that 3/4 of it are exact."""
+        return (work_ps + 2) // 3 * 4
+
+    def send_alike(self, last_ps: int, gap_ps: int, num_steps: int, num_chunks: int) -> None:
+        """The same for steps with which it keeps up: when the last one's tokens exist, and its gap."""
+        if num_steps > 1:
+            work_ps = self.work_ps(num_chunks)
+            hold_ps = self.hold_ps(work_ps)
+            self.sent_ps, self.held_ps = last_ps - gap_ps + work_ps, last_ps - gap_ps + hold_ps
+            self._chunks_ps += (num_steps - 1) * (hold_ps // 4 * 3)
+        self.send(last_ps, num_chunks)
 
     def first_token(self, request: Request, sent_ps: int) -> None:
         """A request's prompt counts no longer in the queue."""
@@ -105,14 +116,15 @@ class FrontEnd:
             num_tokens = request.num_prompt_tokens if request.first_token_ps < 0 else 0
             heapq.heappush(self._leaving, (at_ps, 1, num_tokens))
         self._traffic.left(request, at_ps)
-        self._plan()
+        self.plan()
 
     def look(self, now_ps: int) -> None:
-        """Begin with every request that was sent by `now_ps`."""
+        """Begin with every request that was sent by `now_ps`, and get on with all until then."""
         traffic = self._traffic
         while traffic.next_ps <= now_ps:
             traffic.take_one(self._begin)
-        self._plan()
+        self._turn_until(self._turns_by(now_ps))
+        self.plan()
 
     def _begin(self, request: Request) -> None:
         at_ps = request.arrival_ps
@@ -122,19 +134,35 @@ class FrontEnd:
             return
         self._num_requests += 1
         self._num_tokens += request.num_prompt_tokens
-        times = self.times
-        free_ps = heapq.heappop(self._free_ps)
-        work_ps = times.per_request_ps + times.per_prompt_token_ps * request.num_prompt_tokens
-        idle_share = (1 << BUSY_BITS) - self._busy(at_ps)
-        through_ps = max(free_ps, at_ps) + (work_ps << BUSY_BITS) // idle_share
-        heapq.heappush(self._free_ps, through_ps)
-        heapq.heappush(self._ready, (through_ps, request.index, request))
+        self._turn_until(self._turns_by(at_ps))
+        server = min(range(self._num_servers), key=self._free_ps.__getitem__) if self._num_servers > 1 else 0
+        heapq.heappush(self._turns, (self._turn(server, request), request.index, server, request))
 
-    def _busy(self, at_ps: int) -> int:
-        """The share of a thread's time that the streams take, in 2**-20."""
-        updated_ps, gap_ps, work_ps = self._newest if self._newest[0] <= at_ps else self._before
-        gap_ps = max(gap_ps, at_ps - updated_ps)
-        return min((work_ps << BUSY_BITS) // gap_ps, MAX_BUSY) if gap_ps > 0 else 0
+    def _turn(self, server: int, request: Request) -> int:
+        """Line up for a turn; returns when it ends, which nothing but chunks can change."""
+        begin_ps = max(self._free_ps[server], self._turned_ps)
+        self._free_ps[server] = end_ps = begin_ps + self._turn_ps(request)
+        return end_ps
+
+    def _turn_ps(self, request: Request) -> int:
+        times = self.times
+        return (times.per_request_ps + times.per_prompt_token_ps * request.num_prompt_tokens) // 2
+
+    def _turn_until(self, turned_ps: int) -> None:
+        """First turns that end until then are followed by last ones, behind those who have lined up."""
+        turns = self._turns
+        while turns and turns[0][0] <= turned_ps:
+            self._turned_ps, _, server, request = heapq.heappop(turns)
+            heapq.heappush(self._last_turns, (self._turn(server, request), request.index, request))
+        self._turned_ps = turned_ps
+
+    def _turns_by(self, at_ps: int) -> int:
+        """The clock of turns at a moment that is not before the last update but one; it never goes back."""
+        held_ps, chunks_ps = (self.held_ps, self._chunks_ps) if at_ps >= self._updated_ps else self._before
+        turned_ps = at_ps - chunks_ps
+        if at_ps < held_ps:
+            turned_ps += 3 * (held_ps - at_ps) // 4
+        return turned_ps if turned_ps > self._turned_ps else self._turned_ps
 
     def _over_limit(self, at_ps: int) -> str | None:
         leaving = self._leaving
@@ -149,6 +177,21 @@ class FrontEnd:
             return f"max_num_queued_tokens: {self._num_tokens} prompt tokens in prefill, {max_tokens} allowed"
         return None
 
-    def _plan(self) -> None:
-        sent_ps = self._traffic.next_ps
-        self.next_ps = min(sent_ps, self._ready[0][0]) if self._ready else sent_ps
+    def plan(self) -> None:
+        """When the next request is sent or comes through, if no more chunks are sent until then."""
+        next_ps = self._traffic.next_ps
+        if self._last_turns:
+            next_ps = min(next_ps, self._moment(self._last_turns[0][0]))
+        if self._turns and (self._num_servers > 1 or not self._last_turns):
+            end_ps, _, server, request = self._turns[0]
+            if self._num_servers == 1:
+                end_ps = self._free_ps[server] + self._turn_ps(request)
+            next_ps = min(next_ps, self._moment(end_ps))
+        self.next_ps = next_ps
+
+    def _moment(self, turned_ps: int) -> int:
+        """When the clock of turns shows that; the newest update where it did so before."""
+        at_ps = turned_ps + self._chunks_ps
+        if at_ps < self.held_ps:
+            at_ps = self.held_ps - 4 * (self.held_ps - at_ps)
+        return at_ps if at_ps > self._updated_ps else self._updated_ps

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from math import inf
-from typing import TYPE_CHECKING
-
-import simpy
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.cost.features import Features, features_of
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.eligibility import may_leap, needs_stepping
 from simbatch.sim.engine.gathered import Gathered
+from simbatch.sim.engine.lane import Lane
 from simbatch.sim.engine.replica import Process, Replica
 from simbatch.sim.engine.timed import Timed
 from simbatch.sim.engine.traffic import FAR
@@ -69,12 +68,20 @@ class Leap:
         now.gather(stepwise.in_flight)
         inbox, door, scheduler, waiting = self.inbox, replica.door, self.scheduler, self.scheduler.waiting
         untimed, timed, holds = self.untimed, self.timed, self.decisions.holds
-        is_async, keeps_steps = self.is_async, self.keeps_steps
+        is_async, keeps_steps, lane = self.is_async, self.keeps_steps, replica.lane
         while True:
             planned = None
             if untimed.left is None:
+                if lane is not None and lane.horizon_ps <= replica.now_ps:
+                    yield from replica.until_known(lane)
+                    if lane.is_down:
+                        break
                 if inbox.next_ps <= replica.now_ps or door.backlog:
                     self._take_in()
+                    if lane is not None and lane.horizon_ps <= replica.now_ps:  # admissions took that long
+                        continue
+                    if door.backlog:
+                        door.form_batch(replica.now_ps)
                 # only now: whoever comes at the moment of a preemption is in the queue before who loses its seat
                 if (group.blocks_next > kv.free or now.partials) and needs_stepping(now):
                     break
@@ -83,16 +90,23 @@ class Leap:
                 if not now.preempted and (now.partials or (scheduler.may_admit and waiting)):
                     planned = self._plan_prefills()
                 if not planned and not group.size:
+                    if lane is not None and (planned is not None or replica.has_work):
+                        replica.publish(replica.now_ps)
                     if (yield from self._idle()) or now.preempted:
                         self.close_preemptions()
                         continue
                     break
+            if lane is not None and not planned and untimed.left is None:
+                yield from self._until_reached(lane)
             if timed is not None:
                 timed.advance(planned)
                 continue
-            start_ps = device.free_ps if device.free_ps > replica.now_ps else replica.now_ps
+            schedule_ps = replica.now_ps
+            start_ps = device.free_ps if device.free_ps > schedule_ps else schedule_ps
             newest_ps, ended = untimed.step(planned, start_ps) if planned else untimed.span(start_ps)
             now.has_stepped = True
+            if lane is not None:
+                replica.publish(schedule_ps)
             if now.preempted or (ended and self.refuses_chunks):
                 self.close_preemptions()
             if is_async and (now.ending or now.noted or keeps_steps):
@@ -182,12 +196,10 @@ class Leap:
         num_waiting, may_admit = len(scheduler.waiting), scheduler.may_admit
         while self.inbox.next_ps <= replica.now_ps:
             replica.now_ps = self.inbox.take(replica.now_ps, replica.door.add)
-        if replica.door.backlog:
-            replica.door.form_batch(replica.now_ps)
         if num_waiting and self.decisions.head_is_stable:
             scheduler.may_admit = may_admit
 
-    def _idle(self) -> Generator[simpy.Event, object, bool]:
+    def _idle(self) -> Generator[Any, Any, bool]:
         """Nobody can be scheduled: take in what is in flight, or wait for an arrival; False where there is neither."""
         now, replica = self.gathered, self.replica
         if now.newest_ps != NEVER:
@@ -200,10 +212,24 @@ class Leap:
             if not self.decisions.asked_on_change:
                 self.scheduler.may_admit = True
             return True
-        if replica.has_work or self.inbox.next_ps == FAR:
+        if replica.has_work or replica.is_over:
             return False
-        yield from replica.wait_until(self.inbox.next_ps)
-        return True
+        yield from replica.until_sent(FAR)
+        return not (replica.is_over or (replica.lane is not None and replica.lane.is_down))
+
+    def _until_reached(self, lane: Lane) -> Process:
+        """In a cluster: wait until nobody can come before a span's end any more, or somebody does.
+
+        Meanwhile it costs nothing, whoever is sent elsewhere. Nothing of it shows before its end, unless tokens are on
+        their way that end requests.
+        """
+        now, inbox = self.gathered, self.inbox
+        if now.ending or now.noted or now.losing or self.most_steps() < 2:
+            return
+        reach_ps = self.untimed.reach_ps() if self.timed is None else self.timed.reach_ps()
+        while (next_ps := min(reach_ps, inbox.next_ps)) > lane.horizon_ps and not lane.is_forced:
+            lane.wake_ps, lane.is_waiting = next_ps, True
+            yield None
 
     def _plan_prefills(self) -> dict[Request, int]:
         """Who is computed beside the decodes: requests in mid-prefill, and new ones if they can be admitted."""

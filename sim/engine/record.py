@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,7 @@ class StepRow(NamedTuple):
     schedule_ps: int = NEVER_PS  # begin of schedule() on the host
     launched_ps: int = NEVER_PS  # the launch has returned
     updated_ps: int = NEVER_PS  # end of the update: its tokens exist
+    replica: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,50 @@ class RequestColumns:
     queued_ps: NDArray[np.int64] | None = None  # taken in by the engine; None: at its arrival
     client_first_token_ps: NDArray[np.int64] | None = None  # the network included; None: at the engine's
     client_finish_ps: NDArray[np.int64] | None = None
+    replica: NDArray[np.int64] | None = None  # where each was sent last; None: there is one engine
+
+    def only(self, chosen: NDArray[np.int64]) -> RequestColumns:
+        """Those of these indices, in that order."""
+        values: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, np.ndarray):
+                values[each.name] = value[chosen]
+            elif isinstance(value, list):
+                values[each.name] = [value[i] for i in chosen.tolist()]
+            elif isinstance(value, dict):
+                values[each.name] = {j: value[i] for j, i in enumerate(chosen.tolist()) if i in value} if value else {}
+        return RequestColumns(**values)
 
     def __len__(self) -> int:
         return len(self.arrival_ps)
 
 
 @dataclass(frozen=True)
+class ReplicaLog:
+    """What one replica of a cluster did, beside its requests; `rows` and `token_rows` are slices of the run's."""
+
+    group: int
+    profile: str
+    rows: slice
+    token_rows: slice
+    gaps: NDArray[np.int64]
+    num_preemptions: int
+    num_recomputed_tokens: int
+    num_truncated: int
+    end_ps: int
+    num_gpu_blocks: int
+    block_size: int
+    front_end_late_ps: int
+
+
+@dataclass(frozen=True)
 class RunRecord:
-    """Everything that metrics, files and pictures are made from."""
+    """Everything that metrics, files and pictures are made from.
+
+    Of a cluster `segments` and `tokens` are those of one replica after the other, each in order of time; counts are
+    totals, `num_gpu_blocks` has one null block for each replica.
+    """
 
     requests: RequestColumns
     segments: NDArray[np.void]  # of SEGMENT_DTYPE, in order of time
@@ -107,6 +145,46 @@ class RunRecord:
     steps: list[StepRow] | None = None
     tokens: NDArray[np.void] | None = None  # of TOKEN_DTYPE, in order of time; None: at the ends of the segments' steps
     front_end_late_ps: int = 0  # tokens were ready and the front end still had those of the step before
+    replicas: tuple[ReplicaLog, ...] = ()  # of a cluster
+
+    @property
+    def num_usable_blocks(self) -> int:
+        """All KV blocks but the null block of each replica."""
+        return self.num_gpu_blocks - self.num_replicas
+
+    @property
+    def num_replicas(self) -> int:
+        """Engines: 1 without a cluster."""
+        return max(1, len(self.replicas))
+
+    def parts(self) -> Iterator[RunRecord]:
+        """The run of each replica alone, with its own requests, one after the other."""
+        if not self.replicas:
+            yield self
+        for i in range(len(self.replicas)):
+            yield self.part(i)
+
+    def part(self, index: int) -> RunRecord:
+        """The run of one replica of a cluster."""
+        log, requests = self.replicas[index], self.requests
+        assert requests.replica is not None
+        own = requests.only(np.flatnonzero(requests.replica == index))
+        return replace(
+            self,
+            requests=own,
+            segments=self.segments[log.rows],
+            tokens=None if self.tokens is None else self.tokens[log.token_rows],
+            gaps=log.gaps,
+            num_preemptions=log.num_preemptions,
+            num_recomputed_tokens=log.num_recomputed_tokens,
+            num_truncated=log.num_truncated,
+            end_ps=log.end_ps,
+            num_gpu_blocks=log.num_gpu_blocks,
+            block_size=log.block_size,
+            front_end_late_ps=log.front_end_late_ps,
+            steps=None,
+            replicas=(),
+        )
 
     @property
     def num_steps(self) -> int:

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk
 
 
+REQUEST_COLUMNS = (
+    "queued_ps", "first_sent_ps", "finish_sent_ps", "arrival_ps", "scheduled_ps", "first_token_ps", "finish_ps",
+    "num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions", "priority", "status",
+    "request_id", "tenant", "reason",
+)  # fmt: skip
+
+
 class Recorder:
     """The growing form of a `RunRecord`."""
 
@@ -53,6 +60,20 @@ class Recorder:
         self.gaps = array("q")
         self.num_truncated = 0
         self.steps: list[StepRow] | None = [] if keep_steps else None
+        self.number = 0  # of the replica
+        self.replica: array[int] | None = None  # in a cluster: where each request was sent last
+
+    def new_column(self) -> array[int]:
+        """Of zeros, for the requests that are known already."""
+        return array("q", [0]) * len(self.status)
+
+    def beside(self, number: int) -> Recorder:
+        """One for the steps of another replica, which writes requests down in the same columns."""
+        other = Recorder(self.steps is not None, self.is_timed)
+        other.number = number
+        for name in REQUEST_COLUMNS:
+            setattr(other, name, getattr(self, name))
+        return other
 
     def step(self, step: Step, finished: list[Request], free_blocks: int, num_running: int, num_waiting: int) -> None:
         """A step in full; the counts are those after its update."""
@@ -60,6 +81,7 @@ class Recorder:
         self.steps.append(
             StepRow(
                 step=len(self.steps),
+                replica=self.number,
                 start_ps=step.start_ps,
                 end_ps=step.end_ps,
                 schedule_ps=step.schedule_ps,
@@ -89,6 +111,8 @@ class Recorder:
         for column in (self.num_output_tokens, self.num_cached_tokens, self.num_preemptions):
             column.extend(zeros)
         self.status.extend(array("b", [UNFINISHED]) * n)
+        if self.replica is not None:
+            self.replica.extend(zeros)
         self.request_id.extend(chunk.request_id or ())
         if chunk.tenant:  # the first tenant may stand far down in a file
             self.tenant += [None] * (len(self.status) - n - len(self.tenant))
@@ -137,7 +161,7 @@ class Recorder:
         self.first_sent_ps[i] = request.first_sent_ps
         self.finish_sent_ps[i] = request.finish_sent_ps
 
-    def _client_ps(self, sent_ps: array[int], network_ps: int) -> NDArray[np.int64] | None:
+    def _client_ps(self, sent_ps: array[int], network_ps: int | NDArray[np.int64]) -> NDArray[np.int64] | None:
         """When a client gets what left then."""
         times = np.array(sent_ps)
         return np.where(times < 0, times, times + network_ps) if self.is_timed else None
@@ -154,7 +178,26 @@ class Recorder:
     ) -> RunRecord:
         """The finished form, as numpy columns."""
         network_ps = config.front_end.network_ps if config.front_end else 0
-        requests = RequestColumns(
+        return RunRecord(
+            requests=self.columns(network_ps),
+            segments=np.frombuffer(self.segments, dtype=SEGMENT_DTYPE),
+            gaps=np.array(self.gaps, dtype=np.int64),
+            num_preemptions=num_preemptions,
+            num_recomputed_tokens=num_recomputed_tokens,
+            num_truncated=self.num_truncated,
+            end_ps=end_ps,
+            num_gpu_blocks=config.num_gpu_blocks,
+            block_size=config.block_size,
+            client_overhead_ps=network_ps,
+            event_loop_cpu_s=event_loop_cpu_s,
+            steps=self.steps,
+            tokens=np.frombuffer(self.tokens, dtype=TOKEN_DTYPE) if self.is_timed else None,
+            front_end_late_ps=front_end_late_ps,
+        )
+
+    def columns(self, network_ps: int | NDArray[np.int64]) -> RequestColumns:
+        """The requests; the network takes so long, each its own way or all alike."""
+        return RequestColumns(
             arrival_ps=np.array(self.arrival_ps),
             scheduled_ps=np.array(self.scheduled_ps),
             first_token_ps=np.array(self.first_token_ps),
@@ -171,20 +214,5 @@ class Recorder:
             queued_ps=np.array(self.queued_ps) if self.is_timed else None,
             client_first_token_ps=self._client_ps(self.first_sent_ps, network_ps),
             client_finish_ps=self._client_ps(self.finish_sent_ps, network_ps),
-        )
-        return RunRecord(
-            requests=requests,
-            segments=np.frombuffer(self.segments, dtype=SEGMENT_DTYPE),
-            gaps=np.array(self.gaps, dtype=np.int64),
-            num_preemptions=num_preemptions,
-            num_recomputed_tokens=num_recomputed_tokens,
-            num_truncated=self.num_truncated,
-            end_ps=end_ps,
-            num_gpu_blocks=config.num_gpu_blocks,
-            block_size=config.block_size,
-            client_overhead_ps=network_ps,
-            event_loop_cpu_s=event_loop_cpu_s,
-            steps=self.steps,
-            tokens=np.frombuffer(self.tokens, dtype=TOKEN_DTYPE) if self.is_timed else None,
-            front_end_late_ps=front_end_late_ps,
+            replica=None if self.replica is None else np.array(self.replica),
         )

@@ -23,11 +23,13 @@ from simbatch.sim.engine.device import Device
 from simbatch.sim.engine.door import Door, Inbox
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.host import Host
+from simbatch.sim.engine.lane import Lane
 from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.record import pack_segment, pack_tokens
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.shown import ShownEngine
 from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
@@ -37,7 +39,8 @@ from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.scheduler import Scheduler
 from simbatch.sim.scheduler.views import EngineView
 
-Process = Generator[simpy.Event, Any, None]
+# of SimPy events; in a cluster, which does without them, of None: until more is known of who comes (`Lane`)
+Process = Generator[Any, Any, None]
 
 
 class Replica(ShownEngine):
@@ -57,12 +60,14 @@ class Replica(ShownEngine):
         host_noise: HostDraws | None = None,
         listener: Listener | None = None,
         host: Host | None = None,
+        lane: Lane | None = None,
     ) -> None:
         self.env = env
         self.config = config
         self.cost = cost
         self.inbox = inbox
         self.front_end = inbox if isinstance(inbox, FrontEnd) else None
+        self.lane = lane  # in a cluster: what is sent here, and until when all of it is known
         self.recorder = recorder
         self._write_segment, self._write_tokens = recorder.segments.extend, recorder.tokens.extend
         self.listener = listener
@@ -86,6 +91,8 @@ class Replica(ShownEngine):
         self.sent_ps = 0  # when the newest tokens left the front end, if anything has times
         self._left = left
         self._ended: list[Request] = []  # members of a static batch that wait for its longest
+        # what it publishes, and published before: when, running and waiting requests, free blocks
+        self.shown = self.shown_before = 0, 0, 0, self.kv.free
         self.has_unreported = False  # requests have ended since the last schedule(); the workers do not know yet
         self.decisions.start(EngineView(config, self))
 
@@ -111,10 +118,47 @@ class Replica(ShownEngine):
 
     def take_in(self) -> Process:
         """Take in every request that has come, each for its price on the host; others may come meanwhile."""
-        while self.inbox.next_ps <= self.now_ps:
+        lane = self.lane
+        while True:
+            if lane is not None and lane.horizon_ps <= self.now_ps:
+                yield from self.until_known(lane)
+                if lane.is_down:
+                    return
+            if self.inbox.next_ps > self.now_ps:
+                break
             yield from self.wait_until(self.admit())
         if self.door.backlog:
             self.door.form_batch(self.now_ps)
+
+    def until_known(self, lane: Lane) -> Process:
+        """Wait until everybody is known who comes by now."""
+        while lane.horizon_ps <= self.now_ps and not lane.is_down:
+            lane.wake_ps, lane.is_waiting = self.now_ps + 1, False
+            yield None
+
+    def until_sent(self, wake_ps: int) -> Process:
+        """Let the clock run to the next arrival, `wake_ps` at the latest; not at all where there is neither."""
+        lane, inbox = self.lane, self.inbox
+        if lane is not None:
+            while (next_ps := min(inbox.next_ps, wake_ps)) > lane.horizon_ps and not lane.is_down:
+                lane.wake_ps, lane.is_waiting = next_ps, True
+                yield None
+            if lane.is_down:
+                return
+        next_ps = min(inbox.next_ps, wake_ps)
+        if next_ps < FAR:
+            yield from self.wait_until(next_ps)
+
+    @property
+    def cut_ps(self) -> int:
+        """When somebody comes, or may come: nothing is known of the time after it."""
+        next_ps, lane = self.inbox.next_ps, self.lane
+        return next_ps if lane is None or next_ps < lane.horizon_ps else lane.horizon_ps
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody will come any more."""
+        return self.inbox.next_ps >= FAR and (self.lane is None or self.lane.horizon_ps >= FAR)
 
     def admit(self) -> int:
         """Take in who has come by now; returns the clock after that."""
@@ -154,6 +198,8 @@ class Replica(ShownEngine):
                     request.first_sent_ps = sent_ps
                     if self.front_end is not None:
                         self.front_end.first_token(request, sent_ps)
+                if self.lane is not None:
+                    self.lane.first_token(request, sent_ps)
             request.last_token_ps = sent_ps
 
     def release(self, finished: list[Request], updated_ps: int, sent_ps: int) -> None:
@@ -176,6 +222,16 @@ class Replica(ShownEngine):
             if self.decisions.listens:
                 self.decisions.finished(request)
             self._left(request, sent_ps)
+        if self.lane is not None and not self.has_work:
+            self.publish(updated_ps)
+
+    def publish(self, at_ps: int) -> None:
+        """A step has been scheduled, or nobody is left: what a gateway is shown from then on."""
+        self.shown_before, self.shown = self.shown, (at_ps, len(self.scheduler.running), self.num_waiting, self.kv.free)
+
+    def shown_at(self, at_ps: int) -> tuple[int, int, int, int]:
+        """What a gateway sees at this moment, to which the replica has come."""
+        return self.shown if self.shown[0] <= at_ps else self.shown_before
 
     def close(self) -> None:
         """Let go of what points back here: a circle of compiled objects is not collected (mypyc 2.4)."""

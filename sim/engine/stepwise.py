@@ -19,8 +19,6 @@ from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.scheduler import Batch, Entry
 
 if TYPE_CHECKING:
-    import simpy
-
     from simbatch.sim.engine.leap import Leap
     from simbatch.sim.engine.replica import Process, Replica
 
@@ -58,16 +56,17 @@ class Stepwise:
                 break
             if (yield from self._is_stuck(has_progressed)):
                 break
-        yield self.replica.env.timeout(self.replica.now_ps - self.replica.env.now)
+        if self.replica.lane is None:  # else the cluster lets the clock run
+            yield self.replica.env.timeout(self.replica.now_ps - self.replica.env.now)
 
-    def _call_sync(self, may_plan: bool) -> Generator[simpy.Event, Any, bool]:
+    def _call_sync(self, may_plan: bool) -> Generator[Any, Any, bool]:
         """One call of `EngineCore.step`; whether anything came of it."""
         step = self.launch()
         yield from self.replica.wait_until(step.launched_ps)
         yield from self.update(step)
         return bool(step.batch.entries or step.batch.preempted)
 
-    def _call_async(self, may_plan: bool) -> Generator[simpy.Event, Any, bool]:
+    def _call_async(self, may_plan: bool) -> Generator[Any, Any, bool]:
         """One call of `step_with_batch_queue`: fill the queue of two, or else take in the older step."""
         has_progressed = False
         if may_plan:
@@ -90,6 +89,8 @@ class Stepwise:
             replica.decoding_before = replica.decoding()
         batch = replica.scheduler.schedule()
         replica.decoding_before, replica.has_unreported = None, False
+        if replica.lane is not None:
+            replica.publish(schedule_ps)
         if batch.entries:
             step = self._launched(batch)
         else:
@@ -159,24 +160,23 @@ class Stepwise:
     def _wants_end(self) -> bool:
         return self.replica.listener is not None and self.replica.listener.wants_end()
 
-    def _is_over(self, is_held: bool) -> Generator[simpy.Event, Any, bool]:
+    def _is_over(self, is_held: bool) -> Generator[Any, Any, bool]:
         """Wait for the next arrival, or for the end of a hold; whether there is neither."""
         replica = self.replica
-        wake_ps = replica.inbox.next_ps
-        if is_held:
-            wake_ps = min(wake_ps, replica.door.held_until_ps)
-        if wake_ps < FAR:
-            yield from self._wait_idle(wake_ps)
-        return wake_ps >= FAR
+        wake_ps = replica.door.held_until_ps if is_held else FAR
+        if wake_ps >= FAR and replica.is_over:
+            return True
+        yield from self._wait_idle(wake_ps)
+        return False
 
-    def _is_stuck(self, has_progressed: bool) -> Generator[simpy.Event, Any, bool]:
+    def _is_stuck(self, has_progressed: bool) -> Generator[Any, Any, bool]:
         """After a call: whether nothing will ever change again. An idle engine waits for the next arrival."""
         replica = self.replica
         if has_progressed or not replica.has_work or replica.door.is_held(replica.now_ps):
             self._num_empty = 0
             return False
-        if replica.inbox.next_ps < FAR:
-            yield from self._wait_idle(replica.inbox.next_ps)
+        if not replica.is_over:
+            yield from self._wait_idle(FAR)
             return False
         self._num_empty += 1
         return self._num_empty >= MAX_EMPTY_STEPS
@@ -184,4 +184,4 @@ class Stepwise:
     def _wait_idle(self, wake_ps: int) -> Process:
         if self.replica.listener is not None:
             self.replica.listener.is_idle(self.replica.now_ps)
-        yield from self.replica.wait_until(wake_ps)
+        yield from self.replica.until_sent(wake_ps)

@@ -15,6 +15,7 @@ from simbatch.sim.engine.gathered import NO_ENTRIES
 from simbatch.sim.engine.pace import Pace, device_paced, host_paced, synchronous
 from simbatch.sim.engine.record import pack_segment, pack_tokens
 from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.request import NEVER, Request
 from simbatch.sim.scheduler.scheduler import Batch
 
@@ -40,7 +41,7 @@ class Timed:
         self.leap = leap
         self.replica, self.now, self.group = leap.replica, leap.gathered, leap.group
         self.device, self.host, self.kv, self.cost = leap.device, leap.replica.host, leap.kv, leap.device.cost
-        self.front_end, self.inbox = leap.replica.front_end, leap.inbox
+        self.front_end = leap.replica.front_end
         self.is_async = leap.is_async
         self.keeps_steps = leap.keeps_steps
         self.write_segment, self.write_tokens = leap.write_segment, leap.recorder.tokens.extend
@@ -86,6 +87,8 @@ class Timed:
         for request in fresh:
             request.scheduled_ps = start_ps
         now.has_stepped = True
+        if replica.lane is not None:
+            replica.publish(schedule_ps)
         if now.preempted or (ended and leap.refuses_chunks):
             leap.close_preemptions()
         if self.is_async and now.newest_ps != NEVER:
@@ -121,21 +124,12 @@ class Timed:
         The first update takes in the newest step, each other one a step of this batch.
         """
         now, group, leap, is_async = self.now, self.group, self.leap, self.is_async
-        if self._never_leaps or not now.has_stepped or (is_async and now.newest_ps == NEVER):
+        found = self._plan(self.replica.cut_ps)
+        if found is None:
             return False
-        most, num_decodes, context = leap.most_steps(), group.size, group.context
-        if most < 2:
-            return False
-        known = self._known.get(num_decodes) or self._learn(num_decodes)
-        if known.is_drawn:
-            return False
+        pace, known, duration_ps = found
         kv, replica, device, num_free = self.kv, self.replica, self.device, self.kv.free + now.taken
-        if (most // group.block_size + 1) * num_decodes > num_free:
-            most = group.rounds_within(most, num_free)
-        duration_ps, slope_ps = known.decode_ps + self.cost.decode_context_ps * context, known.slope_ps
-        pace = self._pace(most, known, duration_ps)
-        if pace is None:
-            return False
+        num_decodes, context, slope_ps = group.size, group.context, known.slope_ps
         num_steps, start_ps, period_ps, period_slope_ps, updated_ps, _, _, _, last_start_ps, last_ps, free_ps = pace
         schedule_ps, num_blocks = replica.now_ps, group.blocks_for(num_steps)
         self.write_segment(pack_segment(
@@ -162,6 +156,8 @@ class Timed:
             replica.number += num_steps
             ended = group.advance(num_steps)
         now.taken = 0
+        if replica.lane is not None:
+            replica.publish(schedule_ps)
         device.free_ps, replica.now_ps = free_ps, last_ps
         now.newest_ps, now.ending, now.noted = last_start_ps, ended, NOBODY
         now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0)), num_decodes
@@ -170,6 +166,29 @@ class Timed:
         if not is_async:
             leap.let_go(last_ps, replica.sent_ps)
         return True
+
+    def reach_ps(self) -> int:
+        """Where the clock is after as many decode-only steps as have a closed form, if nobody comes."""
+        found = self._plan(FAR)
+        return self.replica.now_ps if found is None else found[0].last_updated_ps
+
+    def _plan(self, cut_ps: int) -> tuple[Pace, Known, int] | None:
+        """Decode-only steps in closed form, what one takes, and the first one's duration; None where there is none."""
+        now, group, leap = self.now, self.group, self.leap
+        if self._never_leaps or not now.has_stepped or (self.is_async and now.newest_ps == NEVER):
+            return None
+        most, num_decodes = leap.most_steps(), group.size
+        if most < 2:
+            return None
+        known = self._known.get(num_decodes) or self._learn(num_decodes)
+        if known.is_drawn:
+            return None
+        num_free = self.kv.free + now.taken
+        if (most // group.block_size + 1) * num_decodes > num_free:
+            most = group.rounds_within(most, num_free)
+        duration_ps = known.decode_ps + self.cost.decode_context_ps * group.context
+        pace = self._pace(most, known, duration_ps, cut_ps)
+        return None if pace is None else (pace, known, duration_ps)
 
     def _learn(self, num_decodes: int) -> Known:
         """What a batch of so many decodes takes; kept, since few sizes make up a run."""
@@ -184,10 +203,10 @@ class Timed:
         )
         return known
 
-    def _pace(self, most: int, known: Known, duration_ps: int) -> Pace | None:
+    def _pace(self, most: int, known: Known, duration_ps: int, cut_ps: int) -> Pace | None:
         """Who sets the pace of up to `most` steps, and until when; None where they are not several."""
         launch_ps, update_ps, _, slope_ps, work_ps, _ = known
-        now_ps, free_ps, cut_ps = self.replica.now_ps, self.device.free_ps, self.inbox.next_ps
+        now_ps, free_ps = self.replica.now_ps, self.device.free_ps
         if self.is_async:
             features = self.now.features
             before_ps = update_ps
@@ -205,13 +224,14 @@ class Timed:
         return pace
 
     def _keeps_up(self, pace: Pace, work_ps: int) -> bool:
-        """Whether the front end has always sent a step's chunks when those of the next one come."""
-        front_end, now, first_ps = self.front_end, self.now, work_ps
+        """Whether the front end is always done with a step's chunks when those of the next one come."""
+        front_end, now = self.front_end, self.now
         assert front_end is not None
+        first_ps = hold_ps = front_end.hold_ps(work_ps)
         if self.is_async and (num_first := now.num_regular + len(now.noted)) != self.group.size:
-            first_ps = front_end.work_ps(num_first)
-        sent_ps = front_end.sent_ps if front_end.sent_ps > pace[4] else pace[4]
-        return sent_ps + first_ps <= pace[5] and work_ps <= (pace[6] if pace[0] > 2 else pace[5] - pace[4])
+            first_ps = front_end.hold_ps(front_end.work_ps(num_first))
+        held_ps = front_end.held_ps if front_end.held_ps > pace[4] else pace[4]
+        return held_ps + first_ps <= pace[5] and hold_ps <= (pace[6] if pace[0] > 2 else pace[5] - pace[4])
 
     def _send(self, pace: Pace, num_decodes: int) -> None:
         """The tokens of all updates but the first leave; the front end keeps up with them."""
@@ -221,8 +241,7 @@ class Timed:
         if front_end is not None:
             work_ps = self._known[num_decodes].work_ps
             last_gap_ps = gap_ps + (num_more - 2) * slope_ps if num_more > 1 else second_ps - updated_ps
-            gap_before_ps = last_gap_ps - slope_ps if num_more > 2 else second_ps - updated_ps
-            front_end.send_alike(last_ps, last_gap_ps, gap_before_ps, num_more, num_decodes)
+            front_end.send_alike(last_ps, last_gap_ps, num_more, num_decodes)
         first_ps = second_ps + work_ps - before_ps
         if first_ps == gap_ps - slope_ps:
             self.write_tokens(pack_tokens(before_ps, num_more, first_ps, slope_ps, num_decodes, num_decodes))

@@ -55,6 +55,11 @@ class Traffic:
         """Whether the end of a request lets another one be sent."""
         return self._slots is not None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether every request has been sent."""
+        return self._index == self._length
+
     def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
         """Hand over every request sent by `now_ps`; returns the clock after their admission, which `add` prices."""
         if now_ps >= FAR:

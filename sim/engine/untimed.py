@@ -67,6 +67,19 @@ class Untimed:
             self._keep(newest_ps, now.batch({}))
         return newest_ps, group.advance(num_steps)
 
+    def reach_ps(self) -> int:
+        """Where the clock is after as many decode-only steps as nothing can change, if nobody comes."""
+        cost, group, now_ps = self.cost, self.group, self.replica.now_ps
+        if self.device.noise is not None:
+            return now_ps
+        num_decodes, free_ps = group.size, self.device.free_ps
+        slope_ps = cost.decode_context_ps * num_decodes
+        duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
+        num_steps = group.rounds_within(self.leap.most_steps(), self.kv.free + self.now.taken)
+        if self.leap.is_async:  # the next step is planned when the last one begins
+            num_steps -= 1
+        return (free_ps if free_ps > now_ps else now_ps) + span_ps(num_steps, duration_ps, slope_ps)
+
     def _keep(self, start_ps: int, batch: Batch) -> None:
         """The step in full, for the record."""
         now_ps, replica = self.replica.now_ps, self.replica
@@ -81,7 +94,7 @@ class Untimed:
         if self.device.noise is not None:
             num_steps, duration_ps, slope_ps = 1, self.device.noise.step_ps(duration_ps, has_prefill=False), 0
         elif num_steps > 1:
-            time_left_ps = self.inbox.next_ps - start_ps
+            time_left_ps = self.replica.cut_ps - start_ps
             if num_steps * (duration_ps + slope_ps * num_steps) > time_left_ps:  # at most, and quick to say
                 before = steps_until(time_left_ps, duration_ps, slope_ps)  # a plan can see the next arrival before
                 num_steps = min(num_steps, before + 1 if self.leap.is_async else max(before, 1))

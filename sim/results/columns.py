@@ -69,7 +69,7 @@ class RequestTable:
         if name == "reason":
             return np.array([requests.reason.get(i) for i in range(len(requests))], dtype=np.object_)
         if name == "replica":
-            return np.zeros(len(requests), dtype=np.int64)
+            return replica_of(requests)
         if name in LATENCY_COLUMNS:
             return self._latency_s(name)
         raise KeyError(f"no column {name!r}; there are {', '.join(self)}")
@@ -120,6 +120,11 @@ def queued_ps(requests: RequestColumns) -> NDArray[np.int64]:
     if requests.queued_ps is not None:
         return requests.queued_ps
     return np.where(let_in(requests), requests.arrival_ps, NEVER_PS)
+
+
+def replica_of(requests: RequestColumns) -> NDArray[np.int64]:
+    """Where each request was sent, 0 without a cluster."""
+    return np.zeros(len(requests), dtype=np.int64) if requests.replica is None else requests.replica
 
 
 def let_in(requests: RequestColumns) -> NDArray[np.bool_]:

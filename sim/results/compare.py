@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results import console, files
+from simbatch.sim.results import files
 from simbatch.sim.results.alike import same_as, same_notes, taken_notes
-from simbatch.sim.results.compared import LOWER, Metric, metrics_of
+from simbatch.sim.results.registry import LOWER, Metric, metrics_of
 from simbatch.sim.results.result import Result
+from simbatch.sim.results.text import number, percent, table
 
 OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf")
 
@@ -48,7 +49,7 @@ class Row:
     def text(self, label: str) -> str:
         """A candidate's value as it is shown."""
         value = self.values[label]
-        return console.percent(value) if self.is_share else console.number(value, self.decimals)
+        return percent(value) if self.is_share else number(value, self.decimals)
 
 
 class Comparison:
@@ -86,10 +87,10 @@ class Comparison:
         """The table for the console, plain text."""
         labels = list(self.results)
         header = ("", *(f"{label}  " for label in labels))
-        table = console.table(header, [(row.label, *(row.cell(label) for label in labels)) for row in self.rows])
+        lines_of_table = table(header, [(row.label, *(row.cell(label) for label in labels)) for row in self.rows])
         facts = next(iter(self.results.values())).facts
         title = f"{facts.scenario_name}, seed {facts.seed}: {len(labels)} candidates, * marks the best"
-        lines = [title, "", *table, "", *same_notes(self.same, 1)]
+        lines = [title, "", *lines_of_table, "", *same_notes(self.same, 1)]
         lines += taken_notes({label: result.summary for label, result in self.results.items()})
         if not self.same_arrivals:
             lines.append("NOTE: the candidates did not get the same requests at the same times.")

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from simbatch.sim.results.facts import RunFacts
+from simbatch.sim.results.registry import REGISTRY
+from simbatch.sim.results.replica_text import replica_lines, router_line
+from simbatch.sim.results.text import number, percent, short_name, table
 from simbatch.sim.results.time_share import sentences
 
 WIDTH = 50
 TEXT_WIDTH = 100
-STATISTIC_LABELS = {"mean": "Mean", "median": "Median", "p90": "P90", "p95": "P95", "p99": "P99"}
+PRINTED = ("mean", "median", "p90", "p95", "p99")  # of a latency
 LATENCY_HEADERS = {
     "ttft": "Time to First Token",
     "tpot": "Time per Output Token (excl. 1st token)",
@@ -19,7 +22,6 @@ LATENCY_HEADERS = {
     "e2el": "End-to-end Latency",
 }
 GROUP_LATENCIES = tuple((name, statistic) for name in ("ttft", "tpot", "e2el") for statistic in ("mean", "p99"))
-MAX_NAME = 20
 MAX_LISTED = 8  # of a list; of a longer one the first and the last
 
 
@@ -32,6 +34,7 @@ def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
         *_class_lines(ours["classes"]),
         *_tenant_lines(ours),
         *_serving_lines(ours),
+        *replica_lines(ours.get("cluster")),
         *sentences(ours, facts),
         *_origin_lines(ours),
         *_trace_lines(facts),
@@ -63,31 +66,9 @@ def benchmark_block(summary: Mapping[str, Any], facts: RunFacts) -> Iterator[str
     yield _row("Total token throughput (tok/s):", summary["total_token_throughput"])
     for name, header in LATENCY_HEADERS.items():
         yield _header(header, "-")
-        for statistic, label in STATISTIC_LABELS.items():
-            yield _row(f"{label} {name.upper()} (ms):", summary[f"{statistic}_{name}_ms"])
+        for metric in (REGISTRY[f"{statistic}_{name}_ms"] for statistic in PRINTED):
+            yield _row(f"{metric.label}:", metric.of(summary))
     yield "=" * WIDTH
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as they need, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = []
-    for row in (header, *rows):
-        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join([row[0].ljust(len(first)), *others]).rstrip())
-    return lines
-
-
-def number(value: float | None, decimals: int = 2) -> str:
-    """Readable digits, `-` for what was not measured."""
-    return "-" if value is None else f"{value:,.{decimals}f}"
-
-
-def percent(share: float | None) -> str:
-    """A share as 97.35 %; never 100 % for less than all."""
-    if share is None:
-        return "-"
-    return f"{min(100 * share, 99.99) if share < 1 else 100 * share:.2f} %"
 
 
 def _slo_lines(ours: Mapping[str, Any]) -> Iterator[str]:
@@ -138,12 +119,6 @@ def _group_cells(block: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def short_name(name: str) -> str:
-    """A tenant's name, which a trace may have given it, as it can be shown."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 3]}..."
-
-
 def _serving_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     kv, batch, queue = ours["kv_cache"], ours["batch_size"], ours["queue"]
     yield _header("Engine", "-")
@@ -160,7 +135,8 @@ def _serving_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     yield from _time_lines(ours["time_share"])
     if ours["cached_tokens_share"]:
         yield _row("Prompt tokens from the prefix cache:", percent(ours["cached_tokens_share"]))
-    yield _row("Steps:", f"{ours['num_steps']:,}")
+    for metric in (metric for metric in REGISTRY.values() if metric.is_reported):
+        yield _row(f"{metric.label}:", metric.text(metric.of({"simbatch": ours})))
     if ours["skipped_rows"]:
         yield _row("Trace rows skipped:", f"{ours['skipped_rows']:,}")
     for what in ("Rejected", "Refused"):
@@ -193,6 +169,7 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     yield f"Scenario: {ours['scenario']}, seed {ours['seed']}"
     given = {key: value for key, value in params if value is not None}
     yield f"Policy: {name[1]}{_listed(given)}"
+    yield from router_line(ours.get("cluster"))
     if (predicted_by := ours["predicted_by"]) not in (None, "stated_error"):
         yield f"Output lengths are predicted by {'the trace' if predicted_by == 'trace' else predicted_by}"
     error = profile["error"] or ("not stated" if profile["source"] else "none (step times as written)")

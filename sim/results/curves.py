@@ -52,6 +52,8 @@ def waiting(record: RunRecord) -> Curve:
 
 def waiting_with_preempted(record: RunRecord) -> StepFunction:
     """The same, but no lower than what the scheduler saw at each segment, preempted requests included."""
+    if record.replicas:
+        return Curve.total([waiting_with_preempted(part) for part in record.parts()])
     arrived = waiting(record)
     if not record.num_preemptions or not len(record.segments):
         return arrived
@@ -80,7 +82,10 @@ def concurrency(record: RunRecord) -> Curve:
 
 
 def batch_size(record: RunRecord) -> StepFunction:
-    """Requests in the running step, or the newest one, decodes and prefills; 0 while nothing is in flight."""
+    """Requests in the running step, or the newest one, decodes and prefills; 0 while nothing is in flight.
+
+    Of a cluster in the steps of all replicas, as `used_blocks` are those of all.
+    """
     return _held_over(record, batch_sizes)
 
 
@@ -92,6 +97,8 @@ def batch_sizes(rows: Rows) -> Ints:
 
 def used_blocks(record: RunRecord) -> StepFunction:
     """Blocks in use after each segment; none once the last request has left."""
+    if record.replicas:
+        return Curve.total([used_blocks(part) for part in record.parts()])
     return _held_over(record, lambda rows: record.num_gpu_blocks - 1 - rows["free_blocks"])
 
 
@@ -118,6 +125,8 @@ def mean_used_blocks(record: RunRecord, duration_ps: int) -> float:
     """Time-weighted; within a span its n decodes fill n/block_size blocks a step, the last one as recorded."""
     if not duration_ps or not len(record.segments):
         return 0.0
+    if record.replicas:
+        return sum(mean_used_blocks(part, duration_ps) for part in record.parts())
     filling = np.empty(len(record.segments))
     for part in bounds(len(filling)):
         rows = record.segments[part]
@@ -128,6 +137,8 @@ def mean_used_blocks(record: RunRecord, duration_ps: int) -> float:
 
 def _held_over(record: RunRecord, values_of: Callable[[Rows], Ints]) -> StepFunction:
     """A value from each segment's start to the next one's; 0 from when the last request has left in between."""
+    if record.replicas:
+        return Curve.total([_held_over(part, values_of) for part in record.parts()])
 
     def pieces() -> Iterator[Curve]:
         for rows, until, next_start in in_flight(record):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simbatch.sim.results.compared import HIGHER, LOWER, Metric
-from simbatch.sim.results.console import number
 from simbatch.sim.results.possible import possible_difference
+from simbatch.sim.results.registry import HIGHER, LOWER, Metric
+from simbatch.sim.results.runs import Values
+from simbatch.sim.results.text import number
 from simbatch.sim.statistics.intervals import Interval, paired_difference, paired_ratio
 
-Values = Sequence[float | None]  # one a seed, None where the run has no such figure
 NO_DIFFERENCE = "no difference shown"
 NOT_MEASURED = "not measured"
 MIN_PAIRS = 2

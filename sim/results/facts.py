@@ -34,12 +34,13 @@ class RunFacts:
     them the user wrote although the profile has no figures for them. `profile_asked_for`: the scenario's, if `profile`
     was taken in its place for the KV cache. `host_profile`: whose host and front end were taken, where that is another
     profile. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown;
-    `profile_lacks_host_times`: its steps hold the GPU's part alone. `has_free_host`: whether a GPU's profile has no
+    `profile_caveats`: sentences on what it lacks or assumes. `has_free_host`: whether a GPU's profile has no
     times of the host beside it. `share_in_range`: the share of steps inside the profile's measured range, None when
     nothing was measured (inline). `skipped`: trace rows left out by `on_empty: skip`. `has_host`, `has_front_end`:
     whether the engine's thread, or the server's processes, take time in this run. `max_capture_size`: requests, or
     tokens, of the largest CUDA graph; 0 without any. `policy_holds`: whether the policy may hold requests back in an
-    empty engine. `class_names`: names of the integer priorities that have one; the others go by their number.
+    empty engine. `cluster`: router and groups of a cluster, whose `engine` and `profile` are those of the first group.
+    `class_names`: names of the integer priorities that have one; the others go by their number.
     """
 
     scenario_name: str
@@ -58,7 +59,7 @@ class RunFacts:
     host_profile: str | None = None
     profile_error: str | None = None
     profile_is_estimate: bool = False
-    profile_lacks_host_times: bool = False
+    profile_caveats: tuple[str, ...] = ()
     has_free_host: bool = False
     share_in_range: float | None = None
     skipped: int = 0
@@ -66,6 +67,7 @@ class RunFacts:
     has_front_end: bool = False
     max_capture_size: int = 0
     policy_holds: bool = False
+    cluster: Mapping[str, Any] | None = None
     class_names: Mapping[int, str] = field(default_factory=lambda: PRIORITY_NAMES)
 
     def class_name(self, priority: int) -> str:

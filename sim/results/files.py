@@ -23,6 +23,7 @@ from simbatch.sim.results.columns import (
     TEXT_COLUMNS,
     TIME_COLUMNS,
     file_columns,
+    replica_of,
     seconds,
     times_ps,
 )
@@ -171,7 +172,7 @@ def _requests_table(record: RunRecord, times: Mapping[str, NDArray[np.int64]], p
     columns["reason"] = (
         pa.nulls(part.stop - part.start, pa.string()) if reasons is None else pa.array(reasons, pa.string())
     )
-    columns["replica"] = pa.array(np.zeros(part.stop - part.start, dtype=np.int64))
+    columns["replica"] = pa.array(replica_of(requests)[part])
     columns["status"] = pa.array(STATUS_NAMES, pa.string()).take(pa.array(requests.status[part], pa.int8()))
     return pa.table({name: columns[name] for name in file_columns(record)})
 
@@ -213,7 +214,7 @@ def _steps_table(steps: list[StepRow], ids: pa.Array[Any]) -> pa.Table:
         names=["request_id", "num_tokens", "num_computed_tokens"],
     )
     columns: dict[str, pa.Array[Any]] = {
-        "replica": pa.array(np.zeros(len(steps), dtype=np.int64)),
+        "replica": pa.array(whole("replica")),
         "step": pa.array(whole("step")),
         **{f"{name}_s": _seconds(whole(f"{name}_ps")) for name in STEP_TIMES},
         "scheduled": listed("scheduled", scheduled),

@@ -9,13 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.results import console, files
+from simbatch.sim.results import files
 from simbatch.sim.results.alike import same_as, same_notes, taken_notes
 from simbatch.sim.results.compare import OWN_FILES
-from simbatch.sim.results.compared import Metric
-from simbatch.sim.results.differences import Difference, Values
+from simbatch.sim.results.differences import Difference
 from simbatch.sim.results.possible import plus_minus
-from simbatch.sim.results.replicated import Replicated, mean_of
+from simbatch.sim.results.registry import SLO_SHARE, THROUGHPUT, Metric
+from simbatch.sim.results.replicated import Replicated
+from simbatch.sim.results.runs import Values
+from simbatch.sim.results.text import number, percent, table
 from simbatch.sim.scenario.chance import ONE_RUN
 
 MARKS = {"better": "+", "worse": "-", "higher": ">", "lower": "<", "no difference shown": "="}
@@ -68,8 +70,8 @@ class LoadComparison:
     @property
     def shown(self) -> list[Metric]:
         """What the console and the figure show: tail, speed, service, and fairness where there are tenants."""
-        wanted = ["p99_ttft_ms", "simbatch.mean_normalised_latency_ms", "simbatch.slo_share.all"]
-        wanted += ["simbatch.fairness.tenants", "p99_tpot_ms", "output_throughput"]
+        wanted = ["p99_ttft_ms", "simbatch.mean_normalised_latency_ms", f"{SLO_SHARE}all"]
+        wanted += ["simbatch.fairness.tenants", "p99_tpot_ms", THROUGHPUT]
         known = {metric.key: metric for metric in self.metrics}
         return [known[key] for key in wanted if key in known][:NUM_PANELS]
 
@@ -102,7 +104,7 @@ class LoadComparison:
         """The loads, and these columns beside them."""
         rates = [f"{rate:g}" for rate in self.rates]
         rows = list(zip(rates, *columns.values(), strict=True))
-        return console.table([self.key.rpartition(".")[2], *columns], rows)
+        return table([self.key.rpartition(".")[2], *columns], rows)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of compare.json."""
@@ -123,9 +125,9 @@ class LoadComparison:
             "loads": [
                 {
                     "rate": rate,
-                    "steady_state_refused": {label: replicated.refusal(label) for label in self.labels},
-                    "overloaded_runs": {label: replicated.num_overloaded(label) for label in self.labels},
-                    "rejected_share": {label: replicated.rejected_share(label) for label in self.labels},
+                    "steady_state_refused": {label: runs.refusal for label, runs in replicated.runs.items()},
+                    "overloaded_runs": {label: runs.num_overloaded for label, runs in replicated.runs.items()},
+                    "rejected_share": {label: runs.rejected_share for label, runs in replicated.runs.items()},
                     "metrics": replicated.metrics(),
                 }
                 for rate, replicated in zip(self.rates, self.at, strict=True)
@@ -168,13 +170,13 @@ class LoadComparison:
         yield from same_notes(self.same, len(self.at) * num_seeds)
         yield from taken_notes({label: runs[0] for label, runs in self.at[0].summaries.items()})
         for label in self.labels:
-            runs = {rate: at.num_overloaded(label) for rate, at in zip(self.rates, self.at, strict=True)}
+            runs = {rate: at.runs[label].num_overloaded for rate, at in zip(self.rates, self.at, strict=True)}
             if any(runs.values()):
                 counts = ", ".join(f"{rate:g} (in {num})" for rate, num in runs.items() if num)
                 yield f"WARNING: {label}: overloaded at {counts}: latencies there say how long the runs were."
-            shares = {rate: at.rejected_share(label) for rate, at in zip(self.rates, self.at, strict=True)}
+            shares = {rate: at.runs[label].rejected_share for rate, at in zip(self.rates, self.at, strict=True)}
             if any(shares.values()):
-                counts = ", ".join(f"{console.percent(share)} at {rate:g}" for rate, share in shares.items() if share)
+                counts = ", ".join(f"{percent(share)} at {rate:g}" for rate, share in shares.items() if share)
                 yield f"NOTE: {label} rejected {counts}: its latencies are those of the others."
 
     def _multiplicity(self) -> Iterator[str]:
@@ -195,9 +197,10 @@ def _points(replicated: Replicated, metric: Metric) -> dict[str, Point]:
     differences = {} if found is None else {each.other: each for each in replicated.differences[found]}
     points = {}
     for label in replicated.labels:
-        interval = replicated.interval_of(metric, values[label]) or {}
-        mean = mean_of(values[label])
-        points[label] = Point(values[label], mean, interval.get("low"), interval.get("high"), differences.get(label))
+        runs = replicated.runs[label]
+        interval = runs.interval(metric, replicated.confidence)
+        low, high = (None, None) if interval is None else (interval.low, interval.high)
+        points[label] = Point(values[label], runs.mean(metric), low, high, differences.get(label))
     return points
 
 
@@ -206,7 +209,7 @@ def _cell(point: Point, metric: Metric) -> str:
     scale, decimals = (100, 2) if metric.is_share else (1, max(metric.decimals, 1))
     if point.mean is None:
         return "-  "
-    text = console.percent(point.mean) if metric.is_share else console.number(point.mean, decimals)
+    text = percent(point.mean) if metric.is_share else number(point.mean, decimals)
     if point.low is not None and point.high is not None:
         text += f" {plus_minus(point.mean, point.low, point.high, decimals, scale)}"
     mark = MARKS.get(point.difference.verdict, " ") if point.difference is not None else " "

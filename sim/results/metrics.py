@@ -1,4 +1,4 @@
-"""The keys of `vllm bench serve`, by its own definitions (vllm/benchmarks/serve.py, `calculate_metrics`).
+"""Latencies, throughputs and goodput by the definitions of `vllm bench serve` (`calculate_metrics` in its serve.py).
 
 A request counts as completed when it finished; the rejected, the refused and the unfinished are `failed` and enter no
 latency. Every time is the client's. The benchmark's clock runs from 0, when the client starts, to the last response, a
@@ -10,49 +10,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.clock import PS_PER_MS, PS_PER_S
+from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import FINISHED, RunRecord
-from simbatch.sim.results import curves
 from simbatch.sim.results.columns import decoding_ps, e2el_ps, let_in, ttft_ps
 from simbatch.sim.results.facts import Slo
 from simbatch.sim.results.gaps import PooledGaps
-from simbatch.sim.results.tokens import output_tokens_per_second
 
 Bools = NDArray[np.bool_]
 Number = float | int | None
 PERCENTS = (50, 90, 95, 99)
 STATISTICS = ("mean", "median", "std", "p90", "p95", "p99")
 MAX_INT64 = 2**63 - 1
-
-
-def bench_serve(record: RunRecord, slo: Slo) -> dict[str, Number]:
-    """Everything that `vllm bench serve --save-result` would write about such a run, in its order.
-
-    `max_output_tokens_per_s` misses the tokens that end the recomputation of preempted requests: their time is nowhere.
-    """
-    requests = record.requests
-    done = requests.status == FINISHED
-    duration_s = duration_ps(record) / PS_PER_S
-    num_input, num_output = int(requests.num_prompt_tokens[done].sum()), int(requests.num_output_tokens[done].sum())
-    goodput = ratio(int(within_slo(record, slo).sum()), duration_s) if slo.limits() else None
-    summary: dict[str, Number] = {
-        "duration": duration_s,
-        "completed": int(done.sum()),
-        "failed": int((~done).sum()),
-        "total_input_tokens": num_input,
-        "total_output_tokens": num_output,
-        "request_throughput": ratio(int(done.sum()), duration_s),
-        "request_goodput": goodput,
-        "output_throughput": ratio(num_output, duration_s),
-        "total_token_throughput": ratio(num_input + num_output, duration_s),
-        "max_output_tokens_per_s": float(output_tokens_per_second(record).max(initial=0.0)),
-        "max_concurrent_requests": curves.concurrency(record).max,
-    }
-    for name, values in latencies_ms(record, done).items():
-        summary |= keyed(name, describe(values))
-        if name == "tpot":
-            summary |= keyed("itl", describe_gaps(PooledGaps.of(record)))
-    return summary
 
 
 def duration_ps(record: RunRecord) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.trust import NO_HOST_TIMES
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord
 from simbatch.sim.results.columns import let_in
 from simbatch.sim.results.curves import computed_tokens, used_blocks, waiting
@@ -61,9 +60,7 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
         keys = ", ".join(f"engine.{key}" for key in facts.without_effect)
         lacking = "the profile has no `host` or `front_end` section that says what it costs"
         warnings.append(f"Without effect: {keys}; {lacking}.")
-    if facts.profile_lacks_host_times:
-        warnings.append(NO_HOST_TIMES)
-    return warnings
+    return [*warnings, *facts.profile_caveats]
 
 
 def _is_thrashing(record: RunRecord) -> bool:
@@ -75,7 +72,7 @@ def _is_thrashing(record: RunRecord) -> bool:
 def _preemption_text(record: RunRecord) -> str:
     """How many, what they cost, and what to do."""
     count, share = record.num_preemptions, record.num_recomputed_tokens / max(1, computed_tokens(record))
-    is_full = used_blocks(record).max >= FULL * (record.num_gpu_blocks - 1)
+    is_full = used_blocks(record).max >= FULL * record.num_usable_blocks
     mend = (
         "Lower engine.max_num_seqs, or give it more KV blocks." if is_full else "It is the policy that preempts them."
     )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
-
-from simbatch.sim.results.console import number
+from simbatch.sim.results.registry import REGISTRY
+from simbatch.sim.results.text import number
 from simbatch.sim.statistics.intervals import Interval
 
-_SHARE = re.compile(
-    r"(^|\.)(slo_share\.(all|ttft|tpot|e2el)|\w+_tokens_share|device_busy_share|kv_cache\.(mean|peak)_use"
-    r"|fairness\.(tenants|requests)|share_of_steps_in_range)$"
-)
+# of a class or a tenant too, whose names stand before them
+_UP_TO_1 = tuple(key.removeprefix("simbatch.") for key, metric in REGISTRY.items() if metric.bounds[1] == 1)
+_UP_TO_1 += ("share_of_steps_in_range",)
 
 
 def bounds_of(key: str) -> tuple[float, float]:
     """Shares and Jain's index lie between 0 and 1, all other figures are times, counts or rates: not below 0."""
-    return 0.0, 1.0 if _SHARE.search(key) else float("inf")
+    is_share = key.removeprefix("simbatch.") in _UP_TO_1 or key.endswith(tuple(f".{name}" for name in _UP_TO_1))
+    return 0.0, 1.0 if is_share else float("inf")
 
 
 def possible(interval: Interval, key: str) -> Interval:

@@ -14,13 +14,10 @@ from typing import Any
 
 from simbatch.sim.results.alike import same_as
 from simbatch.sim.results.compare import Row
-from simbatch.sim.results.compared import STEADY, Metric, metrics_of, steady_metrics
-from simbatch.sim.results.differences import Difference, Values
-from simbatch.sim.results.possible import possible
-from simbatch.sim.results.steady import OVERLOADED
-from simbatch.sim.statistics.intervals import CONFIDENCE, mean_interval
-
-Summary = Mapping[str, Any]
+from simbatch.sim.results.differences import Difference
+from simbatch.sim.results.registry import Metric, metrics_of, steady_metrics
+from simbatch.sim.results.runs import Runs, Summary, Values
+from simbatch.sim.statistics.intervals import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,11 @@ class Replicated:
         return list(self.summaries)
 
     @cached_property
+    def runs(self) -> dict[str, Runs]:
+        """Of each candidate."""
+        return {label: Runs(summaries, self.is_resampled) for label, summaries in self.summaries.items()}
+
+    @cached_property
     def same(self) -> dict[str, str]:
         """Who is the same as an earlier candidate under every seed, and as whom."""
         return same_as(self.summaries)
@@ -59,7 +61,7 @@ class Replicated:
                     (base, values[base]),
                     (other, values[other]),
                     confidence,
-                    self.refusal(base) or self.refusal(other) if metric.is_steady else None,
+                    self.runs[base].refusal or self.runs[other].refusal if metric.is_steady else None,
                     is_resampled=self.is_resampled,
                 )
                 for other in others
@@ -69,8 +71,8 @@ class Replicated:
 
     def rows(self) -> Iterator[Row]:
         """The means over the seeds."""
-        for metric, values in self.measured:
-            means = {label: mean_of(values[label]) for label in self.labels}
+        for metric, _ in self.measured:
+            means = {label: runs.mean(metric) for label, runs in self.runs.items()}
             yield Row(metric.key, metric.label, means, metric.better, max(metric.decimals, 1), metric.is_share)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -83,7 +85,7 @@ class Replicated:
                 "values": row.values,
                 "best": row.best,
                 "runs": values,
-                "intervals": {label: self.interval_of(metric, values[label]) for label in self.labels},
+                "intervals": {label: self._interval(label, metric) for label in self.labels},
                 "differences": {difference.other: difference.as_dict() for difference in differences},
             }
             for row, (metric, values), differences in zip(self.rows(), self.measured, self.differences, strict=True)
@@ -111,46 +113,11 @@ class Replicated:
         every = [summary for runs in self.summaries.values() for summary in runs]
         table: list[tuple[Metric, dict[str, Values]]] = []
         for metric in (*metrics_of(every), *steady_metrics()):
-            values: dict[str, Values] = {}
-            for label, runs in self.summaries.items():
-                is_refused = metric.is_steady and self.refusal(label) is not None  # a claim about all the runs, or none
-                values[label] = [None if is_refused else metric.of(summary) for summary in runs]
+            values: dict[str, Values] = {label: runs.values(metric) for label, runs in self.runs.items()}
             if any(value is not None for of in values.values() for value in of):
                 table.append((metric, values))
         return table
 
-    def refusal(self, label: str) -> str | None:
-        """Why nothing is said of this candidate's steady state; overload before all else."""
-        reasons = [reason for summary in self.summaries[label] if (reason := refusal_of(summary)) is not None]
-        return OVERLOADED if OVERLOADED in reasons else next(iter(reasons), None)
-
-    def num_overloaded(self, label: str) -> int:
-        """In how many runs of this candidate the queue kept growing."""
-        return sum(refusal_of(summary) == OVERLOADED for summary in self.summaries[label])
-
-    def rejected_share(self, label: str) -> float:
-        """Of the requests of all runs of this candidate: whose latencies are not among its figures."""
-        counts = [summary["simbatch"]["requests"] for summary in self.summaries[label]]
-        rejected, total = (sum(int(count[key]) for count in counts) for key in ("rejected", "total"))
-        return rejected / max(1, total)
-
-    def interval_of(self, metric: Metric, values: Values) -> dict[str, float] | None:
-        """Of one candidate's mean, within what the figure can be."""
-        known = [value for value in values if value is not None]
-        if len(known) < 2:
-            return None
-        interval = possible(mean_interval(known, self.confidence, is_resampled=self.is_resampled), metric.key)
-        return {"low": interval.low, "high": interval.high, "n": interval.n}
-
-
-def refusal_of(summary: Summary) -> str | None:
-    """Why a run says nothing of the steady state."""
-    _, _, key = STEADY.partition(".")
-    reason: str | None = summary["simbatch"][key]["refused"]
-    return reason
-
-
-def mean_of(values: Values) -> float | None:
-    """The mean of those that there are."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    def _interval(self, label: str, metric: Metric) -> dict[str, float] | None:
+        interval = self.runs[label].interval(metric, self.confidence)
+        return None if interval is None else {"low": interval.low, "high": interval.high, "n": interval.n}

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.results import console, files
+from simbatch.sim.results import files
 from simbatch.sim.results.alike import same_notes, taken_notes
 from simbatch.sim.results.compare import OWN_FILES, Comparison
-from simbatch.sim.results.replicated import Replicated, refusal_of
+from simbatch.sim.results.replicated import Replicated
+from simbatch.sim.results.text import table
 
 COLUMNS = ("difference", "interval", "relative", "")
 
@@ -53,8 +54,8 @@ class ReplicatedComparison(Replicated):
             "confidence": self.confidence,
             "simultaneous": self.bonferroni,
             "base": self.labels[0],
-            "steady_state_refused": {label: self.refusal(label) for label in self.labels},
-            "overloaded_runs": {label: self.num_overloaded(label) for label in self.labels},
+            "steady_state_refused": {label: runs.refusal for label, runs in self.runs.items()},
+            "overloaded_runs": {label: runs.num_overloaded for label, runs in self.runs.items()},
             "metrics": self.metrics(),
         }
 
@@ -95,10 +96,11 @@ class ReplicatedComparison(Replicated):
         if not self.first.same_arrivals:
             yield "NOTE: the candidates did not get the same requests at the same times."
         for label in self.labels:
-            if (reason := self.refusal(label)) is not None:
-                num = sum(refusal_of(summary) is not None for summary in self.summaries[label])
+            runs = self.runs[label]
+            if (reason := runs.refusal) is not None:
+                num = runs.num_refused
                 yield f"Steady state: no claim about {label}, {num} of {len(self.seeds)} runs: {reason}."
-            if num := self.num_overloaded(label):
+            if num := runs.num_overloaded:
                 yield (
                     f"WARNING: {label}: overloaded in {num} of {len(self.seeds)} runs: the queue kept growing, and the "
                     "means say how long the runs were."
@@ -108,4 +110,4 @@ class ReplicatedComparison(Replicated):
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """As everywhere, with the verdicts to the left."""
     width = max(len(row[-1]) for row in rows)
-    return console.table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])
+    return table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])

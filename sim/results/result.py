@@ -13,8 +13,9 @@ from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.results import console, files
 from simbatch.sim.results.columns import RequestTable
 from simbatch.sim.results.facts import RunFacts
-from simbatch.sim.results.metrics import bench_serve
-from simbatch.sim.results.serving import simbatch_block
+from simbatch.sim.results.registry import STATISTIC_LABELS
+from simbatch.sim.results.summary import summary_of
+from simbatch.sim.results.text import number, percent
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Result:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The keys of `vllm bench serve`, and everything of ours under `simbatch`."""
-        ours = files.plain(simbatch_block(self.record, self.facts))
-        return {**bench_serve(self.record, self.facts.slo), "simbatch": ours}
+        summary = summary_of(self.record, self.facts)
+        return {**summary, "simbatch": files.plain(summary["simbatch"])}
 
     @cached_property
     def requests(self) -> RequestTable:
@@ -69,20 +70,17 @@ class Result:
             "<tr><th style='text-align:left'>"
             + name.upper()
             + " (ms)</th>"
-            + "".join(f"<td>{console.number(self.summary[f'{key}_{name}_ms'], 1)}</td>" for key in _HTML_COLUMNS)
+            + "".join(f"<td>{number(self.summary[f'{key}_{name}_ms'], 1)}</td>" for key in console.PRINTED)
             + "</tr>"
             for name in console.LATENCY_HEADERS
         )
-        head = "".join(f"<th>{console.STATISTIC_LABELS[key]}</th>" for key in _HTML_COLUMNS)
+        head = "".join(f"<th>{STATISTIC_LABELS[key]}</th>" for key in console.PRINTED)
         share = self.summary["simbatch"]["slo_share"].get("all")
         facts = [
             f"{self.summary['completed']:,} of {len(self.requests):,} requests",
-            f"{console.number(self.summary['request_throughput'])} req/s",
-            f"{console.number(self.summary['output_throughput'])} output tok/s",
-            *([f"{console.percent(share)} within SLO"] if share is not None else []),
+            f"{number(self.summary['request_throughput'])} req/s",
+            f"{number(self.summary['output_throughput'])} output tok/s",
+            *([f"{percent(share)} within SLO"] if share is not None else []),
         ]
         caption = escape(f"{self.facts.scenario_name}, {self.facts.policy}: {', '.join(facts)}")
         return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{rows}</table>"
-
-
-_HTML_COLUMNS = ("mean", "median", "p90", "p95", "p99")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,19 @@ class Curve(StepFunction):
         is_last = np.append(times[1:] != times[:-1], True)[: len(times)]
         return cls(times[is_last], values[is_last])
 
+    @classmethod
+    def total(cls, functions: Sequence[StepFunction]) -> Curve:
+        """The sum of several."""
+        pieces = [piece for function in functions for piece in (_whole(function),) if len(piece.times)]
+        if not pieces:
+            return cls(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+        times = np.concatenate([piece.times for piece in pieces])
+        changes = np.concatenate([np.diff(piece.values, prepend=0) for piece in pieces])
+        order = np.argsort(times, kind="stable")
+        times, values = times[order], np.cumsum(changes[order])
+        is_last = np.append(times[1:] != times[:-1], True)
+        return cls(times[is_last], values[is_last])
+
     def pieces(self) -> Iterator[Curve]:
         """The curve itself."""
         yield self
@@ -112,3 +125,15 @@ class Pieces(StepFunction):
     def pieces(self) -> Iterator[Curve]:
         """What `make` makes."""
         return self.make()
+
+
+def _whole(function: StepFunction) -> Curve:
+    """A step function in one piece."""
+    pieces = list(function.pieces())
+    if len(pieces) == 1:
+        return pieces[0]
+    nothing = np.zeros(0, dtype=np.int64)
+    return Curve(
+        np.concatenate([nothing, *(piece.times for piece in pieces)]),
+        np.concatenate([nothing, *(piece.values for piece in pieces)]),
+    )

@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 
 def bound_by(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
     """The blocks `time_share` and `host_wait_after` of summary.json: shares of `duration`."""
-    duration = duration_ps(record)
+    duration = duration_ps(record) * record.num_replicas
     device = ratio(curves.busy_ps(record), duration)
     waits = _waits_ps(record, facts) if facts.has_host else dict[str, int]()
     shares = {kind: ratio(waits[kind], duration) if waits else None for kind in (*KINDS, FULL)}
@@ -51,6 +51,9 @@ def bound_by(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
 
 def shares_per_bin(record: RunRecord, facts: RunFacts, edges: Ints) -> tuple[Floats, Floats]:
     """The shares of the time between each two edges (ps) in which the device worked, and in which it waited."""
+    if record.replicas:
+        shares = [shares_per_bin(part, facts, edges) for part in record.parts()]
+        return np.mean([each[0] for each in shares], axis=0), np.mean([each[1] for each in shares], axis=0)
     worked, flown = np.zeros(len(edges)), np.zeros(len(edges))
     for rows, begin, until in _flights(record, facts):
         start = rows["start_ps"]
@@ -99,6 +102,11 @@ def _percent(share: float) -> str:
 def _waits_ps(record: RunRecord, facts: RunFacts) -> dict[str, int]:
     """How long the device waited for the host after steps of each kind of launch, and after full ones."""
     totals = dict.fromkeys((*KINDS, FULL), 0)
+    if record.replicas:
+        for part in record.parts():
+            waits = _waits_ps(part, facts)
+            totals = {kind: total + waits[kind] for kind, total in totals.items()}
+        return totals
     budget = facts.engine.get("max_num_batched_tokens")
     for rows, begin, until in _flights(record, facts):
         wait = until - begin - curves.work_ps(rows)

@@ -23,6 +23,8 @@ ONE_RUN = "the seed changes nothing here, so one run says it all"
 def has_chance(scenario: Scenario) -> bool:
     """Whether two seeds can differ in anything."""
     workload = scenario.workload
+    if scenario.cluster is not None and (scenario.build_router().draws or _groups_draw(scenario)):
+        return True
     if (
         scenario.engine.step_noise
         or resolve(scenario).host_noise()
@@ -35,6 +37,12 @@ def has_chance(scenario: Scenario) -> bool:
         return workload.trace.resample_blocks is not None
     parts: Sequence[Traffic] = workload.mix or [workload]
     return workload.prefix is not None or any(map(_is_drawn, parts))
+
+
+def _groups_draw(scenario: Scenario) -> bool:
+    """Whether any group of a cluster has noise."""
+    fleet = resolve(scenario).fleet
+    return fleet is not None and any(g.resolved.noise() or g.resolved.host_noise() for g in fleet.groups)
 
 
 def _is_drawn(traffic: Traffic) -> bool:

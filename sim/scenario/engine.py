@@ -38,7 +38,7 @@ class EngineSettings(Section):
         default=None, description="KV blocks, vLLM's null block included, instead of the profile's"
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None, description="share of the GPU's memory that vLLM may take (0.9); recomputes the KV blocks"
+        default=None, description="share of the GPU's memory that vLLM may take (0.92); recomputes the KV blocks"
     )
     kv_cache_dtype: Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"] = Field(
         default="auto",

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, Validation
 from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.cluster import ClusterSettings
 from simbatch.sim.scenario.engine import EngineSettings, Section
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
@@ -22,6 +23,7 @@ from simbatch.sim.workload.model import Workload
 
 if TYPE_CHECKING:
     from simbatch.policies.base import Policy
+    from simbatch.routers.base import Router
 
 _NAME = re.compile(r"[\w.:/-]+")
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
@@ -110,6 +112,9 @@ class Scenario(Section):
     policy: Annotated[PolicyChoice, BeforeValidator(_mapping_with_name)] = Field(
         default_factory=lambda: PolicyChoice(name="vllm"), description="the batching policy and its parameters"
     )
+    cluster: ClusterSettings | None = Field(
+        default=None, description="several engines behind a router; without it there is one"
+    )
     workload: Workload = Field(description="which requests arrive, and when")
     slo: Annotated[Slo, BeforeValidator(_empty_section)] = Field(
         default_factory=Slo, description="service levels for goodput, ms"
@@ -157,6 +162,25 @@ class Scenario(Section):
             return self
         return self._from_source(self._source.override({"policy": {"name": name}}, "--policy"))
 
+    def with_router(self, name: str) -> Self:
+        """A copy of a cluster behind another router; the parameters are kept when it is the one that is there."""
+        if self.cluster is None:
+            rule = "the scenario has one engine, and nothing to choose from"
+            raise UserError(Problem("--router", rule, name, "say how many there are: --set cluster.replicas=4"))
+        if name == self.cluster.router.name:
+            return self
+        return self._from_source(self._source.override({"cluster.router": {"name": name}}, "--router"))
+
+    def of_one_engine(self, changes: Mapping[str, Value], origin: str) -> Self:
+        """A copy without the cluster, with an engine changed; `origin` is where the changes stand."""
+        return self._from_source(self._source.override({"cluster": None, **changes}, origin))
+
+    def refuse_cluster(self, what: str) -> None:
+        """UserError where the scenario has several engines, and `what` can do with one alone."""
+        if self.cluster is not None:
+            mend = "remove the section: one engine is compared at a time"
+            raise UserError(Problem(self.locate(("cluster",)), f"{what} knows one engine, and no cluster", mend=mend))
+
     def with_profile(self, reference: str) -> Self:
         """A copy on another profile."""
         return self._from_source(self._source.override({"profile": reference}, "--profile"))
@@ -194,6 +218,13 @@ class Scenario(Section):
         from simbatch.sim.scenario.policy import build_policy
 
         return build_policy(self.policy.name, self.policy.params, self._source)
+
+    def build_router(self) -> Router:
+        """The cluster's router as an object; UserError at a name or parameter that does not exist."""
+        from simbatch.sim.scenario.policy import build_router
+
+        assert self.cluster is not None
+        return build_router(self.cluster.router.name, self.cluster.router.params, self._source)
 
     def locate(self, path: KeyPath) -> str:
         """Where a key or its value stands: `scenarios/x.yaml:14:5 engine.max_num_seqs`."""

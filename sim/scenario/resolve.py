@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from simbatch.policies.base import Policy
 from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
 from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.memory import Settled
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.cost.profile import Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.capture import capture_sizes
 from simbatch.sim.scenario.engine import EngineSettings
+from simbatch.sim.scenario.fleet import Fleet, file_anywhere, resolve_fleet
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.predictions import (
     ERROR,
@@ -46,6 +47,12 @@ class Resolved:
     host_profile: str | None = None  # whose host and front end these are, where another profile was named
     foretold: bool = False  # whether the trace says what was predicted of the output lengths
     predictor: Predictor | None = None
+    fleet: Fleet | None = None  # where the scenario has a cluster
+
+    @property
+    def lead(self) -> Resolved:
+        """What stands for all engines in the results: the first of a cluster's groups, or the engine itself."""
+        return self if self.fleet is None else self.fleet.groups[0].resolved
 
     @property
     def defaults(self) -> tuple[str, ...]:
@@ -67,8 +74,8 @@ class Resolved:
             "front_end": given.front_end,
         }
         settings = {name: resolved.get(name, getattr(given, name)) for name in names}
-        if settings["gpu_memory_utilization"] is None and isinstance(self.profile, MeasuredProfile):
-            settings["gpu_memory_utilization"] = self.profile.memory.gpu_memory_utilization
+        if settings["gpu_memory_utilization"] is None:
+            settings["gpu_memory_utilization"] = self.profile.default_gpu_memory_utilization
         return {**settings, "num_gpu_blocks": engine.num_gpu_blocks}
 
     @property
@@ -128,10 +135,11 @@ class Resolved:
         if engine.keys() >= {"cudagraph_capture_sizes", "max_cudagraph_capture_size"}:  # one of the two says all
             del engine["cudagraph_capture_sizes" if self._largest_says_all() else "max_cudagraph_capture_size"]
         engine["num_gpu_blocks_override"] = blocks
-        policy = {"name": self._policy_anywhere(), **self.policy_parameters()}
+        policy = {"name": file_anywhere(self.scenario, self.policy_name), **self.policy_parameters()}
         policy = {key: value for key, value in policy.items() if value is not None}
         taken = {"profile": self.profile.name} if self.profile_asked_for else {}
-        return self.scenario.dump() | taken | {"engine": engine, "policy": policy}
+        data = self.scenario.dump() | taken | {"engine": engine, "policy": policy}
+        return data if self.fleet is None else data | {"cluster": self.fleet.dump(data["cluster"])}
 
     def _largest_says_all(self) -> bool:
         """Whether vLLM makes the same CUDA graphs when told the largest alone."""
@@ -140,13 +148,6 @@ class Resolved:
             return True
         of_largest = EngineSettings(max_cudagraph_capture_size=sizes[-1])
         return sizes == capture_sizes(of_largest, engine.max_num_seqs, engine.max_num_batched_tokens, sizes[-1])
-
-    def _policy_anywhere(self) -> str:
-        """The policy's name, a file's with its whole path: the scenario is stored in another folder."""
-        file, _, kind = self.policy_name.rpartition(":")
-        found = (path.absolute() for path in (self.scenario.folder / file, Path(file)) if path.is_file())
-        path = next(found, None) if file.endswith(".py") else None
-        return f"{path}:{kind}" if path else self.policy_name
 
 
 def resolve(scenario: Scenario, policy: Policy | str | None = None, predictor: Predictor | None = None) -> Resolved:
@@ -173,20 +174,26 @@ def resolve(scenario: Scenario, policy: Policy | str | None = None, predictor: P
     if collected or profile is None or chosen is None or engine is None:
         raise scenario.relocated(UserError(*collected))
     engine = replace(engine, batching=batching)
-    return Resolved(scenario, profile, chosen, name, engine, host_profile, foretold, predictor)
+    resolved = Resolved(scenario, profile, chosen, name, engine, host_profile, foretold, predictor)
+    return resolved if scenario.cluster is None else replace(resolved, fleet=resolve_fleet(resolved, policy, predictor))
 
 
 def resolve_engine(settings: EngineSettings, profile: Profile, seed: int = 0) -> EngineConfig:
     """The engine's settings on this profile; UserError when vLLM would not start with them."""
     _check_noise(settings, profile)
     block_size = settings.block_size or profile.default_block_size
-    # asked also when overridden: vLLM measures its memory first and does not start without any
-    computed_blocks = profile.num_gpu_blocks_for(settings.gpu_memory_utilization, settings.kv_cache_dtype, block_size)
-    num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
     max_model_len = settings.max_model_len or profile.max_model_len
     max_num_seqs, max_num_batched_tokens = _batch_limits(settings, profile, max_model_len)
     same = {f.name for f in fields(EngineConfig)} & EngineSettings.model_fields.keys()
     sizes = capture_sizes(settings, max_num_seqs, max_num_batched_tokens, profile.default_max_capture_size)
+    # asked also when overridden: vLLM measures its memory first and does not start without any
+    computed_blocks = profile.num_gpu_blocks_for(
+        settings.gpu_memory_utilization or profile.default_gpu_memory_utilization,
+        settings.kv_cache_dtype,
+        block_size,
+        Settled(max_num_seqs, max_num_batched_tokens, len(sizes)),
+    )
+    num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
     config = EngineConfig(
         **{
             **{name: getattr(settings, name) for name in same},

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simbatch.sim.plugins import Plugins
 
 Schema = dict[str, Any]
+REFRESH: Schema = {
+    "refresh_s": {
+        "description": "how old what engines publish may be: the gateway asks them so often; 0: always fresh",
+        "type": "number",
+        "minimum": 0,
+        "default": 0.0,
+    }
+}
 
 
 def scenario_schema() -> Schema:
     """What an editor needs to complete and check a scenario (JSON Schema 2020-12)."""
+    from simbatch.policies.registry import POLICIES
+    from simbatch.routers.registry import ROUTERS
     from simbatch.sim.cost.profile import InlineProfile
     from simbatch.sim.scenario.model import Scenario
 
@@ -18,7 +31,10 @@ def scenario_schema() -> Schema:
     definitions["InlineProfile"] = inline
     properties = schema["properties"]
     properties["profile"] = _profile(properties["profile"]["description"])
-    properties["policy"] = _policy(properties["policy"]["description"])
+    properties["policy"] = _chosen(properties["policy"]["description"], POLICIES)
+    router = definitions["ClusterSettings"]["properties"]["router"]
+    definitions["ClusterSettings"]["properties"]["router"] = _chosen(router["description"], ROUTERS, REFRESH)
+    definitions.pop("RouterChoice", None)
     definitions.pop("PolicyChoice", None)
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -38,26 +54,23 @@ def _profile(description: str) -> Schema:
     return {"description": description, "anyOf": [named, {"$ref": "#/$defs/InlineProfile"}]}
 
 
-def _policy(description: str) -> Schema:
-    from simbatch.policies.registry import policy_names, policy_schema
-
+def _chosen(description: str, plugins: Plugins[Any], common: Schema | None = None) -> Schema:
+    """A policy or a router: one by name with its parameters, those of all beside them, or the user's own."""
     own = {
         "type": "object",
         "description": "your own: package.module:Class or file.py:Class, with any parameters",
         "properties": {"name": {"type": "string", "pattern": ":"}},
         "required": ["name"],
     }
-    return {
-        "description": description,
-        "anyOf": [*(_built_in(name, policy_schema(name)) for name in policy_names()), own],
-    }
+    named = [_built_in(name, plugins.schema(name), common or {}) for name in plugins.names()]
+    return {"description": description, "anyOf": [*named, own]}
 
 
-def _built_in(name: str, parameters: Schema) -> Schema:
+def _built_in(name: str, parameters: Schema, common: Schema) -> Schema:
     return {
         **parameters,
         "type": "object",
-        "properties": {"name": {"const": name}, **parameters.get("properties", {})},
+        "properties": {"name": {"const": name}, **parameters.get("properties", {}), **common},
         "required": ["name", *parameters.get("required", ())],
         "additionalProperties": False,
     }

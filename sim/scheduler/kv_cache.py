@@ -6,6 +6,8 @@ request holds ceil(num_computed_tokens / block_size) blocks, so nothing but the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from simbatch.sim.scheduler.request import Request
 
 
@@ -26,6 +28,14 @@ class KVCache:
     def lookup(self, request: Request) -> tuple[int, int]:
         """The blocks of `request` that are cached, and how many of those nobody holds now."""
         return 0, 0
+
+    def num_cached(self, keys: Sequence[int]) -> int:
+        """How many of these shared blocks, from the first on, are cached."""
+        return 0
+
+    def cached_keys(self) -> set[int]:
+        """All shared blocks that are cached."""
+        return set()
 
     def admit(self, request: Request, num_hits: int, num_tokens: int) -> None:
         """Give a waiting request its cached blocks and room for `num_tokens` tokens in all."""

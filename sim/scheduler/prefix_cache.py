@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.request import Request
@@ -47,6 +48,18 @@ class PrefixKVCache(KVCache):
             num_own = min(self._lru.get(run, 0), limit - num_hits) if run not in refs else 0
             return num_hits + num_own, num_idle + num_own
         return num_hits, num_idle
+
+    def num_cached(self, keys: Sequence[int]) -> int:
+        """The same; the oldest copy counts, which is the one that a hit takes."""
+        refs, copies = self._refs, self._copies
+        for i, key in enumerate(keys):
+            if (copies[key][0] if key in copies else key) not in refs:
+                return i
+        return len(keys)
+
+    def cached_keys(self) -> set[int]:
+        """The same, whatever copies there are of each."""
+        return {self._key_of.get(block, block) for block in self._refs}
 
     def admit(self, request: Request, num_hits: int, num_tokens: int) -> None:
         """Touch the hit blocks and hand out the others."""

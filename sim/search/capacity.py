@@ -20,11 +20,14 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.results.registry import SLO_SHARE
+from simbatch.sim.results.runs import Summary, refusal_of
+from simbatch.sim.results.steady import OVERLOADED
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
 from simbatch.sim.search.rates import Unit, at_rate, rates_of, rounded, unit_of
-from simbatch.sim.search.tune import OVERLOADED, Evaluate, is_overloaded
-from simbatch.sim.search.tune_goal import METRICS, SLO_SHARE, Limit, Means, Summary, means_over
+from simbatch.sim.search.tune import Evaluate
+from simbatch.sim.search.tune_goal import METRICS, Limit, Means, means_over
 from simbatch.sim.search.tune_space import Settings
 
 STEPS = 128  # to a doubling
@@ -234,7 +237,7 @@ def capacity_limits(scenario: Scenario, limits: Sequence[Limit]) -> tuple[Limit,
 def _tried(step: int, seed: int, rate: float, summary: Summary, limits: Sequence[Limit]) -> Tried:
     means = means_over([summary], list(METRICS.values()))
     broken = [name for limit in limits for name in _broken(limit, means)]
-    broken += [OVERLOADED] if is_overloaded(summary) else []
+    broken += [OVERLOADED] if refusal_of(summary) == OVERLOADED else []
     return Tried(step, seed, rate, means, tuple(broken), summary["simbatch"]["mean_concurrent_requests"] or 0.0)
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.results.console import number
 from simbatch.sim.results.files import write_json, write_result
 from simbatch.sim.results.plots import style
+from simbatch.sim.results.steady import OVERLOADED
+from simbatch.sim.results.text import number
 from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
 from simbatch.sim.search.capacity import Bound, Capacity
 from simbatch.sim.search.rates import rates_of
-from simbatch.sim.search.tune import OVERLOADED
 from simbatch.sim.search.tune_files import OWN_FILES, limit_content
 from simbatch.sim.search.tune_flags import set_flags
 from simbatch.sim.search.tune_goal import METRICS

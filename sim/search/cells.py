@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.chance import resampling, seeds_of
+from simbatch.sim.scenario.fleet import Fleet
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.reading.source import plain_value
 from simbatch.sim.scenario.resolve import Resolved, resolve
@@ -157,7 +158,17 @@ class _Fingerprints:
         source = None if kind.__module__.startswith("simbatch.policies.") else _source_of(kind)
         if source is not None:
             content["policy"] = {**content["policy"], "name": kind.__qualname__, "source": self._file(source)}
+        if resolved.fleet is not None:
+            content["cluster"] = {**content["cluster"], "by content": self._fleet(resolved.fleet, data["cluster"])}
         return _digest(json.dumps([self._version, content], sort_keys=True).encode())
+
+    def _fleet(self, fleet: Fleet, section: dict[str, Any]) -> list[str | None]:
+        """The groups' profiles, and the router's source where it is the user's own."""
+        kind = type(fleet.router)
+        source = None if kind.__module__.startswith("simbatch.routers.") else _source_of(kind)
+        parts = section.get("groups") or []
+        profiles = [self._profile(g.resolved, part) for g, part in zip(fleet.groups, parts, strict=False)]
+        return [None if source is None else self._file(source), *profiles]
 
     def _profile(self, resolved: Resolved, data: dict[str, Any]) -> str:
         """Of the profile with its host, whosever that is."""

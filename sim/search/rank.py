@@ -15,18 +15,17 @@ from functools import cached_property
 from simbatch.policies.registry import policy_names
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import user_path
-from simbatch.sim.results.compared import HIGHER, LOWER, Metric
-from simbatch.sim.results.console import percent
-from simbatch.sim.results.differences import NO_DIFFERENCE, Difference, Values
-from simbatch.sim.results.replicated import Replicated, Summary, mean_of
+from simbatch.sim.results.differences import NO_DIFFERENCE, Difference
+from simbatch.sim.results.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT, Metric
+from simbatch.sim.results.runs import Runs, Summary, Values
+from simbatch.sim.results.text import percent
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, cells_of
 from simbatch.sim.statistics.intervals import CONFIDENCE
 
-WITHIN_SLO = Metric("simbatch.slo_share.all", "within SLO", HIGHER, "share")
-THROUGHPUT = Metric("output_throughput", "output tokens/s", HIGHER)
-NORMALISED = Metric("simbatch.mean_normalised_latency_ms", "latency per token (ms)", LOWER, "ms")
+WITHIN_SLO, OUTPUT = REGISTRY[f"{SLO_SHARE}all"], REGISTRY[THROUGHPUT]
+NORMALISED = REGISTRY["simbatch.mean_normalised_latency_ms"]
 MIN_POLICIES = 2
 REPLICATIONS = 10
 
@@ -51,7 +50,7 @@ class Entry:
         if self.scenario.slo.model_dump(exclude_none=True):
             return WITHIN_SLO
         process = getattr(self.scenario.workload.arrival, "process", None)
-        return THROUGHPUT if process == "all_at_once" else NORMALISED
+        return OUTPUT if process == "all_at_once" else NORMALISED
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,10 @@ class Standing:
 
     policy: str
     rank: float  # 1 is the best; equals share the mean of their places
-    values: Values
+    runs: Runs
+    values: Values  # of the figure that decides
+    mean: float | None
     difference: Difference | None  # from the best; None for the best itself
-
-    @property
-    def mean(self) -> float | None:
-        """Of the figure that decides."""
-        return mean_of(self.values)
 
     @property
     def is_equal(self) -> bool:
@@ -104,8 +100,7 @@ class Judged:
         """
         if entry.judge is WITHIN_SLO:
             return cls(entry, summaries, entry.left_out)
-        every = Replicated(summaries, entry.seeds)
-        rejected = {policy: every.rejected_share(policy) for policy in summaries}
+        rejected = {policy: Runs(of).rejected_share for policy, of in summaries.items()}
         fewest = min(rejected.values())
         choosy = {
             policy: f"rejected {percent(share)}, and without an SLO nothing says that it may"
@@ -119,10 +114,11 @@ class Judged:
     def standings(self) -> list[Standing]:
         """The best first."""
         judge = self.entry.judge
-        values = {label: [judge.of(summary) for summary in runs] for label, runs in self.summaries.items()}
-        worst = float("inf")
+        every = {label: Runs(summaries, self.entry.is_resampled) for label, summaries in self.summaries.items()}
+        values = {label: runs.values(judge) for label, runs in every.items()}
+        means = {label: runs.mean(judge) for label, runs in every.items()}
         sign = -1 if judge.better == HIGHER else 1
-        scores = {label: worst if (mean := mean_of(of)) is None else sign * mean for label, of in values.items()}
+        scores = {label: float("inf") if mean is None else sign * mean for label, mean in means.items()}
         order = sorted(scores, key=lambda label: scores[label])
         best, *others = order
         confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
@@ -140,15 +136,9 @@ class Judged:
         }
         ranks = ranks_of([scores[label] for label in order])
         return [
-            Standing(label, rank, values[label], differences.get(label))
+            Standing(label, rank, every[label], values[label], means[label], differences.get(label))
             for label, rank in zip(order, ranks, strict=True)
         ]
-
-    @cached_property
-    def replicated(self) -> Replicated:
-        """The same runs, compared with the best in all metrics."""
-        summaries = {standing.policy: self.summaries[standing.policy] for standing in self.standings}
-        return Replicated(summaries, self.entry.seeds, is_resampled=self.entry.is_resampled)
 
     @cached_property
     def is_one_run(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -10,24 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.results import files
-from simbatch.sim.results.compared import Metric
-from simbatch.sim.results.console import number, percent, table
 from simbatch.sim.results.possible import plus_minus
-from simbatch.sim.results.replicated import Replicated, Summary
+from simbatch.sim.results.registry import GOODPUT, REGISTRY, Metric
+from simbatch.sim.results.runs import Runs, Summary
+from simbatch.sim.results.text import percent, table
 from simbatch.sim.scenario.chance import ONE_RUN, runs_words
-from simbatch.sim.search.rank import NORMALISED, THROUGHPUT, WITHIN_SLO, Judged, Plan, Standing, overall
+from simbatch.sim.search.rank import NORMALISED, OUTPUT, WITHIN_SLO, Judged, Plan, Standing, overall
 
 OWN_FILES = ("ranking.md", "ranking.json")
-OTHERS = (
-    Metric("request_goodput", "goodput (req/s)", "higher"),
-    Metric("p99_ttft_ms", "P99 TTFT (ms)", "lower", "ms"),
-    Metric("p99_tpot_ms", "P99 TPOT (ms)", "lower", "ms"),
-    Metric("simbatch.fairness.tenants", "fairness (Jain)", "higher", "index"),
-)
+OTHERS = [REGISTRY[key] for key in (GOODPUT, "p99_ttft_ms", "p99_tpot_ms", "simbatch.fairness.tenants")]
 BEST, EQUAL = "best", "not told apart from the best"
 WORDS = {
     WITHIN_SLO.key: "the share of requests within the SLO",
-    THROUGHPUT.key: "output tokens per second (no SLO, everything arrives at once)",
+    OUTPUT.key: "output tokens per second (no SLO, everything arrives at once)",
     NORMALISED.key: "the mean latency per output token (no SLO)",
 }
 
@@ -150,7 +145,7 @@ def _section(judged: Judged) -> Iterator[str]:
     yield "|---" * len(titles) + "|"
     for standing in judged.standings:
         mine = "†" if standing.policy == entry.scenario.policy.name and entry.scenario.policy.params else ""
-        shown = [_figure(judged.replicated, standing.policy, metric) for metric in (judge, *others)]
+        shown = [_figure(standing.runs, metric) for metric in (judge, *others)]
         cells = [f"{standing.rank:g}", f"`{standing.policy}`{mine}", shown[0], _behind(standing), *shown[1:]]
         yield f"| {' | '.join([*cells, _remark(judged, standing)])} |"
     if judged.left_out:
@@ -160,25 +155,21 @@ def _section(judged: Judged) -> Iterator[str]:
 
 def _remark(judged: Judged, standing: Standing) -> str:
     """The verdict, and what must be known about the figures beside it."""
-    num = judged.replicated.num_overloaded(standing.policy)
-    share = judged.replicated.rejected_share(standing.policy)
+    num = standing.runs.num_overloaded
+    share = standing.runs.rejected_share
     notes = [f"overloaded in {num} of {len(judged.entry.seeds)}"] if num else []
     notes += [f"rejected {percent(share)}"] if share else []
     return "; ".join([verdict(judged, standing), *notes])
 
 
-def _figure(replicated: Replicated, label: str, metric: Metric) -> str:
+def _figure(runs: Runs, metric: Metric) -> str:
     """Mean and interval."""
-    values = [metric.of(summary) for summary in replicated.summaries[label]]
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean, interval = sum(known) / len(known), replicated.interval_of(metric, values)
-    text = percent(mean) if metric.is_share else number(mean, metric.decimals)
-    if interval is None:
+    mean, interval = runs.mean(metric), runs.interval(metric)
+    text = metric.text(mean)
+    if mean is None or interval is None:
         return text
     scale = 100 if metric.is_share else 1
-    return f"{text} {plus_minus(mean, interval['low'], interval['high'], metric.decimals, scale)}"
+    return f"{text} {plus_minus(mean, interval.low, interval.high, metric.decimals, scale)}"
 
 
 def _behind(standing: Standing) -> str:
@@ -192,7 +183,7 @@ def _behind(standing: Standing) -> str:
 def _best_words(judged: Judged) -> str:
     best, *others = judged.standings
     equal = [standing.policy for standing in others if not judged.is_told_apart(standing)]
-    value = _figure(judged.replicated, best.policy, judged.entry.judge)
+    value = _figure(best.runs, judged.entry.judge)
     rest = f"; not told apart: {', '.join(equal)}" if equal else ""
     return f"{best.policy} ({judged.entry.judge.label} {value}){rest}"
 
@@ -205,19 +196,19 @@ def _slo(limits: Mapping[str, float]) -> str:
 
 
 def _as_dict(judged: Judged, standing: Standing) -> dict[str, Any]:
-    runs: Sequence[Summary] = judged.summaries[standing.policy]
+    runs, interval = standing.runs, standing.runs.interval(judged.entry.judge)
     return {
         "policy": standing.policy,
-        "parameters": {key: value for key, value in runs[0]["simbatch"]["policy"].items() if key != "name"},
+        "parameters": {key: value for key, value in runs.summaries[0]["simbatch"]["policy"].items() if key != "name"},
         "rank": standing.rank,
         "mean": standing.mean,
-        "interval": judged.replicated.interval_of(judged.entry.judge, standing.values),
+        "interval": interval and {"low": interval.low, "high": interval.high, "n": interval.n},
         "difference": standing.difference and standing.difference.as_dict(),
         "verdict": verdict(judged, standing),
-        "overloaded_runs": judged.replicated.num_overloaded(standing.policy),
-        "rejected_share": judged.replicated.rejected_share(standing.policy),
+        "overloaded_runs": standing.runs.num_overloaded,
+        "rejected_share": standing.runs.rejected_share,
         "runs": standing.values,
-        "others": {metric.key: [metric.of(summary) for summary in runs] for metric in OTHERS},
+        "others": {metric.key: runs.values(metric) for metric in OTHERS},
     }
 
 

@@ -14,20 +14,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import log2
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.results.registry import GOODPUT, REGISTRY, SLO_SHARE, THROUGHPUT, Metric, value_at
+from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import seeds_of
-from simbatch.sim.search.recommend_cases import GOODPUT, THROUGHPUT, UseCase
-from simbatch.sim.search.tune import OVERLOADED
+from simbatch.sim.search.recommend_cases import UseCase
 from simbatch.sim.statistics.intervals import Interval, paired_ratio
 
-Summary = Mapping[str, Any]
 Evaluate = Callable[[Sequence[tuple[dict[str, Any], int]]], list[Summary]]  # settings and seed each
 
 LOADS = (0.7, 0.5, 0.35, 0.25)
@@ -56,8 +56,8 @@ class Trial:
     """A choice and its runs: `at_load` and `at_peak` by seed (without a rate both are the same)."""
 
     choice: Choice
-    at_load: tuple[Summary, ...]
-    at_peak: tuple[Summary, ...]
+    at_load: Runs
+    at_peak: Runs
     goal: str
 
     @property
@@ -67,19 +67,13 @@ class Trial:
 
     def scores(self) -> list[float]:
         """One a seed."""
-        pairs = zip(self.at_load, self.at_peak, strict=True)
-        return [fmean(summary[self.goal] or 0.0 for summary in pair) for pair in pairs]
+        goal = REGISTRY[self.goal]
+        pairs = zip(self.at_load.values(goal), self.at_peak.values(goal), strict=True)
+        return [fmean(value or 0.0 for value in pair) for pair in pairs]
 
-    def mean(self, *keys: str) -> float | None:
-        """The mean at the load of a figure in summary.json."""
-        values = [_at(summary, keys) for summary in self.at_load]
-        known = [value for value in values if value is not None]
-        return fmean(known) if known else None
-
-    @property
-    def num_overloaded(self) -> int:
-        """Runs at the load in which the queue kept growing."""
-        return sum(_at(run, ("simbatch", "steady_state", "refused")) == OVERLOADED for run in self.at_load)
+    def mean(self, key: str) -> float | None:
+        """The mean at the load of a figure in summary.json, dots between the levels."""
+        return self.at_load.mean(REGISTRY.get(key) or Metric(key, key))
 
 
 @dataclass(frozen=True)
@@ -184,7 +178,7 @@ class _Search:
         for share in LOADS:
             rate = _rounded(saturated * share)
             runs = self._evaluate([(self._at_rate(choice, rate), self.seeds[0]) for choice in choices])
-            best = max(_at(run, ("simbatch", "slo_share", "all")) for run in runs)
+            best = max(value_at(run, f"{SLO_SHARE}all") for run in runs)
             self.load = Load(saturated, share, rate, best >= ENOUGH)
             if best >= ENOUGH:
                 break
@@ -233,7 +227,7 @@ class _Search:
         runs = iter(self._evaluate(asked))
         found = {}
         for choice in choices:
-            by_rate = [tuple(next(runs) for _ in seeds) for _ in rates]
+            by_rate = [Runs([next(runs) for _ in seeds]) for _ in rates]
             found[choice] = Trial(choice, by_rate[0], by_rate[-1], self.goal)
         return found
 
@@ -252,13 +246,6 @@ def _between(number: int, tried: Sequence[int]) -> set[int]:
     position = tried.index(number)
     neighbours = [*tried[max(0, position - 1) : position], *tried[position + 1 : position + 2]]
     return {(number + other) // 2 for other in neighbours}
-
-
-def _at(summary: Summary, keys: Sequence[str]) -> Any:
-    found: Any = summary
-    for key in keys:
-        found = found[key]
-    return found
 
 
 def _rounded(rate: float) -> float:

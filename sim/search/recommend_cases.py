@@ -12,9 +12,9 @@ from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.results.registry import GOODPUT, THROUGHPUT
 from simbatch.sim.scenario import Scenario
 
-GOODPUT, THROUGHPUT = "request_goodput", "output_throughput"
 SMALL_GB, LARGE_GB = 24, 80
 GB = 10**9  # so that what CUDA reports of a card of 80 GB (79.1 GiB) counts as 80 GB
 

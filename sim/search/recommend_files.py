@@ -7,11 +7,10 @@ from typing import Any
 
 from simbatch.sim.results.files import write_json, write_result
 from simbatch.sim.search.recommend import Recommendation, Trial
-from simbatch.sim.search.recommend_report import all_notes, verdict
+from simbatch.sim.search.recommend_report import FIGURES, all_notes, verdict
 from simbatch.sim.search.recommend_vllm import CONFIG_FILE, arguments, command, config_yaml
 
 OWN_FILES = ("recommend.json", CONFIG_FILE, "scenario.yaml")
-FIGURES = ("request_goodput", "output_throughput", "p99_ttft_ms", "p99_tpot_ms")
 
 
 def save(found: Recommendation, folder: Path) -> list[Path]:
@@ -56,9 +55,9 @@ def content(found: Recommendation) -> dict[str, Any]:
 
 def _trial(found: Recommendation, trial: Trial) -> dict[str, Any]:
     figures: dict[str, Any] = {key: trial.mean(key) for key in FIGURES}
-    figures["slo_share"] = trial.mean("simbatch", "slo_share", "all") if found.slo else None
-    figures["num_preemptions"] = trial.mean("simbatch", "num_preemptions")
-    return {**trial.choice._asdict(), "score": trial.score, **figures, "overloaded_runs": trial.num_overloaded}
+    figures["slo_share"] = trial.mean("simbatch.slo_share.all") if found.slo else None
+    figures["num_preemptions"] = trial.mean("simbatch.num_preemptions")
+    return {**trial.choice._asdict(), "score": trial.score, **figures, "overloaded_runs": trial.at_load.num_overloaded}
 
 
 def _write_scenario(path: Path, found: Recommendation) -> None:

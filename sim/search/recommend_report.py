@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.cost.trust import NO_HOST_TIMES, NO_REAL_RUN, lacks_host_times
-from simbatch.sim.results.console import number, percent, table
+from simbatch.sim.cost.trust import NO_REAL_RUN, caveats
+from simbatch.sim.results.registry import GOODPUT, REGISTRY, SLO_SHARE, THROUGHPUT
+from simbatch.sim.results.text import number, percent, table
 from simbatch.sim.search.recommend import CLOSE, ENOUGH, NUM_SEEDS, TOKENS_GAIN, Choice, Recommendation, Trial
-from simbatch.sim.search.recommend_cases import GB, GOODPUT, LARGE_GB, SMALL_GB
+from simbatch.sim.search.recommend_cases import GB, LARGE_GB, SMALL_GB
 from simbatch.sim.search.recommend_vllm import CONFIG_FILE, arguments, command
 from simbatch.sim.search.tune_flags import weight_notes
 
-UNITS = {GOODPUT: "req/s within the SLO", "output_throughput": "output tokens/s"}
+FIGURES = (GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms")  # of a trial, beside its score
+UNITS = {GOODPUT: "req/s within the SLO", THROUGHPUT: "output tokens/s"}
 FAR = 20  # times
 NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2el": "end-to-end latency"}
 
@@ -65,9 +67,8 @@ def all_notes(found: Recommendation) -> list[str]:
         lines.append(f"The profile {profile.name} is an estimate: nobody measured this model on this GPU.")
     elif profile.error is not None:
         lines.append(error_note(profile))
-    if lacks_host_times(profile):
-        lines.append(NO_HOST_TIMES)
-    inside = found.trials[found.chosen].mean("simbatch", "profile", "share_of_steps_in_range")
+    lines += caveats(profile)
+    inside = found.trials[found.chosen].mean("simbatch.profile.share_of_steps_in_range")
     if inside is not None and inside < 0.99:
         lines.append(f"Only {percent(inside)} of the steps are inside what the profile measured.")
     lines.append("The traffic is an assumption: put yours into scenario.yaml and run `simbatch tune` on it.")
@@ -120,39 +121,36 @@ def shown_trials(found: Recommendation) -> list[Trial]:
 
 
 def _evidence(found: Recommendation) -> list[str]:
-    header = ["max_num_seqs", "tokens a step", "score", "goodput", "tokens/s", "p99 TTFT ms", "p99 TPOT ms"]
+    shown = [REGISTRY[key] for key in (*FIGURES, "simbatch.num_preemptions")]
+    header = ["max_num_seqs", "tokens a step", "score", *(metric.heading for metric in shown), ""]
     rows = []
     for trial in shown_trials(found):
         mark = "*" if trial.choice == found.chosen else " "
         figures = [
             _score(trial.score),
-            _score(trial.mean(GOODPUT)),
-            number(trial.mean("output_throughput"), 0),
-            number(trial.mean("p99_ttft_ms"), 0),
-            number(trial.mean("p99_tpot_ms"), 1),
-            number(trial.mean("simbatch", "num_preemptions"), 0),
+            *(number(trial.mean(metric.key), metric.decimals) for metric in shown),
             _marks(found, trial),
         ]
         rows.append([f"{mark} {trial.choice.max_num_seqs}", f"{trial.choice.max_num_batched_tokens:,}", *figures])
     what = UNITS[found.goal]
     both = "" if found.load.rate is None else ", mean of both loads; the other figures are at the lower load"
-    return [f"evidence (score: {what}{both}):", *table([*header, "preemptions", ""], rows)]
+    return [f"evidence (score: {what}{both}):", *table(header, rows)]
 
 
 def _marks(found: Recommendation, trial: Trial) -> str:
     marks = [name for name, choice in (("table", found.prior), ("vLLM", found.default)) if trial.choice == choice]
-    return ", ".join([*marks, *(["overloaded"] if trial.num_overloaded else [])])
+    return ", ".join([*marks, *(["overloaded"] if trial.at_load.num_overloaded else [])])
 
 
 def _reason(found: Recommendation, prior: Trial, mine: Trial) -> str:
     """Why the table's batch is worse, from what was measured."""
     gain = _gain(found, prior.score, mine.score)
-    if prior.num_overloaded:
+    if prior.at_load.num_overloaded:
         served = prior.mean("request_throughput")
         rate = "" if found.load.rate is None else f" of {found.load.rate:g}"
         return f"with the table's the queue keeps growing ({number(served)}{rate} req/s are served); {gain}."
     if mine.choice < prior.choice:
-        fewer = [trial.mean("simbatch", "num_preemptions") or 0 for trial in (prior, mine)]
+        fewer = [trial.mean("simbatch.num_preemptions") or 0 for trial in (prior, mine)]
         preempted = f"{fewer[0]:,.0f} preemptions become {fewer[1]:,.0f}; " if fewer[0] > fewer[1] + 1 else ""
         return f"{preempted}p99 TPOT {_from_to(prior, mine, 'p99_tpot_ms')}; {gain}."
     if not found.slo:
@@ -198,7 +196,7 @@ def _confirmed(found: Recommendation) -> Iterator[str]:
 def _not_enough(found: Recommendation) -> Iterator[str]:
     if found.load.is_enough:
         return
-    shares: dict[str, Any] = {name: found.best.mean("simbatch", "slo_share", name) for name in _limits(found)}
+    shares: dict[str, Any] = {name: found.best.mean(f"{SLO_SHARE}{name}") for name in _limits(found)}
     worst = min(shares, key=lambda name: shares[name])
     yield (
         f"The SLO is not kept: even at {found.load.share:.0%} of what the GPU can do, no batch has {ENOUGH:.0%} of the "

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.results import files
-from simbatch.sim.results.console import number, table
 from simbatch.sim.results.possible import plus_minus
+from simbatch.sim.results.registry import GOODPUT, REGISTRY, THROUGHPUT
+from simbatch.sim.results.text import number, table
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, Summary, cells_of, replicated_cells
@@ -24,13 +25,7 @@ if TYPE_CHECKING:
 
 OWN_FILES = ("summary.csv", "summary.parquet", "points.csv", "sweep.png")
 MAX_LINES = 40
-SHOWN = {
-    "request_throughput": ("req/s", 2),
-    "request_goodput": ("goodput", 2),
-    "output_throughput": ("tok/s", 1),
-    "p99_ttft_ms": ("P99 TTFT ms", 0),
-    "p99_tpot_ms": ("P99 TPOT ms", 1),
-}
+SHOWN = ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms")
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class Sweep:
     def text(self) -> str:
         """A line per setting, with the means of the main metrics."""
         shown = [key for key in SHOWN if any(point.get(key) is not None for point in self.points)]
-        header = [*self.keys, *(SHOWN[key][0] for key in shown), ""]
+        header = [*self.keys, *(REGISTRY[key].heading for key in shown), ""]
         lines = [
             [*(_setting(point[key]) for key in self.keys), *(_figure(point, key) for key in shown), _remark(point)]
             for point in self.points[:MAX_LINES]
@@ -175,10 +170,11 @@ def _setting(value: Any) -> str:
 
 def _figure(point: Row, key: str) -> str:
     mean, low, high = (point.get(f"{key}{end}") for end in ("", ".low", ".high"))
-    text = number(mean, SHOWN[key][1])
+    decimals = REGISTRY[key].decimals
+    text = number(mean, decimals)
     if mean is None or low is None or high is None:
         return text
-    return f"{text} {plus_minus(mean, low, high, SHOWN[key][1])}"
+    return f"{text} {plus_minus(mean, low, high, decimals)}"
 
 
 def _remark(point: Row) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simbatch.sim.results.console import number
 from simbatch.sim.results.plots import style
+from simbatch.sim.results.registry import GOODPUT, HIGHER, REGISTRY, THROUGHPUT, Metric
+from simbatch.sim.results.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,26 +22,8 @@ if TYPE_CHECKING:
 
 MAX_CURVES = len(style.PALETTE)
 MAX_WRITTEN = 120  # figures in a heat map
-GOODPUT, POLICY = "request_goodput", "policy.name"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What a panel shows."""
-
-    key: str
-    title: str
-    text: Callable[[float | None], str]
-    more_is_better: bool
-
-
-METRICS = (
-    Metric("request_throughput", "requests/s", number, True),
-    Metric(GOODPUT, "goodput: requests/s within SLO", number, True),
-    Metric("p99_ttft_ms", "P99 TTFT", style.duration_text, False),
-    Metric("p99_tpot_ms", "P99 TPOT", style.duration_text, False),
-)
-TOKENS = Metric("output_throughput", "output tokens/s", lambda value: number(value, 0), True)
+POLICY = "policy.name"
+SHOWN = ("request_throughput", GOODPUT, "p99_ttft_ms", "p99_tpot_ms")
 
 
 @dataclass(frozen=True)
@@ -71,7 +54,7 @@ def choose(points: Sequence[Row], keys: Sequence[str]) -> Drawing | None:
 def write(path: Path, name: str, drawing: Drawing) -> None:
     """Throughput, goodput (tokens without an SLO), P99 TTFT and P99 TPOT."""
     has_slo = any(point.get(GOODPUT) is not None for point in drawing.points)
-    metrics = [TOKENS if metric.key == GOODPUT and not has_slo else metric for metric in METRICS]
+    metrics = [REGISTRY[THROUGHPUT if key == GOODPUT and not has_slo else key] for key in SHOWN]
     with style.figure(path, 11, 7.6) as figure:
         style.headline(figure, f"{name} by {' and '.join(filter(None, [drawing.y, drawing.x, *drawing.others]))}")
         panels: list[Axes] = [figure.add_subplot(2, 2, i + 1) for i in range(len(metrics))]
@@ -137,14 +120,14 @@ def _x_axis(axes: Axes, xs: dict[str, float], is_number: bool) -> None:
 def _y_axis(axes: Axes, shown: Sequence[float], metric: Metric) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if not metric.more_is_better and shown and min(shown) > 0 and max(shown) / min(shown) > style.LOG_FROM:
+    if metric.better != HIGHER and shown and min(shown) > 0 and max(shown) / min(shown) > style.LOG_FROM:
         axes.set_yscale("log")
         axes.set_ylim(min(shown) / 1.5, max(shown) * 1.5)
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
-    if not metric.more_is_better:
+    if metric.better != HIGHER:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.duration_text(value)))
 
 
@@ -157,27 +140,31 @@ def _heat_map(figure: Figure, axes: Axes, drawing: Drawing, y: str, metric: Metr
         if point.get(metric.key) is not None:
             cells[rows.index(point[y]), columns.index(point[drawing.x])] = point[metric.key]
     there = cells[np.isfinite(cells)]
-    is_log = not metric.more_is_better and len(there) > 0 and 0 < there.min() < there.max() / style.LOG_FROM
+    is_log = metric.better != HIGHER and len(there) > 0 and 0 < there.min() < there.max() / style.LOG_FROM
     low, high = (float(there.min()), float(there.max())) if len(there) else (0.0, 1.0)
     norm = LogNorm(low, high) if is_log else Normalize(low, high)
     image = axes.imshow(
-        cells, origin="lower", aspect="auto", norm=norm, cmap="viridis" if metric.more_is_better else "viridis_r"
+        cells, origin="lower", aspect="auto", norm=norm, cmap="viridis" if metric.better == HIGHER else "viridis_r"
     )
     axes.grid(visible=False)
     axes.set_ylabel(y)
     for axis, values in ((axes.xaxis, columns), (axes.yaxis, rows)):
         step = -(-len(values) // 12)
         axis.set_ticks(range(0, len(values), step), [_short(value) for value in values[::step]])
-    bar = figure.colorbar(image, ax=axes, format=lambda value, _: metric.text(value))
+    bar = figure.colorbar(image, ax=axes, format=lambda value, _: _text(metric, value))
     bar.ax.minorticks_off()
     for point in drawing.points:
         value, at = point.get(metric.key), (columns.index(point[drawing.x]), rows.index(point[y]))
         mark = " x" if point["overloaded_runs"] else ""
         if value is not None and (mark or len(drawing.points) <= MAX_WRITTEN):
-            text = metric.text(value) if len(drawing.points) <= MAX_WRITTEN else ""
+            text = _text(metric, value) if len(drawing.points) <= MAX_WRITTEN else ""
             share = float(norm(value))
-            is_bright = (share if metric.more_is_better else 1 - share) > 0.55
+            is_bright = (share if metric.better == HIGHER else 1 - share) > 0.55
             axes.text(*at, text + mark, ha="center", va="center", fontsize=7, color="#222222" if is_bright else "white")
+
+
+def _text(metric: Metric, value: float | None) -> str:
+    return style.duration_text(value) if metric.kind == "ms" else number(value, metric.decimals)
 
 
 def _positions(points: Sequence[Row], key: str) -> dict[str, float]:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from simbatch.sim.results.compared import HIGHER, LOWER, Metric
+from simbatch.sim.results.registry import HIGHER, LOWER, Metric
+from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.search.tune_choice import equals, has_open_arrivals, order, preference
-from simbatch.sim.search.tune_goal import METRICS, Goal, Limit, Summary, means_over
+from simbatch.sim.search.tune_goal import Goal, Limit
 from simbatch.sim.search.tune_space import POLICY, Point, Settings, Space
 from simbatch.sim.search.tune_study import ROUND, Search, front_of
 from simbatch.sim.search.tune_trial import Trial
@@ -19,7 +20,6 @@ from simbatch.sim.statistics.knee import Knee, find_knee
 
 MIN_TRIALS, MAX_TRIALS, GRID_SHARE = 20, 60, 5  # by default a fifth of the combinations, within these
 TRIALS_A_ROUND = 10  # for each setting that is asked for at once: of few trials each should know of those before it
-OVERLOADED = "overloaded"
 
 Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]  # settings and a seed; their summary
 Run = Callable[[Sequence[Settings]], "list[Trial]"]
@@ -145,7 +145,7 @@ def tune(
 
     def run(batch: Sequence[Settings]) -> list[Trial]:
         runs = _under(seeds, batch, evaluate, resampling(scenario) if len(seeds) > 1 else {})
-        new = [_trial(len(found) + i, *pair) for i, pair in enumerate(zip(batch, runs, strict=True))]
+        new = [Trial(len(found) + i, *pair) for i, pair in enumerate(zip(batch, runs, strict=True))]
         found.extend(new)
         return new
 
@@ -167,10 +167,10 @@ def tune(
     return tuned
 
 
-def _under(seeds: Sequence[int], batch: Sequence[Settings], evaluate: Evaluate, more: Settings) -> list[list[Summary]]:
+def _under(seeds: Sequence[int], batch: Sequence[Settings], evaluate: Evaluate, more: Settings) -> list[Runs]:
     """Each of the settings, and `more`, under each of the seeds, asked for at once."""
     summaries = evaluate([(more | settings, seed) for settings in batch for seed in seeds])
-    return [summaries[i : i + len(seeds)] for i in range(0, len(summaries), len(seeds))]
+    return [Runs(summaries[i : i + len(seeds)]) for i in range(0, len(summaries), len(seeds))]
 
 
 def _point_of(space: Space) -> Point | None:
@@ -202,19 +202,6 @@ def _search(search: Search, run: Run, tried: dict[Point, Trial], wanted: int) ->
             search.tell(point, trial.means)
 
 
-def _trial(number: int, settings: Settings, summaries: Sequence[Summary]) -> Trial:
-    metrics = list(METRICS.values())
-    runs = tuple(means_over([summary], metrics) for summary in summaries)
-    overloaded = sum(is_overloaded(summary) for summary in summaries)
-    warnings = tuple(summaries[0]["simbatch"]["warnings"])
-    return Trial(number, settings, means_over(summaries, metrics), runs, overloaded, warnings)
-
-
-def is_overloaded(summary: Summary) -> bool:
-    """Whether the queue kept growing in this run."""
-    return bool(summary["simbatch"]["steady_state"]["refused"] == OVERLOADED)
-
-
 def _add_front(tuned: Tuned) -> None:
     """The Pareto set, the highest first figure first; its knee is what is recommended, where one is wanted."""
     goal = tuned.goal
@@ -230,8 +217,8 @@ def _add_front(tuned: Tuned) -> None:
 
 def trade_off(goal: Goal) -> tuple[Metric, Metric]:
     """What one gains and what it costs: the first metric of either kind."""
-    gain = next(metric for metric in goal.metrics if metric.better == HIGHER)
-    return gain, next(metric for metric in goal.metrics if metric.better == LOWER)
+    gain = next(metric for metric in goal.metrics if metric.aim == HIGHER)
+    return gain, next(metric for metric in goal.metrics if metric.aim == LOWER)
 
 
 def _oriented(goal: Goal, trial: Trial) -> list[float]:
@@ -247,16 +234,16 @@ def _confirm(tuned: Tuned, evaluate: Evaluate, count: int) -> Confirmation | Non
     if not (of_trace or any(has_chance(scenario.override(settings)) for settings in both)):
         return None
     seeds = [tuned.seeds[-1] + 1 + i for i in range(count)]
-    base, best = (_trial(0, {}, runs) for runs in _under(seeds, both, evaluate, resampling(scenario)))
+    base, best = (Trial(0, {}, runs) for runs in _under(seeds, both, evaluate, resampling(scenario)))
     pairs = _complete(metric, base, best)
     difference = None
     if pairs is not None and len(seeds) > 1:
         difference = paired_difference(pairs[0], pairs[1], is_resampled=of_trace)
-    return Confirmation(seeds, difference, base.means[metric.key], sum(map(goal.is_met, best.runs)))
+    return Confirmation(seeds, difference, base.means[metric.key], sum(map(goal.is_met, best.by_seed)))
 
 
 def _complete(metric: Metric, *trials: Trial) -> list[list[float]] | None:
-    figures = [[run[metric.key] for run in trial.runs] for trial in trials]
+    figures = [[run[metric.key] for run in trial.by_seed] for trial in trials]
     return None if any(None in row for row in figures) else [[float(v or 0.0) for v in row] for row in figures]
 
 

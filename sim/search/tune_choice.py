@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
+from simbatch.sim.results.registry import GOODPUT, SLO_SHARE
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.search.tune_goal import GOODPUT, SLO_SHARE, Goal
+from simbatch.sim.search.tune_goal import Goal
 from simbatch.sim.search.tune_space import SEQS, TOKENS
 from simbatch.sim.search.tune_trial import Trial
 from simbatch.sim.statistics.intervals import paired_difference
@@ -33,7 +34,7 @@ def equals(goal: Goal, trials: Sequence[Trial], *, is_resampled: bool) -> list[T
 
 
 def _is_equal(key: str, best: Trial, other: Trial, is_resampled: bool) -> bool:
-    figures, others = ([run[key] or 0.0 for run in trial.runs] for trial in (best, other))
+    figures, others = ([run[key] or 0.0 for run in trial.by_seed] for trial in (best, other))
     highest = best.means[key] or 0.0
     if abs((other.means[key] or 0.0) - highest) <= CLOSE * abs(highest):
         return True

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.results.compared import HIGHER, LOWER, Metric
 from simbatch.sim.results.files import write_json, write_result
+from simbatch.sim.results.registry import HIGHER, LOWER, THROUGHPUT, Metric
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import num_blocks
 from simbatch.sim.search.tune import Tuned
@@ -40,8 +40,8 @@ def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:
         "seeds": tuned.seeds,
         "resample_blocks": num_blocks(scenario) if len(tuned.seeds) > 1 else None,
         "goal": {
-            "maximize": [metric.key for metric in goal.metrics if metric.better == HIGHER],
-            "minimize": [metric.key for metric in goal.metrics if metric.better == LOWER],
+            "maximize": [metric.key for metric in goal.metrics if metric.aim == HIGHER],
+            "minimize": [metric.key for metric in goal.metrics if metric.aim == LOWER],
             "limits": [limit_content(limit) for limit in goal.limits],
         },
         "searched": {axis.key: list(axis.values) for axis in space.axes},
@@ -85,7 +85,7 @@ def trial_content(trial: Trial) -> dict[str, Any]:
 
 def limit_content(limit: Limit) -> dict[str, Any]:
     """A limit as JSON."""
-    return {"metric": limit.metric.key, "at_most" if limit.metric.better == LOWER else "at_least": limit.bound}
+    return {"metric": limit.metric.key, "at_most" if limit.metric.aim == LOWER else "at_least": limit.bound}
 
 
 def interval_content(interval: Interval | None) -> Mapping[str, float] | None:
@@ -135,6 +135,6 @@ def _flat(trial: Trial) -> dict[str, Any]:
 def picture_axes(goal: Goal) -> tuple[Metric, Metric]:
     """What the picture shows upwards and to the right: figures of the goal first, else throughput and p99 TPOT."""
     decides = [METRICS[key] for key in goal.keys]
-    up = next((metric for metric in decides if metric.better == HIGHER), METRICS["output_throughput"])
-    right = next((metric for metric in decides if metric.better == LOWER), METRICS[DEFAULT_COST])
+    up = next((metric for metric in decides if metric.aim == HIGHER), METRICS[THROUGHPUT])
+    right = next((metric for metric in decides if metric.aim == LOWER), METRICS[DEFAULT_COST])
     return up, right

@@ -5,41 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import product
 from math import inf, isfinite
 from statistics import fmean
-from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.compared import HIGHER, LOWER, Metric
-from simbatch.sim.results.metrics import STATISTICS
+from simbatch.sim.results.registry import GOODPUT, HIGHER, LOWER, SLO_SHARE, THROUGHPUT, Metric, searchable
+from simbatch.sim.results.runs import Summary
 
-Summary = Mapping[str, Any]
 Means = Mapping[str, float | None]  # by the metric's key
 
-ALIASES = {"throughput": "output_throughput", "goodput": "request_goodput", "slo_share": "simbatch.slo_share.all"}
-GOODPUT, SLO_SHARE = "request_goodput", "simbatch.slo_share."
-_HIGHER = (
-    "output_throughput",
-    "request_throughput",
-    "total_token_throughput",
-    GOODPUT,
-    "completed",
-    "max_output_tokens_per_s",
-    *(f"{SLO_SHARE}{name}" for name in ("all", "ttft", "tpot", "e2el")),
-)
-_LOWER = (
-    *(f"{statistic}_{name}_ms" for name, statistic in product(("ttft", "tpot", "itl", "e2el"), STATISTICS)),
-    "duration",
-    "failed",
-    "simbatch.num_preemptions",
-    "simbatch.kv_cache.mean_use",
-    "simbatch.kv_cache.peak_use",
-    "simbatch.queue.mean_waiting",
-    "simbatch.queue.max_waiting",
-    *(f"simbatch.queue.{statistic}_wait_ms" for statistic in STATISTICS),
-)
-METRICS = {key: Metric(key, key, better) for better, keys in ((HIGHER, _HIGHER), (LOWER, _LOWER)) for key in keys}
+ALIASES = {"throughput": THROUGHPUT, "goodput": GOODPUT, "slo_share": f"{SLO_SHARE}all"}
+METRICS = searchable()
 
 
 def metric_of(name: str, flag: str) -> Metric:
@@ -82,13 +58,13 @@ class Limit:
         """By which share `value` breaks the limit; 0 or less when it keeps it, infinite without a value."""
         if value is None:
             return inf
-        small, large = (value, self.bound) if self.metric.better == LOWER else (self.bound, value)
+        small, large = (value, self.bound) if self.metric.aim == LOWER else (self.bound, value)
         if large == 0:
             return small
         return small / large - 1
 
     def __str__(self) -> str:
-        return f"{self.metric.key} {'<=' if self.metric.better == LOWER else '>='} {self.bound:g}"
+        return f"{self.metric.key} {'<=' if self.metric.aim == LOWER else '>='} {self.bound:g}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +84,7 @@ class Goal:
     @property
     def maximise(self) -> list[bool]:
         """For each metric, whether more is better."""
-        return [metric.better == HIGHER for metric in self.metrics]
+        return [metric.aim == HIGHER for metric in self.metrics]
 
     @property
     def keys(self) -> list[str]:

@@ -7,8 +7,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simbatch.sim.results.compared import Metric
 from simbatch.sim.results.plots import style
+from simbatch.sim.results.registry import Metric
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.tune import Tuned
 from simbatch.sim.search.tune_space import SEQS

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.results.console import number, table
+from simbatch.sim.results.registry import GOODPUT, THROUGHPUT
+from simbatch.sim.results.text import number, table
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
 from simbatch.sim.search.tune import Tuned, trade_off
 from simbatch.sim.search.tune_choice import CLOSE, DECIDES
 from simbatch.sim.search.tune_flags import own_policy, policy_refusal, set_flags, vllm_serve, weight_notes
-from simbatch.sim.search.tune_goal import GOODPUT, Goal
+from simbatch.sim.search.tune_goal import Goal
 from simbatch.sim.search.tune_trial import Trial, setting_words
 from simbatch.sim.statistics.knee import RULE
 
 NUM_SHOWN = 8
-USUAL = ("output_throughput", GOODPUT, "p99_ttft_ms", "p99_tpot_ms")
+USUAL = (THROUGHPUT, GOODPUT, "p99_ttft_ms", "p99_tpot_ms")
 
 
 def report(tuned: Tuned) -> str:

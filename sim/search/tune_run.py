@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.cells import Cell, CellStore, cells_of, run_cells
-from simbatch.sim.search.tune_goal import Summary
 from simbatch.sim.search.tune_space import Settings
 
 

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-from simbatch.sim.search.tune_goal import Means
+from simbatch.sim.results.runs import Runs
+from simbatch.sim.search.tune_goal import METRICS, Means, means_over
 from simbatch.sim.search.tune_space import Settings
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination of settings, simulated under every seed; `means` has every metric of tune_goal."""
+    """One combination of settings, simulated under every seed."""
 
     number: int  # 0 is the scenario as it stands
     settings: Settings
-    means: Means
-    runs: tuple[Means, ...]  # one a seed
-    overloaded: int  # in how many runs the queue kept growing
-    warnings: tuple[str, ...] = ()  # of the run under the first seed
+    runs: Runs
+
+    @cached_property
+    def means(self) -> Means:
+        """Every figure that can be searched for, over the seeds."""
+        return means_over(self.runs.summaries, list(METRICS.values()))
+
+    @cached_property
+    def by_seed(self) -> list[Means]:
+        """The same of each run."""
+        return [means_over([summary], list(METRICS.values())) for summary in self.runs.summaries]
+
+    @property
+    def overloaded(self) -> int:
+        """In how many runs the queue kept growing."""
+        return self.runs.num_overloaded
+
+    @property
+    def warnings(self) -> list[str]:
+        """Of the run under the first seed."""
+        warnings: list[str] = self.runs.summaries[0]["simbatch"]["warnings"]
+        return warnings
 
 
 def setting_words(settings: Settings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from simbatch.sim.scenario import Scenario
 
 Command = Callable[..., Any]
+HOST = "simbatch.host"  # among what a command's context keeps
 
 
 def scenario_options(command: Command) -> Command:
@@ -30,9 +32,22 @@ def scenario_options(command: Command) -> Command:
         ),
         click.option("--seed", type=int, metavar="N", help="Set the scenario's seed."),
     )
+    command = host_option(command)
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def host_option(command: Command) -> Command:
+    """--host, of the commands that simulate; `load_scenario` finds it."""
+
+    @wraps(command)
+    def with_host(*args: Any, host: str | None, **others: Any) -> Any:
+        click.get_current_context().meta[HOST] = host
+        return command(*args, **others)
+
+    text = "Take this profile's host and front end, not those of the scenario's."
+    return click.option("--host", metavar="PROFILE", help=text)(with_host)
 
 
 def policy_option(command: Command) -> Command:
@@ -41,15 +56,24 @@ def policy_option(command: Command) -> Command:
     return click.option("--policy", metavar="P", help=text)(command)
 
 
+def router_option(command: Command) -> Command:
+    """--router, of the commands that run a cluster behind one router."""
+    text = "Another router of the cluster: a name, package.module:Class, or file.py:Class."
+    return click.option("--router", metavar="R", help=text)(command)
+
+
 def load_scenario(
     file: Path,
     assignments: tuple[str, ...],
     seed: int | None,
     policy: str | None = None,
     profile: str | None = None,
-    host: str | None = None,
+    router: str | None = None,
 ) -> Scenario:
-    """The scenario of `file` with what the flags change: first --policy, --profile, --host, then --set, then --seed."""
+    """The scenario of `file` with what the flags change.
+
+    First --policy, --profile, --host, then --set, then --router (which needs a cluster, and --set makes one), --seed.
+    """
     from simbatch.sim.scenario import Scenario, parse_overrides
 
     values = parse_overrides(assignments)
@@ -58,8 +82,11 @@ def load_scenario(
         scenario = scenario.with_policy(policy)
     if profile is not None:
         scenario = scenario.with_profile(profile)
-    if host is not None:
+    context = click.get_current_context(silent=True)
+    if context is not None and (host := context.meta.get(HOST)) is not None:
         scenario = scenario.with_host(host)
     if values:
         scenario = scenario.override(values, origin="--set")
+    if router is not None:
+        scenario = scenario.with_router(router)
     return scenario if seed is None else scenario.override({"seed": seed}, origin="--seed")

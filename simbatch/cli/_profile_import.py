@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from simbatch.cli._output import check_folder, replacing
-from simbatch.sim.cost.gpus import GPU_NAMES
 
 if TYPE_CHECKING:
+    from simbatch.sim.cost.link import Link
     from simbatch.sim.cost.profile import MeasuredProfile
 
-FORMATS = ("llmservingsim", "aiconfigurator", "splitwise")
+FORMATS = ("llmservingsim", "aiconfigurator")
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 
@@ -23,15 +23,19 @@ FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 @click.argument("directory", metavar="DIR", type=FOLDER)
 @click.option("--model", help="Whose times to compose, as meta-llama/Llama-3.1-8B (aiconfigurator).")
 @click.option("--model-config", type=FILE, help="The model's config.json (llmservingsim, aiconfigurator).")
-@click.option("--gpu", type=click.Choice(tuple(GPU_NAMES)), help="Which of DIR's GPUs (splitwise).")
 @click.option("--quantization", help="Of the weights: bf16 (default) or fp8 (aiconfigurator).")
 @click.option("--kv-cache-dtype", default="auto", show_default=True, help="auto or fp8 (aiconfigurator).")
 @click.option(
     "--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the model."
 )
 @click.option(
-    "--all-reduce", type=FOLDER, help="aiconfigurator's folder of the GPU: llmservingsim beyond one GPU needs it."
+    "--all-reduce",
+    type=FOLDER,
+    help="aiconfigurator's folder of the GPU: llmservingsim beyond one GPU needs it, or a link.",
 )
+@click.option("--link-us", type=click.FloatRange(0, min_open=True), help="All-reduce over PCIe: latency of a call.")
+@click.option("--link-gb-per-s", type=click.FloatRange(0, min_open=True), help="And its bandwidth, one direction.")
+@click.option("--greedy", is_flag=True, help="Sampling at temperature 0 (aiconfigurator); else as models' own configs.")
 @click.option(
     "--run-meta", type=FILE, help="meta.json of a run: the blocks that vLLM resolved; else they are estimated."
 )
@@ -41,18 +45,20 @@ def import_profile(
     directory: Path,
     model: str | None,
     model_config: Path | None,
-    gpu: str | None,
     quantization: str | None,
     kv_cache_dtype: str,
     tensor_parallel_size: int,
     all_reduce: Path | None,
+    link_us: float | None,
+    link_gb_per_s: float | None,
+    greedy: bool,
     run_meta: Path | None,
     output: Path,
 ) -> None:
     """Fit a profile from measurements in DIR and write it.
 
-    DIR is LLMServingSim's `profile` folder of one model on one GPU, aiconfigurator's folder of one GPU (h100_sxm, with
-    h100_sxm.yaml beside it), or Splitwise's folder with perf_model.csv.
+    DIR is LLMServingSim's `profile` folder of one model on one GPU, or aiconfigurator's folder of one GPU (h100_sxm,
+    with h100_sxm.yaml beside it). Host and front end are assumed, and marked so.
     """
     from simbatch.profiler.importers import imported
     from simbatch.profiler.importers.source import Request
@@ -62,16 +68,27 @@ def import_profile(
         folder=directory,
         output_name=output.name,
         model=model,
-        gpu=gpu,
         quantisation=quantization,
         kv_cache_dtype=kv_cache_dtype,
         tensor_parallel_size=tensor_parallel_size,
         model_config=model_config,
         run_meta=run_meta,
         all_reduce=all_reduce,
+        link=_link(link_us, link_gb_per_s),
+        greedy=greedy,
     )
     _check(output, model_config, run_meta)
     _write(imported.import_profile(request), output)
+
+
+def _link(latency_us: float | None, gb_per_s: float | None) -> Link | None:
+    from simbatch.sim.cost.link import Link
+
+    if latency_us is None and gb_per_s is None:
+        return None
+    if latency_us is None or gb_per_s is None:
+        raise click.UsageError("--link-us and --link-gb-per-s go together")
+    return Link(latency_s=latency_us / 1e6, bandwidth_bytes_per_s=gb_per_s * 1e9)
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._options import load_scenario, policy_option
+from simbatch.cli._options import host_option, load_scenario, policy_option
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.explain import Event
@@ -22,6 +22,7 @@ LEGEND = (
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--request", "request_id", required=True, metavar="ID", help="Its request_id: see requests.parquet.")
+@host_option
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @policy_option
 @click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")

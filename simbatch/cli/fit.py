@@ -58,8 +58,8 @@ def fit(
             check_target(target, list(files))
     name = None if output is None else output.name.removesuffix(".json")
     if all(map(is_recorded, files)):
-        own = {"--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens, "--plot": plot}
-        _refuse(own, "is not for a recorder's files, which say it themselves")
+        limits = {"--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens}
+        _refuse({**limits, "--plot": plot}, "is not for a recorder's files, which say it themselves")
         recorded = fit_recorder(files, nearest=nearest, name=name)
         _write(recorded.profile, output)
         shown = recorder_report(recorded) if as_json else recorded.text()

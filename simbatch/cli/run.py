@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from simbatch.cli._options import load_scenario, policy_option, scenario_options
+from simbatch.cli._options import load_scenario, policy_option, router_option, scenario_options
 from simbatch.cli._output import Output
 
 
 @click.command()
 @scenario_options
 @policy_option
-@click.option("--host", metavar="PROFILE", help="Take this profile's host and front end, not those of the scenario's.")
+@router_option
 @click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -23,7 +23,7 @@ def run(
     assignments: tuple[str, ...],
     seed: int | None,
     policy: str | None,
-    host: str | None,
+    router: str | None,
     steps: bool,
     as_json: bool,
     quiet: bool,
@@ -36,7 +36,7 @@ def run(
     from simbatch.sim.results.files import OWN_FILES
     from simbatch.sim.scenario import resolve
 
-    resolved = resolve(load_scenario(file, assignments, seed, policy, host=host))
+    resolved = resolve(load_scenario(file, assignments, seed, policy, router=router))
     if resolved.scenario.sweep is not None and not quiet:
         click.echo(f"the settings outside `sweep` are run; its cells: simbatch sweep {file}", err=True)
     output = Output(folder, file.stem, OWN_FILES)

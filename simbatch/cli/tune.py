@@ -14,7 +14,7 @@ from simbatch.cli._progress import progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.results.compared import Metric
+    from simbatch.sim.results.registry import Metric
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.tune_goal import Goal, Limit
     from simbatch.sim.search.tune_run import Runner
@@ -168,7 +168,7 @@ def _goal(maximize: str, pareto: str | None, knee: bool, limits: tuple[Limit, ..
     if pareto is None and not knee:
         flag = "--maximize"
         metric = metric_of(maximize, flag)
-        if metric.better != "higher":
+        if metric.aim != "higher":
             rule = "is better when it is small"
             raise UserError(Problem(flag, rule, metric.key, f"write --limit {metric.key}=..., or --pareto"))
         return Goal((metric,), limits)
@@ -182,7 +182,7 @@ def _goal(maximize: str, pareto: str | None, knee: bool, limits: tuple[Limit, ..
 
 
 def _check_knee(metrics: Sequence[Metric], given: str | None) -> None:
-    if {metric.better for metric in metrics} != {"higher", "lower"} or len(metrics) != 2:
+    if {metric.aim for metric in metrics} != {"higher", "lower"} or len(metrics) != 2:
         rule = "a knee lies between one figure that should be high and one that should be low"
         raise UserError(Problem("--pareto", rule, given, "for example throughput,p99_tpot_ms"))
 

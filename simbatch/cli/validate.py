@@ -84,7 +84,9 @@ def validate(
     show = Show(as_json=as_json, quiet=quiet)
 
     def load(path: Path) -> Scenario:
-        return load_scenario(path, (*assignments, *server.assignments), seed, policy)
+        scenario = load_scenario(path, (*assignments, *server.assignments), seed, policy)
+        scenario.refuse_cluster("simbatch validate")
+        return scenario
 
     if model is not None:
         is_within = _engine((file, *more), load, model, folder, server, limits, flags, show)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from simbatch.sim.engine.record import FINISHED
 from simbatch.sim.results import curves
-from simbatch.sim.results.console import number, percent
 from simbatch.sim.results.metrics import latencies_ms
 from simbatch.sim.results.plots import style
 from simbatch.sim.results.plots.timeline import arrivals, binned, end_s
+from simbatch.sim.results.registry import REGISTRY, SLO_SHARE, THROUGHPUT
+from simbatch.sim.results.text import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,13 +113,10 @@ def _figures(results: Mapping[str, Result]) -> Iterator[Figures]:
     """What the bars show."""
     summaries = {label: result.summary for label, result in results.items()}
     first = next(iter(summaries.values()))["simbatch"]
-    if first["slo_share"]:
-        shares = {label: s["simbatch"]["slo_share"]["all"] for label, s in summaries.items()}
-        yield "requests within SLO", shares, percent
-    else:
-        yield "requests/s", {label: s["request_throughput"] for label, s in summaries.items()}, number
-    yield "output tokens/s", {label: s["output_throughput"] for label, s in summaries.items()}, number
-    yield "P99 TTFT", {label: s["p99_ttft_ms"] for label, s in summaries.items()}, style.duration_text
+    service = f"{SLO_SHARE}all" if first["slo_share"] else "request_throughput"
+    for metric in (REGISTRY[key] for key in (service, THROUGHPUT, "p99_ttft_ms")):
+        text = percent if metric.is_share else style.duration_text if metric.kind == "ms" else number
+        yield metric.title, {label: metric.of(summary) for label, summary in summaries.items()}, text
     if len(first["classes"]) > 1:
         urgent = next(iter(first["classes"]))
         tails = {label: s["simbatch"]["classes"].get(urgent, {}).get("p99_ttft_ms") for label, s in summaries.items()}

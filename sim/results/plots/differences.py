@@ -7,8 +7,8 @@ from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simbatch.sim.results.compared import HIGHER
 from simbatch.sim.results.plots import style
+from simbatch.sim.results.registry import HIGHER
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import FINISHED
-from simbatch.sim.results.console import LATENCY_HEADERS, percent
+from simbatch.sim.results.console import LATENCY_HEADERS
 from simbatch.sim.results.gaps import PooledGaps
 from simbatch.sim.results.metrics import latencies_ms
 from simbatch.sim.results.plots import style
+from simbatch.sim.results.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.results.compared import HIGHER, LOWER, Metric
 from simbatch.sim.results.plots import style
+from simbatch.sim.results.registry import HIGHER, LOWER, Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,14 +27,6 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1.5)), (0, (4, 1, 1, 1, 
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "<", ">", "*", "p", "h")
 LABEL_POINTS = 7.0
 RC = {"font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5}
-SHORT = {
-    "p99_ttft_ms": "P99 TTFT",
-    "p99_tpot_ms": "P99 TPOT",
-    "simbatch.mean_normalised_latency_ms": "Mean latency per token",
-    "simbatch.slo_share.all": "Requests within SLO",
-    "simbatch.fairness.tenants": "Fairness (Jain's index)",
-    "output_throughput": "Output throughput (tok/s)",
-}
 
 
 def write(path: Path, compared: LoadComparison, kind: str) -> None:
@@ -83,7 +75,7 @@ def _panel(axes: Axes, compared: LoadComparison, metric: Metric, looks: Mapping[
             axes.plot(x[which], mean[which], look["marker"], color=look["color"], markerfacecolor=fill, markersize=3.5)
         shown += [*low[there], *high[there]]
         ends[label] = (float(x[there][-1]), float(mean[there][-1]))
-    axes.set_title(SHORT.get(metric.key, metric.label))
+    axes.set_title(metric.title)
     _x_axis(axes, x)
     _y_axis(axes, metric, shown)
     if metric.key.startswith("p99_"):
@@ -198,4 +190,4 @@ def _line(look: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_overloaded(at: Replicated, label: str) -> bool:
     """In most of the runs at this load."""
-    return bool(2 * at.num_overloaded(label) > len(at.seeds))
+    return bool(2 * at.runs[label].num_overloaded > len(at.seeds))

@@ -34,7 +34,7 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]  #
 def write(path: Path, result: Result) -> None:
     """Panels over time; pale: the highest value within a bin, full: the mean over it."""
     record, has_host = result.record, result.facts.has_host
-    usable = max(1, record.num_gpu_blocks - 1)
+    usable = max(1, record.num_usable_blocks)
     panels = (
         ("arrivals", "requests/s", arrivals(record), 1.0),
         ("waiting", "requests", binned(curves.waiting_with_preempted(record), record), 1.0),

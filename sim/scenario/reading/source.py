@@ -59,7 +59,7 @@ class Source:
 
     def _is_whole_flag(self, origin: str, name: str) -> bool:
         """Whether the flag itself says what it sets: `--seed`, `--policy`, `--host`."""
-        return name.removesuffix(".name").removesuffix(".from") == origin.removeprefix("--")
+        return name.removesuffix(".name").removesuffix(".from").removeprefix("cluster.") == origin.removeprefix("--")
 
     def relocated(self, problem: Problem) -> Problem:
         """A problem whose place is one of our keys, with the line and column of it."""
@@ -106,7 +106,7 @@ class Source:
         return str(user_path(self.folder, value).absolute()) if is_file else value
 
 
-SECTIONS = ("profile", "host", "engine", "policy", "workload", "slo", "seed", "tune")
+SECTIONS = ("profile", "host", "engine", "policy", "cluster", "workload", "slo", "seed", "tune")
 
 
 def _set(data: Any, path: KeyPath, value: Any, place: str) -> KeyPath:

@@ -1,0 +1,24 @@
+"""Where the fewest requests are in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import ClassVar
+
+from simbatch.routers.base import ReplicaView, RequestView, Router
+
+_num_requests = attrgetter("num_requests")
+
+
+class LeastRequests(Router):
+    """To the replica with the fewest requests in flight by the gateway's own books; of equals the first.
+
+    Source: `least_conn` of nginx (`ngx_http_upstream_least_conn_module`), and `least-request` of AIBrix's gateway.
+    """
+
+    draws: ClassVar = False
+
+    def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> ReplicaView:
+        """All books are looked at."""
+        return min(replicas, key=_num_requests)

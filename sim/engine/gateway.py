@@ -1,0 +1,100 @@
+"""The gateway of a cluster: its books of what it has sent and what has come back, and whom it asks where to send."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from simbatch.routers.base import Router
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.engine.gateway_views import ReplicaView, RequestView
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scheduler.request import Request
+from simbatch.sim.users_code import place_of
+
+
+class Gateway:
+    """Sends requests where the router says; what it knows of a replica stands in the replica's view."""
+
+    def __init__(self, router: Router, views: list[ReplicaView], draw: Callable[[], float]) -> None:
+        self.router = router
+        self.views = views
+        self.up = list(views)  # who may be sent requests now
+        self.on_routed: Callable[[Request, int, int], None] | None = None  # told the request, when, and where
+        # heap of what will have come back: (when, number, replica, first tokens, last tokens, prompt tokens)
+        self._coming: list[tuple[int, int, int, int, int, int]] = []
+        self._number = 0
+        self._draw = draw
+
+    def start(self) -> None:
+        """Tell the router whom it has."""
+        try:
+            self.router.start(tuple(self.views), self._draw)
+        except UserError:
+            raise
+        except Exception as error:
+            self._fail("start", error, 0)
+
+    def choose(self, request: Request, at_ps: int) -> int:
+        """Ask the router where to send a request, and enter it in the books; the number of the replica."""
+        self.look(at_ps)
+        view = RequestView(request)
+        try:
+            chosen = self.router.route(view, self.up)
+        except UserError:
+            raise
+        except Exception as error:
+            self._fail("route", error, at_ps)
+        if not isinstance(chosen, ReplicaView) or chosen not in self.up:
+            rule = f"route must return one of the replicas that it was given, for request {request.request_id}"
+            self._refuse(rule, chosen, at_ps)
+        if self.on_routed is not None:
+            self.on_routed(request, at_ps, chosen.index)
+        self.enter(chosen, request)
+        return chosen.index
+
+    def why(self, request: Request) -> str:
+        """Why the router would send the request where it does, in its own words."""
+        return self.router.why(RequestView(request), self.up)
+
+    def look(self, at_ps: int) -> None:
+        """Bring the books to this moment."""
+        coming = self._coming
+        while coming and coming[0][0] <= at_ps:
+            _, _, index, num_first, num_last, num_tokens = heapq.heappop(coming)
+            view = self.views[index]
+            if num_first:
+                view.num_prefill_tokens -= num_tokens
+            if num_last:
+                view.num_requests -= 1
+                view.num_tokens -= num_tokens
+
+    @staticmethod
+    def enter(view: ReplicaView, request: Request) -> None:
+        """A request is sent."""
+        view.num_requests += 1
+        view.num_sent += 1
+        view.num_tokens += request.num_prompt_tokens
+        view.num_prefill_tokens += request.num_prompt_tokens
+
+    def first_token(self, index: int, request: Request, at_ps: int) -> None:
+        """See `Books`."""
+        self._expect(at_ps, index, 1, 0, request.num_prompt_tokens)
+
+    def left(self, index: int, request: Request, at_ps: int) -> None:
+        """See `Books`."""
+        self._expect(at_ps, index, int(request.first_token_ps < 0), 1, request.num_prompt_tokens)
+
+    def _expect(self, at_ps: int, index: int, num_first: int, num_last: int, num_tokens: int) -> None:
+        self._number = number = self._number + 1
+        heapq.heappush(self._coming, (at_ps, number, index, num_first, num_last, num_tokens))
+
+    def _fail(self, method: str, error: Exception, at_ps: int) -> NoReturn:
+        place, mend = place_of(error, type(self.router))
+        rule = f"router {type(self.router).__name__} failed in {method} at {at_ps / PS_PER_S:.6f} s"
+        raise UserError(Problem(place, f"{rule}: {type(error).__name__}: {error}", mend=mend)) from error
+
+    def _refuse(self, rule: str, value: Any, at_ps: int) -> NoReturn:
+        where = f"router {type(self.router).__name__} at {at_ps / PS_PER_S:.6f} s"
+        raise UserError(Problem(where, rule, value, "return min(replicas, key=...) or another of them"))

@@ -1,0 +1,195 @@
+"""A cluster put together: one engine for each of its members, one gateway in front of them, one record of it all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from simbatch.policies.base import Policy
+from simbatch.routers.base import Router
+from simbatch.sim.cost.host import HostDraws, HostTimes
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.noise import NoiseDraws
+from simbatch.sim.engine.cluster import Cluster
+from simbatch.sim.engine.front_end import FrontEnd
+from simbatch.sim.engine.gateway import Gateway
+from simbatch.sim.engine.gateway_views import ReplicaView
+from simbatch.sim.engine.host import Host
+from simbatch.sim.engine.lane import Lane
+from simbatch.sim.engine.leap import Leap
+from simbatch.sim.engine.listener import Listener
+from simbatch.sim.engine.parts import front_end_of, prefix_keys
+from simbatch.sim.engine.published import Published
+from simbatch.sim.engine.record import SEGMENT_DTYPE, TOKEN_DTYPE, ReplicaLog, RunRecord
+from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.stepwise import Stepwise
+from simbatch.sim.engine.traffic import Traffic
+from simbatch.sim.scheduler.config import EngineConfig
+
+if TYPE_CHECKING:
+    from simbatch.sim.workload.chunk import RequestSource
+
+ROUTER_STREAM = 0x5EED2073
+ANY_LENGTH = 1 << 62  # a replica cuts outputs itself
+
+
+@dataclass(frozen=True)
+class Member:
+    """One replica of a cluster, with draws of its own."""
+
+    config: EngineConfig
+    cost: CostModel
+    policy: Policy
+    noise: NoiseDraws | None = None
+    host_noise: HostDraws | None = None
+    group: int = 0
+    profile: str = ""
+
+
+class ClusterRun:
+    """The parts of one run of a cluster."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        router: Router,
+        source: RequestSource,
+        *,
+        seed: int = 0,
+        refresh_ps: int = 0,
+        steps: bool = False,
+        spans: bool = True,
+        progress: Callable[[int], None] | None = None,
+        listeners: Sequence[Listener] | None = None,
+    ) -> None:
+        self.members = members
+        self.env = simpy.Environment(0)
+        configs = [member.config for member in members]
+        self.networks_ps = [config.front_end.network_ps if config.front_end else 0 for config in configs]
+        is_timed = len(set(self.networks_ps)) > 1 or any(
+            config.host is not None or front_end_of(config) is not None for config in configs
+        )
+        self.recorder = Recorder(keep_steps=steps, is_timed=is_timed)
+        self.recorder.replica = self.recorder.new_column()
+        keys = prefix_keys(configs, source)
+        self.traffic = Traffic(source, self.recorder, ANY_LENGTH, keys, progress)
+        published = Published(refresh_ps)
+        views = [_view(i, member, published) for i, member in enumerate(members)]
+        self.gateway = Gateway(router, views, random.Random((ROUTER_STREAM << 64) + seed).random)
+        self.recorders = [self.recorder.beside(i) for i in range(len(members))]
+        self.lanes = [
+            Lane(i, self.traffic, self.gateway, member.config.max_model_len, network_ps)
+            for i, (member, network_ps) in enumerate(zip(members, self.networks_ps, strict=True))
+        ]
+        self.replicas = [self._replica(i, listeners[i] if listeners else None) for i in range(len(members))]
+        loops = [Stepwise(replica, Leap(replica) if spans else None) for replica in self.replicas]
+        self.cluster = published.cluster = Cluster(
+            self.env, self.traffic, self.gateway, published, self.lanes, self.replicas, loops, self.recorder.replica
+        )
+        self.gateway.start()
+        self.env.process(self.cluster.run())
+
+    def _replica(self, index: int, listener: Listener | None) -> Replica:
+        member, lane, recorder = self.members[index], self.lanes[index], self.recorders[index]
+        config, times = member.config, front_end_of(member.config)
+        front_end = None
+        if times is not None:
+            limits = config.max_num_queued_reqs, config.max_num_queued_tokens
+            front_end = FrontEnd(times, config.api_server_count, lane, recorder.refused, *limits)
+            lane.on_sent = front_end.plan
+        host = None
+        if recorder.is_timed:
+            host = Host(config.host or HostTimes(), config.max_capture_size, member.host_noise)
+        return Replica(
+            self.env,
+            config,
+            member.cost,
+            member.policy,
+            front_end or lane,
+            recorder,
+            front_end.left if front_end else lane.left,
+            noise=member.noise,
+            host_noise=member.host_noise,
+            listener=listener,
+            host=host,
+            lane=lane,
+        )
+
+    def record(self, event_loop_cpu_s: float) -> RunRecord:
+        """What happened, once the environment has nothing more to do."""
+        for replica in self.replicas:
+            for request in replica.unfinished():
+                self.recorder.left(request)
+            replica.close()
+        recorder = self.recorder
+        network_ps = self.networks_ps[0]
+        each_ps = network_ps if len(set(self.networks_ps)) == 1 else np.array(self.networks_ps)[recorder.replica]
+        segments, rows = _joined([each.segments for each in self.recorders], SEGMENT_DTYPE)
+        tokens, token_rows = _joined([each.tokens for each in self.recorders], TOKEN_DTYPE)
+        logs = tuple(self._log(i, rows[i], token_rows[i]) for i in range(len(self.members)))
+        return RunRecord(
+            requests=recorder.columns(each_ps),
+            segments=segments,
+            gaps=np.concatenate([log.gaps for log in logs]),
+            num_preemptions=sum(log.num_preemptions for log in logs),
+            num_recomputed_tokens=sum(log.num_recomputed_tokens for log in logs),
+            num_truncated=sum(log.num_truncated for log in logs),
+            end_ps=max(log.end_ps for log in logs),
+            num_gpu_blocks=sum(log.num_gpu_blocks for log in logs),
+            block_size=logs[0].block_size,
+            client_overhead_ps=min(self.networks_ps),
+            event_loop_cpu_s=event_loop_cpu_s,
+            steps=None if recorder.steps is None else [row for each in self.recorders for row in each.steps or ()],
+            tokens=tokens if recorder.is_timed else None,
+            front_end_late_ps=sum(log.front_end_late_ps for log in logs),
+            replicas=logs,
+        )
+
+    def _log(self, index: int, rows: slice, token_rows: slice) -> ReplicaLog:
+        member, replica, recorder = self.members[index], self.replicas[index], self.recorders[index]
+        return ReplicaLog(
+            group=member.group,
+            profile=member.profile,
+            rows=rows,
+            token_rows=token_rows,
+            gaps=np.array(recorder.gaps, dtype=np.int64),
+            num_preemptions=replica.scheduler.num_preemptions,
+            num_recomputed_tokens=replica.scheduler.num_recomputed_tokens,
+            num_truncated=self.lanes[index].num_truncated,
+            end_ps=replica.now_ps,
+            num_gpu_blocks=member.config.num_gpu_blocks,
+            block_size=member.config.block_size,
+            front_end_late_ps=replica.front_end.late_ps if replica.front_end else 0,
+        )
+
+
+def _view(index: int, member: Member, published: Published) -> ReplicaView:
+    config = member.config
+    return ReplicaView(
+        index,
+        published,
+        group=member.group,
+        profile=member.profile,
+        block_size=config.block_size,
+        num_gpu_blocks=config.num_gpu_blocks,
+        max_num_seqs=config.max_num_active_seqs or config.max_num_seqs,
+    )
+
+
+def _joined(logs: list[bytearray], dtype: np.dtype[np.void]) -> tuple[NDArray[np.void], list[slice]]:
+    """Rows of all replicas, one after the other, and where each one's are; the logs are emptied as they are read."""
+    sizes = [len(log) // dtype.itemsize for log in logs]
+    ends = np.cumsum(sizes).tolist()
+    joined = np.empty(ends[-1], dtype=dtype)
+    slices = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    for log, part in zip(logs, slices, strict=True):
+        joined[part] = np.frombuffer(bytes(log), dtype=dtype)
+        log.clear()
+    return joined, slices

@@ -1,0 +1,173 @@
+"""Several replicas behind a router: what a lone engine says, stepping and leaping, and what theory says."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simbatch.policies.random_cases import MS, ListSource
+from simbatch.policies.vllm import VLLM
+from simbatch.routers import ReplicaView, RequestView, Router
+from simbatch.routers.random_clusters import ClusterCase, random_cluster
+from simbatch.routers.registry import ROUTERS
+from simbatch.sim.cost.model import LinearCost
+from simbatch.sim.engine import Member, run_cluster
+from simbatch.sim.engine.record import FINISHED, RunRecord
+from simbatch.sim.scheduler.config import EngineConfig
+from tests.engine_cases import Case, itl_ps, random_case, timed_case
+
+
+class Wild(Router):
+    """Looks at all that there is to see, and forgets nothing of it."""
+
+    def start(self, replicas: Any, draw: Any) -> None:
+        self.draw, self.total = draw, 0
+
+    def route(self, request: RequestView, replicas: Any) -> ReplicaView:
+        def score(replica: ReplicaView) -> int:
+            if self.draw() < 0.4:  # others are not looked at, so that they are not brought to this moment
+                return replica.num_requests
+            seen = replica.num_running + 5 * replica.num_waiting + round(1e6 * replica.kv_use)
+            self.total += seen + replica.cached_tokens(request)
+            return 3 * replica.num_requests + self.total % 7 + replica.num_tokens % 3
+
+        return min(replicas, key=score)
+
+
+def router(name: str) -> Router:
+    return Wild() if name == "wild" else ROUTERS.load(name, {}, folder=Path())
+
+
+NAMES = [*ROUTERS.shipped, "wild"]
+
+
+def assert_same(expected: RunRecord, found: RunRecord, but: tuple[str, ...] = ()) -> None:
+    for field in fields(expected.requests):
+        one, other = getattr(expected.requests, field.name), getattr(found.requests, field.name)
+        if field.name not in but:
+            assert np.array_equal(one, other) if isinstance(other, np.ndarray) else one == other, field.name
+    for name in ("num_steps", "num_preemptions", "num_recomputed_tokens", "num_truncated", "end_ps"):
+        assert getattr(expected, name) == getattr(found, name), name
+    assert itl_ps(found) == itl_ps(expected)
+
+
+def member_of(case: Case) -> Member:
+    return Member(case.config, case.cost, copy.deepcopy(case.policy), case.noise(), case.host_noise())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**9), st.booleans(), st.sampled_from(NAMES))
+def test_one_replica_is_a_lone_engine(seed: int, is_timed: bool, name: str) -> None:
+    case = timed_case(seed) if is_timed else random_case(seed)
+    first, second = member_of(case), member_of(case)
+    lone = case.run(steps=True)
+    record = run_cluster([first], router(name), case.source, steps=True)
+    assert_same(lone, record, but=("replica",))
+    assert record.steps == lone.steps
+    leapt = run_cluster([second], router(name), case.source)
+    assert np.array_equal(leapt.segments, case.run().segments)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**9), st.sampled_from([*NAMES, "wild", "wild"]))
+def test_spans_equal_stepping(seed: int, name: str) -> None:
+    case = random_cluster(seed)
+    stepped = case.run(router(name), spans=False, steps=True)
+    walked = case.run(router(name), steps=True)
+    leapt = case.run(router(name))
+    assert_same(stepped, walked)
+    assert_same(stepped, leapt)
+    assert walked.steps == stepped.steps
+    assert np.array_equal(walked.segments, leapt.segments)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**9))
+def test_round_robin_is_as_many_runs(seed: int) -> None:
+    """Open loop, without noise: replica i has every N-th request from the i-th on, and does with them what it would."""
+    case = random_cluster(seed)
+    case.source.max_concurrency, case.source.think_time_ps = None, 0
+    n = len(case.members)
+    # vLLM's priority queue goes by the names of equals, which are others in a shorter list
+    case.members = [replace(m, config=replace(m.config, scheduling_policy="fcfs")) for m in case.members]
+    record = case.run(router("round_robin"))
+    for i, member in enumerate(case.members):
+        rows = case.source.rows[i::n]
+        tenants = None if case.source.tenants is None else case.source.tenants[i::n]
+        source = ListSource(rows, case.source.hash_block_tokens, tenants=tenants)
+        if not rows:
+            continue
+        lone = run_cluster([copy.deepcopy(member)], router("round_robin"), source).requests
+        part = record.part(i).requests
+        for name in ("arrival_ps", "scheduled_ps", "first_token_ps", "finish_ps", "num_cached_tokens", "status"):
+            assert np.array_equal(getattr(lone, name), getattr(part, name)), name
+
+
+def constant_cluster(n: int, rate_per_s: float, num_requests: int, seed: int, step_ps: int = 10 * MS) -> ClusterCase:
+    """N engines of one seat and constant steps, one token a request: queues with constant service times."""
+    config = EngineConfig(
+        max_num_seqs=1, max_num_batched_tokens=64, max_model_len=64, num_gpu_blocks=50, enable_prefix_caching=False
+    )
+    gaps = np.random.default_rng(seed).exponential(1 / rate_per_s, num_requests)
+    arrivals = (np.cumsum(gaps) * 1e12).astype(np.int64)
+    rows = [(int(arrival), 1, 1, 0, ()) for arrival in arrivals]
+    return ClusterCase([Member(config, LinearCost(step_ps, 0, 0, 0), VLLM())] * n, ListSource(rows), seed)
+
+
+def test_random_routing_is_independent_queues() -> None:
+    """M/D/1 on each of four replicas: the mean wait is rho * service / (2 (1 - rho))."""
+    rho, service_s, n = 0.7, 0.01, 4
+    waits = []
+    for seed in range(8):
+        case = constant_cluster(n, n * rho / service_s, 4000, seed)
+        record = case.run(router("random"))
+        waits += [np.mean(part.requests.scheduled_ps - part.requests.arrival_ps) / 1e12 for part in record.parts()]
+    expected = rho * service_s / (2 * (1 - rho))
+    error = np.std(waits, ddof=1) / np.sqrt(len(waits))
+    assert abs(np.mean(waits) - expected) < 3 * error
+    assert error < 0.06 * expected  # it says something
+
+
+def test_more_choices_wait_less() -> None:
+    case = constant_cluster(10, 10 * 0.9 / 0.01, 6000, seed=1)
+    waits = {}
+    for name in ("random", "power_of_two", "least_requests"):
+        requests = case.run(router(name)).requests
+        waits[name] = np.mean(requests.scheduled_ps - requests.arrival_ps)
+    assert waits["least_requests"] < waits["power_of_two"] < 0.5 * waits["random"]
+
+
+def test_a_span_is_cut_where_a_request_comes_to_its_replica() -> None:
+    """One long answer on replica 0, many short ones on replica 1: the long one stays one span."""
+
+    class LongOnesApart(Router):
+        """By the length of the prompt."""
+
+        draws: ClassVar = False
+
+        def route(self, request: RequestView, replicas: Any) -> ReplicaView:
+            return replicas[0 if request.num_prompt_tokens == 50 else 1]
+
+    config = EngineConfig(max_num_seqs=4, max_num_batched_tokens=64, max_model_len=4096, num_gpu_blocks=1000)
+    rows = [(0, 50, 2000, 0, ()), *((i * 100 * MS, 10, 5, 0, ()) for i in range(1, 100))]
+    members = [Member(config, LinearCost(10 * MS, 0, 0, 0), VLLM())] * 2
+    for is_async in (False, True):
+        changed = [replace(m, config=replace(config, async_scheduling=is_async), policy=VLLM()) for m in members]
+        record = run_cluster(changed, LongOnesApart(), ListSource(rows))
+        assert (record.requests.status == FINISHED).all()
+        assert len(record.part(0).segments) <= 3
+        assert len(record.part(1).segments) >= 99 * 2
+
+
+@pytest.mark.parametrize("name", ROUTERS.shipped)
+def test_a_router_keeps_to_the_rules(name: str) -> None:
+    from simbatch.routers.testing import check_router
+
+    assert check_router(name, num_cases=6).num_requests > 0
