@@ -20,7 +20,7 @@ class GapFigures(Strict):
     mean_ms: float
     error_ms: float = Field(description="mean |error|")
     noise_ms: float | None = Field(
-        description="mean distance of gaps from the mean of those alike: no model can beat it"
+        default=None, description="mean distance of gaps from the mean of those alike: no model can beat it"
     )
     total: float = Field(description="predicted over real sum, less 1")
 
@@ -36,7 +36,9 @@ class RecorderFit(Strict):
     device_shows: dict[str, float] = Field(description="share of the steps of a regime whose device time shows")
     launches: dict[str, Count] = Field(description="steps by kind of launch")
     error: FitError = Field(description="of the device's times, held out")
-    gaps: GapFigures | None = Field(description="held out; null: the file is too short to leave a part out")
+    gaps: GapFigures | None = Field(
+        default=None, description="held out; null: the file is too short to leave a part out"
+    )
     taken: dict[str, str] = Field(
         default_factory=dict, description="what the files did not tell, and what stands there"
     )
