@@ -91,16 +91,29 @@ class Driver:
             connection.close()
 
     async def _fly(self, flight: Flight, request: bytes) -> None:
-        connection = self._idle.pop() if self._idle else None
         try:
-            if connection is None or not connection.is_open:
-                connection = await connect(self._endpoint)
-            flight.sent_s = now()
-            await connection.exchange(request, flight.answer)
+            connection = await self._exchange(flight, request)
         except OSError as error:
             raise self._gone(f"connection lost: {error}") from None
         if connection.is_open:
             self._idle.append(connection)
+
+    async def _exchange(self, flight: Flight, request: bytes) -> Connection:
+        """On a connection that is free, else on a new one; one that the server closes as we write is replaced."""
+        while self._idle:
+            if (connection := self._idle.pop()).is_open:
+                flight.sent_s = now()
+                try:
+                    await connection.exchange(request, flight.answer)
+                except ConnectionError:
+                    if connection.has_heard:
+                        raise
+                else:
+                    return connection
+        connection = await connect(self._endpoint)
+        flight.sent_s = now()
+        await connection.exchange(request, flight.answer)
+        return connection
 
     def _gone(self, why: str) -> UserError:
         mend = "look into its log; measured so far is kept, go on with --resume"

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from simbatch.profiler.fitting.recorded_lines import RecordedRequest, RecordedStep, item_of
+from simbatch.profiler.fitting.recorded_lines import MEND, RecordedRequest, RecordedStep, item_of
 from simbatch.sim.errors import Problem, UserError
 
 WAIT_S = 10.0  # for the first lines: they are there before the server is
@@ -25,14 +25,19 @@ class Tail:
         self.facts: dict[str, Any] = {}
         self._file = self._open()
         if from_end:
-            self.new()
+            try:
+                self.new()
+            except UserError:
+                self.close()
+                raise
+            self._kept.clear()
 
     def new(self) -> list[RecordedStep | RecordedRequest]:
         """Steps and requests, in the order of the file."""
         lines = self._lines()
         found: list[RecordedStep | RecordedRequest] = []
         for line in lines:
-            content = json.loads(line)
+            content = self._read(line)
             if "recorder" in content:
                 self._first = line
                 self.facts = content | {key: value for key, value in self.facts.items() if key not in content}
@@ -61,6 +66,15 @@ class Tail:
     def close(self) -> None:
         """No more looks."""
         self._file.close()
+
+    def _read(self, line: bytes) -> dict[str, Any]:
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            raise UserError(Problem(str(self._path), f"has a line that is not JSON: {error}", mend=MEND)) from None
+        if not isinstance(content, dict):
+            raise UserError(Problem(str(self._path), "has a line that is no object", mend=MEND))
+        return content
 
     def _open(self) -> IO[bytes]:
         end_s = time.monotonic() + WAIT_S
