@@ -4,7 +4,7 @@ The streams lie in ../shared/streams (--streams; other people's, see the README 
 (--recorded), and are no part of the project; exit code 2 where they are not there. Each file's runs are written as the
 client's JSON into a temporary folder, or with --write into FOLDER, and fitted by `simbatch fit`'s own code. Every run
 that was not fitted on is then simulated: in a closed loop as large, with its lengths. The H100's runs of SEEN are
-fitted together and with each left out, and all are simulated as they were sent. docs/accuracy.md has the tables.
+fitted together and with each left out, and simulated as they were sent. docs/accuracy.md has the tables.
 """
 
 from __future__ import annotations

@@ -219,7 +219,10 @@ def test_compare_profiles() -> None:
             ["run", "small.yaml", "-o", "/proc/nothing"],
             "error: -o /proc/nothing: /proc cannot be written to: No such file or directory",
         ),
-        (["compare", "small.yaml"], "error: compare: needs at least two policies, profiles, routers or versions of vLLM"),
+        (
+            ["compare", "small.yaml"],
+            "compare: needs at least two policies, profiles, routers or versions of vLLM",
+        ),
         (["compare", "small.yaml", "--policy", "fixed"], "for example: --policy fixed --policy adaptive"),
         (["compare", "small.yaml", "--policy", "fixed", "--policy", "fixed"], "error: --policy: is named twice"),
         (["compare", "small.yaml", "--profile", "a.json", "--profile", "b"], "error: "),

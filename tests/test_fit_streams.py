@@ -12,16 +12,20 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.stream_fit import SHARED, chosen, errors, write_runs
-from benchmarks.stream_planted import differences, given_back, planted, streams_of
+from benchmarks.stream_planted import Planted, differences, given_back, planted, streams_of
 from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
+from simbatch.profiler.calibrating.columns import Columns, columns_of
+from simbatch.profiler.calibrating.fit import fit_steps
 from simbatch.profiler.calibrating.from_streams import fit_streams
+from simbatch.profiler.calibrating.priors import of_name
 from simbatch.profiler.calibrating.reading import MAX_BYTES, read_results
 from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.stream_fit import HARDLY_TOLD
 from simbatch.sim.errors import UserError
-from simbatch.sim.streams import Streams
+from simbatch.sim.streams import Streams, batches_of, rebuild_steps
 
 STREAMS = SHARED / "streams"
 
@@ -63,6 +67,24 @@ def test_what_was_planted_is_given_back(seed: int) -> None:
     shares = dict(differences(given, found))
     assert all(abs(share) <= (0.1 if "launch" in name else 0.03) for name, share in shares.items()), shares
     assert ("prefill on the device" in found.profile.streams.taken) == (seed == 4)  # type: ignore[union-attr]
+
+
+def test_a_launchs_slope_is_told_by_runs_that_are_apart() -> None:
+    """By loops of 6 and 40; of 36 and 44 it might be their moods, and is in proportion to the nearest profile's."""
+    given = planted(4)
+    for key, slope_s in (("none", 1e-3), ("piecewise", 0.5e-3)):
+        given.profile["host"]["launch"][key]["per_seq_s"] = slope_s
+    shape = of_name(None)._replace(per_seq=0.02)
+    apart, near = (fit_steps(columns_at(given, loads), shape).mixed for loads in ((6, 40), (36, 44)))
+    assert apart.sure["per_seq_s"] < HARDLY_TOLD < near.sure["per_seq_s"]
+    assert 0.5e-3 < apart.host["per_seq_s"] < 2e-3  # it comes out 1.9 times too steep (docs/accuracy.md)
+    assert near.host["per_seq_s"] == pytest.approx(0.02 * near.host["none_s"], rel=0.05)
+
+
+def columns_at(given: Planted, loads: tuple[int, ...]) -> list[Columns]:
+    """What a fit sees of its loops."""
+    steps = [rebuild_steps(streams_of(given, load, 0, number=200)) for load in loads]
+    return [columns_of(each, batches_of(each, given.settings["max_num_batched_tokens"])) for each in steps]
 
 
 def test_the_command_writes_a_profile_that_runs(files: list[Path], tmp_path: Path) -> None:
