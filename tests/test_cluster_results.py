@@ -124,3 +124,20 @@ def test_validate_knows_one_engine(tmp_path: Path, capsys: pytest.CaptureFixture
     file.write_text(json.dumps(BASE | {"cluster": {"replicas": 2}}))
     assert run(*["validate", str(file), "--recorded", str(file)]) == 2
     assert "simbatch validate knows one engine, and no cluster" in capsys.readouterr().err
+
+
+def test_routers_and_replicas_are_compared_and_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(json.dumps(BASE | {"cluster": {"replicas": 2}}))
+    routers = ["--router", "random", "--router", "least_requests"]
+    assert run("compare", str(file), *routers, "-o", str(tmp_path / "compared"), "--json") == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert list(compared["candidates"]) == ["random", "least_requests"]
+    assert "simbatch.cluster.imbalance.share_of_load" in {metric["key"] for metric in compared["metrics"]}
+    over = ["--over", "cluster.replicas=1,2", "--over", "cluster.router.name=random,prefix_aware", "--jobs", "1"]
+    assert run("sweep", str(file), *over, "-o", str(tmp_path / "swept"), "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["cluster.replicas"], row["cluster.router.name"]) for row in rows] == [
+        (1, "random"), (1, "prefix_aware"), (2, "random"), (2, "prefix_aware"),
+    ]  # fmt: skip
+    assert rows[0]["p99_ttft_ms"] > rows[3]["p99_ttft_ms"]
