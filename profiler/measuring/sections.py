@@ -1,7 +1,8 @@
 """A profile from what was measured: device, host, front end, and what stands beside its figures.
 
-Where two batches are in flight, or the device's own times were recorded, the recorder's fit tells host and device apart.
-Elsewhere (vLLM's CPU build) a step is all that happens from one update to the next, but for requests that are taken in.
+Where two batches are in flight, or the device's own times were recorded, the recorder's fit tells host and device
+apart. Elsewhere (vLLM's CPU build) a step is all that happens from one update to the next, but for requests that are
+taken in.
 """
 
 from __future__ import annotations
