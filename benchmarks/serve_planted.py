@@ -26,7 +26,7 @@ from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import Profile
 
 SEATS, BUDGET, LENGTH = 32, 2048, 4096
-FLAGS = ("--max-num-seqs", SEATS, "--max-num-batched-tokens", BUDGET, "--max-model-len", LENGTH)
+FLAGS = ("--max-num-seqs", SEATS, "--max-num-batched-tokens", BUDGET, "--max-model-len", LENGTH, "--async-scheduling")
 BLOCKS, CONTEXT = 6000, 300
 WAIT_S = 300
 KINDS = {"graph": (8, 0, 8), "piecewise": (8, 1, 200), "none": (8, 1, 1200)}  # requests, prefills, tokens

@@ -116,8 +116,7 @@ def measure_profile(
     kept = done.kept
     steps = running_steps(files, running)
     say(f"fitting {len(kept.samples.steps):,} steps of waves, and all that the recorder wrote")
-    is_async = kept.samples.engine.async_scheduling
-    fitted = fit_measured(kept.samples, done.by_model, steps, is_async=is_async, command=command)
+    fitted = fit_measured(kept.samples, done.by_model, steps, command=command)
     write_profile(fitted.profile, files.profile)
     throughput, memory, fit = files.pictures
     if kept.samples.batches:

@@ -1,8 +1,8 @@
 """A profile from what was measured: device, host, front end, and what stands beside its figures.
 
-Where two batches are in flight a step hides behind launches, and the recorder's fit tells host and device apart. Where
-there is one (vLLM's CPU build) a step is all that happens from one update to the next, but for requests that are taken
-in.
+Where two batches are in flight, or the device's own times were recorded, the recorder's fit tells host and device
+apart. Elsewhere (vLLM's CPU build) a step is all that happens from one update to the next, but for requests that are
+taken in.
 """
 
 from __future__ import annotations
@@ -33,14 +33,13 @@ class Fitted:
     of_samples: FittedProfile
 
 
-def fit_measured(
-    samples: Samples, by_model: Sequence[StepSample], steps: Sequence[Path], *, is_async: bool, command: str
-) -> Fitted:
+def fit_measured(samples: Samples, by_model: Sequence[StepSample], steps: Sequence[Path], *, command: str) -> Fitted:
     """Fit everything; `steps` are the recorder's files."""
     sections = _recorded(steps)
+    tells_apart = sections.fit.async_scheduling or sections.fit.has_device_times
     front_end = {**sections.front_end, **_way(sections.front_end, samples)}
     own: dict[str, Any] = {"front_end": front_end}
-    if is_async:
+    if tells_apart:
         own |= sections.content() | {"front_end": front_end, "error": None, "range": None}
     else:
         overhead_s = round(request_overhead_s(samples.admissions), 9)
@@ -54,7 +53,7 @@ def fit_measured(
         first_visits_note(samples.fitted(), cost),
     ]
     fitted = fitted.with_notes([note for note in notes if note])
-    return Fitted(fitted.profile, _text(fitted, sections, front_end, is_async=is_async), fitted)
+    return Fitted(fitted.profile, _text(fitted, sections, front_end, is_recorders=tells_apart), fitted)
 
 
 def _recorded(steps: Sequence[Path]) -> Sections:
@@ -73,9 +72,9 @@ def _way(front_end: dict[str, Any], samples: Samples) -> dict[str, float]:
     return {key: float(f"{value:.{DIGITS}g}") for key, value in told.items()}
 
 
-def _text(fitted: FittedProfile, sections: Sections, front_end: dict[str, Any], *, is_async: bool) -> str:
+def _text(fitted: FittedProfile, sections: Sections, front_end: dict[str, Any], *, is_recorders: bool) -> str:
     """The recorder's report where its fit is the profile's, else that of the samples; and the notes."""
-    if not is_async:
+    if not is_recorders:
         return fitted.text()
     report = RecorderProfile(fitted.profile, replace(sections, front_end=front_end)).text()
     return "\n".join([report, "", *(f"- {note}" for note in fitted.profile.notes)])
