@@ -19,6 +19,7 @@ from scipy.optimize import OptimizeResult, least_squares
 
 from simbatch.profiler.calibrating.columns import Columns, joined
 from simbatch.profiler.calibrating.decodes import basis, knots_of
+from simbatch.profiler.calibrating.priors import Priors
 from simbatch.profiler.calibrating.windows import windows_of
 from simbatch.sim.streams.streams import Floats, Ints
 
@@ -35,17 +36,6 @@ PIECES = 0.4  # a launch in pieces of a graph over one without: 0.6 on one serve
 SLOPE_SD_S, SLOPE_HELD_S = 1e-4, 1e-6  # how near a launch's slope per request is held to its prior: told, not told
 MOOD = 0.1  # a run's launches as a whole are longer or shorter by that, whatever runs (docs/accuracy.md, first look)
 HOST = ("graph_s", "piecewise_s", "none_s", "per_seq_s", "per_prefill_s", "lone_s", "lone_per_token_s")
-
-
-class Priors(NamedTuple):
-    """What the traffic hardly tells; `Problem.launch_s` has the launches' forms."""
-
-    context: float  # a decode's context over a prefill token
-    mixed_context: float  # a decode's context beside prefills over that without
-    attention: float  # per q * (2h + q), over a prefill token
-    graph_s: float
-    launch_s: float
-    per_seq: float = 0.0  # what a launch grows by with each running request, over the launch; 0: not known
 
 
 class Decode(NamedTuple):

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.calibrating.episodes import Decode, Fitted, Priors
+from simbatch.profiler.calibrating.episodes import Decode, Fitted
+from simbatch.profiler.calibrating.priors import Priors
 from simbatch.profiler.calibrating.way_in import WayIn
 
 DIGITS = 4

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simbatch.profiler.calibrating.episodes import Priors
 from simbatch.sim.cost.host import HostTimes
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.step_time import LinearStepTime
@@ -23,6 +22,17 @@ CONTEXT, CONTEXT_POWER = 1.7e-3, -0.65  # of 8B
 ATTENTION, ATTENTION_POWER = 1.5e-5, -0.42
 BESIDE = 1.5  # between profiles of two attention kernels (1) and of one (2.2)
 GRAPH, LAUNCH = 0.3, 0.5  # of a decode's step: launches that nobody sees
+
+
+class Priors(NamedTuple):
+    """What the traffic hardly tells; `Problem.launch_s` has the launches' forms."""
+
+    context: float  # a decode's context over a prefill token
+    mixed_context: float  # a decode's context beside prefills over that without
+    attention: float  # per q * (2h + q), over a prefill token
+    graph_s: float
+    launch_s: float
+    per_seq: float = 0.0  # what a launch grows by with each running request, over the launch; 0: not known
 
 
 class Shape(NamedTuple):
