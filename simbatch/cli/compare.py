@@ -166,7 +166,8 @@ def _candidates(
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UserError(Problem(flag, "is named twice", twice, "name each candidate once"))
-    chosen: list[tuple[str | None, ...]] = list(product(*([*names] or [None] for names in named.values())))
+    each: list[list[str | None]] = [[*names] or [None] for names in named.values()]
+    chosen = list(product(*each))
     if len(chosen) < least:
         mend = "for example: --policy fixed --policy adaptive; or one at several loads: --rate 1,2,4"
         given = " ".join(name for name in chosen[0] if name)
