@@ -186,7 +186,7 @@ def test_a_noisy_neighbour_is_seen_and_turns_stop_it() -> None:
     """First come, first served makes all wait alike, which is not fair to tenants: the index must say so."""
     scenario = Scenario.load(TENANTS)
     first_come, turns = (simulate(scenario, policy).summary["simbatch"] for policy in (None, Turns()))
-    assert first_come["fairness"]["tenants"] < 0.93
+    assert first_come["fairness"]["tenants"] < 0.95
     assert first_come["fairness"]["least_served_tenant"] in ("chat-a", "chat-b")
     assert turns["fairness"]["tenants"] > 0.99
     for tenant in ("chat-a", "chat-b"):

@@ -91,9 +91,9 @@ def test_few_tokens_do_not_read_all_experts():
         ("rtx4090-llama-3.1-8b-bf16", "llama-3.1-8b-instruct", 0.2),
         ("rtxpro6000-llama-3.1-8b-bf16", "llama-3.1-8b-instruct", 0.1),
         ("rtxpro6000-qwen3-32b-bf16-tp2", "qwen3-32b", 0.1),
-        # of aiconfigurator's
-        ("h100-llama-3.1-8b-fp8-kvfp8", "llama-3.1-8b-instruct", 0.15),
-        ("l40s-llama-3.1-70b-bf16-tp4", "llama-3.1-70b-instruct", 0.1),
+        # of aiconfigurator's, to which random sampling is added, that the roofline leaves out
+        ("h100-llama-3.1-8b-fp8-kvfp8", "llama-3.1-8b-instruct", 0.2),
+        ("l40s-llama-3.1-70b-bf16-tp4", "llama-3.1-70b-instruct", 0.12),
     ],
 )
 def test_against_what_was_measured(name, model, most):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from simbatch.cli import main
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 from tests.wrong_scenarios import ALL, GOOD, Wrong, in_profile
+
+PROFILES = Path(__file__).parents[1] / "profiles"
 
 
 @pytest.mark.parametrize("wrong", ALL, ids=lambda wrong: wrong.name)
@@ -83,3 +86,14 @@ def test_unreadable_file(
     assert message.startswith(f"error: {tmp_path / 'bursty.yaml'}")
     assert rule in message
     assert mend in message
+
+
+def test_a_host_is_taken_from_a_profile_that_has_one(tmp_path: Path) -> None:
+    content = json.loads((PROFILES / "h100-llama-3.1-8b-bf16.json").read_text("utf-8"))
+    lacking = {key: value for key, value in content.items() if key not in ("host", "front_end")}
+    (tmp_path / "device.json").write_text(json.dumps(lacking), encoding="utf-8")
+    (tmp_path / "wrong.yaml").write_text(GOOD + "host: {from: device.json}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="has neither a host nor a front_end section") as caught:
+        resolve(Scenario.load(tmp_path / "wrong.yaml"))
+    assert "wrong.yaml:7:14 host.from" in str(caught.value)
+    assert "name one that has" in str(caught.value)

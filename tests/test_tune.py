@@ -226,7 +226,7 @@ def test_the_command_holds_the_model_as_it_was_measured(profile: str, flags: str
     ("block", "message"),
     [
         ({"engine.max_num_seq": [8]}, "did you mean max_num_seqs"),
-        ({"workload.request_rate": [8]}, "tune searches keys of engine and policy"),
+        ({"workload.request_rate": [8]}, "tune searches keys of engine, policy and cluster"),
         ({SEQS: []}, "must be a list of values"),
         ({SEQS: {"from": 3}}, "is no range"),
         ({"policy.ageing_s": [8]}, "has this parameter"),

@@ -299,14 +299,6 @@ RULES = [
         "enforce_eager: true",
     ),
     Wrong(
-        "host of a profile without one",
-        GOOD + "host: {from: h100-llama-3.1-8b-bf16}\n",
-        ":7:14 host.from",
-        "has neither a host nor a front_end section",
-        "'h100-llama-3.1-8b-bf16'",
-        "name one that has",
-    ),
-    Wrong(
         "host of nobody",
         GOOD + "host: {from: h100}\n",
         ":7:14 host.from",
