@@ -144,7 +144,7 @@ def main(folder: Path) -> None:
         "defaults": defaults(),
         "batch_defaults": batch_defaults(),
         "graphs": graphs(),
-        "graph_memory": bool(envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS),
+        "graph_memory": bool(getattr(envs, "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", False)),
         "missing": missing(names.read_text().split()) if names.is_file() else [],
     }
     (folder / "facts.txt").write_text(json.dumps(facts, indent=1))

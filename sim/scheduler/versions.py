@@ -39,7 +39,7 @@ CHANGES: dict[str, Change] = {
     "graph_memory": Change(
         (0, 20), DEFAULT, "the memory of CUDA graphs is set aside before the KV cache is made", False, True
     ),
-    "budget_graph": Change((0, 21), DEFAULT, "a CUDA graph is captured for max_num_batched_tokens, where it fits"),
+    "budget_graph": Change((0, 20), DEFAULT, "a CUDA graph is captured for max_num_batched_tokens, where it fits"),
     "hashless_blocks_first": Change((0, 24), RULE, "freed blocks without a hash are the first to be used again"),
     "watermark": Change((0, 24), SETTING, "a share of the KV cache can be kept free when admitting", 0.0, 0.0),
     "prefill_schedule_interval": Change((0, 24), SETTING, "prefills can be held back, with data parallelism", 1, 1),

@@ -127,8 +127,9 @@ def watch(executor: type[Any]) -> None:
         self.recorded_step = step  # that `sample_tokens` belongs to
         if step is None:
             return execute(self, scheduler_output, *args, **kwargs)
-        if self.recorder.wants_memory and hasattr(self, "collective_rpc"):
-            self.recorder.told_memory(self.collective_rpc(worker_memory)[0])
+        recorder = getattr(self, "recorder", None)  # an executor that somebody watches by himself has none
+        if recorder is not None and recorder.wants_memory and hasattr(self, "collective_rpc"):
+            recorder.told_memory(self.collective_rpc(worker_memory)[0])
         step.begins()
         try:
             return execute(self, scheduler_output, *args, **kwargs)
