@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from simbatch.profiler.measuring.sections import Fitted, fit_measured
 from simbatch.profiler.measuring.session import Session, Spans
 from simbatch.profiler.measuring.stopping import Budget
 from simbatch.profiler.measuring.traffic import Traffic
+from simbatch.profiler.served import loop
 from simbatch.profiler.served.driver import Driver
 from simbatch.profiler.served.http import Endpoint
 from simbatch.profiler.served.server import look
@@ -112,7 +112,7 @@ def measure_profile(
 ) -> Measured:
     """Measure until it is enough, fit, write; the samples stay whatever happens. `budget` starts after vLLM's start."""
     with _server(target, files, resume=resume) as running:
-        done, why = asyncio.run(_measure(target, running, files, budget, resume, seed, command, progress))
+        done, why = loop.run(_measure(target, running, files, budget, resume, seed, command, progress))
     kept = done.kept
     steps = running_steps(files, running)
     say(f"fitting {len(kept.samples.steps):,} steps of waves, and all that the recorder wrote")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 from simbatch.profiler.fitting.samples import EngineFacts
 from simbatch.profiler.measuring.run import engine_of
 from simbatch.profiler.measuring.session import Session, Spans
+from simbatch.profiler.served import loop
 from simbatch.profiler.served.driver import Driver
 from simbatch.profiler.served.http import Endpoint
 from simbatch.profiler.served.on_server import Runs, ServerOptions, Told, requests_of
@@ -61,11 +61,11 @@ def validate_engine(
         tail = Tail(running.steps)
         stack.callback(tail.close)
         how = replace(how, url=running.url)
-        server = asyncio.run(look(Endpoint.of(running.url), None))
-        asyncio.run(tail.settled())
+        server = loop.run(look(Endpoint.of(running.url), None))
+        loop.run(tail.settled())
         facts = engine_of(tail.facts, options, "", options.seed)
         if facts.gpu == "cpu":
-            asyncio.run(_warm_up(server, facts, int(tail.facts["vocab_size"]), told))
+            loop.run(_warm_up(server, facts, int(tail.facts["vocab_size"]), told))
         for job in jobs:
             resolved = resolve(as_resolved(job.scenario, facts, tail.facts["settings"]))
             setting = {"scenario": resolved.dump(), "engine": facts.model_dump(mode="json")}

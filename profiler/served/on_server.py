@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from simbatch.profiler.fitting.recorded_lines import stream
+from simbatch.profiler.served import loop
 from simbatch.profiler.served.client import Client, ServerGoneError
 from simbatch.profiler.served.http import Endpoint
 from simbatch.profiler.served.result import ServedRun
@@ -70,7 +70,7 @@ def validate_server(
     Raises UserError, one sentence, when the server is not there or not the scenario's, or dies; what it had answered by
     then is kept.
     """
-    server = asyncio.run(look(Endpoint.of(options.url), options.model))
+    server = loop.run(look(Endpoint.of(options.url), options.model))
     version = f" with vLLM {server.version}" if server.version else ""
     told.say(f"{server.endpoint.url} serves {server.model}{version}")
     resolved = resolve(agreed(scenario, server.engine, "--server"))
@@ -122,7 +122,7 @@ class Runs:
     def _sent(self, number: int, simulated: Run, tell: Progress) -> ServedRun:
         """One run, written when it has ended, or when it is cut off."""
         if self.tail is not None:
-            asyncio.run(self.tail.settled())
+            loop.run(self.tail.settled())
             self.tail.cut()
         sender = Sender(self.server, self.resolved, self.requests, self.options.temperature, tell)
 
@@ -130,7 +130,7 @@ class Runs:
             lines: Lines = ()
             raw = b""
             if self.tail is not None:
-                lines, raw = tuple(asyncio.run(self.tail.settled())), self.tail.cut()
+                lines, raw = tuple(loop.run(self.tail.settled())), self.tail.cut()
             served = sender.served(lines)
             run = served.run(self.resolved.engine, simulated.facts)
             self.kept.keep(number, name, served.bench_result(run, self.resolved, self.server.model), raw)
@@ -138,7 +138,7 @@ class Runs:
 
         place = f"--server {self.server.endpoint.url}"
         try:
-            asyncio.run(sender.client.run())
+            loop.run(sender.client.run())
         except (ServerGoneError, KeyboardInterrupt) as error:
             ended = sum(not row.error for row in sender.client.rows.values())
             where = f"run {number} was cut off after {ended:,} of {len(sender.client.late_s):,} requests sent"
