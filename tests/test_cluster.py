@@ -104,7 +104,9 @@ def test_round_robin_is_as_many_runs(seed: int) -> None:
         source = ListSource(rows, case.source.hash_block_tokens, tenants=tenants)
         if not rows:
             continue
-        lone = run_cluster([copy.deepcopy(member)], router("round_robin"), source).requests
+        lone = run_cluster(
+            [replace(member, policy=copy.deepcopy(member.policy))], router("round_robin"), source
+        ).requests
         part = record.part(i).requests
         for name in ("arrival_ps", "scheduled_ps", "first_token_ps", "finish_ps", "num_cached_tokens", "status"):
             assert np.array_equal(getattr(lone, name), getattr(part, name)), name
