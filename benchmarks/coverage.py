@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from simbatch import Scenario, simulate
 from simbatch.sim.clock import to_ps
 from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, RunRecord
-from simbatch.sim.results.facts import RunFacts
-from simbatch.sim.results.steady import steady_state
-from simbatch.sim.statistics import Batches, Interval, Refusal, mean_interval
+from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.steady import steady_state
+from simbatch.sim.statistics.intervals import Interval, mean_interval
+from simbatch.sim.statistics.series import Batches, Refusal
 from simbatch.sim.workload import open_workload
 
 STEP_S, TOKENS = 0.001, 100

@@ -27,7 +27,7 @@ from simbatch.profiler.calibrating.replay import METRICS, Means, real_means, ser
 from simbatch.profiler.validating.recorded import read_recorded
 from simbatch.sim.cost.stream_fit import StreamFit
 from simbatch.sim.errors import UserError
-from simbatch.sim.results.metrics import latencies_ms
+from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.streams import Streams
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.search.tune import Tuned, default_trials, tune
-from simbatch.sim.search.tune_axes import default_axes
-from simbatch.sim.search.tune_goal import METRICS, Goal, Limit, Means, Summary, means_over, metric_of
-from simbatch.sim.search.tune_run import Runner
-from simbatch.sim.search.tune_space import SEQS, TOKENS, Space
+from simbatch.sim.search.run import Runner
+from simbatch.sim.tuning.goal import METRICS, Goal, Limit, Means, Summary, means_over, metric_of
+from simbatch.sim.tuning.space import SEQS, TOKENS, Space, default_axes
+from simbatch.sim.tuning.tune import Tuned, default_trials, tune
 
 ROOT = Path(__file__).parents[1]
 LARGEST_SHARE = 1 / 5

@@ -11,7 +11,7 @@ from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.trust import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.facts import RunFacts, Slo
+from simbatch.sim.metrics.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import Resolved, resolve
 from simbatch.sim.workload.predicted import PredictedSource, Predictor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from simbatch.sim.engine.explain import Event
     from simbatch.sim.engine.listener import Listener
     from simbatch.sim.engine.record import RunRecord
-    from simbatch.sim.results import Result
+    from simbatch.sim.report.result import Result
     from simbatch.sim.scenario.fleet import Fleet
     from simbatch.sim.workload.chunk import RequestSource
 
@@ -47,7 +47,7 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
     """The same for a scenario that has been looked up already."""
     import time
 
-    from simbatch.sim.results import Result
+    from simbatch.sim.report.result import Result
 
     scenario = resolved.scenario
     try:

@@ -9,13 +9,13 @@ import pytest
 
 from simbatch import Scenario
 from simbatch.sim.scenario.chance import RESAMPLE, has_chance, resampling, runs_words, seeds_of
+from simbatch.sim.search.run import Runner
 from simbatch.sim.search.sweep import sweep
-from simbatch.sim.search.tune import Tuned, tune
-from simbatch.sim.search.tune_files import content
-from simbatch.sim.search.tune_goal import Goal, Limit, metric_of
-from simbatch.sim.search.tune_report import report
-from simbatch.sim.search.tune_run import Runner
-from simbatch.sim.search.tune_space import SEQS, Axis, Space
+from simbatch.sim.tuning.goal import Goal, Limit, metric_of
+from simbatch.sim.tuning.space import SEQS, Axis, Space
+from simbatch.sim.tuning.tune import Tuned, tune
+from simbatch.sim.tuning.tune_files import content
+from simbatch.sim.tuning.tune_report import report
 
 FIXED = {"distribution": "fixed", "mean": 20}
 STILL: dict[str, Any] = {

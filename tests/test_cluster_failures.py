@@ -16,7 +16,7 @@ from simbatch.routers.registry import ROUTERS
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import Change, ClusterRun, Member
 from simbatch.sim.engine.record import FINISHED, UNFINISHED
-from simbatch.sim.results.curves import computed_tokens
+from simbatch.sim.metrics.curves import computed_tokens
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.simulate import explain_request, run_resolved

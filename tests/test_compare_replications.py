@@ -18,11 +18,10 @@ from scipy import stats
 
 from simbatch.cli import main
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results import Result
-from simbatch.sim.results.compare import Comparison
-from simbatch.sim.results.differences import Difference
-from simbatch.sim.results.registry import HIGHER, LOWER, Metric
-from simbatch.sim.results.replications import ReplicatedComparison
+from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
+from simbatch.sim.report.compare import Comparison, ReplicatedComparison
+from simbatch.sim.report.result import Result
+from simbatch.sim.results.experiment import Difference
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 SCENARIO = {

@@ -13,9 +13,8 @@ from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.sweep import sweep
-from simbatch.sim.search.tune_axes import axes_of
-from simbatch.sim.search.tune_flags import vllm_serve
-from simbatch.sim.search.tune_space import Space
+from simbatch.sim.tuning.space import Space, axes_of
+from simbatch.sim.tuning.vllm_flags import vllm_serve
 
 FP8, FP8_KV = "h100-llama-3.1-8b-fp8", "h100-llama-3.1-8b-fp8-kvfp8"
 KV = "engine.kv_cache_dtype"

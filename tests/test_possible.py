@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simbatch.sim.results.differences import Difference
-from simbatch.sim.results.possible import bounds_of, plus_minus, possible, possible_difference
-from simbatch.sim.results.registry import HIGHER, REGISTRY, Metric, metrics_of, steady_metrics
+from simbatch.sim.metrics.registry import (
+    HIGHER,
+    REGISTRY,
+    Metric,
+    bounds_of,
+    metrics_of,
+    possible,
+    possible_difference,
+    steady_metrics,
+)
+from simbatch.sim.results.experiment import Difference
 from simbatch.sim.results.runs import Runs
 from simbatch.sim.search.sweep_table import points_of
 from simbatch.sim.statistics.intervals import mean_interval, paired_difference, paired_ratio
+from simbatch.sim.text import plus_minus
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import yaml
 from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.search import recommend_cases
-from simbatch.sim.search.recommend import CLOSE, Choice, recommend
-from simbatch.sim.search.recommend_cases import GB, USE_CASES, scenario_of
-from simbatch.sim.search.recommend_report import report, verdict
-from simbatch.sim.search.recommend_vllm import arguments, command
+from simbatch.sim.tuning import recommend_cases
+from simbatch.sim.tuning.recommend import CLOSE, Choice, recommend
+from simbatch.sim.tuning.recommend_cases import GB, USE_CASES, scenario_of
+from simbatch.sim.tuning.recommend_report import report, verdict
+from simbatch.sim.tuning.vllm_flags import arguments, command
 
 PROFILE = "rtx4090-llama-3.1-8b-bf16"
 

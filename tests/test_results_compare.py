@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from simbatch.sim.errors import UserError
-from simbatch.sim.results import Result, Slo
-from simbatch.sim.results.compare import Comparison, Row
+from simbatch.sim.metrics.facts import Slo
+from simbatch.sim.report.compare import Comparison
+from simbatch.sim.report.result import Result
+from simbatch.sim.results.experiment import Row
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 

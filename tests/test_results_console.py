@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from simbatch.sim.results import Result, Slo
-from simbatch.sim.results.text import number, percent, table
+from simbatch.sim.metrics.facts import Slo
+from simbatch.sim.report.result import Result
+from simbatch.sim.text import number, percent, table
 from tests.results_records import MS, REJECTED, Toy, back_to_back, build, facts
 
 BLOCK = """\

@@ -14,7 +14,9 @@ from PIL import Image
 
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.errors import UserError
-from simbatch.sim.results import Result, Slo, files
+from simbatch.sim.metrics.facts import Slo
+from simbatch.sim.report.result import Result
+from simbatch.sim.results import files
 from tests.results_records import MS, REFUSED, REJECTED, UNFINISHED, Step, Toy, back_to_back, build, facts
 
 NAMES = {"summary.json", "requests.parquet", "scenario.yaml", "run.json", "latency.png", "timeline.png"}

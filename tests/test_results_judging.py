@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from simbatch import Policy, Scenario, simulate
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.results import Result, Slo, fairness
-from simbatch.sim.results.compare import Comparison
-from simbatch.sim.results.fairness import fair_share_ratios, jain_index, max_min_shares
-from simbatch.sim.results.groups import MAX_TENANTS, Tenants
+from simbatch.sim.metrics import groups
+from simbatch.sim.metrics.facts import Slo
+from simbatch.sim.metrics.groups import MAX_TENANTS, Tenants, fair_share_ratios, jain_index, max_min_shares
+from simbatch.sim.report.compare import Comparison
+from simbatch.sim.report.result import Result
 from tests.results_records import MS, REJECTED, UNFINISHED, S, Toy, back_to_back, build, facts
 
 TENANTS = Path(__file__).parents[1] / "scenarios" / "tenants.yaml"
@@ -94,9 +95,9 @@ def test_many_moments_are_looked_at_less_often_and_say_nearly_the_same(monkeypat
     record = simulate(Scenario.load(TENANTS)).record
     tenants = Tenants.of(record)
     exact = fair_share_ratios(record, tenants)
-    monkeypatch.setattr(fairness, "ROWS", 100)
+    monkeypatch.setattr(groups, "ROWS", 100)
     np.testing.assert_allclose(fair_share_ratios(record, tenants), exact)
-    monkeypatch.setattr(fairness, "MAX_MOMENTS", 1500)
+    monkeypatch.setattr(groups, "MAX_MOMENTS", 1500)
     np.testing.assert_allclose(fair_share_ratios(record, tenants), exact, atol=0.05)
 
 

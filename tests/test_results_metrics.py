@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simbatch.sim.results import Result, Slo
+from simbatch.sim.metrics.facts import Slo
+from simbatch.sim.report.result import Result
 from tests.results_records import (
     MS,
     REFUSED,

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.coverage import mm1, mser
-from simbatch.sim.statistics import Batches, Refusal, is_trending, keeps_growing
-from simbatch.sim.statistics.drift import widening
 from simbatch.sim.statistics.intervals import student_t
+from simbatch.sim.statistics.series import Batches, Refusal, is_trending, keeps_growing, widening
 
 
 def autoregressive(seed: int, n: int, phi: float, mean: float = 10.0) -> np.ndarray:

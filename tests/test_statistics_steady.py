@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks.coverage import Case, one_seat
 from simbatch import Scenario, simulate
-from simbatch.sim.results import Result
-from simbatch.sim.results.console import steady_line
-from simbatch.sim.results.overload import is_overloaded
-from simbatch.sim.statistics import Batches
+from simbatch.sim.metrics.steady import is_overloaded
+from simbatch.sim.report.console import steady_line
+from simbatch.sim.report.result import Result
+from simbatch.sim.statistics.series import Batches
 
 
 def queue(load: float, num_prompts: int = 4000, kind: str = "M/G/1", seed: int = 0, **changes: Any) -> Scenario:

@@ -9,16 +9,14 @@ import pytest
 
 from simbatch import Scenario
 from simbatch.cli import main
-from simbatch.sim.results.registry import SLO_SHARE
+from simbatch.sim.metrics.registry import SLO_SHARE
 from simbatch.sim.results.runs import Runs
-from simbatch.sim.search.tune import Tuned, tune
-from simbatch.sim.search.tune_choice import equals, order
-from simbatch.sim.search.tune_files import content
-from simbatch.sim.search.tune_goal import Goal, Limit, metric_of
-from simbatch.sim.search.tune_report import report
-from simbatch.sim.search.tune_run import Runner
-from simbatch.sim.search.tune_space import SEQS, Axis, Space
-from simbatch.sim.search.tune_trial import Trial
+from simbatch.sim.search.run import Runner
+from simbatch.sim.tuning.goal import Goal, Limit, Trial, equals, metric_of, order
+from simbatch.sim.tuning.space import SEQS, Axis, Space
+from simbatch.sim.tuning.tune import Tuned, tune
+from simbatch.sim.tuning.tune_files import content
+from simbatch.sim.tuning.tune_report import report
 
 SCENARIO: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},

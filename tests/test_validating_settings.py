@@ -10,7 +10,7 @@ from simbatch.profiler.validating.bounds import Bounds, is_within
 from simbatch.profiler.validating.figures import Figure
 from simbatch.profiler.validating.settings import as_resolved, check_can_run, engine_options
 from simbatch.serving.options import PolicyOptions
-from simbatch.sim.results.registry import Metric
+from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.scenario import resolve
 from tests.made_samples import ENGINE
 

@@ -10,7 +10,7 @@ from simbatch.profiler.validating.requests import Requests
 from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.results.metrics import latencies_ms
+from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.streams import Streams
 from simbatch.sim.workload.chunk import RequestChunk

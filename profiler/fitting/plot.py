@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simbatch.profiler.fitting.choose import REGIMES, errors_by_regime
-from simbatch.sim.results.plots.style import INK, colours, duration_text, figure, headline
+from simbatch.sim.report.style import INK, colours, duration_text, figure, headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

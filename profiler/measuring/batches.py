@@ -16,7 +16,7 @@ import numpy as np
 from simbatch.profiler.fitting.durations import durations_s
 from simbatch.profiler.fitting.recorded_lines import RecordedStep
 from simbatch.profiler.fitting.samples import EngineFacts
-from simbatch.sim.statistics.knee import find_knee
+from simbatch.sim.statistics.pareto import find_knee
 
 PROMPT_LEN, OUTPUT_LEN = 256, 32
 KNEE_FIGURES = "throughput over step latency, without rows that are kv_full"

@@ -8,7 +8,7 @@ from typing import Any
 
 from simbatch.profiler.fitting.samples import EngineFacts
 from simbatch.profiler.measuring.batches import knee
-from simbatch.sim.results.plots.style import INK, LIMIT, PALETTE, duration_text, figure, headline
+from simbatch.sim.report.style import INK, LIMIT, PALETTE, duration_text, figure, headline
 
 MIB = 2**20
 

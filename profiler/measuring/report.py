@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.profiler.fitting.samples import EngineFacts
 from simbatch.profiler.measuring.batches import KNEE_FIGURES, knee
-from simbatch.sim.statistics.knee import RULE
+from simbatch.sim.statistics.pareto import RULE
 
 if TYPE_CHECKING:
     from rich.table import Table

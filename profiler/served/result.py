@@ -19,7 +19,7 @@ from simbatch.profiler.validating.real_run import Run
 from simbatch.profiler.validating.with_steps import Lines, with_steps
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, NEVER_PS, SEGMENT_DTYPE, RequestColumns, RunRecord
-from simbatch.sim.results import RunFacts
+from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.scenario import Resolved
 from simbatch.sim.scheduler.config import EngineConfig
 

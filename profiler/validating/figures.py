@@ -9,7 +9,7 @@ from typing import Any
 
 from simbatch.profiler.validating.bounds import LATENCIES, STATISTICS, Bounds, is_within
 from simbatch.profiler.validating.real_run import AnyRun, Run
-from simbatch.sim.results.registry import REGISTRY, Metric
+from simbatch.sim.metrics.registry import REGISTRY, Metric
 
 CLIENT, ENGINE = "client", "engine"
 

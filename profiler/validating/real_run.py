@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from simbatch.profiler.fitting.recorded_lines import RecordedRequest, RecordedStep
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.results import Result, RunFacts
-from simbatch.sim.results.registry import Metric
+from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.registry import Metric
+from simbatch.sim.report.result import Result
 
 Ints = NDArray[np.int64]
 

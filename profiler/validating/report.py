@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from simbatch.profiler.validating.figures import CLIENT, ENGINE, Figure
-from simbatch.sim.results.text import number, percent
+from simbatch.sim.text import number, percent
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from simbatch.profiler.validating.many import SHOWN, Compared, Many
 from simbatch.profiler.validating.on_recorded import REAL
-from simbatch.sim.results.text import number
+from simbatch.sim.text import number
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

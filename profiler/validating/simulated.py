@@ -5,7 +5,7 @@ from __future__ import annotations
 from simbatch.profiler.validating.requests import Requests
 from simbatch.sim import engine
 from simbatch.sim.errors import UserError
-from simbatch.sim.results import Result
+from simbatch.sim.report.result import Result
 from simbatch.sim.scenario import Resolved
 from simbatch.sim.simulate import run_facts
 

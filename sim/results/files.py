@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.origin import origin
-from simbatch.sim.results.columns import (
+from simbatch.sim.metrics.columns import (
     COUNT_COLUMNS,
     LATER_TIME_COLUMNS,
     TENANT,
     TEXT_COLUMNS,
     TIME_COLUMNS,
+    bounds,
     file_columns,
     replica_of,
     seconds,
     times_ps,
 )
-from simbatch.sim.results.slices import bounds
+from simbatch.sim.origin import origin
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,4 +1,4 @@
-"""The runs of one candidate at one load, a summary per seed: what everything that compares asks of them."""
+"""Runs and what they say: one that was measured, and those of one candidate at one load, a summary per seed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,40 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from simbatch.sim.results.possible import possible
-from simbatch.sim.results.registry import STEADY, Metric, value_at
-from simbatch.sim.results.steady import OVERLOADED
+from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.metrics.columns import RequestTable
+from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.registry import STEADY, Metric, possible, value_at
+from simbatch.sim.metrics.steady import OVERLOADED
+from simbatch.sim.metrics.summary import summary_of
+from simbatch.sim.results import files
 from simbatch.sim.statistics.intervals import CONFIDENCE, Interval, mean_interval
 
 Summary = Mapping[str, Any]
 Values = Sequence[float | None]  # one a seed, None where the run has no such figure
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run and what it says: `summary` is the content of summary.json, `requests` its requests as columns.
+
+    `wall_s` is how long the simulation took on the wall, if the caller measured it; it goes to run.json alone.
+    """
+
+    record: RunRecord
+    facts: RunFacts
+    wall_s: float | None = None
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The keys of `vllm bench serve`, and everything of ours under `simbatch`."""
+        summary = summary_of(self.record, self.facts)
+        return {**summary, "simbatch": files.plain(summary["simbatch"])}
+
+    @cached_property
+    def requests(self) -> RequestTable:
+        """One entry per request: `requests["ttft_s"]` is a numpy array, `requests.to_pandas()` a DataFrame."""
+        return RequestTable(self.record)
 
 
 @dataclass(frozen=True)
@@ -69,3 +96,26 @@ def refusal_of(summary: Summary) -> str | None:
     """Why a run says nothing of the steady state."""
     reason: str | None = value_at(summary, f"{STEADY}.refused")
     return reason
+
+
+# what a candidate is, not what came of it; and the mean KV use, which is counted by spans: they may be cut differently
+_LEFT_OUT = ("policy", "predicted_by", "engine", "engine_defaults", "profile", "warnings", "kv_cache", "cluster")
+
+
+def same_as(summaries: Mapping[str, Sequence[Summary]]) -> dict[str, str]:
+    """Of each candidate all of whose runs have the very figures of an earlier one: the name of that one."""
+    found: dict[str, str] = {}
+    first: list[tuple[str, list[Summary]]] = []
+    for label, runs in summaries.items():
+        figures = [_figures(run) for run in runs]
+        other = next((name for name, known in first if known == figures), None)
+        if other is None:
+            first.append((label, figures))
+        else:
+            found[label] = other
+    return found
+
+
+def _figures(summary: Summary) -> Summary:
+    ours = {key: value for key, value in summary["simbatch"].items() if key not in _LEFT_OUT}
+    return {**summary, "simbatch": ours}

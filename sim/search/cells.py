@@ -1,7 +1,4 @@
-"""A cell: one simulation of many, a pure function of its resolved scenario, named by a hash of all it depends on.
-
-What others need to run cells stands here too: `run_cells` and `CellStore` come from their own files.
-"""
+"""A cell: one simulation of many, a pure function of its resolved scenario, named by a hash of all it depends on."""
 
 from __future__ import annotations
 
@@ -12,23 +9,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import resampling, seeds_of
 from simbatch.sim.scenario.fleet import Fleet
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.reading.source import plain_value
 from simbatch.sim.scenario.resolve import Resolved, resolve
 
-if TYPE_CHECKING:
-    from simbatch.sim.search.run import run_cells
-    from simbatch.sim.search.store import CellStore
-
-__all__ = ["Cell", "CellStore", "Settings", "Summary", "cells_of", "evaluate", "run_cells"]
-
 Settings = Mapping[str, Any]  # dotted keys of a scenario to values
-Summary = dict[str, Any]  # what summary.json holds
 KEY_LENGTH = 20  # hexadecimal digits: no two of a million cells are alike by chance
 MAX_PROBLEMS = 20
 _POLICY, _ROUTER = "policy.name", "cluster.router.name"
@@ -115,6 +106,31 @@ def evaluate(cell: Cell) -> Summary:
         at = f"cell {cell.label()}: "
         raise UserError(*(replace(problem, place=at + problem.place) for problem in error.problems)) from error
     return summary
+
+
+class Outcome(NamedTuple):
+    """What became of a cell: its summary, or what the user must mend."""
+
+    key: str
+    summary: Summary | None
+    problems: tuple[Problem, ...] = ()
+
+
+def attempt(cell: Cell) -> Outcome:
+    """Evaluate; what goes wrong is the outcome."""
+    try:
+        return Outcome(cell.key, evaluate(cell))
+    except UserError as error:
+        return Outcome(cell.key, None, error.problems)
+    except MemoryError:
+        return failed_cell(cell, "not enough memory", "simulate fewer requests, or take fewer --jobs")
+    except SystemExit as end:
+        return failed_cell(cell, f"the policy ended the program by sys.exit({end.code!r})", "remove that call")
+
+
+def failed_cell(cell: Cell, rule: str, mend: str) -> Outcome:
+    """What became of a cell that has no summary."""
+    return Outcome(cell.key, None, (Problem(f"cell {cell.label()}", rule, mend=mend),))
 
 
 def _changed(scenario: Scenario, settings: Settings, places: Mapping[str, str]) -> Scenario:
@@ -221,15 +237,3 @@ def _shortened(problems: Sequence[Problem]) -> list[Problem]:
     if len(different) > len(shown):
         shown.append(Problem("sweep", f"{len(different) - len(shown):,} more problems like these", mend="mend these"))
     return shown
-
-
-def __getattr__(name: str) -> Any:
-    if name == "run_cells":
-        from simbatch.sim.search.run import run_cells
-
-        return run_cells
-    if name == "CellStore":
-        from simbatch.sim.search.store import CellStore
-
-        return CellStore
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

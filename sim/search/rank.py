@@ -14,15 +14,15 @@ from functools import cached_property
 
 from simbatch.policies.registry import policy_names
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.metrics.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT, Metric
 from simbatch.sim.paths import user_path
-from simbatch.sim.results.differences import NO_DIFFERENCE, Difference
-from simbatch.sim.results.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT, Metric
+from simbatch.sim.results.experiment import NO_DIFFERENCE, Difference
 from simbatch.sim.results.runs import Runs, Summary, Values
-from simbatch.sim.results.text import percent
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, cells_of
 from simbatch.sim.statistics.intervals import CONFIDENCE
+from simbatch.sim.text import percent
 
 WITHIN_SLO, OUTPUT = REGISTRY[f"{SLO_SHARE}all"], REGISTRY[THROUGHPUT]
 NORMALISED = REGISTRY["simbatch.mean_normalised_latency_ms"]

@@ -9,13 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, Metric
 from simbatch.sim.results import files
-from simbatch.sim.results.possible import plus_minus
-from simbatch.sim.results.registry import GOODPUT, REGISTRY, Metric
 from simbatch.sim.results.runs import Runs, Summary
-from simbatch.sim.results.text import percent, table
 from simbatch.sim.scenario.chance import ONE_RUN, runs_words
 from simbatch.sim.search.rank import NORMALISED, OUTPUT, WITHIN_SLO, Judged, Plan, Standing, overall
+from simbatch.sim.text import percent, plus_minus, table
 
 OWN_FILES = ("ranking.md", "ranking.json")
 OTHERS = [REGISTRY[key] for key in (GOODPUT, "p99_ttft_ms", "p99_tpot_ms", "simbatch.fairness.tenants")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.search.tune_space import Settings
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.traffic_model import Traffic
 
@@ -67,7 +67,7 @@ def rates_of(scenario: Scenario) -> dict[str, float]:
     return found
 
 
-def at_rate(scenario: Scenario, rate: float) -> Settings:
+def at_rate(scenario: Scenario, rate: float) -> dict[str, Any]:
     """The changes that make the first of the scenario's rates `rate`, and the others as many times as high."""
     rates = rates_of(scenario)
     first, *others = rates

@@ -7,6 +7,7 @@ again; when that happens time after time and no cell gets finished, it is said a
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -15,11 +16,56 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.search.cells import Cell, Summary, evaluate
-from simbatch.sim.search.store import CellStore
+from simbatch.sim.results.runs import Summary
+from simbatch.sim.scenario import Scenario
+from simbatch.sim.search.cells import Cell, Outcome, Settings, attempt, cells_of, failed_cell
+
+
+@dataclass(frozen=True)
+class CellStore:
+    """A folder of finished cells by key; several processes may write to it at once."""
+
+    folder: Path
+
+    def path_of(self, key: str) -> Path:
+        """Where a cell's summary stands, or will."""
+        return self.folder / f"{key}.json"
+
+    def has(self, key: str) -> bool:
+        """Whether the cell is finished; a file that is not JSON (a disk that was full) counts for nothing."""
+        return self.get(key) is not None
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The summary, or None when there is none."""
+        try:
+            found = json.loads(self.path_of(key).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def put(self, key: str, summary: Summary) -> None:
+        """Write it; UserError when the folder cannot be written to."""
+        path = self.path_of(key)
+        temporary = path.with_name(f".{key}.{os.getpid()}.tmp")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_text(
+                    json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            rule = f"a finished cell cannot be written: {error.strerror or error}"
+            mend = "make room or choose another folder with -o; --resume keeps the cells that are there"
+            raise UserError(Problem(str(self.folder), rule, mend=mend)) from error
+
 
 MAX_DEATHS = 3  # that a cell was suspected of, before it is run alone
 MAX_DEATHS_IN_A_ROW = 10
@@ -27,14 +73,6 @@ AHEAD = 3  # cells handed out per process, so that none waits for its next
 MAX_PROBLEMS = 20
 OnResult = Callable[[Cell, Summary], None]
 Say = Callable[[str], None]
-
-
-class Outcome(NamedTuple):
-    """What became of a cell: its summary, or what the user must mend."""
-
-    key: str
-    summary: Summary | None
-    problems: tuple[Problem, ...] = ()
 
 
 def run_cells(
@@ -76,7 +114,16 @@ def _outcomes(
         return _on_this_machine(todo, store, jobs, say)
     from simbatch.sim.search.cluster import on_cluster
 
-    return on_cluster(scheduler, todo.values(), store, say)
+    return _kept(on_cluster(scheduler, todo.values(), say), store)
+
+
+def _kept(outcomes: Generator[Outcome, None, None], store: CellStore | None) -> Generator[Outcome, None, None]:
+    """Put into `store` here, since a cluster's workers may not see our disk."""
+    with closing(outcomes):
+        for outcome in outcomes:
+            if store is not None and outcome.summary is not None:
+                store.put(outcome.key, outcome.summary)
+            yield outcome
 
 
 def _on_this_machine(
@@ -106,7 +153,7 @@ def _on_this_machine(
             else:
                 rule = f"the process that ran it died {MAX_DEATHS + 1} times (out of memory?)"
                 del remaining[order[0].key]
-                yield _failed(order[0], rule, "make it smaller, or leave it out")
+                yield failed_cell(order[0], rule, "make it smaller, or leave it out")
 
 
 def _num_ahead(jobs: int) -> int:
@@ -156,21 +203,49 @@ def _attempt_here(cell: Cell, store: CellStore | None, parent: int) -> Outcome:
     return outcome
 
 
-def attempt(cell: Cell) -> Outcome:
-    """Evaluate; what goes wrong is the outcome."""
-    try:
-        return Outcome(cell.key, evaluate(cell))
-    except UserError as error:
-        return Outcome(cell.key, None, error.problems)
-    except MemoryError:
-        return _failed(cell, "not enough memory", "simulate fewer requests, or take fewer --jobs")
-    except SystemExit as end:
-        return _failed(cell, f"the policy ended the program by sys.exit({end.code!r})", "remove that call")
-
-
-def _failed(cell: Cell, rule: str, mend: str) -> Outcome:
-    return Outcome(cell.key, None, (Problem(f"cell {cell.label()}", rule, mend=mend),))
-
-
 def _silent(line: str) -> None:
     """Nobody listens."""
+
+
+class Runner:
+    """Changes of one scenario and seeds in, summaries out; each different simulation runs once."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        store: CellStore | None = None,
+        *,
+        jobs: int = -1,
+        resume: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._scenario, self._store, self._jobs, self._progress = scenario, store, jobs, progress
+        self._resume = resume
+        self._known: dict[str, Summary] = {}
+
+    def __call__(self, asked: Sequence[tuple[Settings, int]]) -> list[Summary]:
+        """The summaries in the order of what is asked; on as many processes as there are jobs."""
+        cells = self._cells(asked)
+        new = {cell.key: cell for cell in cells if cell.key not in self._known}
+        if self._resume and self._store is not None:
+            self._known |= {key: found for key in new if (found := self._store.get(key)) is not None}
+        missing = [cell for key, cell in new.items() if key not in self._known]
+        if missing:
+            self._known |= run_cells(missing, self._store, jobs=self._jobs)
+        if self._progress is not None:
+            self._progress(self.num_runs)
+        return [self._known[cell.key] for cell in cells]
+
+    def _cells(self, asked: Sequence[tuple[Settings, int]]) -> list[Cell]:
+        """All of a seed at once, since what they share is looked at once in each call."""
+        cells: dict[int, Cell] = {}
+        for seed in dict.fromkeys(seed for _, seed in asked):
+            places = [place for place, (_, other) in enumerate(asked) if other == seed]
+            of_seed = cells_of(self._scenario, [asked[place][0] for place in places], [seed])
+            cells |= zip(places, of_seed, strict=True)
+        return [cells[place] for place in range(len(asked))]
+
+    @property
+    def num_runs(self) -> int:
+        """How many simulations there were, those taken from the store included."""
+        return len(self._known)

@@ -8,17 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT
 from simbatch.sim.results import files
-from simbatch.sim.results.possible import plus_minus
-from simbatch.sim.results.registry import GOODPUT, REGISTRY, THROUGHPUT
-from simbatch.sim.results.text import number, table
+from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.search.cells import Cell, Summary, cells_of, replicated_cells
-from simbatch.sim.search.run import Say, run_cells
-from simbatch.sim.search.store import CellStore
+from simbatch.sim.search.cells import Cell, cells_of, replicated_cells
+from simbatch.sim.search.run import CellStore, Say, run_cells
 from simbatch.sim.search.sweep_grid import grid_of
 from simbatch.sim.search.sweep_table import Row, points_of, row_of, write_csv, write_parquet
+from simbatch.sim.text import number, plus_minus, table
 
 if TYPE_CHECKING:
     import pandas as pd

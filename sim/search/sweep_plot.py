@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simbatch.sim.results.plots import style
-from simbatch.sim.results.registry import GOODPUT, HIGHER, REGISTRY, THROUGHPUT, Metric
-from simbatch.sim.results.text import number
+from simbatch.sim.metrics.registry import GOODPUT, HIGHER, REGISTRY, THROUGHPUT, Metric
+from simbatch.sim.report import style
+from simbatch.sim.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.results.possible import possible
-from simbatch.sim.search.cells import Cell, Summary
+from simbatch.sim.metrics.registry import possible
+from simbatch.sim.results.runs import Summary
+from simbatch.sim.search.cells import Cell
 from simbatch.sim.statistics.intervals import mean_interval
 
 if TYPE_CHECKING:

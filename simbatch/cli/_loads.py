@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.results.loads import LoadComparison
+    from simbatch.sim.report.loads import LoadComparison
     from simbatch.sim.scenario import Resolved, Scenario
     from simbatch.sim.search.cells import Cell
 
@@ -63,8 +63,8 @@ def compared_at(
 ) -> LoadComparison:
     """Run them all and put them side by side at each rate."""
     from simbatch.cli._replicate import summaries_of
-    from simbatch.sim.results.loads import LoadComparison
-    from simbatch.sim.results.replicated import Replicated
+    from simbatch.sim.report.loads import LoadComparison
+    from simbatch.sim.results.experiment import Replicated
     from simbatch.sim.scenario.chance import has_chance, is_resampled
     from simbatch.sim.search.rates import rates_of
 

@@ -11,7 +11,8 @@ from simbatch.cli._progress import progress_of
 
 if TYPE_CHECKING:
     from simbatch.sim.scenario import Resolved
-    from simbatch.sim.search.cells import Cell, Summary
+    from simbatch.sim.search.cells import Cell
+from simbatch.sim.results.runs import Summary
 
 
 def cells_under(candidates: Mapping[str, Resolved], seeds: Sequence[int]) -> dict[str, list[Cell]]:
@@ -21,7 +22,7 @@ def cells_under(candidates: Mapping[str, Resolved], seeds: Sequence[int]) -> dic
     return {label: cells_of(resolved.scenario, [{}], seeds) for label, resolved in candidates.items()}
 
 
-def summaries_of(cells: Mapping[str, Sequence[Cell]], *, jobs: int, quiet: bool) -> dict[str, list[dict[str, Any]]]:
+def summaries_of(cells: Mapping[str, Sequence[Cell]], *, jobs: int, quiet: bool) -> dict[str, list[Summary]]:
     """The content of summary.json of each, in their order."""
     from simbatch.sim.search.run import run_cells
 

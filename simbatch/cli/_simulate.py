@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from simbatch.cli._progress import progress_of
 
 if TYPE_CHECKING:
-    from simbatch.sim.results import Result
+    from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved
 
 

@@ -16,7 +16,7 @@ from simbatch.sim.errors import UserError
 
 if TYPE_CHECKING:
     from simbatch.sim.search.cells import Cell
-    from simbatch.sim.search.store import CellStore
+    from simbatch.sim.search.run import CellStore
     from simbatch.sim.search.sweep import Sweep
 
 TRIED_S = 2.0  # of a cell that is tried for an estimate
@@ -85,7 +85,7 @@ class Shown:
 
 def run_shown(
     cells: Sequence[Cell], store: CellStore, *, jobs: int, resume: bool, quiet: bool
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Summary]:
     """The summaries of cells by key, what is in the `store` taken from there with `resume`."""
     from simbatch.sim.search.run import run_cells
     from simbatch.sim.search.sweep import stored

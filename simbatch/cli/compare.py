@@ -15,10 +15,9 @@ from simbatch.cli._output import Output
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.results import Result
-    from simbatch.sim.results.compare import Comparison
-    from simbatch.sim.results.loads import LoadComparison
-    from simbatch.sim.results.replications import ReplicatedComparison
+    from simbatch.sim.report.compare import Comparison, ReplicatedComparison
+    from simbatch.sim.report.loads import LoadComparison
+    from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved, Scenario
     from simbatch.sim.search.cells import Cell
     from simbatch.sim.search.upgrade import Upgrade
@@ -80,8 +79,7 @@ def compare(
     by default results/<name of FILE>-compare, with --rate results/<name of FILE>-loads.
     """
     from simbatch.cli._simulate import simulate_shown
-    from simbatch.sim.results.compare import OWN_FILES, Comparison
-    from simbatch.sim.results.replications import ReplicatedComparison
+    from simbatch.sim.report.compare import OWN_FILES, Comparison, ReplicatedComparison
     from simbatch.sim.scenario import resolve
     from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, seeds_of
 

@@ -38,7 +38,7 @@ def rank(
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.rank import plan_ranking
     from simbatch.sim.search.rank_report import OWN_FILES, Ranking
-    from simbatch.sim.search.store import CellStore
+    from simbatch.sim.search.run import CellStore
 
     _check(files, policies, jobs)
     plan = plan_ranking([Scenario.load(file) for file in files], policies, replications)

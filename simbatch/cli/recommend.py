@@ -43,11 +43,10 @@ def recommend(
     The rule of thumb for the use case is checked by simulation on the profile, and corrected where it is wrong. Takes
     about half a minute on two cores. Results go to DIR, by default results/recommend-<use case>-<profile>.
     """
-    from simbatch.sim.search.recommend import recommend as search
-    from simbatch.sim.search.recommend_cases import USE_CASES, scenario_of
-    from simbatch.sim.search.recommend_files import OWN_FILES, save
-    from simbatch.sim.search.recommend_report import report
-    from simbatch.sim.search.tune_run import Runner
+    from simbatch.sim.search.run import Runner
+    from simbatch.sim.tuning.recommend import recommend as search
+    from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
+    from simbatch.sim.tuning.recommend_report import OWN_FILES, report, save
 
     case, profile = USE_CASES[use_case], _profile(reference)
     slo = _slo(limits) or dict(case.slo)

@@ -49,7 +49,7 @@ def sweep(
     are written to DIR, by default results/<name of FILE>-sweep.
     """
     from simbatch.cli._sweep_shown import Shown
-    from simbatch.sim.search.store import CellStore
+    from simbatch.sim.search.run import CellStore
     from simbatch.sim.search.sweep import OWN_FILES, planned
     from simbatch.sim.search.sweep_grid import parse_over
 

@@ -14,11 +14,11 @@ from simbatch.cli._progress import progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.results.registry import Metric
+    from simbatch.sim.metrics.registry import Metric
     from simbatch.sim.scenario import Scenario
-    from simbatch.sim.search.tune_goal import Goal, Limit
-    from simbatch.sim.search.tune_run import Runner
-    from simbatch.sim.search.tune_space import Space
+    from simbatch.sim.search.run import Runner
+    from simbatch.sim.tuning.goal import Goal, Limit
+    from simbatch.sim.tuning.space import Space
 
 Count = click.IntRange(min=1)
 
@@ -74,8 +74,8 @@ def tune(
     searched (with --knee max_num_seqs alone). Results go to DIR, by default results/<name of FILE>-tune
     (-pareto, -knee or -capacity with these flags).
     """
-    from simbatch.sim.search.tune_files import OWN_FILES
-    from simbatch.sim.search.tune_goal import Limit
+    from simbatch.sim.tuning.goal import Limit
+    from simbatch.sim.tuning.tune_files import OWN_FILES
 
     _check_flags(maximize, pareto, knee, capacity, over, trials, jobs)
     scenario = load_scenario(file, assignments, seed, vllm_version=vllm_version)
@@ -106,9 +106,9 @@ def _tune(
     resume: bool,
     quiet: bool,
 ) -> tuple[str, int]:
-    from simbatch.sim.search.tune import default_trials, tune
-    from simbatch.sim.search.tune_files import save
-    from simbatch.sim.search.tune_report import report
+    from simbatch.sim.tuning.tune import default_trials, tune
+    from simbatch.sim.tuning.tune_files import save
+    from simbatch.sim.tuning.tune_report import report
 
     trials, replications, confirm = sizes
     goal.check_slo(_has_slo(space.scenario))
@@ -129,9 +129,9 @@ def _capacity(
     resume: bool,
     quiet: bool,
 ) -> tuple[str, int]:
-    from simbatch.sim.search.capacity import REPLICATIONS, capacity_limits, find_capacity
-    from simbatch.sim.search.capacity_report import report, save
-    from simbatch.sim.search.tune_goal import Goal
+    from simbatch.sim.tuning.capacity import REPLICATIONS, capacity_limits, find_capacity
+    from simbatch.sim.tuning.capacity_report import report, save
+    from simbatch.sim.tuning.goal import Goal
 
     replications = replications or REPLICATIONS
     if replications < 2:
@@ -147,8 +147,7 @@ def _capacity(
 
 
 def _runner(scenario: Scenario, folder: Path, jobs: int, resume: bool, progress: Any) -> Runner:
-    from simbatch.sim.search.cells import CellStore
-    from simbatch.sim.search.tune_run import Runner
+    from simbatch.sim.search.run import CellStore, Runner
 
     return Runner(scenario, CellStore(folder / "cells"), jobs=jobs, resume=resume, progress=progress)
 
@@ -165,7 +164,7 @@ def _has_slo(scenario: Scenario) -> bool:
 
 
 def _goal(maximize: str, pareto: str | None, knee: bool, limits: tuple[Limit, ...]) -> Goal:
-    from simbatch.sim.search.tune_goal import Goal, metric_of
+    from simbatch.sim.tuning.goal import Goal, metric_of
 
     if pareto is None and not knee:
         flag = "--maximize"
@@ -193,8 +192,7 @@ def _space(scenario: Scenario, goal: Goal, over: tuple[str, ...], knee: bool) ->
     """What is searched: --over, else the scenario's own block, else what is usual."""
     from simbatch.sim.scenario import resolve
     from simbatch.sim.search.sweep_grid import parse_over
-    from simbatch.sim.search.tune_axes import axes_of, default_axes, seats_axis
-    from simbatch.sim.search.tune_space import Space
+    from simbatch.sim.tuning.space import Space, axes_of, default_axes, seats_axis
 
     resolved = resolve(scenario)
     if over:

@@ -8,10 +8,9 @@ import pytest
 
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.load import shipped_names
-from simbatch.sim.search.recommend import Choice, Load, Recommendation
-from simbatch.sim.search.recommend_cases import USE_CASES, scenario_of
-from simbatch.sim.search.recommend_vllm import arguments, command, config_yaml
-from simbatch.sim.search.tune_flags import vllm_serve
+from simbatch.sim.tuning.recommend import Choice, Load, Recommendation
+from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
+from simbatch.sim.tuning.vllm_flags import arguments, command, config_yaml, vllm_serve
 
 CHOSEN = Choice(24, 4096)
 
