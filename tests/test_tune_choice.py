@@ -12,8 +12,9 @@ from simbatch.cli import main
 from simbatch.sim.metrics.registry import SLO_SHARE
 from simbatch.sim.results.runs import Runs
 from simbatch.sim.search.run import Runner
-from simbatch.sim.tuning.goal import Goal, Limit, Trial, equals, metric_of, order
+from simbatch.sim.tuning.goal import Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, Axis, Space
+from simbatch.sim.tuning.trial import Trial, equals, order
 from simbatch.sim.tuning.tune import Tuned, tune
 from simbatch.sim.tuning.tune_files import content
 from simbatch.sim.tuning.tune_report import report

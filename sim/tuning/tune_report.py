@@ -10,7 +10,8 @@ from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
 from simbatch.sim.statistics.pareto import RULE
 from simbatch.sim.text import number, table
-from simbatch.sim.tuning.goal import CLOSE, DECIDES, Goal, Trial, setting_words
+from simbatch.sim.tuning.goal import Goal
+from simbatch.sim.tuning.trial import CLOSE, DECIDES, Trial, setting_words
 from simbatch.sim.tuning.tune import Tuned, trade_off
 from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, set_flags, vllm_serve, weight_notes
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simbatch.cli._progress import progress_of
 from simbatch.sim.errors import UserError
 
 if TYPE_CHECKING:
+    from simbatch.sim.results.runs import Summary
     from simbatch.sim.search.cells import Cell
     from simbatch.sim.search.run import CellStore
     from simbatch.sim.search.sweep import Sweep
@@ -83,9 +84,7 @@ class Shown:
             print(line, file=sys.stderr)
 
 
-def run_shown(
-    cells: Sequence[Cell], store: CellStore, *, jobs: int, resume: bool, quiet: bool
-) -> dict[str, Summary]:
+def run_shown(cells: Sequence[Cell], store: CellStore, *, jobs: int, resume: bool, quiet: bool) -> dict[str, Summary]:
     """The summaries of cells by key, what is in the `store` taken from there with `resume`."""
     from simbatch.sim.search.run import run_cells
     from simbatch.sim.search.sweep import stored

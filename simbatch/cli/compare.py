@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from simbatch.sim.report.compare import Comparison, ReplicatedComparison
     from simbatch.sim.report.loads import LoadComparison
     from simbatch.sim.report.result import Result
+    from simbatch.sim.results.runs import Summary
     from simbatch.sim.scenario import Resolved, Scenario
     from simbatch.sim.search.cells import Cell
     from simbatch.sim.search.upgrade import Upgrade
@@ -174,7 +175,7 @@ def _cells(candidates: dict[str, Resolved], seeds: Sequence[int]) -> dict[str, l
 
 def _summaries(
     results: dict[str, Result], cells: dict[str, list[Cell]], jobs: int, quiet: bool
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[Summary]]:
     """Of each candidate, those of all seeds."""
     from simbatch.cli._replicate import summaries_of
 
