@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from simbatch import Scenario, UserError, simulate
 from simbatch.sim.search.cells import Cell, cells_of, evaluate
-from simbatch.sim.search.run import CellStore, run_cells
+from simbatch.sim.search.run import run_cells
+from simbatch.sim.search.store import CellStore
 from tests.sweep_cases import DATA, SEATS, runs, toy, watched
 
 CELLS = cells_of(toy(), SEATS, [3, 4])

@@ -7,7 +7,6 @@ again; when that happens time after time and no cell gets finished, it is said a
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -15,63 +14,20 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from contextlib import AbstractContextManager, closing, contextmanager
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.cells import Cell, Outcome, Settings, attempt, cells_of, failed_cell
-
-
-@dataclass(frozen=True)
-class CellStore:
-    """A folder of finished cells by key; several processes may write to it at once."""
-
-    folder: Path
-
-    def path_of(self, key: str) -> Path:
-        """Where a cell's summary stands, or will."""
-        return self.folder / f"{key}.json"
-
-    def has(self, key: str) -> bool:
-        """Whether the cell is finished; a file that is not JSON (a disk that was full) counts for nothing."""
-        return self.get(key) is not None
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The summary, or None when there is none."""
-        try:
-            found = json.loads(self.path_of(key).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
-
-    def put(self, key: str, summary: Summary) -> None:
-        """Write it; UserError when the folder cannot be written to."""
-        path = self.path_of(key)
-        temporary = path.with_name(f".{key}.{os.getpid()}.tmp")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(
-                    json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
-                )
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            rule = f"a finished cell cannot be written: {error.strerror or error}"
-            mend = "make room or choose another folder with -o; --resume keeps the cells that are there"
-            raise UserError(Problem(str(self.folder), rule, mend=mend)) from error
-
+from simbatch.sim.search.store import CellStore
 
 MAX_DEATHS = 3  # that a cell was suspected of, before it is run alone
 MAX_DEATHS_IN_A_ROW = 10
 AHEAD = 3  # cells handed out per process, so that none waits for its next
 MAX_PROBLEMS = 20
 OnResult = Callable[[Cell, Summary], None]
+Watch = Callable[[int], AbstractContextManager[OnResult]]  # of so many cells: what is told of each that is finished
 Say = Callable[[str], None]
 
 
@@ -105,6 +61,37 @@ def run_cells(
     if problems:
         raise UserError(*problems[:MAX_PROBLEMS])
     return {key: found[key] for key in todo}
+
+
+def run_kept(
+    cells: Sequence[Cell],
+    store: CellStore,
+    watch: Watch,
+    say: Say,
+    *,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    resume: bool = False,
+) -> dict[str, Summary]:
+    """The summary of each cell by its key, all of them kept in `store`; with `resume` those there are not run again.
+
+    `say` is told, in lines for a person, what is there already and how to go on after an interruption.
+    """
+    there = store.those(cell.key for cell in cells)
+    if resume:
+        say(f"{len(there):,} of {len(cells):,} cells are there already")
+    elif there:
+        say(f"{len(there):,} cells are there already and are simulated again; --resume would keep them")
+        there = {}
+    todo = [cell for cell in cells if cell.key not in there]
+    try:
+        with watch(len({cell.key for cell in todo})) as tell:
+            return there | run_cells(todo, store, jobs=jobs, scheduler=scheduler, on_result=tell, say=say)
+    except KeyboardInterrupt:
+        say(
+            f"{len(store.those(cell.key for cell in cells)):,} of {len(cells):,} cells are in {store.folder}; go on with --resume"
+        )
+        raise
 
 
 def _outcomes(

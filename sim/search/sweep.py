@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT
 from simbatch.sim.results import files
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, cells_of, replicated_cells
-from simbatch.sim.search.run import CellStore, Say, run_cells
+from simbatch.sim.search.run import Say, run_cells
+from simbatch.sim.search.store import CellStore
 from simbatch.sim.search.sweep_grid import grid_of
 from simbatch.sim.search.sweep_table import Row, points_of, row_of, write_csv, write_parquet
-from simbatch.sim.text import number, plus_minus, table
+from simbatch.sim.text import duration_words, number, plus_minus, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OWN_FILES = ("summary.csv", "summary.parquet", "points.csv", "sweep.png")
 MAX_LINES = 40
+TRIED_S = 2.0  # of a cell that is tried for an estimate
 SHOWN = ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms")
 
 
@@ -133,7 +137,7 @@ def sweep(
     """
     plan = planned(scenario, over, replications=replications)
     store = None if folder is None else CellStore(Path(folder, "cells"))
-    there = {} if store is None else stored(store, plan.cells)
+    there = {} if store is None else store.those(cell.key for cell in plan.cells)
     todo = [cell for cell in plan.cells if cell.key not in there]
     found = run_cells(todo, store, jobs=jobs, scheduler=scheduler, say=say)
     done = replace(plan, summaries=there | found)
@@ -149,16 +153,10 @@ def write_summary(plan: Sweep, store: CellStore, folder: Path | str) -> tuple[Sw
     writes last has then seen all of them.
     """
     while True:
-        done = replace(plan, summaries=stored(store, plan.cells))
+        done = replace(plan, summaries=store.those(cell.key for cell in plan.cells))
         written = done.save(folder)
         if not any(store.has(cell.key) for cell in plan.cells if cell.key not in done.summaries):
             return done, written
-
-
-def stored(store: CellStore, cells: Sequence[Cell]) -> dict[str, Summary]:
-    """The summaries of those that are in the store."""
-    found = {cell.key: store.get(cell.key) for cell in cells}
-    return {key: summary for key, summary in found.items() if summary is not None}
 
 
 def _setting(value: Any) -> str:
@@ -180,3 +178,58 @@ def _remark(point: Row) -> str:
     if not point["overloaded_runs"]:
         return ""
     return "overloaded" if point["replications"] == 1 else f"overloaded in {point['overloaded_runs']}"
+
+
+def dry_run(plan: Sweep, mine: Sequence[Cell], store: CellStore, jobs: int) -> tuple[dict[str, Any], str]:
+    """What a sweep would do, as data and in words: each cell, whether it is there, and how long the others would take."""
+    there = store.those(cell.key for cell in mine)
+    todo = [cell for cell in mine if cell.key not in there]
+    cell_s = _seconds_per_cell(todo)
+    total_s = None if cell_s is None else cell_s * len(todo) / _num_processes(jobs)
+    cells = [
+        {"key": cell.key, "settings": cell.settings, "seed": cell.seed, "there": cell.key in there} for cell in mine
+    ]
+    lines = [f"{cell.key}  {cell.label()}{'  (there)' if cell.key in there else ''}" for cell in mine]
+    count = f"{len(mine):,} cells, {len(there):,} of them there already"
+    estimate = "" if total_s is None else f"; the others take about {duration_words(total_s)} on this machine"
+    return {"cells": cells, "estimate_s": total_s}, "\n".join([*lines, count + estimate])
+
+
+class _EnoughError(Exception):
+    """A cell has been tried for long enough."""
+
+
+def _seconds_per_cell(cells: Sequence[Cell]) -> float | None:
+    """By the first, a middle and the last one, each for two seconds at most; None where nothing can be said."""
+    chosen = [cells[i] for i in sorted({0, len(cells) // 2, len(cells) - 1})] if cells else []
+    times = [_try(cell) for cell in chosen]
+    known = [each for each in times if each is not None]
+    return sum(known) / len(known) if known and len(known) == len(times) else None
+
+
+def _try(cell: Cell) -> float | None:
+    from simbatch.sim.simulate import simulate
+
+    scenario = Scenario.from_dict(cell.scenario, folder=cell.folder, name=cell.name)
+    begin_s, num_ended = time.perf_counter(), 0
+
+    def tell(ended: int) -> None:
+        nonlocal num_ended
+        num_ended = ended
+        if ended and time.perf_counter() - begin_s > TRIED_S:
+            raise _EnoughError
+
+    try:
+        _ = simulate(scenario, progress=tell).summary
+    except _EnoughError:
+        total = scenario.workload.num_prompts
+        return None if total is None else (time.perf_counter() - begin_s) * total / num_ended
+    except UserError:
+        return None
+    return time.perf_counter() - begin_s
+
+
+def _num_processes(jobs: int) -> int:
+    from joblib import effective_n_jobs
+
+    return int(effective_n_jobs(jobs))
