@@ -11,7 +11,7 @@ from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.trust import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.facts import RunFacts, Slo
+from simbatch.sim.metrics.facts import RunFacts, SloLimits
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import Resolved, resolve
 from simbatch.sim.workload.predicted import PredictedSource, Predictor
@@ -141,7 +141,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         policy=policy_name,
         policy_params=resolved.policy_parameters(),
         predicted_by=resolved.predicted_by,
-        slo=Slo(**scenario.slo.model_dump()),
+        slo=SloLimits(**scenario.slo.model_dump()),
         seed=scenario.seed,
         engine=resolved.engine_settings(),
         engine_defaults=resolved.defaults,

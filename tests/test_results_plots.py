@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simbatch.sim.metrics.facts import Slo
+from simbatch.sim.metrics.facts import SloLimits
 from simbatch.sim.report import run_pictures
 from simbatch.sim.report.result import Result
 from simbatch.sim.report.style import duration_text
@@ -23,7 +23,7 @@ def runs():
     yield "long", build([Toy(0, [0]), Toy(90_000 * S, [1])], [*steps[:1], *back_to_back([MS], 90_000 * S)])
 
 
-@pytest.mark.parametrize("slo", [Slo(), Slo(ttft_ms=0.001, tpot_ms=1e6, e2el_ms=50)], ids=["no slo", "slo"])
+@pytest.mark.parametrize("slo", [SloLimits(), SloLimits(ttft_ms=0.001, tpot_ms=1e6, e2el_ms=50)], ids=["no slo", "slo"])
 @pytest.mark.parametrize(("name", "record"), list(runs()), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_run_can_be_drawn(tmp_path, name, record, slo):
     known = facts(slo=slo, scenario_name=f"{name} $x_1$ " + "long " * 40, policy_params={"batch_size": 4})

@@ -14,7 +14,7 @@ from simbatch.sim.results.runs import Runs
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning.goal import Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, Axis, Space
-from simbatch.sim.tuning.trial import Trial, equals, order
+from simbatch.sim.tuning.trial import TriedSettings, equals, order
 from simbatch.sim.tuning.tune import Tuned, tune
 from simbatch.sim.tuning.tune_files import content
 from simbatch.sim.tuning.tune_report import report
@@ -33,15 +33,15 @@ SCENARIO: dict[str, Any] = {
 GOAL = Goal((metric_of("throughput", "x"),))
 
 
-def trial(number: int, *figures: float, settings: dict[str, Any] | None = None, **means: float) -> Trial:
+def trial(number: int, *figures: float, settings: dict[str, Any] | None = None, **means: float) -> TriedSettings:
     """Throughputs, one a run; other figures are means."""
     shares = {key.rpartition(".")[2]: value for key, value in means.items() if key.startswith(SLO_SHARE)}
     ours = {"simbatch": {"slo_share": shares}}
     runs: list[dict[str, Any]] = [{"output_throughput": figure, **means, **ours} for figure in figures]
-    return Trial(number, settings or {SEQS: number}, Runs(runs))
+    return TriedSettings(number, settings or {SEQS: number}, Runs(runs))
 
 
-def numbers(trials: list[Trial]) -> list[int]:
+def numbers(trials: list[TriedSettings]) -> list[int]:
     return [each.number for each in trials]
 
 

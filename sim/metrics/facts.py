@@ -10,7 +10,7 @@ PRIORITY_NAMES: Mapping[int, str] = {0: "high", 1: "normal", 2: "low"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slo:
+class SloLimits:
     """Limits in ms as in vLLM's `--goodput`; None: not asked for."""
 
     ttft_ms: float | None = None
@@ -49,7 +49,7 @@ class RunFacts:
     policy: str
     policy_params: Mapping[str, Any] = field(default_factory=dict)
     predicted_by: str | None = None
-    slo: Slo = field(default_factory=Slo)
+    slo: SloLimits = field(default_factory=SloLimits)
     seed: int = 0
     engine: Mapping[str, Any] = field(default_factory=dict)
     engine_defaults: tuple[str, ...] = ()

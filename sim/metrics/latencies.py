@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.metrics.columns import decoding_ps, e2el_ps, let_in, ttft_ps
-from simbatch.sim.metrics.facts import Slo
+from simbatch.sim.metrics.facts import SloLimits
 from simbatch.sim.metrics.gaps import PooledGaps
 
 Bools = NDArray[np.bool_]
@@ -43,7 +43,7 @@ def latencies_ms(record: RunRecord, chosen: Bools) -> dict[str, NDArray[np.float
     }
 
 
-def within_slo(record: RunRecord, slo: Slo, only: str | None = None) -> Bools:
+def within_slo(record: RunRecord, slo: SloLimits, only: str | None = None) -> Bools:
     """Which requests finished within every limit (or within one: ttft, tpot, e2el), the limit itself included.
 
     A single token has no TPOT and is within it, as in vLLM's goodput. Compared in whole picoseconds.

@@ -27,7 +27,7 @@ from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.metrics.latencies import duration_ps
 from simbatch.sim.metrics.step_function import Curve
 from simbatch.sim.statistics.intervals import Interval
-from simbatch.sim.statistics.series import MIN_BATCH, NUM_BATCHES, NUM_PERIODS, Batches, Refusal, keeps_growing
+from simbatch.sim.statistics.series import MIN_BATCH, NUM_BATCHES, NUM_PERIODS, BatchMeans, NoClaim, keeps_growing
 
 MIN_BACKLOG = 10
 MIN_BACKLOG_SHARE = 0.05
@@ -164,7 +164,7 @@ def steady_state(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
     """The block `steady_state` of summary.json: per figure `value`, `low` and `high` (ms), or why there is none."""
     try:
         first, used, last = _split(record, facts)
-    except Refusal as refusal:
+    except NoClaim as refusal:
         nothing = {key: _figure() for key in FIGURES}
         return {"refused": str(refusal), "left_out_first": None, "left_out_last": None, "num_batches": None, **nothing}
     series = _series(record, used)
@@ -181,11 +181,11 @@ def _split(record: RunRecord, facts: RunFacts) -> tuple[int, Ints, int]:
     requests = record.requests
     arrivals = requests.arrival_ps[let_in(requests)]
     if (requests.status == UNFINISHED).any():
-        raise Refusal("requests never finished: the engine was stuck")
+        raise NoClaim("requests never finished: the engine was stuck")
     if not len(arrivals) or arrivals.min() == arrivals.max():
-        raise Refusal("nothing arrived over time")
+        raise NoClaim("nothing arrived over time")
     if is_overloaded(record):
-        raise Refusal(OVERLOADED)
+        raise NoClaim(OVERLOADED)
     done = np.flatnonzero(requests.status == FINISHED)
     order = done[np.argsort(requests.arrival_ps[done], kind="stable")]
     times = requests.arrival_ps[order]
@@ -194,15 +194,15 @@ def _split(record: RunRecord, facts: RunFacts) -> tuple[int, Ints, int]:
     first = max(int(WARM_UP_SHARE * len(order)), filled)
     end = int(np.searchsorted(times, int(arrivals.max()) - longest_ps, side="right"))
     if end - first < MIN_REQUESTS:
-        raise Refusal(f"too short: {max(end - first, 0):,} requests after warm-up, {MIN_REQUESTS} are needed")
+        raise NoClaim(f"too short: {max(end - first, 0):,} requests after warm-up, {MIN_REQUESTS} are needed")
     if end - first < MIN_SHARE_USED * len(order):
-        raise Refusal("too short: it takes a good part of the arrivals until a request ends")
+        raise NoClaim("too short: it takes a good part of the arrivals until a request ends")
     _check_arrivals(facts, float(times[end - 1] - times[first]) / PS_PER_S)
     return first, order[first:end], len(order) - end
 
 
 def _check_arrivals(facts: RunFacts, used_s: float) -> None:
-    """Refusal when the rate changes for good, or up and down fewer than 20 times."""
+    """NoClaim when the rate changes for good, or up and down fewer than 20 times."""
     workload = facts.scenario.get("workload", {})
     for traffic in workload.get("mix") or [workload]:
         _check_process(traffic.get("arrival") or {}, used_s)
@@ -211,7 +211,7 @@ def _check_arrivals(facts: RunFacts, used_s: float) -> None:
 def _check_process(process: Mapping[str, Any], used_s: float) -> None:
     match process.get("process"):
         case "ramp":
-            raise Refusal("the request rate never stays the same (ramp)")
+            raise NoClaim("the request rate never stays the same (ramp)")
         case "on_off":
             period_s = process["on_s"] + process["off_s"]
         case "daily":
@@ -220,7 +220,7 @@ def _check_process(process: Mapping[str, Any], used_s: float) -> None:
             return
     if used_s < MIN_CYCLES * period_s:
         times = f"{used_s / period_s:.1f}"
-        raise Refusal(f"too short: the arrivals go up and down {times} times after warm-up, {MIN_CYCLES} are needed")
+        raise NoClaim(f"too short: the arrivals go up and down {times} times after warm-up, {MIN_CYCLES} are needed")
 
 
 def _series(record: RunRecord, used: Ints) -> dict[str, NDArray[np.float64]]:
@@ -237,8 +237,8 @@ def _series(record: RunRecord, used: Ints) -> dict[str, NDArray[np.float64]]:
 def _figures_of(name: str, series: NDArray[np.float64]) -> dict[str, Any]:
     mean, p99 = f"mean_{name}_ms", f"p99_{name}_ms"
     try:
-        batches = Batches(series)
-    except Refusal as refusal:
+        batches = BatchMeans(series)
+    except NoClaim as refusal:
         return {key: _figure(refused=str(refusal)) for key in (mean, p99)}
     return {
         mean: _of(float(series.mean()), batches.mean),
@@ -250,7 +250,7 @@ def _of(value: float, interval: Callable[[], Interval]) -> dict[str, Any]:
     """The interval's figures, or the value alone with the reason."""
     try:
         known = interval()
-    except Refusal as refusal:
+    except NoClaim as refusal:
         return _figure(value, refused=str(refusal))
     return _figure(known.estimate, max(known.low, 0.0), known.high)  # a latency is not below 0
 

@@ -16,7 +16,7 @@ from simbatch.sim.metrics.registry import Metric, metrics_of
 from simbatch.sim.report.console import in_place_of
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import files
-from simbatch.sim.results.experiment import Replicated, Row
+from simbatch.sim.results.experiment import MetricRow, Replicated
 from simbatch.sim.results.runs import same_as
 from simbatch.sim.text import table
 
@@ -68,7 +68,7 @@ class Comparison:
         return same_as({label: [result.summary] for label, result in self.results.items()})
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[MetricRow]:
         """The metrics that are compared; a latency that nobody has is left out."""
         rows = [self._row(metric) for metric in metrics_of([result.summary for result in self.results.values()])]
         return [row for row in rows if any(value is not None for value in row.values.values())]
@@ -134,9 +134,9 @@ class Comparison:
             for row in self.rows:
                 writer.writerow([row.key, row.better or "", *row.values.values()])
 
-    def _row(self, metric: Metric) -> Row:
+    def _row(self, metric: Metric) -> MetricRow:
         values = {name: metric.of(result.summary) for name, result in self.results.items()}
-        return Row(metric.key, metric.label, values, metric.better, metric.decimals, metric.is_share)
+        return MetricRow(metric.key, metric.label, values, metric.better, metric.decimals, metric.is_share)
 
 
 COLUMNS = ("difference", "interval", "relative", "")

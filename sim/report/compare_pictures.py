@@ -14,7 +14,7 @@ from simbatch.sim.metrics.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPU
 from simbatch.sim.report import style
 from simbatch.sim.report.run_pictures import arrivals, binned, end_s
 from simbatch.sim.results.experiment import Difference, Replicated
-from simbatch.sim.results.runs import Measured
+from simbatch.sim.results.runs import MeasuredRun
 from simbatch.sim.text import number, percent
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ LEGEND_EXTRA, LEGEND_WIDTH = 8, 130  # characters: line and space beside a label
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2EL"}
 
 
-def write_comparison(path: Path, results: Mapping[str, Measured]) -> None:
+def write_comparison(path: Path, results: Mapping[str, MeasuredRun]) -> None:
     """Arrivals, queue and batch size on one time axis; three distributions; bars for service, speed and tail."""
     facts = next(iter(results.values())).facts
     bars_height = 0.3 + 0.16 * len(results)
@@ -46,7 +46,7 @@ def write_comparison(path: Path, results: Mapping[str, Measured]) -> None:
         _bars(drawing, grid, results, colours)
 
 
-def _timelines(drawing: Figure, grid: GridSpec, results: Mapping[str, Measured], colours: Mapping[str, str]) -> None:
+def _timelines(drawing: Figure, grid: GridSpec, results: Mapping[str, MeasuredRun], colours: Mapping[str, str]) -> None:
     records = {label: result.record for label, result in results.items()}
     top, queue = drawing.add_subplot(grid[0, :]), drawing.add_subplot(grid[1, :])
     batch = drawing.add_subplot(grid[2, :])
@@ -75,7 +75,7 @@ def _timelines(drawing: Figure, grid: GridSpec, results: Mapping[str, Measured],
         queue.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(results), borderpad=0)
 
 
-def _distribution(axes: Axes, name: str, results: Mapping[str, Measured], colours: Mapping[str, str]) -> None:
+def _distribution(axes: Axes, name: str, results: Mapping[str, MeasuredRun], colours: Mapping[str, str]) -> None:
     axes.set_title(LATENCIES[name])
     values = {
         label: latencies_ms(result.record, result.record.requests.status == FINISHED)[name]
@@ -96,7 +96,7 @@ def _distribution(axes: Axes, name: str, results: Mapping[str, Measured], colour
             style.cdf(axes, *style.sorted_shares(v), color=colours[label], linewidth=1.6)
 
 
-def _bars(drawing: Figure, grid: GridSpec, results: Mapping[str, Measured], colours: Mapping[str, str]) -> None:
+def _bars(drawing: Figure, grid: GridSpec, results: Mapping[str, MeasuredRun], colours: Mapping[str, str]) -> None:
     panels = list(_figures(results))
     width = 12 // len(panels)
     for column, (name, figures, text) in enumerate(panels):
@@ -112,7 +112,7 @@ def _bars(drawing: Figure, grid: GridSpec, results: Mapping[str, Measured], colo
         axes.spines["bottom"].set_visible(False)
 
 
-def _figures(results: Mapping[str, Measured]) -> Iterator[Figures]:
+def _figures(results: Mapping[str, MeasuredRun]) -> Iterator[Figures]:
     """What the bars show."""
     summaries = {label: result.summary for label, result in results.items()}
     first = next(iter(summaries.values()))["simbatch"]

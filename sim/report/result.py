@@ -9,11 +9,11 @@ from pathlib import Path
 from simbatch.sim.metrics.registry import STATISTIC_LABELS
 from simbatch.sim.report import console
 from simbatch.sim.results import files
-from simbatch.sim.results.runs import Measured
+from simbatch.sim.results.runs import MeasuredRun
 from simbatch.sim.text import number, percent
 
 
-class Result(Measured):
+class Result(MeasuredRun):
     """What a simulation gives: `summary` (the content of summary.json), `requests` (columns), `save(folder)`."""
 
     def text(self) -> str:

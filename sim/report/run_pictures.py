@@ -17,7 +17,7 @@ from simbatch.sim.metrics.step_function import StepFunction
 from simbatch.sim.metrics.time_share import shares_per_bin
 from simbatch.sim.report import style
 from simbatch.sim.report.console import LATENCY_HEADERS
-from simbatch.sim.results.runs import Measured
+from simbatch.sim.results.runs import MeasuredRun
 from simbatch.sim.text import percent
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Distribution = tuple[NDArray[np.float64], NDArray[np.float64]]  # values (ms, ascending) and the share up to each
 
 
-def write_latency(path: Path, result: Measured) -> None:
+def write_latency(path: Path, result: MeasuredRun) -> None:
     """Four cumulative distributions; dots at p50, p90 and p99 of all requests."""
     all_requests, by_class = _distributions(result)
     colours = style.colours(list(by_class))
@@ -45,7 +45,7 @@ def write_latency(path: Path, result: Measured) -> None:
             first.legend(loc="upper left", borderaxespad=0.2)
 
 
-def _distributions(result: Measured) -> tuple[dict[str, Distribution], dict[str, dict[str, Distribution]]]:
+def _distributions(result: MeasuredRun) -> tuple[dict[str, Distribution], dict[str, dict[str, Distribution]]]:
     record = result.record
     done = record.requests.status == FINISHED
     everything = _sorted(latencies_ms(record, done))
@@ -64,7 +64,7 @@ def _sorted(latencies: dict[str, NDArray[np.float64]]) -> dict[str, Distribution
     return {name: style.sorted_shares(values) for name, values in latencies.items() if len(values)}
 
 
-def _distribution_panel(axes: Axes, name: str, result: Measured, distribution: Distribution | None) -> None:
+def _distribution_panel(axes: Axes, name: str, result: MeasuredRun, distribution: Distribution | None) -> None:
     axes.set_title(f"{name.upper()}  {LATENCY_HEADERS[name].partition(' (')[0]}")
     if distribution is None:
         axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", color="#888888")
@@ -100,7 +100,7 @@ MIN_ARRIVAL_BINS = 60
 Series = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]  # edges (s), mean and peak in each bin
 
 
-def write_timeline(path: Path, result: Measured) -> None:
+def write_timeline(path: Path, result: MeasuredRun) -> None:
     """Panels over time; pale: the highest value within a bin, full: the mean over it."""
     record, has_host = result.record, result.facts.has_host
     usable = max(1, record.num_usable_blocks)
@@ -164,7 +164,7 @@ def _time_panel(axes: Axes, name: str, unit: str, series: Series, scale: float, 
     axes.set_ylabel(unit)
 
 
-def _host_panel(axes: Axes, result: Measured, divisor: float) -> None:
+def _host_panel(axes: Axes, result: MeasuredRun, divisor: float) -> None:
     """How much of each bin the device worked, and waited for the host, one on top of the other."""
     edges = edges_ps(result.record)
     worked, waited = shares_per_bin(result.record, result.facts, edges)
@@ -181,7 +181,7 @@ MAX_LINES = 8  # of more replicas each panel shows the middle half and the whole
 Floats = NDArray[np.float64]
 
 
-def write_replicas(path: Path, result: Measured) -> None:
+def write_replicas(path: Path, result: MeasuredRun) -> None:
     """A panel for each figure, a line for each replica; of many the range, the middle half and the median."""
     record = result.record
     edges = edges_ps(record, NUM_REPLICA_BINS)
@@ -224,7 +224,7 @@ def _lines(axes: Axes, times: Floats, values: Floats, *, has_legend: bool) -> No
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderpad=0, fontsize=8)
 
 
-def _shares(axes: Axes, result: Measured) -> None:
+def _shares(axes: Axes, result: MeasuredRun) -> None:
     """Bars: each replica's part of the load, where 1 is the mean."""
     cluster = result.summary["simbatch"]["cluster"]
     rows = cluster["replicas"]

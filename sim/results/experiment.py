@@ -104,7 +104,7 @@ def _percent(ratio: float) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One metric of every candidate; `better` says which end is, None when neither."""
 
     key: str  # as in summary.json, dots between the levels
@@ -183,11 +183,11 @@ class Replicated:
             for metric, values in self.measured
         ]
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[MetricRow]:
         """The means over the seeds."""
         for metric, _ in self.measured:
             means = {label: runs.mean(metric) for label, runs in self.runs.items()}
-            yield Row(metric.key, metric.label, means, metric.better, max(metric.decimals, 1), metric.is_share)
+            yield MetricRow(metric.key, metric.label, means, metric.better, max(metric.decimals, 1), metric.is_share)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Of each metric its means, runs, intervals and differences, as plain data for compare.json."""

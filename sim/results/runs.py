@@ -21,7 +21,7 @@ Values = Sequence[float | None]  # one a seed, None where the run has no such fi
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """A run and what it says: `summary` is the content of summary.json, `requests` its requests as columns.
 
     `wall_s` is how long the simulation took on the wall, if the caller measured it; it goes to run.json alone.

@@ -31,7 +31,7 @@ REPLICATIONS = 10
 
 
 @dataclass(frozen=True)
-class Entry:
+class RankedScenario:
     """One scenario of a ranking: its cells by policy, and who does not take part, with the reason."""
 
     scenario: Scenario
@@ -54,10 +54,10 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RankingPlan:
     """What a ranking simulates; `left_out` are whole scenarios, with the reason."""
 
-    entries: list[Entry]
+    entries: list[RankedScenario]
     left_out: dict[str, str]
 
     @property
@@ -67,7 +67,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Standing:
+class PolicyStanding:
     """One policy in one scenario."""
 
     policy: str
@@ -88,12 +88,12 @@ class Standing:
 class Judged:
     """The outcome in one scenario; `left_out` are those who did not take part or cannot be judged, with the reason."""
 
-    entry: Entry
+    entry: RankedScenario
     summaries: Mapping[str, Sequence[Summary]]
     left_out: Mapping[str, str]
 
     @classmethod
-    def of(cls, entry: Entry, summaries: Mapping[str, Sequence[Summary]]) -> Judged:
+    def of(cls, entry: RankedScenario, summaries: Mapping[str, Sequence[Summary]]) -> Judged:
         """Without an SLO nothing says that a request may be turned away: who does, while others serve it, is left out.
 
         It would win: its throughput and its latencies are of the requests that it chose.
@@ -111,7 +111,7 @@ class Judged:
         return cls(entry, taking_part, {**entry.left_out, **choosy})
 
     @cached_property
-    def standings(self) -> list[Standing]:
+    def standings(self) -> list[PolicyStanding]:
         """The best first."""
         judge = self.entry.judge
         every = {label: Runs(summaries, self.entry.is_resampled) for label, summaries in self.summaries.items()}
@@ -136,7 +136,7 @@ class Judged:
         }
         ranks = ranks_of([scores[label] for label in order])
         return [
-            Standing(label, rank, every[label], values[label], means[label], differences.get(label))
+            PolicyStanding(label, rank, every[label], values[label], means[label], differences.get(label))
             for label, rank in zip(order, ranks, strict=True)
         ]
 
@@ -147,7 +147,7 @@ class Judged:
             len({str(self.entry.judge.of(summary)) for summary in runs}) == 1 for runs in self.summaries.values()
         )
 
-    def is_told_apart(self, standing: Standing) -> bool:
+    def is_told_apart(self, standing: PolicyStanding) -> bool:
         """Whether it is worse than the best beyond doubt (where there is no chance: by the value)."""
         if standing.difference is None:
             return False
@@ -171,7 +171,9 @@ class Overall:
         return sum(self.ranks) / len(self.ranks)
 
 
-def plan_ranking(scenarios: Sequence[Scenario], policies: Sequence[str], replications: int | None = None) -> Plan:
+def plan_ranking(
+    scenarios: Sequence[Scenario], policies: Sequence[str], replications: int | None = None
+) -> RankingPlan:
     """Every policy in every scenario that it supports, checked; without `policies`, all that there are by name.
 
     Each runs under `replications` seeds, of a trace resampled in blocks; unless somebody asks for a number it is 10,
@@ -183,7 +185,7 @@ def plan_ranking(scenarios: Sequence[Scenario], policies: Sequence[str], replica
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(Problem("rank", "two scenarios have the same name", twice, "rename one of the files"))
-    entries: list[Entry] = []
+    entries: list[RankedScenario] = []
     left_out: dict[str, str] = {}
     for scenario in scenarios:
         missing = _missing_trace(scenario)
@@ -197,7 +199,7 @@ def plan_ranking(scenarios: Sequence[Scenario], policies: Sequence[str], replica
     if not entries:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(Problem("rank", f"no scenario is left to rank policies in ({reasons})", mend="name others"))
-    return Plan(entries, left_out)
+    return RankingPlan(entries, left_out)
 
 
 def overall(judged: Sequence[Judged]) -> list[Overall]:
@@ -220,7 +222,7 @@ def ranks_of(scores: Sequence[float]) -> list[float]:
     ]
 
 
-def _entry(scenario: Scenario, policies: Sequence[str], replications: int | None) -> Entry:
+def _entry(scenario: Scenario, policies: Sequence[str], replications: int | None) -> RankedScenario:
     is_run_once = replications is None and is_resampled(scenario) and not has_chance(scenario)
     seeds = seeds_of([scenario], 1 if is_run_once else replications or REPLICATIONS)
     if len(seeds) > 1:
@@ -234,7 +236,7 @@ def _entry(scenario: Scenario, policies: Sequence[str], replications: int | None
             if policies:
                 raise
             left_out[name] = error.problems[0].rule
-    return Entry(scenario, seeds, cells, left_out)
+    return RankedScenario(scenario, seeds, cells, left_out)
 
 
 def _missing_trace(scenario: Scenario) -> str | None:

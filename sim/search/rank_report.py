@@ -13,7 +13,7 @@ from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, Metric
 from simbatch.sim.results import files
 from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario.chance import ONE_RUN, runs_words
-from simbatch.sim.search.rank import NORMALISED, OUTPUT, WITHIN_SLO, Judged, Plan, Standing, overall
+from simbatch.sim.search.rank import NORMALISED, OUTPUT, WITHIN_SLO, Judged, PolicyStanding, RankingPlan, overall
 from simbatch.sim.text import percent, plus_minus, table
 
 OWN_FILES = ("ranking.md", "ranking.json")
@@ -30,7 +30,7 @@ WORDS = {
 class Ranking:
     """What came of a plan."""
 
-    plan: Plan
+    plan: RankingPlan
     summaries: Mapping[str, Summary]  # by the cells' keys
 
     @cached_property
@@ -118,7 +118,7 @@ class Ranking:
             yield f"Left out: {name} ({reason})."
 
 
-def verdict(judged: Judged, standing: Standing) -> str:
+def verdict(judged: Judged, standing: PolicyStanding) -> str:
     """`best`, what is not told apart from it, or `worse`."""
     if standing.difference is None:
         return BEST
@@ -152,7 +152,7 @@ def _section(judged: Judged) -> Iterator[str]:
         yield "Left out: " + "; ".join(f"`{name}` ({reason})" for name, reason in judged.left_out.items()) + "."
 
 
-def _remark(judged: Judged, standing: Standing) -> str:
+def _remark(judged: Judged, standing: PolicyStanding) -> str:
     """The verdict, and what must be known about the figures beside it."""
     num = standing.runs.num_overloaded
     share = standing.runs.rejected_share
@@ -171,7 +171,7 @@ def _figure(runs: Runs, metric: Metric) -> str:
     return f"{text} {plus_minus(mean, interval.low, interval.high, metric.decimals, scale)}"
 
 
-def _behind(standing: Standing) -> str:
+def _behind(standing: PolicyStanding) -> str:
     """The interval of the difference from the best."""
     if standing.difference is None or standing.difference.interval is None:
         return ""
@@ -194,7 +194,7 @@ def _slo(limits: Mapping[str, float]) -> str:
     return f" ({', '.join(given)})"
 
 
-def _as_dict(judged: Judged, standing: Standing) -> dict[str, Any]:
+def _as_dict(judged: Judged, standing: PolicyStanding) -> dict[str, Any]:
     runs, interval = standing.runs, standing.runs.interval(judged.entry.judge)
     return {
         "policy": standing.policy,

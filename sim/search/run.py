@@ -88,9 +88,8 @@ def run_kept(
         with watch(len({cell.key for cell in todo})) as tell:
             return there | run_cells(todo, store, jobs=jobs, scheduler=scheduler, on_result=tell, say=say)
     except KeyboardInterrupt:
-        say(
-            f"{len(store.those(cell.key for cell in cells)):,} of {len(cells):,} cells are in {store.folder}; go on with --resume"
-        )
+        num_done = len(store.those(cell.key for cell in cells))
+        say(f"{num_done:,} of {len(cells):,} cells are in {store.folder}; go on with --resume")
         raise
 
 

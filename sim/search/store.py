@@ -1,4 +1,4 @@
-"""What a finished cell is known by and where it is kept: a hash of all that it depends on, and a folder of summaries."""
+"""What a finished cell is known by and where it is kept: a hash of what it depends on, a folder of summaries."""
 
 from __future__ import annotations
 

@@ -180,8 +180,8 @@ def _remark(point: Row) -> str:
     return "overloaded" if point["replications"] == 1 else f"overloaded in {point['overloaded_runs']}"
 
 
-def dry_run(plan: Sweep, mine: Sequence[Cell], store: CellStore, jobs: int) -> tuple[dict[str, Any], str]:
-    """What a sweep would do, as data and in words: each cell, whether it is there, and how long the others would take."""
+def dry_run(mine: Sequence[Cell], store: CellStore, jobs: int) -> tuple[dict[str, Any], str]:
+    """What these cells would take, as data and in words: which are there already, and the time for the others."""
     there = store.those(cell.key for cell in mine)
     todo = [cell for cell in mine if cell.key not in there]
     cell_s = _seconds_per_cell(todo)

@@ -107,11 +107,11 @@ class Upgrade:
 
     def _decision_lines(self) -> Iterator[str]:
         if self.first is None:
-            yield "Decisions: the same in every step; only times differ."
+            yield "DecisionLog: the same in every step; only times differ."
             return
         first = self.first
         since = f"the same for {first.number:,} steps. Then" if first.number else "others from the first step on:"
-        yield f"Decisions: {since} request {first.request_id} is"
+        yield f"DecisionLog: {since} request {first.request_id} is"
         for version, time_s, what in zip((self.old, self.new), first.times_s, first.what, strict=True):
             yield f"  {version} ({time_s:,.3f} s): {what}"
 
@@ -191,7 +191,7 @@ class FirstStep:
     what: tuple[str, str]  # what becomes of this request in each
 
 
-class Decisions(Listener):
+class DecisionLog(Listener):
     """Remembers what each step decides, as a number; stops where `known` has another one, or after `last`."""
 
     def __init__(self, known: list[int] | None = None, last: int = MAX_STEPS) -> None:
@@ -218,14 +218,14 @@ class Decisions(Listener):
 
 def first_difference(old: Callable[[], Resolved], new: Callable[[], Resolved]) -> FirstStep | None:
     """Run both, each afresh as often as it takes; None where the same is decided in every step that was looked at."""
-    known = Decisions()
+    known = DecisionLog()
     listen(old(), known)
-    other = Decisions(known.digests)
+    other = DecisionLog(known.digests)
     listen(new(), other)
     if not other.differs:
         return None
     number = len(other.digests) - 1
-    again = Decisions(last=number)
+    again = DecisionLog(last=number)
     listen(old(), again)
     assert again.newest is not None
     assert other.newest is not None

@@ -58,46 +58,46 @@ MIN_INDEPENDENT = 100
 SAME = 1e-9  # relative: what differs less is the same figure, rounded
 
 
-class Refusal(Exception):  # noqa: N818  (not a mistake: what cannot be said, and why)
+class NoClaim(Exception):  # noqa: N818  (not a mistake: what cannot be said, and why)
     """No interval can be given; the message says why."""
 
 
-class Batches:
+class BatchMeans:
     """A series in order of time, cut into 20 batches of one length; up to 19 values at its beginning are left over.
 
-    Refusal when it is too short, or goes one way as a whole.
+    NoClaim when it is too short, or goes one way as a whole.
     """
 
     def __init__(self, series: NDArray[np.float64]) -> None:
         self.length = len(series) // NUM_BATCHES
         if self.length < MIN_BATCH:
-            raise Refusal(f"too short: {len(series):,} requests are left, {NUM_BATCHES * MIN_BATCH} are needed")
+            raise NoClaim(f"too short: {len(series):,} requests are left, {NUM_BATCHES * MIN_BATCH} are needed")
         self.values = series[len(series) - NUM_BATCHES * self.length :].reshape(NUM_BATCHES, self.length)
         self.means = self.values.mean(axis=1)
         if is_trending(self.means):
             rises = self.means[NUM_BATCHES // 2 :].sum() > self.means[: NUM_BATCHES // 2].sum()
-            raise Refusal(f"not steady: it {'rises' if rises else 'falls'} over the whole run")
+            raise NoClaim(f"not steady: it {'rises' if rises else 'falls'} over the whole run")
 
     def mean(self, confidence: float = CONFIDENCE) -> Interval:
-        """Of the mean; Refusal when the requests are worth fewer than 100 independent ones."""
+        """Of the mean; NoClaim when the requests are worth fewer than 100 independent ones."""
         interval = _over_batches(float(self.means.mean()), self.means, confidence)
         error = interval.half_width / student_t(NUM_BATCHES - 1, confidence)
         spread = float(self.values.std())
         if spread <= SAME * abs(interval.estimate) or error <= SAME * spread:
             return interval
         if (worth := (spread / error) ** 2) < MIN_INDEPENDENT:
-            raise Refusal(
+            raise NoClaim(
                 f"too short: neighbours are so alike that {self.values.size:,} requests are worth {worth:.0f} "
                 f"independent ones, and {MIN_INDEPENDENT} are needed"
             )
         return interval
 
     def quantile(self, share: float, confidence: float = CONFIDENCE) -> Interval:
-        """Of a quantile; Refusal when a batch has fewer than 10 requests beyond it, or the mean has no interval."""
+        """Of a quantile; NoClaim when a batch has fewer than 10 requests beyond it, or the mean has no interval."""
         self.mean(confidence)
         needed = round(MIN_TAIL / min(share, 1 - share))
         if self.length < needed:
-            raise Refusal(f"too short: batches of {needed:,} requests are needed, these have {self.length:,}")
+            raise NoClaim(f"too short: batches of {needed:,} requests are needed, these have {self.length:,}")
         of_batches = np.quantile(self.values, share, axis=1)
         return _over_batches(float(np.quantile(self.values, share)), of_batches, confidence)
 

@@ -1,6 +1,6 @@
 """The batch that a use case should run with: the table's, unless simulation shows that it is wrong.
 
-1. Load. All requests at once under vLLM's defaults say what the GPU can do, S requests a second. The load is the
+1. CaseLoad. All requests at once under vLLM's defaults say what the GPU can do, S requests a second. The load is the
    highest of 0.7, 0.5, 0.35 and 0.25 of S at which some batch keeps 90 % of the requests within the SLO.
 2. Candidates are compared by goodput (without an SLO: output tokens a second) under the same arrivals, five seeds, at
    this load and at a quarter more, so that what is chosen bears a busier hour too. The score is the mean of all runs.
@@ -40,7 +40,7 @@ SATURATED_FACTOR = 2  # so many times the requests, that filling and draining th
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
 
 
-class Choice(NamedTuple):
+class BatchChoice(NamedTuple):
     """What is searched."""
 
     max_num_seqs: int
@@ -52,10 +52,10 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedChoice:
     """A choice and its runs: `at_load` and `at_peak` by seed (without a rate both are the same)."""
 
-    choice: Choice
+    choice: BatchChoice
     at_load: Runs
     at_peak: Runs
     goal: str
@@ -77,7 +77,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Load:
+class CaseLoad:
     """Requests a second: of the saturated engine, and of the comparison; no rate when all come at once."""
 
     saturated: float
@@ -99,12 +99,12 @@ class Recommendation:
     scenario: Scenario
     profile: MeasuredProfile
     goal: str
-    prior: Choice
-    default: Choice
-    chosen: Choice
-    load: Load
-    trials: dict[Choice, Trial]
-    against: dict[Choice, Interval | None] = field(default_factory=dict)  # ratio of the choice's score to theirs
+    prior: BatchChoice
+    default: BatchChoice
+    chosen: BatchChoice
+    load: CaseLoad
+    trials: dict[BatchChoice, TriedChoice]
+    against: dict[BatchChoice, Interval | None] = field(default_factory=dict)  # ratio of the choice's score to theirs
     fresh_seeds: list[int] = field(default_factory=list)
     num_runs: int = 0
 
@@ -115,7 +115,7 @@ class Recommendation:
         return limits
 
     @property
-    def best(self) -> Trial:
+    def best(self) -> TriedChoice:
         """The highest score of all that was tried."""
         return max(self.trials.values(), key=lambda trial: trial.score)
 
@@ -149,11 +149,11 @@ class _Search:
     def __init__(self, case: UseCase, scenario: Scenario, profile: MeasuredProfile, evaluate: Evaluate) -> None:
         self.case, self.scenario, self._evaluate = case, scenario, evaluate
         self.goal = GOODPUT if scenario.slo.model_dump(exclude_none=True) else THROUGHPUT
-        self.default = Choice(profile.default_max_num_seqs, profile.default_max_num_batched_tokens)
-        self.prior = Choice(case.prior(profile.memory.total_bytes), self.default.max_num_batched_tokens)
+        self.default = BatchChoice(profile.default_max_num_seqs, profile.default_max_num_batched_tokens)
+        self.prior = BatchChoice(case.prior(profile.memory.total_bytes), self.default.max_num_batched_tokens)
         self.seeds = seeds_of([scenario], NUM_SEEDS)
-        self.load = Load(0.0)
-        self.trials: dict[Choice, Trial] = {}
+        self.load = CaseLoad(0.0)
+        self.trials: dict[BatchChoice, TriedChoice] = {}
 
     def batches(self) -> set[int]:
         """Powers of two up to vLLM's default, and the table's."""
@@ -164,7 +164,7 @@ class _Search:
         """In order."""
         return sorted({choice.max_num_seqs for choice in self.trials})
 
-    def find_load(self) -> Load:
+    def find_load(self) -> CaseLoad:
         """See 1 above."""
         number = SATURATED_FACTOR * self.case.num_prompts
         at_once = {"workload.request_rate": None, "workload.burstiness": None} if self._has_rate else {}
@@ -172,31 +172,31 @@ class _Search:
         (summary,) = self._evaluate([({**self.default.settings(), **all_at_once}, self.seeds[0])])
         saturated = float(summary["request_throughput"])
         if not self._has_rate:
-            self.load = Load(saturated)
+            self.load = CaseLoad(saturated)
             return self.load
-        choices = [Choice(n, self.default.max_num_batched_tokens) for n in sorted(self.batches())]
+        choices = [BatchChoice(n, self.default.max_num_batched_tokens) for n in sorted(self.batches())]
         for share in LOADS:
             rate = _rounded(saturated * share)
             runs = self._evaluate([(self._at_rate(choice, rate), self.seeds[0]) for choice in choices])
             best = max(value_at(run, f"{SLO_SHARE}all") for run in runs)
-            self.load = Load(saturated, share, rate, best >= ENOUGH)
+            self.load = CaseLoad(saturated, share, rate, best >= ENOUGH)
             if best >= ENOUGH:
                 break
         return self.load
 
-    def best_batch(self, tokens: int, batches: Iterable[int]) -> Choice:
+    def best_batch(self, tokens: int, batches: Iterable[int]) -> BatchChoice:
         """See 3 above, among all that was tried with so many tokens a step."""
-        self._try([Choice(n, tokens) for n in batches if n <= tokens])
+        self._try([BatchChoice(n, tokens) for n in batches if n <= tokens])
         trials = [trial for choice, trial in self.trials.items() if choice.max_num_batched_tokens == tokens]
         close = _close_to_best(trials)
         table = self.prior.max_num_seqs
         kept = next((trial.choice for trial in close if trial.choice.max_num_seqs == table), None)
         return kept or min(trial.choice for trial in close)
 
-    def best_tokens(self, chosen: Choice) -> int:
+    def best_tokens(self, chosen: BatchChoice) -> int:
         """See 4 above."""
         default = chosen.max_num_batched_tokens
-        choices = [Choice(chosen.max_num_seqs, n) for n in {*TOKENS, default} if n >= chosen.max_num_seqs]
+        choices = [BatchChoice(chosen.max_num_seqs, n) for n in {*TOKENS, default} if n >= chosen.max_num_seqs]
         self._try(choices)
         scores = {choice.max_num_batched_tokens: self.trials[choice].score for choice in choices}
         best = max(scores.values())
@@ -217,25 +217,25 @@ class _Search:
     def _has_rate(self) -> bool:
         return self.case.burstiness is not None
 
-    def _try(self, choices: Iterable[Choice]) -> None:
+    def _try(self, choices: Iterable[BatchChoice]) -> None:
         new = sorted(set(choices) - self.trials.keys())
         self.trials |= self._trials(new, self.seeds)
 
-    def _trials(self, choices: Sequence[Choice], seeds: Sequence[int]) -> dict[Choice, Trial]:
+    def _trials(self, choices: Sequence[BatchChoice], seeds: Sequence[int]) -> dict[BatchChoice, TriedChoice]:
         rates = [self.load.rate] if self.load.rate is None else [self.load.rate, self.load.peak]
         asked = [(self._at_rate(choice, rate), seed) for choice in choices for rate in rates for seed in seeds]
         runs = iter(self._evaluate(asked))
         found = {}
         for choice in choices:
             by_rate = [Runs([next(runs) for _ in seeds]) for _ in rates]
-            found[choice] = Trial(choice, by_rate[0], by_rate[-1], self.goal)
+            found[choice] = TriedChoice(choice, by_rate[0], by_rate[-1], self.goal)
         return found
 
-    def _at_rate(self, choice: Choice, rate: float | None) -> dict[str, Any]:
+    def _at_rate(self, choice: BatchChoice, rate: float | None) -> dict[str, Any]:
         return choice.settings() | ({} if rate is None else {"workload.request_rate": rate})
 
 
-def _close_to_best(trials: Sequence[Trial]) -> list[Trial]:
+def _close_to_best(trials: Sequence[TriedChoice]) -> list[TriedChoice]:
     """Those within `CLOSE` of the best under every seed, for a batch too small shows under the busiest one."""
     best = max(trials, key=lambda trial: trial.score).scores()
     return [t for t in trials if all(mine >= (1 - CLOSE) * its for mine, its in zip(t.scores(), best, strict=True))]

@@ -11,7 +11,15 @@ from simbatch.sim.cost.trust import NO_REAL_RUN, caveats
 from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, SLO_SHARE, THROUGHPUT
 from simbatch.sim.results.files import write_json, write_result
 from simbatch.sim.text import number, percent, table
-from simbatch.sim.tuning.recommend import CLOSE, ENOUGH, NUM_SEEDS, TOKENS_GAIN, Choice, Recommendation, Trial
+from simbatch.sim.tuning.recommend import (
+    CLOSE,
+    ENOUGH,
+    NUM_SEEDS,
+    TOKENS_GAIN,
+    BatchChoice,
+    Recommendation,
+    TriedChoice,
+)
 from simbatch.sim.tuning.recommend_cases import GB, LARGE_GB, SMALL_GB
 from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, arguments, command, config_yaml, weight_notes
 
@@ -39,7 +47,7 @@ def verdict(found: Recommendation) -> list[str]:
     trials, chosen = found.trials, found.chosen
     lines = []
     prior, mine = trials[found.prior], trials[chosen]
-    at_same = trials.get(Choice(chosen.max_num_seqs, found.prior.max_num_batched_tokens), mine)
+    at_same = trials.get(BatchChoice(chosen.max_num_seqs, found.prior.max_num_batched_tokens), mine)
     if found.is_prior_kept:
         lines.append(
             f"max_num_seqs: the table's {chosen.max_num_seqs} stands; nothing is better by {CLOSE:.0%} or more."
@@ -108,14 +116,14 @@ def _head(found: Recommendation) -> Iterator[str]:
     yield f"SLO: {slo}"
 
 
-def shown_trials(found: Recommendation) -> list[Trial]:
+def shown_trials(found: Recommendation) -> list[TriedChoice]:
     """The evidence worth a row: table, range, vLLM's default, best, the choice and its neighbours."""
     batches = sorted({c.max_num_seqs for c in found.trials if c.max_num_batched_tokens == found.default[1]})
     number = found.chosen.max_num_seqs
     below = [n for n in batches if n < number][-2:]
     above = [n for n in batches if n > number][:1]
     ends = [found.case.low, found.case.high, found.prior.max_num_seqs]
-    choices = {Choice(n, found.default.max_num_batched_tokens) for n in (*below, number, *above, *ends)}
+    choices = {BatchChoice(n, found.default.max_num_batched_tokens) for n in (*below, number, *above, *ends)}
     choices |= {c for c in found.trials if c.max_num_seqs == number}
     choices |= {found.prior, found.default, found.chosen, found.best.choice}
     return [found.trials[choice] for choice in sorted(choices) if choice in found.trials]
@@ -138,12 +146,12 @@ def _evidence(found: Recommendation) -> list[str]:
     return [f"evidence (score: {what}{both}):", *table(header, rows)]
 
 
-def _marks(found: Recommendation, trial: Trial) -> str:
+def _marks(found: Recommendation, trial: TriedChoice) -> str:
     marks = [name for name, choice in (("table", found.prior), ("vLLM", found.default)) if trial.choice == choice]
     return ", ".join([*marks, *(["overloaded"] if trial.at_load.num_overloaded else [])])
 
 
-def _reason(found: Recommendation, prior: Trial, mine: Trial) -> str:
+def _reason(found: Recommendation, prior: TriedChoice, mine: TriedChoice) -> str:
     """Why the table's batch is worse, from what was measured."""
     gain = _gain(found, prior.score, mine.score)
     if prior.at_load.num_overloaded:
@@ -159,7 +167,7 @@ def _reason(found: Recommendation, prior: Trial, mine: Trial) -> str:
     return f"fewer wait for a seat, p99 TTFT {_from_to(prior, mine, 'p99_ttft_ms')}; {gain}."
 
 
-def _from_to(first: Trial, second: Trial, key: str) -> str:
+def _from_to(first: TriedChoice, second: TriedChoice, key: str) -> str:
     return f"{number(first.mean(key), 0)} ms becomes {number(second.mean(key), 0)} ms"
 
 
@@ -253,7 +261,7 @@ def content(found: Recommendation) -> dict[str, Any]:
     }
 
 
-def _trial(found: Recommendation, trial: Trial) -> dict[str, Any]:
+def _trial(found: Recommendation, trial: TriedChoice) -> dict[str, Any]:
     figures: dict[str, Any] = {key: trial.mean(key) for key in FIGURES}
     figures["slo_share"] = trial.mean("simbatch.slo_share.all") if found.slo else None
     figures["num_preemptions"] = trial.mean("simbatch.num_preemptions")

@@ -22,7 +22,7 @@ from simbatch.sim.workload.traffic_model import Traffic
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedSettings:
     """One combination of settings, simulated under every seed."""
 
     number: int  # 0 is the scenario as it stands
@@ -73,7 +73,7 @@ CLOSED = ("all_at_once", "closed_loop")  # whose requests wait for the system, a
 DECIDES = ("goodput", "the share within the SLO", "P99 TTFT", "fewest seats")
 
 
-def equals(goal: Goal, trials: Sequence[Trial], *, is_resampled: bool) -> list[Trial]:
+def equals(goal: Goal, trials: Sequence[TriedSettings], *, is_resampled: bool) -> list[TriedSettings]:
     """Those that keep the limits and are equal to the best in the one figure of the goal; none where nothing does."""
     met = [trial for trial in trials if goal.is_met(trial.means)]
     if not met or len(goal.metrics) > 1:
@@ -82,7 +82,7 @@ def equals(goal: Goal, trials: Sequence[Trial], *, is_resampled: bool) -> list[T
     return [trial for trial in met if _is_equal(goal.metrics[0].key, best, trial, is_resampled)]
 
 
-def _is_equal(key: str, best: Trial, other: Trial, is_resampled: bool) -> bool:
+def _is_equal(key: str, best: TriedSettings, other: TriedSettings, is_resampled: bool) -> bool:
     figures, others = ([run[key] or 0.0 for run in trial.by_seed] for trial in (best, other))
     highest = best.means[key] or 0.0
     if abs((other.means[key] or 0.0) - highest) <= CLOSE * abs(highest):
@@ -90,14 +90,14 @@ def _is_equal(key: str, best: Trial, other: Trial, is_resampled: bool) -> bool:
     return len(figures) >= MIN_RUNS and paired_difference(figures, others, is_resampled=is_resampled).holds(0.0)
 
 
-def order(scenario: Scenario, trial: Trial) -> tuple[float, ...]:
+def order(scenario: Scenario, trial: TriedSettings) -> tuple[float, ...]:
     """Between equals, the smaller the better."""
     means = trial.means
     goodput, share, ttft = (means[key] for key in (GOODPUT, f"{SLO_SHARE}all", "p99_ttft_ms"))
     return (-(goodput or 0.0), -(share or 0.0), inf if ttft is None else ttft, *preference(scenario, trial))
 
 
-def preference(scenario: Scenario, trial: Trial) -> tuple[float, ...]:
+def preference(scenario: Scenario, trial: TriedSettings) -> tuple[float, ...]:
     """Of those with the same figures: vLLM's own policy; what is there; the fewest seats and tokens.
 
     Seats and tokens that bring nothing cost memory.

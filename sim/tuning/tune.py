@@ -15,13 +15,13 @@ from simbatch.sim.statistics.pareto import Knee, find_knee
 from simbatch.sim.tuning.goal import Goal, Limit
 from simbatch.sim.tuning.space import POLICY, Point, Settings, Space
 from simbatch.sim.tuning.study import ROUND, Search, front_of
-from simbatch.sim.tuning.trial import Trial, equals, has_open_arrivals, order, preference
+from simbatch.sim.tuning.trial import TriedSettings, equals, has_open_arrivals, order, preference
 
 MIN_TRIALS, MAX_TRIALS, GRID_SHARE = 20, 60, 5  # by default a fifth of the combinations, within these
 TRIALS_A_ROUND = 10  # for each setting that is asked for at once: of few trials each should know of those before it
 
 Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]  # settings and a seed; their summary
-Run = Callable[[Sequence[Settings]], "list[Trial]"]
+Run = Callable[[Sequence[Settings]], "list[TriedSettings]"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Tuned:
     goal: Goal
     space: Space
     seeds: list[int]
-    trials: list[Trial]
-    best: Trial
-    front: list[Trial] = field(default_factory=list)
+    trials: list[TriedSettings]
+    best: TriedSettings
+    front: list[TriedSettings] = field(default_factory=list)
     wants_knee: bool = False
     knee: Knee | None = None
     confirmation: Confirmation | None = None
@@ -55,17 +55,17 @@ class Tuned:
         return self.goal.is_met(self.best.means)
 
     @property
-    def baseline(self) -> Trial:
+    def baseline(self) -> TriedSettings:
         """The scenario as it stands."""
         return self.trials[0]
 
     @cached_property
-    def equals(self) -> list[Trial]:
+    def equals(self) -> list[TriedSettings]:
         """What keeps the limits and is equal to the best in the goal's one figure; the best of them first."""
         of_trace = is_resampled(self.scenario) and len(self.seeds) > 1
         return sorted(equals(self.goal, self.trials, is_resampled=of_trace), key=self._order)
 
-    def ranked(self) -> list[Trial]:
+    def ranked(self) -> list[TriedSettings]:
         """The best first: the equals, then the others by their figure."""
         equal = {trial.number for trial in self.equals}
         rest = [trial for trial in self.trials if trial.number not in equal]
@@ -83,12 +83,12 @@ class Tuned:
         )
 
     @property
-    def recommended(self) -> Trial | None:
+    def recommended(self) -> TriedSettings | None:
         """What to take, or the nearest where nothing keeps the limits; None for a set, and where the arrivals bind."""
         has_no_best = len(self.goal.metrics) > 1 and self.knee is None and bool(self.front)
         return None if has_no_best or self.do_arrivals_bind else self.best
 
-    def _order(self, trial: Trial) -> tuple[float, ...]:
+    def _order(self, trial: TriedSettings) -> tuple[float, ...]:
         return order(self.scenario, trial)
 
     def binding(self) -> list[Limit]:
@@ -107,7 +107,7 @@ class Tuned:
         never = [limit for limit in limits if all(_breaks(limit, trial) for trial in self.trials)]
         return never or [limit for limit in limits if _breaks(limit, self.best)]
 
-    def closest_to(self, limit: Limit) -> Trial:
+    def closest_to(self, limit: Limit) -> TriedSettings:
         """What comes nearest to keeping one limit, or keeps it by most."""
         return min(
             self.trials,
@@ -140,11 +140,11 @@ def tune(
     policies = [scenario.with_policy(name) for name in space.policies()]
     seeds = seeds_of([scenario, *policies], replications)
     wanted = default_trials(space) if trials is None else trials
-    found: list[Trial] = []
+    found: list[TriedSettings] = []
 
-    def run(batch: Sequence[Settings]) -> list[Trial]:
+    def run(batch: Sequence[Settings]) -> list[TriedSettings]:
         runs = _under(seeds, batch, evaluate, resampling(scenario) if len(seeds) > 1 else {})
-        new = [Trial(len(found) + i, *pair) for i, pair in enumerate(zip(batch, runs, strict=True))]
+        new = [TriedSettings(len(found) + i, *pair) for i, pair in enumerate(zip(batch, runs, strict=True))]
         found.extend(new)
         return new
 
@@ -183,7 +183,7 @@ def _point_of(space: Space) -> Point | None:
     return point if resolve(space.scenario.override(space.settings(point))).dump() == resolved.dump() else None
 
 
-def _run_all(space: Space, run: Run, tried: dict[Point, Trial]) -> None:
+def _run_all(space: Space, run: Run, tried: dict[Point, TriedSettings]) -> None:
     """Nothing to search when everything may be tried."""
     points = [point for point in space.points if point not in tried and space.is_allowed(point)]
     for begin in range(0, len(points), ROUND):
@@ -191,7 +191,7 @@ def _run_all(space: Space, run: Run, tried: dict[Point, Trial]) -> None:
         tried |= zip(batch, run([space.settings(point) for point in batch]), strict=True)
 
 
-def _search(search: Search, run: Run, tried: dict[Point, Trial], wanted: int) -> None:
+def _search(search: Search, run: Run, tried: dict[Point, TriedSettings], wanted: int) -> None:
     space = search.space
     for point, trial in tried.items():
         search.tell(point, trial.means)
@@ -220,7 +220,7 @@ def trade_off(goal: Goal) -> tuple[Metric, Metric]:
     return gain, next(metric for metric in goal.metrics if metric.aim == LOWER)
 
 
-def _oriented(goal: Goal, trial: Trial) -> list[float]:
+def _oriented(goal: Goal, trial: TriedSettings) -> list[float]:
     """The figures, smaller is better."""
     return [-v if up else v for v, up in zip(goal.values(trial.means) or [], goal.maximise, strict=True)]
 
@@ -233,7 +233,7 @@ def _confirm(tuned: Tuned, evaluate: Evaluate, count: int) -> Confirmation | Non
     if not (of_trace or any(has_chance(scenario.override(settings)) for settings in both)):
         return None
     seeds = [tuned.seeds[-1] + 1 + i for i in range(count)]
-    base, best = (Trial(0, {}, runs) for runs in _under(seeds, both, evaluate, resampling(scenario)))
+    base, best = (TriedSettings(0, {}, runs) for runs in _under(seeds, both, evaluate, resampling(scenario)))
     pairs = _complete(metric, base, best)
     difference = None
     if pairs is not None and len(seeds) > 1:
@@ -241,15 +241,15 @@ def _confirm(tuned: Tuned, evaluate: Evaluate, count: int) -> Confirmation | Non
     return Confirmation(seeds, difference, base.means[metric.key], sum(map(goal.is_met, best.by_seed)))
 
 
-def _complete(metric: Metric, *trials: Trial) -> list[list[float]] | None:
+def _complete(metric: Metric, *trials: TriedSettings) -> list[list[float]] | None:
     figures = [[run[metric.key] for run in trial.by_seed] for trial in trials]
     return None if any(None in row for row in figures) else [[float(v or 0.0) for v in row] for row in figures]
 
 
-def _figure_rank(goal: Goal, trial: Trial) -> float:
+def _figure_rank(goal: Goal, trial: TriedSettings) -> float:
     values = goal.values(trial.means)
     return float("inf") if values is None else -values[0] if goal.maximise[0] else values[0]
 
 
-def _breaks(limit: Limit, trial: Trial) -> bool:
+def _breaks(limit: Limit, trial: TriedSettings) -> bool:
     return limit.excess(trial.means[limit.metric.key]) > 0

@@ -15,7 +15,7 @@ from simbatch.sim.scenario.chance import num_blocks
 from simbatch.sim.statistics.intervals import Interval
 from simbatch.sim.tuning.goal import METRICS, Goal, Limit
 from simbatch.sim.tuning.space import SEQS
-from simbatch.sim.tuning.trial import Trial, setting_words
+from simbatch.sim.tuning.trial import TriedSettings, setting_words
 from simbatch.sim.tuning.tune import Tuned
 from simbatch.sim.tuning.vllm_flags import own_policy, set_flags, vllm_serve
 
@@ -69,7 +69,7 @@ def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:
     }
 
 
-def _best(scenario: Scenario, trial: Trial) -> dict[str, Any]:
+def _best(scenario: Scenario, trial: TriedSettings) -> dict[str, Any]:
     settings = trial.settings
     return trial_content(trial) | {
         "set": set_flags(settings),
@@ -78,7 +78,7 @@ def _best(scenario: Scenario, trial: Trial) -> dict[str, Any]:
     }
 
 
-def trial_content(trial: Trial) -> dict[str, Any]:
+def trial_content(trial: TriedSettings) -> dict[str, Any]:
     """Settings and measured figures."""
     figures = {key: value for key, value in trial.means.items() if value is not None}
     return {
@@ -131,7 +131,7 @@ def write_trials(path: Path, tuned: Tuned) -> None:
             writer.writerow([trial.number, *(flat.get(key) for key in keys), *words, trial.overloaded, *values])
 
 
-def _flat(trial: Trial) -> dict[str, Any]:
+def _flat(trial: TriedSettings) -> dict[str, Any]:
     """The settings with the policy's parts as keys of their own."""
     policy = trial.settings.get("policy", {})
     rest = {key: value for key, value in trial.settings.items() if key != "policy"}
@@ -180,13 +180,13 @@ def draw(path: Path, tuned: Tuned, axes_of: tuple[Metric, Metric]) -> None:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
 
 
-def _points(axes: Axes, trials: Sequence[Trial], up: Metric, right: Metric, **style_of: object) -> None:
+def _points(axes: Axes, trials: Sequence[TriedSettings], up: Metric, right: Metric, **style_of: object) -> None:
     xs, ys = _coordinates(trials, up, right)
     if xs:
         axes.scatter(xs, ys, **style_of)  # type: ignore[arg-type]
 
 
-def _coordinates(trials: Sequence[Trial], up: Metric, right: Metric) -> tuple[list[float], list[float]]:
+def _coordinates(trials: Sequence[TriedSettings], up: Metric, right: Metric) -> tuple[list[float], list[float]]:
     pairs = [(trial.means[right.key], trial.means[up.key]) for trial in trials]
     whole = [(x, y) for x, y in pairs if x is not None and y is not None]
     return [x for x, _ in whole], [y for _, y in whole]
@@ -219,7 +219,7 @@ def _batch_sizes(axes: Axes, tuned: Tuned, up: Metric, right: Metric) -> None:
         axes.plot([], [], " ", label="numbers: max_num_seqs")
 
 
-def _frame(axes: Axes, tuned: Tuned, measured: Sequence[Trial], up: Metric, right: Metric) -> int:
+def _frame(axes: Axes, tuned: Tuned, measured: Sequence[TriedSettings], up: Metric, right: Metric) -> int:
     """Scale both axes; returns how many points are outside: a Pareto set is shown with what is near it.
 
     A knee is one on linear axes, so that is how its picture is drawn.

@@ -11,7 +11,7 @@ from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs
 from simbatch.sim.statistics.pareto import RULE
 from simbatch.sim.text import number, table
 from simbatch.sim.tuning.goal import Goal
-from simbatch.sim.tuning.trial import CLOSE, DECIDES, Trial, setting_words
+from simbatch.sim.tuning.trial import CLOSE, DECIDES, TriedSettings, setting_words
 from simbatch.sim.tuning.tune import Tuned, trade_off
 from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, set_flags, vllm_serve, weight_notes
 
@@ -69,16 +69,16 @@ def _table(tuned: Tuned) -> Iterator[str]:
         yield "overloaded: the queue kept growing, so latencies say how long the run was"
 
 
-def _alike(trials: Sequence[Trial], keys: Sequence[str], first: Trial) -> list[list[Trial]]:
+def _alike(trials: Sequence[TriedSettings], keys: Sequence[str], first: TriedSettings) -> list[list[TriedSettings]]:
     """Those with the same figures together, `first` at the head of its own: more seats than are ever taken are one."""
-    groups: dict[tuple[float | None, ...], list[Trial]] = {}
+    groups: dict[tuple[float | None, ...], list[TriedSettings]] = {}
     for trial in trials:
         group = groups.setdefault(tuple(trial.means[key] for key in keys), [])
         group.insert(0 if trial is first else len(group), trial)
     return list(groups.values())
 
 
-def _name(tuned: Tuned, group: Sequence[Trial]) -> str:
+def _name(tuned: Tuned, group: Sequence[TriedSettings]) -> str:
     words = setting_words(group[0].settings)
     more = f" (and {len(group) - 1} alike)" if len(group) > 1 else ""
     mark = "*" if group[0] is tuned.recommended else " "
@@ -86,7 +86,7 @@ def _name(tuned: Tuned, group: Sequence[Trial]) -> str:
     return f"{mark} {words}{stands}{more}"
 
 
-def _marks(tuned: Tuned, trial: Trial) -> str:
+def _marks(tuned: Tuned, trial: TriedSettings) -> str:
     marks = ["overloaded"] if trial.overloaded else []
     if tuned.goal.limits and not tuned.goal.is_met(trial.means):
         marks.insert(0, "limit broken")

@@ -62,7 +62,7 @@ def sweep(
     output = Output(folder, f"{file.stem}-sweep", OWN_FILES)
     mine, store = plan.cells[part], CellStore(output.folder / "cells")
     if is_dry:
-        content, text = dry_run(plan, mine, store, jobs)
+        content, text = dry_run(mine, store, jobs)
         click.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text)
         return
     watch = partial(cells_shown, plan.name, quiet=quiet)
