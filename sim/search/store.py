@@ -66,7 +66,7 @@ class Fingerprints:
         if path not in self._files:
             try:
                 with Path(path).open("rb") as file:
-                    self._files[path] = hashlib.filedigest(file, "sha256").hexdigest()
+                    self._files[path] = hashlib.file_digest(file, "sha256").hexdigest()
             except (OSError, ValueError):  # the simulation says what is wrong with it
                 self._files[path] = path
         return self._files[path]
