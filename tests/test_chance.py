@@ -102,7 +102,7 @@ def test_tune_checks_its_answer_on_the_trace_resampled(traced: Scenario) -> None
     answer = content(found, 0)
     assert (answer["resample_blocks"], answer["confirmation"]["resample_blocks"]) == (None, 20)
     several = tuned(traced.override({"workload.trace.rate_scale": 5.0}), replications=3, confirm=0)
-    assert len({run["output_throughput"] for run in several.best.by_seed}) == 3
+    assert len({run.means["output_throughput"] for run in several.best.runs.each}) == 3
     assert "each seed draws the trace anew: 3 resamplings of the trace in 20 blocks of time" in report(several)
 
 

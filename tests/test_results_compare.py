@@ -12,7 +12,7 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.facts import SloLimits
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result
-from simbatch.sim.results.experiment import MetricRow
+from simbatch.sim.results.differences import MetricRow
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 

@@ -16,7 +16,8 @@ from simbatch.sim.metrics.registry import Metric, metrics_of
 from simbatch.sim.report.console import in_place_of
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import files
-from simbatch.sim.results.experiment import MetricRow, Replicated
+from simbatch.sim.results.differences import MetricRow
+from simbatch.sim.results.experiment import SideBySide
 from simbatch.sim.results.runs import same_as
 from simbatch.sim.text import table
 
@@ -143,7 +144,7 @@ COLUMNS = ("difference", "interval", "relative", "")
 
 
 @dataclass(frozen=True)
-class ReplicatedComparison(Replicated):
+class ReplicatedComparison(SideBySide):
     """The same with `first`, the results of the first seed, for its picture and its facts."""
 
     first: Comparison = field(kw_only=True)

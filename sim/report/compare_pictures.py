@@ -13,7 +13,8 @@ from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.metrics.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT
 from simbatch.sim.report import style
 from simbatch.sim.report.run_pictures import arrivals, binned, end_s
-from simbatch.sim.results.experiment import Difference, Replicated
+from simbatch.sim.results.differences import Difference
+from simbatch.sim.results.experiment import SideBySide
 from simbatch.sim.results.runs import MeasuredRun
 from simbatch.sim.text import number, percent
 
@@ -132,7 +133,7 @@ TICK_DISTANCE = 0.08  # of the axis
 SPREAD = 0.6  # of a row's height, for the candidates in it
 
 
-def write_differences(path: Path, name: str, replicated: Replicated) -> None:
+def write_differences(path: Path, name: str, replicated: SideBySide) -> None:
     """A row per metric of which one end is better, a marker per candidate; ratios of the means on a log scale."""
     rows = [row for row in replicated.differences if row[0].metric.better and any(map(_is_drawn, row))]
     others = replicated.labels[1:]

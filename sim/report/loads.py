@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from simbatch.sim.metrics.registry import SLO_SHARE, THROUGHPUT, Metric
 from simbatch.sim.report.compare import OWN_FILES, same_notes, taken_notes
 from simbatch.sim.results import files
-from simbatch.sim.results.experiment import Difference, Replicated
-from simbatch.sim.results.runs import Values, same_as
+from simbatch.sim.results.experiment import OverLoads, Point
 from simbatch.sim.scenario.chance import ONE_RUN
 from simbatch.sim.text import number, percent, plus_minus, table
 
@@ -22,47 +19,8 @@ NUM_PANELS = 4
 COLUMNS = ("mean", "low", "high", "difference", "difference_low", "difference_high", "relative", "verdict")
 
 
-@dataclass(frozen=True)
-class Point:
-    """One metric of one candidate at one load: its mean over the seeds, and how far it is from the first's."""
-
-    values: Values
-    mean: float | None
-    low: float | None
-    high: float | None
-    difference: Difference | None  # None for the first candidate itself
-
-
-@dataclass(frozen=True)
-class LoadComparison:
-    """`at`: the comparison at each of `rates`, all with the same candidates and seeds.
-
-    `key` is the scenario's key that `rates` are values of, `axis` what they are in words; `limits` the SLO in ms.
-    """
-
-    name: str
-    key: str
-    axis: str
-    rates: Sequence[float]
-    at: Sequence[Replicated]
-    limits: Mapping[str, float]
-    has_chance: bool = True  # whether another seed would be another run
-
-    @cached_property
-    def same(self) -> dict[str, str]:
-        """Who is the same as an earlier candidate at every load under every seed, and as whom."""
-        return same_as({label: [run for at in self.at for run in at.summaries[label]] for label in self.labels})
-
-    @property
-    def labels(self) -> list[str]:
-        """The candidates."""
-        return self.at[0].labels
-
-    @cached_property
-    def metrics(self) -> list[Metric]:
-        """Everything that somebody has at some load."""
-        found = {metric.key: metric for replicated in self.at for metric, _ in replicated.measured}
-        return list(found.values())
+class LoadComparison(OverLoads):
+    """Candidates over several loads, for a reader: a table per metric, files, a figure for a paper."""
 
     @property
     def shown(self) -> list[Metric]:
@@ -71,11 +29,6 @@ class LoadComparison:
         wanted += ["simbatch.fairness.tenants", "p99_tpot_ms", THROUGHPUT]
         known = {metric.key: metric for metric in self.metrics}
         return [known[key] for key in wanted if key in known][:NUM_PANELS]
-
-    def points(self, metric: Metric) -> dict[str, list[Point]]:
-        """By candidate, one point per load."""
-        by_load = [_points(replicated, metric) for replicated in self.at]
-        return {label: [points[label] for points in by_load] for label in self.labels}
 
     def text(self) -> str:
         """A table per metric that is shown, a row per load; of one candidate a single table, its load curve."""
@@ -138,8 +91,8 @@ class LoadComparison:
         writers: dict[str, Callable[[Path], None]] = {
             "compare.json": lambda path: files.write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
-            "loads.png": lambda path: loads_picture.write(path, self, "png"),
-            "loads.pdf": lambda path: loads_picture.write(path, self, "pdf"),
+            "loads.png": lambda path: loads_picture.write(path, self, self.shown, "png"),
+            "loads.pdf": lambda path: loads_picture.write(path, self, self.shown, "pdf"),
         }
         return files.write_result(Path(folder), writers, OWN_FILES)
 
@@ -185,20 +138,6 @@ class LoadComparison:
         num = len(self.shown) * len(self.rates) * (len(self.labels) - 1)
         chance = f"of those without a true difference, 1 in {1 / (1 - first.confidence):.0f} shows one"
         yield f"{num} comparisons, each at {100 * first.confidence:g} % by itself: {chance}; see --bonferroni."
-
-
-def _points(replicated: Replicated, metric: Metric) -> dict[str, Point]:
-    found = next((i for i, (known, _) in enumerate(replicated.measured) if known.key == metric.key), None)
-    nothing: Values = [None] * len(replicated.seeds)
-    values = dict.fromkeys(replicated.labels, nothing) if found is None else replicated.measured[found][1]
-    differences = {} if found is None else {each.other: each for each in replicated.differences[found]}
-    points = {}
-    for label in replicated.labels:
-        runs = replicated.runs[label]
-        interval = runs.interval(metric, replicated.confidence)
-        low, high = (None, None) if interval is None else (interval.low, interval.high)
-        points[label] = Point(values[label], runs.mean(metric), low, high, differences.get(label))
-    return points
 
 
 def _cell(point: Point, metric: Metric) -> str:

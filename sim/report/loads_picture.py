@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
 from simbatch.sim.report import style
+from simbatch.sim.results.experiment import OverLoads, Point, SideBySide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from simbatch.sim.report.loads import LoadComparison, Point
-    from simbatch.sim.results.experiment import Replicated
 
 WIDTH, HEIGHT = 7.16, 2.3  # inches: both columns of a paper; of a row of panels
 COLOURS = style.PALETTE[:7]  # yellow is too light for a line
@@ -29,9 +28,9 @@ LABEL_POINTS = 7.0
 RC = {"font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5}
 
 
-def write(path: Path, compared: LoadComparison, kind: str) -> None:
-    """Up to four panels; `kind` is png or pdf."""
-    metrics, labels = compared.shown, compared.labels
+def write(path: Path, compared: OverLoads, metrics: Sequence[Metric], kind: str) -> None:
+    """A panel for each of `metrics`; `kind` is png or pdf."""
+    labels = compared.labels
     columns = min(2, len(metrics))
     rows = -(-len(metrics) // 2)
     with style.figure(path, WIDTH, rows * HEIGHT + 0.25, kind=kind, rc=RC, dpi=200) as drawing:
@@ -46,7 +45,7 @@ def write(path: Path, compared: LoadComparison, kind: str) -> None:
             drawing.supxlabel(foot, x=0.01, ha="left", fontsize=7)
 
 
-def _foot(compared: LoadComparison) -> str:
+def _foot(compared: OverLoads) -> str:
     """What the reader cannot see by himself."""
     first = compared.at[0]
     notes = []
@@ -57,7 +56,7 @@ def _foot(compared: LoadComparison) -> str:
     return "; ".join(notes)
 
 
-def _panel(axes: Axes, compared: LoadComparison, metric: Metric, looks: Mapping[str, dict[str, Any]]) -> None:
+def _panel(axes: Axes, compared: OverLoads, metric: Metric, looks: Mapping[str, dict[str, Any]]) -> None:
     x = np.array(compared.rates, dtype=float)
     scale = 100.0 if metric.is_share else 1.0
     ends: dict[str, tuple[float, float]] = {}
@@ -188,6 +187,6 @@ def _line(look: Mapping[str, Any]) -> dict[str, Any]:
     return {key: look[key] for key in ("color", "linestyle")}
 
 
-def _is_overloaded(at: Replicated, label: str) -> bool:
+def _is_overloaded(at: SideBySide, label: str) -> bool:
     """In most of the runs at this load."""
     return bool(2 * at.runs[label].num_overloaded > len(at.seeds))

@@ -1,4 +1,4 @@
-"""Candidates under the same seeds, by their summaries alone: means, paired differences with intervals, verdicts.
+"""The table under every command that compares: candidates, loads and seeds, a summary each, and what they say together.
 
 Every candidate gets the same arrivals under the same seed (common random numbers), so each is compared with the first
 by the differences of the pairs. The figures are those of finite runs, as they stand in summary.json; claims about the
@@ -7,156 +7,145 @@ steady state are made beside them, and refused for a candidate as soon as one of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric, metrics_of, possible_difference, steady_metrics
-from simbatch.sim.results.runs import Runs, Summary, Values, same_as
-from simbatch.sim.statistics.intervals import CONFIDENCE, Interval, paired_difference, paired_ratio
-from simbatch.sim.text import number, percent
+from simbatch.sim.metrics.registry import Metric, bounds_of, metrics_of, steady_metrics
+from simbatch.sim.results.differences import Difference, MetricRow
+from simbatch.sim.results.runs import Runs, Summary, Values, figures_of, same_as
+from simbatch.sim.statistics.intervals import CONFIDENCE, mean_interval
 
-NO_DIFFERENCE = "no difference shown"
-NOT_MEASURED = "not measured"
-MIN_PAIRS = 2
+C = TypeVar("C", bound=Hashable)  # how candidates are named: labels, settings, numbers of trials
 
 
-@dataclass(frozen=True)
-class Difference:
-    """`other` against `base`, in the metric's unit and as a ratio of the means; a refusal instead of both."""
+class Experiment(Generic[C]):
+    """A summary for each candidate at each load under each seed, added as they come.
 
-    metric: Metric
-    base: str
-    other: str
-    interval: Interval | None
-    ratio: Interval | None  # None too where the base may as well be zero
-    refused: str | None = None
-
-    @classmethod
-    def of(
-        cls,
-        metric: Metric,
-        base: tuple[str, Values],
-        other: tuple[str, Values],
-        confidence: float,
-        refused: str | None,
-        *,
-        is_resampled: bool = False,
-    ) -> Difference:
-        """From the seeds that both have a figure for."""
-        pairs = [(a, b) for a, b in zip(base[1], other[1], strict=True) if a is not None and b is not None]
-        if refused is None and len(pairs) < MIN_PAIRS:
-            refused = NOT_MEASURED
-        if refused is not None:
-            return cls(metric, base[0], other[0], None, None, refused)
-        first, second = zip(*pairs, strict=True)
-        interval = paired_difference(first, second, confidence, is_resampled=is_resampled)
-        ratio = paired_ratio(first, second, confidence, is_resampled=is_resampled)
-        return cls(metric, base[0], other[0], possible_difference(interval, metric.key), ratio)
-
-    @property
-    def verdict(self) -> str:
-        """Better or worse (higher or lower where neither is good) when the interval is clear of 0."""
-        if self.interval is None:
-            return self.refused or NOT_MEASURED
-        if self.interval.holds(0.0):
-            return NO_DIFFERENCE
-        is_higher = self.interval.estimate > 0
-        if self.metric.better is None:
-            return HIGHER if is_higher else LOWER
-        return "better" if is_higher == (self.metric.better == HIGHER) else "worse"
-
-    def cells(self) -> tuple[str, str, str, str]:
-        """Difference, its interval, the interval in percent, verdict."""
-        if self.interval is None:
-            return "-", "-", "-", self.verdict
-        if not self.interval.low < self.interval.high and not self.interval.estimate:
-            return "0", "equal in every run", "-", self.verdict
-        span = f"{self._signed(self.interval.low)} to {self._signed(self.interval.high)}"
-        relative = "-"
-        if self.ratio is not None:
-            relative = f"{_percent(self.ratio.low)} to {_percent(self.ratio.high)}"
-        return self._signed(self.interval.estimate), span, relative, self.verdict
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for compare.json; `relative` is the ratio of the means minus 1."""
-        interval, ratio = self.interval, self.ratio
-        return {
-            "difference": interval and interval.estimate,
-            "low": interval and interval.low,
-            "high": interval and interval.high,
-            "relative": ratio and ratio.estimate - 1,
-            "relative_low": ratio and ratio.low - 1,
-            "relative_high": ratio and ratio.high - 1,
-            "num_pairs": interval.n if interval else 0,
-            "verdict": self.verdict,
-        }
-
-    def _signed(self, value: float) -> str:
-        """As the metric is shown, with its sign; shares in percentage points."""
-        text = number(100 * value, 2) if self.metric.is_share else number(value, max(self.metric.decimals, 1))
-        return text if text.startswith("-") else f"+{text}"
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f} %"
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One metric of every candidate; `better` says which end is, None when neither."""
-
-    key: str  # as in summary.json, dots between the levels
-    label: str
-    values: dict[str, float | None]
-    better: str | None = None
-    decimals: int = 2
-    is_share: bool = False
-
-    @property
-    def best(self) -> list[str]:
-        """Who has the best value, to the digits shown; nobody when all look equal."""
-        measured = {value: label for label, value in self.values.items() if value is not None}
-        texts = {self.text(label) for label in measured.values()}
-        if self.better is None or len(texts) < 2:
-            return []
-        best = self.text(measured[(min if self.better == LOWER else max)(measured)])
-        return [label for label in self.values if self.text(label) == best]
-
-    def cell(self, label: str) -> str:
-        """What the table shows, the best with a star."""
-        return f"{self.text(label)} {'*' if label in self.best else ' '}"
-
-    def text(self, label: str) -> str:
-        """A candidate's value as it is shown."""
-        value = self.values[label]
-        return percent(value) if self.is_share else number(value, self.decimals)
-
-
-@dataclass(frozen=True)
-class Replicated:
-    """`summaries`: of each candidate, one per seed, in the order of `seeds`.
-
-    `bonferroni`: the intervals of a metric hold together with the confidence, rather than each by itself.
-    `is_resampled`: the runs are of one trace, drawn anew.
+    Candidates, loads and seeds stand in the order in which they came; `load` is None where there is but one.
+    `is_resampled`: the runs of a candidate are of one trace, drawn anew.
     """
 
-    summaries: Mapping[str, Sequence[Summary]]
-    seeds: Sequence[int]
+    def __init__(self, *, is_resampled: bool = False) -> None:
+        self.is_resampled = is_resampled
+        self._summaries: dict[tuple[C, float | None], dict[int, Summary]] = {}
+
+    def add(self, candidate: C, seed: int, summary: Summary, load: float | None = None) -> None:
+        """One run; another of the same candidate, load and seed takes its place."""
+        self._summaries.setdefault((candidate, load), {})[seed] = summary
+
+    def __iter__(self) -> Iterator[tuple[C, float | None, Runs]]:
+        for (candidate, load), by_seed in self._summaries.items():
+            yield candidate, load, Runs([*by_seed.values()], self.is_resampled)
+
+    def runs(self, candidate: C, load: float | None = None) -> Runs:
+        """Those of one candidate at one load, one per seed."""
+        return Runs([*self._summaries[candidate, load].values()], self.is_resampled)
+
+    def without(self, candidates: Collection[C]) -> Experiment[C]:
+        """The same runs but for those of some candidates."""
+        rest: Experiment[C] = Experiment(is_resampled=self.is_resampled)
+        rest._summaries = {key: runs for key, runs in self._summaries.items() if key[0] not in candidates}
+        return rest
+
+    def candidates(self) -> list[C]:
+        """Each once."""
+        return list(dict.fromkeys(candidate for candidate, _ in self._summaries))
+
+    def loads(self) -> list[float | None]:
+        """Each once."""
+        return list(dict.fromkeys(load for _, load in self._summaries))
+
+    def seeds(self) -> list[int]:
+        """Of the first candidate at the first load."""
+        return list(next(iter(self._summaries.values()), {}))
+
+    def difference(
+        self,
+        metric: Metric,
+        base: C,
+        other: C,
+        *,
+        load: float | None = None,
+        confidence: float = CONFIDENCE,
+        refused: str | None = None,
+    ) -> Difference:
+        """How far `other` is from `base`, by the seeds that both have a figure for; `refused`: why nothing is said."""
+        first, second = ((str(name), self.runs(name, load).values(metric)) for name in (base, other))
+        return Difference.of(metric, first, second, confidence, refused, is_resampled=self.is_resampled)
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """Of each candidate at each load `replications`, `overloaded_runs`, and of every figure mean, `.low`, `.high`.
+
+        A figure that some run does not have has no mean; fewer than two runs have no interval.
+        """
+        names = dict.fromkeys(name for _, _, runs in self for each in runs.summaries for name in figures_of(each))
+        for _, _, runs in self:
+            figures = [figures_of(summary) for summary in runs.summaries]
+            point: dict[str, Any] = {"replications": len(figures), "overloaded_runs": runs.num_overloaded}
+            for name in names:
+                point |= _interval_of(name, [each.get(name) for each in figures], self.is_resampled)
+            yield point
+
+
+def _interval_of(name: str, values: Sequence[float | None], is_resampled: bool) -> dict[str, float | None]:
+    """`name`, `name.low`, `name.high`."""
+    known = [value for value in values if value is not None]
+    mean = low = high = None
+    if len(known) == len(values):
+        mean = known[0]
+    if mean is not None and len(known) > 1:
+        interval = mean_interval(known, is_resampled=is_resampled).within(*bounds_of(name))
+        mean, low, high = interval.estimate, interval.low, interval.high
+    return {name: mean, f"{name}.low": low, f"{name}.high": high}
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """The candidates of an experiment at one load; the others are compared with the first.
+
+    `bonferroni`: the intervals of a metric hold together with the confidence, rather than each by itself.
+    """
+
+    experiment: Experiment[str]
+    load: float | None = None
     bonferroni: bool = False
     confidence: float = CONFIDENCE
-    is_resampled: bool = False
 
     @property
     def labels(self) -> list[str]:
-        """The candidates; the others are compared with the first."""
-        return list(self.summaries)
+        """The candidates."""
+        return self.experiment.candidates()
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that all ran under."""
+        return self.experiment.seeds()
+
+    @property
+    def is_resampled(self) -> bool:
+        """Whether the runs are of one trace, drawn anew."""
+        return self.experiment.is_resampled
 
     @cached_property
     def runs(self) -> dict[str, Runs]:
         """Of each candidate."""
-        return {label: Runs(summaries, self.is_resampled) for label, summaries in self.summaries.items()}
+        return {label: self.experiment.runs(label, self.load) for label in self.labels}
+
+    @cached_property
+    def summaries(self) -> dict[str, Sequence[Summary]]:
+        """Of each candidate, one per seed."""
+        return {label: runs.summaries for label, runs in self.runs.items()}
+
+    def point(self, metric: Metric, label: str) -> Point:
+        """One metric of one candidate."""
+        runs = self.runs[label]
+        interval = runs.interval(metric, self.confidence)
+        low, high = (None, None) if interval is None else (interval.low, interval.high)
+        found = next((row for row in self.differences if row and row[0].metric.key == metric.key), [])
+        difference = next((each for each in found if each.other == label), None)
+        return Point(runs.values(metric), runs.mean(metric), low, high, difference)
 
     @cached_property
     def same(self) -> dict[str, str]:
@@ -170,17 +159,15 @@ class Replicated:
         confidence = 1 - (1 - self.confidence) / len(others) if self.bonferroni and others else self.confidence
         return [
             [
-                Difference.of(
-                    metric,
-                    (base, values[base]),
-                    (other, values[other]),
-                    confidence,
-                    self.runs[base].refusal or self.runs[other].refusal if metric.is_steady else None,
-                    is_resampled=self.is_resampled,
+                self.experiment.difference(
+                    *(metric, base, other),
+                    load=self.load,
+                    confidence=confidence,
+                    refused=self.runs[base].refusal or self.runs[other].refusal if metric.is_steady else None,
                 )
                 for other in others
             ]
-            for metric, values in self.measured
+            for metric, _ in self.measured
         ]
 
     def rows(self) -> Iterator[MetricRow]:
@@ -235,3 +222,59 @@ class Replicated:
     def _interval(self, label: str, metric: Metric) -> dict[str, float] | None:
         interval = self.runs[label].interval(metric, self.confidence)
         return None if interval is None else {"low": interval.low, "high": interval.high, "n": interval.n}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One metric of one candidate at one load: its mean over the seeds, and how far it is from the first's."""
+
+    values: Values
+    mean: float | None
+    low: float | None
+    high: float | None
+    difference: Difference | None  # None for the first candidate itself
+
+
+@dataclass(frozen=True)
+class OverLoads:
+    """An experiment over several loads.
+
+    `key` is the scenario's key that the loads are values of, `axis` what they are in words; `limits` the SLO in ms.
+    """
+
+    name: str
+    key: str
+    axis: str
+    experiment: Experiment[str]
+    limits: Mapping[str, float]
+    bonferroni: bool = False
+    has_chance: bool = True  # whether another seed would be another run
+
+    @property
+    def labels(self) -> list[str]:
+        """The candidates."""
+        return self.experiment.candidates()
+
+    @cached_property
+    def rates(self) -> list[float]:
+        """The loads."""
+        return [load for load in self.experiment.loads() if load is not None]
+
+    @cached_property
+    def at(self) -> list[SideBySide]:
+        """The comparison at each load."""
+        return [SideBySide(self.experiment, rate, self.bonferroni) for rate in self.rates]
+
+    @cached_property
+    def same(self) -> dict[str, str]:
+        """Who is the same as an earlier candidate at every load under every seed, and as whom."""
+        return same_as({label: [run for at in self.at for run in at.summaries[label]] for label in self.labels})
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """Everything that somebody has at some load."""
+        return list({metric.key: metric for at in self.at for metric, _ in at.measured}.values())
+
+    def points(self, metric: Metric) -> dict[str, list[Point]]:
+        """By candidate, one point per load."""
+        return {label: [at.point(metric, label) for at in self.at] for label in self.labels}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from simbatch.sim.report.loads import LoadComparison
-from simbatch.sim.results.experiment import Replicated
+from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import has_chance, is_resampled
 from simbatch.sim.scenario.resolve import Resolved
@@ -39,6 +40,17 @@ def summaries_of(
     return {label: [found[cell.key] for cell in each] for label, each in cells.items()}
 
 
+def under_seeds(
+    first: Mapping[str, Summary], others: Mapping[str, Sequence[Summary]], seeds: Sequence[int], *, is_resampled: bool
+) -> Experiment[str]:
+    """The table of the first seed's summaries and those of `cells_under` the others."""
+    experiment: Experiment[str] = Experiment(is_resampled=is_resampled)
+    for label, summary in first.items():
+        for seed, each in zip(seeds, [summary, *others[label]], strict=True):
+            experiment.add(label, seed, each)
+    return experiment
+
+
 def compared_at(
     candidates: Mapping[str, Resolved],
     found: Mapping[str, Sequence[Summary]],
@@ -47,19 +59,14 @@ def compared_at(
     *,
     bonferroni: bool,
 ) -> LoadComparison:
-    """Put the summaries of `cells_at` side by side at each rate."""
-    n = len(seeds)
+    """The table of the summaries of `cells_at`."""
     of_trace = any(is_resampled(each.scenario) for each in candidates.values())
-    at = [
-        Replicated(
-            {label: runs[i * n : (i + 1) * n] for label, runs in found.items()},
-            seeds,
-            bonferroni,
-            is_resampled=n > 1 and of_trace,
-        )
-        for i in range(len(rates))
-    ]
+    experiment: Experiment[str] = Experiment(is_resampled=of_trace and len(seeds) > 1)
+    for label, summaries in found.items():
+        for (rate, seed), summary in zip(product(rates, seeds), summaries, strict=True):
+            experiment.add(label, seed, summary, rate)
     scenario = next(iter(candidates.values())).scenario
     limits = {name.removesuffix("_ms"): limit for name, limit in scenario.slo.model_dump(exclude_none=True).items()}
     may_vary = of_trace or any(has_chance(each.scenario) for each in candidates.values())
-    return LoadComparison(scenario.name, next(iter(rates_of(scenario))), axis_of(scenario), rates, at, limits, may_vary)
+    key = next(iter(rates_of(scenario)))
+    return LoadComparison(scenario.name, key, axis_of(scenario), experiment, limits, bonferroni, may_vary)

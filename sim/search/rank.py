@@ -16,7 +16,8 @@ from simbatch.policies.registry import policy_names
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT, Metric
 from simbatch.sim.paths import user_path
-from simbatch.sim.results.experiment import NO_DIFFERENCE, Difference
+from simbatch.sim.results.differences import NO_DIFFERENCE, Difference
+from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs, Summary, Values
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
@@ -89,62 +90,59 @@ class Judged:
     """The outcome in one scenario; `left_out` are those who did not take part or cannot be judged, with the reason."""
 
     entry: RankedScenario
-    summaries: Mapping[str, Sequence[Summary]]
+    experiment: Experiment[str]
     left_out: Mapping[str, str]
 
     @classmethod
-    def of(cls, entry: RankedScenario, summaries: Mapping[str, Sequence[Summary]]) -> Judged:
-        """Without an SLO nothing says that a request may be turned away: who does, while others serve it, is left out.
+    def of(cls, entry: RankedScenario, summaries: Mapping[str, Summary]) -> Judged:
+        """From the summaries by their cells' keys.
 
+        Without an SLO nothing says that a request may be turned away: who does, while others serve it, is left out.
         It would win: its throughput and its latencies are of the requests that it chose.
         """
+        experiment: Experiment[str] = Experiment(is_resampled=entry.is_resampled)
+        for policy, cells in entry.cells.items():
+            for cell in cells:
+                experiment.add(policy, cell.seed, summaries[cell.key])
         if entry.judge is WITHIN_SLO:
-            return cls(entry, summaries, entry.left_out)
-        rejected = {policy: Runs(of).rejected_share for policy, of in summaries.items()}
+            return cls(entry, experiment, entry.left_out)
+        rejected = {policy: runs.rejected_share for policy, _, runs in experiment}
         fewest = min(rejected.values())
         choosy = {
             policy: f"rejected {percent(share)}, and without an SLO nothing says that it may"
             for policy, share in rejected.items()
             if share > fewest
         }
-        taking_part = {policy: runs for policy, runs in summaries.items() if policy not in choosy}
-        return cls(entry, taking_part, {**entry.left_out, **choosy})
+        return cls(entry, experiment.without(choosy), {**entry.left_out, **choosy})
 
     @cached_property
     def standings(self) -> list[PolicyStanding]:
         """The best first."""
         judge = self.entry.judge
-        every = {label: Runs(summaries, self.entry.is_resampled) for label, summaries in self.summaries.items()}
-        values = {label: runs.values(judge) for label, runs in every.items()}
-        means = {label: runs.mean(judge) for label, runs in every.items()}
+        runs = {policy: runs for policy, _, runs in self.experiment}
+        means = {policy: each.mean(judge) for policy, each in runs.items()}
         sign = -1 if judge.better == HIGHER else 1
         scores = {label: float("inf") if mean is None else sign * mean for label, mean in means.items()}
         order = sorted(scores, key=lambda label: scores[label])
         best, *others = order
         confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
         refused = "one run" if self.is_one_run else None
+        ranks = ranks_of([scores[policy] for policy in order])
         differences = {
-            label: Difference.of(
-                judge,
-                (best, values[best]),
-                (label, values[label]),
-                confidence,
-                refused,
-                is_resampled=self.entry.is_resampled,
-            )
-            for label in others
+            other: self.experiment.difference(judge, best, other, confidence=confidence, refused=refused)
+            for other in others
         }
-        ranks = ranks_of([scores[label] for label in order])
         return [
-            PolicyStanding(label, rank, every[label], values[label], means[label], differences.get(label))
-            for label, rank in zip(order, ranks, strict=True)
+            PolicyStanding(policy, rank, each, each.values(judge), means[policy], differences.get(policy))
+            for policy, rank in zip(order, ranks, strict=True)
+            for each in [runs[policy]]
         ]
 
     @cached_property
     def is_one_run(self) -> bool:
         """Whether there is no chance in it, so that values are compared as they are."""
         return len(self.entry.seeds) == 1 or all(
-            len({str(self.entry.judge.of(summary)) for summary in runs}) == 1 for runs in self.summaries.values()
+            len({str(value) for value in runs.values(self.entry.judge)}) == 1 for _, _, runs in self.experiment
         )
 
     def is_told_apart(self, standing: PolicyStanding) -> bool:

@@ -36,13 +36,7 @@ class Ranking:
     @cached_property
     def judged(self) -> list[Judged]:
         """Each scenario's outcome."""
-        return [
-            Judged.of(
-                entry,
-                {policy: [self.summaries[cell.key] for cell in cells] for policy, cells in entry.cells.items()},
-            )
-            for entry in self.plan.entries
-        ]
+        return [Judged.of(entry, self.summaries) for entry in self.plan.entries]
 
     def text(self) -> str:
         """The overall table and who is best where."""
@@ -137,7 +131,7 @@ def _section(judged: Judged) -> Iterator[str]:
     yield ""
     yield f"Judged by {WORDS[judge.key]}{_slo(entry.scenario.slo.model_dump(exclude_none=True))}; {runs}."
     yield ""
-    every = [summary for runs in judged.summaries.values() for summary in runs]
+    every = [summary for _, _, runs in judged.experiment for summary in runs.summaries]
     others = [metric for metric in OTHERS if any(metric.of(summary) is not None for summary in every)]
     titles = ["rank", "policy", judge.label, "from the best", *(metric.label for metric in others), ""]
     yield f"| {' | '.join(titles)} |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,20 +13,22 @@ from typing import TYPE_CHECKING, Any
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT
 from simbatch.sim.results import files
-from simbatch.sim.results.runs import Summary
+from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results.runs import Summary, figures_of
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
 from simbatch.sim.search.store import CellStore
 from simbatch.sim.search.sweep_grid import grid_of
-from simbatch.sim.search.sweep_table import Row, points_of, row_of, write_csv, write_parquet
 from simbatch.sim.text import duration_words, number, plus_minus, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Row = dict[str, Any]
 OWN_FILES = ("summary.csv", "summary.parquet", "points.csv", "sweep.png")
+LAST = ("overloaded", "warnings", "key")  # columns after the metrics
 MAX_LINES = 40
 TRIED_S = 2.0  # of a cell that is tried for an estimate
 SHOWN = ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms")
@@ -46,12 +49,19 @@ class Sweep:
     def rows(self) -> list[Row]:
         """A row per cell that is there, in the order planned: settings, seed, every metric, warnings, key."""
         there = (cell for cell in self.cells if cell.key in self.summaries)
-        return [row_of(cell, self.keys, self.summaries[cell.key]) for cell in there]
+        return [_row_of(cell, self.keys, self.summaries[cell.key]) for cell in there]
 
     @cached_property
     def points(self) -> list[Row]:
         """A row per setting: the mean of each metric over the seeds, and its 95 % interval (`.low`, `.high`)."""
-        return points_of(self.rows, self.keys, is_resampled=self.is_resampled)
+        experiment: Experiment[str] = Experiment(is_resampled=self.is_resampled)
+        settings = {}
+        for cell in self.cells:
+            if (summary := self.summaries.get(cell.key)) is not None:
+                chosen = {key: cell.settings.get(key) for key in self.keys}
+                settings[json.dumps(chosen)] = chosen
+                experiment.add(json.dumps(chosen), cell.seed, summary)
+        return [chosen | point for chosen, point in zip(settings.values(), experiment.points(), strict=True)]
 
     @property
     def num_missing(self) -> int:
@@ -92,11 +102,11 @@ class Sweep:
         from simbatch.sim.search import sweep_plot
 
         writers: dict[str, Callable[[Path], None]] = {
-            "summary.csv": lambda path: write_csv(path, self.rows),
-            "summary.parquet": lambda path: write_parquet(path, self.rows),
+            "summary.csv": lambda path: files.write_csv(path, *_table(self.rows)),
+            "summary.parquet": lambda path: files.write_table(path, *_table(self.rows)),
         }
         if len(self.rows) > len(self.points):
-            writers["points.csv"] = lambda path: write_csv(path, self.points)
+            writers["points.csv"] = lambda path: files.write_csv(path, *_table(self.points))
         if (drawing := sweep_plot.choose(self.points, self.keys)) is not None:
             writers["sweep.png"] = lambda path: sweep_plot.write(path, self.name, drawing)
         return files.write_result(Path(folder), writers, OWN_FILES)
@@ -157,6 +167,26 @@ def write_summary(plan: Sweep, store: CellStore, folder: Path | str) -> tuple[Sw
         written = done.save(folder)
         if not any(store.has(cell.key) for cell in plan.cells if cell.key not in done.summaries):
             return done, written
+
+
+def _row_of(cell: Cell, keys: Sequence[str], summary: Summary) -> Row:
+    """The cell's settings by `keys` (None where it has none), its seed, every figure of its summary, its warnings."""
+    warnings = summary["simbatch"]["warnings"]
+    return {
+        **{key: cell.settings.get(key) for key in keys},
+        "seed": cell.seed,
+        **figures_of(summary),
+        "overloaded": any(warning.startswith("Overloaded") for warning in warnings),
+        "warnings": " ".join(warnings),
+        "key": cell.key,
+    }
+
+
+def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+    """All columns, those that only some rows have (classes of priority) among the others, and the rows in order."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in LAST)
+    columns = [*names, *(name for name in LAST if rows and name in rows[0])]
+    return columns, [[row.get(name) for name in columns] for row in rows]
 
 
 def _setting(value: Any) -> str:

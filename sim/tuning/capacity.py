@@ -20,16 +20,18 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import SLO_SHARE
+from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE
 from simbatch.sim.metrics.steady import OVERLOADED
-from simbatch.sim.results.runs import Summary, refusal_of
+from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
 from simbatch.sim.search.rates import Unit, at_rate, rates_of, rounded, unit_of
-from simbatch.sim.tuning.goal import METRICS, Limit, Means, means_over
+from simbatch.sim.tuning.goal import METRICS, Limit
 from simbatch.sim.tuning.space import Settings
 from simbatch.sim.tuning.tune import Evaluate
 
+IN_FLIGHT = REGISTRY["simbatch.mean_concurrent_requests"]
 STEPS = 128  # to a doubling
 MAX_DOUBLINGS = 10
 ALONE = 0.05  # with so few requests in the system on average, a lower rate changes nothing
@@ -47,9 +49,13 @@ class Tried:
     step: int
     seed: int
     rate: float
-    means: Means
+    runs: Runs
     broken: tuple[str, ...]
-    concurrency: float
+
+    @property
+    def means(self) -> Means:
+        """Its figures by key."""
+        return self.runs.means
 
     @property
     def is_met(self) -> bool:
@@ -151,6 +157,7 @@ class _Runs:
         self._scenario, self._limits, self._evaluate = scenario, limits, evaluate
         self._more = resampling(scenario) if more is None else more
         self._base = next(iter(rates_of(scenario).values()))
+        self.table: Experiment[int] = Experiment()  # each seed is searched by itself
         self.tried: list[Tried] = []
 
     def at(self, asked: Sequence[tuple[int, int]]) -> list[Tried]:
@@ -158,10 +165,10 @@ class _Runs:
         rates = [self._rate(step) for _, step in asked]
         settings = [at_rate(self._scenario, rate) | self._more for rate in rates]
         summaries = self._evaluate([(each, seed) for each, (seed, _) in zip(settings, asked, strict=True)])
-        runs = [
-            _tried(step, seed, rate, summary, self._limits)
-            for (seed, step), rate, summary in zip(asked, rates, summaries, strict=True)
-        ]
+        runs = []
+        for (seed, step), rate, summary in zip(asked, rates, summaries, strict=True):
+            self.table.add(seed, seed, summary, rate)
+            runs.append(_tried(step, seed, rate, self.table.runs(seed, rate), self._limits))
         self.tried += [run for run in runs if run not in self.tried]
         return runs
 
@@ -220,7 +227,7 @@ class _Bisection:
             self.held = run.step
         else:
             self.failed = run.step
-            self.is_alone = run.concurrency < ALONE
+            self.is_alone = (run.runs.mean(IN_FLIGHT) or 0.0) < ALONE
 
 
 def capacity_limits(scenario: Scenario, limits: Sequence[Limit]) -> tuple[Limit, ...]:
@@ -234,11 +241,9 @@ def capacity_limits(scenario: Scenario, limits: Sequence[Limit]) -> tuple[Limit,
     return (Limit(METRICS[f"{SLO_SHARE}all"], DEFAULT_SHARE),)
 
 
-def _tried(step: int, seed: int, rate: float, summary: Summary, limits: Sequence[Limit]) -> Tried:
-    means = means_over([summary], list(METRICS.values()))
-    broken = [name for limit in limits for name in _broken(limit, means)]
-    broken += [OVERLOADED] if refusal_of(summary) == OVERLOADED else []
-    return Tried(step, seed, rate, means, tuple(broken), summary["simbatch"]["mean_concurrent_requests"] or 0.0)
+def _tried(step: int, seed: int, rate: float, runs: Runs, limits: Sequence[Limit]) -> Tried:
+    broken = [name for limit in limits for name in _broken(limit, runs.means)]
+    return Tried(step, seed, rate, runs, (*broken, OVERLOADED) if runs.num_overloaded else tuple(broken))
 
 
 def _broken(limit: Limit, means: Means) -> list[str]:

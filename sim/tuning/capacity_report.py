@@ -8,7 +8,7 @@ from typing import Any
 
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.report import style
-from simbatch.sim.results.files import write_json, write_result
+from simbatch.sim.results.files import write_csv, write_json, write_result
 from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
 from simbatch.sim.search.rates import rates_of
 from simbatch.sim.text import number
@@ -136,14 +136,9 @@ def _words(name: str) -> str:
 
 
 def _write_runs(path: Path, found: Capacity) -> None:
-    import csv
-
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["seed", found.unit.key, "met", "broken", *METRICS])
-        for run in sorted(found.tried, key=lambda run: (run.seed, run.rate)):
-            figures = [run.means[key] for key in METRICS]
-            writer.writerow([run.seed, run.rate, str(run.is_met).lower(), "; ".join(run.broken), *figures])
+    runs = sorted(found.tried, key=lambda run: (run.seed, run.rate))
+    rows = [[run.seed, run.rate, run.is_met, "; ".join(run.broken), *run.means.values()] for run in runs]
+    write_csv(path, ["seed", found.unit.key, "met", "broken", *METRICS], rows)
 
 
 def _draw(path: Path, found: Capacity) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import inf, isfinite
-from statistics import fmean
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import GOODPUT, HIGHER, LOWER, SLO_SHARE, THROUGHPUT, Metric, searchable
-from simbatch.sim.results.runs import Summary
-
-Means = Mapping[str, float | None]  # by the metric's key
+from simbatch.sim.results.runs import Means
 
 ALIASES = {"throughput": THROUGHPUT, "goodput": GOODPUT, "slo_share": f"{SLO_SHARE}all"}
 METRICS = searchable()
@@ -112,14 +108,3 @@ class Goal:
         if values is None:
             return (inf, inf)
         return (worst, -values[0] if self.maximise[0] else values[0])
-
-
-def means_over(summaries: Sequence[Summary], metrics: Sequence[Metric]) -> dict[str, float | None]:
-    """Each metric's mean over replications; None when one of them has no such figure."""
-    figures = {metric.key: [metric.of(summary) for summary in summaries] for metric in metrics}
-    return {key: _mean(values) for key, values in figures.items()}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    measured = [value for value in values if value is not None]
-    return fmean(measured) if len(measured) == len(values) else None

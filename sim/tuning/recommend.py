@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import log2
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, SLO_SHARE, THROUGHPUT, Metric, value_at
+from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import seeds_of
@@ -224,12 +226,14 @@ class _Search:
     def _trials(self, choices: Sequence[BatchChoice], seeds: Sequence[int]) -> dict[BatchChoice, TriedChoice]:
         rates = [self.load.rate] if self.load.rate is None else [self.load.rate, self.load.peak]
         asked = [(self._at_rate(choice, rate), seed) for choice in choices for rate in rates for seed in seeds]
-        runs = iter(self._evaluate(asked))
-        found = {}
-        for choice in choices:
-            by_rate = [Runs([next(runs) for _ in seeds]) for _ in rates]
-            found[choice] = TriedChoice(choice, by_rate[0], by_rate[-1], self.goal)
-        return found
+        table: Experiment[BatchChoice] = Experiment()
+        cells = product(choices, rates, seeds)
+        for (choice, rate, seed), summary in zip(cells, self._evaluate(asked), strict=True):
+            table.add(choice, seed, summary, rate)
+        return {
+            each: TriedChoice(each, table.runs(each, rates[0]), table.runs(each, rates[-1]), self.goal)
+            for each in choices
+        }
 
     def _at_rate(self, choice: BatchChoice, rate: float | None) -> dict[str, Any]:
         return choice.settings() | ({} if rate is None else {"workload.request_rate": rate})

@@ -13,8 +13,9 @@ from itertools import cycle
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from simbatch.sim.results.runs import Means
 from simbatch.sim.statistics.pareto import pareto_front
-from simbatch.sim.tuning.goal import Goal, Means
+from simbatch.sim.tuning.goal import Goal
 from simbatch.sim.tuning.space import Point, Space
 from simbatch.sim.tuning.surface import by_worth
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.tuning.goal import Goal, Means
+from simbatch.sim.results.runs import Means
+from simbatch.sim.tuning.goal import Goal
 from simbatch.sim.tuning.space import Point, Space
 
 Floats = NDArray[np.float64]

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import inf
 
 from simbatch.sim.metrics.registry import GOODPUT, SLO_SHARE
-from simbatch.sim.results.runs import Runs
+from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.statistics.intervals import paired_difference
-from simbatch.sim.tuning.goal import METRICS, Goal, Means, means_over
+from simbatch.sim.tuning.goal import Goal
 from simbatch.sim.tuning.space import SEQS, TOKENS, Settings
 from simbatch.sim.workload.traffic_model import Traffic
 
@@ -29,15 +28,10 @@ class TriedSettings:
     settings: Settings
     runs: Runs
 
-    @cached_property
+    @property
     def means(self) -> Means:
         """Every figure that can be searched for, over the seeds."""
-        return means_over(self.runs.summaries, list(METRICS.values()))
-
-    @cached_property
-    def by_seed(self) -> list[Means]:
-        """The same of each run."""
-        return [means_over([summary], list(METRICS.values())) for summary in self.runs.summaries]
+        return self.runs.means
 
     @property
     def overloaded(self) -> int:
@@ -73,21 +67,23 @@ CLOSED = ("all_at_once", "closed_loop")  # whose requests wait for the system, a
 DECIDES = ("goodput", "the share within the SLO", "P99 TTFT", "fewest seats")
 
 
-def equals(goal: Goal, trials: Sequence[TriedSettings], *, is_resampled: bool) -> list[TriedSettings]:
+def equals(goal: Goal, trials: Sequence[TriedSettings]) -> list[TriedSettings]:
     """Those that keep the limits and are equal to the best in the one figure of the goal; none where nothing does."""
     met = [trial for trial in trials if goal.is_met(trial.means)]
     if not met or len(goal.metrics) > 1:
         return []
     best = min(met, key=lambda trial: goal.rank(trial.means))
-    return [trial for trial in met if _is_equal(goal.metrics[0].key, best, trial, is_resampled)]
+    return [trial for trial in met if _is_equal(goal.metrics[0].key, best, trial)]
 
 
-def _is_equal(key: str, best: TriedSettings, other: TriedSettings, is_resampled: bool) -> bool:
-    figures, others = ([run[key] or 0.0 for run in trial.by_seed] for trial in (best, other))
+def _is_equal(key: str, best: TriedSettings, other: TriedSettings) -> bool:
+    figures, others = ([run.means[key] or 0.0 for run in trial.runs.each] for trial in (best, other))
     highest = best.means[key] or 0.0
     if abs((other.means[key] or 0.0) - highest) <= CLOSE * abs(highest):
         return True
-    return len(figures) >= MIN_RUNS and paired_difference(figures, others, is_resampled=is_resampled).holds(0.0)
+    if len(figures) < MIN_RUNS:
+        return False
+    return paired_difference(figures, others, is_resampled=best.runs.is_resampled).holds(0.0)
 
 
 def order(scenario: Scenario, trial: TriedSettings) -> tuple[float, ...]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
-from simbatch.sim.results.runs import Runs, Summary
+from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
-from simbatch.sim.statistics.intervals import Interval, paired_difference
+from simbatch.sim.statistics.intervals import Interval
 from simbatch.sim.statistics.pareto import Knee, find_knee
 from simbatch.sim.tuning.goal import Goal, Limit
 from simbatch.sim.tuning.space import POLICY, Point, Settings, Space
@@ -62,8 +63,7 @@ class Tuned:
     @cached_property
     def equals(self) -> list[TriedSettings]:
         """What keeps the limits and is equal to the best in the goal's one figure; the best of them first."""
-        of_trace = is_resampled(self.scenario) and len(self.seeds) > 1
-        return sorted(equals(self.goal, self.trials, is_resampled=of_trace), key=self._order)
+        return sorted(equals(self.goal, self.trials), key=self._order)
 
     def ranked(self) -> list[TriedSettings]:
         """The best first: the equals, then the others by their figure."""
@@ -143,8 +143,8 @@ def tune(
     found: list[TriedSettings] = []
 
     def run(batch: Sequence[Settings]) -> list[TriedSettings]:
-        runs = _under(seeds, batch, evaluate, resampling(scenario) if len(seeds) > 1 else {})
-        new = [TriedSettings(len(found) + i, *pair) for i, pair in enumerate(zip(batch, runs, strict=True))]
+        table = _under(seeds, batch, evaluate, scenario)
+        new = [TriedSettings(len(found) + i, settings, table.runs(i)) for i, settings in enumerate(batch)]
         found.extend(new)
         return new
 
@@ -166,10 +166,14 @@ def tune(
     return tuned
 
 
-def _under(seeds: Sequence[int], batch: Sequence[Settings], evaluate: Evaluate, more: Settings) -> list[Runs]:
-    """Each of the settings, and `more`, under each of the seeds, asked for at once."""
-    summaries = evaluate([(more | settings, seed) for settings in batch for seed in seeds])
-    return [Runs(summaries[i : i + len(seeds)]) for i in range(0, len(summaries), len(seeds))]
+def _under(seeds: Sequence[int], batch: Sequence[Settings], evaluate: Evaluate, scenario: Scenario) -> Experiment[int]:
+    """Each of the settings, by its place, under each of the seeds, asked for at once; a trace is then drawn anew."""
+    more = resampling(scenario) if len(seeds) > 1 else {}
+    table: Experiment[int] = Experiment(is_resampled=len(seeds) > 1 and is_resampled(scenario))
+    asked = [(i, settings, seed) for i, settings in enumerate(batch) for seed in seeds]
+    for (i, _, seed), summary in zip(asked, evaluate([(more | each, seed) for _, each, seed in asked]), strict=True):
+        table.add(i, seed, summary)
+    return table
 
 
 def _point_of(space: Space) -> Point | None:
@@ -228,22 +232,13 @@ def _oriented(goal: Goal, trial: TriedSettings) -> list[float]:
 def _confirm(tuned: Tuned, evaluate: Evaluate, count: int) -> Confirmation | None:
     """Under fresh seeds, which the search cannot have fitted itself to; None where no seed changes anything."""
     goal, metric, scenario = tuned.goal, tuned.goal.metrics[0], tuned.scenario
-    of_trace = is_resampled(scenario)
     both = [{}, tuned.best.settings]
-    if not (of_trace or any(has_chance(scenario.override(settings)) for settings in both)):
+    if not (is_resampled(scenario) or any(has_chance(scenario.override(settings)) for settings in both)):
         return None
     seeds = [tuned.seeds[-1] + 1 + i for i in range(count)]
-    base, best = (TriedSettings(0, {}, runs) for runs in _under(seeds, both, evaluate, resampling(scenario)))
-    pairs = _complete(metric, base, best)
-    difference = None
-    if pairs is not None and len(seeds) > 1:
-        difference = paired_difference(pairs[0], pairs[1], is_resampled=of_trace)
-    return Confirmation(seeds, difference, base.means[metric.key], sum(map(goal.is_met, best.by_seed)))
-
-
-def _complete(metric: Metric, *trials: TriedSettings) -> list[list[float]] | None:
-    figures = [[run[metric.key] for run in trial.by_seed] for trial in trials]
-    return None if any(None in row for row in figures) else [[float(v or 0.0) for v in row] for row in figures]
+    table = _under(seeds, both, evaluate, scenario)
+    found, within = table.difference(metric, 0, 1), sum(goal.is_met(run.means) for run in table.runs(1).each)
+    return Confirmation(seeds, found.interval, table.runs(0).means[metric.key], within)
 
 
 def _figure_rank(goal: Goal, trial: TriedSettings) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.metrics.registry import HIGHER, LOWER, THROUGHPUT, Metric
 from simbatch.sim.report import style
-from simbatch.sim.results.files import write_json, write_result
+from simbatch.sim.results.files import write_csv, write_json, write_result
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import num_blocks
 from simbatch.sim.statistics.intervals import Interval
@@ -116,19 +116,14 @@ def _confirmation(tuned: Tuned) -> dict[str, Any] | None:
 
 def write_trials(path: Path, tuned: Tuned) -> None:
     """A row per trial: settings, every figure, how it stands."""
-    import csv
-
     keys = list(dict.fromkeys(key for trial in tuned.trials for key in _flat(trial)))
     front = {trial.number for trial in tuned.front}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["number", *keys, "within_limits", "best", "pareto", "overloaded_runs", *METRICS])
-        for trial in tuned.trials:
-            flat = _flat(trial)
-            states = [tuned.goal.is_met(trial.means), trial is tuned.recommended, trial.number in front]
-            values = [trial.means[key] for key in METRICS]
-            words = [str(state).lower() for state in states]
-            writer.writerow([trial.number, *(flat.get(key) for key in keys), *words, trial.overloaded, *values])
+    rows = []
+    for trial in tuned.trials:
+        states = [tuned.goal.is_met(trial.means), trial is tuned.recommended, trial.number in front]
+        rows.append([trial.number, *map(_flat(trial).get, keys), *states, trial.overloaded, *trial.means.values()])
+    columns = ["number", *keys, "within_limits", "best", "pareto", "overloaded_runs", *METRICS]
+    write_csv(path, columns, rows)
 
 
 def _flat(trial: TriedSettings) -> dict[str, Any]:

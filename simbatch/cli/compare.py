@@ -81,7 +81,7 @@ def compare(
     from simbatch.sim.report.compare import OWN_FILES, Comparison, ReplicatedComparison
     from simbatch.sim.scenario import resolve
     from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, seeds_of
-    from simbatch.sim.search.compared import cells_under, summaries_of
+    from simbatch.sim.search.compared import cells_under, summaries_of, under_seeds
     from simbatch.sim.search.rates import parse_rates
 
     loads = parse_rates(rates) if rates else []
@@ -98,12 +98,13 @@ def compare(
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
     comparison: Comparison | ReplicatedComparison = Comparison(results, _upgrades(candidates, results, versions, quiet))
     if len(seeds) > 1:
-        others = summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs)
-        summaries = {label: [result.summary, *others[label]] for label, result in results.items()}
-        of_trace = any(is_resampled(resolved.scenario) for resolved in candidates.values())
-        comparison = ReplicatedComparison(
-            summaries, seeds, bonferroni, first=Comparison(results), is_resampled=of_trace
+        experiment = under_seeds(
+            {label: result.summary for label, result in results.items()},
+            summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs),
+            seeds,
+            is_resampled=any(is_resampled(resolved.scenario) for resolved in candidates.values()),
         )
+        comparison = ReplicatedComparison(experiment, bonferroni=bonferroni, first=Comparison(results))
     _show(comparison, output, as_json=as_json, quiet=quiet)
     if len(seeds) < replications and not (quiet or as_json):
         click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
