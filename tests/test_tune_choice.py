@@ -47,20 +47,20 @@ def numbers(trials: list[TriedSettings]) -> list[int]:
 
 def test_within_a_hundredth_is_equal() -> None:
     trials = [trial(1, 100.0), trial(2, 99.1), trial(3, 98.9)]
-    assert numbers(equals(GOAL, trials, is_resampled=False)) == [1, 2]
+    assert numbers(equals(GOAL, trials)) == [1, 2]
 
 
 def test_three_runs_and_more_tell_apart_or_do_not() -> None:
     noisy, far = trial(2, 97.0, 104.0, 90.0), trial(3, 90.0, 90.1, 89.9)
-    assert numbers(equals(GOAL, [trial(1, 99.0, 101.0, 100.0), noisy, far], is_resampled=False)) == [1, 2]
+    assert numbers(equals(GOAL, [trial(1, 99.0, 101.0, 100.0), noisy, far])) == [1, 2]
     two = [trial(1, 99.0, 101.0), trial(2, 97.0, 94.0)]
-    assert numbers(equals(GOAL, two, is_resampled=False)) == [1]  # two runs tell nothing apart, so they do not count
+    assert numbers(equals(GOAL, two)) == [1]  # two runs tell nothing apart, so they do not count
 
 
 def test_what_breaks_a_limit_is_equal_to_nothing() -> None:
     goal = Goal(GOAL.metrics, (Limit.parse("p99_tpot_ms=20"),))
     trials = [trial(1, 100.0, p99_tpot_ms=21), trial(2, 90.0, p99_tpot_ms=19), trial(3, 89.9, p99_tpot_ms=19)]
-    assert numbers(equals(goal, trials, is_resampled=False)) == [2, 3]
+    assert numbers(equals(goal, trials)) == [2, 3]
 
 
 def test_goodput_then_share_then_p99_ttft_then_fewest_seats() -> None:
