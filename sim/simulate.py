@@ -18,8 +18,7 @@ from simbatch.sim.workload.predicted import PredictedSource, Predictor
 
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
-    from simbatch.sim.engine.explain import Event
-    from simbatch.sim.engine.listener import Listener
+    from simbatch.sim.engine.listener import Event, Listener
     from simbatch.sim.engine.record import RunRecord
     from simbatch.sim.results import Result
     from simbatch.sim.scenario.fleet import Fleet

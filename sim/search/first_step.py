@@ -9,7 +9,7 @@ from typing import Any
 
 from simbatch.sim.clock import to_s
 from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.resources import Step
 from simbatch.sim.scenario.resolve import Resolved
 from simbatch.sim.simulate import listen
 

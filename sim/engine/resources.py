@@ -1,8 +1,15 @@
-"""The engine's thread: how long it is busy with a launch, an update, an admission."""
+"""The two resources of an engine, its thread (host) and the GPU (device), and a step on its way through both."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+from simbatch.sim.cost.features import Features, step_ps
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, HostDraws, HostTimes
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.noise import NoiseDraws
+from simbatch.sim.scheduler.batch import Batch
+from simbatch.sim.scheduler.request import NEVER, Request
 
 
 class Host:
@@ -43,3 +50,38 @@ class Host:
     def admit_ps(self, num_prompt_tokens: int) -> int:
         """How long it takes to take in a request."""
         return self.times.admit_base_ps + self.times.admit_per_prompt_token_ps * num_prompt_tokens
+
+
+class Device:
+    """How long it works on a batch, and when it is free."""
+
+    def __init__(self, cost: CostModel, noise: NoiseDraws | None = None) -> None:
+        self.cost = cost
+        self.noise = noise
+        self.free_ps = 0  # end of the batch that was launched last
+
+    def work_ps(self, features: Features) -> int:
+        """How long it works on a batch; the next draw, if its times are noisy."""
+        duration_ps = step_ps(self.cost, features)
+        if self.noise is None:
+            return duration_ps
+        return self.noise.step_ps(duration_ps, features.prefill_tokens > 0)
+
+
+NOTHING = Features(0, 0, 0, 0, 0, 0)
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A scheduled batch; times in ps. An empty one has no number and takes no time."""
+
+    batch: Batch
+    schedule_ps: int  # S: schedule() begins on the host
+    launched_ps: int  # L: the launch has returned
+    start_ps: int  # the device begins
+    end_ps: int  # D: the device is done
+    features: Features = NOTHING
+    number: int = NEVER
+    num_regular: int = 0  # decodes whose previous token came with the step before
+    noted: list[Request] = field(default_factory=list)  # those who get a token that is not such a decode's
+    updated_ps: int = NEVER  # U: the update is over, its tokens exist
