@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 from benchmarks.engine_speed import AZURE, Repeated, azure_scenario
-from simbatch.routers.registry import ROUTERS
 from simbatch.sim import engine
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine import Member, run_cluster
+from simbatch.sim.plugins.named import ROUTERS
 from simbatch.sim.results import Result
 from simbatch.sim.scenario.resolve import Resolved, resolve
 from simbatch.sim.simulate import run_facts

@@ -18,6 +18,8 @@ _OURS = tuple(
 )
 _OTHERS = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
+_CONTRACTS = {"simbatch.policies.base", "simbatch.routers.base", "simbatch.sim.plugins.contract"}
+
 
 def place_of(error: BaseException, own: object = None) -> tuple[str, str]:
     """`my/policy.py:17`, and to mend that line: the last one of the user's that `error` came through.
@@ -47,11 +49,7 @@ def _mend(line: str | None) -> str:
 
 
 def _files_of(own: object) -> set[str]:
-    kinds = (
-        [kind for kind in own.__mro__ if kind.__module__ != "simbatch.policies.base"]
-        if isinstance(own, type)
-        else [own]
-    )
+    kinds = [kind for kind in own.__mro__ if kind.__module__ not in _CONTRACTS] if isinstance(own, type) else [own]
     found = set()
     for kind in kinds:
         try:

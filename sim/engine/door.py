@@ -1,4 +1,4 @@
-"""One engine from outside: its door, where requests are taken in, turned away, held back, and what policies see of it."""
+"""One engine from outside: its door, where requests are taken in, turned away or held, and what policies see."""
 
 from __future__ import annotations
 

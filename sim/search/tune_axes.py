@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from simbatch.policies.registry import policy_class
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.named import POLICIES
 from simbatch.sim.scenario import Resolved
 from simbatch.sim.scenario.sweep import Range
 from simbatch.sim.search.tune_goal import Limit
@@ -66,7 +66,7 @@ def _policies(resolved: Resolved) -> list[str]:
     if scenario.engine.scheduling_policy == "priority":  # the order is vLLM's own
         others = ["vllm"]
     for name in others:
-        policy_class(name, folder=scenario.folder)
+        POLICIES.find(name, folder=scenario.folder)
     return list(dict.fromkeys([scenario.policy.name, *others]))
 
 

@@ -12,8 +12,8 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from simbatch.policies.registry import policy_class
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.named import POLICIES
 from simbatch.sim.scenario import Scenario, resolve
 
 Point = tuple[int, ...]
@@ -68,7 +68,7 @@ class Space:
 
     def _parameters_of(self, name: str) -> set[str]:
         try:
-            return {field.name for field in fields(policy_class(name, folder=self.scenario.folder))}
+            return {field.name for field in fields(POLICIES.find(name, folder=self.scenario.folder))}
         except UserError as error:
             raise UserError(*(replace(each, place=f"{self._origin} {each.place}") for each in error.problems)) from None
 

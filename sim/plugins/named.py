@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
+from simbatch.policies.base import Policy
+from simbatch.routers.base import Router
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.users_code import place_of
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 T = TypeVar("T")
+CONTRACT = {"base", "testing"}  # files of each kind's folder that are none of the kind
 OWN = "for your own, write package.module:Class or file.py:Class"
 
 
@@ -33,15 +36,14 @@ OWN = "for your own, write package.module:Class or file.py:Class"
 class Plugins(Generic[T]):
     """All classes of one kind: `word` says what they are, `key` where a scenario names one, `see` which command lists.
 
-    `package` is the folder of those that ship, every file of it but `machinery` one of that name; `base` is what all
-    derive from, and `public` how a user imports it.
+    `package` is the folder of those that ship, every file of it but those of `CONTRACT` one of that name; `base` is
+    what all derive from, and `public` how a user imports it.
     """
 
     word: str
     key: str
     see: str
     package: str
-    machinery: frozenset[str]
     base: type[T]
     public: str
 
@@ -58,7 +60,13 @@ class Plugins(Generic[T]):
     def shipped(self) -> tuple[str, ...]:
         """Those of the folder."""
         folder = importlib.import_module(self.package)
-        return tuple(sorted({module.name for module in pkgutil.iter_modules(folder.__path__)} - self.machinery))
+        return tuple(sorted({module.name for module in pkgutil.iter_modules(folder.__path__)} - CONTRACT))
+
+    def made(self, given: T | type[T] | str, parameters: Mapping[str, Any]) -> T:
+        """An object as it is, a class or a name as in YAML with its parameters."""
+        if isinstance(given, str):
+            return self.load(given, parameters, folder=Path())
+        return given(**parameters) if isinstance(given, type) else given
 
     def load(self, name: str, params: Mapping[str, Any], *, folder: Path) -> T:
         """The one called `name` with its parameters; a `file.py:Class` is looked for in `folder` first.
@@ -136,6 +144,10 @@ class Plugins(Generic[T]):
         finally:
             sys.dont_write_bytecode = writes_bytecode
         return module
+
+
+POLICIES = Plugins("policy", "policy", "policies", "simbatch.policies", Policy, "simbatch.policies.Policy")
+ROUTERS = Plugins("router", "cluster.router", "routers", "simbatch.routers", Router, "simbatch.routers.Router")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Policies as text: what `simbatch policies` prints, and the page docs/policies.md."""
+"""Policies and routers as text: what `simbatch policies` and `routers` print, and the page docs/policies.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from simbatch.policies.base import Policy
+from simbatch.sim.plugins.named import Plugins
 
 HEAD = """# The policies that ship
 
@@ -17,32 +20,26 @@ This page is made from the policies themselves: `make docs`.
 """
 
 
-def policy_facts(name: str) -> dict[str, Any]:
-    """All that there is to know about a policy, as plain data."""
-    from simbatch.policies.registry import policy_class, policy_schema
-
-    kind = policy_class(name, folder=Path())
-    properties = policy_schema(name).get("properties", {})
+def facts_of(plugins: Plugins[Any], name: str) -> dict[str, Any]:
+    """All there is to know about one of them, as plain data; of a policy its disciplines and decisions, too."""
+    kind = plugins.find(name, folder=Path())
     text = inspect.getdoc(kind) or ""
-    parameters = {
+    facts: dict[str, Any] = {"name": name, "summary": text.split("\n\n")[0].replace("\n", " "), "description": text}
+    if issubclass(kind, Policy):
+        facts |= {"disciplines": list(kind.disciplines), "decides": kind.decisions()}
+    facts["parameters"] = {
         key: {"type": _type(node), "default": node.get("default"), "description": node.get("description", "")}
-        for key, node in properties.items()
+        for key, node in plugins.schema(name).get("properties", {}).items()
     }
-    return {
-        "name": name,
-        "summary": text.split("\n\n")[0].replace("\n", " "),
-        "description": text,
-        "disciplines": list(kind.disciplines),
-        "decides": kind.decisions(),
-        "parameters": parameters,
-    }
+    return facts
 
 
-def lines_of(policy: dict[str, Any]) -> Iterator[str]:
+def lines_of(facts: dict[str, Any]) -> Iterator[str]:
     """For the console."""
-    yield f"{policy['name']}  ({' and '.join(policy['disciplines'])} batching)"
-    yield f"    {policy['summary']}"
-    for key, parameter in policy["parameters"].items():
+    disciplines = facts.get("disciplines")
+    yield facts["name"] + (f"  ({' and '.join(disciplines)} batching)" if disciplines else "")
+    yield f"    {facts['summary']}"
+    for key, parameter in facts["parameters"].items():
         meaning = f" - {parameter['description']}" if parameter["description"] else ""
         yield f"    {key}: {parameter['type']}, default {parameter['default']}{meaning}"
 
