@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from simbatch.sim.cost.features import step_ps_beside
-from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.model import CostModel, step_ps_beside
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simbatch.sim.cost.features import Features, step_ps
+from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, HostDraws, HostTimes
-from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.noise import NoiseDraws
+from simbatch.sim.cost.model import CostModel, Features, step_ps
 from simbatch.sim.scheduler.batch import Batch
 from simbatch.sim.scheduler.request import NEVER, Request
 

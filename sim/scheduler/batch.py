@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from simbatch.sim.cost.features import is_decode as is_decode_entry
+from simbatch.sim.cost.model import is_decode as is_decode_entry
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.views import KnownRequest
