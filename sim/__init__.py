@@ -1,1 +1,1 @@
-"""To be written."""
+"""The simulator: scenarios, requests, step times, scheduler, engine, results, and searches over them."""

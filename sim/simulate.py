@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from simbatch.sim.engine.listener import Listener
     from simbatch.sim.engine.record import RunRecord
     from simbatch.sim.results import Result
-    from simbatch.sim.scenario.fleet import Fleet
+    from simbatch.sim.scenario.resolved import Fleet
     from simbatch.sim.workload.chunk import RequestSource
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.reading.document import MAX_VALUES, parse_document
-from simbatch.sim.scenario.reading.scalars import parse_plain
+from simbatch.sim.scenario.reading.syntax import parse_plain
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ Axis = Annotated[
 ]
 
 
-class Sweep(Section):
+class SweepSection(Section):
     """Which settings `simbatch sweep` varies: every combination of what stands here."""
 
     model_config = ConfigDict(
