@@ -13,7 +13,8 @@ from simbatch.sim.cost.trust import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.workload.predicted import PredictedSource, Predictor
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from simbatch.sim.scenario.model import PolicyChoice, Scenario, SloSection
 from simbatch.sim.scenario.reading.source import parse_overrides
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 
 __all__ = ["PolicyChoice", "Resolved", "Scenario", "SloSection", "parse_overrides", "resolve"]

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, Validation
 from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario.engine import ClusterSettings, EngineSettings, Section
+from simbatch.sim.scenario.engine import ClusterSettings, EngineSettings
 from simbatch.sim.scenario.problems import problems_of
 from simbatch.sim.scenario.reading.document import KeyPath
 from simbatch.sim.scenario.reading.source import Source, Value, plain_data
@@ -19,6 +19,7 @@ from simbatch.sim.scenario.schema import Hints
 from simbatch.sim.scenario.shipped import open_scenario
 from simbatch.sim.scenario.sweep import SweepSection
 from simbatch.sim.workload.model import Workload
+from simbatch.sim.workload.section import Section
 
 if TYPE_CHECKING:
     from simbatch.policies.base import Policy

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from simbatch.policies.base import Policy
+from simbatch.sim.cost.host_section import HostFile
 from simbatch.sim.cost.memory import Settled
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
@@ -29,12 +30,7 @@ from simbatch.sim.scheduler.versions import (
 )
 from simbatch.sim.workload.predicted import Predictor
 
-if TYPE_CHECKING:
-    from simbatch.sim.scenario.resolve import Resolved
-from collections.abc import Callable
-from typing import TypeVar
-
-from simbatch.sim.cost.host_section import HostFile
+T = TypeVar("T")
 
 
 def resolve(
@@ -204,9 +200,6 @@ def _mixed_problems(groups: list[Resolved]) -> Iterator[Problem]:
             rule = f"all groups must have one block_size, and the first one has {groups[0].engine.block_size}"
             mend = "set engine.block_size for all of them"
             yield Problem(f"cluster.groups[{i}].engine.block_size", rule, group.engine.block_size, mend)
-
-
-T = TypeVar("T")
 
 
 def load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile | None, str | None]:

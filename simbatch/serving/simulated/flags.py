@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import OURS, EngineSettings
-from simbatch.sim.scenario.resolve import Resolved
+from simbatch.sim.scenario.resolved import Resolved
 
 SETTINGS = {name: field for name, field in EngineSettings.model_fields.items() if name not in {*OURS, "vllm_version"}}
 SWITCHES = {name for name, field in SETTINGS.items() if "bool" in str(field.annotation)}
