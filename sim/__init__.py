@@ -1,1 +1,1 @@
-"""The simulator: scenarios, requests, step times, scheduler, engine, results, and searches over them."""
+"""The simulation: scenario, workload, cost models, scheduler, engine, results, searches; no file here measures."""

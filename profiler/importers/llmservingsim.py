@@ -29,7 +29,7 @@ from simbatch.profiler.importers.link import LinkAllReduce
 from simbatch.profiler.importers.source import KV_DTYPES, Request, Source
 from simbatch.profiler.importers.tables import Floats, read_columns
 from simbatch.profiler.model.config import ModelConfig
-from simbatch.sim.cost.gpus import GPU_NAMES
+from simbatch.sim.cost.gpus import GPUS, known_gpu
 from simbatch.sim.errors import Problem, UserError
 
 LAYER_OPS = {
@@ -124,11 +124,10 @@ def read_source(request: Request) -> Source:
         raise UserError(Problem("--all-reduce", "one GPU needs none", str(request.all_reduce), "leave it out"))
     config = request.config()
     meta = read_meta(request.folder / "meta.yaml")
-    gpus = {full: short for short, full in GPU_NAMES.items()}
-    gpu, variant = meta["gpu"], meta["variant"]
-    if gpu not in gpus or variant not in MEASURED_VARIANTS:
-        rule = f"gpu must be one of {', '.join(gpus)}, and variant one of {', '.join(MEASURED_VARIANTS)}"
-        raise UserError(Problem(str(request.folder / "meta.yaml"), rule, (gpu, variant)))
+    gpu, variant = known_gpu(str(meta["gpu"])), meta["variant"]
+    if gpu is None or variant not in MEASURED_VARIANTS:
+        rule = f"gpu must be one of {', '.join(GPUS)}, and variant one of {', '.join(MEASURED_VARIANTS)}"
+        raise UserError(Problem(str(request.folder / "meta.yaml"), rule, (meta["gpu"], variant)))
     all_reduce: AllReduce | LinkAllReduce | None = None
     if request.all_reduce is not None:
         all_reduce = all_reduce_of(request.all_reduce, degree)
@@ -137,7 +136,7 @@ def read_source(request: Request) -> Source:
     tables = OpTables(request.folder, config, degree, all_reduce)
     return Source(
         model=meta["model"],
-        gpu=gpus[gpu],
+        gpu=gpu.short,
         quantisation=variant,
         kv_cache_dtype=KV_DTYPES[variant],
         vllm_version=str(meta["vllm_version"]),
