@@ -7,7 +7,7 @@ from simbatch.sim import engine
 from simbatch.sim.errors import UserError
 from simbatch.sim.results import Result
 from simbatch.sim.scenario import Resolved
-from simbatch.sim.simulate import run_facts
+from simbatch.sim.search.simulate import run_facts
 
 
 def simulate_requests(resolved: Resolved, requests: Requests) -> Result:
