@@ -22,7 +22,7 @@ from simbatch.sim.scheduler.versions import parse_version
 from simbatch.sim.streams.judge import FEW_REQUESTS
 from simbatch.sim.streams.of_result import described_result
 from simbatch.sim.workload import open_workload
-from simbatch.sim.workload.arrival_model import ClosedLoop
+from simbatch.sim.workload.arrivals import ClosedLoop
 from simbatch.sim.workload.bench import BenchRun, BenchTotals
 
 NO_ENGINE_CLOCK = "the file does not say when the engine took requests in: the client's clock alone is compared"

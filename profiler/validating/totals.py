@@ -18,7 +18,7 @@ from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.reading.source import Value
 from simbatch.sim.search.rates import at_rate
 from simbatch.sim.workload import open_workload
-from simbatch.sim.workload.arrival_model import ClosedLoop
+from simbatch.sim.workload.arrivals import ClosedLoop
 from simbatch.sim.workload.bench import BenchTotals
 
 MAX_OFF = 0.05  # share that a mean length may differ by from the scenario's

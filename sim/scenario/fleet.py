@@ -14,7 +14,7 @@ from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.profiles import collect
-from simbatch.sim.workload.predicted import Predictor
+from simbatch.sim.workload.chunk import Predictor
 
 if TYPE_CHECKING:
     from simbatch.sim.scenario.resolve import Resolved

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from simbatch.policies.base import Policy
 from simbatch.sim.errors import Problem
-from simbatch.sim.workload.predicted import Predictor, name_of
+from simbatch.sim.workload.chunk import Predictor, name_of
 
 if TYPE_CHECKING:
     from simbatch.sim.scenario.model import Scenario

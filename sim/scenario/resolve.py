@@ -41,7 +41,7 @@ from simbatch.sim.scheduler.versions import (
     unknown_settings,
     untested,
 )
-from simbatch.sim.workload.predicted import Predictor, name_of
+from simbatch.sim.workload.chunk import Predictor, name_of
 
 
 @dataclass(frozen=True)
