@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from simbatch.profiler.fitting.design import REGIMES, Limits, sample_steps
-from simbatch.profiler.fitting.fit import fit_two_regime, judge, judge_bands
-from simbatch.profiler.fitting.steps import Floats, Steps, concatenate
+from simbatch.profiler.fit.design import REGIMES, StepLimits, sample_steps
+from simbatch.profiler.fit.two_regime import fit_two_regime, judge, judge_bands
 from simbatch.profiler.importers.source import Fitted
+from simbatch.profiler.records.steps import Floats, Steps, concatenate
 from simbatch.sim.cost.error import FitError
 from simbatch.sim.cost.measured_range import DecodeRange, MeasuredRange, MixedRange
 
@@ -22,7 +22,7 @@ class OpTimes(Protocol):
         """What each step lasts, s."""
         ...
 
-    def limits(self, kv_tokens: int, /) -> Limits:
+    def limits(self, kv_tokens: int, /) -> StepLimits:
         """What was measured, and the tokens that a batch may hold."""
         ...
 
@@ -57,7 +57,7 @@ def fit_tables(tables: OpTimes, kv_tokens: int) -> Fitted:
     return Fitted(step_time, error, _range(limits))
 
 
-def _range(limits: Limits) -> MeasuredRange:
+def _range(limits: StepLimits) -> MeasuredRange:
     longest = limits.max_num_batched_tokens
     contexts = {"mean_context": limits.context, "decode_context": (limits.context[0], limits.kv_tokens)}
     return MeasuredRange(
