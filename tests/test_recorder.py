@@ -289,7 +289,7 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from tests.test_recorder import *
-made = Recorder(RotatingFile(Path(sys.argv[1]), {}), None, print)
+made = StepRecorder(RotatingFile(Path(sys.argv[1]), {}), None, print)
 for i in range(200):
     runs(made, output(new=[(str(i), 0)], tokens={str(i): 8}), float(i))
 time.sleep(1.0)
