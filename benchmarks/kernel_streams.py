@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.stream_fit import SHARED, require, write_runs
 from simbatch.profiler.fit.streams.runs import real_means, simulated_means, streams_of
 from simbatch.profiler.importers.imported import import_profile
-from simbatch.profiler.importers.source import Request
+from simbatch.profiler.importers.source import ImportRequest
 from simbatch.profiler.records.recorded import read_recorded
 
 DEGREE = 8
@@ -42,7 +42,7 @@ SERVERS = (
 
 def imported(server: Server, shared: Path) -> dict[str, Any]:
     """The profile as `profiles import` writes it."""
-    request = Request(
+    request = ImportRequest(
         source="aiconfigurator",
         folder=require(shared, "gpu/aiconfigurator/h100_sxm"),
         output_name="profile.json",

@@ -32,7 +32,7 @@ from simbatch.profiler.fit.streams.runs import (
     streams_of,
 )
 from simbatch.profiler.records.recorded import read_recorded
-from simbatch.sim.cost.stream_fit import StreamFit
+from simbatch.sim.cost.provenance import StreamFit
 from simbatch.sim.errors import UserError
 from simbatch.sim.results.metrics import latencies_ms
 from simbatch.sim.streams.streams import Streams

@@ -20,7 +20,7 @@ from simbatch.profiler.fit.streams.runs import Seen, requests_of
 from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.stream_fit import HARDLY_TOLD
+from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.streams.judge import judge

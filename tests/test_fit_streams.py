@@ -23,7 +23,7 @@ from simbatch.profiler.fit.streams.from_streams import fit_streams
 from simbatch.profiler.fit.streams.priors import of_name
 from simbatch.profiler.fit.streams.runs import MAX_BYTES, read_results
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.stream_fit import HARDLY_TOLD
+from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
 from simbatch.sim.streams.batches import batches_of
 from simbatch.sim.streams.steps import rebuild_steps

@@ -25,9 +25,9 @@ from simbatch.profiler.fit.repeats import Drift, drift_of, noise_floor
 from simbatch.profiler.fit.two_regime import bands
 from simbatch.profiler.records.samples import Admission, Samples, steps_of
 from simbatch.profiler.records.steps import Floats, MeasuredSteps, noise_of, predict_s, range_of
-from simbatch.sim.cost.error import FitError
 from simbatch.sim.cost.load import problems_of
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.cost.provenance import FitError
 from simbatch.sim.errors import Problem, UserError
 
 ENOUGH = {"decode": (12, NUM_FOLDS), "prefill": (4, 2), "mixed": (12, NUM_FOLDS)}  # steps, episodes that have them

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simbatch.profiler.fit.choose import REGIMES, errors_by_regime
-from simbatch.sim.cost.error import ErrorFigures, FitError
+from simbatch.sim.cost.provenance import ErrorFigures, FitError
 from simbatch.sim.results.plots.style import INK, colours, duration_text, figure, headline
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, durations_s
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.features import Features, features_of
+from simbatch.sim.cost.model import Features, features_of
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RunRecord
 from simbatch.sim.results import Result, RunFacts
 from simbatch.sim.results.registry import Metric

@@ -20,8 +20,7 @@ from simbatch.profiler.records.lines import durations_s
 from simbatch.profiler.records.real_run import AnyRun, RealRun, features
 from simbatch.profiler.validate.figures import CLIENT, LATENCIES, Bounds, ComparedFigure, figures_of
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
-from simbatch.sim.cost.features import step_ps
-from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.model import CostModel, step_ps
 from simbatch.sim.results import files
 
 

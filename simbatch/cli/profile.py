@@ -224,10 +224,8 @@ def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> No
     from simbatch.profiler.model.config import read_model_config
     from simbatch.profiler.model.estimates import roofline_profile
     from simbatch.profiler.write import write_profile
-    from simbatch.sim.cost.gpus import GPUS
+    from simbatch.sim.cost.gpus import find_gpu
 
-    if gpu not in GPUS:
-        raise UserError(Problem("--roofline GPU", f"must be one of {', '.join(GPUS)}", gpu))
     if flags.keys() - _OF_ESTIMATES:
         names = ", ".join(f"--{key.replace('_', '-')}" for key in sorted(flags.keys() - _OF_ESTIMATES))
         raise click.UsageError(
@@ -240,7 +238,7 @@ def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> No
     text = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in flags.items())
     estimated = roofline_profile(
         read_model_config(config),
-        GPUS[gpu],
+        find_gpu(gpu, "--roofline GPU"),
         model=model,
         **written,
         command=f"simbatch profile --roofline {shlex.quote(model)}/config.json {gpu} {text}".strip(),

@@ -12,7 +12,7 @@ from simbatch.profiler.fit.streams.parts import Parts
 from simbatch.profiler.fit.streams.runs import Means, StreamRun
 from simbatch.profiler.fit.streams.worth import batch_span, bounds
 from simbatch.sim.cost.profile import Profile
-from simbatch.sim.cost.stream_fit import HARDLY_TOLD
+from simbatch.sim.cost.provenance import HARDLY_TOLD
 
 DIGITS = 4
 

@@ -21,7 +21,7 @@ from simbatch.profiler.fit.streams.priors import ModelShape
 from simbatch.profiler.fit.streams.runs import Means, StreamRun, real_means, simulated
 from simbatch.profiler.fit.streams.way_in import fit_way_in
 from simbatch.profiler.records.steps import noise_quantiles
-from simbatch.sim.cost.stream_fit import HARDLY_TOLD
+from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.streams.streams import Floats, Streams
 
