@@ -9,7 +9,7 @@ from numbers import Real
 
 from simbatch.sim.clock import to_s
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.users_code import place_of
+from simbatch.sim.plugins import place_of
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simbatch.sim.scenario.resolve import Resolved
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.workload.lengths import length_draw
 from simbatch.sim.workload.model import Workload
 

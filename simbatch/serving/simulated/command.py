@@ -21,7 +21,8 @@ from simbatch.serving.simulated.plugin import SPEC
 from simbatch.serving.simulated.spec import HostChoice, ServeSpec
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 
 DEFAULT_OUTPUT_LEN = {"distribution": "lognormal", "mean": 200, "cv": 0.8}
 ENVIRONMENT = {
