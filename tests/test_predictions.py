@@ -13,7 +13,7 @@ from simbatch import Policy, Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.policies.srpt import ShortestRemainingFirst
 from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.predictions import asks
+from simbatch.sim.scenario.policy import asks
 from simbatch.sim.search.sweep import sweep
 from simbatch.sim.simulate import explain_request
 from simbatch.sim.workload.chunk import Predictable

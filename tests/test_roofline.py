@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from simbatch import Scenario, simulate
-from simbatch.profiler.fitting.design import Limits, sample_steps
-from simbatch.profiler.fitting.steps import Steps, predict_s
+from simbatch.profiler.fit.design import StepLimits, sample_steps
 from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_profile
 from simbatch.profiler.model.roofline import roofline_of
+from simbatch.profiler.records.steps import Steps, predict_s
 from simbatch.profiler.write import profile_json
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.gpus import GPUS
+from simbatch.sim.cost.gpus import GPUS, find_gpu, gpu_of
 from simbatch.sim.errors import UserError
 from tests.model_configs import llama, published
 
 GPU = GPUS["rtx4090"]
-LIMITS = Limits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
+LIMITS = StepLimits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
 BASE = load_profile("rtx4090-llama-3.1-8b-bf16", folder=Path())
 
 
@@ -172,3 +172,67 @@ def test_what_rests_on_an_estimate_says_so(tmp_path):
     result = simulate(Scenario.from_dict(scenario, folder=tmp_path))
     assert result.summary["simbatch"]["profile"]["is_estimate"] is True
     assert "(an estimate)" in result.text()
+
+
+@pytest.mark.parametrize(
+    ("written", "short"),
+    [
+        ("H100", "h100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("h100nvl", "h100-nvl"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100 80GB PCIe", "a100-pcie"),
+        ("rtx 3090", "rtx3090"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000ada"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtxpro6000"),
+        ("Tesla V100-SXM2-32GB", "v100-32"),
+        ("AMD Instinct MI300X", "mi300x"),
+    ],
+)
+def test_a_gpu_is_known_by_the_names_that_people_and_drivers_write(written, short):
+    assert find_gpu(written).short == short
+
+
+def test_every_gpu_has_a_short_name_of_its_own_and_a_source():
+    shorts = "rtx3090 rtx4090 rtx5090 rtxpro6000 a10g a40 a5000 a100 a100-40 l4 l20 l40s t4 v100-32 h100 h100-nvl h20"
+    assert {*shorts.split(), "h200", "b200", "mi300x"} <= GPUS.keys()
+    for short, gpu in GPUS.items():
+        assert find_gpu(short) is gpu
+        assert find_gpu(gpu.name) is gpu
+        assert gpu.sheet
+        assert gpu.memory_from
+    assert round(GPUS["rtx3090"].total_bytes / 2**30, 2) == 23.58
+
+
+def test_no_card_of_another_size_is_guessed():
+    for wrong in ("rtx3080", "a100-20", "b100", "h10"):
+        with pytest.raises(UserError, match="--gpu-spec") as error:
+            find_gpu(wrong)
+        assert "did you mean" not in str(error.value)
+    with pytest.raises(UserError, match="did you mean h100-pcie"):
+        find_gpu("h100 pci")
+
+
+def test_a_datasheet_of_ones_own_stands_alone_or_changes_a_known_one():
+    own = gpu_of(None, "memory=24GiB,bandwidth=936GB/s,bf16_flops=71T,link=32GB/s,name=My Card")
+    assert (own.short, own.total_bytes, own.bandwidth_bytes_per_s) == ("my-card", 24 * 2**30, 936e9)
+    assert own.peak_flops_per_s("fp8") == 71e12
+    assert not own.has_fast_link
+    changed = gpu_of("h100", "memory=94GiB")
+    assert (changed.short, changed.total_bytes) == ("h100", 94 * 2**30)
+    assert changed.flops_per_s == GPUS["h100"].flops_per_s
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("memory=24GiB", "bandwidth, bf16_flops missing"),
+        ("memory=24,bandwidth=1TB/s,bf16_flops=1T", "memory: must be a number with its unit"),
+        ("speed=3", "takes KEY=VALUE with the keys memory"),
+    ],
+)
+def test_a_wrong_datasheet_says_what_is_wrong(spec, said):
+    with pytest.raises(UserError, match=said):
+        gpu_of(None, spec)

@@ -16,17 +16,22 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simbatch.profiler.fitting.design import Limits
-from simbatch.profiler.fitting.steps import Steps
-from simbatch.profiler.importers.fit_tables import fit_tables
-from simbatch.profiler.importers.kernels import AllReduce, ContextAttention, Gemm, GenerationAttention, tables_of
-from simbatch.profiler.importers.link import LinkAllReduce
-from simbatch.profiler.importers.source import KV_DTYPES, Request, Source
+from simbatch.profiler.fit.design import StepLimits
+from simbatch.profiler.importers.kernels import (
+    AllReduce,
+    ContextAttention,
+    Gemm,
+    GenerationAttention,
+    LinkAllReduce,
+    tables_of,
+)
+from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, TableSource, fit_tables
 from simbatch.profiler.importers.tables import Floats
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.weights import layer_matrices, local_kv_heads, local_vocab
-from simbatch.sim.cost.link import Link
+from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost.memory import KVCacheType
+from simbatch.sim.cost.provenance import Link
 from simbatch.sim.errors import Problem, UserError
 
 CREDIT = (
@@ -130,10 +135,10 @@ class KernelTables:
         read = steps.decode_context * self._kv_token_bytes / (KV_READ_SHARE * self.bandwidth_bytes_per_s)
         return context + self._generation.time_s(steps.num_decodes, steps.mean_context, read + KV_READ_S)
 
-    def limits(self, kv_tokens: int) -> Limits:
+    def limits(self, kv_tokens: int) -> StepLimits:
         """What was measured, for a design."""
         most_seqs = min(MAX_SEQS, int(self._generation.seqs[-1]))
-        return Limits(
+        return StepLimits(
             decode_only_seqs=(1, most_seqs),
             mixed_seqs=(1, most_seqs),
             context=(1, int(self._context.lengths[-1])),
@@ -149,7 +154,7 @@ class KernelTables:
         return [int(count) for count in self._gemms[0].tokens]
 
 
-def read_source(request: Request) -> Source:
+def read_source(request: ImportRequest) -> TableSource:
     """Read DIR, one GPU, for a model; raises UserError for what is missing, malformed or not measured."""
     request.refuse(all_reduce="--all-reduce")
     gpu, quantisation = GPUS.get(request.folder.name), request.quantisation or "bf16"
@@ -172,7 +177,7 @@ def read_source(request: Request) -> Source:
         link=request.link,
         greedy=request.greedy,
     )
-    return Source(
+    return TableSource(
         model=request.model,
         gpu=gpu,
         quantisation=quantisation,

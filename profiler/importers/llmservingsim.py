@@ -20,16 +20,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simbatch.profiler.fitting.design import Limits
-from simbatch.profiler.fitting.steps import Steps
+from simbatch.profiler.fit.design import StepLimits
 from simbatch.profiler.importers.attention import AttentionTable
-from simbatch.profiler.importers.fit_tables import fit_tables
-from simbatch.profiler.importers.kernels import AllReduce, all_reduce_of
-from simbatch.profiler.importers.link import LinkAllReduce
-from simbatch.profiler.importers.source import KV_DTYPES, Request, Source
+from simbatch.profiler.importers.kernels import AllReduce, LinkAllReduce, all_reduce_of
+from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, TableSource, fit_tables
 from simbatch.profiler.importers.tables import Floats, read_columns
 from simbatch.profiler.model.config import ModelConfig
-from simbatch.sim.cost.gpus import GPU_NAMES
+from simbatch.profiler.records.steps import Steps
+from simbatch.sim.cost.gpus import GPUS, known_gpu
 from simbatch.sim.errors import Problem, UserError
 
 LAYER_OPS = {
@@ -82,7 +80,7 @@ class OpTables:
             total_s += calls * self._all_reduce.time_s(steps.num_tokens, self.config.hidden_size)
         return np.asarray(total_s)
 
-    def limits(self, kv_tokens: int) -> Limits:
+    def limits(self, kv_tokens: int) -> StepLimits:
         """The measured grid, for a design."""
         return self.attention.limits(min(MAX_BATCHED_TOKENS, self.token_counts[-1]), kv_tokens)
 
@@ -110,7 +108,7 @@ class OpTables:
         return counts[rows], times[rows]
 
 
-def read_source(request: Request) -> Source:
+def read_source(request: ImportRequest) -> TableSource:
     """Read DIR, one model on one GPU; raises UserError for what is missing, malformed or not measured."""
     request.refuse(model="--model", quantisation="--quantization", greedy="--greedy")
     if request.kv_cache_dtype != "auto":
@@ -124,20 +122,19 @@ def read_source(request: Request) -> Source:
         raise UserError(Problem("--all-reduce", "one GPU needs none", str(request.all_reduce), "leave it out"))
     config = request.config()
     meta = read_meta(request.folder / "meta.yaml")
-    gpus = {full: short for short, full in GPU_NAMES.items()}
-    gpu, variant = meta["gpu"], meta["variant"]
-    if gpu not in gpus or variant not in MEASURED_VARIANTS:
-        rule = f"gpu must be one of {', '.join(gpus)}, and variant one of {', '.join(MEASURED_VARIANTS)}"
-        raise UserError(Problem(str(request.folder / "meta.yaml"), rule, (gpu, variant)))
+    gpu, variant = known_gpu(str(meta["gpu"])), meta["variant"]
+    if gpu is None or variant not in MEASURED_VARIANTS:
+        rule = f"gpu must be one of {', '.join(GPUS)}, and variant one of {', '.join(MEASURED_VARIANTS)}"
+        raise UserError(Problem(str(request.folder / "meta.yaml"), rule, (meta["gpu"], variant)))
     all_reduce: AllReduce | LinkAllReduce | None = None
     if request.all_reduce is not None:
         all_reduce = all_reduce_of(request.all_reduce, degree)
     elif request.link is not None:
         all_reduce = LinkAllReduce(request.link, degree)
     tables = OpTables(request.folder, config, degree, all_reduce)
-    return Source(
+    return TableSource(
         model=meta["model"],
-        gpu=gpus[gpu],
+        gpu=gpu.short,
         quantisation=variant,
         kv_cache_dtype=KV_DTYPES[variant],
         vllm_version=str(meta["vllm_version"]),

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simbatch.profiler.fitting.steps import Floats, Steps
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
 from simbatch.profiler.model.memory_plan import kv_bytes_per_token
 from simbatch.profiler.model.quantisation import checked_quantisation, compute_dtype
 from simbatch.profiler.model.weights import Matrix, layer_matrices, local_vocab
+from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 
@@ -35,7 +35,7 @@ ELEMENTWISE_SHARE = 0.8
 LAUNCH_S, SAMPLER_S, SAMPLER_SEQ_S = 8e-6, 30e-6, 0.6e-6
 ALL_REDUCE_S, LINK_SHARE = 5e-6, 0.55
 # A PCIe link without peer-to-peer, with which a real server of two RTX PRO 6000 is met (docs/profiles.md)
-PCIE_GPUS, PCIE_S, PCIE_BYTES_PER_S = ("rtx4090", "rtxpro6000", "l40s"), 40e-6, 16e9
+PCIE_S, PCIE_BYTES_PER_S = 40e-6, 16e9
 MIXED_CONTEXT = 2.5  # a decode's context beside a prefill costs 1.8 to 3.8 times as much as alone
 COUNTS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384)
 DECODE_COUNTS = tuple(count for count in COUNTS if count <= 2048)
@@ -159,7 +159,7 @@ class Roofline:
         if size == 1:
             return 0.0
         moved = 2 * (size - 1) / size * tokens * self.config.hidden_size * self.config.element_bytes
-        if self.gpu.short in PCIE_GPUS:
+        if not self.gpu.has_fast_link:
             return PCIE_S + moved / PCIE_BYTES_PER_S
         return ALL_REDUCE_S + moved / (self.gpu.link_bytes_per_s * LINK_SHARE)
 

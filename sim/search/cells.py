@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.chance import resampling, seeds_of
-from simbatch.sim.scenario.fleet import Fleet
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.reading.source import plain_value
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Fleet, Resolved
 
 if TYPE_CHECKING:
     from simbatch.sim.search.run import run_cells

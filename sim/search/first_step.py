@@ -10,7 +10,7 @@ from typing import Any
 from simbatch.sim.clock import to_s
 from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.step import Step
-from simbatch.sim.scenario.resolve import Resolved
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.simulate import listen
 
 MAX_STEPS = 200_000  # further than that nobody looks

@@ -25,7 +25,7 @@ def describe_all(
 
     `source_of` opens the file, or one run of it by its number. UserError where a picture is asked of several runs.
     """
-    from simbatch.sim.streams.of_result import described_result
+    from simbatch.sim.streams.described import described_result
     from simbatch.sim.workload.bench import BenchRun, read_results
     from simbatch.sim.workload.traces.text import check_file
 

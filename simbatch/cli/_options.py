@@ -16,6 +16,13 @@ Command = Callable[..., Any]
 HOST = "simbatch.host"  # among what a command's context keeps
 
 
+def gpu_options(command: Command) -> Command:
+    """--gpu and --gpu-spec, for `gpus.gpu_of`."""
+    spec = "Your own datasheet, or what differs from G's: memory=24GiB,bandwidth=936GB/s,bf16_flops=71T,link=32GB/s."
+    command = click.option("--gpu-spec", metavar="KEY=VALUE,...", help=spec)(command)
+    return click.option("--gpu", metavar="G", help="h100, a100-40, rtx3090 ... (`simbatch profiles gpus`).")(command)
+
+
 def scenario_options(command: Command) -> Command:
     """FILE, --set, --seed and -o, which every command that simulates takes."""
     options = (

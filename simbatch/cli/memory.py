@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._options import gpu_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from simbatch.sim.cost.gpus import Gpu
 
 Count = click.IntRange(min=1)
-_OF_CONFIGS = ("gpu", "quantization", "tensor_parallel_size", "max_num_batched_tokens")
+_OF_CONFIGS = ("gpu", "gpu_spec", "quantization", "tensor_parallel_size", "max_num_batched_tokens")
 
 
 @click.command()
 @click.argument("model_config", required=False, type=click.Path(path_type=Path))
-@click.option("--gpu", metavar="GPU", help="rtx4090, rtxpro6000, h100, h200, a100 or l40s.")
+@gpu_options
 @click.option("--profile", metavar="NAME", help="Take the memory of this profile instead of MODEL_CONFIG and --gpu.")
 @click.option("--quantization", metavar="NAME", help="awq, gptq, int4, int8, fp8 ...; default: the config's own.")
 @click.option("--kv-cache-dtype", default="auto", show_default=True, metavar="NAME", help="auto, fp8 ...")
@@ -73,8 +74,9 @@ def _of_config(path: Path, lengths: Lengths | None, flags: dict[str, Any]) -> An
     from simbatch.profiler.model.config import read_model_config
     from simbatch.profiler.model.memory_answer import Cache, Row, largest_max_num_seqs, rows_of
     from simbatch.profiler.model.memory_batch import fit
+    from simbatch.sim.cost.gpus import gpu_of
 
-    gpu = _gpu(flags["gpu"])
+    gpu = gpu_of(flags["gpu"], flags["gpu_spec"])
     _check_config(path)
     config = read_model_config(path)
     plan, block_size = _plan(config, gpu, flags, flags["max_num_seqs"]), flags["block_size"] or 16
@@ -221,23 +223,6 @@ def _notes(cache: Cache, lengths: Lengths | None, found: Any, largest: int | Non
     from simbatch.profiler.model.memory_answer import notes_of
 
     return notes_of(cache, lengths, found, largest)
-
-
-def _gpu(name: str | None) -> Gpu:
-    from difflib import get_close_matches
-
-    from simbatch.sim.cost.gpus import GPUS
-
-    known = ", ".join(GPUS)
-    if name is None:
-        raise UserError(
-            Problem("--gpu", "is missing: whose memory is it?", mend=f"one of {known}; or take --profile NAME")
-        )
-    if name.lower() in GPUS:
-        return GPUS[name.lower()]
-    near = get_close_matches(name.lower(), GPUS, n=1, cutoff=0.5)
-    guess = f"did you mean {near[0]}? " if near else ""
-    raise UserError(Problem("--gpu", "is not known", name, f"{guess}known: {known}"))
 
 
 def _check_config(path: Path) -> None:

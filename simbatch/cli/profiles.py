@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._profile_import import estimate, import_profile
-from simbatch.sim.cost.error import span
+from simbatch.sim.cost.provenance import span
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from simbatch.sim.cost.error import ErrorFigures
     from simbatch.sim.cost.profile import Profile
-    from simbatch.sim.cost.stream_fit import SeenRun
+    from simbatch.sim.cost.provenance import ErrorFigures, SeenRun
 
 SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 MIN_WIDTH = 140  # a row of `list` stays on one line when piped
@@ -74,6 +73,37 @@ def show(name: str, as_json: bool, plot: Path | None) -> None:
         click.echo(f"{key:<23} {value}")
 
 
+@profiles.command(name="gpus")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_gpus(as_json: bool) -> None:
+    """List the GPUs that have a name, with their datasheets and where the figures are from.
+
+    memory is what CUDA reports, in GiB; rates are dense, in 10^12 a second; link is to another GPU, in one direction.
+    """
+    from dataclasses import asdict
+
+    from simbatch.sim.cost.gpus import GIB, GPUS
+
+    if as_json:
+        click.echo(json.dumps([asdict(gpu) for gpu in GPUS.values()], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ("name", "GPU", "memory", "from", "GB/s", "bf16", "fp8", "int8", "fp4", "link", "datasheet")
+    table = Table(*names, box=None, pad_edge=False)
+    for gpu in GPUS.values():
+        rates = [f"{gpu.flops_per_s[kind] / 1e12:g}" if kind in gpu.flops_per_s else "-" for kind in names[5:9]]
+        memory, speed = f"{gpu.total_bytes / GIB:.2f}", f"{gpu.bandwidth_bytes_per_s / 1e9:g}"
+        source = gpu.sheet.split(" (")[0]
+        table.add_row(
+            gpu.short, gpu.name, memory, gpu.memory_from, speed, *rates, f"{gpu.link_bytes_per_s / 1e9:g}", source
+        )
+    console = Console()
+    console.width = max(console.width, 160)
+    console.print(table)
+
+
 profiles.add_command(import_profile)
 profiles.add_command(estimate)
 
@@ -88,7 +118,7 @@ def error_text(figures: ErrorFigures) -> str:
 def _facts(profile: Profile) -> dict[str, object]:
     """What tells profiles apart, in the order shown."""
     from simbatch.sim.cost.profile import MeasuredProfile
-    from simbatch.sim.cost.stream_fit import HARDLY_TOLD
+    from simbatch.sim.cost.provenance import HARDLY_TOLD
 
     facts: dict[str, object] = {"name": profile.name}
     if isinstance(profile, MeasuredProfile):

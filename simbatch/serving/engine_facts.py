@@ -13,7 +13,7 @@ from typing import Any
 
 from simbatch.profiler.model.config import SHORT_DTYPES
 from simbatch.profiler.model.quantisation import quantisation_of
-from simbatch.sim.cost.gpus import GPU_NAMES
+from simbatch.sim.cost.gpus import known_gpu
 from simbatch.sim.errors import UserError
 
 
@@ -114,8 +114,8 @@ def _device() -> tuple[str, str, int]:
 
         return "cpu", _cpu_name(), int(get_memory_node_info(0).total_memory)
     name = str(current_platform.get_device_name(0))
-    plain = name.lower().replace(" ", "")
-    short = next((short for short in GPU_NAMES if short in plain), name.lower().replace(" ", "-"))
+    gpu = known_gpu(name)
+    short = name.lower().replace(" ", "-") if gpu is None else gpu.short
     return short, name, int(current_platform.get_device_total_memory(0))
 
 

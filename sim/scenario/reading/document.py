@@ -15,8 +15,7 @@ import yaml
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.paths import read_at_most
-from simbatch.sim.scenario.reading.scalars import parse_plain
-from simbatch.sim.scenario.reading.syntax import syntax_problem
+from simbatch.sim.scenario.reading.syntax import parse_plain, syntax_problem
 
 Key = str | int
 KeyPath = tuple[Key, ...]
