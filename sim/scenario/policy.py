@@ -28,7 +28,7 @@ from simbatch.sim.plugins import Plugins, place_of
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
 from simbatch.sim.scenario.reading.source import Source
-from simbatch.sim.workload.predicted import Predictor, name_of
+from simbatch.sim.workload.chunk import Predictor, name_of
 
 T = TypeVar("T")
 
