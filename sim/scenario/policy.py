@@ -28,7 +28,7 @@ from simbatch.sim.plugins import Plugins, place_of
 from simbatch.sim.scenario.problems import problems_of
 from simbatch.sim.scenario.reading.source import Source
 from simbatch.sim.scenario.schema import Hints
-from simbatch.sim.workload.predicted import Predictor, name_of
+from simbatch.sim.workload.chunk import Predictor, name_of
 
 if TYPE_CHECKING:
     from simbatch.sim.scenario.model import Scenario

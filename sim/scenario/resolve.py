@@ -28,7 +28,7 @@ from simbatch.sim.scheduler.versions import (
     parse_version,
     unknown_settings,
 )
-from simbatch.sim.workload.predicted import Predictor
+from simbatch.sim.workload.chunk import Predictor
 
 T = TypeVar("T")
 
