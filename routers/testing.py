@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from simbatch.routers.base import Router
-from simbatch.sim.engine.record import UNFINISHED
+from simbatch.sim.engine.record import UNFINISHED, differences
 from simbatch.sim.plugins.cases import ClusterCase, random_cluster
-from simbatch.sim.plugins.checks import BrokenRuleError, Checked, Rule, check, determinism, differences, spans
+from simbatch.sim.plugins.checks import BrokenRuleError, Checked, Rule, check, determinism, spans
 from simbatch.sim.plugins.checks import Trial as AnyTrial
 from simbatch.sim.plugins.named import ROUTERS
 

@@ -11,9 +11,9 @@ from simbatch.routers.base import Router
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.named import place_of
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.views import SentView
-from simbatch.sim.users_code import place_of
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.cluster import Cluster

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-
-from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.engine.record import RunRecord, differences
 from simbatch.sim.errors import UserError
 from simbatch.sim.plugins.contract import Plugin
 
@@ -96,18 +94,6 @@ def parameters_fault(made: Plugin) -> str | None:
     except (TypeError, ValueError) as error:
         return str(error)
     return None if again.parameters() == parameters else f"{again.parameters()} of {parameters}"
-
-
-def differences(expected: RunRecord, found: RunRecord, what: str) -> Iterator[str]:
-    """Requests, and steps where they are kept, that fare otherwise in `found`; `what` was done to get it."""
-    for field in fields(expected.requests):
-        one, other = getattr(expected.requests, field.name), getattr(found.requests, field.name)
-        if isinstance(one, np.ndarray) and not np.array_equal(one, other):
-            i = int(np.flatnonzero(one != other)[0])
-            yield f"{what}: {field.name} of request {i} is {one[i]} and {other[i]}"
-    for row, again in zip(expected.steps or (), found.steps or (), strict=False):
-        if row != again:
-            yield f"{what}: step {row.step} is {row} and {again}"
 
 
 def determinism(trial: Trial[C]) -> Iterator[str]:
