@@ -14,7 +14,8 @@ from benchmarks.engine_speed import AZURE, azure_scenario
 from simbatch.policies.registry import shipped_names
 from simbatch.sim import engine
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.workload import open_workload
 
 DUE = 0.5

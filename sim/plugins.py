@@ -1,6 +1,7 @@
-"""Classes chosen by name: those that ship, those that other packages offer, and the user's own.
+"""Classes chosen by name: those that ship, those that other packages offer, and the user's own code.
 
 Policies and routers are such kinds of classes: one file each in a folder, a dataclass whose fields are its parameters.
+Below them stand where in code of the user's own something went wrong, and what contract tests of all kinds ask alike.
 """
 
 from __future__ import annotations
@@ -8,19 +9,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import pkgutil
 import sys
-from collections.abc import Mapping
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.users_code import place_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -154,3 +157,79 @@ def _parameters_model(kind: type[Any]) -> type[BaseModel]:
     }
     config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return create_model(kind.__name__, __config__=config, **parameters)
+
+
+def _folders(package: str) -> list[str]:
+    """Where a package of ours lies, whether or not it is loaded."""
+    spec = importlib.util.find_spec(package)
+    return list(spec.submodule_search_locations or ()) if spec is not None else []
+
+
+_OURS = tuple(
+    f"{Path(folder).resolve()}/"
+    for name in ("simbatch", "simbatch.sim", "simbatch.policies")
+    for folder in _folders(name)
+)
+_OTHERS = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def place_of(error: BaseException, own: object = None) -> tuple[str, str]:
+    """`my/policy.py:17`, and to mend that line: the last one of the user's that `error` came through.
+
+    That is a line of the files in which `own` (a class, a function) and its bases are written, or of a file that
+    belongs neither to simbatch nor to Python nor to an installed package; else the very last line.
+    """
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{_shown(error.filename)}:{error.lineno}", _mend(error.text)
+    files = _files_of(own)
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if frame.filename in files or not _is_foreign(frame.filename)]
+    if not users and isinstance(own, type) and files:  # from what is made of the class, as its __init__
+        return f"{_shown(inspect.getfile(own))}:{inspect.getsourcelines(own)[1]}", "mend the class"
+    frame = (users or list(frames))[-1]
+    return f"{_shown(frame.filename)}:{frame.lineno}", _mend(frame.line)
+
+
+def defined_at(method: Callable[..., object]) -> str:
+    """`my/policy.py:12`: where a method begins."""
+    code: CodeType | None = getattr(inspect.unwrap(method), "__code__", None)
+    return f"{_shown(code.co_filename)}:{code.co_firstlineno}" if code else getattr(method, "__name__", "?")
+
+
+def _mend(line: str | None) -> str:
+    return f"mend the line: {line.strip()}" if line and line.strip() else "mend the code"
+
+
+def _files_of(own: object) -> set[str]:
+    kinds = (
+        [kind for kind in own.__mro__ if kind.__module__ != "simbatch.policies.base"]
+        if isinstance(own, type)
+        else [own]
+    )
+    found = set()
+    for kind in kinds:
+        try:
+            found.add(inspect.getfile(kind))  # type: ignore[arg-type]  # whatever has none is no harm
+        except (TypeError, OSError):
+            continue
+    return found
+
+
+def _is_foreign(file: str) -> bool:
+    return file.startswith((*_OURS, *_OTHERS, "<frozen", "<string>"))  # the latter: what dataclasses make
+
+
+def _shown(file: str) -> str:
+    """From here on, where that is shorter."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+
+
+def parameters_fault(made: Any) -> str | None:
+    """Why what YAML and JSON give back does not make the same plugin; None where it does."""
+    parameters = made.parameters()
+    try:
+        again = type(made)(**json.loads(json.dumps(parameters)))
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None if again.parameters() == parameters else f"{again.parameters()} of {parameters}"

@@ -26,7 +26,7 @@ from simbatch.sim.engine import eligibility
 from simbatch.sim.results.files import run_facts
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.reading.document import parse_document
-from simbatch.sim.scenario.reading.scalars import parse_plain
+from simbatch.sim.scenario.reading.syntax import parse_plain
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.model import Prefix, Workload
 from simbatch.sim.workload.trace_model import TRACE_FORMATS, Trace

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simbatch.profiler.measuring.batches import knee as batch_knee
+from simbatch.profiler.profile.batches import knee as batch_knee
 from simbatch.sim.statistics.knee import find_knee
 from simbatch.sim.statistics.pareto import pareto_front
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simbatch.profiler.fitting.design import Limits
-from simbatch.profiler.fitting.steps import Steps
+from simbatch.profiler.fit.design import StepLimits
 from simbatch.profiler.importers.kernels import (
     AllReduce,
     ContextAttention,
@@ -30,6 +29,7 @@ from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, TableSo
 from simbatch.profiler.importers.tables import Floats
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.weights import layer_matrices, local_kv_heads, local_vocab
+from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost.memory import KVCacheType
 from simbatch.sim.cost.provenance import Link
 from simbatch.sim.errors import Problem, UserError
@@ -135,10 +135,10 @@ class KernelTables:
         read = steps.decode_context * self._kv_token_bytes / (KV_READ_SHARE * self.bandwidth_bytes_per_s)
         return context + self._generation.time_s(steps.num_decodes, steps.mean_context, read + KV_READ_S)
 
-    def limits(self, kv_tokens: int) -> Limits:
+    def limits(self, kv_tokens: int) -> StepLimits:
         """What was measured, for a design."""
         most_seqs = min(MAX_SEQS, int(self._generation.seqs[-1]))
-        return Limits(
+        return StepLimits(
             decode_only_seqs=(1, most_seqs),
             mixed_seqs=(1, most_seqs),
             context=(1, int(self._context.lengths[-1])),

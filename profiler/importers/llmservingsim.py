@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simbatch.profiler.fitting.design import Limits
-from simbatch.profiler.fitting.steps import Steps
+from simbatch.profiler.fit.design import StepLimits
 from simbatch.profiler.importers.attention import AttentionTable
 from simbatch.profiler.importers.kernels import AllReduce, LinkAllReduce, all_reduce_of
 from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, TableSource, fit_tables
 from simbatch.profiler.importers.tables import Floats, read_columns
 from simbatch.profiler.model.config import ModelConfig
+from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost.gpus import GPUS, known_gpu
 from simbatch.sim.errors import Problem, UserError
 
@@ -80,7 +80,7 @@ class OpTables:
             total_s += calls * self._all_reduce.time_s(steps.num_tokens, self.config.hidden_size)
         return np.asarray(total_s)
 
-    def limits(self, kv_tokens: int) -> Limits:
+    def limits(self, kv_tokens: int) -> StepLimits:
         """The measured grid, for a design."""
         return self.attention.limits(min(MAX_BATCHED_TOKENS, self.token_counts[-1]), kv_tokens)
 

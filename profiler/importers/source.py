@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from simbatch.profiler.fitting.design import REGIMES, Limits, sample_steps
-from simbatch.profiler.fitting.fit import fit_two_regime, judge, judge_bands
-from simbatch.profiler.fitting.steps import Floats, Steps, concatenate
+from simbatch.profiler.fit.design import REGIMES, StepLimits, sample_steps
+from simbatch.profiler.fit.two_regime import fit_two_regime, judge, judge_bands
 from simbatch.profiler.model.config import ModelConfig, read_model_config
+from simbatch.profiler.records.steps import Floats, Steps, concatenate
 from simbatch.sim.cost.measured_range import DecodeRange, MeasuredRange, MixedRange
 from simbatch.sim.cost.memory import KVCacheType
 from simbatch.sim.cost.provenance import FitError, Link
@@ -134,7 +134,7 @@ class OpTimes(Protocol):
         """What each step lasts, s."""
         ...
 
-    def limits(self, kv_tokens: int, /) -> Limits:
+    def limits(self, kv_tokens: int, /) -> StepLimits:
         """What was measured, and the tokens that a batch may hold."""
         ...
 
@@ -169,7 +169,7 @@ def fit_tables(tables: OpTimes, kv_tokens: int) -> FittedTables:
     return FittedTables(step_time, error, _range(limits))
 
 
-def _range(limits: Limits) -> MeasuredRange:
+def _range(limits: StepLimits) -> MeasuredRange:
     longest = limits.max_num_batched_tokens
     contexts = {"mean_context": limits.context, "decode_context": (limits.context[0], limits.kv_tokens)}
     return MeasuredRange(

@@ -10,8 +10,8 @@ from simbatch.routers.base import Router
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.gateway_views import ReplicaView, RequestView
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins import place_of
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.users_code import place_of
 
 
 class Gateway:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from simbatch.sim.plugins import Plugins
 
+
 Schema = dict[str, Any]
 REFRESH: Schema = {
     "refresh_s": {

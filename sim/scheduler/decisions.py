@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from simbatch.policies.base import Plan, Policy
 from simbatch.sim.clock import to_ps
 from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.plugins import defined_at, place_of
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.predictor import predicted_length
 from simbatch.sim.scheduler.views import EngineView, KnownRequest, RequestView, request_of, view_of
 from simbatch.sim.scheduler.waiting import FcfsQueue, LaneQueue, SortedQueue, WaitingQueue
-from simbatch.sim.users_code import defined_at, place_of
 
 R = TypeVar("R", bound=KnownRequest)
 

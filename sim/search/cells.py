@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.chance import resampling, seeds_of
-from simbatch.sim.scenario.fleet import Fleet
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.reading.source import plain_value
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Fleet, Resolved
 
 if TYPE_CHECKING:
     from simbatch.sim.search.run import run_cells
@@ -106,7 +106,7 @@ def _cells(
 def evaluate(cell: Cell) -> Summary:
     """Simulate: the content of summary.json. Raises UserError, its places after the cell's settings."""
     from simbatch.sim.results.files import plain
-    from simbatch.sim.simulate import simulate
+    from simbatch.sim.search.simulate import simulate
 
     try:
         scenario = Scenario.from_dict(cell.scenario, folder=cell.folder, name=cell.name)

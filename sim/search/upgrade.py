@@ -15,7 +15,8 @@ from simbatch.sim.results.registry import Metric
 from simbatch.sim.results.result import Result
 from simbatch.sim.results.text import number, table
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.scheduler.versions import CHANGES, Change, changes_in, parse_version, short
 from simbatch.sim.search.first_step import FirstStep, first_difference
 

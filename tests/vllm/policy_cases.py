@@ -5,7 +5,7 @@ from collections import deque
 
 from parity.fuzz import random_case
 from parity.recording import CaseLines, prompt_parts
-from simbatch.profiler.served.vllm_start import installed_version
+from simbatch.profiler.server.start import installed_version
 from simbatch.sim.clock import PS_PER_S
 
 
