@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simbatch.profiler.fitting.design import Limits, sample_steps
-from simbatch.profiler.fitting.steps import predict_s
+from simbatch.profiler.fit.design import StepLimits, sample_steps
 from simbatch.profiler.importers.imported import import_profile
 from simbatch.profiler.importers.source import ImportRequest
+from simbatch.profiler.records.steps import predict_s
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.errors import UserError
 from tests.model_configs import LLAMA_8B
 
-LIMITS = Limits((1, 256), (1, 128), (16, 8192), (16, 2048), (0, 4096), 2048, 200_000)
+LIMITS = StepLimits((1, 256), (1, 128), (16, 8192), (16, 2048), (0, 4096), 2048, 200_000)
 
 
 @pytest.fixture(autouse=True)

@@ -27,8 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fitting.design import Limits
-from simbatch.profiler.fitting.steps import Floats, Steps
+from simbatch.profiler.fit.design import StepLimits
 from simbatch.profiler.importers.aiconfigurator import (
     MAX_BATCHED_TOKENS,
     MAX_HISTORY,
@@ -42,6 +41,7 @@ from simbatch.profiler.importers.aiconfigurator import (
 )
 from simbatch.profiler.importers.source import ImportRequest, TableSource, fit_tables
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig, model_config_of, read_json
+from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu, find_gpu
 from simbatch.sim.cost.memory import KVCacheType
 from simbatch.sim.errors import Problem, UserError
@@ -89,10 +89,10 @@ class CoreTables:
         seqs = steps.num_prefills + steps.num_decodes
         return np.asarray(times * MS + SAMPLER_S + (SAMPLER_SEQ_S + self.sample_s) * seqs)
 
-    def limits(self, kv_tokens: int) -> Limits:
+    def limits(self, kv_tokens: int) -> StepLimits:
         """What the tables of its kernels reach to, as far as vLLM's defaults go."""
         seqs = (1, MAX_SEQS)
-        return Limits(seqs, seqs, CONTEXT, (1, MAX_BATCHED_TOKENS), (0, MAX_HISTORY), MAX_BATCHED_TOKENS, kv_tokens)
+        return StepLimits(seqs, seqs, CONTEXT, (1, MAX_BATCHED_TOKENS), (0, MAX_HISTORY), MAX_BATCHED_TOKENS, kv_tokens)
 
     def fallbacks(self) -> list[str]:
         """Parts of a step of which some row is another engine's, or interpolated beyond what was measured."""
