@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch import Scenario, simulate
-from simbatch.profiler.validating.recorded import Recorded, read_recorded
+from simbatch.profiler.records.recorded import Recorded, read_recorded
 from simbatch.sim.cost.load import parse_json, shipped_text
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.metrics.gaps import PooledGaps

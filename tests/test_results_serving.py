@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch.sim.cost.trust import NO_HOST_TIMES
-from simbatch.sim.metrics.curves import Curve, waiting_with_preempted
+from simbatch.sim.metrics.curves import waiting_with_preempted
 from simbatch.sim.metrics.facts import SloLimits
 from simbatch.sim.metrics.steady import is_overloaded
+from simbatch.sim.metrics.step_function import Curve
 from simbatch.sim.report.result import Result
 from tests.results_records import MS, REJECTED, UNFINISHED, S, Toy, back_to_back, build, facts
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from simbatch import Scenario
-from simbatch.sim.tuning.goal import METRICS, Goal, Limit, Means, metric_of
+from simbatch.sim.results.runs import Means
+from simbatch.sim.tuning.goal import METRICS, Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Point, Space
 from simbatch.sim.tuning.study import Search
 from simbatch.sim.tuning.surface import _places, _surface, by_worth

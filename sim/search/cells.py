@@ -13,7 +13,8 @@ from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.reading.source import plain_value
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search.store import Fingerprints, digest
 
 Settings = Mapping[str, Any]  # dotted keys of a scenario to values
@@ -94,7 +95,7 @@ def _cells(
 def evaluate(cell: Cell) -> Summary:
     """Simulate: the content of summary.json. Raises UserError, its places after the cell's settings."""
     from simbatch.sim.results.files import plain
-    from simbatch.sim.simulate import simulate
+    from simbatch.sim.search.simulate import simulate
 
     try:
         scenario = Scenario.from_dict(cell.scenario, folder=cell.folder, name=cell.name)

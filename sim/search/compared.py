@@ -9,7 +9,7 @@ from simbatch.sim.report.loads import LoadComparison
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import has_chance, is_resampled
-from simbatch.sim.scenario.resolve import Resolved
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search.cells import Cell, cells_of
 from simbatch.sim.search.rates import RATE_FLAG, at_rate, axis_of, rates_of
 from simbatch.sim.search.run import Say, Watch, run_cells

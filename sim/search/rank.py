@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from simbatch.policies.registry import policy_names
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT, Metric
 from simbatch.sim.paths import user_path
+from simbatch.sim.plugins.named import POLICIES
 from simbatch.sim.results.differences import NO_DIFFERENCE, Difference
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs, Summary, Values
@@ -227,7 +227,7 @@ def _entry(scenario: Scenario, policies: Sequence[str], replications: int | None
         scenario = scenario.override(resampling(scenario), origin="--replications")
     cells: dict[str, list[Cell]] = {}
     left_out: dict[str, str] = {}
-    for name in policies or policy_names():
+    for name in policies or POLICIES.names():
         try:
             cells[name] = cells_of(scenario.with_policy(name), [{}], seeds)
         except UserError as error:

@@ -11,7 +11,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.workload import open_workload
-from simbatch.sim.workload.traffic_model import Traffic
+from simbatch.sim.workload.model import Traffic
 
 RATE_FLAG, MIN_RATES = "--rate", 2
 RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_rps")

@@ -14,8 +14,7 @@ from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.results.runs import Summary
-from simbatch.sim.scenario.fleet import Fleet
-from simbatch.sim.scenario.resolve import Resolved
+from simbatch.sim.scenario.resolved import Fleet, Resolved
 
 
 class Fingerprints:

@@ -13,14 +13,15 @@ from typing import Any
 
 from simbatch.sim.clock import to_s
 from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.resources import Step
 from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.runs import same_as
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.scheduler.versions import CHANGES, Change, changes_in, parse_version, short
-from simbatch.sim.simulate import listen
+from simbatch.sim.search.simulate import listen
 from simbatch.sim.text import number, table
 
 Summary = Mapping[str, Any]

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from simbatch.policies.registry import policy_class
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.named import POLICIES
 from simbatch.sim.scenario import Resolved, Scenario, resolve
 from simbatch.sim.scenario.sweep import Range
 from simbatch.sim.tuning.goal import Limit
@@ -72,7 +72,7 @@ class Space:
 
     def _parameters_of(self, name: str) -> set[str]:
         try:
-            return {field.name for field in fields(policy_class(name, folder=self.scenario.folder))}
+            return {field.name for field in fields(POLICIES.find(name, folder=self.scenario.folder))}
         except UserError as error:
             raise UserError(*(replace(each, place=f"{self._origin} {each.place}") for each in error.problems)) from None
 
@@ -237,7 +237,7 @@ def _policies(resolved: Resolved) -> list[str]:
     if scenario.engine.scheduling_policy == "priority":  # the order is vLLM's own
         others = ["vllm"]
     for name in others:
-        policy_class(name, folder=scenario.folder)
+        POLICIES.find(name, folder=scenario.folder)
     return list(dict.fromkeys([scenario.policy.name, *others]))
 
 

@@ -17,7 +17,7 @@ from simbatch.sim.scenario import Scenario
 from simbatch.sim.statistics.intervals import paired_difference
 from simbatch.sim.tuning.goal import Goal
 from simbatch.sim.tuning.space import SEQS, TOKENS, Settings
-from simbatch.sim.workload.traffic_model import Traffic
+from simbatch.sim.workload.model import Traffic
 
 
 @dataclass(frozen=True)

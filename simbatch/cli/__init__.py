@@ -33,8 +33,8 @@ _COMMANDS = {
     "validate": ("simbatch.cli.validate:validate", "Put a real run beside its simulation."),
     "scenarios": ("simbatch.cli.scenarios:scenarios", "List and copy the scenarios that ship."),
     "profiles": ("simbatch.cli.profiles:profiles", "List, show and import GPU profiles."),
-    "policies": ("simbatch.cli.policies:policies", "List the batching policies and their parameters."),
-    "routers": ("simbatch.cli.policies:routers", "List the routers of clusters and their parameters."),
+    "policies": ("simbatch.cli.plugins:policies", "List the batching policies and their parameters."),
+    "routers": ("simbatch.cli.plugins:routers", "List the routers of clusters and their parameters."),
     "schema": ("simbatch.cli.scenarios:schema", "Print the JSON Schema of scenario files."),
 }
 

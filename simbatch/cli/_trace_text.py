@@ -13,7 +13,7 @@ from simbatch.sim.errors import Problem, UserError
 if TYPE_CHECKING:
     from simbatch.sim.streams.described import Described
     from simbatch.sim.workload.traces import TraceSource
-    from simbatch.sim.workload.traces.tools.statistics import TraceStatistics
+    from simbatch.sim.workload.traces.statistics import TraceStatistics
 
 _WIDTH = 32
 _COLUMNS = ("mean", "cv", "min", "p5", "p50", "p90", "p99", "max")
@@ -149,7 +149,7 @@ def describe_all(
 
     `source_of` opens the file, or one run of it by its number. UserError where a picture is asked of several runs.
     """
-    from simbatch.sim.streams.of_result import described_result
+    from simbatch.sim.streams.described import described_result
     from simbatch.sim.workload.bench import BenchRun, read_results
     from simbatch.sim.workload.traces.text import check_file
 
@@ -192,7 +192,7 @@ def _is_result(file: Path) -> bool:
 
 def _facts(file: Path, source: TraceSource) -> tuple[dict[str, Any], TraceStatistics]:
     from simbatch.cli._output import progress_of
-    from simbatch.sim.workload.traces.tools.statistics import describe
+    from simbatch.sim.workload.traces.statistics import describe
 
     with progress_of(f"reading {file.name}", None, quiet=False) as progress:
         statistics = describe(source, progress)
@@ -217,7 +217,7 @@ def _draw_run(described: Described | str, statistics: TraceStatistics, facts: di
 
 
 def _draw(statistics: TraceStatistics, facts: dict[str, Any], picture: Path) -> None:
-    from simbatch.sim.workload.traces.tools.picture import draw
+    from simbatch.sim.workload.traces.statistics import draw
 
     name = Path(facts["path"]).name
     draw(statistics, f"{name} ({facts['format']}, {statistics.num_requests:,} requests)", picture)
