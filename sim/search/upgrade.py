@@ -108,11 +108,11 @@ class Upgrade:
 
     def _decision_lines(self) -> Iterator[str]:
         if self.first is None:
-            yield "DecisionLog: the same in every step; only times differ."
+            yield "Decisions: the same in every step; only times differ."
             return
         first = self.first
         since = f"the same for {first.number:,} steps. Then" if first.number else "others from the first step on:"
-        yield f"DecisionLog: {since} request {first.request_id} is"
+        yield f"Decisions: {since} request {first.request_id} is"
         for version, time_s, what in zip((self.old, self.new), first.times_s, first.what, strict=True):
             yield f"  {version} ({time_s:,.3f} s): {what}"
 
