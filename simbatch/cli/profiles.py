@@ -75,7 +75,7 @@ def show(name: str, as_json: bool, plot: Path | None, batches: str | None, promp
         _show_batches(profile, name, batches, (prompt_len, output_len), as_json, plot)
         return
     if plot is not None:
-        from simbatch.sim.results.plots.step_times import plot_step_times
+        from simbatch.sim.report.step_times import plot_step_times
 
         plot_step_times(profile, plot)
     if as_json:
