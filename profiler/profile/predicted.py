@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from simbatch.profiler.profile.batches import KNEE_FIGURES, batch_sizes, knee, plot_throughput
 from simbatch.sim.cost.gpus import GIB
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
-from simbatch.sim.statistics.knee import RULE
+from simbatch.sim.statistics.pareto import RULE
 
 if TYPE_CHECKING:
     from rich.table import Table
