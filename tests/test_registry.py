@@ -53,7 +53,7 @@ def test_a_new_figure_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < expected <= 6
     assert result.summary["simbatch"]["queue"]["num_untouched"] == expected
     assert f"Requests that waited for nobody:         {expected}" in result.text()
-    assert any(row.key == key for row in Comparison({"a": result, "b": result}).rows)
+    assert any(row.metric.key == key for row in Comparison({"a": result, "b": result}).rows)
     assert key in {each.key for each in metrics_of([result.summary])}
     (row,) = sweep(Scenario.from_dict(SCENARIO), {"engine.max_num_seqs": [4]}, jobs=1).rows
     assert row["queue.num_untouched"] == expected

@@ -10,6 +10,7 @@ from PIL import Image
 
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.differences import MetricRow
@@ -29,7 +30,7 @@ def comparison():
 
 
 def row(comparison, key):
-    return next(row for row in comparison.rows if row.key == key)
+    return next(row for row in comparison.rows if row.metric.key == key)
 
 
 def test_values_and_the_best(comparison):
@@ -39,14 +40,14 @@ def test_values_and_the_best(comparison):
     assert row(comparison, "simbatch.slo_share.all").best == ["adaptive"]
     assert row(comparison, "completed").best == []  # all the same
     assert row(comparison, "simbatch.batch_size.max").best == []  # neither end is better
-    assert row(comparison, "simbatch.classes.high.p99_ttft_ms").better == "lower"
+    assert row(comparison, "simbatch.classes.high.p99_ttft_ms").metric.better == "lower"
 
 
 def test_values_that_look_equal_are_equally_good():
     values = {"a": 2.2004, "b": 2.2001, "c": None}
-    assert MetricRow("request_throughput", "", values, "higher").best == []
-    assert MetricRow("request_throughput", "", {**values, "c": 1.0}, "higher").best == ["a", "b"]
-    assert MetricRow("request_throughput", "", {**values, "c": 1.0}, "lower").best == ["c"]
+    assert MetricRow(Metric("request_throughput", "", "higher"), values).best == []
+    assert MetricRow(Metric("request_throughput", "", "higher"), {**values, "c": 1.0}).best == ["a", "b"]
+    assert MetricRow(Metric("request_throughput", "", "lower"), {**values, "c": 1.0}).best == ["c"]
 
 
 def test_the_table(comparison):
@@ -75,7 +76,7 @@ def test_warnings_name_their_candidate():
 
 def test_without_slo_and_tokens_after_the_first_such_rows_are_left_out():
     single = Result(build([Toy(0, [0])], back_to_back([MS])), facts())
-    keys = {row.key for row in Comparison({"a": single, "b": single}).rows}
+    keys = {row.metric.key for row in Comparison({"a": single, "b": single}).rows}
     assert "request_goodput" not in keys
     assert "mean_tpot_ms" not in keys
     assert "mean_ttft_ms" in keys

@@ -174,15 +174,13 @@ class SideBySide:
         """The means over the seeds."""
         for metric, _ in self.measured:
             means = {label: runs.mean(metric) for label, runs in self.runs.items()}
-            yield MetricRow(metric.key, metric.label, means, metric.better, max(metric.decimals, 1), metric.is_share)
+            yield MetricRow(metric, means, decimals=1)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Of each metric its means, runs, intervals and differences, as plain data for compare.json."""
         return [
             {
-                "key": row.key,
-                "label": row.label,
-                "better": row.better,
+                **metric.named(),
                 "values": row.values,
                 "best": row.best,
                 "runs": values,

@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, SLO_SHARE, THROUGHPUT, Metric, value_at
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO, Metric, value_at
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario import Scenario
@@ -180,7 +180,7 @@ class _Search:
         for share in LOADS:
             rate = _rounded(saturated * share)
             runs = self._evaluate([(self._at_rate(choice, rate), self.seeds[0]) for choice in choices])
-            best = max(value_at(run, f"{SLO_SHARE}all") for run in runs)
+            best = max(value_at(run, WITHIN_SLO) for run in runs)
             self.load = CaseLoad(saturated, share, rate, best >= ENOUGH)
             if best >= ENOUGH:
                 break
