@@ -217,7 +217,9 @@ def test_a_comparison_has_a_row_for_each_tenant_and_for_fairness() -> None:
     rows = {row.metric.key: row for row in compared.rows}
     assert rows["simbatch.tenants.a.com.p99_ttft_ms"].values["first"] == pytest.approx(1990)
     assert rows["simbatch.tenants.a.com.slo_share.all"].values == {"first": 0.5, "turns": 0.5}
-    assert rows["simbatch.tenants.b\x1b.p99_ttft_ms"].metric.label == "P99 TTFT, b? (ms)"  # no escape reaches a terminal
+    assert (
+        rows["simbatch.tenants.b\x1b.p99_ttft_ms"].metric.label == "P99 TTFT, b? (ms)"
+    )  # no escape reaches a terminal
     assert rows["simbatch.fairness.tenants"].best == ["turns"]
     assert rows["simbatch.longest_wait.wait_ms"].metric.better == "lower"
 
