@@ -279,6 +279,6 @@ def possible(interval: Interval, key: str) -> Interval:
 
 
 def possible_difference(interval: Interval, key: str) -> Interval:
-    """The same of a difference of two such means."""
+    """The part of an interval in which the difference of two means of this figure can be."""
     low, high = bounds_of(key)
     return interval.within(low - high, high - low)

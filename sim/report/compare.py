@@ -138,7 +138,7 @@ COLUMNS = ("difference", "interval", "relative", "")
 
 @dataclass(frozen=True)
 class ReplicatedComparison(SideBySide):
-    """The same with `first`, the results of the first seed, for its picture and its facts."""
+    """Candidates under several seeds; `first`: the results of the first seed, for the picture and the facts."""
 
     first: Comparison = field(kw_only=True)
 

@@ -44,7 +44,7 @@ class Experiment(Generic[C]):
         return Runs([*self._summaries[candidate, load].values()], self.is_resampled)
 
     def without(self, candidates: Collection[C]) -> Experiment[C]:
-        """The same runs but for those of some candidates."""
+        """A table of the other candidates' runs."""
         rest: Experiment[C] = Experiment(is_resampled=self.is_resampled)
         rest._summaries = {key: runs for key, runs in self._summaries.items() if key[0] not in candidates}
         return rest

@@ -195,7 +195,7 @@ class DecisionLog(Listener):
         self._known, self._last = known, last
 
     def planned(self, step: Step) -> None:
-        """See `Listener`; empty steps decide nothing."""
+        """Take in what a step decides; empty steps decide nothing."""
         if not step.batch.entries and not step.batch.preempted:
             return
         entries = tuple((e.request.request_id, e.num_tokens, e.num_computed_tokens) for e in step.batch.entries)
@@ -206,7 +206,7 @@ class DecisionLog(Listener):
         self.differs = self._known is not None and (number >= len(self._known) or self._known[number] != digest)
 
     def wants_end(self) -> bool:
-        """See `Listener`."""
+        """Whether enough is known: a step differs, or nobody looks further."""
         return self.differs or len(self.digests) > self._last
 
 
