@@ -21,7 +21,7 @@ from simbatch.sim.engine import Member, run_cluster
 from simbatch.sim.results import Result
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.simulate import run_facts
+from simbatch.sim.search.simulate import run_facts
 from simbatch.sim.workload import open_workload
 
 LEAST = "least_requests"

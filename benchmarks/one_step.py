@@ -18,7 +18,7 @@ from simbatch.sim.engine.record import RunRecord, StepRow
 from simbatch.sim.results.plots import style
 from simbatch.sim.results.tokens import first_steps_ps
 from simbatch.sim.scenario.resolve import resolve
-from simbatch.sim.simulate import run_resolved
+from simbatch.sim.search.simulate import run_resolved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

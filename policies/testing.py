@@ -22,9 +22,9 @@ from simbatch.policies.registry import load_policy
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine import run
-from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
+from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord, differences
 from simbatch.sim.errors import UserError
-from simbatch.sim.plugins import differences, parameters_fault
+from simbatch.sim.plugins import parameters_fault
 from simbatch.sim.scheduler.config import EngineConfig
 
 TOLERANCE_S = 1e-9  # seconds are floats

@@ -17,9 +17,9 @@ import numpy as np
 from simbatch.routers.base import Router
 from simbatch.routers.random_clusters import ClusterCase, random_cluster
 from simbatch.routers.registry import ROUTERS
-from simbatch.sim.engine.record import UNFINISHED, RunRecord
+from simbatch.sim.engine.record import UNFINISHED, RunRecord, differences
 from simbatch.sim.errors import UserError
-from simbatch.sim.plugins import differences, parameters_fault
+from simbatch.sim.plugins import parameters_fault
 
 
 class RouterError(AssertionError):

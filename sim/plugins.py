@@ -14,7 +14,7 @@ import pkgutil
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -23,17 +23,10 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
-import numpy as np
-
-import simbatch
-import simbatch.policies
-import simbatch.sim
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-    from simbatch.sim.engine.record import RunRecord
 
 T = TypeVar("T")
 OWN = "for your own, write package.module:Class or file.py:Class"
@@ -166,8 +159,16 @@ def _parameters_model(kind: type[Any]) -> type[BaseModel]:
     return create_model(kind.__name__, __config__=config, **parameters)
 
 
+def _folders(package: str) -> list[str]:
+    """Where a package of ours lies, whether or not it is loaded."""
+    spec = importlib.util.find_spec(package)
+    return list(spec.submodule_search_locations or ()) if spec is not None else []
+
+
 _OURS = tuple(
-    f"{Path(folder).resolve()}/" for kit in (simbatch, simbatch.sim, simbatch.policies) for folder in kit.__path__
+    f"{Path(folder).resolve()}/"
+    for name in ("simbatch", "simbatch.sim", "simbatch.policies")
+    for folder in _folders(name)
 )
 _OTHERS = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -232,15 +233,3 @@ def parameters_fault(made: Any) -> str | None:
     except (TypeError, ValueError) as error:
         return str(error)
     return None if again.parameters() == parameters else f"{again.parameters()} of {parameters}"
-
-
-def differences(expected: RunRecord, found: RunRecord, what: str) -> Iterator[str]:
-    """Requests, and steps where they are kept, that fare otherwise in `found`; `what` was done to get it."""
-    for field in fields(expected.requests):
-        one, other = getattr(expected.requests, field.name), getattr(found.requests, field.name)
-        if isinstance(one, np.ndarray) and not np.array_equal(one, other):
-            i = int(np.flatnonzero(one != other)[0])
-            yield f"{what}: {field.name} of request {i} is {one[i]} and {other[i]}"
-    for row, again in zip(expected.steps or (), found.steps or (), strict=False):
-        if row != again:
-            yield f"{what}: step {row.step} is {row} and {again}"

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from simbatch.sim.errors import Problem, UserError
     from simbatch.sim.results import Result
     from simbatch.sim.scenario import Scenario
+    from simbatch.sim.search.simulate import simulate
     from simbatch.sim.search.sweep import sweep
-    from simbatch.sim.simulate import simulate
 
 __all__ = ["Policy", "Problem", "Result", "Scenario", "UserError", "simulate", "sweep"]
 
@@ -27,7 +27,7 @@ _HOMES = {
     "Result": "simbatch.sim.results",
     "Scenario": "simbatch.sim.scenario",
     "UserError": "simbatch.sim.errors",
-    "simulate": "simbatch.sim.simulate",
+    "simulate": "simbatch.sim.search.simulate",
     "sweep": "simbatch.sim.search.sweep",
 }
 

@@ -38,7 +38,7 @@ def test_every_policy_names_its_source_and_the_meaning_of_its_parameters(capsys:
 
 
 def test_schema_knows_every_key_of_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
-    from simbatch.sim.scenario.schema import Hints
+    from simbatch.sim.scenario.hints import Hints
 
     assert run("schema") == 0
     hints = Hints(json.loads(capsys.readouterr().out))

@@ -19,7 +19,7 @@ from simbatch.sim.engine.record import FINISHED, UNFINISHED
 from simbatch.sim.results.curves import computed_tokens
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.simulate import explain_request, run_resolved
+from simbatch.sim.search.simulate import explain_request, run_resolved
 from tests.test_cluster import router
 from tests.test_cluster_results import BASE
 

@@ -13,7 +13,7 @@ import pytest
 from simbatch import UserError
 from simbatch.sim.results import Result
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.simulate import run_resolved, simulate
+from simbatch.sim.search.simulate import run_resolved, simulate
 from tests.test_cli import run
 
 BASE: dict[str, Any] = {

@@ -27,7 +27,7 @@ from simbatch.sim.search.rates import at_rate
 from simbatch.sim.streams.described import described_result
 from simbatch.sim.streams.judge import FEW_REQUESTS
 from simbatch.sim.workload import open_workload
-from simbatch.sim.workload.arrival_model import ClosedLoop
+from simbatch.sim.workload.arrivals import ClosedLoop
 from simbatch.sim.workload.bench import BenchRun, BenchTotals
 
 MAX_OFF = 0.05  # share that a mean length may differ by from the scenario's

@@ -18,7 +18,7 @@ from simbatch.sim.scenario.policy import ERROR, OF_TRACE, STATED, asks
 from simbatch.sim.scenario.rules import capture_sizes, idle_keys, memory_share
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.versions import CHANGES, lacks, untested
-from simbatch.sim.workload.predicted import Predictor, name_of
+from simbatch.sim.workload.chunk import Predictor, name_of
 
 
 @dataclass(frozen=True)

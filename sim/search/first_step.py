@@ -11,7 +11,7 @@ from simbatch.sim.clock import to_s
 from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.step import Step
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.simulate import listen
+from simbatch.sim.search.simulate import listen
 
 MAX_STEPS = 200_000  # further than that nobody looks
 Decision = tuple[tuple[Any, ...], ...]  # entries (request, tokens, tokens computed before), then who was preempted

@@ -10,7 +10,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.tune_space import Settings
 from simbatch.sim.workload import open_workload
-from simbatch.sim.workload.traffic_model import Traffic
+from simbatch.sim.workload.model import Traffic
 
 RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_rps")
 WHICH = {"on_off": " in bursts", "daily": " on average", "ramp": " at the start"}  # what a process's first rate is

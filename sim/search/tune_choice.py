@@ -16,7 +16,7 @@ from simbatch.sim.search.tune_goal import Goal
 from simbatch.sim.search.tune_space import SEQS, TOKENS
 from simbatch.sim.search.tune_trial import Trial
 from simbatch.sim.statistics.intervals import paired_difference
-from simbatch.sim.workload.traffic_model import Traffic
+from simbatch.sim.workload.model import Traffic
 
 CLOSE = 0.01
 MIN_RUNS = 3  # two tell almost nothing apart

@@ -13,7 +13,7 @@ from simbatch.sim.errors import Problem, UserError
 if TYPE_CHECKING:
     from simbatch.sim.streams.described import Described
     from simbatch.sim.workload.traces import TraceSource
-    from simbatch.sim.workload.traces.tools.statistics import TraceStatistics
+    from simbatch.sim.workload.traces.statistics import TraceStatistics
 
 ARRIVALS = ("first_arrival_s", "duration_s", "mean_request_rate", "gap_cv", "burstiness")
 
@@ -68,7 +68,7 @@ def _is_result(file: Path) -> bool:
 
 def _facts(file: Path, source: TraceSource) -> tuple[dict[str, Any], TraceStatistics]:
     from simbatch.cli._progress import progress_of
-    from simbatch.sim.workload.traces.tools.statistics import describe
+    from simbatch.sim.workload.traces.statistics import describe
 
     with progress_of(f"reading {file.name}", None, quiet=False) as progress:
         statistics = describe(source, progress)
@@ -93,7 +93,7 @@ def _draw_run(described: Described | str, statistics: TraceStatistics, facts: di
 
 
 def _draw(statistics: TraceStatistics, facts: dict[str, Any], picture: Path) -> None:
-    from simbatch.sim.workload.traces.tools.picture import draw
+    from simbatch.sim.workload.traces.statistics import draw
 
     name = Path(facts["path"]).name
     draw(statistics, f"{name} ({facts['format']}, {statistics.num_requests:,} requests)", picture)

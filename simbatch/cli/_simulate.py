@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def simulate_shown(resolved: Resolved, label: str, *, steps: bool = False, quiet: bool = False) -> Result:
     """Simulate; `label` names the bar on stderr."""
-    from simbatch.sim.simulate import run_resolved
+    from simbatch.sim.search.simulate import run_resolved
 
     with progress_of(label, resolved.scenario.workload.num_prompts, quiet=quiet) as progress:
         return run_resolved(resolved, steps=steps, progress=progress)

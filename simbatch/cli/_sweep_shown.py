@@ -139,7 +139,7 @@ def _seconds_per_cell(cells: Sequence[Cell]) -> float | None:
 
 def _try(cell: Cell) -> float | None:
     from simbatch.sim.scenario import Scenario
-    from simbatch.sim.simulate import simulate
+    from simbatch.sim.search.simulate import simulate
 
     scenario = Scenario.from_dict(cell.scenario, folder=cell.folder, name=cell.name)
     begin_s, num_ended = time.perf_counter(), 0

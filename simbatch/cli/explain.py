@@ -46,7 +46,7 @@ def explain(
     (S, L, D, U: docs/one-step.md). The scenario is simulated step by step, so this takes longer than a run.
     """
     from simbatch.sim.scenario import resolve
-    from simbatch.sim.simulate import explain_request
+    from simbatch.sim.search.simulate import explain_request
 
     scenario = load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version)
     events = explain_request(resolve(scenario), request_id)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
     from simbatch.sim.workload.model import Workload
     from simbatch.sim.workload.traces import TraceSource
-    from simbatch.sim.workload.traces.tools.write import WriteFormat
+    from simbatch.sim.workload.traces.write import WriteFormat
 
 _BOUNDS = {
     "greater_than": ("more than", "gt", "raise it"),
@@ -176,7 +176,7 @@ def _flag_problem(details: Any) -> Problem:
 
 
 def _target(output: Path, to: str | None) -> WriteFormat:
-    from simbatch.sim.workload.traces.tools.write import WRITE_FORMATS
+    from simbatch.sim.workload.traces.write import WRITE_FORMATS
 
     ending = to or output.suffix.removeprefix(".")
     found = next((name for name in WRITE_FORMATS if name == ending), None)
@@ -195,7 +195,7 @@ def _default_hash_block_tokens(target: WriteFormat) -> int:
 def _write(source: RequestSource, output: Path, to: WriteFormat, size: int, regroup: bool) -> int:
     from simbatch.cli._output import replacing
     from simbatch.cli._progress import progress_of
-    from simbatch.sim.workload.traces.tools.write import HOLDS_HASHES, write_trace
+    from simbatch.sim.workload.traces.write import HOLDS_HASHES, write_trace
 
     with replacing(output), progress_of(f"writing {output.name}", source.num_requests, quiet=False) as progress:
         count, losses = write_trace(source, output, to, hash_block_tokens=size, regroup=regroup, progress=progress)

@@ -9,15 +9,68 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.workload.model import priority_of
 from simbatch.sim.workload.section import MAX_TOKENS
 from simbatch.sim.workload.trace_model import TimeUnit
-from simbatch.sim.workload.traces.columns.kinds import Kind, never
-from simbatch.sim.workload.traces.rows import BadValueError
+
+T = TypeVar("T")
+
+
+class BadValueError(ValueError):
+    """A value that breaks a rule."""
+
+    def __init__(self, rule: str, mend: str = "") -> None:
+        super().__init__(rule)
+        self.rule, self.mend = rule, mend
+
+
+class Kind(NamedTuple, Generic[T]):
+    """Two parsers of the same values.
+
+    `fast` takes a whole column and returns None when it is not sure of every value; `slow` takes one value and raises
+    BadValueError for a bad one.
+    """
+
+    fast: Callable[[Sequence[object]], list[T] | None]
+    slow: Callable[[object], T]
+
+    def parse(self, values: Sequence[object], where: Callable[[int], str]) -> list[T]:
+        """All values, if any; `where` gives the place of the i-th for the UserError of a bad one."""
+        parsed = self.fast(values) if values else []
+        return [self._one(value, i, where) for i, value in enumerate(values)] if parsed is None else parsed
+
+    def _one(self, value: object, i: int, where: Callable[[int], str]) -> T:
+        try:
+            return self.slow(value)
+        except BadValueError as error:
+            shown = NOTHING if value is None else value
+            raise UserError(Problem(where(i), error.rule, shown, error.mend)) from None
+
+    def typed(self) -> Kind[T]:
+        """The same for JSON, where a number in quotes is text and not a number."""
+
+        def fast(values: Sequence[object]) -> list[T] | None:
+            return None if str in set(map(type, values)) else self.fast(values)
+
+        def slow(value: object) -> T:
+            if isinstance(value, str):
+                raise BadValueError("must be a number, and is text", "write it without quotes")
+            return self.slow(value)
+
+        return Kind(fast, slow)
+
+
+def never(_: Sequence[object]) -> None:
+    """No fast way."""
+    return
+
 
 PS_PER_UNIT: dict[TimeUnit, int] = {"s": PS_PER_S, "ms": 10**9, "us": 10**6, "ns": 10**3}
 MAX_PS = 2**63 - 1
@@ -169,3 +222,54 @@ PREDICTIONS = Kind(never, _prediction)
 TEXTS = Kind(never, _text)
 REQUEST_IDS = Kind(never, _request_id)
 HASH_IDS = Kind(never, _hash_ids)
+
+
+_FORM = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,12}))?(?:(Z)|([+-])(\d\d):?(\d\d))?", re.ASCII)
+_PS_BY_DIGITS: list[int] = [10**zeros for zeros in range(12, -1, -1)]  # what the last of so many decimals is worth
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class TimestampParser:
+    """Timestamps to ps since 1970, in UTC unless they say otherwise, exact to all their digits.
+
+    Rows of the same minute share its conversion, which makes a parser several times faster than none.
+    """
+
+    def __init__(self) -> None:
+        self._minutes: dict[str, int] = {}
+
+    def __call__(self, value: object) -> int:
+        """One timestamp; BadValueError when it is none."""
+        text = str(value)
+        body = text.removesuffix("+00:00")
+        minute = self._minutes.get(body[:17])  # "2023-11-16 18:17:"
+        if minute is not None:
+            seconds = body[17:19]
+            fraction = body[20:]
+            digits = seconds + fraction
+            plain = digits.isascii() and digits.isdigit() and len(seconds) == 2 and 0 < len(fraction) <= 12
+            if plain and body[19] == "." and seconds < "60":
+                return minute + int(digits) * _PS_BY_DIGITS[len(fraction)]
+        return self._parse(text.strip())
+
+    def _parse(self, text: str) -> int:
+        match = _FORM.fullmatch(text)
+        if match is None:
+            raise BadValueError("must be a timestamp", "such as 2023-11-16 18:17:03.9799600")
+        day, clock, fraction, _, sign, hours, minutes = match.groups()
+        try:
+            zone = (
+                timezone(timedelta(hours=int(hours), minutes=int(minutes)) * (-1 if sign == "-" else 1))
+                if sign
+                else UTC
+            )
+            moment = datetime.fromisoformat(f"{day} {clock}").replace(tzinfo=zone)
+        except ValueError as error:
+            raise BadValueError(f"is no date or time: {error}", "check day, month and time") from None
+        since = moment - _EPOCH
+        whole_s = since.days * 86_400 + since.seconds
+        if zone is UTC or not zone.utcoffset(None):
+            if len(self._minutes) > 100_000:
+                self._minutes.clear()
+            self._minutes[text[:17]] = (whole_s - moment.second) * PS_PER_S
+        return whole_s * PS_PER_S + int((fraction or "0").ljust(12, "0"))

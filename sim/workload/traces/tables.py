@@ -8,13 +8,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.traces.columns import values
-from simbatch.sim.workload.traces.columns.assemble import assemble
-from simbatch.sim.workload.traces.columns.header import check_header
-from simbatch.sim.workload.traces.columns.kinds import Kind, never
-from simbatch.sim.workload.traces.columns.timestamps import TimestampParser
-from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Batch, Columns, line_place
+from simbatch.sim.workload.traces import values
+from simbatch.sim.workload.traces.rows import (
+    BATCH_HASHES,
+    BATCH_ROWS,
+    Batch,
+    Columns,
+    assemble,
+    check_header,
+    line_place,
+)
 from simbatch.sim.workload.traces.text import text_errors
+from simbatch.sim.workload.traces.values import Kind, TimestampParser, never
 
 _FIELD_LIMIT = 1 << 24  # characters; a long prompt's hash_ids are one field
 

@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.traces.columns import values
-from simbatch.sim.workload.traces.columns.assemble import assemble
-from simbatch.sim.workload.traces.columns.header import check_header
-from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Columns, line_place
+from simbatch.sim.workload.traces import values
+from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Columns, assemble, check_header, line_place
 
 _BATCH_ROWS_WITH_HASHES = 1024  # a row of a long prompt has hundreds
 

@@ -18,10 +18,8 @@ from simbatch.sim.workload.bench.document import Document, documents, read_text
 from simbatch.sim.workload.bench.read import is_result, results_of
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals
 from simbatch.sim.workload.bench.sending import sending_of
-from simbatch.sim.workload.traces.columns import values
-from simbatch.sim.workload.traces.columns.assemble import assemble
-from simbatch.sim.workload.traces.columns.header import check_header
-from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Columns
+from simbatch.sim.workload.traces import values
+from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Columns, assemble, check_header
 
 BENCH = Columns("start_times", "input_lens", "output_lens")
 

@@ -7,13 +7,45 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
 
 from simbatch.sim.clock import to_s
 from simbatch.sim.paths import check_target
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
-from simbatch.sim.workload.traces.tools.hashes import Rehash
+
+
+class Rehash:
+    """Turns `hash_ids` of `old` tokens each into ones of `new` tokens each, one for every block of a prompt."""
+
+    def __init__(self, old: int, new: int) -> None:
+        self._old, self._new = old, new
+        self._num_private = 0
+        self._splits = old % new == 0
+
+    def __call__(self, hash_ids: tuple[int, ...], num_prompt_tokens: int) -> tuple[int, ...]:
+        """One hash for every block of the prompt, the last one for what is left."""
+        new = self._new
+        covered = min(len(hash_ids) * self._old, num_prompt_tokens)
+        ends = [min(start + new, num_prompt_tokens) for start in range(0, num_prompt_tokens, new)]
+        return tuple(
+            self._name(hash_ids, i * new, end) if end <= covered else self._private() for i, end in enumerate(ends)
+        )
+
+    def _private(self) -> int:
+        self._num_private += 1
+        return 2 * self._num_private - 1  # odd; what is shared is even
+
+    def _name(self, hash_ids: tuple[int, ...], start: int, end: int) -> int:
+        old, new = self._old, self._new
+        first, offset = divmod(start, old)
+        if self._splits:
+            return 2 * (hash_ids[first] * (old // new) + offset // new)
+        last = -(-end // old)
+        text = ",".join(map(str, (offset, *hash_ids[first:last])))
+        return 2 * int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")
+
 
 WriteFormat = Literal["jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure"]
 WRITE_FORMATS: tuple[WriteFormat, ...] = get_args(WriteFormat)

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.traces.columns import values
-from simbatch.sim.workload.traces.columns.assemble import assemble
-from simbatch.sim.workload.traces.columns.header import check_header
-from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, BadValueError, Batch, Columns, line_place
+from simbatch.sim.workload.traces import values
+from simbatch.sim.workload.traces.rows import (
+    BATCH_HASHES,
+    BATCH_ROWS,
+    Batch,
+    Columns,
+    assemble,
+    check_header,
+    line_place,
+)
 from simbatch.sim.workload.traces.text import text_errors
+from simbatch.sim.workload.traces.values import BadValueError
 
 Row = dict[str, Any]
 

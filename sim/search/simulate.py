@@ -15,7 +15,7 @@ from simbatch.sim.results.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.workload.predicted import PredictedSource, Predictor
+from simbatch.sim.workload.chunk import PredictedSource, Predictor
 
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
