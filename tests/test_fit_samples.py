@@ -297,13 +297,17 @@ def test_a_last_line_that_was_cut_off_is_left_out(file):
 @pytest.mark.parametrize(
     ("line", "place", "rule"),
     [
-        ("{", ":5:", "not JSON"),
+        ("{", ":5:", "not valid JSON"),
         ("[1]", ":5", "must be an object"),
         ('{"episode": 1}', ":5", "key record"),
         ('{"record": "stop"}', ":5", "stop"),
         (f'{{"record": "step", "episode": 1, "is_canary": false, {ENTRIES}}}', ":5", "duration_s"),
         (f'{{"record": "step", "episode": 1, "is_canary": false, "duration_s": 0, {ENTRIES}}}', ":5", "longer than 0"),
-        (f'{{"record": "step", "episode": 1, "is_canary": false, "duration_s": NaN, {ENTRIES}}}', ":5", "longer than"),
+        (
+            f'{{"record": "step", "episode": 1, "is_canary": false, "duration_s": NaN, {ENTRIES}}}',
+            ":5",
+            "not a JSON number",
+        ),
         ('{"record": "step", "episode": 1, "is_canary": false, "duration_s": 1, "entries": []}', ":5", "computes"),
         ('{"record": "step", "episode": 1, "is_canary": false, "duration_s": 1, "entries": [[1]]}', ":5", "unpack"),
         (
@@ -333,7 +337,7 @@ def test_what_is_no_samples_file_is_an_error(tmp_path, content):
 
 def test_another_kind_of_file_is_not_to_be_edited_but_left_alone(tmp_path):
     (tmp_path / "x.yaml").write_text("profile: mine.json\nworkload: {}\n")
-    with pytest.raises(UserError, match=r"x\.yaml:1:1: not JSON.*; name a samples file; `simbatch profile` writes one"):
+    with pytest.raises(UserError, match=r"x\.yaml:1:1: not valid JSON.*; name a samples file; `simbatch"):
         read_samples(tmp_path / "x.yaml")
 
 

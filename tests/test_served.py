@@ -161,7 +161,7 @@ def test_what_is_no_recorder_s_file_is_one_sentence(tmp_path, monkeypatch):
         Tail(tmp_path / "absent.jsonl")
     other = tmp_path / "other.jsonl"
     other.write_text("not JSON\n")
-    with pytest.raises(UserError, match="not JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         Tail(other, from_end=True)
 
 

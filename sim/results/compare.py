@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.files import write_json
 from simbatch.sim.results import files
 from simbatch.sim.results.alike import same_as, same_notes, taken_notes
 from simbatch.sim.results.registry import LOWER, Metric, metrics_of
@@ -145,7 +146,7 @@ class Comparison:
         from simbatch.sim.results.plots import comparison
 
         writers: dict[str, Callable[[Path], None]] = {
-            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: comparison.write(path, self.results),
         }

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.files import write_json
 from simbatch.sim.results import files
 from simbatch.sim.results.alike import same_as, same_notes, taken_notes
 from simbatch.sim.results.compare import OWN_FILES
@@ -139,7 +140,7 @@ class LoadComparison:
         from simbatch.sim.results.plots import loads
 
         writers: dict[str, Callable[[Path], None]] = {
-            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "loads.png": lambda path: loads.write(path, self, "png"),
             "loads.pdf": lambda path: loads.write(path, self, "pdf"),

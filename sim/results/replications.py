@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.files import write_json
 from simbatch.sim.results import files
 from simbatch.sim.results.alike import same_notes, taken_notes
 from simbatch.sim.results.compare import OWN_FILES, Comparison
@@ -64,7 +65,7 @@ class ReplicatedComparison(Replicated):
         from simbatch.sim.results.plots import comparison, differences
 
         writers: dict[str, Callable[[Path], None]] = {
-            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: comparison.write(path, self.first.results),
             "differences.png": lambda path: differences.write(path, self),

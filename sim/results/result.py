@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.files import plain, write_json, write_yaml
 from simbatch.sim.results import console, files
 from simbatch.sim.results.columns import RequestTable
 from simbatch.sim.results.facts import RunFacts
@@ -33,7 +34,7 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """The keys of `vllm bench serve`, and everything of ours under `simbatch`."""
         summary = summary_of(self.record, self.facts)
-        return {**summary, "simbatch": files.plain(summary["simbatch"])}
+        return {**summary, "simbatch": plain(summary["simbatch"])}
 
     @cached_property
     def requests(self) -> RequestTable:
@@ -49,9 +50,9 @@ class Result:
         from simbatch.sim.results.plots import latency, replicas, timeline
 
         writers: dict[str, Callable[[Path], None]] = {
-            "summary.json": lambda path: files.write_json(path, self.summary),
+            "summary.json": lambda path: write_json(path, self.summary),
             "requests.parquet": lambda path: files.write_requests(path, self.record),
-            "scenario.yaml": lambda path: files.write_yaml(path, self.facts.scenario),
+            "scenario.yaml": lambda path: write_yaml(path, self.facts.scenario),
             "latency.png": lambda path: latency.write(path, self),
             "timeline.png": lambda path: timeline.write(path, self),
         }

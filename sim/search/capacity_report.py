@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.results.files import write_json, write_result
+from simbatch.sim.files import write_json
+from simbatch.sim.results.files import write_result
 from simbatch.sim.results.plots import style
 from simbatch.sim.results.steady import OVERLOADED
 from simbatch.sim.results.text import number

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.results.files import write_json, write_result
+from simbatch.sim.files import write_json
+from simbatch.sim.results.files import write_result
 from simbatch.sim.search.recommend import Recommendation, Trial
 from simbatch.sim.search.recommend_report import FIGURES, all_notes, verdict
 from simbatch.sim.search.recommend_vllm import CONFIG_FILE, arguments, command, config_yaml

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.results.files import write_json, write_result
+from simbatch.sim.files import write_json
+from simbatch.sim.results.files import write_result
 from simbatch.sim.results.registry import HIGHER, LOWER, THROUGHPUT, Metric
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import num_blocks
