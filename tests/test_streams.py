@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from benchmarks.stream_planted import planted, streams_of
 from simbatch.cli.trace import trace
 from simbatch.sim.errors import UserError
-from simbatch.sim.results import Result
+from simbatch.sim.report.result import Result
 from simbatch.sim.streams.batches import batches_of, infer_budget
 from simbatch.sim.streams.described import Described
 from simbatch.sim.streams.judge import judge
