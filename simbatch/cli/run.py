@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write host, device, requests, queue and KV use over time for ui.perfetto.dev (.json[.gz]); implies --steps.",
 )
+@click.option("--verbose", is_flag=True, help="Every resolved setting, and why nothing is said of the steady state.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(
@@ -46,6 +48,7 @@ def run(
     vllm_version: str | None,
     steps: bool,
     perfetto: Path | None,
+    verbose: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -67,7 +70,7 @@ def run(
     written = result.save(output.folder)
     if perfetto is not None:
         result.write_perfetto(perfetto)
-    output.show(written, result.text, "summary.json" if as_json else None, quiet=quiet)
+    output.show(written, partial(result.text, verbose=verbose), "summary.json" if as_json else None, quiet=quiet)
 
 
 LEGEND = (
