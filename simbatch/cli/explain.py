@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from simbatch.cli._options import host_option, load_scenario, policy_option, router_option, version_option
+from simbatch.cli._trace_options import trace_options
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.explain import Event
@@ -23,6 +24,7 @@ LEGEND = (
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--request", "request_id", required=True, metavar="ID", help="Its request_id: see requests.parquet.")
 @host_option
+@trace_options
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @policy_option
 @version_option
