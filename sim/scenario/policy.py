@@ -15,23 +15,18 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from inspect import isfunction
 from types import CodeType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from simbatch.policies.base import Policy
-from simbatch.policies.registry import POLICIES
 from simbatch.routers.base import Router
-from simbatch.routers.registry import ROUTERS
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.plugins import Plugins, place_of
+from simbatch.sim.plugins.named import POLICIES, ROUTERS, Plugins, place_of
+from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
 from simbatch.sim.scenario.reading.source import Source
-from simbatch.sim.scenario.schema import Hints
 from simbatch.sim.workload.chunk import Predictor, name_of
-
-if TYPE_CHECKING:
-    from simbatch.sim.scenario.model import Scenario
 
 T = TypeVar("T")
 
@@ -83,14 +78,6 @@ def asks(policy: Policy) -> bool:
     kinds = type(policy).__mro__[: type(policy).__mro__.index(Policy)]
     functions = (member for kind in kinds for member in vars(kind).values() if isfunction(member))
     return hasattr(policy, ERROR) or any(_reads(function.__code__) for function in functions)
-
-
-def are_foretold(scenario: Scenario) -> bool:
-    """Whether the scenario's trace has predictions; UserError where it cannot be opened."""
-    from simbatch.sim.workload.traces import foretells
-
-    trace = scenario.workload.trace
-    return trace is not None and foretells(trace, scenario.folder)
 
 
 def prediction_problems(

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from simbatch.sim.errors import NOTHING, Problem
+from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.reading.document import KeyPath
 from simbatch.sim.scenario.reading.source import Source
-from simbatch.sim.scenario.schema import Hints
 
 _RULES = {
     "int_type": "must be a whole number",

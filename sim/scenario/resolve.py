@@ -15,7 +15,7 @@ from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.policy import ERROR, are_foretold, asks, is_own, prediction_problems
+from simbatch.sim.scenario.policy import ERROR, asks, is_own, prediction_problems
 from simbatch.sim.scenario.resolved import Fleet, Resolved, ResolvedGroup, file_anywhere
 from simbatch.sim.scenario.rules import async_scheduling, batch_limits, capture_sizes, memory_share, start_problems
 from simbatch.sim.scheduler.config import EngineConfig
@@ -56,7 +56,7 @@ def resolve(
     foretold = False
     if chosen is not None:
         is_written = ERROR in scenario.policy.params if policy is None else is_own(policy)
-        foretold = bool(asks(chosen) and collect(collected, partial(are_foretold, scenario)))
+        foretold = bool(asks(chosen) and collect(collected, partial(_is_foretold, scenario)))
         name = scenario.policy.name if policy is None else _class_name(chosen)
         batching = _batching(scenario, chosen)
         collected += _policy_problems(scenario, chosen, name, batching)
@@ -66,6 +66,14 @@ def resolve(
     engine = replace(engine, batching=batching)
     resolved = Resolved(scenario, profile, chosen, name, engine, host_profile, foretold, predictor)
     return resolved if scenario.cluster is None else replace(resolved, fleet=resolve_fleet(resolved, policy, predictor))
+
+
+def _is_foretold(scenario: Scenario) -> bool:
+    """Whether the scenario's trace has predictions; UserError where it cannot be opened."""
+    from simbatch.sim.workload.traces import foretells
+
+    trace = scenario.workload.trace
+    return trace is not None and foretells(trace, scenario.folder)
 
 
 def resolve_engine(

@@ -60,6 +60,18 @@ def host_option(command: Command) -> Command:
     return click.option("--host", metavar="PROFILE", help=text)(with_host)
 
 
+def jobs_option(command: Command) -> Command:
+    """--jobs, of the commands that simulate on several processes; UserError at 0 before any work."""
+
+    def checked(_context: click.Context, _parameter: click.Parameter, jobs: int) -> int:
+        if jobs == 0:
+            raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
+        return jobs
+
+    text = "Processes; -1: one per core."
+    return click.option("--jobs", type=int, default=-1, metavar="N", help=text, callback=checked)(command)
+
+
 def policy_option(command: Command) -> Command:
     """--policy, of the commands that run a scenario under one policy."""
     text = "Another policy: a name, package.module:Class, or file.py:Class."
