@@ -171,9 +171,7 @@ def _usual(kind: str, names: Sequence[str]) -> list[str]:
 
 def _several(kind: str, found: Sequence[str], place: str) -> Problem:
     rule = f"several columns can be the {kind}: {cut_short(found)}"
-    return Problem(
-        f"{place}", rule, mend=f"say which by columns: {{{kind}: {found[0]}}}, or --columns {kind}={found[0]}"
-    )
+    return Problem(place, rule, mend=f"say which: --columns {kind}={found[0]} (columns: in a scenario)")
 
 
 def _check(columns: Columns, names: Sequence[str], wanted: Iterable[str], place: str, form: Format) -> None:
@@ -189,10 +187,11 @@ def _check(columns: Columns, names: Sequence[str], wanted: Iterable[str], place:
             hint = _hint(kind, theirs, [name for name in names if name not in hinted])
             hinted |= {hint} if hint else set()
             rule = f"the column is missing; the file has {cut_short(names) if names else 'nothing'}"
-            say = f"--columns {kind}={hint or 'NAME'} (columns: {{{kind}: {hint or 'NAME'}}} in a scenario)"
-            problems.append(
-                Problem(f"{place} {theirs}", rule, mend=f"is it {hint!r}? {say}" if hint else f"name it: {say}")
-            )
+            say = f"--columns {kind}={hint or 'NAME'} (columns: in a scenario)"
+            mend = f"is it {hint!r}? {say}" if hint else f"name it: {say}"
+            if kind == "arrival" and columns.prompt and columns.output and not hint:
+                mend += "; lengths alone: prompt_len: {distribution: empirical, path: ...}"
+            problems.append(Problem(f"{place} {theirs}", rule, mend=mend))
     if problems:
         raise UserError(*problems)
 

@@ -57,14 +57,17 @@ def open_trace(
         clock = Clock(trace.time_unit or form.unit)
         reader = BenchReader(path, form.columns, clock, run, lengths_only="arrival" not in wanted)
     else:
-        _check_said(head, said, place)
+        _check_said(head, said, form, place)
         if trace.format is None and is_strange(head) and not said:
             raise unknown(path, head)
         chosen = choose_columns(form, head.row, head.names, head.place, said, wanted, usual=form.name in OURS)
         if trace.time_unit is not None and chosen.columns.arrival == OWN_ARRIVAL:
             rule = f"format {form.name} has {OWN_ARRIVAL}, in seconds, and no other unit"
             raise UserError(Problem(_named(place, "time_unit"), rule, trace.time_unit, "leave it out"))
-        reader = _READERS[head.kind](path, _reading(head, chosen, form, trace))
+        reading = _reading(head, chosen, form, trace)
+        if chosen.columns.arrival in head.row:
+            reading.clock.tell_unit(head.row[chosen.columns.arrival or ""])
+        reader = _READERS[head.kind](path, reading)
         notes = _notes(reader, chosen, said)
     return TraceSource(
         path,
@@ -107,7 +110,7 @@ def _notes(reader: Reader, chosen: Chosen, said: Said) -> tuple[str, ...]:
     column = chosen.columns.arrival
     if column is not None and chosen.unit is None:
         unit = reader.clock.unit or "s"
-        why = "assumed: --time-unit" if reader.clock.assumed else "told by its first value"
+        why = "assumed: --columns arrival=NAME:UNIT" if reader.clock.assumed else "told by its first value"
         notes.append(f"{column} is in {'timestamps' if unit == 'iso' else unit} ({why})")
     unused = [f"{said[kind][0]} ({kind})" for kind in _SESSIONS if kind in said]
     if unused:
@@ -115,13 +118,14 @@ def _notes(reader: Reader, chosen: Chosen, said: Said) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _check_said(head: Head, said: Said, place: str) -> None:
+def _check_said(head: Head, said: Said, form: Format, place: str) -> None:
     """UserError when the file lacks a column that the settings name."""
     problems = []
     for kind, (name, _) in said.items():
         may_come_later = head.kind in ("jsonl", "list") and kind not in (*REQUIRED, "predicted_output")
         if name not in head.names and not may_come_later:
-            others = ", ".join(sorted(set(head.names) - {other for other, _ in said.values()})[:8])
+            free = set(head.names) - {other for other, _ in said.values()} - set(form.columns)
+            others = ", ".join(sorted(free)[:8])
             mend = f"other columns in it: {others or 'none'}"
             problems.append(Problem(_named(place, f"columns.{kind}"), "the file has no such column", name, mend))
     if problems:
