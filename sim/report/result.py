@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from simbatch.sim.metrics.registry import STATISTIC_LABELS
+from simbatch.sim.paths import check_target
 from simbatch.sim.report import console
 from simbatch.sim.results import files
 from simbatch.sim.results.runs import MeasuredRun
@@ -37,6 +38,20 @@ class Result(MeasuredRun):
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
         facts = files.run_facts(self.record, self.wall_s)
         return files.write_result(Path(folder), writers, files.OWN_FILES, facts)
+
+    def write_perfetto(self, path: Path | str) -> Path:
+        """Write the run's timeline for ui.perfetto.dev, gzip-compressed where the name ends in `.gz`; returns the path.
+
+        Requests, and of a run with `steps=True` host, device, queue, batch and KV use, replica by replica. Raises
+        UserError where the file cannot be written.
+        """
+        from simbatch.sim.report import perfetto
+
+        target = Path(path)
+        check_target(target)
+        compressed = target.suffix == ".gz"
+        files.write_all(target.parent, {target.name: lambda t: perfetto.write(t, self.record, compressed=compressed)})
+        return target
 
     def __repr__(self) -> str:
         s = self.summary

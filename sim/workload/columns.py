@@ -88,7 +88,7 @@ _UNITS: dict[str, Unit] = {
     **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), "ms"),
     **dict.fromkeys(("us", "usec", "micros", "microseconds"), "us"),
     **dict.fromkeys(("ns", "nsec", "nanos", "nanoseconds"), "ns"),
-}  # type: ignore[assignment]  # all are of Unit
+}
 _DURATION = "request_time"  # how long it took, in nginx's logs
 _NEVER_PART = re.compile(r"total|sum|max|min|mean|avg|average|cached|cache|limit|cost|price|reason", re.IGNORECASE)
 

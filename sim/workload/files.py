@@ -72,7 +72,7 @@ def open_binary(path: Path) -> IO[bytes]:
     if head.startswith(_ZSTD):
         import pyarrow as pa
 
-        return cast("IO[bytes]", io.BufferedReader(pa.input_stream(path, compression="zstd")))  # type: ignore[type-var]
+        return cast("IO[bytes]", io.BufferedReader(pa.input_stream(path, compression="zstd")))
     found = next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)
     if found is not None:
         kind, _, mend = found.partition(": ")

@@ -24,10 +24,11 @@ KINDS = (
     "predicted_output",
 )
 UNITS = ("s", "ms", "us", "ns", "iso")
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 TRACE = "simbatch.trace"  # among what a command's context keeps
 
 
-class FormatName(click.ParamType):
+class FormatName(click.types.StringParamType):
     """A format of traces; their list is a folder, which is looked into when a name is given."""
 
     name = "format"
@@ -59,7 +60,7 @@ def trace_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def _row_options() -> tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...]:
+def _row_options() -> tuple[Option, ...]:
     columns = "Names of the trace's columns: arrival=NAME,prompt=NAME,output=NAME ...; arrival=NAME:ms says its unit."
     between = "Requests of the trace from START up to END, by its own clock."
     return (
@@ -108,7 +109,7 @@ def _number(text: str) -> float | int | str:
 
 def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How to read the trace: the keys of a scenario's `workload.trace`."""
-    options = (
+    options: tuple[Option, ...] = (
         click.option("--format", "trace_format", type=FormatName(written=False), help="Its format. Default: detected."),
         click.option("--limit", type=int, metavar="N", help="Take the first N requests only."),
         *_row_options(),

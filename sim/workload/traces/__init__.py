@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
@@ -22,7 +23,17 @@ from simbatch.sim.workload.traces.times import Clock
 
 __all__ = ["TraceSource", "foretells", "open_trace"]
 
-_READERS = {"csv": TableReader, "jsonl": LinesReader, "list": LinesReader, "parquet": ParquetReader}
+_READERS: dict[str, Callable[[Path, Reading], Reader]] = {
+    "csv": TableReader,
+    "jsonl": LinesReader,
+    "list": LinesReader,
+    "parquet": ParquetReader,
+}
+    "csv": TableReader,
+    "jsonl": LinesReader,
+    "list": LinesReader,
+    "parquet": ParquetReader,
+}
 OWN_ARRIVAL = FORMATS["csv"].columns.arrival
 _SESSIONS = ("session", "parent", "delay")
 

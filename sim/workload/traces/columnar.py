@@ -67,7 +67,8 @@ class ParquetReader:
             found = columns.get(name)
             if found is None:
                 return None
-            return _whole(found) if name in lengths and _is_whole(found) else found.to_pylist()
+            listed: Sequence[object] = _whole(found) if name in lengths and _is_whole(found) else found.to_pylist()
+            return listed
 
         times = None if self.columns.arrival is None else self._times(columns[self.columns.arrival])
         lines = range(line, line + record.num_rows)

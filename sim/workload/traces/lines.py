@@ -35,7 +35,7 @@ def _rows(path: Path, kind: str) -> Iterator[tuple[int, JsonRow]]:
     if kind == "list":
         with open_text(path) as file:
             found = decode_json(file.read(), str(path))
-        pairs = enumerate(found if isinstance(found, list) else [found], 1)
+        pairs: Iterator[tuple[int, Any]] = iter(enumerate(found if isinstance(found, list) else [found], 1))
     else:
         pairs = _lines(path)
     for number, row in pairs:

@@ -132,7 +132,7 @@ class TableReader:
         names = list(map(str, range(self._width)))
         try:
             table = pc.read_csv(
-                pa.BufferReader(data),
+                io.BytesIO(data),
                 pc.ReadOptions(column_names=names, use_threads=False, block_size=len(data)),
                 pc.ParseOptions(delimiter=self._reading.head.delimiter, newlines_in_values=b'"' in data),
                 pc.ConvertOptions(

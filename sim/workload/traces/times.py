@@ -76,8 +76,8 @@ class Clock:
         if numbers.dtype.kind == "f":
             decimals = np.minimum(12 - np.minimum(np.digitize(numbers, _EDGES), 12), exponent)
             whole = np.rint(numbers * _POWERS[decimals]).astype(np.int64)
-            return whole * _WHOLE_POWERS[exponent - decimals] - _wrapped(self.origin)
-        return numbers * _WHOLE_POWERS[exponent] - _wrapped(self.origin)
+            return _since(whole * _WHOLE_POWERS[exponent - decimals], self.origin)
+        return _since(numbers * _WHOLE_POWERS[exponent], self.origin)
 
     def from_ns(self, ns: NDArray[np.int64]) -> Times | None:
         """Timestamps as ns since 1970; None where one is out of reach."""
@@ -85,7 +85,7 @@ class Clock:
             self.origin = int(ns[0]) * 1000
         if max(abs(int(end) * 1000 - self.origin) for end in (ns.min(), ns.max())) > MAX_PS:
             return None
-        return ns * 1000 - _wrapped(self.origin)
+        return _since(ns * 1000, self.origin)
 
     def exact(self, value: object) -> int:
         """One time in ps on the file's own clock; BadValueError when it is none."""
@@ -127,14 +127,15 @@ class Clock:
 def exact_ps(number: float, exponent: int) -> int:
     """A number of 10^`exponent` ps in whole ps, to the 15 digits that a double holds."""
     if isinstance(number, int):
-        return number * 10**exponent
+        return int(number * 10**exponent)
     decimals = min(12 - min(int(np.digitize(number, _EDGES)), 12), exponent)
-    return round(number * float(_POWERS[decimals])) * 10 ** (exponent - decimals)
+    return int(round(number * float(_POWERS[decimals])) * 10 ** (exponent - decimals))
 
 
-def _wrapped(ps: int) -> Any:
-    """Modulo 2^64, as int64 has it."""
-    return np.int64((ps + 2**63) % 2**64 - 2**63)
+def _since(ps: NDArray[np.int64], origin: int) -> Times:
+    """The distance from `origin`, both modulo 2^64, as int64 has it."""
+    since: Times = ps - np.int64((origin + 2**63) % 2**64 - 2**63)
+    return since
 
 
 def _unit_of(value: object) -> tuple[Unit, bool]:

@@ -199,7 +199,7 @@ def _parquet(path: Path, form: Format, held: Sequence[str]) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = dict.fromkeys(("prompt", "output", "priority"), pa.int64()) | dict.fromkeys(
+    kinds: dict[str, Any] = dict.fromkeys(("prompt", "output", "priority"), pa.int64()) | dict.fromkeys(
         ("request_id", "tenant"), pa.string()
     )
     kinds |= {"arrival": pa.float64(), "predicted_output": pa.float64(), "hash_ids": pa.list_(pa.int64())}
