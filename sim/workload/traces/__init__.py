@@ -29,11 +29,6 @@ _READERS: dict[str, Callable[[Path, Reading], Reader]] = {
     "list": LinesReader,
     "parquet": ParquetReader,
 }
-    "csv": TableReader,
-    "jsonl": LinesReader,
-    "list": LinesReader,
-    "parquet": ParquetReader,
-}
 OWN_ARRIVAL = FORMATS["csv"].columns.arrival
 _SESSIONS = ("session", "parent", "delay")
 
