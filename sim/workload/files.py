@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import is_dangling, shorten_path, stat_of
@@ -117,38 +116,6 @@ class BadValueError(ValueError):
     def __init__(self, rule: str, mend: str = "") -> None:
         super().__init__(rule)
         self.rule, self.mend = rule, mend
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys stand once; BadValueError for one that stands twice."""
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadValueError(f"the key {twice!r} stands twice", "keep one of them")
-    return row
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=once)
-
-
-def decode_json(text: str, place: str) -> Any:
-    """A JSON text's value; UserError with line and column, from `place` (file:line) on.
-
-    NaN and infinities are read as Python's JSON writes them: whoever reads a column checks its numbers.
-    """
-    try:
-        return DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        shown = text[max(error.pos - 20, 0) : error.pos + 20]
-        mend = "complete or remove the line if the file was cut off, or check the format"
-        raise UserError(Problem(f"{place}:{error.colno}", f"not valid JSON: {error.msg}", shown, mend)) from None
-    except BadValueError as error:
-        raise UserError(Problem(place, error.rule, mend=error.mend)) from None
-    except RecursionError:
-        raise UserError(Problem(place, "JSON is nested too deeply", mend="one flat object a line")) from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise UserError(Problem(place, f"not valid JSON: {error}", mend="check the line")) from None
 
 
 def cut_short(names: Iterable[object]) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from simbatch.sim.strict import Mistake, Strict, refuse
 from simbatch.sim.workload.columns import Said, Unit
 from simbatch.sim.workload.formats import FORMATS, RESULTS
-from simbatch.sim.workload.section import Count, Mistake, Section, refuse
+from simbatch.sim.workload.section import Count
 
 if TYPE_CHECKING:
     TraceFormat = str
@@ -23,7 +24,7 @@ TRACE_FORMATS: tuple[str, ...] = tuple(FORMATS)
 _LISTED = ", ".join(f"{name}: {form.unit}" for name, form in FORMATS.items() if form.unit not in (None, "iso"))
 
 
-class NamedColumn(Section):
+class NamedColumn(Strict):
     """A column's name, and the unit of the times in it."""
 
     name: Annotated[str, Field(min_length=1)] = Field(description="what the file calls it")
@@ -38,7 +39,7 @@ def _column(what: str) -> Column | None:
     return found
 
 
-class TraceColumns(Section):
+class TraceColumns(Strict):
     """What a file calls its columns: a name, or {name, unit}; a point leads into objects (usage.prompt_tokens)."""
 
     arrival: Column | None = _column("when each request arrives")
@@ -71,7 +72,7 @@ class TraceColumns(Section):
         return dict(pairs)
 
 
-class Trace(Section):
+class Trace(Strict):
     """Requests from a file, one row each."""
 
     path: Annotated[str, Field(min_length=1)] = Field(

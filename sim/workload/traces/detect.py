@@ -7,11 +7,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import JsonValue, json_value, json_values
 from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf
-from simbatch.sim.workload.bench.document import Document, documents, keys_of, read_text
+from simbatch.sim.workload.bench.document import keys_of, read_text
 from simbatch.sim.workload.bench.read import is_result
 from simbatch.sim.workload.columns import REQUIRED, Format, Said, length_of
-from simbatch.sim.workload.files import cut_short, decode_json, open_text, text_errors
+from simbatch.sim.workload.files import cut_short, open_text, text_errors
 from simbatch.sim.workload.formats import FORMATS, OURS, RESULTS, TABLES
 from simbatch.sim.workload.traces.columnar import head_of_parquet
 from simbatch.sim.workload.traces.lines import head_of_lines
@@ -72,18 +73,18 @@ def _of_object(path: Path, first: str) -> Format | None:
     UserError for a document that no known client wrote, and for one that is cut off.
     """
     try:
-        row = decode_json(first, f"{path}:1")
+        row = json_value(first, path, line=1, allow_nan=True)
     except UserError:
         if any(f'"{column}"' in first for form in TABLES.values() for column in form.columns[:2]):
             return None  # a row that is cut off: its reader says where
         return _of_document(path)
     if not isinstance(row, dict):
         return None
-    return _of_values([Document(str(path), row)])
+    return _of_values([JsonValue(str(path), row)])
 
 
 def _of_document(path: Path) -> Format | None:
-    read = list(documents(path, read_text(path)))
+    read = list(json_values(path, read_text(path)))
     found = _of_values(read)
     if found is not None or not read:
         return found
@@ -98,7 +99,7 @@ def _has_lengths(row: dict[str, object]) -> bool:
     return {"prompt", "output"} <= {length_of(name) for name in row}
 
 
-def _of_values(read: Sequence[Document]) -> Format | None:
+def _of_values(read: Sequence[JsonValue]) -> Format | None:
     first = read[0].value if read else None
     if guidellm.is_report(first):
         return FORMATS["guidellm"]

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.files import decode_json, open_text, text_errors
+from simbatch.sim.json_values import json_value
+from simbatch.sim.workload.files import open_text, text_errors
 from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Batch, Head, Reading, assemble, line_place
 
+MEND = "complete or remove the line if the file was cut off, or check the format"
 JsonRow = dict[str, Any]
 _TURN = ("delay", "session_id", "parent_chat_id")  # of a session: a row without a time of its own
 
@@ -34,7 +36,7 @@ def flattened(row: JsonRow, depth: int = 3) -> JsonRow:
 def _rows(path: Path, kind: str) -> Iterator[tuple[int, JsonRow]]:
     if kind == "list":
         with open_text(path) as file:
-            found = decode_json(file.read(), str(path))
+            found = json_value(file.read(), path, allow_nan=True)
         pairs: Iterator[tuple[int, Any]] = iter(enumerate(found if isinstance(found, list) else [found], 1))
     else:
         pairs = _lines(path)
@@ -49,7 +51,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if stripped := line.strip():
-                yield number, decode_json(stripped, f"{path}:{number}")
+                yield number, json_value(stripped, path, line=number, mend=MEND, allow_nan=True)
 
 
 class LinesReader:

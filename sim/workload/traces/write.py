@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from simbatch.sim.clock import to_s
+from simbatch.sim.files import replacing
 from simbatch.sim.paths import check_target
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 from simbatch.sim.workload.columns import REQUIRED, Format
@@ -136,17 +137,13 @@ def _note_losses(chunk: RequestChunk, form: Format, losses: Losses) -> None:
 def _writer(path: Path, form: Format, held: Sequence[str]) -> Iterator[Write]:
     """A function that takes rows, for a file that is put in place when all went well."""
     check_target(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as temporary:
         if form.written_as == "parquet":
             with _parquet(temporary, form, held) as write:
                 yield write
         else:
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 yield (_csv if form.written_as == "csv" else _lines)(file, form, held)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _time(ps: int, form: Format, losses: Losses) -> float | int | str:
