@@ -170,8 +170,7 @@ def _knee(tuned: Tuned) -> Iterator[str]:
         yield f"Nothing is recommended: a set has no best. {other}--maximize with --limit picks one."
         return
     gain, cost = trade_off(tuned.goal)
-    yield f"Knee (*): {RULE}"
-    yield f"({tuned.knee.distance:.2f} of the height above it)."
+    yield f"Knee (*): {RULE} ({tuned.knee.distance:.2f} of the height above it)."
     yield f"More {gain.key} than this costs more and more {cost.key}."
 
 
