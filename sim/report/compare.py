@@ -252,7 +252,7 @@ def _best_in(rows: Sequence[MetricRow], labels: Sequence[str]) -> Iterator[str]:
     counts = {label: sum(label in best for best in judged) for label in labels}
     best = sorted(filter(counts.__getitem__, labels), key=lambda label: -counts[label])
     if not best:
-        yield f"None is better than another in these {len(judged)}."
+        yield f"All are alike in these {len(judged)}."
         return
     rest = "".join(f", {label} in {counts[label]}" for label in best[1:])
     yield f"{best[0]} is best in {counts[best[0]]} of {len(judged)}{rest}."
