@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from simbatch.profiler.model.assumed_host import assumed_sections
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.memory_plan import kv_bytes_per_token, plan_memory
 from simbatch.profiler.model.quantisation import checked_quantisation
@@ -60,6 +61,7 @@ def roofline_profile(
             "step_time": roofline.step_time(),
             "error": None,
             "range": None,
+            **assumed_sections(tensor_parallel_size),
         }
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +25,25 @@ def default_sizes(profile: Profile) -> list[int]:
     return batch_sizes(min(LARGEST, profile.default_max_num_seqs))
 
 
+def lengths_within(profile: Profile) -> tuple[int, int]:
+    """Prompt and output tokens of the table's requests: 512 and 128, or what the profile's length allows."""
+    output_len = max(2, min(128, profile.max_model_len // 4))
+    return max(1, min(512, profile.max_model_len - output_len)), output_len
+
+
 def predicted_batches(
-    profile: Profile, reference: str, sizes: Sequence[int], prompt_len: int, output_len: int
+    profile: Profile, reference: str | Mapping[str, Any], sizes: Sequence[int], prompt_len: int, output_len: int
 ) -> list[dict[str, Any]]:
-    """Rows of the table by the keys of a measured one; `reference` names the profile as a scenario does.
+    """Rows of the table by the keys of a measured one; `reference` is the profile as a scenario has it.
 
     Raises UserError for requests that the profile's KV cache cannot hold.
     """
     return [_row(profile, reference, size, prompt_len, output_len) for size in sizes]
 
 
-def _row(profile: Profile, reference: str, size: int, prompt_len: int, output_len: int) -> dict[str, Any]:
+def _row(
+    profile: Profile, reference: str | Mapping[str, Any], size: int, prompt_len: int, output_len: int
+) -> dict[str, Any]:
     from simbatch import Scenario, simulate
 
     lengths = {

@@ -199,7 +199,7 @@ def gpu_of(name: str | None, spec: str | None = None, place: str = "--gpu") -> G
     if spec is not None:
         return _with_spec(None if name is None else find_gpu(name, place), spec)
     if name is None:
-        raise UserError(Problem(place, "is missing: which GPU is it?", mend=f"one of {', '.join(GPUS)}"))
+        raise UserError(Problem(place, "is missing", mend=f"one of {', '.join(GPUS)}, or --gpu-spec"))
     return find_gpu(name, place)
 
 
