@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from simbatch.sim.errors import UserError
+from simbatch.sim.json_values import JsonValue
 from simbatch.sim.workload.bench import BenchRun, BenchTotals, read_results, vllm
-from simbatch.sim.workload.bench.document import Document
 from simbatch.sim.workload.bench.sending import CLOSED, sending_of
 from tests import bench_files as files
 
@@ -256,7 +256,7 @@ def poisson(tmp_path: Any, seed: int = 0, *, limit: int | None = None, **how: An
 
 def run_of(bench: dict[str, Any], *, is_timed: bool = True) -> BenchRun:
     content = {key: value for key, value in bench.items() if is_timed or key != "start_times"}
-    run = vllm.read(Document("r.json", content))
+    run = vllm.read(JsonValue("r.json", content))
     assert isinstance(run, BenchRun)
     return run
 

@@ -12,6 +12,7 @@ from typing import Any
 from simbatch.profiler.validate.figures import CLIENT, ComparedFigure
 from simbatch.profiler.validate.on_recorded import REAL
 from simbatch.profiler.validate.validation import OWN_FILES, Validation
+from simbatch.sim.files import write_json
 from simbatch.sim.results import files
 
 SHOWN = ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "request_throughput")
@@ -175,7 +176,7 @@ class Many:
         from simbatch.profiler.validate.pictures import write_errors
 
         writers: dict[str, Callable[[Path], None]] = {
-            "validation.json": lambda path: files.write_json(path, self.as_dict()),
+            "validation.json": lambda path: write_json(path, self.as_dict()),
             "errors.png": lambda path: write_errors(path, self),
         }
         return files.write_result(folder, writers, OWN_FILES)

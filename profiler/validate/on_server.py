@@ -5,7 +5,6 @@ How far the replays are, on stderr; a line now and then, since anything livelier
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from simbatch.profiler.validate.settings import agreed
 from simbatch.profiler.validate.validation import Validation
 from simbatch.sim.clock import PS_PER_MS, to_s
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.latencies import duration_ps
 from simbatch.sim.scenario import Resolved, Scenario, resolve
 from simbatch.sim.workload import open_workload
@@ -209,7 +209,8 @@ def _again(folder: Path) -> ServedRun:
     """A run that was kept."""
     steps = folder / STEPS_FILE
     lines = [line for line in stream(steps) if not isinstance(line, dict)] if steps.exists() else []
-    return ServedRun.read(json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")), lines)
+    result = folder / RESULT_FILE
+    return ServedRun.read(json_object(result.read_text(encoding="utf-8"), result), lines)
 
 
 def _admission_ms(real: Sequence[RealRun], resolved: Resolved) -> dict[str, float] | None:

@@ -21,6 +21,7 @@ from simbatch.profiler.records.real_run import AnyRun, RealRun, features
 from simbatch.profiler.validate.figures import CLIENT, LATENCIES, Bounds, ComparedFigure, figures_of
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.cost.model import CostModel, step_ps
+from simbatch.sim.files import write_json
 from simbatch.sim.results import files
 
 
@@ -140,7 +141,7 @@ class Validation:
         from simbatch.profiler.validate import pictures
 
         writers: dict[str, Callable[[Path], None]] = {
-            "validation.json": lambda path: files.write_json(path, self.as_dict()),
+            "validation.json": lambda path: write_json(path, self.as_dict()),
         }
         if self.recorded:
             writers |= {

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.files import write_json
 from simbatch.sim.metrics.registry import Metric, metrics_of
 from simbatch.sim.report.console import in_place_of
 from simbatch.sim.report.result import Result
@@ -122,7 +123,7 @@ class Comparison:
         from simbatch.sim.report import compare_pictures
 
         writers: dict[str, Callable[[Path], None]] = {
-            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.results),
         }
@@ -190,7 +191,7 @@ class ReplicatedComparison(SideBySide):
         from simbatch.sim.report import compare_pictures
 
         writers: dict[str, Callable[[Path], None]] = {
-            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.first.results),
             "differences.png": lambda path: compare_pictures.write_differences(path, self.first.name, self),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.files import write_json
 from simbatch.sim.metrics.registry import SLO_SHARE, THROUGHPUT, Metric
 from simbatch.sim.report.compare import OWN_FILES, same_notes, taken_notes
 from simbatch.sim.results import files
@@ -89,7 +90,7 @@ class LoadComparison(OverLoads):
         from simbatch.sim.report import loads_picture
 
         writers: dict[str, Callable[[Path], None]] = {
-            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "loads.png": lambda path: loads_picture.write(path, self, self.shown, "png"),
             "loads.pdf": lambda path: loads_picture.write(path, self, self.shown, "pdf"),

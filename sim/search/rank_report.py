@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.files import write_json
 from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, Metric
 from simbatch.sim.results import files
 from simbatch.sim.results.runs import Runs, Summary
@@ -101,7 +102,7 @@ class Ranking:
         """Write ranking.md and ranking.json; returns their paths."""
         writers: dict[str, Callable[[Path], None]] = {
             "ranking.md": lambda path: _write(path, self.markdown()),
-            "ranking.json": lambda path: files.write_json(path, self.as_dict()),
+            "ranking.json": lambda path: write_json(path, self.as_dict()),
         }
         return files.write_result(Path(folder), writers, OWN_FILES)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.trust import NO_REAL_RUN, caveats
+from simbatch.sim.files import write_json
 from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, SLO_SHARE, THROUGHPUT
-from simbatch.sim.results.files import write_json, write_result
+from simbatch.sim.results.files import write_result
 from simbatch.sim.text import number, percent, table
 from simbatch.sim.tuning.recommend import (
     CLOSE,

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from simbatch.sim.workload.section import MAX_TOKENS, Count, Mistake, Section, Tokens, refuse
+from simbatch.sim.strict import Mistake, Strict, refuse
+from simbatch.sim.workload.section import MAX_TOKENS, Count, Tokens
 from simbatch.sim.workload.trace_model import OnEmpty, TraceFormat
 
 MeanTokens = Annotated[float, Field(gt=0, le=MAX_TOKENS)]
@@ -25,7 +26,7 @@ _MIN = "shorter draws are set to it, tokens"
 _MAX = "longer draws are set to it, tokens"
 
 
-class _Clipped(Section):
+class _Clipped(Strict):
     min: Tokens | None = Field(default=None, description=_MIN)
     max: Tokens | None = Field(default=None, description=_MAX)
 
@@ -36,7 +37,7 @@ class _Clipped(Section):
         return self
 
 
-class Fixed(Section):
+class Fixed(Strict):
     """Always the same length."""
 
     distribution: Literal["fixed"]

@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from simbatch.sim.workload.section import Count, Mistake, Section, refuse
+from simbatch.sim.strict import Mistake, Strict, refuse
+from simbatch.sim.workload.section import Count
 
 TraceFormat = Literal[
     "azure",
@@ -38,7 +39,7 @@ HASH_BLOCK_TOKENS: dict[TraceFormat, int] = {
 }
 
 
-class TraceColumns(Section):
+class TraceColumns(Strict):
     """What a file calls its columns, where the format has no name for them."""
 
     predicted_output: Annotated[str, Field(min_length=1)] | None = Field(
@@ -46,7 +47,7 @@ class TraceColumns(Section):
     )
 
 
-class Trace(Section):
+class Trace(Strict):
     """Requests from a file, one row each."""
 
     path: Annotated[str, Field(min_length=1)] = Field(

@@ -179,13 +179,14 @@ def describe_all(
 
 def _is_result(file: Path) -> bool:
     """Whether it is a benchmark's result, in detail enough for its streams."""
-    from simbatch.sim.workload.bench.document import documents, read_text
+    from simbatch.sim.json_values import json_values
+    from simbatch.sim.workload.bench.document import read_text
     from simbatch.sim.workload.bench.read import is_detailed
     from simbatch.sim.workload.trace_model import BENCH_FORMATS
     from simbatch.sim.workload.traces.detect import detect_format
 
     try:  # whatever is wrong is said when it is opened
-        return detect_format(file) in BENCH_FORMATS and is_detailed(next(documents(file, read_text(file))))
+        return detect_format(file) in BENCH_FORMATS and is_detailed(next(json_values(file, read_text(file))))
     except (StopIteration, UserError, OSError):
         return False
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import JsonValue, json_values
 from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf
-from simbatch.sim.workload.bench.document import Document, documents, keys_of, read_text
+from simbatch.sim.workload.bench.document import keys_of, read_text
 from simbatch.sim.workload.bench.read import is_result
 from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TRACE_FORMATS, TraceFormat
 from simbatch.sim.workload.traces.lines import TIMED_TRACE
@@ -86,7 +87,7 @@ def _detect_json(path: Path, head: str, more: str) -> TraceFormat:
         return "jsonl"
     if set(TIMED_TRACE.required) <= row.keys():
         return _detect_unit(path, row)
-    if found := _bench_format([Document(str(path), row)]):
+    if found := _bench_format([JsonValue(str(path), row)]):
         return found
     if row.keys() & set(BENCH.required):
         return "vllm_bench"
@@ -97,14 +98,14 @@ def _detect_json(path: Path, head: str, more: str) -> TraceFormat:
 
 def _of_bench(path: Path) -> TraceFormat | None:
     """The client that wrote a whole JSON document; UserError for one that no known client wrote, or that is cut off."""
-    read = list(documents(path, read_text(path)))
+    read = list(json_values(path, read_text(path)))
     found = _bench_format(read)
     if found is None and isinstance(read[0].value, dict):
         raise _unknown(path, f"no known format has {keys_of(read[0].value)}")
     return found
 
 
-def _bench_format(read: Sequence[Document]) -> TraceFormat | None:
+def _bench_format(read: Sequence[JsonValue]) -> TraceFormat | None:
     first = read[0].value
     if guidellm.is_report(first):
         return "guidellm"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import json_value
 from simbatch.sim.workload.traces import values
 from simbatch.sim.workload.traces.rows import (
     BATCH_HASHES,
@@ -19,44 +19,11 @@ from simbatch.sim.workload.traces.rows import (
     line_place,
 )
 from simbatch.sim.workload.traces.text import text_errors
-from simbatch.sim.workload.traces.values import BadValueError
 
 Row = dict[str, Any]
+MEND = "complete or remove the line if the file was cut off, or check the format"
 
 TIMED_TRACE = Columns("timestamp", "input_length", "output_length", hash_ids="hash_ids")
-
-
-def _no_constants(name: str) -> None:
-    raise BadValueError(f"{name} is not a JSON number", "write a finite number")
-
-
-def once(pairs: list[tuple[str, Any]]) -> Row:
-    """An object whose keys stand once; BadValueError for one that stands twice."""
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadValueError(f"the key {twice!r} stands twice", "keep one of them")
-    return row
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=once, parse_constant=_no_constants)
-
-
-def decode_json(text: str, place: str) -> Any:
-    """A JSON text's value; UserError with line and column, from `place` (file:line) on."""
-    try:
-        return DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        shown = text[max(error.pos - 20, 0) : error.pos + 20]
-        mend = "complete or remove the line if the file was cut off, or check the format"
-        raise UserError(Problem(f"{place}:{error.colno}", f"not valid JSON: {error.msg}", shown, mend)) from None
-    except BadValueError as error:
-        raise UserError(Problem(place, error.rule, mend=error.mend)) from None
-    except RecursionError:
-        raise UserError(Problem(place, "JSON is nested too deeply", mend="one flat object a line")) from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise UserError(Problem(place, f"not valid JSON: {error}", mend="check the line")) from None
 
 
 class LinesReader:
@@ -79,7 +46,7 @@ class LinesReader:
                 stripped = line.strip()
                 if not stripped:
                     continue
-                row = decode_json(stripped, f"{self._path}:{number}")
+                row = json_value(stripped, self._path, line=number, mend=MEND)
                 if not isinstance(row, dict):
                     rule = "must be one JSON object a line: {...}"
                     raise UserError(Problem(self.place(number, ""), rule, row, "check the format"))

@@ -14,7 +14,8 @@ import numpy as np
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.bench.document import Document, documents, read_text
+from simbatch.sim.json_values import JsonValue, json_values
+from simbatch.sim.workload.bench.document import read_text
 from simbatch.sim.workload.bench.read import is_result, results_of
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals
 from simbatch.sim.workload.bench.sending import sending_of
@@ -40,13 +41,13 @@ class BenchReader:
         self.max_concurrency: int | None = None
         self.has_times = True
         self.notes: tuple[str, ...] = ()
-        read = list(documents(path, read_text(path)))
+        read = list(json_values(path, read_text(path)))
         if len(read) == 1 and run is None and self._has_lists(read[0]):
             self._batch = self._ordered(read[0].value, ps_per_unit)
         else:
             self._batch = self._of_run(_chosen(path, read, run))
 
-    def _has_lists(self, document: Document) -> bool:
+    def _has_lists(self, document: JsonValue) -> bool:
         """Whether it is vLLM's or SGLang's with times of sending, or a malformed one, which is explained by column."""
         value = document.value
         if not isinstance(value, dict):
@@ -112,7 +113,7 @@ def _counted_from_first(batch: Batch) -> Batch:
     return batch
 
 
-def _chosen(path: Path, read: Sequence[Document], run: int | None) -> BenchRun:
+def _chosen(path: Path, read: Sequence[JsonValue], run: int | None) -> BenchRun:
     found = results_of(path, read)
     if run is None and len(found) > 1:
         rule = f"has {len(found)} runs, and a trace is one"

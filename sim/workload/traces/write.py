@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
 
 from simbatch.sim.clock import to_s
+from simbatch.sim.files import replacing
 from simbatch.sim.paths import check_target
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 
@@ -147,17 +148,13 @@ def _note_losses(chunk: RequestChunk, to: WriteFormat, losses: Losses) -> None:
 def _writer(path: Path, to: WriteFormat, extra: Extra) -> Iterator[Write]:
     """A function that takes rows, for a file that is put in place when all went well."""
     check_target(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as temporary:
         if to == "parquet":
             with _parquet(temporary, extra) as write:
                 yield write
         else:
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 yield _TEXT[to](file, extra)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plain(ps: int, ps_per_unit: int = 10**12) -> float | int:

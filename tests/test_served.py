@@ -1,11 +1,19 @@
-"""HTTP as the benchmark client reads it: however the bytes are cut, the same events at the moments they came."""
+"""The client of a real server: HTTP, a recorder's file while it grows, and Ctrl-C in the middle."""
+
+from __future__ import annotations
 
 import asyncio
+import gc
 import json
 
 import pytest
 
-from simbatch.profiler.server.http import Connection, Endpoint
+from simbatch.profiler.fit.recorder.moments import read_steps
+from simbatch.profiler.records.lines import RecordedStep
+from simbatch.profiler.server import tail as tail_module
+from simbatch.profiler.server.http import Connection, Endpoint, run_loop
+from simbatch.profiler.server.tail import Tail
+from simbatch.serving.record_file import RotatingFile
 from simbatch.sim.errors import UserError
 
 EVENTS = [{"choices": [{"text": "é"}]}, {"choices": [{"text": ""}]}, {"choices": [], "usage": {"completion_tokens": 2}}]
@@ -117,3 +125,73 @@ def test_addresses():
     for url in ("localhost:8000", "ftp://h", "http://", "http://h:x", ""):
         with pytest.raises(UserError, match="must be an address"):
             Endpoint.of(url)
+
+
+def line(number):
+    times = {key: number + share for key, share in (("s0", 0.0), ("s1", 0.1), ("u0", 0.8), ("u1", 0.9))}
+    return json.dumps({**times, "nd": 1, "ctx": number, "pre": [], "run": 1, "wait": 0, "pree": 0})
+
+
+def test_lines_come_once_across_rotations(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    file = RotatingFile(path, {"model": "m"}, part_bytes=700)
+    file.write(line(0))
+    tail = Tail(path, from_end=True)
+    assert tail.facts["model"] == "m"
+    found = []
+    for number in range(1, 30):
+        file.write(line(number))
+        if number % 2:
+            found += tail.new()
+    file.write(json.dumps({"memory": {"weights_bytes": 7}}))
+    found += asyncio.run(tail.settled())
+    assert [step.context_tokens for step in found if isinstance(step, RecordedStep)] == list(range(1, 30))
+    assert tail.facts["weights_bytes"] == 7
+    cut = tmp_path / "run.jsonl"
+    cut.write_bytes(tail.cut())
+    assert read_steps(cut).context_tokens.tolist() == list(range(1, 30))
+    assert tail.cut().count(b"\n") == 1  # the server's first line alone
+    tail.close()
+    file.close()
+
+
+def test_what_is_no_recorder_s_file_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(tail_module, "WAIT_S", 0.0)
+    with pytest.raises(UserError, match="no steps are written there"):
+        Tail(tmp_path / "absent.jsonl")
+    other = tmp_path / "other.jsonl"
+    other.write_text("not JSON\n")
+    with pytest.raises(UserError, match="not valid JSON"):
+        Tail(other, from_end=True)
+
+
+async def waits_beside(task):
+    other = asyncio.create_task(task())
+    await asyncio.sleep(60)
+    await other
+
+
+def test_a_task_that_the_interruption_met_is_not_printed(caplog):
+    async def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(waits_beside(interrupted))
+    gc.collect()
+    assert caplog.text == ""
+
+
+def test_other_tasks_that_failed_are(caplog):
+    async def fails():
+        raise ValueError("lost")
+
+    async def main():
+        task = asyncio.create_task(fails())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        del task
+        gc.collect()
+        return 3
+
+    assert run_loop(main()) == 3
+    assert "lost" in caplog.text
