@@ -14,7 +14,7 @@ from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 MODULES = {
-    "cost": ["draws", "features", "host", "model"],
+    "cost": ["draws", "host", "model"],
     "engine": [
         "cluster", "decode_group", "device", "door", "eligibility", "front_end", "gateway", "gateway_views",
         "gathered", "host", "lane", "leap", "pace", "published", "recorder", "replica", "shown", "spans", "step",

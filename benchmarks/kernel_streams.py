@@ -20,7 +20,7 @@ from benchmarks.stream_fit import SHARED, require, write_runs
 from simbatch.profiler.calibrating.reading import streams_of
 from simbatch.profiler.calibrating.replay import real_means, simulated_means
 from simbatch.profiler.importers.imported import import_profile
-from simbatch.profiler.importers.source import Request
+from simbatch.profiler.importers.source import ImportRequest
 from simbatch.profiler.validating.recorded import read_recorded
 
 DEGREE = 8
@@ -43,7 +43,7 @@ SERVERS = (
 
 def imported(server: Server, shared: Path) -> dict[str, Any]:
     """The profile as `profiles import` writes it."""
-    request = Request(
+    request = ImportRequest(
         source="aiconfigurator",
         folder=require(shared, "gpu/aiconfigurator/h100_sxm"),
         output_name="profile.json",

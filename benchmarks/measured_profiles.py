@@ -25,10 +25,10 @@ from simbatch.profiler.model.config import model_config_of
 from simbatch.profiler.model.memory_plan import peak_of
 from simbatch.profiler.write import profile_json
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.error import RealRuns
 from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.cost.provenance import RealRuns
 from simbatch.sim.cost.step_time import Knots, TwoRegimeStepTime
 
 ROOT = Path(__file__).parents[1]

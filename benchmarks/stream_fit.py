@@ -25,7 +25,7 @@ from simbatch.profiler.calibrating.from_streams import StreamProfile, fit_seen, 
 from simbatch.profiler.calibrating.reading import read_results, streams_of
 from simbatch.profiler.calibrating.replay import METRICS, Means, real_means, served, simulated_means
 from simbatch.profiler.validating.recorded import read_recorded
-from simbatch.sim.cost.stream_fit import StreamFit
+from simbatch.sim.cost.provenance import StreamFit
 from simbatch.sim.errors import UserError
 from simbatch.sim.results.metrics import latencies_ms
 from simbatch.sim.streams import Streams

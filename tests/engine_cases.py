@@ -15,9 +15,10 @@ from simbatch.policies.priority import Priority
 from simbatch.policies.random_cases import MS, ListSource, Row, random_config, random_cost, random_source
 from simbatch.policies.registry import load_policy, shipped_names
 from simbatch.policies.vllm import VLLM
+from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes
 from simbatch.sim.cost.model import LinearCost
-from simbatch.sim.cost.noise import NoiseDraws, Ratios, StepNoise
+from simbatch.sim.cost.step_time import Ratios, StepNoise
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scheduler.config import EngineConfig

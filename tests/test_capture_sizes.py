@@ -15,7 +15,7 @@ from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.capture import capture_sizes
 from simbatch.sim.scenario.engine import EngineSettings
-from tests.test_cost_profile import with_memory
+from tests.test_cost import with_memory
 
 SHIPPED = json.loads(shipped_text("rtx4090-llama-3.1-8b-bf16"))
 UP_TO_256 = [1, 2, 4, *range(8, 256, 8)]

@@ -23,7 +23,7 @@ from simbatch.profiler.calibrating.from_streams import fit_streams
 from simbatch.profiler.calibrating.priors import of_name
 from simbatch.profiler.calibrating.reading import MAX_BYTES, read_results
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.stream_fit import HARDLY_TOLD
+from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
 from simbatch.sim.streams import Streams, batches_of, rebuild_steps
 

@@ -12,12 +12,11 @@ from simbatch.profiler.fitting.design import sample_steps
 from simbatch.profiler.fitting.fit import figures
 from simbatch.profiler.importers.aiconfigurator import KernelTables
 from simbatch.profiler.importers.imported import import_profile
-from simbatch.profiler.importers.kernels import AllReduce, ContextAttention, Gemm, GenerationAttention
-from simbatch.profiler.importers.link import LinkAllReduce
+from simbatch.profiler.importers.kernels import AllReduce, ContextAttention, Gemm, GenerationAttention, LinkAllReduce
 from simbatch.profiler.importers.llmservingsim import OpTables
-from simbatch.profiler.importers.source import Request
+from simbatch.profiler.importers.source import ImportRequest
 from simbatch.profiler.model.config import read_model_config
-from simbatch.sim.cost.link import Link
+from simbatch.sim.cost.provenance import Link
 from simbatch.sim.errors import UserError
 from tests.test_profile_import import SHARED, step, with_measurements
 
@@ -178,7 +177,7 @@ def test_an_import_has_an_assumed_host_and_says_its_link(gpu, config):
     for name in ("context_attention_perf", "generation_attention_perf"):
         rows = pq.read_table(tables / f"{name}.parquet").to_pylist()
         write(tables / f"{name}.parquet", rows + [{**row, "num_heads": 4, "num_key_value_heads": 1} for row in rows])
-    profile = import_profile(Request("aiconfigurator", gpu, "x.json", **asked))
+    profile = import_profile(ImportRequest("aiconfigurator", gpu, "x.json", **asked))
     assert profile.link == link
     assert "--link-us 40 --link-gb-per-s 16 --greedy -o x.json" in profile.command
     assert any("a PCIe link of 40 us and 16 GB/s" in note for note in profile.notes)
@@ -192,7 +191,7 @@ def test_what_was_not_measured_is_refused_by_name(gpu, config, tmp_path):
     def refused(expected, folder=gpu, **options):
         asked = {"model": "a/b", "model_config": config, **options}
         with pytest.raises(UserError, match=expected):
-            import_profile(Request("aiconfigurator", folder, "x.json", **asked))
+            import_profile(ImportRequest("aiconfigurator", folder, "x.json", **asked))
 
     refused("--model: the tables name no model", model=None)
     refused("--quantization: measured were bf16, fp8 .*awq", quantisation="awq")

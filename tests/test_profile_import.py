@@ -10,16 +10,15 @@ from simbatch.cli.profiles import profiles
 from simbatch.profiler.fitting.design import REGIMES, sample_steps
 from simbatch.profiler.fitting.fit import judge, judge_bands
 from simbatch.profiler.fitting.steps import Steps
-from simbatch.profiler.importers.fit_tables import HELD_OUT_SEED
 from simbatch.profiler.importers.imported import context_tokens, import_profile
 from simbatch.profiler.importers.kernels import AllReduce
 from simbatch.profiler.importers.llmservingsim import OpTables
-from simbatch.profiler.importers.source import Request
+from simbatch.profiler.importers.source import HELD_OUT_SEED, ImportRequest
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.write import profile_json, write_profile
 from simbatch.sim.cost import load_profile
-from simbatch.sim.cost.link import Link
 from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.cost.provenance import Link
 from simbatch.sim.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -201,7 +200,7 @@ def test_wrong_measurements_are_named(tmp_path, file, text, expected):
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=expected):
         import_profile(
-            Request(
+            ImportRequest(
                 "llmservingsim",
                 tmp_path / "profile",
                 "x.json",
@@ -229,7 +228,7 @@ def test_wrong_measurements_are_named(tmp_path, file, text, expected):
 def test_what_llmservingsim_did_not_measure_is_refused(options, expected):
     asked = {"model_config": CONFIG, **options}
     with pytest.raises(UserError, match=expected):
-        import_profile(Request("llmservingsim", RTX4090 / "profile", "x.json", **asked))
+        import_profile(ImportRequest("llmservingsim", RTX4090 / "profile", "x.json", **asked))
 
 
 def test_list_and_show_print_what_tells_profiles_apart():

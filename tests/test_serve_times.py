@@ -15,7 +15,7 @@ from simbatch.serving.simulated import device
 from simbatch.serving.simulated.answers import Answer, Lengths, allowed_token, made_up_logprobs
 from simbatch.serving.simulated.device import VirtualGpu
 from simbatch.serving.simulated.step_log import StepLog
-from simbatch.sim.cost.features import features_of
+from simbatch.sim.cost.model import features_of
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simbatch import Scenario, simulate
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.draws import BLOCK, RATIO_SHIFT
-from simbatch.sim.cost.noise import Ratios, StepNoise
+from simbatch.sim.cost.step_time import Ratios, StepNoise
 from simbatch.sim.errors import UserError
 from simbatch.sim.simulate import explain_request, resolve
 

@@ -13,7 +13,7 @@ from simbatch.profiler.calibrating.reading import Run
 from simbatch.profiler.calibrating.replay import Means
 from simbatch.profiler.calibrating.worth import batch_span, bounds
 from simbatch.sim.cost.profile import Profile
-from simbatch.sim.cost.stream_fit import HARDLY_TOLD
+from simbatch.sim.cost.provenance import HARDLY_TOLD
 
 DIGITS = 4
 

@@ -16,7 +16,7 @@ from simbatch.profiler.calibrating.reading import Run
 from simbatch.profiler.calibrating.refine import refined
 from simbatch.profiler.calibrating.way_in import fit_way_in
 from simbatch.profiler.fitting.spread import noise_quantiles
-from simbatch.sim.cost.stream_fit import HARDLY_TOLD
+from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import Problem as Mistake
 from simbatch.sim.errors import UserError
 

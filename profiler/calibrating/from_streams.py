@@ -25,7 +25,7 @@ from simbatch.profiler.calibrating.worth import (
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
-from simbatch.sim.cost.stream_fit import SeenRun, StreamFit
+from simbatch.sim.cost.provenance import SeenRun, StreamFit
 from simbatch.sim.errors import Problem, UserError
 
 NO_END = 2**30  # KV blocks where the cache was never full

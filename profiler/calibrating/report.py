@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.cost.stream_fit import MeanErrors, StreamFit
+from simbatch.sim.cost.provenance import MeanErrors, StreamFit
 
 if TYPE_CHECKING:
     from simbatch.profiler.calibrating.from_streams import StreamProfile

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from simbatch.profiler.fitting.fit import figures
 from simbatch.profiler.fitting.forms import Form, Measured, Parts
 from simbatch.profiler.fitting.steps import Floats, Ints, predict_s
-from simbatch.sim.cost.error import ErrorFigures
+from simbatch.sim.cost.provenance import ErrorFigures
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
 

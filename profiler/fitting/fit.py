@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from simbatch.profiler.fitting.robust import non_negative
 from simbatch.profiler.fitting.steps import Floats, Steps, predict_s
-from simbatch.sim.cost.error import ErrorFigures
 from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.provenance import ErrorFigures
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 
 DECODE_BANDS = ((1, 8), (9, 32), (33, 64), (65, 128), (129, 256), (257, 1024))

@@ -27,9 +27,9 @@ from simbatch.profiler.fitting.repeats import Drift, drift_of, noise_floor
 from simbatch.profiler.fitting.samples import Admission, Samples, steps_of
 from simbatch.profiler.fitting.spread import noise_of
 from simbatch.profiler.fitting.steps import Floats, predict_s
-from simbatch.sim.cost.error import FitError
 from simbatch.sim.cost.load import problems_of
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.cost.provenance import FitError
 from simbatch.sim.errors import Problem, UserError
 
 ENOUGH = {"decode": (12, NUM_FOLDS), "prefill": (4, 2), "mixed": (12, NUM_FOLDS)}  # steps, episodes that have them

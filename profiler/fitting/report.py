@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from simbatch.profiler.fitting.choose import REGIMES
-from simbatch.sim.cost.error import ErrorFigures, FitError
+from simbatch.sim.cost.provenance import ErrorFigures, FitError
 
 if TYPE_CHECKING:
     from simbatch.profiler.fitting.from_samples import FittedProfile

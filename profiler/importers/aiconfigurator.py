@@ -18,15 +18,20 @@ import yaml
 
 from simbatch.profiler.fitting.design import Limits
 from simbatch.profiler.fitting.steps import Steps
-from simbatch.profiler.importers.fit_tables import fit_tables
-from simbatch.profiler.importers.kernels import AllReduce, ContextAttention, Gemm, GenerationAttention, tables_of
-from simbatch.profiler.importers.link import LinkAllReduce
-from simbatch.profiler.importers.source import KV_DTYPES, Request, Source
+from simbatch.profiler.importers.kernels import (
+    AllReduce,
+    ContextAttention,
+    Gemm,
+    GenerationAttention,
+    LinkAllReduce,
+    tables_of,
+)
+from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, TableSource, fit_tables
 from simbatch.profiler.importers.tables import Floats
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.weights import layer_matrices, local_kv_heads, local_vocab
-from simbatch.sim.cost.link import Link
 from simbatch.sim.cost.memory import KVCacheType
+from simbatch.sim.cost.provenance import Link
 from simbatch.sim.errors import Problem, UserError
 
 CREDIT = (
@@ -149,7 +154,7 @@ class KernelTables:
         return [int(count) for count in self._gemms[0].tokens]
 
 
-def read_source(request: Request) -> Source:
+def read_source(request: ImportRequest) -> TableSource:
     """Read DIR, one GPU, for a model; raises UserError for what is missing, malformed or not measured."""
     request.refuse(all_reduce="--all-reduce")
     gpu, quantisation = GPUS.get(request.folder.name), request.quantisation or "bf16"
@@ -172,7 +177,7 @@ def read_source(request: Request) -> Source:
         link=request.link,
         greedy=request.greedy,
     )
-    return Source(
+    return TableSource(
         model=request.model,
         gpu=gpu,
         quantisation=quantisation,

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.profiler.importers.tables import Floats
+from simbatch.sim.cost.provenance import Link
 from simbatch.sim.errors import Problem, UserError
 
 MS = 1e-3
+ELEMENT_BYTES = 2
 MEASURED_KV_HEADS = 8  # more of them are more batch
 GRAPH_TOKENS = 512  # vLLM's largest CUDA graph
 
@@ -210,3 +212,19 @@ def _extend(row: Floats, contexts: Floats) -> None:
     slope = max(0.0, (row[last] - row[before]) / (contexts[last] - contexts[before]))
     row[last + 1 :] = row[last] + slope * (contexts[last + 1 :] - contexts[last])
     row[:] = np.interp(contexts, contexts[~np.isnan(row)], row[~np.isnan(row)])
+
+
+class LinkAllReduce:
+    """All-reduce over PCIe without peer-to-peer: each message passes through the host, at the board's pace.
+
+    The link is latency and bandwidth: a ring sends 2 (N - 1) / N of the message past each of N GPUs.
+    """
+
+    def __init__(self, link: Link, num_gpus: int) -> None:
+        self.link = link
+        self._share = 2 * (num_gpus - 1) / num_gpus
+
+    def time_s(self, tokens: NDArray[Any], hidden_size: int) -> Floats:
+        """One call on `tokens` x `hidden_size` elements, s."""
+        message = tokens * hidden_size * ELEMENT_BYTES
+        return np.asarray(self.link.latency_s + self._share * message / self.link.bandwidth_bytes_per_s)

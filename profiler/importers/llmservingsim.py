@@ -23,10 +23,8 @@ import yaml
 from simbatch.profiler.fitting.design import Limits
 from simbatch.profiler.fitting.steps import Steps
 from simbatch.profiler.importers.attention import AttentionTable
-from simbatch.profiler.importers.fit_tables import fit_tables
-from simbatch.profiler.importers.kernels import AllReduce, all_reduce_of
-from simbatch.profiler.importers.link import LinkAllReduce
-from simbatch.profiler.importers.source import KV_DTYPES, Request, Source
+from simbatch.profiler.importers.kernels import AllReduce, LinkAllReduce, all_reduce_of
+from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, TableSource, fit_tables
 from simbatch.profiler.importers.tables import Floats, read_columns
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.sim.cost.gpus import GPUS, known_gpu
@@ -110,7 +108,7 @@ class OpTables:
         return counts[rows], times[rows]
 
 
-def read_source(request: Request) -> Source:
+def read_source(request: ImportRequest) -> TableSource:
     """Read DIR, one model on one GPU; raises UserError for what is missing, malformed or not measured."""
     request.refuse(model="--model", quantisation="--quantization", greedy="--greedy")
     if request.kv_cache_dtype != "auto":
@@ -134,7 +132,7 @@ def read_source(request: Request) -> Source:
     elif request.link is not None:
         all_reduce = LinkAllReduce(request.link, degree)
     tables = OpTables(request.folder, config, degree, all_reduce)
-    return Source(
+    return TableSource(
         model=meta["model"],
         gpu=gpu.short,
         quantisation=variant,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simbatch.profiler.importers.source import Source
+from simbatch.profiler.importers.source import TableSource
 from simbatch.profiler.model.config import read_json
 from simbatch.profiler.model.memory_plan import peak_of, plan_memory
 from simbatch.sim.cost.gpus import GPUS
@@ -26,7 +26,7 @@ RESOLVED = (
 )
 
 
-class Resolved(NamedTuple):
+class ImportedMemory(NamedTuple):
     """Memory, the longest request that it holds, the tokens of KV cache for a design, and what to say of them."""
 
     memory: Memory
@@ -36,7 +36,7 @@ class Resolved(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RecordedStart:
     """What an engine's start resolved, from a recorded run's `meta.json`."""
 
     num_gpu_blocks: int
@@ -47,7 +47,7 @@ class RunFacts:
     limits: tuple[int, int] | None  # max_num_seqs and max_num_batched_tokens, where the file says them
 
 
-def memory_of_run(source: Source, facts: RunFacts) -> Resolved:
+def memory_of_run(source: TableSource, facts: RecordedStart) -> ImportedMemory:
     """The blocks that vLLM resolved; the reserve is what they imply."""
     config = source.config
     kv_bytes = facts.num_gpu_blocks * facts.block_size * config.kv_bytes_per_token
@@ -71,10 +71,10 @@ def memory_of_run(source: Source, facts: RunFacts) -> Resolved:
         if own > kv_tokens
         else f"max_model_len is that run's {facts.max_model_len}; the model's own is {own}"
     )
-    return Resolved(memory, facts.max_model_len, kv_tokens, (RESOLVED, length))
+    return ImportedMemory(memory, facts.max_model_len, kv_tokens, (RESOLVED, length))
 
 
-def memory_of_plan(source: Source, tensor_parallel_size: int) -> Resolved:
+def memory_of_plan(source: TableSource, tensor_parallel_size: int) -> ImportedMemory:
     """What the planner expects vLLM to resolve; raises UserError when the weights leave no room."""
     config, gpu = source.config, GPUS[source.gpu]
     plan = plan_memory(
@@ -96,10 +96,10 @@ def memory_of_plan(source: Source, tensor_parallel_size: int) -> Resolved:
     )
     note = ESTIMATED.format(utilization=plan.gpu_memory_utilization)
     about = int(float(f"{kv_tokens:.2g}"))  # the fit need not change with an estimate's last digits
-    return Resolved(plan.memory(), min(own, kv_tokens), about, (note, length))
+    return ImportedMemory(plan.memory(), min(own, kv_tokens), about, (note, length))
 
 
-def read_run_facts(path: Path) -> RunFacts:
+def read_run_facts(path: Path) -> RecordedStart:
     """Read a run's `meta.json`; raises UserError for keys that are missing or of the wrong kind."""
     content = read_json(path)
     engine, cache = _part(path, content, "engine_kwargs"), _part(path, content, "kv_cache")
@@ -108,7 +108,7 @@ def read_run_facts(path: Path) -> RunFacts:
     if isinstance(utilization, bool) or not isinstance(utilization, int | float) or not 0 < utilization <= 1:
         rule = "must be a number above 0, at most 1"
         raise UserError(Problem(f"{path} kv_cache.gpu_memory_utilization", rule, utilization))
-    return RunFacts(
+    return RecordedStart(
         num_gpu_blocks=_whole(path, cache, "kv_cache", "num_gpu_blocks"),
         block_size=_whole(path, cache, "kv_cache", "block_size"),
         gpu_memory_utilization=float(utilization),

@@ -1,17 +1,19 @@
-"""What is asked of an import, and what a source of measurements answers."""
+"""What is asked of an import, what a source of measurements answers, and the fit to its tables: some steps held out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from simbatch.profiler.fitting.design import REGIMES, Limits, sample_steps
+from simbatch.profiler.fitting.fit import fit_two_regime, judge, judge_bands
+from simbatch.profiler.fitting.steps import Floats, Steps, concatenate
 from simbatch.profiler.model.config import ModelConfig, read_model_config
-from simbatch.sim.cost.error import FitError
-from simbatch.sim.cost.link import Link
-from simbatch.sim.cost.measured_range import MeasuredRange
+from simbatch.sim.cost.measured_range import DecodeRange, MeasuredRange, MixedRange
 from simbatch.sim.cost.memory import KVCacheType
+from simbatch.sim.cost.provenance import FitError, Link
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
 
@@ -22,8 +24,12 @@ KV_DTYPES: dict[str, KVCacheType] = {
 }  # of the KV cache under `auto`
 
 
+TRAIN_SEED, HELD_OUT_SEED = 1, 2
+TRAIN_STEPS, HELD_OUT_STEPS = 4000, 2000
+
+
 @dataclass(frozen=True)
-class Request:
+class ImportRequest:
     """The arguments of `simbatch profiles import`; None is what was not given."""
 
     source: str
@@ -81,7 +87,7 @@ class Request:
                 raise UserError(Problem(option, rule, str(value), "leave it out"))
 
 
-class Fitted(NamedTuple):
+class FittedTables(NamedTuple):
     """Step times, how good they are, and where they hold."""
 
     step_time: TwoRegimeStepTime
@@ -90,7 +96,7 @@ class Fitted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class TableSource:
     """Measurements of one model on one GPU; `fit` is given the tokens that the KV cache holds, shared ones twice."""
 
     model: str
@@ -101,7 +107,7 @@ class Source:
     credit: str
     licence: str
     config: ModelConfig
-    fit: Callable[[int], Fitted]
+    fit: Callable[[int], FittedTables]
     notes: tuple[str, ...] = ()
     link: Link | None = None
 
@@ -109,3 +115,60 @@ class Source:
 def portable(path: Path) -> str:
     """As it was typed; of an absolute path the last two parts."""
     return "/".join(path.parts[-2:]) if path.is_absolute() else path.as_posix()
+
+
+class OpTimes(Protocol):
+    """Tables of op times that compose to steps."""
+
+    def step_time_s(self, steps: Steps, /) -> Floats:
+        """What each step lasts, s."""
+        ...
+
+    def limits(self, kv_tokens: int, /) -> Limits:
+        """What was measured, and the tokens that a batch may hold."""
+        ...
+
+    @property
+    def token_counts(self) -> list[int]:
+        """The scheduled tokens that were measured: the knots of a fit."""
+        ...
+
+
+def fit_tables(tables: OpTimes, kv_tokens: int) -> FittedTables:
+    """Fit the two-regime form to composed steps; the error is against other composed steps."""
+    limits, counts = tables.limits(kv_tokens), tables.token_counts
+    train = {regime: sample_steps(regime, TRAIN_STEPS, limits, TRAIN_SEED) for regime in REGIMES}
+    held_out = {regime: sample_steps(regime, HELD_OUT_STEPS, limits, HELD_OUT_SEED) for regime in REGIMES}
+    decode, mixed = train["decode"], concatenate([train["prefill"], train["mixed"]])
+    step_time = fit_two_regime((decode, tables.step_time_s(decode)), (mixed, tables.step_time_s(mixed)), counts, counts)
+    cost = step_time.cost_model()
+    measured_s = {regime: tables.step_time_s(steps) for regime, steps in held_out.items()}
+    judged = {regime: judge(cost, held_out[regime], measured_s[regime]) for regime in REGIMES}
+    design = (
+        f"{TRAIN_STEPS} random steps per regime fitted, {HELD_OUT_STEPS} others held out, over the measured grid and "
+        f"contexts of {limits.kv_tokens} tokens in all; against the composed tables, not against a real run"
+    )
+    error = FitError(
+        design=design,
+        against="tables",
+        decode=judged["decode"],
+        decode_bands=judge_bands(cost, held_out["decode"], measured_s["decode"]),
+        prefill=judged["prefill"],
+        mixed=judged["mixed"],
+    )
+    return FittedTables(step_time, error, _range(limits))
+
+
+def _range(limits: Limits) -> MeasuredRange:
+    longest = limits.max_num_batched_tokens
+    contexts = {"mean_context": limits.context, "decode_context": (limits.context[0], limits.kv_tokens)}
+    return MeasuredRange(
+        decode=DecodeRange(num_decodes=limits.decode_only_seqs, **contexts),
+        mixed=MixedRange(
+            num_tokens=(limits.chunk[0], longest),
+            prefill_tokens=limits.chunk,
+            mean_history=limits.history,
+            num_decodes=(0, limits.mixed_seqs[1]),
+            **contexts,
+        ),
+    )

@@ -18,7 +18,7 @@ from simbatch.profiler.fitting.fit import bands
 from simbatch.profiler.fitting.forms import Measured, table_forms
 from simbatch.profiler.fitting.steps import Floats, Ints, Steps, concatenate, predict_s
 from simbatch.profiler.recorded.moments import Flags, Moments
-from simbatch.sim.cost.error import FitError
+from simbatch.sim.cost.provenance import FitError
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
 

@@ -24,7 +24,7 @@ from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.host_section import HostSection
 from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.profile import Profile
-from simbatch.sim.cost.recorder_fit import GapFigures, RecorderFit
+from simbatch.sim.cost.provenance import GapFigures, RecorderFit
 from simbatch.sim.errors import Problem, UserError
 
 SAME = ("model", "tensor_parallel_size", "async_scheduling", "kv_cache_dtype", "vllm_version")

@@ -16,8 +16,7 @@ from simbatch.profiler.fitting.durations import durations_s
 from simbatch.profiler.validating.real_run import Run
 from simbatch.profiler.validating.with_steps import features
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
-from simbatch.sim.cost.features import step_ps
-from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.model import CostModel, step_ps
 
 
 def step_figures(runs: Sequence[Run], cost: CostModel) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from simbatch.profiler.fitting.durations import durations_s
 from simbatch.profiler.fitting.recorded_lines import RecordedRequest, RecordedStep
 from simbatch.profiler.validating.real_run import Run
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.features import Features, features_of
+from simbatch.sim.cost.model import Features, features_of
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE
 
 NAME = re.compile(r"\bsb-(\d+)\b")  # of a request: what the client called it, inside of vLLM's own id

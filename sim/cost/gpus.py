@@ -151,7 +151,6 @@ GPUS = {
     )
 }  # fmt: skip
 _WORDS = re.compile(r"nvidia|geforce|tesla|amd|instinct|generation|(server|workstation|max-q) edition|oam|hbm\de?")
-_RATES = {"bandwidth": "bandwidth_bytes_per_s", "link": "link_bytes_per_s"}
 _FLOPS = {f"{dtype}_flops": dtype for dtype in ("bf16", "fp8", "int8", "fp4")}
 _PREFIXES = ["", "k", "m", "g", "t", "p"]
 _QUANTITY = re.compile(r"([0-9.]+(?:e[0-9]+)?)\s*([kmgtp]?)(i?)(?:b|flops?|flop)?(?:/s|ps)?", re.I)
@@ -215,13 +214,18 @@ def _with_spec(base: Gpu | None, spec: str) -> Gpu:
     known = base or Gpu(short, short, 0, 0.0, {}, 16e9)
     values = {key: _quantity(key, text) for key, text in given.items()}
     flops = {dtype: values[key] for key, dtype in _FLOPS.items() if key in values}
-    rates = {field: values[key] for key, field in _RATES.items() if key in values}
-    total = int(values.get("memory", known.total_bytes))
-    return replace(known, short=short, total_bytes=total, flops_per_s={**known.flops_per_s, **flops}, **rates)
+    return replace(
+        known,
+        short=short,
+        total_bytes=int(values.get("memory", known.total_bytes)),
+        bandwidth_bytes_per_s=values.get("bandwidth", known.bandwidth_bytes_per_s),
+        flops_per_s={**known.flops_per_s, **flops},
+        link_bytes_per_s=values.get("link", known.link_bytes_per_s),
+    )
 
 
 def _assignments(spec: str) -> list[tuple[str, str]]:
-    keys, pairs = ("memory", *_RATES, *_FLOPS, "name"), []
+    keys, pairs = ("memory", "bandwidth", "link", *_FLOPS, "name"), []
     for part in spec.split(","):
         key, equals, value = (word.strip() for word in part.partition("="))
         if key not in keys or not equals or not value:

@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.draws import LaunchDraws
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, FrontEndTimes, HostTimes, LaunchTimes
-from simbatch.sim.cost.noise import Ratios
-from simbatch.sim.cost.step_time import Strict
+from simbatch.sim.cost.step_time import Ratios, Strict
 
 # Bounds that only a wrong unit breaks, so that sums stay inside 64 bits: a minute for a launch, a second for a request
 # or a token of it.
@@ -42,7 +41,7 @@ class OtherLaunch(Strict):
     per_token_s: Each = Field(default=0.0, description="per scheduled token, s")
 
 
-class Launch(Strict):
+class LaunchSection(Strict):
     """Host time to schedule and launch a batch, by kind of launch."""
 
     graph: GraphLaunch = GraphLaunch()
@@ -85,7 +84,7 @@ class HostSection(Strict):
     assumed: bool = Field(
         default=False, description="whether it is another machine's, or nobody's, for want of a better"
     )
-    launch: Launch = Field(default=Launch(), description="to schedule and launch a batch")
+    launch: LaunchSection = Field(default=LaunchSection(), description="to schedule and launch a batch")
     update: Update = Field(default=Update(), description="to take a step's tokens in")
     admit: Admit = Field(default=Admit(), description="to take a request in")
     lag_s: Once = Field(default=0.0, description="from the begin of schedule() to the device's earliest start, s")

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pydantic import Field, ValidationInfo, field_validator
 
 from simbatch.sim.clock import to_ps
-from simbatch.sim.cost.error import FitError, RealRuns
 from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.cost.host_section import FrontEndSection, HostFile, HostSection
-from simbatch.sim.cost.link import Link
 from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.memory import (
     DEFAULT_GPU_MEMORY_UTILIZATION,
@@ -22,10 +20,8 @@ from simbatch.sim.cost.memory import (
     Settled,
 )
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.noise import StepNoise
-from simbatch.sim.cost.recorder_fit import RecorderFit
-from simbatch.sim.cost.step_time import Seconds, StepTime, Strict
-from simbatch.sim.cost.stream_fit import StreamFit
+from simbatch.sim.cost.provenance import FitError, Link, RealRuns, RecorderFit, StreamFit
+from simbatch.sim.cost.step_time import Seconds, StepNoise, StepTime, Strict
 from simbatch.sim.errors import Problem, UserError
 
 HOST_KEYS = ("host", "front_end", "request_overhead_s", "client_overhead_s")

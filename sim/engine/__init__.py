@@ -14,9 +14,9 @@ import simpy
 from simbatch.policies.base import Policy
 from simbatch.routers.base import Router
 from simbatch.sim.clock import to_s
+from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import HostDraws
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.engine.cluster import Change
 from simbatch.sim.engine.explain import Event, Watch
 from simbatch.sim.engine.front_end import FrontEnd

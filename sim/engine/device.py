@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from simbatch.sim.cost.features import Features, step_ps
-from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.noise import NoiseDraws
+from simbatch.sim.cost.draws import NoiseDraws
+from simbatch.sim.cost.model import CostModel, Features, step_ps
 
 
 class Device:

@@ -18,7 +18,7 @@ from collections.abc import Generator
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.cost.features import Features, features_of
+from simbatch.sim.cost.model import Features, features_of
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.eligibility import may_leap, needs_stepping
 from simbatch.sim.engine.gathered import Gathered

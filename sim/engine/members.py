@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from simbatch.policies.base import Policy
 from simbatch.routers.base import Router
+from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import HostDraws, HostTimes
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.noise import NoiseDraws
 from simbatch.sim.engine.cluster import Change, Cluster
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.gateway import Gateway

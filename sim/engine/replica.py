@@ -14,10 +14,9 @@ from typing import Any
 import simpy
 
 from simbatch.policies.base import Policy
-from simbatch.sim.cost.features import Features
+from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import HostDraws, HostTimes
-from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.noise import NoiseDraws
+from simbatch.sim.cost.model import CostModel, Features
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.device import Device
 from simbatch.sim.engine.door import Door, Inbox

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simbatch.sim.cost.features import step_ps_beside
-from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.model import CostModel, step_ps_beside
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.door import Door
 from simbatch.sim.scheduler.kv_cache import KVCache

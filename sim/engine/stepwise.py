@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.cost.features import features_of
+from simbatch.sim.cost.model import features_of
 from simbatch.sim.engine.step import Step
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.request import Request

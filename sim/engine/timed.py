@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from simbatch.sim.cost.features import Features
+from simbatch.sim.cost.model import Features
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.gathered import NO_ENTRIES
 from simbatch.sim.engine.pace import Pace, device_paced, host_paced, synchronous

@@ -18,8 +18,7 @@ T = TypeVar("T")
 
 def load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile | None, str | None]:
     """The profile with the host and front end that the scenario wants, and whose they are if another's."""
-    from simbatch.sim.cost.by_name import load_profile
-    from simbatch.sim.cost.siblings import with_kv_cache
+    from simbatch.sim.cost.by_name import load_profile, with_kv_cache
 
     def own() -> Profile:
         profile = load_profile(scenario.profile, folder=scenario.folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from simbatch.sim.cost.features import is_decode as is_decode_entry
+from simbatch.sim.cost.model import is_decode as is_decode_entry
 from simbatch.sim.scheduler.cadence import Cadence
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions

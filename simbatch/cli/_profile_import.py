@@ -10,8 +10,8 @@ import click
 from simbatch.cli._output import check_folder, replacing
 
 if TYPE_CHECKING:
-    from simbatch.sim.cost.link import Link
     from simbatch.sim.cost.profile import MeasuredProfile
+    from simbatch.sim.cost.provenance import Link
 
 FORMATS = ("llmservingsim", "aiconfigurator")
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -61,9 +61,9 @@ def import_profile(
     with h100_sxm.yaml beside it). Host and front end are assumed, and marked so.
     """
     from simbatch.profiler.importers import imported
-    from simbatch.profiler.importers.source import Request
+    from simbatch.profiler.importers.source import ImportRequest
 
-    request = Request(
+    request = ImportRequest(
         source=source,
         folder=directory,
         output_name=output.name,
@@ -82,7 +82,7 @@ def import_profile(
 
 
 def _link(latency_us: float | None, gb_per_s: float | None) -> Link | None:
-    from simbatch.sim.cost.link import Link
+    from simbatch.sim.cost.provenance import Link
 
     if latency_us is None and gb_per_s is None:
         return None

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._profile_import import estimate, import_profile
-from simbatch.sim.cost.error import span
+from simbatch.sim.cost.provenance import span
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from simbatch.sim.cost.error import ErrorFigures
     from simbatch.sim.cost.profile import Profile
-    from simbatch.sim.cost.stream_fit import SeenRun
+    from simbatch.sim.cost.provenance import ErrorFigures, SeenRun
 
 SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 MIN_WIDTH = 140  # a row of `list` stays on one line when piped
@@ -119,7 +118,7 @@ def error_text(figures: ErrorFigures) -> str:
 def _facts(profile: Profile) -> dict[str, object]:
     """What tells profiles apart, in the order shown."""
     from simbatch.sim.cost.profile import MeasuredProfile
-    from simbatch.sim.cost.stream_fit import HARDLY_TOLD
+    from simbatch.sim.cost.provenance import HARDLY_TOLD
 
     facts: dict[str, object] = {"name": profile.name}
     if isinstance(profile, MeasuredProfile):

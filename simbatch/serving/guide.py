@@ -15,8 +15,7 @@ from simbatch.policies.base import Policy
 from simbatch.serving.options import PLACE
 from simbatch.serving.request import UNASKED, ServedRequest
 from simbatch.sim.clock import to_ps
-from simbatch.sim.cost.features import step_ps_beside
-from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.model import CostModel, step_ps_beside
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.features import features_of, step_ps
+from simbatch.sim.cost.model import features_of, step_ps
 
 PROFILE = "h100-llama-3.1-8b-bf16"
 FLAGS = ("--max-num-seqs", "64", "--max-model-len", "4k", "--num-gpu-blocks-override", "2000")

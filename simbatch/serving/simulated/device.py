@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from simbatch.serving.simulated.spec import HostChoice
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.features import Features
+from simbatch.sim.cost.model import Features
 from simbatch.sim.engine.device import Device
 from simbatch.sim.engine.host import Host
 from simbatch.sim.scenario.resolve import Resolved

@@ -22,7 +22,7 @@ from simbatch.serving.simulated import rounds
 from simbatch.serving.simulated.answers import Answer, Lengths, allowed_token, made_up_logprobs
 from simbatch.serving.simulated.device import VirtualGpu, wait_until
 from simbatch.serving.simulated.spec import ServeSpec
-from simbatch.sim.cost.features import features_of, is_decode
+from simbatch.sim.cost.model import features_of, is_decode
 
 LAYER = "model.layers.0.self_attn.attn"
 Entry = tuple[str, int, int, bool, int | None]  # request, tokens, computed before, whether it decodes, what it gets
