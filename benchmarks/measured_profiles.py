@@ -22,7 +22,7 @@ from simbatch.profiler.fitting.facts import of_engine
 from simbatch.profiler.fitting.from_samples import fit_samples
 from simbatch.profiler.fitting.samples import EngineFacts, read_samples
 from simbatch.profiler.model.config import model_config_of
-from simbatch.profiler.model.memory_plan import peak_of
+from simbatch.profiler.model.reserves import peak_of
 from simbatch.profiler.write import profile_json
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.load import shipped_text

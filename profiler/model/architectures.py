@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Windows = Literal["", "layer_types", "alternate", "pattern", "chunked"]
+Windows = Literal["", "layer_types", "all", "alternate", "pattern", "chunked"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Architecture:
     windows: Windows = "layer_types"
     is_tied: bool = False
     router_bias: Literal["", "16", "fp32"] = ""
+    router_in_fp32: bool = False
     expert_bias: bool = False
     shared_gate: bool = False
-    vision_is_told: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -74,13 +74,13 @@ _DEEPSEEK = Architecture(qkv_bias=False, router_bias="fp32")
 
 ARCHITECTURES: dict[str, Architecture] = {
     "LlamaForCausalLM": _LLAMA,
-    "MistralForCausalLM": _LLAMA,
+    "MistralForCausalLM": replace(_LLAMA, windows="all"),
     "Mistral3ForConditionalGeneration": replace(_LLAMA, defaults={"max_position_embeddings": 262_144}),
     "Ministral3ForCausalLM": replace(_LLAMA, defaults={"max_position_embeddings": 262_144}),
     "GraniteForCausalLM": replace(_LLAMA, is_tied=True),
     "SeedOssForCausalLM": replace(_QWEN2, windows=""),
-    "Phi3ForCausalLM": Architecture(qkv_bias=False, windows=""),
-    "MixtralForCausalLM": Architecture(qkv_bias=False, windows=""),
+    "Phi3ForCausalLM": Architecture(qkv_bias=False, windows="all"),
+    "MixtralForCausalLM": Architecture(qkv_bias=False, windows="all"),
     "Qwen2ForCausalLM": _QWEN2,
     "Qwen2MoeForCausalLM": replace(_QWEN2, shared_gate=True),
     "Qwen2VLForConditionalGeneration": _QWEN2,
@@ -91,6 +91,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3VLForConditionalGeneration": _QWEN3,
     "Qwen3VLMoeForConditionalGeneration": _QWEN3,
     "Qwen3NextForCausalLM": _QWEN_HYBRID,
+    "Qwen3_5ForCausalLM": _QWEN_HYBRID,
+    "Qwen3_5MoeForCausalLM": _QWEN_HYBRID,
     "Qwen3_5ForConditionalGeneration": _QWEN_HYBRID,
     "Qwen3_5MoeForConditionalGeneration": _QWEN_HYBRID,
     "GemmaForCausalLM": _GEMMA,
@@ -110,8 +112,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "KimiK25ForConditionalGeneration": _DEEPSEEK,
     "GlmForCausalLM": Architecture(),
     "Glm4ForCausalLM": Architecture(norms=4),
-    "Glm4MoeForCausalLM": Architecture(router_bias="fp32"),
-    "MiniMaxM2ForCausalLM": Architecture(qk_norm="all", router_bias="fp32", windows=""),
+    "Glm4MoeForCausalLM": Architecture(router_bias="fp32", router_in_fp32=True),
+    "MiniMaxM2ForCausalLM": Architecture(qk_norm="all", router_bias="fp32", router_in_fp32=True, windows=""),
     "Llama4ForCausalLM": replace(_LLAMA, windows="chunked"),
     "Llama4ForConditionalGeneration": replace(_LLAMA, windows="chunked"),
     "NemotronHForCausalLM": Architecture(norms=1, windows="", router_bias="fp32"),

@@ -50,6 +50,7 @@ class ModelConfig:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     vision: Mapping[str, Any] | None = field(default=None, hash=False)
     assumed: tuple[str, ...] = ()  # sentences about what the config does not say
+    rotary_dim: int = 0  # numbers of a head that positions turn
 
     @property
     def element_bytes(self) -> int:
@@ -136,6 +137,7 @@ def model_config_of(content: dict[str, Any], place: str, assume: str | None = No
         content.get("quantization_config") or inner.get("quantization_config"), f"{place} quantization_config"
     )
     quantisation, heads = main_quantisation(checkpoint), keys.count("num_attention_heads")
+    head_dim = keys.count("head_dim", default=keys.count("hidden_size") // heads)
     layers = layers_of(keys, architecture, quantisation)
     moe = any(isinstance(layer.feed_forward, Experts) for layer in layers)
     stored = checkpoint.default or next((one for _, one in checkpoint.named), None)
@@ -146,7 +148,7 @@ def model_config_of(content: dict[str, Any], place: str, assume: str | None = No
         intermediate_size=keys.count(*(EXPERT_INNER if moe else ("intermediate_size", "moe_intermediate_size"))),
         num_attention_heads=heads,
         num_key_value_heads=keys.count("num_key_value_heads", default=heads),
-        head_dim=keys.count("head_dim", default=keys.count("hidden_size") // heads),
+        head_dim=head_dim,
         vocab_size=keys.count("vocab_size"),
         max_position_embeddings=keys.count("max_position_embeddings", "max_seq_len", "n_positions"),
         tie_word_embeddings=bool(keys.get("tie_word_embeddings", default=architecture.is_tied)),
@@ -159,6 +161,7 @@ def model_config_of(content: dict[str, Any], place: str, assume: str | None = No
         checkpoint=checkpoint,
         vision=content.get("vision_config"),
         assumed=assumed,
+        rotary_dim=keys.size("qk_rope_head_dim") or int(head_dim * float(keys.get("partial_rotary_factor", default=1))),
     )
 
 

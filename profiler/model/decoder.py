@@ -65,6 +65,8 @@ def _kinds(keys: Keys, architecture: Architecture, number: int) -> list[str]:
     interval = keys.size("full_attention_interval")
     if interval and keys.size("linear_num_value_heads"):
         return ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(number)]
+    if architecture.windows == "all" and keys.get("sliding_window"):
+        return ["sliding_attention"] * number
     if architecture.windows == "alternate":
         return ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(number)]
     if architecture.windows == "pattern":
@@ -184,6 +186,7 @@ def _experts(keys: Keys, architecture: Architecture, quantisation: str | None) -
         shared_inner=shared,
         has_shared_gate=architecture.shared_gate and shared > 0,
         router_bias=router,
+        router_in_fp32=architecture.router_in_fp32,
         has_bias=architecture.expert_bias,
         pads_to=MXFP4_MULTIPLES if quantisation == "mxfp4" else None,
         others_per_layer=keys.count("hidden_size") + keys.count(*EXPERTS) if is_gemma else 0,

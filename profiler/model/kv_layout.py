@@ -19,14 +19,18 @@ from dataclasses import dataclass
 from math import ceil, lcm
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.mixers import Kept
 from simbatch.sim.errors import Problem, UserError
 
+Ints = NDArray[np.int64]
 BLOCK_SIZE, LATENT_BLOCK_SIZE = 16, 64  # FlashMLA's kernels read 64 tokens
 KERNEL_BLOCK_SIZE = 16
-# Bits of a key's and of a value's number, and bytes for each key and each value, of vLLM's KV types; "auto" and 16 bits
-# apart. TurboQuant keeps a norm of 2 bytes for a key, and scale and zero for a value; UltraQuant a scale for 32 numbers.
+# Bits of a key's and of a value's number, and bytes for each key and each value. TurboQuant keeps a norm of 2 bytes for
+# a key, scale and zero for a value.
 PACKED = {
     "int8_per_token_head": (8, 8, 4, 4),
     "fp8_per_token_head": (8, 8, 4, 4),
@@ -50,6 +54,7 @@ class Page(NamedTuple):
     block_size: int
     page_bytes: int
     window: int | None = None
+    checkpoints: int = 0
     shape: tuple[int, int, int, str] = (0, 0, 0, "")  # heads, keys, values, form: layers that differ share no group
 
 
@@ -60,10 +65,19 @@ class Group:
     page: Page
     num_layers: int
 
+    def held_by(self, num_tokens: Ints) -> Ints:
+        """What requests hold that decode with so many tokens computed."""
+        if self.page.kind == "state":
+            return np.full_like(num_tokens, 1 + self.page.checkpoints)
+        whole = -(-num_tokens // self.page.block_size)
+        if self.page.kind == "full" or self.page.window is None:
+            return whole
+        return np.minimum(whole, ceil(self.page.window / self.page.block_size) + 1)
+
     def blocks_of(self, num_tokens: int, in_flight_tokens: int, states: int) -> int:
         """What one request of so many tokens takes at most; `in_flight_tokens` are scheduled and not yet settled."""
         if self.page.kind == "state":
-            return states
+            return states + self.page.checkpoints
         if self.page.kind == "full" or self.page.window is None:
             return ceil(num_tokens / self.page.block_size)
         held = min(self.page.window - 1 + in_flight_tokens, num_tokens)
@@ -91,6 +105,11 @@ class KVLayout:
     def blocks_of(self, num_tokens: int) -> int:
         """What one request of so many tokens takes in all groups."""
         return sum(group.blocks_of(num_tokens, self.in_flight_tokens, self.states) for group in self.groups)
+
+    def held_by(self, num_tokens: Ints) -> Ints:
+        """What requests hold in all groups that decode with so many tokens computed."""
+        held: Ints = np.sum([group.held_by(num_tokens) for group in self.groups], axis=0)
+        return held
 
     def tokens(self, num_blocks: int, max_model_len: int) -> int:
         """The `GPU KV cache size` that vLLM logs: requests of `max_model_len` that fit, times their length."""
@@ -121,6 +140,7 @@ def kv_layout(
     max_num_batched_tokens: int = 2048,
     batches: int = 2,
     states: int = 2,
+    has_checkpoints: bool = True,
 ) -> KVLayout:
     """The layout on one GPU; UserError for a KV type that is not known or does not suit the model."""
     stored = stored_kv_type(config, kv_cache_dtype)
@@ -130,7 +150,7 @@ def kv_layout(
     if not kept:
         raise UserError(Problem("config.json", "keeps nothing of its tokens: there is no KV cache to plan"))
     size = _aligned(kept, token_bytes, size, config.has_latent_attention)
-    pages = [_page(one, bytes_of, size) for one, bytes_of in zip(kept, token_bytes, strict=True)]
+    pages = [_page(one, bytes_of, size, has_checkpoints) for one, bytes_of in zip(kept, token_bytes, strict=True)]
     groups, per_block = _grouped(pages)
     return KVLayout(groups, size, per_block, batches * max_num_batched_tokens, states)
 
@@ -181,13 +201,13 @@ def _aligned(kept: Sequence[Kept], token_bytes: Sequence[int], block_size: int, 
     return max(block_size, lcm(KERNEL_BLOCK_SIZE, 1) * ceil(needed / KERNEL_BLOCK_SIZE))
 
 
-def _page(kept: Kept, token_bytes: int, block_size: int) -> Page:
+def _page(kept: Kept, token_bytes: int, block_size: int, with_checkpoints: bool) -> Page:
     shape = (kept.heads, kept.keys, kept.values, kept.form)
     if kept.kind == "state":
-        return Page("state", block_size, kept.state_bytes)
+        return Page("state", block_size, kept.state_bytes, checkpoints=kept.checkpoints * with_checkpoints)
     if kept.kind == "sliding":
-        return Page("sliding", block_size, token_bytes * block_size, kept.window, shape)
-    return Page("full", block_size, token_bytes * block_size, None, shape)  # chunks are kept whole (config/vllm.py)
+        return Page("sliding", block_size, token_bytes * block_size, kept.window, shape=shape)
+    return Page("full", block_size, token_bytes * block_size, shape=shape)  # chunks are kept whole (config/vllm.py)
 
 
 def _grouped(pages: Sequence[Page]) -> tuple[tuple[Group, ...], int]:

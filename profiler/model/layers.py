@@ -45,6 +45,7 @@ class Experts:
     has_shared_gate: bool = False
     is_gated: bool = True
     router_bias: Literal["", "16", "fp32"] = ""
+    router_in_fp32: bool = False
     has_bias: bool = False
     pads_to: tuple[int, int] | None = None  # multiples of hidden and inner width (mxfp4's kernels)
     others_per_layer: int = 0
@@ -65,9 +66,9 @@ class Experts:
         experts = f"{self.group}.experts"
         up = modules_in(experts, "gate_up_proj", "gate_proj", "w1", "0.gate_proj", "0.up_proj", "0.w1")
         down = modules_in(experts, "down_proj", "w2", "0.down_proj", "0.w2")
-        gates = 1 + self.is_gated
+        gates, router = 1 + self.is_gated, "fp32" if self.router_in_fp32 else "bf16"
         found = [
-            Matrix("router", hidden, self.num_experts, modules=modules_in(self.group, "gate", "router"), keeps="bf16"),
+            Matrix("router", hidden, self.num_experts, modules=modules_in(self.group, "gate", "router"), keeps=router),
             Matrix("gate_up_proj", width, gates * inner, number, modules=up),
             Matrix("down_proj", inner, width, number, modules=down),
         ]

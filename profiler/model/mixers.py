@@ -48,7 +48,8 @@ class Matrix:
 class Kept(NamedTuple):
     """What one layer keeps on one GPU: numbers for each token, or a state for each request.
 
-    `heads` x (`keys` + `values`) numbers a token in the KV cache's type; for a state `state_bytes` in all. Layers whose
+    `heads` x (`keys` + `values`) numbers a token in the KV cache's type; for a state `state_bytes` in all, and how many
+    `checkpoints` of it are kept for prompts that others may share. Layers whose
     `form` differs never share a group although their bytes may be equal.
     """
 
@@ -58,6 +59,7 @@ class Kept(NamedTuple):
     values: int = 0
     window: int | None = None
     state_bytes: int = 0
+    checkpoints: int = 0
     form: Literal["gqa", "mla", "indexer"] = "gqa"
 
 
@@ -254,7 +256,7 @@ class Mamba2:
         """The convolution's last inputs in 16 bits, and a matrix for each head."""
         conv = self._conv_dim(gpus) * (self.conv_width - 1) * 2
         state = self.num_heads // gpus * self.head_dim * self.state_size * self.state_element_bytes
-        return [Kept("state", state_bytes=conv + state)]
+        return [Kept("state", state_bytes=conv + state, checkpoints=1)]
 
 
 Mixer = Attention | LatentAttention | GatedDeltaNet | Mamba2

@@ -62,7 +62,7 @@ def _as_stored(matrix: Matrix, config: ModelConfig, index: int) -> Matrix:
     """With the type that the checkpoint says of this matrix of this layer."""
     published = SHORT_DTYPES[config.dtype]
     if matrix.keeps is not None:
-        return replace(matrix, keeps=published)
+        return matrix if matrix.keeps == "fp32" else replace(matrix, keeps=published)
     stored = config.checkpoint.of([f"layers.{index}.{name.lstrip('.')}" for name in matrix.modules])
     if stored is None:
         return replace(matrix, keeps=published)
