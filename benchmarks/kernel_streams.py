@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.stream_fit import SHARED, require, write_runs
-from simbatch.profiler.calibrating.reading import streams_of
-from simbatch.profiler.calibrating.replay import real_means, simulated_means
+from simbatch.profiler.fit.streams.runs import real_means, simulated_means, streams_of
 from simbatch.profiler.importers.imported import import_profile
 from simbatch.profiler.importers.source import ImportRequest
-from simbatch.profiler.validating.recorded import read_recorded
+from simbatch.profiler.records.recorded import read_recorded
 
 DEGREE = 8
 SETTINGS = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "enable_prefix_caching": False}

@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.first_look import RECORDED, require
-from simbatch.profiler.calibrating.from_streams import fit_streams
-from simbatch.profiler.fitting.facts import of_engine
-from simbatch.profiler.fitting.from_samples import fit_samples
-from simbatch.profiler.fitting.samples import EngineFacts, read_samples
+from simbatch.profiler.fit.facts import of_engine
+from simbatch.profiler.fit.from_samples import fit_samples
+from simbatch.profiler.fit.streams.from_streams import fit_streams
 from simbatch.profiler.model.config import model_config_of
 from simbatch.profiler.model.reserves import peak_of
+from simbatch.profiler.records.samples import EngineFacts, read_samples
 from simbatch.profiler.write import profile_json
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.load import shipped_text

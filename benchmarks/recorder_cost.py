@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from simbatch.serving.recording import IN_FLIGHT, Recorder
-from simbatch.serving.rotating import RotatingFile
+from simbatch.serving.record_file import RotatingFile
+from simbatch.serving.recording import IN_FLIGHT, StepRecorder
 
 BATCHES = (1, 64, 256, 1024)
 STEPS, STEP_S = 400, 0.005
@@ -48,7 +48,7 @@ def main():
     for batch in BATCHES:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "steps.jsonl"
-            recorder = Recorder(RotatingFile(path, {}), None, print)
+            recorder = StepRecorder(RotatingFile(path, {}), None, print)
             cpu_s = time.process_time()
             took_s = cost(recorder, batch)
             cpu_us = 1e6 * (time.process_time() - cpu_s) / STEPS

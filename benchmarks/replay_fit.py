@@ -21,14 +21,14 @@ import numpy as np
 
 from benchmarks.first_look import RECORDED, Run, real_figures, recorded_run, require, simulated_run
 from benchmarks.first_look import figures as figures_of
-from simbatch.profiler.calibrating.columns import Columns, Lone
-from simbatch.profiler.calibrating.fit import fit_steps, spread_of
-from simbatch.profiler.calibrating.parts import Parts
-from simbatch.profiler.calibrating.priors import of_profile
-from simbatch.profiler.calibrating.way_in import WayIn
-from simbatch.profiler.fitting.steps import Steps
-from simbatch.profiler.recorded.moments import Moments, kinds
-from simbatch.profiler.recorded.replay import errors_of, gaps_of
+from simbatch.profiler.fit.recorder.moments import Moments, kinds
+from simbatch.profiler.fit.recorder.replay import errors_of, gaps_of
+from simbatch.profiler.fit.streams.columns import Lone, StepColumns
+from simbatch.profiler.fit.streams.fit import fit_steps, spread_of
+from simbatch.profiler.fit.streams.parts import Parts
+from simbatch.profiler.fit.streams.priors import of_profile
+from simbatch.profiler.fit.streams.way_in import WayIn
+from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost.by_name import load_profile
 
 REPLAYS = ("heavy", "bursty", "light")
@@ -69,7 +69,7 @@ def _counts(entries: list[dict[str, Any]], prompts: dict[str, int]) -> tuple[int
     return (*of_prefills, len(decodes), sum(h for _, h in decodes), min(contexts), max(contexts))
 
 
-def columns_of(replay: Replay) -> Columns:
+def columns_of(replay: Replay) -> StepColumns:
     """For a fit as from streams; nobody comes to an idle engine alone here: there is no way in to tell."""
     steps, none = replay.steps, np.zeros(0)
     counts = (
@@ -80,7 +80,7 @@ def columns_of(replay: Replay) -> Columns:
         steps.num_prefills,
     )
     columns = [column.astype(np.float64) for column in counts]
-    return Columns(replay.end_s, *columns, np.zeros(len(steps)), Lone(none.astype(np.int64), none, none))
+    return StepColumns(replay.end_s, *columns, np.zeros(len(steps)), Lone(none.astype(np.int64), none, none))
 
 
 def moments_of(replay: Replay) -> Moments:

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from simbatch.profiler.fitting.design import Limits, sample_steps
-from simbatch.profiler.fitting.steps import predict_s
+from simbatch.profiler.fit.design import StepLimits, sample_steps
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.model.roofline import roofline_of
+from simbatch.profiler.records.steps import predict_s
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import GPUS
 from simbatch.sim.cost.load import shipped_names
 from simbatch.sim.cost.profile import MeasuredProfile
 
-LIMITS = Limits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
+LIMITS = StepLimits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
 NUM_STEPS, SEED = 1000, 3
 
 

@@ -21,14 +21,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simbatch.profiler.calibrating.from_streams import StreamProfile, fit_seen, fit_streams
-from simbatch.profiler.calibrating.reading import read_results, streams_of
-from simbatch.profiler.calibrating.replay import METRICS, Means, real_means, served, simulated_means
-from simbatch.profiler.validating.recorded import read_recorded
+from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_seen, fit_streams
+from simbatch.profiler.fit.streams.runs import (
+    METRICS,
+    Means,
+    read_results,
+    real_means,
+    served,
+    simulated_means,
+    streams_of,
+)
+from simbatch.profiler.records.recorded import read_recorded
 from simbatch.sim.cost.provenance import StreamFit
 from simbatch.sim.errors import UserError
-from simbatch.sim.results.metrics import latencies_ms
-from simbatch.sim.streams import Streams
+from simbatch.sim.metrics.latencies import latencies_ms
+from simbatch.sim.streams.streams import Streams
 
 SHARED = Path(__file__).parents[2] / "shared"
 UNIT_S = 1e-5  # of the files' times

@@ -15,16 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.calibrating.from_streams import StreamProfile, fit_seen
-from simbatch.profiler.calibrating.reading import Seen
-from simbatch.profiler.calibrating.replay import requests_of
+from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_seen
+from simbatch.profiler.fit.streams.runs import Seen, requests_of
 from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.streams import Streams, judge, rebuild_steps
+from simbatch.sim.streams.judge import judge
+from simbatch.sim.streams.steps import rebuild_steps
+from simbatch.sim.streams.streams import Streams
 
 NOTHING = {
     **{"num_prompts": 1, "request_rate": 1},

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.first_look import ENGINE, MEASURED, RECORDED, SERVED, Run, recorded_run, require, simulated_run
-from simbatch.profiler.calibrating.reading import streams_of
-from simbatch.profiler.validating.recorded import Recorded
+from simbatch.profiler.fit.streams.runs import streams_of
+from simbatch.profiler.records.recorded import Recorded
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.streams import rebuild_steps
+from simbatch.sim.streams.steps import rebuild_steps
 
 NAMES = ("p8", "p16", "p22")
 LAGS = (1, 2, 3)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from simbatch.sim.cost.gpus import GIB, default_batch_limits, default_max_capture_size
-from simbatch.sim.scenario.capture import capture_sizes
 from simbatch.sim.scenario.engine import OURS, EngineSettings
+from simbatch.sim.scenario.rules import capture_sizes
 from simbatch.sim.scheduler.versions import CHANGES, Changes, changes_in, default_of, parse_version
 
 KINDS = ("SchedulerConfig", "CacheConfig", "EngineArgs")

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-USERS = ("profiler/measuring", "simbatch/serving")  # all contact with it
+USERS = ("profiler/profile", "profiler/server", "simbatch/serving")  # all contact with it
 # what is called, overridden or read of its classes; imports are found in the sources
 _OF_SCHEDULER = (
     "schedule", "add_request", "update_from_output", "finish_requests", "get_request_counts", "has_requests",

@@ -152,8 +152,8 @@ def write_example() -> None:
     from simbatch import Scenario
     from simbatch.sim.scenario import resolve
     from simbatch.sim.scenario.reading.document import parse_document
+    from simbatch.sim.search.simulate import run_resolved
     from simbatch.sim.search.upgrade import upgrade
-    from simbatch.sim.simulate import run_resolved
 
     text = EXAMPLE.partition("```yaml\n")[2].partition("```")[0]
     scenario = Scenario.from_dict(parse_document(text, name="example").data)

@@ -2,13 +2,13 @@ r"""The scheduler class that writes down every step of a live vLLM server, and c
 
     SIMBATCH_RECORD=steps.jsonl vllm serve MODEL --scheduler-cls simbatch.vllm_recorder.RecordingScheduler
 
-What it writes stands in `simbatch.serving.recording`; `simbatch.profiler.fitting.recorded_steps` reads it. vLLM's
+What it writes stands in `simbatch.serving.recording`; `simbatch.profiler.fit.recorder.moments` reads it. vLLM's
 inside is no public interface: importing this raises UserError on a version that it was not written for.
 """
 
 from __future__ import annotations
 
-from simbatch.profiler.served.vllm_start import require_vllm
+from simbatch.profiler.server.start import require_vllm
 
 require_vllm()
 

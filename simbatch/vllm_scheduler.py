@@ -9,7 +9,7 @@ vLLM's inside is no public interface: importing this raises UserError on a versi
 
 from __future__ import annotations
 
-from simbatch.profiler.served.vllm_start import require_vllm
+from simbatch.profiler.server.start import require_vllm
 
 require_vllm()
 

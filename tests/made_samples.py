@@ -2,8 +2,16 @@
 
 import numpy as np
 
-from simbatch.profiler.fitting.samples import Admission, EngineFacts, Entry, Samples, SampleWriter, StepSample, steps_of
-from simbatch.profiler.fitting.steps import predict_s
+from simbatch.profiler.records.samples import (
+    Admission,
+    BatchEntry,
+    EngineFacts,
+    Samples,
+    SampleWriter,
+    StepSample,
+    steps_of,
+)
+from simbatch.profiler.records.steps import predict_s
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 
 MAX_SEQS, MAX_TOKENS = 32, 512
@@ -79,15 +87,15 @@ def write_samples(samples, path):
 def _episode(rng, episode):
     num_decodes = 0 if episode % 10 == 0 else int(rng.integers(1, MAX_SEQS))
     contexts = [int(np.exp(rng.uniform(np.log(8), np.log(1500)))) for _ in range(num_decodes)]
-    entries = [[Entry(context + i, 1, True) for context in contexts] for i in range(12)]
+    entries = [[BatchEntry(context + i, 1, True) for context in contexts] for i in range(12)]
     if num_decodes:
         yield from (StepSample(episode, False, 1.0, tuple(decodes)) for decodes in entries[:8])
     for decodes in entries[8:]:
         history = int(rng.integers(0, 1000)) * int(rng.integers(0, 2))
-        prefill = Entry(history, int(rng.integers(1, MAX_TOKENS - num_decodes)), False)
+        prefill = BatchEntry(history, int(rng.integers(1, MAX_TOKENS - num_decodes)), False)
         yield StepSample(episode, False, 1.0, (*decodes, prefill))
 
 
 def _canaries():
-    decode, prefill = tuple([Entry(100, 1, True)] * 4), (Entry(0, 128, False),)
+    decode, prefill = tuple([BatchEntry(100, 1, True)] * 4), (BatchEntry(0, 128, False),)
     return [StepSample(-1, True, 1.0, entries) for entries in (decode, prefill) for _ in range(9)]

@@ -13,8 +13,8 @@ from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.cost.model import padded
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile
 from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.capture import capture_sizes
 from simbatch.sim.scenario.engine import EngineSettings
+from simbatch.sim.scenario.rules import capture_sizes
 from tests.test_cost import with_memory
 
 SHIPPED = json.loads(shipped_text("rtx4090-llama-3.1-8b-bf16"))

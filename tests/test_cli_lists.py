@@ -79,3 +79,27 @@ def test_policies_are_listed_with_their_defaults(capsys: pytest.CaptureFixture[s
     listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert {"adaptive", "fixed", "priority", "vllm"} <= listed.keys()
     assert listed["adaptive"]["parameters"]["max_batch_size"]["default"] == 64
+
+
+def test_a_profile_tells_what_each_batch_size_would_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "batches.png"
+    lengths = ["--prompt-len", "256", "--output-len", "16"]
+    arguments = ["profiles", "show", "rtx4090-llama-3.1-8b-bf16", "--batches", "64,1,8,256", *lengths]
+    assert run(*arguments, "--json", "--plot", str(picture)) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["batch_size"] for row in rows] == [1, 8, 64, 256]
+    assert [row["kv_full"] for row in rows] == [False, False, False, True]
+    throughput = [row["output_throughput"] for row in rows]
+    assert throughput[:3] == sorted(throughput[:3])
+    assert rows[2]["kv_gib"] == 64 * 17 * 16 * 131_072 / 2**30
+    assert rows[0]["step_ms"] < rows[2]["step_ms"]
+    assert picture.stat().st_size > 10_000
+    assert run(*arguments) == 0
+    assert "KV full: the batch needs more blocks" in capsys.readouterr().out
+
+
+def test_profiles_are_listed_by_gpu_and_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profiles", "list", "--gpu", "NVIDIA H100 80GB HBM3", "--model", "Llama-3.1-70b", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {facts["gpu"] for facts in found} == {"h100"}
+    assert {facts["model"].rsplit("/", 1)[-1] for facts in found} == {"Llama-3.1-70B"}

@@ -21,7 +21,7 @@ from benchmarks.first_look import (
 )
 from benchmarks.stream_steps import correlation, gaps_ms, launches, of_stream, slope
 from simbatch import Scenario
-from simbatch.profiler.validating.recorded import Recorded
+from simbatch.profiler.records.recorded import Recorded
 from simbatch.sim.scenario import resolve
 
 WORKLOAD = {

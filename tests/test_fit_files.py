@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from simbatch.cli import main
 from simbatch.cli.fit import fit
-from simbatch.profiler.fitting.samples import read_samples
+from simbatch.profiler.records.samples import read_samples
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.errors import UserError
 from tests.made_samples import made_samples, write_samples

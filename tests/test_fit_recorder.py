@@ -13,10 +13,9 @@ from benchmarks.recorder_planted import differences, given_back, served, server,
 from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
 from simbatch.cli.run import run as run_command
-from simbatch.profiler.fitting.recorded_steps import read_steps
-from simbatch.profiler.recorded.from_recorder import fit_recorder
-from simbatch.profiler.recorded.moments import moments_of
-from simbatch.profiler.recorded.replay import errors_of, gaps_of
+from simbatch.profiler.fit.recorder.from_recorder import fit_recorder
+from simbatch.profiler.fit.recorder.moments import moments_of, read_steps
+from simbatch.profiler.fit.recorder.replay import errors_of, gaps_of
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.errors import UserError
 

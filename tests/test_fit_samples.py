@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from simbatch.profiler.fitting.choose import NUM_FOLDS, choose, folds
-from simbatch.profiler.fitting.forms import Measured, forms_for
-from simbatch.profiler.fitting.from_samples import fit_samples, held_out, request_overhead_s
-from simbatch.profiler.fitting.robust import solve_robust
-from simbatch.profiler.fitting.samples import Admission, Samples, steps_of
-from simbatch.profiler.fitting.steps import predict_s
+from simbatch.profiler.fit.choose import NUM_FOLDS, choose, folds
+from simbatch.profiler.fit.forms import forms_for
+from simbatch.profiler.fit.from_samples import fit_samples, held_out, request_overhead_s
+from simbatch.profiler.fit.two_regime import solve_robust
+from simbatch.profiler.records.samples import Admission, Samples, steps_of
+from simbatch.profiler.records.steps import MeasuredSteps, predict_s
 from simbatch.profiler.write import write_profile
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
@@ -18,7 +18,7 @@ MEAN_ABSOLUTE = (2 / np.pi) ** 0.5  # of a standard normal
 
 
 def measured(samples):
-    return Measured(*steps_of(samples.fitted()))
+    return MeasuredSteps(*steps_of(samples.fitted()))
 
 
 def deviation(fitted, samples):

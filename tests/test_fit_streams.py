@@ -17,15 +17,17 @@ from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
-from simbatch.profiler.calibrating.columns import Columns, columns_of
-from simbatch.profiler.calibrating.fit import fit_steps
-from simbatch.profiler.calibrating.from_streams import fit_streams
-from simbatch.profiler.calibrating.priors import of_name
-from simbatch.profiler.calibrating.reading import MAX_BYTES, read_results
+from simbatch.profiler.fit.streams.columns import StepColumns, columns_of
+from simbatch.profiler.fit.streams.fit import fit_steps
+from simbatch.profiler.fit.streams.from_streams import fit_streams
+from simbatch.profiler.fit.streams.priors import of_name
+from simbatch.profiler.fit.streams.runs import MAX_BYTES, read_results
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
-from simbatch.sim.streams import Streams, batches_of, rebuild_steps
+from simbatch.sim.streams.batches import batches_of
+from simbatch.sim.streams.steps import rebuild_steps
+from simbatch.sim.streams.streams import Streams
 
 STREAMS = SHARED / "streams"
 
@@ -81,7 +83,7 @@ def test_a_launchs_slope_is_told_by_runs_that_are_apart() -> None:
     assert near.host["per_seq_s"] == pytest.approx(0.02 * near.host["none_s"], rel=0.05)
 
 
-def columns_at(given: Planted, loads: tuple[int, ...]) -> list[Columns]:
+def columns_at(given: Planted, loads: tuple[int, ...]) -> list[StepColumns]:
     """What a fit sees of its loops."""
     steps = [rebuild_steps(streams_of(given, load, 0, number=200)) for load in loads]
     return [columns_of(each, batches_of(each, given.settings["max_num_batched_tokens"])) for each in steps]

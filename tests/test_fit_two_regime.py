@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from simbatch.profiler.fitting.design import REGIMES, Limits, sample_steps
-from simbatch.profiler.fitting.fit import figures, fit_two_regime, judge, judge_bands, solve
-from simbatch.profiler.fitting.steps import concatenate, predict_s
+from simbatch.profiler.fit.design import REGIMES, StepLimits, sample_steps
+from simbatch.profiler.fit.two_regime import figures, fit_two_regime, judge, judge_bands, solve
+from simbatch.profiler.records.steps import concatenate, predict_s
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 
-LIMITS = Limits(
+LIMITS = StepLimits(
     decode_only_seqs=(1, 256),
     mixed_seqs=(1, 128),
     context=(16, 16384),

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from simbatch.profiler.calibrating.way_in import Bounds, _through
-from simbatch.profiler.validating.requests import Requests
+from simbatch.profiler.fit.streams.way_in import WaitBounds, _through
+from simbatch.profiler.records.requests import Requests
 from simbatch.sim.cost.host import FrontEndTimes
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.recorder import Recorder
@@ -74,6 +74,6 @@ def test_a_fit_reckons_as_the_engine_does(most):
     found = come_through(sent_ps.tolist(), prompts.tolist(), updates)
     update_s, chunks = np.array([at for at, _ in updates]) * 1e-12, np.array([n for _, n in updates], dtype=float)
     none = np.zeros(0)
-    bounds = Bounds(sent_ps * 1e-12, prompts.astype(float), update_s, chunks, none.astype(int), none, none)
+    bounds = WaitBounds(sent_ps * 1e-12, prompts.astype(float), update_s, chunks, none.astype(int), none, none)
     through_s = _through(bounds, 1e-3, 1e-6, 1e-4, 0.0)
     assert through_s == pytest.approx((np.array(found) - sent_ps) * 1e-12, abs=1e-8)

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from simbatch.profiler.served import loop
+from simbatch.profiler.server.http import run_loop
 
 
 async def waits_beside(task):
@@ -19,7 +19,7 @@ def test_a_task_that_the_interruption_met_is_not_printed(caplog):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.run(waits_beside(interrupted))
+        run_loop(waits_beside(interrupted))
     gc.collect()
     assert caplog.text == ""
 
@@ -36,5 +36,5 @@ def test_other_tasks_that_failed_are(caplog):
         gc.collect()
         return 3
 
-    assert loop.run(main()) == 3
+    assert run_loop(main()) == 3
     assert "lost" in caplog.text

@@ -9,19 +9,16 @@ from types import SimpleNamespace
 import pytest
 
 from simbatch.cli import main
-from simbatch.profiler.fitting.durations import durations_s, entries_of
-from simbatch.profiler.fitting.recorded_lines import STEP_TIMES, RecordedRequest, RecordedStep
-from simbatch.profiler.fitting.samples import Admission, EngineFacts, Entry, StepSample, read_samples
-from simbatch.profiler.measuring.batches import Lived, Shape, batch_sizes, knee, row_of
-from simbatch.profiler.measuring.measure import check_not_begun, open_samples
-from simbatch.profiler.measuring.planned import planned_memory, utilisation
-from simbatch.profiler.measuring.progress import left_text
-from simbatch.profiler.measuring.report import memory_table
-from simbatch.profiler.measuring.run import Files
-from simbatch.profiler.measuring.stopping import Budget
-from simbatch.profiler.measuring.way_out import joined, way_of
-from simbatch.profiler.served.driver import Flight
-from simbatch.profiler.served.vllm_start import (
+from simbatch.profiler.profile.batches import BatchShape, Lived, batch_sizes, knee, row_of
+from simbatch.profiler.profile.measure import check_not_begun, open_samples
+from simbatch.profiler.profile.memory import memory_table, planned_memory, utilisation
+from simbatch.profiler.profile.run import Files
+from simbatch.profiler.profile.sections import joined_ways, way_of
+from simbatch.profiler.profile.stopping import Budget, left_text
+from simbatch.profiler.records.lines import STEP_TIMES, RecordedRequest, RecordedStep, durations_s, entries_of
+from simbatch.profiler.records.samples import Admission, BatchEntry, EngineFacts, StepSample, read_samples
+from simbatch.profiler.server.client import Flight
+from simbatch.profiler.server.start import (
     REQUIREMENT,
     TESTED,
     VERSIONS,
@@ -107,8 +104,10 @@ def test_the_way_of_a_batch_by_hand():
     more = [recorded(1.5, 2.0, 0, [(0, 20)] * 4), recorded(2.0, 3.0, 4), recorded(3.0, 4.0, 4)]
     assert way_of(twice, more, requests, 20).chunk_s == pytest.approx(0.02)
     assert way_of(flights, more, requests, 20) is None  # chunks were merged
-    assert joined([way, way_of(twice, more, requests, 20)]) == pytest.approx({"network_s": 0.21, "per_chunk_s": 0.02})
-    assert joined([]) == {}
+    assert joined_ways([way, way_of(twice, more, requests, 20)]) == pytest.approx(
+        {"network_s": 0.21, "per_chunk_s": 0.02}
+    )
+    assert joined_ways([]) == {}
 
 
 def decode_step(duration_s, num_decodes, free_blocks):
@@ -121,7 +120,7 @@ def test_a_row_of_the_batch_table_by_hand():
     for duration_s, num_decodes, free in ((0.2, 1, 80), (0.4, 2, 60), (0.5, 2, 60), (9.0, 2, 60)):
         steps.append(decode_step(duration_s, num_decodes, free)._replace(start_s=begun_s, end_s=begun_s + duration_s))
         begun_s += duration_s
-    row = row_of(facts(), Shape(20, 3), lives, steps)
+    row = row_of(facts(), BatchShape(20, 3), lives, steps)
     assert row["ttft_ms"] == pytest.approx(1250)  # 1.0 and 1.5 s
     assert row["tpot_ms"] == pytest.approx(500)
     assert row["e2el_ms"] == pytest.approx(2250)
@@ -134,7 +133,7 @@ def test_a_row_of_the_batch_table_by_hand():
 
 def test_a_batch_that_needs_more_blocks_than_there_are_is_kv_full():
     def row(batch_size):
-        return row_of(facts(), Shape(150, 3), [Lived(0.0, [1.0, 2.0, 3.0])] * batch_size, [decode_step(0.1, 1, 5)])
+        return row_of(facts(), BatchShape(150, 3), [Lived(0.0, [1.0, 2.0, 3.0])] * batch_size, [decode_step(0.1, 1, 5)])
 
     assert not row(10)["kv_full"]  # 10 blocks each, 100 are usable
     assert row(11)["kv_full"]
@@ -147,9 +146,9 @@ def test_batch_sizes_double_and_end_at_the_highest():
 
 
 def test_the_table_fits_short_models_and_little_memory():
-    assert Shape.of(facts()) == (256, 32)
-    assert Shape.of(facts(max_model_len=64)) == (48, 16)
-    assert sum(Shape.of(facts(num_gpu_blocks=3))) <= 32
+    assert BatchShape.of(facts()) == (256, 32)
+    assert BatchShape.of(facts(max_model_len=64)) == (48, 16)
+    assert sum(BatchShape.of(facts(num_gpu_blocks=3))) <= 32
 
 
 def run(*arguments):
@@ -186,7 +185,7 @@ def test_a_budget_never_goes_below_zero():
 def test_samples_are_on_disk_at_once_and_go_on_after_a_cut(tmp_path):
     path = tmp_path / "x.samples.jsonl"
     kept = open_samples(path, facts(), resume=False)
-    step = StepSample(4, False, 0.01, (Entry(0, 10, False),))
+    step = StepSample(4, False, 0.01, (BatchEntry(0, 10, False),))
     kept.step(step)
     kept.admission(Admission(0.001, 10))
     kept.row({"batch_size": 1})
@@ -306,7 +305,7 @@ def test_a_model_that_is_none_is_refused_before_vllm_starts(tmp_path):
 
 
 def test_without_vllm_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("simbatch.profiler.served.vllm_start.find_spec", lambda name: None)
+    monkeypatch.setattr("simbatch.profiler.server.start.find_spec", lambda name: None)
     code = run("profile", "m", "-o", tmp_path / "p.json")
     assert code == 2
     said = capsys.readouterr().err

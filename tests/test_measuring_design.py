@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from simbatch.profiler.measuring.design import DENSE, Limits, counts, draw, stream_tokens
+from simbatch.profiler.profile.design import DENSE, WaveLimits, counts, draw, stream_tokens
 
 ENGINES = {
-    "cpu": Limits(32, 512, 4096, 128, 4095),
-    "rtx4090": Limits(256, 2048, 8192, 16, 2587),
-    "h100": Limits(1024, 8192, 131072, 16, 30000),
-    "no longer than a step": Limits(64, 4096, 2048, 16, 4000),
+    "cpu": WaveLimits(32, 512, 4096, 128, 4095),
+    "rtx4090": WaveLimits(256, 2048, 8192, 16, 2587),
+    "h100": WaveLimits(1024, 8192, 131072, 16, 30000),
+    "no longer than a step": WaveLimits(64, 4096, 2048, 16, 4000),
 }
 
 
@@ -96,6 +96,8 @@ def test_a_longer_context_begins_with_a_shorter_one_and_no_two_streams_are_alike
 
 
 def test_a_small_memory_makes_smaller_batches():
-    limits = Limits(max_num_seqs=256, max_num_batched_tokens=2048, max_model_len=2048, block_size=16, num_blocks=129)
+    limits = WaveLimits(
+        max_num_seqs=256, max_num_batched_tokens=2048, max_model_len=2048, block_size=16, num_blocks=129
+    )
     assert limits.largest_batch < 20
     assert max(draw(limits, 0, index).num_decodes for index in range(100)) == limits.largest_batch

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from simbatch.cli import main
-from simbatch.profiler.fitting.samples import read_samples
+from simbatch.profiler.records.samples import read_samples
 from simbatch.sim.cost.by_name import load_profile
 from tests.recording_server import StandInRecorder, planted_s
 from tests.streaming_server import StreamingServer

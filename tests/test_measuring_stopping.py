@@ -1,7 +1,7 @@
 """When enough was measured."""
 
-from simbatch.profiler.fitting.from_samples import HeldOut
-from simbatch.profiler.measuring.stopping import MIN_WAVES, PATIENCE, SURE, Stopping
+from simbatch.profiler.fit.from_samples import HeldOut
+from simbatch.profiler.profile.stopping import MIN_WAVES, PATIENCE, SURE, Stopping
 
 
 def test_measuring_stops_when_the_error_does_not_improve():

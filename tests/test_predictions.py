@@ -13,10 +13,10 @@ from simbatch import Policy, Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.policies.srpt import ShortestRemainingFirst
 from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.predictions import asks
+from simbatch.sim.scenario.policy import asks
+from simbatch.sim.search.simulate import explain_request
 from simbatch.sim.search.sweep import sweep
-from simbatch.sim.simulate import explain_request
-from simbatch.sim.workload.predicted import Predictable
+from simbatch.sim.workload.chunk import Predictable
 
 LENGTHS = (50, 40, 30, 20, 10)  # all at once on one seat: the order of service is the order of prediction
 PREDICTED = (5, 30, 20, 40, 10)  # so request 0 first, then 4, 2, 1, 3

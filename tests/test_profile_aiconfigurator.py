@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from simbatch.profiler.fitting.design import sample_steps
-from simbatch.profiler.fitting.fit import figures
+from simbatch.profiler.fit.design import sample_steps
+from simbatch.profiler.fit.two_regime import figures
 from simbatch.profiler.importers.aiconfigurator import KernelTables
 from simbatch.profiler.importers.imported import import_profile
 from simbatch.profiler.importers.kernels import AllReduce, ContextAttention, Gemm, GenerationAttention, LinkAllReduce

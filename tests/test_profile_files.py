@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from simbatch import Scenario, simulate
-from simbatch.profiler.fitting.from_samples import fit_samples
+from simbatch.profiler.fit.from_samples import fit_samples
 from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.load import shipped_names, shipped_text
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.provenance import span
 from simbatch.sim.cost.trust import ASSUMED_HOST, NO_HOST_TIMES, error_line, lacks_host_times
 from simbatch.sim.errors import UserError
-from simbatch.sim.search.recommend_report import error_note
+from simbatch.sim.tuning.recommend_report import error_note
 from tests.made_samples import made_samples
 from tests.test_cli import run
 

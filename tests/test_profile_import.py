@@ -7,14 +7,14 @@ import pytest
 from click.testing import CliRunner
 
 from simbatch.cli.profiles import profiles
-from simbatch.profiler.fitting.design import REGIMES, sample_steps
-from simbatch.profiler.fitting.fit import judge, judge_bands
-from simbatch.profiler.fitting.steps import Steps
+from simbatch.profiler.fit.design import REGIMES, sample_steps
+from simbatch.profiler.fit.two_regime import judge, judge_bands
 from simbatch.profiler.importers.imported import context_tokens, import_profile
 from simbatch.profiler.importers.kernels import AllReduce
 from simbatch.profiler.importers.llmservingsim import OpTables
 from simbatch.profiler.importers.source import HELD_OUT_SEED, ImportRequest
 from simbatch.profiler.model.config import read_model_config
+from simbatch.profiler.records.steps import Steps
 from simbatch.profiler.write import profile_json, write_profile
 from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.load import shipped_text

@@ -12,11 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from simbatch.profiler.fitting.recorded_steps import RecordedRequest, RecordedStep, is_recorded, read_steps, stream
-from simbatch.serving.device_clock import EVERY_S, DeviceClock
-from simbatch.serving.record_options import record_file
-from simbatch.serving.recording import IN_FLIGHT, Recorder, device_ran
-from simbatch.serving.rotating import RotatingFile
+from simbatch.profiler.fit.recorder.moments import read_steps
+from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, is_recorded, stream
+from simbatch.serving.record_file import RotatingFile, record_file
+from simbatch.serving.recording import EVERY_S, IN_FLIGHT, DeviceClock, StepRecorder, device_ran
 from simbatch.sim.errors import UserError
 
 
@@ -52,7 +51,7 @@ def runs(recorder, planned, begin_s):
 @pytest.fixture
 def recorder(tmp_path):
     def make(device=None, warn=pytest.fail, **facts):
-        return Recorder(RotatingFile(tmp_path / "steps.jsonl", facts), device, warn)
+        return StepRecorder(RotatingFile(tmp_path / "steps.jsonl", facts), device, warn)
 
     return make
 
@@ -290,7 +289,7 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from tests.test_recorder import *
-made = Recorder(RotatingFile(Path(sys.argv[1]), {}), None, print)
+made = StepRecorder(RotatingFile(Path(sys.argv[1]), {}), None, print)
 for i in range(200):
     runs(made, output(new=[(str(i), 0)], tokens={str(i): 8}), float(i))
 time.sleep(1.0)

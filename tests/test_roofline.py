@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from simbatch import Scenario, simulate
-from simbatch.profiler.fitting.design import Limits, sample_steps
-from simbatch.profiler.fitting.steps import Steps, predict_s
+from simbatch.profiler.fit.design import StepLimits, sample_steps
 from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_profile
 from simbatch.profiler.model.roofline import roofline_of
+from simbatch.profiler.records.steps import Steps, predict_s
 from simbatch.profiler.write import profile_json
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import GPUS, find_gpu, gpu_of
@@ -17,7 +17,7 @@ from simbatch.sim.errors import UserError
 from tests.model_configs import llama, published
 
 GPU = GPUS["rtx4090"]
-LIMITS = Limits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
+LIMITS = StepLimits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
 BASE = load_profile("rtx4090-llama-3.1-8b-bf16", folder=Path())
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from simbatch.serving.processes import reserved
 from simbatch.serving.simulated import device
-from simbatch.serving.simulated.answers import Answer, Lengths, allowed_token, made_up_logprobs
+from simbatch.serving.simulated.answers import AnswerLengths, MadeUpAnswer, allowed_token, made_up_logprobs
 from simbatch.serving.simulated.device import VirtualGpu
 from simbatch.serving.simulated.step_log import StepLog
 from simbatch.sim.cost.model import features_of
@@ -96,20 +96,20 @@ def params(end, **more):
 
 
 def test_an_answer_ends_at_its_drawn_length():
-    lengths, words = Lengths(resolved()), list(range(50, 90))
-    answer = Answer(30, params(2), lengths)
+    lengths, words = AnswerLengths(resolved()), list(range(50, 90))
+    answer = MadeUpAnswer(30, params(2), lengths)
     tokens = [answer.token(number, words) for number in range(1, 8)]
     assert tokens[4:] == [2, 2, 2]
     assert set(tokens[:4]) <= set(words)
     assert tokens == [answer.token(number, words) for number in range(1, 8)]  # recomputed: the same
-    endless = Answer(30, params(None), lengths)
+    endless = MadeUpAnswer(30, params(None), lengths)
     assert {endless.token(number, words) for number in range(1, 10_000)} <= set(words)
     least = SimpleNamespace(eos_token_id=2, min_tokens=9, logprobs=None)
-    assert [Answer(3, least, lengths).token(number, words) == 2 for number in (9, 10)] == [False, True]
+    assert [MadeUpAnswer(3, least, lengths).token(number, words) == 2 for number in (9, 10)] == [False, True]
 
 
 def test_lengths_are_drawn_as_a_scenario_would():
-    drawn = Lengths(resolved({"distribution": "lognormal", "mean": 200, "cv": 0.8}))
+    drawn = AnswerLengths(resolved({"distribution": "lognormal", "mean": 200, "cv": 0.8}))
     values = np.array([drawn.next() for _ in range(20_000)])
     assert values.mean() == pytest.approx(200, rel=0.03)
     assert values.std() == pytest.approx(160, rel=0.06)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from simbatch.profiler.served.http import Connection, Endpoint
+from simbatch.profiler.server.http import Connection, Endpoint
 from simbatch.sim.errors import UserError
 
 EVENTS = [{"choices": [{"text": "é"}]}, {"choices": [{"text": ""}]}, {"choices": [], "usage": {"completion_tokens": 2}}]

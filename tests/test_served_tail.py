@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from simbatch.profiler.fitting.recorded_lines import RecordedStep
-from simbatch.profiler.fitting.recorded_steps import read_steps
-from simbatch.profiler.served import tail as tail_module
-from simbatch.profiler.served.tail import Tail
-from simbatch.serving.rotating import RotatingFile
+from simbatch.profiler.fit.recorder.moments import read_steps
+from simbatch.profiler.records.lines import RecordedStep
+from simbatch.profiler.server import tail as tail_module
+from simbatch.profiler.server.tail import Tail
+from simbatch.serving.record_file import RotatingFile
 from simbatch.sim.errors import UserError
 
 

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks.stream_planted import planted, streams_of
-from simbatch.sim.streams import Streams, batches_of, infer_budget, judge, rebuild_steps
+from simbatch.sim.streams.batches import batches_of, infer_budget
+from simbatch.sim.streams.judge import judge
+from simbatch.sim.streams.steps import rebuild_steps
+from simbatch.sim.streams.streams import Streams
 
 
 def of(*requests: tuple[float, list[float]], prompt: int = 100) -> Streams:

@@ -10,11 +10,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from simbatch.cli import _trace_options as trace_cli
+from simbatch.cli import _options as trace_cli
 from simbatch.cli.trace import trace
 from simbatch.sim.errors import UserError
 from simbatch.sim.workload.trace_model import TRACE_FORMATS
-from simbatch.sim.workload.traces.tools.write import WRITE_FORMATS
+from simbatch.sim.workload.traces.write import WRITE_FORMATS
 from tests.trace_files import read, shared, source_of
 
 TABLE = "request_id,arrival_s,num_prompt_tokens,num_output_tokens,priority,colour\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,10 @@ from hypothesis import strategies as st
 from simbatch import Scenario, simulate
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.workload import RequestChunk, Workload, open_workload
+from simbatch.sim.workload.traces import TraceSource
 from simbatch.sim.workload.traces.resample import draw_blocks
+from simbatch.sim.workload.traces.statistics import describe
+from tests.trace_files import source_of
 
 BLOCKS = 10
 Row = dict[str, object]
@@ -127,3 +131,65 @@ def test_a_result_says_that_its_trace_was_drawn_anew(tmp_path: Path) -> None:
     }
     text = simulate(Scenario.from_dict(data, folder=tmp_path)).text()
     assert "Trace: drawn anew in 10 blocks of time by the seed, not as it is" in text
+
+
+ROWS = 120_000
+
+
+def write_csv(path: Path, rows: int) -> None:
+    with path.open("w") as file:
+        file.write("request_id,arrival_s,num_prompt_tokens,num_output_tokens\n")
+        file.writelines(f"r{i},{i / 8},{100 + i % 900},{1 + i % 200}\n" for i in range(rows))
+
+
+def write_jsonl(path: Path, rows: int) -> None:
+    hashes = "[" + ", ".join(map(str, range(300, 363))) + "]"
+    with path.open("w") as file:
+        file.writelines(
+            f'{{"arrival_s": {i / 8}, "num_prompt_tokens": 1000, "num_output_tokens": 5, "hash_ids": {hashes}}}\n'
+            for i in range(rows // 4)
+        )
+
+
+def write_parquet(path: Path, rows: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"arrival_s": [i / 8 for i in range(rows)]}
+    columns |= {name: [5 + i % 99 for i in range(rows)] for name in ("num_prompt_tokens", "num_output_tokens")}
+    pq.write_table(pa.table(columns), path, row_group_size=10_000)
+
+
+def peak_bytes(source: TraceSource) -> int:
+    tracemalloc.start()
+    try:
+        for chunk in source.chunks():
+            assert len(chunk) <= 65_536
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("write", [write_csv, write_jsonl, write_parquet])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, write: object) -> None:
+    assert callable(write)
+    ending = str(getattr(write, "__name__", "")).removeprefix("write_")
+    small, large = tmp_path / f"small.{ending}", tmp_path / f"large.{ending}"
+    write(small, ROWS // 3)
+    write(large, ROWS)
+    few, many = peak_bytes(source_of(small)), peak_bytes(source_of(large))
+    assert many < 1.3 * few
+    assert many < 40_000_000
+
+
+def test_describe_keeps_counts_only(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ROWS)
+    tracemalloc.start()
+    try:
+        found = describe(source_of(tmp_path / "t.csv")).summary()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found["num_requests"] == ROWS
+    assert found["num_prompt_tokens"]["max"] == 999
+    assert peak < 40_000_000

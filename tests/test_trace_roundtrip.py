@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simbatch.sim.scheduler.prefix_keys import PrefixKeys
+from simbatch.sim.scheduler.request import PrefixKeys
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk
 from simbatch.sim.workload.model import Workload
-from simbatch.sim.workload.traces.tools.hashes import Rehash
-from simbatch.sim.workload.traces.tools.statistics import describe
-from simbatch.sim.workload.traces.tools.write import Losses, WriteFormat, write_trace
+from simbatch.sim.workload.traces.statistics import describe
+from simbatch.sim.workload.traces.write import Losses, Rehash, WriteFormat, write_trace
 from tests.trace_files import COLUMNS, read, shared, source_of
 
 

@@ -226,8 +226,8 @@ def test_tokens_that_come_together_are_told(runner, serving, scenario, tmp_path)
 
 
 def test_a_server_that_hangs_is_given_up(runner, serving, scenario, tmp_path, monkeypatch):
-    monkeypatch.setattr("simbatch.profiler.served.client.STALL_S", 1.5)
-    monkeypatch.setattr("simbatch.profiler.served.client.LOOK_S", 0.1)
+    monkeypatch.setattr("simbatch.profiler.server.client.STALL_S", 1.5)
+    monkeypatch.setattr("simbatch.profiler.server.client.LOOK_S", 0.1)
     server = serving(answer=lambda number: HANGS if number > 20 else None)
     done = validate(runner, scenario(), "--server", server.url, "-o", str(tmp_path / "out"))
     assert done.exit_code == 2

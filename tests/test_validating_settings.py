@@ -6,11 +6,10 @@ import pytest
 
 from simbatch import Scenario, UserError
 from simbatch.cli import main
-from simbatch.profiler.validating.bounds import Bounds, is_within
-from simbatch.profiler.validating.figures import Figure
-from simbatch.profiler.validating.settings import as_resolved, check_can_run, engine_options
+from simbatch.profiler.validate.figures import Bounds, ComparedFigure, is_within
+from simbatch.profiler.validate.settings import as_resolved, check_can_run, engine_options
 from simbatch.serving.options import PolicyOptions
-from simbatch.sim.results.registry import Metric
+from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.scenario import resolve
 from tests.made_samples import ENGINE
 
@@ -124,7 +123,7 @@ def test_the_nearest_bound_counts():
 
 
 def test_the_real_runs_own_spread_widens_a_bound():
-    figure = Figure(Metric("mean_ttft_ms", "x"), "client", (100.0, 104.0, 90.0), 118.0, 0.05)
+    figure = ComparedFigure(Metric("mean_ttft_ms", "x"), "client", (100.0, 104.0, 90.0), 118.0, 0.05)
     assert figure.median == 100
     assert figure.spread == pytest.approx(0.10)  # the farthest run is 10 % off the median
     assert figure.error == pytest.approx(0.18)

@@ -15,8 +15,8 @@ from simbatch import Scenario, UserError
 from simbatch.cli import main
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scheduler.versions import ALL, CHANGES, NEWEST, changes_in, parse_version
+from simbatch.sim.search.simulate import run_resolved
 from simbatch.sim.search.upgrade import upgrade
-from simbatch.sim.simulate import run_resolved
 
 PAGE = versions_page.PAGE
 BASE = {

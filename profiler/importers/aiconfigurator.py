@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simbatch.profiler.fitting.design import Limits
-from simbatch.profiler.fitting.steps import Steps
+from simbatch.profiler.fit.design import StepLimits
 from simbatch.profiler.importers.kernels import (
     AllReduce,
     ContextAttention,
@@ -30,6 +29,7 @@ from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, TableSo
 from simbatch.profiler.importers.tables import Floats
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.weights import layer_matrices, local_kv_heads, local_vocab
+from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost.memory import KVCacheType
 from simbatch.sim.cost.provenance import Link
 from simbatch.sim.errors import Problem, UserError
@@ -135,10 +135,10 @@ class KernelTables:
         read = steps.decode_context * self._kv_token_bytes / (KV_READ_SHARE * self.bandwidth_bytes_per_s)
         return context + self._generation.time_s(steps.num_decodes, steps.mean_context, read + KV_READ_S)
 
-    def limits(self, kv_tokens: int) -> Limits:
+    def limits(self, kv_tokens: int) -> StepLimits:
         """What was measured, for a design."""
         most_seqs = min(MAX_SEQS, int(self._generation.seqs[-1]))
-        return Limits(
+        return StepLimits(
             decode_only_seqs=(1, most_seqs),
             mixed_seqs=(1, most_seqs),
             context=(1, int(self._context.lengths[-1])),
@@ -156,10 +156,11 @@ class KernelTables:
 
 def read_source(request: ImportRequest) -> TableSource:
     """Read DIR, one GPU, for a model; raises UserError for what is missing, malformed or not measured."""
-    request.refuse(all_reduce="--all-reduce")
-    gpu, quantisation = GPUS.get(request.folder.name), request.quantisation or "bf16"
+    request.refuse(gpu="--gpu", all_reduce="--all-reduce")
+    folder = request.directory()
+    gpu, quantisation = GPUS.get(folder.name), request.quantisation or "bf16"
     if gpu is None:
-        raise UserError(Problem("DIR", f"must end in one of {', '.join(GPUS)}", str(request.folder)))
+        raise UserError(Problem("DIR", f"must end in one of {', '.join(GPUS)}", str(folder)))
     if request.model is None:
         raise UserError(Problem("--model", "the tables name no model", mend="name it, as meta-llama/Llama-3.1-8B"))
     if quantisation not in GEMM_DTYPES:
@@ -169,7 +170,7 @@ def read_source(request: ImportRequest) -> TableSource:
     kv_cache_dtype: KVCacheType = "fp8" if request.kv_cache_dtype == "fp8" else KV_DTYPES[quantisation]
     config, degree = request.config(), request.tensor_parallel_size
     tables = KernelTables(
-        request.folder,
+        folder,
         config,
         quantisation=quantisation,
         kv_cache_dtype=kv_cache_dtype,

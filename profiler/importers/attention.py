@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fitting.design import Limits
-from simbatch.profiler.fitting.steps import Steps
+from simbatch.profiler.fit.design import StepLimits
 from simbatch.profiler.importers.tables import Floats, best_axes, on_grid, read_columns
+from simbatch.profiler.records.steps import Steps
 from simbatch.sim.errors import Problem, UserError
 
 POINT = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
@@ -45,10 +45,10 @@ class AttentionTable:
         at_longest = self._at(steps, steps.max_context.astype(np.float64))
         return at_mean + self._alpha(steps) * (at_longest - at_mean)
 
-    def limits(self, max_num_batched_tokens: int, kv_tokens: int) -> Limits:
+    def limits(self, max_num_batched_tokens: int, kv_tokens: int) -> StepLimits:
         """The measured grid, for a design."""
         chunk, history, seqs, context = self._mixed.grid
-        return Limits(
+        return StepLimits(
             decode_only_seqs=_ends(self._decode.grid[0]),
             mixed_seqs=(1, int(seqs[-1])),
             context=_ends(context),

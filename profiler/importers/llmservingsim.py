@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simbatch.profiler.fitting.design import Limits
-from simbatch.profiler.fitting.steps import Steps
+from simbatch.profiler.fit.design import StepLimits
 from simbatch.profiler.importers.attention import AttentionTable
 from simbatch.profiler.importers.kernels import AllReduce, LinkAllReduce, all_reduce_of
 from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, TableSource, fit_tables
 from simbatch.profiler.importers.tables import Floats, read_columns
 from simbatch.profiler.model.config import ModelConfig
+from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost.gpus import GPUS, known_gpu
 from simbatch.sim.errors import Problem, UserError
 
@@ -80,7 +80,7 @@ class OpTables:
             total_s += calls * self._all_reduce.time_s(steps.num_tokens, self.config.hidden_size)
         return np.asarray(total_s)
 
-    def limits(self, kv_tokens: int) -> Limits:
+    def limits(self, kv_tokens: int) -> StepLimits:
         """The measured grid, for a design."""
         return self.attention.limits(min(MAX_BATCHED_TOKENS, self.token_counts[-1]), kv_tokens)
 
@@ -110,7 +110,8 @@ class OpTables:
 
 def read_source(request: ImportRequest) -> TableSource:
     """Read DIR, one model on one GPU; raises UserError for what is missing, malformed or not measured."""
-    request.refuse(model="--model", quantisation="--quantization", greedy="--greedy")
+    request.refuse(gpu="--gpu", model="--model", quantisation="--quantization", greedy="--greedy")
+    folder = request.directory()
     if request.kv_cache_dtype != "auto":
         raise UserError(Problem("--kv-cache-dtype", "was not measured here", request.kv_cache_dtype, "leave it out"))
     degree = request.tensor_parallel_size
@@ -121,17 +122,17 @@ def read_source(request: ImportRequest) -> TableSource:
     if degree == 1 and request.all_reduce is not None:
         raise UserError(Problem("--all-reduce", "one GPU needs none", str(request.all_reduce), "leave it out"))
     config = request.config()
-    meta = read_meta(request.folder / "meta.yaml")
+    meta = read_meta(folder / "meta.yaml")
     gpu, variant = known_gpu(str(meta["gpu"])), meta["variant"]
     if gpu is None or variant not in MEASURED_VARIANTS:
         rule = f"gpu must be one of {', '.join(GPUS)}, and variant one of {', '.join(MEASURED_VARIANTS)}"
-        raise UserError(Problem(str(request.folder / "meta.yaml"), rule, (meta["gpu"], variant)))
+        raise UserError(Problem(str(folder / "meta.yaml"), rule, (meta["gpu"], variant)))
     all_reduce: AllReduce | LinkAllReduce | None = None
     if request.all_reduce is not None:
         all_reduce = all_reduce_of(request.all_reduce, degree)
     elif request.link is not None:
         all_reduce = LinkAllReduce(request.link, degree)
-    tables = OpTables(request.folder, config, degree, all_reduce)
+    tables = OpTables(folder, config, degree, all_reduce)
     return TableSource(
         model=meta["model"],
         gpu=gpu.short,

@@ -210,3 +210,15 @@ class RunRecord:
 
     def _at_client(self, known: NDArray[np.int64] | None, engine_ps: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.where(engine_ps < 0, -1, engine_ps + self.client_overhead_ps) if known is None else known
+
+
+def differences(expected: RunRecord, found: RunRecord, what: str) -> Iterator[str]:
+    """Requests, and steps where they are kept, that fare otherwise in `found`; `what` was done to get it."""
+    for name in (column.name for column in fields(expected.requests)):
+        one, other = getattr(expected.requests, name), getattr(found.requests, name)
+        if isinstance(one, np.ndarray) and not np.array_equal(one, other):
+            i = int(np.flatnonzero(one != other)[0])
+            yield f"{what}: {name} of request {i} is {one[i]} and {other[i]}"
+    for row, again in zip(expected.steps or (), found.steps or (), strict=False):
+        if row != again:
+            yield f"{what}: step {row.step} is {row} and {again}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
-from simbatch.sim.workload.traffic_model import Traffic
+from simbatch.sim.workload.model import Traffic
 
 BLOCKS = 20  # that searches resample a trace in
 RESAMPLE = "workload.trace.resample_blocks"

@@ -1,14 +1,17 @@
-"""The `engine` section: `vllm serve` flags in snake_case, every one optional."""
+"""The `engine` and `cluster` sections: `vllm serve` flags in snake_case; how many engines, behind which router."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from simbatch.sim.errors import UserError
+from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.versions import parse_version
+from simbatch.sim.workload.section import Section
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Limit = Annotated[int, Field(ge=0, le=2**40)]
@@ -27,12 +30,6 @@ def _version(value: object) -> object:
             problem = error.problems[0]
             raise PydanticCustomError("rule", "{rule}", {"rule": problem.rule, "mend": problem.mend}) from None
     return value
-
-
-class Section(BaseModel):
-    """What every section keeps to: no unknown keys, no text or booleans for numbers, no changes afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class EngineSettings(Section):
@@ -116,3 +113,100 @@ class EngineSettings(Section):
         default=True, description="ours: false leaves the server's processes out, as a replay in one process does"
     )
     host_noise: bool = Field(default=True, description="ours: draw launch times from the spread of the profile's host")
+
+
+_NAME = re.compile(r"[\w.:/-]+")
+MAX_REPLICAS = 4096
+Replicas = Annotated[int, Field(ge=1, le=MAX_REPLICAS)]
+
+
+def _router(value: object) -> object:
+    if isinstance(value, str):
+        mend = f"write router: {{name: {value if _NAME.fullmatch(value) else 'least_requests'}}}"
+        raise PydanticCustomError("rule", "must be a mapping with a name", {"mend": mend})
+    return value
+
+
+class RouterChoice(Section):
+    """The router by name, with its parameters beside the name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, Field(min_length=1)] = Field(
+        description="round_robin, least_requests, ..., or your own as package.module:Class or file.py:Class"
+    )
+    refresh_s: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.0, description="how old what engines publish may be: the gateway asks them so often; 0: always fresh"
+    )
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters alone."""
+        return dict(self.model_extra or {})
+
+
+class Group(Section):
+    """Replicas that are alike; what is left out is as in the scenario."""
+
+    replicas: Replicas = Field(default=1, description="engines in this group")
+    profile: str | dict[str, Any] | None = Field(
+        default=None, description="a shipped profile's name, a path, or step times inline; default: the scenario's"
+    )
+    engine: EngineSettings = Field(
+        default_factory=EngineSettings, description="settings that differ from the scenario's `engine`"
+    )
+
+
+class ClusterEvent(Section):
+    """A replica is down for a while."""
+
+    at: Annotated[float, Field(ge=0, le=1e7)] = Field(description="when, s after the run's start")
+    replica: Annotated[int, Field(ge=0)] = Field(description="which one, from 0")
+    down_s: Annotated[float, Field(gt=0, le=1e7)] = Field(description="how long, s")
+    drain: bool = Field(
+        default=False,
+        description="true: it ends the requests it has, and is sent no more; false: they are sent again",
+    )
+
+
+class ClusterSettings(Section):
+    """Several engines behind a gateway: so many alike, or groups of them."""
+
+    replicas: Replicas | None = Field(default=None, description="engines, all alike")
+    groups: Annotated[list[Group], Field(min_length=1, max_length=256)] | None = Field(
+        default=None, description="engines that differ, in place of `replicas`"
+    )
+    router: Annotated[RouterChoice, BeforeValidator(_router)] = Field(
+        default_factory=lambda: RouterChoice(name="round_robin"), description="where each request is sent"
+    )
+    events: Annotated[list[ClusterEvent], Field(max_length=10_000)] = Field(
+        default=[], description="replicas that fail, or are drained, and come back"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_of_both(self) -> ClusterSettings:
+        if (self.replicas is None) == (self.groups is None):
+            mend = "write cluster: {replicas: 4}, or groups: [{replicas: 2, profile: ...}, ...]"
+            raise PydanticCustomError("rule", "needs either replicas or groups", {"mend": mend})
+        if self.groups is not None and sum(group.replicas for group in self.groups) > MAX_REPLICAS:
+            raise PydanticCustomError("rule", f"has more than {MAX_REPLICAS:,} replicas", {"mend": "take fewer"})
+        return self
+
+    @property
+    def num_replicas(self) -> int:
+        """Engines in all groups."""
+        return self.replicas or sum(group.replicas for group in self.groups or ())
+
+    def event_problems(self) -> Iterator[Problem]:
+        """Events of replicas that do not exist, or that are down already."""
+        up_s: dict[int, float] = {}
+        for i, event in sorted(enumerate(self.events), key=lambda item: item[1].at):
+            place = f"cluster.events[{i}]"
+            if event.replica >= self.num_replicas:
+                rule = f"there are {self.num_replicas} replicas, numbered from 0"
+                yield Problem(f"{place}.replica", rule, event.replica, f"name one of 0 to {self.num_replicas - 1}")
+            elif event.at < up_s.get(event.replica, -1.0):
+                rule = f"replica {event.replica} is down then, until {up_s[event.replica]:g} s"
+                yield Problem(f"{place}.at", rule, event.at, "make one event of both, or let it come up before")
+            else:
+                up_s[event.replica] = event.at + event.down_s

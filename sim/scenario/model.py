@@ -11,15 +11,15 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, Validation
 from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario.cluster import ClusterSettings
-from simbatch.sim.scenario.engine import EngineSettings, Section
+from simbatch.sim.scenario.engine import ClusterSettings, EngineSettings
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
 from simbatch.sim.scenario.reading.document import KeyPath
 from simbatch.sim.scenario.reading.source import Source, Value, plain_data
 from simbatch.sim.scenario.shipped import open_scenario
-from simbatch.sim.scenario.sweep import Sweep
+from simbatch.sim.scenario.sweep import SweepSection
 from simbatch.sim.workload.model import Workload
+from simbatch.sim.workload.section import Section
 
 if TYPE_CHECKING:
     from simbatch.policies.base import Policy
@@ -71,7 +71,7 @@ class PolicyChoice(Section):
         return dict(self.model_extra or {})
 
 
-class Slo(Section):
+class SloSection(Section):
     """What a user must get for a request to count as good, in ms, as in `vllm bench serve --goodput`."""
 
     ttft_ms: Milliseconds | None = Field(default=None, description="time to first token, ms")
@@ -116,13 +116,13 @@ class Scenario(Section):
         default=None, description="several engines behind a router; without it there is one"
     )
     workload: Workload = Field(description="which requests arrive, and when")
-    slo: Annotated[Slo, BeforeValidator(_empty_section)] = Field(
-        default_factory=Slo, description="service levels for goodput, ms"
+    slo: Annotated[SloSection, BeforeValidator(_empty_section)] = Field(
+        default_factory=SloSection, description="service levels for goodput, ms"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="the same seed gives the same requests, to the byte"
     )
-    sweep: Sweep | None = Field(
+    sweep: SweepSection | None = Field(
         default=None,
         exclude=True,
         description="what `simbatch sweep` varies: dotted keys to lists or {from, to, steps}",
@@ -144,7 +144,7 @@ class Scenario(Section):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, folder: str | Path = ".", name: str = "scenario") -> Self:
-        """The same from a dict; relative paths start at `folder`."""
+        """A scenario from plain data; relative paths start at `folder`."""
         source = Source(name, Path(folder), name, {}, {})
         return cls._from_source(source.with_data(plain_data(data, name)))
 
@@ -231,7 +231,7 @@ class Scenario(Section):
         return self._source.locate(path, False)
 
     def relocated(self, error: UserError) -> UserError:
-        """The same problems, those at a key of the scenario with its line and column."""
+        """The problems of `error`, those at a key of the scenario with its line and column."""
         return UserError(*self._source.in_order(map(self._source.relocated, error.problems)))
 
     def dump(self) -> dict[str, Any]:

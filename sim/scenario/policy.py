@@ -1,22 +1,32 @@
-"""The scenario's policy and router as objects, with mistakes in their parameters at their lines."""
+"""The scenario's policy and router as objects, and who predicts output lengths for them.
+
+A stated error predicts, the trace or a function; one that is ignored is an error:
+
+- A policy asks when it has a parameter `predictor_error`, or reads `predicted_output_tokens` somewhere in its class.
+- Without anything else its `predictor_error` draws them. A trace's column, or a function, takes the default's place.
+- A `predictor_error` that somebody wrote beside a column or a function is an error: one of them would be ignored.
+- So are a column beside a function, and a function under a policy that never asks. A column under such a policy is not:
+  it is data of the trace, as a tenant is, and `compare` puts that policy beside others that read it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
+from inspect import isfunction
+from types import CodeType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from simbatch.policies.base import Policy
-from simbatch.policies.registry import POLICIES
 from simbatch.routers.base import Router
-from simbatch.routers.registry import ROUTERS
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.plugins import Plugins
+from simbatch.sim.plugins.named import POLICIES, ROUTERS, Plugins, place_of
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
 from simbatch.sim.scenario.reading.source import Source
-from simbatch.sim.users_code import place_of
+from simbatch.sim.workload.chunk import Predictor, name_of
 
 T = TypeVar("T")
 
@@ -27,7 +37,7 @@ def build_policy(name: str, params: dict[str, Any], source: Source) -> Policy:
 
 
 def build_router(name: str, params: dict[str, Any], source: Source) -> Router:
-    """The same for a router."""
+    """Make the router `name` with `params`; UserError at the parameters that it does not take."""
     return _build(ROUTERS, name, params, source)
 
 
@@ -57,3 +67,41 @@ def _at_parameter(place: str, problem: Problem, params: dict[str, Any]) -> Probl
     if key not in params:
         return replace(problem, value=params)
     return replace(problem, place=f"{place}.{key}", rule=problem.rule.removeprefix(key).strip(), value=params[key])
+
+
+ERROR, READ, COLUMN = "predictor_error", "predicted_output_tokens", "predicted_output_tokens"
+STATED, OF_TRACE = "stated_error", "trace"
+
+
+def asks(policy: Policy) -> bool:
+    """Whether the policy can have a use for predictions."""
+    kinds = type(policy).__mro__[: type(policy).__mro__.index(Policy)]
+    functions = (member for kind in kinds for member in vars(kind).values() if isfunction(member))
+    return hasattr(policy, ERROR) or any(_reads(function.__code__) for function in functions)
+
+
+def prediction_problems(
+    policy: Policy, name: str, predictor: Predictor | None, *, foretold: bool, is_written: bool
+) -> Iterator[Problem]:
+    """What is wrong with who predicts; `is_written`: whether somebody wrote the policy's `predictor_error`."""
+    if predictor is not None and not asks(policy):
+        rule = f"policy {name} never asks for predictions, so the predictor would be ignored"
+        yield Problem("predictor", rule, name_of(predictor), f"leave it out, or take a policy that reads {READ}")
+    if predictor is not None and foretold:
+        rule = f"the trace has a column {COLUMN} of its own, and only one of them can be meant"
+        yield Problem("predictor", rule, name_of(predictor), "leave one of them out")
+    if is_written and (foretold or predictor is not None):
+        who = f"the trace's column {COLUMN}" if foretold else f"the predictor {name_of(predictor)}" if predictor else ""
+        rule = f"{who} says what is predicted, so this error would be ignored"
+        yield Problem(f"policy.{ERROR}", rule, getattr(policy, ERROR), "leave one of them out")
+
+
+def is_own(policy: Policy) -> bool:
+    """Of a policy that was made in Python: whether its `predictor_error` is another than the default."""
+    default = next((field.default for field in fields(policy) if field.name == ERROR), None)
+    return getattr(policy, ERROR, default) != default
+
+
+def _reads(code: CodeType) -> bool:
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return READ in code.co_names or any(map(_reads, inner))

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from simbatch.policies.base import Policy
-from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
-from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.host_section import HostFile
 from simbatch.sim.cost.memory import Settled
-from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.profile import Profile
+from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario.capture import capture_sizes
-from simbatch.sim.scenario.defaults import async_scheduling, batch_limits, memory_share
 from simbatch.sim.scenario.engine import EngineSettings
-from simbatch.sim.scenario.fleet import Fleet, file_anywhere, resolve_fleet
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.predictions import (
-    ERROR,
-    OF_TRACE,
-    STATED,
-    are_foretold,
-    asks,
-    is_own,
-    prediction_problems,
-)
-from simbatch.sim.scenario.profiles import collect, load_profiles
-from simbatch.sim.scenario.rules import idle_keys, start_problems
+from simbatch.sim.scenario.policy import ERROR, asks, is_own, prediction_problems
+from simbatch.sim.scenario.resolved import Fleet, Resolved, ResolvedGroup, file_anywhere
+from simbatch.sim.scenario.rules import async_scheduling, batch_limits, capture_sizes, memory_share, start_problems
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.versions import (
-    CHANGES,
     NEWEST,
     Changes,
     changes_in,
@@ -39,139 +27,10 @@ from simbatch.sim.scheduler.versions import (
     lacks,
     parse_version,
     unknown_settings,
-    untested,
 )
-from simbatch.sim.workload.predicted import Predictor, name_of
+from simbatch.sim.workload.chunk import Predictor
 
-
-@dataclass(frozen=True)
-class Resolved:
-    """A scenario with everything looked up.
-
-    `profile` has the host and the front end that the engine runs with, whosever they are.
-    """
-
-    scenario: Scenario
-    profile: Profile
-    policy: Policy
-    policy_name: str
-    engine: EngineConfig
-    host_profile: str | None = None  # whose host and front end these are, where another profile was named
-    foretold: bool = False  # whether the trace says what was predicted of the output lengths
-    predictor: Predictor | None = None
-    fleet: Fleet | None = None  # where the scenario has a cluster
-
-    @property
-    def lead(self) -> Resolved:
-        """What stands for all engines in the results: the first of a cluster's groups, or the engine itself."""
-        return self if self.fleet is None else self.fleet.groups[0].resolved
-
-    @property
-    def defaults(self) -> tuple[str, ...]:
-        """The keys of `engine_settings` that the user did not write."""
-        given = _given(self.scenario.engine)
-        return tuple(sorted(name for name in self.engine_settings() if name not in given))
-
-    def engine_settings(self) -> dict[str, Any]:
-        """The engine's settings as a scenario says them; None where a limit is not set.
-
-        All of them, but those that nobody wrote and that change nothing on this profile.
-        """
-        given, engine = self.scenario.engine, self.engine
-        left_out = {"num_gpu_blocks_override", *(idle_keys(self.profile) - _given(given))}
-        names = [n for n in EngineSettings.model_fields if n not in left_out and not lacks(n, engine.changes)]
-        resolved = {name: getattr(engine, name) for name in names if hasattr(engine, name)} | {
-            "cudagraph_capture_sizes": list(self.capture_sizes),
-            "max_cudagraph_capture_size": engine.max_capture_size,
-            "front_end": given.front_end,
-        }
-        settings = {name: resolved.get(name, getattr(given, name)) for name in names}
-        if settings["gpu_memory_utilization"] is None:
-            settings["gpu_memory_utilization"] = memory_share(given, self.profile, engine.changes)
-        return {**settings, "num_gpu_blocks": engine.num_gpu_blocks}
-
-    @property
-    def without_effect(self) -> tuple[str, ...]:
-        """The keys of `engine` that the user wrote for nothing, since the profile has no figures for them."""
-        given = self.scenario.engine
-        limits = {"max_num_queued_reqs", "max_num_queued_tokens"}  # these refuse on any profile
-        idle = (idle_keys(self.profile) - limits) & _given(given)
-        default = {name: field.default for name, field in EngineSettings.model_fields.items()}
-        return tuple(sorted(name for name in idle if getattr(given, name) != default[name]))
-
-    @property
-    def vllm_notes(self) -> tuple[str, ...]:
-        """What to know of this version: that nobody tested it, or that it passes over a setting."""
-        engine, notes = self.engine, [untested(self.engine.vllm_version)]
-        if engine.prefill_schedule_interval > 1 and "interval_alone" not in engine.changes:
-            since = ".".join(map(str, CHANGES["interval_alone"].since))
-            with_dp = f"before {since} it holds with data parallelism alone"
-            notes.append(f"Without effect in vLLM {engine.vllm_version}: engine.prefill_schedule_interval; {with_dp}.")
-        return tuple(note for note in notes if note is not None)
-
-    @property
-    def capture_sizes(self) -> tuple[int, ...]:
-        """Tokens of the CUDA graphs, rising."""
-        engine, default_max = self.engine, self.profile.default_max_capture_size
-        limits = engine.max_num_seqs, engine.max_num_batched_tokens
-        return capture_sizes(self.scenario.engine, *limits, default_max, engine.changes)
-
-    def cost_model(self) -> CostModel:
-        """How long the device takes for a step, under these settings."""
-        return self.profile.cost_model(self.capture_sizes)
-
-    @property
-    def predicted_by(self) -> str | None:
-        """Who predicts output lengths for the policy: `stated_error`, `trace`, a function; None where it never asks."""
-        if not asks(self.policy):
-            return None
-        if self.predictor is not None:
-            return name_of(self.predictor)
-        return OF_TRACE if self.foretold else STATED if hasattr(self.policy, ERROR) else None
-
-    def policy_parameters(self) -> dict[str, Any]:
-        """All of them but an error of predictions that come from elsewhere."""
-        left_out = () if self.predicted_by in (None, STATED) else (ERROR,)
-        return {name: value for name, value in self.policy.parameters().items() if name not in left_out}
-
-    @property
-    def profile_asked_for(self) -> str | None:
-        """The scenario's profile, where another one was taken for the sake of `engine.kv_cache_dtype`."""
-        asked = self.scenario.profile
-        is_other = isinstance(asked, str) and asked in shipped_names() and asked != self.profile.name
-        return str(asked) if is_other else None
-
-    def noise(self, replica: int = 0) -> NoiseDraws | None:
-        """Draws for the step times of one run, seeded as the scenario; None without `engine.step_noise`."""
-        noise = self.profile.noise if self.engine.step_noise else None
-        return None if noise is None else noise.draws(self.scenario.seed, replica)
-
-    def host_noise(self, replica: int = 0) -> LaunchDraws | None:
-        """The same for the host's launches; None where its profile has no spread, or with `host_noise: false`."""
-        host = self.profile.host if self.scenario.engine.host_noise else None
-        return None if host is None else host.spread.draws(self.scenario.seed, replica)
-
-    def dump(self) -> dict[str, Any]:
-        """The scenario with nothing left to defaults, as plain data that gives the same run again."""
-        engine = {key: value for key, value in self.engine_settings().items() if value is not None}
-        blocks = engine.pop("num_gpu_blocks")
-        if engine.keys() >= {"cudagraph_capture_sizes", "max_cudagraph_capture_size"}:  # one of the two says all
-            del engine["cudagraph_capture_sizes" if self._largest_says_all() else "max_cudagraph_capture_size"]
-        engine["num_gpu_blocks_override"] = blocks
-        policy = {"name": file_anywhere(self.scenario, self.policy_name), **self.policy_parameters()}
-        policy = {key: value for key, value in policy.items() if value is not None}
-        taken = {"profile": self.profile.name} if self.profile_asked_for else {}
-        data = self.scenario.dump() | taken | {"engine": engine, "policy": policy}
-        return data if self.fleet is None else data | {"cluster": self.fleet.dump(data["cluster"])}
-
-    def _largest_says_all(self) -> bool:
-        """Whether vLLM makes the same CUDA graphs when told the largest alone."""
-        sizes, engine = self.capture_sizes, self.engine
-        if not sizes:
-            return True
-        of_largest = EngineSettings(max_cudagraph_capture_size=sizes[-1])
-        limits = engine.max_num_seqs, engine.max_num_batched_tokens
-        return sizes == capture_sizes(of_largest, *limits, sizes[-1], engine.changes)
+T = TypeVar("T")
 
 
 def resolve(
@@ -197,7 +56,7 @@ def resolve(
     foretold = False
     if chosen is not None:
         is_written = ERROR in scenario.policy.params if policy is None else is_own(policy)
-        foretold = bool(asks(chosen) and collect(collected, partial(are_foretold, scenario)))
+        foretold = bool(asks(chosen) and collect(collected, partial(_is_foretold, scenario)))
         name = scenario.policy.name if policy is None else _class_name(chosen)
         batching = _batching(scenario, chosen)
         collected += _policy_problems(scenario, chosen, name, batching)
@@ -207,6 +66,14 @@ def resolve(
     engine = replace(engine, batching=batching)
     resolved = Resolved(scenario, profile, chosen, name, engine, host_profile, foretold, predictor)
     return resolved if scenario.cluster is None else replace(resolved, fleet=resolve_fleet(resolved, policy, predictor))
+
+
+def _is_foretold(scenario: Scenario) -> bool:
+    """Whether the scenario's trace has predictions; UserError where it cannot be opened."""
+    from simbatch.sim.workload.traces import foretells
+
+    trace = scenario.workload.trace
+    return trace is not None and foretells(trace, scenario.folder)
 
 
 def resolve_engine(
@@ -264,12 +131,6 @@ def _check_noise(settings: EngineSettings, profile: Profile) -> None:
         raise UserError(Problem("engine.step_noise", rule, True, "remove it, or take a profile that has one"))
 
 
-def _given(settings: EngineSettings) -> set[str]:
-    """The keys that the user wrote, as `engine_settings` names them."""
-    given = {name for name in settings.model_fields_set if getattr(settings, name) is not None}
-    return given | {"num_gpu_blocks"} if "num_gpu_blocks_override" in given else given
-
-
 def _batching(scenario: Scenario, policy: Policy) -> str:
     """What the scenario says; where it leaves that open, what the policy supports, continuous before static."""
     given = scenario.engine
@@ -294,3 +155,97 @@ def _policy_problems(scenario: Scenario, policy: Policy, name: str, batching: st
 def _class_name(policy: Policy) -> str:
     kind = type(policy)
     return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def resolve_fleet(resolved: Resolved, policy: Policy | None, predictor: Predictor | None) -> Fleet:
+    """The scenario's cluster, each group with an engine of its own."""
+    scenario = resolved.scenario
+    settings = scenario.cluster
+    assert settings is not None
+    collected: list[Problem] = [*settings.event_problems()]
+    router = collect(collected, scenario.build_router)
+    if settings.groups is None:
+        groups = [ResolvedGroup(resolved, settings.replicas or 1)]
+    else:
+        found = [
+            collect(collected, partial(_resolve_group, scenario, i, policy, predictor))
+            for i in range(len(settings.groups))
+        ]
+        groups = [
+            ResolvedGroup(one, group.replicas)
+            for one, group in zip(found, settings.groups, strict=True)
+            if one is not None
+        ]
+        collected += _mixed_problems([group.resolved for group in groups])
+    if collected or router is None:
+        raise scenario.relocated(UserError(*collected))
+    return Fleet(tuple(groups), router, file_anywhere(scenario, settings.router.name))
+
+
+def _resolve_group(scenario: Scenario, index: int, policy: Policy | None, predictor: Predictor | None) -> Resolved:
+    """One group of a cluster as a scenario of one engine."""
+    assert scenario.cluster is not None
+    assert scenario.cluster.groups is not None
+    group = scenario.cluster.groups[index]
+    engine = group.engine.model_dump(mode="json", include=group.engine.model_fields_set)
+    changes: dict[str, Any] = {f"engine.{key}": value for key, value in engine.items()}
+    if group.profile is not None:
+        changes["profile"] = group.profile
+    place = scenario.locate(("cluster", "groups", index))
+    return resolve(scenario.of_one_engine(changes, place), policy, predictor)
+
+
+def _mixed_problems(groups: list[Resolved]) -> Iterator[Problem]:
+    """What groups of one cluster may not differ in."""
+    models = {i: group.profile.model for i, group in enumerate(groups) if isinstance(group.profile, MeasuredProfile)}
+    first = next(iter(models.values()), None)
+    for i, model in models.items():
+        if model != first:
+            rule = f"all groups must serve one model, and the first one that names any serves {first}"
+            yield Problem(f"cluster.groups[{i}].profile", rule, model, "take a profile of that model")
+    for i, group in enumerate(groups):
+        if group.engine.block_size != groups[0].engine.block_size:
+            rule = f"all groups must have one block_size, and the first one has {groups[0].engine.block_size}"
+            mend = "set engine.block_size for all of them"
+            yield Problem(f"cluster.groups[{i}].engine.block_size", rule, group.engine.block_size, mend)
+
+
+def load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile | None, str | None]:
+    """The profile with the host and front end that the scenario wants, and whose they are if another's."""
+    from simbatch.sim.cost.by_name import load_profile, with_kv_cache
+
+    def own() -> Profile:
+        profile = load_profile(scenario.profile, folder=scenario.folder)
+        return with_kv_cache(profile, scenario.profile, scenario.engine.kv_cache_dtype)
+
+    profile = collect(problems, own)
+    if scenario.host is None:
+        return profile, None
+    other = collect(problems, partial(_load_host, scenario.host.profile, scenario.folder))
+    if profile is None or other is None:
+        return None, None
+    return profile.with_host_of(other), other.name
+
+
+def _load_host(reference: str, folder: Path) -> Profile | HostFile:
+    from simbatch.sim.cost.by_name import load_host
+    from simbatch.sim.cost.profile import HOST_KEYS
+
+    try:
+        profile = load_host(reference, folder=folder)
+    except UserError as error:
+        of_host = (replace(p, place="host.from") if p.place == "profile" else p for p in error.problems)
+        raise UserError(*of_host) from None
+    if not any(getattr(profile, key, None) for key in HOST_KEYS):
+        rule = f"the profile {profile.name} has neither a host nor a front_end section"
+        raise UserError(Problem("host.from", rule, reference, "name one that has, or remove it"))
+    return profile
+
+
+def collect(problems: list[Problem], get: Callable[[], T]) -> T | None:
+    """What `get` gives; None where it raises UserError, whose problems are added."""
+    try:
+        return get()
+    except UserError as error:
+        problems.extend(error.problems)
+        return None

@@ -1,12 +1,90 @@
-"""What vLLM refuses at start, with its flags (vllm/config/scheduler.py, v1/core/kv_cache_utils.py); what is idle."""
+"""What vLLM makes of its flags: defaults by version and GPU, CUDA graphs, and what it refuses at start."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from simbatch.sim.cost.profile import Profile
-from simbatch.sim.errors import Problem
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.versions import ALL, Changes, default_of
+
+
+def async_scheduling(settings: EngineSettings, profile: Profile, changes: Changes) -> bool:
+    """What is written, else what the server had that the profile was fitted on, else this vLLM's default."""
+    if settings.async_scheduling is not None:
+        return settings.async_scheduling
+    is_known = profile.streams is not None or default_of("async_scheduling", changes)
+    return profile.default_async_scheduling and is_known
+
+
+def batch_limits(settings: EngineSettings, profile: Profile, max_model_len: int, changes: Changes) -> tuple[int, int]:
+    """`max_num_seqs` and `max_num_batched_tokens`; one left out gives way to the other (vLLM engine/arg_utils.py)."""
+    seqs = settings.max_num_seqs or profile.default_max_num_seqs
+    tokens = settings.max_num_batched_tokens
+    if tokens is None:
+        tokens = profile.default_max_num_batched_tokens
+        if profile.streams is None:
+            tokens = min(tokens, default_of("large_gpu_budget", changes))
+        if not settings.enable_chunked_prefill:
+            tokens = max(tokens, max_model_len)
+        tokens = max(min(tokens, seqs * max_model_len), 1)
+    if settings.max_num_seqs is None:
+        seqs = min(seqs, tokens)
+    return seqs, tokens
+
+
+def memory_share(settings: EngineSettings, profile: Profile, changes: Changes) -> float | None:
+    """`gpu_memory_utilization`: what is written, else this vLLM's default on a GPU, else the profile's own."""
+    if settings.gpu_memory_utilization is not None:
+        return settings.gpu_memory_utilization
+    default = profile.default_gpu_memory_utilization
+    if default is None or not profile.is_gpu:
+        return default
+    share: float = default_of("gpu_memory_utilization", changes)
+    return share
+
+
+def capture_sizes(
+    settings: EngineSettings, max_num_seqs: int, max_num_batched_tokens: int, default_max: int, changes: Changes = ALL
+) -> tuple[int, ...]:
+    """Sizes of the CUDA graphs in tokens, rising: a batch of up to the largest is padded to the next of them.
+
+    None where there are no graphs. `default_max` is the GPU's, 0 where it has none. As vLLM makes them without
+    speculative decoding (`VllmConfig._set_cudagraph_sizes`, vllm/config/vllm.py).
+
+    Raises UserError where vLLM does not start.
+    """
+    if settings.enforce_eager or default_max == 0:
+        return ()
+    largest = settings.max_cudagraph_capture_size
+    if largest == 0:
+        rule = "vLLM needs --max-cudagraph-capture-size to be at least 1"
+        raise UserError(Problem("engine.max_cudagraph_capture_size", rule, 0, "write enforce_eager: true instead"))
+    if settings.cudagraph_capture_sizes is not None:
+        return _given(settings.cudagraph_capture_sizes, largest, max_num_batched_tokens)
+    default_max = min(default_max, default_of("large_gpu_graphs", changes))
+    odd = [max_num_batched_tokens] if "budget_graph" in changes else []
+    odd += [max_num_seqs] if largest is None and "seats_graph" in changes else []
+    largest = min(largest or min(2 * max_num_seqs, default_max), max_num_batched_tokens)
+    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16), *odd}
+    return tuple(sorted(size for size in sizes if size <= largest))
+
+
+def _given(sizes: list[int], largest: int | None, max_num_batched_tokens: int) -> tuple[int, ...]:
+    """What is left of the user's own list: in order, each once, none above the token budget."""
+    kept = tuple(sorted({size for size in sizes if size <= max_num_batched_tokens}))
+    if not kept:
+        dropped = f"vLLM drops sizes above --max-num-batched-tokens ({max_num_batched_tokens}), and none is left"
+        rule = dropped if sizes else "vLLM needs at least one size"
+        mend = "add one, or write enforce_eager: true instead"
+        raise UserError(Problem("engine.cudagraph_capture_sizes", rule, sizes, mend))
+    if largest is not None and largest != kept[-1]:
+        rule = f"vLLM needs --max-cudagraph-capture-size to be the largest of --cudagraph-capture-sizes ({kept[-1]})"
+        raise UserError(Problem("engine.max_cudagraph_capture_size", rule, largest, "remove one of the two"))
+    return kept
+
 
 _GRAPH_KEYS = ("cudagraph_capture_sizes", "max_cudagraph_capture_size", "enforce_eager")
 _FRONT_END_KEYS = ("front_end", "api_server_count", "max_num_queued_reqs", "max_num_queued_tokens")
@@ -25,7 +103,10 @@ def idle_keys(profile: Profile) -> set[str]:
 
 
 def start_problems(config: EngineConfig) -> Iterator[Problem]:
-    """Every rule of vLLM's that `config` breaks; places are the keys of the scenario."""
+    """Every rule of vLLM's that `config` breaks; places are the keys of the scenario.
+
+    Sources: vllm/config/scheduler.py, v1/core/kv_cache_utils.py.
+    """
     tokens, seqs, length = config.max_num_batched_tokens, config.max_num_seqs, config.max_model_len
     if tokens < seqs:
         rule = f"vLLM needs --max-num-batched-tokens to be at least --max-num-seqs ({seqs})"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import is_dangling, stat_of
-from simbatch.sim.scenario.reading.document import Document, parse_document, read_document
+from simbatch.sim.scenario.reading.document import YamlDocument, parse_document, read_document
 
 _ENDING = ".yaml"
 
@@ -35,7 +35,7 @@ def about(name: str) -> str:
     return re.split(r"(?<=[.?]) ", text)[0].rstrip(".")
 
 
-def open_scenario(reference: str | Path) -> tuple[Document, Path]:
+def open_scenario(reference: str | Path) -> tuple[YamlDocument, Path]:
     """What a scenario says, and the folder at which relative paths in it start; a file of that path wins over a name.
 
     Relative paths in a shipped one start in the current folder. Raises UserError.

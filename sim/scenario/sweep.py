@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from simbatch.sim.scenario.engine import Section
-from simbatch.sim.workload.section import Mistake, refuse, rule_error
+from simbatch.sim.workload.section import Mistake, Section, refuse, rule_error
 
 SECTIONS = ("profile", "host", "engine", "policy", "cluster", "workload", "slo")
 MAX_STEPS = 10_000
@@ -71,7 +70,7 @@ Axis = Annotated[
 ]
 
 
-class Sweep(Section):
+class SweepSection(Section):
     """Which settings `simbatch sweep` varies: every combination of what stands here."""
 
     model_config = ConfigDict(

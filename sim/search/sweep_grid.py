@@ -10,9 +10,9 @@ from typing import Any
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.overrides import read_value
 from simbatch.sim.scenario.reading.document import KeyPath, dotted
-from simbatch.sim.scenario.sweep import Range, Sweep
+from simbatch.sim.scenario.reading.source import read_value
+from simbatch.sim.scenario.sweep import Range, SweepSection
 
 MAX_CELLS = 1_000_000
 Place = Mapping[str, str]
@@ -49,8 +49,8 @@ def grid_of(scenario: Scenario, over: Mapping[str, Any] | None = None, *, origin
 
     Cells are combined with what stands beside them. Raises UserError when nothing is varied, or far too much.
     """
-    added = _checked(scenario, over, origin) if over else Sweep()
-    section = scenario.sweep or Sweep()
+    added = _checked(scenario, over, origin) if over else SweepSection()
+    section = scenario.sweep or SweepSection()
     axes: dict[str, list[tuple[Any, str]]] = {
         key: _axis(scenario, key, axis, None if key in added.axes() else ("sweep", key), origin)
         for key, axis in (section.axes() | added.axes()).items()
@@ -75,7 +75,7 @@ def grid_of(scenario: Scenario, over: Mapping[str, Any] | None = None, *, origin
     )
 
 
-def _checked(scenario: Scenario, over: Mapping[str, Any], origin: str) -> Sweep:
+def _checked(scenario: Scenario, over: Mapping[str, Any], origin: str) -> SweepSection:
     try:
         section = scenario.override({"sweep": dict(over)}, origin=origin).sweep
     except UserError as error:  # the flag has no section

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simbatch.sim.streams.steps import Steps
+from simbatch.sim.streams.steps import RebuiltSteps
 from simbatch.sim.streams.streams import Ints
 
 BUDGETS = tuple(2**k for k in range(8, 19))
@@ -24,7 +24,7 @@ NEARLY, FULL_STEPS = 0.95, 20
 
 
 @dataclass(frozen=True)
-class Batches:
+class StepBatches:
     """One entry a step, in tokens; a prefill schedules q tokens after h computed ones."""
 
     max_num_batched_tokens: int
@@ -42,12 +42,12 @@ class Batches:
         return len(self.num_decodes)
 
 
-def batches_of(steps: Steps, max_num_batched_tokens: int) -> Batches:
+def batches_of(steps: RebuiltSteps, max_num_batched_tokens: int) -> StepBatches:
     """Lay the prompts into the steps under a token budget."""
     return _Placing(steps, max_num_batched_tokens).batches()
 
 
-def infer_budget(runs: Sequence[Steps]) -> tuple[int, bool]:
+def infer_budget(runs: Sequence[RebuiltSteps]) -> tuple[int, bool]:
     """The smallest token budget that no run contradicts, and whether steps were seen to be full under it.
 
     Against a budget speak tokens that do not fit where they must. It was full if steps held nearly as much, and twice
@@ -63,12 +63,12 @@ def infer_budget(runs: Sequence[Steps]) -> tuple[int, bool]:
     return budget, room > FULL * total and _num_full(runs, budget) >= FULL_STEPS
 
 
-def _num_full(runs: Sequence[Steps], budget: int) -> int:
+def _num_full(runs: Sequence[RebuiltSteps], budget: int) -> int:
     laid = [batches_of(steps, budget) for steps in runs]
     return sum(int((each.prefill_tokens + each.num_decodes >= NEARLY * budget).sum()) for each in laid)
 
 
-def _room_left(steps: Steps, batches: Batches) -> int:
+def _room_left(steps: RebuiltSteps, batches: StepBatches) -> int:
     """Tokens that full steps would have had more, in all steps that were followed by one whose prompts waited."""
     streams = steps.streams
     quickest_s = float((streams.first_s - streams.sent_s).min())
@@ -83,7 +83,7 @@ def _room_left(steps: Steps, batches: Batches) -> int:
 class _Placing:
     """Prompts on their way into steps."""
 
-    def __init__(self, steps: Steps, budget: int) -> None:
+    def __init__(self, steps: RebuiltSteps, budget: int) -> None:
         self.steps, self.budget = steps, budget
         self.capacity = np.maximum(1, budget - steps.num_decodes)
         self.sums = np.zeros((len(SUMS), len(steps)), dtype=np.int64)
@@ -91,7 +91,7 @@ class _Placing:
         self.begun = steps.first.copy()
         self.unplaced = 0
 
-    def batches(self) -> Batches:
+    def batches(self) -> StepBatches:
         steps = self.steps
         ending: dict[int, list[int]] = {}
         for i in np.lexsort((steps.streams.sent_s, steps.first)).tolist():
@@ -111,7 +111,7 @@ class _Placing:
                 i = ending[at][0]
                 if arrives_s[i] <= steps.begin_s[max(0, step - 2)] and steps.streams.num_prompt_tokens[i] > room:
                     self._compute(i, step, done, room)
-        return Batches(
+        return StepBatches(
             max_num_batched_tokens=self.budget,
             num_decodes=steps.num_decodes,
             decode_context=steps.decode_context,

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.sim.streams.batches import BUDGETS, Batches, batches_of, infer_budget
+from simbatch.sim.errors import UserError
+from simbatch.sim.streams.batches import BUDGETS, StepBatches, batches_of, infer_budget
 from simbatch.sim.streams.judge import BLURRED, Judgement, judge
-from simbatch.sim.streams.steps import Steps, rebuild_steps
+from simbatch.sim.streams.steps import RebuiltSteps, rebuild_steps
 from simbatch.sim.streams.streams import Floats, Ints, Streams
+from simbatch.sim.workload.bench import BenchRun, BenchTotals
+from simbatch.sim.workload.bench.sending import sending_of
 
 QUANTILES = (0.05, 0.5, 0.95)
 EDGE = 0.1  # of the time at either end: a run fills up and drains there
@@ -26,8 +29,8 @@ MIN_STEPS = 30  # for a figure of steps of one kind
 class Described:
     """A run's steps as they were rebuilt; the figures hold where `judgement` refuses nothing."""
 
-    steps: Steps
-    batches: Batches
+    steps: RebuiltSteps
+    batches: StepBatches
     judgement: Judgement
     budget: int  # tokens a step, the smallest that nothing contradicts
     is_full: bool  # whether steps were seen to be full under it
@@ -186,3 +189,21 @@ def _median(values: Floats, weights: Ints) -> float:
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) / weights.sum()
     return float(values[order][np.searchsorted(reached, 0.5)])
+
+
+def described_result(run: BenchRun | BenchTotals) -> Described | str:
+    """Its streams' figures, or in a sentence what the file lacks for them."""
+    if isinstance(run, BenchTotals):
+        return "the file has a run's totals alone"
+    if run.gaps_s is None or run.ttft_s is None:
+        return str(run.untold.get("itl") or run.untold.get("ttft"))
+    try:
+        sending = sending_of(run)
+    except UserError as error:
+        return error.problems[0].rule
+    got = np.flatnonzero((run.error == "") & (run.num_output_tokens > 0))
+    if not len(got):
+        return "no request of it got a token"
+    columns = (run.num_prompt_tokens[got], run.num_output_tokens[got])
+    streams = Streams.of(sending.sent_s[got], run.ttft_s[got], run.gaps_s[got], *columns, sending.max_concurrency)
+    return Described.of(streams, len(run) - len(got))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simbatch.sim.streams.steps import Steps, rebuild_steps
+from simbatch.sim.streams.steps import RebuiltSteps, rebuild_steps
 
 FEW_REQUESTS = 8
 REGULAR = 0.8  # of the requests that have all their chunks: as many must keep step with the others
@@ -35,7 +35,7 @@ class Judgement:
     warnings: tuple[str, ...] = ()
 
 
-def judge(steps: Steps, num_failed: int = 0) -> Judgement:
+def judge(steps: RebuiltSteps, num_failed: int = 0) -> Judgement:
     """Look at a run's streams; requests that failed are not among them."""
     streams = steps.streams
     num_tokens, num_chunks = int(streams.num_output_tokens.sum()), len(streams.time_s)
@@ -59,14 +59,14 @@ def judge(steps: Steps, num_failed: int = 0) -> Judgement:
     return Judgement(**{**vars(found), "refusals": tuple(_refusals(found)), "warnings": tuple(_warnings(found))})
 
 
-def _chunk_s(steps: Steps) -> float:
+def _chunk_s(steps: RebuiltSteps) -> float:
     several = steps.num_seen > 1
     if not several.any():
         return 0.0
     return float(np.median((steps.end_s - steps.begin_s)[several] / (steps.num_seen[several] - 1)))
 
 
-def _is_second_engine(steps: Steps, is_whole: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> bool:
+def _is_second_engine(steps: RebuiltSteps, is_whole: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> bool:
     others = is_whole & ~steps.is_regular
     if others.sum() < FEW_REQUESTS:
         return False

@@ -28,7 +28,7 @@ CLOSE = 0.5  # of a gap: how far a request's chunks may be from the others' of t
 
 
 @dataclass(frozen=True)
-class Steps:
+class RebuiltSteps:
     """Steps in order, and the place of each request among them."""
 
     streams: Streams
@@ -83,7 +83,7 @@ class Steps:
         return np.asarray(begun - gone, dtype=np.float64)
 
 
-def rebuild_steps(streams: Streams) -> Steps:
+def rebuild_steps(streams: Streams) -> RebuiltSteps:
     """The steps that a run's streams tell; whether they can be believed is `judge`'s to say."""
     gap_s = float(np.median(streams.gaps_s)) if len(streams.gaps_s) else MAX_PAUSE_S
     laid = _Laid(len(streams.time_s), min(MAX_PAUSE_S, PAUSE * gap_s), CLOSE * gap_s)
@@ -93,7 +93,7 @@ def rebuild_steps(streams: Streams) -> Steps:
         time_s = streams.time_s[streams.first[i] : streams.first[i + 1]]
         first[i], is_regular[i] = laid.lay(time_s, bool(is_whole[i]))
     size = laid.size
-    return Steps(
+    return RebuiltSteps(
         streams, first, is_regular, laid.begin_s[:size], laid.end_s[:size], laid.mean_s(0, size), laid.number[:size]
     )
 

@@ -25,7 +25,7 @@ def open_workload(workload: Workload, *, seed: int, folder: Path) -> RequestSour
 
         return ResampledSource(trace, workload.trace.resample_blocks, seed)
     if workload.mix is not None:
-        from simbatch.sim.workload.mix import MixSource
+        from simbatch.sim.workload.synthetic import MixSource
 
         return MixSource(workload.mix, seed=seed, folder=folder, max_concurrency=workload.max_concurrency)
     from simbatch.sim.workload.synthetic import SyntheticSource

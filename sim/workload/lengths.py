@@ -1,4 +1,8 @@
-"""Prompt and output lengths of synthetic workloads."""
+"""Distributions of prompt and output lengths, as pydantic models; `lengths.py` draws from them.
+
+`mean` and `cv` describe the distribution itself. A draw is rounded to a whole number of tokens and then set to `min`
+or `max` when it lies outside (`min` is at least 1), so clipping moves the mean of what is drawn.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,108 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
-from simbatch.sim.workload.length_model import Empirical, Fixed, Geometric, Length, Lognormal, Uniform
-from simbatch.sim.workload.section import MAX_TOKENS
+from simbatch.sim.workload.section import MAX_TOKENS, Count, Mistake, Section, Tokens, refuse
+from simbatch.sim.workload.trace_model import OnEmpty, TraceFormat
+
+MeanTokens = Annotated[float, Field(gt=0, le=MAX_TOKENS)]
+Variation = Annotated[float, Field(ge=0, le=100)]
+_MIN = "shorter draws are set to it, tokens"
+_MAX = "longer draws are set to it, tokens"
+
+
+class _Clipped(Section):
+    min: Tokens | None = Field(default=None, description=_MIN)
+    max: Tokens | None = Field(default=None, description=_MAX)
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            refuse(self, [Mistake("min", f"must be at most max ({self.max})", "swap them or lower it")])
+        return self
+
+
+class Fixed(Section):
+    """Always the same length."""
+
+    distribution: Literal["fixed"]
+    mean: MeanTokens = Field(description="the length, tokens")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.mean.is_integer():
+            refuse(self, [Mistake("mean", "a fixed length must be a whole number of tokens", "round it")])
+        return self
+
+
+class Uniform(_Clipped):
+    """Every whole length from `min` to `max` alike, or around `mean` with the width that `cv` gives."""
+
+    distribution: Literal["uniform"]
+    mean: MeanTokens | None = Field(default=None, description="mean length, tokens; with cv, instead of min and max")
+    cv: Variation | None = Field(default=None, description="standard deviation / mean, at most 0.577")
+    min: Tokens | None = Field(default=None, description="shortest length, tokens")
+    max: Tokens | None = Field(default=None, description="longest length, tokens")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        by_bounds = self.min is not None and self.max is not None
+        if self.cv is not None:
+            mistakes = self._check_mean_and_cv(self.cv, by_bounds)
+        elif not by_bounds:
+            missing = [key for key in ("min", "max") if getattr(self, key) is None]
+            mistakes = [Mistake(key) for key in missing]
+        elif self.mean is not None and self.min is not None and self.max is not None:
+            middle = (self.min + self.max) / 2
+            rule = f"must be the middle of min and max ({middle:g})"
+            mistakes = [] if self.mean == middle else [Mistake("mean", rule, "leave mean out")]
+        else:
+            mistakes = []
+        refuse(self, mistakes)
+        return self
+
+    def _check_mean_and_cv(self, cv: float, by_bounds: bool) -> list[Mistake]:
+        if by_bounds:
+            return [Mistake("cv", "min and max already give the width", "leave cv out, or min and max")]
+        if self.mean is None:
+            return [Mistake("mean")]
+        if cv > 1 / math.sqrt(3):
+            return [Mistake("cv", "a uniform distribution from 0 has 0.577, and none has more", "lower it")]
+        return []
+
+
+class Lognormal(_Clipped):
+    """Lognormal with exactly this mean and coefficient of variation before clipping."""
+
+    distribution: Literal["lognormal"]
+    mean: MeanTokens = Field(description="mean length before clipping, tokens")
+    cv: Variation = Field(description="standard deviation / mean, before clipping")
+
+
+class Geometric(_Clipped):
+    """Each further token with the same probability: 1, 2, 3, ... with this mean (ours, for theory)."""
+
+    distribution: Literal["geometric"]
+    mean: Annotated[float, Field(ge=1, le=MAX_TOKENS)] = Field(description="mean length before clipping, tokens")
+
+
+class Empirical(_Clipped):
+    """Drawn with replacement from a trace's own lengths: its prompts for `prompt_len`, its outputs for `output_len`."""
+
+    distribution: Literal["empirical"]
+    path: Annotated[str, Field(min_length=1)] = Field(description="a trace; a relative path starts at the scenario")
+    format: TraceFormat | None = Field(default=None, description="the trace's format (default: detected)")
+    limit: Count | None = Field(default=None, description="use the first so many requests only")
+    on_empty: OnEmpty = Field(default="error", description="rows without output tokens: error, or skip")
+
+
+Length = Annotated[Fixed | Uniform | Lognormal | Geometric | Empirical, Field(discriminator="distribution")]
+
 
 Ints = npt.NDArray[np.int64]
 Draw = Callable[[np.random.Generator, int], Ints]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
+from enum import IntEnum
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,12 +14,29 @@ import numpy as np
 import numpy.typing as npt
 
 from simbatch.sim.clock import to_ps
-from simbatch.sim.workload.arrival_model import ClosedLoop
-from simbatch.sim.workload.arrivals import arrival_times
-from simbatch.sim.workload.chunk import RequestChunk
+from simbatch.sim.workload.arrivals import ClosedLoop, arrival_times
+from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.lengths import length_draw
-from simbatch.sim.workload.model import Prefix, Workload
-from simbatch.sim.workload.streams import Purpose, stream
+from simbatch.sim.workload.model import Part, Prefix, Traffic, Workload, priority_of
+
+
+class Purpose(IntEnum):
+    """What a stream is for; the numbers are part of what a seed means."""
+
+    ARRIVALS = 1
+    PROMPT_LEN = 2
+    OUTPUT_LEN = 3
+    PRIORITIES = 4
+    PREFIX = 5
+    TENANTS = 6
+    BLOCKS = 7
+
+
+def stream(seed: int, purpose: Purpose, part: int | None = None) -> np.random.Generator:
+    """A fresh generator; the same seed, purpose and part of a mix give the same draws."""
+    parts = [] if part is None else [part + 1]  # numpy takes a 0 at the end for nothing
+    return np.random.default_rng([seed, int(purpose), *parts])
+
 
 T = TypeVar("T")
 
@@ -92,3 +112,50 @@ def draw_prefixes(prefix: Prefix, rng: np.random.Generator, n: int) -> npt.NDArr
     shared = rng.random((n, 2))  # whether, and which: a row per request, so that chunks do not matter
     which = np.minimum((shared[:, 1] * prefix.num_prefixes).astype(np.int64), prefix.num_prefixes - 1)
     return np.where(shared[:, 0] < prefix.share, which, -1)
+
+
+Row = tuple[int, int, int, int]  # arrival (ps), number of the part, prompt and output tokens
+
+
+class MixSource:
+    """A `RequestSource` of all parts together; a part's requests do not depend on what the others say.
+
+    Requests that arrive at the same moment come in the order of the parts.
+    """
+
+    hash_block_tokens = 0
+    think_time_ps = 0
+    skipped = 0
+
+    def __init__(self, parts: list[Part], *, seed: int, folder: Path, max_concurrency: int | None = None) -> None:
+        self.max_concurrency = max_concurrency
+        self._tenants = [part.tenant for part in parts]
+        self._priorities = [priority_of(part.priority or 0) or 0 for part in parts]
+        self._sources = [
+            SyntheticSource(_alone(part), seed=seed, folder=folder, part=i) for i, part in enumerate(parts)
+        ]
+        self.num_requests: int | None = sum(source.num_requests or 0 for source in self._sources)
+
+    def chunks(self) -> Iterator[RequestChunk]:
+        """Draw the requests, always the same ones."""
+        merged = heapq.merge(*(self._rows(i) for i in range(len(self._sources))))
+        has_priorities = any(self._priorities)
+        while rows := list(islice(merged, CHUNK_SIZE)):
+            times, parts, prompts, outputs = (list(column) for column in zip(*rows, strict=True))
+            yield RequestChunk(
+                arrival_ps=times,
+                num_prompt_tokens=prompts,
+                num_output_tokens=outputs,
+                priority=[self._priorities[part] for part in parts] if has_priorities else None,
+                tenant=[self._tenants[part] for part in parts],
+            )
+
+    def _rows(self, part: int) -> Iterator[Row]:
+        for chunk in self._sources[part].chunks():
+            for row in zip(chunk.arrival_ps, chunk.num_prompt_tokens, chunk.num_output_tokens, strict=True):
+                yield row[0], part, row[1], row[2]
+
+
+def _alone(part: Part) -> Workload:
+    """The part as a workload of its own."""
+    return Workload(**{name: getattr(part, name) for name in Traffic.model_fields})

@@ -13,9 +13,9 @@ import click
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.profiler.served.on_server import Told
-    from simbatch.profiler.validating.bounds import Bounds
-    from simbatch.profiler.validating.validation import Validation
+    from simbatch.profiler.validate.figures import Bounds
+    from simbatch.profiler.validate.on_server import Told
+    from simbatch.profiler.validate.validation import Validation
     from simbatch.sim.scenario import Scenario
 
 
@@ -47,8 +47,7 @@ class ServerFlags:
 
     def told(self, *, quiet: bool) -> Told:
         """Who is told how the runs go on."""
-        from simbatch.profiler.served.on_server import Told
-        from simbatch.profiler.validating.progress import progress
+        from simbatch.profiler.validate.on_server import Told, progress
 
         return Told(
             say=lambda line: None if quiet else click.echo(line, err=True),
@@ -59,7 +58,7 @@ class ServerFlags:
         self, scenario: Scenario, folder: Path, bounds: Bounds | None, flags: dict[str, Any], *, quiet: bool
     ) -> Validation:
         """Real runs on the server beside the simulation."""
-        from simbatch.profiler.served.on_server import ServerOptions, validate_server
+        from simbatch.profiler.validate.on_server import ServerOptions, validate_server
         from simbatch.sim.scenario import resolve
 
         resolve(scenario)  # its mistakes, before anybody is asked

@@ -43,14 +43,14 @@ def fit(
     (`simbatch.vllm_recorder`), a live server's own traffic too. Or one file of samples, the steps that `simbatch
     profile` wrote down.
     """
-    from simbatch.profiler.calibrating.from_streams import fit_streams
-    from simbatch.profiler.calibrating.report import report_dict as stream_report
-    from simbatch.profiler.fitting.from_samples import fit_samples
-    from simbatch.profiler.fitting.recorded_steps import is_recorded
-    from simbatch.profiler.fitting.report import report_dict
-    from simbatch.profiler.fitting.samples import read_samples
-    from simbatch.profiler.recorded.from_recorder import fit_recorder
-    from simbatch.profiler.recorded.report import report_dict as recorder_report
+    from simbatch.profiler.fit.from_samples import fit_samples
+    from simbatch.profiler.fit.recorder.from_recorder import fit_recorder
+    from simbatch.profiler.fit.recorder.from_recorder import report_dict as recorder_report
+    from simbatch.profiler.fit.report import report_dict
+    from simbatch.profiler.fit.streams.from_streams import fit_streams
+    from simbatch.profiler.fit.streams.from_streams import report_dict as stream_report
+    from simbatch.profiler.records.lines import is_recorded
+    from simbatch.profiler.records.samples import read_samples
     from simbatch.sim.paths import check_target
 
     for target in (output, plot):

@@ -13,7 +13,7 @@ from simbatch.cli._output import replacing
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.profiler.measuring.run import Files, Measured
+    from simbatch.profiler.profile.run import Files, MeasuredFit
 
 Command = Callable[..., Any]
 _OF_ESTIMATES = {"quantization", "kv_cache_dtype", "tensor_parallel_size"}
@@ -102,8 +102,8 @@ def profile(
         with replacing(output):
             _estimate(*roofline, given, output)
         return
-    from simbatch.profiler.measuring.run import Files, Running
-    from simbatch.profiler.served.vllm_start import EngineOptions
+    from simbatch.profiler.profile.run import Files, Running
+    from simbatch.profiler.server.start import EngineOptions
 
     files = Files(output)
     target: EngineOptions | Running
@@ -131,13 +131,12 @@ def _check_server(url: str | None, steps: Path | None, served_model: str | None,
         raise UserError(Problem(flag, "is said when a server is started, and --server is running", mend="leave it out"))
 
 
-def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume: bool) -> Measured:
+def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume: bool) -> MeasuredFit:
     import time
 
-    from simbatch.profiler.measuring.measure import check_not_begun
-    from simbatch.profiler.measuring.progress import progress
-    from simbatch.profiler.measuring.run import Running, check_start, measure_profile
-    from simbatch.profiler.measuring.stopping import Budget
+    from simbatch.profiler.profile.measure import check_not_begun
+    from simbatch.profiler.profile.run import Running, check_start, measure_profile
+    from simbatch.profiler.profile.stopping import Budget, progress
 
     if isinstance(target, Running):
         check_not_begun(files.samples, resume=resume)
@@ -191,11 +190,11 @@ def _extra(assignments: tuple[str, ...]) -> dict[str, Any]:
     return extra
 
 
-def _show(measured: Measured, files: Files) -> None:
+def _show(measured: MeasuredFit, files: Files) -> None:
     from rich.console import Console
 
-    from simbatch.profiler.measuring.planned import planned_memory, utilisation
-    from simbatch.profiler.measuring.report import batch_notes, batch_table, memory_table
+    from simbatch.profiler.profile.batches import batch_notes, batch_table
+    from simbatch.profiler.profile.memory import memory_table, planned_memory, utilisation
 
     facts, rows = measured.samples.engine, measured.samples.batches
     console = Console(highlight=False)

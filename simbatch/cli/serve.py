@@ -43,7 +43,7 @@ def serve(profile: str, policy: str | None, output_len: str | None, **given: Any
     """
     from simbatch.serving.simulated.command import ServeOptions
     from simbatch.serving.simulated.command import serve as run
-    from simbatch.sim.scenario.overrides import read_value
+    from simbatch.sim.scenario.reading.source import read_value
 
     chosen: Any = policy
     if policy is not None and policy.startswith("{"):

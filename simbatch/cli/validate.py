@@ -15,9 +15,9 @@ from simbatch.cli._validate_server import ServerFlags, server_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.profiler.validating.bounds import Bounds
-    from simbatch.profiler.validating.many import Many
-    from simbatch.profiler.validating.validation import Validation
+    from simbatch.profiler.validate.figures import Bounds
+    from simbatch.profiler.validate.many import Many
+    from simbatch.profiler.validate.validation import Validation
     from simbatch.sim.scenario import Scenario
 
 MIN_WIDTH = 130  # a row of the table stays on one line when piped
@@ -74,7 +74,7 @@ def validate(
     Figures and pictures are written to DIR, by default results/validate-<name of FILE>, with --recorded or --server
     -recorded or -server after it; those of several FILEs to DIR/<name of FILE>.
     """
-    from simbatch.profiler.validating.bounds import Bounds
+    from simbatch.profiler.validate.figures import Bounds
 
     if [model is None, not recorded, not server].count(False) != 1:
         raise click.UsageError("name either a model with --engine, a server with --server, or a file with --recorded")
@@ -106,7 +106,7 @@ def validate(
 
 
 def _output(folder: Path | None, file: Path, mode: str, flags: dict[str, Any]) -> Output:
-    from simbatch.profiler.validating.validation import OWN_FILES
+    from simbatch.profiler.validate.validation import OWN_FILES
 
     of_runs = () if mode == "-recorded" or flags["resume"] else ("run-1/result.json",)
     return Output(folder, f"validate-{file.stem}{mode}", (*OWN_FILES, *of_runs))
@@ -115,10 +115,10 @@ def _output(folder: Path | None, file: Path, mode: str, flags: dict[str, Any]) -
 def _recorded(
     scenario: Scenario, paths: tuple[Path, ...], source: str | None, bounds: Bounds | None, quiet: bool
 ) -> Validation | Many:
-    from simbatch.cli._progress import progress_of
-    from simbatch.profiler.validating.gathered import gather
-    from simbatch.profiler.validating.many import Compared, Many
-    from simbatch.profiler.validating.on_recorded import validate_recorded
+    from simbatch.cli._output import progress_of
+    from simbatch.profiler.records.recorded import gather
+    from simbatch.profiler.validate.many import Compared, Many
+    from simbatch.profiler.validate.on_recorded import validate_recorded
     from simbatch.sim.scenario import resolve
 
     resolve(scenario)  # its mistakes, before any time is spent
@@ -154,10 +154,10 @@ def _engine(
 ) -> bool:
     """Scenarios on one start of a server; whether all keep to their bounds."""
     from simbatch.cli.profile import _extra as engine_args_of
-    from simbatch.profiler.served.on_engine import Job, validate_engine
-    from simbatch.profiler.served.on_server import ServerOptions
-    from simbatch.profiler.served.vllm_start import check_model, require_vllm
-    from simbatch.profiler.validating.settings import check_can_run, engine_options
+    from simbatch.profiler.server.start import check_model, require_vllm
+    from simbatch.profiler.validate.on_engine import Job, validate_engine
+    from simbatch.profiler.validate.on_server import ServerOptions
+    from simbatch.profiler.validate.settings import check_can_run, engine_options
     from simbatch.sim.scenario import resolve
 
     wanted, jobs, outputs = [], [], []
@@ -231,9 +231,8 @@ class Show:
     def _print(self, validation: Validation | Many) -> None:
         from rich.console import Console
 
-        from simbatch.profiler.validating.many import Many
-        from simbatch.profiler.validating.report import show
-        from simbatch.profiler.validating.report_many import show_many
+        from simbatch.profiler.validate.many import Many
+        from simbatch.profiler.validate.report import show, show_many
 
         console = Console(highlight=False)
         console.width = max(console.width, MIN_WIDTH_MANY if isinstance(validation, Many) else MIN_WIDTH)

@@ -1,7 +1,13 @@
-"""The server as processes: started when its port is free, waited for, and ended with everything that it started."""
+"""The server as processes: started when its port is free, waited for, and ended with everything that it started.
+
+They end with the process that started them, however that one ends. `python -m simbatch.serving.processes FLAGS` is
+`vllm serve` in a process of its own; not by `vllm` itself, whose entry point asks for the version of a package called
+vllm: the CPU build is another one.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -15,11 +21,18 @@ from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
 
-LAUNCH = "simbatch.serving.launch"
+PR_SET_PDEATHSIG = 1
+LAUNCH = "simbatch.serving.processes"
 POLL_S = 0.2
 GRACE_S = 15.0  # vLLM ends within two; then it is killed
 MESSAGE = re.compile(r"(?:\w*(?:Error|Exception)|error): (.+)$", re.MULTILINE)
 NOT_THE_CAUSE = ("Engine core initialization failed", "Traceback")
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent has ended, killed or not; elsewhere nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
@@ -42,7 +55,7 @@ def reserved(address: str, port: int) -> Iterator[None]:
         yield
 
 
-class Server:
+class ServerProcess:
     """`vllm serve` with its own session, so that a terminal's Ctrl-C reaches it through `stop` alone.
 
     `failed` makes the error of a server that did not start, or has ended, from how that is said and its last words.
@@ -125,3 +138,20 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)  # type: ignore[arg-type]
+
+
+def main(flags: list[str]) -> None:
+    """Serve until told to end."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser, command = FlexibleArgumentParser(prog="vllm"), ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(dest="subparser"))
+    arguments = parser.parse_args(["serve", *flags])
+    command.validate(arguments)
+    command.cmd(arguments)
+
+
+if __name__ == "__main__":  # vLLM's processes import this module too
+    die_with_parent()
+    main(sys.argv[1:])

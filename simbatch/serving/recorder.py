@@ -18,11 +18,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from simbatch.serving.device_clock import DeviceClock
 from simbatch.serving.engine_facts import engine_facts, worker_memory
-from simbatch.serving.record_options import RECORD, record_file
-from simbatch.serving.recording import IN_FLIGHT, Recorder, Step
-from simbatch.serving.rotating import RotatingFile
+from simbatch.serving.record_file import RECORD, RotatingFile, record_file
+from simbatch.serving.recording import IN_FLIGHT, DeviceClock, StepInFlight, StepRecorder
 from simbatch.serving.scheduler import AsyncPolicyScheduler, PolicyScheduler
 
 logger = init_logger("vllm.simbatch")  # vLLM prints what is below its own name
@@ -51,7 +49,7 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
         executor = Executor.get_class(vllm_config)
         watch(executor)
         device = DeviceClock.of_process() if issubclass(executor, UniProcExecutor) else None
-        self.recorder = Recorder(
+        self.recorder = StepRecorder(
             RotatingFile(path, self._facts(executor.__name__, device is not None)), device, warn=logger.warning
         )
         executor.recorder = self.recorder
@@ -123,7 +121,7 @@ def watch(executor: type[Any]) -> None:
     execute, sample = executor.execute_model, executor.sample_tokens
 
     def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        step: Step | None = IN_FLIGHT.get(id(scheduler_output))
+        step: StepInFlight | None = IN_FLIGHT.get(id(scheduler_output))
         self.recorded_step = step  # that `sample_tokens` belongs to
         if step is None:
             return execute(self, scheduler_output, *args, **kwargs)
@@ -137,7 +135,7 @@ def watch(executor: type[Any]) -> None:
             step.launched()
 
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        step: Step | None = getattr(self, "recorded_step", None)
+        step: StepInFlight | None = getattr(self, "recorded_step", None)
         if step is None:
             return sample(self, *args, **kwargs)
         step.samples()

@@ -9,6 +9,11 @@ clock. `memory` is what a worker measured at its start, bytes.
 
 The engine's thread only reads clocks and appends to a queue. A thread of ours makes lines of it, one at a time with a
 pause after each: Python's threads take turns, and a turn of ours must not be long.
+
+`DeviceClock` says when a CUDA device begins and ends a step, on the host's clock (s of `time.monotonic`). An event has
+no time of its own, only a distance to another event, in ms as a 32-bit float: a quarter of a millisecond coarse after
+an hour, and device and host clocks drift apart meanwhile. So an event at a known moment (the anchor) is set again a few
+times a second, by the recorder's thread on a stream of its own: it waits for nothing, and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -19,17 +24,82 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from simbatch.serving.device_clock import DeviceClock
-from simbatch.serving.rotating import RotatingFile
+from simbatch.serving.record_file import RotatingFile
+
+EVERY_S = 0.25  # clocks that differ by 50 millionths are 12 us apart by then
+MAX_WIDTH_S = 0.0002  # of the moment of an anchor; wider ones are for want of a better
+TRIES = 3
+KEPT = 8  # steps are resolved within two anchors
+
+
+class Anchor(NamedTuple):
+    """An event that happened at `moment_s`, give or take half of `width_s`."""
+
+    event: Any
+    moment_s: float
+    width_s: float
+
+
+class DeviceClock:
+    """Events on the stream of the engine's thread, and their times; `cuda` is `torch.cuda`."""
+
+    def __init__(self, cuda: Any, now: Any = time.monotonic) -> None:
+        self._cuda, self._now = cuda, now
+        self._device = cuda.current_device()
+        self._free: list[Any] = []
+        self._stream = cuda.Stream(device=self._device)
+        self._anchors = deque[Anchor](maxlen=KEPT)
+        self.set_anchor()
+
+    @classmethod
+    def of_process(cls) -> Self | None:
+        """The clock of this process's CUDA device, None where there is none."""
+        import torch
+
+        return cls(torch.cuda) if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+    def mark(self, event: Any = None) -> Any:
+        """An event behind all that the calling thread has launched; `event` itself where it is given, set again."""
+        if event is None:
+            event = self._free.pop() if self._free else self._cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def set_anchor(self) -> None:
+        """Set an anchor if it is time for one; called by one thread."""
+        if self._anchors and self._now() - self._anchors[-1].moment_s < EVERY_S:
+            return
+        with self._cuda.device(self._device):
+            best = min((self._try() for _ in range(TRIES)), key=lambda anchor: anchor.width_s)
+        if best.width_s <= MAX_WIDTH_S or not self._anchors:
+            self._anchors.append(best)
+
+    def moment_s(self, event: Any, not_before_s: float) -> float:
+        """When an event happened; it is known to be later than `not_before_s`. Waits for it, and takes it back."""
+        event.synchronize()
+        before = [anchor for anchor in self._anchors if anchor.moment_s <= not_before_s]
+        anchor = before[-1] if before else self._anchors[0]
+        moment_s = anchor.moment_s + anchor.event.elapsed_time(event) / 1000
+        self._free.append(event)
+        return float(moment_s)
+
+    def _try(self) -> Anchor:
+        event = self._cuda.Event(enable_timing=True)
+        begin_s = self._now()
+        event.record(self._stream)
+        event.synchronize()
+        end_s = self._now()
+        return Anchor(event, (begin_s + end_s) / 2, end_s - begin_s)
+
 
 PAUSE_S = 0.0003  # after a line
 WAIT_S = 0.05  # for the next ones
 now = time.monotonic
 
 
-class Step:
+class StepInFlight:
     """A step on its way: what is known of it so far, and its events on the device."""
 
     __slots__ = ("_device", "begin", "end", "forget", "line", "output")
@@ -72,7 +142,7 @@ class Added(NamedTuple):
     line: dict[str, Any]
 
 
-IN_FLIGHT: dict[int, Step] = {}  # between schedule() and update, by the identity of their output, which they hold
+IN_FLIGHT: dict[int, StepInFlight] = {}  # from schedule() to update, by the identity of their output, which they hold
 
 
 def device_ran(output: Any, begin_s: float, end_s: float) -> None:
@@ -82,12 +152,12 @@ def device_ran(output: Any, begin_s: float, end_s: float) -> None:
         step.line["d0"], step.line["d1"] = begin_s, end_s
 
 
-class Recorder:
+class StepRecorder:
     """Steps and requests of one scheduler on their way to a file; `warn` is told when that is no longer possible."""
 
     def __init__(self, file: RotatingFile, device: DeviceClock | None, warn: Callable[[str], None]) -> None:
         self._file, self._device, self._warn = file, device, warn
-        self._queue = deque[Step | Added | dict[str, Any]]()
+        self._queue = deque[StepInFlight | Added | dict[str, Any]]()
         self.wants_memory = True  # until a worker has told
         self._forget: list[str] = []
         self._num_prompt_tokens: dict[str, int] = {}  # of the requests in the engine, as far as they are written
@@ -112,7 +182,7 @@ class Recorder:
             self._forget.extend(output.finished_req_ids)
         if output.total_num_scheduled_tokens:
             line = {"s0": begin_s, "s1": end_s, "run": counts[0], "wait": counts[1], "free": counts[2]}
-            IN_FLIGHT[id(output)] = Step(output, line, self._forget, self._device)
+            IN_FLIGHT[id(output)] = StepInFlight(output, line, self._forget, self._device)
             self._forget = []
 
     def updated(self, output: Any, begin_s: float, end_s: float) -> None:
@@ -147,7 +217,7 @@ class Recorder:
             if pause_s:
                 time.sleep(pause_s)
 
-    def _line(self, item: Step | Added | dict[str, Any]) -> dict[str, Any]:
+    def _line(self, item: StepInFlight | Added | dict[str, Any]) -> dict[str, Any]:
         if isinstance(item, dict):
             return item
         if isinstance(item, Added):

@@ -3,7 +3,7 @@
 import os
 from typing import NamedTuple
 
-from simbatch.profiler.served.vllm_start import environment, require_vllm
+from simbatch.profiler.server.start import environment, require_vllm
 from simbatch.serving.engine_facts import engine_facts
 
 

@@ -5,7 +5,7 @@ from collections import deque
 
 from parity.fuzz import random_case
 from parity.recording import CaseLines, prompt_parts
-from simbatch.profiler.served.vllm_start import installed_version
+from simbatch.profiler.server.start import installed_version
 from simbatch.sim.clock import PS_PER_S
 
 
@@ -40,7 +40,7 @@ def profile_of(case):
 def oracle_of(case, policy, **given):
     """vLLM's scheduler under `policy`, ready to run the case; `given` is what additional_config says besides."""
     from parity import vllm_oracle
-    from simbatch.vllm_scheduler import PolicyScheduler
+    from simbatch.serving.scheduler import PolicyScheduler
 
     config = {"simbatch": {"policy": {"name": "vllm"}, **given}}
     tenants = {r["id"]: {"tenant": r["tenant"]} for r in case["requests"] if "tenant" in r}

@@ -13,7 +13,7 @@ import pytest
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.model.memory_plan import kv_bytes_per_token, num_blocks
 from simbatch.profiler.model.weights import weights_of
-from simbatch.profiler.served.vllm_start import EngineOptions
+from simbatch.profiler.server.start import EngineOptions
 from tests.model_configs import LLAMA_8B, SHARED
 from tests.vllm.engine_inside import EngineInside
 

@@ -91,21 +91,35 @@ def test_sparse_mla_with_its_indexer(tmp_path, engine):  # noqa: F811
      "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_3bit_nc", "ultraquant_4bit"],
 )  # fmt: skip
 def test_packed_kv_types(dtype, tmp_path, engine):  # noqa: F811
-    """As the backends that know them pack a full attention layer of four heads of 64."""
+    """A full attention layer of four heads of 64 as the backends that know these types pack it.
+
+    Those backends need Triton or FlashInfer, so their sums stand here: Triton's (triton_attn.py) and FlashInfer's
+    (flashinfer.py); TurboQuant's and UltraQuant's own functions run anywhere.
+    """
     import torch
-    from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
-    from vllm.v1.attention.backends.turboquant_attn import TurboQuantAttentionBackend
-    from vllm.v1.attention.backends.ultraquant_attn import UltraQuantAttentionBackend
     from vllm.v1.kv_cache_interface import FullAttentionSpec, get_kv_quant_mode
 
-    backends = {"turbo": TurboQuantAttentionBackend, "ultra": UltraQuantAttentionBackend}
-    backend = backends.get(dtype[:5], TritonAttentionBackend)
     plain = FullAttentionSpec(
         block_size=16, num_kv_heads=4, head_size=64, dtype=torch.uint8, kv_quant_mode=get_kv_quant_mode(dtype)
     )
-    config, packed = model_config_of(SMALL["LlamaForCausalLM"], "config.json"), backend.customize_spec(plain)
-    if dtype == "nvfp4":  # FlashInfer's backend needs its package: half a byte a number and a byte of scale for 16
+    if dtype == "nvfp4":
         packed = replace(plain, num_head_slots=8, state_content_bytes=64 // 2 + 64 // 16)
+    else:
+        packed = replace(plain, state_content_bytes=slot_bytes(dtype))
     made, (blocks, tokens) = hand_made([packed] * 4, tmp_path, engine)
-    layout = layout_of(config, made, kv_cache_dtype=dtype)
+    layout = layout_of(model_config_of(SMALL["LlamaForCausalLM"], "config.json"), made, kv_cache_dtype=dtype)
     assert (layout.num_blocks(AVAILABLE), layout.tokens(blocks, 1024)) == (blocks, tokens)
+
+
+def slot_bytes(dtype):
+    """Of one head and token, keys and values of 64 numbers."""
+    if dtype.startswith("turboquant"):
+        from vllm.model_executor.layers.quantization.turboquant.config import TurboQuantConfig
+
+        return TurboQuantConfig.from_cache_dtype(dtype, 64).slot_size_aligned
+    if dtype == "ultraquant_4bit":
+        from vllm.v1.attention.ops.ultraquant.format import slot_size
+
+        return slot_size(64)
+    numbers = 64 // 2 if dtype.startswith("int4") else 64
+    return 2 * (numbers + 4)

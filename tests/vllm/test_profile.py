@@ -13,9 +13,9 @@ import time
 
 import pytest
 
-from simbatch.profiler.fitting.recorded_steps import read_steps
-from simbatch.profiler.fitting.samples import read_samples
-from simbatch.profiler.measuring.planned import planned_memory
+from simbatch.profiler.fit.recorder.moments import read_steps
+from simbatch.profiler.profile.memory import planned_memory
+from simbatch.profiler.records.samples import read_samples
 from tests.vllm.accuracy import EAGER, EAGER_SCENARIO, MODEL, STEADY, scenario_of
 
 MODELS = MODEL.parent

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from simbatch.profiler.fitting.recorded_steps import read_steps
+from simbatch.profiler.fit.recorder.moments import read_steps
 from tests.vllm import late_executor
 from tests.vllm.policy_cases import CaseClock, case_of
 from tests.vllm.test_policy_scheduler import policy_of

@@ -15,8 +15,7 @@ import yaml
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.paths import read_at_most
-from simbatch.sim.scenario.reading.scalars import parse_plain
-from simbatch.sim.scenario.reading.syntax import syntax_problem
+from simbatch.sim.scenario.reading.syntax import parse_plain, syntax_problem
 
 Key = str | int
 KeyPath = tuple[Key, ...]
@@ -41,7 +40,7 @@ class Places(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """What a file says (`data`) and where (`places`, by path of keys)."""
 
     name: str
@@ -64,12 +63,12 @@ class _Node:
     issue: _Issue | None = None  # told when its path is known
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path) -> YamlDocument:
     """Read a YAML file; UserError when it cannot be read or breaks a rule."""
     return parse_document(_read_text(path), name=str(path))
 
 
-def parse_document(text: str, *, name: str) -> Document:
+def parse_document(text: str, *, name: str) -> YamlDocument:
     """Take a YAML text apart; `name` stands in the place of its problems."""
     try:
         root = _Builder(name).build(text)
@@ -84,7 +83,7 @@ def parse_document(text: str, *, name: str) -> Document:
         mend = "it needs at least `profile:` and `workload:`; `simbatch scenarios copy bursty` gives one to start from"
         shown = NOTHING if data is None or isinstance(data, list) else data
         raise UserError(Problem(_place(name, root.mark if root else Mark(1, 1)), rule, shown, mend))
-    return Document(name, data, expander.places)
+    return YamlDocument(name, data, expander.places)
 
 
 def dotted(path: KeyPath) -> str:

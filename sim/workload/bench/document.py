@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.workload.arrivals import MAX_TIME_S
 from simbatch.sim.workload.section import MAX_TOKENS
-from simbatch.sim.workload.traces.formats.lines import once
-from simbatch.sim.workload.traces.rows import BadValueError
+from simbatch.sim.workload.traces.lines import once
 from simbatch.sim.workload.traces.text import compression_of, text_errors
+from simbatch.sim.workload.traces.values import BadValueError
 
 _DECODER = json.JSONDecoder(object_pairs_hook=once)
 _SPACE = re.compile(r"\s*")  # between two values

@@ -86,8 +86,8 @@ def _detected(path: Path) -> TraceFormat:
 
 
 def _reader(path: Path, trace: Trace, trace_format: TraceFormat, run: int | None) -> Reader:
-    from simbatch.sim.workload.traces.columns.values import PS_PER_UNIT
-    from simbatch.sim.workload.traces.formats import bench, columnar, lines, tables
+    from simbatch.sim.workload.traces import columnar, lines, results, tables
+    from simbatch.sim.workload.traces.values import PS_PER_UNIT
 
     unit = PS_PER_UNIT[trace.time_unit or TIME_UNITS.get(trace_format, "s")]
     hash_block_tokens = trace.hash_block_tokens or HASH_BLOCK_TOKENS.get(trace_format, 0)
@@ -110,4 +110,4 @@ def _reader(path: Path, trace: Trace, trace_format: TraceFormat, run: int | None
         case "parquet":
             return columnar.ParquetReader(path, own(tables.OURS), unit, hash_block_tokens)
         case "vllm_bench" | "guidellm" | "aiperf" | "inference_perf":
-            return bench.BenchReader(path, bench.BENCH, unit, run)
+            return results.BenchReader(path, results.BENCH, unit, run)

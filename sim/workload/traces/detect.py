@@ -14,9 +14,9 @@ from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf
 from simbatch.sim.workload.bench.document import Document, documents, keys_of, read_text
 from simbatch.sim.workload.bench.read import is_result
 from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TRACE_FORMATS, TraceFormat
-from simbatch.sim.workload.traces.formats.bench import BENCH
-from simbatch.sim.workload.traces.formats.lines import TIMED_TRACE
-from simbatch.sim.workload.traces.formats.tables import AZURE, BURSTGPT, OURS
+from simbatch.sim.workload.traces.lines import TIMED_TRACE
+from simbatch.sim.workload.traces.results import BENCH
+from simbatch.sim.workload.traces.tables import AZURE, BURSTGPT, OURS
 from simbatch.sim.workload.traces.text import compression_of, text_errors
 
 _HEAD = 1 << 16  # characters of a first line that is longer than any row, as a JSON document's may be

@@ -8,11 +8,10 @@ from pathlib import Path
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.workload.chunk import RequestChunk
-from simbatch.sim.workload.streams import Purpose, stream
-from simbatch.sim.workload.synthetic import draw_shares
+from simbatch.sim.workload.synthetic import Purpose, draw_shares, stream
 from simbatch.sim.workload.trace_model import Trace, TraceFormat
-from simbatch.sim.workload.traces.columns.values import MAX_PS
 from simbatch.sim.workload.traces.rows import Batch, Reader
+from simbatch.sim.workload.traces.values import MAX_PS
 
 
 class TraceSource:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simbatch.sim.scenario.resolve import Resolved
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.workload.lengths import length_draw
 from simbatch.sim.workload.model import Workload
 
@@ -18,7 +18,7 @@ AT_ONCE = 1024  # lengths drawn ahead
 Bits = npt.NDArray[np.int32]
 
 
-class Lengths:
+class AnswerLengths:
     """Output lengths in the order in which requests are first scheduled."""
 
     def __init__(self, resolved: Resolved) -> None:
@@ -37,12 +37,12 @@ class Lengths:
         return self._drawn.pop()
 
 
-class Answer:
+class MadeUpAnswer:
     """What one request gets: tokens by their number, whatever was preempted in between."""
 
     __slots__ = ("_end", "_length", "num_logprobs", "num_prompt_tokens")
 
-    def __init__(self, num_prompt_tokens: int, sampling_params: Any, lengths: Lengths) -> None:
+    def __init__(self, num_prompt_tokens: int, sampling_params: Any, lengths: AnswerLengths) -> None:
         self.num_prompt_tokens = num_prompt_tokens
         self.num_logprobs: int | None = sampling_params.logprobs
         self._end = sampling_params.eos_token_id  # None with `ignore_eos`

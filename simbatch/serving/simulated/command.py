@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.served.vllm_start import require_vllm
-from simbatch.profiler.validating.settings import check_can_run, policy_arguments
-from simbatch.serving.processes import Server, ended_by_signals, reserved
+from simbatch.profiler.server.start import require_vllm
+from simbatch.profiler.validate.settings import check_can_run, policy_arguments
+from simbatch.serving.processes import ServerProcess, ended_by_signals, reserved
 from simbatch.serving.simulated.flags import engine_flags, flag_of, in_the_profile, read_flags
 from simbatch.serving.simulated.model import Tokens, make_model
 from simbatch.serving.simulated.plugin import SPEC
 from simbatch.serving.simulated.spec import HostChoice, ServeSpec
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 
 DEFAULT_OUTPUT_LEN = {"distribution": "lognormal", "mean": 200, "cv": 0.8}
 ENVIRONMENT = {
@@ -136,7 +137,7 @@ def _run(prepared: Prepared, options: ServeOptions, folder: Path, tell: Callable
     tell(f"starting vLLM; its messages go to {log}, model and tokenizer are {model}")
     environment = {key: value for key, value in os.environ.items() if key != "VLLM_TARGET_DEVICE"}
     environment |= ENVIRONMENT | {SPEC: str(folder / "spec.json")}
-    server = Server([str(model), *prepared.flags, "--port", str(options.port)], environment, log)
+    server = ServerProcess([str(model), *prepared.flags, "--port", str(options.port)], environment, log)
     try:
         server.wait_until_ready(prepared.address, options.port)
         where = prepared.address or "127.0.0.1"

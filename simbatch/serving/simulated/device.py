@@ -13,9 +13,8 @@ from typing import NamedTuple
 from simbatch.serving.simulated.spec import HostChoice
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.model import Features
-from simbatch.sim.engine.device import Device
-from simbatch.sim.engine.host import Host
-from simbatch.sim.scenario.resolve import Resolved
+from simbatch.sim.engine.resources import Device, Host
+from simbatch.sim.scenario.resolved import Resolved
 
 SPIN_S = 0.0003  # sleeping ends up to a tenth of a ms late, which is 1 % of a step: the last bit is spun
 
@@ -26,7 +25,7 @@ def wait_until(moment_s: float) -> None:
         time.sleep(left_s - SPIN_S if left_s > SPIN_S else 0)
 
 
-class Launch(NamedTuple):
+class HostLaunch(NamedTuple):
     """When a launch may return (in the past: at once), and when the device begins and ends."""
 
     returns_s: float
@@ -45,19 +44,19 @@ class VirtualGpu:
         if host == "profile" and times is not None:
             self._host = Host(times, resolved.engine.max_capture_size, resolved.host_noise())
 
-    def launch(self, schedule_s: float, features: Features) -> Launch:
+    def launch(self, schedule_s: float, features: Features) -> HostLaunch:
         """Take a batch whose schedule() began at `schedule_s`."""
         work_s = self._device.work_ps(features) / PS_PER_S
         called_s = time.monotonic()
         if (host := self._host) is None:
             begin_s = max(self._free_s, called_s)
             self._free_s = begin_s + work_s
-            return Launch(called_s, begin_s, self._free_s)
+            return HostLaunch(called_s, begin_s, self._free_s)
         took_ps = host.launch_ps(features.num_requests, features.num_prefills, features.num_tokens)
         returns_s = max(schedule_s + took_ps / PS_PER_S, called_s)
         begin_s = max(self._free_s, schedule_s + host.lag_ps / PS_PER_S)
         self._free_s = max(begin_s + work_s, returns_s + host.tail_ps / PS_PER_S)
-        return Launch(returns_s, begin_s, self._free_s)
+        return HostLaunch(returns_s, begin_s, self._free_s)
 
     def wait_for_update(self, begin_s: float, num_requests: int) -> None:
         """Wait until the profile's host has taken in a step's tokens, begun at `begin_s`."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import OURS, EngineSettings
-from simbatch.sim.scenario.resolve import Resolved
+from simbatch.sim.scenario.resolved import Resolved
 
 SETTINGS = {name: field for name, field in EngineSettings.model_fields.items() if name not in {*OURS, "vllm_version"}}
 SWITCHES = {name for name, field in SETTINGS.items() if "bool" in str(field.annotation)}
@@ -125,7 +125,7 @@ def _values(rest: list[str], name: str) -> Iterator[str]:
 
 def _number(text: str) -> Any:
     """A value as YAML would say it, or vLLM's 16k and 8K."""
-    from simbatch.sim.scenario.reading.scalars import parse_plain
+    from simbatch.sim.scenario.reading.syntax import parse_plain
 
     if found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG])", text):
         return int(float(found[1]) * MAGNITUDES[found[2]])

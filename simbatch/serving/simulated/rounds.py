@@ -17,8 +17,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
 
 from simbatch.serving.engine_facts import engine_facts
-from simbatch.serving.rotating import FORMAT
-from simbatch.serving.simulated.device import Launch, VirtualGpu
+from simbatch.serving.record_file import FORMAT
+from simbatch.serving.simulated.device import HostLaunch, VirtualGpu
 from simbatch.serving.simulated.spec import ServeSpec
 from simbatch.serving.simulated.step_log import StepLog
 
@@ -32,7 +32,7 @@ class WatchedStep:
     def __init__(self, schedule_s: float, line: dict[str, Any]) -> None:
         self.schedule_s, self.line, self.num_requests = schedule_s, line, 0
 
-    def launched(self, called_s: float, launch: Launch, entries: Sequence[Entry]) -> None:
+    def launched(self, called_s: float, launch: HostLaunch, entries: Sequence[Entry]) -> None:
         """Note a launch that has returned."""
         self.num_requests = len(entries)
         self.line |= {

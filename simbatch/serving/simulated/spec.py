@@ -12,7 +12,8 @@ from typing import Any, Literal, Self
 from simbatch.serving.simulated.plugin import SPEC
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.scenario.resolve import Resolved, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 
 HostChoice = Literal["own", "profile"]
 

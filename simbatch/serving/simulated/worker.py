@@ -16,10 +16,10 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import AsyncModelRunnerOutput, LogprobsLists, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
-from simbatch.serving.parent import die_with_parent
+from simbatch.serving.processes import die_with_parent
 from simbatch.serving.recording import device_ran
 from simbatch.serving.simulated import rounds
-from simbatch.serving.simulated.answers import Answer, Lengths, allowed_token, made_up_logprobs
+from simbatch.serving.simulated.answers import AnswerLengths, MadeUpAnswer, allowed_token, made_up_logprobs
 from simbatch.serving.simulated.device import VirtualGpu, wait_until
 from simbatch.serving.simulated.spec import ServeSpec
 from simbatch.sim.cost.model import features_of, is_decode
@@ -54,8 +54,8 @@ class SimulatedWorker(WorkerBase):  # type: ignore[misc]
         self.device = torch.device("cpu")
         self._spec = spec = ServeSpec.of_environment()
         self._gpu = VirtualGpu(spec.resolved, spec.host)
-        self._lengths = Lengths(spec.resolved)
-        self._answers: dict[str, Answer] = {}
+        self._lengths = AnswerLengths(spec.resolved)
+        self._answers: dict[str, MadeUpAnswer] = {}
         self._launched: tuple[StepOutput | None, rounds.WatchedStep | None] = (None, None)
         self._rounds = rounds.begin(spec, self._gpu) if spec.is_watched else None
 
@@ -80,7 +80,7 @@ class SimulatedWorker(WorkerBase):  # type: ignore[misc]
         called_s = time.monotonic()
         for new in scheduler_output.scheduled_new_reqs:
             if new.req_id not in self._answers:  # else it comes back after a preemption
-                self._answers[new.req_id] = Answer(new.prompt_len, new.sampling_params, self._lengths)
+                self._answers[new.req_id] = MadeUpAnswer(new.prompt_len, new.sampling_params, self._lengths)
         for ended in scheduler_output.finished_req_ids:
             self._answers.pop(ended, None)
         if not scheduler_output.total_num_scheduled_tokens:

@@ -1,0 +1,131 @@
+"""What a fit from streams saw, how sure it is of its parts, and what it took from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from simbatch.profiler.fit.streams.fit import MAX_CAPTURE, FittedSteps
+from simbatch.profiler.fit.streams.parts import Parts
+from simbatch.profiler.fit.streams.runs import Means, StreamRun
+from simbatch.profiler.fit.streams.worth import batch_span, bounds
+from simbatch.sim.cost.profile import Profile
+from simbatch.sim.cost.provenance import HARDLY_TOLD
+
+DIGITS = 4
+
+
+def seen_run(run: StreamRun, ours: Means, theirs: Means | None) -> dict[str, Any]:
+    """A result as the profile keeps it: how far it is met, and predicted by the others."""
+    columns = run.columns
+    return {
+        "file": run.seen.name,
+        "requests": len(run.seen.streams),
+        "steps": len(run.seen.steps),
+        "max_concurrency": run.seen.streams.max_concurrency,
+        "batch": bounds(columns.num_decodes[columns.num_decodes > 0]),
+        "prompt_tokens": bounds(run.seen.streams.num_prompt_tokens.astype(np.float64)),
+        "prefill_steps": int((columns.tokens > 0).sum()),
+        "fitted": {key: round(value, DIGITS) for key, value in ours._asdict().items()},
+        "predicted": None if theirs is None else {key: round(value, DIGITS) for key, value in theirs._asdict().items()},
+    }
+
+
+def sure_of(steps: FittedSteps) -> dict[str, float]:
+    """Standard errors over values of what people ask for."""
+    sure, host = steps.mixed.sure, steps.mixed.host
+    largest = f"tokens_{steps.mixed.knots[-1]}"
+    shown = {
+        "decode context": steps.price.error_s / steps.decode.context_s if steps.decode.context_s else 99.0,
+        "prefill": sure[largest],
+    }
+    for kind, key in ((1, "piecewise"), (2, "none")):
+        if kind in steps.mixed.kinds:
+            shown[f"launch {key}"] = sure[f"{key}_s"]
+    if host["per_seq_s"] or host["per_prefill_s"]:
+        shown |= {"launch per request": sure["per_seq_s"], "launch per prefill": sure["per_prefill_s"]}
+    return shown
+
+
+HIDES = 0.4  # the share of a time that shows
+
+
+def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], nearest: Profile | None) -> dict[str, str]:
+    """What the streams do not tell, and what stands there instead."""
+    origin = "of no profile: what transformers usually have" if nearest is None else f"{nearest.name}'s, scaled"
+    taken = {"KV capacity": "never reached: simulations have no end of it" if nearest is None else f"{nearest.name}'s"}
+    taken["attention"] = origin
+    taken["context beside prefills"] = origin
+    if not steps.price.is_told:
+        taken["decode context"] = origin
+    mixed, shown = steps.mixed, steps.problem.shown(steps.mixed)
+    if shown and shown["prefill"] < HIDES:
+        taken["prefill on the device"] = f"hides behind launches: {shown['prefill']:.0%} of it shows"
+    for kind, key, what in (
+        (1, "piecewise", f"up to {MAX_CAPTURE} tokens"),
+        (2, "none", f"above {MAX_CAPTURE} tokens"),
+    ):
+        if kind not in mixed.kinds:
+            taken[f"launch {key}"] = f"no step with prefills of {what} was seen: in proportion to the other kind"
+        elif mixed.sure[f"{key}_s"] > HARDLY_TOLD or shown.get(f"launch {key}", 0.0) < HIDES:
+            taken[f"launch {key}"] = "hidden behind the device: shorter than the steps beside it"
+    if mixed.sure["graph_s"] > HARDLY_TOLD:
+        taken["launch graph"] = "hidden behind the device: shorter than a decode's step"
+    if mixed.sure["per_seq_s"] > HARDLY_TOLD:
+        taken["launch per request"] = _slope_told(steps, nearest)
+    if mixed.sure["per_prefill_s"] > HARDLY_TOLD:
+        taken["launch per prefill"] = "does not show in these loads"
+    if not parts.way_in.num_requests:
+        taken["front end, work a request"] = "no request came to a busy engine: usual figures"
+    low, high = batch_span(runs)
+    taken["decodes outside"] = f"batches below {low:.0f} and above {high:.0f}: along the line of those seen"
+    return taken
+
+
+def _slope_told(steps: FittedSteps, nearest: Profile | None) -> str:
+    """Where the launch's slope with the batch is from, which these runs do not tell."""
+    running = steps.problem.running()
+    beside = (
+        f"{min(running):.0f} to {max(running):.0f} requests run beside prefills" if running else "nobody runs there"
+    )
+    if steps.problem.priors.per_seq and nearest is not None:
+        return f"{nearest.name}'s, scaled: {beside}, which does not tell it from a run's mood"
+    return f"{beside}, which does not tell it from a run's mood: with more at once latencies may be far too low"
+
+
+def range_of(runs: Sequence[StreamRun]) -> dict[str, Any]:
+    """What was seen, as every profile says it."""
+    rows = [run.columns for run in runs]
+    is_mixed = [columns.tokens > 0 for columns in rows]
+
+    def of(values: Sequence[Any], chosen: Sequence[Any]) -> tuple[int, int]:
+        joined = np.concatenate([v[c] for v, c in zip(values, chosen, strict=True)])
+        return (int(joined.min()), int(np.ceil(joined.max()))) if len(joined) else (0, 0)
+
+    decodes = [~mixed & (columns.num_decodes > 0) for mixed, columns in zip(is_mixed, rows, strict=True)]
+    beside = [mixed & (columns.num_decodes > 0) for mixed, columns in zip(is_mixed, rows, strict=True)]
+    mean = [columns.context / np.maximum(1, columns.num_decodes) for columns in rows]
+    n, context, tokens = ([getattr(columns, key) for columns in rows] for key in ("num_decodes", "context", "tokens"))
+    history = [
+        np.maximum(0, columns.attention - columns.tokens**2 / np.maximum(1, columns.num_prefills))
+        / np.maximum(1, 2 * columns.tokens)
+        for columns in rows
+    ]
+    total = [a + b for a, b in zip(n, tokens, strict=True)]
+    return {
+        "decode": {
+            "num_decodes": of(n, decodes),
+            "mean_context": of(mean, decodes),
+            "decode_context": of(context, decodes),
+        },
+        "mixed": {
+            "num_tokens": of(total, is_mixed),
+            "prefill_tokens": of(tokens, is_mixed),
+            "mean_history": of(history, is_mixed),
+            "num_decodes": of(n, is_mixed),
+            "mean_context": of(mean, beside),
+            "decode_context": of(context, beside),
+        },
+    }

@@ -1,0 +1,179 @@
+"""A fit from streams: its parts one after the other, on whichever runs are given.
+
+Last, the engine itself serves the inputs' requests, and a few factors make its means right (`refined`): what users ask
+for are latencies of whole runs, so the engine has the last word: factors on groups of times, each held near 1 by how
+far the streams' steps leave it open, are moved by Gauss-Newton steps until TTFT, TPOT and E2EL of every run are as
+recorded, or nothing gets better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simbatch.profiler.fit.streams.columns import StepColumns
+from simbatch.profiler.fit.streams.decodes import Price, cells_of, context_price, fit_decodes
+from simbatch.profiler.fit.streams.episodes import SLOPE_HELD_S, Decode, EpisodesProblem, FittedEpisodes
+from simbatch.profiler.fit.streams.parts import Parts
+from simbatch.profiler.fit.streams.priors import ModelShape
+from simbatch.profiler.fit.streams.runs import Means, StreamRun, real_means, simulated
+from simbatch.profiler.fit.streams.way_in import fit_way_in
+from simbatch.profiler.records.steps import noise_quantiles
+from simbatch.sim.cost.provenance import HARDLY_TOLD
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.streams.streams import Floats, Streams
+
+# by how much a factor may be off, as a standard deviation of its logarithm
+HELD = {"decode": 0.02, "small": 0.1, "large": 0.03, "launch": 0.15, "work": 1.0, "delay": 0.5, "chunk": 0.1}
+WANTED = Means(ttft=0.04, tpot=0.015, e2el=0.01)  # how well a mean has to be met, as shares
+WANTED_APART = 0.15  # of the logarithm of steps with prefills
+ROUNDS = 6
+STEP = 0.5  # of `HELD`: how far a factor is moved to see what that does
+SEEDS = 3  # where launches are drawn
+MOST_REQUESTS = 1000  # of each run, from its begin
+
+
+class _Wanted(NamedTuple):
+    """The first requests of a run, and what was recorded of them."""
+
+    streams: Streams
+    means: Means
+    num_mixed: int  # steps with prefills
+
+
+def refined(parts: Parts, runs: Sequence[StreamRun], settings: dict[str, Any]) -> Parts:
+    """The parts with the factors that meet the runs best."""
+    names, held = list(HELD), np.array(list(HELD.values()))
+    chosen = [_wanted(run) for run in runs]
+
+    seeds = range(SEEDS if parts.spread else 1)
+
+    def misses(logs: Floats) -> Floats:
+        content = content_of(parts.scaled(dict(zip(names, np.exp(logs).tolist(), strict=True))))
+        of_runs = [np.mean([_missed(content, settings, run, seed) for seed in seeds], axis=0) for run in chosen]
+        return np.concatenate([*of_runs, logs / held])
+
+    best = _descend(misses, np.zeros(len(names)), STEP * held)
+    return parts.scaled(dict(zip(names, np.exp(best).tolist(), strict=True)))
+
+
+def _wanted(run: StreamRun) -> _Wanted:
+    streams = run.seen.streams.take(np.arange(len(run.seen.streams)) < MOST_REQUESTS)
+    last = int(run.seen.steps.first[:MOST_REQUESTS].max())
+    is_mixed = run.batches.prefill_tokens[: last + 1] > 0
+    return _Wanted(streams, real_means(streams), int((is_mixed + run.batches.num_hidden[: last + 1]).sum()))
+
+
+def _missed(content: dict[str, Any], settings: dict[str, Any], run: _Wanted, seed: int) -> Floats:
+    """In standard deviations: TTFT, TPOT, E2EL, and the steps that cohorts took to come in."""
+    means, num_mixed = simulated(content, settings, run.streams, seed)
+    apart = np.log(max(1, num_mixed) / max(1, run.num_mixed)) / WANTED_APART
+    return np.append(np.array(means.errors(run.means)) / np.array(WANTED), apart)
+
+
+def content_of(parts: Parts) -> dict[str, Any]:
+    """An inline profile whose memory never runs out."""
+    return {"num_gpu_blocks": 2**30, "max_model_len": 2**24, **parts.sections()}
+
+
+def _descend(misses: Callable[[Floats], Floats], at: Floats, steps: Floats) -> Floats:
+    found = misses(at)
+    for _ in range(ROUNDS):
+        ahead = [misses(at + step) for step in np.diag(steps)]
+        slopes = np.column_stack([(each - found) / size for each, size in zip(ahead, steps, strict=True)])
+        move = np.linalg.lstsq(slopes, -found, rcond=None)[0]
+        tried = ((at + share * move, misses(at + share * move)) for share in (1.0, 0.5, 0.25))
+        better = next((each for each in tried if _is_less(each[1], found)), None)
+        if better is None:  # cohorts that fall apart otherwise make steps of it: then one factor alone
+            single = [
+                *zip(at + np.diag(steps), ahead, strict=True),
+                *((at - step, misses(at - step)) for step in np.diag(steps)),
+            ]
+            better = min(single, key=lambda each: float(each[1] @ each[1]))
+            if not _is_less(better[1], found):
+                break
+        at, found = better
+    return at
+
+
+def _is_less(tried: Floats, found: Floats) -> bool:
+    return bool(tried @ tried < 0.999 * (found @ found))
+
+
+MAX_CAPTURE = 512
+BETTER = 0.9  # of the cost: as little must synchronous steps have, for asynchronous is the default of vLLM
+BLURRED = 0.8  # of a gap: chunks that take as long say nothing of what one takes
+SPREAD_LEAST, SPREAD_STEPS = 0.1, 50
+
+
+class FittedSteps(NamedTuple):
+    """What the steps alone say."""
+
+    decode: Decode
+    mixed: FittedEpisodes
+    price: Price
+    problem: EpisodesProblem
+
+
+def fit_steps(runs: Sequence[StepColumns], shape: ModelShape) -> FittedSteps:
+    """Device and launches; raises UserError where the runs have too few steps for that."""
+    cells = cells_of(runs)
+    if not len(cells.time_s):
+        rule = "too few steps of decodes alone: no batch stays the same for long enough"
+        raise UserError(Problem("FILES", rule, mend="give a result with more requests or longer outputs"))
+    token_s = 1e-5
+    for _ in range(2):  # a context's prior hangs on a prefill token's time, and that on the decodes beside it
+        price = context_price(runs, shape.context * token_s)
+        decode = Decode(*fit_decodes(cells, price))
+        priors = shape.priors(float(decode.time_s[0]))
+        problem = EpisodesProblem(runs, decode, priors, MAX_CAPTURE)
+        token_s = problem.first_slope()
+    if not problem.used.any():
+        rule = "no prompt was computed in a step that the streams show"
+        raise UserError(Problem("FILES", rule, mend="give a result with more requests"))
+    mixed = problem.solve()
+    other = EpisodesProblem(runs, decode, priors, MAX_CAPTURE, is_async=False)
+    synchronous = other.solve()
+    if synchronous.cost < BETTER * mixed.cost:
+        mixed, problem = synchronous, other
+    if mixed.sure["per_seq_s"] > HARDLY_TOLD and priors.per_seq:
+        problem.slope_sd_s = SLOPE_HELD_S
+        mixed = problem.solve()
+    return FittedSteps(decode, mixed, price, problem)
+
+
+def fit_parts(
+    runs: Sequence[StreamRun], shape: ModelShape, settings: dict[str, Any], *, is_refined: bool = True
+) -> tuple[Parts, FittedSteps]:
+    """All parts; `settings` are the engine's."""
+    steps = fit_steps([run.columns for run in runs], shape)
+    chunk_s = chunk_of(runs)
+    way_in = fit_way_in(
+        [(run.seen.steps, run.batches) for run in runs],
+        chunk_s,
+        steps.mixed.host["lone_s"],
+        is_async=steps.mixed.is_async,
+    )
+    parts = Parts(steps.decode, steps.mixed, way_in, way_in.chunk_s, steps.problem.priors, spread_of(steps))
+    if is_refined:
+        settings = {**settings, "async_scheduling": steps.mixed.is_async}
+        parts = refined(parts, runs, settings)
+    return parts, steps
+
+
+def chunk_of(runs: Sequence[StreamRun]) -> float:
+    """What a chunk takes, s: of the runs whose steps it does not fill."""
+    told = [run.seen.judgement for run in runs if run.seen.judgement.chunk_s > 0]
+    clear = [each.chunk_s for each in told if each.share_of_gap < BLURRED] or [each.chunk_s for each in told]
+    return float(np.median(clear)) if clear else 0.0
+
+
+def spread_of(steps: FittedSteps) -> dict[str, Any] | None:
+    """Of launches, where enough of them show."""
+    ratios = steps.problem.launch_ratios(steps.mixed)
+    if len(ratios) < SPREAD_STEPS or ratios.std() < SPREAD_LEAST * ratios.mean():
+        return None
+    quantiles = noise_quantiles(ratios)
+    return {"piecewise": quantiles, "none": quantiles}

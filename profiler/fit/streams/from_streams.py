@@ -1,0 +1,205 @@
+"""From results to a profile: read, judge, fit, say what it is worth, to people and to scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simbatch.profiler.fit.streams.covered import range_of, seen_run, sure_of, taken_of
+from simbatch.profiler.fit.streams.fit import FittedSteps, content_of, fit_parts
+from simbatch.profiler.fit.streams.parts import Parts
+from simbatch.profiler.fit.streams.priors import of_name, of_profile
+from simbatch.profiler.fit.streams.runs import Seen, StreamRun, budget_of, read_results, runs_of
+from simbatch.profiler.fit.streams.worth import (
+    different_servers,
+    errors_of,
+    halves,
+    limit_of,
+    next_run,
+    predicted,
+    warnings_of,
+)
+from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.measured_range import MeasuredRange
+from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
+from simbatch.sim.cost.provenance import MeanErrors, SeenRun, StreamFit
+from simbatch.sim.errors import Problem, UserError
+
+NO_END = 2**30  # KV blocks where the cache was never full
+MAX_MODEL_LEN = 131_072
+SEATS = 1024  # while fitting, where no limit is known: more than any result had at once
+
+
+@dataclass(frozen=True)
+class StreamProfile:
+    """A profile, the parts that it was made of, and what to run next."""
+
+    profile: Profile
+    parts: Parts
+    steps: FittedSteps
+    runs: tuple[StreamRun, ...]
+    next_run: str
+
+    def text(self) -> str:
+        """The report for people."""
+        return report_text(self)
+
+
+def fit_streams(
+    paths: Sequence[Path],
+    *,
+    nearest: str | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    name: str | None = None,
+) -> StreamProfile:
+    """Fit a profile to detailed results of one server; raises UserError with the reasons where they cannot tell."""
+    return fit_seen(
+        read_results(paths),
+        nearest=None if nearest is None else load_profile(nearest, folder=Path()),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        name=name,
+    )
+
+
+def fit_seen(
+    seen: Sequence[Seen],
+    *,
+    nearest: Profile | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    name: str | None = None,
+    is_judged: bool = True,
+) -> StreamProfile:
+    """The same of results that have been read; without `is_judged` no run is predicted from the others."""
+    shape = of_name(next((each.model for each in seen if each.model), None)) if nearest is None else of_profile(nearest)
+    default = None if nearest is None else nearest.default_max_num_batched_tokens
+    budget, unsure = budget_of(seen, max_num_batched_tokens, default)
+    runs = runs_of(seen, budget)
+    if (why := different_servers(runs)) is not None:
+        raise UserError(Problem("FILES", f"are of different servers: {why}", mend="fit them apart"))
+    seats = max_num_seqs or max((limit for run in runs if (limit := limit_of(run)[0])), default=None)
+    settings = {
+        "max_num_batched_tokens": budget,
+        "max_num_seqs": min(seats or SEATS, budget),
+        "enable_prefix_caching": False,
+    }
+    parts, steps = fit_parts(runs, shape, settings)
+    settings["async_scheduling"] = steps.mixed.is_async
+    fitted = [errors_of(content_of(parts), settings, run) for run in runs]
+    others = predicted(runs, shape, settings) if is_judged else [None] * len(runs)
+    taken = taken_of(parts, steps, runs, nearest)
+    if unsure is not None:
+        taken["max_num_batched_tokens"] = f"{unsure}; {budget:,} is {'the nearest profile' if nearest else 'vLLM'}'s"
+    fit = StreamFit(
+        runs=tuple(
+            SeenRun.model_validate(seen_run(run, ours, theirs))
+            for run, ours, theirs in zip(runs, fitted, others, strict=True)
+        ),
+        halves=halves(runs, shape),
+        sure={key: round(min(value, 99.0), 3) for key, value in sure_of(steps).items()},
+        taken=taken,
+        warnings=tuple(warnings_of(runs, steps)),
+        max_num_seqs=seats,
+        max_num_batched_tokens=budget,
+        async_scheduling=steps.mixed.is_async,
+        kv_tokens=max(int((run.columns.context + run.columns.num_decodes).max()) for run in runs),
+        range=MeasuredRange.model_validate(range_of(runs)),
+    )
+    profile = _profile(parts, fit, seen, nearest, name)
+    return StreamProfile(profile, parts, steps, tuple(runs), next_run(runs, steps))
+
+
+def _profile(parts: Parts, fit: StreamFit, seen: Sequence[Seen], nearest: Profile | None, name: str | None) -> Profile:
+    models = {each.model for each in seen if each.model}
+    source = f"fitted from the streams of {', '.join(each.name for each in seen)}"
+    sections = parts.sections()
+    own: dict[str, Any] = {
+        "name": name or "-".join(["streams", *(model.rsplit("/", 1)[-1].lower() for model in models)]),
+        **sections,
+        "host": {"source": source, **sections["host"]},
+        "front_end": {"source": source, **sections["front_end"]},
+        "streams": fit,
+    }
+    if not isinstance(nearest, MeasuredProfile):
+        length = MAX_MODEL_LEN if nearest is None else nearest.max_model_len
+        blocks = NO_END if nearest is None else nearest.num_gpu_blocks_for()
+        return InlineProfile.model_validate({"num_gpu_blocks": blocks, "max_model_len": length, **own})
+    kept = nearest.model_dump(exclude={"noise", "real_runs", "request_overhead_s", "client_overhead_s"})
+    return MeasuredProfile.model_validate(
+        {
+            **kept,
+            **own,
+            "source": source,
+            "command": "simbatch fit",
+            "estimate": False,
+            "error": None,
+            "range": None,
+            "notes": (f"fitted from streams; model, weights, memory and KV blocks: of {nearest.name}",),
+        }
+    )
+
+
+def report_text(fitted: StreamProfile) -> str:
+    """What was covered, how well the results are met and predicted, what is not told, and what to run next."""
+    fit = _fit(fitted)
+    limit = "" if fit.max_num_seqs is None else f", max_num_seqs {fit.max_num_seqs}"
+    lines = [
+        f"{fitted.profile.name}: {fit.summary().split(';')[0]}",
+        f"the server: max_num_batched_tokens {fit.max_num_batched_tokens:,}{limit}, "
+        f"{'asynchronous' if fit.async_scheduling else 'synchronous'} scheduling",
+        "",
+        _row("result", "requests", "steps", "batch", "prompts", "TTFT", "TPOT", "E2EL"),
+    ]
+    for run in fit.runs:
+        lines.append(
+            _row(
+                run.file,
+                f"{run.requests:,}",
+                f"{run.steps:,}",
+                _span(run.batch),
+                _span(run.prompt_tokens),
+                *_errors(run.fitted),
+            )
+        )
+        if run.predicted is not None:
+            lines.append(_row("  from the others alone", "", "", "", "", *_errors(run.predicted)))
+    if fit.halves is not None:
+        lines.append(f"first halves predict the time of the second ones' steps {fit.halves:+.1%} off")
+    lines += ["", "how sure (standard error over value):"]
+    lines += [f"  {key:<28}{value:.0%}" if value < 1 else f"  {key:<28}not told" for key, value in fit.sure.items()]
+    lines += ["not told by these streams:", *(f"  {key}: {what}" for key, what in fit.taken.items())]
+    lines += [f"warning: {text}" for text in fit.warnings]
+    lines.append(f"to know more: {fitted.next_run}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def report_dict(fitted: StreamProfile) -> dict[str, Any]:
+    """The same for `--json`."""
+    return {
+        "name": fitted.profile.name,
+        "streams": _fit(fitted).model_dump(mode="json"),
+        "next_run": fitted.next_run,
+    }
+
+
+def _fit(fitted: StreamProfile) -> StreamFit:
+    fit = fitted.profile.streams
+    assert fit is not None, "a fit from streams says so"
+    return fit
+
+
+def _errors(errors: MeanErrors) -> tuple[str, str, str]:
+    return f"{errors.ttft:+.1%}", f"{errors.tpot:+.1%}", f"{errors.e2el:+.1%}"
+
+
+def _span(pair: tuple[int, int]) -> str:
+    return f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,}-{pair[1]:,}"
+
+
+def _row(first: str, *others: str) -> str:
+    shown = first if len(first) <= 34 else f"...{first[-31:]}"
+    return f"{shown:<36}" + "".join(f"{other:>12}" for other in others)

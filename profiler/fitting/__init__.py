@@ -1,1 +1,0 @@
-"""The fit of step times: sampled steps, their features, the least squares, the held-out error."""

@@ -1,1 +1,0 @@
-"""Measuring step times and memory of a real vLLM engine."""

@@ -1,0 +1,1 @@
+"""`simbatch profile`: a real vLLM server is started, driven and measured."""

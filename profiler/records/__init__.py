@@ -1,0 +1,1 @@
+"""What real servers leave behind, in one form each: steps, samples, a recorder's lines, clients' results."""

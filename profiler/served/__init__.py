@@ -1,1 +1,0 @@
-"""A scenario's requests in real time on a running OpenAI-compatible server, by a client of our own."""

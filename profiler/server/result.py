@@ -1,0 +1,151 @@
+"""A run on a server as `vllm bench serve --save-result --save-detailed` writes it, and as the simulator records runs.
+
+The keys are those of vllm/benchmarks/serve.py (0.32); everything of ours stands under `simbatch`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.profiler.records.real_run import Lines, RealRun, with_steps
+from simbatch.profiler.server.client import Sent
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.engine.record import FINISHED, NEVER_PS, SEGMENT_DTYPE, RequestColumns, RunRecord
+from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.scenario import Resolved
+from simbatch.sim.scheduler.config import EngineConfig
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ServedRun:
+    """What a client noted of one run; `client` is how it kept up, `prompt_seed` what its prompts were made from.
+
+    `lines` are those of a recorder in the server, whose clock is at `origin_s` when the run begins.
+    """
+
+    rows: Sequence[Sent]
+    client: Mapping[str, float]
+    prompt_seed: int
+    origin_s: float = 0.0
+    lines: Lines = ()
+
+    @property
+    def failed(self) -> list[Sent]:
+        """Those that did not end well."""
+        return [row for row in self.rows if row.error]
+
+    def run(self, config: EngineConfig, facts: RunFacts) -> RealRun:
+        """The requests that ended well, as a run of such an engine; with its steps where they were recorded."""
+        good = [row for row in self.rows if not row.error]
+        n = len(good)
+        nothing, zeros = np.full(n, NEVER_PS, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        gaps = [np.diff(row.chunk_s) for row in good]
+        requests = RequestColumns(
+            arrival_ps=_ps([row.sent_s for row in good]),
+            scheduled_ps=nothing,
+            first_token_ps=_ps([row.chunk_s[0] for row in good]),
+            finish_ps=_ps([row.chunk_s[-1] for row in good]),
+            num_prompt_tokens=np.array([row.num_prompt_tokens for row in good], dtype=np.int64),
+            num_output_tokens=np.array([row.num_output_tokens for row in good], dtype=np.int64),
+            num_cached_tokens=np.array([row.num_cached_tokens for row in good], dtype=np.int64),
+            num_preemptions=zeros,
+            priority=zeros,
+            status=np.full(n, FINISHED, dtype=np.int8),
+        )
+        record = RunRecord(
+            requests=requests,
+            segments=np.zeros(0, dtype=SEGMENT_DTYPE),
+            gaps=_ps(np.concatenate([np.zeros(0), *gaps])),
+            num_preemptions=0,
+            end_ps=int(requests.finish_ps.max(initial=0)),
+            num_gpu_blocks=config.num_gpu_blocks,
+            block_size=config.block_size,
+            client_overhead_ps=0,
+            event_loop_cpu_s=0.0,
+        )
+        run = RealRun(record, facts, None, [gap.tolist() for gap in gaps])
+        indices = [index for index, row in enumerate(self.rows) if not row.error]
+        return with_steps(run, self.lines, indices, self.origin_s) if self.lines else run
+
+    def bench_result(self, run: RealRun, resolved: Resolved, model: str) -> dict[str, Any]:
+        """What `vllm bench serve` would have written."""
+        workload = resolved.scenario.workload
+        rate = getattr(workload, "request_rate", None)
+        return {
+            **self.detail(model, workload.max_concurrency),
+            "request_rate": rate if rate is not None and math.isfinite(rate) else "inf",
+            "burstiness": getattr(workload, "burstiness", None) or 1.0,
+            **{key: value for key, value in run.result.summary.items() if key != "simbatch"},
+            "failed": len(self.failed),
+        }
+
+    def detail(self, model: str, max_concurrency: int | None) -> dict[str, Any]:
+        """The same without its figures: what was sent and what came."""
+        rows = self.rows
+        return {
+            "date": time.strftime("%Y%m%d-%H%M%S"),
+            "endpoint_type": "openai",
+            "backend": "openai",
+            "label": None,
+            "model_id": model,
+            "tokenizer_id": model,
+            "num_prompts": len(rows),
+            "request_rate": "inf",
+            "burstiness": 1.0,
+            "max_concurrency": max_concurrency,
+            "completed": len(rows) - len(self.failed),
+            "failed": len(self.failed),
+            "duration": max((row.chunk_s[-1] for row in rows if row.chunk_s), default=0.0),
+            "max_output_tokens_per_s": most_in_a_second(rows),
+            "input_lens": [row.num_prompt_tokens for row in rows],
+            "output_lens": [row.num_output_tokens for row in rows],
+            "ttfts": [row.chunk_s[0] - row.sent_s if row.chunk_s else 0.0 for row in rows],
+            "itls": [np.diff(row.chunk_s).tolist() for row in rows],
+            "latencies": [row.chunk_s[-1] - row.sent_s if row.chunk_s else 0.0 for row in rows],
+            "start_times": [row.sent_s for row in rows],
+            "queue_times": [row.queued_s for row in rows],
+            "generated_texts": ["" for _ in rows],
+            "errors": [row.error for row in rows],
+            "rtfx": 0.0,
+            "simbatch": {
+                "client": dict(self.client),
+                "prompt_seed": self.prompt_seed,
+                "origin_s": self.origin_s,
+                "cached_tokens": [row.num_cached_tokens for row in rows],
+            },
+        }
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], lines: Lines = ()) -> ServedRun:
+        """The same from what was written."""
+        columns = ("start_times", "queue_times", "input_lens", "output_lens", "ttfts", "itls", "errors")
+        rows, ours = [], content["simbatch"]
+        cached = ours.get("cached_tokens") or [0] * len(content["errors"])
+        for sent_s, queued_s, n_in, n_out, ttft_s, itl_s, error, hit in zip(
+            *(content[c] for c in columns), cached, strict=True
+        ):
+            has_tokens = ttft_s > 0
+            chunk_s = (sent_s + ttft_s + np.cumsum([0.0, *itl_s])).tolist() if has_tokens else []
+            rows.append(Sent(sent_s, queued_s, n_in, n_out, hit, chunk_s, error))
+        return cls(rows, ours["client"], ours["prompt_seed"], ours.get("origin_s", 0.0), lines)
+
+
+def most_in_a_second(rows: Sequence[Sent]) -> float:
+    """The most events with tokens in one second of the run, counted from its begin as `vllm bench serve` does."""
+    at_s = np.array([moment_s for row in rows for moment_s in row.chunk_s])
+    if not len(at_s):
+        return 0.0
+    return float(np.bincount((at_s - min(row.sent_s for row in rows)).astype(np.int64)).max())
+
+
+def _ps(times_s: Sequence[float] | NDArray[np.float64]) -> Ints:
+    return np.round(np.asarray(times_s, dtype=np.float64) * PS_PER_S).astype(np.int64)

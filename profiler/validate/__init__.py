@@ -1,0 +1,1 @@
+"""`simbatch validate`: real runs and simulated ones side by side."""

@@ -1,1 +1,0 @@
-"""Real runs and simulated ones side by side."""

@@ -1,1 +1,0 @@
-"""Checked columns from what a file's columns say."""

@@ -1,0 +1,237 @@
+"""What a trace is like, in one pass that keeps counts and no requests."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simbatch.sim.clock import PS_PER_S, to_s
+from simbatch.sim.workload.chunk import RequestChunk, RequestSource
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+WINDOWS_S = (1, 10, 60)
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+
+
+@dataclass
+class Lengths:
+    """How often each length occurs."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def summary(self) -> dict[str, float | int]:
+        """Mean, cv, total, extremes and quantiles (linear, as numpy's)."""
+        values = np.array(sorted(self.counts), dtype=np.int64)
+        weights = np.array([self.counts[int(value)] for value in values], dtype=np.int64)
+        n, total = int(weights.sum()), int((values * weights).sum())
+        mean = total / n
+        variance = float((weights * (values - mean) ** 2).sum()) / n
+        ends = np.cumsum(weights)
+        facts: dict[str, float | int] = {"mean": mean, "cv": math.sqrt(variance) / mean, "min": int(values[0])}
+        facts |= {f"p{round(100 * q)}": _quantile(values, ends, q) for q in QUANTILES}
+        return facts | {"max": int(values[-1]), "total": total}
+
+
+def _quantile(values: Any, ends: Any, q: float) -> float:
+    position = q * (int(ends[-1]) - 1)
+    low, high = (values[np.searchsorted(ends, at, side="right")] for at in (math.floor(position), math.ceil(position)))
+    return float(low + (high - low) * (position - math.floor(position)))
+
+
+class Gaps:
+    """Mean and variance of the gaps between arrivals (Chan's update, a chunk at a time)."""
+
+    def __init__(self) -> None:
+        self.n, self.mean, self._squares = 0, 0.0, 0.0
+        self._last: int | None = None
+
+    def add(self, arrival_ps: list[int]) -> None:
+        """Take the next arrivals."""
+        times = arrival_ps if self._last is None else [self._last, *arrival_ps]
+        self._last = arrival_ps[-1]
+        gaps: Any = np.diff(np.array(times, dtype=np.int64)) / PS_PER_S
+        if not len(gaps):
+            return
+        mean, n = float(gaps.mean()), self.n + len(gaps)
+        step = mean - self.mean
+        self._squares += float(((gaps - mean) ** 2).sum()) + step**2 * self.n * len(gaps) / n
+        self.mean += step * len(gaps) / n
+        self.n = n
+
+    @property
+    def cv(self) -> float | None:
+        """Standard deviation / mean; 1 for Poisson arrivals."""
+        return math.sqrt(self._squares / self.n) / self.mean if self.n and self.mean else None
+
+
+class PrefixBlocks:
+    """How many of the prompts' hashed blocks had been seen before with all that precedes them."""
+
+    def __init__(self) -> None:
+        self.total = self.repeated = 0
+        self._seen: set[int] = set()
+
+    def add(self, rows: list[tuple[int, ...]]) -> None:
+        """Take the next prompts' hashes."""
+        seen = self._seen
+        for hash_ids in rows:
+            chain = 0
+            for hash_id in hash_ids:
+                chain = hash((chain, hash_id))
+                self.repeated += chain in seen
+                seen.add(chain)
+            self.total += len(hash_ids)
+
+
+class TraceStatistics:
+    """Everything that `simbatch trace describe` says."""
+
+    def __init__(self) -> None:
+        self.num_requests = 0
+        self.first_ps = self.last_ps = 0
+        self.gaps = Gaps()
+        self.prompts, self.outputs = Lengths(), Lengths()
+        self.per_second: Counter[int] = Counter()  # requests by the second after the first one
+        self.priorities: Counter[int] = Counter()
+        self.tenants: Counter[str] = Counter()
+        self.blocks = PrefixBlocks()
+
+    def add(self, chunk: RequestChunk) -> None:
+        """Take the next requests."""
+        if not self.num_requests:
+            self.first_ps = chunk.arrival_ps[0]
+        self.num_requests += len(chunk)
+        self.last_ps = chunk.arrival_ps[-1]
+        self.gaps.add(chunk.arrival_ps)
+        self.prompts.counts.update(chunk.num_prompt_tokens)
+        self.outputs.counts.update(chunk.num_output_tokens)
+        self.per_second.update((ps - self.first_ps) // PS_PER_S for ps in chunk.arrival_ps)
+        self.priorities.update(chunk.priority or ())
+        self.tenants.update(tenant for tenant in chunk.tenant or () if tenant is not None)
+        self.blocks.add(chunk.hash_ids or [])
+
+    def rates(self, window_s: int) -> Any:
+        """Requests per second in each window after the first arrival, as an array; the last one may be cut short."""
+        counts = np.zeros(to_whole_s(self.last_ps - self.first_ps) // window_s + 1)
+        for second, n in self.per_second.items():
+            counts[second // window_s] += n
+        return counts / window_s
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers; times in seconds, None where a figure has no meaning."""
+        duration_s = to_s(self.last_ps - self.first_ps)
+        mean_rate = (self.num_requests - 1) / duration_s if duration_s else None
+        peaks = {f"{w}s": _peak_to_mean(self.rates(w), mean_rate) for w in WINDOWS_S if duration_s >= 2 * w}
+        facts: dict[str, Any] = {
+            "num_requests": self.num_requests,
+            "first_arrival_s": to_s(self.first_ps),
+            "duration_s": duration_s,
+            "mean_request_rate": mean_rate,
+            "gap_cv": self.gaps.cv,
+            "burstiness": self.gaps.cv**-2 if self.gaps.cv else None,
+            "peak_to_mean_rate": peaks,
+            "num_prompt_tokens": self.prompts.summary(),
+            "num_output_tokens": self.outputs.summary(),
+        }
+        if self.blocks.total:
+            share = self.blocks.repeated / self.blocks.total
+            facts["prefix_blocks"] = {"total": self.blocks.total, "repeated": self.blocks.repeated, "share": share}
+        if self.priorities:
+            facts["priorities"] = {str(level): n for level, n in sorted(self.priorities.items())}
+        if self.tenants:
+            facts["num_tenants"] = len(self.tenants)
+        return facts
+
+
+def to_whole_s(ps: int) -> int:
+    """Picoseconds to seconds, rounded down."""
+    return ps // PS_PER_S
+
+
+def _peak_to_mean(rates: Any, mean_rate: float | None) -> float | None:
+    return float(rates.max()) / mean_rate if mean_rate else None
+
+
+def describe(source: RequestSource, progress: Callable[[int], None] | None = None) -> TraceStatistics:
+    """Read a source to its end; `progress` is told the number of requests so far."""
+    statistics = TraceStatistics()
+    for chunk in source.chunks():
+        statistics.add(chunk)
+        if progress:
+            progress(statistics.num_requests)
+    return statistics
+
+
+_MAX_WINDOWS = 400
+_NICE_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400)
+_BLUE, _GREEN = "#3b6ea5", "#5a9367"
+
+
+def draw(statistics: TraceStatistics, title: str, path: Path) -> None:
+    """Write a PNG; it appears when it is complete."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplot_mosaic([["arrivals", "arrivals"], ["prompts", "outputs"]])
+    figure.suptitle(title)
+    _arrivals(axes["arrivals"], statistics)
+    _lengths(axes["prompts"], statistics.prompts, "prompt tokens", _BLUE)
+    _lengths(axes["outputs"], statistics.outputs, "output tokens", _GREEN)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(temporary, dpi=120, format="png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _arrivals(axes: Axes, statistics: TraceStatistics) -> None:
+    duration_s = to_s(statistics.last_ps - statistics.first_ps)
+    window_s = next((w for w in _NICE_S if duration_s / w <= _MAX_WINDOWS), _NICE_S[-1])
+    rates = statistics.rates(window_s)
+    scale, unit = (86_400, "days") if duration_s > 3 * 86_400 else (3600, "h") if duration_s > 3 * 3600 else (1, "s")
+    edges = (np.arange(len(rates) + 1) * window_s + to_s(statistics.first_ps)) / scale
+    axes.stairs(rates, edges, fill=True, color=_BLUE, alpha=0.35)
+    axes.stairs(rates, edges, color=_BLUE, linewidth=0.8)
+    if duration_s:
+        mean = (statistics.num_requests - 1) / duration_s
+        axes.axhline(mean, color="black", linestyle="--", linewidth=1, label=f"mean {mean:.3g}/s")
+        _legend(axes)
+    axes.set(
+        xlabel=f"time ({unit})", ylabel=f"requests/s, {window_s} s windows", xlim=(edges[0], edges[-1]), ylim=(0, None)
+    )
+
+
+def _lengths(axes: Axes, lengths: Lengths, label: str, color: str) -> None:
+    values = np.array(sorted(lengths.counts))
+    weights = np.array([lengths.counts[int(value)] for value in values])
+    low, high = int(values[0]), int(values[-1])
+    if high > 50 * low:
+        edges: Any = np.unique(np.round(np.geomspace(low, high + 1, 50)) - 0.5)
+        axes.set_xscale("log")
+    else:
+        step = max(1, -(-(high - low + 1) // 50))
+        edges = np.arange(low, high + step + 1, step) - 0.5
+    axes.hist(values, bins=list(edges), weights=weights, color=color, alpha=0.6, edgecolor=color, linewidth=0.5)
+    facts = lengths.summary()
+    for name, style in (("mean", "--"), ("p50", "-"), ("p99", ":")):
+        text = "median" if name == "p50" else name
+        axes.axvline(facts[name], color="black", linestyle=style, linewidth=1, label=f"{text} {facts[name]:.0f}")
+    axes.set(xlabel=label, ylabel="requests")
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it hides nothing."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, borderaxespad=0)

@@ -1,1 +1,0 @@
-"""What `simbatch trace` does with a trace: describe, draw, write."""
