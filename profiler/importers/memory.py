@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from simbatch.profiler.importers.source import TableSource
 from simbatch.profiler.model.config import read_json
-from simbatch.profiler.model.memory_plan import peak_of, plan_memory
+from simbatch.profiler.model.memory_plan import plan_memory
+from simbatch.profiler.model.reserves import peak_of
 from simbatch.sim.cost.gpus import GPUS
 from simbatch.sim.cost.memory import Memory
 from simbatch.sim.errors import Problem, UserError

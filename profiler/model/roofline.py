@@ -21,8 +21,9 @@ import numpy as np
 
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
 from simbatch.profiler.model.memory_plan import kv_bytes_per_token
+from simbatch.profiler.model.mixers import Matrix
 from simbatch.profiler.model.quantisation import checked_quantisation, compute_dtype
-from simbatch.profiler.model.weights import Matrix, layer_matrices, local_vocab
+from simbatch.profiler.model.weights import layer_matrices, local_vocab
 from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
