@@ -41,6 +41,7 @@ from simbatch.profiler.importers.aiconfigurator import (
 )
 from simbatch.profiler.importers.source import ImportRequest, TableSource, fit_tables
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig, model_config_of, read_json
+from simbatch.profiler.model.published import published_models
 from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu, find_gpu
 from simbatch.sim.cost.memory import KVCacheType
@@ -136,7 +137,8 @@ def read_source(request: ImportRequest) -> TableSource:
     if request.kv_cache_dtype not in ("auto", "fp8"):
         raise UserError(Problem("--kv-cache-dtype", "measured were auto and fp8", request.kv_cache_dtype))
     content, quantisers = config_of(request.model, request.model_config)
-    config = model_config_of(content, request.model)
+    stored_as = {} if quantisers is None else {"quantization_config": quantisers.get("quantization")}
+    config = model_config_of({**content, **stored_as}, request.model)
     stored = request.quantisation or config.quantisation or SHORT_DTYPES[config.dtype]
     if stored not in MOE_MODES:
         raise UserError(Problem("--quantization", f"measured were {', '.join(MOE_MODES)}", stored))
@@ -158,9 +160,9 @@ def read_source(request: ImportRequest) -> TableSource:
 
 
 def config_of(model: str, path: Path | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The `config.json` of a model, and its `hf_quant_config.json`: of a file, a folder, or by a name of the package's.
+    """The `config.json` of a model and its `hf_quant_config.json`, by a file, a folder, or a name that is known.
 
-    Raises UserError for a name that it has not: nothing is asked of a hub.
+    Raises UserError for a name that neither has: nothing is asked of a hub.
     """
     file = path or (Path(model) / "config.json" if Path(model).is_dir() else None)
     if file is not None:
@@ -169,6 +171,8 @@ def config_of(model: str, path: Path | None) -> tuple[dict[str, Any], dict[str, 
         return read_json(file), read_json(beside) if beside.is_file() else None
     folder = package_folder() / "model_configs"
     found = folder / f"{model.replace('/', '--')}_config.json"
+    if not found.is_file() and model in published_models():
+        return published_models()[model], None
     if not found.is_file():
         names = sorted(one.name.removesuffix("_config.json").replace("--", "/") for one in folder.glob("*_config.json"))
         near = [name for name in names if model.rsplit("/", 1)[-1].lower()[:8] in name.lower()][:5]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.profiler.profile.batches import KNEE_FIGURES, batch_sizes, knee, plot_throughput
-from simbatch.sim.cost.gpus import GIB
+from simbatch.sim.cost.gpus import GIB, GPUS
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.errors import UserError
 from simbatch.sim.statistics.pareto import RULE
 
 if TYPE_CHECKING:
@@ -89,6 +90,20 @@ def roofline_shares(roofline: Roofline | None, rows: Sequence[dict[str, Any]]) -
         columns = (0, 0, 0, 0, size, size * context, context, context)
         steps = Steps(*(np.array([value], dtype=np.int64) for value in columns))
         yield float(roofline.utilisation(steps, np.array([row["step_ms"] / 1e3]))[0])
+
+
+def roofline_of_profile(profile: Profile) -> Roofline | None:
+    """What the datasheet allows for a profile's model; None where the model or the GPU is not known."""
+    from simbatch.profiler.model.published import find_model
+    from simbatch.profiler.model.roofline import roofline_of
+
+    if not isinstance(profile, MeasuredProfile) or profile.gpu not in GPUS:
+        return None
+    shape = profile.quantisation, profile.kv_cache_dtype, profile.tensor_parallel_size
+    try:
+        return roofline_of(find_model(profile.model)[0], GPUS[profile.gpu], *shape)
+    except UserError:
+        return None
 
 
 def batch_table(rows: Sequence[dict[str, Any]], shares: Sequence[float | None]) -> Table:

@@ -21,7 +21,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
-@click.argument("model", metavar="CONFIG", required=False, type=click.Path(path_type=Path))
+@click.argument("model", metavar="CONFIG", required=False)
 @gpu_options
 @click.option("--base", metavar="PROFILE", help="Start from a measured profile of the same model with larger weights.")
 @click.option("--quantization", metavar="NAME", help="awq, fp8 ...; default: what the model's config says.")
@@ -29,20 +29,20 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True, metavar="N")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the profile to this file too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the profile's JSON.")
-def estimate(model: Path | None, output: Path | None, as_json: bool, base: str | None, **flags: Any) -> None:
+def estimate(model: str | None, output: Path | None, as_json: bool, base: str | None, **flags: Any) -> None:
     """Estimate step times and memory of a model on a GPU that nobody measured.
 
-    CONFIG is a model's config.json or its folder; nothing is downloaded. The roofline: every kernel takes its launch,
-    and then its bytes or its multiplications at a share of the datasheet's rate that others measured. With --base: a
-    measured profile, less what smaller weights need not read.
+    CONFIG is a model's config.json, its folder, or a Hugging Face name that is known; nothing is downloaded. The
+    roofline: every kernel takes its launch, and then its bytes or its multiplications at a share of the datasheet's
+    rate that others measured. With --base: a measured profile, less what smaller weights need not read.
     """
     if model is None:
-        raise UserError(Problem("CONFIG", "is missing", mend="name a model's config.json, or the folder that holds it"))
+        raise UserError(Problem("CONFIG", "is missing", mend="name a model's config.json, its folder, or its name"))
     if output is not None:
-        check_output(output, model)
+        check_output(output, Path(model))
     limits = None
     if base is not None:
-        estimated = scaled(base, model, output, flags)
+        estimated = scaled(base, Path(model), output, flags)
     else:
         limits = _limits(model, flags)
         estimated = roofline(model, output, flags)
@@ -56,30 +56,31 @@ def estimate(model: Path | None, output: Path | None, as_json: bool, base: str |
         write(estimated, output)
 
 
-def _limits(model: Path, flags: dict[str, Any]) -> Roofline:
+def _limits(model: str, flags: dict[str, Any]) -> Roofline:
     """What the datasheet allows, for the shares of it."""
-    from simbatch.profiler.model.config import read_model_config
+    from simbatch.profiler.model.published import find_model
     from simbatch.profiler.model.roofline import roofline_of
     from simbatch.sim.cost.gpus import gpu_of
 
     shape = flags["quantization"], flags["kv_cache_dtype"], flags["tensor_parallel_size"]
-    return roofline_of(read_model_config(model), gpu_of(flags["gpu"], flags["gpu_spec"]), *shape)
+    return roofline_of(find_model(model)[0], gpu_of(flags["gpu"], flags["gpu_spec"]), *shape)
 
 
-def roofline(model: Path, output: Path | None, flags: dict[str, Any], place: str = "--gpu") -> MeasuredProfile:
+def roofline(model: str, output: Path | None, flags: dict[str, Any], place: str = "--gpu") -> MeasuredProfile:
     """From shapes and datasheet; `flags` are the command's own, by vLLM's names."""
-    from simbatch.profiler.model.config import read_model_config
     from simbatch.profiler.model.estimates import roofline_profile
+    from simbatch.profiler.model.published import find_model
     from simbatch.sim.cost.gpus import gpu_of
 
     gpu = gpu_of(flags.get("gpu"), flags.get("gpu_spec"), place)
-    name = (model if model.is_dir() else model.parent).resolve().name
+    config, short, assumed = find_model(model)
+    name = short if Path(model).exists() else model
     shape = {
         "quantisation": flags.get("quantization"),
         "kv_cache_dtype": flags.get("kv_cache_dtype") or "auto",
         "tensor_parallel_size": flags.get("tensor_parallel_size") or 1,
     }
-    return roofline_profile(read_model_config(model), gpu, model=name, **shape, command=_command(name, flags, output))
+    return roofline_profile(config, gpu, model=name, **shape, command=_command(name, flags, output), assumed=assumed)
 
 
 def scaled(base: str, model: Path, output: Path | None, flags: dict[str, Any]) -> MeasuredProfile:

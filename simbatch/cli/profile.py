@@ -230,7 +230,7 @@ def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> No
             f"{names}: a roofline estimate takes --quantization, --kv-cache-dtype and "
             "--tensor-parallel-size alone; the scenario's engine section has the rest"
         )
-    estimated = roofline(config, output, {**flags, "gpu": gpu}, place="--roofline GPU")
+    estimated = roofline(str(config), output, {**flags, "gpu": gpu}, place="--roofline GPU")
     memory = estimated.memory
     click.echo(
         f"{estimated.name}: {memory.num_gpu_blocks:,} KV blocks of {memory.block_size} tokens, "
