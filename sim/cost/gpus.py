@@ -272,8 +272,9 @@ def default_max_capture_size(gpu: str) -> int:
 
 
 def profile_name(gpu: str, model: str, quantisation: str, kv_cache_dtype: str, tensor_parallel_size: int) -> str:
-    """`<gpu>-<model>-<weights>[-kvfp8][-tpN]` in lower case; a model is named without its organisation."""
-    parts = [gpu, model.rsplit("/", 1)[-1], quantisation]
+    """`<gpu>-<model>-<weights>[-kvfp8][-tpN]` in lower case; no organisation, nor the weights twice."""
+    short = model.rsplit("/", 1)[-1].lower().removesuffix(f"-{quantisation.partition('_')[0]}")
+    parts = [gpu, short, quantisation]
     if kv_cache_dtype.startswith("fp8"):
         parts.append("kvfp8")
     if tensor_parallel_size > 1:
