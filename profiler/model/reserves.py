@@ -183,8 +183,8 @@ def _graphs(config: ModelConfig, gpu: Gpu, limits: Limits) -> Part:
 
 def num_graph_sizes(config: ModelConfig, gpu: Gpu, limits: Limits) -> int:
     """How many CUDA graphs vLLM captures unasked."""
-    from simbatch.sim.scenario.capture import capture_sizes
     from simbatch.sim.scenario.engine import EngineSettings
+    from simbatch.sim.scenario.rules import capture_sizes
 
     largest = 1024 if config.architecture == "GptOssForCausalLM" else default_max_capture_size(gpu.short)
     settings = EngineSettings(max_cudagraph_capture_size=largest if largest == 1024 else None)
