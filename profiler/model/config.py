@@ -13,7 +13,7 @@ from simbatch.profiler.model.architectures import ARCHITECTURES
 from simbatch.profiler.model.checkpoint import Checkpoint, checkpoint_of, main_quantisation
 from simbatch.profiler.model.decoder import EXPERT_INNER, EXPERTS, PER_TOKEN, Keys, layers_of
 from simbatch.profiler.model.layers import Experts, Layer
-from simbatch.profiler.model.mixers import LatentAttention, Matrix
+from simbatch.profiler.model.mixers import Attention, LatentAttention, Matrix
 from simbatch.profiler.model.quantisation import GROUP
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import json_object
@@ -51,6 +51,11 @@ class ModelConfig:
     vision: Mapping[str, Any] | None = field(default=None, hash=False)
     assumed: tuple[str, ...] = ()  # sentences about what the config does not say
     rotary_dim: int = 0  # numbers of a head that positions turn
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normalised by head."""
+        return any(isinstance(layer.mixer, Attention) and layer.mixer.qk_norm == "head" for layer in self.layers)
 
     @property
     def element_bytes(self) -> int:
@@ -130,7 +135,7 @@ def model_config_of(content: dict[str, Any], place: str, assume: str | None = No
     """
     name, assumed = _named(content, place, assume)
     architecture = ARCHITECTURES[assume if assumed and assume else name]
-    inner = next((content[key] for key in WRAPPED if isinstance(content.get(key), dict)), {})
+    inner: dict[str, Any] = next((content[key] for key in WRAPPED if isinstance(content.get(key), dict)), {})
     tied = {key: content[key] for key in ("tie_word_embeddings",) if key in content}  # the wrapper's goes first
     keys = Keys({**content, **inner, **tied}, architecture.defaults, place)
     checkpoint = checkpoint_of(

@@ -140,9 +140,8 @@ def lengths_of(prompt_len: int | None, prompt_cv: float, output_len: int | None,
         raise UserError(Problem(missing, "a request has a prompt and an output", mend="give both lengths"))
     if not prompt_cv and not output_cv:
         return Lengths(np.array([prompt_len]), np.array([output_len]), f"{prompt_len:,} + {output_len:,} tokens")
-    from simbatch.sim.workload.length_model import Fixed, Length, Lognormal
-    from simbatch.sim.workload.lengths import length_draw
-    from simbatch.sim.workload.streams import Purpose, stream
+    from simbatch.sim.workload.lengths import Fixed, Length, Lognormal, length_draw
+    from simbatch.sim.workload.synthetic import Purpose, stream
 
     def drawn(mean: int, cv: float, purpose: Purpose) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         kind: Length = Fixed(distribution="fixed", mean=mean)

@@ -137,7 +137,7 @@ class LatentAttention:
     def matrices(self, hidden: int, gpus: int) -> list[Matrix]:
         """Down to the latent vector (on every GPU), up to the heads (divided), and back; then the indexer's."""
         heads, query = self.num_heads // gpus, self.qk_nope_head_dim + self.qk_rope_head_dim
-        down = ("kv_a_proj_with_mqa",)
+        down: tuple[str, ...] = ("kv_a_proj_with_mqa",)
         found = []
         if self.q_lora_rank is None:
             found.append(Matrix("q_proj", hidden, heads * query, modules=modules_in(self.group, "q_proj")))
