@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,18 +49,6 @@ class FittedProfile:
         """The same, further notes in its profile."""
         profile = self.profile.model_copy(update={"notes": (*self.profile.notes, *notes)})
         return replace(self, profile=profile)
-
-    def text(self) -> str:
-        """The report for people."""
-        from simbatch.profiler.fit.report import report_text
-
-        return report_text(self)
-
-    def plot(self, path: Path) -> None:
-        """Draw predicted against measured times to a PNG."""
-        from simbatch.profiler.fit.report import plot_fit
-
-        plot_fit(self, path)
 
 
 def fit_samples(

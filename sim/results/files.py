@@ -71,7 +71,7 @@ def write_requests(path: Path, record: RunRecord) -> None:
 
 
 def requests_table(record: RunRecord) -> pa.Table:
-    """The same columns in memory."""
+    """The columns of requests.parquet in memory."""
     return _requests_table(record, _times(record), slice(0, len(record.requests)))
 
 
@@ -178,7 +178,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """As Parquet, each column of the narrowest type that holds all its values."""
+    """A Parquet file, each column of the narrowest type that holds all its values."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

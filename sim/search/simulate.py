@@ -44,7 +44,7 @@ def simulate(
 
 
 def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[[int], None] | None = None) -> Result:
-    """The same for a scenario that has been looked up already."""
+    """Run a scenario that has been looked up already, to its end."""
     import time
 
     from simbatch.sim.report.result import Result

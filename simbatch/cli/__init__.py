@@ -24,6 +24,7 @@ _COMMANDS = {
     "sweep": ("simbatch.cli.sweep:sweep", "Simulate a grid of settings, on all cores or a cluster."),
     "tune": ("simbatch.cli.tune:tune", "Search for the best settings under a goal and limits."),
     "recommend": ("simbatch.cli.recommend:recommend", "Recommend settings for a use case, checked by simulation."),
+    "plan": ("simbatch.cli.plan:plan", "Say how many GPUs of which type keep the limits, and at what cost."),
     "memory": ("simbatch.cli.memory:memory", "Say how large a batch fits into a GPU's memory."),
     "explain": ("simbatch.cli.run:explain", "Tell the life of one request: why it waited, who preempted it."),
     "trace": ("simbatch.cli.trace:trace", "Describe, convert or generate request traces."),
