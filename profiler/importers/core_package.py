@@ -41,7 +41,7 @@ from simbatch.profiler.importers.aiconfigurator import (
 )
 from simbatch.profiler.importers.source import ImportRequest, TableSource, fit_tables
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig, model_config_of, read_json
-from simbatch.profiler.model.published import published_models
+from simbatch.profiler.model.published import published_config
 from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu, find_gpu
 from simbatch.sim.cost.memory import KVCacheType
@@ -177,8 +177,8 @@ def config_of(model: str, path: Path | None) -> tuple[dict[str, Any], dict[str, 
         return read_json(file), read_json(beside) if beside.is_file() else None
     folder = package_folder() / "model_configs"
     found = folder / f"{model.replace('/', '--')}_config.json"
-    if not found.is_file() and model in published_models():
-        return published_models()[model], None
+    if not found.is_file() and (content := published_config(model)) is not None:
+        return content, None
     if not found.is_file():
         names = sorted(one.name.removesuffix("_config.json").replace("--", "/") for one in folder.glob("*_config.json"))
         near = [name for name in names if model.rsplit("/", 1)[-1].lower()[:8] in name.lower()][:5]

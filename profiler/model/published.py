@@ -45,6 +45,12 @@ def published_models() -> dict[str, dict[str, Any]]:
     return models
 
 
+def published_config(name: str) -> dict[str, Any] | None:
+    """The config of a model of the table, or of one that has its shape; None for others."""
+    known = _known(name)
+    return None if known is None else published_models()[known]
+
+
 def find_model(model: str | Path, assume: str | None = None) -> tuple[ModelConfig, str, tuple[str, ...]]:
     """A folder, a config.json, or a name of the table: its config, a short name, and what was taken for granted.
 
