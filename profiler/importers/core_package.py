@@ -63,7 +63,9 @@ SYSTEMS = {
 }  # those with tables of vLLM's; the package has datasheets of others, for which it would invent times
 GEMM_MODES = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 MOE_MODES = {**GEMM_MODES, "mxfp4": "w4a16_mxfp4"}
-COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+TILES = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+# FP8 products take longer just above a tile's edge than at it: knots stand on both sides.
+COUNTS = (1, 2, 4, 8, *(count for edge in TILES for count in (edge, edge + 1)), 8192)
 CONTEXT = (1, 16384)
 MODELLED = ("estimated", "sol")  # sources of parts that no table has; "empirical" ones only move bytes
 TABLES = {
@@ -181,6 +183,7 @@ def config_of(model: str, path: Path | None) -> tuple[dict[str, Any], dict[str, 
         return content, None
     if not found.is_file():
         names = sorted(one.name.removesuffix("_config.json").replace("--", "/") for one in folder.glob("*_config.json"))
+        names = [name for name in names if not name.endswith("_hf_quant")]
         near = [name for name in names if model.rsplit("/", 1)[-1].lower()[:8] in name.lower()][:5]
         guess = f"near it: {', '.join(near)}; " if near else ""
         mend = f"{guess}or give its config.json: --model-config FILE (nothing is downloaded)"

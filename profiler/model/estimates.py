@@ -45,6 +45,8 @@ def roofline_profile(
         kv_cache_dtype=kv_cache_dtype,
         tensor_parallel_size=tensor_parallel_size,
     )
+    memory = plan.memory()
+    kv_tokens = (memory.num_gpu_blocks - 1) * memory.block_size
     resolved = config.dtype if kv_cache_dtype == "auto" else kv_cache_dtype
     return MeasuredProfile.model_validate(
         {
@@ -59,9 +61,9 @@ def roofline_profile(
             "licence": "Apache-2.0",
             "command": command,
             "estimate": True,
-            "notes": (NOT_MEASURED, *shape_notes(roofline), *assumed, _length_note(config, plan.max_kv_tokens)),
-            "max_model_len": min(config.max_position_embeddings, plan.max_kv_tokens),
-            "memory": plan.memory(),
+            "notes": (NOT_MEASURED, *shape_notes(roofline), *assumed, _length_note(config, kv_tokens)),
+            "max_model_len": min(config.max_position_embeddings, kv_tokens),
+            "memory": memory,
             "step_time": roofline.step_time(),
             "error": None,
             "range": None,
