@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import simpy
 
-from simbatch.sim.engine.replica import Process
+from simbatch.sim.engine.gateway import Gateway
+from simbatch.sim.engine.replica import Process, Replica
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR, Lane, Traffic
 from simbatch.sim.scheduler.request import Request
 
-if TYPE_CHECKING:
-    from simbatch.sim.engine.gateway import Gateway, Published
-    from simbatch.sim.engine.replica import Replica
 
-
-class Change(NamedTuple):
+class Switch(NamedTuple):
     """A replica goes down, or up again; one that drains is only sent nobody."""
 
     at_ps: int
@@ -49,7 +48,7 @@ class Cluster:
         replicas: list[Replica],
         loops: list[Stepwise],
         sent_to: array[int],
-        events: list[Change],
+        events: list[Switch],
     ) -> None:
         self.env, self.traffic, self.gateway, self.published = env, traffic, gateway, published
         self.lanes, self.replicas = lanes, replicas
@@ -121,7 +120,7 @@ class Cluster:
         lane.send(request, at_ps)
         self._note(lane)
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: Switch) -> None:
         """A replica goes down, or comes up again; its requests, and those that waited for one, are sent again."""
         at_ps = self.now_ps = change.at_ps
         lane, again = self.lanes[change.replica], self.held
@@ -180,3 +179,74 @@ class Cluster:
     def _note(self, lane: Lane) -> None:
         if lane.wake_ps < FAR:
             heapq.heappush(self._due, (lane.wake_ps, lane.index))
+
+
+@dataclass
+class Snapshot:
+    """A replica as it was when the gateway last asked; `keys` None: nobody has looked at a cache yet."""
+
+    state: tuple[int, int, int]
+    keys: set[int] | None = None
+
+
+class Published:
+    """The engines' own figures, as of their last schedule() before now or before the last of the rounds of asking.
+
+    `refresh_ps` is how long a round's answers are used, 0: each is asked anew at each look (`Publisher`).
+    """
+
+    def __init__(self, refresh_ps: int) -> None:
+        self.cluster: Cluster
+        self.refresh_ps = refresh_ps
+        self._asked_ps = 0  # when the last round was
+        self._snapshots: list[Snapshot] = []
+        self._wants_keys = False
+
+    def due_ps(self, until_ps: int) -> int:
+        """When the last round of asking is that somebody sees who is sent then or later; `FAR` if that has been."""
+        if not self.refresh_ps or until_ps >= FAR:
+            return FAR
+        last_ps = until_ps // self.refresh_ps * self.refresh_ps
+        return last_ps if last_ps > self._asked_ps else FAR
+
+    @property
+    def next_ps(self) -> int:
+        """When the next round is."""
+        return self._asked_ps + self.refresh_ps if self.refresh_ps else FAR
+
+    def ask(self, at_ps: int) -> None:
+        """Ask every engine; all of them have come to this moment."""
+        self._asked_ps = at_ps
+        for i in range(len(self.cluster.replicas)):
+            self.cluster.bring_up(i)
+        keys = [replica.kv.cached_keys() if self._wants_keys else None for replica in self.cluster.replicas]
+        self._snapshots = [Snapshot(r.shown_at(at_ps), k) for r, k in zip(self.cluster.replicas, keys, strict=True)]
+
+    def num_running(self, index: int) -> int:
+        """Requests that hold a seat."""
+        return self._state(index)[0]
+
+    def num_waiting(self, index: int) -> int:
+        """Requests in the engine's queue."""
+        return self._state(index)[1]
+
+    def kv_use(self, index: int) -> float:
+        """Share of the KV blocks that requests hold."""
+        usable = self.cluster.replicas[index].kv.num_usable
+        return 1 - self._state(index)[2] / usable
+
+    def num_cached(self, index: int, keys: Sequence[int]) -> int:
+        """How many of these blocks, from the first on, are in the prefix cache."""
+        if not self.refresh_ps:
+            self.cluster.bring_up(index)
+            return self.cluster.replicas[index].kv.num_cached(keys)
+        self._wants_keys = True
+        known = self._snapshots[index].keys if self._snapshots else None
+        return 0 if known is None else next((i for i, key in enumerate(keys) if key not in known), len(keys))
+
+    def _state(self, index: int) -> tuple[int, int, int]:
+        replica = self.cluster.replicas[index]
+        if self.refresh_ps:
+            return self._snapshots[index].state if self._snapshots else (0, 0, replica.kv.num_usable)
+        self.cluster.bring_up(index)
+        return replica.shown_at(self.cluster.now_ps)

@@ -14,7 +14,7 @@ from simbatch.policies.vllm import VLLM
 from simbatch.routers.base import Router
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.cost.model import CostModel, LinearCost
-from simbatch.sim.engine import Change, Member, run, run_cluster
+from simbatch.sim.engine import Member, Switch, run, run_cluster
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.chunk import RequestChunk
@@ -130,7 +130,7 @@ class ClusterCase:
     source: ListSource
     seed: int
     refresh_ps: int = 0
-    events: Sequence[Change] = ()
+    events: Sequence[Switch] = ()
 
     def run(self, router: Router, *, spans: bool = True, steps: bool = False) -> RunRecord:
         """Simulate it; policies and draws are made anew each time."""
@@ -162,13 +162,13 @@ def random_cluster(seed: int) -> ClusterCase:
     source = random_source(rng, LONGEST)
     members = members[: rng.randint(1, MAX_REPLICAS)]
     refresh_ps = rng.choice([0, 0, 0, 30 * MS, 200 * MS])
-    events = list[Change]()
+    events = list[Switch]()
     for i in range(len(members)):
         at_ps = 0
         while rng.random() < 0.25:
             at_ps, drains = at_ps + rng.randrange(1, 2000) * MS, rng.random() < 0.3
             up_ps = at_ps + rng.randrange(1, 1000) * MS
-            events += [Change(at_ps, False, i, drains), Change(up_ps, True, i, drains)]
+            events += [Switch(at_ps, False, i, drains), Switch(up_ps, True, i, drains)]
             at_ps = up_ps
     return ClusterCase(members, source, seed, refresh_ps, events)
 

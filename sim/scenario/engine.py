@@ -157,7 +157,7 @@ class Group(Section):
     )
 
 
-class ClusterEvent(Section):
+class Switch(Section):
     """A replica is down for a while."""
 
     at: Annotated[float, Field(ge=0, le=1e7)] = Field(description="when, s after the run's start")
@@ -179,7 +179,7 @@ class ClusterSettings(Section):
     router: Annotated[RouterChoice, BeforeValidator(_router)] = Field(
         default_factory=lambda: RouterChoice(name="round_robin"), description="where each request is sent"
     )
-    events: Annotated[list[ClusterEvent], Field(max_length=10_000)] = Field(
+    events: Annotated[list[Switch], Field(max_length=10_000)] = Field(
         default=[], description="replicas that fail, or are drained, and come back"
     )
 

@@ -8,8 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from simbatch.sim.clock import to_s
-from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.resources import Step
+from simbatch.sim.engine.resources import Listener, Step
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search.simulate import listen
 

@@ -19,7 +19,7 @@ from simbatch.sim.workload.chunk import PredictedSource, Predictor
 
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
-    from simbatch.sim.engine.listener import Event, Listener
+    from simbatch.sim.engine.explain import Event, Listener
     from simbatch.sim.engine.record import RunRecord
     from simbatch.sim.results import Result
     from simbatch.sim.scenario.resolved import Fleet
@@ -93,14 +93,14 @@ def _record(
 
 def cluster_options(resolved: Resolved) -> dict[str, Any]:
     """What a run of a cluster takes beside its members, router and requests."""
-    from simbatch.sim.engine import Change
+    from simbatch.sim.engine import Switch
 
     settings = resolved.scenario.cluster
     assert settings is not None
     events = []
     for event in settings.events:
         down_ps, up_ps = to_ps(event.at), to_ps(event.at + event.down_s)
-        events += [Change(at_ps, up, event.replica, event.drain) for at_ps, up in ((down_ps, False), (up_ps, True))]
+        events += [Switch(at_ps, up, event.replica, event.drain) for at_ps, up in ((down_ps, False), (up_ps, True))]
     return {"seed": resolved.scenario.seed, "refresh_ps": to_ps(settings.router.refresh_s), "events": events}
 
 

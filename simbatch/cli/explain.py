@@ -11,7 +11,7 @@ import click
 from simbatch.cli._options import host_option, load_scenario, policy_option, router_option, version_option
 
 if TYPE_CHECKING:
-    from simbatch.sim.engine.listener import Event
+    from simbatch.sim.engine.explain import Event
 
 LEGEND = (
     "S: schedule() begins; after it L: the launch has returned, D: the device is done, U: the tokens are taken in.\n"
