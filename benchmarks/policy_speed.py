@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.engine_speed import AZURE, azure_scenario
 from simbatch.sim import engine
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved

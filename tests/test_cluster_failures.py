@@ -13,8 +13,8 @@ from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import ClusterRun, Member, Switch
 from simbatch.sim.engine.record import FINISHED, UNFINISHED
-from simbatch.sim.plugins.cases import MS, ClusterCase, ListSource, random_cluster
-from simbatch.sim.plugins.named import ROUTERS
+from simbatch.sim.plugins.router import ROUTERS
+from simbatch.sim.plugins.testing.cases import MS, ClusterCase, ListSource, random_cluster
 from simbatch.sim.results.curves import computed_tokens
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from simbatch.policies.base import Policy
-from simbatch.routers.base import Router
 from simbatch.sim.clock import to_s
 from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import HostDraws
@@ -27,6 +25,8 @@ from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import Traffic
+from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 

@@ -6,10 +6,10 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
-from simbatch.routers.base import Router
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.named import place_of
+from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.views import SentView
 

@@ -11,8 +11,6 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simbatch.policies.base import Policy
-from simbatch.routers.base import Router
 from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import FrontEndTimes, HostDraws, HostTimes
 from simbatch.sim.cost.model import CostModel
@@ -26,6 +24,8 @@ from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import Host, Listener
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import Lane, Traffic
+from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import PrefixKeys
 

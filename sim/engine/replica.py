@@ -13,7 +13,6 @@ from typing import Any
 
 import simpy
 
-from simbatch.policies.base import Policy
 from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import HostDraws, HostTimes
 from simbatch.sim.cost.model import CostModel, Features
@@ -24,6 +23,7 @@ from simbatch.sim.engine.record import pack_segment, pack_tokens
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.resources import Device, Host, Listener, Step
 from simbatch.sim.engine.traffic import FAR, Lane
+from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import kv_cache_of

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
-from simbatch.sim.scheduler.views import KnownRequest
+from simbatch.sim.scheduler.request import KnownRequest
 
 R = TypeVar("R", bound=KnownRequest)
 

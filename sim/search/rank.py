@@ -14,7 +14,7 @@ from functools import cached_property
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import user_path
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.results.differences import NO_DIFFERENCE, Difference
 from simbatch.sim.results.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT, Metric
 from simbatch.sim.results.runs import Runs, Summary, Values

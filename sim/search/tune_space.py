@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.scenario import Scenario, resolve
 
 Point = tuple[int, ...]

@@ -6,16 +6,14 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from simbatch.policies.base import Policy
-from simbatch.policies.fixed import Fixed
-from simbatch.policies.priority import Priority
-from simbatch.policies.vllm import VLLM
-from simbatch.routers.base import Router
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.cost.model import CostModel, LinearCost
 from simbatch.sim.engine import Member, Switch, run, run_cluster
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.plugins.policy import POLICIES, Policy
+from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.chunk import RequestChunk
 
@@ -174,8 +172,10 @@ def random_cluster(seed: int) -> ClusterCase:
 
 
 def _random_member(rng: random.Random) -> Member:
-    policy = rng.choice([VLLM(), VLLM(), Fixed(batch_size=rng.choice([1, 3])), Priority(max_batch_size=8)])
-    config = random_config(rng, policy, is_vllm=isinstance(policy, VLLM))
+    few = {"batch_size": rng.choice([1, 3])}
+    name, parameters = rng.choice([("vllm", {}), ("vllm", {}), ("fixed", few), ("priority", {"max_batch_size": 8})])
+    policy = POLICIES.load(name, parameters, folder=Path())
+    config = random_config(rng, policy, is_vllm=name == "vllm")
     if rng.random() < 0.4:
         times = HostTimes(update_base_ps=rng.choice([0, MS]), admit_base_ps=MS, lag_ps=rng.choice([0, 3 * MS]))
         chunk_ps, network_ps = rng.choice([0, MS]), rng.choice([0, MS])
