@@ -64,11 +64,26 @@ class Cluster:
     def run(self) -> Process:
         """The SimPy process."""
         traffic, published, due, lanes = self.traffic, self.published, self._due, self.lanes
-        is_limited = traffic.is_limited
+        is_limited, processes = traffic.is_limited, self._processes
+        is_plain = not (is_limited or self.events or published.refresh_ps)
         while True:
             next_ps = traffic.next_ps
-            while due and due[0][0] != lanes[due[0][1]].wake_ps:  # out of date
-                heapq.heappop(due)
+            while due:
+                first_ps, index = due[0]
+                lane = lanes[index]
+                if first_ps != lane.wake_ps:  # out of date
+                    heapq.heappop(due)
+                elif is_plain and first_ps <= next_ps and (process := processes[index]) is not None:
+                    # the most frequent case, in short: `_go_on` of who is due first, up to the next arrival
+                    lane.horizon_ps = next_ps
+                    try:
+                        next(process)
+                    except StopIteration:
+                        processes[index], lane.wake_ps = None, FAR
+                    if lane.wake_ps < FAR:
+                        heapq.heapreplace(due, (lane.wake_ps, index))
+                else:
+                    break
             first_ps = due[0][0] if due else FAR
             # in a closed loop it is not known yet when the next request comes
             is_open = not is_limited or traffic.is_over

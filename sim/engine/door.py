@@ -129,12 +129,12 @@ class ShownEngine:
     group: DecodeGroup  # who decodes, counted together, while steps are leapt over
     partials: Sequence[Request] = ()  # running requests beside the group
     decoding_before: tuple[int, int] | None = None  # as it was before the step that is being planned
+    count_waiting: Callable[[], int]  # requests in the queue
 
     @property
     def num_waiting(self) -> int:
         """Requests in the queue."""
-        num_waiting, backlog = len(self.scheduler.waiting), self.door.backlog
-        return num_waiting if backlog is None else num_waiting + len(backlog)
+        return self.count_waiting()
 
     @property
     def num_running(self) -> int:

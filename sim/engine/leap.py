@@ -56,7 +56,8 @@ class Leap:
         self.may_leap = may_leap(replica)
         now = self.gathered
         # whether the gateway is told when a step is launched whom it ends, before the engine lets go of them
-        self.tells = now.is_async and not replica.is_timed and not self.inbox.is_limited and not replica.door.is_static
+        self.tells = now.is_async and not self.inbox.is_limited and not replica.door.is_static
+        self.told: list[Request] = []  # of whom that was the last time, where host or front end take time
         self.untimed = Untimed(now)
         self.timed = Timed(now) if replica.is_timed else None
 
@@ -112,6 +113,9 @@ class Leap:
                         next_ps = reach_ps
                     if next_ps <= lane.horizon_ps:
                         break
+                    if timed is not None and now.ending and now.ending is not self.told:
+                        self.told = now.ending
+                        lane.tell(self.told, timed.leaves_ps())
                     lane.wake_ps, lane.is_waiting = next_ps, True
                     yield None
             if timed is not None:

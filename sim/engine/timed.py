@@ -31,6 +31,9 @@ class Known(NamedTuple):
     is_drawn: bool  # the launch is noisy: each step has its own
 
 
+Found = tuple[Pace, Known, int]
+
+
 class Timed:
     """Launches, updates and sends the steps of a leap."""
 
@@ -46,6 +49,8 @@ class Timed:
         self._known: dict[int, Known] = {}
         self._update_ps, self._update_per_seq_ps = self.host.times.update_base_ps, self.host.times.update_per_seq_ps
         self._lag_ps, self._tail_ps = self.host.lag_ps, self.host.tail_ps
+        self._context_ps = self.cost.decode_context_ps
+        self.found: Found | None = None  # of the steps to come, if `reach_ps` has looked
         self._kept: Step | None = None  # the step launched last, where steps are kept
 
     def advance(self, planned: dict[Request, int] | None) -> None:
@@ -127,7 +132,10 @@ class Timed:
         The first update takes in the newest step, each other one a step of this batch.
         """
         now, group, is_async = self.now, self.group, self.is_async
-        found = self._plan(self.replica.cut_ps)
+        cut_ps, found = self.replica.cut_ps, self.found
+        self.found = None
+        if found is None or found[0][9] > cut_ps:  # somebody comes before the end of what was found
+            found = self._plan(cut_ps)
         if found is None:
             return False
         pace, known, duration_ps = found
@@ -136,8 +144,8 @@ class Timed:
         num_steps, start_ps, period_ps, period_slope_ps, updated_ps, _, _, _, last_start_ps, last_ps, free_ps = pace
         schedule_ps, num_blocks = replica.now_ps, group.blocks_for(num_steps)
         self.write_segment(pack_segment(
-            start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes,
-            num_decodes, context, 0, 0, 0, len(replica.scheduler.running), replica.num_waiting, num_free - num_blocks,
+            start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes, context,
+            0, 0, 0, len(replica.scheduler.running), replica.count_waiting(), num_free - num_blocks,
         ))  # fmt: skip
         if not is_async:
             replica.send(updated_ps, num_decodes, num_decodes, num_decodes)
@@ -172,26 +180,54 @@ class Timed:
 
     def reach_ps(self) -> int:
         """Where the clock is after as many decode-only steps as have a closed form, if nobody comes."""
-        found = self._plan(FAR)
-        return self.replica.now_ps if found is None else found[0].last_updated_ps
+        self.found = found = self._plan(FAR)
+        return self.replica.now_ps if found is None else found[0][9]
 
-    def _plan(self, cut_ps: int) -> tuple[Pace, Known, int] | None:
-        """Decode-only steps in closed form, what one takes, and the first one's duration; None where there is none."""
+    def leaves_ps(self) -> int:
+        """When the newest step's tokens will have left, where `reach_ps` has found a closed form of what comes next."""
+        assert self.found is not None
+        updated_ps, now = self.found[0].updated_ps, self.now
+        if self.front_end is None:
+            return updated_ps
+        sent_ps = self.front_end.sent_ps
+        num_chunks = now.num_regular + len(now.noted)
+        return (updated_ps if updated_ps > sent_ps else sent_ps) + self.front_end.work_ps(num_chunks)
+
+    def _plan(self, cut_ps: int) -> Found | None:
+        """Decode-only steps in closed form, what one takes, and the first one's duration; None where there is none.
+
+        What decides is who sets their pace, and until when, and whether the front end keeps up with them.
+        """
         now, group = self.now, self.group
-        if self._never_leaps or not now.has_stepped or (self.is_async and now.newest_ps == NEVER):
+        is_async = self.is_async
+        if self._never_leaps or not now.has_stepped or (is_async and now.newest_ps == NEVER):
             return None
         most, num_decodes = now.most_steps(), group.size
         if most < 2:
             return None
         known = self._known.get(num_decodes) or self._learn(num_decodes)
-        if known.is_drawn:
+        launch_ps, update_ps, decode_ps, slope_ps, work_ps, is_drawn = known
+        if is_drawn:
             return None
         num_free = self.kv.free + now.taken
         if (most // group.block_size + 1) * num_decodes > num_free:
             most = group.rounds_within(most, num_free)
-        duration_ps = known.decode_ps + self.cost.decode_context_ps * group.context
-        pace = self._pace(most, known, duration_ps, cut_ps)
-        return None if pace is None else (pace, known, duration_ps)
+        duration_ps = decode_ps + self._context_ps * group.context
+        schedule_ps, free_ps = self.replica.now_ps, self.device.free_ps
+        if is_async:
+            features, before_ps = now.features, update_ps
+            if (num_before := features[0] + features[5]) != num_decodes:
+                before_ps = self._update_ps + self._update_per_seq_ps * num_before if num_before else 0
+            host = launch_ps, update_ps, before_ps, self._lag_ps, self._tail_ps
+            pace = device_paced(schedule_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+            if pace is None:
+                pace = host_paced(schedule_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+        else:
+            host = launch_ps, update_ps, update_ps, self._lag_ps, self._tail_ps
+            pace = synchronous(schedule_ps, duration_ps, slope_ps, host, most, cut_ps)
+        if pace is None or pace[0] < 2 or not (self.front_end is None or self._keeps_up(pace, work_ps)):
+            return None
+        return pace, known, duration_ps
 
     def _learn(self, num_decodes: int) -> Known:
         """What a batch of so many decodes takes; kept, since few sizes make up a run."""
@@ -205,26 +241,6 @@ class Timed:
             is_drawn,
         )
         return known
-
-    def _pace(self, most: int, known: Known, duration_ps: int, cut_ps: int) -> Pace | None:
-        """Who sets the pace of up to `most` steps, and until when; None where they are not several."""
-        launch_ps, update_ps, _, slope_ps, work_ps, _ = known
-        now_ps, free_ps = self.replica.now_ps, self.device.free_ps
-        if self.is_async:
-            features = self.now.features
-            before_ps = update_ps
-            if (num_before := features[0] + features[5]) != self.group.size:
-                before_ps = self._update_ps + self._update_per_seq_ps * num_before if num_before else 0
-            host = launch_ps, update_ps, before_ps, self._lag_ps, self._tail_ps
-            pace = device_paced(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
-            if pace is None:
-                pace = host_paced(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
-        else:
-            host = launch_ps, update_ps, update_ps, self._lag_ps, self._tail_ps
-            pace = synchronous(now_ps, duration_ps, slope_ps, host, most, cut_ps)
-        if pace is None or pace[0] < 2 or not (self.front_end is None or self._keeps_up(pace, work_ps)):
-            return None
-        return pace
 
     def _keeps_up(self, pace: Pace, work_ps: int) -> bool:
         """Whether the front end is always done with a step's chunks when those of the next one come."""

@@ -21,6 +21,7 @@ class Untimed:
         self.keeps_steps = now.keeps_steps
         # of the span under way, where steps are kept one by one: steps, the next one's duration, slope, blocks
         self.left: tuple[int, int, int, int] | None = None
+        self.longest: tuple[int, int, int] | None = None  # of the span to come, if `reach_ps` has found it
         self.kept: Step | None = None  # the newest step, where steps are kept
 
     def step(self, planned: dict[Request, int], start_ps: int) -> tuple[int, list[Request]]:
@@ -64,19 +65,24 @@ class Untimed:
 
     def reach_ps(self) -> int:
         """Where the clock is after as many decode-only steps as nothing can change, if nobody comes."""
-        cost, group, now_ps = self.cost, self.group, self.replica.now_ps
-        num_steps = self.now.most_steps()
-        if num_steps < 2 or self.device.noise is not None:
+        group, now_ps, free_ps = self.group, self.replica.now_ps, self.device.free_ps
+        if self.device.noise is not None:
             return now_ps
-        num_decodes, free_ps = group.size, self.device.free_ps
-        slope_ps = cost.decode_context_ps * num_decodes
-        duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
+        self.longest = num_steps, duration_ps, slope_ps = self._longest()
+        if num_steps < 2:
+            return now_ps
         num_free = self.kv.free + self.now.taken
-        if (num_steps // group.block_size + 1) * num_decodes > num_free:
+        if (num_steps // group.block_size + 1) * group.size > num_free:
             num_steps = group.rounds_within(num_steps, num_free)
         if self.now.is_async:  # the next step is planned when the last one begins
             num_steps -= 1
         return (free_ps if free_ps > now_ps else now_ps) + span_ps(num_steps, duration_ps, slope_ps)
+
+    def _longest(self) -> tuple[int, int, int]:
+        """Decode-only steps in a row that change nothing, the first one's duration, slope; arrivals are not asked."""
+        cost, group = self.cost, self.group
+        decode_ps, context_ps = cost.decode_ps(group.size), cost.decode_context_ps
+        return self.now.most_steps(), decode_ps + context_ps * group.context, context_ps * group.size
 
     def _keep(self, start_ps: int, batch: Batch) -> None:
         """The step in full, for the record."""
@@ -85,10 +91,9 @@ class Untimed:
 
     def _plan_span(self, start_ps: int) -> tuple[int, int, int, int]:
         """As many decode-only steps as nothing can change: their number, the first one's duration, slope, blocks."""
-        now, cost, group, num_decodes = self.now, self.cost, self.group, self.group.size
-        slope_ps = cost.decode_context_ps * num_decodes
-        duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
-        num_steps, num_regular = self.now.most_steps(), num_decodes
+        now, group, num_regular = self.now, self.group, self.group.size
+        num_steps, duration_ps, slope_ps = self.longest or self._longest()
+        self.longest = None
         if self.device.noise is not None:
             num_steps, duration_ps, slope_ps = 1, self.device.noise.step_ps(duration_ps, has_prefill=False), 0
         elif num_steps > 1:
@@ -103,8 +108,8 @@ class Untimed:
             num_steps = group.rounds_within(num_steps, num_free)
             num_blocks = group.blocks_for(num_steps)
         self.write_segment(pack_segment(
-            start_ps, num_steps, duration_ps, slope_ps, 0, 0, num_decodes, num_regular, group.context, 0, 0, 0,
-            len(self.replica.scheduler.running), self.replica.num_waiting, num_free - num_blocks,
+            start_ps, num_steps, duration_ps, slope_ps, 0, 0, group.size, num_regular, group.context, 0, 0, 0,
+            len(self.replica.scheduler.running), self.replica.count_waiting(), num_free - num_blocks,
         ))  # fmt: skip
         return num_steps, duration_ps, slope_ps, num_blocks
 

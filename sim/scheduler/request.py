@@ -71,6 +71,7 @@ class Request:
     sent_again_ps = NEVER  # by the gateway, when the replica that had it was down
     first_sent_ps = NEVER  # when its first token left the front end
     finish_sent_ps = NEVER
+    is_told = False  # its gateway knows when its last token leaves, before the replica has taken it in
     tenant: str | None = None
     finish_ps = NEVER
     seat = 0  # admission number: `running` is in this order

@@ -19,8 +19,9 @@ from simbatch.sim.workload.chunk import PredictedSource, Predictor
 
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
-    from simbatch.sim.engine.explain import Event, Listener
+    from simbatch.sim.engine.explain import Event
     from simbatch.sim.engine.record import RunRecord
+    from simbatch.sim.engine.resources import Listener
     from simbatch.sim.results import Result
     from simbatch.sim.scenario.resolved import Fleet
     from simbatch.sim.workload.chunk import RequestSource
