@@ -25,7 +25,6 @@ from simbatch.sim.scheduler.versions import (
     changes_in,
     default_of,
     lacks,
-    parse_version,
     unknown_settings,
 )
 from simbatch.sim.workload.chunk import Predictor
@@ -82,7 +81,7 @@ def resolve_engine(
     """The engine's settings on this profile; UserError when vLLM would not start with them."""
     version = settings.vllm_version or NEWEST
     if changes is None:
-        changes = changes_in(parse_version(version))
+        changes = changes_in(version)
     _check_noise(settings, profile)
     written = {name: getattr(settings, name) for name in settings.model_fields_set}
     if unknown := unknown_settings(written, changes, version):
