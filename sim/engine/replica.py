@@ -247,7 +247,8 @@ class Replica(ShownEngine):
     def close(self) -> None:
         """Let go of what points back here: a circle of compiled objects is not collected (mypyc 2.4)."""
         self.scheduler.on_shed, self.scheduler.on_preempt, self.listener = _nobody_is_told, None, None
-        del self.decisions.view, self.count_waiting
+        self.count_waiting = _nobody_waits
+        del self.decisions.view
 
     def _shed(self, request: Request, reason: str) -> None:
         """The policy drops a request that waits."""
@@ -264,6 +265,11 @@ class Replica(ShownEngine):
     def log_step(self, step: Step, finished: list[Request]) -> None:
         """Write a step in full; the counts are those after its update."""
         self.recorder.step(step, finished, self.kv.free, len(self.scheduler.running), self.num_waiting)
+
+
+def _nobody_waits() -> int:
+    """In a run that is over."""
+    return 0
 
 
 def _nobody_is_told(request: Request, reason: str) -> None:

@@ -97,7 +97,7 @@ def resolve_engine(
         memory_share(settings, profile, changes),
         settings.kv_cache_dtype,
         block_size,
-        Settled(*limits, len(sizes)),
+        Settled(*limits, len(sizes), default_of("graph_memory", changes)),
     )
     num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
     config = EngineConfig(
