@@ -165,7 +165,7 @@ def run_cluster(
     spans: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> RunRecord:
-    """The same for several replicas behind a router, which draws by `seed`."""
+    """Serve every request of `source` by several replicas behind a router, which draws by `seed`."""
     this = ClusterRun(
         members,
         router,

@@ -108,7 +108,7 @@ class Request:
         return self.num_tokens - self.num_prompt_tokens
 
     def anew(self, at_ps: int) -> Request:
-        """The same request as it came, sent again."""
+        """A copy of the request as it came, sent again."""
         other = Request(self.index, self._name, self.arrival_ps, self.num_prompt_tokens, self.max_tokens, self.priority)
         other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
         other.keys, other.sent_again_ps = self.keys[: self.num_shared_keys], at_ps
