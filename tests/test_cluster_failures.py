@@ -13,9 +13,9 @@ from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import ClusterRun, Member, Switch
 from simbatch.sim.engine.record import FINISHED, UNFINISHED
+from simbatch.sim.metrics.curves import computed_tokens
 from simbatch.sim.plugins.router import ROUTERS
 from simbatch.sim.plugins.testing.cases import MS, ClusterCase, ListSource, random_cluster
-from simbatch.sim.results.curves import computed_tokens
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.search.simulate import explain_request, run_resolved
@@ -29,11 +29,7 @@ S = 1000 * MS
 @given(st.integers(0, 10**9))
 def test_every_request_ends_once_and_every_block_comes_back(seed: int) -> None:
     case = random_cluster(seed)
-    changes = [
-        Switch(300 * MS, False, 0),
-        Switch(700 * MS, True, 0),
-        Switch(900 * MS, False, 0, True),
-    ]
+    changes = [Switch(300 * MS, False, 0), Switch(700 * MS, True, 0), Switch(900 * MS, False, 0, True)]
     case = replace(case, events=[*changes, Switch(2 * S, True, 0, True)])
     this = ClusterRun(case.members, router("wild"), case.source, seed=seed, events=case.events)
     this.env.run()
@@ -82,12 +78,7 @@ def test_lost_work_is_counted_and_done_again() -> None:
 
 def test_requests_wait_where_every_replica_is_down() -> None:
     case = two_engines(10)
-    case.events = [
-        Switch(50 * MS, False, 0),
-        Switch(60 * MS, False, 1),
-        Switch(3 * S, True, 1),
-        Switch(4 * S, True, 0),
-    ]
+    case.events = [Switch(50 * MS, False, 0), Switch(60 * MS, False, 1), Switch(3 * S, True, 1), Switch(4 * S, True, 0)]
     requests = case.run(ROUTERS.load("round_robin", {}, folder=Path())).requests
     assert (requests.status == FINISHED).all()
     assert (requests.scheduled_ps >= 3 * S).all()

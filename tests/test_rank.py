@@ -204,7 +204,9 @@ def test_who_cannot_be_measured_is_last() -> None:
         "fixed": [summary(0.5), summary(0.6)],
         "priority": [summary(0.7), summary(0.9)],
     }
-    judged = Judged.of(plan.entries[0], runs)
+    cells = plan.entries[0].cells
+    found = {cell.key: run for policy in cells for cell, run in zip(cells[policy], runs[policy], strict=True)}
+    judged = Judged.of(plan.entries[0], found)
     assert [(standing.policy, standing.rank) for standing in judged.standings] == [
         ("priority", 1),
         ("fixed", 2),

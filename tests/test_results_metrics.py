@@ -1,4 +1,4 @@
-"""The keys of `vllm bench serve`, by hand and against its definitions on one timestamp per token."""
+"""The metrics of `vllm bench serve`, and the registry under every command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simbatch.sim.results import Result, Slo
+from simbatch import Scenario, simulate
+from simbatch.sim.metrics import registry
+from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.metrics.registry import LOWER, REGISTRY, Metric, metrics_of, steady_metrics
+from simbatch.sim.report.compare import Comparison
+from simbatch.sim.report.result import Result
+from simbatch.sim.search.sweep import sweep
+from simbatch.sim.tuning.goal import Limit
 from tests.results_records import (
     MS,
     REFUSED,
@@ -38,7 +45,7 @@ def by_hand():
 
 
 def test_the_keys_by_hand():
-    summary = Result(build(*by_hand()), facts(slo=Slo(ttft_ms=150, tpot_ms=45))).summary
+    summary = Result(build(*by_hand()), facts(slo=SloLimits(ttft_ms=150, tpot_ms=45))).summary
     assert summary["duration"] == 0.34
     assert (summary["completed"], summary["failed"]) == (2, 0)
     assert (summary["total_input_tokens"], summary["total_output_tokens"]) == (40, 6)
@@ -77,7 +84,7 @@ def timed():
 
 def test_with_host_and_front_end_latencies_are_the_clients_and_the_columns_the_engines():
     """a: its tokens leave at 205, 235 and 256 ms; b: at 256, 296 and 347 ms; the network takes 3 ms."""
-    result = Result(build(*timed(), client_overhead_ps=3 * MS), facts(slo=Slo(ttft_ms=170)))
+    result = Result(build(*timed(), client_overhead_ps=3 * MS), facts(slo=SloLimits(ttft_ms=170)))
     summary = result.summary
     assert summary["mean_ttft_ms"] == (208 + 159) / 2
     assert summary["mean_tpot_ms"] == pytest.approx(((256 - 205) / 2 + (347 - 256) / 2) / 2)
@@ -121,7 +128,7 @@ def test_the_network_moves_tokens_from_one_second_to_the_next(network_ms, peak):
 def test_refused_requests_are_failed_with_their_reasons_and_wait_nowhere():
     toys, steps = by_hand()
     toys += [Toy(50 * MS, [], 70, status=REFUSED), Toy(3 * S, [], 70, status=REFUSED)]
-    result = Result(build(toys, steps), facts(slo=Slo(ttft_ms=1000)))
+    result = Result(build(toys, steps), facts(slo=SloLimits(ttft_ms=1000)))
     summary, ours = result.summary, result.summary["simbatch"]
     assert (summary["completed"], summary["failed"], summary["duration"]) == (2, 2, 3.0)
     assert summary["mean_ttft_ms"] == 175
@@ -138,7 +145,7 @@ def test_refused_requests_are_failed_with_their_reasons_and_wait_nowhere():
 def test_rejected_and_unfinished_requests_are_failed_and_enter_no_latency():
     toys, steps = by_hand()
     toys += [Toy(50 * MS, [], 9000, status=REJECTED), Toy(60 * MS, [1, 2], 7, status=UNFINISHED)]
-    summary = Result(build(toys, steps), facts(slo=Slo(ttft_ms=1000))).summary
+    summary = Result(build(toys, steps), facts(slo=SloLimits(ttft_ms=1000))).summary
     assert (summary["completed"], summary["failed"]) == (2, 2)
     assert summary["total_input_tokens"] == 40
     assert summary["mean_ttft_ms"] == 175
@@ -164,7 +171,7 @@ def test_what_was_not_measured_is_null():
 
 
 def test_a_run_without_requests_has_a_summary():
-    summary = Result(build([], []), facts(slo=Slo(ttft_ms=1))).summary
+    summary = Result(build([], []), facts(slo=SloLimits(ttft_ms=1))).summary
     assert summary["duration"] == 0
     assert summary["request_throughput"] is None
     assert summary["simbatch"]["slo_share"] == {"all": None, "ttft": None}
@@ -173,12 +180,12 @@ def test_a_run_without_requests_has_a_summary():
 @pytest.mark.parametrize(("limit_ms", "is_good"), [(25, True), (24.999999999, False)])
 def test_a_limit_itself_is_within_the_slo(limit_ms, is_good):
     record = build([Toy(0, [0, 1, 2])], back_to_back([10 * MS, 20 * MS, 30 * MS]))
-    summary = Result(record, facts(slo=Slo(tpot_ms=limit_ms))).summary
+    summary = Result(record, facts(slo=SloLimits(tpot_ms=limit_ms))).summary
     assert (summary["request_goodput"] > 0) is is_good
 
 
 def test_a_single_token_is_within_any_tpot():
-    summary = Result(build([Toy(0, [0])], back_to_back([MS])), facts(slo=Slo(tpot_ms=1e-6))).summary
+    summary = Result(build([Toy(0, [0])], back_to_back([MS])), facts(slo=SloLimits(tpot_ms=1e-6))).summary
     assert summary["request_goodput"] == 1000
 
 
@@ -234,7 +241,7 @@ def described(values):
 @given(runs())
 def test_the_same_as_one_timestamp_per_token_gives(run):
     toys, steps, overhead = run
-    slo = Slo(ttft_ms=1500, tpot_ms=900.5, e2el_ms=6000)
+    slo = SloLimits(ttft_ms=1500, tpot_ms=900.5, e2el_ms=6000)
     summary = Result(build(toys, steps, client_overhead_ps=overhead), facts(slo=slo)).summary
     done = [toy for toy in toys if toy.steps]
     times = [[(t + overhead) / S for t in token_times(steps, toy)] for toy in done]
@@ -267,3 +274,53 @@ def test_spans_and_single_steps_say_the_same(run):
     for key in ("num_steps", "queue", "classes", "device_busy_share", "mean_concurrent_requests", "host_wait_after"):
         assert spans["simbatch"][key] == single["simbatch"][key]
     assert spans["simbatch"]["batch_size"] == single["simbatch"]["batch_size"]
+
+
+SCENARIO = {
+    "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}},
+    "workload": {
+        "num_prompts": 6,
+        "request_rate": 5,
+        "prompt_len": {"distribution": "fixed", "mean": 8},
+        "output_len": {"distribution": "fixed", "mean": 4},
+    },
+}
+
+
+def test_every_figure_is_in_the_summary_of_a_run_that_has_it() -> None:
+    summary = simulate(Scenario.from_dict(SCENARIO | {"slo": {"ttft_ms": 9, "tpot_ms": 9, "e2el_ms": 99}})).summary
+    without = {key for key, metric in REGISTRY.items() if metric.of(summary) is None}
+    tenants = {"simbatch.fairness.tenants", "simbatch.fairness.least_fair_share_ratio"}  # there are none
+    assert without == {*tenants, "simbatch.cluster.imbalance.share_of_load"}  # nor other replicas
+    for key in summary.keys() - {"simbatch"}:
+        assert key in REGISTRY
+
+
+def test_labels_tell_figures_apart() -> None:
+    labels = [f"{metric.label} {metric.kind}" for metric in (*REGISTRY.values(), *steady_metrics())]
+    assert len(set(labels)) == len(labels)
+
+
+def test_a_new_figure_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "simbatch.queue.num_untouched"
+    metric = Metric(
+        key,
+        "Requests that waited for nobody",
+        LOWER,
+        "count",
+        lambda run: int((run.record.requests.scheduled_ps == run.record.requests.arrival_ps).sum()),
+        is_compared=True,
+        is_reported=True,
+    )
+    monkeypatch.setitem(registry.REGISTRY, key, metric)  # type: ignore[arg-type]
+    result = simulate(Scenario.from_dict(SCENARIO))
+    expected = int((result.requests["scheduled_s"] == result.requests["arrival_s"]).sum())
+    assert 0 < expected <= 6
+    assert result.summary["simbatch"]["queue"]["num_untouched"] == expected
+    assert f"Requests that waited for nobody:         {expected}" in result.text()
+    assert any(row.metric.key == key for row in Comparison({"a": result, "b": result}).rows)
+    assert key in {each.key for each in metrics_of([result.summary])}
+    (row,) = sweep(Scenario.from_dict(SCENARIO), {"engine.max_num_seqs": [4]}, jobs=1).rows
+    assert row["queue.num_untouched"] == expected
+    assert key in registry.searchable()
+    assert Limit(metric, expected - 1).excess(expected) > 0

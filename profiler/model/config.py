@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from simbatch.profiler.model.quantisation import GROUP, group_size_of, quantisation_of
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import json_object
 
 DENSE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 WITH_EXPERTS = ("MixtralForCausalLM",)
@@ -125,13 +125,10 @@ def model_config_of(content: dict[str, Any], place: str) -> ModelConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises UserError with the place of a mistake."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(Problem(f"{path}:{error.lineno}:{error.colno}", f"not JSON: {error.msg}")) from None
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(Problem(str(path), f"cannot be read: {error}")) from None
-    if not isinstance(content, dict):
-        raise UserError(Problem(str(path), "must be an object with keys", content))
+    content: dict[str, Any] = json_object(text, path)
     return content
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from simbatch.profiler.fit.report import plot_fit
 from simbatch.profiler.profile.batches import plot_memory, plot_throughput
 from simbatch.profiler.profile.measure import Measurement, check_not_begun, open_samples
 from simbatch.profiler.profile.sections import FittedSections, fit_measured
@@ -120,7 +121,7 @@ def measure_profile(
     if kept.samples.batches:
         plot_throughput(kept.samples.batches, fitted.profile.name, throughput)
         plot_memory(kept.samples.batches, kept.samples.engine, fitted.profile.name, memory)
-    fitted.of_samples.plot(fit)
+    plot_fit(fitted.of_samples, fit)
     return MeasuredFit(kept.samples, fitted, why)
 
 

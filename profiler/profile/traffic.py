@@ -22,7 +22,7 @@ from simbatch.profiler.server.result import ServedRun
 from simbatch.profiler.server.server import Server
 from simbatch.sim.clock import to_ps
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results import files
+from simbatch.sim.files import write_all, write_json
 from simbatch.sim.workload.chunk import RequestChunk
 
 MEAN_PROMPT, MEAN_OUTPUT = 400, 64
@@ -71,10 +71,10 @@ class MeasuringTraffic:
                 Problem(f"the server at {self.server.endpoint.url}", f"is gone: {error}", mend=mend)
             ) from None
         served = ServedRun([client.rows[index] for index in sorted(client.rows)], {"cpu_share": client.cpu_share}, 0)
-        files.write_all(
+        write_all(
             self.path_of(name).parent,
             {
-                self.path_of(name).name: lambda path: files.write_json(
+                self.path_of(name).name: lambda path: write_json(
                     path, served.detail(self.server.model, requests.max_concurrency)
                 ),
             },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results import files
+from simbatch.sim.files import plain, write_all, write_json
+from simbatch.sim.json_values import json_object
 
 RESULT_FILE = "result.json"  # of each run: that of `vllm bench serve --save-detailed`; with it a run is whole
 CUT_FILE = "cut-off.json"  # of a run that did not end: the requests that did
@@ -32,9 +32,9 @@ class KeptRuns:
         `setting` is plain data. Raises UserError when the folder's runs are of another setting; without `resume` they
         go away.
         """
-        path, content = self.folder / SETTING_FILE, files.plain(setting)
+        path, content = self.folder / SETTING_FILE, plain(setting)
         if resume and path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = json_object(path.read_text(encoding="utf-8"), path)
             for part in content:
                 if _same(before.get(part)) != _same(content[part]):
                     rule = f"the runs in it are of another {part}"
@@ -43,15 +43,15 @@ class KeptRuns:
         for number in range(self._num_whole(), 0, -1):
             for name in RUN_FILES:
                 (self.of(number) / name).unlink(missing_ok=True)
-        files.write_all(self.folder, {SETTING_FILE: lambda target: files.write_json(target, content)})
+        write_all(self.folder, {SETTING_FILE: lambda target: write_json(target, content)})
         return 0
 
     def keep(self, number: int, name: str, content: Mapping[str, Any], steps: bytes = b"") -> None:
         """Write a run, or what there is of it; `steps` are the recorder's lines."""
-        writers: dict[str, Callable[[Path], None]] = {name: lambda path: files.write_json(path, content)}
+        writers: dict[str, Callable[[Path], None]] = {name: lambda path: write_json(path, content)}
         if steps:
             writers = {STEPS_FILE: partial(_write, steps), **writers}
-        files.write_all(self.of(number), writers, RUN_FILES)
+        write_all(self.of(number), writers, RUN_FILES)
 
     def of(self, number: int) -> Path:
         """The folder of a run."""

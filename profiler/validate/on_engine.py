@@ -18,7 +18,8 @@ from simbatch.profiler.server.start import EngineOptions, started
 from simbatch.profiler.server.tail import Tail
 from simbatch.profiler.validate.figures import Bounds
 from simbatch.profiler.validate.kept import KeptRuns
-from simbatch.profiler.validate.on_server import ServerOptions, ServerRuns, Told, requests_of
+from simbatch.profiler.validate.matching import requests_of
+from simbatch.profiler.validate.on_server import ServerOptions, ServerRuns, Told
 from simbatch.profiler.validate.settings import as_resolved
 from simbatch.profiler.validate.validation import Validation
 from simbatch.sim.cost.profile import MeasuredProfile

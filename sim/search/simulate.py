@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.trust import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.metrics.facts import RunFacts, SloLimits
 from simbatch.sim.plugins.policy import Policy
-from simbatch.sim.results.facts import RunFacts, Slo
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.workload.chunk import PredictedSource, Predictor
+from simbatch.sim.workload.chunk import PredictedSource, Predictor, unread_of
 
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
     from simbatch.sim.engine.explain import Event
     from simbatch.sim.engine.record import RunRecord
     from simbatch.sim.engine.resources import Listener
-    from simbatch.sim.results import Result
+    from simbatch.sim.report.result import Result
     from simbatch.sim.scenario.resolved import Fleet
     from simbatch.sim.workload.chunk import RequestSource
 
@@ -45,10 +45,10 @@ def simulate(
 
 
 def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[[int], None] | None = None) -> Result:
-    """The same for a scenario that has been looked up already."""
+    """Run a scenario that has been looked up already, to its end."""
     import time
 
-    from simbatch.sim.results import Result
+    from simbatch.sim.report.result import Result
 
     scenario = resolved.scenario
     try:
@@ -142,7 +142,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         policy=policy_name,
         policy_params=resolved.policy_parameters(),
         predicted_by=resolved.predicted_by,
-        slo=Slo(**scenario.slo.model_dump()),
+        slo=SloLimits(**scenario.slo.model_dump()),
         seed=scenario.seed,
         engine=resolved.engine_settings(),
         engine_defaults=resolved.defaults,
@@ -158,6 +158,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         has_free_host=profile.has_free_host,
         share_in_range=_share_in_range(whole, record),
         skipped=source.skipped,
+        unread=unread_of(source),
         has_host=any(one.engine.host is not None for one in engines),
         has_front_end=any(front_end_of(one.engine) is not None for one in engines),
         max_capture_size=resolved.engine.max_capture_size,

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._trace_options import TRACE, trace_options
+from simbatch.sim.errors import Problem, UserError
+
 if TYPE_CHECKING:
     from simbatch.sim.scenario import Scenario
 
@@ -39,7 +42,7 @@ def scenario_options(command: Command) -> Command:
         ),
         click.option("--seed", type=int, metavar="N", help="Set the scenario's seed."),
     )
-    command = host_option(command)
+    command = trace_options(host_option(command))
     for option in reversed(options):
         command = option(command)
     return command
@@ -55,6 +58,18 @@ def host_option(command: Command) -> Command:
 
     text = "Take this profile's host and front end, not those of the scenario's."
     return click.option("--host", metavar="PROFILE", help=text)(with_host)
+
+
+def jobs_option(command: Command) -> Command:
+    """--jobs, of the commands that simulate on several processes; UserError at 0 before any work."""
+
+    def checked(_context: click.Context, _parameter: click.Parameter, jobs: int) -> int:
+        if jobs == 0:
+            raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
+        return jobs
+
+    text = "Processes; -1: one per core."
+    return click.option("--jobs", type=int, default=-1, metavar="N", help=text, callback=checked)(command)
 
 
 def policy_option(command: Command) -> Command:
@@ -86,8 +101,8 @@ def load_scenario(
 ) -> Scenario:
     """The scenario of `file` with what the flags change.
 
-    First --policy, --profile, --host, --vllm-version, then --set, then --router (which needs a cluster, and --set makes
-    one), then --seed.
+    First --policy, --profile, --host, --columns, --between, --sort, --vllm-version, then --set, then --router (which
+    needs a cluster, and --set makes one), then --seed.
     """
     from simbatch.sim.scenario import Scenario, parse_overrides
 
@@ -100,6 +115,8 @@ def load_scenario(
     context = click.get_current_context(silent=True)
     if context is not None and (host := context.meta.get(HOST)) is not None:
         scenario = scenario.with_host(host)
+    if context is not None and (read := context.meta.get(TRACE)):
+        scenario = _with_trace(scenario, read)
     if vllm_version is not None:
         scenario = scenario.override({"engine.vllm_version": vllm_version}, origin="--vllm-version")
     if values:
@@ -107,3 +124,13 @@ def load_scenario(
     if router is not None:
         scenario = scenario.with_router(router)
     return scenario if seed is None else scenario.override({"seed": seed}, origin="--seed")
+
+
+def _with_trace(scenario: Scenario, read: dict[str, Any]) -> Scenario:
+    """The scenario with another way to read its trace."""
+    if scenario.workload.trace is None:
+        flags = ", ".join(f"--{key}" for key in read)
+        raise UserError(Problem(flags, "the scenario's workload is no trace", mend="leave it out, or name a trace"))
+    columns = {f"workload.trace.columns.{kind}": name for kind, name in read.get("columns", {}).items()}
+    others = {f"workload.trace.{key}": value for key, value in read.items() if key != "columns"}
+    return scenario.override({**columns, **others}, origin="--columns, --between, --sort")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._progress import progress_of
+from simbatch.cli._output import progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:

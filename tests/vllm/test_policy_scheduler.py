@@ -78,7 +78,7 @@ def test_vllm_s_scheduler_decides_as_the_simulation_does(name):
 @pytest.mark.parametrize("order", ["fcfs", "priority"])
 def test_vllm_changes_nothing(order):
     from parity import vllm_oracle
-    from simbatch.vllm_scheduler import PolicyScheduler
+    from simbatch.serving.scheduler import PolicyScheduler
 
     for seed in range(NUM_CASES):
         case = case_of(seed)
