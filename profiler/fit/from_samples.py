@@ -46,7 +46,7 @@ class FittedProfile:
     is_rescaled: bool  # whether the drift was taken out of the times
 
     def with_notes(self, notes: Sequence[str]) -> FittedProfile:
-        """The same, further notes in its profile."""
+        """The fit with further notes in its profile."""
         profile = self.profile.model_copy(update={"notes": (*self.profile.notes, *notes)})
         return replace(self, profile=profile)
 

@@ -89,7 +89,7 @@ class ServedRun:
         }
 
     def detail(self, model: str, max_concurrency: int | None) -> dict[str, Any]:
-        """The same without its figures: what was sent and what came."""
+        """What was sent and what came, by the keys of `vllm bench serve --save-detailed`; without figures."""
         rows = self.rows
         return {
             "date": time.strftime("%Y%m%d-%H%M%S"),
@@ -126,7 +126,7 @@ class ServedRun:
 
     @classmethod
     def read(cls, content: Mapping[str, Any], lines: Lines = ()) -> ServedRun:
-        """The same from what was written."""
+        """A run from what `bench_result` or `detail` has written."""
         columns = ("start_times", "queue_times", "input_lens", "output_lens", "ttfts", "itls", "errors")
         rows, ours = [], content["simbatch"]
         cached = ours.get("cached_tokens") or [0] * len(content["errors"])

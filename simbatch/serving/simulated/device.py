@@ -64,6 +64,6 @@ class VirtualGpu:
             wait_until(begin_s + self._host.update_ps(num_requests) / PS_PER_S)
 
     def wait_for_admission(self, begin_s: float, num_prompt_tokens: int) -> None:
-        """The same for a request."""
+        """Wait until taking a request in has lasted as long as the profile says."""
         if self._host is not None:
             wait_until(begin_s + self._host.admit_ps(num_prompt_tokens) / PS_PER_S)
