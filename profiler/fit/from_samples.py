@@ -11,15 +11,17 @@ import numpy as np
 from simbatch.profiler.fit.choose import (
     NUM_FOLDS,
     REGIMES,
+    Drift,
     FormChoice,
     choose,
+    drift_of,
     errors_by_regime,
     held_out_predictions,
+    noise_floor,
     step_time_of,
 )
 from simbatch.profiler.fit.facts import of_engine, own_name
 from simbatch.profiler.fit.forms import forms_for
-from simbatch.profiler.fit.repeats import Drift, drift_of, noise_floor
 from simbatch.profiler.fit.two_regime import bands
 from simbatch.profiler.records.samples import Admission, Samples, steps_of
 from simbatch.profiler.records.steps import Floats, MeasuredSteps, noise_of, predict_s, range_of

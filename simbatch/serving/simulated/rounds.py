@@ -24,8 +24,7 @@ from vllm.v1.engine.core import EngineCore
 from simbatch.serving.engine_facts import engine_facts
 from simbatch.serving.record_file import RotatingFile
 from simbatch.serving.recording import LineWriter, batch_keys
-from simbatch.serving.simulated.device import HostLaunch, VirtualGpu
-from simbatch.serving.simulated.spec import ServeSpec
+from simbatch.serving.simulated.device import HostLaunch, ServeSpec, VirtualGpu
 
 logger = init_logger("vllm.simbatch")  # vLLM prints what is below its own name
 now = time.monotonic
