@@ -98,5 +98,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _invoke(arguments: list[str]) -> None:
     # not cli.main(): it would answer a closed pipe itself, with exit code 1
-    with issued_as(shlex.join(["simbatch", *arguments])), cli.make_context("simbatch", list(arguments)) as context:
+    with issued_as(shlex.join(["simbatch", *arguments])), cli.make_context("simbatch", _joined(arguments)) as context:
         cli.invoke(context)
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--between START END` with its two moments as one value, as `--between START,END` has them."""
+    found = list(arguments)
+    if "--between" in found[:-2] and "," not in found[(at := found.index("--between") + 1)]:
+        found[at : at + 2] = [",".join(found[at : at + 2])]
+    return found

@@ -1,22 +1,25 @@
-"""Files that are not what they should be: absent, folders, not text."""
+"""Files of workloads: whether they are there, unpacked, as text, and JSON in them with the place of what is none."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import stat
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import IO, cast
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import is_dangling, shorten_path, stat_of
 
+MAX_NAMES = 8  # of an unknown file
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MAGIC = {
-    b"\x1f\x8b": "gzip-compressed: unpack it first (gunzip)",
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it first, or save it as CSV",
-    b"\x28\xb5\x2f\xfd": "zstd-compressed: unpack it first",
     b"BZh": "bzip2-compressed: unpack it first",
-    b"PAR1": "parquet: give format: parquet",
     b"\xff\xfe": "UTF-16: save it as UTF-8",
     b"\xfe\xff": "UTF-16: save it as UTF-8",
 }
@@ -59,34 +62,43 @@ def _siblings(path: Path) -> list[str]:
         return []
 
 
-def compression_of(path: Path) -> UserError | None:
-    """What to say of a file that is packed or in another encoding, by its first bytes."""
+def open_binary(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked where it is gzip or zstd; UserError for other packed files and encodings."""
     with path.open("rb") as file:
         head = file.read(4)
+    if head.startswith(_GZIP):
+        return cast("IO[bytes]", gzip.open(path))
+    if head.startswith(_ZSTD):
+        import pyarrow as pa
+
+        return cast("IO[bytes]", io.BufferedReader(pa.input_stream(path, compression="zstd")))
     found = next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)
-    if found is None or head.startswith(b"PAR1"):
-        return None
-    kind, _, mend = found.partition(": ")
-    return UserError(Problem(f"{path}:1", f"must be UTF-8 text, and is {kind}", head, mend))
+    if found is not None:
+        kind, _, mend = found.partition(": ")
+        raise UserError(Problem(f"{path}:1", f"must be UTF-8 text, and is {kind}", head, mend))
+    return path.open("rb")
+
+
+def open_text(path: Path, newline: str | None = None) -> IO[str]:
+    """The file's text, unpacked, without a byte order mark."""
+    return io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline=newline)
 
 
 @contextmanager
 def text_errors(path: Path) -> Iterator[None]:
-    """Turn bytes that are not UTF-8 into a UserError with their line."""
+    """Turn bytes that are not UTF-8, and packed files that are cut off, into a UserError with their line."""
     try:
         yield
     except UnicodeDecodeError:
         raise UserError(_not_text(path)) from None
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(Problem(str(path), f"cannot be unpacked: {error}", mend="fetch the file again")) from None
 
 
 def _not_text(path: Path) -> Problem:
-    with path.open("rb") as file:
-        head = file.read(4)
-        found = next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)
-        if found:
-            kind, _, mend = found.partition(": ")
-            return Problem(f"{path}:1", f"must be UTF-8 text, and is {kind}", head, mend)
-        file.seek(0)
+    with open_binary(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -96,3 +108,19 @@ def _not_text(path: Path) -> Problem:
                     f"{path}:{number}", "must be UTF-8 text, and a byte here is not", bad, "save it as UTF-8"
                 )
     return Problem(f"{path}", "must be UTF-8 text", mend="save it as UTF-8")
+
+
+class BadValueError(ValueError):
+    """A value that breaks a rule."""
+
+    def __init__(self, rule: str, mend: str = "") -> None:
+        super().__init__(rule)
+        self.rule, self.mend = rule, mend
+
+
+def cut_short(names: Iterable[object]) -> str:
+    """The first of many names, each cut short."""
+    found = list(names)
+    shown = ", ".join(str(name)[:30] for name in found[:MAX_NAMES])
+    more = len(found) - MAX_NAMES
+    return f"{shown or '(none)'}" + (f" and {more:,} more" if more > 0 else "")
