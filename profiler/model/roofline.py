@@ -118,7 +118,7 @@ class Roofline:
         met, share = met_share(matrix.count, per_token, tokens), min(matrix.count, per_token) / matrix.count
         flops_s = tokens * share * matrix.flops_per_token / self._matrix_flops_per_s(kind, matrix.count > 1)
         bytes_s = met * matrix.bytes(stored) / (self.gpu.bandwidth_bytes_per_s * MATRIX_BYTES_SHARE)
-        return MATRIX_S[kind] + max(flops_s, bytes_s)
+        return float(MATRIX_S[kind] + max(flops_s, bytes_s))
 
     def _matrix_flops_per_s(self, kind: str, of_experts: bool = False) -> float:
         """What is reached of the peak; a GPU without that type multiplies in bf16."""

@@ -75,12 +75,16 @@ def roofline(model: str, output: Path | None, flags: dict[str, Any], place: str 
     gpu = gpu_of(flags.get("gpu"), flags.get("gpu_spec"), place)
     config, short, assumed = find_model(model)
     name = short if Path(model).exists() else model
-    shape = {
-        "quantisation": flags.get("quantization"),
-        "kv_cache_dtype": flags.get("kv_cache_dtype") or "auto",
-        "tensor_parallel_size": flags.get("tensor_parallel_size") or 1,
-    }
-    return roofline_profile(config, gpu, model=name, **shape, command=_command(name, flags, output), assumed=assumed)
+    return roofline_profile(
+        config,
+        gpu,
+        model=name,
+        quantisation=flags.get("quantization"),
+        kv_cache_dtype=flags.get("kv_cache_dtype") or "auto",
+        tensor_parallel_size=flags.get("tensor_parallel_size") or 1,
+        command=_command(name, flags, output),
+        assumed=assumed,
+    )
 
 
 def scaled(base: str, model: Path, output: Path | None, flags: dict[str, Any]) -> MeasuredProfile:
