@@ -17,8 +17,9 @@ from benchmarks.serve_decisions import differences
 from benchmarks.serve_truth import FITTED, PROFILE, RUNS, Run, engine_of, read
 from simbatch import Scenario, simulate
 from simbatch.sim.clock import PS_PER_MS
-from simbatch.sim.cost.load import parse_json, shipped_text
+from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.columns import queued_ps
 from simbatch.sim.metrics.latencies import latencies_ms
 
@@ -112,7 +113,7 @@ def simulated_parts_ms(record: RunRecord) -> list[float]:
 
 def profile_with(sections: dict[str, Any]) -> dict[str, Any]:
     """The profile that was served, with host and front end."""
-    content = parse_json(shipped_text(PROFILE), PROFILE)
+    content = json_object(shipped_text(PROFILE), PROFILE)
     return {key: value for key, value in content.items() if key not in OLDER} | sections
 
 

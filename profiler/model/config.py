@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from simbatch.profiler.model.layers import Experts, Layer
 from simbatch.profiler.model.mixers import Attention, LatentAttention, Matrix
 from simbatch.profiler.model.quantisation import GROUP
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import json_object
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -202,11 +202,8 @@ def _dtype(keys: Keys) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises UserError with the place of a mistake."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(Problem(f"{path}:{error.lineno}:{error.colno}", f"not JSON: {error.msg}")) from None
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(Problem(str(path), f"cannot be read: {error}")) from None
-    if not isinstance(content, dict):
-        raise UserError(Problem(str(path), "must be an object with keys", content))
+    content: dict[str, Any] = json_object(text, path)
     return content

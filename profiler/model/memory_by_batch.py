@@ -99,7 +99,7 @@ def _sizes(batches: str | None, largest: int) -> list[int]:
 
 def draw(table: ByBatch, path: Path) -> None:
     """To a PNG: stacked bars, the GPU's memory and vLLM's share of it as lines."""
-    from simbatch.sim.results.plots.style import LIMIT, PALETTE, figure, headline
+    from simbatch.sim.report.style import LIMIT, PALETTE, figure, headline
 
     with figure(path, 8.5, 4.2) as drawing:
         headline(drawing, f"Memory by batch size. {table.title}")

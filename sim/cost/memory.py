@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from simbatch.sim.cost.step_time import Strict
+from simbatch.sim.strict import Strict
 
 KVCacheType = Literal["float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "float32"]
 # Bytes per element of what vLLM accepts as --kv-cache-dtype ("auto" is the profile's own).

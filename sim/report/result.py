@@ -6,6 +6,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from simbatch.sim.files import write_all, write_json, write_yaml
 from simbatch.sim.metrics.registry import STATISTIC_LABELS
 from simbatch.sim.paths import check_target
 from simbatch.sim.report import console
@@ -26,9 +27,9 @@ class Result(MeasuredRun):
         from simbatch.sim.report import run_pictures
 
         writers: dict[str, Callable[[Path], None]] = {
-            "summary.json": lambda path: files.write_json(path, self.summary),
+            "summary.json": lambda path: write_json(path, self.summary),
             "requests.parquet": lambda path: files.write_requests(path, self.record),
-            "scenario.yaml": lambda path: files.write_yaml(path, self.facts.scenario),
+            "scenario.yaml": lambda path: write_yaml(path, self.facts.scenario),
             "latency.png": lambda path: run_pictures.write_latency(path, self),
             "timeline.png": lambda path: run_pictures.write_timeline(path, self),
         }
@@ -50,7 +51,7 @@ class Result(MeasuredRun):
         target = Path(path)
         check_target(target)
         compressed = target.suffix == ".gz"
-        files.write_all(target.parent, {target.name: lambda t: perfetto.write(t, self.record, compressed=compressed)})
+        write_all(target.parent, {target.name: lambda t: perfetto.write(t, self.record, compressed=compressed)})
         return target
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from simbatch.sim.metrics.facts import RunFacts, SloLimits
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.workload.chunk import PredictedSource, Predictor
+from simbatch.sim.workload.chunk import PredictedSource, Predictor, unread_of
 
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
@@ -44,7 +44,7 @@ def simulate(
 
 
 def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[[int], None] | None = None) -> Result:
-    """The same for a scenario that has been looked up already."""
+    """Run a scenario that has been looked up already, to its end."""
     import time
 
     from simbatch.sim.report.result import Result
@@ -157,6 +157,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         has_free_host=profile.has_free_host,
         share_in_range=_share_in_range(whole, record),
         skipped=source.skipped,
+        unread=unread_of(source),
         has_host=any(one.engine.host is not None for one in engines),
         has_front_end=any(front_end_of(one.engine) is not None for one in engines),
         max_capture_size=resolved.engine.max_capture_size,

@@ -17,6 +17,7 @@ from simbatch.cli._options import (
     version_option,
 )
 from simbatch.cli._output import Output, simulate_shown
+from simbatch.cli._trace_options import trace_options
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.listener import Event
@@ -80,6 +81,7 @@ LEGEND = (
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--request", "request_id", required=True, metavar="ID", help="Its request_id: see requests.parquet.")
 @host_option
+@trace_options
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @policy_option
 @version_option
