@@ -112,7 +112,7 @@ def row_of(log: dict[str, Any], models: Path) -> Row:
         values, real = [plan.tokens(n) for n in (low, likely, high)], float(said["tokens"])
         shown = [f"{value:,}" for value in values]
     elif "kv_gib" in said:
-        sizes = [plan.kv_cache_bytes - plan.kv_less, plan.kv_cache_bytes, plan.kv_cache_bytes + plan.kv_more]
+        sizes = [max(0, plan.kv_cache_bytes - plan.kv_less), plan.kv_cache_bytes, plan.kv_cache_bytes + plan.kv_more]
         values, real = [size / GIB for size in sizes], said["kv_gib"]
         shown = [f"{value:.2f} GiB" for value in values]
     elif "concurrency" in said:

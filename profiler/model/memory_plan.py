@@ -222,8 +222,8 @@ def plan_memory(
         layout=layout,
         limits=limits,
         peak=peak,
-        kv_less=less + vision,
-        kv_more=more + vision,
+        kv_less=more + vision,  # where reserves take more, less is left
+        kv_more=less + vision,
     )
     if plan.num_gpu_blocks < 2:
         raise _too_large(plan, gpu)

@@ -166,7 +166,7 @@ def _libraries(gpu: Gpu, limits: Limits) -> Part:
     links = NCCL_BYTES.get(limits.tensor_parallel_size, NCCL_BYTES[4])
     more = links + (4 * GIB if gpu.name.startswith("AMD") else GIB)
     formula = f"beside PyTorch: {base / GIB:.2f} GiB" + (", and NCCL's buffers between GPUs" if links else "")
-    return Part("CUDA and NCCL", base + links, int(0.05 * GIB), base + links + more, formula)
+    return Part("CUDA and NCCL", base + links, int(0.02 * GIB), base + links + more, formula)
 
 
 def _graphs(config: ModelConfig, gpu: Gpu, limits: Limits) -> Part:
@@ -178,7 +178,7 @@ def _graphs(config: ModelConfig, gpu: Gpu, limits: Limits) -> Part:
     sizes = num_graph_sizes(config, gpu, limits)
     value = GRAPH_BYTES * config.num_hidden_layers * sizes
     formula = f"{config.num_hidden_layers} layers x {sizes} sizes x {GRAPH_BYTES:,} bytes, measured on an H100"
-    return Part(GRAPHS, value, value // 8, 2 * value, formula)
+    return Part(GRAPHS, value, 0, 2 * value, formula)
 
 
 def num_graph_sizes(config: ModelConfig, gpu: Gpu, limits: Limits) -> int:
