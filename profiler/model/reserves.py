@@ -189,7 +189,9 @@ def num_graph_sizes(config: ModelConfig, gpu: Gpu, limits: Limits) -> int:
     largest = 1024 if config.architecture == "GptOssForCausalLM" else default_max_capture_size(gpu.short)
     settings = EngineSettings(max_cudagraph_capture_size=largest if largest == 1024 else None)
     tokens = max(limits.max_num_batched_tokens, 1)
-    return len(capture_sizes(settings, limits.max_num_seqs, tokens, largest, changes_in(limits.version)))
+    return len(
+        capture_sizes(settings, limits.max_num_seqs, tokens, largest, changes_in(".".join(map(str, limits.version))))
+    )
 
 
 def _latent_workspace(config: ModelConfig, limits: Limits) -> Part:
