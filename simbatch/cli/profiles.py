@@ -184,6 +184,7 @@ def _facts(profile: Profile) -> dict[str, object]:
     """What tells profiles apart, in the order shown."""
     from simbatch.sim.cost.profile import MeasuredProfile
     from simbatch.sim.cost.provenance import HARDLY_TOLD
+    from simbatch.sim.cost.uncertainty import uncertainty_of
 
     facts: dict[str, object] = {"name": profile.name}
     if isinstance(profile, MeasuredProfile):
@@ -206,6 +207,7 @@ def _facts(profile: Profile) -> dict[str, object]:
     if isinstance(profile, MeasuredProfile):
         runs = profile.compared
         facts["real runs"] = "none" if runs is None else runs.summary().removeprefix("real runs: ")
+    facts |= {f"in doubt: {part}": each.text() for part, each in uncertainty_of(profile).items()}
     if (measured := profile.measured) is not None:
         for regime, bounds in measured.model_dump().items():
             facts[f"range {regime}"] = ", ".join(f"{key} {low}-{high}" for key, (low, high) in bounds.items())
