@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy, RequestView
+from simbatch.policies.base import RequestView
+from simbatch.sim.plugins.policy import EngineView, Policy
 
 COMFORT = 0.8  # below this share of the target there is room to grow
 

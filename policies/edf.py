@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy, RequestView
+from simbatch.policies.base import RequestView
+from simbatch.sim.plugins.policy import EngineView, Policy
 
 NUM_REMEMBERED = 10  # requests
 
@@ -56,7 +57,7 @@ class EarliestDeadlineFirst(Policy):
         self._expected_s.setdefault(request.request_id, self._first_token_s(request))
 
     def finished(self, request: RequestView) -> None:
-        """See how much later it came."""
+        """Note how much later it came."""
         if request.ttft_s is not None:
             came_s = request.arrival_s + request.ttft_s
             self._delays_s.append(max(came_s - self._expected_s.pop(request.request_id), 0.0))

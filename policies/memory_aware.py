@@ -8,7 +8,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy, RequestView
+from simbatch.policies.base import RequestView
+from simbatch.sim.plugins.policy import EngineView, Policy
 
 WINDOW = 1000  # outputs that are remembered
 NUM_MOMENTS = 17  # of the future that are looked at

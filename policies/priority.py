@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy, RequestView
+from simbatch.policies.base import RequestView
+from simbatch.sim.plugins.policy import EngineView, Policy
 
 
 class Priority(Policy):

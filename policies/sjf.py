@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simbatch.policies.base import Policy, RequestView
+from simbatch.policies.base import RequestView
+from simbatch.sim.plugins.policy import Policy
 
 
 class ShortestJobFirst(Policy):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from simbatch.routers.base import ReplicaView, RequestView, Router
+from simbatch.routers.base import RequestView
+from simbatch.sim.plugins.router import ReplicaView, Router
 
 
 class PowerOfTwo(Router):

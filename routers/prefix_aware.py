@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from simbatch.routers.base import ReplicaView, RequestView, Router
+from simbatch.routers.base import RequestView
+from simbatch.sim.plugins.router import ReplicaView, Router
 
 
 class PrefixAware(Router):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import ClassVar
 
-from simbatch.routers.base import ReplicaView, RequestView, Router
+from simbatch.routers.base import RequestView
+from simbatch.sim.plugins.router import ReplicaView, Router
 
 POINTS = 128  # of each replica on the ring: shares differ by about 9 %
 
@@ -40,5 +41,5 @@ class Session(Router):
 
 
 def _hash(text: str) -> int:
-    """The same on every machine."""
+    """A place on the ring, which is one on every machine."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
-from simbatch.policies.base import Policy
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scenario.policy import build_policy
 from simbatch.sim.scenario.reading.source import Source
 
@@ -58,7 +58,7 @@ class PolicyOptions:
         return cls(policy["name"], params, given.get("profile"), seed, Path(given.get("folder", "")))
 
     def additional_config(self) -> dict[str, Any]:
-        """The same as vLLM takes it."""
+        """What vLLM takes as `additional_config` to read these options again."""
         policy = {"name": self.name, **self.params}
         given = {"policy": policy, "profile": self.profile, "seed": self.seed, "folder": str(self.folder.absolute())}
         return {"simbatch": {key: value for key, value in given.items() if value is not None}}
