@@ -7,9 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simbatch.policies.base import RequestView
+from simbatch.policies.base import EngineView, Plan, Policy, RequestView
 from simbatch.sim.plugins.planning import Room
-from simbatch.sim.plugins.policy import EngineView, Plan, Policy
 
 
 class PrefillFirst(Policy):

@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simbatch.policies.base import RequestView
-from simbatch.sim.plugins.policy import Policy
+from simbatch.policies.base import Policy, RequestView
 
 
 class ShortestJobFirst(Policy):

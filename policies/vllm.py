@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simbatch.sim.plugins.policy import Policy
+from simbatch.policies.base import Policy
 
 
 class VLLM(Policy):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from simbatch.routers.base import RequestView
-from simbatch.sim.plugins.router import ReplicaView, Router
+from simbatch.routers.base import ReplicaView, RequestView, Router
 
 
 class RoundRobin(Router):

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from simbatch.policies.base import Policy
     from simbatch.profiler.model.memory_plan import plan_memory
     from simbatch.sim.errors import Problem, UserError
-    from simbatch.sim.plugins.policy import Policy
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.simulate import simulate
