@@ -101,7 +101,7 @@ class VirtualGpu:
             self._host = Host(times, resolved.engine.max_capture_size, resolved.host_noise())
 
     def launch(self, schedule_s: float, features: Features) -> HostLaunch:
-        """Take a batch that the thread has been at since `schedule_s`."""
+        """Take a batch whose schedule() began at `schedule_s`."""
         work_s = self._device.work_ps(features) / PS_PER_S
         called_s = time.monotonic()
         if (host := self._host) is None:

@@ -28,20 +28,14 @@ from simbatch.serving.simulated.device import HostLaunch, ServeSpec, VirtualGpu
 
 logger = init_logger("vllm.simbatch")  # vLLM prints what is below its own name
 now = time.monotonic
-LOOP_S = 5e-3  # from the thread's last moment to schedule(): more is waiting for requests
 Entry = tuple[str, int, int, bool]  # request, tokens, tokens computed before, whether it is a decode
 
 
 class WatchedStep:
-    """One step, from its schedule() to its update, and its line of the log; its launch counts from `launch_s` on."""
+    """One step, from its schedule() to its update, and its line of the log."""
 
-    def __init__(self, launch_s: float, line: dict[str, Any]) -> None:
-        self.launch_s, self.line, self.num_requests = launch_s, line, 0
-
-    @property
-    def launched_s(self) -> float:
-        """When the thread was done with its launch; 0 before."""
-        return float(self.line.get("m1", self.line.get("x1", 0.0)))
+    def __init__(self, schedule_s: float, line: dict[str, Any]) -> None:
+        self.schedule_s, self.line, self.num_requests = schedule_s, line, 0
 
     def launched(self, called_s: float, launch: HostLaunch, entries: Sequence[Entry]) -> None:
         """Note a launch that has returned."""
@@ -61,8 +55,6 @@ class Rounds:
         self._path = spec.steps
         self._log: LineWriter | None = None
         self._steps: dict[int, WatchedStep] = {}
-        self._newest: WatchedStep | None = None
-        self._last_s = 0.0  # when the thread had last taken in a step's tokens, or a request
         self._queued_s: dict[str, float] = {}  # by request, until the engine takes it in
         if spec.steps is not None:
             self._watch_queue()
@@ -86,10 +78,8 @@ class Rounds:
             begin_s = now()
             told = update(output, *args, **kwargs)
             if (step := self._steps.pop(id(output), None)) is not None:
-                # the thread waited for the device: what it took to wake up is the update's, as a fit counts it
-                self._gpu.wait_for_update(max(step.line["d1"], self._free_s), step.num_requests)
+                self._gpu.wait_for_update(begin_s, step.num_requests)
                 self._updated(step, begin_s, told)
-                self._last_s = now()
             return told
 
         def watched_add(request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -97,7 +87,6 @@ class Rounds:
             answer = add(request, *args, **kwargs)
             self._gpu.wait_for_admission(begin_s, request.num_prompt_tokens)
             self._added(request, begin_s)
-            self._last_s = now()
             return answer
 
         scheduler.schedule, scheduler.update_from_output, scheduler.add_request = (
@@ -128,21 +117,13 @@ class Rounds:
         if self._log is not None:
             self._log.close()
 
-    @property
-    def _free_s(self) -> float:
-        """The thread's last moment: the end of a launch, of an update, or of taking a request in."""
-        return max(self._last_s, 0.0 if self._newest is None else self._newest.launched_s)
-
     def _planned(self, scheduler: Any, output: Any, begin_s: float) -> None:
         preempted = sorted(output.preempted_req_ids or ())
         line: dict[str, Any] = {"s0": begin_s, "s1": now()}
         line |= {"run": len(scheduler.running), "wait": len(scheduler.waiting)}
         line |= {"pree": len(preempted), "preempted": preempted}
         line["free"] = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        free_s, is_idle = self._free_s, not self._steps
-        # between an update and schedule() lies vLLM's own loop, which a profile has in its launches
-        waited = is_idle and begin_s - free_s > LOOP_S
-        self._newest = self._steps[id(output)] = WatchedStep(begin_s if waited else free_s, line)
+        self._steps[id(output)] = WatchedStep(begin_s, line)
 
     def _updated(self, step: WatchedStep, begin_s: float, told: Any) -> None:
         if self._log is None:
