@@ -1,4 +1,4 @@
-"""What a version's own code says, against what is known here: its defaults and settings (`sim/scheduler/versions.py`), its names."""
+"""What a version's own code says beside the table (`sim/scheduler/versions.py`): defaults, settings, names of its inside."""
 
 from __future__ import annotations
 
