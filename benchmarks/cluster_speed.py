@@ -3,21 +3,27 @@
 The Azure conversation trace at 0.3 of its rate for each replica, as in `engine_speed`; requests per CPU second of the
 event loop, and as a share of one engine's in the same process. `--million`: 64 replicas and a million requests, with
 the time and the memory of the whole process.
+
+`--soak 2000`: spans against stepping in as many random clusters, of one to six engines, alike or not, in open and
+closed loops, with and without times on host and front end, replicas that fail and drain, behind a router that ships
+or one that looks at everything there is to see.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import random
 import resource
 import time
 from pathlib import Path
 
-from benchmarks.engine_speed import AZURE, Repeated, azure_scenario
+from benchmarks.engine_speed import AZURE, HOST, Repeated, azure_scenario, device_alone
 from simbatch.sim import engine
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine import Member, run_cluster
-from simbatch.sim.plugins.named import ROUTERS
+from simbatch.sim.plugins.router import ROUTERS
+from simbatch.sim.plugins.testing.cases import random_cluster
 from simbatch.sim.report.result import Result
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
@@ -28,10 +34,13 @@ LEAST = "least_requests"
 CASES = ((1, LEAST), (4, LEAST), (16, "round_robin"), (16, LEAST), (64, LEAST))
 
 
-def resolved_for(path: Path, replicas: int) -> Resolved:
-    """The trace, as many times as fast."""
+def resolved_for(path: Path, replicas: int, *, is_timed: bool = False) -> Resolved:
+    """The trace, as many times as fast, with and without times of host and front end."""
     scenario = azure_scenario(path, enable_prefix_caching=False)
-    return resolve(scenario.override({"workload.trace.rate_scale": 0.3 * replicas}), "vllm")
+    scenario = scenario.override({"workload.trace.rate_scale": 0.3 * replicas})
+    if is_timed:
+        return resolve(scenario.override({"host.from": str(HOST)}), "vllm")
+    return device_alone(resolve(scenario, "vllm"))
 
 
 def members_of(resolved: Resolved, replicas: int) -> list[Member]:
@@ -39,9 +48,9 @@ def members_of(resolved: Resolved, replicas: int) -> list[Member]:
     return [Member(resolved.engine, resolved.cost_model(), copy.deepcopy(resolved.policy)) for _ in range(replicas)]
 
 
-def cluster_rate(path: Path, replicas: int, router: str, repeat: int) -> tuple[float, int]:
+def cluster_rate(path: Path, replicas: int, router: str, repeat: int, is_timed: bool) -> tuple[float, int]:
     """Requests per CPU second, the best of several runs, and the segments of one."""
-    best, segments, resolved = 0.0, 0, resolved_for(path, replicas)
+    best, segments, resolved = 0.0, 0, resolved_for(path, replicas, is_timed=is_timed)
     for _ in range(repeat):
         source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
         members = members_of(resolved, replicas)
@@ -55,7 +64,7 @@ def million(path: Path) -> None:
     begin_s = time.perf_counter()
     scenario = azure_scenario(path, enable_prefix_caching=False)
     cluster = {"replicas": 64, "router": {"name": LEAST}}
-    resolved = resolve(scenario.override({"workload.trace.rate_scale": 0.3 * 64, "cluster": cluster}))
+    resolved = device_alone(resolve(scenario.override({"workload.trace.rate_scale": 0.3 * 64, "cluster": cluster})))
     assert resolved.fleet is not None
     one = open_workload(resolved.scenario.workload, seed=0, folder=Path())
     source = Repeated(one, 52, max(chunk.arrival_ps[-1] for chunk in one.chunks()))
@@ -70,18 +79,46 @@ def million(path: Path) -> None:
     )
 
 
+def soak(first: int, num_cases: int) -> None:
+    """Count the random clusters in which leaping, or keeping steps, differs from stepping."""
+    from tests.test_cluster import NAMES, assert_same, router
+
+    begin_s, wrong, num_requests = time.perf_counter(), 0, 0
+    for seed in range(first, first + num_cases):
+        case = random_cluster(seed)
+        name = random.Random(seed).choice([*NAMES, "wild", "wild", "wild"])
+        stepped = case.run(router(name), spans=False, steps=True)
+        num_requests += len(stepped.requests)
+        for steps in (True, False):
+            try:
+                found = case.run(router(name), steps=steps)
+                assert_same(stepped, found)
+                assert not steps or found.steps == stepped.steps
+            except AssertionError as error:
+                wrong += 1
+                print(f"seed {seed}, {name}: {str(error).splitlines()[0]}", flush=True)
+    took_s = time.perf_counter() - begin_s
+    print(f"{num_cases:,} clusters, {num_requests:,} requests: {wrong} differ ({took_s:.0f} s)")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--azure", type=Path, default=AZURE)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--million", action="store_true")
+    parser.add_argument("--host", action="store_true", help="with times of host and front end")
+    parser.add_argument("--soak", type=int, metavar="CASES", help="whether spans equal stepping in so many clusters")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     options = parser.parse_args()
+    if options.soak:
+        soak(options.first, options.soak)
+        return
     print("compiled" if is_compiled() else "interpreted")
     if options.million:
         million(options.azure)
         return
-    lone, resolved = 0.0, resolved_for(options.azure, 1)
+    lone, resolved = 0.0, resolved_for(options.azure, 1, is_timed=options.host)
     for _ in range(options.repeat):
         source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
         record = engine.run(resolved.engine, resolved.cost_model(), copy.deepcopy(resolved.policy), source)
@@ -89,7 +126,7 @@ def main() -> None:
     print("| replicas | router | requests per CPU second | of one engine's | events |\n|---|---|---|---|---|")
     print(f"| no cluster | - | {lone:,.0f} | 1 | {len(record.segments):,} |")
     for replicas, router in CASES:
-        rate, segments = cluster_rate(options.azure, replicas, router, options.repeat)
+        rate, segments = cluster_rate(options.azure, replicas, router, options.repeat, options.host)
         print(f"| {replicas} | `{router}` | {rate:,.0f} | {rate / lone:.2f} | {segments:,} |", flush=True)
 
 

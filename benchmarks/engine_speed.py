@@ -3,6 +3,10 @@
 Requests per CPU second of the event loop alone (`event_loop_cpu_s` of run.json), best of N runs, and as a ratio to a
 calibration loop run beside it (SimPy timeouts per CPU second), so that a noisy machine does not decide. The traces are
 those of ../shared, unless named; what is not there is left out and said.
+
+`--policies`: the first rows of the Azure trace under every policy that ships, each in turn with `vllm`, so that a noisy
+machine slows both; the figure is the ratio of their best CPU times for all requests. Those that plan every step are
+measured on a twentieth of the trace. Due: half of `vllm`, unless every step is planned.
 """
 
 from __future__ import annotations
@@ -11,15 +15,17 @@ import argparse
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import simpy
 
 from simbatch.sim import engine
+from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 
@@ -89,10 +95,18 @@ def mooncake_scenario(path: Path) -> Scenario:
     )
 
 
-def measure(name: str, scenario: Scenario, policy: str, repeat: int, rounds: int = 1) -> None:
+def device_alone(resolved: Resolved) -> Resolved:
+    """Without the times of host and front end that the profile has."""
+    return replace(resolved, engine=replace(resolved.engine, host=None, front_end=None))
+
+
+def measure(
+    name: str, scenario: Scenario, policy: str, repeat: int, rounds: int = 1, *, is_timed: bool = False
+) -> None:
     """Print one row."""
     best = ratio = 0.0
     resolved = resolve(scenario, policy)
+    resolved = resolved if is_timed else device_alone(resolved)
     for _ in range(repeat):
         source: Any = open_workload(resolved.scenario.workload, seed=0, folder=Path())
         if rounds > 1:
@@ -111,6 +125,43 @@ def measure(name: str, scenario: Scenario, policy: str, repeat: int, rounds: int
     )
 
 
+DUE = 0.5
+PLANNED_SHARE = 20
+
+
+def cpu_s(resolved: Resolved) -> tuple[float, int, int]:
+    """CPU seconds of the event loop, events and steps."""
+    source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
+    resolved = device_alone(resolved)
+    record = engine.run(resolved.engine, resolved.cost_model(), resolved.policy, source)
+    return record.event_loop_cpu_s, len(record.segments), record.num_steps
+
+
+def beside_vllm(name: str, scenario: Scenario, repeat: int) -> None:
+    """Print one row."""
+    resolved = resolve(scenario, name)
+    is_planned = resolved.policy.overrides("plan")
+    if is_planned:
+        scenario = scenario.override({"workload.trace.limit": 19_366 // PLANNED_SHARE})
+        resolved = resolve(scenario, name)
+    vllm, best = [], []
+    for _ in range(1 if is_planned else repeat):
+        vllm.append(cpu_s(resolve(scenario, "vllm"))[0])
+        seconds, events, steps = cpu_s(resolved)
+        best.append(seconds)
+    ratio = min(vllm) / min(best)
+    note = "plans every step" if is_planned else "" if ratio >= DUE else f"below {DUE}"
+    print(f"{name:<16} {ratio:>8.2f} {events:>10,} {steps:>10,} {steps / min(best):>12,.0f}  {note}", flush=True)
+
+
+def policies(azure: Path, repeat: int) -> None:
+    """What each policy that ships costs: requests per CPU second as a share of `vllm` beside it."""
+    print(f"{'policy':<16} {'of vllm':>8} {'events':>10} {'steps':>10} {'steps/CPU s':>12}")
+    scenario = azure_scenario(azure, enable_prefix_caching=False)
+    for name in POLICIES.shipped:
+        beside_vllm(name, scenario, repeat)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,7 +169,11 @@ def main() -> None:
     parser.add_argument("--mooncake", type=Path, default=MOONCAKE)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--million", action="store_true", help="the Azure trace 52 times over as well")
+    parser.add_argument("--policies", action="store_true", help="what policies cost, instead")
     options = parser.parse_args()
+    if options.policies:
+        policies(options.azure, options.repeat)
+        return
     print(f"calibration: {timeouts_per_cpu_s():,.0f} SimPy timeouts per CPU second\n")
     head = ("scenario", "requests", "req/CPU s", "/timeouts", "events", "steps", "preempted", "peak MiB")
     print("{:<44} {:>9} {:>12} {:>10} {:>11} {:>12} {:>9} {:>8}".format(*head))
@@ -130,8 +185,9 @@ def main() -> None:
         measure("azure, vllm, synchronous", synchronous, "vllm", options.repeat)
         measure("azure, vllm, prefix caching", azure_scenario(options.azure), "vllm", options.repeat)
         timed = plain.override({"host.from": str(HOST)})
-        measure("azure, vllm, host times", timed.override({"engine.front_end": False}), "vllm", options.repeat)
-        measure("azure, vllm, host times and front end", timed, "vllm", options.repeat)
+        hosted = timed.override({"engine.front_end": False})
+        measure("azure, vllm, host times", hosted, "vllm", options.repeat, is_timed=True)
+        measure("azure, vllm, host times and front end", timed, "vllm", options.repeat, is_timed=True)
         if options.million:
             measure("azure x 52, vllm", plain, "vllm", 1, rounds=52)
     else:
