@@ -254,7 +254,6 @@ def _table(found: list[Profile]) -> Table:
 
     names = (
         "name",
-        "model",
         "weights",
         "KV",
         "blocks",
@@ -270,7 +269,6 @@ def _table(found: list[Profile]) -> Table:
     for profile in found:
         facts = {key: str(value) for key, value in _facts(profile).items()}
         error, measured = profile.fit_error, profile.measured
-        model = facts.get("model", "-").rsplit("/", 1)[-1]
         cache = SHORT_DTYPES.get(facts.get("kv_cache_dtype", "-"), facts.get("kv_cache_dtype", "-"))
         blocks, _, kind = facts.get("num_gpu_blocks", "-").partition(" ")
         shares = [_share(part) for part in (error.decode, error.prefill, error.mixed)] if error else ["-"] * 3
@@ -278,7 +276,7 @@ def _table(found: list[Profile]) -> Table:
         source = "estimate" if profile.is_estimate else facts.get("source", "-").split(" (")[0]
         runs = "no real run" if profile.compared is None else span(profile.compared.mean_ttft)
         counted = f"~{blocks}" if "est" in kind else blocks
-        table.add_row(profile.name, model, facts.get("quantisation", "-"), cache, counted, *shares, runs, *ends, source)
+        table.add_row(profile.name, facts.get("quantisation", "-"), cache, counted, *shares, runs, *ends, source)
     for column in table.columns:
         column.no_wrap = True
     return table
