@@ -16,13 +16,10 @@ from setuptools.command.build_ext import build_ext
 MODULES = {
     "cost": ["draws", "host", "model"],
     "engine": [
-        "cluster", "decode_group", "device", "door", "eligibility", "front_end", "gateway", "gateway_views",
-        "gathered", "host", "lane", "leap", "pace", "published", "recorder", "replica", "shown", "spans", "step",
-        "stepwise", "timed", "traffic", "untimed",
+        "cluster", "decode_group", "door", "front_end", "gateway", "gathered", "leap", "pace", "recorder", "replica",
+        "resources", "stepwise", "timed", "traffic", "untimed",
     ],
-    "scheduler": [
-        "kv_cache", "planned", "prefix_cache", "prefix_keys", "request", "scheduler", "waiting",
-    ],
+    "scheduler": ["batch", "kv_cache", "planned", "request", "scheduler", "views", "waiting"],
 }  # fmt: skip
 SOURCES = [f"{package}/{name}.py" for package, names in MODULES.items() for name in names]
 ROOT = Path(__file__).parent

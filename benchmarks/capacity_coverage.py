@@ -13,10 +13,10 @@ import argparse
 from statistics import fmean
 
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.search.capacity import find_capacity
+from simbatch.sim.search.run import Runner
 from simbatch.sim.search.simulate import simulate
-from simbatch.sim.search.tune_goal import Limit
-from simbatch.sim.search.tune_run import Runner
+from simbatch.sim.tuning.capacity import find_capacity
+from simbatch.sim.tuning.goal import Limit
 
 SERVICE_S, REPLICATIONS, NUM_PROMPTS, NUM_OTHERS = 0.01, 8, 2500, 100
 

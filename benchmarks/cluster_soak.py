@@ -10,7 +10,7 @@ import argparse
 import random
 import time
 
-from simbatch.routers.random_clusters import random_cluster
+from simbatch.sim.plugins.cases import random_cluster
 from tests.test_cluster import NAMES, assert_same, router
 
 

@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 from benchmarks.engine_speed import AZURE, Repeated, azure_scenario
-from simbatch.routers.registry import ROUTERS
 from simbatch.sim import engine
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine import Member, run_cluster
-from simbatch.sim.results import Result
+from simbatch.sim.plugins.named import ROUTERS
+from simbatch.sim.report.result import Result
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search.simulate import run_facts

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from simbatch import Scenario, simulate
 from simbatch.sim.clock import to_ps
 from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, RunRecord
-from simbatch.sim.results.facts import RunFacts
-from simbatch.sim.results.steady import steady_state
-from simbatch.sim.statistics import Batches, Interval, Refusal, mean_interval
+from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.steady import steady_state
+from simbatch.sim.statistics.intervals import Interval, mean_interval
+from simbatch.sim.statistics.series import BatchMeans, NoClaim
 from simbatch.sim.workload import open_workload
 
 STEP_S, TOKENS = 0.001, 100
@@ -189,8 +190,8 @@ def print_warm_up(repetitions: int) -> None:
             for rule, cut in rules.items():
                 left = series[cut(series) :]
                 try:
-                    found[rule].append((Batches(left).mean().holds(1.0), float(left.mean()) - 1))
-                except Refusal:
+                    found[rule].append((BatchMeans(left).mean().holds(1.0), float(left.mean()) - 1))
+                except NoClaim:
                     found[rule].append((np.nan, float(left.mean()) - 1))
         for rule, results in found.items():
             holds, bias = np.nanmean(results, axis=0)
@@ -209,8 +210,8 @@ def print_tails(repetitions: int) -> None:
         for series in mm1(load, n, repetitions):
             series = series[n // 10 :]
             try:
-                known = Batches(series).quantile(0.99)
-            except Refusal:
+                known = BatchMeans(series).quantile(0.99)
+            except NoClaim:
                 continue
             m, reach = len(series), 1.96 * (0.99 * 0.01 / len(series)) ** 0.5
             low, high = np.sort(series)[[int(m * (0.99 - reach)), int(m * (0.99 + reach))]]

@@ -26,8 +26,8 @@ from simbatch import Scenario, simulate
 from simbatch.profiler.records.recorded import Recorded, read_recorded
 from simbatch.sim.cost.load import parse_json, shipped_text
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.results.gaps import PooledGaps
-from simbatch.sim.results.metrics import describe, describe_gaps, latencies_ms
+from simbatch.sim.metrics.gaps import PooledGaps
+from simbatch.sim.metrics.latencies import describe, describe_gaps, latencies_ms
 from simbatch.sim.scenario import resolve
 
 RECORDED = Path(__file__).parents[2] / "shared" / "gpu" / "h100-vllm-0.32"

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from simbatch import Scenario
 from simbatch.sim.clock import PS_PER_MS
-from simbatch.sim.engine.host import Host
 from simbatch.sim.engine.record import RunRecord, StepRow
-from simbatch.sim.results.plots import style
-from simbatch.sim.results.tokens import first_steps_ps
+from simbatch.sim.engine.resources import Host
+from simbatch.sim.metrics.curves import first_steps_ps
+from simbatch.sim.report import style
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.search.simulate import run_resolved
 

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from benchmarks.engine_speed import AZURE, azure_scenario
-from simbatch.policies.registry import shipped_names
 from simbatch.sim import engine
+from simbatch.sim.plugins.named import POLICIES
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
@@ -54,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{'policy':<16} {'of vllm':>8} {'events':>10} {'steps':>10} {'steps/CPU s':>12}")
     scenario = azure_scenario(options.azure, enable_prefix_caching=False)
-    for name in shipped_names():
+    for name in POLICIES.shipped:
         measure(name, scenario, options.repeat)
 
 

@@ -19,8 +19,8 @@ from simbatch import Scenario, simulate
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.cost.load import parse_json, shipped_text
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.results.columns import queued_ps
-from simbatch.sim.results.metrics import latencies_ms
+from simbatch.sim.metrics.columns import queued_ps
+from simbatch.sim.metrics.latencies import latencies_ms
 
 FIGURES = [(statistic, name) for name in ("ttft", "tpot", "e2el") for statistic in ("mean", "p99")]
 OLDER = ("request_overhead_s", "client_overhead_s")

@@ -34,7 +34,7 @@ from simbatch.profiler.fit.streams.runs import (
 from simbatch.profiler.records.recorded import read_recorded
 from simbatch.sim.cost.provenance import StreamFit
 from simbatch.sim.errors import UserError
-from simbatch.sim.results.metrics import latencies_ms
+from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.streams.streams import Streams
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simbatch.sim.results.runs import Means, Runs, Summary
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.search.tune import Tuned, default_trials, tune
-from simbatch.sim.search.tune_axes import default_axes
-from simbatch.sim.search.tune_goal import METRICS, Goal, Limit, Means, Summary, means_over, metric_of
-from simbatch.sim.search.tune_run import Runner
-from simbatch.sim.search.tune_space import SEQS, TOKENS, Space
+from simbatch.sim.search.run import Runner
+from simbatch.sim.tuning.goal import Goal, Limit, metric_of
+from simbatch.sim.tuning.space import SEQS, TOKENS, Space, default_axes
+from simbatch.sim.tuning.tune import Tuned, default_trials, tune
 
 ROOT = Path(__file__).parents[1]
 LARGEST_SHARE = 1 / 5
@@ -104,7 +104,7 @@ def show(case: Case, num_seeds: int, jobs: int) -> bool:
 
 
 def figures(summary: Summary) -> Means:
-    return means_over([summary], list(METRICS.values()))
+    return Runs([summary]).means
 
 
 def hits(tuned: Tuned, best: tuple[float, ...]) -> bool:

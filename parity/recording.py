@@ -12,11 +12,10 @@ from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine.door import Inbox
-from simbatch.sim.engine.host import Host
 from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.resources import Host, Step
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig

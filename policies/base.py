@@ -7,8 +7,7 @@ tokens, and never a request's true output length.
 When it is asked, between `start` and the last `finished`:
 
 - `reject`: of a request that arrives. `order` and `lane`: then, and after a preemption; with lanes, `order` of the
-heads
-  of all lines at each admission.
+  heads of all lines at each admission.
 - `hold`: when the engine is idle and somebody waits, and again at each arrival.
 - `shed` and `seats`: after a change, when the head of the queue may get a seat, and again after each admission.
 - `token_budget`: in steps that may compute prompts. `victim`: when a running request finds no free block.
@@ -24,32 +23,14 @@ may be kept: they show a request as it is when they are read.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, dataclass_transform
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from simbatch.sim.plugins.contract import Plugin, SentRequest
 
 
-class RequestView(Protocol):
+class RequestView(SentRequest, Protocol):
     """What a policy may know about a request."""
-
-    @property
-    def request_id(self) -> str:
-        """The name it came with."""
-
-    @property
-    def arrival_s(self) -> float:
-        """When the client sent it."""
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Length of the prompt."""
-
-    @property
-    def priority(self) -> int:
-        """Lower goes first, as in vLLM: high 0, normal 1, low 2."""
-
-    @property
-    def tenant(self) -> str | None:
-        """Whose request it is, when the trace says."""
 
     @property
     def num_computed_tokens(self) -> int:
@@ -146,9 +127,7 @@ class EngineView(Protocol):
 DECISIONS = ("order", "lane", "hold", "seats", "shed", "token_budget", "victim", "reject", "plan")
 
 
-@dataclass_transform(eq_default=False)
-@dataclass(eq=False)
-class Policy:
+class Policy(Plugin):
     """vLLM's own decisions; override what should differ.
 
     A subclass is a dataclass without saying so: its annotated attributes are the parameters, given in YAML beside the
@@ -163,10 +142,6 @@ class Policy:
     """
 
     disciplines: ClassVar[tuple[str, ...]] = ("continuous",)  # of `continuous`, `static`
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        dataclass(eq=False)(cls)
 
     def start(self, engine: EngineView) -> None:
         """Set the state for a run; called once before it."""
@@ -249,7 +224,3 @@ class Policy:
     def decisions(cls) -> list[str]:
         """The decisions that this policy takes itself."""
         return [name for name in DECISIONS if cls.overrides(name)]
-
-    def parameters(self) -> dict[str, Any]:
-        """The parameters by name, as YAML would give them."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from simbatch.policies.base import EngineView, Plan, Policy, RequestView
-from simbatch.policies.planning import Room
+from simbatch.sim.plugins.planning import Room
 
 
 class PrefillFirst(Policy):

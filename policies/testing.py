@@ -7,57 +7,27 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simbatch.policies.base import Policy
-from simbatch.policies.random_cases import ListSource, random_config, random_cost, random_source
-from simbatch.policies.registry import load_policy
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.model import CostModel
-from simbatch.sim.engine import run
-from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord, differences
-from simbatch.sim.errors import UserError
-from simbatch.sim.plugins import parameters_fault
-from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.engine.record import FINISHED, REJECTED
+from simbatch.sim.plugins.cases import EngineCase, random_engine
+from simbatch.sim.plugins.checks import BrokenRuleError, Checked, Rule, check, determinism, spans
+from simbatch.sim.plugins.checks import Trial as AnyTrial
+from simbatch.sim.plugins.named import POLICIES
 
 TOLERANCE_S = 1e-9  # seconds are floats
+Trial = AnyTrial[EngineCase]
 
 
-class PolicyError(AssertionError):
+class PolicyError(BrokenRuleError):
     """A policy breaks a rule; says which, on which of the random cases, and how."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What was tried, and how much of it; `skipped` are rules that this policy is free of, with the reason."""
-
-    num_cases: int
-    num_requests: int
-    num_steps: int
-    rules: tuple[str, ...]
-    skipped: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A policy on one random case, simulated step by step."""
-
-    policy: Policy
-    config: EngineConfig
-    cost: CostModel
-    source: ListSource
-    record: RunRecord
-
-    def again(self, *, spans: bool) -> RunRecord:
-        """The same case with the same object."""
-        return run(self.config, self.cost, self.policy, self.source, steps=True, spans=spans)
 
 
 def check_policy(
@@ -73,40 +43,10 @@ def check_policy(
     Raises PolicyError at the first rule that it breaks. `seed` numbers the first case; a fault names the seed of its
     own.
     """
-    made = _made(policy, parameters)
-    if (fault := parameters_fault(made)) is not None:
-        raise PolicyError(f"{type(made).__name__} breaks the rule 'parameters': {fault}")
-    num_requests = num_steps = 0
-    for case in range(seed, seed + num_cases):
-        trial = _trial(made, case)
-        num_requests, num_steps = num_requests + len(trial.record.requests), num_steps + trial.record.num_steps
-        for rule, check in RULES.items():
-            if rule not in _freedoms(made) and (fault := next(check(trial), None)):
-                raise PolicyError(f"{type(made).__name__} breaks the rule {rule!r} in case {case}: {fault}")
-        if progress is not None:
-            progress(case - seed + 1)
-    freedoms = _freedoms(made)
-    rules = ("parameters", "answers", *(rule for rule in RULES if rule not in freedoms))
-    return Checked(num_cases, num_requests, num_steps, rules, freedoms)
-
-
-def _made(policy: Policy | type[Policy] | str, parameters: dict[str, Any]) -> Policy:
-    if isinstance(policy, str):
-        return load_policy(policy, parameters, folder=Path())
-    if isinstance(policy, type):
-        return policy(**parameters)
-    return policy
-
-
-def _trial(policy: Policy, case: int) -> Trial:
-    rng = random.Random(case)
-    config, cost = random_config(rng, policy), random_cost(rng)
-    source = random_source(rng, config.max_model_len)
-    try:
-        record = run(config, cost, policy, source, steps=True, spans=False)
-    except UserError as error:
-        raise PolicyError(f"{type(policy).__name__} breaks the rule 'answers' in case {case}: {error}") from error
-    return Trial(policy, config, cost, source, record)
+    made = POLICIES.made(policy, parameters)
+    tried = partial(random_engine, made)
+    skipped = _freedoms(made)
+    return check(made, tried, RULES, PolicyError, skipped=skipped, num_cases=num_cases, seed=seed, progress=progress)
 
 
 def _freedoms(policy: Policy) -> dict[str, str]:
@@ -126,20 +66,20 @@ def _conservation(trial: Trial) -> Iterator[str]:
     record, requests = trial.record, trial.record.requests
     for i in np.flatnonzero((requests.status != FINISHED) & (requests.status != REJECTED)):
         yield f"request {i} never ends: nothing is scheduled any more"
-    lengths = np.array([row[2] for row in trial.source.rows])
-    wanted = np.minimum(lengths, trial.config.max_model_len - requests.num_prompt_tokens)
+    lengths = np.array([row[2] for row in trial.case.source.rows])
+    wanted = np.minimum(lengths, trial.case.config.max_model_len - requests.num_prompt_tokens)
     for i in np.flatnonzero((requests.status == FINISHED) & (requests.num_output_tokens != wanted)):
         yield f"request {i} ends with {requests.num_output_tokens[i]} tokens of {wanted[i]}"
     for i in np.flatnonzero(requests.status == REJECTED):
         if int(i) not in requests.reason:
             yield f"request {i} is turned away without a reason"
-    if record.steps and record.steps[-1].free_blocks != trial.config.num_gpu_blocks - 1:
-        yield f"at the end {record.steps[-1].free_blocks} of {trial.config.num_gpu_blocks - 1} blocks are free"
+    if record.steps and record.steps[-1].free_blocks != trial.case.config.num_gpu_blocks - 1:
+        yield f"at the end {record.steps[-1].free_blocks} of {trial.case.config.num_gpu_blocks - 1} blocks are free"
 
 
 def _limits(trial: Trial) -> Iterator[str]:
     """Budget, seats and blocks hold; nobody is scheduled twice in a step, or preempted and scheduled."""
-    config = trial.config
+    config = trial.case.config
     for row in trial.record.steps or ():
         names = [name for name, _, _ in row.scheduled]
         if len(set(names)) != len(names) or set(names) & set(row.preempted):
@@ -163,7 +103,7 @@ def _causality(trial: Trial) -> Iterator[str]:
 
 def _work_conservation(trial: Trial) -> Iterator[str]:
     """The device is never idle while a request that is served later is in the system, unless it waits for the host."""
-    if trial.config.host is not None:
+    if trial.case.config.host is not None:
         return
     requests, steps = trial.record.requests, trial.record.steps or []
     served = requests.status == FINISHED
@@ -176,7 +116,7 @@ def _work_conservation(trial: Trial) -> Iterator[str]:
 
 def _starvation(trial: Trial) -> Iterator[str]:
     """Nobody is overtaken by who came later than the stated bound allows."""
-    bound_s, requests = trial.policy.starvation_bound_s(), trial.record.requests
+    bound_s, requests = trial.made.starvation_bound_s(), trial.record.requests
     assert bound_s is not None
     started = np.flatnonzero(requests.scheduled_ps >= 0)
     order = started[np.argsort(requests.scheduled_ps[started], kind="stable")]
@@ -190,22 +130,12 @@ def _starvation(trial: Trial) -> Iterator[str]:
         pending_ps = max(pending_ps, int(requests.arrival_ps[i]))
 
 
-def _determinism(trial: Trial) -> Iterator[str]:
-    """The same object does the same again: its state is made in `start`."""
-    yield from differences(trial.record, trial.again(spans=False), "run again, the same object does otherwise")
-
-
-def _spans(trial: Trial) -> Iterator[str]:
-    """Leaping over steps in which nothing changes gives the same: answers do not depend on being asked at each."""
-    yield from differences(trial.record, trial.again(spans=True), "leaping over idle decisions differs")
-
-
-RULES: dict[str, Callable[[Trial], Iterator[str]]] = {
+RULES: dict[str, Rule[EngineCase]] = {
     "conservation": _conservation,
     "limits": _limits,
     "causality": _causality,
     "work conservation": _work_conservation,
     "starvation": _starvation,
-    "determinism": _determinism,
-    "spans": _spans,
+    "determinism": determinism,
+    "spans": spans,
 }

@@ -11,36 +11,20 @@ Looking at what an engine publishes costs time: the engine is brought to this mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, dataclass_transform
+from typing import Any, ClassVar, Protocol
+
+from simbatch.sim.plugins.contract import Plugin, SentRequest
 
 
-class RequestView(Protocol):
+class RoutedRequest(SentRequest, Protocol):
     """What a gateway knows about a request."""
-
-    @property
-    def request_id(self) -> str:
-        """The name it came with."""
-
-    @property
-    def arrival_s(self) -> float:
-        """When the client sent it."""
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Length of the prompt."""
-
-    @property
-    def priority(self) -> int:
-        """Lower goes first, as in vLLM: high 0, normal 1, low 2."""
-
-    @property
-    def tenant(self) -> str | None:
-        """Whose request it is, when the trace says."""
 
     @property
     def prefix_keys(self) -> Sequence[int]:
         """A name for each full block of the prompt that others may share: equal where all tokens up to it are equal."""
+
+
+RequestView = RoutedRequest
 
 
 class ReplicaView(Protocol):
@@ -73,9 +57,7 @@ class ReplicaView(Protocol):
         """How many tokens of the prompt, from the first on, are in its prefix cache: the engine says so."""
 
 
-@dataclass_transform(eq_default=False)
-@dataclass(eq=False)
-class Router:
+class Router(Plugin):
     """Sends every request to a replica.
 
     A subclass is a dataclass without saying so: its annotated attributes are the parameters, given in YAML beside the
@@ -91,10 +73,6 @@ class Router:
 
     draws: ClassVar[bool] = True  # whether it may call `draw`, so that another seed may be another run
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        dataclass(eq=False)(cls)
-
     def start(self, replicas: Sequence[ReplicaView], draw: Callable[[], float]) -> None:
         """Set the state for a run; called once before it. `draw()`: numbers from 0 to 1, by the scenario's seed."""
 
@@ -105,7 +83,3 @@ class Router:
     def why(self, request: RequestView, replicas: Sequence[ReplicaView]) -> str:
         """For `simbatch explain`, before `route` is asked: what the choice will hang on."""
         return f"requests in flight: {', '.join(f'{r.index}: {r.num_requests}' for r in replicas)}"
-
-    def parameters(self) -> dict[str, Any]:
-        """The parameters by name, as YAML would give them."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from simbatch.policies.base import Policy
     from simbatch.sim.errors import Problem, UserError
-    from simbatch.sim.results import Result
+    from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.simulate import simulate
     from simbatch.sim.search.sweep import sweep
@@ -24,7 +24,7 @@ __all__ = ["Policy", "Problem", "Result", "Scenario", "UserError", "simulate", "
 _HOMES = {
     "Policy": "simbatch.policies.base",
     "Problem": "simbatch.sim.errors",
-    "Result": "simbatch.sim.results",
+    "Result": "simbatch.sim.report.result",
     "Scenario": "simbatch.sim.scenario",
     "UserError": "simbatch.sim.errors",
     "simulate": "simbatch.sim.search.simulate",

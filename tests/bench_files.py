@@ -16,7 +16,7 @@ import pytest
 
 from simbatch import Scenario, simulate
 from simbatch.sim.engine.record import StepRow
-from simbatch.sim.results import Result
+from simbatch.sim.report.result import Result
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 STEP_TIME = {"base_s": 0.01, "per_prefill_token_s": 2e-5, "per_decode_seq_s": 1e-4, "per_context_token_s": 1e-8}

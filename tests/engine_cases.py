@@ -12,8 +12,6 @@ from simbatch.policies.adaptive import Adaptive
 from simbatch.policies.base import EngineView, Policy, RequestView
 from simbatch.policies.fixed import Fixed
 from simbatch.policies.priority import Priority
-from simbatch.policies.random_cases import MS, ListSource, Row, random_config, random_cost, random_source
-from simbatch.policies.registry import load_policy, shipped_names
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes
@@ -21,6 +19,8 @@ from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.cost.step_time import Ratios, StepNoise
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.plugins.cases import MS, ListSource, Row, random_config, random_cost, random_source
+from simbatch.sim.plugins.named import POLICIES
 from simbatch.sim.scheduler.config import EngineConfig
 
 __all__ = ["MS", "Case", "ListSource", "Row", "itl_ps", "random_case"]
@@ -137,7 +137,7 @@ def random_policy(rng: random.Random) -> Policy:
             Fixed(batch_size=rng.choice([1, 3, 8])),
             Adaptive(target_tpot_ms=rng.choice([5, 20, 60]), adjustment_interval=rng.choice([1, 3])),
             Priority(max_batch_size=8, ageing_s=rng.choice([0.1, 3.0])),
-            load_policy(rng.choice(shipped_names()), {}, folder=Path()),
+            POLICIES.load(rng.choice(POLICIES.shipped), {}, folder=Path()),
         ]
     )
 

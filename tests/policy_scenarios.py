@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch import Result, Scenario, simulate
-from simbatch.policies.registry import load_policy
+from simbatch.sim.plugins.named import POLICIES
 
 Lengths = dict[str, Any]
 
@@ -40,4 +40,4 @@ def serving(
 
 def under(scenario: Scenario, policy: str, **parameters: Any) -> Result:
     """The scenario under a policy that ships."""
-    return simulate(scenario, load_policy(policy, parameters, folder=Path()))
+    return simulate(scenario, POLICIES.load(policy, parameters, folder=Path()))

@@ -9,13 +9,13 @@ import pytest
 
 from simbatch import Scenario
 from simbatch.sim.scenario.chance import RESAMPLE, has_chance, resampling, runs_words, seeds_of
+from simbatch.sim.search.run import Runner
 from simbatch.sim.search.sweep import sweep
-from simbatch.sim.search.tune import Tuned, tune
-from simbatch.sim.search.tune_files import content
-from simbatch.sim.search.tune_goal import Goal, Limit, metric_of
-from simbatch.sim.search.tune_report import report
-from simbatch.sim.search.tune_run import Runner
-from simbatch.sim.search.tune_space import SEQS, Axis, Space
+from simbatch.sim.tuning.goal import Goal, Limit, metric_of
+from simbatch.sim.tuning.space import SEQS, Axis, Space
+from simbatch.sim.tuning.tune import Tuned, tune
+from simbatch.sim.tuning.tune_files import content
+from simbatch.sim.tuning.tune_report import report
 
 FIXED = {"distribution": "fixed", "mean": 20}
 STILL: dict[str, Any] = {
@@ -102,7 +102,7 @@ def test_tune_checks_its_answer_on_the_trace_resampled(traced: Scenario) -> None
     answer = content(found, 0)
     assert (answer["resample_blocks"], answer["confirmation"]["resample_blocks"]) == (None, 20)
     several = tuned(traced.override({"workload.trace.rate_scale": 5.0}), replications=3, confirm=0)
-    assert len({run["output_throughput"] for run in several.best.by_seed}) == 3
+    assert len({run.means["output_throughput"] for run in several.best.runs.each}) == 3
     assert "each seed draws the trace anew: 3 resamplings of the trace in 20 blocks of time" in report(several)
 
 

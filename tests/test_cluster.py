@@ -12,14 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simbatch.policies.random_cases import MS, ListSource
 from simbatch.policies.vllm import VLLM
 from simbatch.routers import ReplicaView, RequestView, Router
-from simbatch.routers.random_clusters import ClusterCase, random_cluster
-from simbatch.routers.registry import ROUTERS
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import Member, run_cluster
 from simbatch.sim.engine.record import FINISHED, RunRecord
+from simbatch.sim.plugins.cases import MS, ClusterCase, ListSource, random_cluster
+from simbatch.sim.plugins.named import ROUTERS
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import Case, itl_ps, random_case, timed_case
 

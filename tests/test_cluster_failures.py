@@ -9,14 +9,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simbatch.policies.random_cases import MS, ListSource
 from simbatch.policies.vllm import VLLM
-from simbatch.routers.random_clusters import ClusterCase, random_cluster
-from simbatch.routers.registry import ROUTERS
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import Change, ClusterRun, Member
 from simbatch.sim.engine.record import FINISHED, UNFINISHED
-from simbatch.sim.results.curves import computed_tokens
+from simbatch.sim.metrics.curves import computed_tokens
+from simbatch.sim.plugins.cases import MS, ClusterCase, ListSource, random_cluster
+from simbatch.sim.plugins.named import ROUTERS
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.search.simulate import explain_request, run_resolved

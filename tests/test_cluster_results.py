@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simbatch import UserError
-from simbatch.sim.results import Result
+from simbatch.sim.report.result import Result
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search.simulate import run_resolved, simulate
 from tests.test_cli import run

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from simbatch.cli import main
-from simbatch.sim.results.plots.loads import spread
+from simbatch.sim.report.loads_picture import spread
 
 FIXED = {"distribution": "fixed", "mean": 20}
 SCENARIO: dict[str, Any] = {

@@ -18,11 +18,11 @@ from scipy import stats
 
 from simbatch.cli import main
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results import Result
-from simbatch.sim.results.compare import Comparison
+from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
+from simbatch.sim.report.compare import Comparison, ReplicatedComparison
+from simbatch.sim.report.result import Result
 from simbatch.sim.results.differences import Difference
-from simbatch.sim.results.registry import HIGHER, LOWER, Metric
-from simbatch.sim.results.replications import ReplicatedComparison
+from simbatch.sim.results.experiment import Experiment
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 SCENARIO = {
@@ -178,8 +178,11 @@ def candidate(policy: str, step_ms: int) -> Result:
 
 def replicated(steps_ms: dict[str, Sequence[int]], **settings: Any) -> ReplicatedComparison:
     first = Comparison({name: candidate(name, steps[0]) for name, steps in steps_ms.items()})
-    summaries = {name: [candidate(name, step).summary for step in steps] for name, steps in steps_ms.items()}
-    return ReplicatedComparison(summaries, range(3), **settings, first=first)
+    experiment: Experiment[str] = Experiment()
+    for name, steps in steps_ms.items():
+        for seed, step in enumerate(steps):
+            experiment.add(name, seed, candidate(name, step).summary)
+    return ReplicatedComparison(experiment, **settings, first=first)
 
 
 THREE: dict[str, Sequence[int]] = {"a": (20, 24, 28), "b": (10, 13, 15), "c": (20, 25, 27)}

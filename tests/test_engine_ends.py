@@ -9,7 +9,7 @@ import pytest
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.host import HostTimes
 from simbatch.sim.engine.record import FINISHED, REJECTED, UNFINISHED, RunRecord
-from simbatch.sim.results.overload import warnings_of
+from simbatch.sim.metrics.steady import warnings_of
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import random_case
 from tests.results_records import facts

@@ -8,7 +8,7 @@ import pytest
 
 from simbatch import Scenario
 from simbatch.sim.cost.host import HostTimes, LaunchTimes
-from simbatch.sim.engine.host import Host
+from simbatch.sim.engine.resources import Host
 from simbatch.sim.scenario import resolve
 
 TIMES = HostTimes(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from simbatch.sim.engine import Run, run
 from simbatch.sim.engine.decode_group import DecodeGroup
+from simbatch.sim.engine.pace import span_ps, steps_until
 from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
-from simbatch.sim.engine.spans import span_ps, steps_until
 from simbatch.sim.scheduler.request import Request
 from tests.engine_cases import itl_ps, random_case
 

@@ -9,11 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from simbatch.policies import EngineView, Policy, RequestView
-from simbatch.policies.registry import load_policy, policy_names
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import UserError
+from simbatch.sim.plugins.named import POLICIES
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import MS, ListSource, Row
 
@@ -50,7 +50,7 @@ class TestOwnPolicies:
             "class Shortest(Policy):\n    '''Shortest prompt first.'''\n    limit: int = 3\n\n"
             "    def order(self, request):\n        return request.num_prompt_tokens\n"
         )
-        policy = load_policy("mine.py:Shortest", {"limit": 5}, folder=tmp_path)
+        policy = POLICIES.load("mine.py:Shortest", {"limit": 5}, folder=tmp_path)
         assert policy.parameters() == {"limit": 5}
         rows: list[Row] = [(0, n, 2, 0, ()) for n in (9, 3, 6)]
         record = serve(policy, rows, max_num_seqs=1)
@@ -83,7 +83,7 @@ class TestOwnPolicies:
     )
     def test_a_broken_one_is_named_with_its_rule(self, tmp_path: Path, source: str, message: str) -> None:
         (tmp_path / "mine.py").write_text(f"from simbatch.policies import Policy\nclass Mine(Policy):\n    {source}\n")
-        policy = load_policy("mine.py:Mine", {}, folder=tmp_path)
+        policy = POLICIES.load("mine.py:Mine", {}, folder=tmp_path)
         rows: list[Row] = [(0, 60, 40, 0, ()), (0, 60, 40, 0, ())]
         with pytest.raises(UserError, match=message):
             serve(policy, rows, num_gpu_blocks=10, max_model_len=128)
@@ -125,8 +125,8 @@ class TestOwnPolicies:
 
 class TestRegistry:
     def test_all_that_ship_can_be_made_without_parameters(self) -> None:
-        for name in policy_names():
-            assert bool(load_policy(name, {}, folder=HERE).decisions()) == (name != "vllm"), name
+        for name in POLICIES.names():
+            assert bool(POLICIES.load(name, {}, folder=HERE).decisions()) == (name != "vllm"), name
 
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -141,9 +141,9 @@ class TestRegistry:
     )
     def test_a_name_that_leads_nowhere(self, name: str, message: str) -> None:
         with pytest.raises(UserError, match=message):
-            load_policy(name, {}, folder=HERE)
+            POLICIES.load(name, {}, folder=HERE)
 
     @pytest.mark.parametrize("params", [{"batch_size": 0}, {"batch_size": "8"}, {"batch_size": True}, {"size": 3}])
     def test_parameters_are_checked(self, params: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
-            load_policy("fixed", params, folder=HERE)
+            POLICIES.load("fixed", params, folder=HERE)

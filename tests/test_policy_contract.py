@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simbatch.policies import EngineView, Plan, Policy, RequestView
-from simbatch.policies.registry import policy_class, shipped_names
 from simbatch.policies.testing import RULES, PolicyError, check_policy
+from simbatch.sim.plugins.named import POLICIES
 from tests.test_cli import run
 from tests.test_policies import HERE
 
 
-@pytest.mark.parametrize("name", shipped_names())
+@pytest.mark.parametrize("name", POLICIES.shipped)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_every_policy_that_ships_keeps_to_the_rules(name: str, seed: int) -> None:
     checked = check_policy(name, num_cases=1, seed=seed)
     assert checked.num_requests >= 5
-    kind = policy_class(name, folder=HERE)
+    kind = POLICIES.find(name, folder=HERE)
     assert set(RULES) - set(checked.rules) == {
         rule
         for rule, free in {

@@ -12,7 +12,7 @@ from simbatch.policies import EngineView, Policy, RequestView
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.engine.record import REJECTED
 from simbatch.sim.errors import UserError
-from simbatch.sim.scheduler.predictor import predicted_length
+from simbatch.sim.scheduler.decisions import predicted_length
 from tests.engine_cases import MS, Row
 from tests.test_policies import all_at_once, serve
 

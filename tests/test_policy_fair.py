@@ -10,9 +10,9 @@ import pytest
 
 from simbatch import Result, Scenario, simulate
 from simbatch.policies.fair import Fair
-from simbatch.policies.random_cases import ListSource
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
+from simbatch.sim.plugins.cases import ListSource
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import MS
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Any
 
 import numpy as np
 import pytest
 
+from simbatch.sim.metrics.registry import (
+    HIGHER,
+    REGISTRY,
+    Metric,
+    bounds_of,
+    metrics_of,
+    possible,
+    possible_difference,
+    steady_metrics,
+)
 from simbatch.sim.results.differences import Difference
-from simbatch.sim.results.possible import bounds_of, plus_minus, possible, possible_difference
-from simbatch.sim.results.registry import HIGHER, REGISTRY, Metric, metrics_of, steady_metrics
+from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs
-from simbatch.sim.search.sweep_table import points_of
 from simbatch.sim.statistics.intervals import mean_interval, paired_difference, paired_ratio
+from simbatch.sim.text import plus_minus
 
 
 @pytest.mark.parametrize(
@@ -75,10 +83,11 @@ def test_what_is_written_and_stored() -> None:
     interval = Runs([{"p99_ttft_ms": value} for value in (1.0, 50.0, 2.0)]).interval(REGISTRY["p99_ttft_ms"])
     assert interval is not None
     assert interval.low == 0.0
-    rows: list[dict[str, Any]] = [
-        {"slo_share.all": value, "overloaded": False, "warnings": "", "key": ""} for value in (1.0, 0.9, 1.0)
-    ]
-    assert points_of(rows, [])[0]["slo_share.all.high"] == 1.0
+    table: Experiment[str] = Experiment()
+    for seed, value in enumerate((1.0, 0.9, 1.0)):
+        ours = {"slo_share": {"all": value}, "profile": {"share_of_steps_in_range": None}}
+        table.add("a", seed, {"simbatch": ours})
+    assert next(table.points())["slo_share.all.high"] == 1.0
 
 
 def test_an_interval_that_was_cut_is_written_with_its_ends() -> None:

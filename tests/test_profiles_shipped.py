@@ -19,9 +19,8 @@ from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.load import shipped_names, shipped_text
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.sweep import sweep
-from simbatch.sim.search.tune_axes import axes_of
-from simbatch.sim.search.tune_flags import vllm_serve
-from simbatch.sim.search.tune_space import Space
+from simbatch.sim.tuning.space import Space, axes_of
+from simbatch.sim.tuning.vllm_flags import vllm_serve
 from tests.test_profile_import import with_measurements
 
 SAMPLE = (

@@ -11,7 +11,7 @@ import yaml
 from scipy import stats
 
 from simbatch.cli import main
-from simbatch.policies.registry import policy_names
+from simbatch.sim.plugins.named import POLICIES as NAMED
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.rank import Judged, overall, plan_ranking, ranks_of
 
@@ -121,7 +121,7 @@ def test_all_policies_by_name_take_part_where_they_can(capsys: pytest.CaptureFix
     assert run("online.yaml", "batches.yaml", "traced.yaml", "--jobs", "1", "--replications", "2") == 0
     content = json.loads(Path("results/rank/ranking.json").read_text())
     online, batches = content["scenarios"]
-    assert {*names(online), *online["left_out"]} == {*policy_names()}
+    assert {*names(online), *online["left_out"]} == {*NAMED.names()}
     assert {"vllm", "fixed", "adaptive", "priority"} <= {*names(online)}
     assert batches["left_out"]["vllm"] == "policy vllm does not support static batching, only continuous"
     assert content["left_out"] == {"traced": "there is no file nowhere.csv"}
@@ -204,7 +204,9 @@ def test_who_cannot_be_measured_is_last() -> None:
         "fixed": [summary(0.5), summary(0.6)],
         "priority": [summary(0.7), summary(0.9)],
     }
-    judged = Judged.of(plan.entries[0], runs)
+    cells = plan.entries[0].cells
+    found = {cell.key: run for policy in cells for cell, run in zip(cells[policy], runs[policy], strict=True)}
+    judged = Judged.of(plan.entries[0], found)
     assert [(standing.policy, standing.rank) for standing in judged.standings] == [
         ("priority", 1),
         ("fixed", 2),

@@ -10,11 +10,11 @@ import yaml
 from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.search import recommend_cases
-from simbatch.sim.search.recommend import CLOSE, Choice, recommend
-from simbatch.sim.search.recommend_cases import GB, USE_CASES, scenario_of
-from simbatch.sim.search.recommend_report import report, verdict
-from simbatch.sim.search.recommend_vllm import arguments, command
+from simbatch.sim.tuning import recommend_cases
+from simbatch.sim.tuning.recommend import CLOSE, BatchChoice, recommend
+from simbatch.sim.tuning.recommend_cases import GB, USE_CASES, scenario_of
+from simbatch.sim.tuning.recommend_report import report, verdict
+from simbatch.sim.tuning.vllm_flags import arguments, command
 
 PROFILE = "rtx4090-llama-3.1-8b-bf16"
 
@@ -98,7 +98,9 @@ def test_common_random_numbers_and_a_busier_hour():
     assert (result.load.share, result.load.rate, result.load.peak) == (0.7, 7.0, 8.75)
     seeds = {}
     for settings, seed in engine.asked:
-        seeds.setdefault(Choice(*list(settings.values())[:2]), set()).add((settings.get("workload.request_rate"), seed))
+        seeds.setdefault(BatchChoice(*list(settings.values())[:2]), set()).add(
+            (settings.get("workload.request_rate"), seed)
+        )
     compared = [
         seeds[choice] for choice in result.trials if choice not in (result.prior, result.default, result.chosen)
     ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from simbatch import Scenario, simulate
-from simbatch.sim.results import registry
-from simbatch.sim.results.compare import Comparison
-from simbatch.sim.results.registry import LOWER, REGISTRY, Metric, metrics_of, steady_metrics
+from simbatch.sim.metrics import registry
+from simbatch.sim.metrics.registry import LOWER, REGISTRY, Metric, metrics_of, steady_metrics
+from simbatch.sim.report.compare import Comparison
 from simbatch.sim.search.sweep import sweep
-from simbatch.sim.search.tune_goal import Limit
+from simbatch.sim.tuning.goal import Limit
 
 SCENARIO = {
     "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}},

@@ -9,15 +9,17 @@ import pytest
 from PIL import Image
 
 from simbatch.sim.errors import UserError
-from simbatch.sim.results import Result, Slo
-from simbatch.sim.results.compare import Comparison, Row
+from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.report.compare import Comparison
+from simbatch.sim.report.result import Result
+from simbatch.sim.results.differences import MetricRow
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 
 def candidate(policy, step_ms, arrivals=(0, 5, 10), **changes):
     toys = [Toy(ms * MS, [i, i + 1, i + 2], priority=i % 2) for i, ms in enumerate(arrivals)]
     record = build(toys, back_to_back([step_ms * MS] * 5, start_ps=10 * MS))
-    known = {"policy": policy, "slo": Slo(ttft_ms=50), "scenario_name": "bursty", "seed": 3}
+    known = {"policy": policy, "slo": SloLimits(ttft_ms=50), "scenario_name": "bursty", "seed": 3}
     return Result(record, facts(**{**known, **changes}))
 
 
@@ -42,9 +44,9 @@ def test_values_and_the_best(comparison):
 
 def test_values_that_look_equal_are_equally_good():
     values = {"a": 2.2004, "b": 2.2001, "c": None}
-    assert Row("request_throughput", "", values, "higher").best == []
-    assert Row("request_throughput", "", {**values, "c": 1.0}, "higher").best == ["a", "b"]
-    assert Row("request_throughput", "", {**values, "c": 1.0}, "lower").best == ["c"]
+    assert MetricRow("request_throughput", "", values, "higher").best == []
+    assert MetricRow("request_throughput", "", {**values, "c": 1.0}, "higher").best == ["a", "b"]
+    assert MetricRow("request_throughput", "", {**values, "c": 1.0}, "lower").best == ["c"]
 
 
 def test_the_table(comparison):
@@ -99,7 +101,7 @@ def test_files_read_back(comparison, tmp_path):
 
 def test_a_picture_of_many_candidates_of_which_some_served_nobody(tmp_path):
     results = {f"candidate {i}": candidate("fixed", 10 + i) for i in range(9)}
-    results["nobody"] = Result(build([], []), facts(slo=Slo(ttft_ms=50)))
+    results["nobody"] = Result(build([], []), facts(slo=SloLimits(ttft_ms=50)))
     written = Comparison(results).save(tmp_path)
     with Image.open(written[2]) as image:
         image.load()

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from simbatch.sim.results import Result, Slo
-from simbatch.sim.results.text import number, percent, table
+from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.report.result import Result
+from simbatch.sim.text import number, percent, table
 from tests.results_records import MS, REJECTED, Toy, back_to_back, build, facts
 
 BLOCK = """\
@@ -56,7 +57,7 @@ def result(**changes):
     steps = back_to_back([100 * MS, 20 * MS, 30 * MS, 40 * MS, 50 * MS], start_ps=100 * MS)
     record = build([Toy(0, [0, 1, 2], 10), Toy(100 * MS, [2, 3, 4], 30, priority=1)], steps)
     known = {
-        "slo": Slo(ttft_ms=150, tpot_ms=45),
+        "slo": SloLimits(ttft_ms=150, tpot_ms=45),
         "scenario": {"workload": {"request_rate": 3, "max_concurrency": 8}},
         "policy": "adaptive",
         "policy_params": {"target_tpot_ms": 50, "growth": "multiplicative"},

@@ -14,7 +14,9 @@ from PIL import Image
 
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.errors import UserError
-from simbatch.sim.results import Result, Slo, files
+from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.report.result import Result
+from simbatch.sim.results import files
 from tests.results_records import MS, REFUSED, REJECTED, UNFINISHED, Step, Toy, back_to_back, build, facts
 
 NAMES = {"summary.json", "requests.parquet", "scenario.yaml", "run.json", "latency.png", "timeline.png"}
@@ -31,7 +33,7 @@ def record(**options):
 
 def result(**options):
     known = facts(
-        scenario={"profile": "inline", "seed": 7, "workload": {"num_prompts": np.int64(3)}}, slo=Slo(ttft_ms=50.0)
+        scenario={"profile": "inline", "seed": 7, "workload": {"num_prompts": np.int64(3)}}, slo=SloLimits(ttft_ms=50.0)
     )
     return Result(record(**options), known, wall_s=1.5)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simbatch.sim.results.gaps import PooledGaps
+from simbatch.sim.metrics.gaps import PooledGaps
 
 PERCENTS = [0, 1, 12.5, 50, 90, 95, 99, 100]
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from simbatch import Policy, Scenario, simulate
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.results import Result, Slo, fairness
-from simbatch.sim.results.compare import Comparison
-from simbatch.sim.results.fairness import fair_share_ratios, jain_index, max_min_shares
-from simbatch.sim.results.groups import MAX_TENANTS, Tenants
+from simbatch.sim.metrics import groups
+from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.metrics.groups import MAX_TENANTS, Tenants, fair_share_ratios, jain_index, max_min_shares
+from simbatch.sim.report.compare import Comparison
+from simbatch.sim.report.result import Result
 from tests.results_records import MS, REJECTED, UNFINISHED, S, Toy, back_to_back, build, facts
 
 TENANTS = Path(__file__).parents[1] / "scenarios" / "tenants.yaml"
@@ -94,9 +95,9 @@ def test_many_moments_are_looked_at_less_often_and_say_nearly_the_same(monkeypat
     record = simulate(Scenario.load(TENANTS)).record
     tenants = Tenants.of(record)
     exact = fair_share_ratios(record, tenants)
-    monkeypatch.setattr(fairness, "ROWS", 100)
+    monkeypatch.setattr(groups, "ROWS", 100)
     np.testing.assert_allclose(fair_share_ratios(record, tenants), exact)
-    monkeypatch.setattr(fairness, "MAX_MOMENTS", 1500)
+    monkeypatch.setattr(groups, "MAX_MOMENTS", 1500)
     np.testing.assert_allclose(fair_share_ratios(record, tenants), exact, atol=0.05)
 
 
@@ -107,7 +108,7 @@ def test_a_block_per_tenant_the_largest_first_with_figures_of_its_own() -> None:
         Toy(0, [3, 4], status=UNFINISHED),
         Toy(0, [2], 10, tenant="large"),
     ]
-    block = ours(build(toys, back_to_back([100 * MS] * 5)), slo=Slo(ttft_ms=250))
+    block = ours(build(toys, back_to_back([100 * MS] * 5)), slo=SloLimits(ttft_ms=250))
     assert list(block["tenants"]) == ["large", "(none)", "small"]
     assert (block["num_tenants"], block["other_tenants"]) == (3, {})
     large = block["tenants"]["large"]
@@ -122,7 +123,7 @@ def test_a_block_per_tenant_the_largest_first_with_figures_of_its_own() -> None:
 
 def test_of_thousands_of_tenants_the_largest_have_blocks_and_the_others_one() -> None:
     toys = [Toy(0, [i], 10 + i % 7, tenant=f"tenant {i % 3000}") for i in range(4000)]
-    result = Result(build(toys, back_to_back([MS] * 4000)), facts(slo=Slo(ttft_ms=50)))
+    result = Result(build(toys, back_to_back([MS] * 4000)), facts(slo=SloLimits(ttft_ms=50)))
     block = result.summary["simbatch"]
     assert (block["num_tenants"], len(block["tenants"])) == (3000, MAX_TENANTS)
     others = block["other_tenants"]
@@ -210,7 +211,7 @@ def test_tenants_stand_in_the_file_and_the_columns_when_there_are_any(tmp_path: 
 def test_a_comparison_has_a_row_for_each_tenant_and_for_fairness() -> None:
     def candidate(order: list[int]) -> Result:
         toys = [Toy(0, [k], tenant=name) for k, name in zip(order, ("a.com", "a.com", "b\x1b"), strict=True)]
-        return Result(build(toys, back_to_back([S] * 3)), facts(slo=Slo(ttft_ms=1500)))
+        return Result(build(toys, back_to_back([S] * 3)), facts(slo=SloLimits(ttft_ms=1500)))
 
     compared = Comparison({"first": candidate([0, 1, 2]), "turns": candidate([0, 2, 1])})
     rows = {row.key: row for row in compared.rows}
@@ -223,6 +224,6 @@ def test_a_comparison_has_a_row_for_each_tenant_and_for_fairness() -> None:
 
 def test_a_table_of_tenants_is_not_broken_and_names_are_cut() -> None:
     toys = [Toy(0, [i + 1], tenant="a name that nobody has room for" * (i + 1)) for i in range(2)]
-    lines = Result(build(toys, back_to_back([10**7 * MS] * 4)), facts(slo=Slo(ttft_ms=1))).text().splitlines()
+    lines = Result(build(toys, back_to_back([10**7 * MS] * 4)), facts(slo=SloLimits(ttft_ms=1))).text().splitlines()
     [row, _] = [line for line in lines if line.startswith("a name that nobod...")]
     assert row.split()[-2:] == ["0.00", "%"]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simbatch.sim.results import Result, Slo
+from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.report.result import Result
 from tests.results_records import (
     MS,
     REFUSED,
@@ -38,7 +39,7 @@ def by_hand():
 
 
 def test_the_keys_by_hand():
-    summary = Result(build(*by_hand()), facts(slo=Slo(ttft_ms=150, tpot_ms=45))).summary
+    summary = Result(build(*by_hand()), facts(slo=SloLimits(ttft_ms=150, tpot_ms=45))).summary
     assert summary["duration"] == 0.34
     assert (summary["completed"], summary["failed"]) == (2, 0)
     assert (summary["total_input_tokens"], summary["total_output_tokens"]) == (40, 6)
@@ -77,7 +78,7 @@ def timed():
 
 def test_with_host_and_front_end_latencies_are_the_clients_and_the_columns_the_engines():
     """a: its tokens leave at 205, 235 and 256 ms; b: at 256, 296 and 347 ms; the network takes 3 ms."""
-    result = Result(build(*timed(), client_overhead_ps=3 * MS), facts(slo=Slo(ttft_ms=170)))
+    result = Result(build(*timed(), client_overhead_ps=3 * MS), facts(slo=SloLimits(ttft_ms=170)))
     summary = result.summary
     assert summary["mean_ttft_ms"] == (208 + 159) / 2
     assert summary["mean_tpot_ms"] == pytest.approx(((256 - 205) / 2 + (347 - 256) / 2) / 2)
@@ -121,7 +122,7 @@ def test_the_network_moves_tokens_from_one_second_to_the_next(network_ms, peak):
 def test_refused_requests_are_failed_with_their_reasons_and_wait_nowhere():
     toys, steps = by_hand()
     toys += [Toy(50 * MS, [], 70, status=REFUSED), Toy(3 * S, [], 70, status=REFUSED)]
-    result = Result(build(toys, steps), facts(slo=Slo(ttft_ms=1000)))
+    result = Result(build(toys, steps), facts(slo=SloLimits(ttft_ms=1000)))
     summary, ours = result.summary, result.summary["simbatch"]
     assert (summary["completed"], summary["failed"], summary["duration"]) == (2, 2, 3.0)
     assert summary["mean_ttft_ms"] == 175
@@ -138,7 +139,7 @@ def test_refused_requests_are_failed_with_their_reasons_and_wait_nowhere():
 def test_rejected_and_unfinished_requests_are_failed_and_enter_no_latency():
     toys, steps = by_hand()
     toys += [Toy(50 * MS, [], 9000, status=REJECTED), Toy(60 * MS, [1, 2], 7, status=UNFINISHED)]
-    summary = Result(build(toys, steps), facts(slo=Slo(ttft_ms=1000))).summary
+    summary = Result(build(toys, steps), facts(slo=SloLimits(ttft_ms=1000))).summary
     assert (summary["completed"], summary["failed"]) == (2, 2)
     assert summary["total_input_tokens"] == 40
     assert summary["mean_ttft_ms"] == 175
@@ -164,7 +165,7 @@ def test_what_was_not_measured_is_null():
 
 
 def test_a_run_without_requests_has_a_summary():
-    summary = Result(build([], []), facts(slo=Slo(ttft_ms=1))).summary
+    summary = Result(build([], []), facts(slo=SloLimits(ttft_ms=1))).summary
     assert summary["duration"] == 0
     assert summary["request_throughput"] is None
     assert summary["simbatch"]["slo_share"] == {"all": None, "ttft": None}
@@ -173,12 +174,12 @@ def test_a_run_without_requests_has_a_summary():
 @pytest.mark.parametrize(("limit_ms", "is_good"), [(25, True), (24.999999999, False)])
 def test_a_limit_itself_is_within_the_slo(limit_ms, is_good):
     record = build([Toy(0, [0, 1, 2])], back_to_back([10 * MS, 20 * MS, 30 * MS]))
-    summary = Result(record, facts(slo=Slo(tpot_ms=limit_ms))).summary
+    summary = Result(record, facts(slo=SloLimits(tpot_ms=limit_ms))).summary
     assert (summary["request_goodput"] > 0) is is_good
 
 
 def test_a_single_token_is_within_any_tpot():
-    summary = Result(build([Toy(0, [0])], back_to_back([MS])), facts(slo=Slo(tpot_ms=1e-6))).summary
+    summary = Result(build([Toy(0, [0])], back_to_back([MS])), facts(slo=SloLimits(tpot_ms=1e-6))).summary
     assert summary["request_goodput"] == 1000
 
 
@@ -234,7 +235,7 @@ def described(values):
 @given(runs())
 def test_the_same_as_one_timestamp_per_token_gives(run):
     toys, steps, overhead = run
-    slo = Slo(ttft_ms=1500, tpot_ms=900.5, e2el_ms=6000)
+    slo = SloLimits(ttft_ms=1500, tpot_ms=900.5, e2el_ms=6000)
     summary = Result(build(toys, steps, client_overhead_ps=overhead), facts(slo=slo)).summary
     done = [toy for toy in toys if toy.steps]
     times = [[(t + overhead) / S for t in token_times(steps, toy)] for toy in done]

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simbatch.sim.results import Result, Slo
-from simbatch.sim.results.plots import latency, timeline
-from simbatch.sim.results.plots.style import duration_text
+from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.report import run_pictures
+from simbatch.sim.report.result import Result
+from simbatch.sim.report.style import duration_text
 from tests.results_records import MS, REJECTED, S, Toy, back_to_back, build, facts
 
 
@@ -22,13 +23,13 @@ def runs():
     yield "long", build([Toy(0, [0]), Toy(90_000 * S, [1])], [*steps[:1], *back_to_back([MS], 90_000 * S)])
 
 
-@pytest.mark.parametrize("slo", [Slo(), Slo(ttft_ms=0.001, tpot_ms=1e6, e2el_ms=50)], ids=["no slo", "slo"])
+@pytest.mark.parametrize("slo", [SloLimits(), SloLimits(ttft_ms=0.001, tpot_ms=1e6, e2el_ms=50)], ids=["no slo", "slo"])
 @pytest.mark.parametrize(("name", "record"), list(runs()), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_run_can_be_drawn(tmp_path, name, record, slo):
     known = facts(slo=slo, scenario_name=f"{name} $x_1$ " + "long " * 40, policy_params={"batch_size": 4})
     result = Result(record, known)
-    latency.write(tmp_path / "latency.png", result)
-    timeline.write(tmp_path / "timeline.png", result)
+    run_pictures.write_latency(tmp_path / "latency.png", result)
+    run_pictures.write_timeline(tmp_path / "timeline.png", result)
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
             image.load()
@@ -41,18 +42,18 @@ def test_a_burst_stands_out_of_a_long_run():
     burst = [Toy(43_200 * S + i * 9 * MS, [1440 + i]) for i in range(100)]
     steps = [back_to_back([MS], toy.arrival_ps)[0] for toy in quiet]
     record = build(quiet + burst, [*steps, *back_to_back([50 * MS] * 100, 43_201 * S)])
-    edges, mean, peak = timeline.arrivals(record)
+    edges, mean, peak = run_pictures.arrivals(record)
     assert peak.max() >= 100
     assert mean.max() < 2
     assert edges[peak.argmax()] <= 43_200 < edges[peak.argmax() + 1]
-    edges, mean, peak = timeline.binned(timeline.curves.waiting(record), record)
+    edges, mean, peak = run_pictures.binned(run_pictures.curves.waiting(record), record)
     assert peak.max() == 100
-    assert len(edges) <= timeline.NUM_BINS + 1
+    assert len(edges) <= run_pictures.NUM_BINS + 1
 
 
 def test_every_arrival_is_on_the_timeline():
     record = build([Toy(i * 37 * MS, [i]) for i in range(50)], back_to_back([40 * MS] * 50))
-    edges, mean, _ = timeline.arrivals(record)
+    edges, mean, _ = run_pictures.arrivals(record)
     assert (mean * np.diff(edges)).sum() == pytest.approx(50)
 
 

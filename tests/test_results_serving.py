@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch.sim.cost.trust import NO_HOST_TIMES
-from simbatch.sim.results import Result, Slo
-from simbatch.sim.results.curves import Curve, waiting_with_preempted
-from simbatch.sim.results.overload import is_overloaded
+from simbatch.sim.metrics.curves import waiting_with_preempted
+from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.metrics.steady import is_overloaded
+from simbatch.sim.metrics.step_function import Curve
+from simbatch.sim.report.result import Result
 from tests.results_records import MS, REJECTED, UNFINISHED, S, Toy, back_to_back, build, facts
 
 
@@ -49,7 +51,7 @@ def test_blocks_fill_evenly_within_a_span():
 def test_a_block_per_class_the_most_urgent_first():
     steps = back_to_back([100 * MS, 100 * MS, 100 * MS])
     toys = [Toy(0, [2], priority=1), Toy(0, [0], priority=0), Toy(0, [1], priority=7), Toy(0, [], 1, 7, REJECTED)]
-    block = ours(build(toys, steps), slo=Slo(ttft_ms=250))
+    block = ours(build(toys, steps), slo=SloLimits(ttft_ms=250))
     assert list(block["classes"]) == ["high", "normal", "7"]
     assert [b["mean_ttft_ms"] for b in block["classes"].values()] == [100, 300, 200]
     assert [b["slo_share"]["all"] for b in block["classes"].values()] == [1, 0, 0.5]

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch import Result, Scenario, simulate
-from simbatch.sim.results import Result as ResultClass
-from simbatch.sim.results import slices
-from simbatch.sim.results.gaps import PooledGaps
-from simbatch.sim.results.plots import timeline
-from simbatch.sim.results.step_function import Curve, Pieces
-from simbatch.sim.results.tokens import first_steps_ps, output_tokens_per_second
+from simbatch.sim.metrics import columns
+from simbatch.sim.metrics.curves import first_steps_ps, output_tokens_per_second
+from simbatch.sim.metrics.gaps import PooledGaps
+from simbatch.sim.metrics.step_function import Curve, Pieces
+from simbatch.sim.report import run_pictures
+from simbatch.sim.report.result import Result as ResultClass
 
 STEP_TIME = {"base_s": 0.02, "per_prefill_token_s": 1e-4, "per_decode_seq_s": 1e-3, "per_context_token_s": 1e-6}
 
@@ -44,11 +44,11 @@ def simulated() -> Result:
 def pictured(result: Result) -> list[np.ndarray]:
     record = result.record
     functions = (
-        timeline.curves.waiting_with_preempted(record),
-        timeline.curves.batch_size(record),
-        timeline.curves.used_blocks(record),
+        run_pictures.curves.waiting_with_preempted(record),
+        run_pictures.curves.batch_size(record),
+        run_pictures.curves.used_blocks(record),
     )
-    return [part for function in functions for part in timeline.binned(function, record, 57)]
+    return [part for function in functions for part in run_pictures.binned(function, record, 57)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
@@ -59,7 +59,7 @@ def test_the_size_of_the_slices_changes_nothing(simulated, size, monkeypatch, tm
     whole_pictured, whole_tokens = pictured(simulated), output_tokens_per_second(record)
     whole_sketch = PooledGaps.of(record).sketch()
     simulated.save(tmp_path / "whole")
-    monkeypatch.setattr(slices, "ROWS_PER_SLICE", size)
+    monkeypatch.setattr(columns, "ROWS_PER_SLICE", size)
     sliced = ResultClass(record, simulated.facts)
     assert json.dumps(sliced.summary) == json.dumps(simulated.summary)
     for part, whole in zip(pictured(sliced), whole_pictured, strict=True):

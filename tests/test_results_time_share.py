@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.results import Result, RunFacts, slices
-from simbatch.sim.results.curves import batch_size, used_blocks
-from simbatch.sim.results.time_share import shares_per_bin
+from simbatch.sim.metrics import columns
+from simbatch.sim.metrics.curves import batch_size, used_blocks
+from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.time_share import shares_per_bin
+from simbatch.sim.report.result import Result
 from tests.engine_cases import timed_case
 from tests.results_records import MS, Step, Toy, build, facts
 
@@ -173,7 +175,7 @@ def test_the_size_of_the_slices_changes_no_share(size: int, monkeypatch: pytest.
     leapt, _, known = timed_results(8)
     edges = np.linspace(0, leapt.end_ps, 30).astype(np.int64)
     whole, whole_bins = Result(leapt, known).summary["simbatch"]["host_wait_after"], shares_per_bin(leapt, known, edges)
-    monkeypatch.setattr(slices, "ROWS_PER_SLICE", size)
+    monkeypatch.setattr(columns, "ROWS_PER_SLICE", size)
     assert Result(leapt, known).summary["simbatch"]["host_wait_after"] == whole
     for part, expected in zip(shares_per_bin(leapt, known, edges), whole_bins, strict=True):
         np.testing.assert_allclose(part, expected, atol=1e-9)

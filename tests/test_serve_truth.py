@@ -13,8 +13,8 @@ from simbatch.policies.vllm import VLLM
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.cost.model import LinearCost
-from simbatch.sim.engine.host import Host
 from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.resources import Host
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.scheduler.config import EngineConfig
 

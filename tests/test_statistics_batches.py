@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.coverage import mm1, mser
-from simbatch.sim.statistics import Batches, Refusal, is_trending, keeps_growing
-from simbatch.sim.statistics.drift import widening
 from simbatch.sim.statistics.intervals import student_t
+from simbatch.sim.statistics.series import BatchMeans, NoClaim, is_trending, keeps_growing, widening
 
 
 def autoregressive(seed: int, n: int, phi: float, mean: float = 10.0) -> np.ndarray:
@@ -22,7 +21,7 @@ def autoregressive(seed: int, n: int, phi: float, mean: float = 10.0) -> np.ndar
 def test_means_by_hand() -> None:
     """20 batches of 10 whose means are 1 and 3 in turn: negative correlation, so nothing is widened."""
     series = np.repeat([1.0, 3.0] * 10, 10) + np.tile([-0.5, 0.5], 100) * 100
-    batches = Batches(series)
+    batches = BatchMeans(series)
     assert batches.means.tolist() == [1.0, 3.0] * 10
     interval = batches.mean()
     reach = student_t(19, 0.95) * np.std([1, 3] * 10, ddof=1) / 20**0.5
@@ -42,7 +41,7 @@ def test_coverage_of_a_process_whose_mean_is_known() -> None:
     held = naive = 0
     for seed in range(400):
         series = autoregressive(seed, 10_000, 0.8)
-        held += Batches(series).mean().holds(10.0)
+        held += BatchMeans(series).mean().holds(10.0)
         naive += abs(series.mean() - 10) <= 1.96 * series.std() / len(series) ** 0.5
     assert 0.94 <= held / 400 <= 0.99  # widened by chance as often as not: rather too wide
     assert naive / 400 < 0.6
@@ -50,39 +49,39 @@ def test_coverage_of_a_process_whose_mean_is_known() -> None:
 
 def test_coverage_of_a_quantile() -> None:
     held = sum(
-        Batches(np.random.default_rng([seed, 3]).exponential(1.0, 20_000)).quantile(0.99).holds(-np.log(0.01))
+        BatchMeans(np.random.default_rng([seed, 3]).exponential(1.0, 20_000)).quantile(0.99).holds(-np.log(0.01))
         for seed in range(200)
     )
     assert 0.9 <= held / 200 <= 0.99
 
 
 def test_a_short_series_is_refused() -> None:
-    with pytest.raises(Refusal, match="too short: 199 requests are left, 200 are needed"):
-        Batches(np.ones(199))
-    with pytest.raises(Refusal, match="batches of 1,000 requests are needed, these have 999"):
-        Batches(np.random.default_rng(1).normal(size=19_999)).quantile(0.99)
+    with pytest.raises(NoClaim, match="too short: 199 requests are left, 200 are needed"):
+        BatchMeans(np.ones(199))
+    with pytest.raises(NoClaim, match="batches of 1,000 requests are needed, these have 999"):
+        BatchMeans(np.random.default_rng(1).normal(size=19_999)).quantile(0.99)
 
 
 def test_a_series_of_few_independent_values_is_refused() -> None:
-    with pytest.raises(Refusal, match=r"2,000 requests are worth \d\d? independent ones, and 100 are needed"):
-        Batches(autoregressive(4, 2000, 0.99)).mean()
+    with pytest.raises(NoClaim, match=r"2,000 requests are worth \d\d? independent ones, and 100 are needed"):
+        BatchMeans(autoregressive(4, 2000, 0.99)).mean()
 
 
 def test_a_series_that_goes_one_way_is_refused() -> None:
     noise = np.random.default_rng(1).normal(size=4000)
-    with pytest.raises(Refusal, match="not steady: it rises"):
-        Batches(noise + np.linspace(0, 1, 4000))
-    with pytest.raises(Refusal, match="not steady: it falls"):
-        Batches(noise - np.linspace(0, 1, 4000))
+    with pytest.raises(NoClaim, match="not steady: it rises"):
+        BatchMeans(noise + np.linspace(0, 1, 4000))
+    with pytest.raises(NoClaim, match="not steady: it falls"):
+        BatchMeans(noise - np.linspace(0, 1, 4000))
 
 
 def test_equal_values_are_known_exactly() -> None:
-    interval = Batches(np.full(1000, 0.1)).mean()
+    interval = BatchMeans(np.full(1000, 0.1)).mean()
     assert (interval.low, interval.high) == pytest.approx((0.1, 0.1))
 
 
 def test_batches_that_are_all_alike_are_known_exactly() -> None:
-    interval = Batches(np.tile([1.0, 3.0], 500)).mean()
+    interval = BatchMeans(np.tile([1.0, 3.0], 500)).mean()
     assert (interval.low, interval.high) == (2.0, 2.0)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from simbatch.sim.statistics import Interval, mean_interval, paired_difference, paired_ratio
+from simbatch.sim.statistics.intervals import Interval, mean_interval, paired_difference, paired_ratio
 
 VALUES = [12.1, 9.8, 11.4, 10.2, 13.0, 10.9]
 OTHERS = [12.9, 10.1, 12.6, 10.8, 14.3, 11.0]

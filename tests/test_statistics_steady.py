@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks.coverage import Case, one_seat
 from simbatch import Scenario, simulate
-from simbatch.sim.results import Result
-from simbatch.sim.results.console import steady_line
-from simbatch.sim.results.overload import is_overloaded
-from simbatch.sim.statistics import Batches
+from simbatch.sim.metrics.steady import is_overloaded
+from simbatch.sim.report.console import steady_line
+from simbatch.sim.report.result import Result
+from simbatch.sim.statistics.series import BatchMeans
 
 
 def queue(load: float, num_prompts: int = 4000, kind: str = "M/G/1", seed: int = 0, **changes: Any) -> Scenario:
@@ -45,7 +45,7 @@ def test_the_mean_of_the_requests_between_by_batches(calm: Result) -> None:
     arrival_s, e2el_s = calm.requests["arrival_s"], calm.requests["e2el_s"]
     limit_s = arrival_s[-1] - np.quantile(e2el_s, 0.99)
     assert arrival_s[-last - 1] <= limit_s < arrival_s[-last]
-    expected = Batches(1000 * e2el_s[first:-last]).mean()
+    expected = BatchMeans(1000 * e2el_s[first:-last]).mean()
     assert block["mean_e2el_ms"]["value"] == pytest.approx(expected.estimate)
     assert block["mean_e2el_ms"]["high"] == pytest.approx(expected.high)
     assert expected.holds(Case("M/G/1", 0.5, 0, 1).truth_ms)

@@ -13,7 +13,8 @@ from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.draws import BLOCK, RATIO_SHIFT
 from simbatch.sim.cost.step_time import Ratios, StepNoise
 from simbatch.sim.errors import UserError
-from simbatch.sim.search.simulate import explain_request, resolve
+from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.search.simulate import explain_request
 
 SKEWED = {"share": [0, 0.9, 0.99, 1], "ratio": [0.8, 1.0, 1.6, 5.0]}
 EVEN = {"share": [0, 1], "ratio": [0.9, 1.1]}

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from simbatch.cli.trace import trace
 from simbatch.sim.errors import UserError
-from simbatch.sim.results import Result
+from simbatch.sim.report.result import Result
 from simbatch.sim.streams.described import Described
 from simbatch.sim.streams.streams import Streams
 from tests import bench_files as files

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from simbatch.cli import _trace_options as trace_cli
+from simbatch.cli import _options as trace_cli
 from simbatch.cli.trace import trace
 from simbatch.sim.errors import UserError
 from simbatch.sim.workload.trace_model import TRACE_FORMATS

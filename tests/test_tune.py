@@ -12,14 +12,13 @@ import pytest
 from simbatch import Scenario, UserError, simulate
 from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions
 from simbatch.sim.scenario import resolve
-from simbatch.sim.search import tune_plot
-from simbatch.sim.search.tune import Tuned, tune
-from simbatch.sim.search.tune_axes import axes_of, default_axes, seat_counts
-from simbatch.sim.search.tune_files import content, picture_axes
-from simbatch.sim.search.tune_flags import policy_refusal, set_flags, vllm_serve
-from simbatch.sim.search.tune_goal import Goal, Limit, metric_of
-from simbatch.sim.search.tune_run import Runner
-from simbatch.sim.search.tune_space import SEQS, TOKENS, Axis, Space
+from simbatch.sim.search.run import Runner
+from simbatch.sim.tuning import tune_files
+from simbatch.sim.tuning.goal import Goal, Limit, metric_of
+from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Space, axes_of, default_axes, seat_counts
+from simbatch.sim.tuning.tune import Tuned, tune
+from simbatch.sim.tuning.tune_files import content, picture_axes
+from simbatch.sim.tuning.vllm_flags import policy_refusal, set_flags, vllm_serve
 
 SCENARIO: dict[str, Any] = {
     # every decode costs, so that seats buy throughput with latency: 10 ms and 1 ms for each
@@ -33,7 +32,7 @@ SCENARIO: dict[str, Any] = {
     "slo": {"tpot_ms": 30},
     "seed": 3,
 }
-frame = tune_plot._frame
+frame = tune_files._frame
 SEATS = [1, 2, 4, 8, 16, 32, 64]
 
 
@@ -96,9 +95,9 @@ def test_the_points_of_the_set_carry_their_seats_on_linear_axes(
     tuned = tune(seats(), goal, Runner(scenario(), jobs=1), wants_knee=True)
     drawn: list[Any] = []
     monkeypatch.setattr(
-        "simbatch.sim.search.tune_plot._frame", lambda axes, *more: drawn.append(axes) or frame(axes, *more)
+        "simbatch.sim.tuning.tune_files._frame", lambda axes, *more: drawn.append(axes) or frame(axes, *more)
     )
-    tune_plot.draw(tmp_path / "tune.png", tuned, picture_axes(goal))
+    tune_files.draw(tmp_path / "tune.png", tuned, picture_axes(goal))
     [axes] = drawn
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
     texts = {(text.xy, text.get_text()) for text in axes.texts}

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from simbatch import Scenario, UserError, simulate
-from simbatch.sim.search.capacity import FRESH, Capacity, capacity_limits, find_capacity
-from simbatch.sim.search.capacity_report import content, report
 from simbatch.sim.search.rates import at_rate, rates_of
-from simbatch.sim.search.tune_goal import Limit
-from simbatch.sim.search.tune_run import Runner
+from simbatch.sim.search.run import Runner
+from simbatch.sim.tuning.capacity import FRESH, Capacity, capacity_limits, find_capacity
+from simbatch.sim.tuning.capacity_report import content, report
+from simbatch.sim.tuning.goal import Limit
 
 SERVICE_S = 0.01
 

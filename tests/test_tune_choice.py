@@ -9,16 +9,15 @@ import pytest
 
 from simbatch import Scenario
 from simbatch.cli import main
-from simbatch.sim.results.registry import SLO_SHARE
+from simbatch.sim.metrics.registry import SLO_SHARE
 from simbatch.sim.results.runs import Runs
-from simbatch.sim.search.tune import Tuned, tune
-from simbatch.sim.search.tune_choice import equals, order
-from simbatch.sim.search.tune_files import content
-from simbatch.sim.search.tune_goal import Goal, Limit, metric_of
-from simbatch.sim.search.tune_report import report
-from simbatch.sim.search.tune_run import Runner
-from simbatch.sim.search.tune_space import SEQS, Axis, Space
-from simbatch.sim.search.tune_trial import Trial
+from simbatch.sim.search.run import Runner
+from simbatch.sim.tuning.goal import Goal, Limit, metric_of
+from simbatch.sim.tuning.space import SEQS, Axis, Space
+from simbatch.sim.tuning.trial import TriedSettings, equals, order
+from simbatch.sim.tuning.tune import Tuned, tune
+from simbatch.sim.tuning.tune_files import content
+from simbatch.sim.tuning.tune_report import report
 
 SCENARIO: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},
@@ -34,34 +33,34 @@ SCENARIO: dict[str, Any] = {
 GOAL = Goal((metric_of("throughput", "x"),))
 
 
-def trial(number: int, *figures: float, settings: dict[str, Any] | None = None, **means: float) -> Trial:
+def trial(number: int, *figures: float, settings: dict[str, Any] | None = None, **means: float) -> TriedSettings:
     """Throughputs, one a run; other figures are means."""
     shares = {key.rpartition(".")[2]: value for key, value in means.items() if key.startswith(SLO_SHARE)}
     ours = {"simbatch": {"slo_share": shares}}
     runs: list[dict[str, Any]] = [{"output_throughput": figure, **means, **ours} for figure in figures]
-    return Trial(number, settings or {SEQS: number}, Runs(runs))
+    return TriedSettings(number, settings or {SEQS: number}, Runs(runs))
 
 
-def numbers(trials: list[Trial]) -> list[int]:
+def numbers(trials: list[TriedSettings]) -> list[int]:
     return [each.number for each in trials]
 
 
 def test_within_a_hundredth_is_equal() -> None:
     trials = [trial(1, 100.0), trial(2, 99.1), trial(3, 98.9)]
-    assert numbers(equals(GOAL, trials, is_resampled=False)) == [1, 2]
+    assert numbers(equals(GOAL, trials)) == [1, 2]
 
 
 def test_three_runs_and_more_tell_apart_or_do_not() -> None:
     noisy, far = trial(2, 97.0, 104.0, 90.0), trial(3, 90.0, 90.1, 89.9)
-    assert numbers(equals(GOAL, [trial(1, 99.0, 101.0, 100.0), noisy, far], is_resampled=False)) == [1, 2]
+    assert numbers(equals(GOAL, [trial(1, 99.0, 101.0, 100.0), noisy, far])) == [1, 2]
     two = [trial(1, 99.0, 101.0), trial(2, 97.0, 94.0)]
-    assert numbers(equals(GOAL, two, is_resampled=False)) == [1]  # two runs tell nothing apart, so they do not count
+    assert numbers(equals(GOAL, two)) == [1]  # two runs tell nothing apart, so they do not count
 
 
 def test_what_breaks_a_limit_is_equal_to_nothing() -> None:
     goal = Goal(GOAL.metrics, (Limit.parse("p99_tpot_ms=20"),))
     trials = [trial(1, 100.0, p99_tpot_ms=21), trial(2, 90.0, p99_tpot_ms=19), trial(3, 89.9, p99_tpot_ms=19)]
-    assert numbers(equals(goal, trials, is_resampled=False)) == [2, 3]
+    assert numbers(equals(goal, trials)) == [2, 3]
 
 
 def test_goodput_then_share_then_p99_ttft_then_fewest_seats() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from simbatch.cli import main
-from simbatch.sim.search.tune_space import SEQS
+from simbatch.sim.tuning.space import SEQS
 
 FILE = """
 profile: {num_gpu_blocks: 2000, step_time: {base_s: 0.01, per_decode_seq_s: 0.001}}
@@ -66,7 +66,7 @@ def test_resume_takes_finished_simulations(file: Path, monkeypatch: pytest.Monke
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a simulation ran again")
 
-    monkeypatch.setattr("simbatch.sim.search.tune_run.run_cells", refuse)
+    monkeypatch.setattr("simbatch.sim.search.run.run_cells", refuse)
     assert run(*words, "--resume") == 0
     assert Path("results/mine-tune/tune.json").read_bytes() == first
 

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch.profiler.profile.batches import knee as batch_knee
-from simbatch.sim.statistics.knee import find_knee
-from simbatch.sim.statistics.pareto import pareto_front
+from simbatch.sim.statistics.pareto import find_knee, pareto_front
 
 FEW = st.sampled_from([0.0, 1.0, 1.0 + 2**-52, 2.0, 5.0])  # so that ties and near ties are common
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from simbatch import Scenario
-from simbatch.sim.search.tune_goal import METRICS, Goal, Limit, Means, metric_of
-from simbatch.sim.search.tune_space import SEQS, TOKENS, Axis, Point, Space
-from simbatch.sim.search.tune_study import Search
-from simbatch.sim.search.tune_surface import _places, _surface, by_worth
+from simbatch.sim.results.runs import Means
+from simbatch.sim.tuning.goal import METRICS, Goal, Limit, metric_of
+from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Point, Space
+from simbatch.sim.tuning.study import Search
+from simbatch.sim.tuning.surface import _places, _surface, by_worth
 
 SEATS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 BUDGETS = (256, 512, 1024, 2048, 4096, 8192)

@@ -9,7 +9,7 @@ import numpy as np
 
 from simbatch.profiler.fit.choose import REGIMES, errors_by_regime
 from simbatch.sim.cost.provenance import ErrorFigures, FitError
-from simbatch.sim.results.plots.style import INK, colours, duration_text, figure, headline
+from simbatch.sim.report.style import INK, colours, duration_text, figure, headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

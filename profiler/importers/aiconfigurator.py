@@ -156,10 +156,11 @@ class KernelTables:
 
 def read_source(request: ImportRequest) -> TableSource:
     """Read DIR, one GPU, for a model; raises UserError for what is missing, malformed or not measured."""
-    request.refuse(all_reduce="--all-reduce")
-    gpu, quantisation = GPUS.get(request.folder.name), request.quantisation or "bf16"
+    request.refuse(gpu="--gpu", all_reduce="--all-reduce")
+    folder = request.directory()
+    gpu, quantisation = GPUS.get(folder.name), request.quantisation or "bf16"
     if gpu is None:
-        raise UserError(Problem("DIR", f"must end in one of {', '.join(GPUS)}", str(request.folder)))
+        raise UserError(Problem("DIR", f"must end in one of {', '.join(GPUS)}", str(folder)))
     if request.model is None:
         raise UserError(Problem("--model", "the tables name no model", mend="name it, as meta-llama/Llama-3.1-8B"))
     if quantisation not in GEMM_DTYPES:
@@ -169,7 +170,7 @@ def read_source(request: ImportRequest) -> TableSource:
     kv_cache_dtype: KVCacheType = "fp8" if request.kv_cache_dtype == "fp8" else KV_DTYPES[quantisation]
     config, degree = request.config(), request.tensor_parallel_size
     tables = KernelTables(
-        request.folder,
+        folder,
         config,
         quantisation=quantisation,
         kv_cache_dtype=kv_cache_dtype,

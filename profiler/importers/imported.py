@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from simbatch.profiler.importers import aiconfigurator, llmservingsim
+from simbatch.profiler.importers import aiconfigurator, core_package, llmservingsim
 from simbatch.profiler.importers.memory import memory_of_plan, memory_of_run, read_run_facts
 from simbatch.profiler.importers.source import ImportRequest, TableSource
 from simbatch.sim.cost.gpus import profile_name
@@ -24,6 +24,7 @@ LINK_NOTE = (
 SOURCES: dict[str, Callable[[ImportRequest], TableSource]] = {
     "llmservingsim": llmservingsim.read_source,
     "aiconfigurator": aiconfigurator.read_source,
+    "aiconfigurator-core": core_package.read_source,
 }
 
 # Host and front end, of which kernel tables say nothing. They rest on the published streams of vLLM on 8 x H100

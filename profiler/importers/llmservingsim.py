@@ -110,7 +110,8 @@ class OpTables:
 
 def read_source(request: ImportRequest) -> TableSource:
     """Read DIR, one model on one GPU; raises UserError for what is missing, malformed or not measured."""
-    request.refuse(model="--model", quantisation="--quantization", greedy="--greedy")
+    request.refuse(gpu="--gpu", model="--model", quantisation="--quantization", greedy="--greedy")
+    folder = request.directory()
     if request.kv_cache_dtype != "auto":
         raise UserError(Problem("--kv-cache-dtype", "was not measured here", request.kv_cache_dtype, "leave it out"))
     degree = request.tensor_parallel_size
@@ -121,17 +122,17 @@ def read_source(request: ImportRequest) -> TableSource:
     if degree == 1 and request.all_reduce is not None:
         raise UserError(Problem("--all-reduce", "one GPU needs none", str(request.all_reduce), "leave it out"))
     config = request.config()
-    meta = read_meta(request.folder / "meta.yaml")
+    meta = read_meta(folder / "meta.yaml")
     gpu, variant = known_gpu(str(meta["gpu"])), meta["variant"]
     if gpu is None or variant not in MEASURED_VARIANTS:
         rule = f"gpu must be one of {', '.join(GPUS)}, and variant one of {', '.join(MEASURED_VARIANTS)}"
-        raise UserError(Problem(str(request.folder / "meta.yaml"), rule, (meta["gpu"], variant)))
+        raise UserError(Problem(str(folder / "meta.yaml"), rule, (meta["gpu"], variant)))
     all_reduce: AllReduce | LinkAllReduce | None = None
     if request.all_reduce is not None:
         all_reduce = all_reduce_of(request.all_reduce, degree)
     elif request.link is not None:
         all_reduce = LinkAllReduce(request.link, degree)
-    tables = OpTables(request.folder, config, degree, all_reduce)
+    tables = OpTables(folder, config, degree, all_reduce)
     return TableSource(
         model=meta["model"],
         gpu=gpu.short,

@@ -33,9 +33,10 @@ class ImportRequest:
     """The arguments of `simbatch profiles import`; None is what was not given."""
 
     source: str
-    folder: Path
+    folder: Path | None
     output_name: str
     model: str | None = None
+    gpu: str | None = None
     quantisation: str | None = None
     kv_cache_dtype: str = "auto"
     tensor_parallel_size: int = 1
@@ -50,6 +51,7 @@ class ImportRequest:
         """What was typed; of absolute paths the last two parts: a machine's folders mean nothing elsewhere."""
         options: dict[str, str | Path | int | None] = {
             "--model": self.model,
+            "--gpu": self.gpu,
             "--model-config": self.model_config,
             "--quantization": self.quantisation,
             "--kv-cache-dtype": None if self.kv_cache_dtype == "auto" else self.kv_cache_dtype,
@@ -59,7 +61,9 @@ class ImportRequest:
             "--link-gb-per-s": None if self.link is None else f"{self.link.bandwidth_bytes_per_s / 1e9:g}",
             "--run-meta": self.run_meta,
         }
-        words = [f"simbatch profiles import --from {self.source}", portable(self.folder)]
+        words = [f"simbatch profiles import --from {self.source}"]
+        if self.folder is not None:
+            words.append(portable(self.folder))
         given = {option: value for option, value in options.items() if value is not None}
         words += [
             f"{option} {portable(value) if isinstance(value, Path) else value}" for option, value in given.items()
@@ -67,6 +71,12 @@ class ImportRequest:
         if self.greedy:
             words.append("--greedy")
         return " ".join([*words, f"-o {self.output_name}"])
+
+    def directory(self) -> Path:
+        """Where the measurements lie; raises UserError when no folder was named."""
+        if self.folder is None:
+            raise UserError(Problem("DIR", f"--from {self.source} reads a folder of measurements", mend="name it"))
+        return self.folder
 
     def config(self) -> ModelConfig:
         """The model's shapes; raises UserError when no file was named, and for experts."""

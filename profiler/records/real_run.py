@@ -18,8 +18,9 @@ from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, durat
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.model import Features, features_of
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RunRecord
-from simbatch.sim.results import Result, RunFacts
-from simbatch.sim.results.registry import Metric
+from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.registry import Metric
+from simbatch.sim.report.result import Result
 
 Ints = NDArray[np.int64]
 

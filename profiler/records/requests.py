@@ -10,7 +10,7 @@ import numpy as np
 
 from simbatch.sim import engine
 from simbatch.sim.errors import UserError
-from simbatch.sim.results import Result
+from simbatch.sim.report.result import Result
 from simbatch.sim.scenario import Resolved
 from simbatch.sim.search.simulate import run_facts
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk, RequestSource

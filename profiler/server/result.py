@@ -18,7 +18,7 @@ from simbatch.profiler.records.real_run import Lines, RealRun, with_steps
 from simbatch.profiler.server.client import Sent
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, NEVER_PS, SEGMENT_DTYPE, RequestColumns, RunRecord
-from simbatch.sim.results import RunFacts
+from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.scenario import Resolved
 from simbatch.sim.scheduler.config import EngineConfig
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from simbatch.profiler.records.real_run import AnyRun, RealRun
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.registry import REGISTRY, Metric
+from simbatch.sim.metrics.registry import REGISTRY, Metric
 
 STATISTICS = ("mean", "median", "p90", "p99")
 LATENCIES = ("ttft", "tpot", "e2el")

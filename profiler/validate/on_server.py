@@ -31,7 +31,7 @@ from simbatch.profiler.validate.settings import agreed
 from simbatch.profiler.validate.validation import Validation
 from simbatch.sim.clock import PS_PER_MS, to_s
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.metrics import duration_ps
+from simbatch.sim.metrics.latencies import duration_ps
 from simbatch.sim.scenario import Resolved, Scenario, resolve
 from simbatch.sim.workload import open_workload
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from simbatch.profiler.records.real_run import RealRun
 from simbatch.profiler.validate.figures import CLIENT
 from simbatch.sim.engine.record import FINISHED, RunRecord
-from simbatch.sim.results import curves
-from simbatch.sim.results.metrics import latencies_ms
-from simbatch.sim.results.plots import style
-from simbatch.sim.results.plots.timeline import binned, end_s
-from simbatch.sim.results.step_function import Curve, StepFunction
+from simbatch.sim.metrics import curves
+from simbatch.sim.metrics.latencies import latencies_ms
+from simbatch.sim.metrics.step_function import Curve, StepFunction
+from simbatch.sim.report import style
+from simbatch.sim.report.run_pictures import binned, end_s
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

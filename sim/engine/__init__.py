@@ -18,12 +18,10 @@ from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import HostDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine.cluster import Change
-from simbatch.sim.engine.explain import Event, Watch
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.leap import Leap
-from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.members import ClusterRun, Member
-from simbatch.sim.engine.parts import front_end_of, prefix_keys
+from simbatch.sim.engine.listener import Event, Listener, Watch
+from simbatch.sim.engine.members import ClusterRun, Member, front_end_of, prefix_keys
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import simpy
 
-from simbatch.sim.engine.lane import Lane
 from simbatch.sim.engine.replica import Process
 from simbatch.sim.engine.stepwise import Stepwise
-from simbatch.sim.engine.traffic import FAR, Traffic
+from simbatch.sim.engine.traffic import FAR, Lane, Traffic
 from simbatch.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
-    from simbatch.sim.engine.gateway import Gateway
-    from simbatch.sim.engine.published import Published
+    from simbatch.sim.engine.gateway import Gateway, Published
     from simbatch.sim.engine.replica import Replica
 
 

@@ -20,8 +20,7 @@ import heapq
 from collections.abc import Callable
 
 from simbatch.sim.cost.host import FrontEndTimes
-from simbatch.sim.engine.lane import Lane
-from simbatch.sim.engine.traffic import FAR, Traffic
+from simbatch.sim.engine.traffic import FAR, Lane, Traffic
 from simbatch.sim.scheduler.request import Request
 
 

@@ -4,7 +4,7 @@ Between two changes of the batch every running request decodes one token a step.
 k ends at the first last token, at the first arrival that may be admitted, or where blocks run out; their times come in
 closed form (`untimed`, or `timed` where host and front end take time). A step with prefills is one event too and costs
 the same however many requests decode beside them, and where blocks run out a tail of the running requests is
-preempted. When that is not possible stands in `eligibility`; then the decodes are put back as the stepwise loop would
+preempted. When that is not possible stands in `gathered`; then the decodes are put back as the stepwise loop would
 have them, and it does a step.
 
 The clock is ahead of the bookkeeping by design: a span's tokens are counted when it is planned. Asynchronous
@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.cost.model import Features, features_of
 from simbatch.sim.engine.decode_group import NOBODY
-from simbatch.sim.engine.eligibility import may_leap, needs_stepping
-from simbatch.sim.engine.gathered import Gathered
+from simbatch.sim.engine.gathered import Gathered, may_leap, needs_stepping
 from simbatch.sim.engine.replica import Process, Replica
 from simbatch.sim.engine.timed import Timed
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.engine.untimed import Untimed
+from simbatch.sim.scheduler.batch import has_prefill, is_decode
 from simbatch.sim.scheduler.request import NEVER, Request
-from simbatch.sim.scheduler.scheduler import has_prefill, is_decode
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.stepwise import Stepwise

@@ -14,27 +14,25 @@ from numpy.typing import NDArray
 from simbatch.policies.base import Policy
 from simbatch.routers.base import Router
 from simbatch.sim.cost.draws import NoiseDraws
-from simbatch.sim.cost.host import HostDraws, HostTimes
+from simbatch.sim.cost.host import FrontEndTimes, HostDraws, HostTimes
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine.cluster import Change, Cluster
 from simbatch.sim.engine.front_end import FrontEnd
-from simbatch.sim.engine.gateway import Gateway
-from simbatch.sim.engine.gateway_views import ReplicaView
-from simbatch.sim.engine.host import Host
-from simbatch.sim.engine.lane import Lane
+from simbatch.sim.engine.gateway import Gateway, GatewayReplica, Published
 from simbatch.sim.engine.leap import Leap
 from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.parts import front_end_of, prefix_keys
-from simbatch.sim.engine.published import Published
 from simbatch.sim.engine.record import SEGMENT_DTYPE, TOKEN_DTYPE, ReplicaLog, RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.resources import Host
 from simbatch.sim.engine.stepwise import Stepwise
-from simbatch.sim.engine.traffic import Traffic
+from simbatch.sim.engine.traffic import Lane, Traffic
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.request import PrefixKeys
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
+
 
 ROUTER_STREAM = 0x5EED2073
 ANY_LENGTH = 1 << 62  # a replica cuts outputs itself
@@ -86,7 +84,7 @@ class ClusterRun:
         self.gateway = Gateway(router, views, random.Random((ROUTER_STREAM << 64) + seed).random)
         self.recorders = [self.recorder.beside(i) for i in range(len(members))]
         self.lanes = [
-            Lane(i, self.traffic, self.gateway, member.config.max_model_len, network_ps)
+            Lane(i, self.traffic, self.gateway.left, member.config.max_model_len, network_ps)
             for i, (member, network_ps) in enumerate(zip(members, self.networks_ps, strict=True))
         ]
         self.replicas = [self._replica(i, listeners[i] if listeners else None) for i in range(len(members))]
@@ -183,9 +181,9 @@ class ClusterRun:
         )
 
 
-def _view(index: int, member: Member, published: Published) -> ReplicaView:
+def _view(index: int, member: Member, published: Published) -> GatewayReplica:
     config = member.config
-    return ReplicaView(
+    return GatewayReplica(
         index,
         published,
         group=member.group,
@@ -206,3 +204,19 @@ def _joined(logs: list[bytearray], dtype: np.dtype[np.void]) -> tuple[NDArray[np
         joined[part] = np.frombuffer(bytes(log), dtype=dtype)
         log.clear()
     return joined, slices
+
+
+def front_end_of(config: EngineConfig) -> FrontEndTimes | None:
+    """The front end's times, where it does more than add the network's: None if requests pass it at once."""
+    times = config.front_end or FrontEndTimes()
+    has_limits = config.max_num_queued_reqs is not None or config.max_num_queued_tokens is not None
+    if has_limits or times.per_request_ps or times.per_prompt_token_ps or times.per_chunk_ps:
+        return times
+    return None
+
+
+def prefix_keys(configs: Sequence[EngineConfig], source: RequestSource) -> PrefixKeys | None:
+    """How the blocks of prompts get their names; None where no engine shares any. All have one block size."""
+    if source.hash_block_tokens and any(config.enable_prefix_caching for config in configs):
+        return PrefixKeys(source.hash_block_tokens, configs[0].block_size)
+    return None

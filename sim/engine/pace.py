@@ -14,9 +14,8 @@ one by one. Synchronous: S' = S + max(lag + d, h + max(tail, 0)) + o.
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import NamedTuple
-
-from simbatch.sim.engine.spans import span_ps, steps_until
 
 
 class Pace(NamedTuple):
@@ -118,3 +117,19 @@ def synchronous(schedule_ps: int, d: int, s: int, host: HostPart, most: int, cut
 
 
 _new = tuple.__new__  # in the engine's loops: a third of what the constructor takes
+
+
+def span_ps(num_steps: int, duration_ps: int, slope_ps: int) -> int:
+    """Time of steps that last d, d + s, d + 2s, ..."""
+    return num_steps * duration_ps + slope_ps * (num_steps * (num_steps - 1) // 2)
+
+
+def steps_until(time_ps: int, duration_ps: int, slope_ps: int) -> int:
+    """The fewest such steps that last `time_ps` or longer."""
+    if time_ps <= 0:
+        return 0
+    if not slope_ps:
+        return -(-time_ps // duration_ps)
+    b = 2 * duration_ps - slope_ps  # slope*j^2 + b*j >= 2*time
+    j = (isqrt(b * b + 8 * slope_ps * time_ps) - b) // (2 * slope_ps)
+    return j if j * duration_ps + slope_ps * (j * (j - 1) // 2) >= time_ps else j + 1

@@ -22,7 +22,7 @@ from simbatch.sim.engine.record import (
 from simbatch.sim.scheduler.request import NEVER, Request
 
 if TYPE_CHECKING:
-    from simbatch.sim.engine.step import Step
+    from simbatch.sim.engine.resources import Step
     from simbatch.sim.scheduler.config import EngineConfig
     from simbatch.sim.workload.chunk import RequestChunk
 

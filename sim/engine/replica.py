@@ -18,24 +18,20 @@ from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import HostDraws, HostTimes
 from simbatch.sim.cost.model import CostModel, Features
 from simbatch.sim.engine.decode_group import DecodeGroup
-from simbatch.sim.engine.device import Device
-from simbatch.sim.engine.door import Door, Inbox
+from simbatch.sim.engine.door import Door, Inbox, ShownEngine
 from simbatch.sim.engine.front_end import FrontEnd
-from simbatch.sim.engine.host import Host
-from simbatch.sim.engine.lane import Lane
 from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.record import pack_segment, pack_tokens
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.shown import ShownEngine
-from simbatch.sim.engine.step import Step
-from simbatch.sim.engine.traffic import FAR
+from simbatch.sim.engine.resources import Device, Host, Step
+from simbatch.sim.engine.traffic import FAR, Lane
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
+from simbatch.sim.scheduler.kv_cache import kv_cache_of
 from simbatch.sim.scheduler.planned import PlannedScheduler
-from simbatch.sim.scheduler.prefix_cache import kv_cache_of
 from simbatch.sim.scheduler.request import NEVER, Request
 from simbatch.sim.scheduler.scheduler import Scheduler
-from simbatch.sim.scheduler.views import EngineView
+from simbatch.sim.scheduler.views import PolicyEngine
 
 # of SimPy events; in a cluster, which does without them, of None: until more is known of who comes (`Lane`)
 Process = Generator[Any, Any, None]
@@ -92,7 +88,7 @@ class Replica(ShownEngine):
         self.shown_running, self.shown_waiting, self.shown_free = 0, 0, self.kv.free
         self.idle_ps = NEVER
         self.has_unreported = False  # requests have ended since the last schedule(); the workers do not know yet
-        self.decisions.start(EngineView(config, self))
+        self.decisions.start(PolicyEngine(config, self))
 
     @property
     def has_work(self) -> bool:

@@ -13,15 +13,15 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.cost.model import features_of
-from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.traffic import FAR
+from simbatch.sim.scheduler.batch import Batch, Entry
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.scheduler import Batch, Entry
 
 if TYPE_CHECKING:
-    from simbatch.sim.engine.lane import Lane
     from simbatch.sim.engine.leap import Leap
     from simbatch.sim.engine.replica import Process, Replica
+    from simbatch.sim.engine.traffic import Lane
 
 MAX_EMPTY_STEPS = 3  # nothing can be scheduled and nothing will change: the engine is stuck
 MAX_FRUITLESS_STEPS = 1_000_000  # steps in a row without a token: requests rotate through the blocks for ever

@@ -14,10 +14,10 @@ from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.gathered import NO_ENTRIES
 from simbatch.sim.engine.pace import Pace, device_paced, host_paced, synchronous
 from simbatch.sim.engine.record import pack_segment, pack_tokens
-from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.traffic import FAR
+from simbatch.sim.scheduler.batch import Batch
 from simbatch.sim.scheduler.request import NEVER, Request
-from simbatch.sim.scheduler.scheduler import Batch
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.leap import Leap

@@ -1,18 +1,22 @@
-"""Requests in the order of their sending: read in chunks, handed over one by one, held back by a concurrency limit."""
+"""Requests in the order of their sending: read in chunks, handed over one by one, held back by a concurrency limit.
+
+In a cluster each replica has a lane of its own, and knows only so much of the future (`Lane`).
+"""
 
 from __future__ import annotations
 
 import heapq
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.scheduler.prefix_keys import PrefixKeys
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.request import PrefixKeys, Request
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk, RequestSource
+
 
 FAR = 1 << 63  # ps: later than any column can say
 PROGRESS_INTERVAL = 500  # requests
@@ -127,3 +131,96 @@ class Traffic:
             self._chunk, self._length = chunk, len(chunk.arrival_ps)
             self._recorder.expect(chunk)
         self.load_cpu_s += time.process_time() - begin
+
+
+class Lane:
+    """What a gateway sends to one replica of a cluster, and how much of the future the replica knows.
+
+    The replicas of a cluster go on one at a time, each as far as it is known who will come: before `horizon_ps` nobody
+    is sent here but who is in the line already. A replica that can do no more waits, and `wake_ps` says how far the
+    horizon must be before it has anything to do: until then nothing shows of it. `next_ps` is when the next request was
+    sent that it has not taken, `FAR` for none.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        traffic: Traffic,
+        came_back: Callable[[int, Request, int], None],
+        max_model_len: int,
+        network_ps: int,
+    ) -> None:
+        self.index = index
+        self.next_ps = FAR
+        self.horizon_ps = 0
+        self.wake_ps = 0
+        self.is_waiting = False  # for somebody to come, or for the end of a span; not for the horizon alone
+        self.is_forced = False  # the replica is to come as far as the horizon, though nothing shows of it
+        self.is_down = False
+        self.evicted: list[Request] = []  # when it went down, on their way or in the engine
+        self.num_truncated = 0
+        self.on_sent: Callable[[], None] | None = None
+        self._traffic, self._came_back, self._max_model_len = traffic, came_back, max_model_len
+        self._network_ps = network_ps  # from the server to the client
+        self._told: set[int] = set()  # whose last token the gateway knows of before the replica has taken it in
+        self._line: deque[tuple[int, Request]] = deque()
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the end of a request lets another one be sent, here or elsewhere."""
+        return self._traffic.is_limited
+
+    def send(self, request: Request, at_ps: int) -> None:
+        """A request is sent here; the replica sees it at the first step that is scheduled then or later."""
+        room = self._max_model_len - request.num_prompt_tokens
+        if request.max_tokens > room:
+            request.max_tokens = room
+            self.num_truncated += room > 0
+        self._line.append((at_ps, request))
+        if at_ps < self.next_ps:
+            self.next_ps = at_ps
+        if self.on_sent is not None:
+            self.on_sent()
+        if self.is_waiting:
+            self.wake_ps = at_ps + 1
+
+    def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
+        """Hand over every request sent by `now_ps`; returns the clock after their admission, which `add` prices."""
+        if now_ps >= FAR:
+            raise OverflowError("the clock has run past what its columns hold")
+        while self.next_ps <= now_ps:
+            now_ps += add(self._pop(), now_ps)
+        return now_ps
+
+    def take_one(self, add: Callable[[Request], None]) -> None:
+        """Hand over the next request."""
+        add(self._pop())
+
+    def left(self, request: Request, at_ps: int) -> None:
+        """A request has left the server; in a closed loop another one may come for it."""
+        if request.index in self._told:
+            self._told.remove(request.index)
+        else:
+            self._came_back(self.index, request, at_ps)
+        traffic = self._traffic
+        traffic.left(request, at_ps + self._network_ps)
+        if traffic.next_ps < self.horizon_ps:
+            self.horizon_ps = traffic.next_ps
+
+    def tell(self, ended: list[Request], at_ps: int) -> None:
+        """These have their last token then, as is known when the step is launched: no need to look for it."""
+        for request in ended:
+            self._told.add(request.index)
+            self._came_back(self.index, request, at_ps)
+
+    def empty(self) -> list[Request]:
+        """Take out who is still in the line."""
+        requests = [request for _, request in self._line]
+        self._line.clear()
+        self.next_ps = FAR
+        return requests
+
+    def _pop(self) -> Request:
+        _, request = self._line.popleft()
+        self.next_ps = self._line[0][0] if self._line else FAR
+        return request

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simbatch.sim.engine.gathered import NO_ENTRIES
+from simbatch.sim.engine.pace import span_ps, steps_until
 from simbatch.sim.engine.record import pack_segment
-from simbatch.sim.engine.spans import span_ps, steps_until
-from simbatch.sim.engine.step import Step
+from simbatch.sim.engine.resources import Step
+from simbatch.sim.scheduler.batch import Batch
 from simbatch.sim.scheduler.request import NEVER, Request
-from simbatch.sim.scheduler.scheduler import Batch
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.leap import Leap

@@ -1,6 +1,1 @@
-"""What a simulation says: the metrics of `vllm bench serve`, files, pictures, comparisons."""
-
-from simbatch.sim.results.facts import RunFacts, Slo
-from simbatch.sim.results.result import Result
-
-__all__ = ["Result", "RunFacts", "Slo"]
+"""Runs put together: the table of experiments (candidates, loads, seeds), and how results are written to disk."""

@@ -1,15 +1,14 @@
-"""One metric of two candidates over the same seeds: how far they differ, how sure that is, and the verdict."""
+"""One metric of several candidates: who is best, how far two differ over the same seeds, how sure that is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from simbatch.sim.results.possible import possible_difference
-from simbatch.sim.results.registry import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric, possible_difference
 from simbatch.sim.results.runs import Values
-from simbatch.sim.results.text import number
 from simbatch.sim.statistics.intervals import Interval, paired_difference, paired_ratio
+from simbatch.sim.text import number, percent
 
 NO_DIFFERENCE = "no difference shown"
 NOT_MEASURED = "not measured"
@@ -95,3 +94,34 @@ class Difference:
 
 def _percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f} %"
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of every candidate; `better` says which end is, None when neither."""
+
+    key: str  # as in summary.json, dots between the levels
+    label: str
+    values: dict[str, float | None]
+    better: str | None = None
+    decimals: int = 2
+    is_share: bool = False
+
+    @property
+    def best(self) -> list[str]:
+        """Who has the best value, to the digits shown; nobody when all look equal."""
+        measured = {value: label for label, value in self.values.items() if value is not None}
+        texts = {self.text(label) for label in measured.values()}
+        if self.better is None or len(texts) < 2:
+            return []
+        best = self.text(measured[(min if self.better == LOWER else max)(measured)])
+        return [label for label in self.values if self.text(label) == best]
+
+    def cell(self, label: str) -> str:
+        """What the table shows, the best with a star."""
+        return f"{self.text(label)} {'*' if label in self.best else ' '}"
+
+    def text(self, label: str) -> str:
+        """A candidate's value as it is shown."""
+        value = self.values[label]
+        return percent(value) if self.is_share else number(value, self.decimals)

@@ -20,11 +20,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from simbatch.policies.base import Policy
-from simbatch.policies.registry import POLICIES
 from simbatch.routers.base import Router
-from simbatch.routers.registry import ROUTERS
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.plugins import Plugins, place_of
+from simbatch.sim.plugins.named import POLICIES, ROUTERS, Plugins, place_of
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
 from simbatch.sim.scenario.reading.source import Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simbatch.sim.plugins import Plugins
+    from simbatch.sim.plugins.named import Plugins
 
 
 Schema = dict[str, Any]
@@ -21,9 +21,8 @@ REFRESH: Schema = {
 
 def scenario_schema() -> Schema:
     """What an editor needs to complete and check a scenario (JSON Schema 2020-12)."""
-    from simbatch.policies.registry import POLICIES
-    from simbatch.routers.registry import ROUTERS
     from simbatch.sim.cost.profile import InlineProfile
+    from simbatch.sim.plugins.named import POLICIES, ROUTERS
     from simbatch.sim.scenario.model import Scenario
 
     schema = Scenario.model_json_schema()

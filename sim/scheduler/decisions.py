@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from math import isfinite
+from hashlib import blake2b
+from math import exp, isfinite
+from statistics import NormalDist
 from typing import Any, TypeVar
 
 from simbatch.policies.base import Plan, Policy
 from simbatch.sim.clock import to_ps
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.plugins import defined_at, place_of
+from simbatch.sim.plugins.named import defined_at, place_of
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.predictor import predicted_length
-from simbatch.sim.scheduler.views import EngineView, KnownRequest, RequestView, request_of, view_of
+from simbatch.sim.scheduler.views import KnownRequest, PolicyEngine, PolicyRequest, request_of, view_of
 from simbatch.sim.scheduler.waiting import FcfsQueue, LaneQueue, SortedQueue, WaitingQueue
 
 R = TypeVar("R", bound=KnownRequest)
@@ -24,7 +25,7 @@ class Decisions:
     def __init__(self, config: EngineConfig, policy: Policy) -> None:
         self.config = config
         self.policy = policy
-        self.view: EngineView
+        self.view: PolicyEngine
         self._first_key: Any = None  # what the policy's keys must compare with
         self._by_priority = config.scheduling_policy == "priority"
         self.max_seats = config.max_num_active_seqs or config.max_num_seqs
@@ -48,7 +49,7 @@ class Decisions:
         )
         self.predicts = hasattr(policy, "predictor_error")
 
-    def start(self, view: EngineView) -> None:
+    def start(self, view: PolicyEngine) -> None:
         """Show the policy its engine, before the run."""
         self.view = view
         self._ask("start", view)
@@ -89,7 +90,7 @@ class Decisions:
         if self._by_priority:  # the first of the equals, in order of admission
             return max(running, key=lambda request: (request.priority, request.arrival_ps))
         chosen = self._ask("victim", [self._shown(request) for request in running])
-        if isinstance(chosen, RequestView) and request_of(chosen) in running:
+        if isinstance(chosen, PolicyRequest) and request_of(chosen) in running:
             victim: R = request_of(chosen)
             return victim
         raise self.broken("victim() must return one of the running requests", chosen)
@@ -161,7 +162,7 @@ class Decisions:
             pass
         raise self.broken("order() must return values that can be compared with each other", key)
 
-    def _shown(self, request: KnownRequest) -> RequestView:
+    def _shown(self, request: KnownRequest) -> PolicyRequest:
         return view_of(request, self.view)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
@@ -188,3 +189,18 @@ class Decisions:
 
     def _when(self) -> str:
         return f"policy {type(self.policy).__name__} at {self.view.now_s:.6f} s"
+
+
+_NORMAL = NormalDist()
+
+
+def predicted_length(request_id: str, num_output_tokens: int, error: float, seed: int) -> float:
+    """What the predictor says, tokens, at least 1: the true length times exp(error * z).
+
+    z is standard normal, the same for a request whenever it is asked (by its name and the seed), so `error` is the
+    standard deviation of ln(predicted / true); the median prediction is right. 0 is an oracle.
+    """
+    if not error:
+        return float(num_output_tokens)
+    drawn = int.from_bytes(blake2b(f"{seed}:{request_id}".encode(), digest_size=7).digest())
+    return max(num_output_tokens * exp(error * _NORMAL.inv_cdf((drawn + 0.5) / 2**56)), 1.0)

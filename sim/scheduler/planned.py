@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from simbatch.sim.scheduler.batch import Batch
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.scheduler import Batch, Scheduler
-from simbatch.sim.scheduler.views import RequestView, request_of
+from simbatch.sim.scheduler.scheduler import Scheduler
+from simbatch.sim.scheduler.views import PolicyRequest, request_of
 
 
 class PlannedScheduler(Scheduler):
@@ -27,7 +28,7 @@ class PlannedScheduler(Scheduler):
         planned: dict[Request, int] = {}
         budget, running = self.config.max_num_batched_tokens, set(self.running)
         for view, n in wanted.tokens.items():
-            request = request_of(view) if type(view) is RequestView else self._request_of(view)
+            request = request_of(view) if type(view) is PolicyRequest else self._request_of(view)
             if not isinstance(n, int) or n < 1:
                 self._refuse(request, "tokens must be a whole number of at least 1", n)
             if request not in running:
@@ -79,7 +80,7 @@ class PlannedScheduler(Scheduler):
             self._refuse(request, f"it needs {num_blocks} KV blocks and {self.kv.free} are free")
 
     def _request_of(self, view: Any) -> Request:
-        if isinstance(view, RequestView):
+        if isinstance(view, PolicyRequest):
             request: Request = request_of(view)
             return request
         raise self.decisions.broken("plan() must name requests by the views that it was given", view)

@@ -7,41 +7,44 @@ prefill or decode phase: a request wants `num_tokens + num_placeholders - num_co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable
 
-from simbatch.sim.cost.model import is_decode as is_decode_entry
-from simbatch.sim.scheduler.cadence import Cadence
+from simbatch.sim.scheduler.batch import Batch, Entry, Refusal, has_prefill, token_budget
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
-from simbatch.sim.scheduler.refusal import Refusal
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.views import KnownRequest
 from simbatch.sim.scheduler.waiting import WaitingQueue
 
-K = TypeVar("K", bound=KnownRequest)
 
+class Cadence:
+    """When prefills are held: until `interval` steps lie between one that had some and the next (vLLM 0.33).
 
-class Entry(NamedTuple):
-    """One request's share of a step."""
+    Not while nobody decodes, nor after a step that was free to admit and left requests waiting: then prefills would
+    never catch up.
+    """
 
-    request: Request
-    num_tokens: int
-    num_computed_tokens: int  # before the step
-    samples: bool  # the step ends with a new token for it
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self._num_steps = 0  # that computed something
+        self._last_prefill = -interval
+        self._is_behind = False
 
-    @property
-    def is_decode(self) -> bool:
-        """One token of a request whose prompt is computed."""
-        return is_decode_entry(self.num_tokens, self.num_computed_tokens, self.request.num_prompt_tokens, self.samples)
+    def holds(self, running: Iterable[Request]) -> bool:
+        """Whether the step to be planned leaves prefills out."""
+        return (
+            not self._is_behind
+            and self._num_steps + 1 - self._last_prefill < self.interval
+            and any(not request.is_chunk for request in running)
+        )
 
-
-class Batch(NamedTuple):
-    """What one step computes, in vLLM's order, and who was preempted to make room."""
-
-    entries: list[Entry]
-    preempted: list[Request]
+    def note(self, is_empty: bool, has_prefill: bool, left_waiting: bool | None) -> None:
+        """A step is planned; `left_waiting` is None where it was not free to admit."""
+        if left_waiting is not None:
+            self._is_behind = left_waiting
+        self._num_steps += not is_empty
+        if has_prefill:
+            self._last_prefill = self._num_steps
 
 
 class Scheduler:
@@ -267,44 +270,3 @@ class Scheduler:
         if self.on_preempt is not None:
             self.on_preempt(request, needed_by)
         self.waiting.put_back(request)
-
-
-def token_budget(decisions: Decisions, running: Sequence[KnownRequest], is_admitting: bool) -> int:
-    """What a step may take: the policy is asked if there may be prompts to compute, and holds no decode back."""
-    if not decisions.decides_budget or not (is_admitting or any(map(is_partial, running))):
-        return decisions.config.max_num_batched_tokens
-    return max(decisions.token_budget(), sum(map(is_decoding, running)))
-
-
-def decoding(running: Iterable[KnownRequest]) -> tuple[int, int]:
-    """How many requests want one token after their prompt, and the sum of their computed tokens."""
-    members = [request.num_computed_tokens for request in running if is_decoding(request)]
-    return len(members), sum(members)
-
-
-def is_partial(request: KnownRequest) -> bool:
-    """Whether a running request's prompt, or what it computes again, is not done."""
-    wanted = request.num_tokens + request.num_placeholders - request.num_computed_tokens
-    return wanted > 1 or request.num_computed_tokens < request.num_prompt_tokens
-
-
-def is_decoding(request: KnownRequest) -> bool:
-    """Whether a running request wants one token, after its prompt, and the step to come may give it."""
-    known = request.num_tokens + request.num_placeholders
-    return (
-        request.num_computed_tokens == known - 1 >= request.num_prompt_tokens
-        and known - request.num_prompt_tokens < request.max_tokens
-    )
-
-
-def is_decode(request: KnownRequest) -> bool:
-    """Whether the one token that a request has just been advanced by is a decode (`Entry.is_decode`)."""
-    return request.num_tokens + request.num_placeholders == request.num_computed_tokens > request.num_prompt_tokens
-
-
-def has_prefill(planned: Mapping[K, int]) -> bool:
-    """Whether a step that has just been planned computes more than decodes."""
-    for request, n in planned.items():  # noqa: SIM110 - most of the time the first one tells
-        if n > 1 or not is_decode(request):
-            return True
-    return False

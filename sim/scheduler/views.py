@@ -82,14 +82,13 @@ class Engine(Protocol):
         """How long a step lasts that computes so many prompt tokens, after others, beside all decodes."""
 
 
-class RequestView:
-    """A request as a policy may see it: never its true output length (`simbatch.policies.base.RequestView`)."""
+class SentView:
+    """What a client sends, as policies and routers see it alike: never how long the output will be."""
 
-    __slots__ = ("_engine", "_request")
+    __slots__ = ("_request",)
 
-    def __init__(self, request: KnownRequest, engine: Engine) -> None:
+    def __init__(self, request: KnownRequest) -> None:
         self._request = request
-        self._engine = engine
 
     @property
     def request_id(self) -> str:
@@ -115,6 +114,19 @@ class RequestView:
     def tenant(self) -> str | None:
         """Whose request it is, when the trace says."""
         return self._request.tenant
+
+    def __repr__(self) -> str:
+        return f"<request {self.request_id}>"
+
+
+class PolicyRequest(SentView):
+    """A request as a policy may see it: never its true output length (`simbatch.policies.base.RequestView`)."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, request: KnownRequest, engine: Engine) -> None:
+        super().__init__(request)
+        self._engine = engine
 
     @property
     def num_computed_tokens(self) -> int:
@@ -170,16 +182,13 @@ class RequestView:
         finish = self._request.finish_ps
         return None if finish < 0 else (finish - self._request.arrival_ps) / PS_PER_S
 
-    def __repr__(self) -> str:
-        return f"<request {self.request_id}>"
 
-
-def request_of(view: RequestView) -> Any:
+def request_of(view: PolicyRequest) -> Any:
     """The request behind a view, as whoever made the view knows it."""
     return view._request
 
 
-class EngineView:
+class PolicyEngine:
     """The engine as a policy may see it (`simbatch.policies.base.EngineView`)."""
 
     __slots__ = ("_config", "_engine")
@@ -242,8 +251,8 @@ class EngineView:
         return self._config.max_num_batched_tokens
 
 
-def view_of(request: KnownRequest, engine: EngineView) -> RequestView:
+def view_of(request: KnownRequest, engine: PolicyEngine) -> PolicyRequest:
     """The one view of a request."""
     if request.view is None:
-        request.view = RequestView(request, engine._engine)
+        request.view = PolicyRequest(request, engine._engine)
     return request.view  # type: ignore[return-value]

@@ -1,1 +1,1 @@
-"""Many simulations: sweeps over settings, and the search for the best ones."""
+"""Many simulations: cells, on processes or a cluster; sweeps, rankings, and what another vLLM changes."""

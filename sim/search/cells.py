@@ -1,34 +1,23 @@
-"""A cell: one simulation of many, a pure function of its resolved scenario, named by a hash of all it depends on.
-
-What others need to run cells stands here too: `run_cells` and `CellStore` come from their own files.
-"""
+"""A cell: one simulation of many, a pure function of its resolved scenario, named by a hash of all it depends on."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.reading.source import plain_value
 from simbatch.sim.scenario.resolve import resolve
-from simbatch.sim.scenario.resolved import Fleet, Resolved
-
-if TYPE_CHECKING:
-    from simbatch.sim.search.run import run_cells
-    from simbatch.sim.search.store import CellStore
-
-__all__ = ["Cell", "CellStore", "Settings", "Summary", "cells_of", "evaluate", "run_cells"]
+from simbatch.sim.scenario.resolved import Resolved
+from simbatch.sim.search.store import Fingerprints, digest
 
 Settings = Mapping[str, Any]  # dotted keys of a scenario to values
-Summary = dict[str, Any]  # what summary.json holds
 KEY_LENGTH = 20  # hexadecimal digits: no two of a million cells are alike by chance
 MAX_PROBLEMS = 20
 _POLICY, _ROUTER = "policy.name", "cluster.router.name"
@@ -90,7 +79,7 @@ def _cells(
     runs_of: Callable[[Scenario], tuple[Scenario, Sequence[int]]],
 ) -> list[Cell]:
     problems: list[Problem] = []
-    fingerprints = _Fingerprints()
+    fingerprints = Fingerprints()
     cells: list[Cell] = []
     for chosen, origin in zip(settings, origins, strict=True):
         try:
@@ -117,6 +106,31 @@ def evaluate(cell: Cell) -> Summary:
     return summary
 
 
+class Outcome(NamedTuple):
+    """What became of a cell: its summary, or what the user must mend."""
+
+    key: str
+    summary: Summary | None
+    problems: tuple[Problem, ...] = ()
+
+
+def attempt(cell: Cell) -> Outcome:
+    """Evaluate; what goes wrong is the outcome."""
+    try:
+        return Outcome(cell.key, evaluate(cell))
+    except UserError as error:
+        return Outcome(cell.key, None, error.problems)
+    except MemoryError:
+        return failed_cell(cell, "not enough memory", "simulate fewer requests, or take fewer --jobs")
+    except SystemExit as end:
+        return failed_cell(cell, f"the policy ended the program by sys.exit({end.code!r})", "remove that call")
+
+
+def failed_cell(cell: Cell, rule: str, mend: str) -> Outcome:
+    """What became of a cell that has no summary."""
+    return Outcome(cell.key, None, (Problem(f"cell {cell.label()}", rule, mend=mend),))
+
+
 def _changed(scenario: Scenario, settings: Settings, places: Mapping[str, str]) -> Scenario:
     values, origins = dict(settings), dict(places)
     name = values.get(_POLICY)
@@ -133,85 +147,18 @@ def _changed(scenario: Scenario, settings: Settings, places: Mapping[str, str]) 
     return scenario.override(values, origin=origins)
 
 
-def _seeded(
-    resolved: Resolved, settings: Settings, seeds: Sequence[int], fingerprints: _Fingerprints
-) -> Iterable[Cell]:
+def _seeded(resolved: Resolved, settings: Settings, seeds: Sequence[int], fingerprints: Fingerprints) -> Iterable[Cell]:
     data = resolved.dump()
     folder, name = resolved.scenario.folder.absolute(), resolved.scenario.name
     fingerprint = fingerprints.of(resolved, data)
     for seed in seeds:
-        key = _digest(json.dumps([fingerprint, name, seed]).encode())[:KEY_LENGTH]
+        key = digest(json.dumps([fingerprint, name, seed]).encode())[:KEY_LENGTH]
         yield Cell(plain_value(settings, "setting"), seed, {**data, "seed": seed}, folder, name, key)
 
 
 def _check_seeds(scenario: Scenario, seeds: Sequence[int]) -> None:
     for seed in seeds:
         scenario.override({"seed": seed}, origin="--replications")
-
-
-class _Fingerprints:
-    """Hashes of resolved scenarios, in which files count by what is in them; each file is read once."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, str] = {}
-        self._profiles: dict[str, str] = {}
-        self._version = version("simbatch")
-
-    def of(self, resolved: Resolved, data: dict[str, Any]) -> str:
-        """Of everything but the seed."""
-        content = {**self._by_content(data), "profile": self._profile(resolved, data), "host": None, "seed": None}
-        kind = type(resolved.policy)
-        source = None if kind.__module__.startswith("simbatch.policies.") else _source_of(kind)
-        if source is not None:
-            content["policy"] = {**content["policy"], "name": kind.__qualname__, "source": self._file(source)}
-        if resolved.fleet is not None:
-            content["cluster"] = {**content["cluster"], "by content": self._fleet(resolved.fleet, data["cluster"])}
-        return _digest(json.dumps([self._version, content], sort_keys=True).encode())
-
-    def _fleet(self, fleet: Fleet, section: dict[str, Any]) -> list[str | None]:
-        """The groups' profiles, and the router's source where it is the user's own."""
-        kind = type(fleet.router)
-        source = None if kind.__module__.startswith("simbatch.routers.") else _source_of(kind)
-        parts = section.get("groups") or []
-        profiles = [self._profile(g.resolved, part) for g, part in zip(fleet.groups, parts, strict=False)]
-        return [None if source is None else self._file(source), *profiles]
-
-    def _profile(self, resolved: Resolved, data: dict[str, Any]) -> str:
-        """Of the profile with its host, whosever that is."""
-        name = json.dumps([data["profile"], data.get("host")])
-        if name not in self._profiles:
-            self._profiles[name] = _digest(resolved.profile.model_dump_json().encode())
-        return self._profiles[name]
-
-    def _by_content(self, data: dict[str, Any]) -> dict[str, Any]:
-        return {key: self._value(key, value) for key, value in data.items()}
-
-    def _value(self, key: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return self._by_content(value)
-        if isinstance(value, list):
-            return [self._value("", child) for child in value]
-        return self._file(value) if key == "path" and isinstance(value, str) else value
-
-    def _file(self, path: str) -> str:
-        if path not in self._files:
-            try:
-                with Path(path).open("rb") as file:
-                    self._files[path] = hashlib.file_digest(file, "sha256").hexdigest()
-            except (OSError, ValueError):  # the simulation says what is wrong with it
-                self._files[path] = path
-        return self._files[path]
-
-
-def _source_of(kind: type) -> str | None:
-    try:
-        return inspect.getsourcefile(kind)
-    except (OSError, TypeError):  # typed at a prompt
-        return None
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _shortened(problems: Sequence[Problem]) -> list[Problem]:
@@ -221,15 +168,3 @@ def _shortened(problems: Sequence[Problem]) -> list[Problem]:
     if len(different) > len(shown):
         shown.append(Problem("sweep", f"{len(different) - len(shown):,} more problems like these", mend="mend these"))
     return shown
-
-
-def __getattr__(name: str) -> Any:
-    if name == "run_cells":
-        from simbatch.sim.search.run import run_cells
-
-        return run_cells
-    if name == "CellStore":
-        from simbatch.sim.search.store import CellStore
-
-        return CellStore
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,32 +8,24 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.search.cells import Cell
-from simbatch.sim.search.store import CellStore
-
-if TYPE_CHECKING:
-    from simbatch.sim.search.run import Outcome, Say
+from simbatch.sim.search.cells import Cell, Outcome, attempt
 
 PLACE = "--scheduler"
 CONNECT_S = 10
 _ADDRESS = re.compile(r"(\w+://)?[^/\s]+:[0-9]{1,5}")
 
 
-def on_cluster(
-    address: str, cells: Iterable[Cell], store: CellStore | None, say: Say
-) -> Generator[Outcome, None, None]:
-    """Outcomes as they come; they are put into `store` here, since workers may not see our disk.
+def on_cluster(address: str, cells: Iterable[Cell], say: Callable[[str], None]) -> Generator[Outcome, None, None]:
+    """Outcomes as they come.
 
     Traces, profiles and policies in files must be readable for the workers under the same paths. Raises UserError when
     there is no such scheduler, no `distributed`, or another simbatch on a worker.
     """
-    from simbatch.sim.search.run import attempt
-
     client, as_completed = _connected(address)
     try:
         if not client.scheduler_info(n_workers=-1)["workers"]:
@@ -42,10 +34,7 @@ def on_cluster(
         _check_versions(client)
         futures = {client.submit(attempt, cell, pure=False): cell for cell in cells}
         for future in as_completed(list(futures), loop=client.loop):
-            outcome = _outcome(future, futures.pop(future), address)
-            if store is not None and outcome.summary is not None:
-                store.put(outcome.key, outcome.summary)
-            yield outcome
+            yield _outcome(future, futures.pop(future), address)
     finally:
         client.close()  # what has not begun is dropped with its future
 
@@ -88,8 +77,6 @@ def _outcome(future: Any, cell: Cell, address: str) -> Outcome:
     """What came of the cell; UserError when the scheduler itself is gone."""
     from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
-
-    from simbatch.sim.search.run import Outcome
 
     try:
         outcome: Outcome = future.result()

@@ -12,17 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from simbatch.policies.registry import policy_names
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.metrics.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT, Metric
 from simbatch.sim.paths import user_path
+from simbatch.sim.plugins.named import POLICIES
 from simbatch.sim.results.differences import NO_DIFFERENCE, Difference
-from simbatch.sim.results.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT, Metric
+from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs, Summary, Values
-from simbatch.sim.results.text import percent
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, cells_of
 from simbatch.sim.statistics.intervals import CONFIDENCE
+from simbatch.sim.text import percent
 
 WITHIN_SLO, OUTPUT = REGISTRY[f"{SLO_SHARE}all"], REGISTRY[THROUGHPUT]
 NORMALISED = REGISTRY["simbatch.mean_normalised_latency_ms"]
@@ -31,7 +32,7 @@ REPLICATIONS = 10
 
 
 @dataclass(frozen=True)
-class Entry:
+class RankedScenario:
     """One scenario of a ranking: its cells by policy, and who does not take part, with the reason."""
 
     scenario: Scenario
@@ -54,10 +55,10 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RankingPlan:
     """What a ranking simulates; `left_out` are whole scenarios, with the reason."""
 
-    entries: list[Entry]
+    entries: list[RankedScenario]
     left_out: dict[str, str]
 
     @property
@@ -67,7 +68,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Standing:
+class PolicyStanding:
     """One policy in one scenario."""
 
     policy: str
@@ -88,66 +89,63 @@ class Standing:
 class Judged:
     """The outcome in one scenario; `left_out` are those who did not take part or cannot be judged, with the reason."""
 
-    entry: Entry
-    summaries: Mapping[str, Sequence[Summary]]
+    entry: RankedScenario
+    experiment: Experiment[str]
     left_out: Mapping[str, str]
 
     @classmethod
-    def of(cls, entry: Entry, summaries: Mapping[str, Sequence[Summary]]) -> Judged:
-        """Without an SLO nothing says that a request may be turned away: who does, while others serve it, is left out.
+    def of(cls, entry: RankedScenario, summaries: Mapping[str, Summary]) -> Judged:
+        """From the summaries by their cells' keys.
 
+        Without an SLO nothing says that a request may be turned away: who does, while others serve it, is left out.
         It would win: its throughput and its latencies are of the requests that it chose.
         """
+        experiment: Experiment[str] = Experiment(is_resampled=entry.is_resampled)
+        for policy, cells in entry.cells.items():
+            for cell in cells:
+                experiment.add(policy, cell.seed, summaries[cell.key])
         if entry.judge is WITHIN_SLO:
-            return cls(entry, summaries, entry.left_out)
-        rejected = {policy: Runs(of).rejected_share for policy, of in summaries.items()}
+            return cls(entry, experiment, entry.left_out)
+        rejected = {policy: runs.rejected_share for policy, _, runs in experiment}
         fewest = min(rejected.values())
         choosy = {
             policy: f"rejected {percent(share)}, and without an SLO nothing says that it may"
             for policy, share in rejected.items()
             if share > fewest
         }
-        taking_part = {policy: runs for policy, runs in summaries.items() if policy not in choosy}
-        return cls(entry, taking_part, {**entry.left_out, **choosy})
+        return cls(entry, experiment.without(choosy), {**entry.left_out, **choosy})
 
     @cached_property
-    def standings(self) -> list[Standing]:
+    def standings(self) -> list[PolicyStanding]:
         """The best first."""
         judge = self.entry.judge
-        every = {label: Runs(summaries, self.entry.is_resampled) for label, summaries in self.summaries.items()}
-        values = {label: runs.values(judge) for label, runs in every.items()}
-        means = {label: runs.mean(judge) for label, runs in every.items()}
+        runs = {policy: runs for policy, _, runs in self.experiment}
+        means = {policy: each.mean(judge) for policy, each in runs.items()}
         sign = -1 if judge.better == HIGHER else 1
         scores = {label: float("inf") if mean is None else sign * mean for label, mean in means.items()}
         order = sorted(scores, key=lambda label: scores[label])
         best, *others = order
         confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
         refused = "one run" if self.is_one_run else None
+        ranks = ranks_of([scores[policy] for policy in order])
         differences = {
-            label: Difference.of(
-                judge,
-                (best, values[best]),
-                (label, values[label]),
-                confidence,
-                refused,
-                is_resampled=self.entry.is_resampled,
-            )
-            for label in others
+            other: self.experiment.difference(judge, best, other, confidence=confidence, refused=refused)
+            for other in others
         }
-        ranks = ranks_of([scores[label] for label in order])
         return [
-            Standing(label, rank, every[label], values[label], means[label], differences.get(label))
-            for label, rank in zip(order, ranks, strict=True)
+            PolicyStanding(policy, rank, each, each.values(judge), means[policy], differences.get(policy))
+            for policy, rank in zip(order, ranks, strict=True)
+            for each in [runs[policy]]
         ]
 
     @cached_property
     def is_one_run(self) -> bool:
         """Whether there is no chance in it, so that values are compared as they are."""
         return len(self.entry.seeds) == 1 or all(
-            len({str(self.entry.judge.of(summary)) for summary in runs}) == 1 for runs in self.summaries.values()
+            len({str(value) for value in runs.values(self.entry.judge)}) == 1 for _, _, runs in self.experiment
         )
 
-    def is_told_apart(self, standing: Standing) -> bool:
+    def is_told_apart(self, standing: PolicyStanding) -> bool:
         """Whether it is worse than the best beyond doubt (where there is no chance: by the value)."""
         if standing.difference is None:
             return False
@@ -171,7 +169,9 @@ class Overall:
         return sum(self.ranks) / len(self.ranks)
 
 
-def plan_ranking(scenarios: Sequence[Scenario], policies: Sequence[str], replications: int | None = None) -> Plan:
+def plan_ranking(
+    scenarios: Sequence[Scenario], policies: Sequence[str], replications: int | None = None
+) -> RankingPlan:
     """Every policy in every scenario that it supports, checked; without `policies`, all that there are by name.
 
     Each runs under `replications` seeds, of a trace resampled in blocks; unless somebody asks for a number it is 10,
@@ -183,7 +183,7 @@ def plan_ranking(scenarios: Sequence[Scenario], policies: Sequence[str], replica
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(Problem("rank", "two scenarios have the same name", twice, "rename one of the files"))
-    entries: list[Entry] = []
+    entries: list[RankedScenario] = []
     left_out: dict[str, str] = {}
     for scenario in scenarios:
         missing = _missing_trace(scenario)
@@ -197,7 +197,7 @@ def plan_ranking(scenarios: Sequence[Scenario], policies: Sequence[str], replica
     if not entries:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(Problem("rank", f"no scenario is left to rank policies in ({reasons})", mend="name others"))
-    return Plan(entries, left_out)
+    return RankingPlan(entries, left_out)
 
 
 def overall(judged: Sequence[Judged]) -> list[Overall]:
@@ -220,21 +220,21 @@ def ranks_of(scores: Sequence[float]) -> list[float]:
     ]
 
 
-def _entry(scenario: Scenario, policies: Sequence[str], replications: int | None) -> Entry:
+def _entry(scenario: Scenario, policies: Sequence[str], replications: int | None) -> RankedScenario:
     is_run_once = replications is None and is_resampled(scenario) and not has_chance(scenario)
     seeds = seeds_of([scenario], 1 if is_run_once else replications or REPLICATIONS)
     if len(seeds) > 1:
         scenario = scenario.override(resampling(scenario), origin="--replications")
     cells: dict[str, list[Cell]] = {}
     left_out: dict[str, str] = {}
-    for name in policies or policy_names():
+    for name in policies or POLICIES.names():
         try:
             cells[name] = cells_of(scenario.with_policy(name), [{}], seeds)
         except UserError as error:
             if policies:
                 raise
             left_out[name] = error.problems[0].rule
-    return Entry(scenario, seeds, cells, left_out)
+    return RankedScenario(scenario, seeds, cells, left_out)
 
 
 def _missing_trace(scenario: Scenario) -> str | None:

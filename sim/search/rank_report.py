@@ -9,13 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, Metric
 from simbatch.sim.results import files
-from simbatch.sim.results.possible import plus_minus
-from simbatch.sim.results.registry import GOODPUT, REGISTRY, Metric
 from simbatch.sim.results.runs import Runs, Summary
-from simbatch.sim.results.text import percent, table
 from simbatch.sim.scenario.chance import ONE_RUN, runs_words
-from simbatch.sim.search.rank import NORMALISED, OUTPUT, WITHIN_SLO, Judged, Plan, Standing, overall
+from simbatch.sim.search.rank import NORMALISED, OUTPUT, WITHIN_SLO, Judged, PolicyStanding, RankingPlan, overall
+from simbatch.sim.text import percent, plus_minus, table
 
 OWN_FILES = ("ranking.md", "ranking.json")
 OTHERS = [REGISTRY[key] for key in (GOODPUT, "p99_ttft_ms", "p99_tpot_ms", "simbatch.fairness.tenants")]
@@ -31,19 +30,13 @@ WORDS = {
 class Ranking:
     """What came of a plan."""
 
-    plan: Plan
+    plan: RankingPlan
     summaries: Mapping[str, Summary]  # by the cells' keys
 
     @cached_property
     def judged(self) -> list[Judged]:
         """Each scenario's outcome."""
-        return [
-            Judged.of(
-                entry,
-                {policy: [self.summaries[cell.key] for cell in cells] for policy, cells in entry.cells.items()},
-            )
-            for entry in self.plan.entries
-        ]
+        return [Judged.of(entry, self.summaries) for entry in self.plan.entries]
 
     def text(self) -> str:
         """The overall table and who is best where."""
@@ -119,7 +112,7 @@ class Ranking:
             yield f"Left out: {name} ({reason})."
 
 
-def verdict(judged: Judged, standing: Standing) -> str:
+def verdict(judged: Judged, standing: PolicyStanding) -> str:
     """`best`, what is not told apart from it, or `worse`."""
     if standing.difference is None:
         return BEST
@@ -138,7 +131,7 @@ def _section(judged: Judged) -> Iterator[str]:
     yield ""
     yield f"Judged by {WORDS[judge.key]}{_slo(entry.scenario.slo.model_dump(exclude_none=True))}; {runs}."
     yield ""
-    every = [summary for runs in judged.summaries.values() for summary in runs]
+    every = [summary for _, _, runs in judged.experiment for summary in runs.summaries]
     others = [metric for metric in OTHERS if any(metric.of(summary) is not None for summary in every)]
     titles = ["rank", "policy", judge.label, "from the best", *(metric.label for metric in others), ""]
     yield f"| {' | '.join(titles)} |"
@@ -153,7 +146,7 @@ def _section(judged: Judged) -> Iterator[str]:
         yield "Left out: " + "; ".join(f"`{name}` ({reason})" for name, reason in judged.left_out.items()) + "."
 
 
-def _remark(judged: Judged, standing: Standing) -> str:
+def _remark(judged: Judged, standing: PolicyStanding) -> str:
     """The verdict, and what must be known about the figures beside it."""
     num = standing.runs.num_overloaded
     share = standing.runs.rejected_share
@@ -172,7 +165,7 @@ def _figure(runs: Runs, metric: Metric) -> str:
     return f"{text} {plus_minus(mean, interval.low, interval.high, metric.decimals, scale)}"
 
 
-def _behind(standing: Standing) -> str:
+def _behind(standing: PolicyStanding) -> str:
     """The interval of the difference from the best."""
     if standing.difference is None or standing.difference.interval is None:
         return ""
@@ -195,7 +188,7 @@ def _slo(limits: Mapping[str, float]) -> str:
     return f" ({', '.join(given)})"
 
 
-def _as_dict(judged: Judged, standing: Standing) -> dict[str, Any]:
+def _as_dict(judged: Judged, standing: PolicyStanding) -> dict[str, Any]:
     runs, interval = standing.runs, standing.runs.interval(judged.entry.judge)
     return {
         "policy": standing.policy,

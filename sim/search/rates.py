@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.search.tune_space import Settings
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.model import Traffic
 
+RATE_FLAG, MIN_RATES = "--rate", 2
 RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_rps")
 WHICH = {"on_off": " in bursts", "daily": " on average", "ramp": " at the start"}  # what a process's first rate is
+
+
+def parse_rates(texts: Sequence[str]) -> list[float]:
+    """`("2,4", "6")` as 2, 4, 6, in ascending order; UserError at what is no rate."""
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    rates = []
+    for part in parts:
+        try:
+            rate = float(part)
+        except ValueError:
+            rate = math.nan
+        if not (rate > 0 and math.isfinite(rate)):
+            raise UserError(Problem(RATE_FLAG, "must be numbers above 0", part, "for example --rate 1,2,3"))
+        rates.append(rate)
+    twice = next((rate for rate in rates if rates.count(rate) > 1), None)
+    if twice is not None:
+        raise UserError(Problem(RATE_FLAG, "is named twice", f"{twice:g}", "name each rate once"))
+    if len(rates) < MIN_RATES:
+        mend = f"for example --rate {rates[0]:g},{2 * rates[0]:g}"
+        raise UserError(Problem(RATE_FLAG, "needs at least two rates", f"{rates[0]:g}", mend))
+    return sorted(rates)
 
 
 @dataclass(frozen=True)
@@ -23,6 +46,19 @@ class Unit:
     key: str
     words: str
     times: float = 1.0
+
+
+def axis_of(scenario: Scenario) -> str:
+    """What the rates are, for a reader of the figure."""
+    workload = scenario.workload
+    if workload.trace is not None:
+        return "arrival rate / the trace's own"
+    if workload.mix is not None:
+        others = ", others in step" if len(workload.mix) > 1 else ""
+        return f"request rate of {workload.mix[0].tenant} (req/s{others})"
+    process = getattr(workload.arrival, "process", "gamma")
+    what = {"on_off": "request rate in bursts", "daily": "mean request rate", "ramp": "request rate at the start"}
+    return f"{what.get(process, 'request rate')} (req/s)"
 
 
 def unit_of(scenario: Scenario) -> Unit:
@@ -67,7 +103,7 @@ def rates_of(scenario: Scenario) -> dict[str, float]:
     return found
 
 
-def at_rate(scenario: Scenario, rate: float) -> Settings:
+def at_rate(scenario: Scenario, rate: float) -> dict[str, Any]:
     """The changes that make the first of the scenario's rates `rate`, and the others as many times as high."""
     rates = rates_of(scenario)
     first, *others = rates

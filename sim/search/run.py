@@ -14,11 +14,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
-from typing import NamedTuple
+from contextlib import AbstractContextManager, closing, contextmanager
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.search.cells import Cell, Summary, evaluate
+from simbatch.sim.results.runs import Summary
+from simbatch.sim.scenario import Scenario
+from simbatch.sim.search.cells import Cell, Outcome, Settings, attempt, cells_of, failed_cell
 from simbatch.sim.search.store import CellStore
 
 MAX_DEATHS = 3  # that a cell was suspected of, before it is run alone
@@ -26,15 +27,8 @@ MAX_DEATHS_IN_A_ROW = 10
 AHEAD = 3  # cells handed out per process, so that none waits for its next
 MAX_PROBLEMS = 20
 OnResult = Callable[[Cell, Summary], None]
+Watch = Callable[[int], AbstractContextManager[OnResult]]  # of so many cells: what is told of each that is finished
 Say = Callable[[str], None]
-
-
-class Outcome(NamedTuple):
-    """What became of a cell: its summary, or what the user must mend."""
-
-    key: str
-    summary: Summary | None
-    problems: tuple[Problem, ...] = ()
 
 
 def run_cells(
@@ -69,6 +63,36 @@ def run_cells(
     return {key: found[key] for key in todo}
 
 
+def run_kept(
+    cells: Sequence[Cell],
+    store: CellStore,
+    watch: Watch,
+    say: Say,
+    *,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    resume: bool = False,
+) -> dict[str, Summary]:
+    """The summary of each cell by its key, all of them kept in `store`; with `resume` those there are not run again.
+
+    `say` is told, in lines for a person, what is there already and how to go on after an interruption.
+    """
+    there = store.those(cell.key for cell in cells)
+    if resume:
+        say(f"{len(there):,} of {len(cells):,} cells are there already")
+    elif there:
+        say(f"{len(there):,} cells are there already and are simulated again; --resume would keep them")
+        there = {}
+    todo = [cell for cell in cells if cell.key not in there]
+    try:
+        with watch(len({cell.key for cell in todo})) as tell:
+            return there | run_cells(todo, store, jobs=jobs, scheduler=scheduler, on_result=tell, say=say)
+    except KeyboardInterrupt:
+        num_done = len(store.those(cell.key for cell in cells))
+        say(f"{num_done:,} of {len(cells):,} cells are in {store.folder}; go on with --resume")
+        raise
+
+
 def _outcomes(
     todo: dict[str, Cell], store: CellStore | None, jobs: int, scheduler: str | None, say: Say
 ) -> Generator[Outcome, None, None]:
@@ -76,7 +100,16 @@ def _outcomes(
         return _on_this_machine(todo, store, jobs, say)
     from simbatch.sim.search.cluster import on_cluster
 
-    return on_cluster(scheduler, todo.values(), store, say)
+    return _kept(on_cluster(scheduler, todo.values(), say), store)
+
+
+def _kept(outcomes: Generator[Outcome, None, None], store: CellStore | None) -> Generator[Outcome, None, None]:
+    """Put into `store` here, since a cluster's workers may not see our disk."""
+    with closing(outcomes):
+        for outcome in outcomes:
+            if store is not None and outcome.summary is not None:
+                store.put(outcome.key, outcome.summary)
+            yield outcome
 
 
 def _on_this_machine(
@@ -106,7 +139,7 @@ def _on_this_machine(
             else:
                 rule = f"the process that ran it died {MAX_DEATHS + 1} times (out of memory?)"
                 del remaining[order[0].key]
-                yield _failed(order[0], rule, "make it smaller, or leave it out")
+                yield failed_cell(order[0], rule, "make it smaller, or leave it out")
 
 
 def _num_ahead(jobs: int) -> int:
@@ -156,21 +189,49 @@ def _attempt_here(cell: Cell, store: CellStore | None, parent: int) -> Outcome:
     return outcome
 
 
-def attempt(cell: Cell) -> Outcome:
-    """Evaluate; what goes wrong is the outcome."""
-    try:
-        return Outcome(cell.key, evaluate(cell))
-    except UserError as error:
-        return Outcome(cell.key, None, error.problems)
-    except MemoryError:
-        return _failed(cell, "not enough memory", "simulate fewer requests, or take fewer --jobs")
-    except SystemExit as end:
-        return _failed(cell, f"the policy ended the program by sys.exit({end.code!r})", "remove that call")
-
-
-def _failed(cell: Cell, rule: str, mend: str) -> Outcome:
-    return Outcome(cell.key, None, (Problem(f"cell {cell.label()}", rule, mend=mend),))
-
-
 def _silent(line: str) -> None:
     """Nobody listens."""
+
+
+class Runner:
+    """Changes of one scenario and seeds in, summaries out; each different simulation runs once."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        store: CellStore | None = None,
+        *,
+        jobs: int = -1,
+        resume: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._scenario, self._store, self._jobs, self._progress = scenario, store, jobs, progress
+        self._resume = resume
+        self._known: dict[str, Summary] = {}
+
+    def __call__(self, asked: Sequence[tuple[Settings, int]]) -> list[Summary]:
+        """The summaries in the order of what is asked; on as many processes as there are jobs."""
+        cells = self._cells(asked)
+        new = {cell.key: cell for cell in cells if cell.key not in self._known}
+        if self._resume and self._store is not None:
+            self._known |= {key: found for key in new if (found := self._store.get(key)) is not None}
+        missing = [cell for key, cell in new.items() if key not in self._known]
+        if missing:
+            self._known |= run_cells(missing, self._store, jobs=self._jobs)
+        if self._progress is not None:
+            self._progress(self.num_runs)
+        return [self._known[cell.key] for cell in cells]
+
+    def _cells(self, asked: Sequence[tuple[Settings, int]]) -> list[Cell]:
+        """All of a seed at once, since what they share is looked at once in each call."""
+        cells: dict[int, Cell] = {}
+        for seed in dict.fromkeys(seed for _, seed in asked):
+            places = [place for place, (_, other) in enumerate(asked) if other == seed]
+            of_seed = cells_of(self._scenario, [asked[place][0] for place in places], [seed])
+            cells |= zip(places, of_seed, strict=True)
+        return [cells[place] for place in range(len(asked))]
+
+    @property
+    def num_runs(self) -> int:
+        """How many simulations there were, those taken from the store included."""
+        return len(self._known)

@@ -11,7 +11,7 @@ from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.trust import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.facts import RunFacts, Slo
+from simbatch.sim.metrics.facts import RunFacts, SloLimits
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
@@ -19,10 +19,9 @@ from simbatch.sim.workload.chunk import PredictedSource, Predictor
 
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
-    from simbatch.sim.engine.explain import Event
-    from simbatch.sim.engine.listener import Listener
+    from simbatch.sim.engine.listener import Event, Listener
     from simbatch.sim.engine.record import RunRecord
-    from simbatch.sim.results import Result
+    from simbatch.sim.report.result import Result
     from simbatch.sim.scenario.resolved import Fleet
     from simbatch.sim.workload.chunk import RequestSource
 
@@ -48,7 +47,7 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
     """The same for a scenario that has been looked up already."""
     import time
 
-    from simbatch.sim.results import Result
+    from simbatch.sim.report.result import Result
 
     scenario = resolved.scenario
     try:
@@ -142,7 +141,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         policy=policy_name,
         policy_params=resolved.policy_parameters(),
         predicted_by=resolved.predicted_by,
-        slo=Slo(**scenario.slo.model_dump()),
+        slo=SloLimits(**scenario.slo.model_dump()),
         seed=scenario.seed,
         engine=resolved.engine_settings(),
         engine_defaults=resolved.defaults,

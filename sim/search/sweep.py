@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simbatch.sim.errors import UserError
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT
 from simbatch.sim.results import files
-from simbatch.sim.results.possible import plus_minus
-from simbatch.sim.results.registry import GOODPUT, REGISTRY, THROUGHPUT
-from simbatch.sim.results.text import number, table
+from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results.runs import Summary, figures_of
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.search.cells import Cell, Summary, cells_of, replicated_cells
+from simbatch.sim.search.cells import Cell, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
 from simbatch.sim.search.store import CellStore
 from simbatch.sim.search.sweep_grid import grid_of
-from simbatch.sim.search.sweep_table import Row, points_of, row_of, write_csv, write_parquet
+from simbatch.sim.text import duration_words, number, plus_minus, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Row = dict[str, Any]
 OWN_FILES = ("summary.csv", "summary.parquet", "points.csv", "sweep.png")
+LAST = ("overloaded", "warnings", "key")  # columns after the metrics
 MAX_LINES = 40
+TRIED_S = 2.0  # of a cell that is tried for an estimate
 SHOWN = ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms")
 
 
@@ -43,12 +49,19 @@ class Sweep:
     def rows(self) -> list[Row]:
         """A row per cell that is there, in the order planned: settings, seed, every metric, warnings, key."""
         there = (cell for cell in self.cells if cell.key in self.summaries)
-        return [row_of(cell, self.keys, self.summaries[cell.key]) for cell in there]
+        return [_row_of(cell, self.keys, self.summaries[cell.key]) for cell in there]
 
     @cached_property
     def points(self) -> list[Row]:
         """A row per setting: the mean of each metric over the seeds, and its 95 % interval (`.low`, `.high`)."""
-        return points_of(self.rows, self.keys, is_resampled=self.is_resampled)
+        experiment: Experiment[str] = Experiment(is_resampled=self.is_resampled)
+        settings = {}
+        for cell in self.cells:
+            if (summary := self.summaries.get(cell.key)) is not None:
+                chosen = {key: cell.settings.get(key) for key in self.keys}
+                settings[json.dumps(chosen)] = chosen
+                experiment.add(json.dumps(chosen), cell.seed, summary)
+        return [chosen | point for chosen, point in zip(settings.values(), experiment.points(), strict=True)]
 
     @property
     def num_missing(self) -> int:
@@ -89,11 +102,11 @@ class Sweep:
         from simbatch.sim.search import sweep_plot
 
         writers: dict[str, Callable[[Path], None]] = {
-            "summary.csv": lambda path: write_csv(path, self.rows),
-            "summary.parquet": lambda path: write_parquet(path, self.rows),
+            "summary.csv": lambda path: files.write_csv(path, *_table(self.rows)),
+            "summary.parquet": lambda path: files.write_table(path, *_table(self.rows)),
         }
         if len(self.rows) > len(self.points):
-            writers["points.csv"] = lambda path: write_csv(path, self.points)
+            writers["points.csv"] = lambda path: files.write_csv(path, *_table(self.points))
         if (drawing := sweep_plot.choose(self.points, self.keys)) is not None:
             writers["sweep.png"] = lambda path: sweep_plot.write(path, self.name, drawing)
         return files.write_result(Path(folder), writers, OWN_FILES)
@@ -134,7 +147,7 @@ def sweep(
     """
     plan = planned(scenario, over, replications=replications)
     store = None if folder is None else CellStore(Path(folder, "cells"))
-    there = {} if store is None else stored(store, plan.cells)
+    there = {} if store is None else store.those(cell.key for cell in plan.cells)
     todo = [cell for cell in plan.cells if cell.key not in there]
     found = run_cells(todo, store, jobs=jobs, scheduler=scheduler, say=say)
     done = replace(plan, summaries=there | found)
@@ -150,16 +163,30 @@ def write_summary(plan: Sweep, store: CellStore, folder: Path | str) -> tuple[Sw
     writes last has then seen all of them.
     """
     while True:
-        done = replace(plan, summaries=stored(store, plan.cells))
+        done = replace(plan, summaries=store.those(cell.key for cell in plan.cells))
         written = done.save(folder)
         if not any(store.has(cell.key) for cell in plan.cells if cell.key not in done.summaries):
             return done, written
 
 
-def stored(store: CellStore, cells: Sequence[Cell]) -> dict[str, Summary]:
-    """The summaries of those that are in the store."""
-    found = {cell.key: store.get(cell.key) for cell in cells}
-    return {key: summary for key, summary in found.items() if summary is not None}
+def _row_of(cell: Cell, keys: Sequence[str], summary: Summary) -> Row:
+    """The cell's settings by `keys` (None where it has none), its seed, every figure of its summary, its warnings."""
+    warnings = summary["simbatch"]["warnings"]
+    return {
+        **{key: cell.settings.get(key) for key in keys},
+        "seed": cell.seed,
+        **figures_of(summary),
+        "overloaded": any(warning.startswith("Overloaded") for warning in warnings),
+        "warnings": " ".join(warnings),
+        "key": cell.key,
+    }
+
+
+def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+    """All columns, those that only some rows have (classes of priority) among the others, and the rows in order."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in LAST)
+    columns = [*names, *(name for name in LAST if rows and name in rows[0])]
+    return columns, [[row.get(name) for name in columns] for row in rows]
 
 
 def _setting(value: Any) -> str:
@@ -181,3 +208,58 @@ def _remark(point: Row) -> str:
     if not point["overloaded_runs"]:
         return ""
     return "overloaded" if point["replications"] == 1 else f"overloaded in {point['overloaded_runs']}"
+
+
+def dry_run(mine: Sequence[Cell], store: CellStore, jobs: int) -> tuple[dict[str, Any], str]:
+    """What these cells would take, as data and in words: which are there already, and the time for the others."""
+    there = store.those(cell.key for cell in mine)
+    todo = [cell for cell in mine if cell.key not in there]
+    cell_s = _seconds_per_cell(todo)
+    total_s = None if cell_s is None else cell_s * len(todo) / _num_processes(jobs)
+    cells = [
+        {"key": cell.key, "settings": cell.settings, "seed": cell.seed, "there": cell.key in there} for cell in mine
+    ]
+    lines = [f"{cell.key}  {cell.label()}{'  (there)' if cell.key in there else ''}" for cell in mine]
+    count = f"{len(mine):,} cells, {len(there):,} of them there already"
+    estimate = "" if total_s is None else f"; the others take about {duration_words(total_s)} on this machine"
+    return {"cells": cells, "estimate_s": total_s}, "\n".join([*lines, count + estimate])
+
+
+class _EnoughError(Exception):
+    """A cell has been tried for long enough."""
+
+
+def _seconds_per_cell(cells: Sequence[Cell]) -> float | None:
+    """By the first, a middle and the last one, each for two seconds at most; None where nothing can be said."""
+    chosen = [cells[i] for i in sorted({0, len(cells) // 2, len(cells) - 1})] if cells else []
+    times = [_try(cell) for cell in chosen]
+    known = [each for each in times if each is not None]
+    return sum(known) / len(known) if known and len(known) == len(times) else None
+
+
+def _try(cell: Cell) -> float | None:
+    from simbatch.sim.search.simulate import simulate
+
+    scenario = Scenario.from_dict(cell.scenario, folder=cell.folder, name=cell.name)
+    begin_s, num_ended = time.perf_counter(), 0
+
+    def tell(ended: int) -> None:
+        nonlocal num_ended
+        num_ended = ended
+        if ended and time.perf_counter() - begin_s > TRIED_S:
+            raise _EnoughError
+
+    try:
+        _ = simulate(scenario, progress=tell).summary
+    except _EnoughError:
+        total = scenario.workload.num_prompts
+        return None if total is None else (time.perf_counter() - begin_s) * total / num_ended
+    except UserError:
+        return None
+    return time.perf_counter() - begin_s
+
+
+def _num_processes(jobs: int) -> int:
+    from joblib import effective_n_jobs
+
+    return int(effective_n_jobs(jobs))

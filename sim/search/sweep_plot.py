@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simbatch.sim.results.plots import style
-from simbatch.sim.results.registry import GOODPUT, HIGHER, REGISTRY, THROUGHPUT, Metric
-from simbatch.sim.results.text import number
+from simbatch.sim.metrics.registry import GOODPUT, HIGHER, REGISTRY, THROUGHPUT, Metric
+from simbatch.sim.report import style
+from simbatch.sim.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from simbatch.sim.search.sweep_table import Row
 
+Row = Mapping[str, Any]  # a point of the sweep
 MAX_CURVES = len(style.PALETTE)
 MAX_WRITTEN = 120  # figures in a heat map
 POLICY = "policy.name"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simbatch.sim.results.plots import style
+from simbatch.sim.report import style
 from simbatch.sim.streams.described import Described
 
 if TYPE_CHECKING:

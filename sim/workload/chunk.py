@@ -10,7 +10,7 @@ from typing import Protocol
 
 from simbatch.sim.clock import to_s
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.plugins import place_of
+from simbatch.sim.plugins.named import place_of
 
 CHUNK_SIZE = 65_536
 

@@ -20,12 +20,12 @@ from simbatch.sim.origin import issued_as
 _COMMANDS = {
     "run": ("simbatch.cli.run:run", "Simulate a scenario and show what its users feel."),
     "compare": ("simbatch.cli.compare:compare", "Put policies, profiles or routers side by side on the same arrivals."),
-    "rank": ("simbatch.cli.rank:rank", "Say which policy is best in which scenario."),
+    "rank": ("simbatch.cli.sweep:rank", "Say which policy is best in which scenario."),
     "sweep": ("simbatch.cli.sweep:sweep", "Simulate a grid of settings, on all cores or a cluster."),
     "tune": ("simbatch.cli.tune:tune", "Search for the best settings under a goal and limits."),
     "recommend": ("simbatch.cli.recommend:recommend", "Recommend settings for a use case, checked by simulation."),
     "memory": ("simbatch.cli.memory:memory", "Say how large a batch fits into a GPU's memory."),
-    "explain": ("simbatch.cli.explain:explain", "Tell the life of one request: why it waited, who preempted it."),
+    "explain": ("simbatch.cli.run:explain", "Tell the life of one request: why it waited, who preempted it."),
     "trace": ("simbatch.cli.trace:trace", "Describe, convert or generate request traces."),
     "profile": ("simbatch.cli.profile:profile", "Measure a model on this machine's GPU through vLLM."),
     "fit": ("simbatch.cli.fit:fit", "Fit a profile from measured steps."),
@@ -33,9 +33,9 @@ _COMMANDS = {
     "validate": ("simbatch.cli.validate:validate", "Put a real run beside its simulation."),
     "scenarios": ("simbatch.cli.scenarios:scenarios", "List and copy the scenarios that ship."),
     "profiles": ("simbatch.cli.profiles:profiles", "List, show and import GPU profiles."),
-    "policies": ("simbatch.cli.policies:policies", "List the batching policies and their parameters."),
-    "routers": ("simbatch.cli.routers:routers", "List the routers of clusters and their parameters."),
-    "schema": ("simbatch.cli.schema:schema", "Print the JSON Schema of scenario files."),
+    "policies": ("simbatch.cli.plugins:policies", "List the batching policies and their parameters."),
+    "routers": ("simbatch.cli.plugins:routers", "List the routers of clusters and their parameters."),
+    "schema": ("simbatch.cli.scenarios:schema", "Print the JSON Schema of scenario files."),
 }
 
 

@@ -1,23 +1,32 @@
-"""What a command writes to: checked before any work, and what the new results replaced is said after it."""
+"""What commands write to and say meanwhile: results' folders, checked before any work, and progress on stderr."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from stat import S_ISDIR
+from typing import TYPE_CHECKING
 
 import click
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import is_dangling, shorten_path, stat_of, why_not_writable
+from simbatch.sim.text import duration_words
+
+if TYPE_CHECKING:
+    from simbatch.sim.report.result import Result
+    from simbatch.sim.scenario import Resolved
 
 _MAX_NAME = 255  # of a file, on every system in use
 _RUN_FILE = "run.json"
 _OTHER = "name another folder"
+NUM_LINES = 10  # of progress, where there is no bar
 
 
 class Output:
@@ -36,6 +45,25 @@ class Output:
         """A line on stderr about the results that stood there before, if any."""
         if self._earlier is not None and not quiet:
             click.echo(self._earlier, err=True)
+
+    def show(
+        self,
+        written: Sequence[Path],
+        text: Callable[[], str],
+        json_file: str | None,
+        *,
+        quiet: bool,
+        cells: int | None = None,
+        last: str | None = None,
+    ) -> None:
+        """What every command ends with: the JSON file that was asked for, or the text and how many files there are."""
+        self.say_replaced(quiet=quiet)
+        if json_file is not None:
+            click.echo((self.folder / json_file).read_text(encoding="utf-8"), nl=False)
+        elif not quiet:
+            click.echo(text())
+            kept = "" if cells is None else f" and {cells:,} cells"
+            click.echo(last or f"{len(written)} files{kept} in {self.folder}")
 
 
 @contextmanager
@@ -94,3 +122,54 @@ def _origin_of(path: Path) -> tuple[str | None, datetime | None]:
     except (OSError, ValueError, KeyError, TypeError):
         return None, None
     return (command if isinstance(command, str) and command.isprintable() else None), date
+
+
+@contextmanager
+def progress_of(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """What to tell the number of ended requests; None when nobody would see it."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda ended: bar.update(task, completed=ended)
+
+
+@contextmanager
+def cells_shown(name: str, total: int, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """What to call at every finished cell: a bar for a person, ten lines for a log."""
+    done, begin_s = 0, time.monotonic()
+    with progress_of(name, total, quiet=quiet) as bar:
+
+        def tell(*_: object) -> None:
+            nonlocal done
+            done += 1
+            if bar is not None:
+                bar(done)
+            elif not quiet and done * NUM_LINES // total > (done - 1) * NUM_LINES // total:
+                left_s = (time.monotonic() - begin_s) / done * (total - done)
+                print(f"{done:,} of {total:,} cells, {duration_words(left_s)} left", file=sys.stderr, flush=True)
+
+        yield tell
+
+
+def say_to(*, quiet: bool) -> Callable[[str], None]:
+    """Lines on stderr for whoever looks on."""
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr)
+
+    return say
+
+
+def simulate_shown(resolved: Resolved, label: str, *, steps: bool = False, quiet: bool = False) -> Result:
+    """Simulate; `label` names the bar on stderr."""
+    from simbatch.sim.search.simulate import run_resolved
+
+    with progress_of(label, resolved.scenario.workload.num_prompts, quiet=quiet) as progress:
+        return run_resolved(resolved, steps=steps, progress=progress)

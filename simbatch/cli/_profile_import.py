@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from simbatch.sim.cost.profile import MeasuredProfile
     from simbatch.sim.cost.provenance import Link
 
-FORMATS = ("llmservingsim", "aiconfigurator")
+FORMATS = ("llmservingsim", "aiconfigurator", "aiconfigurator-core")
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 
 
 @click.command(name="import")
 @click.option("--from", "source", type=click.Choice(FORMATS), required=True, help="Whose measurements DIR holds.")
-@click.argument("directory", metavar="DIR", type=FOLDER)
-@click.option("--model", help="Whose times to compose, as meta-llama/Llama-3.1-8B (aiconfigurator).")
+@click.argument("directory", metavar="[DIR]", type=FOLDER, required=False)
+@click.option("--model", help="Whose times to compose, as Qwen/Qwen3-32B (aiconfigurator, aiconfigurator-core).")
+@click.option("--gpu", metavar="G", help="h100, h200, b200, a100 ... (aiconfigurator-core).")
 @click.option("--model-config", type=FILE, help="The model's config.json (llmservingsim, aiconfigurator).")
-@click.option("--quantization", help="Of the weights: bf16 (default) or fp8 (aiconfigurator).")
+@click.option("--quantization", help="Of the weights: bf16, fp8 ... (aiconfigurator and its core).")
 @click.option("--kv-cache-dtype", default="auto", show_default=True, help="auto or fp8 (aiconfigurator).")
 @click.option(
     "--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the model."
@@ -42,8 +43,9 @@ FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 @click.option("-o", "--output", type=FILE, required=True, help="File to write.")
 def import_profile(
     source: str,
-    directory: Path,
+    directory: Path | None,
     model: str | None,
+    gpu: str | None,
     model_config: Path | None,
     quantization: str | None,
     kv_cache_dtype: str,
@@ -55,10 +57,11 @@ def import_profile(
     run_meta: Path | None,
     output: Path,
 ) -> None:
-    """Fit a profile from measurements in DIR and write it.
+    """Fit a profile from the measurements of others and write it.
 
-    DIR is LLMServingSim's `profile` folder of one model on one GPU, or aiconfigurator's folder of one GPU (h100_sxm,
-    with h100_sxm.yaml beside it). Host and front end are assumed, and marked so.
+    aiconfigurator-core is a package with tables of nine GPUs: give --model and --gpu, and no DIR. Else DIR is
+    LLMServingSim's `profile` folder of one model on one GPU, or aiconfigurator's folder of one GPU (h100_sxm, with
+    h100_sxm.yaml beside it). Host and front end are assumed, and marked so.
     """
     from simbatch.profiler.importers import imported
     from simbatch.profiler.importers.source import ImportRequest
@@ -68,6 +71,7 @@ def import_profile(
         folder=directory,
         output_name=output.name,
         model=model,
+        gpu=gpu,
         quantisation=quantization,
         kv_cache_dtype=kv_cache_dtype,
         tensor_parallel_size=tensor_parallel_size,

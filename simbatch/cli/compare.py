@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._loads import parse_rates
-from simbatch.cli._options import load_scenario, scenario_options
-from simbatch.cli._output import Output
+from simbatch.cli._options import jobs_option, load_scenario, scenario_options
+from simbatch.cli._output import Output, cells_shown, say_to, simulate_shown
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.results import Result
-    from simbatch.sim.results.compare import Comparison
-    from simbatch.sim.results.loads import LoadComparison
-    from simbatch.sim.results.replications import ReplicatedComparison
+    from simbatch.sim.report.compare import Comparison, ReplicatedComparison
+    from simbatch.sim.report.loads import LoadComparison
+    from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved, Scenario
-    from simbatch.sim.search.cells import Cell
+    from simbatch.sim.search.run import Watch
     from simbatch.sim.search.upgrade import Upgrade
 
 
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
     help="Run each candidate under N seeds (of a trace: resampled in blocks), and say how sure the differences are.",
 )
 @click.option("--bonferroni", is_flag=True, help="Make the intervals of all candidates hold together, per metric.")
-@click.option("--jobs", type=int, default=-1, metavar="N", help="Processes for the replications; -1: one per core.")
+@jobs_option
 @click.option("--json", "as_json", is_flag=True, help="Print compare.json instead of the table.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def compare(
@@ -79,14 +78,12 @@ def compare(
     that differs, and what each rule or default does alone. The table, its numbers and the pictures are written to DIR,
     by default results/<name of FILE>-compare, with --rate results/<name of FILE>-loads.
     """
-    from simbatch.cli._simulate import simulate_shown
-    from simbatch.sim.results.compare import OWN_FILES, Comparison
-    from simbatch.sim.results.replications import ReplicatedComparison
+    from simbatch.sim.report.compare import OWN_FILES, Comparison, ReplicatedComparison
     from simbatch.sim.scenario import resolve
     from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, seeds_of
+    from simbatch.sim.search.compared import cells_under, summaries_of, under_seeds
+    from simbatch.sim.search.rates import parse_rates
 
-    if jobs == 0:
-        raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
     loads = parse_rates(rates) if rates else []
     named = {"--policy": policies, "--profile": profiles, "--router": routers, "--vllm-version": versions}
     candidates = _candidates(file, assignments, seed, named, least=1 if loads else 2)
@@ -97,15 +94,17 @@ def compare(
     if loads:
         _compare_at(candidates, loads, seeds, output, bonferroni, jobs, as_json, quiet)
         return
-    cells = _cells(candidates, seeds[1:])
+    cells = cells_under(candidates, seeds[1:])
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
     comparison: Comparison | ReplicatedComparison = Comparison(results, _upgrades(candidates, results, versions, quiet))
     if len(seeds) > 1:
-        summaries = _summaries(results, cells, jobs, quiet)
-        of_trace = any(is_resampled(resolved.scenario) for resolved in candidates.values())
-        comparison = ReplicatedComparison(
-            summaries, seeds, bonferroni, first=Comparison(results), is_resampled=of_trace
+        experiment = under_seeds(
+            {label: result.summary for label, result in results.items()},
+            summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs),
+            seeds,
+            is_resampled=any(is_resampled(resolved.scenario) for resolved in candidates.values()),
         )
+        comparison = ReplicatedComparison(experiment, bonferroni=bonferroni, first=Comparison(results))
     _show(comparison, output, as_json=as_json, quiet=quiet)
     if len(seeds) < replications and not (quiet or as_json):
         click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
@@ -122,10 +121,10 @@ def _compare_at(
     quiet: bool,
 ) -> None:
     """At several loads."""
-    from simbatch.cli._loads import cells_at, compared_at
+    from simbatch.sim.search.compared import cells_at, compared_at, summaries_of
 
-    cells = cells_at(candidates, rates, seeds)
-    compared = compared_at(candidates, cells, rates, seeds, bonferroni=bonferroni, jobs=jobs, quiet=quiet)
+    found = summaries_of(cells_at(candidates, rates, seeds), _watch(quiet), say_to(quiet=quiet), jobs=jobs)
+    compared = compared_at(candidates, found, rates, seeds, bonferroni=bonferroni)
     _show(compared, output, as_json=as_json, quiet=quiet)
 
 
@@ -134,19 +133,17 @@ def _show(
 ) -> None:
     """Write the files, and print the table."""
     written = compared.save(output.folder)
-    output.say_replaced(quiet=quiet)
-    if as_json:
-        click.echo((output.folder / "compare.json").read_text(encoding="utf-8"), nl=False)
-    elif not quiet:
-        click.echo(compared.text())
-        click.echo(f"{len(written)} files in {output.folder}")
+    output.show(written, compared.text, "compare.json" if as_json else None, quiet=quiet)
+
+
+def _watch(quiet: bool) -> Watch:
+    return partial(cells_shown, "replications", quiet=quiet)
 
 
 def _upgrades(
     candidates: dict[str, Resolved], results: dict[str, Result], versions: Sequence[str], quiet: bool
 ) -> list[Upgrade]:
     """From the first version to each other one, for each policy and profile; the labels are in the versions' order."""
-    from simbatch.cli._simulate import simulate_shown
     from simbatch.sim.search.upgrade import upgrade
 
     def run(resolved: Resolved, label: str) -> Result:
@@ -165,23 +162,6 @@ def _resampled(scenario: Scenario) -> Scenario:
     from simbatch.sim.scenario.chance import resampling
 
     return scenario.override(resampling(scenario), origin="--replications")
-
-
-def _cells(candidates: dict[str, Resolved], seeds: Sequence[int]) -> dict[str, list[Cell]]:
-    """Each candidate under the seeds after the first, checked."""
-    from simbatch.cli._replicate import cells_under
-
-    return cells_under(candidates, seeds) if seeds else {}
-
-
-def _summaries(
-    results: dict[str, Result], cells: dict[str, list[Cell]], jobs: int, quiet: bool
-) -> dict[str, list[dict[str, Any]]]:
-    """Of each candidate, those of all seeds."""
-    from simbatch.cli._replicate import summaries_of
-
-    others = summaries_of(cells, jobs=jobs, quiet=quiet)
-    return {label: [result.summary, *others[label]] for label, result in results.items()}
 
 
 def _candidates(

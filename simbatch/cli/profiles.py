@@ -62,7 +62,7 @@ def show(name: str, as_json: bool, plot: Path | None) -> None:
     profile = load_profile(name, folder=Path())
     if plot is not None:
         from simbatch.sim.paths import check_target
-        from simbatch.sim.results.plots.step_times import plot_step_times
+        from simbatch.sim.report.step_times import plot_step_times
 
         check_target(plot)
         plot_step_times(profile, plot)

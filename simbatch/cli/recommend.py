@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._output import Output
-from simbatch.cli._progress import progress_of
+from simbatch.cli._options import jobs_option
+from simbatch.cli._output import Output, progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SLO_KEYS = ("ttft_ms", "tpot_ms", "e2el_ms")
 @click.option("--profile", "reference", required=True, metavar="P", help="A profile that ships, or a path.")
 @click.option("--slo", "limits", multiple=True, metavar="KEY=MS", help="--slo ttft_ms=500 --slo tpot_ms=40.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the traffic.")
-@click.option("--jobs", type=int, default=-1, metavar="N", help="Processes; -1: one per core.")
+@jobs_option
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
 @click.option("--json", "as_json", is_flag=True, help="Print recommend.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -43,11 +43,10 @@ def recommend(
     The rule of thumb for the use case is checked by simulation on the profile, and corrected where it is wrong. Takes
     about half a minute on two cores. Results go to DIR, by default results/recommend-<use case>-<profile>.
     """
-    from simbatch.sim.search.recommend import recommend as search
-    from simbatch.sim.search.recommend_cases import USE_CASES, scenario_of
-    from simbatch.sim.search.recommend_files import OWN_FILES, save
-    from simbatch.sim.search.recommend_report import report
-    from simbatch.sim.search.tune_run import Runner
+    from simbatch.sim.search.run import Runner
+    from simbatch.sim.tuning.recommend import recommend as search
+    from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
+    from simbatch.sim.tuning.recommend_report import OWN_FILES, report, save
 
     case, profile = USE_CASES[use_case], _profile(reference)
     slo = _slo(limits) or dict(case.slo)
@@ -58,12 +57,9 @@ def recommend(
         found = search(case, scenario, profile, runner)
     found.num_runs = runner.num_runs
     written = save(found, output.folder)
-    output.say_replaced(quiet=quiet)
-    if as_json:
-        click.echo((output.folder / "recommend.json").read_text(encoding="utf-8"), nl=False)
-    elif not quiet:
-        click.echo(report(found))
-        click.echo(f"\n{found.num_runs} simulations; {', '.join(path.name for path in written)} in {output.folder}")
+    last = f"{found.num_runs} simulations; {', '.join(path.name for path in written)} in {output.folder}"
+    json_file = "recommend.json" if as_json else None
+    output.show(written, lambda: f"{report(found)}\n", json_file, quiet=quiet, last=last)
 
 
 def _profile(reference: str) -> MeasuredProfile:

@@ -1,13 +1,25 @@
-"""`simbatch run`: one scenario, one result."""
+"""`simbatch run` and `simbatch explain`: one simulation, and the life of one of its requests."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._options import load_scenario, policy_option, router_option, scenario_options, version_option
-from simbatch.cli._output import Output
+from simbatch.cli._options import (
+    host_option,
+    load_scenario,
+    policy_option,
+    router_option,
+    scenario_options,
+    version_option,
+)
+from simbatch.cli._output import Output, simulate_shown
+
+if TYPE_CHECKING:
+    from simbatch.sim.engine.listener import Event
 
 
 @click.command()
@@ -34,7 +46,6 @@ def run(
 
     Results are written to DIR, by default results/<name of FILE>.
     """
-    from simbatch.cli._simulate import simulate_shown
     from simbatch.sim.results.files import OWN_FILES
     from simbatch.sim.scenario import resolve
 
@@ -44,9 +55,65 @@ def run(
     output = Output(folder, file.stem, OWN_FILES)
     result = simulate_shown(resolved, resolved.scenario.name, steps=steps, quiet=quiet)
     written = result.save(output.folder)
-    output.say_replaced(quiet=quiet)
+    output.show(written, result.text, "summary.json" if as_json else None, quiet=quiet)
+
+
+LEGEND = (
+    "S: schedule() begins; after it L: the launch has returned, D: the device is done, U: the tokens are taken in.\n"
+    "Of several steps alike these are the first one's."
+)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--request", "request_id", required=True, metavar="ID", help="Its request_id: see requests.parquet.")
+@host_option
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
+@policy_option
+@version_option
+@router_option
+@click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the events as JSON lines.")
+def explain(
+    file: Path,
+    request_id: str,
+    assignments: tuple[str, ...],
+    policy: str | None,
+    vllm_version: str | None,
+    router: str | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Tell the life of one request of the scenario in FILE.
+
+    Why it waited in each step (seats, blocks, budget, watermark, a preemption), who preempted it, what it hit in the
+    prefix cache; where the profile has host times, also when each step was scheduled, launched, computed and taken in
+    (S, L, D, U: docs/one-step.md). The scenario is simulated step by step, so this takes longer than a run.
+    """
+    from simbatch.sim.scenario import resolve
+    from simbatch.sim.search.simulate import explain_request
+
+    scenario = load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version)
+    events = explain_request(resolve(scenario), request_id)
     if as_json:
-        click.echo((output.folder / "summary.json").read_text(encoding="utf-8"), nl=False)
-    elif not quiet:
-        click.echo(result.text())
-        click.echo(f"{len(written)} files in {output.folder}")
+        for event in events:
+            click.echo(json.dumps(event._asdict()))
+        return
+    click.echo(f"request {request_id}")
+    for event in events:
+        steps = "" if event.step is None else f"step {event.step}"
+        times = f" (x {event.num_steps})" if event.num_steps > 1 else ""
+        click.echo(f"{event.time_s:12.3f} s  {steps:<12} {event.what}{times}")
+        if (line := _step_line(event)) is not None:
+            click.echo(f"{'':<29}{line}")
+    if any(event.schedule_s is not None for event in events):
+        click.echo(LEGEND)
+
+
+def _step_line(event: Event) -> str | None:
+    """When the first step of an event was scheduled, launched, computed and taken in; None if that is no matter."""
+    begin_s, *others = event.schedule_s, event.launched_s, event.end_s, event.updated_s
+    if begin_s is None:
+        return None
+    after = (f"{name} +{1e3 * (time_s - begin_s):.1f}" for name, time_s in zip("LDU", others, strict=True) if time_s)
+    return f"S {begin_s:.3f} s, {', '.join(after)} ms"

@@ -1,4 +1,4 @@
-"""`simbatch scenarios`: list and copy the scenarios that ship."""
+"""`simbatch scenarios` and `simbatch schema`: the scenarios that ship, and the JSON Schema of their files."""
 
 from __future__ import annotations
 
@@ -46,3 +46,15 @@ def copy(name: str, target: Path | None) -> None:
         raise UserError(Problem(str(target), "is there already", mend="name another file with -o"))
     target.write_text(text, encoding="utf-8")
     click.echo(f"{target}; run it: simbatch run {target}")
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files.
+
+    Editors with a YAML language server complete and check a scenario whose first line is
+    "# yaml-language-server: $schema=schema.json".
+    """
+    from simbatch.sim.scenario.schema import scenario_schema
+
+    click.echo(json.dumps(scenario_schema(), indent=2))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._trace_options import reading_options, writing_options
+from simbatch.cli._options import reading_options, writing_options
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import check_target, user_path
 
@@ -51,9 +51,7 @@ def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -
     Of a benchmark's detailed result also what its streams say of the server: steps, batch, time in prefills, whether
     its client kept up, prefix hits, stationarity.
     """
-    from simbatch.cli._described import describe_all
-    from simbatch.cli._stream_text import stream_lines
-    from simbatch.cli._trace_text import description
+    from simbatch.cli._trace_text import describe_all, description, stream_lines
 
     if picture is not None:
         _check_picture(picture)
@@ -193,8 +191,7 @@ def _default_hash_block_tokens(target: WriteFormat) -> int:
 
 
 def _write(source: RequestSource, output: Path, to: WriteFormat, size: int, regroup: bool) -> int:
-    from simbatch.cli._output import replacing
-    from simbatch.cli._progress import progress_of
+    from simbatch.cli._output import progress_of, replacing
     from simbatch.sim.workload.traces.write import HOLDS_HASHES, write_trace
 
     with replacing(output), progress_of(f"writing {output.name}", source.num_requests, quiet=False) as progress:

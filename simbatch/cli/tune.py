@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import load_scenario, scenario_options, version_option
-from simbatch.cli._output import Output
-from simbatch.cli._progress import progress_of
+from simbatch.cli._options import jobs_option, load_scenario, scenario_options, version_option
+from simbatch.cli._output import Output, progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.results.registry import Metric
+    from simbatch.sim.metrics.registry import Metric
     from simbatch.sim.scenario import Scenario
-    from simbatch.sim.search.tune_goal import Goal, Limit
-    from simbatch.sim.search.tune_run import Runner
-    from simbatch.sim.search.tune_space import Space
+    from simbatch.sim.search.run import Runner
+    from simbatch.sim.tuning.goal import Goal, Limit
+    from simbatch.sim.tuning.space import Space
 
 Count = click.IntRange(min=1)
 
@@ -44,7 +43,7 @@ Count = click.IntRange(min=1)
     help="Seeds for each (1; for --capacity 8); of a trace: resampled in blocks.",
 )
 @click.option("--confirm", type=click.IntRange(min=0), default=5, metavar="N", help="Fresh seeds for the winner (5).")
-@click.option("--jobs", type=int, default=-1, metavar="N", help="Processes; -1: one per core.")
+@jobs_option
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier search has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print tune.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -74,26 +73,21 @@ def tune(
     searched (with --knee max_num_seqs alone). Results go to DIR, by default results/<name of FILE>-tune
     (-pareto, -knee or -capacity with these flags).
     """
-    from simbatch.sim.search.tune_files import OWN_FILES
-    from simbatch.sim.search.tune_goal import Limit
+    from simbatch.sim.tuning.goal import Limit
+    from simbatch.sim.tuning.tune_files import OWN_FILES
 
-    _check_flags(maximize, pareto, knee, capacity, over, trials, jobs)
+    _check_flags(maximize, pareto, knee, capacity, over, trials)
     scenario = load_scenario(file, assignments, seed, vllm_version=vllm_version)
     kept = tuple(map(Limit.parse, limits))
     output = Output(folder, f"{file.stem}-{_mode(pareto, knee, capacity)}", OWN_FILES)
     if capacity:
-        text, number = _capacity(scenario, kept, output.folder, replications, jobs, resume, quiet)
+        text, written = _capacity(scenario, kept, output.folder, replications, jobs, resume, quiet)
     else:
         goal = _goal(maximize or ("goodput" if _has_slo(scenario) else "throughput"), pareto, knee, kept)
         space = _space(scenario, goal, over, knee)
         sizes = (trials, replications or 1, confirm)
-        text, number = _tune(space, goal, output.folder, sizes, knee, jobs, resume, quiet)
-    output.say_replaced(quiet=quiet)
-    if as_json:
-        click.echo((output.folder / "tune.json").read_text(encoding="utf-8"), nl=False)
-    elif not quiet:
-        click.echo(text)
-        click.echo(f"{number} files in {output.folder}")
+        text, written = _tune(space, goal, output.folder, sizes, knee, jobs, resume, quiet)
+    output.show(written, lambda: text, "tune.json" if as_json else None, quiet=quiet)
 
 
 def _tune(
@@ -105,10 +99,10 @@ def _tune(
     jobs: int,
     resume: bool,
     quiet: bool,
-) -> tuple[str, int]:
-    from simbatch.sim.search.tune import default_trials, tune
-    from simbatch.sim.search.tune_files import save
-    from simbatch.sim.search.tune_report import report
+) -> tuple[str, list[Path]]:
+    from simbatch.sim.tuning.tune import default_trials, tune
+    from simbatch.sim.tuning.tune_files import save
+    from simbatch.sim.tuning.tune_report import report
 
     trials, replications, confirm = sizes
     goal.check_slo(_has_slo(space.scenario))
@@ -117,7 +111,7 @@ def _tune(
         runner = _runner(space.scenario, folder, jobs, resume, progress)
         tuned = tune(space, goal, runner, trials=trials, replications=replications, confirm=confirm, wants_knee=knee)
     written = save(tuned, folder, runner.num_runs)
-    return report(tuned), len(written)
+    return report(tuned), written
 
 
 def _capacity(
@@ -128,10 +122,10 @@ def _capacity(
     jobs: int,
     resume: bool,
     quiet: bool,
-) -> tuple[str, int]:
-    from simbatch.sim.search.capacity import REPLICATIONS, capacity_limits, find_capacity
-    from simbatch.sim.search.capacity_report import report, save
-    from simbatch.sim.search.tune_goal import Goal
+) -> tuple[str, list[Path]]:
+    from simbatch.sim.tuning.capacity import REPLICATIONS, capacity_limits, find_capacity
+    from simbatch.sim.tuning.capacity_report import report, save
+    from simbatch.sim.tuning.goal import Goal
 
     replications = replications or REPLICATIONS
     if replications < 2:
@@ -143,12 +137,12 @@ def _capacity(
         runner = _runner(scenario, folder, jobs, resume, progress)
         found = find_capacity(scenario, limits, runner, replications)
     written = save(found, folder, runner.num_runs)
-    return report(found), len(written)
+    return report(found), written
 
 
 def _runner(scenario: Scenario, folder: Path, jobs: int, resume: bool, progress: Any) -> Runner:
-    from simbatch.sim.search.cells import CellStore
-    from simbatch.sim.search.tune_run import Runner
+    from simbatch.sim.search.run import Runner
+    from simbatch.sim.search.store import CellStore
 
     return Runner(scenario, CellStore(folder / "cells"), jobs=jobs, resume=resume, progress=progress)
 
@@ -165,7 +159,7 @@ def _has_slo(scenario: Scenario) -> bool:
 
 
 def _goal(maximize: str, pareto: str | None, knee: bool, limits: tuple[Limit, ...]) -> Goal:
-    from simbatch.sim.search.tune_goal import Goal, metric_of
+    from simbatch.sim.tuning.goal import Goal, metric_of
 
     if pareto is None and not knee:
         flag = "--maximize"
@@ -193,8 +187,7 @@ def _space(scenario: Scenario, goal: Goal, over: tuple[str, ...], knee: bool) ->
     """What is searched: --over, else the scenario's own block, else what is usual."""
     from simbatch.sim.scenario import resolve
     from simbatch.sim.search.sweep_grid import parse_over
-    from simbatch.sim.search.tune_axes import axes_of, default_axes, seats_axis
-    from simbatch.sim.search.tune_space import Space
+    from simbatch.sim.tuning.space import Space, axes_of, default_axes, seats_axis
 
     resolved = resolve(scenario)
     if over:
@@ -212,11 +205,8 @@ def _check_flags(
     capacity: bool,
     over: tuple[str, ...],
     trials: int | None,
-    jobs: int,
 ) -> None:
     """Flags that ask for different things; UserError before any time is spent."""
-    if jobs == 0:
-        raise UserError(Problem("--jobs", "must not be 0", 0, "-1 is one process per core"))
     if capacity and (maximize or pareto or knee or over or trials):
         rule = "finds the rate for the settings as they stand, and searches none"
         mend = "search first, then take what it recommends with --set"

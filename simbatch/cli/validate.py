@@ -115,7 +115,7 @@ def _output(folder: Path | None, file: Path, mode: str, flags: dict[str, Any]) -
 def _recorded(
     scenario: Scenario, paths: tuple[Path, ...], source: str | None, bounds: Bounds | None, quiet: bool
 ) -> Validation | Many:
-    from simbatch.cli._progress import progress_of
+    from simbatch.cli._output import progress_of
     from simbatch.profiler.records.recorded import gather
     from simbatch.profiler.validate.many import Compared, Many
     from simbatch.profiler.validate.on_recorded import validate_recorded

@@ -17,10 +17,10 @@ from simbatch.serving.request import UNASKED, ServedRequest
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.model import CostModel, step_ps_beside
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scheduler.batch import decoding, has_prefill, token_budget
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
-from simbatch.sim.scheduler.scheduler import decoding, has_prefill, token_budget
-from simbatch.sim.scheduler.views import EngineView, KnownRequest
+from simbatch.sim.scheduler.views import KnownRequest, PolicyEngine
 
 LOWEST = float("inf")  # priority: above every integer, so first to be preempted
 
@@ -78,7 +78,7 @@ class Guide:
         self._decoding: tuple[int, int] | None = None  # as it was before the step that is being planned
         self._has_preempted = False  # in the step that is being planned
         self._holds_prefills = getattr(scheduler, "local_prefill_interval", 1) > 1  # vLLM 0.33
-        self.decisions.start(EngineView(self.config, self))
+        self.decisions.start(PolicyEngine(self.config, self))
 
     def begin_step(self) -> int:
         """A step is planned from now on; returns how many tokens it may take."""

@@ -40,7 +40,7 @@ def profile_of(case):
 def oracle_of(case, policy, **given):
     """vLLM's scheduler under `policy`, ready to run the case; `given` is what additional_config says besides."""
     from parity import vllm_oracle
-    from simbatch.vllm_scheduler import PolicyScheduler
+    from simbatch.serving.scheduler import PolicyScheduler
 
     config = {"simbatch": {"policy": {"name": "vllm"}, **given}}
     tenants = {r["id"]: {"tenant": r["tenant"]} for r in case["requests"] if "tenant" in r}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from simbatch import UserError
-from simbatch.policies.registry import load_policy, policy_names
+from simbatch.sim.plugins.named import POLICIES
 from tests.vllm import policies_tried
 from tests.vllm.policy_cases import (
     case_of,
@@ -52,11 +52,11 @@ IN_SIMULATION_ALONE = {"decode_first", "mlfq", "prefill_first", "srpt", "static"
 
 
 def policy_of(name, params=None):
-    return load_policy(name, TRIED[name] if params is None else params, folder=Path())
+    return POLICIES.load(name, TRIED[name] if params is None else params, folder=Path())
 
 
 def test_every_policy_that_ships_is_tried_or_said_not_to_run_in_vllm():
-    assert set(policy_names()) == {name for name in TRIED if ":" not in name} | IN_SIMULATION_ALONE
+    assert set(POLICIES.names()) == {name for name in TRIED if ":" not in name} | IN_SIMULATION_ALONE
 
 
 @pytest.mark.parametrize("name", TRIED)
@@ -78,7 +78,7 @@ def test_vllm_s_scheduler_decides_as_the_simulation_does(name):
 @pytest.mark.parametrize("order", ["fcfs", "priority"])
 def test_vllm_changes_nothing(order):
     from parity import vllm_oracle
-    from simbatch.vllm_scheduler import PolicyScheduler
+    from simbatch.serving.scheduler import PolicyScheduler
 
     for seed in range(NUM_CASES):
         case = case_of(seed)

@@ -8,12 +8,11 @@ import pytest
 
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.load import shipped_names
-from simbatch.sim.search.recommend import Choice, Load, Recommendation
-from simbatch.sim.search.recommend_cases import USE_CASES, scenario_of
-from simbatch.sim.search.recommend_vllm import arguments, command, config_yaml
-from simbatch.sim.search.tune_flags import vllm_serve
+from simbatch.sim.tuning.recommend import BatchChoice, CaseLoad, Recommendation
+from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
+from simbatch.sim.tuning.vllm_flags import arguments, command, config_yaml, vllm_serve
 
-CHOSEN = Choice(24, 4096)
+CHOSEN = BatchChoice(24, 4096)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def recommendation(use_case, name, **changes):
     case, profile = USE_CASES[use_case], load_profile(name, folder=Path())
     profile = profile.model_copy(update=changes)
     scenario = scenario_of(case, profile, name, case.slo, 0)
-    return Recommendation(case, scenario, profile, case.goal, CHOSEN, CHOSEN, CHOSEN, Load(1.0), {})
+    return Recommendation(case, scenario, profile, case.goal, CHOSEN, CHOSEN, CHOSEN, CaseLoad(1.0), {})
 
 
 def check(parsed, given):

@@ -17,7 +17,7 @@ from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.metrics import latencies_ms
+from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.streams.batches import StepBatches, batches_of, infer_budget
 from simbatch.sim.streams.judge import Judgement, judge

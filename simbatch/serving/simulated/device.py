@@ -13,8 +13,7 @@ from typing import NamedTuple
 from simbatch.serving.simulated.spec import HostChoice
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.model import Features
-from simbatch.sim.engine.device import Device
-from simbatch.sim.engine.host import Host
+from simbatch.sim.engine.resources import Device, Host
 from simbatch.sim.scenario.resolved import Resolved
 
 SPIN_S = 0.0003  # sleeping ends up to a tenth of a ms late, which is 1 % of a step: the last bit is spun

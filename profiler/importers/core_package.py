@@ -1,0 +1,263 @@
+"""NVIDIA's PyPI package `aiconfigurator-core` (Apache-2.0): kernels measured through vLLM, composed to steps offline.
+
+It holds tables of GEMMs, attention, MLA, experts and all-reduces for nine GPUs, and an engine that adds them up
+for a model's config. Of a step with T scheduled tokens, c prompts' chunks of q tokens after h, n decodes at a mean
+context k, its parts are taken apart and added again:
+
+    others(T) + c * attention of a chunk(q, h) + attention of decodes(n, k) + sampling(S)
+
+since its own mixed step spreads a prompt's attention over all its chunks. Sampling, which it leaves out, is as in
+`importers.aiconfigurator`. A model that the package has no kernel of for vLLM is served by other engines' rows: those
+parts are named in a note. It would ask a hub for a name that it does not know, with the user's token, so it is only
+ever given a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simbatch.profiler.fit.design import StepLimits
+from simbatch.profiler.importers.aiconfigurator import (
+    MAX_BATCHED_TOKENS,
+    MAX_HISTORY,
+    MAX_SEQS,
+    MIXED_NOTE,
+    RANDOM_BANDWIDTH,
+    RANDOM_LOGIT_S,
+    RANDOM_NOTE,
+    SAMPLER_S,
+    SAMPLER_SEQ_S,
+)
+from simbatch.profiler.importers.source import ImportRequest, TableSource, fit_tables
+from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig, model_config_of, read_json
+from simbatch.profiler.records.steps import Floats, Steps
+from simbatch.sim.cost.gpus import Gpu, find_gpu
+from simbatch.sim.cost.memory import KVCacheType
+from simbatch.sim.errors import Problem, UserError
+
+PACKAGE, BACKEND = "aiconfigurator_core", "vllm"
+INSTALL = 'pip install "simbatch[models]"'
+CREDIT = "aiconfigurator-core (github.com/ai-dynamo/aiconfigurator): kernel latencies through vLLM, composed to steps"
+SYSTEMS = {
+    "a100": "a100_sxm",
+    "b200": "b200_sxm",
+    "b300": "b300_sxm",
+    "gb200": "gb200",
+    "gb300": "gb300",
+    "h100": "h100_sxm",
+    "h200": "h200_sxm",
+    "l40s": "l40s",
+    "rtxpro6000": "rtx_pro_6000_server",
+}  # those with tables of vLLM's; the package has datasheets of others, for which it would invent times
+GEMM_MODES = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
+MOE_MODES = {**GEMM_MODES, "mxfp4": "w4a16_mxfp4"}
+COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+CONTEXT = (1, 16384)
+MEASURED_SOURCES = ("silicon", "empirical")  # measured, or a formula for what moves bytes alone
+MS = 1e-3
+
+
+class CoreTables:
+    """The package's engine for one model on one GPU, as one of `tensor_parallel_size`."""
+
+    def __init__(self, engine: Any, vocab_size: int, gpu: Gpu, *, greedy: bool = False) -> None:
+        self._engine = engine
+        self.sample_s = 0.0
+        if not greedy:
+            self.sample_s = RANDOM_LOGIT_S * vocab_size * RANDOM_BANDWIDTH / gpu.bandwidth_bytes_per_s
+        self._others = lru_cache(maxsize=None)(self._others_ms)
+
+    @property
+    def token_counts(self) -> list[int]:
+        """The knots of a fit: the package's tables have more, on grids of their own."""
+        return list(COUNTS)
+
+    def step_time_s(self, steps: Steps) -> Floats:
+        """What each step lasts, s; prefills of one step are taken to be alike."""
+        times = np.array([self._step_ms(steps, i) for i in range(len(steps.num_decodes))])
+        seqs = steps.num_prefills + steps.num_decodes
+        return np.asarray(times * MS + SAMPLER_S + (SAMPLER_SEQ_S + self.sample_s) * seqs)
+
+    def limits(self, kv_tokens: int) -> StepLimits:
+        """What the tables of its kernels reach to, as far as vLLM's defaults go."""
+        seqs = (1, MAX_SEQS)
+        return StepLimits(seqs, seqs, CONTEXT, (1, MAX_BATCHED_TOKENS), (0, MAX_HISTORY), MAX_BATCHED_TOKENS, kv_tokens)
+
+    def fallbacks(self) -> list[str]:
+        """Parts of a step of which some row is another engine's, or interpolated beyond what was measured."""
+        parts = self._engine.decode_step_per_op(16, 1024, 2)
+        parts = [*parts, *(one for kind in self._engine.mixed_step_breakdown_per_op(512, 16, 512, 2) for one in kind)]
+        names = {name.partition("_")[2] for name, ms, _, source in parts if ms and source not in MEASURED_SOURCES}
+        return sorted(names)
+
+    def _step_ms(self, steps: Steps, i: int) -> float:
+        decodes, context = int(steps.num_decodes[i]), max(1, int(steps.mean_context[i]))
+        tokens, prefills = int(steps.prefill_tokens[i]), int(steps.num_prefills[i])
+        if not tokens:
+            return float(self._engine.decode_step_latency(decodes, context, 2))
+        chunk = max(1, tokens // prefills)
+        history = (int(steps.prefill_context[i]) - tokens) // prefills
+        total = self._others(tokens, decodes) + prefills * self._chunk_ms(chunk, history)
+        if decodes:
+            total += float(self._engine.mixed_step_breakdown(tokens, decodes, context, 2)[3])
+        return total
+
+    def _others_ms(self, tokens: int, decodes: int) -> float:
+        return float(self._engine.mixed_step_breakdown(tokens, decodes, tokens, 2)[1])
+
+    def _chunk_ms(self, chunk: int, history: int) -> float:
+        """The engine divides a prompt's attention by its number of chunks: that is undone."""
+        length = chunk + history
+        spread = float(self._engine.mixed_step_breakdown(chunk, 0, length, 2, history)[2])
+        return spread * -(-length // chunk)
+
+
+def read_source(request: ImportRequest) -> TableSource:
+    """The tables of the package for a model and a GPU; raises UserError for what it does not have."""
+    request.refuse(all_reduce="--all-reduce", link="--link-us", folder="DIR")
+    if request.model is None or request.gpu is None:
+        raise UserError(Problem("--model", "this source needs --model and --gpu", request.model))
+    gpu = find_gpu(request.gpu)
+    if gpu.short not in SYSTEMS:
+        rule = f"has no tables of vLLM's for it; it has those of {', '.join(SYSTEMS)}"
+        mend = "estimate it: `simbatch estimate CONFIG --gpu G`"
+        raise UserError(Problem("--gpu", f"{PACKAGE.replace('_', '-')} {rule}", gpu.short, mend))
+    if request.kv_cache_dtype not in ("auto", "fp8"):
+        raise UserError(Problem("--kv-cache-dtype", "measured were auto and fp8", request.kv_cache_dtype))
+    content, quantisers = config_of(request.model, request.model_config)
+    config = model_config_of(content, request.model)
+    stored = request.quantisation or config.quantisation or SHORT_DTYPES[config.dtype]
+    if stored not in MOE_MODES:
+        raise UserError(Problem("--quantization", f"measured were {', '.join(MOE_MODES)}", stored))
+    engine = _compiled(content, quantisers, gpu, request, config)
+    tables = CoreTables(engine, config.vocab_size, gpu, greedy=request.greedy)
+    kv: KVCacheType = "fp8" if request.kv_cache_dtype == "fp8" else "bfloat16"
+    return TableSource(
+        model=request.model,
+        gpu=gpu.short,
+        quantisation=stored,
+        kv_cache_dtype=kv,
+        vllm_version=vllm_version(SYSTEMS[gpu.short]),
+        credit=CREDIT,
+        licence="Apache-2.0",
+        config=config,
+        fit=lambda kv_tokens: fit_tables(tables, kv_tokens),
+        notes=_notes(tables, config),
+    )
+
+
+def config_of(model: str, path: Path | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The `config.json` of a model, and its `hf_quant_config.json`: of a file, a folder, or by a name of the package's.
+
+    Raises UserError for a name that it has not: nothing is asked of a hub.
+    """
+    file = path or (Path(model) / "config.json" if Path(model).is_dir() else None)
+    if file is not None:
+        beside = (file if file.is_dir() else file.parent) / "hf_quant_config.json"
+        file = file / "config.json" if file.is_dir() else file
+        return read_json(file), read_json(beside) if beside.is_file() else None
+    folder = package_folder() / "model_configs"
+    found = folder / f"{model.replace('/', '--')}_config.json"
+    if not found.is_file():
+        names = sorted(one.name.removesuffix("_config.json").replace("--", "/") for one in folder.glob("*_config.json"))
+        near = [name for name in names if model.rsplit("/", 1)[-1].lower()[:8] in name.lower()][:5]
+        guess = f"near it: {', '.join(near)}; " if near else ""
+        mend = f"{guess}or give its config.json: --model-config FILE (nothing is downloaded)"
+        raise UserError(Problem("--model", "the package has no config of it", model, mend))
+    beside = folder / found.name.replace("_config.json", "_hf_quant_config.json")
+    return read_json(found), read_json(beside) if beside.is_file() else None
+
+
+def package_folder() -> Path:
+    """Where the package lies; raises UserError when it is not installed."""
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(Problem("--from aiconfigurator-core", "the package is not installed", mend=INSTALL))
+    return Path(spec.submodule_search_locations[0])
+
+
+def vllm_version(system: str) -> str:
+    """The vLLM that the package's current tables of a system were measured with."""
+    from aiconfigurator_core.sdk.perf_database import get_version_slots
+
+    return str((get_version_slots(system, BACKEND) or {})["current"])
+
+
+def _compiled(
+    content: Mapping[str, Any],
+    quantisers: Mapping[str, Any] | None,
+    gpu: Gpu,
+    request: ImportRequest,
+    config: ModelConfig,
+) -> Any:
+    """The package's engine; a UserError says in its words why there is none."""
+    package_folder()
+    from aiconfigurator_core.sdk.engine import EngineHandle
+
+    modes: dict[str, Any] = {}
+    if request.quantisation is not None:
+        modes |= {"gemm_quant_mode": GEMM_MODES.get(request.quantisation, "bfloat16")}
+        modes |= {"moe_quant_mode": MOE_MODES[request.quantisation]} if config.num_experts > 1 else {}
+    if request.kv_cache_dtype == "fp8":
+        modes |= {"kvcache_quant_mode": "fp8"}
+    degree = request.tensor_parallel_size
+    experts = {"moe_tp_size": degree, "moe_ep_size": 1} if config.num_experts > 1 else {}
+    with tempfile.TemporaryDirectory() as folder, _offline():
+        (Path(folder) / "config.json").write_text(json.dumps(content), encoding="utf-8")
+        if quantisers is not None:
+            (Path(folder) / "hf_quant_config.json").write_text(json.dumps(quantisers), encoding="utf-8")
+        try:
+            handle = EngineHandle.compile(folder, SYSTEMS[gpu.short], BACKEND, tp_size=degree, **experts, **modes)
+            handle.decode_step_latency(1, 1, 2)  # what was not measured shows when it is first asked for
+            handle.mixed_step_breakdown(16, 1, 16, 2)
+        except Exception as error:  # the package raises errors of many kinds
+            rule = f"aiconfigurator-core has no times of it on {degree} x {gpu.short}: {_first_line(error)}"
+            mend = "another number of GPUs or quantisation, or `simbatch estimate CONFIG --gpu G`"
+            raise UserError(Problem("--model", rule, request.model, mend)) from None
+    return handle
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """No hub and no warnings of the package's: what it falls back to is said in the profile."""
+    before, logger = os.environ.get("HF_HUB_OFFLINE"), logging.getLogger()
+    level = logger.level
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if before is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
+
+
+def _notes(tables: CoreTables, config: ModelConfig) -> tuple[str, ...]:
+    said = [MIXED_NOTE]
+    if tables.sample_s:
+        said.append(RANDOM_NOTE.format(microseconds=1e6 * tables.sample_s, vocabulary=config.vocab_size))
+    if config.num_experts > 1:
+        said.append("experts: tokens are spread over them unevenly, by the power law that the package's tables have")
+    if parts := tables.fallbacks():
+        said.append(
+            f"not measured through vLLM on this GPU, or between what was: {', '.join(parts)}; the package takes other "
+            "engines' kernels, or the nearest shapes"
+        )
+    return tuple(said)

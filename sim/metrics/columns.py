@@ -1,0 +1,173 @@
+"""The requests of a run as columns in seconds, as `requests.parquet` has them, and the latencies that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.engine.record import (
+    FINISHED,
+    NEVER_PS,
+    REFUSED,
+    REJECTED,
+    STATUS_NAMES,
+    RequestColumns,
+    RunRecord,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS_PER_SLICE = 65_536
+
+
+def bounds(length: int) -> Iterator[slice]:
+    """Slices of at most `ROWS_PER_SLICE` that cover 0 to `length`, in order."""
+    for begin in range(0, length, ROWS_PER_SLICE):
+        yield slice(begin, min(begin + ROWS_PER_SLICE, length))
+
+
+def slices(segments: NDArray[np.void]) -> Iterator[NDArray[np.void]]:
+    """Views of consecutive segments; none of them is empty."""
+    for part in bounds(len(segments)):
+        yield segments[part]
+
+
+TIME_COLUMNS = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")  # the engine's
+LATER_TIME_COLUMNS = ("queued_s", "client_first_token_s", "client_finish_s")
+COUNT_COLUMNS = ("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions", "priority")
+TEXT_COLUMNS = ("status", "reason")
+FILE_COLUMNS = ("request_id", *TIME_COLUMNS, *COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *LATER_TIME_COLUMNS)
+TENANT = "tenant"  # after them, where anybody has one
+LATENCY_COLUMNS = ("ttft_s", "tpot_s", "e2el_s")
+
+
+class RequestTable:
+    """One entry per request, in input order; `table["ttft_s"]` is a numpy array, times in seconds.
+
+    NaN where something never came: the finish of an unfinished request, the TPOT of a single token. `first_token_s` and
+    `finish_s` are the engine's; TTFT, TPOT and E2EL are what the client sees and are given for finished requests only.
+    `reason` is None where nobody was turned away. There is a column `tenant` (text, or None) when anybody has one.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
+
+    def __len__(self) -> int:
+        return len(self._record.requests)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from file_columns(self._record)
+        yield from LATENCY_COLUMNS
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        requests = self._record.requests
+        if name == "request_id":
+            return np.array(request_ids(self._record), dtype=np.str_)
+        if name == "status":
+            return np.array(STATUS_NAMES, dtype=np.str_)[requests.status]
+        if name == TENANT and requests.tenant:
+            return np.array(requests.tenant, dtype=np.object_)
+        if name in TIME_COLUMNS or name in LATER_TIME_COLUMNS:
+            return seconds(times_ps(self._record, name))
+        if name in COUNT_COLUMNS:
+            counts: NDArray[np.int64] = getattr(requests, name)
+            return counts
+        if name == "reason":
+            return np.array([requests.reason.get(i) for i in range(len(requests))], dtype=np.object_)
+        if name == "replica":
+            return replica_of(requests)
+        if name in LATENCY_COLUMNS:
+            return self._latency_s(name)
+        raise KeyError(f"no column {name!r}; there are {', '.join(self)}")
+
+    def _latency_s(self, name: str) -> NDArray[np.float64]:
+        requests = self._record.requests
+        values = np.full(len(requests), np.nan)
+        finished = requests.status == FINISHED
+        match name:
+            case "ttft_s":
+                values[finished] = ttft_ps(self._record)[finished] / PS_PER_S
+            case "e2el_s":
+                values[finished] = e2el_ps(self._record)[finished] / PS_PER_S
+            case _:
+                finished &= requests.num_output_tokens > 1
+                values[finished] = decoding_ps(self._record, finished) / (requests.num_output_tokens[finished] - 1)
+                values /= PS_PER_S
+        return values
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The same as a DataFrame, columns in this order; needs pandas."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise ImportError("to_pandas() needs pandas, which is not installed: pip install pandas") from None
+        return pd.DataFrame({name: self[name] for name in self})
+
+    def __repr__(self) -> str:
+        return f"RequestTable of {len(self):,} requests: {', '.join(self)}"
+
+
+def file_columns(record: RunRecord) -> tuple[str, ...]:
+    """The columns of requests.parquet."""
+    return (*FILE_COLUMNS, TENANT) if record.requests.tenant else FILE_COLUMNS
+
+
+def times_ps(record: RunRecord, name: str) -> NDArray[np.int64]:
+    """The times of a column whose name ends in `_s`, -1 where never."""
+    if name == "queued_s":
+        return queued_ps(record.requests)
+    owner = record if name in LATER_TIME_COLUMNS else record.requests
+    times: NDArray[np.int64] = getattr(owner, f"{name.removesuffix('_s')}_ps")
+    return times
+
+
+def queued_ps(requests: RequestColumns) -> NDArray[np.int64]:
+    """When the engine took each request in, -1 where never."""
+    if requests.queued_ps is not None:
+        return requests.queued_ps
+    return np.where(let_in(requests), requests.arrival_ps, NEVER_PS)
+
+
+def replica_of(requests: RequestColumns) -> NDArray[np.int64]:
+    """Where each request was sent, 0 without a cluster."""
+    return np.zeros(len(requests), dtype=np.int64) if requests.replica is None else requests.replica
+
+
+def let_in(requests: RequestColumns) -> NDArray[np.bool_]:
+    """Who was neither rejected by the engine nor refused by the front end."""
+    was_let_in: NDArray[np.bool_] = (requests.status != REJECTED) & (requests.status != REFUSED)
+    return was_let_in
+
+
+def seconds(times_ps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Times in float seconds, NaN where never."""
+    return np.where(times_ps < 0, np.nan, times_ps / PS_PER_S)
+
+
+def request_ids(record: RunRecord) -> list[str]:
+    """The ids as given, or the running index as text."""
+    return record.requests.request_id or [str(i) for i in range(len(record.requests))]
+
+
+def ttft_ps(record: RunRecord) -> NDArray[np.int64]:
+    """First token minus send, as the client sees it; only meaningful for requests that have one."""
+    return record.client_first_token_ps - record.requests.arrival_ps
+
+
+def e2el_ps(record: RunRecord) -> NDArray[np.int64]:
+    """Finish minus send, as the client sees it; only meaningful for finished requests."""
+    return record.client_finish_ps - record.requests.arrival_ps
+
+
+def decoding_ps(record: RunRecord, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Last token minus first, as the client sees them, of the chosen finished requests."""
+    return record.client_finish_ps[chosen] - record.client_first_token_ps[chosen]

@@ -1,0 +1,244 @@
+"""Every figure that a run is judged by, once: its key, label, unit, which end is better, and how it is computed.
+
+Summaries, console, comparisons, sweeps, searches, rankings, validations and pictures all take it from here: a new
+figure is an entry of `REGISTRY`. With `compute` it gets into summary.json under its key (dots between the levels), and
+with `is_compared` it is a row of every comparison, with `is_reported` a row of the console's block on the engine; one
+that has a better end can be searched for and limited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from simbatch.sim.metrics.latencies import STATISTICS, Number
+from simbatch.sim.metrics.run_figures import RunFigures
+from simbatch.sim.statistics.intervals import Interval
+from simbatch.sim.text import number, percent, short_name
+
+LOWER, HIGHER = "lower", "higher"
+STEADY = "simbatch.steady_state"
+ONLY_WITH = {  # what a figure needs to be worth a row
+    "simbatch.recomputed_tokens_share": "simbatch.num_preemptions",
+    "simbatch.cached_tokens_share": "simbatch.cluster",
+}
+MAX_COMPARED = 12  # classes, or tenants, that have rows of their own
+LATENCIES = ("ttft", "tpot", "itl", "e2el")
+STATISTIC_LABELS = {"mean": "Mean", "median": "Median", "std": "Std", "p90": "P90", "p95": "P95", "p99": "P99"}
+GOODPUT, THROUGHPUT, SLO_SHARE = "request_goodput", "output_throughput", "simbatch.slo_share."
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a summary; `kind` is number, share, count, ms, or index (of fairness, 0 to 1).
+
+    `better` is None where neither end is; `goal` is the end that a search makes for, which may be there all the same.
+    `heading` is the label where a column is narrow.
+    """
+
+    key: str  # as in summary.json, dots between the levels
+    label: str
+    better: str | None = None
+    kind: str = "number"
+    compute: Callable[[RunFigures], Number] | None = None
+    is_compared: bool = False
+    is_reported: bool = False
+    heading: str = ""
+    goal: str | None = None
+    path: tuple[str, ...] = ()  # the levels one by one, where names in them may have dots
+
+    @property
+    def decimals(self) -> int:
+        """Shown behind the point."""
+        return {"count": 0, "ms": 1, "index": 3}.get(self.kind, 2)
+
+    @property
+    def is_share(self) -> bool:
+        """Shown in percent."""
+        return self.kind == "share"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What values it can have: shares and Jain's index 0 to 1; times, counts and rates are not below 0."""
+        return 0.0, 1.0 if self.kind in ("share", "index") else inf
+
+    def text(self, value: float | None) -> str:
+        """As people read it: `97.35 %`, `1,204.5`, `-` for what was not measured."""
+        return percent(value) if self.is_share else number(value, self.decimals)
+
+    @property
+    def title(self) -> str:
+        """For a picture, whose axis has the unit of a time."""
+        return self.label.removesuffix(" (ms)")
+
+    @property
+    def aim(self) -> str | None:
+        """Which end a search makes for; None where the figure cannot be searched for."""
+        return self.goal or self.better
+
+    @property
+    def is_steady(self) -> bool:
+        """A claim about the steady state rather than a figure of the run."""
+        return self.key.startswith(STEADY)
+
+    def of(self, summary: Mapping[str, Any]) -> float | None:
+        """The figure in a summary; None when it has none."""
+        value = value_at(summary, *(self.path or (self.key,)))
+        return None if value is None else float(value) if isinstance(value, float) else int(value)
+
+
+def _throughputs() -> Iterator[Metric]:
+    yield Metric("completed", "Successful requests", HIGHER, "count", RunFigures.num_completed, is_compared=True)
+    yield Metric("failed", "Failed requests", LOWER, "count", RunFigures.num_failed)
+    yield Metric("duration", "Duration (s)", None, "number", RunFigures.duration_s, is_compared=True, goal=LOWER)
+    yield Metric("total_input_tokens", "Total input tokens", None, "count", RunFigures.num_input_tokens)
+    yield Metric("total_output_tokens", "Total generated tokens", None, "count", RunFigures.num_output_tokens)
+    yield _rate("request_throughput", "Request throughput (req/s)", RunFigures.request_throughput, "req/s")
+    yield _rate(GOODPUT, "Request goodput (req/s)", RunFigures.request_goodput, "goodput")
+    for name in ("all", "ttft", "tpot", "e2el"):  # computed with the classes' and the tenants'
+        label = "Requests within SLO" if name == "all" else f"Requests within SLO, {name.upper()}"
+        yield Metric(f"{SLO_SHARE}{name}", label, HIGHER, "share", is_compared=name == "all", heading="within SLO")
+    yield _rate(THROUGHPUT, "Output throughput (tok/s)", RunFigures.output_throughput, "tok/s")
+    total = ("total_token_throughput", "Total token throughput (tok/s)")
+    yield Metric(*total, HIGHER, "number", RunFigures.total_token_throughput)
+    peak = ("max_output_tokens_per_s", "Peak output token throughput (tok/s)")
+    yield Metric(*peak, HIGHER, "number", RunFigures.max_output_tokens_per_s)
+    most = ("max_concurrent_requests", "Peak concurrent requests")
+    yield Metric(*most, None, "count", RunFigures.max_concurrent_requests)
+
+
+def _rate(key: str, label: str, compute: Callable[[RunFigures], Number], heading: str) -> Metric:
+    return Metric(key, label, HIGHER, "number", compute, is_compared=True, heading=heading)
+
+
+def _latencies() -> Iterator[Metric]:
+    for name in LATENCIES:
+        for statistic in STATISTICS:
+            yield Metric(
+                f"{statistic}_{name}_ms",
+                f"{STATISTIC_LABELS[statistic]} {name.upper()} (ms)",
+                LOWER,
+                "ms",
+                lambda run, name=name, statistic=statistic: run.latencies(name)[statistic],  # type: ignore[misc]
+                is_compared=statistic in ("mean", "p99"),
+                heading=f"{STATISTIC_LABELS[statistic]} {name.upper()} ms",
+            )
+    key = "simbatch.mean_normalised_latency_ms"
+    yield Metric(key, "Norm. latency (ms/token)", LOWER, "ms", RunFigures.mean_normalised_latency_ms, is_compared=True)
+
+
+def _fairness() -> Iterator[Metric]:
+    """Computed with the tenants' blocks."""
+    fairness = "simbatch.fairness."
+    yield Metric(f"{fairness}tenants", "Fairness, tenants (Jain)", HIGHER, "index", is_compared=True)
+    yield Metric(f"{fairness}least_fair_share_ratio", "Fair share, least served", HIGHER, is_compared=True)
+    yield Metric(f"{fairness}requests", "Fairness, requests (Jain)", HIGHER, "index", is_compared=True)
+    yield Metric("simbatch.longest_wait.wait_ms", "Longest time in queue (ms)", LOWER, "ms", is_compared=True)
+
+
+def _engine() -> Iterator[Metric]:
+    waiting = ("simbatch.queue.mean_waiting", "Waiting requests, mean")
+    yield Metric(*waiting, None, "number", RunFigures.mean_waiting, is_compared=True, goal=LOWER)
+    waiting = ("simbatch.queue.max_waiting", "Waiting requests, max")
+    yield Metric(*waiting, None, "count", RunFigures.max_waiting, is_compared=True, goal=LOWER)
+    for statistic in STATISTICS:
+        yield Metric(
+            f"simbatch.queue.{statistic}_wait_ms",
+            f"{STATISTIC_LABELS[statistic]} time in queue (ms)",
+            LOWER,
+            "ms",
+            lambda run, statistic=statistic: run.waits()[statistic],  # type: ignore[misc]
+        )
+    yield Metric(
+        "simbatch.batch_size.mean", "Batch size, mean", None, "number", RunFigures.mean_batch, is_compared=True
+    )
+    yield Metric("simbatch.batch_size.max", "Batch size, max", None, "count", RunFigures.max_batch, is_compared=True)
+    use = ("simbatch.kv_cache.mean_use", "KV cache use, mean")
+    yield Metric(*use, None, "share", RunFigures.mean_kv_use, goal=LOWER)
+    use = ("simbatch.kv_cache.peak_use", "KV cache use, peak")
+    yield Metric(*use, None, "share", RunFigures.peak_kv_use, is_compared=True, goal=LOWER)
+    preempted = ("simbatch.num_preemptions", "Preemptions")
+    yield Metric(*preempted, LOWER, "count", RunFigures.num_preemptions, is_compared=True, heading="preemptions")
+    again = ("simbatch.num_recomputed_tokens", "Tokens computed again")
+    yield Metric(*again, None, "count", RunFigures.num_recomputed_tokens)
+    share = ("simbatch.recomputed_tokens_share", "Tokens computed again")
+    yield Metric(*share, LOWER, "share", RunFigures.recomputed_tokens_share, is_compared=True)
+    yield Metric("simbatch.cluster.imbalance.share_of_load", "Load, most over mean", LOWER, is_compared=True)
+    in_flight = ("simbatch.mean_concurrent_requests", "Requests in flight, mean")
+    yield Metric(*in_flight, None, "number", RunFigures.mean_concurrent_requests)
+    yield Metric("simbatch.num_steps", "Steps", None, "count", RunFigures.num_steps, is_reported=True)
+    yield Metric("simbatch.device_busy_share", "Device worked", None, "share", RunFigures.device_busy_share)
+    cached = ("simbatch.cached_tokens_share", "Prompt tokens from the prefix cache")
+    yield Metric(*cached, HIGHER, "share", RunFigures.cached_tokens_share, is_compared=True)
+
+
+REGISTRY: Mapping[str, Metric] = {
+    metric.key: metric for metric in (*_throughputs(), *_latencies(), *_fairness(), *_engine())
+}
+
+
+def searchable() -> dict[str, Metric]:
+    """What a search can make large or small, or be limited by, by key."""
+    return {key: metric for key, metric in REGISTRY.items() if metric.aim is not None}
+
+
+def metrics_of(summaries: Collection[Mapping[str, Any]]) -> Iterator[Metric]:
+    """Every metric that runs with these summaries are compared by, those of their classes and tenants among them."""
+    for key, metric in REGISTRY.items():
+        if key == "simbatch.fairness.tenants":
+            yield from _group_metrics(summaries)
+        if metric.is_compared and (key not in ONLY_WITH or any(value_at(s, ONLY_WITH[key]) for s in summaries)):
+            yield metric
+
+
+def _group_metrics(summaries: Collection[Mapping[str, Any]]) -> Iterator[Metric]:
+    """What a class or a tenant is compared by."""
+    for kind in ("classes", "tenants"):
+        names = {name for summary in summaries for name in summary["simbatch"][kind]}
+        for name in sorted(names) if 1 < len(names) <= MAX_COMPARED else ():
+            for keys, label, better, figure in (
+                (("p99_ttft_ms",), "P99 TTFT, {} (ms)", LOWER, "ms"),
+                (("slo_share", "all"), "Within SLO, {}", HIGHER, "share"),
+            ):
+                path = ("simbatch", kind, name, *keys)
+                yield Metric(".".join(path), label.format(short_name(name)), better, figure, path=path)
+
+
+def steady_metrics() -> Iterator[Metric]:
+    """The claims about the steady state, which need replications to be compared."""
+    for name in ("ttft", "tpot", "e2el"):
+        for statistic in ("mean", "p99"):
+            label = f"{STATISTIC_LABELS[statistic]} {name.upper()}, steady (ms)"
+            yield Metric(f"{STEADY}.{statistic}_{name}_ms.value", label, LOWER, "ms")
+
+
+def value_at(summary: Mapping[str, Any], *path: str) -> Any:
+    """What stands in a summary below these names; of a single one the dots are levels. None where there is nothing."""
+    value: Any = summary
+    for part in path if len(path) > 1 else path[0].split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+# of a class or a tenant too, whose names stand before them
+_UP_TO_1 = tuple(key.removeprefix("simbatch.") for key, metric in REGISTRY.items() if metric.bounds[1] == 1)
+_UP_TO_1 += ("share_of_steps_in_range",)
+
+
+def bounds_of(key: str) -> tuple[float, float]:
+    """Shares and Jain's index lie between 0 and 1, all other figures are times, counts or rates: not below 0."""
+    is_share = key.removeprefix("simbatch.") in _UP_TO_1 or key.endswith(tuple(f".{name}" for name in _UP_TO_1))
+    return 0.0, 1.0 if is_share else float("inf")
+
+
+def possible(interval: Interval, key: str) -> Interval:
+    """The part of an interval of a mean in which the figure can be; the truth is there anyway."""
+    return interval.within(*bounds_of(key))
+
+
+def possible_difference(interval: Interval, key: str) -> Interval:
+    """The same of a difference of two such means."""
+    low, high = bounds_of(key)
+    return interval.within(low - high, high - low)

@@ -1,0 +1,191 @@
+"""The figures of one run, each computed when it is asked for: those of `vllm bench serve`, and ours of the engine."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.sim.clock import PS_PER_MS, PS_PER_S
+from simbatch.sim.engine.record import FINISHED, RunRecord
+from simbatch.sim.metrics import curves
+from simbatch.sim.metrics.columns import let_in, slices
+from simbatch.sim.metrics.curves import output_tokens_per_second
+from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.gaps import PooledGaps
+from simbatch.sim.metrics.groups import mean_normalised_latency_ms
+from simbatch.sim.metrics.latencies import (
+    Bools,
+    Number,
+    describe,
+    describe_gaps,
+    duration_ps,
+    latencies_ms,
+    ratio,
+    within_slo,
+)
+
+
+class RunFigures:
+    """What the metrics of the registry ask of a run; shares are of 1, None where nothing was measured."""
+
+    def __init__(self, record: RunRecord, facts: RunFacts) -> None:
+        self.record, self.facts = record, facts
+
+    @cached_property
+    def done(self) -> Bools:
+        """Who finished."""
+        done: Bools = self.record.requests.status == FINISHED
+        return done
+
+    @cached_property
+    def duration_ps(self) -> int:
+        """From 0 to the last response."""
+        return duration_ps(self.record)
+
+    def duration_s(self) -> float:
+        """The same in seconds."""
+        return self.duration_ps / PS_PER_S
+
+    def num_completed(self) -> int:
+        """Requests that finished."""
+        return int(self.done.sum())
+
+    def num_failed(self) -> int:
+        """Requests that did not: rejected, refused, unfinished."""
+        return int((~self.done).sum())
+
+    def num_input_tokens(self) -> int:
+        """Prompt tokens of the finished requests."""
+        return int(self.record.requests.num_prompt_tokens[self.done].sum())
+
+    def num_output_tokens(self) -> int:
+        """Output tokens of the finished requests."""
+        return int(self.record.requests.num_output_tokens[self.done].sum())
+
+    def request_throughput(self) -> float | None:
+        """Finished requests per second."""
+        return ratio(self.num_completed(), self.duration_s())
+
+    def request_goodput(self) -> float | None:
+        """Requests within every limit per second; None without an SLO."""
+        slo = self.facts.slo
+        return ratio(int(within_slo(self.record, slo).sum()), self.duration_s()) if slo.limits() else None
+
+    def output_throughput(self) -> float | None:
+        """Output tokens per second."""
+        return ratio(self.num_output_tokens(), self.duration_s())
+
+    def total_token_throughput(self) -> float | None:
+        """Prompt and output tokens per second."""
+        return ratio(self.num_input_tokens() + self.num_output_tokens(), self.duration_s())
+
+    def max_output_tokens_per_s(self) -> float:
+        """The most in one second of the clock, but for tokens that end a recomputation: their time is nowhere."""
+        return float(output_tokens_per_second(self.record).max(initial=0.0))
+
+    def max_concurrent_requests(self) -> int:
+        """The most in the system at once."""
+        return curves.concurrency(self.record).max
+
+    def latencies(self, name: str) -> dict[str, Number]:
+        """Mean, median, deviation and percentiles (ms) of `ttft`, `tpot`, `itl` or `e2el`."""
+        return self._latencies[name]
+
+    def mean_normalised_latency_ms(self) -> float | None:
+        """Of the finished requests, E2EL per output token."""
+        return mean_normalised_latency_ms(self.record, self.done)
+
+    def mean_waiting(self) -> float | None:
+        """Requests that arrived and were not yet scheduled for the first time, over time (Little's law)."""
+        requests = self.record.requests
+        waits = let_in(requests)
+        never = waits & (requests.scheduled_ps < 0)
+        never_ps = np.maximum(self.record.end_ps - requests.arrival_ps[never], 0)
+        total_s = (self._wait_ps / PS_PER_S).sum() + (never_ps / PS_PER_S).sum()
+        return ratio(float(total_s), self.duration_s())
+
+    def max_waiting(self) -> int:
+        """The most of them at once."""
+        return curves.waiting(self.record).max
+
+    def waits(self) -> dict[str, Number]:
+        """Mean, median, deviation and percentiles (ms) of the time from arrival to the first step."""
+        return self._waits
+
+    def mean_batch(self) -> float | None:
+        """Requests per step, decodes and prefills together; over steps."""
+        return self._batch[0]
+
+    def max_batch(self) -> int:
+        """The most in a step."""
+        return self._batch[1]
+
+    def mean_kv_use(self) -> float | None:
+        """Share of the usable blocks that is taken, over time."""
+        return ratio(curves.mean_used_blocks(self.record, self.duration_ps), self.record.num_usable_blocks)
+
+    def peak_kv_use(self) -> float | None:
+        """The most of it."""
+        return ratio(curves.used_blocks(self.record).max, self.record.num_usable_blocks)
+
+    def num_preemptions(self) -> int:
+        """How often a request lost its blocks."""
+        return self.record.num_preemptions
+
+    def num_recomputed_tokens(self) -> int:
+        """What preemptions cost: tokens computed again."""
+        return self.record.num_recomputed_tokens
+
+    def recomputed_tokens_share(self) -> float | None:
+        """Their share of all tokens computed."""
+        return ratio(self.record.num_recomputed_tokens, curves.computed_tokens(self.record))
+
+    def mean_concurrent_requests(self) -> float | None:
+        """Requests in the system on average, over time: the finished ones, from send to response."""
+        return ratio(float(self._spans["e2el"].sum()), self.duration_ps / PS_PER_MS)
+
+    def num_steps(self) -> int:
+        """Steps of the engine."""
+        return self.record.num_steps
+
+    def device_busy_share(self) -> float | None:
+        """Share of `duration` in which the device worked; of a cluster, the mean of its devices."""
+        return ratio(curves.busy_ps(self.record), self.duration_ps * self.record.num_replicas)
+
+    def cached_tokens_share(self) -> float | None:
+        """Prompt tokens found in the prefix cache when first scheduled, of all prompt tokens scheduled."""
+        requests = self.record.requests
+        # a client knows of a first token alone
+        started = (requests.scheduled_ps >= 0) | (requests.first_token_ps >= 0)
+        cached = int(requests.num_cached_tokens[started].sum())
+        return ratio(cached, int(requests.num_prompt_tokens[started].sum()))
+
+    @cached_property
+    def _spans(self) -> dict[str, NDArray[np.float64]]:
+        return latencies_ms(self.record, self.done)
+
+    @cached_property
+    def _latencies(self) -> dict[str, dict[str, Number]]:
+        found = {name: describe(values) for name, values in self._spans.items()}
+        return {**found, "itl": describe_gaps(PooledGaps.of(self.record))}
+
+    @cached_property
+    def _wait_ps(self) -> NDArray[np.int64]:
+        requests = self.record.requests
+        started = let_in(requests) & (requests.scheduled_ps >= 0)
+        return requests.scheduled_ps[started] - requests.arrival_ps[started]
+
+    @cached_property
+    def _waits(self) -> dict[str, Number]:
+        return describe(self._wait_ps / PS_PER_MS)
+
+    @cached_property
+    def _batch(self) -> tuple[float | None, int]:
+        weighted = highest = 0
+        for rows in slices(self.record.segments):
+            sizes = curves.batch_sizes(rows)
+            weighted += int((sizes * rows["num_steps"]).sum())
+            highest = max(highest, int(sizes.max()))
+        return ratio(weighted, self.record.num_steps), highest

@@ -1,0 +1,1 @@
+"""Results for people: reports on the console, comparisons, pictures."""

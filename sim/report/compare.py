@@ -1,0 +1,256 @@
+"""Candidates side by side on the same arrivals, under one seed or several: a table, pictures, a file of numbers."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.metrics.registry import Metric, metrics_of
+from simbatch.sim.report.console import in_place_of
+from simbatch.sim.report.result import Result
+from simbatch.sim.results import files
+from simbatch.sim.results.differences import MetricRow
+from simbatch.sim.results.experiment import SideBySide
+from simbatch.sim.results.runs import same_as
+from simbatch.sim.text import table
+
+OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf")
+
+
+class Further(Protocol):
+    """What is to be said of several candidates beside their figures."""
+
+    def lines(self) -> Iterable[str]:
+        """For the console."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For compare.json."""
+
+
+class Comparison:
+    """Several results under their labels, `{"fixed": result, "adaptive": result}`, in that order.
+
+    `upgrades` are what is to be said of candidates that differ in their vLLM.
+    """
+
+    def __init__(self, results: Mapping[str, Result], upgrades: Sequence[Further] = ()) -> None:
+        if not results:
+            raise UserError(Problem("compare", "needs at least one result", mend="name a policy or a profile"))
+        self.results = dict(results)
+        self.upgrades = upgrades
+
+    @property
+    def name(self) -> str:
+        """The scenario's."""
+        return next(iter(self.results.values())).facts.scenario_name
+
+    @cached_property
+    def same_arrivals(self) -> bool:
+        """Whether all served the same requests at the same times; a closed loop never does."""
+        first, *others = (result.record.requests for result in self.results.values())
+        return all(
+            np.array_equal(first.arrival_ps, other.arrival_ps)
+            and np.array_equal(first.num_prompt_tokens, other.num_prompt_tokens)
+            and np.array_equal(first.priority, other.priority)
+            and first.tenant == other.tenant
+            for other in others
+        )
+
+    @cached_property
+    def same(self) -> dict[str, str]:
+        """Who is the same as an earlier candidate in every figure, and as whom."""
+        return same_as({label: [result.summary] for label, result in self.results.items()})
+
+    @cached_property
+    def rows(self) -> list[MetricRow]:
+        """The metrics that are compared; a latency that nobody has is left out."""
+        rows = [self._row(metric) for metric in metrics_of([result.summary for result in self.results.values()])]
+        return [row for row in rows if any(value is not None for value in row.values.values())]
+
+    def text(self) -> str:
+        """The table for the console, plain text."""
+        labels = list(self.results)
+        header = ("", *(f"{label}  " for label in labels))
+        lines_of_table = table(header, [(row.label, *(row.cell(label) for label in labels)) for row in self.rows])
+        facts = next(iter(self.results.values())).facts
+        title = f"{facts.scenario_name}, seed {facts.seed}: {len(labels)} candidates, * marks the best"
+        lines = [title, "", *lines_of_table, "", *same_notes(self.same, 1)]
+        lines += taken_notes({label: result.summary for label, result in self.results.items()})
+        if not self.same_arrivals:
+            lines.append("NOTE: the candidates did not get the same requests at the same times.")
+        warnings = {label: result.summary["simbatch"]["warnings"] for label, result in self.results.items()}
+        of_all = [warning for warning in next(iter(warnings.values())) if all(warning in w for w in warnings.values())]
+        for label, own in warnings.items():
+            lines += [f"WARNING: {label}: {warning}" for warning in own if warning not in of_all]
+        lines += [f"WARNING: {warning}" for warning in of_all]
+        for upgrade in self.upgrades:
+            lines += ["", *upgrade.lines()]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of compare.json."""
+        facts = next(iter(self.results.values())).facts
+        return {
+            "scenario": facts.scenario_name,
+            "seed": facts.seed,
+            "same_arrivals": self.same_arrivals,
+            "same_as": self.same,
+            "candidates": {
+                label: {
+                    "policy": result.summary["simbatch"]["policy"],
+                    "profile": result.facts.profile,
+                    "vllm_version": result.summary["simbatch"]["engine"].get("vllm_version"),
+                }
+                for label, result in self.results.items()
+            },
+            "metrics": [
+                {"key": row.key, "label": row.label, "better": row.better, "values": row.values, "best": row.best}
+                for row in self.rows
+            ],
+            **({"upgrades": [upgrade.as_dict() for upgrade in self.upgrades]} if self.upgrades else {}),
+        }
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write compare.json, compare.csv and compare.png to `folder`; returns their paths."""
+        from simbatch.sim.report import compare_pictures
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.csv": self._write_csv,
+            "compare.png": lambda path: compare_pictures.write_comparison(path, self.results),
+        }
+        return files.write_result(Path(folder), writers, OWN_FILES)
+
+    def _write_csv(self, path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["metric", "better", *self.results])
+            for row in self.rows:
+                writer.writerow([row.key, row.better or "", *row.values.values()])
+
+    def _row(self, metric: Metric) -> MetricRow:
+        values = {name: metric.of(result.summary) for name, result in self.results.items()}
+        return MetricRow(metric.key, metric.label, values, metric.better, metric.decimals, metric.is_share)
+
+
+COLUMNS = ("difference", "interval", "relative", "")
+
+
+@dataclass(frozen=True)
+class ReplicatedComparison(SideBySide):
+    """The same with `first`, the results of the first seed, for its picture and its facts."""
+
+    first: Comparison = field(kw_only=True)
+
+    def text(self) -> str:
+        """One table a candidate that differs from the first, and what must be known to read them."""
+        base, *others = self.labels
+        facts = next(iter(self.first.results.values())).facts
+        lines = [
+            f"{facts.scenario_name}, seeds {self.seeds[0]} to {self.seeds[-1]}: means of {len(self.seeds)} runs"
+            f"{' of the trace, resampled in blocks' if self.is_resampled else ''}, "
+            f"differences from {base} with {100 * self.confidence:g} % intervals",
+            "",
+        ]
+        different = [label for label in others if self.same.get(label) != base] or others[:1]
+        for i, other in enumerate(others):
+            if other not in different:
+                continue
+            rows = [
+                (row.label, row.text(base), row.text(other), *differences[i].cells())
+                for row, differences in zip(self.rows(), self.differences, strict=True)
+                if not (differences[i].metric.is_steady and differences[i].interval is None)
+            ]
+            lines += [*_table((f"{other} against {base}", base, other, *COLUMNS), rows), ""]
+        return "\n".join([*lines, *self._notes()]).rstrip()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of compare.json: that of one run, means in place of values, and the intervals."""
+        return {
+            **{key: value for key, value in self.first.as_dict().items() if key != "metrics"},
+            "same_as": self.same,
+            "seeds": list(self.seeds),
+            "confidence": self.confidence,
+            "simultaneous": self.bonferroni,
+            "base": self.labels[0],
+            "steady_state_refused": {label: runs.refusal for label, runs in self.runs.items()},
+            "overloaded_runs": {label: runs.num_overloaded for label, runs in self.runs.items()},
+            "metrics": self.metrics(),
+        }
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write compare.json, compare.csv, compare.png (of the first seed) and differences.png; returns their paths."""
+        from simbatch.sim.report import compare_pictures
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.csv": self._write_csv,
+            "compare.png": lambda path: compare_pictures.write_comparison(path, self.first.results),
+            "differences.png": lambda path: compare_pictures.write_differences(path, self.first.name, self),
+        }
+        return files.write_result(Path(folder), writers, OWN_FILES)
+
+    def _write_csv(self, path: Path) -> None:
+        others = self.labels[1:]
+        figures = ("difference", "low", "high", "relative", "relative_low", "relative_high", "verdict")
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(
+                ["metric", "better", *self.labels, *(f"{other} {name}" for other in others for name in figures)]
+            )
+            for row, differences in zip(self.rows(), self.differences, strict=True):
+                known = [difference.as_dict() for difference in differences]
+                writer.writerow(
+                    [
+                        *(row.key, row.better or "", *row.values.values()),
+                        *(content[name] for content in known for name in figures),
+                    ]
+                )
+
+    def _notes(self) -> Iterator[str]:
+        """What the table means, and what it does not say."""
+        yield from self.multiplicity()
+        yield from same_notes(self.same, len(self.seeds))
+        yield from taken_notes({label: runs[0] for label, runs in self.summaries.items()})
+        if not self.first.same_arrivals:
+            yield "NOTE: the candidates did not get the same requests at the same times."
+        for label in self.labels:
+            runs = self.runs[label]
+            if (reason := runs.refusal) is not None:
+                num = runs.num_refused
+                yield f"Steady state: no claim about {label}, {num} of {len(self.seeds)} runs: {reason}."
+            if num := runs.num_overloaded:
+                yield (
+                    f"WARNING: {label}: overloaded in {num} of {len(self.seeds)} runs: the queue kept growing, and the "
+                    "means say how long the runs were."
+                )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """As everywhere, with the verdicts to the left."""
+    width = max(len(row[-1]) for row in rows)
+    return table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])
+
+
+def same_notes(same: Mapping[str, str], num_runs: int) -> Iterator[str]:
+    """A sentence for each candidate that others are the same as."""
+    where = "every run here" if num_runs > 1 else "this run"
+    for other in dict.fromkeys(same.values()):
+        *names, last = (label for label in same if same[label] == other)
+        who = f"{', '.join(names)} and {last} are" if names else f"{last} is"
+        yield f"NOTE: {who} the same as {other} in {where}: every request fared alike."
+
+
+def taken_notes(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Whose profile is another than it asked for; a summary of each will do."""
+    for label, summary in summaries.items():
+        profile = summary["simbatch"]["profile"]
+        if instead := in_place_of(profile, summary["simbatch"]["engine"]):
+            yield f"NOTE: {label} runs on profile {profile['name']}{instead}."

@@ -1,0 +1,163 @@
+"""Candidates over several loads: the same seeds at each, differences with intervals, one figure for a paper."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from simbatch.sim.metrics.registry import SLO_SHARE, THROUGHPUT, Metric
+from simbatch.sim.report.compare import OWN_FILES, same_notes, taken_notes
+from simbatch.sim.results import files
+from simbatch.sim.results.experiment import OverLoads, Point
+from simbatch.sim.scenario.chance import ONE_RUN
+from simbatch.sim.text import number, percent, plus_minus, table
+
+MARKS = {"better": "+", "worse": "-", "higher": ">", "lower": "<", "no difference shown": "="}
+NUM_PANELS = 4
+COLUMNS = ("mean", "low", "high", "difference", "difference_low", "difference_high", "relative", "verdict")
+
+
+class LoadComparison(OverLoads):
+    """Candidates over several loads, for a reader: a table per metric, files, a figure for a paper."""
+
+    @property
+    def shown(self) -> list[Metric]:
+        """What the console and the figure show: tail, speed, service, and fairness where there are tenants."""
+        wanted = ["p99_ttft_ms", "simbatch.mean_normalised_latency_ms", f"{SLO_SHARE}all"]
+        wanted += ["simbatch.fairness.tenants", "p99_tpot_ms", THROUGHPUT]
+        known = {metric.key: metric for metric in self.metrics}
+        return [known[key] for key in wanted if key in known][:NUM_PANELS]
+
+    def text(self) -> str:
+        """A table per metric that is shown, a row per load; of one candidate a single table, its load curve."""
+        base, seeds = self.at[0], self.at[0].seeds
+        intervals = f" with {100 * base.confidence:g} % intervals" if len(seeds) > 1 else ""
+        of = " of the trace, resampled in blocks," if base.is_resampled else ""
+        runs = f"means of {len(seeds)} runs{of}" if len(seeds) > 1 else "one run"
+        lines = [f"{self.name}, {_seeds(seeds)}: {runs} at each of {len(self.rates)} loads{intervals}"]
+        cells = {metric.label: self._cells(metric) for metric in self.shown}
+        if len(self.labels) == 1:
+            (label,) = self.labels
+            lines += ["", label, *self._table({name: by_label[label] for name, by_label in cells.items()})]
+        else:
+            for name, by_label in cells.items():
+                lines += ["", name, *self._table({f"{label}  ": column for label, column in by_label.items()})]
+        return "\n".join([*lines, "", *self._notes()]).rstrip()
+
+    def _cells(self, metric: Metric) -> dict[str, list[str]]:
+        """A column per candidate."""
+        return {label: [_cell(point, metric) for point in points] for label, points in self.points(metric).items()}
+
+    def _table(self, columns: Mapping[str, list[str]]) -> list[str]:
+        """The loads, and these columns beside them."""
+        rates = [f"{rate:g}" for rate in self.rates]
+        rows = list(zip(rates, *columns.values(), strict=True))
+        return table([self.key.rpartition(".")[2], *columns], rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of compare.json."""
+        base = self.at[0]
+        return {
+            "scenario": self.name,
+            "rate_key": self.key,
+            "rates": list(self.rates),
+            "seeds": list(base.seeds),
+            "confidence": base.confidence,
+            "simultaneous": base.bonferroni,
+            "base": base.labels[0],
+            "same_as": self.same,
+            "candidates": {
+                label: {key: runs[0]["simbatch"][key] for key in ("policy", "profile")}
+                for label, runs in base.summaries.items()
+            },
+            "loads": [
+                {
+                    "rate": rate,
+                    "steady_state_refused": {label: runs.refusal for label, runs in replicated.runs.items()},
+                    "overloaded_runs": {label: runs.num_overloaded for label, runs in replicated.runs.items()},
+                    "rejected_share": {label: runs.rejected_share for label, runs in replicated.runs.items()},
+                    "metrics": replicated.metrics(),
+                }
+                for rate, replicated in zip(self.rates, self.at, strict=True)
+            ],
+        }
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write compare.json, compare.csv, loads.png and loads.pdf; returns their paths."""
+        from simbatch.sim.report import loads_picture
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.csv": self._write_csv,
+            "loads.png": lambda path: loads_picture.write(path, self, self.shown, "png"),
+            "loads.pdf": lambda path: loads_picture.write(path, self, self.shown, "pdf"),
+        }
+        return files.write_result(Path(folder), writers, OWN_FILES)
+
+    def _write_csv(self, path: Path) -> None:
+        """A row per load, metric and candidate, as plotting libraries like it."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["rate", "metric", "candidate", *COLUMNS])
+            for metric in self.metrics:
+                for label, points in self.points(metric).items():
+                    for rate, point in zip(self.rates, points, strict=True):
+                        writer.writerow([rate, metric.key, label, point.mean, point.low, point.high, *_against(point)])
+
+    def _notes(self) -> Iterator[str]:
+        """What the marks mean, and what the table does not say."""
+        base, *others = self.labels
+        num_seeds = len(self.at[0].seeds)
+        if not self.has_chance:
+            yield f"NOTE: {ONE_RUN}; there is no interval."
+        elif num_seeds == 1:
+            yield "NOTE: one run a load says nothing of chance; --replications 10 gives intervals."
+        elif others:
+            yield f"+ better than {base}, - worse, = no difference shown: by the differences seed by seed."
+            yield from self._multiplicity()
+        yield from same_notes(self.same, len(self.at) * num_seeds)
+        yield from taken_notes({label: runs[0] for label, runs in self.at[0].summaries.items()})
+        for label in self.labels:
+            runs = {rate: at.runs[label].num_overloaded for rate, at in zip(self.rates, self.at, strict=True)}
+            if any(runs.values()):
+                counts = ", ".join(f"{rate:g} (in {num})" for rate, num in runs.items() if num)
+                yield f"WARNING: {label}: overloaded at {counts}: latencies there say how long the runs were."
+            shares = {rate: at.runs[label].rejected_share for rate, at in zip(self.rates, self.at, strict=True)}
+            if any(shares.values()):
+                counts = ", ".join(f"{percent(share)} at {rate:g}" for rate, share in shares.items() if share)
+                yield f"NOTE: {label} rejected {counts}: its latencies are those of the others."
+
+    def _multiplicity(self) -> Iterator[str]:
+        """How many comparisons the table has; more stand in compare.csv."""
+        first = self.at[0]
+        if first.bonferroni:
+            yield from first.multiplicity()
+            return
+        num = len(self.shown) * len(self.rates) * (len(self.labels) - 1)
+        chance = f"of those without a true difference, 1 in {1 / (1 - first.confidence):.0f} shows one"
+        yield f"{num} comparisons, each at {100 * first.confidence:g} % by itself: {chance}; see --bonferroni."
+
+
+def _cell(point: Point, metric: Metric) -> str:
+    """`215.1 ± 9.8 +`: mean, interval, verdict."""
+    scale, decimals = (100, 2) if metric.is_share else (1, max(metric.decimals, 1))
+    if point.mean is None:
+        return "-  "
+    text = percent(point.mean) if metric.is_share else number(point.mean, decimals)
+    if point.low is not None and point.high is not None:
+        text += f" {plus_minus(point.mean, point.low, point.high, decimals, scale)}"
+    mark = MARKS.get(point.difference.verdict, " ") if point.difference is not None else " "
+    return f"{text} {mark}"
+
+
+def _against(point: Point) -> list[float | str | None]:
+    if point.difference is None:
+        return [None] * 5
+    known = point.difference.as_dict()
+    return [known[key] for key in ("difference", "low", "high", "relative", "verdict")]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"

@@ -1,0 +1,64 @@
+"""The result of one simulation: numbers, columns, text, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+from simbatch.sim.metrics.registry import STATISTIC_LABELS
+from simbatch.sim.report import console
+from simbatch.sim.results import files
+from simbatch.sim.results.runs import MeasuredRun
+from simbatch.sim.text import number, percent
+
+
+class Result(MeasuredRun):
+    """What a simulation gives: `summary` (the content of summary.json), `requests` (columns), `save(folder)`."""
+
+    def text(self) -> str:
+        """What the console shows."""
+        return console.report(self.summary, self.facts)
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write every file of the result to `folder`, in place of an earlier one; returns their paths."""
+        from simbatch.sim.report import run_pictures
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "summary.json": lambda path: files.write_json(path, self.summary),
+            "requests.parquet": lambda path: files.write_requests(path, self.record),
+            "scenario.yaml": lambda path: files.write_yaml(path, self.facts.scenario),
+            "latency.png": lambda path: run_pictures.write_latency(path, self),
+            "timeline.png": lambda path: run_pictures.write_timeline(path, self),
+        }
+        if self.record.replicas:
+            writers["replicas.png"] = lambda path: run_pictures.write_replicas(path, self)
+        if self.record.steps is not None:
+            writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
+        facts = files.run_facts(self.record, self.wall_s)
+        return files.write_result(Path(folder), writers, files.OWN_FILES, facts)
+
+    def __repr__(self) -> str:
+        s = self.summary
+        return f"Result({self.facts.scenario_name}, {self.facts.policy}: {s['completed']:,} of {len(self.requests):,})"
+
+    def _repr_html_(self) -> str:
+        """A small table for notebooks."""
+        rows = "".join(
+            "<tr><th style='text-align:left'>"
+            + name.upper()
+            + " (ms)</th>"
+            + "".join(f"<td>{number(self.summary[f'{key}_{name}_ms'], 1)}</td>" for key in console.PRINTED)
+            + "</tr>"
+            for name in console.LATENCY_HEADERS
+        )
+        head = "".join(f"<th>{STATISTIC_LABELS[key]}</th>" for key in console.PRINTED)
+        share = self.summary["simbatch"]["slo_share"].get("all")
+        facts = [
+            f"{self.summary['completed']:,} of {len(self.requests):,} requests",
+            f"{number(self.summary['request_throughput'])} req/s",
+            f"{number(self.summary['output_throughput'])} output tok/s",
+            *([f"{percent(share)} within SLO"] if share is not None else []),
+        ]
+        caption = escape(f"{self.facts.scenario_name}, {self.facts.policy}: {', '.join(facts)}")
+        return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{rows}</table>"

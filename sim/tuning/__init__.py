@@ -1,0 +1,1 @@
+"""Searches: the best settings, the capacity, a use case's batch."""

@@ -1,0 +1,134 @@
+"""The use cases of `simbatch recommend`: the source material's table, and the traffic that each is checked with.
+
+The traffic of a use case is an assumption, written down here and in docs/recommend.md; whoever knows theirs better runs
+`simbatch tune` on the scenario that is written beside the recommendation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT
+from simbatch.sim.scenario import Scenario
+
+SMALL_GB, LARGE_GB = 24, 80
+GB = 10**9  # so that what CUDA reports of a card of 80 GB (79.1 GiB) counts as 80 GB
+
+
+@dataclass(frozen=True)
+class UseCase:
+    """A row of the table, and its traffic; `lengths` are (mean, cv, max) of prompts and of outputs."""
+
+    name: str
+    low: int
+    high: int
+    usual: int
+    prompt: tuple[int, float, int]
+    output: tuple[int, float, int]
+    slo: Mapping[str, float]
+    burstiness: float | None  # None: everything at once
+    num_prompts: int
+    words: str
+
+    @property
+    def goal(self) -> str:
+        """The key of summary.json that is made large."""
+        return GOODPUT if self.slo else THROUGHPUT
+
+    def prior(self, total_bytes: int) -> int:
+        """The table's batch for this memory: halved under 24 GB, doubled from 80 GB, clipped to the range."""
+        if total_bytes < SMALL_GB * GB:
+            return max(self.low, self.usual // 2)
+        if total_bytes >= LARGE_GB * GB:
+            return min(self.high, self.usual * 2)
+        return self.usual
+
+
+USE_CASES = {
+    case.name: case
+    for case in (
+        UseCase(
+            name="interactive",
+            low=1,
+            high=4,
+            usual=2,
+            prompt=(1155, 0.96, 7168),
+            output=(211, 0.77, 1024),
+            slo={"ttft_ms": 1000, "tpot_ms": 50},
+            burstiness=1.0,
+            num_prompts=1500,
+            words="chat: lengths as in Azure's conversation trace of 2023, Poisson arrivals",
+        ),
+        UseCase(
+            name="batch",
+            low=32,
+            high=256,
+            usual=64,
+            prompt=(1500, 0.8, 7168),
+            output=(250, 0.6, 1024),
+            slo={},
+            burstiness=None,
+            num_prompts=2000,
+            words="summaries and translations: medium prompts, short outputs, all there at the start",
+        ),
+        UseCase(
+            name="mixed",
+            low=8,
+            high=64,
+            usual=16,
+            prompt=(1500, 1.5, 14336),
+            output=(200, 1.5, 2048),
+            slo={"ttft_ms": 2000, "tpot_ms": 100},
+            burstiness=0.5,
+            num_prompts=1500,
+            words="an API for many purposes: lengths that vary widely, bursty arrivals (gaps with cv 1.4)",
+        ),
+        UseCase(
+            name="longform",
+            low=4,
+            high=16,
+            usual=8,
+            prompt=(300, 1.0, 4096),
+            output=(1500, 0.5, 4096),
+            slo={"ttft_ms": 5000, "tpot_ms": 100},
+            burstiness=1.0,
+            num_prompts=800,
+            words="articles and stories: short prompts, outputs of a thousand tokens and more, Poisson arrivals",
+        ),
+    )
+}
+
+
+def scenario_of(
+    case: UseCase, profile: MeasuredProfile, reference: str, slo: Mapping[str, float], seed: int
+) -> Scenario:
+    """The use case on this profile at one request a second; a model with less context takes shorter requests."""
+    prompt_max, output_max = case.prompt[2], case.output[2]
+    room = min(profile.max_model_len, (profile.memory.num_gpu_blocks - 1) * profile.memory.block_size)
+    while prompt_max + output_max > room:
+        prompt_max, output_max = prompt_max // 2, output_max // 2
+    if not output_max:
+        rule = "has room for no request of this use case"
+        raise UserError(Problem("--profile", rule, profile.name, "take a profile with more KV blocks"))
+    prompt_mean, output_mean = min(case.prompt[0], prompt_max), min(case.output[0], output_max)
+    at_once = case.burstiness is None
+    arrivals: dict[str, Any] = {"arrival": {"process": "all_at_once"}}
+    if not at_once:
+        arrivals = {"request_rate": 1.0, "burstiness": case.burstiness}
+    data = {
+        "profile": reference,
+        "engine": {"max_model_len": prompt_max + output_max},
+        "workload": {
+            "num_prompts": case.num_prompts,
+            **arrivals,
+            "prompt_len": {"distribution": "lognormal", "mean": prompt_mean, "cv": case.prompt[1], "max": prompt_max},
+            "output_len": {"distribution": "lognormal", "mean": output_mean, "cv": case.output[1], "max": output_max},
+        },
+        "slo": dict(slo),
+        "seed": seed,
+    }
+    return Scenario.from_dict(data, name=case.name)

@@ -1,0 +1,207 @@
+"""What a search found, in words: the recommended settings, and the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT
+from simbatch.sim.scenario import resolve
+from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
+from simbatch.sim.statistics.pareto import RULE
+from simbatch.sim.text import number, table
+from simbatch.sim.tuning.goal import Goal
+from simbatch.sim.tuning.trial import CLOSE, DECIDES, TriedSettings, setting_words
+from simbatch.sim.tuning.tune import Tuned, trade_off
+from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, set_flags, vllm_serve, weight_notes
+
+NUM_SHOWN = 8
+USUAL = (THROUGHPUT, GOODPUT, "p99_ttft_ms", "p99_tpot_ms")
+
+
+def report(tuned: Tuned) -> str:
+    """Everything, as plain text."""
+    return "\n".join([*_head(tuned), "", *_table(tuned), "", *_verdict(tuned), *_advice(tuned)])
+
+
+def goal_words(goal: Goal) -> str:
+    """`maximize output_throughput within p99_tpot_ms <= 50`."""
+    verbs = [f"{'maximize' if up else 'minimize'} {m.key}" for m, up in zip(goal.metrics, goal.maximise, strict=True)]
+    limits = " and ".join(map(str, goal.limits))
+    return " and ".join(verbs) + (f" within {limits}" if limits else "")
+
+
+def shown_keys(tuned: Tuned) -> list[str]:
+    """The figures worth a column: what decides, and the usual ones that were measured."""
+    usual = [key for key in USUAL if any(trial.means[key] is not None for trial in tuned.trials)]
+    return list(dict.fromkeys([*tuned.goal.keys, *usual]))
+
+
+def _head(tuned: Tuned) -> Iterator[str]:
+    space, seeds = tuned.space, tuned.seeds
+    axes = ", ".join(f"{axis.key} ({len(axis.values)})" for axis in space.axes)
+    yield f"{tuned.scenario.name}: {goal_words(tuned.goal)}"
+    yield f"searched: {axes}; {len(space.points):,} combinations"
+    under = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}; figures are means"
+    yield f"tried: {len(tuned.trials):,}, the scenario as it stands among them, under {under}"
+    if len(seeds) == 1 and not has_chance(tuned.scenario):
+        yield f"one run each: {ONE_RUN}"
+    elif len(seeds) > 1 and is_resampled(tuned.scenario):
+        yield f"each seed draws the trace anew: {runs_words(tuned.scenario, len(seeds))}"
+    if space.num_refused:
+        yield f"left out: {space.num_refused:,} with which vLLM or the policy does not start"
+
+
+def _table(tuned: Tuned) -> Iterator[str]:
+    keys = shown_keys(tuned)
+    if tuned.front:
+        yield f"Pareto set ({len(tuned.front)}):"
+    groups = _alike(tuned.front or tuned.ranked(), keys, tuned.best)
+    shown = groups if tuned.front else groups[:NUM_SHOWN]
+    if not any(tuned.baseline in group for group in shown):
+        shown = [*shown, [tuned.baseline]]
+    rows = [
+        [_name(tuned, group), *(number(group[0].means[key]) for key in keys), _marks(tuned, group[0])]
+        for group in shown
+    ]
+    yield from table(["settings", *keys, ""], rows)
+    if any(trial.overloaded for group in shown for trial in group):
+        yield "overloaded: the queue kept growing, so latencies say how long the run was"
+
+
+def _alike(trials: Sequence[TriedSettings], keys: Sequence[str], first: TriedSettings) -> list[list[TriedSettings]]:
+    """Those with the same figures together, `first` at the head of its own: more seats than are ever taken are one."""
+    groups: dict[tuple[float | None, ...], list[TriedSettings]] = {}
+    for trial in trials:
+        group = groups.setdefault(tuple(trial.means[key] for key in keys), [])
+        group.insert(0 if trial is first else len(group), trial)
+    return list(groups.values())
+
+
+def _name(tuned: Tuned, group: Sequence[TriedSettings]) -> str:
+    words = setting_words(group[0].settings)
+    more = f" (and {len(group) - 1} alike)" if len(group) > 1 else ""
+    mark = "*" if group[0] is tuned.recommended else " "
+    stands = " = as it stands" if tuned.baseline in group and group[0] is not tuned.baseline else ""
+    return f"{mark} {words}{stands}{more}"
+
+
+def _marks(tuned: Tuned, trial: TriedSettings) -> str:
+    marks = ["overloaded"] if trial.overloaded else []
+    if tuned.goal.limits and not tuned.goal.is_met(trial.means):
+        marks.insert(0, "limit broken")
+    return ", ".join(marks)
+
+
+def _verdict(tuned: Tuned) -> Iterator[str]:
+    goal = tuned.goal
+    if not tuned.is_feasible:
+        yield from _infeasible(tuned)
+        return
+    binding = " and ".join(map(str, tuned.binding()))
+    if binding:
+        yield f"What binds: everything that was tried and is better breaks {binding}."
+    if len(goal.metrics) > 1:
+        yield from _knee(tuned)
+        return
+    if tuned.do_arrivals_bind:
+        yield from _unrecommended(tuned)
+        return
+    if tuned.best is tuned.baseline:
+        yield "Nothing that was tried is better than the scenario as it stands."
+    if (equal := len(tuned.equals)) > 1:
+        within = f"within {CLOSE:.0%}" + (" or not told apart" if len(tuned.seeds) > 1 else "")
+        yield f"{equal} of the {len(tuned.trials)} that were tried are equal in {goal.keys[0]} ({within}); between them"
+        yield f"{_decided(tuned)} decide, in this order."
+
+
+def _decided(tuned: Tuned) -> str:
+    """What decides between equals here."""
+    has_slo = tuned.best.means[GOODPUT] is not None
+    words = [word for word in DECIDES if has_slo or word not in DECIDES[:2]]
+    if tuned.goal.keys[0] == GOODPUT:
+        words[0] = "the figure itself"
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _unrecommended(tuned: Tuned) -> Iterator[str]:
+    """That the arrivals bind, and what to ask for instead."""
+    goal = tuned.goal
+    served = f"all that arrives{' within the limits' if goal.limits else ''}"
+    yield f"Nothing is recommended: {len(tuned.equals)} of the {len(tuned.trials)} that were tried serve {served},"
+    yield f"so the arrivals bind {goal.keys[0]}, and it says nothing of the settings."
+    ask = "--maximize goodput, " if tuned.best.means[GOODPUT] is not None else ""
+    yield f"Ask for {ask}--pareto throughput,p99_ttft_ms, or --capacity, which says how much more could arrive."
+    yield f"The table has the equals first, by {_decided(tuned)}."
+
+
+def _infeasible(tuned: Tuned) -> Iterator[str]:
+    goal = tuned.goal
+    for limit in tuned.binding():
+        nearest = tuned.closest_to(limit)
+        best = number(nearest.means[limit.metric.key])
+        if limit.excess(nearest.means[limit.metric.key]) > 0:
+            yield f"Nothing that was tried keeps {limit}: the best is {best}, with {setting_words(nearest.settings)}."
+        else:
+            yield f"{limit} is kept by some settings ({best} at best), but not together with the other limits."
+    if not goal.limits:
+        yield f"No settings that were tried have a figure for {' and '.join(goal.keys)}."
+    yield "The least bad is marked by * and shown below; raise the limit, lower the rate, or search other settings."
+
+
+def _knee(tuned: Tuned) -> Iterator[str]:
+    if tuned.knee is None:
+        if tuned.wants_knee:
+            yield "No knee: the set has fewer than three different points, or none above the line between its ends."
+        other = "--knee picks the knee, if there is one; " if _may_have_knee(tuned) else ""
+        yield f"Nothing is recommended: a set has no best. {other}--maximize with --limit picks one."
+        return
+    gain, cost = trade_off(tuned.goal)
+    yield f"Knee (*): {RULE}"
+    yield f"({tuned.knee.distance:.2f} of the height above it)."
+    yield f"More {gain.key} than this costs more and more {cost.key}."
+
+
+def _may_have_knee(tuned: Tuned) -> bool:
+    """Whether asking for it could bring one: it lies between one figure to raise and one to lower."""
+    return not tuned.wants_knee and sorted(tuned.goal.maximise) == [False, True]
+
+
+def _advice(tuned: Tuned) -> Iterator[str]:
+    """What to paste, and how sure it is."""
+    if tuned.recommended is None:
+        return
+    settings = tuned.best.settings
+    yield from _confirmation(tuned)
+    others = (warning for warning in tuned.best.warnings if not warning.startswith("Overloaded"))  # has its mark
+    yield from (f"WARNING (*): {warning}" for warning in others)
+    yield ""
+    yield "Recommended:" if tuned.is_feasible else "Least bad:"
+    yield f"  simbatch run FILE {set_flags(settings)}" if settings else "  the scenario as it stands"
+    yield f"  {vllm_serve(tuned.scenario, settings)}"
+    if policy := own_policy(tuned.scenario, settings):
+        refusal = policy_refusal(tuned.scenario, settings)
+        said = f"{refusal}; these flags set the engine below it" if refusal else "runs in vLLM with simbatch installed"
+        yield f"  (policy {policy} {said}: docs/vllm-policies.md)"
+    profile = resolve(tuned.scenario.override(settings)).profile
+    if isinstance(profile, MeasuredProfile):
+        yield from (f"  ({note})" for note in weight_notes(profile))
+
+
+def _confirmation(tuned: Tuned) -> Iterator[str]:
+    found, goal = tuned.confirmation, tuned.goal
+    if found is None:
+        return
+    which = f"{found.seeds[0]} to {found.seeds[-1]}"
+    seeds = f"Under {len(found.seeds)} other seeds ({which})"
+    if is_resampled(tuned.scenario):
+        seeds = f"Under {runs_words(tuned.scenario, len(found.seeds))} (seeds {which})"
+    if goal.limits:
+        yield f"{seeds} the recommended settings keep the limits in {found.within_limits} of {len(found.seeds)} runs."
+        if found.within_limits < len(found.seeds):
+            yield "WARNING: so close to a limit, the seed decides: search with --replications 5, or set a lower limit."
+    if found.difference is not None and tuned.best is not tuned.baseline:
+        low, high = found.difference.low, found.difference.high
+        sure = "" if low > 0 or high < 0 else ": no difference shown"
+        change = f"{found.difference.estimate:+,.2f} [{low:+,.2f}, {high:+,.2f}]"
+        yield f"{seeds} {goal.metrics[0].key} changes by {change} from {number(found.base_mean)} (95 %){sure}."

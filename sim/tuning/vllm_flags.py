@@ -1,0 +1,169 @@
+"""Settings as flags to paste: of `simbatch`, of `vllm serve`, and a file for its --config."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from simbatch.serving.options import SCHEDULER_CLASS, refuse_undoable
+from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.errors import UserError
+from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.scenario.engine import OURS
+from simbatch.sim.tuning.recommend import Recommendation
+from simbatch.sim.tuning.space import Settings
+
+QUANTIZATION_FLAGS = ("awq", "gptq", "fp8")  # checkpoints in the other quantisations say it themselves
+
+
+def set_flags(settings: Settings) -> str:
+    """`--set engine.max_num_seqs=48 --set 'policy={name: adaptive}'`."""
+    return " ".join(f"--set {shlex.quote(f'{key}={_flow(value)}')}" for key, value in settings.items())
+
+
+def vllm_serve(scenario: Scenario, settings: Settings) -> str:
+    """The command with what is set by the profile, the scenario or the settings; everything else is vLLM's default.
+
+    The longest request too: the model's own may not fit into the memory that was measured, and vLLM would not start.
+    """
+    resolved = resolve(scenario.override(settings))
+    profile, given = resolved.profile, resolved.scenario.engine
+    model, flags = "MODEL", {}
+    if isinstance(profile, MeasuredProfile):
+        model, flags = profile.model, _of_profile(profile) | {"max_model_len": resolved.engine.max_model_len}
+    for name in type(given).model_fields:
+        value = getattr(given, name)
+        if (name, value) == ("kv_cache_dtype", "auto"):  # the profile's own, which vLLM's auto may not be
+            continue
+        if name in given.model_fields_set and value is not None and name not in OURS:
+            flags[name] = value
+    words = [*(_vllm_flag(name, value) for name, value in flags.items()), *policy_flags(scenario, settings)]
+    return " ".join(["vllm serve", shlex.quote(model), *words])
+
+
+def policy_flags(scenario: Scenario, settings: Settings) -> list[str]:
+    """What brings the policy into vLLM (docs/vllm-policies.md); none for vLLM's own, and for one that it cannot run."""
+    changed = scenario.override(settings)
+    name, params = changed.policy.name, changed.policy.params
+    if name == "vllm" or policy_refusal(scenario, settings):
+        return []
+    is_file = name.endswith(".py") or ".py:" in name
+    content: dict[str, Any] = {"policy": {"name": name, **params}}
+    if isinstance(changed.profile, str):  # step times, for a policy that asks for them
+        content["profile"] = changed.profile
+    if "predictor_error" in changed.build_policy().parameters():
+        content["seed"] = changed.seed
+    if is_file or not isinstance(changed.profile, str) or changed.profile.endswith(".json"):
+        content["folder"] = str(changed.folder.absolute())
+    return [
+        f"--scheduler-cls {SCHEDULER_CLASS}",
+        f"--additional-config {shlex.quote(json.dumps({'simbatch': content}))}",
+    ]
+
+
+def policy_refusal(scenario: Scenario, settings: Settings) -> str | None:
+    """Why vLLM's scheduler cannot run the policy, if it cannot."""
+    changed = scenario.override(settings)
+    try:
+        refuse_undoable(changed.build_policy(), "policy.name", changed.policy.name)
+    except UserError as error:
+        return error.problems[0].rule
+    return None
+
+
+def weight_notes(profile: MeasuredProfile) -> list[str]:
+    """What one must know about the model's name when its weights are quantised."""
+    kind = profile.quantisation
+    if kind in ("bf16", "fp16", "fp32"):
+        return []
+    if kind == "fp8":
+        return [
+            f"--quantization fp8 turns the 16-bit checkpoint {profile.model} into FP8 as it is loaded; for one that "
+            "is in FP8 already put its name there and leave the flag out."
+        ]
+    flag = "" if kind in QUANTIZATION_FLAGS else "; it says itself how it is quantised, so there is no flag"
+    return [f"Weights in {kind} need a checkpoint in {kind}: put its name in place of {profile.model}{flag}."]
+
+
+def _of_profile(profile: MeasuredProfile) -> dict[str, Any]:
+    """How the model was held when it was measured, where vLLM would do otherwise."""
+    flags: dict[str, Any] = {}
+    if profile.quantisation in QUANTIZATION_FLAGS:
+        flags["quantization"] = profile.quantisation
+    if profile.kv_cache_dtype.startswith("fp8"):
+        flags["kv_cache_dtype"] = profile.kv_cache_dtype
+    if profile.tensor_parallel_size > 1:
+        flags["tensor_parallel_size"] = profile.tensor_parallel_size
+    return flags
+
+
+def own_policy(scenario: Scenario, settings: Settings) -> str | None:
+    """The policy's name when it is not vLLM's own, which needs simbatch beside vLLM."""
+    name = str(scenario.override(settings).policy.name)
+    return None if name == "vllm" else name
+
+
+def _vllm_flag(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    if isinstance(value, list):
+        return " ".join([f"--{flag}", *map(str, value)])
+    return f"--{flag} {value}"
+
+
+def _flow(value: Any) -> str:
+    """As YAML on one line."""
+    import yaml
+
+    if isinstance(value, (dict, list)):
+        return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)).strip()
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+CONFIG_FILE = "vllm.yaml"
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def arguments(found: Recommendation) -> dict[str, Any]:
+    """Every argument that the recommendation sets, by vLLM's name with dashes; `model` is the first."""
+    profile, engine = found.profile, found.scenario.engine
+    given: dict[str, Any] = {"model": profile.model}
+    if profile.quantisation in QUANTIZATION_FLAGS:
+        given["quantization"] = profile.quantisation
+    elif profile.quantisation in DTYPES:
+        given["dtype"] = DTYPES[profile.quantisation]
+    given |= {
+        "kv-cache-dtype": profile.kv_cache_dtype if profile.kv_cache_dtype.startswith("fp8") else "auto",
+        "tensor-parallel-size": profile.tensor_parallel_size,
+        "max-model-len": engine.max_model_len,
+        "max-num-seqs": found.chosen.max_num_seqs,
+        "max-num-batched-tokens": found.chosen.max_num_batched_tokens,
+    }
+    if profile.is_gpu:
+        given["gpu-memory-utilization"] = profile.memory.gpu_memory_utilization
+    return given | {
+        "enable-prefix-caching": engine.enable_prefix_caching,
+        "enable-chunked-prefill": engine.enable_chunked_prefill,
+    }
+
+
+def command(given: Mapping[str, Any]) -> str:
+    """`vllm serve MODEL --flag value ...`."""
+    words = ["vllm serve", shlex.quote(str(given["model"]))]
+    for name, value in given.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif name != "model":
+            words.append(f"--{name} {value}")
+    return " ".join(words)
+
+
+def config_yaml(given: Mapping[str, Any], comment: str) -> str:
+    """The same for `vllm serve --config FILE`; off is `no-NAME: true`, for vLLM 0.32 passes over `NAME: false`."""
+    import yaml
+
+    data = {f"no-{name}" if value is False else name: value is False or value for name, value in given.items()}
+    return f"# {comment}\n{yaml.safe_dump(data, sort_keys=False)}"

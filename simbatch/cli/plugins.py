@@ -1,0 +1,144 @@
+"""`simbatch policies` and `simbatch routers`: what there is to choose from, and whether one keeps to the rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simbatch.cli._output import progress_of
+from simbatch.sim.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from simbatch.sim.plugins.checks import Checked
+    from simbatch.sim.plugins.named import Plugins
+    from simbatch.sim.scenario import Scenario
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print a page of them in Markdown.")
+@click.pass_context
+def policies(context: click.Context, as_json: bool, as_markdown: bool) -> None:
+    """List the batching policies, their parameters with defaults, and the disciplines they support.
+
+    In a scenario: policy: {name: adaptive, target_tpot_ms: 40}. Name yours file.py:Class or package.module:Class.
+    """
+    if context.invoked_subcommand is None:
+        from simbatch.sim.plugins.named import POLICIES
+
+        _list(POLICIES, as_json=as_json, as_markdown=as_markdown)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def routers(context: click.Context, as_json: bool) -> None:
+    """List the routers of clusters and their parameters with defaults.
+
+    In a scenario: cluster: {replicas: 4, router: {name: least_requests}}. Name yours file.py:Class or
+    package.module:Class.
+    """
+    if context.invoked_subcommand is None:
+        from simbatch.sim.plugins.named import ROUTERS
+
+        _list(ROUTERS, as_json=as_json)
+
+
+def _list(plugins: Plugins[Any], *, as_json: bool, as_markdown: bool = False) -> None:
+    from simbatch.sim.plugins.described import facts_of, lines_of, page
+
+    facts = [facts_of(plugins, name) for name in plugins.names()]
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    elif as_markdown:
+        click.echo(page(facts), nl=False)
+    else:
+        for one in facts:
+            click.echo("\n".join(lines_of(one)) + "\n")
+
+
+def _checking(default_cases: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The argument and the options of both `check`s."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        number, parameter = "Number of the first case (0).", "Set a parameter. Can be repeated."
+        cases = f"Random cases to try ({default_cases})."
+        for option in (
+            click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+            click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help=number),
+            click.option("--cases", type=click.IntRange(min=1), default=default_cases, metavar="N", help=cases),
+            click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=parameter),
+            click.argument("name"),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@policies.command("check")
+@_checking(200)
+def check_one_policy(name: str, assignments: tuple[str, ...], cases: int, seed: int, quiet: bool) -> None:
+    """Try the policy NAME on random engines and requests, and see that it breaks none of the rules.
+
+    NAME is one that ships, or yours: file.py:Class or package.module:Class. Ends with 2 at the first broken rule.
+    """
+    from simbatch.policies.testing import check_policy
+
+    policy = _scenario({"policy": {"name": name}}, "policy", assignments).build_policy()
+    checked = _check(check_policy, policy, f"policy {name}", cases, seed, quiet)
+    if not quiet:
+        _say(name, "cases", f"{checked.num_requests:,} requests, {checked.num_steps:,} steps", checked)
+
+
+@routers.command("check")
+@_checking(100)
+def check_one_router(name: str, assignments: tuple[str, ...], cases: int, seed: int, quiet: bool) -> None:
+    """Try the router NAME on random clusters and requests, and see that it breaks none of the rules.
+
+    NAME is one that ships, or yours: file.py:Class or package.module:Class. Ends with 2 at the first broken rule.
+    """
+    from simbatch.routers.testing import check_router
+
+    cluster = {"cluster": {"replicas": 2, "router": {"name": name}}}
+    router = _scenario(cluster, "cluster.router", assignments).build_router()
+    checked = _check(check_router, router, f"router {name}", cases, seed, quiet)
+    if not quiet:
+        _say(name, "clusters", f"{checked.num_replicas:,} replicas, {checked.num_requests:,} requests", checked)
+
+
+def _check(test: Callable[..., Checked], made: object, place: str, cases: int, seed: int, quiet: bool) -> Checked:
+    from simbatch.sim.plugins.checks import BrokenRuleError
+
+    try:
+        with progress_of("cases", cases, quiet=quiet) as progress:
+            return test(made, num_cases=cases, seed=seed, progress=progress)
+    except BrokenRuleError as error:
+        again = "the case is the same every time: --seed N --cases 1 runs it alone"
+        raise UserError(Problem(place, str(error), mend=again)) from None
+
+
+def _say(name: str, cases: str, counts: str, checked: Checked) -> None:
+    rules = ", ".join(checked.rules)
+    click.echo(f"{name} keeps to the rules in {checked.num_cases} random {cases} ({counts}): {rules}")
+    for rule, reason in checked.skipped.items():
+        click.echo(f"not checked: {rule}, since {reason}")
+
+
+_ONE = {"distribution": "fixed", "mean": 1}
+
+
+def _scenario(chosen: Mapping[str, Any], key: str, assignments: tuple[str, ...]) -> Scenario:
+    """A scenario with the chosen one and its parameters, whose mistakes are told as those of a file are."""
+    from simbatch.sim.scenario import Scenario, parse_overrides
+
+    parameters = {f"{key}.{name}": value for name, value in parse_overrides(assignments).items()}
+    data = {
+        "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}},
+        "workload": {"num_prompts": 1, "request_rate": 1, "prompt_len": _ONE, "output_len": _ONE},
+        **chosen,
+    }
+    return Scenario.from_dict(data).override(parameters, origin="--set")
