@@ -117,11 +117,11 @@ def _walk(data: Any, replicas: int, gpu: str) -> Iterator[Command]:
 
 
 def _gpu_of(data: Mapping[str, Any]) -> str:
-    """The short name of the GPU that a pod asks its node for."""
-    spec = data.get("spec")
-    inner = spec.get("template", {}).get("spec", spec) if isinstance(spec, dict) else data
-    selector = inner.get("nodeSelector") if isinstance(inner, dict) else None
-    for label in _PRODUCTS if isinstance(selector, dict) else ():
+    """The short name of the GPU that a pod asks its node for; nothing where it does not say."""
+    selector = data.get("nodeSelector")
+    if not isinstance(selector, dict):
+        return ""
+    for label in _PRODUCTS:
         if (gpu := known_gpu(str(selector.get(label, "")))) is not None:
             return gpu.short
     return ""

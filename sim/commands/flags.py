@@ -21,6 +21,16 @@ from simbatch.sim.errors import Problem, UserError
 
 Status = Literal["used", "no_effect", "not_simulated"]
 PASSED_OVER = "false in a --config file"
+BENCH_KEYS = {  # flags of `vllm bench serve` that say what is sent, and where it stands in a scenario
+    **dict.fromkeys(("num-prompts", "max-concurrency", "burstiness", "request-rate"), "workload"),
+    **dict.fromkeys(("dataset-name", "dataset-path", "input-len", "output-len"), "workload"),
+    **{f"random-{name}": "workload" for name in ("input-len", "output-len", "range-ratio", "prefix-len")},
+    **{f"prefix-repetition-{name}": "workload" for name in ("prefix-len", "suffix-len", "num-prefixes", "output-len")},
+    **{f"ramp-up-{name}": "workload.arrival" for name in ("strategy", "start-rps", "end-rps")},
+    "goodput": "slo",
+    "seed": "seed",
+    "model": "profile",
+}
 _INTEGER = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)")
 _FACTORS = {
     "": 1,
@@ -145,6 +155,26 @@ def _one(name: str, value: str | None, rest: list[str]) -> Given:
         return _answered(Given(base, json.dumps(_nested(path.split("."), words[0])), row))
     found: str | bool | list[str] = words if takes == "list" else words[0] if words else True
     return _answered(Given(name, found, row))
+
+
+def parse_bench(words: Sequence[str]) -> tuple[list[Given], list[str]]:
+    """Flags of `vllm bench serve`: those that say what is sent are used, the others are the client's own."""
+    given: list[Given] = []
+    alone: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            alone.append(word)
+            continue
+        name, equals, value = _normal(word).partition("=")
+        found = [value] if equals else []
+        while rest and not equals and not _is_flag(rest[0]):
+            found.append(rest.pop(0))
+        key = BENCH_KEYS.get(name.removeprefix("--"), "")
+        one = Given(name, found if name == "--goodput" else found[0] if found else True, None)
+        given.append(one.answered("used", "", key) if key else one.answered("no_effect", "the client's own affair"))
+    return given, alone
 
 
 def _is_flag(word: str) -> bool:

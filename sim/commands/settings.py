@@ -77,8 +77,9 @@ def _surroundings(command: Command, served: Served) -> list[Given]:
         found.append(Given("replicas", str(command.replicas), None, "used", "cluster.replicas"))
     for name, value in command.environment.items():
         quiet = Given(name, value, None, "no_effect", reason="of the process, not of its scheduler")
-        if name == "VLLM_USE_V1" and value == "0":
-            quiet = quiet.answered("not_simulated", "the engine of before vLLM 0.11 (V0) is not simulated")
+        if name == "VLLM_USE_V1":
+            is_old, why = value == "0", "the engine of before vLLM 0.11 (V0) is not simulated"
+            quiet = quiet.answered("not_simulated", why) if is_old else quiet
         elif name.startswith("VLLM_") and not _QUIET.match(name):
             quiet = quiet.answered("not_simulated", "kernels and processes are those of the profile")
         found.append(quiet)
@@ -118,6 +119,10 @@ def _value(name: str, one: Given) -> Any:
             raise UserError(Problem(one.flag, f"must be {' or '.join(choices)}", one.text, "take one of them"))
         return one.text
     return number(one) if "float" in annotation else whole_number(one)
+
+
+def _as_it_is(_: Served, one: Given) -> list[Given]:
+    return [one]
 
 
 def _to_profile(name: str) -> Callable[[Served, Given], list[Given]]:
@@ -191,8 +196,8 @@ def _old_graph_sizes(served: Served, one: Given) -> list[Given]:
 
 
 _SPECIAL: dict[str, Callable[[Served, Given], list[Given]]] = {
-    "model": lambda served, one: [one],
-    "config": lambda served, one: [one],
+    "model": _as_it_is,
+    "config": _as_it_is,
     "dtype": _to_profile("dtype"),
     "quantization": _to_profile("quantization"),
     "kv_cache_dtype": _to_profile("kv_cache_dtype"),

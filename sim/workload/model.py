@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from math import gcd
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -15,6 +16,7 @@ from simbatch.sim.workload.trace_model import Trace
 
 PRIORITY_NAMES = {"high": 0, "normal": 1, "low": 2}
 MAX_NAME = 100
+MAX_HASHES = 4096  # of one prefix
 REQUIRED = ("num_prompts", "prompt_len", "output_len")
 SHARED = ("request_rate", "burstiness", "rescale", "max_concurrency")  # may stand in `arrival` or beside it
 
@@ -125,6 +127,36 @@ class Prefix(Section):
         description="tokens of each prefix, added to prompt_len as vllm bench's random and prefix_repetition do"
     )
     share: Share = Field(default=1.0, description="share of the requests that begin with one of them")
+    zipf: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        default=None, description="the k-th of them is asked for as often as 1 / k ** zipf; default: all alike"
+    )
+    common_len: Annotated[int, Field(ge=1, le=2**20)] | None = Field(
+        default=None, description="first tokens that all prefixes share, as a system prompt before a document"
+    )
+
+    @model_validator(mode="after")
+    def _common_is_part(self) -> Self:
+        if (self.common_len or 0) >= self.prefix_len:
+            mistake = Mistake("common_len", f"must be less than prefix_len ({self.prefix_len})", "lower it")
+            refuse(self, [mistake])
+        if self.prefix_len > MAX_HASHES * self.hash_tokens:
+            rule = f"has too small a divisor in common with prefix_len ({self.prefix_len})"
+            refuse(self, [Mistake("common_len", rule, "take multiples of 16 or more for both")])
+        return self
+
+    @property
+    def hash_tokens(self) -> int:
+        """Tokens that one hash of a prefix stands for: as many as divide both its parts."""
+        return gcd(self.prefix_len, self.common_len or 0)
+
+    def hashes(self, number: int) -> tuple[int, ...]:
+        """The hashes of prefix `number`: the first ones are those of all.
+
+        With 512 tokens in common of 2,048 a hash is 512 tokens: prefix 0 is (0, 1, 2, 3), prefix 1 is (0, 4, 5, 6).
+        """
+        common = (self.common_len or 0) // self.hash_tokens
+        own = self.prefix_len // self.hash_tokens - common
+        return (*range(common), *range(common + number * own, common + (number + 1) * own))
 
 
 class Workload(Traffic):
