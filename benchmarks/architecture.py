@@ -150,8 +150,13 @@ def _is_later(node: ast.AST) -> bool:
 
 
 def _direct(graph: Graph, name: str) -> Iterable[str]:
-    """The rooms that a room imports and that no other room it imports leads to."""
-    return sorted(b for b in graph[name] if not any(b in _reached(graph, c) for c in graph[name] - {b}))
+    """The rooms that a room imports and that no other room it imports leads to; between rooms in a circle, all."""
+
+    def is_above(other: str) -> bool:
+        return name not in _reached(graph, other)
+
+    above = {other for other in graph[name] if is_above(other)}
+    return sorted(b for b in graph[name] if b not in above or not any(b in _reached(graph, c) for c in above - {b}))
 
 
 def _reached(graph: Graph, name: str) -> set[str]:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from simbatch import Scenario, simulate
 from simbatch.profiler.records.recorded import Recorded, read_recorded
-from simbatch.sim.cost.load import parse_json, shipped_text
+from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.gaps import PooledGaps
 from simbatch.sim.metrics.latencies import describe, describe_gaps, latencies_ms
 from simbatch.sim.scenario import resolve
@@ -139,7 +140,7 @@ def _row(prompt: int, arrival_s: float, num_prompt: int, num_output: int) -> dic
 
 def without_host() -> dict[str, Any]:
     """The shipped kernel tables alone."""
-    content = parse_json(shipped_text(PROFILE), PROFILE)
+    content = json_object(shipped_text(PROFILE), PROFILE)
     return {key: value for key, value in content.items() if key not in ("host", "front_end")}
 
 

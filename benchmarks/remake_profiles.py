@@ -15,15 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from simbatch.profiler.write import profile_json
-from simbatch.sim.cost.load import parse_json, shipped_names, shipped_text
+from simbatch.sim.cost.load import shipped_names, shipped_text
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.json_values import json_object
 
 ROOT = Path(__file__).parents[1]
 
 
 def remake(name: str, folder: Path) -> Path:
     """Run the command that stands in a shipped profile, its output put into `folder`; raises CalledProcessError."""
-    words = str(parse_json(shipped_text(name), name)["command"]).split()
+    words = str(json_object(shipped_text(name), name)["command"]).split()
     if words[0] != "simbatch" or words[-2] != "-o" or words[-1] != f"{name}.json":
         raise SystemExit(f"{name}: its command must be simbatch ... -o {name}.json, not {' '.join(words)}")
     output = folder / words[-1]
@@ -35,10 +36,10 @@ def remake(name: str, folder: Path) -> Path:
 def with_real_runs(name: str, made: Path) -> str:
     """The file's text with the shipped one's real runs: those were simulated from it, so no command makes them."""
     text = made.read_text(encoding="utf-8")
-    runs = parse_json(shipped_text(name), name).get("real_runs")
+    runs = json_object(shipped_text(name), name).get("real_runs")
     if runs is None:
         return text
-    return profile_json(MeasuredProfile.model_validate({**parse_json(text, name), "real_runs": runs}))
+    return profile_json(MeasuredProfile.model_validate({**json_object(text, name), "real_runs": runs}))
 
 
 def main() -> None:

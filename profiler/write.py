@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from simbatch.sim.cost.profile import Profile
+from simbatch.sim.files import write_text
 
 OPTIONAL = (
     "host",
@@ -39,17 +38,8 @@ def profile_json(profile: Profile) -> str:
 
 
 def write_profile(profile: Profile, path: Path) -> None:
-    """Write beside the target first, then rename: an interrupted run leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(profile_json(profile))
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a profile's file; an interrupted run leaves the old one."""
+    write_text(path, profile_json(profile))
 
 
 def _indented(value: Any, depth: int) -> str:

@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from io import StringIO
+from shutil import get_terminal_size
 
 MAX_NAME = 20
+NO_BREAK = "\ue000"  # stands for a space at a cell's end, which rich would take away
+WIDTH = 100  # columns of a page
+MIN_NAME, MIN_TITLE = 24, 12  # columns, below which a name or a title is not broken
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as they need, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = []
-    for row in (header, *rows):
-        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join([row[0].ljust(len(first)), *others]).rstrip())
-    return lines
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> list[str]:
+    """Lines of a table: the first `num_left` columns to the left, the others to the right, two spaces between them.
+
+    As wide as it needs to be; where that is more than `width()`, names are broken over several lines, figures never.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="", expand=False)
+    least = 0
+    for i, (title, *cells) in enumerate(zip(header, *rows, strict=True)):
+        is_name = i < num_left
+        longest = max((max(map(len, cell.split("\n"))) for cell in cells), default=0)
+        narrowest = min(longest, MIN_NAME) if is_name else longest
+        least += max(narrowest, min(MIN_TITLE, len(title))) + 2
+        grid.add_column(
+            Text(_kept(title)), justify="left" if is_name else "right", min_width=narrowest, overflow="fold"
+        )
+    for row in rows:
+        grid.add_row(*(Text(_kept(cell)) for cell in row))
+    page = Console(width=max(width(), least), color_system=None, file=StringIO(), legacy_windows=False)
+    with page.capture() as printed:
+        page.print(grid)
+    return [line.replace(NO_BREAK, " ").rstrip() for line in printed.get().splitlines()]
+
+
+def _kept(cell: str) -> str:
+    """With the spaces round it, which would be taken away: a star may stand in the place of one."""
+    words = cell.strip(" ")
+    left, _, right = cell.partition(words) if words else (cell, "", "")
+    return NO_BREAK * len(left) + words + NO_BREAK * len(right)
+
+
+def width() -> int:
+    """Columns of a page: 100, or those of a terminal that has fewer, but not below 60."""
+    return max(60, min(WIDTH, get_terminal_size().columns)) if sys.stdout.isatty() else WIDTH
+
+
+def broken(name: str) -> str:
+    """A long name of a setting as the title of a narrow column, `max_num_` above `batched_` above `tokens`."""
+    return name if len(name) <= MIN_TITLE else name.replace("_", "_\n")
 
 
 def number(value: float | None, decimals: int = 2) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from simbatch.sim.errors import UserError
+from simbatch.sim.json_values import JsonValue
 from simbatch.sim.workload.bench import BenchRun, BenchTotals, read_results, vllm
-from simbatch.sim.workload.bench.document import Document
 from simbatch.sim.workload.bench.sending import CLOSED, sending_of
 from tests import bench_files as files
 
@@ -209,7 +209,7 @@ def test_what_is_no_result_is_said_in_a_line(tmp_path: Path, content: str, said:
 
 def test_not_text_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_bytes(b"\x1f\x8b\x08\x00")
-    with pytest.raises(UserError, match="gzip"):
+    with pytest.raises(UserError, match="cannot be unpacked"):
         read_results(tmp_path / "r.json")
     with pytest.raises(UserError, match="cannot be read"):
         read_results(tmp_path / "absent.json")
@@ -250,13 +250,14 @@ def poisson(tmp_path: Any, seed: int = 0, *, limit: int | None = None, **how: An
         workload["max_concurrency"] = limit
     result = files.ran(workload)
     end = float((result.requests["arrival_s"] + result.requests["e2el_s"]).max())
+    end += rows[0]["arrival_s"]  # a client's run begins before its first request
     rate, burstiness = POISSON["request_rate"], how.get("burstiness", 1.0)
     return files.vllm(result, request_rate=rate, burstiness=burstiness, max_concurrency=limit, duration=end)
 
 
 def run_of(bench: dict[str, Any], *, is_timed: bool = True) -> BenchRun:
     content = {key: value for key, value in bench.items() if is_timed or key != "start_times"}
-    run = vllm.read(Document("r.json", content))
+    run = vllm.read(JsonValue("r.json", content))
     assert isinstance(run, BenchRun)
     return run
 

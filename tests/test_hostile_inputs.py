@@ -171,7 +171,7 @@ def test_set(refused: Callable[..., str], flag: str, expected: str) -> None:
 def test_a_pipe_without_a_writer_keeps_nobody_waiting(refused: Callable[..., str], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "the file is empty" in refused("run", "pipe")
-    assert "not JSON" in refused("profiles", "show", "./pipe")
+    assert "not valid JSON" in refused("profiles", "show", "./pipe")
     assert "is a pipe or a device" in refused("trace", "describe", "pipe")
 
 

@@ -1,13 +1,23 @@
-"""Order statistics of pooled progressions against numpy on the expanded multiset."""
+"""Pooled gaps are exact, and long arrays are worked on a piece at a time with the same figures."""
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simbatch import Result, Scenario, simulate
+from simbatch.sim.metrics import columns
+from simbatch.sim.metrics.curves import first_steps_ps, output_tokens_per_second
 from simbatch.sim.metrics.gaps import PooledGaps
+from simbatch.sim.metrics.step_function import Curve, Pieces
+from simbatch.sim.report import run_pictures
+from simbatch.sim.report.result import Result as ResultClass
 
 PERCENTS = [0, 1, 12.5, 50, 90, 95, 99, 100]
 
@@ -74,3 +84,93 @@ def test_the_sketch_for_pictures_ends_at_one_and_stays_near():
     assert (np.diff(values) >= 0).all()
     exact = np.searchsorted(expanded, values, side="right") / len(expanded)
     np.testing.assert_allclose(shares, exact, atol=0.06)
+
+
+STEP_TIME = {"base_s": 0.02, "per_prefill_token_s": 1e-4, "per_decode_seq_s": 1e-3, "per_context_token_s": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def simulated() -> Result:
+    """A run with preemptions and idle times."""
+    return simulate(
+        Scenario.from_dict(
+            {
+                "profile": {"num_gpu_blocks": 40, "step_time": STEP_TIME},
+                "engine": {"max_num_seqs": 16, "block_size": 16, "max_model_len": 400},
+                "workload": {
+                    "num_prompts": 60,
+                    "request_rate": 0.6,
+                    "prompt_len": {"distribution": "uniform", "min": 20, "max": 90},
+                    "output_len": {"distribution": "uniform", "min": 1, "max": 250},
+                },
+            }
+        )
+    )
+
+
+def pictured(result: Result) -> list[np.ndarray]:
+    record = result.record
+    functions = (
+        run_pictures.curves.waiting_with_preempted(record),
+        run_pictures.curves.batch_size(record),
+        run_pictures.curves.used_blocks(record),
+    )
+    return [part for function in functions for part in run_pictures.binned(function, record, 57)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_the_size_of_the_slices_changes_nothing(simulated, size, monkeypatch, tmp_path):
+    record = simulated.record
+    assert record.num_preemptions > 0
+    assert len(record.segments) > 100
+    whole_pictured, whole_tokens = pictured(simulated), output_tokens_per_second(record)
+    whole_sketch = PooledGaps.of(record).sketch()
+    simulated.save(tmp_path / "whole")
+    monkeypatch.setattr(columns, "ROWS_PER_SLICE", size)
+    sliced = ResultClass(record, simulated.facts)
+    assert json.dumps(sliced.summary) == json.dumps(simulated.summary)
+    for part, whole in zip(pictured(sliced), whole_pictured, strict=True):
+        np.testing.assert_array_equal(part, whole)
+    np.testing.assert_array_equal(output_tokens_per_second(record), whole_tokens)
+    for part, whole in zip(PooledGaps.of(record).sketch(), whole_sketch, strict=True):
+        np.testing.assert_allclose(part, whole, rtol=1e-12)
+    sliced.save(tmp_path / "sliced")
+    tables = [pq.read_table(tmp_path / name / "requests.parquet") for name in ("whole", "sliced")]
+    assert tables[0].equals(tables[1])
+    assert tables[0]["request_id"].to_pylist() == [str(i) for i in range(len(record.requests))]
+
+
+def test_tokens_per_second_are_those_of_the_single_steps(simulated):
+    record = simulated.record
+    origin_ps = int(record.requests.arrival_ps.min())
+    firsts = (record.requests.first_token_ps - origin_ps) // 10**12
+    expected = np.bincount(firsts, minlength=10_000).astype(float)
+    for row in record.segments:
+        for k in range(1, int(row["num_steps"]) + 1):
+            end_ps = int(row["start_ps"]) + int(first_steps_ps(row["duration_ps"], row["slope_ps"], k))
+            expected[(end_ps - origin_ps) // 10**12] += int(row["num_decodes"])
+    tokens = output_tokens_per_second(record)
+    np.testing.assert_array_equal(tokens, expected[: len(tokens)])
+    assert expected[len(tokens) :].sum() == 0
+
+
+steps = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=15)
+
+
+@given(steps, st.lists(st.integers(0, 60), min_size=2, max_size=6, unique=True), st.data())
+def test_a_function_in_pieces_has_the_means_and_peaks_of_the_whole(function, edges, data):
+    times = np.cumsum([pause for pause, _ in function])
+    values = np.array([value for _, value in function])
+    edges = np.array(sorted(edges))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(times)), max_size=3)))
+    parts = list(zip(np.split(times, cuts), np.split(values, cuts), strict=True))
+    held = np.zeros(101, dtype=np.int64)
+    for time, value in zip(times, values, strict=True):
+        held[time:] = value
+    expected_peaks = [max([held[low], *values[(times >= low) & (times < high)]]) for low, high in pairwise(edges)]
+    expected_means = [held[low:high].mean() for low, high in pairwise(edges)]
+    for whole in (Curve(times, values), Pieces(lambda: (Curve(*part) for part in parts))):
+        means, peaks = whole.per_bin(edges)
+        np.testing.assert_allclose(means, expected_means, atol=1e-12)
+        assert peaks.tolist() == expected_peaks
+        assert whole.max == values.max()

@@ -214,12 +214,14 @@ def test_a_comparison_has_a_row_for_each_tenant_and_for_fairness() -> None:
         return Result(build(toys, back_to_back([S] * 3)), facts(slo=SloLimits(ttft_ms=1500)))
 
     compared = Comparison({"first": candidate([0, 1, 2]), "turns": candidate([0, 2, 1])})
-    rows = {row.key: row for row in compared.rows}
+    rows = {row.metric.key: row for row in compared.rows}
     assert rows["simbatch.tenants.a.com.p99_ttft_ms"].values["first"] == pytest.approx(1990)
     assert rows["simbatch.tenants.a.com.slo_share.all"].values == {"first": 0.5, "turns": 0.5}
-    assert rows["simbatch.tenants.b\x1b.p99_ttft_ms"].label == "P99 TTFT, b? (ms)"  # no escape reaches a terminal
+    assert (
+        rows["simbatch.tenants.b\x1b.p99_ttft_ms"].metric.label == "P99 TTFT, b? (ms)"
+    )  # no escape reaches a terminal
     assert rows["simbatch.fairness.tenants"].best == ["turns"]
-    assert rows["simbatch.longest_wait.wait_ms"].better == "lower"
+    assert rows["simbatch.longest_wait.wait_ms"].metric.better == "lower"
 
 
 def test_a_table_of_tenants_is_not_broken_and_names_are_cut() -> None:

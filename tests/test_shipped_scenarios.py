@@ -12,7 +12,7 @@ import yaml
 from simbatch import Result, Scenario, UserError, simulate
 from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.cost.profile import HOST_KEYS
-from simbatch.sim.results.files import write_json
+from simbatch.sim.files import write_json
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.shipped import shipped_scenarios
 from tests.test_cli import run

@@ -1,15 +1,26 @@
-"""Steps rebuilt from streams: where they are, what they computed, and when they cannot be believed."""
+"""Steps rebuilt from streams, and what a run's streams say of the server behind them."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from benchmarks.stream_planted import planted, streams_of
+from simbatch.cli.trace import trace
+from simbatch.sim.errors import UserError
+from simbatch.sim.report.result import Result
 from simbatch.sim.streams.batches import batches_of, infer_budget
+from simbatch.sim.streams.described import Described
 from simbatch.sim.streams.judge import judge
 from simbatch.sim.streams.steps import rebuild_steps
 from simbatch.sim.streams.streams import Streams
+from tests import bench_files as files
+from tests.trace_files import read
 
 
 def of(*requests: tuple[float, list[float]], prompt: int = 100) -> Streams:
@@ -105,3 +116,196 @@ def test_a_prompt_longer_than_the_budget_goes_into_the_step_before() -> None:
     assert batches.prefill_tokens.tolist() == [100, 0, 999, 501, 0, 0]
     assert batches.prefill_context.tolist() == [100, 0, 999, 1500, 0, 0]
     assert batches.begun.tolist() == [0, 2]
+
+
+RESULT = files.ran(files.closed_loop(12, num_prompts=240, prompt=500, output=60))
+
+
+def described(bench: dict[str, Any]) -> Described:
+    return Described.of(
+        Streams.of(*(bench[key] for key in ("start_times", "ttfts", "itls", "input_lens", "output_lens")))
+    )
+
+
+def summary(bench: dict[str, Any]) -> dict[str, Any]:
+    return described(bench).summary()
+
+
+def told_steps(result: Result) -> list[Any]:
+    """The steps that gave somebody a token."""
+    prompts = result.requests["num_prompt_tokens"]
+    return [s for s in result.record.steps or [] if any(h + q >= prompts[i] for i, q, h in s.scheduled)]
+
+
+def test_steps_and_batch_over_time() -> None:
+    said, steps = summary(files.vllm(RESULT)), told_steps(RESULT)
+    assert said["refusals"] == []
+    assert said["num_steps"] == len(steps)
+    lasted = np.array([step.end_ps - step.start_ps for step in steps], dtype=float)
+    batch = np.array([len(step.scheduled) for step in steps])
+    assert said["batch"]["mean"] == pytest.approx(np.average(batch, weights=lasted), rel=0.01)
+    assert said["batch"]["max"] == batch.max()
+    assert said["batch"]["p50"] == 12
+
+
+def test_time_in_prefills_and_gaps() -> None:
+    prompts = RESULT.requests["num_prompt_tokens"]
+    said, steps = summary(files.vllm(RESULT)), RESULT.record.steps or []
+    with_prefills = [any(h < prompts[i] for i, _, h in step.scheduled) for step in steps]
+    lasted = np.array([step.end_ps - step.start_ps for step in steps]) / 1e12
+    share = lasted[with_prefills].sum() / float(RESULT.summary["duration"])
+    assert said["share_of_time"]["with_prefills"] == pytest.approx(share, rel=0.03)
+    assert sum(said["share_of_time"].values()) == pytest.approx(1, abs=0.01)
+    alone = 1000 * np.median(lasted[~np.array(with_prefills)])
+    assert said["gap_ms"]["decodes_only"]["p50"] == pytest.approx(alone, rel=0.02)
+    assert said["gap_ms"]["with_prefills"]["p50"] > 1.3 * alone
+
+
+def test_idle_time_is_no_step_s() -> None:
+    """One request every two seconds, each done long before the next."""
+    arrivals = {"num_prompts": 20, "arrival": {"process": "constant", "request_rate": 0.5}}
+    said = summary(
+        files.vllm(files.ran(arrivals | {"prompt_len": files.lengths(500), "output_len": files.lengths(40)}))
+    )
+    busy = 20 * (0.01 + 500 * 2e-5 + 39 * (0.01 + 1e-4)) / 38
+    assert said["share_of_time"]["idle"] == pytest.approx(1 - busy, abs=0.03)
+    assert said["batch"] == {"mean": 1.0, "p5": 1.0, "p50": 1.0, "p95": 1.0, "max": 1.0}
+
+
+def test_a_client_that_falls_behind() -> None:
+    assert summary(files.vllm(RESULT))["client"]["kept_up"]
+    bench = files.vllm(RESULT)
+    rng = np.random.default_rng(0)
+    late = [
+        np.cumsum([t, *itl]) + 0.008 * rng.random(len(itl) + 1)
+        for t, itl in zip(bench["ttfts"], bench["itls"], strict=True)
+    ]
+    bench["ttfts"], bench["itls"] = [t[0] for t in late], [np.diff(t).tolist() for t in late]
+    said = summary(bench)
+    assert not said["client"]["kept_up"]
+    assert any("the streams, not the engine, may set the pace" in text for text in said["warnings"])
+
+
+def test_prefix_hits_show_as_prefills_that_take_no_time(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    hits = rng.random(300) < 0.4
+    rows = [
+        {"arrival_s": 0.12 * i, "num_prompt_tokens": 800, "num_output_tokens": 50, "hash_ids": [1 if hit else 100 + i]}
+        for i, hit in enumerate(hits.tolist())
+    ]
+    path = files.save(tmp_path / "trace.jsonl", rows, lines=True)
+    workload = {"trace": {"path": str(path), "hash_block_tokens": 800}}
+    cached = summary(files.vllm(files.ran(workload, enable_prefix_caching=True)))["prefix_hits"]
+    assert cached["share"] == pytest.approx(hits[1:].mean(), abs=0.05)
+    assert cached["prefill_us_per_token"] == pytest.approx(20, rel=0.1)
+    assert summary(files.vllm(files.ran(workload)))["prefix_hits"]["share"] < 0.02
+
+
+def test_a_queue_that_grows_is_not_stationary() -> None:
+    said = summary(files.vllm(RESULT))["stationarity"]
+    assert (said["verdict"], said["drifts"]) == ("steady", False)
+    arrivals = {"num_prompts": 300, "arrival": {"process": "constant", "request_rate": 30.0}}
+    lengths = {"prompt_len": files.lengths(600), "output_len": files.lengths(150)}
+    said = summary(files.vllm(files.ran(arrivals | lengths, max_num_seqs=500)))["stationarity"]
+    assert said["verdict"] == "grows"
+    assert said["batch"] == sorted(said["batch"])
+
+
+def test_steps_that_become_slower_drift() -> None:
+    bench = files.vllm(RESULT)
+    times = [
+        np.cumsum([s + t, *itl]) for s, t, itl in zip(bench["start_times"], bench["ttfts"], bench["itls"], strict=True)
+    ]
+    begin = min(bench["start_times"])
+    slowed = [(t - begin) * (1 + 0.002 * (t - begin)) + begin for t in times]  # the clocks go down
+    sent = [(s - begin) * (1 + 0.002 * (s - begin)) + begin for s in bench["start_times"]]
+    bench |= {
+        "start_times": sent,
+        "ttfts": [t[0] - s for t, s in zip(slowed, sent, strict=True)],
+        "itls": [np.diff(t).tolist() for t in slowed],
+    }
+    found = summary(bench)["stationarity"]
+    assert found["drifts"]
+    assert found["drift"] > 0.03
+
+
+def test_what_cannot_be_believed_has_a_reason_and_no_figures() -> None:
+    bench = files.vllm(RESULT)
+    bench["itls"] = [gaps[::2] for gaps in bench["itls"]]
+    said = summary(bench)
+    assert said.keys() == {"refusals", "warnings"}
+    assert "speculative decoding" in said["refusals"][0]
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(trace, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_trace_describe_says_it(tmp_path: Path) -> None:
+    path = files.save(tmp_path / "r.json", files.vllm(RESULT, max_concurrency=12))
+    text = call("describe", path, "--picture", tmp_path / "p.png")
+    said = json.loads(call("describe", path, "--json"))
+    assert f"Steps:                          {said['stream']['num_steps']:,}" in text
+    assert f"{said['stream']['share_of_time']['with_prefills']:.1%}, " in text
+    for words in ("median 12, ", "kept up: a step's chunks take", "Prefix hits: ", "steady (batch in the thirds"):
+        assert words in text
+    assert "Recorded by:                    vllm bench serve: 12 in flight" in text
+    assert (said["tool"], said["load"]) == ("vllm bench serve", "12 in flight")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "p.png").stat().st_size > 30_000
+
+
+def test_trace_describe_of_every_run_in_a_file(tmp_path: Path) -> None:
+    report = {"benchmarks": [files.guidellm(RESULT, {"type_": "concurrent", "streams": n}) for n in (12, 24)]}
+    path = files.save(tmp_path / "benchmarks.json", report)
+    said = json.loads(call("describe", path, "--json"))["runs"]
+    assert [(each["run"], each["load"]) for each in said] == [(1, "12 in flight"), (2, "24 in flight")]
+    assert call("describe", path).count("Steps cannot be told from the streams: a GuideLLM report") == 2
+    with pytest.raises(UserError, match="has 2 runs, and a picture shows one"):
+        trace.main(["describe", str(path), "-o", str(tmp_path / "p.png")], standalone_mode=False)
+
+
+def test_without_times_of_sending_arrivals_are_not_zero_but_left_out(tmp_path: Path) -> None:
+    path = files.save(tmp_path / "r.json", files.vllm(RESULT, max_concurrency=12, start_times=None))
+    said = json.loads(call("describe", path, "--json"))
+    assert (said["duration_s"], said["mean_request_rate"], said["num_requests"]) == (None, None, 240)
+    assert "does not say when requests were sent" in said["sending"][0]
+    assert said["stream"]["num_steps"] == len(told_steps(RESULT))  # its sends are made again
+
+
+def test_a_closed_loop_without_times_is_no_trace_to_convert(tmp_path: Path) -> None:
+    path = files.save(tmp_path / "r.json", files.vllm(RESULT, max_concurrency=12, start_times=None))
+    with pytest.raises(UserError, match=r"is a closed loop \(12 in flight\) without times of sending"):
+        trace.main(["convert", str(path), str(tmp_path / "t.csv")], standalone_mode=False)
+
+
+def test_a_run_whose_trace_is_such_a_result_is_a_closed_loop(tmp_path: Path) -> None:
+    path = files.save(tmp_path / "r.json", files.vllm(RESULT, max_concurrency=12, start_times=None))
+    again = files.ran({"trace": {"path": str(path)}})
+    assert again.summary["mean_e2el_ms"] == pytest.approx(RESULT.summary["mean_e2el_ms"])
+    assert again.summary["duration"] == pytest.approx(RESULT.summary["duration"])
+
+
+@pytest.mark.parametrize("write_file", [files.aiperf, files.inference_perf])
+def test_other_clients_results_are_traces(tmp_path: Path, write_file: Any) -> None:
+    name = "profile_export.jsonl" if write_file is files.aiperf else "per_request_lifecycle_metrics.json"
+    path = files.save(tmp_path / name, write_file(RESULT), lines=write_file is files.aiperf)
+    table = read(path)
+    requests = RESULT.requests
+    assert np.array(table["arrival_ps"]) / 1e12 == pytest.approx(np.sort(requests["arrival_s"]), abs=1e-5)
+    assert sum(table["num_prompt_tokens"]) == requests["num_prompt_tokens"].sum()
+    assert sum(table["num_output_tokens"]) == requests["num_output_tokens"].sum()
+
+
+def test_the_real_server_at_16_requests_a_second() -> None:
+    import gzip
+
+    path = files.shared("gpu/h100-vllm-0.32/serve/p16.json.gz")
+    said = summary(json.loads(gzip.decompress(path.read_bytes())))
+    assert said["refusals"] == []
+    assert said["client"]["kept_up"]
+    assert said["num_steps"] == pytest.approx(2539, abs=10)  # NOTES.md of that folder
+    assert said["prefix_hits"]["share"] < 0.05  # it had none
+    assert said["stationarity"]["verdict"] == "steady"

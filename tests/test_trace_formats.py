@@ -43,7 +43,7 @@ def test_the_real_azure_traces_are_read_whole(name: str, count: int, prompts: in
             "sharegpt-llama-3.1-8b-300-sps10.timed_trace.jsonl",
             "timed_trace",
             300,
-            (46_926_808_000, 2358, 531),
+            (0, 2358, 531),
             15_942,
         ),
     ],
@@ -97,7 +97,7 @@ def test_burstgpt(tmp_path: Path) -> None:
     assert source.format == "burstgpt"
     assert source.ignored == {"Model", "Total tokens", "Log Type"}
     found = read(path)
-    assert found["arrival_ps"] == [5 * PS_PER_S, 45_500_000_000_000]  # the file's zero is kept
+    assert found["arrival_ps"] == [0, 40_500_000_000_000]
     assert found["num_output_tokens"] == [18, 230]
 
 
@@ -122,14 +122,14 @@ def test_a_failed_request_of_vllm_bench_does_not_move_the_others(tmp_path: Path)
 
 def test_our_formats_say_everything(tmp_path: Path) -> None:
     row = {"request_id": "a", "arrival_s": 0.25, "num_prompt_tokens": 20, "num_output_tokens": 3}
-    full = row | {"request_id": "b", "priority": -2, "tenant": "acme", "hash_ids": [5, 6]}
+    full = row | {"request_id": "b", "arrival_s": 0.5, "priority": -2, "tenant": "acme", "hash_ids": [5, 6]}
     lines = write_lines(tmp_path / "t.jsonl", [row, full])
     table = tmp_path / "t.csv"
-    table.write_text(f"{OURS},priority,tenant,hash_ids\na,0.25,20,3,,,\nb,0.25,20,3,-2,acme,5 6\n")
+    table.write_text(f"{OURS},priority,tenant,hash_ids\na,0.25,20,3,,,\nb,0.5,20,3,-2,acme,5 6\n")
     for found in (read(lines), read(table)):
         assert found == {
             "request_id": ["a", "b"],
-            "arrival_ps": [250_000_000_000] * 2,
+            "arrival_ps": [0, 250_000_000_000],
             "num_prompt_tokens": [20, 20],
             "num_output_tokens": [3, 3],
             "priority": [0, -2],
@@ -187,13 +187,14 @@ def test_json_lines_as_other_programs_write_them(tmp_path: Path) -> None:
 
 
 TIMED = {"timestamp": 3, "input_length": 1000, "output_length": 1}
+TIMED_ROWS = [TIMED, TIMED | {"timestamp": 7}]
 
 
 def test_mooncake_and_timed_trace_are_told_apart_by_their_hashes(tmp_path: Path) -> None:
-    by_512 = write_lines(tmp_path / "a.jsonl", [TIMED | {"hash_ids": [1, 2]}])
-    by_16 = write_lines(tmp_path / "b.jsonl", [TIMED | {"hash_ids": list(range(62))}])
-    assert (source_of(by_512).format, read(by_512)["arrival_ps"]) == ("mooncake", [3 * 10**9])
-    assert (source_of(by_16).format, read(by_16)["arrival_ps"]) == ("timed_trace", [3 * PS_PER_S])
+    by_512 = write_lines(tmp_path / "a.jsonl", [each | {"hash_ids": [1, 2]} for each in TIMED_ROWS])
+    by_16 = write_lines(tmp_path / "b.jsonl", [each | {"hash_ids": list(range(62))} for each in TIMED_ROWS])
+    assert (source_of(by_512).format, read(by_512)["arrival_ps"]) == ("mooncake", [0, 4 * 10**9])
+    assert (source_of(by_16).format, read(by_16)["arrival_ps"]) == ("timed_trace", [0, 4 * PS_PER_S])
 
 
 def test_or_by_the_files_name(tmp_path: Path) -> None:
@@ -202,16 +203,16 @@ def test_or_by_the_files_name(tmp_path: Path) -> None:
 
 
 def test_or_by_nothing_and_then_the_format_must_be_given(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "t.jsonl", [TIMED])
+    path = write_lines(tmp_path / "t.jsonl", TIMED_ROWS)
     with pytest.raises(UserError, match=r"t\.jsonl:1: mooncake .* and timed_trace .* the same keys.*; give the format"):
         source_of(path)
-    assert read(path, format="mooncake")["arrival_ps"] == [3 * 10**9]
+    assert read(path, format="mooncake")["arrival_ps"] == [0, 4 * 10**9]
 
 
 def test_settings(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "t.jsonl", [{**TIMED, "timestamp": t, "hash_ids": [1] * 4} for t in (8, 16, 32)])
     found = read(path, format="timed_trace", time_unit="us", hash_block_tokens=256, rate_scale=4, limit=2)
-    assert found["arrival_ps"] == [2 * 10**6, 4 * 10**6]
+    assert found["arrival_ps"] == [0, 2 * 10**6]
 
 
 def test_rows_without_output_are_skipped_when_asked_for_and_counted(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_rows_without_output_are_skipped_when_asked_for_and_counted(tmp_path: Pa
         assert source.skipped == 3
         assert chunks[0].num_prompt_tokens == [5, 6]
     limited = source_of(path, on_empty="skip", limit=2)
-    assert [chunk.arrival_ps for chunk in limited.chunks()] == [[PS_PER_S, 3 * PS_PER_S]]
+    assert [chunk.arrival_ps for chunk in limited.chunks()] == [[0, 2 * PS_PER_S]]
     assert limited.skipped == 2  # what stands after the last request is not read
 
 
@@ -236,10 +237,10 @@ def test_a_limit_beyond_a_mistake_does_not_meet_it(tmp_path: Path) -> None:
 
 
 def test_relative_paths_start_at_the_folder(tmp_path: Path) -> None:
-    write_lines(tmp_path / "t.jsonl", [TIMED])
+    write_lines(tmp_path / "t.jsonl", TIMED_ROWS)
     workload = Workload.model_validate({"trace": {"path": "t.jsonl", "format": "mooncake"}, "max_concurrency": 5})
     source = open_workload(workload, seed=0, folder=tmp_path)
-    assert [chunk.arrival_ps for chunk in source.chunks()] == [[3 * 10**9]]
+    assert [chunk.arrival_ps for chunk in source.chunks()] == [[0, 4 * 10**9]]
     assert source.max_concurrency == 5
 
 

@@ -1,19 +1,28 @@
-"""What is equal, what decides between equals, and when nothing is recommended."""
+"""Which settings are the best, the Pareto set and its knee, and where the search looks."""
 
 from __future__ import annotations
 
+import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simbatch import Scenario
 from simbatch.cli import main
+from simbatch.profiler.profile.batches import knee as batch_knee
 from simbatch.sim.metrics.registry import SLO_SHARE
-from simbatch.sim.results.runs import Runs
+from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.search.run import Runner
-from simbatch.sim.tuning.goal import Goal, Limit, metric_of
-from simbatch.sim.tuning.space import SEQS, Axis, Space
+from simbatch.sim.statistics.pareto import find_knee, pareto_front
+from simbatch.sim.tuning.goal import METRICS, Goal, Limit, metric_of
+from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Point, Space
+from simbatch.sim.tuning.study import Search
+from simbatch.sim.tuning.surface import _places, _surface, by_worth
 from simbatch.sim.tuning.trial import TriedSettings, equals, order
 from simbatch.sim.tuning.tune import Tuned, tune
 from simbatch.sim.tuning.tune_files import content
@@ -157,3 +166,184 @@ def test_a_pareto_set_recommends_nothing_and_its_knee_does(
     assert "Knee (*): of the points that no other beats in both figures the one farthest above the straight line" in out
     assert "on linear axes" in out
     assert "Recommended:" in out
+
+
+FEW = st.sampled_from([0.0, 1.0, 1.0 + 2**-52, 2.0, 5.0])  # so that ties and near ties are common
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[list[list[float]], list[bool]]:
+    width = draw(st.integers(1, 3))
+    rows = draw(st.lists(st.lists(FEW, min_size=width, max_size=width), max_size=12))
+    return rows, draw(st.lists(st.booleans(), min_size=width, max_size=width))
+
+
+@given(tables())
+def test_the_front_is_what_nothing_dominates(case: tuple[list[list[float]], list[bool]]) -> None:
+    rows, maximise = case
+
+    def dominates(a: list[float], b: list[float]) -> bool:
+        better = [x > y if up else x < y for x, y, up in zip(a, b, maximise, strict=True)]
+        equal = [x == y for x, y in zip(a, b, strict=True)]
+        return any(better) and all(one or same for one, same in zip(better, equal, strict=True))
+
+    expected = [i for i, row in enumerate(rows) if not any(dominates(other, row) for other in rows)]
+    assert pareto_front(rows, maximise) == expected
+
+
+def test_equal_candidates_stay_together() -> None:
+    assert pareto_front([[3, 9], [5, 9], [5, 9], [5, 7], [5, 7], [1, 7]], [True, False]) == [3, 4]
+
+
+def test_a_candidate_without_a_figure_is_refused() -> None:
+    with pytest.raises(ValueError, match="without a figure"):
+        pareto_front([[1, math.nan]], [True, False])
+
+
+def test_the_knee_is_the_corner() -> None:
+    cost = [10, 11, 12, 13, 20, 40, 80]
+    gain = [100, 200, 400, 800, 820, 840, 860]
+    knee = find_knee(gain, cost)
+    assert knee is not None
+    assert (gain[knee.index], knee.distance > 0.5) == (800, True)
+
+
+@given(st.floats(0.01, 100), st.floats(0.01, 100))
+def test_units_do_not_move_the_knee(milli: float, kilo: float) -> None:
+    cost = [10.0, 12.0, 15.0, 30.0, 90.0]
+    gain = [1.0, 4.0, 9.0, 11.0, 12.0]
+    knee, other = find_knee(gain, cost), find_knee([g * kilo for g in gain], [c * milli for c in cost])
+    assert knee is not None
+    assert other is not None
+    assert knee.index == other.index == 2
+
+
+@pytest.mark.parametrize(
+    ("gain", "cost"),
+    [
+        ([1, 2, 4, 8], [10, 20, 40, 80]),
+        ([1, 2], [1, 2]),
+        ([5, 5, 5], [1, 2, 3]),
+        ([1, 1, 2], [1, 1, 2]),  # two points, one of them twice
+        ([1, 1.1, 8], [1, 4, 8]),  # hollow: everything between the ends is a bad bargain
+        ([], []),
+    ],
+)
+def test_what_has_no_knee(gain: list[float], cost: list[float]) -> None:
+    assert find_knee(gain, cost) is None
+
+
+def test_axes_are_linear_for_tune_and_profile_alike() -> None:
+    """Seats, tokens per second and P99 TPOT of a GPU: on logarithmic axes the knee would be 16."""
+    seats = [1, 2, 4, 8, 16, 32, 64, 128]
+    gain = [59.7, 114.2, 223.5, 426.2, 762.4, 1194.8, 1642.2, 1763.4]
+    cost = [16.7, 17.9, 18.8, 19.7, 21.4, 27.9, 40.9, 56.0]
+    knee = find_knee(gain, cost)
+    assert knee is not None
+    assert seats[knee.index] == 32
+    scaled = [
+        (g - gain[0]) / (gain[-1] - gain[0]) - (c - cost[0]) / (cost[-1] - cost[0])
+        for g, c in zip(gain, cost, strict=True)
+    ]
+    assert knee.distance == pytest.approx(max(scaled))
+    rows = [
+        {"batch_size": n, "output_throughput": g, "step_ms": c, "kv_full": False}
+        for n, g, c in zip(seats, gain, cost, strict=True)
+    ]
+    assert batch_knee(rows) == 32
+
+
+def test_points_that_another_beats_do_not_count() -> None:
+    knee, beaten = find_knee([1, 8, 10], [1, 2, 9]), find_knee([1, 0.5, 8, 7, 10], [1, 3, 2, 9, 9])
+    assert knee is not None
+    assert beaten is not None
+    assert (knee.index, beaten.index, knee.distance) == (1, 2, beaten.distance)
+
+
+def test_figures_of_zero_are_taken_as_any_other() -> None:
+    knee = find_knee([0, 8, 10], [0, 1, 10])
+    assert knee is not None
+    assert knee.index == 1
+
+
+SEATS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+BUDGETS = (256, 512, 1024, 2048, 4096, 8192)
+THROUGHPUT = metric_of("throughput", "--maximize")
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    scenario = Scenario.from_dict(
+        {
+            "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01}},
+            "workload": {"num_prompts": 5, "request_rate": 1, "prompt_len": {"distribution": "fixed", "mean": 9}}
+            | {"output_len": {"distribution": "fixed", "mean": 9}},
+        }
+    )
+    return Space(scenario, [Axis(SEQS, SEATS), Axis(TOKENS, BUDGETS)])
+
+
+def served(space: Space, point: Point, most: float = 48.0) -> Means:
+    """Seats buy throughput with latency until `most` are taken; a larger budget makes tokens slower, prompts faster."""
+    settings = space.settings(point)
+    taken, share = min(settings[SEQS], most), np.log2(settings[TOKENS] / 256)
+    step_ms = (16 + 0.4 * taken) * (1 + 0.05 * share)
+    past_edge = 1 - 0.0004 * (settings[SEQS] > most)
+    figures = {"output_throughput": 1000 * taken / step_ms * past_edge, "p99_tpot_ms": step_ms}
+    return {**dict.fromkeys(METRICS), **figures, "p99_ttft_ms": 1e5 / taken - 5 * share}
+
+
+def found(space: Space, goal: Goal, seed: int, trials: int = 20) -> dict[Point, Means]:
+    search = Search(space, goal, seed, at_once=2)
+    while len(search.tried) < trials:
+        for point in search.ask(trials - len(search.tried)):
+            search.tell(point, served(space, point))
+    return search.tried
+
+
+def test_it_goes_through_what_is_known_and_is_unsure_elsewhere(space: Space) -> None:
+    known = [(0, 0), (5, 2), (9, 5), (15, 1)]
+    heights = np.asarray([1.0, 3.0, -2.0, 4.0])
+    mean, error = _surface(_places(space, known), heights, _places(space, [*known, (12, 4)]))
+    assert mean[:4] == pytest.approx(heights, abs=1e-3)
+    assert max(error[:4]) < 0.01 < 0.1 < error[4]
+
+
+def test_what_all_share_is_no_surface_but_a_plain(space: Space) -> None:
+    mean, _ = _surface(_places(space, [(0, 0), (5, 2)]), np.full(2, 7.0), _places(space, space.points))
+    assert mean == pytest.approx(np.full(len(space.points), 7.0))
+
+
+def test_it_looks_uphill_and_within_the_limit(space: Space) -> None:
+    tried = {point: served(space, point) for point in product((0, 4, 8, 12), (0, 3))}
+    best, *_ = by_worth(space, Goal((THROUGHPUT,)), tried, [], (1.0,))
+    assert SEATS[best[0]] >= 32
+    held, *_ = by_worth(space, Goal((THROUGHPUT,), (Limit.parse("p99_tpot_ms=21"),)), tried, [], (1.0,))
+    assert served(space, held)["p99_tpot_ms"] < 23  # type: ignore[operator]
+
+
+def test_what_is_under_way_is_not_asked_for_again(space: Space) -> None:
+    tried = {point: served(space, point) for point in ((0, 0), (8, 3), (15, 5))}
+    first, *_ = by_worth(space, Goal((THROUGHPUT,)), tried, [], (1.0,))
+    second, *_ = by_worth(space, Goal((THROUGHPUT,)), tried, [first], (1.0,))
+    assert abs(np.subtract(first, second)).sum() > 1
+
+
+def test_figures_that_were_not_measured_are_no_obstacle(space: Space) -> None:
+    nothing: Means = dict.fromkeys(METRICS)
+    goal = Goal((THROUGHPUT,), (Limit.parse("p99_ttft_ms=2000"),))
+    assert len(by_worth(space, goal, {(0, 0): nothing, (3, 3): nothing}, [], (1.0,))) == len(space.points)
+    assert by_worth(space, goal, {(0, 0): nothing, (12, 3): served(space, (12, 3))}, [], (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("limits", "at_least"),
+    [((), 2), (("p99_tpot_ms=20",), 7), (("p99_tpot_ms=26", "p99_ttft_ms=8000"), 7)],  # without: one spot, by 0.04 %
+)
+def test_a_fifth_of_the_grid_finds_its_best(space: Space, limits: tuple[str, ...], at_least: int) -> None:
+    goal = Goal((THROUGHPUT,), tuple(map(Limit.parse, limits)))
+    best = min(goal.rank(served(space, point)) for point in space.points if space.is_allowed(point))
+    assert best[0] == 0.0
+    ranks = [min(map(goal.rank, found(space, goal, seed).values())) for seed in range(8)]
+    assert [rank for rank in ranks if rank[0] > 0 or rank[1] > 0.999 * best[1]] == []  # never far from it
+    assert ranks.count(best) >= at_least

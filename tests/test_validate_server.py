@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from simbatch.cli import main
-from tests.streaming_server import HANGS, MODEL, STEP_S, StreamingServer
+from tests.servers import HANGS, MODEL, STEP_S, StreamingServer
 
 # the keys of vllm/benchmarks/serve.py 0.32 with --save-result --save-detailed, as one run of it wrote them
 STATISTICS = [f"{s}_{n}_ms" for n in ("ttft", "tpot", "itl", "e2el") for s in ("mean", "median", "std", "p90", "p99")]

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from simbatch.profiler.records.samples import EngineFacts
 from simbatch.sim.cost.gpus import profile_name
-from simbatch.sim.cost.load import problems_of
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
+from simbatch.sim.strict import checked
 
 NO_END = 2**30  # KV blocks where nobody says how many there are
 MAX_MODEL_LEN = 131_072
 NEEDED = ("gpu", "total_bytes", "gpu_memory_utilization", "quantisation", "kv_bytes_per_token", "num_gpu_blocks")
-COMMAND = "simbatch fit"
+COMMAND, PLACE = "simbatch fit", "the recorder's facts"
 
 
 def of_engine(engine: EngineFacts, command: str) -> dict[str, Any]:
@@ -44,9 +42,9 @@ def profile_of(
     else:
         blocks, length = facts.get("num_gpu_blocks", NO_END), facts.get("max_model_len", MAX_MODEL_LEN)
         inline = {"num_gpu_blocks": blocks, "max_model_len": length, "block_size": facts.get("block_size", 16)}
-        return _checked(InlineProfile, {"name": name or "recorded", **inline, **content})
+        return checked(InlineProfile, {"name": name or "recorded", **inline, **content}, PLACE)
     own |= {**content, "error": None, "range": None}
-    return _checked(MeasuredProfile, own | ({"name": name} if name else {}))
+    return checked(MeasuredProfile, own | ({"name": name} if name else {}), PLACE)
 
 
 def _name(facts: Mapping[str, Any]) -> str:
@@ -96,10 +94,3 @@ def _memory(facts: Mapping[str, Any]) -> dict[str, Any]:
         "num_gpu_blocks": facts["num_gpu_blocks"],
         "num_gpu_blocks_from": "vllm",
     }
-
-
-def _checked(kind: type[Profile], content: dict[str, Any]) -> Profile:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise problems_of(error, "the recorder's facts", kind.model_fields) from None

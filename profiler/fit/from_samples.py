@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
 
 from simbatch.profiler.fit.choose import (
     NUM_FOLDS,
     REGIMES,
+    Drift,
     FormChoice,
     choose,
+    drift_of,
     errors_by_regime,
     held_out_predictions,
+    noise_floor,
     step_time_of,
 )
 from simbatch.profiler.fit.facts import of_engine, own_name
 from simbatch.profiler.fit.forms import forms_for
-from simbatch.profiler.fit.repeats import Drift, drift_of, noise_floor
 from simbatch.profiler.fit.two_regime import bands
 from simbatch.profiler.records.samples import Admission, Samples, steps_of
 from simbatch.profiler.records.steps import Floats, MeasuredSteps, noise_of, predict_s, range_of
-from simbatch.sim.cost.load import problems_of
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.provenance import FitError
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.strict import checked
 
 ENOUGH = {"decode": (12, NUM_FOLDS), "prefill": (4, 2), "mixed": (12, NUM_FOLDS)}  # steps, episodes that have them
 TRIMMED = 0.05  # of the admissions at either end
@@ -48,21 +48,9 @@ class FittedProfile:
     is_rescaled: bool  # whether the drift was taken out of the times
 
     def with_notes(self, notes: Sequence[str]) -> FittedProfile:
-        """The same, further notes in its profile."""
+        """The fit with further notes in its profile."""
         profile = self.profile.model_copy(update={"notes": (*self.profile.notes, *notes)})
         return replace(self, profile=profile)
-
-    def text(self) -> str:
-        """The report for people."""
-        from simbatch.profiler.fit.report import report_text
-
-        return report_text(self)
-
-    def plot(self, path: Path) -> None:
-        """Draw predicted against measured times to a PNG."""
-        from simbatch.profiler.fit.report import plot_fit
-
-        plot_fit(self, path)
 
 
 def fit_samples(
@@ -100,10 +88,7 @@ def fit_samples(
     }
     if "host" in content:
         del content["request_overhead_s"]  # the older word for host.admit
-    try:
-        profile = MeasuredProfile.model_validate(content)
-    except ValidationError as error:
-        raise problems_of(error, "the samples' engine", MeasuredProfile.model_fields) from None
+    profile = checked(MeasuredProfile, content, "the samples' engine")
     return FittedProfile(profile, data, choice, drift, is_rescaled)
 
 

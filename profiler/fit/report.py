@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simbatch.profiler.fit.choose import REGIMES, errors_by_regime
+from simbatch.profiler.fit.from_samples import FittedProfile
 from simbatch.sim.cost.provenance import ErrorFigures, FitError
 from simbatch.sim.report.style import INK, colours, duration_text, figure, headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from simbatch.profiler.fit.from_samples import FittedProfile
     from simbatch.profiler.records.steps import Floats
 
 
@@ -37,7 +37,7 @@ def report_text(fitted: FittedProfile) -> str:
 
 
 def report_dict(fitted: FittedProfile) -> dict[str, Any]:
-    """The same for `--json`."""
+    """The report for scripts (`--json`)."""
     profile = fitted.profile
     return {
         "name": profile.name,

@@ -23,6 +23,7 @@ from simbatch.profiler.fit.facts import own_name
 from simbatch.profiler.fit.from_samples import FittedProfile, fit_samples, request_overhead_s
 from simbatch.profiler.fit.recorder.from_recorder import RecorderProfile, Sections, sections_of
 from simbatch.profiler.fit.recorder.moments import read_steps
+from simbatch.profiler.fit.report import report_text
 from simbatch.profiler.fit.two_regime import non_negative
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep
 from simbatch.profiler.records.samples import Samples, StepSample, steps_of
@@ -169,6 +170,6 @@ def _way(front_end: dict[str, Any], samples: Samples) -> dict[str, float]:
 def _text(fitted: FittedProfile, sections: Sections, front_end: dict[str, Any], *, is_recorders: bool) -> str:
     """The recorder's report where its fit is the profile's, else that of the samples; and the notes."""
     if not is_recorders:
-        return fitted.text()
+        return report_text(fitted)
     report = RecorderProfile(fitted.profile, replace(sections, front_end=front_end)).text()
     return "\n".join([report, "", *(f"- {note}" for note in fitted.profile.notes)])

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple, cast
 
 from simbatch.profiler.records.samples import BatchEntry
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import json_value
 
 Facts = dict[str, Any]  # what a server's first line says of it
 MEND = "record again, or take the line out of the file"
@@ -88,11 +89,11 @@ def stream(path: Path) -> Iterator[Facts | RecordedStep | RecordedRequest]:
     for part in parts:
         for number, line, is_last in _lines(part):
             try:
-                content = json.loads(line)
-            except ValueError as error:
+                content = json_value(line.decode(errors="replace").strip(), part, line=number, mend=MEND)
+            except UserError:
                 if is_last and part is parts[-1]:
                     return  # the server was killed in the middle of it
-                raise UserError(Problem(f"{part}:{number}", f"not JSON: {error}", mend=MEND)) from None
+                raise
             if isinstance(content, dict) and "recorder" in content:
                 if part is parts[0]:
                     yield content

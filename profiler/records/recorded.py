@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, RunRecord
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import JsonValue, json_values
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.strict import Lenient, checked
 from simbatch.sim.workload.arrivals import MAX_TIME_S
 from simbatch.sim.workload.bench import BenchRun, BenchTotals
 from simbatch.sim.workload.bench.aiperf import SUMMARY_FILE
-from simbatch.sim.workload.bench.document import Document, Model, Tokens, checked, documents, read_text
+from simbatch.sim.workload.bench.document import Tokens, read_text
 from simbatch.sim.workload.bench.read import results_of
 from simbatch.sim.workload.bench.sending import sending_of
 
@@ -167,7 +169,7 @@ def is_llmservingsim(value: Any) -> bool:
     return isinstance(value, dict) and "queued_ts" in value
 
 
-class _Row(Model):
+class _Row(Lenient):
     """A line of LLMServingSim's requests.jsonl; times in s."""
 
     request_id: str
@@ -180,7 +182,7 @@ class _Row(Model):
     last_token_ts: float
 
 
-def read_llmservingsim(lines: Sequence[Document]) -> Recorded:
+def read_llmservingsim(lines: Sequence[JsonValue]) -> Recorded:
     """The run; UserError with its line for what is malformed."""
     rows = []
     for line in lines:
@@ -256,7 +258,7 @@ def read_runs(path: Path) -> list[AnyRecorded]:
     """The runs of a file; UserError with its place for what is malformed or no known result."""
     if not path.is_file():
         raise UserError(Problem(f"--recorded {path}", "cannot be read: there is no such file"))
-    read = list(documents(path, read_text(path)))
+    read = list(json_values(path, read_text(path)))
     if read and all(is_llmservingsim(document.value) for document in read):
         return [read_llmservingsim(read)]
     return list(results_of(path, read))

@@ -1,4 +1,4 @@
-"""The requests that both sides serve, read once: columns in memory, the tokens of their prompts, their simulation."""
+"""The requests that both sides serve, read once: columns in memory and the tokens of their prompts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.sim import engine
-from simbatch.sim.errors import UserError
-from simbatch.sim.report.result import Result
-from simbatch.sim.scenario import Resolved
-from simbatch.sim.search.simulate import run_facts
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk, RequestSource
 
 FIRST_TOKEN_ID = 3  # below it models keep their special tokens
@@ -52,7 +47,7 @@ class Requests:
             yield RequestChunk(**chosen)
 
     def arriving(self, arrival_ps: list[int]) -> Requests:
-        """The same requests at other times."""
+        """These requests at other times."""
         return replace(self, all=replace(self.all, arrival_ps=arrival_ps))
 
 
@@ -91,20 +86,3 @@ def _joined(chunks: list[RequestChunk]) -> RequestChunk:
             parts = [part or [None] * len(chunk) for part, chunk in zip(parts, chunks, strict=True)]
         columns[name] = None if any(part is None for part in parts) else [value for part in parts for value in part]
     return RequestChunk(**columns)
-
-
-def simulate_requests(resolved: Resolved, requests: Requests) -> Result:
-    """As `simbatch run` would, every step kept."""
-    try:
-        record = engine.run(
-            resolved.engine,
-            resolved.cost_model(),
-            resolved.policy,
-            requests,
-            steps=True,
-            noise=resolved.noise(),
-            host_noise=resolved.host_noise(),
-        )
-    except UserError as error:
-        raise resolved.scenario.relocated(error) from error.__cause__
-    return Result(record, run_facts(resolved, record, requests))

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from simbatch.profiler.records.steps import Floats, Ints, Steps
-from simbatch.sim.cost.load import problems_of
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import json_value
+from simbatch.sim.strict import checked
 
 FORMAT = 1
 
@@ -148,10 +149,7 @@ def read_samples(path: Path) -> Samples:
     if first.get("record") != "engine":
         rule = "not a samples file: its first line must be the engine's facts"
         raise UserError(Problem(f"{path}:1", rule, mend="`simbatch profile` writes one"))
-    try:
-        engine = EngineFacts.model_validate({key: value for key, value in first.items() if key != "record"})
-    except ValidationError as error:
-        raise problems_of(error, f"{path}:1", EngineFacts.model_fields) from None
+    engine = checked(EngineFacts, {key: value for key, value in first.items() if key != "record"}, f"{path}:1")
     samples = Samples(engine)
     for number, content in records[1:]:
         try:
@@ -212,10 +210,7 @@ _READERS: dict[str, Callable[[Samples, dict[str, Any]], None]] = {
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     mend = "remove the line" if number > 1 else "name a samples file; `simbatch profile` writes one"
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(Problem(f"{path}:{number}:{error.colno}", f"not JSON: {error.msg}", mend=mend)) from None
+    content = json_value(line, path, line=number, mend=mend)
     if not isinstance(content, dict) or "record" not in content:
         raise UserError(Problem(f"{path}:{number}", "must be an object with a key record", mend=mend))
     return content

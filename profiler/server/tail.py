@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import IO, Any
 
 from simbatch.profiler.records.lines import MEND, RecordedRequest, RecordedStep, item_of
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import json_object
 
 WAIT_S = 10.0  # for the first lines: they are there before the server is
 QUIET_S = 0.15  # the recorder looks 20 times a second for lines to write
@@ -37,7 +37,7 @@ class Tail:
         lines = self._lines()
         found: list[RecordedStep | RecordedRequest] = []
         for line in lines:
-            content = self._read(line)
+            content = json_object(line.decode(errors="replace"), self._path, mend=MEND, what="a line")
             if "recorder" in content:
                 self._first = line
                 self.facts = content | {key: value for key, value in self.facts.items() if key not in content}
@@ -66,15 +66,6 @@ class Tail:
     def close(self) -> None:
         """No more looks."""
         self._file.close()
-
-    def _read(self, line: bytes) -> dict[str, Any]:
-        try:
-            content = json.loads(line)
-        except ValueError as error:
-            raise UserError(Problem(str(self._path), f"has a line that is not JSON: {error}", mend=MEND)) from None
-        if not isinstance(content, dict):
-            raise UserError(Problem(str(self._path), "has a line that is no object", mend=MEND))
-        return content
 
     def _open(self) -> IO[bytes]:
         end_s = time.monotonic() + WAIT_S

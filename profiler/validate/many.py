@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from simbatch.profiler.validate.figures import CLIENT, ComparedFigure
-from simbatch.profiler.validate.on_recorded import REAL
-from simbatch.profiler.validate.validation import OWN_FILES, Validation
-from simbatch.sim.results import files
+from simbatch.profiler.validate.validation import REAL, Validation
 
 SHOWN = ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "request_throughput")
 RANKED = ("mean_e2el_ms", "mean_tpot_ms", "mean_ttft_ms", "request_throughput")  # where a part is not told
@@ -169,13 +166,3 @@ class Many:
             "bounds": first["bounds"],
             "is_within_bounds": None if first["bounds"] is None else self.is_within_bounds,
         }
-
-    def save(self, folder: Path) -> list[Path]:
-        """Write validation.json and the picture of the errors to `folder`, in place of earlier results."""
-        from simbatch.profiler.validate.pictures import write_errors
-
-        writers: dict[str, Callable[[Path], None]] = {
-            "validation.json": lambda path: files.write_json(path, self.as_dict()),
-            "errors.png": lambda path: write_errors(path, self),
-        }
-        return files.write_result(folder, writers, OWN_FILES)

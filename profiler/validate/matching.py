@@ -10,8 +10,13 @@ import numpy as np
 
 from simbatch.profiler.records.recorded import Floats, Recorded
 from simbatch.profiler.records.requests import Requests
+from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.report.result import Result
+from simbatch.sim.scenario import Resolved, Scenario
+from simbatch.sim.search.simulate import run_facts
+from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk
 
 LATE_S = 0.05  # a difference between the scenario's times and the recorded ones that is told
@@ -114,3 +119,28 @@ def _own(recorded: Recorded, scenario: Requests | None) -> Requests:
 
 def _ps(times_s: Floats) -> list[int]:
     return [to_ps(time_s) for time_s in times_s.tolist()]
+
+
+def requests_of(scenario: Scenario) -> Requests:
+    """The workload, read once; its mistakes stand where they are in the scenario."""
+    try:
+        return Requests.of(open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder))
+    except UserError as error:
+        raise scenario.relocated(error) from error.__cause__
+
+
+def simulate_requests(resolved: Resolved, requests: Requests) -> Result:
+    """The simulation of these requests, every step kept."""
+    try:
+        record = engine.run(
+            resolved.engine,
+            resolved.cost_model(),
+            resolved.policy,
+            requests,
+            steps=True,
+            noise=resolved.noise(),
+            host_noise=resolved.host_noise(),
+        )
+    except UserError as error:
+        raise resolved.scenario.relocated(error) from error.__cause__
+    return Result(record, run_facts(resolved, record, requests))

@@ -14,10 +14,10 @@ import numpy as np
 
 from simbatch.profiler.records.real_run import RealRun, ToldRun, simulated_run
 from simbatch.profiler.records.recorded import AnyRecorded, Recorded, of_bench
-from simbatch.profiler.records.requests import Requests, simulate_requests
+from simbatch.profiler.records.requests import Requests
 from simbatch.profiler.validate.figures import Bounds
-from simbatch.profiler.validate.matching import RECORDED, SCENARIO, matched
-from simbatch.profiler.validate.validation import Validation
+from simbatch.profiler.validate.matching import RECORDED, SCENARIO, matched, requests_of, simulate_requests
+from simbatch.profiler.validate.validation import REAL, Validation
 from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
@@ -26,7 +26,6 @@ from simbatch.sim.scheduler.versions import parse_version
 from simbatch.sim.search.rates import at_rate
 from simbatch.sim.streams.described import described_result
 from simbatch.sim.streams.judge import FEW_REQUESTS
-from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.arrivals import ClosedLoop
 from simbatch.sim.workload.bench import BenchRun, BenchTotals
 
@@ -38,10 +37,7 @@ def validate_totals(scenario: Scenario, totals: BenchTotals, bounds: Bounds | No
     """UserError where the totals are not those of the scenario's workload."""
     scenario = scenario.override(_load_of(scenario, totals), origin=ORIGIN)
     resolved = resolve(scenario)
-    try:
-        requests = Requests.of(open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder))
-    except UserError as error:
-        raise scenario.relocated(error) from error.__cause__
+    requests = requests_of(scenario)
     _check_lengths(scenario, totals, requests)
     simulated: RealRun = simulated_run(simulate_requests(resolved, requests))
     note = "the file has a run's totals alone: lengths and prefixes are the scenario's"
@@ -90,7 +86,6 @@ def _check_lengths(scenario: Scenario, totals: BenchTotals, requests: Requests) 
 
 NO_ENGINE_CLOCK = "the file does not say when the engine took requests in: the client's clock alone is compared"
 
-REAL = "real: "
 MIN_HITS = 0.05  # share of prompt tokens, below which chance says as much
 
 
@@ -119,7 +114,7 @@ def validate_recorded(
     has_trace = scenario.workload.trace is not None
     both = matched(
         recorded,
-        _requests_of(scenario) if has_trace or source == SCENARIO else None,
+        requests_of(scenario) if has_trace or source == SCENARIO else None,
         source or (SCENARIO if has_trace else RECORDED),
     )
     requests = replace(both.requests, think_time_ps=think_time_ps or 0)
@@ -166,13 +161,6 @@ def _check_limit(scenario: Scenario, recorded: Recorded, limit: int | None) -> N
         rule = "the recorded run was sent at the times in it, and the scenario holds requests back"
     mend = "remove it: the file says how it was sent"
     raise UserError(Problem(scenario.locate(("workload", key)), rule, limit, mend))
-
-
-def _requests_of(scenario: Scenario) -> Requests:
-    try:
-        return Requests.of(open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder))
-    except UserError as error:
-        raise scenario.relocated(error) from error.__cause__
 
 
 def _streams_notes(run: BenchRun) -> Iterator[str]:

@@ -5,7 +5,6 @@ How far the replays are, on stderr; a line now and then, since anything livelier
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,21 +18,21 @@ import numpy as np
 
 from simbatch.profiler.records.lines import stream
 from simbatch.profiler.records.real_run import Lines, RealRun, name_of, simulated_run
-from simbatch.profiler.records.requests import Requests, prompts, simulate_requests
+from simbatch.profiler.records.requests import Requests, prompts
 from simbatch.profiler.server.client import Client, ServerGoneError
 from simbatch.profiler.server.http import Endpoint, run_loop
-from simbatch.profiler.server.result import ServedRun
+from simbatch.profiler.server.result import CUT_FILE, RESULT_FILE, STEPS_FILE, KeptRuns, ServedRun
 from simbatch.profiler.server.server import VOCAB_SIZE, Server, look
 from simbatch.profiler.server.tail import Tail
 from simbatch.profiler.validate.figures import Bounds
-from simbatch.profiler.validate.kept import CUT_FILE, RESULT_FILE, STEPS_FILE, KeptRuns
+from simbatch.profiler.validate.matching import requests_of, simulate_requests
 from simbatch.profiler.validate.settings import agreed
 from simbatch.profiler.validate.validation import Validation
 from simbatch.sim.clock import PS_PER_MS, to_s
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.latencies import duration_ps
 from simbatch.sim.scenario import Resolved, Scenario, resolve
-from simbatch.sim.workload import open_workload
 
 LATE_MS, BUSY = 10.0, 0.7  # a client that is later (p99) or busier tells of itself, not of the server
 MERGED = 0.02  # share of tokens without an event of their own that is told
@@ -197,19 +196,12 @@ class Sender:
             yield body
 
 
-def requests_of(scenario: Scenario) -> Requests:
-    """The workload, read once; its mistakes stand where they are in the scenario."""
-    try:
-        return Requests.of(open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder))
-    except UserError as error:
-        raise scenario.relocated(error) from error.__cause__
-
-
 def _again(folder: Path) -> ServedRun:
     """A run that was kept."""
     steps = folder / STEPS_FILE
     lines = [line for line in stream(steps) if not isinstance(line, dict)] if steps.exists() else []
-    return ServedRun.read(json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")), lines)
+    result = folder / RESULT_FILE
+    return ServedRun.read(json_object(result.read_text(encoding="utf-8"), result), lines)
 
 
 def _admission_ms(real: Sequence[RealRun], resolved: Resolved) -> dict[str, float] | None:

@@ -1,4 +1,7 @@
-"""latency.png, timeline.png and errors.png: real runs and their simulation over each other, or beside each other."""
+"""What a validation leaves: validation.json, latency.png, timeline.png and errors.png.
+
+Real runs and their simulation are drawn over each other, or beside each other.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,39 @@ from numpy.typing import NDArray
 
 from simbatch.profiler.records.real_run import RealRun
 from simbatch.profiler.validate.figures import CLIENT
+from simbatch.profiler.validate.many import Many
+from simbatch.profiler.validate.validation import Validation
 from simbatch.sim.engine.record import FINISHED, RunRecord
+from simbatch.sim.files import write_json
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.metrics.step_function import Curve, StepFunction
 from simbatch.sim.report import style
 from simbatch.sim.report.run_pictures import binned, end_s
+from simbatch.sim.results.files import write_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    from simbatch.profiler.validate.many import Many
-    from simbatch.profiler.validate.validation import Validation
-
+OWN_FILES = ("validation.json", "latency.png", "timeline.png", "errors.png")
 NUM_BINS = 250
 REAL, SIMULATED = style.INK, style.PALETTE[1]
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2EL"}
 Panel = tuple[str, str, Callable[[RunRecord], StepFunction]]
+
+
+def save(validation: Validation | Many, folder: Path) -> list[Path]:
+    """Write validation.json and the pictures to `folder`, in place of earlier ones; returns their paths."""
+    writers: dict[str, Callable[[Path], None]] = {
+        "validation.json": lambda path: write_json(path, validation.as_dict()),
+    }
+    if isinstance(validation, Many):
+        writers["errors.png"] = lambda path: write_errors(path, validation)
+    elif validation.recorded:
+        writers["latency.png"] = lambda path: write_latency(path, validation)
+        writers["timeline.png"] = lambda path: write_timeline(path, validation)
+    return write_result(folder, writers, OWN_FILES)
 
 
 def write_latency(path: Path, validation: Validation) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from simbatch.profiler.validate.figures import CLIENT, ENGINE, ComparedFigure
 from simbatch.profiler.validate.many import SHOWN, Compared, Many
-from simbatch.profiler.validate.on_recorded import REAL
+from simbatch.profiler.validate.validation import REAL
 from simbatch.sim.text import number, percent
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ the front end's; when it is not, the machine has drifted since it was measured, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from simbatch.profiler.records.real_run import AnyRun, RealRun, features
 from simbatch.profiler.validate.figures import CLIENT, LATENCIES, Bounds, ComparedFigure, figures_of
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.cost.model import CostModel, step_ps
-from simbatch.sim.results import files
 
 
 def step_figures(runs: Sequence[RealRun], cost: CostModel) -> list[dict[str, Any]]:
@@ -40,8 +38,8 @@ def _row(regime: str, pairs: NDArray[np.float64]) -> dict[str, Any]:
     return {"regime": regime, "num_steps": len(pairs), **figures}
 
 
+REAL = "real: "  # what notes on a real run begin with
 NOISY = 0.15  # a spread of a mean that makes its error worth little
-OWN_FILES = ("validation.json", "latency.png", "timeline.png", "errors.png")
 
 
 @dataclass(frozen=True)
@@ -134,17 +132,3 @@ class Validation:
             "is_within_bounds": None if self.bounds is None else self.is_within_bounds,
             "notes": self.all_notes,
         }
-
-    def save(self, folder: Path) -> list[Path]:
-        """Write validation.json and the pictures to `folder`, in place of earlier ones; returns their paths."""
-        from simbatch.profiler.validate import pictures
-
-        writers: dict[str, Callable[[Path], None]] = {
-            "validation.json": lambda path: files.write_json(path, self.as_dict()),
-        }
-        if self.recorded:
-            writers |= {
-                "latency.png": lambda path: pictures.write_latency(path, self),
-                "timeline.png": lambda path: pictures.write_timeline(path, self),
-            }
-        return files.write_result(folder, writers, OWN_FILES)

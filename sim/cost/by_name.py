@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from simbatch.sim.cost import host_section, measured_range, memory, provenance, step_time
 from simbatch.sim.cost.host_section import HostFile
-from simbatch.sim.cost.load import parse_json, problems_of, read_text, shipped_names, shipped_text, unknown_profile
+from simbatch.sim.cost.load import read_text, shipped_names, shipped_text, unknown_profile
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import json_object
 from simbatch.sim.paths import stat_of, user_path
+from simbatch.sim.strict import checked
 
 _ALIASES = {"fp8": "fp8_e4m3"}  # vLLM takes both for one type on CUDA (vllm/config/cache.py)
 _KEY = "engine.kv_cache_dtype"
+WHAT = "a profile"
 _INFIX = "-kvfp8"  # of the names of shipped profiles
-Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def load_profile(reference: str | Mapping[str, Any], *, folder: Path) -> Profile:
@@ -36,31 +38,26 @@ def load_host(reference: str, *, folder: Path) -> Profile | HostFile:
     """The same, of which `host` and `front_end` are wanted: a file may have these two alone, and its name."""
     content, place = _content(reference, folder)
     if content.keys() <= HostFile.model_fields.keys():
-        return _checked(HostFile, content, place)
+        return checked(HostFile, content, place, keys=_all_keys(HostFile))
     return _validated(content, place)
 
 
 def _content(reference: str, folder: Path) -> tuple[dict[str, Any], str]:
     """What a profile's file says, and its place."""
     if reference in shipped_names():
-        return parse_json(shipped_text(reference), reference), reference
+        return json_object(shipped_text(reference), reference, what=WHAT), reference
     path = user_path(folder, reference)
     if stat_of(path) is None and not re.search(r"[/\\]|\.json$", reference):
         raise unknown_profile(reference)
-    return {"name": path.stem, **parse_json(read_text(path, str(path)), str(path))}, str(path)
+    return {"name": path.stem, **json_object(read_text(path, str(path)), path, what=WHAT)}, str(path)
 
 
 def _validated(content: dict[str, Any], place: str, joint: str = " ") -> Profile:
     if {"model", "gpu", "memory"} & content.keys():
-        return _checked(MeasuredProfile, content, place, joint)
-    return _checked(InlineProfile, content, place, joint)
-
-
-def _checked(kind: type[Kind], content: dict[str, Any], place: str, joint: str = " ") -> Kind:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise problems_of(error, place, _all_keys(kind), joint) from None
+        kind: type[Profile] = MeasuredProfile
+    else:
+        kind = InlineProfile
+    return checked(kind, content, place, keys=_all_keys(kind), joint=joint)
 
 
 def _all_keys(kind: type[BaseModel]) -> set[str]:

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.draws import LaunchDraws
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, FrontEndTimes, HostTimes, LaunchTimes
-from simbatch.sim.cost.step_time import Ratios, Strict
+from simbatch.sim.cost.step_time import Ratios
+from simbatch.sim.strict import Strict
 
 # Bounds that only a wrong unit breaks, so that sums stay inside 64 bits: a minute for a launch, a second for a request
 # or a token of it.

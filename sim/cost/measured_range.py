@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from simbatch.sim.cost.step_time import Strict
+from simbatch.sim.strict import Strict
 
 SLICE_ROWS = 65_536
 

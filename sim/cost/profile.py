@@ -21,8 +21,9 @@ from simbatch.sim.cost.memory import (
 )
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.provenance import FitError, Link, RealRuns, RecorderFit, StreamFit
-from simbatch.sim.cost.step_time import Seconds, StepNoise, StepTime, Strict
+from simbatch.sim.cost.step_time import Seconds, StepNoise, StepTime
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.strict import Strict
 
 HOST_KEYS = ("host", "front_end", "request_overhead_s", "client_overhead_s")
 OLDER_KEYS = {"request_overhead_s": ("host", "admit.base_s"), "client_overhead_s": ("front_end", "network_s")}

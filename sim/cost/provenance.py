@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from simbatch.sim.cost.measured_range import MeasuredRange
-from simbatch.sim.cost.step_time import Strict
+from simbatch.sim.strict import Strict
 
 Count = Annotated[int, Field(ge=0)]
 

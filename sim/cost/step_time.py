@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.draws import NoiseDraws, ratio_table
 from simbatch.sim.cost.model import CostModel, LinearCost, PaddedLinearCost, PiecewiseLinear, TwoRegimeCost
+from simbatch.sim.strict import Strict
 
 # An hour: no step lasts longer, and sums of such steps stay inside 64 bits.
 MAX_STEP_S = 3600.0
@@ -21,12 +22,6 @@ Count = Annotated[int, Field(ge=0, le=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, le=1000)]
 MEAN_TOLERANCE = 1e-3  # of the mean of ratios
-
-
-class Strict(BaseModel):
-    """What every part of a profile keeps to: no unknown keys, no text or booleans for numbers, no changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class LinearStepTime(Strict):

@@ -105,7 +105,7 @@ class RequestTable:
         return values
 
     def to_pandas(self) -> pd.DataFrame:
-        """The same as a DataFrame, columns in this order; needs pandas."""
+        """All columns as a DataFrame, in this order; needs pandas."""
         try:
             import pandas as pd
         except ImportError:

@@ -45,7 +45,7 @@ def waiting(record: RunRecord) -> Curve:
 
 
 def waiting_with_preempted(record: RunRecord) -> StepFunction:
-    """The same, but no lower than what the scheduler saw at each segment, preempted requests included."""
+    """Requests that wait, no fewer than the scheduler saw at each segment, preempted ones included."""
     if record.replicas:
         return Curve.total([waiting_with_preempted(part) for part in record.parts()])
     arrived = waiting(record)
@@ -84,7 +84,7 @@ def batch_size(record: RunRecord) -> StepFunction:
 
 
 def batch_sizes(rows: Rows) -> Ints:
-    """The same for each of these segments."""
+    """Requests in a step of each of these segments, decodes and prefills."""
     sizes: Ints = rows["num_decodes"] + rows["num_prefills"]
     return sizes
 

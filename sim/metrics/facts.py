@@ -36,10 +36,11 @@ class RunFacts:
     profile. `profile_error`: one line for people (`decode 1.9 %, mixed 4.8 % (held out)`), None when unknown;
     `profile_vllm_version`: with which vLLM its steps were measured; `profile_caveats`: sentences on what it lacks or
     assumes. `has_free_host`: whether a GPU's profile has no times of the host beside it. `share_in_range`: the share of
-    steps inside the profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left out
-    by `on_empty: skip`. `has_host`, `has_front_end`: whether the engine's thread, or the server's processes, take time
-    in this run. `max_capture_size`: requests, or tokens, of the largest CUDA graph; 0 without any. `policy_holds`:
-    whether the policy may hold requests back in an empty engine. `vllm_notes`: what to know of the simulated vLLM, in
+    steps inside the profile's measured range, None when nothing was measured (inline). `skipped`: trace rows left
+    out by `on_empty: skip`; `unread`: how a trace's file was read and what in it was not, in sentences. `has_host`,
+    `has_front_end`: whether the engine's thread, or the server's processes, take time in this run.
+    `max_capture_size`: requests, or tokens, of the largest CUDA graph; 0 without any. `policy_holds`: whether the
+    policy may hold requests back in an empty engine. `vllm_notes`: what to know of the simulated vLLM, in
     sentences. `cluster`: router and groups of a cluster, whose `engine` and `profile` are those of the first group.
     `class_names`: names of the integer priorities that have one; the others go by their number.
     """
@@ -65,6 +66,7 @@ class RunFacts:
     has_free_host: bool = False
     share_in_range: float | None = None
     skipped: int = 0
+    unread: tuple[str, ...] = ()
     has_host: bool = False
     has_front_end: bool = False
     max_capture_size: int = 0

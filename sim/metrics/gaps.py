@@ -101,7 +101,7 @@ class PooledGaps:
         return float(f"{math.sqrt(total / self.size):.12g}")
 
     def percentiles_ps(self, percents: Sequence[float]) -> list[float]:
-        """As `numpy.percentile` gives them for the expanded multiset (method `linear`)."""
+        """Percentiles (ps) that `numpy.percentile` would give for the expanded multiset (method `linear`)."""
         return [self._percentile(percent) for percent in percents]
 
     def order_statistics(self, rank: int) -> tuple[int, int]:

@@ -66,7 +66,7 @@ def describe(values_ms: NDArray[np.float64]) -> dict[str, Number]:
 
 
 def describe_gaps(gaps: PooledGaps) -> dict[str, Number]:
-    """The same for pooled inter-token gaps, in ms."""
+    """Mean, median, population deviation and linear percentiles (ms) of pooled inter-token gaps; None without any."""
     if not gaps.size:
         return dict.fromkeys(STATISTICS)
     median, *percentiles = gaps.percentiles_ps(PERCENTS)

@@ -8,7 +8,7 @@ that has a better end can be searched for and limited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -16,18 +16,35 @@ from typing import Any
 from simbatch.sim.metrics.latencies import STATISTICS, Number
 from simbatch.sim.metrics.run_figures import RunFigures
 from simbatch.sim.statistics.intervals import Interval
-from simbatch.sim.text import number, percent, short_name
+from simbatch.sim.text import number, percent, plus_minus, short_name
 
 LOWER, HIGHER = "lower", "higher"
 STEADY = "simbatch.steady_state"
-ONLY_WITH = {  # what a figure needs to be worth a row
-    "simbatch.recomputed_tokens_share": "simbatch.num_preemptions",
-    "simbatch.cached_tokens_share": "simbatch.cluster",
-}
 MAX_COMPARED = 12  # classes, or tenants, that have rows of their own
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 STATISTIC_LABELS = {"mean": "Mean", "median": "Median", "std": "Std", "p90": "P90", "p95": "P95", "p99": "P99"}
 GOODPUT, THROUGHPUT, SLO_SHARE = "request_goodput", "output_throughput", "simbatch.slo_share."
+WITHIN_SLO, NORMALISED = f"{SLO_SHARE}all", "simbatch.mean_normalised_latency_ms"
+PREEMPTIONS, TENANTS = "simbatch.num_preemptions", "simbatch.fairness.tenants"
+ONLY_WITH = {  # what a figure needs to be worth a row
+    "simbatch.recomputed_tokens_share": PREEMPTIONS,
+    "simbatch.cached_tokens_share": "simbatch.cluster",
+}
+# what a page with room for a few figures shows of them, in this order; what nobody measured is left out
+SHOWN: Mapping[str, Sequence[str]] = {
+    "compare": (GOODPUT, WITHIN_SLO, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms", "p99_e2el_ms", TENANTS, PREEMPTIONS),
+    "compare.png": (WITHIN_SLO, "request_throughput", THROUGHPUT, "p99_ttft_ms"),
+    "loads": ("p99_ttft_ms", NORMALISED, WITHIN_SLO, TENANTS, "p99_tpot_ms", THROUGHPUT),
+    "rank": (GOODPUT, "p99_ttft_ms", "p99_tpot_ms", TENANTS),
+    "recommend": (GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms", PREEMPTIONS),
+    "sweep": ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms"),
+    "sweep.png": ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms"),
+    "tune": (THROUGHPUT, GOODPUT, "p99_ttft_ms", "p99_tpot_ms"),
+    "upgrade": (
+        *(PREEMPTIONS, "simbatch.num_steps", "simbatch.batch_size.mean", THROUGHPUT),
+        *("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "mean_e2el_ms"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +81,20 @@ class Metric:
         """What values it can have: shares and Jain's index 0 to 1; times, counts and rates are not below 0."""
         return 0.0, 1.0 if self.kind in ("share", "index") else inf
 
-    def text(self, value: float | None) -> str:
-        """As people read it: `97.35 %`, `1,204.5`, `-` for what was not measured."""
-        return percent(value) if self.is_share else number(value, self.decimals)
+    def text(self, value: float | None, decimals: int = 0) -> str:
+        """As people read it, with so many decimals at least: `97.35 %`, `1,204.5`, `-` for what was not measured."""
+        return percent(value) if self.is_share else number(value, max(self.decimals, decimals))
+
+    def text_with(self, mean: float | None, low: float | None, high: float | None, decimals: int = 0) -> str:
+        """A mean and its interval, `215.1 ± 9.8`; the mean alone where there is none."""
+        text = self.text(mean, decimals)
+        if mean is None or low is None or high is None:
+            return text
+        return f"{text} {plus_minus(mean, low, high, max(self.decimals, decimals), 100 if self.is_share else 1)}"
+
+    def named(self) -> dict[str, str | None]:
+        """What compare.json says of it."""
+        return {"key": self.key, "label": self.label, "better": self.better}
 
     @property
     def title(self) -> str:
@@ -125,14 +153,15 @@ def _latencies() -> Iterator[Metric]:
                 is_compared=statistic in ("mean", "p99"),
                 heading=f"{STATISTIC_LABELS[statistic]} {name.upper()} ms",
             )
-    key = "simbatch.mean_normalised_latency_ms"
-    yield Metric(key, "Norm. latency (ms/token)", LOWER, "ms", RunFigures.mean_normalised_latency_ms, is_compared=True)
+    yield Metric(
+        NORMALISED, "Norm. latency (ms/token)", LOWER, "ms", RunFigures.mean_normalised_latency_ms, is_compared=True
+    )
 
 
 def _fairness() -> Iterator[Metric]:
     """Computed with the tenants' blocks."""
     fairness = "simbatch.fairness."
-    yield Metric(f"{fairness}tenants", "Fairness, tenants (Jain)", HIGHER, "index", is_compared=True)
+    yield Metric(TENANTS, "Fairness, tenants (Jain)", HIGHER, "index", is_compared=True)
     yield Metric(f"{fairness}least_fair_share_ratio", "Fair share, least served", HIGHER, is_compared=True)
     yield Metric(f"{fairness}requests", "Fairness, requests (Jain)", HIGHER, "index", is_compared=True)
     yield Metric("simbatch.longest_wait.wait_ms", "Longest time in queue (ms)", LOWER, "ms", is_compared=True)
@@ -152,14 +181,20 @@ def _engine() -> Iterator[Metric]:
             lambda run, statistic=statistic: run.waits()[statistic],  # type: ignore[misc]
         )
     yield Metric(
-        "simbatch.batch_size.mean", "Batch size, mean", None, "number", RunFigures.mean_batch, is_compared=True
+        "simbatch.batch_size.mean",
+        "Batch size, mean",
+        None,
+        "number",
+        RunFigures.mean_batch,
+        is_compared=True,
+        heading="batch",
     )
     yield Metric("simbatch.batch_size.max", "Batch size, max", None, "count", RunFigures.max_batch, is_compared=True)
     use = ("simbatch.kv_cache.mean_use", "KV cache use, mean")
     yield Metric(*use, None, "share", RunFigures.mean_kv_use, goal=LOWER)
     use = ("simbatch.kv_cache.peak_use", "KV cache use, peak")
     yield Metric(*use, None, "share", RunFigures.peak_kv_use, is_compared=True, goal=LOWER)
-    preempted = ("simbatch.num_preemptions", "Preemptions")
+    preempted = (PREEMPTIONS, "Preemptions")
     yield Metric(*preempted, LOWER, "count", RunFigures.num_preemptions, is_compared=True, heading="preemptions")
     again = ("simbatch.num_recomputed_tokens", "Tokens computed again")
     yield Metric(*again, None, "count", RunFigures.num_recomputed_tokens)
@@ -168,7 +203,7 @@ def _engine() -> Iterator[Metric]:
     yield Metric("simbatch.cluster.imbalance.share_of_load", "Load, most over mean", LOWER, is_compared=True)
     in_flight = ("simbatch.mean_concurrent_requests", "Requests in flight, mean")
     yield Metric(*in_flight, None, "number", RunFigures.mean_concurrent_requests)
-    yield Metric("simbatch.num_steps", "Steps", None, "count", RunFigures.num_steps, is_reported=True)
+    yield Metric("simbatch.num_steps", "Steps", None, "count", RunFigures.num_steps, is_reported=True, heading="steps")
     yield Metric("simbatch.device_busy_share", "Device worked", None, "share", RunFigures.device_busy_share)
     cached = ("simbatch.cached_tokens_share", "Prompt tokens from the prefix cache")
     yield Metric(*cached, HIGHER, "share", RunFigures.cached_tokens_share, is_compared=True)
@@ -179,6 +214,11 @@ REGISTRY: Mapping[str, Metric] = {
 }
 
 
+def shown(page: str, has: Callable[[Metric], bool] = lambda _: True) -> list[Metric]:
+    """The figures of a page of `SHOWN` for which `has` says that somebody measured them."""
+    return [REGISTRY[key] for key in SHOWN[page] if has(REGISTRY[key])]
+
+
 def searchable() -> dict[str, Metric]:
     """What a search can make large or small, or be limited by, by key."""
     return {key: metric for key, metric in REGISTRY.items() if metric.aim is not None}
@@ -187,7 +227,7 @@ def searchable() -> dict[str, Metric]:
 def metrics_of(summaries: Collection[Mapping[str, Any]]) -> Iterator[Metric]:
     """Every metric that runs with these summaries are compared by, those of their classes and tenants among them."""
     for key, metric in REGISTRY.items():
-        if key == "simbatch.fairness.tenants":
+        if key == TENANTS:
             yield from _group_metrics(summaries)
         if metric.is_compared and (key not in ONLY_WITH or any(value_at(s, ONLY_WITH[key]) for s in summaries)):
             yield metric
@@ -239,6 +279,6 @@ def possible(interval: Interval, key: str) -> Interval:
 
 
 def possible_difference(interval: Interval, key: str) -> Interval:
-    """The same of a difference of two such means."""
+    """The part of an interval in which the difference of two means of this figure can be."""
     low, high = bounds_of(key)
     return interval.within(low - high, high - low)

@@ -45,7 +45,7 @@ class RunFigures:
         return duration_ps(self.record)
 
     def duration_s(self) -> float:
-        """The same in seconds."""
+        """From 0 to the last response, in seconds."""
         return self.duration_ps / PS_PER_S
 
     def num_completed(self) -> int:

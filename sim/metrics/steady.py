@@ -76,7 +76,7 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
         keys = ", ".join(f"engine.{key}" for key in facts.without_effect)
         lacking = "the profile has no `host` or `front_end` section that says what it costs"
         warnings.append(f"Without effect: {keys}; {lacking}.")
-    return [*warnings, *facts.vllm_notes, *facts.profile_caveats]
+    return [*warnings, *facts.unread, *facts.vllm_notes, *facts.profile_caveats]
 
 
 def _is_thrashing(record: RunRecord) -> bool:

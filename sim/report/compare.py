@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.files import write_json
 from simbatch.sim.metrics.registry import Metric, metrics_of
 from simbatch.sim.report.console import in_place_of
 from simbatch.sim.report.result import Result
@@ -78,10 +78,10 @@ class Comparison:
         """The table for the console, plain text."""
         labels = list(self.results)
         header = ("", *(f"{label}  " for label in labels))
-        lines_of_table = table(header, [(row.label, *(row.cell(label) for label in labels)) for row in self.rows])
+        cells = [(row.metric.label, *(row.cell(label) for label in labels)) for row in self.rows]
         facts = next(iter(self.results.values())).facts
         title = f"{facts.scenario_name}, seed {facts.seed}: {len(labels)} candidates, * marks the best"
-        lines = [title, "", *lines_of_table, "", *same_notes(self.same, 1)]
+        lines = [title, "", *table(header, cells), "", *same_notes(self.same, 1)]
         lines += taken_notes({label: result.summary for label, result in self.results.items()})
         if not self.same_arrivals:
             lines.append("NOTE: the candidates did not get the same requests at the same times.")
@@ -110,10 +110,7 @@ class Comparison:
                 }
                 for label, result in self.results.items()
             },
-            "metrics": [
-                {"key": row.key, "label": row.label, "better": row.better, "values": row.values, "best": row.best}
-                for row in self.rows
-            ],
+            "metrics": [{**row.metric.named(), "values": row.values, "best": row.best} for row in self.rows],
             **({"upgrades": [upgrade.as_dict() for upgrade in self.upgrades]} if self.upgrades else {}),
         }
 
@@ -122,22 +119,19 @@ class Comparison:
         from simbatch.sim.report import compare_pictures
 
         writers: dict[str, Callable[[Path], None]] = {
-            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.results),
         }
         return files.write_result(Path(folder), writers, OWN_FILES)
 
     def _write_csv(self, path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["metric", "better", *self.results])
-            for row in self.rows:
-                writer.writerow([row.key, row.better or "", *row.values.values()])
+        rows = [[row.metric.key, row.metric.better, *row.values.values()] for row in self.rows]
+        files.write_csv(path, ["metric", "better", *self.results], rows)
 
     def _row(self, metric: Metric) -> MetricRow:
         values = {name: metric.of(result.summary) for name, result in self.results.items()}
-        return MetricRow(metric.key, metric.label, values, metric.better, metric.decimals, metric.is_share)
+        return MetricRow(metric, values)
 
 
 COLUMNS = ("difference", "interval", "relative", "")
@@ -145,7 +139,7 @@ COLUMNS = ("difference", "interval", "relative", "")
 
 @dataclass(frozen=True)
 class ReplicatedComparison(SideBySide):
-    """The same with `first`, the results of the first seed, for its picture and its facts."""
+    """Candidates under several seeds; `first`: the results of the first seed, for the picture and the facts."""
 
     first: Comparison = field(kw_only=True)
 
@@ -164,7 +158,7 @@ class ReplicatedComparison(SideBySide):
             if other not in different:
                 continue
             rows = [
-                (row.label, row.text(base), row.text(other), *differences[i].cells())
+                (row.metric.label, row.text(base), row.text(other), *differences[i].cells())
                 for row, differences in zip(self.rows(), self.differences, strict=True)
                 if not (differences[i].metric.is_steady and differences[i].interval is None)
             ]
@@ -190,7 +184,7 @@ class ReplicatedComparison(SideBySide):
         from simbatch.sim.report import compare_pictures
 
         writers: dict[str, Callable[[Path], None]] = {
-            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.first.results),
             "differences.png": lambda path: compare_pictures.write_differences(path, self.first.name, self),
@@ -200,19 +194,13 @@ class ReplicatedComparison(SideBySide):
     def _write_csv(self, path: Path) -> None:
         others = self.labels[1:]
         figures = ("difference", "low", "high", "relative", "relative_low", "relative_high", "verdict")
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(
-                ["metric", "better", *self.labels, *(f"{other} {name}" for other in others for name in figures)]
-            )
-            for row, differences in zip(self.rows(), self.differences, strict=True):
-                known = [difference.as_dict() for difference in differences]
-                writer.writerow(
-                    [
-                        *(row.key, row.better or "", *row.values.values()),
-                        *(content[name] for content in known for name in figures),
-                    ]
-                )
+        columns = ["metric", "better", *self.labels, *(f"{other} {name}" for other in others for name in figures)]
+        rows = []
+        for row, differences in zip(self.rows(), self.differences, strict=True):
+            known = [difference.as_dict() for difference in differences]
+            against = [content[name] for content in known for name in figures]
+            rows.append([row.metric.key, row.metric.better, *row.values.values(), *against])
+        files.write_csv(path, columns, rows)
 
     def _notes(self) -> Iterator[str]:
         """What the table means, and what it does not say."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from simbatch.sim.engine.record import FINISHED
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.latencies import latencies_ms
-from simbatch.sim.metrics.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT
+from simbatch.sim.metrics.registry import HIGHER, WITHIN_SLO, shown
 from simbatch.sim.report import style
 from simbatch.sim.report.run_pictures import arrivals, binned, end_s
 from simbatch.sim.results.differences import Difference
@@ -117,8 +117,8 @@ def _figures(results: Mapping[str, MeasuredRun]) -> Iterator[Figures]:
     """What the bars show."""
     summaries = {label: result.summary for label, result in results.items()}
     first = next(iter(summaries.values()))["simbatch"]
-    service = f"{SLO_SHARE}all" if first["slo_share"] else "request_throughput"
-    for metric in (REGISTRY[key] for key in (service, THROUGHPUT, "p99_ttft_ms")):
+    left_out = "request_throughput" if first["slo_share"] else WITHIN_SLO
+    for metric in shown("compare.png", lambda metric: metric.key != left_out):
         text = percent if metric.is_share else style.duration_text if metric.kind == "ms" else number
         yield metric.title, {label: metric.of(summary) for label, summary in summaries.items()}, text
     if len(first["classes"]) > 1:

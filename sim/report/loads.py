@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.metrics.registry import SLO_SHARE, THROUGHPUT, Metric
+from simbatch.sim.files import write_json
+from simbatch.sim.metrics.registry import Metric, shown
 from simbatch.sim.report.compare import OWN_FILES, same_notes, taken_notes
 from simbatch.sim.results import files
 from simbatch.sim.results.experiment import OverLoads, Point
 from simbatch.sim.scenario.chance import ONE_RUN
-from simbatch.sim.text import number, percent, plus_minus, table
+from simbatch.sim.text import percent, table
 
 MARKS = {"better": "+", "worse": "-", "higher": ">", "lower": "<", "no difference shown": "="}
 NUM_PANELS = 4
@@ -25,10 +25,8 @@ class LoadComparison(OverLoads):
     @property
     def shown(self) -> list[Metric]:
         """What the console and the figure show: tail, speed, service, and fairness where there are tenants."""
-        wanted = ["p99_ttft_ms", "simbatch.mean_normalised_latency_ms", f"{SLO_SHARE}all"]
-        wanted += ["simbatch.fairness.tenants", "p99_tpot_ms", THROUGHPUT]
-        known = {metric.key: metric for metric in self.metrics}
-        return [known[key] for key in wanted if key in known][:NUM_PANELS]
+        known = {metric.key for metric in self.metrics}
+        return shown("loads", lambda metric: metric.key in known)[:NUM_PANELS]
 
     def text(self) -> str:
         """A table per metric that is shown, a row per load; of one candidate a single table, its load curve."""
@@ -89,7 +87,7 @@ class LoadComparison(OverLoads):
         from simbatch.sim.report import loads_picture
 
         writers: dict[str, Callable[[Path], None]] = {
-            "compare.json": lambda path: files.write_json(path, self.as_dict()),
+            "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "loads.png": lambda path: loads_picture.write(path, self, self.shown, "png"),
             "loads.pdf": lambda path: loads_picture.write(path, self, self.shown, "pdf"),
@@ -98,13 +96,13 @@ class LoadComparison(OverLoads):
 
     def _write_csv(self, path: Path) -> None:
         """A row per load, metric and candidate, as plotting libraries like it."""
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["rate", "metric", "candidate", *COLUMNS])
-            for metric in self.metrics:
-                for label, points in self.points(metric).items():
-                    for rate, point in zip(self.rates, points, strict=True):
-                        writer.writerow([rate, metric.key, label, point.mean, point.low, point.high, *_against(point)])
+        rows = [
+            [rate, metric.key, label, point.mean, point.low, point.high, *_against(point)]
+            for metric in self.metrics
+            for label, points in self.points(metric).items()
+            for rate, point in zip(self.rates, points, strict=True)
+        ]
+        files.write_csv(path, ["rate", "metric", "candidate", *COLUMNS], rows)
 
     def _notes(self) -> Iterator[str]:
         """What the marks mean, and what the table does not say."""
@@ -142,12 +140,9 @@ class LoadComparison(OverLoads):
 
 def _cell(point: Point, metric: Metric) -> str:
     """`215.1 ± 9.8 +`: mean, interval, verdict."""
-    scale, decimals = (100, 2) if metric.is_share else (1, max(metric.decimals, 1))
     if point.mean is None:
         return "-  "
-    text = percent(point.mean) if metric.is_share else number(point.mean, decimals)
-    if point.low is not None and point.high is not None:
-        text += f" {plus_minus(point.mean, point.low, point.high, decimals, scale)}"
+    text = metric.text_with(point.mean, point.low, point.high, decimals=1)
     mark = MARKS.get(point.difference.verdict, " ") if point.difference is not None else " "
     return f"{text} {mark}"
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from simbatch.sim.files import write_all, write_json, write_yaml
 from simbatch.sim.metrics.registry import STATISTIC_LABELS
+from simbatch.sim.paths import check_target
 from simbatch.sim.report import console
 from simbatch.sim.results import files
 from simbatch.sim.results.runs import MeasuredRun
@@ -25,9 +27,9 @@ class Result(MeasuredRun):
         from simbatch.sim.report import run_pictures
 
         writers: dict[str, Callable[[Path], None]] = {
-            "summary.json": lambda path: files.write_json(path, self.summary),
+            "summary.json": lambda path: write_json(path, self.summary),
             "requests.parquet": lambda path: files.write_requests(path, self.record),
-            "scenario.yaml": lambda path: files.write_yaml(path, self.facts.scenario),
+            "scenario.yaml": lambda path: write_yaml(path, self.facts.scenario),
             "latency.png": lambda path: run_pictures.write_latency(path, self),
             "timeline.png": lambda path: run_pictures.write_timeline(path, self),
         }
@@ -37,6 +39,20 @@ class Result(MeasuredRun):
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
         facts = files.run_facts(self.record, self.wall_s)
         return files.write_result(Path(folder), writers, files.OWN_FILES, facts)
+
+    def write_perfetto(self, path: Path | str) -> Path:
+        """Write the run's timeline for ui.perfetto.dev, gzip-compressed where the name ends in `.gz`; returns the path.
+
+        Requests, and of a run with `steps=True` host, device, queue, batch and KV use, replica by replica. Raises
+        UserError where the file cannot be written.
+        """
+        from simbatch.sim.report import perfetto
+
+        target = Path(path)
+        check_target(target)
+        compressed = target.suffix == ".gz"
+        write_all(target.parent, {target.name: lambda t: perfetto.write(t, self.record, compressed=compressed)})
+        return target
 
     def __repr__(self) -> str:
         s = self.summary

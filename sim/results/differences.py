@@ -8,7 +8,7 @@ from typing import Any
 from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric, possible_difference
 from simbatch.sim.results.runs import Values
 from simbatch.sim.statistics.intervals import Interval, paired_difference, paired_ratio
-from simbatch.sim.text import number, percent
+from simbatch.sim.text import number
 
 NO_DIFFERENCE = "no difference shown"
 NOT_MEASURED = "not measured"
@@ -98,23 +98,20 @@ def _percent(ratio: float) -> str:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric of every candidate; `better` says which end is, None when neither."""
+    """One metric of every candidate, shown with at least so many `decimals`."""
 
-    key: str  # as in summary.json, dots between the levels
-    label: str
+    metric: Metric
     values: dict[str, float | None]
-    better: str | None = None
-    decimals: int = 2
-    is_share: bool = False
+    decimals: int = 0
 
     @property
     def best(self) -> list[str]:
         """Who has the best value, to the digits shown; nobody when all look equal."""
         measured = {value: label for label, value in self.values.items() if value is not None}
         texts = {self.text(label) for label in measured.values()}
-        if self.better is None or len(texts) < 2:
+        if self.metric.better is None or len(texts) < 2:
             return []
-        best = self.text(measured[(min if self.better == LOWER else max)(measured)])
+        best = self.text(measured[(min if self.metric.better == LOWER else max)(measured)])
         return [label for label in self.values if self.text(label) == best]
 
     def cell(self, label: str) -> str:
@@ -123,5 +120,4 @@ class MetricRow:
 
     def text(self, label: str) -> str:
         """A candidate's value as it is shown."""
-        value = self.values[label]
-        return percent(value) if self.is_share else number(value, self.decimals)
+        return self.metric.text(self.values[label], self.decimals)

@@ -44,7 +44,7 @@ class Experiment(Generic[C]):
         return Runs([*self._summaries[candidate, load].values()], self.is_resampled)
 
     def without(self, candidates: Collection[C]) -> Experiment[C]:
-        """The same runs but for those of some candidates."""
+        """A table of the other candidates' runs."""
         rest: Experiment[C] = Experiment(is_resampled=self.is_resampled)
         rest._summaries = {key: runs for key, runs in self._summaries.items() if key[0] not in candidates}
         return rest
@@ -174,15 +174,13 @@ class SideBySide:
         """The means over the seeds."""
         for metric, _ in self.measured:
             means = {label: runs.mean(metric) for label, runs in self.runs.items()}
-            yield MetricRow(metric.key, metric.label, means, metric.better, max(metric.decimals, 1), metric.is_share)
+            yield MetricRow(metric, means, decimals=1)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Of each metric its means, runs, intervals and differences, as plain data for compare.json."""
         return [
             {
-                "key": row.key,
-                "label": row.label,
-                "better": row.better,
+                **metric.named(),
                 "values": row.values,
                 "best": row.best,
                 "runs": values,

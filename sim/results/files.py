@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
-from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.files import write_all, write_json
 from simbatch.sim.metrics.columns import (
     COUNT_COLUMNS,
     LATER_TIME_COLUMNS,
@@ -58,53 +57,6 @@ def write_result(
     return write_all(folder, {**writers, RUN_FILE: lambda path: write_json(path, content)}, own)
 
 
-def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]], own: tuple[str, ...] = ()) -> list[Path]:
-    """Let each writer write its file under a temporary name, rename them all, remove what else is in `own`.
-
-    Returns the files in the order of `writers`. Raises UserError when the folder cannot be written to; an earlier
-    result is then as it was.
-    """
-    targets = {folder / name: writer for name, writer in writers.items()}
-    temporary = {target: target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in targets}
-    blocked = next((target for target in targets if target.is_dir()), None)
-    if blocked is not None:
-        mend = "move it away, or choose another folder with -o"
-        raise UserError(Problem(str(blocked), "is a folder, and a file of the results has its name", mend=mend))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_and_rename(targets, temporary)
-        for name in set(own) - writers.keys():
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        rule = f"the results cannot be written: {error.strerror or error}"
-        raise UserError(Problem(str(folder), rule, mend="choose another folder with -o")) from error
-    return list(targets)
-
-
-def _write_and_rename(targets: Mapping[Path, Callable[[Path], None]], temporary: Mapping[Path, Path]) -> None:
-    try:
-        for target, writer in targets.items():
-            writer(temporary[target])
-        for target in targets:
-            temporary[target].replace(target)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Indented, in the order given; NaN and infinities are errors."""
-    path.write_text(json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Block style, in the order given."""
-    import yaml
-
-    text = yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(text, encoding="utf-8")
-
-
 def write_requests(path: Path, record: RunRecord) -> None:
     """The columns of CONTRACT's requests.parquet, in groups; times in float seconds, null where never."""
     import pyarrow.parquet as pq
@@ -119,7 +71,7 @@ def write_requests(path: Path, record: RunRecord) -> None:
 
 
 def requests_table(record: RunRecord) -> pa.Table:
-    """The same columns in memory."""
+    """The columns of requests.parquet in memory."""
     return _requests_table(record, _times(record), slice(0, len(record.requests)))
 
 
@@ -143,17 +95,6 @@ def run_facts(record: RunRecord, wall_s: float | None) -> dict[str, Any]:
         "steps": record.num_steps,
         "segments": len(record.segments),
     }
-
-
-def plain(value: Any) -> Any:
-    """Mappings, sequences, numpy's scalars and paths as JSON and YAML know them."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value) if isinstance(value, Path) else value
 
 
 def _times(record: RunRecord) -> dict[str, NDArray[np.int64]]:
@@ -237,7 +178,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """As Parquet, each column of the narrowest type that holds all its values."""
+    """A Parquet file, each column of the narrowest type that holds all its values."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

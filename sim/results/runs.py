@@ -9,12 +9,12 @@ from statistics import fmean
 from typing import Any
 
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.files import plain
 from simbatch.sim.metrics.columns import RequestTable
 from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.metrics.registry import STEADY, Metric, possible, searchable, value_at
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.metrics.summary import summary_of
-from simbatch.sim.results import files
 from simbatch.sim.statistics.intervals import CONFIDENCE, Interval, mean_interval
 
 Summary = Mapping[str, Any]
@@ -37,7 +37,7 @@ class MeasuredRun:
     def summary(self) -> dict[str, Any]:
         """The keys of `vllm bench serve`, and everything of ours under `simbatch`."""
         summary = summary_of(self.record, self.facts)
-        return {**summary, "simbatch": files.plain(summary["simbatch"])}
+        return {**summary, "simbatch": plain(summary["simbatch"])}
 
     @cached_property
     def requests(self) -> RequestTable:

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.versions import parse_version
-from simbatch.sim.workload.section import Section
+from simbatch.sim.strict import Strict
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Limit = Annotated[int, Field(ge=0, le=2**40)]
@@ -32,7 +32,7 @@ def _version(value: object) -> object:
     return value
 
 
-class EngineSettings(Section):
+class EngineSettings(Strict):
     """Scheduler and KV-cache settings; what is left out takes the default of this vLLM on the profile's GPU."""
 
     max_num_seqs: Count | None = Field(
@@ -127,7 +127,7 @@ def _router(value: object) -> object:
     return value
 
 
-class RouterChoice(Section):
+class RouterChoice(Strict):
     """The router by name, with its parameters beside the name."""
 
     model_config = ConfigDict(extra="allow")
@@ -145,7 +145,7 @@ class RouterChoice(Section):
         return dict(self.model_extra or {})
 
 
-class Group(Section):
+class Group(Strict):
     """Replicas that are alike; what is left out is as in the scenario."""
 
     replicas: Replicas = Field(default=1, description="engines in this group")
@@ -157,7 +157,7 @@ class Group(Section):
     )
 
 
-class ClusterEvent(Section):
+class ClusterEvent(Strict):
     """A replica is down for a while."""
 
     at: Annotated[float, Field(ge=0, le=1e7)] = Field(description="when, s after the run's start")
@@ -169,7 +169,7 @@ class ClusterEvent(Section):
     )
 
 
-class ClusterSettings(Section):
+class ClusterSettings(Strict):
     """Several engines behind a gateway: so many alike, or groups of them."""
 
     replicas: Replicas | None = Field(default=None, description="engines, all alike")

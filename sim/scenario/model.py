@@ -18,12 +18,12 @@ from simbatch.sim.scenario.reading.document import KeyPath, parse_document
 from simbatch.sim.scenario.reading.source import Source, Value, plain_data
 from simbatch.sim.scenario.shipped import open_scenario
 from simbatch.sim.scenario.sweep import SweepSection
+from simbatch.sim.strict import Strict
 from simbatch.sim.workload.model import Workload
-from simbatch.sim.workload.section import Section
 
 if TYPE_CHECKING:
-    from simbatch.policies.base import Policy
-    from simbatch.routers.base import Router
+    from simbatch.sim.plugins.policy import Policy
+    from simbatch.sim.plugins.router import Router
 
 _NAME = re.compile(r"[\w.:/-]+")
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
@@ -56,7 +56,7 @@ def _empty_section(value: object) -> object:
     return {} if value is None else value
 
 
-class PolicyChoice(Section):
+class PolicyChoice(Strict):
     """The batching policy by name, with its parameters beside the name."""
 
     model_config = ConfigDict(extra="allow")
@@ -71,7 +71,7 @@ class PolicyChoice(Section):
         return dict(self.model_extra or {})
 
 
-class SloSection(Section):
+class SloSection(Strict):
     """What a user must get for a request to count as good, in ms, as in `vllm bench serve --goodput`."""
 
     ttft_ms: Milliseconds | None = Field(default=None, description="time to first token, ms")
@@ -79,7 +79,7 @@ class SloSection(Section):
     e2el_ms: Milliseconds | None = Field(default=None, description="end-to-end latency, ms")
 
 
-class HostChoice(Section):
+class HostChoice(Strict):
     """Whose host and front end the engine runs with, in place of the profile's own."""
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -87,7 +87,7 @@ class HostChoice(Section):
     profile: Annotated[str, Field(min_length=1)] = Field(alias="from", description="a profile's name, or a path")
 
 
-class Scenario(Section):
+class Scenario(Strict):
     """Everything that one simulation depends on.
 
     >>> scenario = Scenario.from_dict({

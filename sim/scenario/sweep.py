@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from simbatch.sim.workload.section import Mistake, Section, refuse, rule_error
+from simbatch.sim.strict import Mistake, Strict, refuse, rule_error
 
 SECTIONS = ("profile", "host", "engine", "policy", "cluster", "workload", "slo")
 MAX_STEPS = 10_000
 DIGITS = 12  # of a number between two others: 0.3, not 0.30000000000000004
 
 
-class Range(Section):
+class Range(Strict):
     """Numbers from one to another, both included."""
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -70,7 +70,7 @@ Axis = Annotated[
 ]
 
 
-class SweepSection(Section):
+class SweepSection(Strict):
     """Which settings `simbatch sweep` varies: every combination of what stands here."""
 
     model_config = ConfigDict(

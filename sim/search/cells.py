@@ -94,7 +94,7 @@ def _cells(
 
 def evaluate(cell: Cell) -> Summary:
     """Simulate: the content of summary.json. Raises UserError, its places after the cell's settings."""
-    from simbatch.sim.results.files import plain
+    from simbatch.sim.files import plain
     from simbatch.sim.search.simulate import simulate
 
     try:

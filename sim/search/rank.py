@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import HIGHER, REGISTRY, SLO_SHARE, THROUGHPUT, Metric
+from simbatch.sim.metrics import registry
+from simbatch.sim.metrics.registry import HIGHER, REGISTRY, THROUGHPUT, Metric
 from simbatch.sim.paths import user_path
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.results.differences import NO_DIFFERENCE, Difference
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs, Summary, Values
@@ -25,8 +26,7 @@ from simbatch.sim.search.cells import Cell, cells_of
 from simbatch.sim.statistics.intervals import CONFIDENCE
 from simbatch.sim.text import percent
 
-WITHIN_SLO, OUTPUT = REGISTRY[f"{SLO_SHARE}all"], REGISTRY[THROUGHPUT]
-NORMALISED = REGISTRY["simbatch.mean_normalised_latency_ms"]
+WITHIN_SLO, OUTPUT, NORMALISED = (REGISTRY[key] for key in (registry.WITHIN_SLO, THROUGHPUT, registry.NORMALISED))
 MIN_POLICIES = 2
 REPLICATIONS = 10
 

@@ -9,15 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, Metric
+from simbatch.sim.files import write_json
+from simbatch.sim.metrics.registry import Metric, shown
 from simbatch.sim.results import files
 from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario.chance import ONE_RUN, runs_words
 from simbatch.sim.search.rank import NORMALISED, OUTPUT, WITHIN_SLO, Judged, PolicyStanding, RankingPlan, overall
-from simbatch.sim.text import percent, plus_minus, table
+from simbatch.sim.text import percent, table
 
 OWN_FILES = ("ranking.md", "ranking.json")
-OTHERS = [REGISTRY[key] for key in (GOODPUT, "p99_ttft_ms", "p99_tpot_ms", "simbatch.fairness.tenants")]
+OTHERS = shown("rank")
 BEST, EQUAL = "best", "not told apart from the best"
 WORDS = {
     WITHIN_SLO.key: "the share of requests within the SLO",
@@ -101,7 +102,7 @@ class Ranking:
         """Write ranking.md and ranking.json; returns their paths."""
         writers: dict[str, Callable[[Path], None]] = {
             "ranking.md": lambda path: _write(path, self.markdown()),
-            "ranking.json": lambda path: files.write_json(path, self.as_dict()),
+            "ranking.json": lambda path: write_json(path, self.as_dict()),
         }
         return files.write_result(Path(folder), writers, OWN_FILES)
 
@@ -157,12 +158,9 @@ def _remark(judged: Judged, standing: PolicyStanding) -> str:
 
 def _figure(runs: Runs, metric: Metric) -> str:
     """Mean and interval."""
-    mean, interval = runs.mean(metric), runs.interval(metric)
-    text = metric.text(mean)
-    if mean is None or interval is None:
-        return text
-    scale = 100 if metric.is_share else 1
-    return f"{text} {plus_minus(mean, interval.low, interval.high, metric.decimals, scale)}"
+    interval = runs.interval(metric)
+    ends = (None, None) if interval is None else (interval.low, interval.high)
+    return metric.text_with(runs.mean(metric), *ends)
 
 
 def _behind(standing: PolicyStanding) -> str:

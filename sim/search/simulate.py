@@ -7,20 +7,21 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.trust import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.facts import RunFacts, SloLimits
+from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.workload.chunk import PredictedSource, Predictor
+from simbatch.sim.workload.chunk import PredictedSource, Predictor, unread_of
 
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
-    from simbatch.sim.engine.listener import Event, Listener
+    from simbatch.sim.engine.explain import Event
     from simbatch.sim.engine.record import RunRecord
+    from simbatch.sim.engine.resources import Listener
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario.resolved import Fleet
     from simbatch.sim.workload.chunk import RequestSource
@@ -44,7 +45,7 @@ def simulate(
 
 
 def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[[int], None] | None = None) -> Result:
-    """The same for a scenario that has been looked up already."""
+    """Run a scenario that has been looked up already, to its end."""
     import time
 
     from simbatch.sim.report.result import Result
@@ -93,14 +94,14 @@ def _record(
 
 def cluster_options(resolved: Resolved) -> dict[str, Any]:
     """What a run of a cluster takes beside its members, router and requests."""
-    from simbatch.sim.engine import Change
+    from simbatch.sim.engine import Switch
 
     settings = resolved.scenario.cluster
     assert settings is not None
     events = []
     for event in settings.events:
         down_ps, up_ps = to_ps(event.at), to_ps(event.at + event.down_s)
-        events += [Change(at_ps, up, event.replica, event.drain) for at_ps, up in ((down_ps, False), (up_ps, True))]
+        events += [Switch(at_ps, up, event.replica, event.drain) for at_ps, up in ((down_ps, False), (up_ps, True))]
     return {"seed": resolved.scenario.seed, "refresh_ps": to_ps(settings.router.refresh_s), "events": events}
 
 
@@ -157,6 +158,7 @@ def run_facts(resolved: Resolved, record: RunRecord, source: RequestSource) -> R
         has_free_host=profile.has_free_host,
         share_in_range=_share_in_range(whole, record),
         skipped=source.skipped,
+        unread=unread_of(source),
         has_host=any(one.engine.host is not None for one in engines),
         has_front_end=any(front_end_of(one.engine) is not None for one in engines),
         max_capture_size=resolved.engine.max_capture_size,

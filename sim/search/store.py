@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.files import json_text, write_text
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.resolved import Fleet, Resolved
 
@@ -112,17 +112,8 @@ class CellStore:
 
     def put(self, key: str, summary: Summary) -> None:
         """Write it; UserError when the folder cannot be written to."""
-        path = self.path_of(key)
-        temporary = path.with_name(f".{key}.{os.getpid()}.tmp")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(
-                    json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
-                )
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_text(self.path_of(key), json_text(summary))
         except OSError as error:
             rule = f"a finished cell cannot be written: {error.strerror or error}"
             mend = "make room or choose another folder with -o; --resume keeps the cells that are there"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import UserError
-from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT
+from simbatch.sim.metrics.registry import Metric, shown
 from simbatch.sim.results import files
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Summary, figures_of
@@ -21,7 +21,7 @@ from simbatch.sim.search.cells import Cell, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
 from simbatch.sim.search.store import CellStore
 from simbatch.sim.search.sweep_grid import grid_of
-from simbatch.sim.text import duration_words, number, plus_minus, table
+from simbatch.sim.text import duration_words, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,6 @@ OWN_FILES = ("summary.csv", "summary.parquet", "points.csv", "sweep.png")
 LAST = ("overloaded", "warnings", "key")  # columns after the metrics
 MAX_LINES = 40
 TRIED_S = 2.0  # of a cell that is tried for an estimate
-SHOWN = ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms")
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,10 @@ class Sweep:
 
     def text(self) -> str:
         """A line per setting, with the means of the main metrics."""
-        shown = [key for key in SHOWN if any(point.get(key) is not None for point in self.points)]
-        header = [*self.keys, *(REGISTRY[key].heading for key in shown), ""]
+        metrics = shown("sweep", lambda metric: any(point.get(metric.key) is not None for point in self.points))
+        header = [*self.keys, *(metric.heading for metric in metrics), ""]
         lines = [
-            [*(_setting(point[key]) for key in self.keys), *(_figure(point, key) for key in shown), _remark(point)]
+            [*(_setting(point[key]) for key in self.keys), *(_figure(point, each) for each in metrics), _remark(point)]
             for point in self.points[:MAX_LINES]
         ]
         left_out = len(self.points) - len(lines)
@@ -195,13 +194,9 @@ def _setting(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _figure(point: Row, key: str) -> str:
-    mean, low, high = (point.get(f"{key}{end}") for end in ("", ".low", ".high"))
-    decimals = REGISTRY[key].decimals
-    text = number(mean, decimals)
-    if mean is None or low is None or high is None:
-        return text
-    return f"{text} {plus_minus(mean, low, high, decimals)}"
+def _figure(point: Row, metric: Metric) -> str:
+    mean, low, high = (point.get(f"{metric.key}{end}") for end in ("", ".low", ".high"))
+    return metric.text_with(mean, low, high)
 
 
 def _remark(point: Row) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simbatch.sim.metrics.registry import GOODPUT, HIGHER, REGISTRY, THROUGHPUT, Metric
+from simbatch.sim.metrics.registry import GOODPUT, HIGHER, THROUGHPUT, Metric, shown
 from simbatch.sim.report import style
 from simbatch.sim.text import number
 
@@ -23,7 +23,6 @@ Row = Mapping[str, Any]  # a point of the sweep
 MAX_CURVES = len(style.PALETTE)
 MAX_WRITTEN = 120  # figures in a heat map
 POLICY = "policy.name"
-SHOWN = ("request_throughput", GOODPUT, "p99_ttft_ms", "p99_tpot_ms")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def choose(points: Sequence[Row], keys: Sequence[str]) -> Drawing | None:
 def write(path: Path, name: str, drawing: Drawing) -> None:
     """Throughput, goodput (tokens without an SLO), P99 TTFT and P99 TPOT."""
     has_slo = any(point.get(GOODPUT) is not None for point in drawing.points)
-    metrics = [REGISTRY[THROUGHPUT if key == GOODPUT and not has_slo else key] for key in SHOWN]
+    metrics = shown("sweep.png", lambda metric: metric.key != (THROUGHPUT if has_slo else GOODPUT))
     with style.figure(path, 11, 7.6) as figure:
         style.headline(figure, f"{name} by {' and '.join(filter(None, [drawing.y, drawing.x, *drawing.others]))}")
         panels: list[Axes] = [figure.add_subplot(2, 2, i + 1) for i in range(len(metrics))]
@@ -79,7 +78,7 @@ def _curves(axes: Axes, drawing: Drawing, metric: Metric) -> None:
         groups.setdefault(_label(point, drawing.others), []).append(point)
     is_number = all(_is_number(point[drawing.x]) for point in drawing.points)
     colours = style.colours(list(groups))
-    shown: list[float] = []
+    drawn: list[float] = []
     for label, group in groups.items():
         there = [point for point in group if point.get(metric.key) is not None]
         there.sort(key=lambda point: xs[json.dumps(point[drawing.x])])
@@ -97,9 +96,9 @@ def _curves(axes: Axes, drawing: Drawing, metric: Metric) -> None:
             axes.errorbar(x, mean, np.clip([mean - low, high - mean], 0, None), fmt="none", color=colour, capsize=3)
         crossed = np.array([bool(point["overloaded_runs"]) for point in there], dtype=bool)
         axes.plot(x[crossed], mean[crossed], "x", markersize=9, color=style.LIMIT)
-        shown += mean.tolist()
+        drawn += mean.tolist()
     _x_axis(axes, xs, is_number)
-    _y_axis(axes, shown, metric)
+    _y_axis(axes, drawn, metric)
 
 
 def _x_axis(axes: Axes, xs: dict[str, float], is_number: bool) -> None:

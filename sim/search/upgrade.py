@@ -12,30 +12,20 @@ from itertools import zip_longest
 from typing import Any
 
 from simbatch.sim.clock import to_s
-from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.resources import Step
-from simbatch.sim.metrics.registry import Metric
+from simbatch.sim.engine.resources import Listener, Step
+from simbatch.sim.metrics.registry import PREEMPTIONS, THROUGHPUT, shown
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.runs import same_as
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.scheduler.versions import CHANGES, Change, changes_in, parse_version, short
+from simbatch.sim.scheduler.versions import CHANGES, Change, changes_in, short
 from simbatch.sim.search.simulate import listen
 from simbatch.sim.text import number, table
 
 Summary = Mapping[str, Any]
-METRICS = (
-    Metric("simbatch.num_preemptions", "preemptions", kind="count"),
-    Metric("simbatch.num_steps", "steps", kind="count"),
-    Metric("simbatch.batch_size.mean", "batch"),
-    Metric("output_throughput", "output tok/s"),
-    Metric("mean_ttft_ms", "mean TTFT", kind="ms"),
-    Metric("p99_ttft_ms", "p99 TTFT", kind="ms"),
-    Metric("mean_tpot_ms", "mean TPOT", kind="ms"),
-    Metric("mean_e2el_ms", "mean E2EL", kind="ms"),
-)
-SHARED = ("simbatch.num_preemptions", "mean_ttft_ms", "mean_tpot_ms", "output_throughput")  # whose shares are told
+METRICS = shown("upgrade")
+SHARED = {PREEMPTIONS, THROUGHPUT, "mean_ttft_ms", "mean_tpot_ms"}  # whose shares are told
 LEAST_TOLD = 0.02
 LEAST_SHARE = 0.001  # of a figure: a change below it has no shares
 
@@ -99,7 +89,7 @@ class Upgrade:
         yield from self._decision_lines()
         rows = [(self.old, self.before), *((f"+ {n}", s) for n, s in self.alone.items()), (self.new, self.after)]
         cells = [(name, *(number(m.of(summary), m.decimals) for m in METRICS)) for name, summary in rows]
-        yield from ("", *table(("alone on top of the old", *(metric.label for metric in METRICS)), cells), "")
+        yield from ("", *table(("alone on top of the old", *(metric.heading for metric in METRICS)), cells), "")
         for name in self.alone:
             change = CHANGES[name]
             yield f"{name} ({change.kind}, {short(change.since)}): {change.text}. {self._share_text(name)}"
@@ -108,18 +98,20 @@ class Upgrade:
 
     def _decision_lines(self) -> Iterator[str]:
         if self.first is None:
-            yield "DecisionLog: the same in every step; only times differ."
+            yield "Decisions: the same in every step; only times differ."
             return
         first = self.first
         since = f"the same for {first.number:,} steps. Then" if first.number else "others from the first step on:"
-        yield f"DecisionLog: {since} request {first.request_id} is"
+        yield f"Decisions: {since} request {first.request_id} is"
         for version, time_s, what in zip((self.old, self.new), first.times_s, first.what, strict=True):
             yield f"  {version} ({time_s:,.3f} s): {what}"
 
     def _share_text(self, name: str) -> str:
-        shares, labels = self.shares(name), {metric.key: metric.label for metric in METRICS}
+        shares = self.shares(name)
         told = [
-            f"{100 * shares[key]:.0f} % in {labels[key]}" for key in SHARED if abs(shares.get(key, 0)) >= LEAST_TOLD
+            f"{100 * shares[metric.key]:.0f} % in {metric.heading.removesuffix(' ms')}"
+            for metric in METRICS
+            if metric.key in SHARED and abs(shares.get(metric.key, 0)) >= LEAST_TOLD
         ]
         return f"Of the change it does {', '.join(told)}." if told else "Alone it moves no figure by much."
 
@@ -133,7 +125,7 @@ def upgrade(
     """
     before, after = (str(result.summary["simbatch"]["engine"]["vllm_version"]) for result in (old, new))
     of = {version: scenario.override({"engine.vllm_version": version}) for version in (before, after)}
-    base, other = changes_in(parse_version(before)), changes_in(parse_version(after))
+    base, other = changes_in(before), changes_in(after)
     names = [change for change in CHANGES if change in base ^ other and _may_matter(change)]
     if _are_alike(old.summary, new.summary):
         return Upgrade(name, before, after, old.summary, new.summary, {}, tuple(names), None)
@@ -202,7 +194,7 @@ class DecisionLog(Listener):
         self._known, self._last = known, last
 
     def planned(self, step: Step) -> None:
-        """See `Listener`; empty steps decide nothing."""
+        """Take in what a step decides; empty steps decide nothing."""
         if not step.batch.entries and not step.batch.preempted:
             return
         entries = tuple((e.request.request_id, e.num_tokens, e.num_computed_tokens) for e in step.batch.entries)
@@ -213,7 +205,7 @@ class DecisionLog(Listener):
         self.differs = self._known is not None and (number >= len(self._known) or self._known[number] != digest)
 
     def wants_end(self) -> bool:
-        """See `Listener`."""
+        """Whether enough is known: a step differs, or nobody looks further."""
         return self.differs or len(self.digests) > self._last
 
 

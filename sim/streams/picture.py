@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simbatch.sim.files import replacing
 from simbatch.sim.report import style
 from simbatch.sim.streams.described import Described
 
@@ -20,18 +21,13 @@ def write_steps(path: Path, title: str, described: Described) -> None:
     """A PNG of two panels; the file appears when it is complete."""
     steps = described.steps
     begin_s = float(steps.streams.sent_s.min())
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with style.figure(temporary, 12, 6.6) as drawing:
-            style.headline(drawing, title)
-            upper, lower = drawing.subplots(2, 1, sharex=True)
-            divisor = style.time_axis(lower, float(steps.mean_s[-1]) - begin_s)
-            _batch(upper, described, begin_s, divisor)
-            _gaps(lower, described, (steps.mean_s - begin_s) / divisor)
-            drawing.align_ylabels()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, style.figure(temporary, 12, 6.6) as drawing:
+        style.headline(drawing, title)
+        upper, lower = drawing.subplots(2, 1, sharex=True)
+        divisor = style.time_axis(lower, float(steps.mean_s[-1]) - begin_s)
+        _batch(upper, described, begin_s, divisor)
+        _gaps(lower, described, (steps.mean_s - begin_s) / divisor)
+        drawing.align_ylabels()
 
 
 def _batch(axes: Axes, described: Described, begin_s: float, divisor: float) -> None:

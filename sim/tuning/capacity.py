@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE
+from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE, WITHIN_SLO
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Means, Runs
@@ -238,7 +238,7 @@ def capacity_limits(scenario: Scenario, limits: Sequence[Limit]) -> tuple[Limit,
         rule = "a capacity is the highest rate that meets something, and the scenario has no SLO"
         mend = "for example: --set 'slo={ttft_ms: 1000, tpot_ms: 50}', or --limit p99_ttft_ms=1000"
         raise UserError(Problem("slo", rule, mend=mend))
-    return (Limit(METRICS[f"{SLO_SHARE}all"], DEFAULT_SHARE),)
+    return (Limit(METRICS[WITHIN_SLO], DEFAULT_SHARE),)
 
 
 def _tried(step: int, seed: int, rate: float, runs: Runs, limits: Sequence[Limit]) -> Tried:
@@ -250,7 +250,7 @@ def _broken(limit: Limit, means: Means) -> list[str]:
     """The limit if it is broken; of a share of requests within the SLO, the latencies that lower it most."""
     if limit.excess(means[limit.metric.key]) <= 0:
         return []
-    if limit.metric.key != f"{SLO_SHARE}all":
+    if limit.metric.key != WITHIN_SLO:
         return [str(limit)]
     shares = {name: means[f"{SLO_SHARE}{name}"] for name in ("ttft", "tpot", "e2el")}
     measured = {name: share for name, share in shares.items() if share is not None}

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.files import write_json
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.report import style
-from simbatch.sim.results.files import write_csv, write_json, write_result
+from simbatch.sim.results.files import write_csv, write_result
 from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
 from simbatch.sim.search.rates import rates_of
 from simbatch.sim.text import number

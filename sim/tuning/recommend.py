@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, SLO_SHARE, THROUGHPUT, Metric, value_at
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO, Metric, value_at
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario import Scenario
@@ -167,7 +167,7 @@ class _Search:
         return sorted({choice.max_num_seqs for choice in self.trials})
 
     def find_load(self) -> CaseLoad:
-        """See 1 above."""
+        """The highest of the loads at which some batch keeps the SLO (1 above)."""
         number = SATURATED_FACTOR * self.case.num_prompts
         at_once = {"workload.request_rate": None, "workload.burstiness": None} if self._has_rate else {}
         all_at_once = {**at_once, "workload.arrival": {"process": "all_at_once"}, "workload.num_prompts": number}
@@ -180,14 +180,14 @@ class _Search:
         for share in LOADS:
             rate = _rounded(saturated * share)
             runs = self._evaluate([(self._at_rate(choice, rate), self.seeds[0]) for choice in choices])
-            best = max(value_at(run, f"{SLO_SHARE}all") for run in runs)
+            best = max(value_at(run, WITHIN_SLO) for run in runs)
             self.load = CaseLoad(saturated, share, rate, best >= ENOUGH)
             if best >= ENOUGH:
                 break
         return self.load
 
     def best_batch(self, tokens: int, batches: Iterable[int]) -> BatchChoice:
-        """See 3 above, among all that was tried with so many tokens a step."""
+        """The batch to take, among all that was tried with so many tokens a step (3 above)."""
         self._try([BatchChoice(n, tokens) for n in batches if n <= tokens])
         trials = [trial for choice, trial in self.trials.items() if choice.max_num_batched_tokens == tokens]
         close = _close_to_best(trials)
@@ -196,7 +196,7 @@ class _Search:
         return kept or min(trial.choice for trial in close)
 
     def best_tokens(self, chosen: BatchChoice) -> int:
-        """See 4 above."""
+        """The token budget to take beside this batch (4 above)."""
         default = chosen.max_num_batched_tokens
         choices = [BatchChoice(chosen.max_num_seqs, n) for n in {*TOKENS, default} if n >= chosen.max_num_seqs]
         self._try(choices)
@@ -207,7 +207,7 @@ class _Search:
         return min(better, key=lambda n: abs(log2(n / default)), default=default)
 
     def confirm(self, found: Recommendation) -> None:
-        """See 5 above."""
+        """Put the choice beside the table's and vLLM's defaults under fresh seeds (5 above)."""
         seeds = [self.seeds[-1] + 1 + i for i in range(NUM_FRESH)]
         others = [choice for choice in (found.prior, found.default) if choice != found.chosen]
         trials = self._trials([found.chosen, *others], seeds)

@@ -8,8 +8,9 @@ from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.trust import NO_REAL_RUN, caveats
-from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, SLO_SHARE, THROUGHPUT
-from simbatch.sim.results.files import write_json, write_result
+from simbatch.sim.files import write_json
+from simbatch.sim.metrics.registry import GOODPUT, SLO_SHARE, THROUGHPUT, WITHIN_SLO, shown
+from simbatch.sim.results.files import write_result
 from simbatch.sim.text import number, percent, table
 from simbatch.sim.tuning.recommend import (
     CLOSE,
@@ -23,7 +24,7 @@ from simbatch.sim.tuning.recommend import (
 from simbatch.sim.tuning.recommend_cases import GB, LARGE_GB, SMALL_GB
 from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, arguments, command, config_yaml, weight_notes
 
-FIGURES = (GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms")  # of a trial, beside its score
+FIGURES = shown("recommend")  # of a trial, beside its score
 UNITS = {GOODPUT: "req/s within the SLO", THROUGHPUT: "output tokens/s"}
 FAR = 20  # times
 NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2el": "end-to-end latency"}
@@ -130,14 +131,13 @@ def shown_trials(found: Recommendation) -> list[TriedChoice]:
 
 
 def _evidence(found: Recommendation) -> list[str]:
-    shown = [REGISTRY[key] for key in (*FIGURES, "simbatch.num_preemptions")]
-    header = ["max_num_seqs", "tokens a step", "score", *(metric.heading for metric in shown), ""]
+    header = ["max_num_seqs", "tokens a step", "score", *(metric.heading for metric in FIGURES), ""]
     rows = []
     for trial in shown_trials(found):
         mark = "*" if trial.choice == found.chosen else " "
         figures = [
             _score(trial.score),
-            *(number(trial.mean(metric.key), metric.decimals) for metric in shown),
+            *(number(trial.mean(metric.key), metric.decimals) for metric in FIGURES),
             _marks(found, trial),
         ]
         rows.append([f"{mark} {trial.choice.max_num_seqs}", f"{trial.choice.max_num_batched_tokens:,}", *figures])
@@ -262,9 +262,8 @@ def content(found: Recommendation) -> dict[str, Any]:
 
 
 def _trial(found: Recommendation, trial: TriedChoice) -> dict[str, Any]:
-    figures: dict[str, Any] = {key: trial.mean(key) for key in FIGURES}
-    figures["slo_share"] = trial.mean("simbatch.slo_share.all") if found.slo else None
-    figures["num_preemptions"] = trial.mean("simbatch.num_preemptions")
+    figures: dict[str, Any] = {metric.key.removeprefix("simbatch."): trial.mean(metric.key) for metric in FIGURES}
+    figures["slo_share"] = trial.mean(WITHIN_SLO) if found.slo else None
     return {**trial.choice._asdict(), "score": trial.score, **figures, "overloaded_runs": trial.at_load.num_overloaded}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from simbatch.sim.metrics.registry import GOODPUT, SLO_SHARE
+from simbatch.sim.metrics.registry import GOODPUT, WITHIN_SLO
 from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.statistics.intervals import paired_difference
@@ -89,7 +89,7 @@ def _is_equal(key: str, best: TriedSettings, other: TriedSettings) -> bool:
 def order(scenario: Scenario, trial: TriedSettings) -> tuple[float, ...]:
     """Between equals, the smaller the better."""
     means = trial.means
-    goodput, share, ttft = (means[key] for key in (GOODPUT, f"{SLO_SHARE}all", "p99_ttft_ms"))
+    goodput, share, ttft = (means[key] for key in (GOODPUT, WITHIN_SLO, "p99_ttft_ms"))
     return (-(goodput or 0.0), -(share or 0.0), inf if ttft is None else ttft, *preference(scenario, trial))
 
 

@@ -7,9 +7,10 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simbatch.sim.files import write_json
 from simbatch.sim.metrics.registry import HIGHER, LOWER, THROUGHPUT, Metric
 from simbatch.sim.report import style
-from simbatch.sim.results.files import write_csv, write_json, write_result
+from simbatch.sim.results.files import write_csv, write_result
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import num_blocks
 from simbatch.sim.statistics.intervals import Interval

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT
+from simbatch.sim.metrics.registry import GOODPUT, shown
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
 from simbatch.sim.statistics.pareto import RULE
@@ -16,7 +16,6 @@ from simbatch.sim.tuning.tune import Tuned, trade_off
 from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, set_flags, vllm_serve, weight_notes
 
 NUM_SHOWN = 8
-USUAL = (THROUGHPUT, GOODPUT, "p99_ttft_ms", "p99_tpot_ms")
 
 
 def report(tuned: Tuned) -> str:
@@ -33,8 +32,8 @@ def goal_words(goal: Goal) -> str:
 
 def shown_keys(tuned: Tuned) -> list[str]:
     """The figures worth a column: what decides, and the usual ones that were measured."""
-    usual = [key for key in USUAL if any(trial.means[key] is not None for trial in tuned.trials)]
-    return list(dict.fromkeys([*tuned.goal.keys, *usual]))
+    usual = shown("tune", lambda metric: any(trial.means[metric.key] is not None for trial in tuned.trials))
+    return list(dict.fromkeys([*tuned.goal.keys, *(metric.key for metric in usual)]))
 
 
 def _head(tuned: Tuned) -> Iterator[str]:
@@ -57,15 +56,15 @@ def _table(tuned: Tuned) -> Iterator[str]:
     if tuned.front:
         yield f"Pareto set ({len(tuned.front)}):"
     groups = _alike(tuned.front or tuned.ranked(), keys, tuned.best)
-    shown = groups if tuned.front else groups[:NUM_SHOWN]
-    if not any(tuned.baseline in group for group in shown):
-        shown = [*shown, [tuned.baseline]]
+    listed = groups if tuned.front else groups[:NUM_SHOWN]
+    if not any(tuned.baseline in group for group in listed):
+        listed = [*listed, [tuned.baseline]]
     rows = [
         [_name(tuned, group), *(number(group[0].means[key]) for key in keys), _marks(tuned, group[0])]
-        for group in shown
+        for group in listed
     ]
     yield from table(["settings", *keys, ""], rows)
-    if any(trial.overloaded for group in shown for trial in group):
+    if any(trial.overloaded for group in listed for trial in group):
         yield "overloaded: the queue kept growing, so latencies say how long the run was"
 
 

@@ -162,7 +162,7 @@ def command(given: Mapping[str, Any]) -> str:
 
 
 def config_yaml(given: Mapping[str, Any], comment: str) -> str:
-    """The same for `vllm serve --config FILE`; off is `no-NAME: true`, for vLLM 0.32 passes over `NAME: false`."""
+    """A file for `vllm serve --config FILE`; off is `no-NAME: true`, for vLLM 0.32 passes over `NAME: false`."""
     import yaml
 
     data = {f"no-{name}" if value is False else name: value is False or value for name, value in given.items()}

@@ -18,14 +18,15 @@ from pydantic import Field, model_validator
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.strict import Mistake, Strict, refuse
 from simbatch.sim.workload.chunk import CHUNK_SIZE
-from simbatch.sim.workload.section import Burstiness, Count, Duration, Mistake, Rate, Seconds, Section, refuse
+from simbatch.sim.workload.section import Burstiness, Count, Duration, Rate, Seconds
 
 _RATE = "requests per second; here or beside `arrival`"
 _BURSTINESS = "shape of the gamma gaps: 1 is Poisson, less is burstier (default 1)"
 
 
-class Gamma(Section):
+class Gamma(Strict):
     """Gamma gaps, as `vllm bench serve --request-rate --burstiness`; what a workload without `arrival` has."""
 
     process: Literal["gamma"]
@@ -37,27 +38,27 @@ class Gamma(Section):
     )
 
 
-class Poisson(Section):
+class Poisson(Strict):
     """The unscaled Poisson process that theory means."""
 
     process: Literal["poisson"]
     request_rate: Rate | None = Field(default=None, description=_RATE)
 
 
-class Constant(Section):
+class Constant(Strict):
     """One request every 1 / request_rate seconds, the first after one gap."""
 
     process: Literal["constant"]
     request_rate: Rate | None = Field(default=None, description=_RATE)
 
 
-class AllAtOnce(Section):
+class AllAtOnce(Strict):
     """Everything at time 0, as `vllm bench serve` with an infinite request rate."""
 
     process: Literal["all_at_once"]
 
 
-class OnOff(Section):
+class OnOff(Strict):
     """Bursts of a fixed length and pauses between them; starts with a burst."""
 
     process: Literal["on_off"]
@@ -70,7 +71,7 @@ class OnOff(Section):
     burstiness: Burstiness | None = Field(default=None, description=_BURSTINESS)
 
 
-class Ramp(Section):
+class Ramp(Strict):
     """A rate that goes from one value to another over the requests, as `vllm bench serve --ramp-up-strategy`."""
 
     process: Literal["ramp"]
@@ -82,7 +83,7 @@ class Ramp(Section):
     burstiness: Burstiness | None = Field(default=None, description=_BURSTINESS)
 
 
-class Daily(Section):
+class Daily(Strict):
     """A rate that swings as a cosine: request_rate * (1 + amplitude * cos(2 pi (t - peak_s) / period_s))."""
 
     process: Literal["daily"]
@@ -101,7 +102,7 @@ class Daily(Section):
         return self
 
 
-class ClosedLoop(Section):
+class ClosedLoop(Strict):
     """A fixed number of users, each with one request at a time."""
 
     process: Literal["closed_loop"]

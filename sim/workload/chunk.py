@@ -46,6 +46,12 @@ class RequestSource(Protocol):
         ...
 
 
+def unread_of(source: RequestSource) -> tuple[str, ...]:
+    """How a trace's file was read, and what in it was not, in sentences; complete when the source was read."""
+    unread = getattr(source, "unread", None)
+    return tuple(unread()) if unread else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Predictable:
     """What a predictor is shown of a request; with the true length, so that it can err in a way of its own."""
@@ -79,6 +85,10 @@ class PredictedSource:
             yield replace(chunk, predicted_output_tokens=[self._ask(each) for each in _shown(chunk, first)])
             first += len(chunk)
         self.skipped = self._source.skipped
+
+    def unread(self) -> tuple[str, ...]:
+        """What the source itself says of its file."""
+        return unread_of(self._source)
 
     def _ask(self, request: Predictable) -> float:
         name = name_of(self._predictor)

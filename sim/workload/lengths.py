@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from simbatch.sim.workload.section import MAX_TOKENS, Count, Mistake, Section, Tokens, refuse
-from simbatch.sim.workload.trace_model import OnEmpty, TraceFormat
+from simbatch.sim.strict import Mistake, Strict, refuse
+from simbatch.sim.workload.section import MAX_TOKENS, Count, Tokens
+from simbatch.sim.workload.trace_model import OnEmpty, Trace, TraceColumns, TraceFormat
 
 MeanTokens = Annotated[float, Field(gt=0, le=MAX_TOKENS)]
 Variation = Annotated[float, Field(ge=0, le=100)]
@@ -25,7 +26,7 @@ _MIN = "shorter draws are set to it, tokens"
 _MAX = "longer draws are set to it, tokens"
 
 
-class _Clipped(Section):
+class _Clipped(Strict):
     min: Tokens | None = Field(default=None, description=_MIN)
     max: Tokens | None = Field(default=None, description=_MAX)
 
@@ -36,7 +37,7 @@ class _Clipped(Section):
         return self
 
 
-class Fixed(Section):
+class Fixed(Strict):
     """Always the same length."""
 
     distribution: Literal["fixed"]
@@ -106,6 +107,7 @@ class Empirical(_Clipped):
     distribution: Literal["empirical"]
     path: Annotated[str, Field(min_length=1)] = Field(description="a trace; a relative path starts at the scenario")
     format: TraceFormat | None = Field(default=None, description="the trace's format (default: detected)")
+    columns: TraceColumns | None = Field(default=None, description="names of columns in that file")
     limit: Count | None = Field(default=None, description="use the first so many requests only")
     on_empty: OnEmpty = Field(default="error", description="rows without output tokens: error, or skip")
 
@@ -151,13 +153,14 @@ def _whole(values: npt.NDArray[np.float64], low: int | None, high: int | None) -
 
 
 def _empirical(length: Empirical, folder: Path, of: LengthOf) -> Draw:
-    from simbatch.sim.workload.trace_model import Trace
     from simbatch.sim.workload.traces import open_trace
 
-    trace = Trace(path=length.path, format=length.format, limit=length.limit, on_empty=length.on_empty)
+    settings = {key: getattr(length, key) for key in ("path", "format", "columns", "limit", "on_empty")}
+    trace = Trace(**settings)
+    wanted = "prompt" if of == "num_prompt_tokens" else "output"
     place = "workload.prompt_len" if of == "num_prompt_tokens" else "workload.output_len"
     counts: Counter[int] = Counter()
-    for chunk in open_trace(trace, folder=folder, place=place).chunks():
+    for chunk in open_trace(trace, folder=folder, place=place, wanted=(wanted,)).chunks():
         counts.update(getattr(chunk, of))
     values = np.array(sorted(counts), dtype=np.int64)
     ends = np.cumsum(

@@ -9,9 +9,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from simbatch.sim.strict import Mistake, Strict, refuse, rule_error
 from simbatch.sim.workload.arrivals import Arrival, ClosedLoop, Gamma
 from simbatch.sim.workload.lengths import Length
-from simbatch.sim.workload.section import Burstiness, Count, Mistake, Rate, Section, Share, refuse, rule_error
+from simbatch.sim.workload.section import Burstiness, Count, Rate, Share
 from simbatch.sim.workload.trace_model import Trace
 
 PRIORITY_NAMES = {"high": 0, "normal": 1, "low": 2}
@@ -21,7 +22,7 @@ REQUIRED = ("num_prompts", "prompt_len", "output_len")
 SHARED = ("request_rate", "burstiness", "rescale", "max_concurrency")  # may stand in `arrival` or beside it
 
 
-class Traffic(Section):
+class Traffic(Strict):
     """How many requests arrive, when, and how long they are."""
 
     num_prompts: Count | None = Field(default=None, description="how many requests arrive")
@@ -119,7 +120,7 @@ _SYNTHETIC = (*Traffic.model_fields, "prefix")
 _SHARES = ("priorities", "tenants")
 
 
-class Prefix(Section):
+class Prefix(Strict):
     """Prefixes that several prompts begin with, in front of their `prompt_len` tokens (as `--random-prefix-len`)."""
 
     num_prefixes: Count = Field(default=1, description="how many different prefixes there are, drawn alike")

@@ -1,52 +1,78 @@
-"""The `trace` section of a workload, and the names of the formats."""
+"""The `trace` section of a workload: which file, and how it is read."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from datetime import date
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simbatch.sim.workload.section import Count, Mistake, Section, refuse
+from simbatch.sim.strict import Mistake, Strict, refuse
+from simbatch.sim.workload.columns import Said, Unit
+from simbatch.sim.workload.formats import FORMATS, RESULTS
+from simbatch.sim.workload.section import Count
 
-TraceFormat = Literal[
-    "azure",
-    "burstgpt",
-    "mooncake",
-    "timed_trace",
-    "vllm_bench",
-    "guidellm",
-    "aiperf",
-    "inference_perf",
-    "jsonl",
-    "csv",
-    "parquet",
-]
+if TYPE_CHECKING:
+    TraceFormat = str
+else:
+    TraceFormat = Literal[tuple(FORMATS)]
 TimeUnit = Literal["s", "ms", "us", "ns"]
 OnEmpty = Literal["error", "skip"]
+Bound = float | int | str | date
 
-TRACE_FORMATS: tuple[TraceFormat, ...] = get_args(TraceFormat)
-# Time unit of plain numbers; the others' times say their unit themselves (timestamps, arrival_s).
-TIME_UNITS: dict[TraceFormat, TimeUnit] = {"burstgpt": "s", "mooncake": "ms", "timed_trace": "s", "vllm_bench": "s"}
-BENCH_FORMATS: tuple[TraceFormat, ...] = ("vllm_bench", "guidellm", "aiperf", "inference_perf")  # loaded whole
-# Tokens that one entry of hash_ids stands for; the others have no hashes.
-HASH_BLOCK_TOKENS: dict[TraceFormat, int] = {
-    "mooncake": 512,
-    "timed_trace": 16,
-    "jsonl": 16,
-    "csv": 16,
-    "parquet": 16,
-}
+TRACE_FORMATS: tuple[str, ...] = tuple(FORMATS)
+_LISTED = ", ".join(f"{name}: {form.unit}" for name, form in FORMATS.items() if form.unit not in (None, "iso"))
 
 
-class TraceColumns(Section):
-    """What a file calls its columns, where the format has no name for them."""
+class NamedColumn(Strict):
+    """A column's name, and the unit of the times in it."""
 
-    predicted_output: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="predicted output tokens of each request, for policies that ask"
-    )
+    name: Annotated[str, Field(min_length=1)] = Field(description="what the file calls it")
+    unit: Unit | None = Field(default=None, description="s, ms, us, ns, or iso for timestamps (default: told)")
 
 
-class Trace(Section):
+Column = Annotated[str, Field(min_length=1)] | NamedColumn
+
+
+def _column(what: str) -> Column | None:
+    found: Column | None = Field(default=None, description=what)
+    return found
+
+
+class TraceColumns(Strict):
+    """What a file calls its columns: a name, or {name, unit}; a point leads into objects (usage.prompt_tokens)."""
+
+    arrival: Column | None = _column("when each request arrives")
+    prompt: Column | None = _column("prompt tokens")
+    output: Column | None = _column("output tokens")
+    priority: Column | None = _column("priority, lower first")
+    tenant: Column | None = _column("whose request it is")
+    session: Column | None = _column("session of a row (not simulated from files: said)")
+    parent: Column | None = _column("turn that a row follows (not simulated from files: said)")
+    delay: Column | None = _column("wait after the turn before (not simulated from files: said)")
+    hash_ids: Column | None = _column("prefix hashes")
+    predicted_output: Column | None = _column("predicted output tokens of each request, for policies that ask")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        timed = ("arrival", "delay")
+        refuse(
+            self,
+            [
+                Mistake(kind, "only arrival and delay are times and have a unit", "write the name alone")
+                for kind, column in self
+                if kind not in timed and isinstance(column, NamedColumn) and column.unit is not None
+            ],
+        )
+        return self
+
+    def said(self) -> Said:
+        """Names and units by what they mean, of those that are given."""
+        pairs = ((kind, (c, None) if isinstance(c, str) else (c.name, c.unit)) for kind, c in self if c is not None)
+        return dict(pairs)
+
+
+class Trace(Strict):
     """Requests from a file, one row each."""
 
     path: Annotated[str, Field(min_length=1)] = Field(
@@ -56,11 +82,15 @@ class Trace(Section):
         default=None, description=f"{', '.join(TRACE_FORMATS)} (default: detected from name and header)"
     )
     limit: Count | None = Field(default=None, description="take the first so many requests only")
+    between: Annotated[list[Bound], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="[START, END]: requests from START up to END, without it, by the file's own clock"
+    )
+    sort: bool = Field(default=False, description="put the rows in order of arrival first; all are held in memory")
     rate_scale: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
         default=1.0, description="multiplies the arrival rate: 2 halves all times"
     )
     time_unit: TimeUnit | None = Field(
-        default=None, description="unit of the file's plain times (mooncake: ms; burstgpt, timed_trace, vllm_bench: s)"
+        default=None, description=f"unit of the file's plain times ({_LISTED}; others: Unix time is told by its size)"
     )
     hash_block_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = Field(
         default=None, description="tokens that one entry of hash_ids stands for (mooncake: 512; others: 16)"
@@ -81,15 +111,16 @@ class Trace(Section):
         return self
 
 
-def settings_mistakes(trace: Trace, trace_format: TraceFormat) -> list[Mistake]:
-    """Settings that `trace_format`, given or detected, has no use for."""
-    mistakes = []
-    if trace.time_unit is not None and trace_format not in TIME_UNITS:
-        what = "timestamps" if trace_format == "azure" else "arrival_s, in seconds,"
-        what = "times in a unit of its own" if trace_format in BENCH_FORMATS else what
-        mistakes.append(Mistake("time_unit", f"format {trace_format} has {what} and no other unit", "leave it out"))
-    if trace.hash_block_tokens is not None and trace_format not in HASH_BLOCK_TOKENS:
-        mistakes.append(Mistake("hash_block_tokens", f"format {trace_format} has no hash_ids", "leave it out"))
-    if trace.columns is not None and trace_format in BENCH_FORMATS:
-        mistakes.append(Mistake("columns", f"format {trace_format} has lists and no columns", "leave it out"))
+def settings_mistakes(trace: Trace, name: str) -> list[Mistake]:
+    """Settings that the format of this name, given or detected, has no use for."""
+    mistakes, form = [], FORMATS[name]
+    is_result = name in RESULTS
+    if trace.time_unit is not None and (form.unit == "iso" or (is_result and form.unit is None)):
+        what = "times in a unit of its own" if is_result else "timestamps"
+        mistakes.append(Mistake("time_unit", f"format {name} has {what} and no other unit", "leave it out"))
+    if trace.hash_block_tokens is not None and not form.hash_block_tokens:
+        mistakes.append(Mistake("hash_block_tokens", f"format {name} has no hash_ids", "leave it out"))
+    if is_result:
+        named = [key for key in ("columns", "between", "sort") if getattr(trace, key)]
+        mistakes += [Mistake(key, f"format {name} has lists and no rows", "leave it out") for key in named]
     return mistakes

@@ -25,10 +25,12 @@ _COMMANDS = {
     "sweep": ("simbatch.cli.sweep:sweep", "Simulate a grid of settings, on all cores or a cluster."),
     "tune": ("simbatch.cli.tune:tune", "Search for the best settings under a goal and limits."),
     "recommend": ("simbatch.cli.recommend:recommend", "Recommend settings for a use case, checked by simulation."),
+    "plan": ("simbatch.cli.plan:plan", "Say how many GPUs of which type keep the limits, and at what cost."),
     "memory": ("simbatch.cli.memory:memory", "Say how large a batch fits into a GPU's memory."),
     "explain": ("simbatch.cli.run:explain", "Tell the life of one request: why it waited, who preempted it."),
     "trace": ("simbatch.cli.trace:trace", "Describe, convert or generate request traces."),
     "profile": ("simbatch.cli.profile:profile", "Measure a model on this machine's GPU through vLLM."),
+    "estimate": ("simbatch.cli.estimate:estimate", "Estimate a model on a GPU that nobody measured."),
     "fit": ("simbatch.cli.fit:fit", "Fit a profile from measured steps."),
     "serve": ("simbatch.cli.serve:serve", "Serve a profile through real vLLM, without a GPU."),
     "validate": ("simbatch.cli.validate:validate", "Put a real run beside its simulation."),
@@ -98,5 +100,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _invoke(arguments: list[str]) -> None:
     # not cli.main(): it would answer a closed pipe itself, with exit code 1
-    with issued_as(shlex.join(["simbatch", *arguments])), cli.make_context("simbatch", list(arguments)) as context:
+    with issued_as(shlex.join(["simbatch", *arguments])), cli.make_context("simbatch", _joined(arguments)) as context:
         cli.invoke(context)
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--between START END` with its two moments as one value, as `--between START,END` has them."""
+    found = list(arguments)
+    if "--between" in found[:-2] and "," not in found[(at := found.index("--between") + 1)]:
+        found[at : at + 2] = [",".join(found[at : at + 2])]
+    return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._trace_options import TRACE, trace_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def scenario_options(command: Command) -> Command:
         ),
         click.option("--seed", type=int, metavar="N", help="Set the scenario's seed."),
     )
-    command = host_option(command)
+    command = trace_options(host_option(command))
     for option in reversed(options):
         command = option(command)
     return command
@@ -100,8 +101,8 @@ def load_scenario(
 ) -> Scenario:
     """The scenario of `file` with what the flags change.
 
-    First --policy, --profile, --host, --vllm-version, then --set, then --router (which needs a cluster, and --set makes
-    one), then --seed.
+    First --policy, --profile, --host, --columns, --between, --sort, --vllm-version, then --set, then --router (which
+    needs a cluster, and --set makes one), then --seed.
     """
     from simbatch.sim.scenario import Scenario, parse_overrides
 
@@ -114,6 +115,8 @@ def load_scenario(
     context = click.get_current_context(silent=True)
     if context is not None and (host := context.meta.get(HOST)) is not None:
         scenario = scenario.with_host(host)
+    if context is not None and (read := context.meta.get(TRACE)):
+        scenario = _with_trace(scenario, read)
     if vllm_version is not None:
         scenario = scenario.override({"engine.vllm_version": vllm_version}, origin="--vllm-version")
     if values:
@@ -123,51 +126,11 @@ def load_scenario(
     return scenario if seed is None else scenario.override({"seed": seed}, origin="--seed")
 
 
-# repeated from sim/workload, whose models take a while to import; a test holds them together
-READ = (
-    "azure",
-    "burstgpt",
-    "mooncake",
-    "timed_trace",
-    "vllm_bench",
-    "guidellm",
-    "aiperf",
-    "inference_perf",
-    "jsonl",
-    "csv",
-    "parquet",
-)
-WRITE = ("jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure")
-
-
-def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How to read the trace: the keys of a scenario's `workload.trace`."""
-    options = (
-        click.option("--format", "trace_format", type=click.Choice(READ), help="The file's format. Default: detected."),
-        click.option("--limit", type=int, metavar="N", help="Take the first N requests only."),
-        click.option("--rate-scale", type=float, metavar="X", help="Multiply the arrival rate by X."),
-        click.option("--time-unit", type=click.Choice(["s", "ms", "us", "ns"]), help="Unit of the file's plain times."),
-        click.option(
-            "--hash-block-tokens", type=int, metavar="N", help="Tokens that one entry of hash_ids stands for."
-        ),
-        click.option("--on-empty", type=click.Choice(["error", "skip"]), help="Rows without output tokens."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How to write a trace."""
-    options = (
-        click.option("--to", type=click.Choice(WRITE), help="Format to write. Default: by OUT's ending."),
-        click.option(
-            "--out-hash-block-tokens",
-            type=click.IntRange(1, 2**20),
-            metavar="N",
-            help="Tokens that one hash stands for in OUT. Default: mooncake 512, others 16.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+def _with_trace(scenario: Scenario, read: dict[str, Any]) -> Scenario:
+    """The scenario with another way to read its trace."""
+    if scenario.workload.trace is None:
+        flags = ", ".join(f"--{key}" for key in read)
+        raise UserError(Problem(flags, "the scenario's workload is no trace", mend="leave it out, or name a trace"))
+    columns = {f"workload.trace.columns.{kind}": name for kind, name in read.get("columns", {}).items()}
+    others = {f"workload.trace.{key}": value for key, value in read.items() if key != "columns"}
+    return scenario.override({**columns, **others}, origin="--columns, --between, --sort")

@@ -151,7 +151,7 @@ def describe_all(
     """
     from simbatch.sim.streams.described import described_result
     from simbatch.sim.workload.bench import BenchRun, read_results
-    from simbatch.sim.workload.traces.text import check_file
+    from simbatch.sim.workload.files import check_file
 
     check_file(file, str(file))  # a pipe keeps whoever opens it waiting
     if not _is_result(file):
@@ -179,13 +179,14 @@ def describe_all(
 
 def _is_result(file: Path) -> bool:
     """Whether it is a benchmark's result, in detail enough for its streams."""
-    from simbatch.sim.workload.bench.document import documents, read_text
+    from simbatch.sim.json_values import json_values
+    from simbatch.sim.workload.bench.document import read_text
     from simbatch.sim.workload.bench.read import is_detailed
-    from simbatch.sim.workload.trace_model import BENCH_FORMATS
-    from simbatch.sim.workload.traces.detect import detect_format
+    from simbatch.sim.workload.formats import RESULTS
+    from simbatch.sim.workload.traces.detect import detect
 
     try:  # whatever is wrong is said when it is opened
-        return detect_format(file) in BENCH_FORMATS and is_detailed(next(documents(file, read_text(file))))
+        return detect(file)[0].name in RESULTS and is_detailed(next(json_values(file, read_text(file))))
     except (StopIteration, UserError, OSError):
         return False
 

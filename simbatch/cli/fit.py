@@ -46,7 +46,7 @@ def fit(
     from simbatch.profiler.fit.from_samples import fit_samples
     from simbatch.profiler.fit.recorder.from_recorder import fit_recorder
     from simbatch.profiler.fit.recorder.from_recorder import report_dict as recorder_report
-    from simbatch.profiler.fit.report import report_dict
+    from simbatch.profiler.fit.report import plot_fit, report_dict, report_text
     from simbatch.profiler.fit.streams.from_streams import fit_streams
     from simbatch.profiler.fit.streams.from_streams import report_dict as stream_report
     from simbatch.profiler.records.lines import is_recorded
@@ -68,9 +68,9 @@ def fit(
         _refuse(own, "is for results of a server; a file of samples says it itself")
         samples = fit_samples(read_samples(files[0]), name=name)
         if plot is not None:
-            samples.plot(plot)
+            plot_fit(samples, plot)
         _write(samples.profile, output)
-        shown = report_dict(samples) if as_json else samples.text()
+        shown = report_dict(samples) if as_json else report_text(samples)
     else:
         _refuse({"--plot": plot}, "draws a file of samples, and FILES are results of a server")
         streams = fit_streams(

@@ -28,8 +28,10 @@ def profiles() -> None:
 
 
 @profiles.command(name="list")
+@click.option("--gpu", metavar="G", help="Those of this GPU alone.")
+@click.option("--model", metavar="NAME", help="Those of models whose name has this in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_profiles(as_json: bool) -> None:
+def list_profiles(gpu: str | None, model: str | None, as_json: bool) -> None:
     """List the profiles that ship.
 
     ~ marks a number of KV blocks that was estimated. decode, prefill and mixed are the fit's mean absolute errors, held
@@ -39,7 +41,7 @@ def list_profiles(as_json: bool) -> None:
     from simbatch.sim.cost.by_name import load_profile
     from simbatch.sim.cost.load import shipped_names
 
-    found = [load_profile(name, folder=Path()) for name in shipped_names()]
+    found = _matching([load_profile(name, folder=Path()) for name in shipped_names()], gpu, model)
     if as_json:
         click.echo(json.dumps([_facts(profile) for profile in found], indent=2))
         return
@@ -52,25 +54,69 @@ def list_profiles(as_json: bool) -> None:
 
 @profiles.command()
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print the profile's own JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the profile's own JSON; with --batches, the table's rows.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw its step times to this PNG.")
-def show(name: str, as_json: bool, plot: Path | None) -> None:
-    """Show one profile, and draw it: NAME is one that ships, or a path."""
+@click.option("--batches", metavar="N,N,...", help="What a batch of each size would see, simulated: 1,8,64 or `all`.")
+@click.option("--prompt-len", type=click.IntRange(1), default=512, show_default=True, help="With --batches.")
+@click.option("--output-len", type=click.IntRange(2), default=128, show_default=True, help="With --batches.")
+def show(name: str, as_json: bool, plot: Path | None, batches: str | None, prompt_len: int, output_len: int) -> None:
+    """Show one profile, and draw it: NAME is one that ships, or a path.
+
+    With --batches: step, throughput, TTFT, TPOT, KV memory and share of the roofline by batch size, and the knee.
+    """
     from simbatch.profiler.write import profile_json
     from simbatch.sim.cost.by_name import load_profile
+    from simbatch.sim.paths import check_target
 
     profile = load_profile(name, folder=Path())
     if plot is not None:
-        from simbatch.sim.paths import check_target
+        check_target(plot)
+    if batches is not None:
+        _show_batches(profile, name, batches, (prompt_len, output_len), as_json, plot)
+        return
+    if plot is not None:
         from simbatch.sim.report.step_times import plot_step_times
 
-        check_target(plot)
         plot_step_times(profile, plot)
     if as_json:
         click.echo(profile_json(profile), nl=False)
         return
     for key, value in _facts(profile).items():
         click.echo(f"{key:<23} {value}")
+
+
+def _show_batches(
+    profile: Profile, name: str, batches: str, lengths: tuple[int, int], as_json: bool, plot: Path | None
+) -> None:
+    from simbatch.profiler.profile import predicted
+
+    sizes = predicted.default_sizes(profile) if batches == "all" else _sizes(batches)
+    rows = predicted.predicted_batches(profile, name, sizes, *lengths)
+    roofline = predicted.roofline_of_profile(profile)
+    shares = list(predicted.roofline_shares(roofline, rows))
+    if plot is not None:
+        predicted.plot_batches(profile, rows, plot)
+    if as_json:
+        shown = [{**row, "roofline_share": share} for row, share in zip(rows, shares, strict=True)]
+        click.echo(json.dumps(shown, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = max(console.width, 110)
+    console.print(predicted.batch_table(rows, shares))
+    for note in predicted.table_notes(profile, rows, roofline):
+        console.print(f"- {note}", soft_wrap=True)
+
+
+def _sizes(text: str) -> list[int]:
+    """`1,2,4` as numbers; UserError for anything else."""
+    from simbatch.sim.errors import Problem, UserError
+
+    parts = [part.strip() for part in text.split(",") if part.strip(" .")]
+    if not parts or not all(part.isdigit() and 0 < int(part) <= 65_536 for part in parts):
+        raise UserError(Problem("--batches", "must be batch sizes, as 1,8,64, or all", text))
+    return sorted({int(part) for part in parts})
 
 
 @profiles.command(name="gpus")
@@ -106,6 +152,25 @@ def list_gpus(as_json: bool) -> None:
 
 profiles.add_command(import_profile)
 profiles.add_command(estimate)
+
+
+def _matching(found: list[Profile], gpu: str | None, model: str | None) -> list[Profile]:
+    """Those of one GPU and of models with this in their name; UserError where there are none."""
+    from simbatch.sim.cost.gpus import find_gpu
+    from simbatch.sim.errors import Problem, UserError
+
+    short = None if gpu is None else find_gpu(gpu).short
+    plain = (model or "").lower().replace(" ", "-")
+    kept = [
+        one
+        for one in found
+        if short in (None, getattr(one, "gpu", None)) and plain in getattr(one, "model", "").lower()
+    ]
+    if not kept:
+        given = " ".join(f"--{key} {value}" for key, value in (("gpu", gpu), ("model", model)) if value)
+        mend = "estimate one: `simbatch estimate CONFIG --gpu G`, or import one: `simbatch profiles import`"
+        raise UserError(Problem("profiles", "none that ships is of", given, mend))
+    return kept
 
 
 def error_text(figures: ErrorFigures) -> str:

@@ -17,9 +17,10 @@ from simbatch.cli._options import (
     version_option,
 )
 from simbatch.cli._output import Output, simulate_shown
+from simbatch.cli._trace_options import trace_options
 
 if TYPE_CHECKING:
-    from simbatch.sim.engine.listener import Event
+    from simbatch.sim.engine.explain import Event
 
 
 @click.command()
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 @router_option
 @version_option
 @click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
+@click.option(
+    "--perfetto",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write host, device, requests, queue and KV use over time for ui.perfetto.dev (.json[.gz]); implies --steps.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(
@@ -39,6 +46,7 @@ def run(
     router: str | None,
     vllm_version: str | None,
     steps: bool,
+    perfetto: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -46,6 +54,7 @@ def run(
 
     Results are written to DIR, by default results/<name of FILE>.
     """
+    from simbatch.sim.paths import check_target
     from simbatch.sim.results.files import OWN_FILES
     from simbatch.sim.scenario import resolve
 
@@ -53,8 +62,12 @@ def run(
     if resolved.scenario.sweep is not None and not quiet:
         click.echo(f"the settings outside `sweep` are run; its cells: simbatch sweep {file}", err=True)
     output = Output(folder, file.stem, OWN_FILES)
-    result = simulate_shown(resolved, resolved.scenario.name, steps=steps, quiet=quiet)
+    if perfetto is not None:
+        check_target(perfetto, [file])
+    result = simulate_shown(resolved, resolved.scenario.name, steps=steps or perfetto is not None, quiet=quiet)
     written = result.save(output.folder)
+    if perfetto is not None:
+        result.write_perfetto(perfetto)
     output.show(written, result.text, "summary.json" if as_json else None, quiet=quiet)
 
 
@@ -68,6 +81,7 @@ LEGEND = (
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--request", "request_id", required=True, metavar="ID", help="Its request_id: see requests.parquet.")
 @host_option
+@trace_options
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @policy_option
 @version_option

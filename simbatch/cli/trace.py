@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import reading_options, writing_options
+from simbatch.cli._trace_options import reading_options, trace_settings, writing_options
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import check_target, user_path
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
     from simbatch.sim.workload.model import Workload
     from simbatch.sim.workload.traces import TraceSource
-    from simbatch.sim.workload.traces.write import WriteFormat
 
 _BOUNDS = {
     "greater_than": ("more than", "gt", "raise it"),
@@ -78,10 +77,8 @@ def convert(file: Path, output: Path, to: str | None, out_hash_block_tokens: int
     check_target(output, [file])
     size = out_hash_block_tokens or _default_hash_block_tokens(target)
     count = _write(source, output, target, size, source.hash_block_tokens != size)
-    for name in sorted(source.ignored):
-        _warn(f"{file}: column {name} means nothing here and was left out")
-    if source.skipped:
-        _warn(f"{file}: {source.skipped} rows without output tokens were skipped")
+    for line in source.unread():
+        _warn(line)
     click.echo(f"{count} requests: {file} ({source.format}) to {output} ({target})")
 
 
@@ -136,10 +133,11 @@ def _open(file: Path, settings: dict[str, Any], run: int | None = None) -> Trace
     from simbatch.sim.workload.traces import open_trace
 
     given = {key: value for key, value in settings.items() if value is not None}
+    given |= trace_settings(given.pop("columns", None), given.pop("between", None), sort=given.pop("sort", None))
     if "trace_format" in given:
         given["format"] = given.pop("trace_format")
-    trace_settings: Trace = _validated(Trace, {"path": str(file), **given})
-    return open_trace(trace_settings, place="", run=run)
+    read: Trace = _validated(Trace, {"path": str(file), **given})
+    return open_trace(read, place="", run=run)
 
 
 def _validated(model: Any, data: dict[str, Any]) -> Any:
@@ -173,7 +171,7 @@ def _flag_problem(details: Any) -> Problem:
     return Problem(flag, rule, details["input"], str(context.get("mend", "check the value")))
 
 
-def _target(output: Path, to: str | None) -> WriteFormat:
+def _target(output: Path, to: str | None) -> str:
     from simbatch.sim.workload.traces.write import WRITE_FORMATS
 
     ending = to or output.suffix.removeprefix(".")
@@ -184,13 +182,13 @@ def _target(output: Path, to: str | None) -> WriteFormat:
     return found
 
 
-def _default_hash_block_tokens(target: WriteFormat) -> int:
-    from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS
+def _default_hash_block_tokens(target: str) -> int:
+    from simbatch.sim.workload.formats import FORMATS
 
-    return HASH_BLOCK_TOKENS.get(target, 16)
+    return FORMATS[target].hash_block_tokens or 16
 
 
-def _write(source: RequestSource, output: Path, to: WriteFormat, size: int, regroup: bool) -> int:
+def _write(source: RequestSource, output: Path, to: str, size: int, regroup: bool) -> int:
     from simbatch.cli._output import progress_of, replacing
     from simbatch.sim.workload.traces.write import HOLDS_HASHES, write_trace
 

@@ -106,7 +106,7 @@ def validate(
 
 
 def _output(folder: Path | None, file: Path, mode: str, flags: dict[str, Any]) -> Output:
-    from simbatch.profiler.validate.validation import OWN_FILES
+    from simbatch.profiler.validate.pictures import OWN_FILES
 
     of_runs = () if mode == "-recorded" or flags["resume"] else ("run-1/result.json",)
     return Output(folder, f"validate-{file.stem}{mode}", (*OWN_FILES, *of_runs))
@@ -219,7 +219,9 @@ class Show:
 
     def __call__(self, validation: Validation | Many, output: Output) -> bool:
         """Write and show it; whether it keeps to its bounds."""
-        written = validation.save(output.folder)
+        from simbatch.profiler.validate.pictures import save
+
+        written = save(validation, output.folder)
         output.say_replaced(quiet=self.quiet)
         if self.as_json:
             click.echo((output.folder / "validation.json").read_text(encoding="utf-8"), nl=False)

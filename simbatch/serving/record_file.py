@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.paths import user_path
 
 RECORD = "record"  # the key of --additional-config '{"simbatch": {"record": FILE}}'
 VARIABLE = "SIMBATCH_RECORD"
@@ -32,7 +33,7 @@ def record_file(additional_config: object, data_parallel_rank: int = 0) -> Path:
     if not isinstance(name, str) or not name:
         rule = "must name the file that the steps are written to"
         raise UserError(Problem(place, rule, NOTHING if name is None else name, f"set {VARIABLE}=steps.jsonl"))
-    path = Path(name).expanduser().absolute()
+    path = user_path(Path.cwd(), name)
     return path.with_name(f"{path.stem}.dp{data_parallel_rank}{path.suffix}") if data_parallel_rank else path
 
 

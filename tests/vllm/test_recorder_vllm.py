@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from simbatch.profiler.fit.recorder.moments import read_steps
-from tests.vllm import late_executor
+from simbatch.profiler.records.lines import RecordedStep, stream
+from tests.vllm import engine_inside
 from tests.vllm.policy_cases import CaseClock, case_of
 from tests.vllm.test_policy_scheduler import policy_of
 from tests.vllm.vllm_server import serving
@@ -80,17 +81,17 @@ def recorded_core(tmp_path, monkeypatch):
     given = {"scheduler_cls": RECORDER, "additional_config": config}
     monkeypatch.setattr(vllm_oracle, "EngineArgs", lambda **settings: arguments(**settings, **given))
 
-    class Executor(late_executor.LateExecutor):
+    class Executor(engine_inside.LateExecutor):
         pass
 
     watch(Executor)
-    return late_executor.made_core(Executor), tmp_path / "steps.jsonl"
+    return engine_inside.made_core(Executor), tmp_path / "steps.jsonl"
 
 
 def test_two_launches_stand_before_the_first_update(recorded_core):
     core, path = recorded_core
     for name, num_prompt_tokens, max_tokens in (("a", 100, 6), ("b", 30, 9)):
-        late_executor.add(core, name, num_prompt_tokens, max_tokens)
+        engine_inside.add(core, name, num_prompt_tokens, max_tokens)
     while core.scheduler.has_requests() or core.batch_queue:
         core.step_with_batch_queue()
     core.scheduler.recorder.close()
@@ -165,16 +166,21 @@ def test_a_real_server_validated_and_recorded(server, scenario, tmp_path):
     assert (steps.L > steps.S).all()
 
 
+def num_steps(path):
+    """Also of a server that nobody has asked yet."""
+    return sum(isinstance(item, RecordedStep) for item in stream(path))
+
+
 def test_a_killed_engine_leaves_its_last_second_and_a_sentence(server, scenario, tmp_path):
     url, folder = server
     path, out = folder / "steps.jsonl", tmp_path / "out"
     engine = int(json.loads(path.open().readline())["pid"])
-    before = len(read_steps(path))
+    before = num_steps(path)
     arguments = (scenario, "--server", url, "--set", "workload.num_prompts=2000", "-o", str(out))
     client = subprocess.Popen(
         [sys.executable, "-m", "simbatch", "validate", *arguments], stderr=subprocess.PIPE, text=True
     )
-    while len(read_steps(path)) < before + 100:
+    while num_steps(path) < before + 100:
         time.sleep(0.2)
     os.kill(engine, signal.SIGKILL)
     killed_s = time.monotonic()

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.bench.document import Document, Model, checked, documents, read_text
+from simbatch.sim.json_values import JsonValue, json_values
+from simbatch.sim.strict import Lenient, checked
+from simbatch.sim.workload.bench.document import read_text
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Ints, Load, gaps_told, objects
 from simbatch.sim.workload.bench.vllm import is_number, rate_of
 from simbatch.sim.workload.section import MAX_TOKENS
@@ -37,12 +39,12 @@ _SUMMARY = {"ttft": _TTFT[0], "tpot": "inter_token_latency", "e2el": "request_la
 _STATISTICS = {"mean": "avg", "median": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "std": "std"}
 
 
-class _Metric(Model):
+class _Metric(Lenient):
     value: float | list[float]
     unit: str | None = None
 
 
-class _Metadata(Model):
+class _Metadata(Lenient):
     request_start_ns: int | None = None
     timestamp_ns: int | None = None  # as it was called first
     benchmark_phase: str | None = None
@@ -50,7 +52,7 @@ class _Metadata(Model):
     turn_index: int | None = None
 
 
-class _Record(Model):
+class _Record(Lenient):
     metadata: _Metadata
     metrics: dict[str, Any]
     error: Any = None
@@ -69,7 +71,7 @@ def is_summary(value: Any) -> bool:
     return isinstance(metric, dict) and "avg" in metric and "unit" in metric
 
 
-def read(path: Path, rows: Sequence[Document]) -> BenchRun:
+def read(path: Path, rows: Sequence[JsonValue]) -> BenchRun:
     """The run that the lines record, without its warm-up; UserError for what is malformed in them."""
     records: list[_Record] = [checked(_Record, row.value, row.place) for row in rows]
     counted = [
@@ -108,14 +110,14 @@ def read(path: Path, rows: Sequence[Document]) -> BenchRun:
     )
 
 
-def _tokens(column: Sequence[float], ended: Sequence[tuple[Document, _Record]], name: str) -> Ints:
+def _tokens(column: Sequence[float], ended: Sequence[tuple[JsonValue, _Record]], name: str) -> Ints:
     for (row, _), value in zip(ended, column, strict=True):
         if not (0 <= value <= MAX_TOKENS and value == int(value)):
             raise UserError(Problem(f"{row.place} metrics.{name}", "must be a whole number of tokens", value))
     return np.array(column).astype(np.int64)
 
 
-def _sent(ended: Sequence[tuple[Document, _Record]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _sent(ended: Sequence[tuple[JsonValue, _Record]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     starts = []
     for row, record in ended:
         start = record.metadata.request_start_ns or record.metadata.timestamp_ns
@@ -126,12 +128,12 @@ def _sent(ended: Sequence[tuple[Document, _Record]]) -> np.ndarray[Any, np.dtype
     return np.array([(start - first) / 1e9 for start in starts])
 
 
-def _metric(row: Document, record: _Record, names: Sequence[str]) -> _Metric | None:
+def _metric(row: JsonValue, record: _Record, names: Sequence[str]) -> _Metric | None:
     name = next((name for name in names if name in record.metrics), None)
     return None if name is None else checked(_Metric, record.metrics[name], f"{row.place} metrics.{name}")
 
 
-def _column(ended: Sequence[tuple[Document, _Record]], names: Sequence[str]) -> list[float] | None:
+def _column(ended: Sequence[tuple[JsonValue, _Record]], names: Sequence[str]) -> list[float] | None:
     """One number a record, times in s; None unless every record has it."""
     found = [(row, _metric(row, record, names)) for row, record in ended]
     column = []
@@ -144,7 +146,7 @@ def _column(ended: Sequence[tuple[Document, _Record]], names: Sequence[str]) -> 
     return column
 
 
-def _gaps(ended: Sequence[tuple[Document, _Record]]) -> Any:
+def _gaps(ended: Sequence[tuple[JsonValue, _Record]]) -> Any:
     gaps = []
     for row, record in ended:
         metric = _metric(row, record, ("inter_chunk_latency",))
@@ -162,7 +164,7 @@ def _load_beside(path: Path) -> Load:
     beside = path.with_name(path.name.replace("profile_export", "profile_export_aiperf").replace(".jsonl", ".json"))
     if beside == path or not beside.is_file():
         return Load()
-    value = next(documents(beside, read_text(beside))).value
+    value = next(json_values(beside, read_text(beside))).value
     return _load(value) if isinstance(value, dict) else Load()
 
 
@@ -176,7 +178,7 @@ def _load(summary: dict[str, Any]) -> Load:
     return Load(np.inf if limit and rate is None else rate, max_concurrency=limit)
 
 
-def read_summary(document: Document) -> BenchTotals:
+def read_summary(document: JsonValue) -> BenchTotals:
     """The totals of a run whose records were not exported."""
     value: dict[str, Any] = document.value
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.bench.document import Document, Lasted, Model, Time, Tokens, checked
+from simbatch.sim.json_values import JsonValue
+from simbatch.sim.strict import Lenient, checked
+from simbatch.sim.workload.bench.document import Lasted, Time, Tokens
 from simbatch.sim.workload.bench.run import BenchRun, Load, objects
 from simbatch.sim.workload.bench.vllm import rate_of
 
@@ -21,15 +23,15 @@ NO_GAPS = "a GuideLLM report has the first and the last token of a request, not 
 NO_FIRST = "the report has no time of the first token: the responses were not streamed"
 
 
-class _Timings(Model):
+class _Timings(Lenient):
     last_token_iteration: Time | None = None
 
 
-class _Info(Model):
+class _Info(Lenient):
     timings: _Timings = _Timings()
 
 
-class _Request(Model):
+class _Request(Lenient):
     prompt_tokens: Tokens | None = None
     output_tokens: Tokens | None = None
     request_start_time: Time | None = None
@@ -58,7 +60,7 @@ def is_report(value: Any) -> bool:
     return isinstance(runs, list) and all(isinstance(run, dict) and "requests" in run for run in runs) and bool(runs)
 
 
-def read(document: Document) -> list[BenchRun]:
+def read(document: JsonValue) -> list[BenchRun]:
     """Every run of a report; UserError for what is malformed in it."""
     runs = document.value["benchmarks"]
     places = [document.place if len(runs) == 1 else f"{document.place} benchmarks[{i}]" for i in range(len(runs))]

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.bench.document import Document, Model, Time, Tokens, checked
+from simbatch.sim.json_values import JsonValue
+from simbatch.sim.strict import Lenient, checked
+from simbatch.sim.workload.bench.document import Time, Tokens
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Load, gaps_told, objects
 from simbatch.sim.workload.bench.vllm import is_number, rate_of
 
@@ -23,13 +25,13 @@ _LATENCIES = {"ttft": "time_to_first_token", "tpot": "time_per_output_token", "e
 _STATISTICS = {"mean": "mean", "median": "median", "p90": "p90", "p95": "p95", "p99": "p99"}
 
 
-class _Response(Model):
+class _Response(Lenient):
     output_tokens: Tokens | None = None
     output_token_times: list[Time] | None = None
     server_usage: dict[str, Any] | None = None
 
 
-class _Info(Model):
+class _Info(Lenient):
     input_tokens: Tokens
     output_tokens: Tokens | None = None  # to v0.5 here, later in response_metrics
     output_token_times: list[Time] | None = None
@@ -43,7 +45,7 @@ class _Info(Model):
         return tokens, response.output_token_times or self.output_token_times or []
 
 
-class _Request(Model):
+class _Request(Lenient):
     start_time: Time
     end_time: Time
     info: _Info | None = None
@@ -63,7 +65,7 @@ def are_requests(value: Any) -> bool:
     )
 
 
-def read_requests(document: Document) -> BenchRun:
+def read_requests(document: JsonValue) -> BenchRun:
     """A run with its requests, all stages together; UserError for what is malformed in them."""
     place = document.place
     rows: list[_Request] = [checked(_Request, row, f"{place} [{i}]") for i, row in enumerate(document.value)]
@@ -102,7 +104,7 @@ def _in_chunks(gaps: Any) -> bool:
     return len(pooled) > 0 and float((pooled == 0).mean()) > 0.02
 
 
-def read_stage(document: Document) -> BenchTotals:
+def read_stage(document: JsonValue) -> BenchTotals:
     """A stage's totals, at the rate that its client really sent."""
     value, place = document.value, document.place
     load, notes = _load(value["load_summary"])

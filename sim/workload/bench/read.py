@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import JsonValue, json_values
 from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf, vllm
-from simbatch.sim.workload.bench.document import Document, documents, keys_of, read_text
+from simbatch.sim.workload.bench.document import keys_of, read_text
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals
 
 RESULT_TOOLS = (
@@ -20,7 +21,7 @@ RESULT_TOOLS = (
 )
 Results = list[BenchRun | BenchTotals]
 
-_READERS: tuple[tuple[Callable[[Any], bool], Callable[[Document], Any]], ...] = (
+_READERS: tuple[tuple[Callable[[Any], bool], Callable[[JsonValue], Any]], ...] = (
     (guidellm.is_report, guidellm.read),
     (inference_perf.is_stage, inference_perf.read_stage),
     (inference_perf.are_requests, inference_perf.read_requests),
@@ -31,10 +32,10 @@ _READERS: tuple[tuple[Callable[[Any], bool], Callable[[Document], Any]], ...] = 
 
 def read_results(path: Path) -> Results:
     """The runs of a benchmark's result, in the file's order; UserError that says what is wrong with it."""
-    return results_of(path, list(documents(path, read_text(path))))
+    return results_of(path, list(json_values(path, read_text(path))))
 
 
-def results_of(path: Path, read: Sequence[Document]) -> Results:
+def results_of(path: Path, read: Sequence[JsonValue]) -> Results:
     """The same of values that were read already."""
     if not read:
         raise UserError(Problem(str(path), "is empty", mend="name a benchmark's result"))
@@ -51,27 +52,27 @@ def results_of(path: Path, read: Sequence[Document]) -> Results:
     return found
 
 
-def is_result(read: Sequence[Document]) -> bool:
+def is_result(read: Sequence[JsonValue]) -> bool:
     """Whether a known client wrote the first of these values."""
     first = read[0]
     return aiperf.is_record(first.value) or any(fits(part.value) for part in _parts(first) for fits, _ in _READERS)
 
 
-def unknown(document: Document) -> Problem:
+def unknown(document: JsonValue) -> Problem:
     """What to say of a value that no known client wrote."""
     rule = f"is no benchmark's result that is known: it has {keys_of(document.value)}"
     return Problem(document.place, rule, mend=f"known are {', '.join(RESULT_TOOLS)}")
 
 
-def _parts(document: Document) -> list[Document]:
+def _parts(document: JsonValue) -> list[JsonValue]:
     """A list of results is as good as a line each."""
     value = document.value
     if isinstance(value, list) and value and not inference_perf.are_requests(value):
-        return [Document(f"{document.place} [{i}]", part) for i, part in enumerate(value)]
+        return [JsonValue(f"{document.place} [{i}]", part) for i, part in enumerate(value)]
     return [document]
 
 
-def is_detailed(document: Document) -> bool:
+def is_detailed(document: JsonValue) -> bool:
     """Whether a known client wrote it, with the requests and their latencies."""
     first = _parts(document)[0].value
     if isinstance(first, dict) and {"input_lens", "ttfts"} <= first.keys():

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.bench.document import Document, Lasted, Model, Time, Tokens, checked
+from simbatch.sim.json_values import JsonValue
+from simbatch.sim.strict import Lenient, checked
+from simbatch.sim.workload.bench.document import Lasted, Time, Tokens
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Load, gaps_told, objects
 
 VLLM, SGLANG = "vllm bench serve", "SGLang's bench_serving"
@@ -25,7 +27,7 @@ LATENCIES = ("ttft", "tpot", "itl", "e2el")
 _SGLANG_KEYS = ("total_output_tokens_retokenized", "sharegpt_output_len", "random_range_ratio", "tag")
 
 
-class _Details(Model):
+class _Details(Lenient):
     input_lens: list[Tokens]
     output_lens: list[Tokens]
     ttfts: list[Lasted]
@@ -40,7 +42,7 @@ def is_result(value: Any) -> bool:
     return isinstance(value, dict) and any(key in value for key in RECOGNISED)
 
 
-def read(document: Document) -> BenchRun | BenchTotals:
+def read(document: JsonValue) -> BenchRun | BenchTotals:
     """One result; UserError for what is malformed in it."""
     value, place = document.value, document.place
     is_sglang = "model_id" not in value and any(key in value for key in _SGLANG_KEYS)

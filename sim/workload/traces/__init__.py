@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import user_path
+from simbatch.sim.workload.columns import REQUIRED, Chosen, Format, Said, choose_columns
+from simbatch.sim.workload.files import check_file
+from simbatch.sim.workload.formats import FORMATS, OURS, RESULTS
 from simbatch.sim.workload.model import Workload
-from simbatch.sim.workload.trace_model import (
-    BENCH_FORMATS,
-    HASH_BLOCK_TOKENS,
-    TIME_UNITS,
-    Trace,
-    TraceFormat,
-    settings_mistakes,
-)
-from simbatch.sim.workload.traces.rows import Columns, Reader
+from simbatch.sim.workload.trace_model import Trace, settings_mistakes
+from simbatch.sim.workload.traces.columnar import ParquetReader
+from simbatch.sim.workload.traces.detect import detect, is_strange, unknown
+from simbatch.sim.workload.traces.lines import LinesReader
+from simbatch.sim.workload.traces.results import BenchReader
+from simbatch.sim.workload.traces.rows import Head, Reader, Reading
 from simbatch.sim.workload.traces.source import TraceSource
-from simbatch.sim.workload.traces.text import check_file
+from simbatch.sim.workload.traces.tables import TableReader
+from simbatch.sim.workload.traces.times import Clock
 
 __all__ = ["TraceSource", "foretells", "open_trace"]
+
+_READERS: dict[str, Callable[[Path, Reading], Reader]] = {
+    "csv": TableReader,
+    "jsonl": LinesReader,
+    "list": LinesReader,
+    "parquet": ParquetReader,
+}
+OWN_ARRIVAL = FORMATS["csv"].columns.arrival
+_SESSIONS = ("session", "parent", "delay")
 
 
 def open_trace(
@@ -30,30 +41,51 @@ def open_trace(
     seed: int = 0,
     place: str = "workload.trace",
     run: int | None = None,
+    wanted: tuple[str, ...] = REQUIRED,
 ) -> TraceSource:
     """A trace's requests; a relative path starts at `folder`.
 
     `workload` adds its `priorities`, `tenants` and `max_concurrency`; `place` names the settings in messages; `run` is
-    the number of a run in a benchmark's file of several. UserError at once for settings, missing files and headers,
-    while reading for malformed rows.
+    the number of a run in a benchmark's file of several; `wanted` are the columns that the file must have (lengths
+    alone for `distribution: empirical`). UserError at once for settings, missing files and headers, while reading for
+    malformed rows.
     """
     path = user_path(folder, trace.path)
     check_file(path, f"{place}.path" if place else str(path))
-    trace_format = trace.format or _detected(path)
-    mistakes = settings_mistakes(trace, trace_format)
+    said = trace.columns.said() if trace.columns else {}
+    form, head = detect(path, trace.format, said)
+    mistakes = settings_mistakes(trace, form.name)
     if mistakes:
         raise UserError(*(Problem(_named(place, key), rule, getattr(trace, key), mend) for key, rule, mend in mistakes))
-    reader = _reader(path, trace, trace_format, run)
-    _check_named(trace, reader, place)
+    reader: Reader
+    notes: tuple[str, ...] = ()
+    if head is None:
+        clock = Clock(trace.time_unit or form.unit)
+        reader = BenchReader(path, form.columns, clock, run, lengths_only="arrival" not in wanted)
+    else:
+        _check_said(head, said, form, place)
+        if trace.format is None and is_strange(head) and not said:
+            raise unknown(path, head)
+        chosen = choose_columns(form, head.row, head.names, head.place, said, wanted, usual=form.name in OURS)
+        if trace.time_unit is not None and chosen.columns.arrival == OWN_ARRIVAL:
+            rule = f"format {form.name} has {OWN_ARRIVAL}, in seconds, and no other unit"
+            raise UserError(Problem(_named(place, "time_unit"), rule, trace.time_unit, "leave it out"))
+        reading = _reading(head, chosen, form, trace)
+        if chosen.columns.arrival in head.row:
+            reading.clock.tell_unit(head.row[chosen.columns.arrival or ""])
+        reader = _READERS[head.kind](path, reading)
+        notes = _notes(reader, chosen, said)
     return TraceSource(
         path,
-        trace_format,
+        form.name,
         reader,
         trace,
         max_concurrency=(workload.max_concurrency if workload else None) or getattr(reader, "max_concurrency", None),
         priorities=workload.priority_shares() if workload else None,
         tenants=workload.tenant_shares() if workload else None,
         seed=seed,
+        notes=notes,
+        has_order="arrival" in wanted,
     )
 
 
@@ -61,53 +93,50 @@ def foretells(trace: Trace, folder: Path) -> bool:
     """Whether the file says what was predicted of the output lengths; its first row is read, and no more."""
     path = user_path(folder, trace.path)
     check_file(path, "workload.trace.path")
-    if (trace.format or _detected(path)) in BENCH_FORMATS:  # they have none, and would be loaded whole
+    said = trace.columns.said() if trace.columns else {}
+    form, _ = detect(path, trace.format, said)
+    if form.name in RESULTS:  # they have none, and would be loaded whole
         return False
     return open_trace(trace, folder=folder).foretells
 
 
-def _check_named(trace: Trace, reader: Reader, place: str) -> None:
+def _reading(head: Head, chosen: Chosen, form: Format, trace: Trace) -> Reading:
+    given = trace.columns.arrival if trace.columns else None
+    unit = chosen.unit
+    if trace.time_unit is not None and (given is None or isinstance(given, str) or given.unit is None):
+        unit = trace.time_unit
+    size = trace.hash_block_tokens or form.hash_block_tokens or (16 if chosen.columns.hash_ids else 0)
+    return Reading(head, chosen.columns, Clock(unit), size, skip_empty=trace.on_empty == "skip")
+
+
+def _notes(reader: Reader, chosen: Chosen, said: Said) -> tuple[str, ...]:
+    """What a user should know of how the file is read."""
+    names = [f"{kind} is {name}" for kind, name in chosen.guessed.items() if kind in REQUIRED]
+    notes = [f"columns by their usual names: {', '.join(names)} (others: --columns, columns:)"] if names else []
+    column = chosen.columns.arrival
+    if column is not None and chosen.unit is None:
+        unit = reader.clock.unit or "s"
+        why = "assumed: --columns arrival=NAME:UNIT" if reader.clock.assumed else "told by its first value"
+        notes.append(f"{column} is in {'timestamps' if unit == 'iso' else unit} ({why})")
+    unused = [f"{said[kind][0]} ({kind})" for kind in _SESSIONS if kind in said]
+    if unused:
+        notes.append(f"not simulated from a file: {', '.join(unused)}; every row is sent at its own time")
+    return tuple(notes)
+
+
+def _check_said(head: Head, said: Said, form: Format, place: str) -> None:
     """UserError when the file lacks a column that the settings name."""
-    name = None if trace.columns is None else trace.columns.predicted_output
-    if name is not None and name not in reader.present:
-        rule = "the file has no such column"
-        mend = f"other columns in it: {', '.join(sorted(reader.ignored)) or 'none'}"
-        raise UserError(Problem(_named(place, "columns.predicted_output"), rule, name, mend))
+    problems = []
+    for kind, (name, _) in said.items():
+        may_come_later = head.kind in ("jsonl", "list") and kind not in (*REQUIRED, "predicted_output")
+        if name not in head.names and not may_come_later:
+            free = set(head.names) - {other for other, _ in said.values()} - set(form.columns)
+            others = ", ".join(sorted(free)[:8])
+            mend = f"other columns in it: {others or 'none'}"
+            problems.append(Problem(_named(place, f"columns.{kind}"), "the file has no such column", name, mend))
+    if problems:
+        raise UserError(*problems)
 
 
 def _named(place: str, key: str) -> str:
-    return f"{place}.{key}" if place else f"--{key.replace('_', '-')}"
-
-
-def _detected(path: Path) -> TraceFormat:
-    from simbatch.sim.workload.traces.detect import detect_format
-
-    return detect_format(path)
-
-
-def _reader(path: Path, trace: Trace, trace_format: TraceFormat, run: int | None) -> Reader:
-    from simbatch.sim.workload.traces import columnar, lines, results, tables
-    from simbatch.sim.workload.traces.values import PS_PER_UNIT
-
-    unit = PS_PER_UNIT[trace.time_unit or TIME_UNITS.get(trace_format, "s")]
-    hash_block_tokens = trace.hash_block_tokens or HASH_BLOCK_TOKENS.get(trace_format, 0)
-
-    def own(columns: Columns) -> Columns:
-        named = {} if trace.columns is None else {"predicted_output_tokens": trace.columns.predicted_output}
-        return columns._replace(**{key: name for key, name in named.items() if name is not None})
-
-    match trace_format:
-        case "azure":
-            return tables.TableReader(path, own(tables.AZURE), None, 0)
-        case "burstgpt":
-            return tables.TableReader(path, own(tables.BURSTGPT), unit, 0)
-        case "csv":
-            return tables.TableReader(path, own(tables.OURS), unit, hash_block_tokens)
-        case "mooncake" | "timed_trace":
-            return lines.LinesReader(path, own(lines.TIMED_TRACE), unit, hash_block_tokens)
-        case "jsonl":
-            return lines.LinesReader(path, own(tables.OURS), unit, hash_block_tokens)
-        case "parquet":
-            return columnar.ParquetReader(path, own(tables.OURS), unit, hash_block_tokens)
-        case "vllm_bench" | "guidellm" | "aiperf" | "inference_perf":
-            return results.BenchReader(path, results.BENCH, unit, run)
+    return f"{place}.{key}" if place else f"--{key.partition('.')[0].replace('_', '-')}"

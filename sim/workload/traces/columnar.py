@@ -1,58 +1,102 @@
-"""Traces as parquet: ours."""
+"""Traces as parquet, of any format's columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.traces import values
-from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Columns, assemble, check_header, line_place
+from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Head, Reading, assemble, line_place
+from simbatch.sim.workload.traces.times import Times
 
 _BATCH_ROWS_WITH_HASHES = 1024  # a row of a long prompt has hundreds
+
+
+def head_of_parquet(path: Path) -> Head:
+    """The columns and the first row; UserError for what is no parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            first = next(file.iter_batches(batch_size=1), None)
+            row = {} if first is None or not first.num_rows else first.slice(0, 1).to_pylist()[0]
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        mend = "check the format; a file that was cut off looks like this"
+        raise UserError(Problem(str(path), f"not valid parquet: {error}", mend=mend)) from None
+    return Head("parquet", names, row, str(path))
 
 
 class ParquetReader:
     """A parquet file; its rows count from 1 in messages."""
 
-    def __init__(self, path: Path, columns: Columns, ps_per_unit: int, hash_block_tokens: int) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._path, self.columns, self._ps_per_unit = path, columns, ps_per_unit
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self._path, self._reading = path, reading
+        self.columns, self.clock = reading.columns, reading.clock
         self.place = line_place(path)
-        try:
-            with pq.ParquetFile(path) as file:
-                names = file.schema_arrow.names
-        except (pa.ArrowException, OSError) as error:
-            mend = "check the format; a file that was cut off looks like this"
-            raise UserError(Problem(str(path), f"not valid parquet: {error}", mend=mend)) from None
-        self._names = list(check_header(names, columns, str(path)))
+        self._names = [name for name in self.columns if name is not None and name in reading.head.names]
         self.present = set(self._names)
-        self.ignored = set(names) - self.present
-        self.hash_block_tokens = hash_block_tokens if columns.hash_ids in self._names else 0
+        self.ignored = set(reading.head.names) - self.present
+        self.hash_block_tokens = reading.hash_block_tokens if self.columns.hash_ids in self._names else 0
 
     def batches(self) -> Iterator[Batch]:
         """Read the file from its start."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        times = values.times(self._ps_per_unit)
         size = _BATCH_ROWS_WITH_HASHES if self.hash_block_tokens else BATCH_ROWS
         line = 1
         try:
             with pq.ParquetFile(self._path) as file:
                 for record in file.iter_batches(batch_size=size, columns=self._names):
-                    found = dict(
-                        zip(record.schema.names, (column.to_pylist() for column in record.columns), strict=True)
-                    )
-                    lines = range(line, line + record.num_rows)
+                    yield self._batch(record, line)
                     line += record.num_rows
-
-                    def find(name: str, found: dict[str, list[object]] = found) -> Sequence[object] | None:
-                        return found.get(name)
-
-                    yield assemble(self.columns, self.place, times, lines, find, typed=True)
         except (pa.ArrowException, OSError) as error:
             mend = "the file is damaged: write it again"
             raise UserError(Problem(self.place(line, ""), f"not valid parquet: {error}", mend=mend)) from None
+
+    def _batch(self, record: Any, line: int) -> Batch:
+        columns = dict(zip(record.schema.names, record.columns, strict=True))
+        lengths = (self.columns.prompt, self.columns.output)
+
+        def find(name: str) -> Sequence[object] | None:
+            found = columns.get(name)
+            if found is None:
+                return None
+            listed: Sequence[object] = _whole(found) if name in lengths and _is_whole(found) else found.to_pylist()
+            return listed
+
+        times = None if self.columns.arrival is None else self._times(columns[self.columns.arrival])
+        lines = range(line, line + record.num_rows)
+        return assemble(self._reading, self.place, lines, find, typed=True, times=times)
+
+    def _times(self, column: Any) -> Times | None:
+        """Those of a typed column; None where they are to be looked at one by one."""
+        import pyarrow as pa
+
+        if column.null_count or not len(column):
+            return None
+        if pa.types.is_timestamp(column.type):
+            self.clock.unit = "iso"
+            return self.clock.from_ns(column.cast(pa.timestamp("ns")).cast(pa.int64()).to_numpy())
+        if self.clock.tell_unit(column[0].as_py()) == "iso":
+            return None
+        if pa.types.is_floating(column.type):
+            return self.clock.from_numbers(column.to_numpy(zero_copy_only=False).astype(np.float64))
+        return self.clock.from_numbers(_whole(column)) if _is_whole(column) else None
+
+
+def _is_whole(column: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_integer(column.type) and not column.null_count and len(column) > 0
+
+
+def _whole(column: Any) -> Any:
+    import pyarrow as pa
+
+    return column.cast(pa.int64()).to_numpy()

@@ -1,137 +1,166 @@
-"""Which format a file has, by its name and its first line."""
+"""Which format a file has, by its first bytes, its columns and its first row."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import JsonValue, json_value, json_values
 from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf
-from simbatch.sim.workload.bench.document import Document, documents, keys_of, read_text
+from simbatch.sim.workload.bench.document import keys_of, read_text
 from simbatch.sim.workload.bench.read import is_result
-from simbatch.sim.workload.trace_model import HASH_BLOCK_TOKENS, TRACE_FORMATS, TraceFormat
-from simbatch.sim.workload.traces.lines import TIMED_TRACE
-from simbatch.sim.workload.traces.results import BENCH
-from simbatch.sim.workload.traces.tables import AZURE, BURSTGPT, OURS
-from simbatch.sim.workload.traces.text import compression_of, text_errors
+from simbatch.sim.workload.columns import REQUIRED, Format, Said, length_of
+from simbatch.sim.workload.files import cut_short, open_text, text_errors
+from simbatch.sim.workload.formats import FORMATS, OURS, RESULTS, TABLES
+from simbatch.sim.workload.traces.columnar import head_of_parquet
+from simbatch.sim.workload.traces.lines import head_of_lines
+from simbatch.sim.workload.traces.rows import Head
+from simbatch.sim.workload.traces.tables import head_of_table
 
 _HEAD = 1 << 16  # characters of a first line that is longer than any row, as a JSON document's may be
+_LISTS = ("start_times", "input_lens", "output_lens")
 
 
-def detect_format(path: Path) -> TraceFormat:
-    """The format of `path`; UserError that says what was found when none fits or several do."""
-    with path.open("rb") as binary:
-        if binary.read(4) == b"PAR1":
-            return "parquet"
-    packed = compression_of(path)
-    if packed:
-        raise packed
-    with text_errors(path), path.open(encoding="utf-8-sig") as file:
-        head = next((line for line in iter(lambda: file.readline(_HEAD), "") if line.strip()), "").strip()
-        if head.startswith("{"):
-            return _detect_json(path, head, head + file.read(_HEAD))
-        if head.startswith("[") and (found := _of_bench(path)):
-            return found
-    if not head:
-        raise UserError(Problem(str(path), "the trace has no requests: the file is empty", mend="name another file"))
-    header = {name.strip() for name in next(csv.reader([head]), [])}
-    tables: tuple[tuple[TraceFormat, Any], ...] = (("azure", AZURE), ("burstgpt", BURSTGPT), ("csv", OURS))
-    for trace_format, columns in tables:
-        if header.issuperset(columns.required):
-            return trace_format
-    # one that has most of a format's columns is that format with a mistake, which its reader explains
-    alike = {trace_format: _num_alike(header, columns.required) for trace_format, columns in tables}
-    likely = [name for name, number in alike.items() if number >= 2 and number == max(alike.values())]
-    if len(likely) == 1:
-        return likely[0]
-    raise _unknown(path, f"no known format begins with {head[:80]!r}", _hint(head))
+def detect(path: Path, name: str | None = None, said: Said | None = None) -> tuple[Format, Head | None]:
+    """The format of `path`, or the one of this `name`, and how the file begins; no head for a benchmark's result.
+
+    `said`: columns that the user named. UserError that says what was found when no format fits or several do.
+    """
+    if name in RESULTS:
+        return FORMATS[name or ""], None
+    kind = name if name in OURS else None
+    head = _head(path, kind)
+    if isinstance(head, Format):
+        return head, None
+    if name is not None:
+        return FORMATS[name], head
+    return _of_columns(path, head, said or {}), head
 
 
-def _num_alike(header: set[str], required: tuple[str, ...]) -> int:
-    """How many of the columns the header has, give or take some letters."""
-    names = [name.lower() for name in header]
-    return sum(bool(get_close_matches(name.lower(), names, n=1, cutoff=0.7)) for name in required)
+def _head(path: Path, kind: str | None) -> Head | Format:
+    if kind == "parquet" or (kind is None and _magic(path) == b"PAR1"):
+        return head_of_parquet(path)
+    if kind is None:
+        with text_errors(path), open_text(path) as file:
+            first = next((line for line in iter(lambda: file.readline(_HEAD), "") if line.strip()), "").strip()
+        if first.startswith("{"):
+            if (found := _of_object(path, first)) is not None:
+                return found
+            kind = "jsonl"
+        elif first.startswith("["):
+            if (found := _of_document(path)) is not None:
+                return found
+            kind = "list"
+        elif first.startswith("version https://git-lfs"):
+            raise _unknown(path, "Git LFS's pointer to it", "get the file itself by git lfs pull")
+    head = head_of_table(path) if kind in (None, "csv") else head_of_lines(path, kind)
+    if head is None:
+        rule = "the trace has no requests" + (": the file is empty" if kind in (None, "csv") else "")
+        raise UserError(Problem(str(path), rule, mend="name another file"))
+    return head
 
 
-def _hint(head: str) -> str:
-    """What the first line tells about a file that nothing can be made of."""
-    if head.startswith("version https://git-lfs"):
-        return "this is Git LFS's pointer to the file: get the file itself by git lfs pull"
-    if head.startswith("["):
-        return "write one JSON object a line, without the list around them"
-    for name, separator in (("semicolons", ";"), ("tabs", "\t")):
-        if head.count(separator) >= 2 and "," not in head:
-            return f"separate the columns by commas, not by {name}"
-    return ""
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
 
 
-def _detect_json(path: Path, head: str, more: str) -> TraceFormat:
+def _of_object(path: Path, first: str) -> Format | None:
+    """The client whose result begins with a JSON object; None for a trace with an object a line.
+
+    UserError for a document that no known client wrote, and for one that is cut off.
+    """
     try:
-        row = json.loads(head)
-    except ValueError:
-        row = None
-    if row is None:
-        if any(f'"{name}"' in more for name in BENCH.required):
-            return "vllm_bench"
-        if f'"{OURS.arrival}"' in head:
-            return "jsonl"
-        if found := _of_bench(path):
-            return found
-        raise _unknown(path, "the first line is not a whole JSON object", "write one JSON object a line")
-    if OURS.arrival in row:
-        return "jsonl"
-    if set(TIMED_TRACE.required) <= row.keys():
-        return _detect_unit(path, row)
-    if found := _bench_format([Document(str(path), row)]):
+        row = json_value(first, path, line=1, allow_nan=True)
+    except UserError:
+        if any(f'"{column}"' in first for form in TABLES.values() for column in form.columns[:2]):
+            return None  # a row that is cut off: its reader says where
+        return _of_document(path)
+    if not isinstance(row, dict):
+        return None
+    return _of_values([JsonValue(str(path), row)])
+
+
+def _of_document(path: Path) -> Format | None:
+    read = list(json_values(path, read_text(path)))
+    found = _of_values(read)
+    if found is not None or not read:
         return found
-    if row.keys() & set(BENCH.required):
-        return "vllm_bench"
-    if len(row.keys() & set(OURS.required)) >= 2:
-        return "jsonl"
-    raise _unknown(path, f"no known format has {keys_of(row)}")
+    if isinstance(read[0].value, list) and read[0].value and isinstance(read[0].value[0], dict):
+        return None
+    if all(isinstance(document.value, dict) and _has_lengths(document.value) for document in read):
+        raise _unknown(path, "rows of JSON that spread over several lines", "write one JSON object a line (jq -c .)")
+    raise _unknown(path, f"no known format has {keys_of(read[0].value)}")
 
 
-def _of_bench(path: Path) -> TraceFormat | None:
-    """The client that wrote a whole JSON document; UserError for one that no known client wrote, or that is cut off."""
-    read = list(documents(path, read_text(path)))
-    found = _bench_format(read)
-    if found is None and isinstance(read[0].value, dict):
-        raise _unknown(path, f"no known format has {keys_of(read[0].value)}")
-    return found
+def _has_lengths(row: dict[str, object]) -> bool:
+    return {"prompt", "output"} <= {length_of(name) for name in row}
 
 
-def _bench_format(read: Sequence[Document]) -> TraceFormat | None:
-    first = read[0].value
+def _of_values(read: Sequence[JsonValue]) -> Format | None:
+    first = read[0].value if read else None
     if guidellm.is_report(first):
-        return "guidellm"
+        return FORMATS["guidellm"]
     if aiperf.is_record(first) or aiperf.is_summary(first):
-        return "aiperf"
+        return FORMATS["aiperf"]
     if inference_perf.is_stage(first) or inference_perf.are_requests(first):
-        return "inference_perf"
-    return "vllm_bench" if is_result(read) else None
+        return FORMATS["inference_perf"]
+    is_bench = bool(read) and is_result(read)
+    is_bench = is_bench or (isinstance(first, dict) and any(isinstance(first.get(name), list) for name in _LISTS))
+    return FORMATS["vllm_bench"] if is_bench else None
 
 
-def _detect_unit(path: Path, row: dict[str, Any]) -> TraceFormat:
-    """Mooncake and timed_trace share their keys; the number of hashes tells them apart, or the file's name."""
-    hashes, prompt = row.get("hash_ids"), row["input_length"]
-    names: tuple[TraceFormat, ...] = ("mooncake", "timed_trace")
-    fitting = names
-    if isinstance(hashes, list) and type(prompt) is int:
-        fitting = tuple(n for n in names if prompt // (h := HASH_BLOCK_TOKENS[n]) <= len(hashes) <= -(-prompt // h))
+def _of_columns(path: Path, head: Head, said: Said) -> Format:
+    """The format whose columns the file has, the user's names in their place; ours for usual names."""
+    own = FORMATS["jsonl" if head.kind == "list" else head.kind]
+    others = [form for name, form in TABLES.items() if name not in OURS]
+    full = [form for form in others if _num_there(form, head, said) == len(REQUIRED)]
+    fitting = [form for form in full if form.fits(head.row)]
+    if not full or _num_there(own, head, said) == len(REQUIRED):
+        return _nearest(own, others, head)
     if len(fitting) != 1:
-        fitting = tuple(name for name in names if name in path.name.lower())
+        fitting = [form for form in full if form.name in path.name.lower()]
     if len(fitting) == 1:
         return fitting[0]
-    rule = (
-        "mooncake (ms, 512 tokens a hash) and timed_trace (s, 16) have the same keys, and this row fits both or neither"
-    )
-    raise UserError(Problem(f"{path}:1", rule, mend="give the format"))
+    about = " and ".join(f"{form.name} ({form.unit}, {form.hash_block_tokens} tokens a hash)" for form in full)
+    rule = f"{about} have the same keys, and this row fits both or neither"
+    raise UserError(Problem(head.place, rule, mend="give the format"))
+
+
+def _num_there(form: Format, head: Head, said: Said) -> int:
+    return sum(kind in said or getattr(form.columns, kind) in head.names for kind in REQUIRED)
+
+
+def _nearest(own: Format, others: Sequence[Format], head: Head) -> Format:
+    """Ours, or the one format that has two of its columns there give or take some letters, with a mistake in it."""
+    if {"prompt", "output"} <= {length_of(name) for name in head.names}:
+        return own
+    alike = {form.name: _num_alike(head.names, form) for form in (own, *others)}
+    best = [form for form in (own, *others) if alike[form.name] == max(alike.values()) >= 2]
+    return best[0] if len(best) == 1 else own
+
+
+def _num_alike(names: Sequence[str], form: Format) -> int:
+    lower = [name.lower() for name in names]
+    return sum(bool(get_close_matches(str(name).lower(), lower, n=1, cutoff=0.7)) for name in form.columns[:3])
+
+
+def is_strange(head: Head) -> bool:
+    """Whether a file has nothing that looks like a length or like a format's column: it is no trace."""
+    known = {name for form in TABLES.values() for name in form.columns[:3]}
+    return not (known & set(head.names) or any(length_of(name) for name in head.names))
+
+
+def unknown(path: Path, head: Head) -> UserError:
+    """What to say of a file that is no trace of any known kind."""
+    if head.kind == "csv":
+        return _unknown(path, f"no known format begins with {','.join(head.names)[:80]!r}")
+    return _unknown(path, f"no known format has the keys {cut_short(head.names)}")
 
 
 def _unknown(path: Path, found: str, mend: str = "") -> UserError:
-    mend = mend or f"give one of {', '.join(TRACE_FORMATS)} as format, if it is one"
+    name = "arrival=NAME,prompt=NAME,output=NAME"
+    mend = mend or f"name its columns (--columns {name}, or columns: in a scenario), if it is a trace"
     return UserError(Problem(f"{path}:1", f"the format cannot be told: {found}", mend=mend))

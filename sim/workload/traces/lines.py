@@ -1,102 +1,87 @@
-"""Traces as JSON lines: mooncake, vLLM's timed_trace, and ours."""
+"""Traces as JSON: an object a line, or a list of objects, read whole; `usage.prompt_tokens` is a key within."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.traces import values
-from simbatch.sim.workload.traces.rows import (
-    BATCH_HASHES,
-    BATCH_ROWS,
-    Batch,
-    Columns,
-    assemble,
-    check_header,
-    line_place,
-)
-from simbatch.sim.workload.traces.text import text_errors
-from simbatch.sim.workload.traces.values import BadValueError
+from simbatch.sim.json_values import json_value
+from simbatch.sim.workload.files import open_text, text_errors
+from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Batch, Head, Reading, assemble, line_place
 
-Row = dict[str, Any]
-
-TIMED_TRACE = Columns("timestamp", "input_length", "output_length", hash_ids="hash_ids")
+MEND = "complete or remove the line if the file was cut off, or check the format"
+JsonRow = dict[str, Any]
+_TURN = ("delay", "session_id", "parent_chat_id")  # of a session: a row without a time of its own
 
 
-def _no_constants(name: str) -> None:
-    raise BadValueError(f"{name} is not a JSON number", "write a finite number")
+def head_of_lines(path: Path, kind: str) -> Head | None:
+    """The keys of the first row, those of objects within it as `usage.prompt_tokens`; None for an empty file."""
+    with text_errors(path):
+        number, row = next(_rows(path, kind), (0, {}))
+    flat = flattened(row)
+    return Head(kind, list(flat), flat, f"{path}:{number}" if kind == "jsonl" else str(path)) if number else None
 
 
-def once(pairs: list[tuple[str, Any]]) -> Row:
-    """An object whose keys stand once; BadValueError for one that stands twice."""
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadValueError(f"the key {twice!r} stands twice", "keep one of them")
-    return row
+def flattened(row: JsonRow, depth: int = 3) -> JsonRow:
+    """Objects within a row as keys with points."""
+    flat: JsonRow = {}
+    for key, value in row.items():
+        inner = flattened(value, depth - 1) if isinstance(value, dict) and value and depth else None
+        flat |= {key: value} if inner is None else {f"{key}.{name}": found for name, found in inner.items()}
+    return flat
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=once, parse_constant=_no_constants)
+def _rows(path: Path, kind: str) -> Iterator[tuple[int, JsonRow]]:
+    if kind == "list":
+        with open_text(path) as file:
+            found = json_value(file.read(), path, allow_nan=True)
+        pairs: Iterator[tuple[int, Any]] = iter(enumerate(found if isinstance(found, list) else [found], 1))
+    else:
+        pairs = _lines(path)
+    for number, row in pairs:
+        if not isinstance(row, dict):
+            place = f"{path}:{number}" if kind == "jsonl" else f"{path} [{number - 1}]"
+            raise UserError(Problem(place, "must be one JSON object a line: {...}", row, "check the format"))
+        yield number, row
 
 
-def decode_json(text: str, place: str) -> Any:
-    """A JSON text's value; UserError with line and column, from `place` (file:line) on."""
-    try:
-        return DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        shown = text[max(error.pos - 20, 0) : error.pos + 20]
-        mend = "complete or remove the line if the file was cut off, or check the format"
-        raise UserError(Problem(f"{place}:{error.colno}", f"not valid JSON: {error.msg}", shown, mend)) from None
-    except BadValueError as error:
-        raise UserError(Problem(place, error.rule, mend=error.mend)) from None
-    except RecursionError:
-        raise UserError(Problem(place, "JSON is nested too deeply", mend="one flat object a line")) from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise UserError(Problem(place, f"not valid JSON: {error}", mend="check the line")) from None
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if stripped := line.strip():
+                yield number, json_value(stripped, path, line=number, mend=MEND, allow_nan=True)
 
 
 class LinesReader:
-    """One JSON object a line; blank lines are passed over."""
+    """JSON objects; blank lines are passed over."""
 
-    def __init__(self, path: Path, columns: Columns, ps_per_unit: int, hash_block_tokens: int) -> None:
-        self._path, self.columns, self._ps_per_unit = path, columns, ps_per_unit
-        self.place = line_place(path)
-        self.hash_block_tokens = hash_block_tokens
-        self.ignored: set[str] = set()
-        with text_errors(path):
-            _, first = next(self._rows(), (0, {}))  # its mistakes before anything is simulated
-        self.present = {name for name in columns if name is not None and first.get(name) is not None}
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self._path, self._reading, self._kind = path, reading, reading.head.kind
+        self.columns, self.clock = reading.columns, reading.clock
+        self.hash_block_tokens = reading.hash_block_tokens if self.columns.hash_ids else 0
+        first = reading.head.row
+        self.present = {name for name in self.columns if name is not None and first.get(name) is not None}
+        self.ignored = set(first) - set(self.columns)
+        used = set(filter(None, self.columns))
+        self._top = used | {name.partition(".")[0] for name in (*first, *used)}
 
-    def _rows(self) -> Iterator[tuple[int, Row]]:
-        required = self.columns.required
-        known = set(self.columns)
-        with self._path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                stripped = line.strip()
-                if not stripped:
-                    continue
-                row = decode_json(stripped, f"{self._path}:{number}")
-                if not isinstance(row, dict):
-                    rule = "must be one JSON object a line: {...}"
-                    raise UserError(Problem(self.place(number, ""), rule, row, "check the format"))
-                if not all(name in row for name in required):
-                    check_header(list(row), self.columns, f"{self._path}:{number}")
-                if not row.keys() <= known:
-                    self.ignored |= row.keys() - known
-                yield number, row
+    def place(self, line: int, column: str) -> str:
+        """`trace.jsonl:17 input_length`, or `trace.json[16] input_length` in a list, counted from 0."""
+        where = line_place(self._path) if self._kind == "jsonl" else None
+        return where(line, column) if where else f"{self._path}[{line - 1}] {column}".rstrip()
 
     def batches(self) -> Iterator[Batch]:
         """Read the file from its start."""
         lines: list[int] = []
-        rows: list[Row] = []
+        rows: list[JsonRow] = []
         num_hashes = 0
         hash_name = self.columns.hash_ids
         with text_errors(self._path):
-            for line, row in self._rows():
+            for line, row in _rows(self._path, self._kind):
+                if not row.keys() <= self._top:
+                    self.ignored |= row.keys() - self._top
                 lines.append(line)
                 rows.append(row)
                 hashes = row.get(hash_name) if hash_name else None
@@ -107,10 +92,33 @@ class LinesReader:
         if rows:
             yield self._batch(lines, rows)
 
-    def _batch(self, lines: list[int], rows: list[Row]) -> Batch:
+    def _batch(self, lines: list[int], rows: list[JsonRow]) -> Batch:
         def find(name: str) -> Sequence[object] | None:
             found = [row.get(name) for row in rows]
-            return None if found.count(None) == len(found) and name not in self.columns.required else found
+            if "." in name and found.count(None):
+                found = [_within(row, name) for row in rows]
+            return None if found.count(None) == len(found) and name not in self.columns[:3] else found
 
-        times = values.times(self._ps_per_unit)
-        return assemble(self.columns, self.place, times, lines, find, typed=True)
+        self._refuse_turns(lines, rows)
+        return assemble(self._reading, self.place, lines, find, typed=True)
+
+    def _refuse_turns(self, lines: list[int], rows: list[JsonRow]) -> None:
+        """A row without a time may be a session's later turn, which goes when the one before it has ended."""
+        name = self.columns.arrival
+        if name is None or "." in name:
+            return
+        for line, row in zip(lines, rows, strict=True):
+            if row.get(name) is None and any(key in row for key in _TURN):
+                rule = "is a later turn of a session, without a time: it would wait for the answer before it"
+                mend = f"sessions are not simulated from a file: give every row its own {name}, or remove later turns"
+                raise UserError(Problem(self.place(line, name), rule, mend=mend))
+
+
+def _within(row: JsonRow, name: str) -> object:
+    """What stands in objects within: `usage.prompt_tokens`."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

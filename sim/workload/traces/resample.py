@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk, RequestSource
+from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk, RequestSource, unread_of
 from simbatch.sim.workload.synthetic import Purpose, stream
 
 Ints = NDArray[np.int64]
@@ -44,6 +44,10 @@ class ResampledSource:
         self.hash_block_tokens, self.num_requests = source.hash_block_tokens, source.num_requests
         self.max_concurrency, self.think_time_ps = source.max_concurrency, source.think_time_ps
         self.skipped = 0
+
+    def unread(self) -> tuple[str, ...]:
+        """What the trace itself says of its file."""
+        return unread_of(self._source)
 
     def chunks(self) -> Iterator[RequestChunk]:
         """Read the whole trace and draw; always the same ones."""

@@ -14,14 +14,15 @@ import numpy as np
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.bench.document import Document, documents, read_text
+from simbatch.sim.json_values import JsonValue, json_values
+from simbatch.sim.workload.bench.document import read_text
 from simbatch.sim.workload.bench.read import is_result, results_of
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals
 from simbatch.sim.workload.bench.sending import sending_of
-from simbatch.sim.workload.traces import values
-from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Columns, assemble, check_header
-
-BENCH = Columns("start_times", "input_lens", "output_lens")
+from simbatch.sim.workload.columns import Columns
+from simbatch.sim.workload.files import cut_short
+from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Head, Reading, assemble
+from simbatch.sim.workload.traces.times import Clock
 
 
 class BenchReader:
@@ -33,35 +34,39 @@ class BenchReader:
 
     hash_block_tokens = 0
 
-    def __init__(self, path: Path, columns: Columns, ps_per_unit: int, run: int | None = None) -> None:
-        self._path, self.columns = path, columns
-        self.present = set(columns.required)
+    def __init__(self, path: Path, columns: Columns, clock: Clock, run: int | None, *, lengths_only: bool) -> None:
+        self._path, self.columns, self.clock = path, columns, clock
+        self.present = set(filter(None, columns))
         self.ignored: set[str] = set()  # the rest are a run's results, not its requests
         self.max_concurrency: int | None = None
         self.has_times = True
         self.notes: tuple[str, ...] = ()
-        read = list(documents(path, read_text(path)))
+        read = list(json_values(path, read_text(path)))
         if len(read) == 1 and run is None and self._has_lists(read[0]):
-            self._batch = self._ordered(read[0].value, ps_per_unit)
+            self._batch = self._ordered(read[0].value)
         else:
-            self._batch = self._of_run(_chosen(path, read, run))
+            self._batch = self._of_run(_chosen(path, read, run), lengths_only=lengths_only)
 
-    def _has_lists(self, document: Document) -> bool:
+    def _has_lists(self, document: JsonValue) -> bool:
         """Whether it is vLLM's or SGLang's with times of sending, or a malformed one, which is explained by column."""
         value = document.value
         if not isinstance(value, dict):
             return False
         if self.columns.arrival not in value and is_result([document]):
             return False
-        check_header(list(value), self.columns, str(self._path))
+        missing = [name for name in self.columns[:3] if name not in value]
+        if missing:
+            rule = f"the list is missing; the file has {cut_short(value)}"
+            mend = "record with --save-result --save-detailed, or check the format"
+            raise UserError(*(Problem(f"{self._path} {name}", rule, mend=mend) for name in missing))
         return True
 
     def place(self, line: int, column: str) -> str:
         """`bench.json input_lens[17]`: lists, counted from 0."""
         return f"{self._path} {column}[{line}]"
 
-    def _ordered(self, document: dict[str, Any], ps_per_unit: int) -> Batch:
-        lists = {name: document[name] for name in self.columns.required}
+    def _ordered(self, document: dict[str, Any]) -> Batch:
+        lists = {name: document[name] for name in self.columns[:3] if name}
         for name, found in lists.items():
             if not isinstance(found, list):
                 raise UserError(Problem(f"{self._path} {name}", "must be a list", found, "check the format"))
@@ -75,44 +80,41 @@ class BenchReader:
         def find(name: str) -> Sequence[object] | None:
             return lists.get(name)
 
-        n = lengths[self.columns.arrival]
-        batch = assemble(self.columns, self.place, values.times(ps_per_unit), range(n), find, typed=True)
-        return _counted_from_first(batch)
+        n = lengths[self.columns.arrival or ""]
+        head = Head("list", list(lists), {}, str(self._path))
+        reading = Reading(head, self.columns, self.clock, 0)
+        return _ordered(assemble(reading, self.place, range(n), find, typed=True))
 
-    def _of_run(self, run: BenchRun) -> Batch:
-        sending = sending_of(run)
+    def _of_run(self, run: BenchRun, *, lengths_only: bool) -> Batch:
         self.notes = run.notes
-        if run.sent_s is None:
+        times_s = run.sent_s
+        if times_s is None and not lengths_only:
+            sending = sending_of(run)
             self.max_concurrency, self.notes = sending.max_concurrency, (*run.notes, *sending.notes)
-            self.has_times = sending.planned_s is not None
-        times_s = sending.sent_s if run.sent_s is not None else sending.planned_s
+            self.has_times, times_s = sending.planned_s is not None, sending.planned_s
         arrival_s = np.zeros(len(run)) if times_s is None else times_s - times_s.min()
-        return _counted_from_first(
+        return _ordered(
             Batch(
                 lines=range(len(run)),
-                arrival_ps=np.round(arrival_s * PS_PER_S).astype(np.int64).tolist(),
-                num_prompt_tokens=run.num_prompt_tokens.tolist(),
-                num_output_tokens=run.num_output_tokens.tolist(),
+                arrival=np.round(arrival_s * PS_PER_S).astype(np.int64),
+                num_prompt_tokens=run.num_prompt_tokens,
+                num_output_tokens=run.num_output_tokens,
             )
         )
 
     def batches(self) -> Iterator[Batch]:
         """The loaded requests, in batches."""
-        n = len(self._batch.arrival_ps)
+        n = len(self._batch)
         for first in range(0, n, BATCH_ROWS):
-            yield self._batch.keep(list(range(first, min(first + BATCH_ROWS, n))))
+            yield self._batch.keep(np.arange(first, min(first + BATCH_ROWS, n)))
 
 
-def _counted_from_first(batch: Batch) -> Batch:
-    batch = batch.keep(sorted(range(len(batch.arrival_ps)), key=batch.arrival_ps.__getitem__))
-    # a failed request has no output and may have no start either, so it does not say when the run began
-    started = (ps for ps, output in zip(batch.arrival_ps, batch.num_output_tokens, strict=True) if output)
-    first_ps = min(started, default=0)
-    batch.arrival_ps = [ps - first_ps for ps in batch.arrival_ps]
-    return batch
+def _ordered(batch: Batch) -> Batch:
+    batch.lines = np.array(batch.lines)
+    return batch.keep(np.argsort(batch.arrival, kind="stable"))
 
 
-def _chosen(path: Path, read: Sequence[Document], run: int | None) -> BenchRun:
+def _chosen(path: Path, read: Sequence[JsonValue], run: int | None) -> BenchRun:
     found = results_of(path, read)
     if run is None and len(found) > 1:
         rule = f"has {len(found)} runs, and a trace is one"

@@ -1,68 +1,96 @@
-"""What every trace format comes down to: batches of checked columns, and one way to refuse a value."""
+"""What every trace comes down to: batches of checked columns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from simbatch.sim.errors import Problem, UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from simbatch.sim.workload.columns import Columns, Row
 from simbatch.sim.workload.traces import values
+from simbatch.sim.workload.traces.times import Clock, Times
 from simbatch.sim.workload.traces.values import Kind
 
 BATCH_ROWS = 16_384
 BATCH_HASHES = 1 << 18  # a batch ends early when its rows have so many hash_ids
+Ints = NDArray[np.int64]
 T = TypeVar("T")
+Find = Callable[[str], Sequence[object] | None]
 
 
-class Columns(NamedTuple):
-    """What a format calls its columns; None: it has none of that kind."""
+class Head(NamedTuple):
+    """How a file begins: what kind it is, its columns, its first row, and where these stand."""
 
-    arrival: str
-    num_prompt_tokens: str
-    num_output_tokens: str
-    request_id: str | None = None
-    priority: str | None = None
-    tenant: str | None = None
-    hash_ids: str | None = None
-    predicted_output_tokens: str | None = None
+    kind: str  # csv, jsonl, list (of JSON objects), parquet
+    names: list[str]
+    row: Row
+    place: str
+    delimiter: str = ","
 
-    @property
-    def required(self) -> tuple[str, str, str]:
-        """The columns that no file may lack."""
-        return self[:3]
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read: its columns and clock, and what one hash stands for; `skip_empty`: no output is 0 tokens."""
+
+    head: Head
+    columns: Columns
+    clock: Clock
+    hash_block_tokens: int
+    skip_empty: bool = False
 
 
 @dataclass(slots=True)
 class Batch:
-    """Rows with checked types and ranges, in the file's order; all lists have the same length."""
+    """Rows with checked types and ranges, in the file's order; all columns have the same length."""
 
-    lines: Sequence[int]  # where each row stands
-    arrival_ps: list[int]
-    num_prompt_tokens: list[int]
-    num_output_tokens: list[int]
+    lines: Sequence[int] | Ints  # where each row stands
+    arrival: Times  # ps since the file's first row
+    num_prompt_tokens: Ints
+    num_output_tokens: Ints
     request_id: list[str] | None = None
     priority: list[int] | None = None
     tenant: list[str | None] | None = None
     hash_ids: list[tuple[int, ...] | None] | None = None  # None: the row says nothing about its prefix
     predicted_output_tokens: list[float] | None = None
 
-    def keep(self, indices: list[int]) -> Batch:
-        """Only these rows."""
+    def __len__(self) -> int:
+        return len(self.arrival)
 
-        def pick(values: Sequence[T] | None) -> list[T] | None:
-            return None if values is None else [values[i] for i in indices]
+    def keep(self, indices: Ints) -> Batch:
+        """Only these rows, in this order."""
 
-        lists = (pick(getattr(self, name)) for name in self.__slots__)
-        return Batch(*lists)  # type: ignore[arg-type]  # the three required ones are never None
+        def pick(name: str) -> Any:
+            column = getattr(self, name)
+            if column is None or isinstance(column, np.ndarray):
+                return column if column is None else column[indices]
+            return [column[i] for i in indices.tolist()]
+
+        return Batch(*(pick(name) for name in self.__slots__))
+
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Batch:
+        """All rows as one; a column that only some have is blank in the others."""
+
+        def join(name: str) -> Any:
+            parts = [getattr(batch, name) for batch in batches]
+            if all(isinstance(part, np.ndarray) for part in parts):
+                return np.concatenate(parts)
+            blank = 0 if name == "priority" else None
+            whole = [value for part, b in zip(parts, batches, strict=True) for value in (part or [blank] * len(b))]
+            return None if all(part is None for part in parts) else whole
+
+        return cls(*(join(name) for name in cls.__slots__))
 
 
 class Reader(Protocol):
-    """One format's way to read a file."""
+    """One kind of file's way to read it."""
 
     columns: Columns
+    clock: Clock
     hash_block_tokens: int  # 0: the file has no hashes
     present: set[str]  # columns that mean something and stand in the file, by its first row or header
     ignored: set[str]  # columns that stand in the file and mean nothing here; filled while reading
@@ -81,60 +109,53 @@ def line_place(path: Path) -> Callable[[int, str], str]:
     return lambda line, column: f"{path}:{line} {column}".rstrip()
 
 
-def check_header(header: Sequence[str], columns: Columns, place: str) -> dict[str, int]:
-    """Where each of the format's columns stands; UserError when a required one is missing or one stands twice."""
-    names = [name.strip() for name in header]
-    problems = [
-        Problem(f"{place} {name}", "the column stands twice", mend="remove or rename one of them")
-        for name in dict.fromkeys(names)
-        if name in columns and names.count(name) > 1
-    ]
-    for name in columns.required:
-        if name not in names:
-            free = {other.lower(): other for other in names if other not in columns}
-            near = get_close_matches(name.lower(), free, n=1)
-            found = ", ".join(names) or "nothing"
-            mend = f"is it {free[near[0]]!r}? Rename it" if near else "check the format, or name another one"
-            problems.append(Problem(f"{place} {name}", f"the column is missing; the file has {found}", mend=mend))
-    if problems:
-        raise UserError(*problems)
-    return {name: names.index(name) for name in columns if name in names}
-
-
-Find = Callable[[str], Sequence[object] | None]
-
-
 def assemble(
-    columns: Columns,
+    reading: Reading,
     place: Callable[[int, str], str],
-    times: Kind[int],
     lines: Sequence[int],
     find: Find,
     *,
     typed: bool = False,
+    times: Times | None = None,
 ) -> Batch:
     """Parse what `find` gives for each column's name (None: not there); UserError at `place(line, column)`.
 
-    `typed`: the values come with their types, so that text is never a number.
+    Lists, or arrays of numbers where every value is known to be one. `typed`: text is never a number; `times`: they are
+    known already. Without a column of arrivals all come at once, without one of lengths all are 1 (`distribution:
+    empirical` reads lengths alone).
     """
+    columns = reading.columns
 
     def optional(name: str | None, kind: Kind[T]) -> list[T] | None:
         found = find(name) if name is not None else None
         return None if name is None or found is None else kind.parse(found, lambda i: place(lines[i], name))
 
-    def required(name: str, kind: Kind[T]) -> list[T]:
-        found = optional(name, kind.typed() if typed else kind)
-        assert found is not None, "check_header sees to it"
-        return found
+    def tokens(name: str | None, kind: Kind[int]) -> Ints:
+        found = None if name is None else find(name)
+        if name is None or found is None:
+            return np.ones(len(lines), dtype=np.int64)
+        if isinstance(found, np.ndarray):
+            if found.min() >= 0 and found.max() <= values.MAX_TOKENS:
+                return found
+            found = found.tolist()
+        listed = (kind.typed() if typed else kind).parse(found, lambda i: place(lines[i], name))
+        return np.array(listed, dtype=np.int64)
 
+    name = columns.arrival
+    if times is None:
+        found = None if name is None else find(name)
+        if found is None:
+            times = np.zeros(len(lines), dtype=np.int64)
+        else:
+            times = reading.clock.parse(found, lambda i: place(lines[i], name or ""), typed=typed)
     return Batch(
         lines,
-        arrival_ps=required(columns.arrival, times),
-        num_prompt_tokens=required(columns.num_prompt_tokens, values.TOKENS),
-        num_output_tokens=required(columns.num_output_tokens, values.TOKENS),
+        times,
+        tokens(columns.prompt, values.TOKENS),
+        tokens(columns.output, values.TOKENS_OR_NONE if reading.skip_empty else values.TOKENS),
         request_id=optional(columns.request_id, values.REQUEST_IDS),
         priority=optional(columns.priority, values.PRIORITIES),
         tenant=optional(columns.tenant, values.TEXTS),
         hash_ids=optional(columns.hash_ids, values.HASH_IDS),
-        predicted_output_tokens=optional(columns.predicted_output_tokens, values.PREDICTIONS),
+        predicted_output_tokens=optional(columns.predicted_output, values.PREDICTIONS),
     )

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.workload.chunk import RequestChunk
+from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
+from simbatch.sim.workload.columns import words_of
+from simbatch.sim.workload.files import BadValueError, cut_short
 from simbatch.sim.workload.synthetic import Purpose, draw_shares, stream
-from simbatch.sim.workload.trace_model import Trace, TraceFormat
-from simbatch.sim.workload.traces.rows import Batch, Reader
-from simbatch.sim.workload.traces.values import MAX_PS
+from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.traces.rows import Batch, Ints, Reader
+from simbatch.sim.workload.traces.times import MAX_PS
+
+_IMAGES = {"image", "images", "numimages", "video", "videos", "audio", "audios"}
 
 
 class TraceSource:
-    """A `RequestSource` that reads a file in batches, from its start at every `chunks()`."""
+    """A `RequestSource` that reads a file in batches, from its start at every `chunks()`.
+
+    Times count from the first request that is taken. `has_order` False: rows are taken as they stand, for lengths.
+    """
 
     num_requests: int | None = None
     think_time_ps = 0
@@ -23,7 +32,7 @@ class TraceSource:
     def __init__(
         self,
         path: Path,
-        trace_format: TraceFormat,
+        trace_format: str,
         reader: Reader,
         settings: Trace,
         *,
@@ -31,14 +40,16 @@ class TraceSource:
         priorities: list[tuple[int, float]] | None = None,
         tenants: list[tuple[str | None, float]] | None = None,
         seed: int = 0,
+        notes: tuple[str, ...] = (),
+        has_order: bool = True,
     ) -> None:
         self.path, self.format = path, trace_format
         self.hash_block_tokens = reader.hash_block_tokens
         self.has_times: bool = getattr(reader, "has_times", True)  # False: sent as soon as a place is free
-        self.notes: tuple[str, ...] = getattr(reader, "notes", ())  # on what the file does not say
         self.max_concurrency = max_concurrency
         self.skipped = 0
-        self._reader, self._settings = reader, settings
+        self._notes = (*notes, *getattr(reader, "notes", ()))
+        self._reader, self._settings, self._has_order = reader, settings, has_order
         self._priorities, self._tenants, self._seed = priorities or [], tenants or [], seed
         self._has_ids: bool | None = None  # by the first batch
         self._has_tenants: bool | None = None  # by the batches so far
@@ -46,119 +57,175 @@ class TraceSource:
     @property
     def foretells(self) -> bool:
         """Whether the file says what was predicted of the output lengths."""
-        return self._reader.columns.predicted_output_tokens in self._reader.present
+        return self._reader.columns.predicted_output in self._reader.present
 
     @property
     def ignored(self) -> set[str]:
         """Columns of the file that mean nothing here; complete when all is read."""
         return self._reader.ignored
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the file was read, and what in it was not; complete when all is read."""
+        images = sorted(name for name in self.ignored if _IMAGES & set(words_of(name)))
+        pictured = [f"only text is simulated: {', '.join(images)} would add to the prompts"] if images else []
+        return (*self._notes, *pictured)
+
+    def unread(self) -> list[str]:
+        """One sentence for each thing of the file that was not simulated, and for how it was read."""
+        lines = list(self.notes)
+        if self.ignored:
+            lines.append(f"columns not used: {cut_short(sorted(self.ignored))}")
+        if self.skipped:
+            lines.append(f"{self.skipped:,} rows without output tokens were left out (on_empty: skip)")
+        return [f"{self.path.name}: {line}" for line in lines]
+
     def chunks(self) -> Iterator[RequestChunk]:
         """Read the file; UserError for a malformed row, and for a file without requests."""
         self.skipped = num_requests = 0
         self._has_ids = self._has_tenants = None
-        first_ps = last = None
+        first: int | None = None
+        last = None
         priorities, tenants = (stream(self._seed, purpose) for purpose in (Purpose.PRIORITIES, Purpose.TENANTS))
         limit = self._settings.limit
-        for batch in self._reader.batches():
+        for batch in self._ordered():
             kept = self._without_empty(batch, None if limit is None else limit - num_requests)
-            if kept.arrival_ps:
+            if len(kept):
                 last = self._check(kept, last)
-                if first_ps is None:
-                    first_ps = kept.arrival_ps[0] if self.format == "azure" else 0
-                num_requests += len(kept.arrival_ps)
-                n = len(kept.arrival_ps)
-                drawn = draw_shares(self._priorities, priorities, n), draw_shares(self._tenants, tenants, n)
-                yield self._chunk(kept, first_ps, *drawn)
+                first = int(kept.arrival[0]) if first is None else first
+                num_requests += len(kept)
+                drawn = (draw_shares(self._priorities, priorities, len(kept)),)
+                yield self._chunk(kept, first, *drawn, draw_shares(self._tenants, tenants, len(kept)))
             if num_requests == limit:
                 break
         if num_requests == 0:
             rule = "the trace has no requests"
+            rule += f" between {' and '.join(map(str, self._settings.between))}" if self._settings.between else ""
             rule += f": all its {self.skipped} rows are without output tokens" if self.skipped else ""
-            raise UserError(Problem(str(self.path), rule, mend="name another file"))
+            raise UserError(Problem(str(self.path), rule, mend="name another file, or other rows of it"))
+
+    def _ordered(self) -> Iterator[Batch]:
+        """The rows between the bounds, in the file's order or sorted by arrival."""
+        if not self._settings.sort:
+            yield from self._between()
+            return
+        batches = list(self._between())
+        if not batches:
+            return
+        whole = Batch.joined([batch for batch in batches if len(batch)] or batches[:1])
+        whole.lines = np.concatenate([np.asarray(batch.lines) for batch in batches])
+        order = np.argsort(whole.arrival, kind="stable")
+        for begin in range(0, len(order), CHUNK_SIZE):
+            yield whole.keep(order[begin : begin + CHUNK_SIZE])
+
+    def _between(self) -> Iterator[Batch]:
+        bounds: tuple[int, int] | None = None
+        for batch in self._reader.batches():
+            if self._settings.between is None:
+                yield batch
+                continue
+            bounds = bounds or self._bounds(*self._settings.between)
+            inside: Ints = np.flatnonzero((batch.arrival >= bounds[0]) & (batch.arrival < bounds[1]))
+            yield batch if len(inside) == len(batch) else batch.keep(inside)
+            if not self._settings.sort and len(batch) and batch.arrival[-1] >= bounds[1]:
+                return
+
+    def _bounds(self, start: object, end: object) -> tuple[int, int]:
+        """START and END since the file's first row, ps."""
+        clock = self._reader.clock
+        try:
+            found = clock.moment(start), clock.moment(end)
+        except BadValueError as error:
+            raise UserError(Problem("between", error.rule, [start, end], "write it as the file does")) from None
+        if found[0] >= found[1]:
+            raise UserError(Problem("between", "START must be before END", [start, end], "swap them"))
+        origin = clock.origin or 0
+        return found[0] - origin, found[1] - origin
 
     def _without_empty(self, batch: Batch, room: int | None) -> Batch:
         """The first `room` rows with output tokens; the others before them are counted, or an error."""
-        outputs, skip = batch.num_output_tokens, self._settings.on_empty == "skip"
-        if 0 not in outputs[:room] and (room is None or room >= len(outputs)):
+        outputs = batch.num_output_tokens
+        if outputs[:room].all() and (room is None or room >= len(outputs)):
             return batch
-        indices: list[int] = []
-        for i, output in enumerate(outputs):
-            if len(indices) == room:
-                break
-            if output:
-                indices.append(i)
-            elif skip:
-                self.skipped += 1
-            else:
-                mend = "remove the row, or set on_empty: skip, which counts it"
-                raise self._error(
-                    batch, i, self._reader.columns.num_output_tokens, "a request needs output tokens", 0, mend
-                )
+        indices = np.flatnonzero(outputs)[:room]
+        passed = len(outputs) if len(indices) != room else int(indices[-1]) + 1 if room else 0
+        empty = np.flatnonzero(outputs[:passed] == 0)
+        if len(empty) and self._settings.on_empty != "skip":
+            mend = "remove the row, or set on_empty: skip, which counts it"
+            name = self._reader.columns.output
+            raise self._error(batch, int(empty[0]), name, "a request needs output tokens", 0, mend)
+        self.skipped += len(empty)
         return batch.keep(indices)
 
-    def _error(self, batch: Batch, i: int, column: str, rule: str, value: object, mend: str) -> UserError:
-        return UserError(Problem(self._reader.place(batch.lines[i], column), rule, value, mend))
+    def _error(self, batch: Batch, i: int, column: str | None, rule: str, value: object, mend: str) -> UserError:
+        return UserError(Problem(self._reader.place(int(batch.lines[i]), column or ""), rule, value, mend))
 
     def _check(self, batch: Batch, last: int | None) -> int:
         """What holds for a row beside its neighbours and its other columns; returns the last arrival."""
-        columns, times = self._reader.columns, batch.arrival_ps
-        if 0 in batch.num_prompt_tokens:
-            i = batch.num_prompt_tokens.index(0)
+        columns, times = self._reader.columns, batch.arrival
+        if not batch.num_prompt_tokens.all():
+            i = int(np.flatnonzero(batch.num_prompt_tokens == 0)[0])
             rule = "a request needs prompt tokens"
-            raise self._error(batch, i, columns.num_prompt_tokens, rule, 0, "fill it in, or remove the row")
-        before = [times[0] if last is None else last, *times[:-1]]
-        if any(map(int.__gt__, before, times)):
-            i = next(i for i, (a, b) in enumerate(zip(before, times, strict=True)) if a > b)
-            rule = f"is {(before[i] - times[i]) / 1e12:g} s earlier than the request before it"
-            raise self._error(batch, i, columns.arrival, rule, NOTHING, f"sort the file by {columns.arrival}")
+            raise self._error(batch, i, columns.prompt, rule, 0, "fill it in, or remove the row")
+        before = np.concatenate([[times[0] if last is None else last], times[:-1]])
+        if self._has_order and (before > times).any():
+            i = int(np.flatnonzero(before > times)[0])
+            rule = f"is {(int(before[i]) - int(times[i])) / PS_PER_S:g} s earlier than the request before it"
+            mend = f"sort the file by {columns.arrival}, or let it be sorted: --sort (sort: true in a scenario)"
+            raise self._error(batch, i, columns.arrival, rule, NOTHING, mend)
         if self._has_ids is None:
             self._has_ids = batch.request_id is not None
         elif self._has_ids != (batch.request_id is not None):
             rule, mend = "stands in some rows only", "give every row one, or none"
-            raise self._error(batch, 0, columns.request_id or "", rule, NOTHING, mend)
+            raise self._error(batch, 0, columns.request_id, rule, NOTHING, mend)
         if self.foretells != (batch.predicted_output_tokens is not None):
-            name, rule = columns.predicted_output_tokens or "", "stands in some rows only"
-            raise self._error(batch, 0, name, rule, NOTHING, "give every row a prediction, or none")
+            rule = "stands in some rows only"
+            raise self._error(batch, 0, columns.predicted_output, rule, NOTHING, "give every row a prediction, or none")
         if batch.hash_ids is not None:
             self._check_hashes(batch, batch.hash_ids)
-        return times[-1]
+        return int(times[-1])
 
     def _check_hashes(self, batch: Batch, rows: list[tuple[int, ...] | None]) -> None:
         h, columns = self.hash_block_tokens, self._reader.columns
-        for i, (hashes, prompt) in enumerate(zip(rows, batch.num_prompt_tokens, strict=True)):
+        for i, (hashes, prompt) in enumerate(zip(rows, batch.num_prompt_tokens.tolist(), strict=True)):
             if hashes is not None and not prompt // h <= len(hashes) <= -(-prompt // h):
                 low, high = prompt // h, -(-prompt // h)
                 expected = f"{low} or {high}" if low != high else f"{low}"
                 rule = f"a prompt of {prompt} tokens has {expected} hashes of {h} tokens each"
                 mend = "set hash_block_tokens to what one hash stands for"
-                raise self._error(batch, i, columns.hash_ids or "", rule, len(hashes), mend)
+                raise self._error(batch, i, columns.hash_ids, rule, len(hashes), mend)
 
     def _chunk(
-        self, batch: Batch, first_ps: int, priority: list[int] | None, tenant: list[str | None] | None
+        self, batch: Batch, first: int, priority: list[int] | None, tenant: list[str | None] | None
     ) -> RequestChunk:
         for name, drawn, given in (("priorities", priority, batch.priority), ("tenants", tenant, batch.tenant)):
             if drawn is not None and given is not None:
                 rule = f"{self.path} has {name} of its own"
                 raise UserError(Problem(f"workload.{name}", rule, mend=f"leave {name} out"))
         self._has_tenants = self._has_tenants or batch.tenant is not None
-        times, scale = batch.arrival_ps, self._settings.rate_scale
-        if first_ps:
-            times = [ps - first_ps for ps in times]
-        if scale != 1:
-            times = [round(ps / scale) for ps in times]
-        if times[-1] > MAX_PS:
-            clock_s = f"{MAX_PS / PS_PER_S:.0f} s (106 days)"
-            rule = f"is {times[-1] / PS_PER_S:.0f} s after the trace's start, and the clock holds {clock_s}"
-            mend = "use limit, or mend the time" if scale == 1 else "raise rate_scale, or use limit"
-            raise self._error(batch, len(times) - 1, self._reader.columns.arrival, rule, NOTHING, mend)
         return RequestChunk(
-            arrival_ps=times,
-            num_prompt_tokens=batch.num_prompt_tokens,
-            num_output_tokens=batch.num_output_tokens,
+            arrival_ps=self._times(batch, first),
+            num_prompt_tokens=batch.num_prompt_tokens.tolist(),
+            num_output_tokens=batch.num_output_tokens.tolist(),
             priority=batch.priority if priority is None else priority,
             request_id=batch.request_id,
-            tenant=tenant or batch.tenant or ([None] * len(times) if self._has_tenants else None),
+            tenant=tenant or batch.tenant or ([None] * len(batch) if self._has_tenants else None),
             predicted_output_tokens=batch.predicted_output_tokens,
             hash_ids=None if batch.hash_ids is None else [hashes or () for hashes in batch.hash_ids],
         )
+
+    def _times(self, batch: Batch, first: int) -> list[int]:
+        """Since the first request, at the rate that is asked for; UserError beyond the clock's range."""
+        if not self._has_order:
+            return [0] * len(batch)
+        since, scale = batch.arrival - first, self._settings.rate_scale
+        last_ps = int(since[-1]) / scale
+        if last_ps > MAX_PS:
+            clock_s = f"{MAX_PS / PS_PER_S:.0f} s (106 days)"
+            rule = f"is {last_ps / PS_PER_S:.0f} s after the trace's first request, and the clock holds {clock_s}"
+            mend = "use between or limit, raise rate_scale, or check the column's unit"
+            raise self._error(batch, len(batch) - 1, self._reader.columns.arrival, rule, NOTHING, mend)
+        if scale != 1:
+            since = np.rint(since.astype(np.float64) / scale)
+        times: list[int] = since.astype(np.int64).tolist()
+        return times

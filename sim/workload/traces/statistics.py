@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simbatch.sim.clock import PS_PER_S, to_s
+from simbatch.sim.files import replacing
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 
 if TYPE_CHECKING:
@@ -188,12 +189,8 @@ def draw(statistics: TraceStatistics, title: str, path: Path) -> None:
     _arrivals(axes["arrivals"], statistics)
     _lengths(axes["prompts"], statistics.prompts, "prompt tokens", _BLUE)
     _lengths(axes["outputs"], statistics.outputs, "output tokens", _GREEN)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _arrivals(axes: Axes, statistics: TraceStatistics) -> None:

@@ -1,106 +1,197 @@
-"""Traces as CSV: azure, burstgpt, and ours."""
+"""Traces as CSV, separated by commas, semicolons, tabs or bars.
+
+A file is read in blocks of whole lines. pyarrow parses a block at once; one that it does not take whole is parsed field
+by field, which says where and what is wrong with it, or takes what pyarrow does not (`374.0` for a whole number).
+"""
 
 from __future__ import annotations
 
 import csv
-import itertools
+import io
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.traces import values
-from simbatch.sim.workload.traces.rows import (
-    BATCH_HASHES,
-    BATCH_ROWS,
-    Batch,
-    Columns,
-    assemble,
-    check_header,
-    line_place,
-)
-from simbatch.sim.workload.traces.text import text_errors
-from simbatch.sim.workload.traces.values import Kind, TimestampParser, never
+from simbatch.sim.workload.files import open_binary, text_errors
+from simbatch.sim.workload.section import MAX_TOKENS
+from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Head, Reading, assemble, line_place
+from simbatch.sim.workload.traces.times import Times
 
 _FIELD_LIMIT = 1 << 24  # characters; a long prompt's hash_ids are one field
+_BLOCK_BYTES = 1 << 20
+_LONGEST = 1 << 26  # bytes of a block that a quote holds open
+_SEPARATORS = ",;\t|"
+_BIG_DIGITS = 16  # an integer of so many digits (Unix time in ns) is more than a double holds
 
-AZURE = Columns("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-BURSTGPT = Columns("Timestamp", "Request tokens", "Response tokens")
-OURS = Columns(
-    "arrival_s",
-    "num_prompt_tokens",
-    "num_output_tokens",
-    request_id="request_id",
-    priority="priority",
-    tenant="tenant",
-    hash_ids="hash_ids",
-    predicted_output_tokens="predicted_output_tokens",
-)
+Lines = tuple[int, bytes]  # number of the first line, whole lines
+
+
+def head_of_table(path: Path) -> Head | None:
+    """The header and the first row; None for an empty file."""
+    with text_errors(path):
+        texts = ((line, block.decode()) for line, block in _blocks(path))
+        line, text = next(texts, (1, ""))
+        start = next((row for row in text.splitlines() if row.strip()), "")
+        delimiter = max(_SEPARATORS, key=start.count)
+        rows = (row for at, part in chain([(line, text)], texts) for row in _fields(path, at, part, delimiter))
+        number, header = next(rows, (1, []))
+        _, first = next(rows, (0, [])) if header else (0, [])
+    if not header:
+        return None
+    names = [name.strip() for name in header]
+    return Head("csv", names, dict(zip(names, map(str.strip, first), strict=False)), f"{path}:{number}", delimiter)
+
+
+def _blocks(path: Path) -> Iterator[Lines]:
+    """Whole lines in blocks, with the number of their first; a quoted field is never cut."""
+    line, rest = 1, b""
+    with open_binary(path) as file:
+        while read := file.read(_BLOCK_BYTES):
+            data = (rest + read).removeprefix(b"\xef\xbb\xbf") if line == 1 else rest + read
+            cut = data.rfind(b"\n") + 1
+            block, rest = data[:cut], data[cut:]
+            if not cut or (block.count(b'"') % 2 and len(data) < _LONGEST):
+                rest = data
+                continue
+            yield line, block
+            line += block.count(b"\n")
+    if rest:
+        yield line, rest.removeprefix(b"\xef\xbb\xbf") if line == 1 else rest
+
+
+def _fields(path: Path, line: int, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each row that is not blank."""
+    csv.field_size_limit(_FIELD_LIMIT)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    try:
+        for row in reader:
+            if row:
+                yield line + reader.line_num - 1, row
+    except csv.Error as error:
+        place, mend = f"{path}:{line + reader.line_num - 1}", "check the quotes here and above, or the format"
+        raise UserError(Problem(place, f"not valid CSV: {error}", mend=mend)) from None
 
 
 class TableReader:
-    """A CSV file with a header line; `ps_per_unit` None means that times are timestamps.
+    """A CSV file with a header line; tolerates a byte order mark, any line ends, blank lines and quotes."""
 
-    Tolerates a byte order mark, any line ends, blank lines and quotes.
-    """
-
-    def __init__(self, path: Path, columns: Columns, ps_per_unit: int | None, hash_block_tokens: int) -> None:
-        self._path, self.columns, self._ps_per_unit = path, columns, ps_per_unit
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self._path, self._reading = path, reading
+        self.columns, self.clock = reading.columns, reading.clock
         self.place = line_place(path)
-        with text_errors(path):
-            line, self._header = next(self._rows(), (1, []))
-        if not self._header:
-            raise UserError(
-                Problem(str(path), "the trace has no requests: the file is empty", mend="name another file")
-            )
-        self._index = check_header(self._header, columns, self.place(line, ""))
+        names = reading.head.names
+        self._width = len(names)
+        self._index = {name: names.index(name) for name in self.columns if name is not None and name in names}
         self.present = set(self._index)
-        self.ignored = set(self._header) - self.present
-        self.hash_block_tokens = hash_block_tokens if columns.hash_ids in self._index else 0
-
-    def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Line number and fields of each row that is not blank, the header first."""
-        csv.field_size_limit(_FIELD_LIMIT)
-        with self._path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            try:
-                for row in reader:
-                    if row:
-                        yield reader.line_num, row
-            except csv.Error as error:
-                mend = "check the quotes here and above, or the format"
-                raise UserError(
-                    Problem(self.place(reader.line_num, ""), f"not valid CSV: {error}", mend=mend)
-                ) from None
+        self.ignored = set(names) - self.present
+        self.hash_block_tokens = reading.hash_block_tokens if self.columns.hash_ids in self._index else 0
+        arrival = str(reading.head.row.get(self.columns.arrival or "", ""))
+        self.clock.decimal_comma = reading.head.delimiter != "," and "," in arrival
+        self._unit = self.clock.tell_unit(arrival) if self.columns.arrival else "s"
+        self._arrival_type = self._type_of(arrival)
 
     def batches(self) -> Iterator[Batch]:
         """Read the file from its start."""
-        times = Kind(never, TimestampParser()) if self._ps_per_unit is None else values.times(self._ps_per_unit)
+        header_line = int(self._reading.head.place.rpartition(":")[2])
         with text_errors(self._path):
-            rows = self._rows()
-            next(rows)
-            while taken := self._take(rows):
-                yield self._batch([line for line, _ in taken], [row for _, row in taken], times)
+            for first, block in _blocks(self._path):
+                line, data = first, block
+                if first <= header_line:
+                    skipped = header_line - first + 1
+                    data = block.split(b"\n", skipped)[-1] if block.count(b"\n") >= skipped else b""
+                    line = header_line + 1
+                if not data.isascii():
+                    block.decode()  # what is not UTF-8 is said, wherever it stands
+                if not data.strip():
+                    continue
+                fast = self._by_arrow(line, data)
+                yield from self._by_fields(line, data.decode()) if fast is None else _parts(fast)
 
-    def _take(self, rows: Iterator[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-        if not self.hash_block_tokens:
-            return list(itertools.islice(rows, BATCH_ROWS))
-        taken, num_characters = [], 0
-        for line, row in rows:
-            taken.append((line, row))
-            num_characters += sum(map(len, row))
-            if len(taken) == BATCH_ROWS or num_characters > 4 * BATCH_HASHES:
-                break
-        return taken
+    def _type_of(self, arrival: str) -> Any:
+        import pyarrow as pa
 
-    def _batch(self, lines: list[int], rows: list[list[str]], times: Kind[int]) -> Batch:
-        width = len(self._header)
-        if set(map(len, rows)) != {width}:
-            i = next(i for i, row in enumerate(rows) if len(row) != width)
-            rule = f"has {len(rows[i])} fields, and the header has {width}"
+        if self._unit == "iso":
+            has_zone = arrival.endswith(("Z", "z")) or arrival[-6:-5] in "+-" or arrival[-3:-2] in "+-"
+            return pa.timestamp("ns", tz="UTC" if has_zone and len(arrival) > 11 else None)
+        return pa.int64() if arrival.isdigit() and len(arrival) >= _BIG_DIGITS else pa.float64()
+
+    def _by_arrow(self, line: int, data: bytes) -> Batch | None:
+        """A block at once; None where a value, a row or a line is not plain."""
+        import pyarrow as pa
+        import pyarrow.csv as pc
+
+        columns = self.columns
+        kinds = {columns.arrival: self._arrival_type, columns.prompt: pa.int64(), columns.output: pa.int64()}
+        types = {str(i): kinds.get(name, pa.string()) for name, i in self._index.items()}
+        if b"0x" in data or b"0X" in data:  # a number to pyarrow
+            return None
+        names = list(map(str, range(self._width)))
+        try:
+            table = pc.read_csv(
+                io.BytesIO(data),
+                pc.ReadOptions(column_names=names, use_threads=False, block_size=len(data)),
+                pc.ParseOptions(delimiter=self._reading.head.delimiter, newlines_in_values=b'"' in data),
+                pc.ConvertOptions(
+                    column_types=types,
+                    include_columns=list(types),
+                    null_values=[],
+                    strings_can_be_null=False,
+                    decimal_point="," if self.clock.decimal_comma else ".",
+                ),
+            )
+        except pa.ArrowException:
+            return None
+        if table.num_rows != data.count(b"\n") + (not data.endswith(b"\n")) or not table.num_rows:
+            return None
+        lengths = {name: table.column(str(self._index[name])).to_numpy() for name in columns[1:3] if name is not None}
+        if any(tokens.min() < 0 or tokens.max() > MAX_TOKENS for tokens in lengths.values()):
+            return None
+        times: Times | None = None
+        if columns.arrival is not None:
+            times = self._times(table.column(str(self._index[columns.arrival])))
+            if times is None:
+                return None
+
+        def find(name: str) -> Any:
+            if name in lengths:
+                return lengths[name]
+            return table.column(str(self._index[name])).to_pylist() if name in self._index else None
+
+        return assemble(self._reading, self.place, range(line, line + table.num_rows), find, times=times)
+
+    def _times(self, column: Any) -> Times | None:
+        import pyarrow as pa
+
+        if self._unit == "iso":
+            return self.clock.from_ns(column.cast(pa.int64()).to_numpy())
+        return self.clock.from_numbers(column.to_numpy())
+
+    def _by_fields(self, line: int, text: str) -> Iterator[Batch]:
+        rows = list(_fields(self._path, line, text, self._reading.head.delimiter))
+        for first in range(0, len(rows), BATCH_ROWS):
+            part = rows[first : first + BATCH_ROWS]
+            yield self._batch([number for number, _ in part], [row for _, row in part])
+
+    def _batch(self, lines: list[int], rows: list[list[str]]) -> Batch:
+        if set(map(len, rows)) != {self._width}:
+            i = next(i for i, row in enumerate(rows) if len(row) != self._width)
+            rule = f"has {len(rows[i])} fields, and the header has {self._width}"
             raise UserError(Problem(self.place(lines[i], "row"), rule, ",".join(rows[i]), "complete or remove the row"))
         fields = list(zip(*rows, strict=True))
 
         def find(name: str) -> Sequence[object] | None:
             return fields[self._index[name]] if name in self._index else None
 
-        return assemble(self.columns, self.place, times, lines, find)
+        return assemble(self._reading, self.place, lines, find)
+
+
+def _parts(batch: Batch) -> Iterator[Batch]:
+    if len(batch) <= BATCH_ROWS:
+        yield batch
+        return
+    for first in range(0, len(batch), BATCH_ROWS):
+        yield batch.keep(np.arange(first, min(first + BATCH_ROWS, len(batch))))

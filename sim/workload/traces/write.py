@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, get_args
+from typing import IO, Any
 
 from simbatch.sim.clock import to_s
+from simbatch.sim.files import replacing
 from simbatch.sim.paths import check_target
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
+from simbatch.sim.workload.columns import REQUIRED, Format
+from simbatch.sim.workload.formats import FORMATS, TABLES
 
 
 class Rehash:
@@ -47,13 +50,14 @@ class Rehash:
         return 2 * int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
-WriteFormat = Literal["jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure"]
-WRITE_FORMATS: tuple[WriteFormat, ...] = get_args(WriteFormat)
-HOLDS_HASHES: tuple[WriteFormat, ...] = ("jsonl", "csv", "parquet", "mooncake", "timed_trace")
-NEEDS_HASHES: tuple[WriteFormat, ...] = ("mooncake", "timed_trace")
-HOLDS_LABELS: tuple[WriteFormat, ...] = ("jsonl", "csv", "parquet")
-AZURE_START = datetime(2023, 11, 16)  # Azure's timestamps have no zone; the day is arbitrary
-_PS_PER_TICK = 10**5  # Azure's seventh decimal
+WRITE_FORMATS = tuple(TABLES)
+OWN = FORMATS["csv"].columns
+HOLDS_HASHES = tuple(name for name, form in TABLES.items() if form.hash_block_tokens)
+NEEDS_HASHES = ("mooncake", "timed_trace")
+AZURE_START = datetime(2023, 11, 16)  # timestamps need a day; it is arbitrary, and has no zone
+_PS_PER_TICK = 10**5  # a timestamp's seventh decimal
+_PS_PER_UNIT = {"s": 10**12, "ms": 10**9, "us": 10**6, "ns": 10**3}
+_ORDER = ("request_id", "arrival", "prompt", "output", "priority", "tenant", "predicted_output", "hash_ids")
 
 
 class Losses(Counter[str]):
@@ -64,22 +68,10 @@ class Losses(Counter[str]):
         return [f"{what} ({count} requests)" for what, count in self.items()]
 
 
-class Extra(NamedTuple):
-    """Columns that a file has when the source has them."""
-
-    hashes: bool
-    predictions: bool
-
-    def names(self) -> list[str]:
-        """What they are called."""
-        there = {"predicted_output_tokens": self.predictions, "hash_ids": self.hashes}
-        return [name for name, is_there in there.items() if is_there]
-
-
 def write_trace(
     source: RequestSource,
     path: Path,
-    to: WriteFormat,
+    to: str,
     *,
     hash_block_tokens: int,
     regroup: bool,
@@ -91,15 +83,17 @@ def write_trace(
     when the source's hashes stand for another number of tokens or do not cover whole prompts. mooncake and timed_trace
     need hashes, so prompts without any get ones of their own. The file appears when it is complete.
     """
-    losses = Losses()
+    losses, form = Losses(), FORMATS[to]
     old = source.hash_block_tokens
     rehash = None
     if to in HOLDS_HASHES and (regroup if old else to in NEEDS_HASHES):
         rehash = Rehash(old or hash_block_tokens, hash_block_tokens)
+    there = {"predicted_output": getattr(source, "foretells", False), "hash_ids": bool(old) or rehash is not None}
+    held = [kind for kind in _ORDER if getattr(form.columns, kind) and there.get(kind, True)]
     num_written = 0
-    with _writer(path, to, Extra(bool(old), getattr(source, "foretells", False))) as write:
+    with _writer(path, form, held) as write:
         for chunk in source.chunks():
-            _note_losses(chunk, to, losses)
+            _note_losses(chunk, form, losses)
             write(_rows(chunk, num_written, rehash), losses)
             num_written += len(chunk)
             if progress:
@@ -112,16 +106,16 @@ Write = Callable[[list[Row], Losses], None]
 
 
 def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None) -> list[Row]:
-    """The chunk's requests in our own columns, `arrival_ps` instead of `arrival_s`."""
+    """The chunk's requests by what a column means, `arrival` in ps."""
     n = len(chunk)
     columns: dict[str, Any] = {
         "request_id": chunk.request_id or [str(i) for i in range(first, first + n)],
-        "arrival_ps": chunk.arrival_ps,
-        "num_prompt_tokens": chunk.num_prompt_tokens,
-        "num_output_tokens": chunk.num_output_tokens,
+        "arrival": chunk.arrival_ps,
+        "prompt": chunk.num_prompt_tokens,
+        "output": chunk.num_output_tokens,
         "priority": chunk.priority or [0] * n,
         "tenant": chunk.tenant or [None] * n,
-        "predicted_output_tokens": chunk.predicted_output_tokens or [None] * n,
+        "predicted_output": chunk.predicted_output_tokens or [None] * n,
         "hash_ids": chunk.hash_ids or [()] * n,
     }
     if rehash:
@@ -129,135 +123,91 @@ def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None) -> list[Row]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _note_losses(chunk: RequestChunk, to: WriteFormat, losses: Losses) -> None:
-    if to in HOLDS_LABELS:
-        return
-    labels: dict[str, Sequence[object] | None] = {"request_id": chunk.request_id}
-    labels |= {"tenant": chunk.tenant, "priority": chunk.priority}
-    labels |= {"predicted_output_tokens": chunk.predicted_output_tokens}
-    if to not in HOLDS_HASHES:
-        labels["hash_ids"] = chunk.hash_ids
-    for name, found in labels.items():
+def _note_losses(chunk: RequestChunk, form: Format, losses: Losses) -> None:
+    labels: dict[str, Sequence[object] | None] = {"request_id": chunk.request_id, "tenant": chunk.tenant}
+    labels |= {"priority": chunk.priority, "predicted_output": chunk.predicted_output_tokens}
+    labels["hash_ids"] = chunk.hash_ids
+    for kind, found in labels.items():
         number = sum(map(bool, found or ()))
-        if number:
-            losses[f"{to} has no {name}: left out"] += number
+        if number and getattr(form.columns, kind) is None:
+            losses[f"{form.name} has no {getattr(OWN, kind)}: left out"] += number
 
 
 @contextmanager
-def _writer(path: Path, to: WriteFormat, extra: Extra) -> Iterator[Write]:
+def _writer(path: Path, form: Format, held: Sequence[str]) -> Iterator[Write]:
     """A function that takes rows, for a file that is put in place when all went well."""
     check_target(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        if to == "parquet":
-            with _parquet(temporary, extra) as write:
+    with replacing(path) as temporary:
+        if form.written_as == "parquet":
+            with _parquet(temporary, form, held) as write:
                 yield write
         else:
             with temporary.open("w", encoding="utf-8", newline="") as file:
-                yield _TEXT[to](file, extra)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+                yield (_csv if form.written_as == "csv" else _lines)(file, form, held)
 
 
-def _plain(ps: int, ps_per_unit: int = 10**12) -> float | int:
-    """A time as JSON has it: an integer where it is whole."""
-    return ps // ps_per_unit if ps % ps_per_unit == 0 else ps / ps_per_unit
+def _time(ps: int, form: Format, losses: Losses) -> float | int | str:
+    """A time as the format has it: a timestamp, seconds of ours, or plain numbers, whole where they are."""
+    if form.unit == "iso":
+        ticks, rest = divmod(ps, _PS_PER_TICK)
+        if rest:
+            losses[f"{form.name}'s times have 7 decimals: cut"] += 1
+        seconds, fraction = divmod(ticks, 10**7)
+        return f"{AZURE_START + timedelta(seconds=seconds)}.{fraction:07d}"
+    if form.columns == OWN:
+        return to_s(ps)
+    unit = _PS_PER_UNIT[form.unit or "s"]
+    return ps // unit if ps % unit == 0 else ps / unit
 
 
-def _jsonl(file: IO[str], _: Extra) -> Write:
-    def write(rows: list[Row], _: Losses) -> None:
+def _lines(file: IO[str], form: Format, held: Sequence[str]) -> Write:
+    always = {"request_id", *REQUIRED}
+
+    def write(rows: list[Row], losses: Losses) -> None:
         for row in rows:
-            line = {"request_id": row["request_id"], "arrival_s": to_s(row["arrival_ps"])}
-            line |= {key: row[key] for key in ("num_prompt_tokens", "num_output_tokens")}
-            line |= {key: row[key] for key in ("priority", "tenant", "predicted_output_tokens", "hash_ids") if row[key]}
+            if form.name in NEEDS_HASHES and not row["hash_ids"]:
+                losses["without hash_ids; vllm bench serve would send an empty prompt"] += 1
+            row["arrival"] = _time(row["arrival"], form, losses)
+            line = {getattr(form.columns, kind): row[kind] for kind in held if kind in always or row[kind]}
             file.write(json.dumps(line) + "\n")
 
     return write
 
 
-def _timed(ps_per_unit: int) -> Callable[[IO[str], Extra], Write]:
-    def open_writer(file: IO[str], _: Extra) -> Write:
-        def write(rows: list[Row], losses: Losses) -> None:
-            for row in rows:
-                if not row["hash_ids"]:
-                    losses["without hash_ids; vllm bench serve would send an empty prompt"] += 1
-                line = {
-                    "timestamp": _plain(row["arrival_ps"], ps_per_unit),
-                    "input_length": row["num_prompt_tokens"],
-                    "output_length": row["num_output_tokens"],
-                }
-                file.write(json.dumps(line | ({"hash_ids": row["hash_ids"]} if row["hash_ids"] else {})) + "\n")
-
-        return write
-
-    return open_writer
-
-
-def _csv(file: IO[str], extra: Extra) -> Write:
+def _csv(file: IO[str], form: Format, held: Sequence[str]) -> Write:
     import csv
 
-    names = ["request_id", "arrival_s", "num_prompt_tokens", "num_output_tokens", "priority", "tenant", *extra.names()]
     table = csv.writer(file, lineterminator="\n")
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # the other forgets to quote \r
-    table.writerow(names)
-
-    def write(rows: list[Row], _: Losses) -> None:
-        for row in rows:
-            row |= {"arrival_s": to_s(row["arrival_ps"]), "hash_ids": " ".join(map(str, row["hash_ids"]))}
-            has_return = "\r" in row["request_id"] or "\r" in (row["tenant"] or "")
-            (quoted if has_return else table).writerow([row[name] for name in names])
-
-    return write
-
-
-def _azure(file: IO[str], _: Extra) -> Write:
-    file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n")
-    first = True
+    table.writerow([getattr(form.columns, kind) for kind in held])
 
     def write(rows: list[Row], losses: Losses) -> None:
-        nonlocal first
-        if first and rows[0]["arrival_ps"]:
-            offset = f"{to_s(rows[0]['arrival_ps']):g} s"
-            losses[f"azure's times count from the first request, which came at {offset}: the trace begins with it"] += 1
-        first = False
         for row in rows:
-            ticks, rest = divmod(row["arrival_ps"], _PS_PER_TICK)
-            if rest:
-                losses["azure's times have 7 decimals: cut"] += 1
-            seconds, fraction = divmod(ticks, 10**7)
-            moment = AZURE_START + timedelta(seconds=seconds)
-            file.write(f"{moment}.{fraction:07d},{row['num_prompt_tokens']},{row['num_output_tokens']}\n")
+            row["arrival"] = _time(row["arrival"], form, losses)
+            row["hash_ids"] = " ".join(map(str, row["hash_ids"]))
+            has_return = "\r" in row["request_id"] or "\r" in (row["tenant"] or "")
+            (quoted if has_return else table).writerow([row[kind] for kind in held])
 
     return write
 
 
 @contextmanager
-def _parquet(path: Path, extra: Extra) -> Iterator[Write]:
+def _parquet(path: Path, form: Format, held: Sequence[str]) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fields: list[tuple[str, pa.DataType]] = [("request_id", pa.string()), ("arrival_s", pa.float64())]
-    fields += [("num_prompt_tokens", pa.int64()), ("num_output_tokens", pa.int64())]
-    fields += [("priority", pa.int64()), ("tenant", pa.string())]
-    kinds = {"predicted_output_tokens": pa.float64(), "hash_ids": pa.list_(pa.int64())}
-    fields += [(name, kinds[name]) for name in extra.names()]
-    schema = pa.schema(fields)
+    kinds: dict[str, Any] = dict.fromkeys(("prompt", "output", "priority"), pa.int64()) | dict.fromkeys(
+        ("request_id", "tenant"), pa.string()
+    )
+    kinds |= {"arrival": pa.float64(), "predicted_output": pa.float64(), "hash_ids": pa.list_(pa.int64())}
+    schema = pa.schema([(getattr(form.columns, kind), kinds[kind]) for kind in held])
     with pq.ParquetWriter(path, schema) as table:
 
-        def write(rows: list[Row], _: Losses) -> None:
+        def write(rows: list[Row], losses: Losses) -> None:
             for row in rows:
-                row["arrival_s"] = to_s(row["arrival_ps"])
+                row["arrival"] = _time(row["arrival"], form, losses)
                 row["hash_ids"] = row["hash_ids"] or None  # an empty list would say that the prompt has no blocks
-            table.write_table(pa.Table.from_pylist(rows, schema=schema))
+            columns = [pa.array([row[kind] for row in rows], kinds[kind]) for kind in held]
+            table.write_table(pa.Table.from_arrays(columns, schema=schema))
 
         yield write
-
-
-_TEXT: dict[WriteFormat, Callable[[IO[str], Extra], Write]] = {
-    "jsonl": _jsonl,
-    "csv": _csv,
-    "mooncake": _timed(10**9),
-    "timed_trace": _timed(10**12),
-    "azure": _azure,
-}

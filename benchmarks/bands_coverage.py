@@ -1,0 +1,136 @@
+"""Do bands hold what they should? `python -m benchmarks.bands_coverage random` and `... recorded`.
+
+random: 200 random scenarios (profile, traffic, load, settings, replicas). The truth of each is one more draw of its
+profile from the stated uncertainty; how often its figures lie within the band of the 19 others should be nine in ten.
+recorded: the real runs of a server on an H100 (../shared/gpu/h100-vllm-0.32, no part of the project), replayed by the
+kernel tables, which saw nothing of them: how many of the real figures lie within the band. docs/accuracy.md has both.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from benchmarks.first_look import (
+    FIGURES,
+    MEASURED,
+    PROFILE,
+    RECORDED,
+    REPLAYED,
+    SERVED,
+    Run,
+    figures,
+    real_figures,
+    recorded_run,
+    require,
+    simulated_run,
+)
+from simbatch import Scenario
+from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.uncertainty import factors, scaled
+from simbatch.sim.metrics.registry import REGISTRY
+from simbatch.sim.scenario import resolve
+from simbatch.sim.search.bands import NUM_DRAWS, Bands, drawn_settings
+from simbatch.sim.search.run import Runner
+
+PROFILES = ("h100-llama-3.1-8b-bf16", "l40s-llama-3.1-8b-bf16", "rtx4090-llama-3.1-8b-awq", "a100-llama-3.1-8b-bf16")
+KEYS = ("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_tpot_ms", "mean_e2el_ms", "output_throughput")
+CAPACITY = {"h100": 22.0, "l40s": 7.0, "rtx4090": 7.0, "a100": 12.0}  # roughly, so that loads are from light to heavy
+
+
+def random_scenario(number: int) -> Scenario:
+    """The number decides all of it, the seed too."""
+    rng = np.random.default_rng(number)
+    profile = str(rng.choice(PROFILES))
+    prompt, output = int(rng.integers(100, 1500)), int(rng.integers(20, 200))
+    rate = CAPACITY[profile.partition("-")[0]] * rng.uniform(0.2, 0.95) * 1000 / (prompt + 5 * output)
+    replicas = int(rng.choice([1, 1, 2, 3]))
+    content: dict[str, Any] = {
+        "profile": profile,
+        "engine": {"max_num_seqs": int(rng.choice([32, 64, 256])), "max_num_batched_tokens": 2048},
+        "workload": {
+            "num_prompts": 250,
+            "request_rate": rate * replicas,
+            "burstiness": float(rng.choice([0.3, 1.0])),
+            "prompt_len": {"distribution": "lognormal", "mean": prompt, "cv": 0.8, "max": 8 * prompt},
+            "output_len": {"distribution": "lognormal", "mean": output, "cv": 0.8, "max": 8 * output},
+        },
+        "seed": number,
+    }
+    if replicas > 1:
+        content["cluster"] = {"replicas": replicas, "router": {"name": "least_requests"}}
+    return Scenario.from_dict(content)
+
+
+def random_coverage(number: int, jobs: int) -> None:
+    """Print how often each figure is held."""
+    held: dict[str, list[bool]] = defaultdict(list)
+    for i in range(number):
+        scenario = random_scenario(i)
+        resolved, runner = resolve(scenario), Runner(scenario, jobs=jobs)
+        draws = [(drawn_settings(resolved, draw), scenario.seed) for draw in range(NUM_DRAWS + 1)]
+        *others, truth = runner(draws)
+        bands = Bands(others, [])
+        for key in KEYS:
+            band, value = bands.of(REGISTRY[key]), REGISTRY[key].of(truth)
+            assert band is not None
+            assert value is not None
+            held[key].append(band.low <= value <= band.high)
+    for key, each in held.items():
+        print(f"| {REGISTRY[key].label} | {100 * np.mean(each):.1f} % |")
+    everything = [value for each in held.values() for value in each]
+    print(f"| all | {100 * np.mean(everything):.1f} % of {len(everything):,} |")
+
+
+def recorded_coverage(folder: Path, profile: str) -> None:
+    """Print each real figure, its band, and how many are held."""
+    total: list[bool] = []
+    for run in (*SERVED, *REPLAYED):
+        held = dict(_held(run, folder, profile))
+        total += held.values()
+        missed = ", ".join(name for name, value in held.items() if not value)
+        print(f"| {run.name} | {sum(held.values())} of {len(held)} | {missed or '-'} |", flush=True)
+    print(f"| all | {sum(total)} of {len(total)}: {100 * np.mean(total):.0f} % | |")
+
+
+def _held(run: Run, folder: Path, profile: str) -> Iterator[tuple[str, bool]]:
+    recorded = recorded_run(run, folder)
+    real = real_figures(recorded)
+    base = load_profile(profile, folder=Path())
+    with TemporaryDirectory() as temporary:
+        drawn = [
+            figures(*simulated_run(run, recorded, Path(temporary), 0, scaled(base, factors(base, 0, draw))))
+            for draw in range(NUM_DRAWS)
+        ]
+    for name in (name for name in (*FIGURES, "tokens/s") if "ITL" not in name):
+        yield name, _is_held(name, drawn, real)
+
+
+def _is_held(name: str, drawn: list[dict[str, float]], real: Mapping[str, float]) -> bool:
+    values = [each[name] for each in drawn]
+    return min(values) <= real[name] <= max(values)
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["random", "recorded"])
+    parser.add_argument("--number", type=int, default=200, help="random scenarios")
+    parser.add_argument("--jobs", type=int, default=-1)
+    parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
+    parser.add_argument("--profile", default=PROFILE, help=f"for the recorded runs; {MEASURED} is the fitted one")
+    options = parser.parse_args()
+    if options.what == "random":
+        random_coverage(options.number, options.jobs)
+    else:
+        recorded_coverage(require(options.recorded), options.profile)
+
+
+if __name__ == "__main__":
+    main()

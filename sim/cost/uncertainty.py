@@ -1,0 +1,175 @@
+"""How far the parts of a profile may be off, as distributions, and profiles drawn from them.
+
+Each part is multiplied by a lognormal factor: `centre` is its median, `spread` the standard deviation of its logarithm
+(0.05: 5 %, nine in ten within 8 %). Where they come from stands beside each figure; docs/plan.md has the same table. A
+profile that was fitted to a server says itself how far runs were off that it had not seen, and that is taken where it
+is more than the least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp, hypot, log1p
+from statistics import NormalDist, fmean
+from typing import Any
+
+import numpy as np
+
+from simbatch.sim.cost.profile import MeasuredProfile, Profile
+
+PARTS = ("decode", "mixed", "host", "front_end", "num_gpu_blocks")
+WORDS = {
+    "decode": "the device's time of decode steps",
+    "mixed": "the device's time of steps with prefills",
+    "host": "the host's time (launches, updates, admissions)",
+    "front_end": "the front end's time (HTTP, tokenising, streaming)",
+    "num_gpu_blocks": "the number of KV blocks",
+}
+STREAM = 0x5EEDBA4D  # apart from what else is drawn of a seed
+_BITS = 53
+
+
+@dataclass(frozen=True)
+class Uncertain:
+    """What a part is multiplied by to be right."""
+
+    centre: float
+    spread: float
+    source: str
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.spread == 0 and self.centre == 1
+
+    def at(self, deviation: float) -> float:
+        """The factor so many standard deviations from the centre."""
+        return self.centre * exp(self.spread * deviation)
+
+    def text(self) -> str:
+        """`x 0.93 to 1.10 (nine in ten): source`."""
+        low, high = self.at(-1.645), self.at(1.645)
+        return f"x {low:.2f} to {high:.2f} (nine in ten): {self.source}"
+
+
+CERTAIN = Uncertain(1.0, 0.0, "as written")
+COMPOSED = {  # steps added up from ops or kernels
+    "decode": Uncertain(1.02, 0.05, "two sources for one GPU differ by -6 to -3 % (docs/profiles.md)"),
+    "mixed": Uncertain(1.04, 0.07, "two sources for one GPU differ by -10 to +4 % (docs/profiles.md)"),
+}
+COMPUTED = {  # a roofline
+    "decode": Uncertain(1.05, 0.13, "roofline against 22 profiles: -20 to +4 %, and theirs (docs/memory.md)"),
+    "mixed": Uncertain(1.0, 0.13, "roofline against 22 profiles: -17 to +19 %, and theirs (docs/memory.md)"),
+}
+MEASURED = {  # steps measured one by one, or in a server
+    "decode": Uncertain(1.0, 0.03, "runs of one server differ by 2 to 4 % (docs/accuracy.md)"),
+    "mixed": Uncertain(1.0, 0.04, "runs of one server differ by 2 to 5 % (docs/accuracy.md)"),
+}
+ALL_REDUCE = Uncertain(
+    1.0, 0.12, "all-reduce is computed for a link: boards differ by tens of per cent (docs/profiles.md)"
+)
+ASSUMED_HOST = Uncertain(1.0, 0.7, "launches of 2 to 40 ms between machines, 8 to 12 assumed (docs/hosts.md)")
+ASSUMED_FRONT_END = Uncertain(1.0, 0.6, "a request's way in of 5 to 40 ms between machines, 14 assumed (docs/hosts.md)")
+MEASURED_HOST = Uncertain(1.0, 0.15, "launches wander: one run's mean is known to a tenth at best (docs/accuracy.md)")
+MEASURED_FRONT_END = Uncertain(1.0, 0.2, "TTFT of runs not fitted on is off by 5 to 10 % (docs/accuracy.md)")
+ESTIMATED_BLOCKS = Uncertain(1.0, 0.06, "the planner against start-up logs: half within 6 % (docs/memory.md)")
+MEASURED_BLOCKS = Uncertain(1.0, 0.01, "as vLLM resolved them")
+
+
+def uncertainty_of(profile: Profile) -> dict[str, Uncertain]:
+    """Of each part that is in doubt; nothing of step times that a scenario writes itself."""
+    if not isinstance(profile, MeasuredProfile):
+        return {}
+    found = {**_device(profile), **_around(profile), "num_gpu_blocks": _blocks(profile)}
+    return {part: found[part] for part in PARTS if part in found and not found[part].is_certain}
+
+
+def _device(profile: MeasuredProfile) -> dict[str, Uncertain]:
+    error = profile.fit_error
+    if profile.is_estimate:
+        base = COMPUTED
+    elif error is not None and error.against == "tables":
+        base = COMPOSED
+    else:
+        base = MEASURED
+    seen = _seen_error(profile)
+    return {part: _widened(each, ALL_REDUCE if profile.link is not None else None, seen) for part, each in base.items()}
+
+
+def _seen_error(profile: MeasuredProfile) -> float:
+    """How far totals were off that the fit had not seen: the mean over its results, or of the recorder's gaps."""
+    if profile.streams is not None:
+        predicted = [abs(run.predicted.tpot) for run in profile.streams.runs if run.predicted is not None]
+        return fmean(predicted) if predicted else abs(profile.streams.halves or 0.0)
+    if profile.recorder is not None and profile.recorder.gaps is not None:
+        return abs(profile.recorder.gaps.total)
+    return 0.0
+
+
+def _widened(base: Uncertain, link: Uncertain | None, seen: float) -> Uncertain:
+    """Also by the link's doubt; and by what the fit says of itself, where that is more."""
+    spread, source = base.spread, base.source
+    if log1p(seen) > spread:
+        spread, source = log1p(seen), f"totals that the fit had not seen are off by {100 * seen:.1f} %"
+    if link is None:
+        return Uncertain(base.centre, spread, source)
+    return Uncertain(base.centre, hypot(spread, link.spread), f"{source}; {link.source}")
+
+
+def _around(profile: MeasuredProfile) -> dict[str, Uncertain]:
+    """Host and front end, where the profile has them."""
+    found = {}
+    if profile.host is not None:
+        found["host"] = ASSUMED_HOST if profile.host.assumed else MEASURED_HOST
+    if profile.front_end is not None:
+        found["front_end"] = ASSUMED_FRONT_END if profile.front_end.assumed else MEASURED_FRONT_END
+    return found
+
+
+def _blocks(profile: MeasuredProfile) -> Uncertain:
+    return ESTIMATED_BLOCKS if "est" in profile.memory.num_gpu_blocks_from else MEASURED_BLOCKS
+
+
+def deviations(seed: int, draw: int) -> dict[str, float]:
+    """How many standard deviations each part is off in a draw; the same for all profiles, whatever they have.
+
+    The normal quantile of PCG64's raw bits: the same on any machine and with any version of numpy.
+    """
+    bits = np.random.PCG64(np.random.SeedSequence([STREAM, seed, draw])).random_raw(len(PARTS))
+    shares = [((int(raw) >> (64 - _BITS)) + 0.5) / (1 << _BITS) for raw in bits]
+    return {part: NormalDist().inv_cdf(share) for part, share in zip(PARTS, shares, strict=True)}
+
+
+def factors(profile: Profile, seed: int, draw: int) -> dict[str, float]:
+    """What each part is multiplied by in a draw."""
+    off = deviations(seed, draw)
+    return {part: each.at(off[part]) for part, each in uncertainty_of(profile).items()}
+
+
+def scaled(profile: Profile, by: Mapping[str, float]) -> dict[str, Any]:
+    """The profile with its times multiplied, as plain data; blocks are a setting of the engine's, and stay."""
+    content: dict[str, Any] = profile.model_dump(mode="json")
+    times = content["step_time"]
+    decode, mixed = by.get("decode", 1.0), by.get("mixed", 1.0)
+    if times["form"] == "linear":
+        _multiply(times, decode, skip=("per_prefill_token_s",))
+        times["per_prefill_token_s"] = times.get("per_prefill_token_s", 0.0) * mixed
+    else:
+        _multiply(times["decode"], decode)
+        _multiply(times["mixed"], mixed)
+    for section, key in (("host", "host"), ("front_end", "front_end")):
+        if content[section] is not None:
+            _multiply(content[section], by.get(key, 1.0), skip=("spread",))
+    return content
+
+
+def _multiply(section: dict[str, Any], factor: float, skip: tuple[str, ...] = ()) -> None:
+    """Every time in it and below, which is every key in seconds."""
+    for key, value in section.items():
+        if key in skip:
+            continue
+        if isinstance(value, dict):
+            _multiply(value, factor)
+        elif key.endswith("_s"):
+            section[key] = [each * factor for each in value] if isinstance(value, list) else value * factor

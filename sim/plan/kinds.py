@@ -1,0 +1,172 @@
+"""Which kinds of replica there are to choose from: the profiles of one model, by GPU and tensor parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.gpus import find_gpu
+from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plan.prices import GpuPrice, price_of, short_gpu
+
+ANY = "any"
+INLINE_GPU = "inline"  # what `--price` calls the GPU of step times that a scenario writes itself
+PLAIN_KV = ("bfloat16", "float16", "auto")
+
+
+@dataclass(frozen=True)
+class ReplicaKind:
+    """One engine on its GPUs; `reference` is what a scenario's `profile` says of it."""
+
+    reference: str | Mapping[str, Any]
+    profile: Profile
+    price: GpuPrice | None
+
+    @property
+    def gpu(self) -> str:
+        """The short name of its GPUs."""
+        return short_gpu(self.profile.gpu) if isinstance(self.profile, MeasuredProfile) else INLINE_GPU
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """GPUs of one replica."""
+        return self.profile.tensor_parallel_size if isinstance(self.profile, MeasuredProfile) else 1
+
+    @property
+    def weights(self) -> str:
+        """How its weights are held, and its KV cache where that differs: `fp8, fp8 KV`."""
+        if not isinstance(self.profile, MeasuredProfile):
+            return "as written"
+        kv = self.profile.kv_cache_dtype
+        return self.profile.quantisation + ("" if kv in PLAIN_KV else f", {kv} KV")
+
+    @property
+    def label(self) -> str:
+        """`H100 TP2`, `L40S TP1 (fp8, fp8 KV)` where the weights are not 16 bits."""
+        weights = "" if self.weights in ("bf16", "fp16", "as written") else f" ({self.weights})"
+        return f"{self.gpu.upper()} TP{self.tensor_parallel_size}{weights}"
+
+    @property
+    def trust(self) -> tuple[bool, bool]:
+        """Smaller is better: computed or measured steps, assumed or measured host."""
+        host = self.profile.host
+        return self.profile.is_estimate, host is None or host.assumed
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user leaves to choose from; None: everything."""
+
+    gpus: Collection[str] | None = None
+    sizes: Collection[int] | None = None  # of tensor parallelism
+    weights: str | None = None
+    prices: Mapping[str, GpuPrice] | None = None
+    gpus_per_node: int | None = None
+
+    def takes(self, kind: ReplicaKind) -> bool:
+        """Whether GPU, tensor parallelism and node allow it."""
+        size = kind.tensor_parallel_size
+        return (
+            (self.gpus is None or kind.gpu in self.gpus)
+            and (self.sizes is None or size in self.sizes)
+            and (self.gpus_per_node is None or size <= self.gpus_per_node)
+        )
+
+
+def parse_gpus(text: str) -> list[str]:
+    """`h100,l40s` as short names; UserError at one that nobody knows."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError(Problem("--gpus", "names no GPU", text, "for example --gpus h100,l40s"))
+    return [name if name == INLINE_GPU else find_gpu(name, "--gpus").short for name in names]
+
+
+def parse_sizes(text: str) -> list[int]:
+    """`1,2,4`; UserError at what is no number of GPUs."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= 1024 for part in parts):
+        raise UserError(Problem("--tp", "must be numbers of GPUs, 1 or more", text, "for example --tp 1,2,4"))
+    return [int(part) for part in parts]
+
+
+def kinds_like(reference: str | Mapping[str, Any], own: Profile, wanted: Wanted) -> list[ReplicaKind]:
+    """The scenario's own profile, and all that ship of its model with its weights and KV type, or `wanted.weights`."""
+    prices = wanted.prices or {}
+    gpu = own.gpu if isinstance(own, MeasuredProfile) else INLINE_GPU
+    kinds = [ReplicaKind(reference, own, price_of(gpu, prices))]
+    if isinstance(own, MeasuredProfile):
+        weights = (wanted.weights or own.quantisation).lower()
+        same_kv = wanted.weights is None
+        kinds += [
+            kind
+            for kind in _shipped(own.model, prices)
+            if kind.profile.name != own.name and _is_held(kind, weights, own.kv_cache_dtype if same_kv else None)
+        ]
+        if wanted.weights not in (None, ANY, own.quantisation):
+            kinds = kinds[1:]
+    return _chosen(kinds, wanted, gpu)
+
+
+def kinds_of(model: str, wanted: Wanted) -> list[ReplicaKind]:
+    """All that ship of a model: with 16-bit weights unless `wanted.weights` says otherwise or there are none."""
+    kinds = _shipped(model, wanted.prices or {})
+    if not kinds:
+        raise UserError(_unknown_model(model))
+    weights = (wanted.weights or "bf16").lower()
+    kept = [kind for kind in kinds if _is_held(kind, weights, None if wanted.weights else "bfloat16")]
+    if not kept and wanted.weights is None:
+        kept = kinds
+    return _chosen(kept, wanted, model, {kind.weights for kind in kinds})
+
+
+def _shipped(model: str, prices: Mapping[str, GpuPrice]) -> list[ReplicaKind]:
+    """By the model's whole name or its last part, capitals aside."""
+    loaded = [load_profile(name, folder=Path()) for name in shipped_names()]
+    return [
+        ReplicaKind(profile.name, profile, price_of(profile.gpu, prices))
+        for profile in loaded
+        if isinstance(profile, MeasuredProfile) and profile.is_gpu and _is_same_model(model, profile.model)
+    ]
+
+
+def _is_same_model(asked: str, model: str) -> bool:
+    asked, model = asked.lower().strip("/"), model.lower()
+    return asked == model or ("/" not in asked and asked == model.rsplit("/", 1)[-1])
+
+
+def _is_held(kind: ReplicaKind, weights: str, kv_cache_dtype: str | None) -> bool:
+    assert isinstance(kind.profile, MeasuredProfile)
+    if weights != ANY and kind.profile.quantisation != weights:
+        return False
+    theirs = kind.profile.kv_cache_dtype
+    return kv_cache_dtype is None or theirs == kv_cache_dtype or {theirs, kv_cache_dtype} <= {*PLAIN_KV}
+
+
+def _chosen(kinds: Sequence[ReplicaKind], wanted: Wanted, what: str, weights: Iterable[str] = ()) -> list[ReplicaKind]:
+    """What `wanted` takes; of several alike the first one, which is the scenario's own, or the best known."""
+    best: dict[tuple[object, ...], ReplicaKind] = {}
+    for kind in [*kinds[:1], *sorted(kinds[1:], key=lambda kind: kind.trust)]:
+        if wanted.takes(kind):
+            best.setdefault((kind.gpu, kind.tensor_parallel_size, kind.weights), kind)
+    if not best:
+        rule = "no profile is left to choose from"
+        there = sorted({f"{kind.gpu} TP{kind.tensor_parallel_size}" for kind in kinds})
+        held = f"weights of this model: {', '.join(sorted(weights))}" if weights else ""
+        mend = f"with these weights there are {', '.join(there)}" if there else held
+        raise UserError(Problem("plan", rule, what, mend or "`simbatch profiles list` shows what ships"))
+    return sorted(best.values(), key=lambda kind: (kind.gpu, kind.tensor_parallel_size, kind.weights))
+
+
+def _unknown_model(model: str) -> Problem:
+    loaded = (load_profile(name, folder=Path()) for name in shipped_names())
+    models = sorted({profile.model for profile in loaded if isinstance(profile, MeasuredProfile)})
+    short = {name.rsplit("/", 1)[-1].lower(): name for name in models}
+    near = get_close_matches(model.rsplit("/", 1)[-1].lower(), [*short], n=1, cutoff=0.6)
+    guess = f"did you mean {short[near[0]]}? " if near else ""
+    return Problem("--model", "no profile of it ships", model, f"{guess}known: {', '.join(models)}")

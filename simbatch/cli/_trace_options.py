@@ -1,0 +1,141 @@
+"""How commands read a trace and write one."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from simbatch.sim.errors import Problem, UserError
+
+KINDS = (
+    "arrival",
+    "prompt",
+    "output",
+    "priority",
+    "tenant",
+    "session",
+    "parent",
+    "delay",
+    "hash_ids",
+    "predicted_output",
+)
+UNITS = ("s", "ms", "us", "ns", "iso")
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+TRACE = "simbatch.trace"  # among what a command's context keeps
+
+
+class FormatName(click.types.StringParamType):
+    """A format of traces; their list is a folder, which is looked into when a name is given."""
+
+    name = "format"
+
+    def __init__(self, *, written: bool) -> None:
+        self._written = written
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name; a usage error that lists the names for another."""
+        from simbatch.sim.workload.formats import FORMATS, TABLES
+
+        names = TABLES if self._written else FORMATS
+        if value not in names:
+            self.fail(f"{value!r} is not one of {', '.join(names)}.", param, ctx)
+        return str(value)
+
+
+def trace_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--columns, --between and --sort, of the commands that take a scenario with a trace."""
+
+    @wraps(command)
+    def with_trace(*args: Any, columns: str | None, between: str | None, sort: bool | None, **others: Any) -> Any:
+        click.get_current_context().meta[TRACE] = trace_settings(columns, between, sort=sort)
+        return command(*args, **others)
+
+    found: Callable[..., Any] = with_trace
+    for option in reversed(_row_options()):
+        found = option(found)
+    return found
+
+
+def _row_options() -> tuple[Option, ...]:
+    columns = "Names of the trace's columns: arrival=NAME,prompt=NAME,output=NAME ...; arrival=NAME:ms says its unit."
+    between = "Requests of the trace from START up to END, by its own clock."
+    return (
+        click.option("--columns", metavar="KIND=NAME,...", help=columns),
+        click.option("--between", metavar="START,END", help=between),
+        click.option("--sort", is_flag=True, default=None, help="Put the trace's rows in order of arrival first."),
+    )
+
+
+def trace_settings(columns: str | None, between: str | None, *, sort: bool | None) -> dict[str, Any]:
+    """What the flags say, by the keys of `workload.trace`; UserError that names the flag."""
+    settings: dict[str, Any] = {"sort": True} if sort else {}
+    if columns is not None:
+        settings["columns"] = columns_of(columns)
+    if between is not None:
+        bounds = [bound.strip() for bound in between.split(",")]
+        if len(bounds) != 2 or not all(bounds):
+            raise UserError(Problem("--between", "takes two moments", between, "write START,END: --between 60,120"))
+        settings["between"] = list(map(_number, bounds))
+    return settings
+
+
+def columns_of(text: str) -> dict[str, Any]:
+    """`arrival=start_time:ms,prompt=tokens_in` as `workload.trace.columns` has it."""
+    columns: dict[str, Any] = {}
+    for part in next(csv.reader([text], skipinitialspace=True), []):
+        kind, equals, name = part.strip().partition("=")
+        if kind not in KINDS or not equals or not name:
+            rule = f"takes KIND=NAME, KIND one of {', '.join(KINDS)}"
+            raise UserError(Problem("--columns", rule, part, "for example arrival=timestamp,prompt=tokens_in"))
+        if kind in columns:
+            raise UserError(Problem("--columns", f"{kind} stands twice", text, "keep one of them"))
+        stem, _, unit = name.rpartition(":")
+        columns[kind] = {"name": stem, "unit": unit} if stem and unit in UNITS else name
+    return columns
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How to read the trace: the keys of a scenario's `workload.trace`."""
+    options: tuple[Option, ...] = (
+        click.option("--format", "trace_format", type=FormatName(written=False), help="Its format. Default: detected."),
+        click.option("--limit", type=int, metavar="N", help="Take the first N requests only."),
+        *_row_options(),
+        click.option("--rate-scale", type=float, metavar="X", help="Multiply the arrival rate by X."),
+        click.option("--time-unit", type=click.Choice(["s", "ms", "us", "ns"]), help="Unit of the file's plain times."),
+        click.option(
+            "--hash-block-tokens", type=int, metavar="N", help="Tokens that one entry of hash_ids stands for."
+        ),
+        click.option("--on-empty", type=click.Choice(["error", "skip"]), help="Rows without output tokens."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How to write a trace."""
+    options = (
+        click.option("--to", type=FormatName(written=True), help="Format to write. Default: by OUT's ending."),
+        click.option(
+            "--out-hash-block-tokens",
+            type=click.IntRange(1, 2**20),
+            metavar="N",
+            help="Tokens that one hash stands for in OUT. Default: mooncake 512, others 16.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,199 @@
+"""Plans of fleets: against brute force, against theory, and what the command answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from simbatch.cli import cli
+from simbatch.sim.errors import UserError
+from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths
+from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of
+from simbatch.sim.plan.plan import FleetPlan, Rules, make_plan
+from simbatch.sim.plan.prices import parse_prices, per_million
+from simbatch.sim.plan.search import SEQS, TOKENS, KindSearch, Option, together
+from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.search.run import Runner
+from simbatch.sim.tuning.goal import Limit
+
+SECONDS = 20.0
+LIMITS = (Limit.parse("p99_ttft_ms=900"), Limit.parse("p99_tpot_ms=45"))
+FIXED = {"max_num_seqs": 128, "max_num_batched_tokens": 2048}
+
+
+def demand(rate: float, engine: Mapping[str, Any] = FIXED, profile: str = "h100-llama-3.1-8b-bf16") -> Demand:
+    workload = traffic_of_lengths(rate, 600, 60, None)
+    scenario = Scenario.from_dict({"profile": profile, "engine": dict(engine), "workload": workload})
+    return demand_of(scenario, rate, seconds=SECONDS)
+
+
+def planned(
+    asked: Demand, kinds: Sequence[ReplicaKind], routers: Sequence[str] = ("least_requests",), **rules: Any
+) -> FleetPlan:
+    runner = Runner(asked.scenario, jobs=1)
+    return make_plan(asked, kinds, LIMITS, runner, routers=routers, seeds=[0], rules=Rules(**rules))
+
+
+def brute_force(
+    asked: Demand, kinds: Sequence[ReplicaKind], options: Sequence[Option], most: int, spare: int = 0
+) -> float | None:
+    """The least cost an hour of every number of replicas under every option."""
+    runner, costs = Runner(asked.scenario, jobs=1), []
+    for kind in kinds:
+        search = KindSearch(kind, asked, LIMITS, [0], ["least_requests"], most)
+        fleets = [
+            (n, option) for n in range(1, most + 1) for option in options if search.refusal(option.engine) is None
+        ]
+        settings = [search.fleet(asked.rate, n, option) for n, option in fleets]
+        verdicts = together({0: search.judge(settings)}, runner)[0]
+        gpus = [
+            (n + spare) * kind.tensor_parallel_size for (n, _), v in zip(fleets, verdicts, strict=True) if v.is_kept
+        ]
+        assert kind.price is not None
+        costs += [min(gpus) * kind.price.per_hour] if gpus else []
+    return min(costs, default=None)
+
+
+def test_two_gpus_as_by_brute_force() -> None:
+    asked = demand(24.0)
+    kinds = kinds_of("Llama-3.1-8B", Wanted(gpus=["h100", "l40s"]))
+    found = planned(asked, kinds)
+    assert found.chosen is not None
+    assert found.cost_per_hour(found.chosen) == brute_force(asked, kinds, [Option({}, "least_requests")], 8)
+
+
+def test_settings_and_routers_as_by_brute_force() -> None:
+    asked = demand(9.0, {}, "l40s-llama-3.1-8b-bf16")
+    kinds = kinds_of("Llama-3.1-8B", Wanted(gpus=["l40s"]))
+    routers = ("round_robin", "least_requests")
+    found = planned(asked, kinds, routers)
+    engines = [{}, *({TOKENS: n} for n in (1024, 4096)), {SEQS: 64}, {TOKENS: 1024, SEQS: 64}]
+    options = [Option(engine, router) for engine in engines for router in routers]
+    assert found.chosen is not None
+    assert found.cost_per_hour(found.chosen) == brute_force(asked, kinds, options, 3)
+
+
+def test_tensor_parallelism_and_a_spare_as_by_brute_force() -> None:
+    asked = demand(20.0, profile="rtxpro6000-llama-3.1-8b-bf16")
+    kinds = kinds_of("Llama-3.1-8B", Wanted(gpus=["rtxpro6000"], sizes=[1, 2]))
+    assert [kind.tensor_parallel_size for kind in kinds] == [1, 2]
+    found = planned(asked, kinds, spare=1)
+    assert found.chosen is not None
+    assert found.cost_per_hour(found.chosen) == brute_force(asked, kinds, [Option({}, "least_requests")], 4, spare=1)
+
+
+def test_replicas_at_random_have_the_capacity_of_one_each() -> None:
+    asked = demand(200.0, profile="l40s-llama-3.1-8b-bf16")
+    kind = kinds_of("Llama-3.1-8B", Wanted(gpus=["l40s"]))[0]
+    search, runner = KindSearch(kind, asked, LIMITS, [0, 1], ["random"], 64), Runner(asked.scenario, jobs=1)
+    capacity, _ = together({0: search.capacity({})}, runner)[0]
+    assert capacity is not None
+    fleets = [search.fleet(4 * capacity * share, 4, Option({}, "random")) for share in (0.85, 1.15)]
+    below, above = together({0: search.judge(fleets)}, runner)[0]
+    assert below.is_kept
+    assert not above.is_kept
+
+
+def test_costs_are_exact() -> None:
+    prices = parse_prices(["h100=2.5/h", "L40S=$0.8"])
+    assert {gpu: price.per_hour for gpu, price in prices.items()} == {"h100": 2.5, "l40s": 0.8}
+    assert per_million(9.0, 2500.0) == 1.0  # 9 $ for 9 million tokens
+    assert per_million(None, 2500.0) is None
+    found = planned(demand(24.0), kinds_of("Llama-3.1-8B", Wanted(gpus=["h100"], prices=prices)), gpus_per_node=8)
+    assert found.chosen is not None
+    assert found.rules.paid_gpus(found.chosen) == 8
+    assert found.cost_per_hour(found.chosen) == 20.0
+    assert found.chosen.verdict is not None
+    million = found.cost_per_million(found.chosen)
+    assert million == pytest.approx(20.0 / (found.chosen.verdict.output_throughput * 3600) * 1e6)
+
+
+def test_kinds_are_those_of_the_scenarios_model_weights_and_cache() -> None:
+    own = resolve(demand(1.0, profile="h100-llama-3.1-8b-fp8").scenario).profile
+    assert {kind.weights for kind in kinds_like("h100-llama-3.1-8b-fp8", own, Wanted())} == {"fp8"}
+    weights = {kind.weights for kind in kinds_like("h100-llama-3.1-8b-fp8", own, Wanted(weights="any"))}
+    assert {"bf16", "fp8", "fp8, fp8 KV", "awq"} <= weights
+    names = [kind.profile.name for kind in kinds_of("meta-llama/Llama-3.1-8B", Wanted(gpus=["h100"]))]
+    assert names == ["h100-llama-3.1-8b-bf16-measured"]  # of two alike the one that was measured in a server
+
+
+COMMAND = "plan --model Llama-3.1-8B --prompt-len 300 --output-len 30 --rate 12 --seconds 10 --gpus h100,l40s --jobs 1"
+
+
+def run(folder: Path, command: str, code: int = 0) -> str:
+    result = CliRunner().invoke(cli, [*command.split(), "-o", str(folder)], catch_exceptions=True)
+    if code:
+        assert isinstance(result.exception, UserError)
+        return str(result.exception)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_command_writes_a_fleet_that_runs_as_it_says(tmp_path: Path) -> None:
+    output = run(tmp_path / "plan", f"{COMMAND} --limit p99_ttft_ms=400 --limit p99_tpot_ms=40 --price h100=9")
+    content = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    (group,) = content["groups"]
+    assert content["feasible"]
+    assert output.startswith(content["answer"])
+    assert (group["gpu"], group["replicas"]) == ("l40s", content["num_gpus"])
+    assert content["cost_per_hour"] == content["num_gpus"] * 1.09
+    assert [shape["gpu"] for shape in content["shapes"]] == ["l40s", "h100"]
+    run(tmp_path / "run", f"run {tmp_path / 'plan' / 'scenario.yaml'} --quiet")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {key: summary[key] for key in content["metrics"]} == {k: v["value"] for k, v in content["metrics"].items()}
+    assert "vllm serve meta-llama/Llama-3.1-8B" in (tmp_path / "plan" / "serve.sh").read_text()
+
+
+def test_what_cannot_be_kept_is_answered_with_the_limit_and_by_how_much(tmp_path: Path) -> None:
+    output = run(tmp_path, f"{COMMAND} --limit p99_tpot_ms=3")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert (content["feasible"], content["num_gpus"], content["groups"]) == (False, None, [])
+    assert output.startswith("No fleet keeps the limits. Nearest comes H100 TP1: P99 TPOT")
+    assert "limit 3.0" in output
+
+
+def test_without_a_price_the_number_of_gpus_decides(tmp_path: Path) -> None:
+    text = f"{COMMAND} --limit p99_ttft_ms=400 --json".replace("h100,l40s", "rtx4090").replace("Llama", "LLAMA")
+    content = json.loads(run(tmp_path, text))
+    assert content["cost_per_hour"] == content["num_gpus"] * 0.74
+    scenario = tmp_path / "inline.yaml"
+    scenario.write_text(
+        "profile: {num_gpu_blocks: 900, step_time: {base_s: 0.01, per_decode_seq_s: 0.002}}\n"
+        "workload: {num_prompts: 500, request_rate: 30, prompt_len: {distribution: fixed, mean: 30},\n"
+        "  output_len: {distribution: fixed, mean: 20}}\nslo: {tpot_ms: 40}\n"
+    )
+    content = json.loads(run(tmp_path / "plan", f"plan {scenario} --seconds 10 --jobs 1 --json"))
+    assert content["feasible"]
+    assert content["cost_per_hour"] is None
+    assert content["num_gpus"] == content["groups"][0]["replicas"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ("plan", "needs a FILE or a --model"),
+        ("plan --model Llama-3.1-9B", "did you mean meta-llama/Llama-3.1-8B"),
+        ("plan --model Llama-3.1-8B", "needs --rate, --prompt-len and --output-len"),
+        (f"{COMMAND} --limit p99_ttft_ms=9 --rate 0", "--rate: must be a number above 0"),
+        (f"{COMMAND} --limit p99_ttft_ms=9 --gpus h101", "--gpus: is not known"),
+        (f"{COMMAND} --limit p99_ttft_ms=9 --tp 4", "with these weights there are a100 TP1"),
+        (f"{COMMAND} --limit p99_ttft_ms=9 --tp 0", "--tp: must be numbers of GPUs"),
+        (f"{COMMAND} --limit p99_ttft_ms=9 --price h100", "--price: must be a GPU"),
+        (f"{COMMAND} --limit p99_ttft_ms=9 --router nosuch", "no such router"),
+        (COMMAND, "a fleet is planned for limits, and there are none"),
+        ("plan steady --model x", "FILE says it already"),
+        ("plan steady --set profile=nosuch", "neither a shipped profile nor a file"),
+        ("plan steady --set cluster.replicas=0", "must be at least 1"),
+    ],
+)
+def test_mistakes_name_the_flag_and_the_mend(tmp_path: Path, changed: str, words: str) -> None:
+    assert words in run(tmp_path, changed, code=2)
+
+
+def test_too_few_gpus_are_an_answer(tmp_path: Path) -> None:
+    assert "more GPUs than --max-gpus" in run(tmp_path, f"{COMMAND} --limit p99_ttft_ms=400 --max-gpus 1 --spare 1")
