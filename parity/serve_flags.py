@@ -83,7 +83,8 @@ def main() -> None:
         actions = [action for action in found["actions"] if action["options"]]
         faults = list(differences(actions))
         version = found["version"] if sources is None else Path(sources).name
-        print(f"{len(actions) - len(faults)} of {len(actions)} flags of {version} are in the table, read alike", *faults, sep="\n")  # fmt: skip
+        alike = f"{len(actions) - len(faults)} of {len(actions)}"
+        print(f"{alike} flags of {version} are in the table, read alike", *faults, sep="\n")
         failed = failed or bool(faults)
     sys.exit(int(failed))
 

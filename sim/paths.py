@@ -83,22 +83,3 @@ def check_target(path: Path, inputs: Iterable[Path] = ()) -> None:
     for other in map(stat_of, inputs):
         if other is not None and os.path.samestat(there, other):
             raise UserError(Problem(name, "would be written over what is read", mend="name another file"))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path` as a whole: nobody ever sees half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

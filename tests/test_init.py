@@ -14,9 +14,11 @@ from simbatch.sim.commands.flags import parse, spellings, table
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.presets import PRESETS
-from tests.serve_lines import LINES, LLAMA, Line
 from tests.test_cli import run
 
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+LINES = yaml.safe_load((Path(__file__).parent / "serve_lines.yaml").read_text(encoding="utf-8"))
+STATUSES = ("used", "no_effect", "not_simulated")
 FLAGS_OF = {"0.25": 271, "0.29": 293, "0.33": 321}  # of vLLM's parser, as parity.serve_flags counts them
 
 
@@ -31,34 +33,34 @@ def init(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("line", LINES, ids=lambda line: line.name)
-def test_a_line_is_a_scenario_that_runs_or_one_sentence(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
-    gpu = () if line.gpu is None else ("--gpu", line.gpu)
-    if line.refused:
-        assert run("init", line.text, *gpu, "-o", "made.yaml") == 2
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line["name"])
+def test_a_line_is_a_scenario_that_runs_or_one_sentence(
+    line: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = () if line["gpu"] is None else ("--gpu", line["gpu"])
+    if "refused" in line:
+        assert run("init", line["line"], *gpu, "-o", "made.yaml") == 2
         (said,) = capsys.readouterr().err.splitlines()
-        assert line.refused in said
+        assert line["refused"] in said
         assert len(said) < 800
         assert not Path("made.yaml").exists()
         return
-    found = init(capsys, line.text, *gpu)
+    found = init(capsys, line["line"], *gpu)
     scenario = Scenario.load("made.yaml")
-    assert (found["profile"], scenario.profile) == (line.profile, line.profile)
+    assert (found["profile"], scenario.profile) == (line["profile"], line["profile"])
     assert resolve(scenario).engine.num_gpu_blocks > 1
-    for key, value in line.engine.items():
+    for key, value in line.get("engine", {}).items():
         assert getattr(scenario.engine, key) == value
-    by_status = {status: {flag["flag"] for flag in found["flags"] if flag["status"] == status} for status in STATUSES}
-    assert set(line.not_simulated) <= by_status["not_simulated"]
+    assert set(line.get("not_simulated", ())) <= {
+        flag["flag"] for flag in found["flags"] if flag["status"] == "not_simulated"
+    }
     text = Path("made.yaml").read_text()
     assert all(flag["flag"] in text for flag in found["flags"])
     assert "hf_secret" not in text
 
 
-STATUSES = ("used", "no_effect", "not_simulated")
-
-
 def test_there_are_at_least_forty_lines() -> None:
-    assert len({line.text for line in LINES}) >= 40
+    assert len({line["line"] for line in LINES}) >= 40
 
 
 def test_what_is_written_runs_at_once_and_says_what_is_assumed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,21 +111,26 @@ def test_no_flag_is_dropped() -> None:
     assert alone == []
 
 
+RAMP = {"process": "ramp", "ramp_up_strategy": "linear", "ramp_up_start_rps": 1, "ramp_up_end_rps": 5}
+REPEATED = "--dataset-name prefix_repetition --prefix-repetition-prefix-len 512 --request-rate 2"
+SPREAD = {"distribution": "uniform", "min": 512, "max": 1536}
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--request-rate", "inf", "--max-concurrency", "16"], {"request_rate": "inf", "max_concurrency": 16}),
-        (["--request-rate=2", "--burstiness", "0.5"], {"request_rate": 2, "burstiness": 0.5}),
-        (["--random-range-ratio", "0.5", "--request-rate", "2"], {"prompt_len": {"distribution": "uniform", "min": 512, "max": 1536}}),
-        (["--random-prefix-len", "100", "--request-rate", "2"], {"prefix": {"prefix_len": 100, "num_prefixes": 1}}),
-        (["--dataset-name", "prefix_repetition", "--prefix-repetition-prefix-len", "512", "--request-rate", "2"], {"prefix": {"prefix_len": 512, "num_prefixes": 10}}),
-        (["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "1", "--ramp-up-end-rps", "5"], {"arrival": {"process": "ramp", "ramp_up_strategy": "linear", "ramp_up_start_rps": 1, "ramp_up_end_rps": 5}}),
+        ("--request-rate inf --max-concurrency 16", {"request_rate": "inf", "max_concurrency": 16}),
+        ("--request-rate=2 --burstiness 0.5", {"request_rate": 2, "burstiness": 0.5}),
+        ("--random-range-ratio 0.5 --request-rate 2", {"prompt_len": SPREAD}),
+        ("--random-prefix-len 100 --request-rate 2", {"prefix": {"prefix_len": 100, "num_prefixes": 1}}),
+        (REPEATED, {"prefix": {"prefix_len": 512, "num_prefixes": 10}}),
+        ("--ramp-up-strategy linear --ramp-up-start-rps 1 --ramp-up-end-rps 5", {"arrival": RAMP}),
     ],
-)  # fmt: skip
+)
 def test_a_benchmark_says_what_is_sent(
-    words: list[str], expected: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    words: str, expected: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    init(capsys, " ".join(["vllm bench serve --model", LLAMA, *words]), "--gpu", "h100")
+    init(capsys, f"vllm bench serve --model {LLAMA} {words}", "--gpu", "h100")
     data = yaml.safe_load(Path("made.yaml").read_text())
     assert expected.items() <= data["workload"].items()
     resolve(Scenario.load("made.yaml"))

@@ -23,6 +23,7 @@ _FORMS = (  # of weights: what --quantization or a checkpoint's name says, and w
     (r"bitsandbytes|bnb", "bnb"),
     (r"gguf", "gguf"),
 )
+_AS_FAST = {"gptq": ("awq",), "awq": ("gptq",)}  # four bits in groups, through the same Marlin kernels
 _ENDINGS = re.compile(
     r"-(instruct|it|chat|base|hf|dynamic|awq|gptq|fp8|nvfp4|mxfp4|int4|int8|bnb|gguf|4bit|8bit|marlin|quantized|kv|tp\d"
     r"|v\d+(\.\d+)?|\d{4}|w\dav?\d+|bf16|fp16|hf)(?=[-.]|$)"
@@ -92,10 +93,11 @@ def choose(served: Served, gpu: Gpu) -> str:
     shape, weights = shape_of(served.model), weights_of(served)
     kv = "fp8" if served.kv_cache_dtype.startswith("fp8") else "auto"
     alike = [head for head in heads() if shape_of(head.model) == shape]
-    wanted = (gpu.short, weights, kv, served.tensor_parallel_size)
-    fitting = [head.name for head in alike if head[2:] == wanted]
-    if fitting:
-        return max(fitting, key=lambda name: (name.endswith("-measured"), -len(name)))
+    for form in (weights, *_AS_FAST.get(weights, ())):
+        wanted = (gpu.short, form, kv, served.tensor_parallel_size)
+        fitting = [head.name for head in alike if head[2:] == wanted]
+        if fitting:
+            return max(fitting, key=lambda name: (name.endswith("-measured"), -len(name)))
     raise _none(served, gpu, weights, alike)
 
 

@@ -130,7 +130,7 @@ def _to_profile(name: str) -> Callable[[Served, Given], list[Given]]:
 
     def apply(served: Served, one: Given) -> list[Given]:
         setattr(served, name, whole_number(one) if name == "tensor_parallel_size" else one.text)
-        return [one]
+        return [one.answered("used", one.reason, "profile")]
 
     return apply
 

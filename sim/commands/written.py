@@ -19,16 +19,22 @@ def scenario_text(profile: str, about: str, served: Served, offered: Offered, gi
         *_comment(f"{served.model} as `vllm serve` runs it, written by `simbatch init`. Every flag is accounted for:"),
         *_comment("what is simulated stands at its key, the others at the end."),
         "",
+        *_chosen_by(given),
         _line(f"profile: {_flow(profile)}", about),
         *_engine(served, given),
         *_cluster(served, given),
         "",
-        *_workload(offered),
+        *_workload(offered, given),
         *_slo(offered),
         f"seed: {offered.seed}",
         *_rest(given),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _chosen_by(given: Sequence[Given]) -> Iterator[str]:
+    if said := _from_flags("profile", given):
+        yield from _comment(f"Chosen by {said}.")
 
 
 def _engine(served: Served, given: Sequence[Given]) -> Iterator[str]:
@@ -55,7 +61,10 @@ def _from_flags(key: str, given: Iterable[Given]) -> str:
     return ", ".join(f"{one.flag} {one.text}".strip() for one in found)
 
 
-def _workload(offered: Offered) -> Iterator[str]:
+def _workload(offered: Offered, given: Sequence[Given]) -> Iterator[str]:
+    keys = ("workload", "workload.arrival", "slo", "seed")
+    if said := ", ".join(filter(None, (_from_flags(key, given) for key in keys))):
+        yield from _comment(f"As vllm bench serve sends it: {said}.")
     for word in offered.words:
         yield from _comment(word)
     yield "workload:"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from math import gcd
-from typing import Annotated, Self
+from math import gcd, inf
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -39,6 +39,18 @@ class Traffic(Strict):
     arrival: Arrival | None = Field(default=None, description="another arrival process than gamma gaps, by `process`")
     prompt_len: Length | None = Field(default=None, description="distribution of the prompts' lengths, tokens")
     output_len: Length | None = Field(default=None, description="distribution of the outputs' lengths, tokens")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _infinite_rate(cls, data: Any) -> Any:
+        """`request_rate: inf` is `arrival: {process: all_at_once}`, where burstiness says nothing, as in vLLM."""
+        if not isinstance(data, dict) or "arrival" in data:
+            return data
+        rate = data.get("request_rate")
+        if rate == inf or (isinstance(rate, str) and rate.lower() in ("inf", "infinity")):
+            kept = {key: value for key, value in data.items() if key not in ("request_rate", "burstiness")}
+            return {**kept, "arrival": {"process": "all_at_once"}}
+        return data
 
     def _synthetic_mistakes(self) -> list[Mistake]:
         missing = [Mistake(key) for key in REQUIRED if getattr(self, key) is None]

@@ -44,7 +44,8 @@ def init(
     import json
 
     from simbatch.sim.commands.init import Wish, make
-    from simbatch.sim.paths import check_target, write_text
+    from simbatch.sim.files import write_text
+    from simbatch.sim.paths import check_target
     from simbatch.sim.scenario.presets import slo_of
 
     if trace is not None and preset is not None:
