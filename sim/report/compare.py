@@ -37,14 +37,16 @@ class Further(Protocol):
 class Comparison:
     """Several results under their labels, `{"fixed": result, "adaptive": result}`, in that order.
 
-    `upgrades` are what is to be said of candidates that differ in their vLLM.
+    `upgrades` are what is to be said of candidates that differ in their vLLM, `bands` of how far all may be off.
     """
 
-    def __init__(self, results: Mapping[str, Result], upgrades: Sequence[Further] = ()) -> None:
+    def __init__(
+        self, results: Mapping[str, Result], upgrades: Sequence[Further] = (), bands: Further | None = None
+    ) -> None:
         if not results:
             raise UserError(Problem("compare", "needs at least one result", mend="name a policy or a profile"))
         self.results = dict(results)
-        self.upgrades = upgrades
+        self.upgrades, self.bands = upgrades, bands
 
     @property
     def name(self) -> str:
@@ -90,8 +92,8 @@ class Comparison:
         for label, own in warnings.items():
             lines += [f"WARNING: {label}: {warning}" for warning in own if warning not in of_all]
         lines += [f"WARNING: {warning}" for warning in of_all]
-        for upgrade in self.upgrades:
-            lines += ["", *upgrade.lines()]
+        for further in [*self.upgrades, *([self.bands] if self.bands is not None else [])]:
+            lines += ["", *further.lines()]
         return "\n".join(line.rstrip() for line in lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -112,6 +114,7 @@ class Comparison:
             },
             "metrics": [{**row.metric.named(), "values": row.values, "best": row.best} for row in self.rows],
             **({"upgrades": [upgrade.as_dict() for upgrade in self.upgrades]} if self.upgrades else {}),
+            **({} if self.bands is None else self.bands.as_dict()),
         }
 
     def save(self, folder: Path | str) -> list[Path]:

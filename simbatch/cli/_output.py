@@ -22,6 +22,7 @@ from simbatch.sim.text import duration_words
 if TYPE_CHECKING:
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved
+    from simbatch.sim.search.bands import Bands
 
 _MAX_NAME = 255  # of a file, on every system in use
 _RUN_FILE = "run.json"
@@ -173,3 +174,15 @@ def simulate_shown(resolved: Resolved, label: str, *, steps: bool = False, quiet
 
     with progress_of(label, resolved.scenario.workload.num_prompts, quiet=quiet) as progress:
         return run_resolved(resolved, steps=steps, progress=progress)
+
+
+def bands_shown(resolved: Resolved, *, jobs: int, quiet: bool) -> Bands:
+    """Simulate the draws of what its profiles are in doubt about, on `jobs` processes."""
+    from simbatch.sim.search.bands import all_settings, bands_from
+    from simbatch.sim.search.cells import cells_of
+    from simbatch.sim.search.run import run_cells
+
+    cells = cells_of(resolved.scenario, all_settings(resolved), [resolved.scenario.seed])
+    with cells_shown("bands", len({cell.key for cell in cells}), quiet=quiet) as tell:
+        found = run_cells(cells, jobs=jobs, on_result=tell, say=say_to(quiet=quiet))
+    return bands_from(resolved, [found[cell.key] for cell in cells])
