@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._options import gpu_options
+from simbatch.cli._trace_options import columns_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _OF_CONFIGS = ("gpu", "gpu_spec", "quantization", "tensor_parallel_size", "max_n
 @click.option("--output-len-cv", type=click.FloatRange(0, 10), default=0.0, metavar="C", help="Else lognormal.")
 @click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="Take the lengths of this trace.")
 @click.option("--trace-format", metavar="F", help="Its format, if it is not detected.")
+@click.option("--columns", metavar="KIND=NAME,...", help="Names of its columns: prompt=NAME,output=NAME.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def memory(model_config: Path | None, profile: str | None, as_json: bool, **flags: Any) -> None:
     """Say how large a batch fits, with the formula of every figure.
@@ -210,7 +212,8 @@ def _lengths(flags: dict[str, Any]) -> Lengths | None:
         raise UserError(
             Problem("--trace", "a trace brings its own lengths", mend="leave out --prompt-len and --output-len")
         )
-    return lengths_of_trace(trace, trace_format)
+    columns = flags["columns"]
+    return lengths_of_trace(trace, trace_format, None if columns is None else columns_of(columns))
 
 
 def _runnable(lengths: Lengths | None, cache: Cache) -> tuple[Lengths | None, list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import json_value
 from simbatch.sim.workload.files import open_text, text_errors
-from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Batch, Head, Reading, assemble, line_place
+from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Head, Reading, RowBatch, assemble, line_place
 
 MEND = "complete or remove the line if the file was cut off, or check the format"
 JsonRow = dict[str, Any]
@@ -72,7 +72,7 @@ class LinesReader:
         where = line_place(self._path) if self._kind == "jsonl" else None
         return where(line, column) if where else f"{self._path}[{line - 1}] {column}".rstrip()
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[RowBatch]:
         """Read the file from its start."""
         lines: list[int] = []
         rows: list[JsonRow] = []
@@ -92,7 +92,7 @@ class LinesReader:
         if rows:
             yield self._batch(lines, rows)
 
-    def _batch(self, lines: list[int], rows: list[JsonRow]) -> Batch:
+    def _batch(self, lines: list[int], rows: list[JsonRow]) -> RowBatch:
         def find(name: str) -> Sequence[object] | None:
             found = [row.get(name) for row in rows]
             if "." in name and found.count(None):
