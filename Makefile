@@ -158,7 +158,7 @@ site: | $(BIN)/python
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.engine_speed
 	$(BIN)/python -m benchmarks.corners
-	$(BIN)/python -m benchmarks.policy_speed
+	$(BIN)/python -m benchmarks.engine_speed
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm build results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

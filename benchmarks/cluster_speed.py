@@ -3,12 +3,17 @@
 The Azure conversation trace at 0.3 of its rate for each replica, as in `engine_speed`; requests per CPU second of the
 event loop, and as a share of one engine's in the same process. `--million`: 64 replicas and a million requests, with
 the time and the memory of the whole process.
+
+`--soak 2000`: spans against stepping in as many random clusters, of one to six engines, alike or not, in open and
+closed loops, with and without times on host and front end, replicas that fail and drain, behind a router that ships
+or one that looks at everything there is to see.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import random
 import resource
 import time
 from pathlib import Path
@@ -17,7 +22,8 @@ from benchmarks.engine_speed import AZURE, Repeated, azure_scenario
 from simbatch.sim import engine
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine import Member, run_cluster
-from simbatch.sim.plugins.named import ROUTERS
+from simbatch.sim.plugins.router import ROUTERS
+from simbatch.sim.plugins.testing.cases import random_cluster
 from simbatch.sim.report.result import Result
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
@@ -70,13 +76,40 @@ def million(path: Path) -> None:
     )
 
 
+def soak(first: int, num_cases: int) -> None:
+    """Count the random clusters in which leaping, or keeping steps, differs from stepping."""
+    from tests.test_cluster import NAMES, assert_same, router
+
+    begin_s, wrong, num_requests = time.perf_counter(), 0, 0
+    for seed in range(first, first + num_cases):
+        case = random_cluster(seed)
+        name = random.Random(seed).choice([*NAMES, "wild", "wild", "wild"])
+        stepped = case.run(router(name), spans=False, steps=True)
+        num_requests += len(stepped.requests)
+        for steps in (True, False):
+            try:
+                found = case.run(router(name), steps=steps)
+                assert_same(stepped, found)
+                assert not steps or found.steps == stepped.steps
+            except AssertionError as error:
+                wrong += 1
+                print(f"seed {seed}, {name}: {str(error).splitlines()[0]}", flush=True)
+    took_s = time.perf_counter() - begin_s
+    print(f"{num_cases:,} clusters, {num_requests:,} requests: {wrong} differ ({took_s:.0f} s)")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--azure", type=Path, default=AZURE)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--million", action="store_true")
+    parser.add_argument("--soak", type=int, metavar="CASES", help="whether spans equal stepping in so many clusters")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     options = parser.parse_args()
+    if options.soak:
+        soak(options.first, options.soak)
+        return
     print("compiled" if is_compiled() else "interpreted")
     if options.million:
         million(options.azure)

@@ -3,6 +3,10 @@
 Requests per CPU second of the event loop alone (`event_loop_cpu_s` of run.json), best of N runs, and as a ratio to a
 calibration loop run beside it (SimPy timeouts per CPU second), so that a noisy machine does not decide. The traces are
 those of ../shared, unless named; what is not there is left out and said.
+
+`--policies`: the first rows of the Azure trace under every policy that ships, each in turn with `vllm`, so that a noisy
+machine slows both; the figure is the ratio of their best CPU times for all requests. Those that plan every step are
+measured on a twentieth of the trace. Due: half of `vllm`, unless every step is planned.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ from typing import Any
 import simpy
 
 from simbatch.sim import engine
+from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 
@@ -111,6 +117,42 @@ def measure(name: str, scenario: Scenario, policy: str, repeat: int, rounds: int
     )
 
 
+DUE = 0.5
+PLANNED_SHARE = 20
+
+
+def cpu_s(resolved: Resolved) -> tuple[float, int, int]:
+    """CPU seconds of the event loop, events and steps."""
+    source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
+    record = engine.run(resolved.engine, resolved.cost_model(), resolved.policy, source)
+    return record.event_loop_cpu_s, len(record.segments), record.num_steps
+
+
+def beside_vllm(name: str, scenario: Scenario, repeat: int) -> None:
+    """Print one row."""
+    resolved = resolve(scenario, name)
+    is_planned = resolved.policy.overrides("plan")
+    if is_planned:
+        scenario = scenario.override({"workload.trace.limit": 19_366 // PLANNED_SHARE})
+        resolved = resolve(scenario, name)
+    vllm, best = [], []
+    for _ in range(1 if is_planned else repeat):
+        vllm.append(cpu_s(resolve(scenario, "vllm"))[0])
+        seconds, events, steps = cpu_s(resolved)
+        best.append(seconds)
+    ratio = min(vllm) / min(best)
+    note = "plans every step" if is_planned else "" if ratio >= DUE else f"below {DUE}"
+    print(f"{name:<16} {ratio:>8.2f} {events:>10,} {steps:>10,} {steps / min(best):>12,.0f}  {note}", flush=True)
+
+
+def policies(azure: Path, repeat: int) -> None:
+    """What each policy that ships costs: requests per CPU second as a share of `vllm` beside it."""
+    print(f"{'policy':<16} {'of vllm':>8} {'events':>10} {'steps':>10} {'steps/CPU s':>12}")
+    scenario = azure_scenario(azure, enable_prefix_caching=False)
+    for name in POLICIES.shipped:
+        beside_vllm(name, scenario, repeat)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,7 +160,11 @@ def main() -> None:
     parser.add_argument("--mooncake", type=Path, default=MOONCAKE)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--million", action="store_true", help="the Azure trace 52 times over as well")
+    parser.add_argument("--policies", action="store_true", help="what policies cost, instead")
     options = parser.parse_args()
+    if options.policies:
+        policies(options.azure, options.repeat)
+        return
     print(f"calibration: {timeouts_per_cpu_s():,.0f} SimPy timeouts per CPU second\n")
     head = ("scenario", "requests", "req/CPU s", "/timeouts", "events", "steps", "preempted", "peak MiB")
     print("{:<44} {:>9} {:>12} {:>10} {:>11} {:>12} {:>9} {:>8}".format(*head))

@@ -11,7 +11,8 @@ import asyncio
 import random
 import re
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import aiohttp
 import numpy as np
@@ -86,6 +87,95 @@ def _show(felt: list[tuple[float, float, str]]) -> None:
     print(f"TTFT: mean {first_ms.mean():.0f} ms, P90 {p90:.0f}, P99 {p99:.0f}")
 
 
+TIMEOUT_S = 600.0
+
+
+class Sent(NamedTuple):
+    """A request: when to send it (s from the begin; None in a closed loop: when a place is free), and its lengths."""
+
+    at_s: float | None
+    num_prompt_tokens: int
+    num_output_tokens: int
+
+
+class Streamed(NamedTuple):
+    """What came of it: sent at (s of `time.monotonic`), and when each chunk came, of a token or of several."""
+
+    name: str
+    sent_s: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+    chunk_s: list[float]
+
+    @property
+    def ttft_ms(self) -> float:
+        """Time to the first token."""
+        return 1e3 * (self.chunk_s[0] - self.sent_s)
+
+    @property
+    def e2el_ms(self) -> float:
+        """Time to the last one."""
+        return 1e3 * (self.chunk_s[-1] - self.sent_s)
+
+    @property
+    def tpot_ms(self) -> float:
+        """Time per token after the first; of requests with more than one."""
+        return (self.e2el_ms - self.ttft_ms) / (self.num_output_tokens - 1)
+
+
+def stream(
+    url: str, model: str, requests: Sequence[Sent], *, concurrency: int | None = None, seed: int = 0, **body: Any
+) -> list[Streamed]:
+    """Send them all and wait for the last token; `body` is added to every request's."""
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(LOWEST_TOKEN, VOCAB_SIZE) for _ in range(r.num_prompt_tokens)] for r in requests]
+    return asyncio.run(_stream(url, model, requests, prompts, concurrency, seed, body))
+
+
+async def _stream(
+    url: str,
+    model: str,
+    requests: Sequence[Sent],
+    prompts: list[list[int]],
+    concurrency: int | None,
+    seed: int,
+    more: dict[str, Any],
+) -> list[Streamed]:
+    places = asyncio.Semaphore(concurrency or len(requests))
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        begin_s = time.monotonic() + 0.2
+
+        async def one(i: int, request: Sent) -> Streamed:
+            if request.at_s is not None:
+                await asyncio.sleep(max(0.0, begin_s + request.at_s - time.monotonic()))
+            async with places:
+                name = f"s{seed}r{i}"
+                body = {"model": model, "prompt": prompts[i], "max_tokens": request.num_output_tokens, "stream": True}
+                sent_s = time.monotonic()
+                answer = session.post(
+                    f"{url}/v1/completions",
+                    json=body | {"ignore_eos": True, "temperature": 0} | more,
+                    headers={"X-Request-Id": name},
+                )
+                async with answer as response:
+                    response.raise_for_status()
+                    chunk_s = [t async for t in _chunk_times(response)]
+                return Streamed(name, sent_s, request.num_prompt_tokens, request.num_output_tokens, chunk_s)
+
+        return await asyncio.gather(*(one(i, request) for i, request in enumerate(requests)))
+
+
+async def _chunk_times(response: aiohttp.ClientResponse) -> Any:
+    rest = b""
+    async for part in response.content.iter_any():
+        now_s = time.monotonic()
+        *lines, rest = (rest + part).split(b"\n\n")
+        for line in lines:
+            if line.startswith(b"data: {"):
+                yield now_s
+
+
 def main() -> None:
     """Talk, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,6 +187,9 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=300, help="of what a user says each time")
     parser.add_argument("--seed", type=int, default=1)
     asyncio.run(run(parser.parse_args()))
+
+
+LOWEST_TOKEN, VOCAB_SIZE = 1000, 120_000
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Kernel-table imports with an assumed host beside other people's servers: `python -m benchmarks.kernel_streams`.
+"""Imports and estimates with an assumed host beside other people's servers: `python -m benchmarks.kernel_streams`.
 
-Each model is imported for 8 x H100 by `simbatch profiles import`'s own code; every run of the server's streams is
-simulated with its lengths, in a closed loop as large, once with host and front end as assumed and once with the device
-alone. The streams lie in ../shared/streams, the tables in ../shared/gpu, the models in ../shared/models; they are no
-part of the project. The assumed constants were rounded with these two servers in sight; the tables were not fitted.
+Each model is imported for 8 x H100 from aiconfigurator's files and from its PyPI package, and estimated by the
+roofline; every run of the server's streams is simulated with its lengths, in a closed loop as large, with host and
+front end as assumed and, of the files, with the device alone. The streams lie in ../shared/streams, the tables in
+../shared/gpu, the models in ../shared/models; they are no part of the project. The assumed constants were rounded with
+the two dense servers in sight; neither tables nor roofline were fitted to any, and gpt-oss had no say in anything.
 docs/accuracy.md has the table.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -20,7 +22,11 @@ from benchmarks.stream_fit import SHARED, require, write_runs
 from simbatch.profiler.fit.streams.runs import real_means, simulated_means, streams_of
 from simbatch.profiler.importers.imported import import_profile
 from simbatch.profiler.importers.source import ImportRequest
+from simbatch.profiler.model.estimates import roofline_profile
+from simbatch.profiler.model.published import find_model
 from simbatch.profiler.records.recorded import read_recorded
+from simbatch.sim.cost.gpus import GPUS
+from simbatch.sim.cost.profile import MeasuredProfile
 
 DEGREE = 8
 SETTINGS = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "enable_prefix_caching": False}
@@ -32,16 +38,18 @@ class Server(NamedTuple):
     model: str
     config: str
     streams: str
+    is_dense: bool = True
 
 
 SERVERS = (
     Server("meta-llama/Llama-3.1-70B", "llama-3.1-70b-instruct", "scicom-h100-Llama-3.1-70B-tp8"),
     Server("Qwen/Qwen3-8B", "more/qwen3-8b", "scicom-h100-Qwen3-8B-tp8"),
+    Server("openai/gpt-oss-120b", "more/gpt-oss-120b", "scicom-h100-gpt-oss-120b-tp8", is_dense=False),
 )
 
 
-def imported(server: Server, shared: Path) -> dict[str, Any]:
-    """The profile as `profiles import` writes it."""
+def from_files(server: Server, shared: Path) -> dict[str, Any]:
+    """The profile as `profiles import --from aiconfigurator` writes it."""
     request = ImportRequest(
         source="aiconfigurator",
         folder=require(shared, "gpu/aiconfigurator/h100_sxm"),
@@ -50,7 +58,24 @@ def imported(server: Server, shared: Path) -> dict[str, Any]:
         tensor_parallel_size=DEGREE,
         model_config=require(shared, f"models/{server.config}/config.json"),
     )
-    return import_profile(request).model_dump(mode="json", exclude_defaults=True)
+    return content_of(import_profile(request))
+
+
+def profiles_of(server: Server, shared: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every way to a profile of a server's model, by its name in the table."""
+    if server.is_dense:
+        files = from_files(server, shared)
+        yield "files, device alone", {key: value for key, value in files.items() if key not in ("host", "front_end")}
+        yield "files", files
+    package = ImportRequest("aiconfigurator-core", None, "p.json", server.model, "h100", tensor_parallel_size=DEGREE)
+    yield "package", content_of(import_profile(package))
+    config = find_model(require(shared, f"models/{server.config}"))[0]
+    yield "roofline", content_of(roofline_profile(config, GPUS["h100"], model="m", tensor_parallel_size=DEGREE))
+
+
+def content_of(profile: MeasuredProfile) -> dict[str, Any]:
+    """A profile as a scenario writes it."""
+    return profile.model_dump(mode="json", exclude_defaults=True)
 
 
 def errors(profile: dict[str, Any], paths: list[Path]) -> Any:
@@ -66,11 +91,9 @@ def main() -> None:
     shared = parser.parse_args().shared
     print("| server | simulated | runs | E2EL | TPOT | TTFT |\n|---|---|---|---|---|---|")
     for server in SERVERS:
-        profile = imported(server, shared)
-        alone = {key: value for key, value in profile.items() if key not in ("host", "front_end")}
         with TemporaryDirectory() as folder:
             paths = write_runs(require(shared, f"streams/{server.streams}.json.gz"), Path(folder))
-            for name, content in (("device alone", alone), ("host assumed", profile)):
+            for name, content in profiles_of(server, shared):
                 found = 100 * errors(content, paths)
                 median, bias = np.median(np.abs(found), axis=0), np.median(found, axis=0)
                 cells = [f"{median[i]:.1f} ({bias[i]:+.1f})" for i in (2, 1, 0)]

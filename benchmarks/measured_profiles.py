@@ -21,7 +21,7 @@ from simbatch.profiler.fit.facts import of_engine
 from simbatch.profiler.fit.from_samples import fit_samples
 from simbatch.profiler.fit.streams.from_streams import fit_streams
 from simbatch.profiler.model.config import model_config_of
-from simbatch.profiler.model.memory_plan import peak_of
+from simbatch.profiler.model.reserves import peak_of
 from simbatch.profiler.records.samples import EngineFacts, read_samples
 from simbatch.profiler.write import profile_json
 from simbatch.sim.clock import PS_PER_S

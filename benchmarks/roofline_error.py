@@ -1,51 +1,94 @@
-"""How far the roofline is from the profiles that were measured: `python -m benchmarks.roofline_error MODELS`.
+"""How far estimates and imports are from profiles that were measured: `python -m benchmarks.roofline_error`.
 
-MODELS is a folder with one folder a model, each with its config.json; profiles of other models are left out. Steps are
-drawn at random over what RTX 4090's profile covers; the table of docs/memory.md is what this prints.
+Every measured profile that ships is put beside the roofline of its model, and beside aiconfigurator-core's import where
+that package has its GPU; steps are drawn at random over what all of them cover. The roofline's constants were read off
+aiconfigurator's tables: only LLMServingSim's profiles and a real server's are held out of both. docs/profiles.md has
+the table.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from simbatch.profiler.fit.design import StepLimits, sample_steps
-from simbatch.profiler.model.config import read_model_config
+from simbatch.profiler.importers.core_package import SYSTEMS
+from simbatch.profiler.importers.imported import import_profile
+from simbatch.profiler.importers.source import ImportRequest
+from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.roofline import roofline_of
 from simbatch.profiler.records.steps import predict_s
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import GPUS
 from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.errors import UserError
 
 LIMITS = StepLimits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
+# What a real server's steps covered: no histories, contexts of a few thousand tokens.
+SERVED = StepLimits((1, 119), (1, 100), (16, 4096), (16, 2048), (0, 16), 2048, 80_000)
 NUM_STEPS, SEED = 1000, 3
 
 
-def row(profile: MeasuredProfile, folder: Path) -> str:
-    """Mean absolute error and bias in each regime, and where the profile is from."""
-    shape = profile.quantisation, profile.kv_cache_dtype, profile.tensor_parallel_size
-    estimated = roofline_of(read_model_config(folder), GPUS[profile.gpu], *shape).step_time().cost_model()
-    cells = []
+def cells(measured: MeasuredProfile, other: CostModel | None) -> str:
+    """Mean absolute error and bias in each regime; `-` where there is nothing to compare."""
+    if other is None:
+        return "- | - | -"
+    limits, found = SERVED if measured.name.endswith("-measured") else LIMITS, []
     for regime in ("decode", "prefill", "mixed"):
-        steps = sample_steps(regime, NUM_STEPS, LIMITS, SEED)
-        there, here = predict_s(profile.cost_model(), steps), predict_s(estimated, steps)
-        cells.append(f"{np.abs(here / there - 1).mean():.0%} ({here.sum() / there.sum() - 1:+.0%})")
-    return f"| {profile.name} | {' | '.join(cells)} | {profile.source.split(' ')[0].rstrip(',')} |"
+        steps = sample_steps(regime, NUM_STEPS, limits, SEED)
+        there, here = predict_s(measured.cost_model(), steps), predict_s(other, steps)
+        found.append(f"{np.abs(here / there - 1).mean():.0%} ({here.sum() / there.sum() - 1:+.0%})")
+    return " | ".join(found)
+
+
+def estimated(profile: MeasuredProfile) -> CostModel | None:
+    """The roofline of a profile's model; None where that is not known."""
+    shape = profile.quantisation, profile.kv_cache_dtype, profile.tensor_parallel_size
+    try:
+        return roofline_of(find_model(profile.model)[0], GPUS[profile.gpu], *shape).step_time().cost_model()
+    except UserError:
+        return None
+
+
+def imported(profile: MeasuredProfile) -> CostModel | None:
+    """Aiconfigurator-core's, sampling as the measured one; None where the package has no such tables."""
+    if profile.gpu not in SYSTEMS:
+        return None
+    greedy = "LLMServingSim" in profile.source
+    kv = "fp8" if profile.kv_cache_dtype.startswith("fp8") else "auto"
+    request = ImportRequest(
+        source="aiconfigurator-core",
+        folder=None,
+        output_name="profile.json",
+        model=profile.model,
+        gpu=profile.gpu,
+        quantisation=profile.quantisation,
+        kv_cache_dtype=kv,
+        tensor_parallel_size=profile.tensor_parallel_size,
+        greedy=greedy,
+    )
+    try:
+        return import_profile(request).cost_model()
+    except UserError:
+        return None
 
 
 def main() -> None:
     """Print the table."""
-    models = {path.name.removesuffix("-instruct"): path for path in Path(sys.argv[1]).iterdir() if path.is_dir()}
-    print("| profile | decode | prefill | mixed | measured by |")
-    print("|---|---|---|---|---|")
+    print("| profile | roofline: decode | prefill | mixed | package: decode | prefill | mixed | measured by |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in shipped_names():
         profile = load_profile(name, folder=Path())
-        model = profile.model.rsplit("/", 1)[-1].lower() if isinstance(profile, MeasuredProfile) else ""
-        if isinstance(profile, MeasuredProfile) and not profile.is_estimate and model in models:
-            print(row(profile, models[model]))
+        if not isinstance(profile, MeasuredProfile) or profile.is_estimate or "-core" in profile.source:
+            continue
+        source = profile.source.split(" ")[0].rstrip(",")
+        print(
+            f"| `{name}` | {cells(profile, estimated(profile))} | {cells(profile, imported(profile))} | {source} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from simbatch.sim.cost.gpus import GIB, default_batch_limits, default_max_capture_size
 from simbatch.sim.scenario.engine import OURS, EngineSettings
 from simbatch.sim.scenario.rules import capture_sizes
-from simbatch.sim.scheduler.versions import CHANGES, Changes, changes_in, default_of, parse_version
+from simbatch.sim.scheduler.versions import CHANGES, Changes, changes_in, default_of
 
 KINDS = ("SchedulerConfig", "CacheConfig", "EngineArgs")
 # a scenario's word for a setting of another name, or whose default hangs on more than the version
@@ -20,7 +20,7 @@ BY_MORE |= {"cudagraph_capture_sizes", "max_cudagraph_capture_size"}
 
 def wrong_defaults(version: str, facts: dict[str, Any]) -> list[str]:
     """Sentences, one for each default or setting that the table has otherwise."""
-    changes = changes_in(parse_version(version))
+    changes = changes_in(version)
     defaults = facts["defaults"]
     values = _values(defaults, facts["graph_memory"], changes)
     return [*_settings(defaults, changes), *values, *_limits(facts, changes)]

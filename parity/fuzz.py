@@ -76,7 +76,7 @@ def random_case(name: str, seed: int) -> dict[str, Any]:
 
 
 def timing_case(name: str, seed: int) -> dict[str, Any]:
-    """The same with a host, whose times are of every order of magnitude beside the device's."""
+    """A random case with a host, whose times are of every order of magnitude beside the device's."""
     rng, case = random.Random(f"timing {seed}"), random_case(name, seed)
     case["config"]["async_scheduling"] = seed // 2 % 2 == 0
 

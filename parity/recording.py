@@ -12,15 +12,14 @@ from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine.door import Inbox
-from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.resources import Host, Step
+from simbatch.sim.engine.resources import Host, Listener, Step
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.versions import changes_in, default_of, lacks, parse_version
+from simbatch.sim.scheduler.versions import changes_in, default_of, lacks
 from simbatch.sim.workload.chunk import RequestChunk
 
 PS_PER_NS = 1000
@@ -34,7 +33,7 @@ def engine_config(case: dict[str, Any]) -> EngineConfig:
     whether anybody notices.
     """
     version = str(case.get("vllm_version", "0.32"))
-    changes = changes_in(parse_version(version)) ^ set(case.get("planted", ()))
+    changes = changes_in(version) ^ set(case.get("planted", ()))
     settings = {key: value for key, value in case["config"].items() if not lacks(key, changes)}
     settings.setdefault("scheduler_reserve_full_isl", default_of("scheduler_reserve_full_isl", changes))
     settings["scheduling_policy"] = settings.pop("policy", "fcfs")

@@ -49,8 +49,10 @@ scheduler record all cases of `parity/recordings` anew, with fresh random ones, 
 
 OUR_EXAMPLE
 Each change is switched alone, on top of the old version. Figures of the two whole versions stand in the first and in
-the last row; `compare.json` has every change's share of every figure. Where the figures are the same it says "Nothing
-changes for this traffic".
+the last row; `compare.json` has every change's share of every figure. That 0.19 admits a prompt only when all of it
+fits (`scheduler_reserve_full_isl`) makes preemptions fewer: in none of 42 random scenarios with long prompts and tight
+memory did 0.33 preempt more often than 0.18, since a prompt that is let in with its first chunk alone is soon in the
+way. Where the figures are the same it says "Nothing changes for this traffic".
 
 ## What changed
 

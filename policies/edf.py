@@ -56,7 +56,7 @@ class EarliestDeadlineFirst(Policy):
         self._expected_s.setdefault(request.request_id, self._first_token_s(request))
 
     def finished(self, request: RequestView) -> None:
-        """See how much later it came."""
+        """Note how much later it came."""
         if request.ttft_s is not None:
             came_s = request.arrival_s + request.ttft_s
             self._delays_s.append(max(came_s - self._expected_s.pop(request.request_id), 0.0))

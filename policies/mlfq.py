@@ -15,7 +15,7 @@ from simbatch.sim.plugins.planning import Room
 
 
 @dataclass
-class Standing:
+class Level:
     """Where a request stands: its level, how much of the level's quantum it has used, when it was served last."""
 
     level: int
@@ -45,7 +45,7 @@ class MultiLevelFeedback(Policy):
 
     def start(self, engine: EngineView) -> None:
         """Nobody has a level."""
-        self._standing: dict[str, Standing] = {}
+        self._standing: dict[str, Level] = {}
         self._served: list[str] = []  # by the step that was planned last, at `_planned_at_s`
         self._planned_at_s = engine.now_s
 
@@ -85,7 +85,7 @@ class MultiLevelFeedback(Policy):
         """Level, arrival, name."""
         standing = self._standing.get(request.request_id)
         if standing is None:
-            standing = Standing(self._first_level(request, engine), request.arrival_s)
+            standing = Level(self._first_level(request, engine), request.arrival_s)
             self._standing[request.request_id] = standing
         if standing.level and engine.now_s - standing.served_at_s > self.promote_s:
             standing.level, standing.used_s = 0, 0.0

@@ -17,13 +17,12 @@ import numpy as np
 from simbatch.policies.base import Policy
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REJECTED
-from simbatch.sim.plugins.cases import EngineCase, random_engine
-from simbatch.sim.plugins.checks import BrokenRuleError, Checked, Rule, check, determinism, spans
-from simbatch.sim.plugins.checks import Trial as AnyTrial
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
+from simbatch.sim.plugins.testing import BrokenRuleError, Checked, Rule, TriedCase, check, determinism, spans
+from simbatch.sim.plugins.testing.cases import EngineCase, random_engine
 
 TOLERANCE_S = 1e-9  # seconds are floats
-Trial = AnyTrial[EngineCase]
+Trial = TriedCase[EngineCase]
 
 
 class PolicyError(BrokenRuleError):

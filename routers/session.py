@@ -40,5 +40,5 @@ class Session(Router):
 
 
 def _hash(text: str) -> int:
-    """The same on every machine."""
+    """A place on the ring, which is one on every machine."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())

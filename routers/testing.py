@@ -15,12 +15,11 @@ import numpy as np
 
 from simbatch.routers.base import Router
 from simbatch.sim.engine.record import UNFINISHED, differences
-from simbatch.sim.plugins.cases import ClusterCase, random_cluster
-from simbatch.sim.plugins.checks import BrokenRuleError, Checked, Rule, check, determinism, spans
-from simbatch.sim.plugins.checks import Trial as AnyTrial
-from simbatch.sim.plugins.named import ROUTERS
+from simbatch.sim.plugins.router import ROUTERS
+from simbatch.sim.plugins.testing import BrokenRuleError, Checked, Rule, TriedCase, check, determinism, spans
+from simbatch.sim.plugins.testing.cases import ClusterCase, random_cluster
 
-Trial = AnyTrial[ClusterCase]
+Trial = TriedCase[ClusterCase]
 
 
 class RouterError(BrokenRuleError):

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simbatch.policies.base import Policy
+    from simbatch.profiler.model.memory_plan import plan_memory
     from simbatch.sim.errors import Problem, UserError
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.simulate import simulate
     from simbatch.sim.search.sweep import sweep
 
-__all__ = ["Policy", "Problem", "Result", "Scenario", "UserError", "simulate", "sweep"]
+__all__ = ["Policy", "Problem", "Result", "Scenario", "UserError", "plan_memory", "simulate", "sweep"]
 
 _HOMES = {
     "Policy": "simbatch.policies.base",
@@ -27,6 +28,7 @@ _HOMES = {
     "Result": "simbatch.sim.report.result",
     "Scenario": "simbatch.sim.scenario",
     "UserError": "simbatch.sim.errors",
+    "plan_memory": "simbatch.profiler.model.memory_plan",
     "simulate": "simbatch.sim.search.simulate",
     "sweep": "simbatch.sim.search.sweep",
 }

@@ -19,8 +19,8 @@ from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.cost.step_time import Ratios, StepNoise
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.plugins.cases import MS, ListSource, Row, random_config, random_cost, random_source
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
+from simbatch.sim.plugins.testing.cases import MS, ListSource, Row, random_config, random_cost, random_source
 from simbatch.sim.scheduler.config import EngineConfig
 
 __all__ = ["MS", "Case", "ListSource", "Row", "itl_ps", "random_case"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch import Result, Scenario, simulate
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
 
 Lengths = dict[str, Any]
 

@@ -17,8 +17,8 @@ from simbatch.routers import ReplicaView, RequestView, Router
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import Member, run_cluster
 from simbatch.sim.engine.record import FINISHED, RunRecord
-from simbatch.sim.plugins.cases import MS, ClusterCase, ListSource, random_cluster
-from simbatch.sim.plugins.named import ROUTERS
+from simbatch.sim.plugins.router import ROUTERS
+from simbatch.sim.plugins.testing.cases import MS, ClusterCase, ListSource, random_cluster
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import Case, itl_ps, random_case, timed_case
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
-from simbatch.sim.engine import Change, ClusterRun, Member
+from simbatch.sim.engine import ClusterRun, Member, Switch
 from simbatch.sim.engine.record import FINISHED, UNFINISHED
 from simbatch.sim.metrics.curves import computed_tokens
-from simbatch.sim.plugins.cases import MS, ClusterCase, ListSource, random_cluster
-from simbatch.sim.plugins.named import ROUTERS
+from simbatch.sim.plugins.router import ROUTERS
+from simbatch.sim.plugins.testing.cases import MS, ClusterCase, ListSource, random_cluster
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.search.simulate import explain_request, run_resolved
@@ -29,8 +29,8 @@ S = 1000 * MS
 @given(st.integers(0, 10**9))
 def test_every_request_ends_once_and_every_block_comes_back(seed: int) -> None:
     case = random_cluster(seed)
-    changes = [Change(300 * MS, False, 0), Change(700 * MS, True, 0), Change(900 * MS, False, 0, True)]
-    case = replace(case, events=[*changes, Change(2 * S, True, 0, True)])
+    changes = [Switch(300 * MS, False, 0), Switch(700 * MS, True, 0), Switch(900 * MS, False, 0, True)]
+    case = replace(case, events=[*changes, Switch(2 * S, True, 0, True)])
     this = ClusterRun(case.members, router("wild"), case.source, seed=seed, events=case.events)
     this.env.run()
     assert all(replica.kv.free == replica.kv.num_usable for replica in this.replicas)
@@ -64,7 +64,7 @@ def test_lost_work_is_counted_and_done_again() -> None:
     for is_async in (False, True):
         case = two_engines(40, async_scheduling=is_async)
         whole = case.run(ROUTERS.load("least_requests", {}, folder=Path()))
-        case.events = [Change(300 * MS, False, 1), Change(600 * MS, True, 1)]
+        case.events = [Switch(300 * MS, False, 1), Switch(600 * MS, True, 1)]
         record = case.run(ROUTERS.load("least_requests", {}, folder=Path()))
         assert record.num_sent_again > 2
         assert (record.requests.status == FINISHED).all()
@@ -78,7 +78,7 @@ def test_lost_work_is_counted_and_done_again() -> None:
 
 def test_requests_wait_where_every_replica_is_down() -> None:
     case = two_engines(10)
-    case.events = [Change(50 * MS, False, 0), Change(60 * MS, False, 1), Change(3 * S, True, 1), Change(4 * S, True, 0)]
+    case.events = [Switch(50 * MS, False, 0), Switch(60 * MS, False, 1), Switch(3 * S, True, 1), Switch(4 * S, True, 0)]
     requests = case.run(ROUTERS.load("round_robin", {}, folder=Path())).requests
     assert (requests.status == FINISHED).all()
     assert (requests.scheduled_ps >= 3 * S).all()
@@ -88,7 +88,7 @@ def test_requests_wait_where_every_replica_is_down() -> None:
 
 def test_a_drained_replica_ends_what_it_has() -> None:
     case = two_engines(40)
-    case.events = [Change(300 * MS, False, 1, True), Change(S, True, 1, True)]
+    case.events = [Switch(300 * MS, False, 1, True), Switch(S, True, 1, True)]
     record = case.run(ROUTERS.load("least_requests", {}, folder=Path()))
     assert record.num_sent_again == record.num_lost_tokens == 0
     where, arrival_ps = record.requests.replica, record.requests.arrival_ps

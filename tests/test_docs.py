@@ -22,7 +22,7 @@ import yaml
 from simbatch import Result, Scenario, simulate
 from simbatch.cli import cli, main
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.engine import gathered
+from simbatch.sim.engine import leap
 from simbatch.sim.results.files import run_facts
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.reading.document import parse_document
@@ -129,7 +129,7 @@ def test_the_readme_links_every_page() -> None:
 
 def test_the_engine_page_has_the_table_and_every_invariant_its_test() -> None:
     page = read("docs/engine.md")
-    table = [line for line in (gathered.__doc__ or "").splitlines() if line.startswith("|")]
+    table = [line for line in (leap.__doc__ or "").splitlines() if line.startswith("|")]
     assert "\n".join(table) in page
     rows = re.findall(r"^\| (I\d+) \| .+? \| (.+?) \| (?:.* )?\|$", page, re.MULTILINE)
     assert [name for name, _ in rows] == [f"I{i}" for i in range(1, len(rows) + 1)]

@@ -10,7 +10,7 @@ import pytest
 
 from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
-from simbatch.sim.engine.listener import Event
+from simbatch.sim.engine.explain import Event
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.simulate import explain_request
 

@@ -89,7 +89,8 @@ def test_decodes_share_their_context():
 
 def test_the_way_of_a_batch_by_hand():
     def flight(name, *chunk_s):
-        made = Flight(name, 1.0, 20, 3)
+        made = Flight(name, 20, 3)
+        made.answer.sent_s = 1.0
         made.answer.chunk_s = list(chunk_s)
         return made
 

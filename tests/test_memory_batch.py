@@ -5,8 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simbatch import Scenario, simulate
-from simbatch.profiler.model.memory_batch import Lengths, fit, held_blocks
-from simbatch.profiler.model.memory_lengths import lengths_of, runnable
+from simbatch.profiler.model.memory_batch import Lengths, fit, held_blocks, lengths_of, runnable, whole_blocks
 from simbatch.sim.errors import UserError
 from simbatch.sim.workload.lengths import Lognormal, length_draw
 
@@ -45,17 +44,17 @@ def simulated(seats, blocks, prompt=PROMPT, output=OUTPUT, num_prompts=6000, **h
 def test_blocks_of_one_request_step_by_step():
     one = Lengths(np.array([30]), np.array([5]), "")
     # 30, 31, 32, 33, 34 tokens in five steps
-    assert held_blocks(one, 16).tolist() == [0, 0, 3 / 5, 2 / 5]
+    assert held_blocks(one, whole_blocks(16)).tolist() == [0, 0, 3 / 5, 2 / 5]
     # a request of 100 steps is met twenty times as often as one of 5
     two = Lengths(np.array([16, 1600]), np.array([1, 99]), "")
-    assert held_blocks(two, 16)[1] == 1 / 100
+    assert held_blocks(two, whole_blocks(16))[1] == 1 / 100
 
 
 def test_the_convolution_is_that_of_the_definition():
     lengths = Lengths(np.array([3, 40, 7]), np.array([9, 20, 50]), "")
-    held = held_blocks(lengths, 16)
+    held = held_blocks(lengths, whole_blocks(16))
     for usable in (3, 10, 25):
-        found, sums = fit(lengths, usable, 16, risk=0.1), np.ones(1)
+        found, sums = fit(lengths, usable, whole_blocks(16), risk=0.1), np.ones(1)
         shares = []
         for _ in range(30):
             sums = np.convolve(sums, held)
@@ -69,7 +68,7 @@ def test_fixed_lengths_fit_to_the_block():
     """One seat more than fits, and the engine preempts; the last output token takes no room."""
     lengths = lengths_of(100, 0, 61, 0)
     assert lengths.is_fixed
-    found = fit(lengths, 200, 16)
+    found = fit(lengths, 200, whole_blocks(16))
     assert (found.longest_blocks, found.worst) == (10, 20)  # 100 + 61 - 1 tokens
     prompt, output = {"distribution": "fixed", "mean": 100}, {"distribution": "fixed", "mean": 61}
     fits, too_many = (simulated(seats, 201, prompt, output, 200) for seats in (20, 21))
@@ -81,7 +80,7 @@ def test_fixed_lengths_fit_to_the_block():
 def test_the_risk_is_what_the_engine_meets(tmp_path):
     """With blocks in plenty, memory of the stated size would have been short in about the stated share of steps."""
     usable = 2587
-    found = fit(drawn(), usable, 16)
+    found = fit(drawn(), usable, whole_blocks(16))
     shares = []
     for seats in (found.at_risk, found.average):
         simulated(seats, 20_000, steps=True, num_prompts=12_000).save(tmp_path)
@@ -93,7 +92,7 @@ def test_the_risk_is_what_the_engine_meets(tmp_path):
 
 
 def test_preemptions_are_rare_at_it_and_common_above():
-    found = fit(drawn(), 2587, 16)
+    found = fit(drawn(), 2587, whole_blocks(16))
     rare, average, above = (
         simulated(seats, 2588).summary["simbatch"]["num_preemptions"] / 6000
         for seats in (found.at_risk, found.average, 2 * found.at_risk)

@@ -63,6 +63,13 @@ def test_heads_without_groups_and_a_head_dim_of_its_own():
         (compressed(type="int", num_bits=8), "int8"),
         (compressed(type="int", num_bits=4), "int4"),
         (compressed(type="float", num_bits=8), "fp8"),
+        (compressed(type="float", num_bits=4), "nvfp4"),
+        (compressed(type="int", num_bits=4, symmetric=False), "int4_zeros"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "gptq8"),
+        ({"quant_method": "fbgemm_fp8"}, "fp8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
+        ({"quant_method": "mxfp4"}, "mxfp4"),
     ],
 )
 def test_a_checkpoint_says_how_it_is_quantised(quantised, meant):
@@ -88,7 +95,7 @@ def test_smaller_groups_have_more_scales():
         ({"architectures": ["BertModel"]}, "architectures"),
         ({"torch_dtype": "int3"}, "torch_dtype"),
         ({"quantization_config": {"quant_method": "aqlm"}}, "quantization_config"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 8}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "quantization_config"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 0}}, "group_size"),
         ({"quantization_config": ["awq"]}, "quantization_config"),
     ],

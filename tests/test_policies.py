@@ -13,7 +13,7 @@ from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import UserError
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import MS, ListSource, Row
 

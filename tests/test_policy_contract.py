@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from simbatch.policies import EngineView, Plan, Policy, RequestView
 from simbatch.policies.testing import RULES, PolicyError, check_policy
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
 from tests.test_cli import run
 from tests.test_policies import HERE
 

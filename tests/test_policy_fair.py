@@ -12,7 +12,7 @@ from simbatch import Result, Scenario, simulate
 from simbatch.policies.fair import Fair
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
-from simbatch.sim.plugins.cases import ListSource
+from simbatch.sim.plugins.testing.cases import ListSource
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import MS
 

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -15,6 +16,8 @@ from benchmarks.remake_profiles import remake, with_real_runs
 from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.cli.profiles import profiles
+from simbatch.profiler.profile.predicted import roofline_of_profile
+from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.load import shipped_names, shipped_text
 from simbatch.sim.scenario import resolve
@@ -30,26 +33,14 @@ SAMPLE = (
     "l40s-llama-3.1-70b-bf16-tp4",
     "a100-llama-2-70b-bf16-tp8",
     "rtx4090-llama-3.1-8b-awq",
+    "h100-gpt-oss-20b-mxfp4",
+    "rtx3090-qwen2.5-7b-instruct-awq",
 )  # the others: python -m benchmarks.remake_profiles
 DECODE, OTHERS = 0.03, 0.06
 OURS = ("h100-llama-3.1-8b-awq", "h100-llama-3.1-8b-bf16-measured")  # python -m benchmarks.measured_profiles
 RESOLVED = ("rtx4090-llama-3.1-8b-bf16", *OURS)
 # FP8 products on Hopper are slower just above 64, 128 ... tokens than at the next of these: no rising function follows.
 WORSE_DECODE = {"h200-llama-3.1-70b-fp8": 0.04, "h200-llama-3.1-70b-fp8-kvfp8": 0.04}
-EMBEDDINGS_BYTES = {
-    "llama-3.1-8b": 2 * 128256 * 4096,
-    "llama-3.1-70b": 2 * 128256 * 8192,
-    "qwen3-32b": 2 * 151936 * 5120,
-    "llama-2-70b": 2 * 32000 * 8192,
-}
-BANDWIDTH = {
-    "rtx4090": 1.008e12,
-    "rtxpro6000": 1.792e12,
-    "h100": 3.35e12,
-    "h200": 4.8e12,
-    "a100": 2.039e12,
-    "l40s": 8.64e11,
-}
 
 
 def shipped(name):
@@ -94,13 +85,14 @@ def test_a_shipped_profile_is_as_near_to_its_tables_as_promised(name):
 
 
 @pytest.mark.parametrize("name", shipped_names())
-def test_a_decode_reads_the_weights_once_and_no_faster_than_the_memory(name):
+def test_a_decode_is_no_faster_than_the_datasheet_allows(name):
     profile = shipped(name)
-    # of the embeddings only one row is read
-    embeddings = next(size for model, size in EMBEDDINGS_BYTES.items() if model in name) // profile.tensor_parallel_size
-    least_s = (profile.memory.weights_bytes - embeddings) / BANDWIDTH[profile.gpu]
-    slowest = 4 if name.endswith("tp8") or "awq" in name else 3  # all-reduce; dequantising
-    assert least_s < decode_s(name, 1, 512) < slowest * least_s
+    roofline = roofline_of_profile(profile)
+    assert roofline is not None, "a model that no table knows"
+    steps = Steps(*(np.array([value]) for value in (0, 0, 0, 0, 1, 512, 512, 512)))
+    share = roofline.utilisation(steps, np.array([decode_s(name, 1, 512)]))[0]
+    slow = 0.05 if roofline.config.num_experts > 1 else 0.2  # experts: many small kernels; all-reduces; dequantising
+    assert slow < share < 1
     assert decode_s(name, 16, 512) < 6 * decode_s(name, 1, 512)
 
 

@@ -11,7 +11,7 @@ import yaml
 from scipy import stats
 
 from simbatch.cli import main
-from simbatch.sim.plugins.named import POLICIES as NAMED
+from simbatch.sim.plugins.policy import POLICIES as NAMED
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.rank import Judged, overall, plan_ranking, ranks_of
 

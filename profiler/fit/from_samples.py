@@ -11,15 +11,17 @@ import numpy as np
 from simbatch.profiler.fit.choose import (
     NUM_FOLDS,
     REGIMES,
+    Drift,
     FormChoice,
     choose,
+    drift_of,
     errors_by_regime,
     held_out_predictions,
+    noise_floor,
     step_time_of,
 )
 from simbatch.profiler.fit.facts import of_engine, own_name
 from simbatch.profiler.fit.forms import forms_for
-from simbatch.profiler.fit.repeats import Drift, drift_of, noise_floor
 from simbatch.profiler.fit.two_regime import bands
 from simbatch.profiler.records.samples import Admission, Samples, steps_of
 from simbatch.profiler.records.steps import Floats, MeasuredSteps, noise_of, predict_s, range_of
@@ -46,7 +48,7 @@ class FittedProfile:
     is_rescaled: bool  # whether the drift was taken out of the times
 
     def with_notes(self, notes: Sequence[str]) -> FittedProfile:
-        """The same, further notes in its profile."""
+        """The fit with further notes in its profile."""
         profile = self.profile.model_copy(update={"notes": (*self.profile.notes, *notes)})
         return replace(self, profile=profile)
 

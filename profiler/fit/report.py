@@ -37,7 +37,7 @@ def report_text(fitted: FittedProfile) -> str:
 
 
 def report_dict(fitted: FittedProfile) -> dict[str, Any]:
-    """The same for `--json`."""
+    """The report for scripts (`--json`)."""
     profile = fitted.profile
     return {
         "name": profile.name,

@@ -139,7 +139,7 @@ def judge_bands(cost: CostModel, steps: Steps, measured_s: Floats) -> dict[str, 
 
 
 def bands(steps: Steps, predicted_s: Floats, measured_s: Floats) -> dict[str, ErrorFigures]:
-    """The same for predictions."""
+    """Error of predictions by bands of the number of decodes; bands without steps are left out."""
     rows = {f"{low}-{high}": (steps.num_decodes >= low) & (steps.num_decodes <= high) for low, high in DECODE_BANDS}
     return {band: figures(predicted_s[inside], measured_s[inside]) for band, inside in rows.items() if inside.any()}
 

@@ -41,6 +41,7 @@ from simbatch.profiler.importers.aiconfigurator import (
 )
 from simbatch.profiler.importers.source import ImportRequest, TableSource, fit_tables
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig, model_config_of, read_json
+from simbatch.profiler.model.published import published_config
 from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu, find_gpu
 from simbatch.sim.cost.memory import KVCacheType
@@ -62,9 +63,18 @@ SYSTEMS = {
 }  # those with tables of vLLM's; the package has datasheets of others, for which it would invent times
 GEMM_MODES = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 MOE_MODES = {**GEMM_MODES, "mxfp4": "w4a16_mxfp4"}
-COUNTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+TILES = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+# FP8 products take longer just above a tile's edge than at it: knots stand on both sides.
+COUNTS = (1, 2, 4, 8, *(count for edge in TILES for count in (edge, edge + 1)), 8192)
 CONTEXT = (1, 16384)
-MEASURED_SOURCES = ("silicon", "empirical")  # measured, or a formula for what moves bytes alone
+MODELLED = ("estimated", "sol")  # sources of parts that no table has; "empirical" ones only move bytes
+TABLES = {
+    "gemm": ("gemm",),
+    "attention": ("context_attention", "generation_attention"),
+    "mla": ("mla_context_module", "mla_generation_module"),
+    "moe": ("moe",),
+    "comm": ("custom_allreduce",),
+}
 MS = 1e-3
 
 
@@ -94,12 +104,11 @@ class CoreTables:
         seqs = (1, MAX_SEQS)
         return StepLimits(seqs, seqs, CONTEXT, (1, MAX_BATCHED_TOKENS), (0, MAX_HISTORY), MAX_BATCHED_TOKENS, kv_tokens)
 
-    def fallbacks(self) -> list[str]:
-        """Parts of a step of which some row is another engine's, or interpolated beyond what was measured."""
+    def modelled(self) -> list[str]:
+        """Parts of a step that no table has."""
         parts = self._engine.decode_step_per_op(16, 1024, 2)
         parts = [*parts, *(one for kind in self._engine.mixed_step_breakdown_per_op(512, 16, 512, 2) for one in kind)]
-        names = {name.partition("_")[2] for name, ms, _, source in parts if ms and source not in MEASURED_SOURCES}
-        return sorted(names)
+        return sorted({name.partition("_")[2] for name, ms, _, source in parts if ms and source in MODELLED})
 
     def _step_ms(self, steps: Steps, i: int) -> float:
         decodes, context = int(steps.num_decodes[i]), max(1, int(steps.mean_context[i]))
@@ -136,7 +145,8 @@ def read_source(request: ImportRequest) -> TableSource:
     if request.kv_cache_dtype not in ("auto", "fp8"):
         raise UserError(Problem("--kv-cache-dtype", "measured were auto and fp8", request.kv_cache_dtype))
     content, quantisers = config_of(request.model, request.model_config)
-    config = model_config_of(content, request.model)
+    stored_as = {} if quantisers is None else {"quantization_config": quantisers.get("quantization")}
+    config = model_config_of({**content, **stored_as}, request.model)
     stored = request.quantisation or config.quantisation or SHORT_DTYPES[config.dtype]
     if stored not in MOE_MODES:
         raise UserError(Problem("--quantization", f"measured were {', '.join(MOE_MODES)}", stored))
@@ -153,14 +163,14 @@ def read_source(request: ImportRequest) -> TableSource:
         licence="Apache-2.0",
         config=config,
         fit=lambda kv_tokens: fit_tables(tables, kv_tokens),
-        notes=_notes(tables, config),
+        notes=_notes(tables, config, SYSTEMS[gpu.short], request.tensor_parallel_size),
     )
 
 
 def config_of(model: str, path: Path | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The `config.json` of a model, and its `hf_quant_config.json`: of a file, a folder, or by a name of the package's.
+    """The `config.json` of a model and its `hf_quant_config.json`, by a file, a folder, or a name that is known.
 
-    Raises UserError for a name that it has not: nothing is asked of a hub.
+    Raises UserError for a name that neither has: nothing is asked of a hub.
     """
     file = path or (Path(model) / "config.json" if Path(model).is_dir() else None)
     if file is not None:
@@ -169,8 +179,11 @@ def config_of(model: str, path: Path | None) -> tuple[dict[str, Any], dict[str, 
         return read_json(file), read_json(beside) if beside.is_file() else None
     folder = package_folder() / "model_configs"
     found = folder / f"{model.replace('/', '--')}_config.json"
+    if not found.is_file() and (content := published_config(model)) is not None:
+        return content, None
     if not found.is_file():
         names = sorted(one.name.removesuffix("_config.json").replace("--", "/") for one in folder.glob("*_config.json"))
+        names = [name for name in names if not name.endswith("_hf_quant")]
         near = [name for name in names if model.rsplit("/", 1)[-1].lower()[:8] in name.lower()][:5]
         guess = f"near it: {', '.join(near)}; " if near else ""
         mend = f"{guess}or give its config.json: --model-config FILE (nothing is downloaded)"
@@ -249,15 +262,26 @@ def _offline() -> Iterator[None]:
             os.environ["HF_HUB_OFFLINE"] = before
 
 
-def _notes(tables: CoreTables, config: ModelConfig) -> tuple[str, ...]:
+def other_engines(system: str, config: ModelConfig, num_gpus: int) -> list[str]:
+    """Tables that the model needs and that have no rows of vLLM's for a system: those of other engines serve."""
+    needed = ["gemm", "mla" if config.has_latent_attention else "attention"]
+    needed += ["moe"] if config.num_experts > 1 else []
+    needed += ["comm"] if num_gpus > 1 else []
+    data = package_folder() / "systems" / "data" / system
+    files = [(kind, table) for kind in needed for table in TABLES[kind]]
+    return [table for kind, table in files if not any((data / kind / BACKEND).glob(f"*/{table}_perf.parquet"))]
+
+
+def _notes(tables: CoreTables, config: ModelConfig, system: str, num_gpus: int) -> tuple[str, ...]:
     said = [MIXED_NOTE]
     if tables.sample_s:
         said.append(RANDOM_NOTE.format(microseconds=1e6 * tables.sample_s, vocabulary=config.vocab_size))
     if config.num_experts > 1:
         said.append("experts: tokens are spread over them unevenly, by the power law that the package's tables have")
-    if parts := tables.fallbacks():
+    if kinds := other_engines(system, config, num_gpus):
         said.append(
-            f"not measured through vLLM on this GPU, or between what was: {', '.join(parts)}; the package takes other "
-            "engines' kernels, or the nearest shapes"
+            f"not measured through vLLM on this GPU: {', '.join(kinds)}; rows of other engines (TensorRT-LLM, SGLang)"
         )
+    if parts := tables.modelled():
+        said.append(f"in no table: {', '.join(parts)}; modelled by the package")
     return tuple(said)

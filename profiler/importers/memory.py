@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from simbatch.profiler.importers.source import TableSource
 from simbatch.profiler.model.config import read_json
-from simbatch.profiler.model.memory_plan import peak_of, plan_memory
+from simbatch.profiler.model.memory_plan import plan_memory
+from simbatch.profiler.model.reserves import peak_of
 from simbatch.sim.cost.gpus import GPUS
 from simbatch.sim.cost.memory import Memory
 from simbatch.sim.errors import Problem, UserError
@@ -83,11 +84,12 @@ def memory_of_plan(source: TableSource, tensor_parallel_size: int) -> ImportedMe
         quantisation=source.quantisation,
         kv_cache_dtype=source.kv_cache_dtype,
         tensor_parallel_size=tensor_parallel_size,
-        block_size=BLOCK_SIZE,
+        block_size=None if config.has_latent_attention else BLOCK_SIZE,
         max_num_seqs=gpu.default_max_num_seqs,
         max_num_batched_tokens=gpu.default_max_num_batched_tokens,
     )
-    kv_tokens = (plan.num_gpu_blocks - 1) * BLOCK_SIZE
+    memory = plan.memory()
+    kv_tokens = (memory.num_gpu_blocks - 1) * memory.block_size
     own = config.max_position_embeddings
     length = (
         f"max_model_len is what the KV cache holds: vLLM would not start with the model's own {own}"
@@ -96,7 +98,7 @@ def memory_of_plan(source: TableSource, tensor_parallel_size: int) -> ImportedMe
     )
     note = ESTIMATED.format(utilization=plan.gpu_memory_utilization)
     about = int(float(f"{kv_tokens:.2g}"))  # the fit need not change with an estimate's last digits
-    return ImportedMemory(plan.memory(), min(own, kv_tokens), about, (note, length))
+    return ImportedMemory(memory, min(own, kv_tokens), about, (note, length))
 
 
 def read_run_facts(path: Path) -> RecordedStart:

@@ -1,24 +1,35 @@
-"""What a model's `config.json` says: the shapes of a decoder with grouped-query attention, dense or with experts."""
+"""What a model's `config.json` says: its layers and shapes, and how its checkpoint is stored."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.model.quantisation import GROUP, group_size_of, quantisation_of
+from simbatch.profiler.model.architectures import ARCHITECTURES
+from simbatch.profiler.model.checkpoint import Checkpoint, checkpoint_of, main_quantisation
+from simbatch.profiler.model.decoder import EXPERT_INNER, EXPERTS, PER_TOKEN, Keys, layers_of
+from simbatch.profiler.model.layers import Experts, Layer
+from simbatch.profiler.model.mixers import Attention, LatentAttention, Matrix
+from simbatch.profiler.model.quantisation import GROUP
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import json_object
 
-DENSE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-WITH_EXPERTS = ("MixtralForCausalLM",)
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+WRAPPED = ("text_config", "llm_config", "language_config")  # where a model with other towers keeps its decoder
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder with grouped-query attention; a dense one has one expert."""
+    """A decoder; `layers` has each one's shapes, the other fields are what most of its layers have.
+
+    `intermediate_size` is an expert's where there are experts; a dense model has one. `vision` is what a model with a
+    vision tower says of it.
+    """
 
     architecture: str
     num_hidden_layers: int
@@ -35,16 +46,16 @@ class ModelConfig:
     num_experts_per_tok: int = 1
     quantisation: str | None = None  # what the checkpoint's `quantization_config` says, in our words
     group_size: int = GROUP  # inputs that share a scale where weights are int4
+    layers: tuple[Layer, ...] = ()
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    vision: Mapping[str, Any] | None = field(default=None, hash=False)
+    assumed: tuple[str, ...] = ()  # sentences about what the config does not say
+    rotary_dim: int = 0  # numbers of a head that positions turn
 
     @property
     def qk_norm(self) -> bool:
         """Whether queries and keys are normalised by head."""
-        return self.architecture == "Qwen3ForCausalLM"
-
-    @property
-    def has_qkv_bias(self) -> bool:
-        """Whether the projections to queries, keys and values have biases."""
-        return self.architecture == "Qwen2ForCausalLM"
+        return any(isinstance(layer.mixer, Attention) and layer.mixer.qk_norm == "head" for layer in self.layers)
 
     @property
     def element_bytes(self) -> int:
@@ -53,13 +64,13 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """All weights: embeddings, layers, norms and head."""
-        return self._parameters(self.num_experts)
+        """All weights of the decoder: embeddings, layers, norms and head."""
+        return self._parameters(active=False)
 
     @property
     def num_active_parameters(self) -> int:
         """The weights that one token meets: of the experts only those that it is sent to."""
-        return self._parameters(self.num_experts_per_tok)
+        return self._parameters(active=True)
 
     @property
     def weights_bytes(self) -> int:
@@ -68,58 +79,124 @@ class ModelConfig:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers, in the weights' type."""
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * self.element_bytes
+        """What all layers together keep of one token, in the weights' type."""
+        kept = [one for layer in self.layers for one in layer.kept()]
+        return sum(one.heads * (one.keys + one.values) for one in kept) * self.element_bytes
 
-    def _parameters(self, num_experts: int) -> int:
-        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        attention = self.hidden_size * (queries + 2 * keys) + queries * self.hidden_size
-        if self.has_qkv_bias:
-            attention += queries + 2 * keys
-        if self.qk_norm:
-            attention += 2 * self.head_dim
-        router = self.hidden_size * self.num_experts if self.num_experts > 1 else 0
-        layer = attention + router + 3 * self.hidden_size * self.intermediate_size * num_experts + 2 * self.hidden_size
+    @property
+    def has_latent_attention(self) -> bool:
+        """Whether the layers keep one compressed vector of a token (MLA)."""
+        return any(isinstance(layer.mixer, LatentAttention) for layer in self.layers)
+
+    @cached_property
+    def distinct_layers(self) -> tuple[tuple[Layer, int], ...]:
+        """Each kind of layer, and how many of it there are."""
+        counts: dict[Layer, int] = {}
+        for layer in self.layers:
+            counts[layer] = counts.get(layer, 0) + 1
+        return tuple(counts.items())
+
+    def _parameters(self, *, active: bool) -> int:
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_hidden_layers * layer + self.hidden_size
+        return (
+            embeddings
+            + self.hidden_size
+            + sum(count * self._of_layer(layer, active=active) for layer, count in self.distinct_layers)
+        )
+
+    def _of_layer(self, layer: Layer, *, active: bool) -> int:
+        part = layer.feed_forward
+        if isinstance(part, Experts):  # as they are published, not as kernels pad them
+            layer = replace(layer, feed_forward=replace(part, pads_to=None))
+
+        def met(matrix: Matrix) -> int:
+            share = part.per_token if active and isinstance(part, Experts) and matrix.count > 1 else matrix.count
+            return share * matrix.num_inputs * matrix.num_outputs
+
+        return sum(map(met, layer.matrices(self.hidden_size))) + layer.others(self.hidden_size)
 
 
-def read_model_config(path: Path) -> ModelConfig:
-    """Read a `config.json`, or the one in a model's folder; raises UserError for what is missing or not known."""
+def read_model_config(path: Path, assume: str | None = None) -> ModelConfig:
+    """Read a `config.json`, or the one in a model's folder; raises UserError for what is missing or not known.
+
+    ModelOpt's `hf_quant_config.json` beside it is read where the config itself says nothing of quantisation.
+    """
     path = path / "config.json" if path.is_dir() else path
-    return model_config_of(read_json(path), str(path))
+    content, beside = read_json(path), path.parent / "hf_quant_config.json"
+    if "quantization_config" not in content and beside.is_file():
+        content = {**content, "quantization_config": read_json(beside).get("quantization")}
+    return model_config_of(content, str(path), assume)
 
 
-def model_config_of(content: dict[str, Any], place: str) -> ModelConfig:
-    """The shapes that a `config.json`'s content says; `place` is where it stands, for messages."""
-    architecture = (content.get("architectures") or [""])[0]
-    if architecture not in DENSE + WITH_EXPERTS:
-        rule = f"only these decoders are known: {', '.join(DENSE + WITH_EXPERTS)}"
-        raise UserError(Problem(f"{place} architectures", rule, architecture))
-    heads, hidden = _count(place, content, "num_attention_heads"), _count(place, content, "hidden_size")
-    dtype = str(content.get("torch_dtype") or content.get("dtype") or "bfloat16")
-    if dtype not in ELEMENT_BYTES:
-        raise UserError(Problem(f"{place} torch_dtype", f"must be one of {', '.join(ELEMENT_BYTES)}", dtype))
-    if dtype == "float32":  # vLLM loads it so unless told otherwise (config/model.py `_resolve_auto_dtype`)
-        dtype = "bfloat16"
-    has_experts, quantised = architecture in WITH_EXPERTS, content.get("quantization_config")
-    return ModelConfig(
-        architecture=architecture,
-        num_hidden_layers=_count(place, content, "num_hidden_layers"),
-        hidden_size=hidden,
-        intermediate_size=_count(place, content, "intermediate_size"),
-        num_attention_heads=heads,
-        num_key_value_heads=_count(place, {"num_key_value_heads": heads, **content}, "num_key_value_heads"),
-        head_dim=_count(place, {**content, "head_dim": content.get("head_dim") or hidden // heads}, "head_dim"),
-        vocab_size=_count(place, content, "vocab_size"),
-        max_position_embeddings=_count(place, content, "max_position_embeddings"),
-        tie_word_embeddings=bool(content.get("tie_word_embeddings", False)),
-        dtype=dtype,
-        num_experts=_count(place, content, "num_local_experts") if has_experts else 1,
-        num_experts_per_tok=_count(place, content, "num_experts_per_tok") if has_experts else 1,
-        quantisation=quantisation_of(quantised, f"{place} quantization_config"),
-        group_size=group_size_of(quantised, f"{place} quantization_config"),
+def model_config_of(content: dict[str, Any], place: str, assume: str | None = None) -> ModelConfig:
+    """The shapes that a `config.json`'s content says; `place` is where it stands, for messages.
+
+    `assume`: the architecture to plan one as that is not known; the answer says what that means.
+    """
+    name, assumed = _named(content, place, assume)
+    architecture = ARCHITECTURES[assume if assumed and assume else name]
+    inner: dict[str, Any] = next((content[key] for key in WRAPPED if isinstance(content.get(key), dict)), {})
+    tied = {key: content[key] for key in ("tie_word_embeddings",) if key in content}  # the wrapper's goes first
+    keys = Keys({**content, **inner, **tied}, architecture.defaults, place)
+    checkpoint = checkpoint_of(
+        content.get("quantization_config") or inner.get("quantization_config"), f"{place} quantization_config"
     )
+    quantisation, heads = main_quantisation(checkpoint), keys.count("num_attention_heads")
+    head_dim = keys.count("head_dim", default=keys.count("hidden_size") // heads)
+    layers = layers_of(keys, architecture, quantisation)
+    moe = any(isinstance(layer.feed_forward, Experts) for layer in layers)
+    stored = checkpoint.default or next((one for _, one in checkpoint.named), None)
+    return ModelConfig(
+        architecture=name,
+        num_hidden_layers=len(layers),
+        hidden_size=keys.count("hidden_size"),
+        intermediate_size=keys.count(*(EXPERT_INNER if moe else ("intermediate_size", "moe_intermediate_size"))),
+        num_attention_heads=heads,
+        num_key_value_heads=keys.count("num_key_value_heads", default=heads),
+        head_dim=head_dim,
+        vocab_size=keys.count("vocab_size"),
+        max_position_embeddings=keys.count("max_position_embeddings", "max_seq_len", "n_positions"),
+        tie_word_embeddings=bool(keys.get("tie_word_embeddings", default=architecture.is_tied)),
+        dtype=_dtype(keys),
+        num_experts=keys.count(*EXPERTS) if moe else 1,
+        num_experts_per_tok=keys.count(*PER_TOKEN) if moe else 1,
+        quantisation=quantisation,
+        group_size=stored.group_size if stored is not None else GROUP,
+        layers=layers,
+        checkpoint=checkpoint,
+        vision=content.get("vision_config"),
+        assumed=assumed,
+        rotary_dim=keys.size("qk_rope_head_dim") or int(head_dim * float(keys.get("partial_rotary_factor", default=1))),
+    )
+
+
+def _named(content: Mapping[str, Any], place: str, assume: str | None) -> tuple[str, tuple[str, ...]]:
+    """The architecture, and what is assumed where it is not known."""
+    name = str((content.get("architectures") or [""])[0])
+    if assume is not None and assume not in ARCHITECTURES:
+        near = get_close_matches(assume, ARCHITECTURES, n=1)
+        mend = f"did you mean {near[0]}?" if near else f"one of {', '.join(ARCHITECTURES)}"
+        raise UserError(Problem("--assume", "is no architecture that is known", assume, mend))
+    if name in ARCHITECTURES:
+        return name, ()
+    if assume is None:
+        rule = f"is not among the {len(ARCHITECTURES)} architectures that are known"
+        mend = (
+            "add `--assume LlamaForCausalLM` (or another that it resembles) to plan it as far as its config.json goes"
+        )
+        raise UserError(Problem(f"{place} architectures", rule, name, mend))
+    return name, (
+        f"{name or 'the architecture'} is not known: planned with the layers that its config.json says and, where it "
+        f"says nothing (biases, norms, which layers have windows), those of {assume}.",
+    )
+
+
+def _dtype(keys: Keys) -> str:
+    dtype = str(keys.get("torch_dtype", "dtype", default="bfloat16"))
+    if dtype not in ELEMENT_BYTES:
+        raise UserError(Problem(f"{keys.place} torch_dtype", f"must be one of {', '.join(ELEMENT_BYTES)}", dtype))
+    # vLLM loads fp32 as bf16 unless told otherwise (config/model.py `_resolve_auto_dtype`)
+    return "bfloat16" if dtype == "float32" else dtype
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -130,10 +207,3 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(Problem(str(path), f"cannot be read: {error}")) from None
     content: dict[str, Any] = json_object(text, path)
     return content
-
-
-def _count(place: str, content: dict[str, Any], key: str) -> int:
-    value = content.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise UserError(Problem(f"{place} {key}", "must be a whole number above 0", value))
-    return value

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from simbatch.profiler.model.assumed_host import assumed_sections
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.memory_plan import kv_bytes_per_token, plan_memory
 from simbatch.profiler.model.quantisation import checked_quantisation
-from simbatch.profiler.model.roofline import Roofline, knots, roofline_of
+from simbatch.profiler.model.roofline import FILLED_WINDOW, Roofline, knots, roofline_of
 from simbatch.profiler.model.weights import weights_of
 from simbatch.sim.cost.gpus import GPUS, Gpu, profile_name
 from simbatch.sim.cost.memory import Memory
@@ -30,8 +31,12 @@ def roofline_profile(
     kv_cache_dtype: str = "auto",
     tensor_parallel_size: int = 1,
     command: str = "",
+    assumed: tuple[str, ...] = (),
 ) -> MeasuredProfile:
-    """Estimate a whole profile; raises UserError where the model does not fit or cannot be divided."""
+    """Estimate a whole profile, `assumed` among its notes.
+
+    Raises UserError where the model does not fit or cannot be divided.
+    """
     roofline = roofline_of(config, gpu, quantisation, kv_cache_dtype, tensor_parallel_size)
     plan = plan_memory(
         config,
@@ -40,6 +45,8 @@ def roofline_profile(
         kv_cache_dtype=kv_cache_dtype,
         tensor_parallel_size=tensor_parallel_size,
     )
+    memory = plan.memory()
+    kv_tokens = (memory.num_gpu_blocks - 1) * memory.block_size
     resolved = config.dtype if kv_cache_dtype == "auto" else kv_cache_dtype
     return MeasuredProfile.model_validate(
         {
@@ -54,14 +61,27 @@ def roofline_profile(
             "licence": "Apache-2.0",
             "command": command,
             "estimate": True,
-            "notes": (NOT_MEASURED, _length_note(config, plan.max_kv_tokens)),
-            "max_model_len": min(config.max_position_embeddings, plan.max_kv_tokens),
-            "memory": plan.memory(),
+            "notes": (NOT_MEASURED, *shape_notes(roofline), *assumed, _length_note(config, kv_tokens)),
+            "max_model_len": min(config.max_position_embeddings, kv_tokens),
+            "memory": memory,
             "step_time": roofline.step_time(),
             "error": None,
             "range": None,
+            **assumed_sections(tensor_parallel_size),
         }
     )
+
+
+def shape_notes(roofline: Roofline) -> list[str]:
+    """What an estimate takes for granted of experts and windows."""
+    notes, windows = [], {one.window for one, _ in roofline.attended if one.window is not None}
+    if roofline.config.num_experts > 1:
+        notes.append("experts: every one as likely to be chosen; uneven routing meets fewer of them in small batches")
+    if filled := sorted(window for window in windows if window <= FILLED_WINDOW):
+        notes.append(f"layers with a window of {filled[-1]:,} tokens: taken as full for every context")
+    if larger := sorted(window for window in windows if window > FILLED_WINDOW):
+        notes.append(f"layers with a window of {larger[-1]:,} tokens: their cost grows with all of the context")
+    return notes
 
 
 def scaled_weights_profile(

@@ -1,110 +1,268 @@
-"""The answer of `simbatch memory`: a plan's figures, what they hold, and the sentences beside them."""
+"""The answer of `simbatch memory`: what fits, of a model on a GPU or of a profile, and the sentences beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from simbatch.profiler.model.memory_batch import RISK, Fit, Lengths, blocks_for, fit
+from simbatch.profiler.model.memory_batch import Fit, Lengths, lengths_of, lengths_of_trace, runnable, whole_blocks
+from simbatch.profiler.model.memory_plan import MemoryPlan, plan_memory
+from simbatch.profiler.model.memory_rows import Cache, Row, cache_of_plan, layout_groups, plan_rows, rows_of
+from simbatch.profiler.model.published import find_model
+from simbatch.sim.cost.gpus import GIB, Gpu, gpu_of, memory_bytes
+from simbatch.sim.errors import Problem, UserError
 
 MAX_SEQS = 65_536
-
-
-class Row(NamedTuple):
-    """A figure with its formula."""
-
-    key: str
-    label: str
-    value: float
-    formula: str
-    is_exact: bool
+SETTINGS = (  # of a plan, by the command's flags
+    "kv_cache_dtype",
+    "gpu_memory_utilization",
+    "block_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "enforce_eager",
+)
+Flags = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Cache:
-    """The blocks that requests share; `num_gpu_blocks` counts vLLM's null block."""
+class Answer:
+    """Head lines, facts for JSON, rows, and notes."""
 
-    num_gpu_blocks: int
-    block_size: int
-    max_model_len: int
-    max_num_seqs: int
-    is_exact: bool
+    head: list[str]
+    facts: dict[str, Any]
+    rows: list[Row]
+    notes: list[str]
 
-    @property
-    def usable_blocks(self) -> int:
-        """Without the null block."""
-        return self.num_gpu_blocks - 1
+    def content(self) -> dict[str, Any]:
+        """As JSON."""
+        figures = [
+            {"key": r.key, "value": r.value, "formula": r.formula, "exact": r.is_exact}
+            | ({} if r.low is None else {"low": r.low, "high": r.high})
+            for r in self.rows
+        ]
+        return {**self.facts, "figures": figures, "notes": self.notes}
 
-    @property
-    def max_tokens(self) -> int:
-        """Tokens in all usable blocks."""
-        return self.usable_blocks * self.block_size
+    def text(self) -> str:
+        """As a table for people: bytes in GiB."""
+        shown = [
+            (r.label, _shown(r.value, r.unit), " " if r.is_exact else "~", _between(r), r.formula) for r in self.rows
+        ]
+        name, value, bounds = (max(len(row[column]) for row in shown) for column in (0, 1, 3))
+        lines = [f"{r[0]:<{name}}  {r[2]}{r[1]:>{value}}  {r[3]:<{bounds}}  {r[4]}".rstrip() for r in shown]
+        legend = []
+        if any(not row.is_exact for row in self.rows):
+            legend = ["~ estimated, or made of what is; the range holds for nine of ten starts"]
+        notes = [f"- {note}" for note in self.notes]
+        return "\n".join([*self.head, "", *lines, *legend, *([""] if notes else []), *notes])
 
 
-def rows_of(cache: Cache, lengths: Lengths | None) -> tuple[list[Row], Fit | None]:
-    """What the cache holds, with and without lengths."""
-    size, usable = cache.block_size, cache.usable_blocks
-    full = blocks_for(cache.max_model_len, size)
-    rows = [
-        Row(
-            "at_max_model_len",
-            "requests of max_model_len",
-            round(usable / full, 2),
-            f"{usable:,} usable blocks / ceil({cache.max_model_len:,} / {size}) = {full:,} blocks each",
-            cache.is_exact,
-        )
+def answer_of_model(model: str, flags: Flags) -> Answer:
+    """A model on a GPU; UserError for what vLLM does not run."""
+    gpu = gpu_of_flags(flags)
+    config, name, assumed = find_model(model, flags.get("assume"))
+    plan = plan_of(config, gpu, flags)
+    cache, lengths = cache_of_plan(plan), lengths_of_flags(flags)
+    kept, cuts = (None, []) if lengths is None else runnable(lengths, cache.max_model_len, lengths.source)
+    rows, found = rows_of(cache, kept)
+    facts = facts_of(name, plan, gpu, config.num_parameters)
+    size = plan.limits.tensor_parallel_size
+    gpus = f"{size} x {gpu.name}, figures of one" if size > 1 else gpu.name
+    head = [
+        headline(cache, kept, rows, plan),
+        f"{name}: {config.num_parameters:,} parameters, {plan.quantisation} weights, on {gpus}",
+        f"vLLM {flags['vllm_version'] or facts['vllm_version']}, max_num_seqs {cache.max_num_seqs:,}, "
+        f"max_num_batched_tokens {plan.limits.max_num_batched_tokens:,}, max_model_len {cache.max_model_len:,}",
     ]
-    if lengths is None:
-        return rows, None
-    found = fit(lengths, usable, size)
-    if lengths.is_fixed:
-        return [*rows, *_fixed(cache, lengths, found)], found
-    return [*rows, *_varied(cache, lengths, found)], found
+    if lengths is not None:
+        facts["requests"] = lengths.source
+        head.append(f"requests: {lengths.source}")
+    largest = None
+    if found is not None and kept is not None and found.at_risk > cache.max_num_seqs and flags["max_num_seqs"] is None:
+        largest = largest_max_num_seqs(_batch_with(config, gpu, flags, kept), cache.max_num_seqs)
+    groups = layout_groups(plan.layout)
+    notes = [*assumed, *_checkpoint_notes(plan, config.checkpoint.kv_cache_dtype, flags), *([groups] if groups else [])]
+    notes += [*_refusals(plan, config.max_position_embeddings), *cuts, *notes_of(cache, kept, found, largest)]
+    return Answer(head, facts, [*plan_rows(plan), *rows], notes)
 
 
-def _fixed(cache: Cache, lengths: Lengths, found: Fit) -> list[Row]:
-    prompt, output = int(lengths.num_prompt_tokens[0]), int(lengths.num_output_tokens[0])
-    blocks = f"ceil(({prompt:,} + {output:,} - 1) / {cache.block_size}) = {found.longest_blocks:,} blocks each"
-    return [
-        Row(
-            "without_preemption",
-            "requests that fit",
-            found.worst,
-            f"{cache.usable_blocks:,} usable blocks / {blocks}; the last token is never stored",
-            cache.is_exact,
-        ),
-        _at_risk(cache, found),
+def answer_of_profile(name: str, flags: Flags) -> Answer:
+    """What a profile's blocks hold."""
+    from simbatch.sim.cost.by_name import load_profile
+    from simbatch.sim.cost.profile import MeasuredProfile
+
+    profile = load_profile(name, folder=Path())
+    if not isinstance(profile, MeasuredProfile):
+        rule = "has no memory figures: its blocks are written inline"
+        raise UserError(Problem("--profile", rule, name, "take one that ships: `simbatch profiles list`"))
+    kv, utilization = flags["kv_cache_dtype"], flags["gpu_memory_utilization"]
+    size = flags["block_size"] or profile.default_block_size
+    blocks = profile.num_gpu_blocks_for(utilization, kv, size)
+    same = kv == "auto" and utilization is None
+    how = f"as {profile.name} says ({profile.memory.num_gpu_blocks_from})" if same else "from the profile's memory"
+    is_exact = same and profile.memory.num_gpu_blocks_from == "vllm"
+    seqs, length = (
+        flags["max_num_seqs"] or profile.default_max_num_seqs,
+        flags["max_model_len"] or profile.max_model_len,
+    )
+    cache = Cache(blocks, size, length, seqs, is_exact, whole_blocks(size), -(-length // size))
+    lengths = lengths_of_flags(flags)
+    kept, cuts = (None, []) if lengths is None else runnable(lengths, length, lengths.source)
+    rows, found = rows_of(cache, kept)
+    parts = [
+        Row("blocks", "blocks", blocks, how, is_exact),
+        Row("kv_tokens", "KV tokens", cache.max_tokens, f"(blocks - vLLM's null block) x {size}", is_exact),
     ]
-
-
-def _varied(cache: Cache, lengths: Lengths, found: Fit) -> list[Row]:
-    longest = int((lengths.num_prompt_tokens + lengths.num_output_tokens).max())
-    usable = f"{cache.usable_blocks:,} usable blocks"
-    return [
-        Row("mean_blocks", "blocks of a request", round(found.mean_blocks, 2), "mean over all steps of all", True),
-        _at_risk(cache, found),
-        Row("average", "full on average", found.average, f"{usable} / {found.mean_blocks:.2f}", cache.is_exact),
-        Row(
-            "without_preemption",
-            "if all were the longest",
-            found.worst,
-            f"{usable} / ceil(({longest:,} - 1) / {cache.block_size}) = {found.longest_blocks:,} blocks each",
-            cache.is_exact,
-        ),
+    facts = {
+        "model": profile.model,
+        "profile": profile.name,
+        "num_gpu_blocks": blocks,
+        "block_size": size,
+        "kv_cache_tokens": blocks * size,
+        "max_num_seqs": seqs,
+        "max_model_len": length,
+    }
+    head = [
+        headline(cache, kept, rows, None),
+        f"{profile.model}: {profile.quantisation} weights, KV {profile.kv_cache_dtype}, on {profile.gpu}",
+        f"max_num_seqs {seqs:,}, max_model_len {length:,}",
     ]
+    if lengths is not None:
+        facts["requests"] = lengths.source
+        head.append(f"requests: {lengths.source}")
+    return Answer(head, facts, [*parts, *rows], [*cuts, *notes_of(cache, kept, found, None)])
 
 
-def _at_risk(cache: Cache, found: Fit) -> Row:
-    risks = f"{found.risk:.2%}, with one more {found.risk_above:.2%}"
-    formula = f"most with P(blocks of all in a step > {cache.usable_blocks:,}) <= {RISK:.0%}: {risks}"
-    return Row("at_risk", f"at {RISK:.0%} preemption risk", found.at_risk, formula, cache.is_exact)
+def plan_of(config: Any, gpu: Gpu, flags: Flags, **more: Any) -> MemoryPlan:
+    """A plan under the command's flags."""
+    settings = {key: flags[key] for key in SETTINGS} | more
+    return plan_memory(
+        config,
+        gpu,
+        quantisation=flags["quantization"],
+        tensor_parallel_size=flags["tensor_parallel_size"] or 1,
+        expert_parallel=flags["enable_expert_parallel"],
+        **({"vllm_version": flags["vllm_version"]} if flags["vllm_version"] else {}),
+        **settings,
+    )
+
+
+def gpu_of_flags(flags: Flags) -> Gpu:
+    """The GPU by name or datasheet; --memory goes before what it has, and is enough alone."""
+    size = flags.get("memory")
+    if size is None:
+        return gpu_of(flags["gpu"], flags["gpu_spec"])
+    total = memory_bytes(size)
+    if flags["gpu"] is None and flags["gpu_spec"] is None:
+        return Gpu("gpu", f"a GPU of {total / GIB:.2f} GiB", total, 0.0, {"bf16": 0.0}, 0.0)
+    return replace(gpu_of(flags["gpu"], flags["gpu_spec"]), total_bytes=total)
+
+
+def lengths_of_flags(flags: Flags) -> Lengths | None:
+    """Lengths by flags or of a trace; UserError for both, or half of one."""
+    trace, trace_format = flags["trace"], flags["trace_format"]
+    given = lengths_of(flags["prompt_len"], flags["prompt_len_cv"], flags["output_len"], flags["output_len_cv"])
+    if trace is None:
+        if trace_format is not None:
+            raise UserError(Problem("--trace-format", "there is no trace", trace_format, "add --trace FILE"))
+        return given
+    if given is not None:
+        mend = "leave out --prompt-len and --output-len"
+        raise UserError(Problem("--trace", "a trace brings its own lengths", mend=mend))
+    return lengths_of_trace(trace, trace_format, flags["columns"])
+
+
+def facts_of(name: str, plan: MemoryPlan, gpu: Gpu, num_parameters: int) -> dict[str, Any]:
+    """What the figures are of, and the figures that scripts read."""
+    version = plan.limits.version
+    return {
+        "model": name,
+        "num_parameters": num_parameters,
+        "gpu": gpu.short,
+        "quantization": plan.quantisation,
+        "kv_cache_dtype": plan.kv_cache_dtype,
+        "tensor_parallel_size": plan.limits.tensor_parallel_size,
+        "vllm_version": f"{version[0]}.{version[1]}",
+        "gpu_memory_utilization": plan.gpu_memory_utilization,
+        "max_num_seqs": plan.limits.max_num_seqs,
+        "max_num_batched_tokens": plan.limits.max_num_batched_tokens,
+        "max_model_len": plan.limits.max_model_len,
+        "enforce_eager": plan.limits.enforce_eager,
+        "num_gpu_blocks": plan.num_gpu_blocks,
+        "block_size": plan.block_size,
+        "kv_cache_tokens": plan.kv_cache_tokens,
+        "kv_cache_tokens_low": plan.kv_cache_tokens_low,
+        "kv_cache_tokens_high": plan.kv_cache_tokens_high,
+    }
+
+
+def headline(cache: Cache, lengths: Lengths | None, rows: Sequence[Row], plan: MemoryPlan | None) -> str:
+    """The answer in one sentence."""
+    by_key = {row.key: row for row in rows}
+    if lengths is not None:
+        row = by_key["without_preemption"] if lengths.is_fixed else by_key["at_risk"]
+        between = f" ({row.low:,} to {row.high:,})" if row.low is not None else ""
+        what = lengths.source.removesuffix(" tokens") if lengths.is_fixed else "these lengths"
+        return f"{row.value:,} requests of {what} fit{between}"
+    between = ""
+    tokens = cache.max_tokens
+    if plan is not None:
+        tokens = plan.kv_cache_tokens
+        between = f" ({plan.kv_cache_tokens_low:,} to {plan.kv_cache_tokens_high:,})"
+    return f"{tokens:,} tokens of KV cache{between}: {by_key['at_max_model_len'].value:g} requests of max_model_len"
+
+
+def _batch_with(config: Any, gpu: Gpu, flags: Flags, lengths: Lengths) -> Callable[[int], int]:
+    def batch_with(seats: int) -> int:
+        try:
+            cache = cache_of_plan(plan_of(config, gpu, flags, max_num_seqs=seats))
+        except UserError:  # no memory left at all
+            return 0
+        return cache.fits(lengths)[0].at_risk
+
+    return batch_with
+
+
+def largest_max_num_seqs(batch_with: Callable[[int], int], start: int) -> int | None:
+    """The most seats for which there is memory once they are asked for; `batch_with` falls with the seats.
+
+    None when it is `start` or less.
+    """
+    low, high = start, start
+    while high < MAX_SEQS and batch_with(high * 2) >= high * 2:
+        high *= 2
+    low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if batch_with(middle) >= middle else (low, middle)
+    return low if low > start else None
+
+
+def _checkpoint_notes(plan: MemoryPlan, own: str | None, flags: Flags) -> Iterator[str]:
+    if own is not None and flags["kv_cache_dtype"] == "auto":
+        why = "the checkpoint's quantization_config says so, and vLLM follows it where --kv-cache-dtype is auto"
+        yield f"KV cache in {own}: {why}."
+    if plan.limits.version >= (0, 20) and plan.part("CUDA graphs") == 0 and not plan.limits.enforce_eager:
+        yield "No CUDA graphs are captured under these limits."
+
+
+def _refusals(plan: MemoryPlan, own: int) -> Iterator[str]:
+    """Settings that vLLM refuses before it looks at the memory."""
+    limits = plan.limits
+    if limits.max_num_batched_tokens < limits.max_num_seqs:
+        tokens, seqs = limits.max_num_batched_tokens, limits.max_num_seqs
+        rule = f"max_num_batched_tokens ({tokens:,}) must be at least max_num_seqs ({seqs:,})"
+        yield f"vLLM does not start like this: {rule}. Raise the one or lower the other."
+    if limits.max_model_len > own:
+        yield f"vLLM takes more than the model's own {own:,} tokens only with VLLM_ALLOW_LONG_MAX_MODEL_LEN=1."
 
 
 def notes_of(cache: Cache, lengths: Lengths | None, found: Fit | None, largest: int | None) -> list[str]:
     """What else one must know: limits that bind before memory does, settings that vLLM does not start with."""
     notes = []
-    if cache.max_tokens < cache.max_model_len:
+    if cache.usable_blocks < cache.full_blocks:
         notes.append(
             f"vLLM does not start like this: one request of max_model_len ({cache.max_model_len:,} tokens) is above "
             f"the {cache.max_tokens:,} tokens of KV cache. Set --max-model-len {cache.max_tokens} or less."
@@ -124,31 +282,13 @@ def notes_of(cache: Cache, lengths: Lengths | None, found: Fit | None, largest: 
     return notes
 
 
-def largest_max_num_seqs(batch_with: Callable[[int], int], start: int) -> int | None:
-    """The most seats for which there is memory once they are asked for; `batch_with` falls with the seats.
-
-    None when it is `start` or less.
-    """
-    low, high = start, start
-    while high < MAX_SEQS and batch_with(high * 2) >= high * 2:
-        high *= 2
-    low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if batch_with(middle) >= middle else (low, middle)
-    return low if low > start else None
+def _shown(value: float, unit: str) -> str:
+    return f"{value / GIB:,.2f} GiB" if unit == "bytes" else f"{value:,}"
 
 
-def content(rows: Sequence[Row], notes: Sequence[str], facts: dict[str, Any]) -> dict[str, Any]:
-    """As JSON."""
-    figures = [{"key": r.key, "value": r.value, "formula": r.formula, "exact": r.is_exact} for r in rows]
-    return {**facts, "figures": figures, "notes": list(notes)}
-
-
-def text(rows: Sequence[Row], notes: Sequence[str], head: Sequence[str]) -> str:
-    """As a table for people."""
-    shown = [(row.label, f"{row.value:,}", " " if row.is_exact else "~", row.formula) for row in rows]
-    name, value = (max(len(row[column]) for row in shown) for column in (0, 1))
-    lines = [f"{row[0]:<{name}}  {row[2]}{row[1]:>{value}}  {row[3]}" for row in shown]
-    legend = ["~ estimated, or made of what is"] if any(not row.is_exact for row in rows) else []
-    return "\n".join([*head, "", *lines, *legend, *([""] if notes else []), *(f"- {note}" for note in notes)])
+def _between(row: Row) -> str:
+    if row.low is None or row.high is None:
+        return ""
+    if row.unit == "bytes":
+        return f"{row.low / GIB:,.2f} to {row.high / GIB:,.2f}"
+    return f"{row.low:,} to {row.high:,}"

@@ -13,15 +13,21 @@ below). Not in it: shared prefixes, which need less, and prompts that take sever
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.sim.errors import Problem, UserError
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+HeldBy = Callable[[Ints], Ints]
 RISK = 0.01
+NUM_DRAWS = 100_000  # where lengths vary without a trace; the seed is always 0
 
 
 @dataclass(frozen=True)
@@ -63,27 +69,27 @@ class Fit(NamedTuple):
     longest_blocks: int
 
 
-def blocks_for(num_tokens: int, block_size: int) -> int:
-    """Whole blocks that hold so many tokens."""
-    return -(-num_tokens // block_size)
+def whole_blocks(block_size: int) -> HeldBy:
+    """Of a cache that keeps all tokens: whole blocks of so many."""
+    return lambda num_tokens: -(-num_tokens // block_size)
 
 
-def held_blocks(lengths: Lengths, block_size: int) -> Floats:
+def held_blocks(lengths: Lengths, held_by: HeldBy) -> Floats:
     """Entry b: the probability that a request, met in a random step, holds b blocks."""
     begins, ends = lengths.num_prompt_tokens, lengths.num_prompt_tokens + lengths.num_output_tokens
     changes = np.bincount(begins, minlength=int(ends.max()) + 1) - np.bincount(ends)
     steps_at_tokens = np.cumsum(changes)[:-1]
-    blocks = -(-np.arange(len(steps_at_tokens)) // block_size)
+    blocks = held_by(np.arange(len(steps_at_tokens)))
     steps_at_blocks = np.bincount(blocks, weights=steps_at_tokens)
     held: Floats = steps_at_blocks / steps_at_blocks.sum()
     return held
 
 
-def fit(lengths: Lengths, usable_blocks: int, block_size: int, risk: float = RISK) -> Fit:
-    """How many of these requests run at once on so many blocks."""
-    held = held_blocks(lengths, block_size)
+def fit(lengths: Lengths, usable_blocks: int, held_by: HeldBy, risk: float = RISK) -> Fit:
+    """How many of these requests run at once on so many blocks; `held_by` says the blocks that tokens take."""
+    held = held_blocks(lengths, held_by)
     mean_blocks = float(held @ np.arange(len(held)))
-    longest = blocks_for(int((lengths.num_prompt_tokens + lengths.num_output_tokens).max()) - 1, block_size)
+    longest = int(held_by((lengths.num_prompt_tokens + lengths.num_output_tokens).max(keepdims=True) - 1)[0])
     at_risk, shares = _largest(held, usable_blocks, risk)
     return Fit(
         worst=usable_blocks // longest,
@@ -123,3 +129,59 @@ def _cut(distribution: Floats, limit: int) -> Floats:
 def _share(value: float) -> float:
     """Rounding errors of the convolution taken off."""
     return round(max(0.0, float(value)), 9)
+
+
+def lengths_of(prompt_len: int | None, prompt_cv: float, output_len: int | None, output_cv: float) -> Lengths | None:
+    """What the flags say; None without them, UserError when one is missing."""
+    if prompt_len is None or output_len is None:
+        if prompt_len is None and output_len is None and not prompt_cv and not output_cv:
+            return None
+        missing = "--prompt-len" if prompt_len is None else "--output-len"
+        raise UserError(Problem(missing, "a request has a prompt and an output", mend="give both lengths"))
+    if not prompt_cv and not output_cv:
+        return Lengths(np.array([prompt_len]), np.array([output_len]), f"{prompt_len:,} + {output_len:,} tokens")
+    from simbatch.sim.workload.lengths import FixedLength, Length, Lognormal, length_draw
+    from simbatch.sim.workload.synthetic import Purpose, stream
+
+    def drawn(mean: int, cv: float, purpose: Purpose) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        kind: Length = FixedLength(distribution="fixed", mean=mean)
+        if cv:
+            kind = Lognormal(distribution="lognormal", mean=mean, cv=cv)
+        return length_draw(kind, folder=Path(), of="num_prompt_tokens")(stream(0, purpose), NUM_DRAWS)
+
+    return Lengths(
+        drawn(prompt_len, prompt_cv, Purpose.PROMPT_LEN),
+        drawn(output_len, output_cv, Purpose.OUTPUT_LEN),
+        f"lognormal, means {prompt_len:,} and {output_len:,}, cv {prompt_cv:g} and {output_cv:g} ({NUM_DRAWS:,} draws)",
+    )
+
+
+def lengths_of_trace(path: Path, trace_format: str | None, columns: object = None) -> Lengths:
+    """Those of a trace, row by row; rows without output are left out. UserError when it cannot be read."""
+    from simbatch.sim.workload.trace_model import Trace
+    from simbatch.sim.workload.traces import open_trace
+
+    trace = Trace.model_validate({"path": str(path), "format": trace_format, "columns": columns, "on_empty": "skip"})
+    prompts: list[int] = []
+    outputs: list[int] = []
+    for chunk in open_trace(trace, place="", wanted=("prompt", "output")).chunks():
+        prompts += chunk.num_prompt_tokens
+        outputs += chunk.num_output_tokens
+    return Lengths(np.array(prompts), np.array(outputs), f"{path.name} ({len(prompts):,} requests)")
+
+
+def runnable(lengths: Lengths, max_model_len: int, place: str) -> tuple[Lengths, list[str]]:
+    """Without what vLLM rejects or cuts, and sentences that say so; UserError when nothing is left."""
+    kept = lengths.within(max_model_len)
+    mend = "raise --max-model-len, or give shorter lengths"
+    if not len(kept):
+        rule = f"every prompt is as long as max_model_len ({max_model_len:,}) or longer, so vLLM rejects it"
+        raise UserError(Problem(place, rule, mend=mend))
+    notes = []
+    rejected = len(lengths) - len(kept)
+    if rejected:
+        notes.append(f"{rejected:,} of {len(lengths):,} prompts reach max_model_len ({max_model_len:,}): left out")
+    too_long = lengths.num_prompt_tokens + lengths.num_output_tokens > max_model_len
+    if cut := int(too_long.sum()) - rejected:
+        notes.append(f"{cut:,} of {len(lengths):,} outputs are cut at max_model_len, as vLLM does")
+    return kept, notes

@@ -1,96 +1,146 @@
 """How vLLM will divide a GPU's memory, figure by figure with its formula, before any GPU is there.
 
-Exact: bytes of the weights (with their real shapes and quantisation), bytes of KV per token, and the number of blocks
-that given bytes make. Estimated: what vLLM measures at its start, the peak of activations and the CUDA graphs, and what
-CUDA and NCCL hold beside PyTorch. The estimate was made from vLLM's code, not fitted to block counts.
+Exact: bytes of the weights (with their real shapes and quantisation), the KV cache's layout, and the number of blocks
+that given bytes make. Estimated, between bounds: what vLLM measures at its start (`reserves`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
 
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
+from simbatch.profiler.model.kv_layout import ONE_BYTE, KVLayout, kv_layout, stored_kv_type
+from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.quantisation import checked_quantisation
-from simbatch.profiler.model.weights import local_kv_heads, local_vocab, weights_of
-from simbatch.sim.cost.gpus import GIB, Gpu
-from simbatch.sim.cost.memory import DEFAULT_GPU_MEMORY_UTILIZATION, KV_ELEMENT_BYTES, Memory, Peak
+from simbatch.profiler.model.reserves import ACTIVATIONS, GRAPHS, Limits, Part, memory_version, reserves, spread
+from simbatch.profiler.model.weights import Weights, weights_of
+from simbatch.sim.cost.gpus import GIB, Gpu, find_gpu
+from simbatch.sim.cost.memory import DEFAULT_GPU_MEMORY_UTILIZATION, Memory, Peak
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scheduler.versions import NEWEST, Version
 
 DEFAULT_UTILIZATION = DEFAULT_GPU_MEMORY_UTILIZATION
-# The sampler's tensors of [max_num_seqs, vocabulary] in the profile run of vLLM's newer model runner (v1/worker/gpu):
-# logits in 16 bits and in fp32; nothing is sorted there. The older one, which vLLM 0.32 takes for synchronous
-# scheduling, had 33 bytes on an H100.
-SAMPLER_BYTES_PER_LOGIT = 6
-# Of a token in the forward pass: three times the hidden state (two and the residual), and gate, up and their product.
-# With that Llama-3.1-8B takes 864 MiB for 8,192 tokens, as vLLM 0.32 said on an H100.
-HIDDEN_STATES, INNER_STATES = 3, 3
-NON_TORCH_BYTES = int(0.16 * GIB)  # vLLM's log on an H100, pull request 12126
-NCCL_BYTES = {1: 0, 2: 358_612_992, 4: 411_041_792, 8: 411_041_792}  # aiconfigurator's datasheets (Apache-2.0)
-GRAPHS_BYTES = 774 * 2**20  # vLLM 0.32 on an H100 with Llama-3.1-8B and all 51 sizes (AWQ: 788 MiB)
-GRAPH_SIZES = 51
-
-
-class Figure(NamedTuple):
-    """One quantity, how it was computed, and whether it is exact."""
-
-    label: str
-    value: int
-    formula: str
-    is_exact: bool
+VISION_SHARE = 0.5  # how far the estimate of a vision tower's bytes may be off
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One GPU's memory, in bytes; blocks count vLLM's null block."""
+    """One GPU's memory, in bytes; blocks count vLLM's null block.
+
+    `kv_less` and `kv_more` say how far the KV cache may be off in nine of ten starts.
+    """
 
     total_bytes: int
     gpu_memory_utilization: float
-    weights_bytes: int
-    activation_bytes: int
-    graphs_bytes: int
-    reserve_bytes: int
-    kv_bytes_per_token: int
-    block_size: int
+    weights: Weights
+    quantisation: str
+    kv_cache_dtype: str
+    parts: tuple[Part, ...]
+    layout: KVLayout
+    limits: Limits
     peak: Peak
-    figures: tuple[Figure, ...]
+    kv_less: int
+    kv_more: int
+
+    @property
+    def usable_bytes(self) -> int:
+        """What vLLM may take."""
+        return int(self.total_bytes * self.gpu_memory_utilization)
+
+    @property
+    def weights_bytes(self) -> int:
+        """On this GPU."""
+        return self.weights.total
+
+    def part(self, label: str) -> int:
+        """Bytes of one reserve, 0 where there is none."""
+        return sum(part.value for part in self.parts if part.label == label)
+
+    @property
+    def activation_bytes(self) -> int:
+        """At the peak of the profile run."""
+        return self.part(ACTIVATIONS)
+
+    @property
+    def graphs_bytes(self) -> int:
+        """Of CUDA graphs, where they are set aside."""
+        return self.part(GRAPHS)
+
+    @property
+    def reserve_bytes(self) -> int:
+        """All other reserves."""
+        return sum(part.value for part in self.parts) - self.activation_bytes - self.graphs_bytes
+
+    @property
+    def kv_element_bytes(self) -> int:
+        """Of a key's or value's number where the type is a plain one."""
+        return 1 if self.kv_cache_dtype in ONE_BYTE else 2
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block of full attention."""
+        return self.layout.block_size
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Of a request of `max_model_len`, on average over its tokens."""
+        return self.layout.bytes_per_token(self.limits.max_model_len)
 
     @property
     def kv_cache_bytes(self) -> int:
         """What is left for the KV cache, below zero when the model does not fit."""
-        taken = self.weights_bytes + self.activation_bytes + self.graphs_bytes + self.reserve_bytes
-        return int(self.total_bytes * self.gpu_memory_utilization) - taken
+        return self.usable_bytes - self.weights_bytes - sum(part.value for part in self.parts)
 
     @property
     def num_gpu_blocks(self) -> int:
         """Whole blocks."""
-        return num_blocks(self.kv_cache_bytes, self.kv_bytes_per_token, self.block_size)
+        return self.layout.num_blocks(self.kv_cache_bytes)
+
+    @property
+    def num_gpu_blocks_low(self) -> int:
+        """With all reserves at their worst for nine of ten starts."""
+        return self.layout.num_blocks(self.kv_cache_bytes - self.kv_less)
+
+    @property
+    def num_gpu_blocks_high(self) -> int:
+        """With all reserves at their best for nine of ten starts."""
+        return self.layout.num_blocks(self.kv_cache_bytes + self.kv_more)
+
+    def tokens(self, num_blocks: int) -> int:
+        """The `GPU KV cache size` that this vLLM logs of so many blocks."""
+        if self.limits.version < (0, 20):
+            return num_blocks // len(self.layout.groups) * self.layout.block_size
+        return self.layout.tokens(num_blocks, self.limits.max_model_len)
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """As vLLM logs it, most likely."""
+        return self.tokens(self.num_gpu_blocks)
+
+    @property
+    def kv_cache_tokens_low(self) -> int:
+        """Nine of ten starts have more than this and less than `kv_cache_tokens_high`."""
+        return self.tokens(self.num_gpu_blocks_low)
+
+    @property
+    def kv_cache_tokens_high(self) -> int:
+        """The other bound."""
+        return self.tokens(self.num_gpu_blocks_high)
 
     @property
     def max_kv_tokens(self) -> int:
         """Tokens that all requests together can hold; the null block holds none."""
-        return max(0, self.num_gpu_blocks - 1) * self.block_size
-
-    @property
-    def all_figures(self) -> tuple[Figure, ...]:
-        """The parts, then what they leave: bytes, blocks and tokens of KV cache."""
-        size = f"{self.kv_bytes_per_token:,} x {self.block_size}"
-        left = (
-            Figure("KV cache", self.kv_cache_bytes, "usable memory - the other parts", False),
-            Figure("blocks", self.num_gpu_blocks, f"KV cache / ({size} tokens a block), whole ones", False),
-            Figure("KV tokens", self.max_kv_tokens, f"(blocks - vLLM's null block) x {self.block_size}", False),
-        )
-        return self.figures + left
-
-    def text(self) -> str:
-        """A table of all figures, each with its formula."""
-        rows = [(one.label, f"{one.value:,}", "" if one.is_exact else "~", one.formula) for one in self.all_figures]
-        name, value = (max(len(row[column]) for row in rows) for column in (0, 1))
-        lines = [f"{row[0]:<{name}}  {row[2]:>1}{row[1]:>{value}}  {row[3]}" for row in rows]
-        return "\n".join([*lines, "~ estimated; everything else is exact"])
+        if self.layout.is_uniform:
+            return max(0, self.num_gpu_blocks - 1) * self.block_size
+        return self.layout.tokens(max(0, self.num_gpu_blocks - 1), self.limits.max_model_len)
 
     def memory(self) -> Memory:
-        """As a profile says it, marked as an estimate."""
+        """As a profile says it, marked as an estimate; blocks of a layout with windows or states are put in tokens."""
+        token_bytes = self.kv_bytes_per_token
+        blocks = self.num_gpu_blocks
+        if not self.layout.is_uniform:
+            blocks = max(0, self.kv_cache_bytes) // (token_bytes * self.block_size)
         return Memory(
             total_bytes=self.total_bytes,
             gpu_memory_utilization=self.gpu_memory_utilization,
@@ -98,139 +148,114 @@ class MemoryPlan:
             activation_bytes=self.activation_bytes,
             graphs_bytes=self.graphs_bytes,
             reserve_bytes=self.reserve_bytes,
-            kv_bytes_per_token=self.kv_bytes_per_token,
+            kv_bytes_per_token=token_bytes,
             block_size=self.block_size,
-            num_gpu_blocks=self.num_gpu_blocks,
+            num_gpu_blocks=blocks,
             num_gpu_blocks_from="estimate",
             peak=self.peak,
         )
 
 
+def kv_bytes_per_token(config: ModelConfig, kv_cache_dtype: str = "auto", tensor_parallel_size: int = 1) -> int:
+    """Keys and values of one token in all layers on a GPU; of a request of the model's length where layers differ."""
+    layout = kv_layout(config, kv_cache_dtype, tensor_parallel_size)
+    return layout.bytes_per_token(config.max_position_embeddings)
+
+
 def num_blocks(kv_cache_bytes: int, kv_bytes_per_token: int, block_size: int) -> int:
-    """Blocks that the bytes make (vLLM v1/core/kv_cache_utils.py `get_num_blocks`): whole ones, none below zero."""
+    """Blocks that the bytes make where all layers keep all tokens: whole ones, none below zero."""
     return max(0, kv_cache_bytes // (kv_bytes_per_token * block_size))
 
 
-def kv_bytes_per_token(config: ModelConfig, kv_cache_dtype: str = "auto", tensor_parallel_size: int = 1) -> int:
-    """Keys and values of one token in all layers on one GPU; UserError for an unknown type."""
-    if kv_cache_dtype != "auto" and kv_cache_dtype not in KV_ELEMENT_BYTES:
-        known = ", ".join(["auto", *KV_ELEMENT_BYTES])
-        raise UserError(Problem("--kv-cache-dtype", f"must be one of {known}", kv_cache_dtype))
-    element = config.element_bytes if kv_cache_dtype == "auto" else KV_ELEMENT_BYTES[kv_cache_dtype]
-    return 2 * config.num_hidden_layers * local_kv_heads(config, tensor_parallel_size) * config.head_dim * element
-
-
 def plan_memory(
-    config: ModelConfig,
-    gpu: Gpu,
+    model: ModelConfig | str | Path,
+    gpu: Gpu | str,
     *,
     quantisation: str | None = None,
     kv_cache_dtype: str = "auto",
     tensor_parallel_size: int = 1,
-    gpu_memory_utilization: float = DEFAULT_UTILIZATION,
-    block_size: int = 16,
+    expert_parallel: bool = False,
+    gpu_memory_utilization: float | None = None,
+    block_size: int | None = None,
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
+    max_model_len: int | None = None,
+    enforce_eager: bool = False,
+    vllm_version: str = NEWEST,
+    assume: str | None = None,
 ) -> MemoryPlan:
-    """Divide one GPU's memory; limits left out are vLLM's defaults on this GPU, the quantisation the checkpoint's.
+    """Divide one GPU's memory; what is left out is vLLM's default on this GPU, the quantisation the checkpoint's.
 
-    Raises UserError when the model leaves no room for a single block.
+    `model`: a folder, a config.json, or a Hugging Face name that the shipped table knows; `gpu`: a name of the list.
+    Raises UserError when the model leaves no room for two blocks.
+
+    >>> from simbatch import plan_memory
+    >>> plan_memory("Qwen/Qwen3-8B", "rtx4090", max_model_len=8192).kv_cache_tokens
+    36192
     """
+    config = model if isinstance(model, ModelConfig) else find_model(model, assume)[0]
+    gpu = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
     stored = checked_quantisation(quantisation or config.quantisation or SHORT_DTYPES[config.dtype])
-    seqs = max_num_seqs or gpu.default_max_num_seqs
-    tokens = max_num_batched_tokens or gpu.default_max_num_batched_tokens
-    weights = weights_of(config, stored, tensor_parallel_size).total
-    peak = peak_of(config, tensor_parallel_size, seqs, tokens)
-    activation = peak.bytes_at(seqs, tokens)
-    others = NON_TORCH_BYTES + NCCL_BYTES.get(tensor_parallel_size, NCCL_BYTES[8])
-    rotary = config.max_position_embeddings * config.head_dim * config.element_bytes
-    token_bytes = kv_bytes_per_token(config, kv_cache_dtype, tensor_parallel_size)
-    heads = local_kv_heads(config, tensor_parallel_size)
-    element = token_bytes // (2 * config.num_hidden_layers * heads * config.head_dim)
-    share = f"{gpu.total_bytes:,} x {gpu_memory_utilization:g}"
-    figures = (
-        Figure("usable memory", int(gpu.total_bytes * gpu_memory_utilization), f"total x utilisation = {share}", True),
-        Figure("weights", weights, _weights_formula(config, stored, tensor_parallel_size), True),
-        Figure("activations", activation, _activation_formula(config, peak, tensor_parallel_size), False),
-        Figure("CUDA graphs", GRAPHS_BYTES, "measured on one H100 with 51 sizes", False),
-        Figure("rotary table", rotary, _rotary_formula(config), True),
-        Figure("CUDA and NCCL", others, "beside PyTorch: 0.16 GiB, and NCCL's buffers between GPUs", False),
-        Figure(
-            "KV per token",
-            token_bytes,
-            f"2 x {config.num_hidden_layers} layers x {heads} KV heads x {config.head_dim} x {element} bytes",
-            True,
-        ),
+    version = memory_version(vllm_version)
+    utilization = gpu_memory_utilization or default_utilization(version)
+    limits = Limits(
+        max_num_seqs=max_num_seqs or gpu.default_max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens or gpu.default_max_num_batched_tokens,
+        max_model_len=max_model_len or config.max_position_embeddings,
+        enforce_eager=enforce_eager,
+        tensor_parallel_size=tensor_parallel_size,
+        version=version,
     )
+    weights = weights_of(config, stored, tensor_parallel_size, expert_parallel=expert_parallel)
+    layout = _layout(config, kv_cache_dtype, block_size, limits)
+    parts, peak = reserves(config, gpu, limits)
+    less, more = spread(parts)
+    vision = int(VISION_SHARE * weights.vision)
+    kept = stored_kv_type(config, kv_cache_dtype)
     plan = MemoryPlan(
         total_bytes=gpu.total_bytes,
-        gpu_memory_utilization=gpu_memory_utilization,
-        weights_bytes=weights,
-        activation_bytes=activation,
-        graphs_bytes=GRAPHS_BYTES,
-        reserve_bytes=rotary + others,
-        kv_bytes_per_token=token_bytes,
-        block_size=block_size,
+        gpu_memory_utilization=utilization,
+        weights=weights,
+        quantisation=stored,
+        kv_cache_dtype=config.dtype if kept == "auto" else kept,
+        parts=tuple(parts),
+        layout=layout,
+        limits=limits,
         peak=peak,
-        figures=figures,
+        kv_less=more + vision,  # where reserves take more, less is left
+        kv_more=less + vision,
     )
     if plan.num_gpu_blocks < 2:
-        raise _too_large(plan, stored, gpu)
+        raise _too_large(plan, gpu)
     return plan
 
 
-def _too_large(plan: MemoryPlan, stored: str, gpu: Gpu) -> UserError:
-    usable, weights = int(plan.total_bytes * plan.gpu_memory_utilization), plan.weights_bytes
+def default_utilization(version: Version) -> float:
+    """VLLM's `gpu_memory_utilization`: 0.92 since 0.20, 0.9 before (config/cache.py)."""
+    return DEFAULT_UTILIZATION if version >= (0, 20) else 0.9
+
+
+def _layout(config: ModelConfig, kv_cache_dtype: str, block_size: int | None, limits: Limits) -> KVLayout:
+    """Since 0.26 two batches may be in flight, and models with states cache prefixes unasked."""
+    is_late = limits.version >= (0, 26)
+    return kv_layout(
+        config,
+        kv_cache_dtype,
+        limits.tensor_parallel_size,
+        block_size,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        batches=2 if is_late else 1,
+        states=2 if is_late else 1,
+        has_checkpoints=limits.version >= (0, 30),
+    )
+
+
+def _too_large(plan: MemoryPlan, gpu: Gpu) -> UserError:
+    usable, weights = plan.usable_bytes, plan.weights_bytes
     rest = usable - plan.kv_cache_bytes - weights
     rule = (
-        f"{stored} weights need {weights / GIB:.1f} GiB and the rest {rest / GIB:.1f} GiB of the {usable / GIB:.1f} "
-        f"GiB that vLLM may take on {gpu.short}: nothing is left for a KV cache"
+        f"{plan.quantisation} weights need {weights / GIB:.1f} GiB and the rest {rest / GIB:.1f} GiB of the "
+        f"{usable / GIB:.1f} GiB that vLLM may take on {gpu.short}: nothing is left for a KV cache"
     )
     mend = "take more GPUs (--tensor-parallel-size), smaller weights (--quantization), or a larger GPU"
     return UserError(Problem("memory", rule, mend=mend))
-
-
-def peak_of(config: ModelConfig, tensor_parallel_size: int, seqs: int, tokens: int) -> Peak:
-    """The two peaks of vLLM's profile run: a forward pass of all tokens, and sampling for all requests.
-
-    Forward: residual and hidden states, and gate, up and their product, of every token. Sampling: logits of every
-    request, with the hidden states of all tokens still held.
-    """
-    hidden, inner = config.hidden_size, config.intermediate_size // tensor_parallel_size
-    width = HIDDEN_STATES * hidden + INNER_STATES * inner * config.num_experts_per_tok
-    return Peak(
-        max_num_seqs=seqs,
-        max_num_batched_tokens=tokens,
-        num_capture_sizes=GRAPH_SIZES,
-        forward_bytes_per_token=width * config.element_bytes,
-        # gathered from all GPUs before sampling
-        sampler_bytes_per_seq=local_vocab(config, 1) * SAMPLER_BYTES_PER_LOGIT,
-        sampler_bytes_per_token=hidden * config.element_bytes,
-    )
-
-
-def _activation_formula(config: ModelConfig, peak: Peak, tensor_parallel_size: int) -> str:
-    seqs, tokens, element = peak.max_num_seqs, peak.max_num_batched_tokens, config.element_bytes
-    hidden, inner = config.hidden_size, config.intermediate_size // tensor_parallel_size
-    if peak.bytes_at(seqs, tokens) == peak.forward_bytes_per_token * tokens:
-        times = f" x {config.num_experts_per_tok} experts" if config.num_experts_per_tok > 1 else ""
-        width = f"({HIDDEN_STATES} x {hidden:,} + {INNER_STATES} x {inner:,}{times})"
-        return f"forward pass: {tokens:,} tokens x {width} x {element} bytes"
-    logits = f"{local_vocab(config, 1):,} logits x {SAMPLER_BYTES_PER_LOGIT} bytes"
-    return f"sampling: {seqs:,} requests x {logits} + {tokens:,} x {hidden:,} x {element} bytes"
-
-
-def _weights_formula(config: ModelConfig, stored: str, tensor_parallel_size: int) -> str:
-    parts = weights_of(config, stored, tensor_parallel_size)
-    names = {
-        "embeddings": parts.embeddings,
-        "head": parts.head,
-        f"{stored} layers": parts.layers,
-        "norms": parts.others,
-    }
-    text = " + ".join(f"{name} {value:,}" for name, value in names.items() if value)
-    return text if tensor_parallel_size == 1 else f"on each of {tensor_parallel_size} GPUs: {text}"
-
-
-def _rotary_formula(config: ModelConfig) -> str:
-    return f"{config.max_position_embeddings:,} positions x {config.head_dim} x {config.element_bytes} bytes"

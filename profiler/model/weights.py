@@ -1,53 +1,36 @@
 """Bytes of a model's weights on one GPU, part by part, sharded as vLLM shards them.
 
-Heads, the MLP's inner width and the vocabulary (padded to a multiple of 64) are divided among the GPUs; key and value
-heads are repeated where there are fewer than GPUs; norms stand on every GPU.
+Heads, inner widths and the vocabulary (padded to a multiple of 64) are divided among the GPUs, in expert parallelism
+whole experts are; key and value heads are repeated where there are fewer than GPUs; norms and routers are on each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from simbatch.profiler.model.config import ModelConfig
-from simbatch.profiler.model.quantisation import GROUP, matrix_bytes
+from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
+from simbatch.profiler.model.layers import Experts, Layer
+from simbatch.profiler.model.mixers import Attention, LatentAttention, Matrix
 from simbatch.sim.errors import Problem, UserError
 
 VOCAB_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """A linear layer on one GPU, `count` of them in a layer of the model."""
-
-    name: str
-    num_inputs: int
-    num_outputs: int
-    count: int = 1
-    group_size: int = GROUP
-
-    def bytes(self, quantisation: str) -> int:
-        """Bytes of all of them."""
-        return self.count * matrix_bytes(self.num_inputs, self.num_outputs, quantisation, self.group_size)
-
-    @property
-    def flops_per_token(self) -> int:
-        """A multiplication and an addition for every weight."""
-        return 2 * self.count * self.num_inputs * self.num_outputs
-
-
-@dataclass(frozen=True)
 class Weights:
-    """Bytes on one GPU."""
+    """Bytes on one GPU; `copies`: what vLLM makes of them after loading; `vision`: another tower's, estimated."""
 
     embeddings: int
     head: int
     layers: int  # linear layers of all layers, quantised if anything is
-    others: int  # norms, biases, routers
+    others: int  # norms, biases, convolutions
+    copies: int = 0
+    vision: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.embeddings + self.head + self.layers + self.others
+        return self.embeddings + self.head + self.layers + self.others + self.copies + self.vision
 
 
 def local_kv_heads(config: ModelConfig, tensor_parallel_size: int) -> int:
@@ -60,37 +43,93 @@ def local_vocab(config: ModelConfig, tensor_parallel_size: int) -> int:
     return -(-config.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE // tensor_parallel_size
 
 
-def layer_matrices(config: ModelConfig, tensor_parallel_size: int) -> list[Matrix]:
-    """The linear layers of one decoder layer on one GPU; UserError when the heads cannot be divided so."""
-    size, hidden = tensor_parallel_size, config.hidden_size
-    if config.num_attention_heads % size or config.intermediate_size % size:
-        rule = f"must divide {config.num_attention_heads} heads and an inner width of {config.intermediate_size}"
-        raise UserError(Problem("--tensor-parallel-size", rule, size))
-    kv_heads = config.num_key_value_heads
-    if kv_heads % size and size % kv_heads:
-        raise UserError(Problem("--tensor-parallel-size", f"must divide {kv_heads} KV heads, or be a multiple", size))
-    queries, groups = config.num_attention_heads // size * config.head_dim, config.group_size
-    keys = local_kv_heads(config, size) * config.head_dim
-    inner = config.intermediate_size // size
-    return [
-        Matrix("qkv_proj", hidden, queries + 2 * keys, group_size=groups),
-        Matrix("o_proj", queries, hidden, group_size=groups),
-        Matrix("gate_up_proj", hidden, 2 * inner, config.num_experts, groups),
-        Matrix("down_proj", inner, hidden, config.num_experts, groups),
-    ]
+def layer_matrices(
+    config: ModelConfig, tensor_parallel_size: int, index: int | None = None, *, expert_parallel: bool = False
+) -> list[Matrix]:
+    """The linear layers of one decoder layer on one GPU; UserError when the heads cannot be divided so.
+
+    `index` is the layer, whose own types the checkpoint may say; None is the last one, and the model's usual type.
+    """
+    layer = config.layers[-1 if index is None else index]
+    check_divides(layer, config, tensor_parallel_size, expert_parallel)
+    matrices = layer.matrices(config.hidden_size, tensor_parallel_size, expert_parallel)
+    if index is None:
+        return [replace(matrix, group_size=config.group_size) for matrix in matrices]
+    return [_as_stored(matrix, config, index) for matrix in matrices]
 
 
-def weights_of(config: ModelConfig, quantisation: str, tensor_parallel_size: int = 1) -> Weights:
-    """Bytes of the weights on one GPU."""
-    element, vocab = config.element_bytes, local_vocab(config, tensor_parallel_size)
-    table = vocab * config.hidden_size * element
-    matrices = layer_matrices(config, tensor_parallel_size)
-    norms = 2 * config.hidden_size + (2 * config.head_dim if config.qk_norm else 0)
-    biases = matrices[0].num_outputs if config.has_qkv_bias else 0
-    router = config.hidden_size * config.num_experts if config.num_experts > 1 else 0
+def _as_stored(matrix: Matrix, config: ModelConfig, index: int) -> Matrix:
+    """With the type that the checkpoint says of this matrix of this layer."""
+    published = SHORT_DTYPES[config.dtype]
+    if matrix.keeps is not None:
+        return matrix if matrix.keeps == "fp32" else replace(matrix, keeps=published)
+    stored = config.checkpoint.of([f"layers.{index}.{name.lstrip('.')}" for name in matrix.modules])
+    if stored is None:
+        return replace(matrix, keeps=published)
+    return replace(matrix, keeps=stored.name, group_size=stored.group_size)
+
+
+def check_divides(layer: Layer, config: ModelConfig, gpus: int, expert_parallel: bool = False) -> None:
+    """UserError where vLLM cannot divide the layer so."""
+    mixer, part = layer.mixer, layer.feed_forward
+    heads = mixer.num_heads if isinstance(mixer, Attention | LatentAttention) else gpus
+    inner = gpus if part is None or (expert_parallel and isinstance(part, Experts)) else part.inner
+    if heads % gpus or inner % gpus:
+        what = f"{config.num_attention_heads} heads and an inner width of {config.intermediate_size}"
+        raise UserError(Problem("--tensor-parallel-size", f"must divide {what}", gpus, "1, 2, 4 or 8 as a rule"))
+    kv_heads = mixer.num_kv_heads if isinstance(mixer, Attention) else gpus
+    if kv_heads % gpus and gpus % kv_heads:
+        raise UserError(Problem("--tensor-parallel-size", f"must divide {kv_heads} KV heads, or be a multiple", gpus))
+
+
+def weights_of(
+    config: ModelConfig, quantisation: str, tensor_parallel_size: int = 1, *, expert_parallel: bool = False
+) -> Weights:
+    """Bytes of the weights on one GPU.
+
+    Where `quantisation` is the checkpoint's own, layer by layer as the checkpoint says; else every linear layer so.
+    """
+    element, gpus = config.element_bytes, tensor_parallel_size
+    table = local_vocab(config, gpus) * config.hidden_size * element
+    own = quantisation == config.quantisation
+    layers = others = copies = 0
+    for index, layer in enumerate(config.layers):
+        matrices = layer_matrices(config, gpus, index, expert_parallel=expert_parallel)
+        if not own:
+            usual = layer.matrices(config.hidden_size, gpus, expert_parallel)
+            matrices = [replace(matrix, group_size=config.group_size) for matrix in usual]
+        layers += sum(matrix.bytes(quantisation) for matrix in matrices)
+        others += layer.others(config.hidden_size, gpus) * element
+        if isinstance(layer.mixer, LatentAttention):
+            copies += layer.mixer.absorbed(gpus) * element
     return Weights(
         embeddings=table,
         head=0 if config.tie_word_embeddings else table,
-        layers=config.num_hidden_layers * sum(matrix.bytes(quantisation) for matrix in matrices),
-        others=(config.num_hidden_layers * (norms + biases + router) + config.hidden_size) * element,
+        layers=layers,
+        others=others + config.hidden_size * element,
+        copies=copies,
+        vision=vision_bytes(config, element, gpus),
     )
+
+
+def vision_bytes(config: ModelConfig, element: int, gpus: int = 1) -> int:
+    """Bytes of a vision tower on one GPU, from its depth and widths: an estimate of 0.5 to 3 % of a model's bytes.
+
+    Blocks of attention and two-layer MLPs, patches, and projectors to the decoder's width.
+    """
+    vision = config.vision
+    if not vision:
+        return 0
+
+    def size(*names: str) -> int:
+        return next((int(vision[name]) for name in names if isinstance(vision.get(name), int)), 0)
+
+    depth = size("depth", "num_hidden_layers", "vt_num_hidden_layers")
+    hidden = size("embed_dim", "hidden_size", "vt_hidden_size")
+    inner = size("intermediate_size", "vt_intermediate_size") or 4 * hidden
+    blocks = depth * (4 * hidden * hidden + 2 * hidden * inner)
+    merged = hidden * max(1, size("spatial_merge_size")) ** 2
+    projector = merged * merged + merged * config.hidden_size
+    num_projectors = 1 + len(vision.get("deepstack_visual_indexes") or ())
+    patch = 3 * size("patch_size") ** 2 * max(1, size("temporal_patch_size")) * hidden
+    return (blocks // gpus + num_projectors * projector // gpus + patch) * element

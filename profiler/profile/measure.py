@@ -11,9 +11,8 @@ from simbatch.profiler.fit.from_samples import HeldOut, held_out
 from simbatch.profiler.profile.batches import BatchShape, Lived, batch_sizes, row_of
 from simbatch.profiler.profile.design import draw
 from simbatch.profiler.profile.sections import way_of
-from simbatch.profiler.profile.session import MeasuringSession, Spans
+from simbatch.profiler.profile.session import MeasuringSession, MeasuringTraffic, Spans
 from simbatch.profiler.profile.stopping import MAX_TABLE, MIN_WAVES, TRAFFIC, Budget, Stopping
-from simbatch.profiler.profile.traffic import MeasuringTraffic
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, StepClock, entries_of
 from simbatch.profiler.records.samples import Admission, EngineFacts, Samples, SampleWriter, StepSample, read_samples
 from simbatch.profiler.server.client import Flight

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.profiler.profile.batches import KNEE_FIGURES, batch_sizes, knee, plot_throughput
-from simbatch.sim.cost.gpus import GIB
+from simbatch.sim.cost.gpus import GIB, GPUS
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.errors import UserError
 from simbatch.sim.statistics.pareto import RULE
 
 if TYPE_CHECKING:
@@ -25,17 +26,25 @@ def default_sizes(profile: Profile) -> list[int]:
     return batch_sizes(min(LARGEST, profile.default_max_num_seqs))
 
 
+def lengths_within(profile: Profile) -> tuple[int, int]:
+    """Prompt and output tokens of the table's requests: 512 and 128, or what the profile's length allows."""
+    output_len = max(2, min(128, profile.max_model_len // 4))
+    return max(1, min(512, profile.max_model_len - output_len)), output_len
+
+
 def predicted_batches(
-    profile: Profile, reference: str, sizes: Sequence[int], prompt_len: int, output_len: int
+    profile: Profile, reference: str | Mapping[str, Any], sizes: Sequence[int], prompt_len: int, output_len: int
 ) -> list[dict[str, Any]]:
-    """Rows of the table by the keys of a measured one; `reference` names the profile as a scenario does.
+    """Rows of the table by the keys of a measured one; `reference` is the profile as a scenario has it.
 
     Raises UserError for requests that the profile's KV cache cannot hold.
     """
     return [_row(profile, reference, size, prompt_len, output_len) for size in sizes]
 
 
-def _row(profile: Profile, reference: str, size: int, prompt_len: int, output_len: int) -> dict[str, Any]:
+def _row(
+    profile: Profile, reference: str | Mapping[str, Any], size: int, prompt_len: int, output_len: int
+) -> dict[str, Any]:
     from simbatch import Scenario, simulate
 
     lengths = {
@@ -81,6 +90,20 @@ def roofline_shares(roofline: Roofline | None, rows: Sequence[dict[str, Any]]) -
         columns = (0, 0, 0, 0, size, size * context, context, context)
         steps = Steps(*(np.array([value], dtype=np.int64) for value in columns))
         yield float(roofline.utilisation(steps, np.array([row["step_ms"] / 1e3]))[0])
+
+
+def roofline_of_profile(profile: Profile) -> Roofline | None:
+    """What the datasheet allows for a profile's model; None where the model or the GPU is not known."""
+    from simbatch.profiler.model.published import find_model
+    from simbatch.profiler.model.roofline import roofline_of
+
+    if not isinstance(profile, MeasuredProfile) or profile.gpu not in GPUS:
+        return None
+    shape = profile.quantisation, profile.kv_cache_dtype, profile.tensor_parallel_size
+    try:
+        return roofline_of(find_model(profile.model)[0], GPUS[profile.gpu], *shape)
+    except UserError:
+        return None
 
 
 def batch_table(rows: Sequence[dict[str, Any]], shares: Sequence[float | None]) -> Table:

@@ -11,9 +11,8 @@ from simbatch.profiler.fit.report import plot_fit
 from simbatch.profiler.profile.batches import plot_memory, plot_throughput
 from simbatch.profiler.profile.measure import Measurement, check_not_begun, open_samples
 from simbatch.profiler.profile.sections import FittedSections, fit_measured
-from simbatch.profiler.profile.session import MeasuringSession, Spans
+from simbatch.profiler.profile.session import MeasuringSession, MeasuringTraffic, Spans
 from simbatch.profiler.profile.stopping import Budget
-from simbatch.profiler.profile.traffic import MeasuringTraffic
 from simbatch.profiler.records.samples import EngineFacts, Samples
 from simbatch.profiler.server.client import Driver
 from simbatch.profiler.server.http import Endpoint, run_loop

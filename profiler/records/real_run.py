@@ -125,7 +125,7 @@ def name_of(index: int) -> str:
 
 
 def with_steps(run: RealRun, lines: Lines, indices: Sequence[int], origin_s: float) -> RealRun:
-    """The same run with its steps; `indices` name its requests, `origin_s` is its time 0 on the recorder's clock."""
+    """The run with a recorder's steps; `indices` name its requests, `origin_s` is time 0 on the recorder's clock."""
     taken_in = {
         int(found[1]): line
         for line in lines

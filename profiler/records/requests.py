@@ -47,7 +47,7 @@ class Requests:
             yield RequestChunk(**chosen)
 
     def arriving(self, arrival_ps: list[int]) -> Requests:
-        """The same requests at other times."""
+        """These requests at other times."""
         return replace(self, all=replace(self.all, arrival_ps=arrival_ps))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simbatch.profiler.records.requests import Requests
-from simbatch.profiler.server.http import Answer, Connection, Endpoint, connect, now
-from simbatch.profiler.server.server import WAIT_S, headers, reason_of
+from simbatch.profiler.server.http import Answer, Connections, Endpoint, connect, now
+from simbatch.profiler.server.server import WAIT_S, completion, reason_of
 from simbatch.sim.clock import PS_PER_S, to_ps, to_s
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.traffic import FAR, Traffic
@@ -63,8 +62,7 @@ class Client:
         self._endpoint, self._bodies, self._tell = endpoint, bodies, tell
         self._own_ps = requests.all.arrival_ps
         self._traffic = Traffic(requests, Recorder(), max_model_len, None)
-        self._idle: list[Connection] = []
-        self._busy: set[Connection] = set()
+        self._connections = Connections(endpoint)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._origin_s = 0.0
         self._gone: ServerGoneError | None = None
@@ -90,8 +88,7 @@ class Client:
             self.cpu_share = (time.process_time() - cpu_s) / max(now() - self._origin_s + LEAD_S, 1e-9)
             for task in self._tasks.values():
                 task.cancel()
-            for connection in self._idle:
-                connection.close()
+            self._connections.close()
 
     async def _loop(self) -> None:
         while self._gone is None:
@@ -100,7 +97,8 @@ class Client:
             if not self._tasks and self._traffic.next_ps == FAR:
                 return
             await self._wait(min(LOOK_S, to_s(self._traffic.next_ps - self._now_ps())))
-            if self._busy and now() - max(connection.heard_s for connection in self._busy) > STALL_S:
+            heard_s = self._connections.heard_s
+            if heard_s is not None and now() - heard_s > STALL_S:
                 self._gone = ServerGoneError(f"nothing has come from it for {STALL_S:g} s")
         raise self._gone
 
@@ -121,7 +119,7 @@ class Client:
 
     async def _serve(self, request: Request, row: Sent) -> None:
         try:
-            self._take(row, await self._exchange(self._bodies[request.index]), request.max_tokens)
+            self._take(row, await self._connections.exchange(self._bodies[request.index]), request.max_tokens)
         except OSError as error:
             row.error = f"connection lost: {reason_of(error)}"
             await self._check_alive()
@@ -129,32 +127,6 @@ class Client:
         self._traffic.left(request, self._now_ps())
         self._tell(self._traffic.num_gone, now() - self._origin_s)
         self._ended.set()
-
-    async def _exchange(self, body: bytes) -> Answer:
-        """On a connection that is free, else on a new one; one that the server closes as we write is replaced."""
-        while self._idle:
-            if (connection := self._idle.pop()).is_open:
-                try:
-                    return await self._on(connection, body)
-                except ConnectionError:
-                    if connection.has_heard:
-                        raise
-        return await self._on(await connect(self._endpoint), body)
-
-    async def _on(self, connection: Connection, body: bytes) -> Answer:
-        self._busy.add(connection)
-        try:
-            answer = await connection.exchange(body)
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            self._busy.discard(connection)
-        if connection.is_open:
-            self._idle.append(connection)
-        else:
-            connection.close()
-        return answer
 
     def _take(self, row: Sent, answer: Answer, asked: int) -> None:
         row.chunk_s = [at_s - self._origin_s for at_s in answer.chunk_s]
@@ -186,14 +158,18 @@ LOOK_TOKENS_S = 0.001  # how often it is looked whether tokens have come
 
 @dataclass
 class Flight:
-    """A request on its way: when it was sent (s of `time.monotonic`), and its answer so far."""
+    """A request on its way, and its answer so far."""
 
     name: str  # inside of the server, as part of its own id
-    sent_s: float
     num_prompt_tokens: int
     max_tokens: int
     answer: Answer = field(default_factory=Answer)
     task: asyncio.Task[None] | None = None
+
+    @property
+    def sent_s(self) -> float:
+        """When it was sent, s of `time.monotonic`."""
+        return self.answer.sent_s
 
     @property
     def num_tokens(self) -> int:
@@ -211,7 +187,7 @@ class Driver:
 
     def __init__(self, endpoint: Endpoint, model: str) -> None:
         self._endpoint, self._model = endpoint, model
-        self._idle: list[Connection] = []
+        self._connections = Connections(endpoint)
         self._stamp, self._number = f"sb{int(1e3 * now()):x}", 0  # a server may have been driven before
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < hard:  # a connection a request, and there may be a thousand
@@ -219,12 +195,10 @@ class Driver:
 
     def send(self, prompt: Sequence[int], max_tokens: int, sampling: dict[str, Any]) -> Flight:
         """Hand a request in; it goes when the caller waits for something."""
-        content = {"model": self._model, "stream": True, "ignore_eos": True, "max_tokens": max_tokens}
-        body = json.dumps({**content, **sampling, "prompt": list(prompt)}, separators=(",", ":")).encode()
         self._number += 1
-        flight = Flight(f"{self._stamp}-{self._number}", now(), len(prompt), max_tokens)
-        named = (*headers(), f"X-Request-Id: {flight.name}")
-        request = self._endpoint.request("POST", "/v1/completions", body, named)
+        flight = Flight(f"{self._stamp}-{self._number}", len(prompt), max_tokens)
+        body = {"max_tokens": max_tokens, **sampling, "prompt": list(prompt)}
+        request = completion(self._endpoint, self._model, body, flight.name)
         flight.task = asyncio.get_running_loop().create_task(self._fly(flight, request))
         return flight
 
@@ -254,33 +228,13 @@ class Driver:
 
     def close(self) -> None:
         """No more requests."""
-        for connection in self._idle:
-            connection.close()
+        self._connections.close()
 
     async def _fly(self, flight: Flight, request: bytes) -> None:
         try:
-            connection = await self._exchange(flight, request)
+            await self._connections.exchange(request, flight.answer)
         except OSError as error:
             raise self._gone(f"connection lost: {error}") from None
-        if connection.is_open:
-            self._idle.append(connection)
-
-    async def _exchange(self, flight: Flight, request: bytes) -> Connection:
-        """On a connection that is free, else on a new one; one that the server closes as we write is replaced."""
-        while self._idle:
-            if (connection := self._idle.pop()).is_open:
-                flight.sent_s = now()
-                try:
-                    await connection.exchange(request, flight.answer)
-                except ConnectionError:
-                    if connection.has_heard:
-                        raise
-                else:
-                    return connection
-        connection = await connect(self._endpoint)
-        flight.sent_s = now()
-        await connection.exchange(request, flight.answer)
-        return connection
 
     def _gone(self, why: str) -> UserError:
         mend = "look into its log; measured so far is kept, go on with --resume"

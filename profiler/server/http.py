@@ -54,9 +54,10 @@ class Endpoint(NamedTuple):
 class Answer:
     """What came back: status and text, or of a stream when each event with tokens came, and what it ended with."""
 
-    __slots__ = ("chunk_s", "error", "num_cached_tokens", "num_output_tokens", "reason", "rest", "status")
+    __slots__ = ("chunk_s", "error", "num_cached_tokens", "num_output_tokens", "reason", "rest", "sent_s", "status")
 
     def __init__(self) -> None:
+        self.sent_s = now()  # when its request was written
         self.status, self.reason, self.rest = 0, "", b""
         self.chunk_s: list[float] = []
         self.num_output_tokens: int | None = None  # as the server counts
@@ -127,7 +128,7 @@ class Connection(asyncio.Protocol):
         self._answer, self._buffer = answer or Answer(), b""
         self._left, self._has_head, self._is_chunked = None, False, False
         self._ended = asyncio.get_running_loop().create_future()
-        self.heard_s = now()
+        self.heard_s = self._answer.sent_s = now()
         self._transport.write(request)
         return await self._ended
 
@@ -215,6 +216,51 @@ async def connect(endpoint: Endpoint) -> Connection:
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(Connection, endpoint.host, endpoint.port, ssl=context)
     return connection
+
+
+class Connections:
+    """Connections to one server, each used again when its answer is whole."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+
+    @property
+    def heard_s(self) -> float | None:
+        """When anything last came of an answer that is awaited; None while none is."""
+        return max((connection.heard_s for connection in self._busy), default=None)
+
+    async def exchange(self, request: bytes, answer: Answer | None = None) -> Answer:
+        """On a connection that is free, else on a new one; one that the server closes as we write is replaced."""
+        while self._idle:
+            if (connection := self._idle.pop()).is_open:
+                try:
+                    return await self._on(connection, request, answer)
+                except ConnectionError:
+                    if connection.has_heard:
+                        raise
+        return await self._on(await connect(self._endpoint), request, answer)
+
+    def close(self) -> None:
+        """No more requests."""
+        for connection in self._idle:
+            connection.close()
+
+    async def _on(self, connection: Connection, request: bytes, answer: Answer | None) -> Answer:
+        self._busy.add(connection)
+        try:
+            whole = await connection.exchange(request, answer)
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            self._busy.discard(connection)
+        if connection.is_open:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return whole
 
 
 def run_loop(main: Coroutine[Any, Any, Returned]) -> Returned:

@@ -1,14 +1,17 @@
 """A run on a server as `vllm bench serve --save-result --save-detailed` writes it, and as the simulator records runs.
 
-The keys are those of vllm/benchmarks/serve.py (0.32); everything of ours stands under `simbatch`.
+The keys are those of vllm/benchmarks/serve.py (0.32); everything of ours stands under `simbatch`. A folder keeps each
+run when it has ended, for --resume (`KeptRuns`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,9 @@ from simbatch.profiler.records.real_run import Lines, RealRun, with_steps
 from simbatch.profiler.server.client import Sent
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, NEVER_PS, SEGMENT_DTYPE, RequestColumns, RunRecord
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.files import plain, write_all, write_json
+from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.scenario import Resolved
 from simbatch.sim.scheduler.config import EngineConfig
@@ -89,7 +95,7 @@ class ServedRun:
         }
 
     def detail(self, model: str, max_concurrency: int | None) -> dict[str, Any]:
-        """The same without its figures: what was sent and what came."""
+        """What was sent and what came, by the keys of `vllm bench serve --save-detailed`; without figures."""
         rows = self.rows
         return {
             "date": time.strftime("%Y%m%d-%H%M%S"),
@@ -126,7 +132,7 @@ class ServedRun:
 
     @classmethod
     def read(cls, content: Mapping[str, Any], lines: Lines = ()) -> ServedRun:
-        """The same from what was written."""
+        """A run from what `bench_result` or `detail` has written."""
         columns = ("start_times", "queue_times", "input_lens", "output_lens", "ttfts", "itls", "errors")
         rows, ours = [], content["simbatch"]
         cached = ours.get("cached_tokens") or [0] * len(content["errors"])
@@ -149,3 +155,63 @@ def most_in_a_second(rows: Sequence[Sent]) -> float:
 
 def _ps(times_s: Sequence[float] | NDArray[np.float64]) -> Ints:
     return np.round(np.asarray(times_s, dtype=np.float64) * PS_PER_S).astype(np.int64)
+
+
+RESULT_FILE = "result.json"  # of each run: that of `vllm bench serve --save-detailed`; with it a run is whole
+CUT_FILE = "cut-off.json"  # of a run that did not end: the requests that did
+STEPS_FILE = "steps.jsonl"  # what the recorder of a server of our own wrote meanwhile
+RUN_FILES = (RESULT_FILE, CUT_FILE, STEPS_FILE)
+SETTING_FILE = "replay.json"
+MAY_DIFFER = ("command", "seed", "total_bytes", "weights_bytes", "activation_bytes", "graphs_bytes", "kv_cache_bytes")
+
+
+@dataclass(frozen=True)
+class KeptRuns:
+    """A folder with the runs of one scenario on one server; run 1 is in `run-1`."""
+
+    folder: Path
+
+    def begin(self, setting: Mapping[str, Any], *, resume: bool) -> int:
+        """Remember what is replayed; returns how many whole runs of it there are to go on with.
+
+        `setting` is plain data. Raises UserError when the folder's runs are of another setting; without `resume` they
+        go away.
+        """
+        path, content = self.folder / SETTING_FILE, plain(setting)
+        if resume and path.exists():
+            before = json_object(path.read_text(encoding="utf-8"), path)
+            for part in content:
+                if _same(before.get(part)) != _same(content[part]):
+                    rule = f"the runs in it are of another {part}"
+                    raise UserError(Problem(str(self.folder), rule, mend="leave out --resume, or name another folder"))
+            return self._num_whole()
+        for number in range(self._num_whole(), 0, -1):
+            for name in RUN_FILES:
+                (self.of(number) / name).unlink(missing_ok=True)
+        write_all(self.folder, {SETTING_FILE: lambda target: write_json(target, content)})
+        return 0
+
+    def keep(self, number: int, name: str, content: Mapping[str, Any], steps: bytes = b"") -> None:
+        """Write a run, or what there is of it; `steps` are the recorder's lines."""
+        writers: dict[str, Callable[[Path], None]] = {name: lambda path: write_json(path, content)}
+        if steps:
+            writers = {STEPS_FILE: partial(_write, steps), **writers}
+        write_all(self.of(number), writers, RUN_FILES)
+
+    def of(self, number: int) -> Path:
+        """The folder of a run."""
+        return self.folder / f"run-{number}"
+
+    def _num_whole(self) -> int:
+        number = 0
+        while (self.of(number + 1) / RESULT_FILE).exists():
+            number += 1
+        return number
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def _same(part: Any) -> Any:
+    return {key: value for key, value in part.items() if key not in MAY_DIFFER} if isinstance(part, dict) else part

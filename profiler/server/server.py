@@ -37,10 +37,11 @@ class Server:
 
 
 def completion(endpoint: Endpoint, model: str, body: dict[str, Any], name: str = "") -> bytes:
-    """The same before the server is known; OPENAI_API_KEY goes with it, as with `vllm bench serve`."""
+    """A streaming completion as it is sent; OPENAI_API_KEY goes with it, as with `vllm bench serve`."""
     named = (f"X-Request-Id: {name}",) if name else ()
     content = {"model": model, "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True, **body}
-    return endpoint.request("POST", "/v1/completions", json.dumps(content).encode(), (*headers(), *named))
+    data = json.dumps(content, separators=(",", ":")).encode()
+    return endpoint.request("POST", "/v1/completions", data, (*headers(), *named))
 
 
 def headers() -> tuple[str, ...]:

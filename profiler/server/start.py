@@ -68,15 +68,15 @@ class EngineOptions:
         return {**self.chosen(), **given, **self.extra}
 
     def without(self, name: str) -> EngineOptions:
-        """The same, one of the other arguments left out."""
+        """These options, one of the other arguments left out."""
         return replace(self, extra={key: value for key, value in self.extra.items() if key != name})
 
     def with_extra(self, **more: Any) -> EngineOptions:
-        """The same, with other arguments where they are not given."""
+        """These options, with other arguments where they are not given."""
         return replace(self, extra={**more, **self.extra})
 
     def flags(self) -> list[str]:
-        """The same as words behind `vllm serve`."""
+        """These options as words behind `vllm serve`."""
         arguments = self.engine_args()
         words = [str(arguments.pop("model"))]
         for key, value in arguments.items():

@@ -130,7 +130,7 @@ def requests_of(scenario: Scenario) -> Requests:
 
 
 def simulate_requests(resolved: Resolved, requests: Requests) -> Result:
-    """As `simbatch run` would, every step kept."""
+    """The simulation of these requests, every step kept."""
     try:
         record = engine.run(
             resolved.engine,

@@ -21,11 +21,10 @@ from simbatch.profiler.records.real_run import Lines, RealRun, name_of, simulate
 from simbatch.profiler.records.requests import Requests, prompts
 from simbatch.profiler.server.client import Client, ServerGoneError
 from simbatch.profiler.server.http import Endpoint, run_loop
-from simbatch.profiler.server.result import ServedRun
+from simbatch.profiler.server.result import CUT_FILE, RESULT_FILE, STEPS_FILE, KeptRuns, ServedRun
 from simbatch.profiler.server.server import VOCAB_SIZE, Server, look
 from simbatch.profiler.server.tail import Tail
 from simbatch.profiler.validate.figures import Bounds
-from simbatch.profiler.validate.kept import CUT_FILE, RESULT_FILE, STEPS_FILE, KeptRuns
 from simbatch.profiler.validate.matching import requests_of, simulate_requests
 from simbatch.profiler.validate.settings import agreed
 from simbatch.profiler.validate.validation import Validation

@@ -199,7 +199,7 @@ def gpu_of(name: str | None, spec: str | None = None, place: str = "--gpu") -> G
     if spec is not None:
         return _with_spec(None if name is None else find_gpu(name, place), spec)
     if name is None:
-        raise UserError(Problem(place, "is missing: which GPU is it?", mend=f"one of {', '.join(GPUS)}"))
+        raise UserError(Problem(place, "is missing", mend=f"one of {', '.join(GPUS)}, or --gpu-spec"))
     return find_gpu(name, place)
 
 
@@ -212,7 +212,7 @@ def _with_spec(base: Gpu | None, spec: str) -> Gpu:
         raise UserError(Problem("--gpu-spec", f"{', '.join(missing)} missing", spec, mend))
     short = re.sub(r"[^a-z0-9.]+", "-", given.pop("name", "custom" if base is None else base.short).lower())
     known = base or Gpu(short, short, 0, 0.0, {}, 16e9)
-    values = {key: _quantity(key, text) for key, text in given.items()}
+    values = {key: _quantity(f"--gpu-spec {key}", text) for key, text in given.items()}
     flops = {dtype: values[key] for key, dtype in _FLOPS.items() if key in values}
     return replace(
         known,
@@ -234,7 +234,12 @@ def _assignments(spec: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _quantity(key: str, text: str) -> float:
+def memory_bytes(text: str, place: str = "--memory") -> int:
+    """`24GiB` or `24GB` in bytes; UserError for anything else."""
+    return int(_quantity(place, text))
+
+
+def _quantity(place: str, text: str) -> float:
     """`24GiB`, `936GB/s`, `71T`, `1e12`: a bare number above a million is in bytes or per second."""
     match = _QUANTITY.fullmatch(text)
     base = 1024.0 if match and match[3] else 1000.0
@@ -245,7 +250,7 @@ def _quantity(key: str, text: str) -> float:
         value = 0.0
     if not 1e6 < value < 1e18:
         rule = "must be a number with its unit, as 24GiB, 936GB/s or 71T"
-        raise UserError(Problem(f"--gpu-spec {key}", rule, text))
+        raise UserError(Problem(place, rule, text))
     return value
 
 
@@ -267,8 +272,9 @@ def default_max_capture_size(gpu: str) -> int:
 
 
 def profile_name(gpu: str, model: str, quantisation: str, kv_cache_dtype: str, tensor_parallel_size: int) -> str:
-    """`<gpu>-<model>-<weights>[-kvfp8][-tpN]` in lower case; a model is named without its organisation."""
-    parts = [gpu, model.rsplit("/", 1)[-1], quantisation]
+    """`<gpu>-<model>-<weights>[-kvfp8][-tpN]` in lower case; no organisation, nor the weights twice."""
+    short = model.rsplit("/", 1)[-1].lower().removesuffix(f"-{quantisation.partition('_')[0]}")
+    parts = [gpu, short, quantisation]
     if kv_cache_dtype.startswith("fp8"):
         parts.append("kvfp8")
     if tensor_parallel_size > 1:

@@ -52,7 +52,9 @@ def unknown_profile(reference: str) -> UserError:
     """What to say when nothing has this name."""
     near = get_close_matches(reference, shipped_names(), n=3, cutoff=0.5)
     guess = f"did you mean {' or '.join(near)}? " if near else ""
-    all_of_them = "`simbatch profiles list` shows what ships"
+    all_of_them = (
+        "`simbatch profiles list` shows what ships, `simbatch estimate CONFIG --gpu G -o FILE` makes one of any model"
+    )
     rule = "neither a shipped profile nor a file"
     return UserError(Problem("profile", rule, reference, f"{guess}{all_of_them}, or give a path to a .json file"))
 

@@ -29,6 +29,7 @@ class Settled(NamedTuple):
     max_num_seqs: int
     max_num_batched_tokens: int
     num_capture_sizes: int | None = None  # CUDA graphs; None: as many as the profile had
+    sets_graphs_aside: bool = True  # before the KV cache is made; else (vLLM before 0.20) they come on top
 
 
 class Peak(Strict):
@@ -85,12 +86,19 @@ class Memory(Strict):
         taken = self.weights_bytes + (self.activation_bytes or 0) + (self.graphs_bytes or 0) + self.reserve_bytes
         if self.peak is not None and settled is not None:
             taken += self._moved_bytes(self.peak, settled)
+        if settled is not None and not settled.sets_graphs_aside:
+            taken -= self._graphs_bytes(settled)
         return max(0, int(self.total_bytes * gpu_memory_utilization) - taken)
 
     def _moved_bytes(self, peak: Peak, settled: Settled) -> int:
         """What other limits take more: activations by the peak's formula, graphs by their number."""
         own = peak.bytes_at(peak.max_num_seqs, peak.max_num_batched_tokens)
         moved = peak.bytes_at(settled.max_num_seqs, settled.max_num_batched_tokens) - own
-        if self.graphs_bytes and peak.num_capture_sizes and settled.num_capture_sizes is not None:
-            moved += self.graphs_bytes * (settled.num_capture_sizes - peak.num_capture_sizes) // peak.num_capture_sizes
-        return moved
+        return moved + self._graphs_bytes(settled) - (self.graphs_bytes or 0)
+
+    def _graphs_bytes(self, settled: Settled) -> int:
+        """All CUDA graphs: each of them takes as much."""
+        own = self.graphs_bytes or 0
+        if self.peak is None or not self.peak.num_capture_sizes or settled.num_capture_sizes is None:
+            return own
+        return own + own * (settled.num_capture_sizes - self.peak.num_capture_sizes) // self.peak.num_capture_sizes

@@ -11,29 +11,40 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from simbatch.policies.base import Policy
-from simbatch.routers.base import Router
 from simbatch.sim.clock import to_s
 from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import HostDraws
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.engine.cluster import Change
+from simbatch.sim.engine.cluster import Switch
+from simbatch.sim.engine.explain import Event, Watch
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.leap import Leap
-from simbatch.sim.engine.listener import Event, Listener, Watch
 from simbatch.sim.engine.members import ClusterRun, Member, front_end_of, prefix_keys
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.resources import Listener
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import Traffic
+from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
 
-__all__ = ["Change", "ClusterRun", "Member", "Run", "explain", "explain_cluster", "front_end_of", "run", "run_cluster"]
+__all__ = [
+    "ClusterRun",
+    "Member",
+    "Run",
+    "Switch",
+    "explain",
+    "explain_cluster",
+    "front_end_of",
+    "run",
+    "run_cluster",
+]
 
 
 class Run:
@@ -149,12 +160,12 @@ def run_cluster(
     *,
     seed: int = 0,
     refresh_ps: int = 0,
-    events: Sequence[Change] = (),
+    events: Sequence[Switch] = (),
     steps: bool = False,
     spans: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> RunRecord:
-    """The same for several replicas behind a router, which draws by `seed`."""
+    """Serve every request of `source` by several replicas behind a router, which draws by `seed`."""
     this = ClusterRun(
         members,
         router,
@@ -180,7 +191,7 @@ def explain_cluster(
     *,
     seed: int = 0,
     refresh_ps: int = 0,
-    events: Sequence[Change] = (),
+    events: Sequence[Switch] = (),
 ) -> list[Event]:
     """The life of one request in a cluster: where it was sent, and why, and what became of it there."""
     watches = [Watch(request_id) for _ in members]

@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import simpy
 
-from simbatch.sim.engine.replica import Process
+from simbatch.sim.engine.gateway import Gateway
+from simbatch.sim.engine.replica import Process, Replica
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR, Lane, Traffic
 from simbatch.sim.scheduler.request import Request
 
-if TYPE_CHECKING:
-    from simbatch.sim.engine.gateway import Gateway, Published
-    from simbatch.sim.engine.replica import Replica
 
-
-class Change(NamedTuple):
+class Switch(NamedTuple):
     """A replica goes down, or up again; one that drains is only sent nobody."""
 
     at_ps: int
@@ -49,7 +48,7 @@ class Cluster:
         replicas: list[Replica],
         loops: list[Stepwise],
         sent_to: array[int],
-        events: list[Change],
+        events: list[Switch],
     ) -> None:
         self.env, self.traffic, self.gateway, self.published = env, traffic, gateway, published
         self.lanes, self.replicas = lanes, replicas
@@ -65,11 +64,26 @@ class Cluster:
     def run(self) -> Process:
         """The SimPy process."""
         traffic, published, due, lanes = self.traffic, self.published, self._due, self.lanes
-        is_limited = traffic.is_limited
+        is_limited, processes = traffic.is_limited, self._processes
+        is_plain = not (is_limited or self.events or published.refresh_ps)
         while True:
             next_ps = traffic.next_ps
-            while due and due[0][0] != lanes[due[0][1]].wake_ps:  # out of date
-                heapq.heappop(due)
+            while due:
+                first_ps, index = due[0]
+                lane = lanes[index]
+                if first_ps != lane.wake_ps:  # out of date
+                    heapq.heappop(due)
+                elif is_plain and first_ps <= next_ps and (process := processes[index]) is not None:
+                    # the most frequent case, in short: `_go_on` of who is due first, up to the next arrival
+                    lane.horizon_ps = next_ps
+                    try:
+                        next(process)
+                    except StopIteration:
+                        processes[index], lane.wake_ps = None, FAR
+                    if lane.wake_ps < FAR:
+                        heapq.heapreplace(due, (lane.wake_ps, index))
+                else:
+                    break
             first_ps = due[0][0] if due else FAR
             # in a closed loop it is not known yet when the next request comes
             is_open = not is_limited or traffic.is_over
@@ -121,7 +135,7 @@ class Cluster:
         lane.send(request, at_ps)
         self._note(lane)
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: Switch) -> None:
         """A replica goes down, or comes up again; its requests, and those that waited for one, are sent again."""
         at_ps = self.now_ps = change.at_ps
         lane, again = self.lanes[change.replica], self.held
@@ -180,3 +194,74 @@ class Cluster:
     def _note(self, lane: Lane) -> None:
         if lane.wake_ps < FAR:
             heapq.heappush(self._due, (lane.wake_ps, lane.index))
+
+
+@dataclass
+class Snapshot:
+    """A replica as it was when the gateway last asked; `keys` None: nobody has looked at a cache yet."""
+
+    state: tuple[int, int, int]
+    keys: set[int] | None = None
+
+
+class Published:
+    """The engines' own figures, as of their last schedule() before now or before the last of the rounds of asking.
+
+    `refresh_ps` is how long a round's answers are used, 0: each is asked anew at each look (`Publisher`).
+    """
+
+    def __init__(self, refresh_ps: int) -> None:
+        self.cluster: Cluster
+        self.refresh_ps = refresh_ps
+        self._asked_ps = 0  # when the last round was
+        self._snapshots: list[Snapshot] = []
+        self._wants_keys = False
+
+    def due_ps(self, until_ps: int) -> int:
+        """When the last round of asking is that somebody sees who is sent then or later; `FAR` if that has been."""
+        if not self.refresh_ps or until_ps >= FAR:
+            return FAR
+        last_ps = until_ps // self.refresh_ps * self.refresh_ps
+        return last_ps if last_ps > self._asked_ps else FAR
+
+    @property
+    def next_ps(self) -> int:
+        """When the next round is."""
+        return self._asked_ps + self.refresh_ps if self.refresh_ps else FAR
+
+    def ask(self, at_ps: int) -> None:
+        """Ask every engine; all of them have come to this moment."""
+        self._asked_ps = at_ps
+        for i in range(len(self.cluster.replicas)):
+            self.cluster.bring_up(i)
+        keys = [replica.kv.cached_keys() if self._wants_keys else None for replica in self.cluster.replicas]
+        self._snapshots = [Snapshot(r.shown_at(at_ps), k) for r, k in zip(self.cluster.replicas, keys, strict=True)]
+
+    def num_running(self, index: int) -> int:
+        """Requests that hold a seat."""
+        return self._state(index)[0]
+
+    def num_waiting(self, index: int) -> int:
+        """Requests in the engine's queue."""
+        return self._state(index)[1]
+
+    def kv_use(self, index: int) -> float:
+        """Share of the KV blocks that requests hold."""
+        usable = self.cluster.replicas[index].kv.num_usable
+        return 1 - self._state(index)[2] / usable
+
+    def num_cached(self, index: int, keys: Sequence[int]) -> int:
+        """How many of these blocks, from the first on, are in the prefix cache."""
+        if not self.refresh_ps:
+            self.cluster.bring_up(index)
+            return self.cluster.replicas[index].kv.num_cached(keys)
+        self._wants_keys = True
+        known = self._snapshots[index].keys if self._snapshots else None
+        return 0 if known is None else next((i for i, key in enumerate(keys) if key not in known), len(keys))
+
+    def _state(self, index: int) -> tuple[int, int, int]:
+        replica = self.cluster.replicas[index]
+        if self.refresh_ps:
+            return self._snapshots[index].state if self._snapshots else (0, 0, replica.kv.num_usable)
+        self.cluster.bring_up(index)
+        return replica.shown_at(self.cluster.now_ps)

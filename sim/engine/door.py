@@ -7,9 +7,8 @@ from typing import Protocol
 
 from simbatch.sim.cost.model import CostModel, step_ps_beside
 from simbatch.sim.engine.decode_group import DecodeGroup
-from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.resources import Host
+from simbatch.sim.engine.resources import Host, Listener
 from simbatch.sim.scheduler.batch import decoding, is_decoding
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
@@ -130,12 +129,12 @@ class ShownEngine:
     group: DecodeGroup  # who decodes, counted together, while steps are leapt over
     partials: Sequence[Request] = ()  # running requests beside the group
     decoding_before: tuple[int, int] | None = None  # as it was before the step that is being planned
+    count_waiting: Callable[[], int]  # requests in the queue
 
     @property
     def num_waiting(self) -> int:
         """Requests in the queue."""
-        num_waiting, backlog = len(self.scheduler.waiting), self.door.backlog
-        return num_waiting if backlog is None else num_waiting + len(backlog)
+        return self.count_waiting()
 
     @property
     def num_running(self) -> int:

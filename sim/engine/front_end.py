@@ -98,7 +98,7 @@ class FrontEnd:
         return (work_ps + 2) // 3 * 4
 
     def send_alike(self, last_ps: int, gap_ps: int, num_steps: int, num_chunks: int) -> None:
-        """The same for steps with which it keeps up: when the last one's tokens exist, and its gap."""
+        """Tokens of several steps exist, with which it keeps up: when the last one's do, and its gap."""
         if num_steps > 1:
             work_ps = self.work_ps(num_chunks)
             hold_ps = self.hold_ps(work_ps)

@@ -1,30 +1,14 @@
-"""The running requests, taken together for leaping, and given back for steps of their own; when that may be.
-
-| what | then | because |
-|---|---|---|
-| somebody listens (`explain`, parity) | every step is done | each is told |
-| the policy plans every step | every step is done | it sees every step |
-| `prefill_schedule_interval` holds prefills back | every step is done | steps since the last prefill are counted |
-| host or front end take time, beside other processes | every step is done | what those see must be of its time |
-| no chunked prefill, a policy asked on changes | every step is done | an end lets a longer prompt in before its seat |
-| blocks run out, the victim is not the last admitted | that step is done | the loop over running requests decides |
-| several prefills under way, and not all fit the budget | that step is done | who gets how much hangs on the order |
-| noise of the device, or launches of decodes that are drawn | spans of one step | each has a time of its own |
-| last tokens in flight, and somebody waits, or sends at an end | a span of one step | a seat is free after it |
-| an arrival | the span ends with the first step that may see it | it may be admitted |
-| a decode's last token, blocks running out | the span ends there | the batch changes |
-| the front end is not done with the chunks of the step before | steps are done one by one | they leave in a line |
-| another term (device, host, lag) sets the pace | the leap goes on under it | a closed form holds under one term |
-"""
+"""The running requests, taken together for leaping, and given back for steps of their own."""
 
 from __future__ import annotations
 
 from collections import deque
 
-from simbatch.sim.engine.decode_group import OUTSIDE
+from simbatch.sim.cost.model import Features, features_of
+from simbatch.sim.engine.decode_group import NOBODY, OUTSIDE
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import NOTHING, Step
-from simbatch.sim.scheduler.batch import Batch, Entry, is_partial
+from simbatch.sim.scheduler.batch import Batch, Entry, is_decode, is_partial
 from simbatch.sim.scheduler.request import NEVER, Request
 
 NO_ENTRIES = Batch([], [])
@@ -40,6 +24,17 @@ class Gathered:
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.group = replica.group
+        self.is_async = replica.config.async_scheduling
+        self.is_alone = True  # in its environment: nothing else can happen meanwhile
+        self.refuses_chunks = not replica.config.enable_chunked_prefill
+        # whether anybody would notice if the end of a step were written down a little before its time
+        self.keeps_steps = replica.recorder.steps is not None
+        self.is_watched = (
+            replica.decisions.listens
+            or replica.inbox.is_limited
+            or self.keeps_steps
+            or replica.door.backlog is not None
+        )
         self.partials: list[Request] = []  # running requests whose prompt, or what is recomputed, is not done
         self.preempted: list[Request] = []  # to make room for the step that is being planned
         self.taken = 0  # blocks that the group has for its next round already
@@ -118,6 +113,79 @@ class Gathered:
         entries = [Entry(request, 1, request.num_computed_tokens - 1, True) for request in tokens]
         return Batch(entries + [Entry(request, 1, 0, False) for request in self.partials], [])
 
+    def let_go(self, updated_ps: int, sent_ps: int) -> None:
+        """The newest step's tokens exist: seats and blocks of those whose last ones they are, are free."""
+        replica, noted, losing, ended, step = self.replica, self.noted, self.losing, self.ending, self.step
+        self.newest_ps, self.ending, self.noted, self.step = NEVER, NOBODY, NOBODY, None
+        if noted:
+            replica.note_tokens(noted, updated_ps, sent_ps)
+        if losing:
+            self.losing = []
+            for request in losing:
+                request.last_token_ps = sent_ps
+        if ended:
+            replica.release(ended, updated_ps, sent_ps)
+        if self.keeps_steps and step is not None and step.batch.entries:
+            step.updated_ps = updated_ps
+            replica.log_step(step, ended)
+
+    def compute(
+        self, planned: dict[Request, int], is_paused: bool
+    ) -> tuple[Features, list[Request], list[Request], list[Request], int]:
+        """Everybody's token of a step with prefills.
+
+        Returns what it computes, who gets a token that does not come one step after the one before, who is scheduled
+        for the first time, whose last token it brings, and how many tokens follow one of the step before. The device
+        was idle before it if `is_paused`: then none does.
+        """
+        group, replica, partials = self.group, self.replica, self.partials
+        number = replica.number
+        replica.number = newest = number + 1 + is_paused
+        noted = [] if self.has_stepped else self.late(NEVER - 1 if is_paused else number)
+        num_decodes, context, num_regular = group.size, group.context, group.size - len(noted)
+        entries, fresh, self.taken = [], [], 0
+        ended = group.advance(1)
+        if partials:
+            partials[:] = [request for request in partials if request not in planned]
+        for request, q in planned.items():
+            total = request.num_computed_tokens
+            decodes = q == 1 and is_decode(request)
+            entries.append((q, total - q, decodes))
+            if request.scheduled_ps < 0:
+                fresh.append(request)
+                request.num_cached_tokens = total - q
+            if total < request.num_tokens:
+                partials.append(request)
+                continue
+            if decodes and request.last_step == number and not is_paused:
+                num_regular += 1
+            else:
+                noted.append(request)
+            request.last_step = newest
+            request.num_tokens += 1
+            if request.num_tokens - request.num_prompt_tokens < request.max_tokens:
+                group.join(request)
+            else:
+                ended = [*ended, request]
+        if len(ended) > 1:
+            ended = sorted(ended, key=lambda request: request.seat)
+        return features_of(entries, num_decodes, context), noted, fresh, ended, num_regular
+
+    def close_preemptions(self) -> None:
+        """The step that preempted is planned, or there are more tokens for whole prompts: the next one may admit."""
+        self.preempted, self.replica.scheduler.may_admit = [], True
+
+    def most_steps(self) -> int:
+        """How many decode-only steps in a row change nothing, whenever they end; arrivals and blocks are not asked."""
+        replica = self.replica
+        if self.preempted or not self.has_stepped:
+            return 1
+        if self.ending and (replica.scheduler.waiting or replica.inbox.is_limited or not self.is_alone):
+            return 1
+        if self.partials and replica.decisions.decides_budget:  # it had nothing for them, and is asked again
+            return 1
+        return self.group.rounds_left
+
     def make_room(self, num_partial_blocks: int) -> bool:
         """Preempt the last admitted until the others' blocks suffice; False if that is not who goes, or how.
 
@@ -179,34 +247,3 @@ class Gathered:
                 n = planned[request]
                 entries.append(Entry(request, n, computed - n, computed == request.num_tokens))
         return Batch(entries, list(self.preempted))
-
-
-def may_leap(replica: Replica) -> bool:
-    """Whether anything may ever be leapt over in this run."""
-    decisions = replica.decisions
-    refuses_chunks = not replica.config.enable_chunked_prefill
-    needs_all = decisions.plans or replica.scheduler.cadence is not None
-    return replica.listener is None and not (needs_all or (refuses_chunks and decisions.asked_on_change))
-
-
-def needs_stepping(gathered: Gathered) -> bool:
-    """Whether the next step needs a loop over the running requests; if not, there is room for it now."""
-    replica, group, partials = gathered.replica, gathered.group, gathered.partials
-    kv, config, decides_budget = replica.kv, replica.config, replica.decisions.decides_budget
-    if not partials:
-        return group.blocks_next > kv.free and not gathered.make_room(0)
-    is_in_mid = len(partials) > 1 or replica.scheduler.running[-1] is not partials[0]
-    if decides_budget and is_in_mid:
-        return True
-    budget = config.max_num_batched_tokens - group.size
-    if config.long_prefill_token_threshold or budget < 0:
-        return True
-    wanted = sum(request.num_tokens - request.num_computed_tokens for request in partials)
-    if wanted > budget and is_in_mid:
-        return True
-    num_blocks = 0
-    for request in partials:
-        total = request.num_computed_tokens + min(request.num_tokens - request.num_computed_tokens, budget)
-        num_blocks += kv.blocks(total) - kv.blocks(request.num_computed_tokens)
-    is_short = group.blocks_next + num_blocks > kv.free  # at most: the policy's budget is not asked for yet
-    return is_short and (decides_budget or not gathered.make_room(num_blocks))

@@ -4,8 +4,23 @@ Between two changes of the batch every running request decodes one token a step.
 k ends at the first last token, at the first arrival that may be admitted, or where blocks run out; their times come in
 closed form (`untimed`, or `timed` where host and front end take time). A step with prefills is one event too and costs
 the same however many requests decode beside them, and where blocks run out a tail of the running requests is
-preempted. When that is not possible stands in `gathered`; then the decodes are put back as the stepwise loop would
-have them, and it does a step.
+preempted. Otherwise the decodes are put back as the stepwise loop would have them, and it does a step:
+
+| what | then | because |
+|---|---|---|
+| somebody listens (`explain`, parity) | every step is done | each is told |
+| the policy plans every step | every step is done | it sees every step |
+| `prefill_schedule_interval` holds prefills back | every step is done | steps since the last prefill are counted |
+| host or front end take time, beside other processes | every step is done | what those see must be of its time |
+| no chunked prefill, a policy asked on changes | every step is done | an end lets a longer prompt in before its seat |
+| blocks run out, the victim is not the last admitted | that step is done | the loop over running requests decides |
+| several prefills under way, and not all fit the budget | that step is done | who gets how much hangs on the order |
+| noise of the device, or launches of decodes that are drawn | spans of one step | each has a time of its own |
+| last tokens in flight, and somebody waits, or sends at an end | a span of one step | a seat is free after it |
+| an arrival | the span ends with the first step that may see it | it may be admitted |
+| a decode's last token, blocks running out | the span ends there | the batch changes |
+| the front end is not done with the chunks of the step before | steps are done one by one | they leave in a line |
+| another term (device, host, lag) sets the pace | the leap goes on under it | a closed form holds under one term |
 
 The clock is ahead of the bookkeeping by design: a span's tokens are counted when it is planned. Asynchronous
 scheduling plans step k+1 before the tokens of step k are taken in, so seats and blocks of requests that end in step k
@@ -14,22 +29,19 @@ scheduling plans step k+1 before the tokens of step k are taken in, so seats and
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from simbatch.sim.cost.model import Features, features_of
-from simbatch.sim.engine.decode_group import NOBODY
-from simbatch.sim.engine.gathered import Gathered, may_leap, needs_stepping
-from simbatch.sim.engine.replica import Process, Replica
+from simbatch.sim.engine.gathered import Gathered
+from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.timed import Timed
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.engine.untimed import Untimed
-from simbatch.sim.scheduler.batch import has_prefill, is_decode
+from simbatch.sim.scheduler.batch import has_prefill
 from simbatch.sim.scheduler.request import NEVER, Request
-
-if TYPE_CHECKING:
-    from simbatch.sim.engine.stepwise import Stepwise
 
 
 class Leap:
@@ -40,35 +52,27 @@ class Leap:
         self.config, self.decisions = replica.config, replica.decisions
         self.scheduler, self.kv, self.device = replica.scheduler, replica.kv, replica.device
         self.group, self.inbox = replica.group, replica.inbox
-        self.recorder = replica.recorder
-        self.write_segment = replica.recorder.segments.extend
         self.gathered = Gathered(replica)
         self.may_leap = may_leap(replica)
-        self.is_async = replica.config.async_scheduling
-        self.refuses_chunks = not self.config.enable_chunked_prefill
-        # whether anybody would notice if the end of a step were written down a little before its time
-        self.keeps_steps = replica.recorder.steps is not None
-        self.is_watched = (
-            self.decisions.listens or self.inbox.is_limited or self.keeps_steps or replica.door.backlog is not None
-        )
-        self.num_regular = 0  # decodes of the newest step that follow a token of the step before
-        self.is_alone = True
+        now = self.gathered
         # whether the gateway is told when a step is launched whom it ends, before the engine lets go of them
-        self.tells = self.is_async and not replica.is_timed and not self.inbox.is_limited and not replica.door.is_static
-        self.untimed = Untimed(self)
-        self.timed = Timed(self) if replica.is_timed else None
+        self.tells = now.is_async and not self.inbox.is_limited and not replica.door.is_static
+        self.told: list[Request] = []  # of whom that was the last time, where host or front end take time
+        self.untimed = Untimed(now)
+        self.timed = Timed(now) if replica.is_timed else None
 
-    def run(self, stepwise: Stepwise) -> Process:
-        """Simulate until something needs the stepwise loop, or to the end."""
+    def run(self, in_flight: deque[Step]) -> Generator[Any, Any, bool]:
+        """Simulate until something needs the stepwise loop, or to the end; whether those who decode got tokens."""
         replica = self.replica
-        self.is_alone = is_alone = replica.env.peek() == inf  # and will be: others would have an event in the queue
+        is_alone = replica.env.peek() == inf  # and will be: others would have an event in the queue
+        self.gathered.is_alone = is_alone
         if not self.may_leap or (self.timed is not None and not is_alone):
-            return
+            return False
         now, group, kv, device = self.gathered, self.group, self.kv, self.device
-        now.gather(stepwise.in_flight)
+        now.gather(in_flight)
         inbox, door, scheduler, waiting = self.inbox, replica.door, self.scheduler, self.scheduler.waiting
         untimed, timed, holds = self.untimed, self.timed, self.decisions.holds
-        is_async, keeps_steps, lane = self.is_async, self.keeps_steps, replica.lane
+        is_async, keeps_steps, lane = now.is_async, now.keeps_steps, replica.lane
         while True:
             planned = None
             if untimed.left is None:
@@ -95,7 +99,7 @@ class Leap:
                     if lane is not None and (planned is not None or replica.has_work):
                         replica.publish()
                     if (yield from self._idle()) or now.preempted:
-                        self.close_preemptions()
+                        now.close_preemptions()
                         continue
                     break
             # nothing of a span shows before its end, unless tokens are on their way that end requests
@@ -109,6 +113,9 @@ class Leap:
                         next_ps = reach_ps
                     if next_ps <= lane.horizon_ps:
                         break
+                    if timed is not None and now.ending and now.ending is not self.told:
+                        self.told = now.ending
+                        lane.tell(self.told, timed.leaves_ps())
                     lane.wake_ps, lane.is_waiting = next_ps, True
                     yield None
             if timed is not None:
@@ -122,12 +129,12 @@ class Leap:
                 replica.publish()
                 if ended and self.tells:
                     lane.tell(ended, device.free_ps)
-            if now.preempted or (ended and self.refuses_chunks):
-                self.close_preemptions()
+            if now.preempted or (ended and now.refuses_chunks):
+                now.close_preemptions()
             if is_async and (now.ending or now.noted or keeps_steps):
-                if self.is_watched:
+                if now.is_watched:
                     yield from replica.wait_until(start_ps)
-                self.let_go(start_ps, start_ps)
+                now.let_go(start_ps, start_ps)
             wake_ps = newest_ps if is_async else device.free_ps
             if wake_ps > replica.now_ps:
                 if not is_alone:
@@ -136,74 +143,10 @@ class Leap:
             if is_async or ended or keeps_steps:
                 now.newest_ps, now.ending, now.step = newest_ps, ended, untimed.kept
                 if not is_async:
-                    self.let_go(wake_ps, wake_ps)
-        if now.has_stepped and group.size:  # they got tokens: the engine is not stuck
-            stepwise.num_fruitless = 0
-        now.settle(stepwise.in_flight)
-
-    def let_go(self, updated_ps: int, sent_ps: int) -> None:
-        """The newest step's tokens exist: seats and blocks of those whose last ones they are, are free."""
-        now, replica = self.gathered, self.replica
-        noted, losing, ended, step = now.noted, now.losing, now.ending, now.step
-        now.newest_ps, now.ending, now.noted, now.step = NEVER, NOBODY, NOBODY, None
-        if noted:
-            replica.note_tokens(noted, updated_ps, sent_ps)
-        if losing:
-            now.losing = []
-            for request in losing:
-                request.last_token_ps = sent_ps
-        if ended:
-            replica.release(ended, updated_ps, sent_ps)
-        if self.keeps_steps and step is not None and step.batch.entries:
-            step.updated_ps = updated_ps
-            replica.log_step(step, ended)
-
-    def compute(
-        self, planned: dict[Request, int], is_paused: bool
-    ) -> tuple[Features, list[Request], list[Request], list[Request]]:
-        """Everybody's token of a step with prefills.
-
-        Returns what it computes, who gets a token that does not come one step after the one before, who is scheduled
-        for the first time, and whose last token it brings. The device was idle before it if `is_paused`: then no token
-        follows another one. `num_regular` says how many do.
-        """
-        now, group, replica = self.gathered, self.group, self.replica
-        number = replica.number
-        replica.number = newest = number + 1 + is_paused
-        noted = [] if now.has_stepped else now.late(NEVER - 1 if is_paused else number)
-        num_decodes, context, num_regular = group.size, group.context, group.size - len(noted)
-        entries, fresh, now.taken = [], [], 0
-        ended = group.advance(1)
-        if now.partials:
-            now.partials[:] = [request for request in now.partials if request not in planned]
-        for request, q in planned.items():
-            total = request.num_computed_tokens
-            decodes = q == 1 and is_decode(request)
-            entries.append((q, total - q, decodes))
-            if request.scheduled_ps < 0:
-                fresh.append(request)
-                request.num_cached_tokens = total - q
-            if total < request.num_tokens:
-                now.partials.append(request)
-                continue
-            if decodes and request.last_step == number and not is_paused:
-                num_regular += 1
-            else:
-                noted.append(request)
-            request.last_step = newest
-            request.num_tokens += 1
-            if request.num_tokens - request.num_prompt_tokens < request.max_tokens:
-                group.join(request)
-            else:
-                ended = [*ended, request]
-        if len(ended) > 1:
-            ended = sorted(ended, key=lambda request: request.seat)
-        self.num_regular = num_regular
-        return features_of(entries, num_decodes, context), noted, fresh, ended
-
-    def close_preemptions(self) -> None:
-        """The step that preempted is planned, or there are more tokens for whole prompts: the next one may admit."""
-        self.gathered.preempted, self.scheduler.may_admit = [], True
+                    now.let_go(wake_ps, wake_ps)
+        has_given = now.has_stepped and group.size > 0
+        now.settle(in_flight)
+        return has_given
 
     def _take_in(self) -> None:
         """Take in who has come: for nothing, or alone in the environment, so that the clock may just go on."""
@@ -226,7 +169,7 @@ class Leap:
                 now.newest_ps = NEVER
             else:
                 yield from replica.wait_until(self.device.free_ps)
-                self.let_go(replica.now_ps, replica.now_ps)
+                now.let_go(replica.now_ps, replica.now_ps)
             if not self.decisions.asked_on_change:
                 self.scheduler.may_admit = True
             return True
@@ -263,13 +206,33 @@ class Leap:
         group.ahead, self.replica.decoding_before = (0, 0), None
         return planned
 
-    def most_steps(self) -> int:
-        """How many decode-only steps in a row change nothing, whenever they end; arrivals and blocks are not asked."""
-        now = self.gathered
-        if now.preempted or not now.has_stepped:
-            return 1
-        if now.ending and (self.scheduler.waiting or self.inbox.is_limited or not self.is_alone):
-            return 1
-        if now.partials and self.decisions.decides_budget:  # it had nothing for them, and is asked again
-            return 1
-        return self.group.rounds_left
+
+def may_leap(replica: Replica) -> bool:
+    """Whether anything may ever be leapt over in this run."""
+    decisions = replica.decisions
+    refuses_chunks = not replica.config.enable_chunked_prefill
+    needs_all = decisions.plans or replica.scheduler.cadence is not None
+    return replica.listener is None and not (needs_all or (refuses_chunks and decisions.asked_on_change))
+
+
+def needs_stepping(gathered: Gathered) -> bool:
+    """Whether the next step needs a loop over the running requests; if not, there is room for it now."""
+    replica, group, partials = gathered.replica, gathered.group, gathered.partials
+    kv, config, decides_budget = replica.kv, replica.config, replica.decisions.decides_budget
+    if not partials:
+        return group.blocks_next > kv.free and not gathered.make_room(0)
+    is_in_mid = len(partials) > 1 or replica.scheduler.running[-1] is not partials[0]
+    if decides_budget and is_in_mid:
+        return True
+    budget = config.max_num_batched_tokens - group.size
+    if config.long_prefill_token_threshold or budget < 0:
+        return True
+    wanted = sum(request.num_tokens - request.num_computed_tokens for request in partials)
+    if wanted > budget and is_in_mid:
+        return True
+    num_blocks = 0
+    for request in partials:
+        total = request.num_computed_tokens + min(request.num_tokens - request.num_computed_tokens, budget)
+        num_blocks += kv.blocks(total) - kv.blocks(request.num_computed_tokens)
+    is_short = group.blocks_next + num_blocks > kv.free  # at most: the policy's budget is not asked for yet
+    return is_short and (decides_budget or not gathered.make_room(num_blocks))

@@ -11,22 +11,21 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simbatch.policies.base import Policy
-from simbatch.routers.base import Router
 from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import FrontEndTimes, HostDraws, HostTimes
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.engine.cluster import Change, Cluster
+from simbatch.sim.engine.cluster import Cluster, Published, Switch
 from simbatch.sim.engine.front_end import FrontEnd
-from simbatch.sim.engine.gateway import Gateway, GatewayReplica, Published
+from simbatch.sim.engine.gateway import Gateway, GatewayReplica
 from simbatch.sim.engine.leap import Leap
-from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.record import SEGMENT_DTYPE, TOKEN_DTYPE, ReplicaLog, RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.resources import Host
+from simbatch.sim.engine.resources import Host, Listener
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import Lane, Traffic
+from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import PrefixKeys
 
@@ -62,7 +61,7 @@ class ClusterRun:
         *,
         seed: int = 0,
         refresh_ps: int = 0,
-        events: Sequence[Change] = (),
+        events: Sequence[Switch] = (),
         steps: bool = False,
         spans: bool = True,
         progress: Callable[[int], None] | None = None,

@@ -13,18 +13,17 @@ from typing import Any
 
 import simpy
 
-from simbatch.policies.base import Policy
 from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import HostDraws, HostTimes
 from simbatch.sim.cost.model import CostModel, Features
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.door import Door, Inbox, ShownEngine
 from simbatch.sim.engine.front_end import FrontEnd
-from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.record import pack_segment, pack_tokens
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.resources import Device, Host, Step
+from simbatch.sim.engine.resources import Device, Host, Listener, Step
 from simbatch.sim.engine.traffic import FAR, Lane
+from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import kv_cache_of
@@ -77,6 +76,7 @@ class Replica(ShownEngine):
         self.is_timed = host is not None or config.host is not None or self.front_end is not None
         parts = config, self.decisions, self.scheduler, recorder, left, listener
         self.door = Door(*parts, self.host, self.is_timed)
+        self.count_waiting = self.scheduler.waiting.count if self.door.backlog is None else self._count_with_backlog
         self.device = Device(cost, noise)
         self.group = DecodeGroup(config.block_size)
         self.now_ps = 0
@@ -99,6 +99,9 @@ class Replica(ShownEngine):
         """Requests that are still in the engine."""
         backlog = self.door.backlog.requests() if self.door.backlog else ()
         return chain(self.scheduler.running, self.scheduler.waiting.requests(), backlog, self._ended)
+
+    def _count_with_backlog(self) -> int:
+        return len(self.scheduler.waiting) + len(self.door.backlog or ())
 
     def wait_until(self, time_ps: int) -> Process:
         """Let the clock run; it never goes back.
@@ -232,7 +235,7 @@ class Replica(ShownEngine):
 
     def publish(self) -> None:
         """A step has been scheduled: what a gateway is shown until the next one, or until nobody is left."""
-        self.shown_running, self.shown_waiting = len(self.scheduler.running), self.num_waiting
+        self.shown_running, self.shown_waiting = len(self.scheduler.running), self.count_waiting()
         self.shown_free, self.idle_ps = self.kv.free, NEVER
 
     def shown_at(self, at_ps: int) -> tuple[int, int, int]:
@@ -244,6 +247,7 @@ class Replica(ShownEngine):
     def close(self) -> None:
         """Let go of what points back here: a circle of compiled objects is not collected (mypyc 2.4)."""
         self.scheduler.on_shed, self.scheduler.on_preempt, self.listener = _nobody_is_told, None, None
+        self.count_waiting = _nobody_waits
         del self.decisions.view
 
     def _shed(self, request: Request, reason: str) -> None:
@@ -255,12 +259,17 @@ class Replica(ShownEngine):
         num_decodes, context, tokens, _, attention, num_prefills = features
         self._write_segment(pack_segment(
             start_ps, 1, work_ps, 0, 0, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
-            len(self.scheduler.running), self.num_waiting, self.kv.free,
+            len(self.scheduler.running), self.count_waiting(), self.kv.free,
         ))  # fmt: skip
 
     def log_step(self, step: Step, finished: list[Request]) -> None:
         """Write a step in full; the counts are those after its update."""
         self.recorder.step(step, finished, self.kv.free, len(self.scheduler.running), self.num_waiting)
+
+
+def _nobody_waits() -> int:
+    """In a run that is over."""
+    return 0
 
 
 def _nobody_is_told(request: Request, reason: str) -> None:

@@ -44,7 +44,9 @@ class Stepwise:
         call = self._call_async if self.replica.config.async_scheduling else self._call_sync
         while True:
             if self.leap is not None:
-                yield from self.leap.run(self)
+                has_given = yield from self.leap.run(self.in_flight)
+                if has_given:  # the engine is not stuck
+                    self.num_fruitless = 0
             yield from self.replica.take_in()
             if self.replica.lane is not None and self.replica.lane.is_down:
                 yield from self._go_down(self.replica.lane)

@@ -7,20 +7,17 @@ where neither does they are done one by one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from simbatch.sim.cost.model import Features
 from simbatch.sim.engine.decode_group import NOBODY
-from simbatch.sim.engine.gathered import NO_ENTRIES
+from simbatch.sim.engine.gathered import NO_ENTRIES, Gathered
 from simbatch.sim.engine.pace import Pace, device_paced, host_paced, synchronous
 from simbatch.sim.engine.record import pack_segment, pack_tokens
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.batch import Batch
 from simbatch.sim.scheduler.request import NEVER, Request
-
-if TYPE_CHECKING:
-    from simbatch.sim.engine.leap import Leap
 
 
 class Known(NamedTuple):
@@ -34,29 +31,34 @@ class Known(NamedTuple):
     is_drawn: bool  # the launch is noisy: each step has its own
 
 
+Found = tuple[Pace, Known, int]
+
+
 class Timed:
     """Launches, updates and sends the steps of a leap."""
 
-    def __init__(self, leap: Leap) -> None:
-        self.leap = leap
-        self.replica, self.now, self.group = leap.replica, leap.gathered, leap.group
-        self.device, self.host, self.kv, self.cost = leap.device, leap.replica.host, leap.kv, leap.device.cost
-        self.front_end = leap.replica.front_end
-        self.is_async = leap.is_async
-        self.keeps_steps = leap.keeps_steps
-        self.write_segment, self.write_tokens = leap.write_segment, leap.recorder.tokens.extend
+    def __init__(self, now: Gathered) -> None:
+        replica = now.replica
+        self.replica, self.now, self.group = replica, now, now.group
+        self.device, self.host, self.kv, self.cost = replica.device, replica.host, replica.kv, replica.device.cost
+        self.front_end = replica.front_end
+        self.is_async = now.is_async
+        self.keeps_steps = now.keeps_steps
+        self.write_segment, self.write_tokens = replica.recorder.segments.extend, replica.recorder.tokens.extend
         self._never_leaps = self.device.noise is not None
         self._known: dict[int, Known] = {}
         self._update_ps, self._update_per_seq_ps = self.host.times.update_base_ps, self.host.times.update_per_seq_ps
         self._lag_ps, self._tail_ps = self.host.lag_ps, self.host.tail_ps
+        self._context_ps = self.cost.decode_context_ps
+        self.found: Found | None = None  # of the steps to come, if `reach_ps` has looked
         self._kept: Step | None = None  # the step launched last, where steps are kept
 
     def advance(self, planned: dict[Request, int] | None) -> None:
         """A step with prefills, or decode-only steps; the clock is after the last update then."""
         if planned:
             batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
-            features, noted, fresh, ended = self.leap.compute(planned, False)
-            self._launch(features, batch, noted, fresh, ended)
+            features, noted, fresh, ended, num_regular = self.now.compute(planned, False)
+            self._launch(features, batch, noted, fresh, ended, num_regular)
         elif not self._leap():
             self._step_alone()
 
@@ -68,33 +70,39 @@ class Timed:
         now.taken = 0
         replica.number += 1
         batch = now.batch({}) if self.keeps_steps else NO_ENTRIES
-        self.leap.num_regular = group.size - len(noted)
+        num_regular = group.size - len(noted)
         features = _new(Features, (group.size, group.context, 0, 0, 0, 0))
-        self._launch(features, batch, noted, NOBODY, group.advance(1))
+        self._launch(features, batch, noted, NOBODY, group.advance(1), num_regular)
 
     def _launch(
-        self, features: Features, batch: Batch, noted: list[Request], fresh: list[Request], ended: list[Request]
+        self,
+        features: Features,
+        batch: Batch,
+        noted: list[Request],
+        fresh: list[Request],
+        ended: list[Request],
+        num_regular: int,
     ) -> None:
         """Give the device a step, then take in the older one, or itself if there is to be one at a time."""
-        replica, leap, now, device = self.replica, self.leap, self.now, self.device
+        replica, now, device = self.replica, self.now, self.device
         num_decodes, _, tokens, _, _, num_prefills = features
         schedule_ps, was_free_ps, work_ps = replica.now_ps, device.free_ps, device.work_ps(features)
         times = replica.launch(num_decodes + num_prefills, num_prefills, num_decodes + tokens, work_ps)
         replica.now_ps, start_ps, _ = times
-        replica.log_batch(start_ps, work_ps, features, leap.num_regular)
+        replica.log_batch(start_ps, work_ps, features, num_regular)
         if self.keeps_steps:
-            self._kept = Step(batch, schedule_ps, *times, features, replica.number, leap.num_regular, NOBODY)
+            self._kept = Step(batch, schedule_ps, *times, features, replica.number, num_regular, NOBODY)
         for request in fresh:
             request.scheduled_ps = start_ps
         now.has_stepped = True
         if replica.lane is not None:
             replica.publish()
-        if now.preempted or (ended and leap.refuses_chunks):
-            leap.close_preemptions()
+        if now.preempted or (ended and now.refuses_chunks):
+            now.close_preemptions()
         if self.is_async and now.newest_ps != NEVER:
             self.let_go(was_free_ps)
         now.newest_ps, now.ending, now.noted, now.step = start_ps, ended, noted, self._kept
-        now.features, now.num_regular = features, leap.num_regular
+        now.features, now.num_regular = features, num_regular
         if not self.is_async:
             self.let_go(device.free_ps)
             now.newest_ps = NEVER
@@ -116,15 +124,18 @@ class Timed:
             else:
                 replica.send(now_ps, num_regular + len(noted), num_decodes, num_regular)
         if now.ending or noted or now.losing or self.keeps_steps:
-            self.leap.let_go(replica.now_ps, replica.sent_ps)
+            self.now.let_go(replica.now_ps, replica.sent_ps)
 
     def _leap(self) -> bool:
         """Many decode-only steps at once, if they have a closed form; False where not.
 
         The first update takes in the newest step, each other one a step of this batch.
         """
-        now, group, leap, is_async = self.now, self.group, self.leap, self.is_async
-        found = self._plan(self.replica.cut_ps)
+        now, group, is_async = self.now, self.group, self.is_async
+        cut_ps, found = self.replica.cut_ps, self.found
+        self.found = None
+        if found is None or found[0][9] > cut_ps:  # somebody comes before the end of what was found
+            found = self._plan(cut_ps)
         if found is None:
             return False
         pace, known, duration_ps = found
@@ -133,8 +144,8 @@ class Timed:
         num_steps, start_ps, period_ps, period_slope_ps, updated_ps, _, _, _, last_start_ps, last_ps, free_ps = pace
         schedule_ps, num_blocks = replica.now_ps, group.blocks_for(num_steps)
         self.write_segment(pack_segment(
-            start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes,
-            num_decodes, context, 0, 0, 0, len(leap.scheduler.running), replica.num_waiting, num_free - num_blocks,
+            start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes, context,
+            0, 0, 0, len(replica.scheduler.running), replica.count_waiting(), num_free - num_blocks,
         ))  # fmt: skip
         if not is_async:
             replica.send(updated_ps, num_decodes, num_decodes, num_decodes)
@@ -161,34 +172,62 @@ class Timed:
         device.free_ps, replica.now_ps = free_ps, last_ps
         now.newest_ps, now.ending, now.noted = last_start_ps, ended, NOBODY
         now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0)), num_decodes
-        if ended and leap.refuses_chunks:
-            leap.close_preemptions()
+        if ended and now.refuses_chunks:
+            now.close_preemptions()
         if not is_async:
-            leap.let_go(last_ps, replica.sent_ps)
+            now.let_go(last_ps, replica.sent_ps)
         return True
 
     def reach_ps(self) -> int:
         """Where the clock is after as many decode-only steps as have a closed form, if nobody comes."""
-        found = self._plan(FAR)
-        return self.replica.now_ps if found is None else found[0].last_updated_ps
+        self.found = found = self._plan(FAR)
+        return self.replica.now_ps if found is None else found[0][9]
 
-    def _plan(self, cut_ps: int) -> tuple[Pace, Known, int] | None:
-        """Decode-only steps in closed form, what one takes, and the first one's duration; None where there is none."""
-        now, group, leap = self.now, self.group, self.leap
-        if self._never_leaps or not now.has_stepped or (self.is_async and now.newest_ps == NEVER):
+    def leaves_ps(self) -> int:
+        """When the newest step's tokens will have left, where `reach_ps` has found a closed form of what comes next."""
+        assert self.found is not None
+        updated_ps, now = self.found[0].updated_ps, self.now
+        if self.front_end is None:
+            return updated_ps
+        sent_ps = self.front_end.sent_ps
+        num_chunks = now.num_regular + len(now.noted)
+        return (updated_ps if updated_ps > sent_ps else sent_ps) + self.front_end.work_ps(num_chunks)
+
+    def _plan(self, cut_ps: int) -> Found | None:
+        """Decode-only steps in closed form, what one takes, and the first one's duration; None where there is none.
+
+        What decides is who sets their pace, and until when, and whether the front end keeps up with them.
+        """
+        now, group = self.now, self.group
+        is_async = self.is_async
+        if self._never_leaps or not now.has_stepped or (is_async and now.newest_ps == NEVER):
             return None
-        most, num_decodes = leap.most_steps(), group.size
+        most, num_decodes = now.most_steps(), group.size
         if most < 2:
             return None
         known = self._known.get(num_decodes) or self._learn(num_decodes)
-        if known.is_drawn:
+        launch_ps, update_ps, decode_ps, slope_ps, work_ps, is_drawn = known
+        if is_drawn:
             return None
         num_free = self.kv.free + now.taken
         if (most // group.block_size + 1) * num_decodes > num_free:
             most = group.rounds_within(most, num_free)
-        duration_ps = known.decode_ps + self.cost.decode_context_ps * group.context
-        pace = self._pace(most, known, duration_ps, cut_ps)
-        return None if pace is None else (pace, known, duration_ps)
+        duration_ps = decode_ps + self._context_ps * group.context
+        schedule_ps, free_ps = self.replica.now_ps, self.device.free_ps
+        if is_async:
+            features, before_ps = now.features, update_ps
+            if (num_before := features[0] + features[5]) != num_decodes:
+                before_ps = self._update_ps + self._update_per_seq_ps * num_before if num_before else 0
+            host = launch_ps, update_ps, before_ps, self._lag_ps, self._tail_ps
+            pace = device_paced(schedule_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+            if pace is None:
+                pace = host_paced(schedule_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
+        else:
+            host = launch_ps, update_ps, update_ps, self._lag_ps, self._tail_ps
+            pace = synchronous(schedule_ps, duration_ps, slope_ps, host, most, cut_ps)
+        if pace is None or pace[0] < 2 or not (self.front_end is None or self._keeps_up(pace, work_ps)):
+            return None
+        return pace, known, duration_ps
 
     def _learn(self, num_decodes: int) -> Known:
         """What a batch of so many decodes takes; kept, since few sizes make up a run."""
@@ -202,26 +241,6 @@ class Timed:
             is_drawn,
         )
         return known
-
-    def _pace(self, most: int, known: Known, duration_ps: int, cut_ps: int) -> Pace | None:
-        """Who sets the pace of up to `most` steps, and until when; None where they are not several."""
-        launch_ps, update_ps, _, slope_ps, work_ps, _ = known
-        now_ps, free_ps = self.replica.now_ps, self.device.free_ps
-        if self.is_async:
-            features = self.now.features
-            before_ps = update_ps
-            if (num_before := features[0] + features[5]) != self.group.size:
-                before_ps = self._update_ps + self._update_per_seq_ps * num_before if num_before else 0
-            host = launch_ps, update_ps, before_ps, self._lag_ps, self._tail_ps
-            pace = device_paced(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
-            if pace is None:
-                pace = host_paced(now_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
-        else:
-            host = launch_ps, update_ps, update_ps, self._lag_ps, self._tail_ps
-            pace = synchronous(now_ps, duration_ps, slope_ps, host, most, cut_ps)
-        if pace is None or pace[0] < 2 or not (self.front_end is None or self._keeps_up(pace, work_ps)):
-            return None
-        return pace
 
     def _keeps_up(self, pace: Pace, work_ps: int) -> bool:
         """Whether the front end is always done with a step's chunks when those of the next one come."""

@@ -162,7 +162,6 @@ class Lane:
         self.on_sent: Callable[[], None] | None = None
         self._traffic, self._came_back, self._max_model_len = traffic, came_back, max_model_len
         self._network_ps = network_ps  # from the server to the client
-        self._told: set[int] = set()  # whose last token the gateway knows of before the replica has taken it in
         self._line: deque[tuple[int, Request]] = deque()
 
     @property
@@ -198,9 +197,7 @@ class Lane:
 
     def left(self, request: Request, at_ps: int) -> None:
         """A request has left the server; in a closed loop another one may come for it."""
-        if request.index in self._told:
-            self._told.remove(request.index)
-        else:
+        if not request.is_told:
             self._came_back(self.index, request, at_ps)
         traffic = self._traffic
         traffic.left(request, at_ps + self._network_ps)
@@ -210,7 +207,7 @@ class Lane:
     def tell(self, ended: list[Request], at_ps: int) -> None:
         """These have their last token then, as is known when the step is launched: no need to look for it."""
         for request in ended:
-            self._told.add(request.index)
+            request.is_told = True
             self._came_back(self.index, request, at_ps)
 
     def empty(self) -> list[Request]:

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from simbatch.sim.engine.gathered import NO_ENTRIES
+from simbatch.sim.engine.gathered import NO_ENTRIES, Gathered
 from simbatch.sim.engine.pace import span_ps, steps_until
 from simbatch.sim.engine.record import pack_segment
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.scheduler.batch import Batch
 from simbatch.sim.scheduler.request import NEVER, Request
 
-if TYPE_CHECKING:
-    from simbatch.sim.engine.leap import Leap
-
 
 class Untimed:
     """Plans and counts the steps of a leap; the leap lets the clock run."""
 
-    def __init__(self, leap: Leap) -> None:
-        self.leap = leap
-        self.replica, self.now, self.group = leap.replica, leap.gathered, leap.group
-        self.device, self.kv, self.inbox, self.cost = leap.device, leap.kv, leap.inbox, leap.device.cost
-        self.write_segment = leap.write_segment
-        self.keeps_steps = leap.keeps_steps
+    def __init__(self, now: Gathered) -> None:
+        replica = now.replica
+        self.replica, self.now, self.group = replica, now, now.group
+        self.device, self.kv, self.cost = replica.device, replica.kv, replica.device.cost
+        self.write_segment = replica.recorder.segments.extend
+        self.keeps_steps = now.keeps_steps
         # of the span under way, where steps are kept one by one: steps, the next one's duration, slope, blocks
         self.left: tuple[int, int, int, int] | None = None
+        self.longest: tuple[int, int, int] | None = None  # of the span to come, if `reach_ps` has found it
         self.kept: Step | None = None  # the newest step, where steps are kept
 
     def step(self, planned: dict[Request, int], start_ps: int) -> tuple[int, list[Request]]:
         """A step with prefills, beside decodes: when it starts, whose last token it brings."""
         replica, device = self.replica, self.device
         batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
-        features, noted, fresh, ended = self.leap.compute(planned, start_ps > device.free_ps)
+        features, noted, fresh, ended, num_regular = self.now.compute(planned, start_ps > device.free_ps)
         work_ps = device.work_ps(features)
         device.free_ps = end_ps = start_ps + work_ps
         for request in fresh:
             request.scheduled_ps = start_ps
         replica.note_tokens(noted, end_ps, end_ps)
-        replica.log_batch(start_ps, work_ps, features, self.leap.num_regular)
+        replica.log_batch(start_ps, work_ps, features, num_regular)
         if self.keeps_steps:
             self._keep(start_ps, batch)
         return start_ps, ended
@@ -53,10 +49,10 @@ class Untimed:
         elif now.ending and num_steps > 1:  # what they give back is handed out from the second step on
             self.kv.take(group.blocks_next - now.taken)
             now.taken = group.blocks_next
-            if self.leap.is_watched:
+            if now.is_watched:
                 self.replica.now_ps = start_ps
             group.ahead = 1, 1  # the first of the steps is under way
-            self.leap.let_go(start_ps, start_ps)
+            self.now.let_go(start_ps, start_ps)
             group.ahead = 0, 0
         self.kv.take(num_blocks - now.taken)
         now.taken = 0
@@ -69,19 +65,24 @@ class Untimed:
 
     def reach_ps(self) -> int:
         """Where the clock is after as many decode-only steps as nothing can change, if nobody comes."""
-        cost, group, now_ps = self.cost, self.group, self.replica.now_ps
-        num_steps = self.leap.most_steps()
-        if num_steps < 2 or self.device.noise is not None:
+        group, now_ps, free_ps = self.group, self.replica.now_ps, self.device.free_ps
+        if self.device.noise is not None:
             return now_ps
-        num_decodes, free_ps = group.size, self.device.free_ps
-        slope_ps = cost.decode_context_ps * num_decodes
-        duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
+        self.longest = num_steps, duration_ps, slope_ps = self._longest()
+        if num_steps < 2:
+            return now_ps
         num_free = self.kv.free + self.now.taken
-        if (num_steps // group.block_size + 1) * num_decodes > num_free:
+        if (num_steps // group.block_size + 1) * group.size > num_free:
             num_steps = group.rounds_within(num_steps, num_free)
-        if self.leap.is_async:  # the next step is planned when the last one begins
+        if self.now.is_async:  # the next step is planned when the last one begins
             num_steps -= 1
         return (free_ps if free_ps > now_ps else now_ps) + span_ps(num_steps, duration_ps, slope_ps)
+
+    def _longest(self) -> tuple[int, int, int]:
+        """Decode-only steps in a row that change nothing, the first one's duration, slope; arrivals are not asked."""
+        cost, group = self.cost, self.group
+        decode_ps, context_ps = cost.decode_ps(group.size), cost.decode_context_ps
+        return self.now.most_steps(), decode_ps + context_ps * group.context, context_ps * group.size
 
     def _keep(self, start_ps: int, batch: Batch) -> None:
         """The step in full, for the record."""
@@ -90,17 +91,16 @@ class Untimed:
 
     def _plan_span(self, start_ps: int) -> tuple[int, int, int, int]:
         """As many decode-only steps as nothing can change: their number, the first one's duration, slope, blocks."""
-        now, cost, group, num_decodes = self.now, self.cost, self.group, self.group.size
-        slope_ps = cost.decode_context_ps * num_decodes
-        duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * group.context
-        num_steps, num_regular = self.leap.most_steps(), num_decodes
+        now, group, num_regular = self.now, self.group, self.group.size
+        num_steps, duration_ps, slope_ps = self.longest or self._longest()
+        self.longest = None
         if self.device.noise is not None:
             num_steps, duration_ps, slope_ps = 1, self.device.noise.step_ps(duration_ps, has_prefill=False), 0
         elif num_steps > 1:
             time_left_ps = self.replica.cut_ps - start_ps
             if num_steps * (duration_ps + slope_ps * num_steps) > time_left_ps:  # at most, and quick to say
                 before = steps_until(time_left_ps, duration_ps, slope_ps)  # a plan can see the next arrival before
-                num_steps = min(num_steps, before + 1 if self.leap.is_async else max(before, 1))
+                num_steps = min(num_steps, before + 1 if now.is_async else max(before, 1))
         if not now.has_stepped:
             num_regular -= self._note_late(start_ps, start_ps + duration_ps)
         num_blocks, num_free = group.blocks_for(num_steps), self.kv.free + now.taken
@@ -108,8 +108,8 @@ class Untimed:
             num_steps = group.rounds_within(num_steps, num_free)
             num_blocks = group.blocks_for(num_steps)
         self.write_segment(pack_segment(
-            start_ps, num_steps, duration_ps, slope_ps, 0, 0, num_decodes, num_regular, group.context, 0, 0, 0,
-            len(self.replica.scheduler.running), self.replica.num_waiting, num_free - num_blocks,
+            start_ps, num_steps, duration_ps, slope_ps, 0, 0, group.size, num_regular, group.context, 0, 0, 0,
+            len(self.replica.scheduler.running), self.replica.count_waiting(), num_free - num_blocks,
         ))  # fmt: skip
         return num_steps, duration_ps, slope_ps, num_blocks
 

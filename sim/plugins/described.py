@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from simbatch.policies.base import Policy
 from simbatch.sim.plugins.named import Plugins
+from simbatch.sim.plugins.policy import Policy
 
 HEAD = """# The policies that ship
 

@@ -20,10 +20,8 @@ from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, dataclass_transform, get_type_hints
 
-from simbatch.policies.base import Policy
-from simbatch.routers.base import Router
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -32,6 +30,48 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 CONTRACT = {"base", "testing"}  # files of each kind's folder that are none of the kind
 OWN = "for your own, write package.module:Class or file.py:Class"
+
+
+@dataclass_transform(eq_default=False)
+@dataclass(eq=False)
+class Plugin:
+    """A class whose annotated attributes are its parameters.
+
+    A subclass is a dataclass without saying so. In YAML its parameters are given beside the name and checked by their
+    types (`Annotated[int, Field(ge=1)]`).
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(eq=False)(cls)
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters by name, as YAML would give them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class SentRequest(Protocol):
+    """What a client sends, as anybody on the way may know it."""
+
+    @property
+    def request_id(self) -> str:
+        """The name it came with."""
+
+    @property
+    def arrival_s(self) -> float:
+        """When the client sent it."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+
+    @property
+    def priority(self) -> int:
+        """Lower goes first, as in vLLM: high 0, normal 1, low 2."""
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose request it is, when the trace says."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +188,6 @@ class Plugins(Generic[T]):
         return module
 
 
-POLICIES = Plugins("policy", "policy", "policies", "simbatch.policies", Policy, "simbatch.policies.Policy")
-ROUTERS = Plugins("router", "cluster.router", "routers", "simbatch.routers", Router, "simbatch.routers.Router")
-
-
 @cache
 def _offered(group: str) -> dict[str, str]:
     """What installed packages offer, by name; looked up once, since it reads the metadata of every package."""
@@ -183,7 +219,7 @@ _OURS = tuple(
 )
 _OTHERS = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
-_BASES = {"simbatch.policies.base", "simbatch.routers.base", "simbatch.sim.plugins.contract"}
+_BASES = {f"simbatch.sim.plugins.{name}" for name in ("named", "policy", "router")}
 
 
 def place_of(error: BaseException, own: object = None) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from simbatch.policies.base import EngineView, Plan, RequestView
+from simbatch.sim.plugins.policy import EngineView, Plan, RequestView
 
 
 class Room:

@@ -22,8 +22,8 @@ from simbatch.sim.strict import Strict
 from simbatch.sim.workload.model import Workload
 
 if TYPE_CHECKING:
-    from simbatch.policies.base import Policy
-    from simbatch.routers.base import Router
+    from simbatch.sim.plugins.policy import Policy
+    from simbatch.sim.plugins.router import Router
 
 _NAME = re.compile(r"[\w.:/-]+")
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]

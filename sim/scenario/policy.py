@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from simbatch.policies.base import Policy
-from simbatch.routers.base import Router
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.plugins.named import POLICIES, ROUTERS, Plugins, place_of
+from simbatch.sim.plugins.named import Plugins, place_of
+from simbatch.sim.plugins.policy import POLICIES, Policy
+from simbatch.sim.plugins.router import ROUTERS, Router
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
 from simbatch.sim.scenario.reading.source import Source

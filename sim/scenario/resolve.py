@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simbatch.policies.base import Policy
 from simbatch.sim.cost.host_section import HostFile
 from simbatch.sim.cost.memory import Settled
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.policy import ERROR, asks, is_own, prediction_problems
@@ -25,7 +25,6 @@ from simbatch.sim.scheduler.versions import (
     changes_in,
     default_of,
     lacks,
-    parse_version,
     unknown_settings,
 )
 from simbatch.sim.workload.chunk import Predictor
@@ -82,7 +81,7 @@ def resolve_engine(
     """The engine's settings on this profile; UserError when vLLM would not start with them."""
     version = settings.vllm_version or NEWEST
     if changes is None:
-        changes = changes_in(parse_version(version))
+        changes = changes_in(version)
     _check_noise(settings, profile)
     written = {name: getattr(settings, name) for name in settings.model_fields_set}
     if unknown := unknown_settings(written, changes, version):
@@ -98,7 +97,7 @@ def resolve_engine(
         memory_share(settings, profile, changes),
         settings.kv_cache_dtype,
         block_size,
-        Settled(*limits, len(sizes)),
+        Settled(*limits, len(sizes), default_of("graph_memory", changes)),
     )
     num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
     config = EngineConfig(

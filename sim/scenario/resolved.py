@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simbatch.policies.base import Policy
-from simbatch.routers.base import Router
 from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
 from simbatch.sim.cost.load import shipped_names
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import Profile
+from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.plugins.router import Router
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.policy import ERROR, OF_TRACE, STATED, asks

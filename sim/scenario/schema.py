@@ -22,7 +22,8 @@ REFRESH: Schema = {
 def scenario_schema() -> Schema:
     """What an editor needs to complete and check a scenario (JSON Schema 2020-12)."""
     from simbatch.sim.cost.profile import InlineProfile
-    from simbatch.sim.plugins.named import POLICIES, ROUTERS
+    from simbatch.sim.plugins.policy import POLICIES
+    from simbatch.sim.plugins.router import ROUTERS
     from simbatch.sim.scenario.model import Scenario
 
     schema = Scenario.model_json_schema()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from simbatch.sim.cost.model import is_decode as is_decode_entry
-from simbatch.sim.scheduler.decisions import Decisions
-from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.views import KnownRequest
+from simbatch.sim.scheduler.request import KnownRequest, Request
 
 K = TypeVar("K", bound=KnownRequest)
 
@@ -45,13 +43,6 @@ class Refusal(NamedTuple):
     needed: int = 0
     available: int = 0
     watermark: int = 0
-
-
-def token_budget(decisions: Decisions, running: Sequence[KnownRequest], is_admitting: bool) -> int:
-    """What a step may take: the policy is asked if there may be prompts to compute, and holds no decode back."""
-    if not decisions.decides_budget or not (is_admitting or any(map(is_partial, running))):
-        return decisions.config.max_num_batched_tokens
-    return max(decisions.token_budget(), sum(map(is_decoding, running)))
 
 
 def decoding(running: Iterable[KnownRequest]) -> tuple[int, int]:

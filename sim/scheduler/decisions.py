@@ -8,12 +8,14 @@ from math import exp, isfinite
 from statistics import NormalDist
 from typing import Any, TypeVar
 
-from simbatch.policies.base import Plan, Policy
 from simbatch.sim.clock import to_ps
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.plugins.named import defined_at, place_of
+from simbatch.sim.plugins.policy import Plan, Policy
+from simbatch.sim.scheduler.batch import is_decoding, is_partial
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.views import KnownRequest, PolicyEngine, PolicyRequest, request_of, view_of
+from simbatch.sim.scheduler.request import KnownRequest
+from simbatch.sim.scheduler.views import PolicyEngine, PolicyRequest, request_of, view_of
 from simbatch.sim.scheduler.waiting import FcfsQueue, LaneQueue, SortedQueue, WaitingQueue
 
 R = TypeVar("R", bound=KnownRequest)
@@ -82,6 +84,12 @@ class Decisions:
         except Exception as error:
             raise self._failed("token_budget", error) from error
         return self._checked("token_budget()", budget, limit, "max_num_batched_tokens")
+
+    def budget_of_step(self, running: Sequence[KnownRequest], is_admitting: bool) -> int:
+        """What a step may take: the policy is asked if there may be prompts to compute, and holds no decode back."""
+        if not self.decides_budget or not (is_admitting or any(map(is_partial, running))):
+            return self.config.max_num_batched_tokens
+        return max(self.token_budget(), sum(map(is_decoding, running)))
 
     def victim(self, running: list[R]) -> R:
         """Who loses its blocks."""

@@ -114,7 +114,7 @@ class PrefixKVCache(KVCache):
         return num_hits, num_idle
 
     def num_cached(self, keys: Sequence[int]) -> int:
-        """The same; the oldest copy counts, which is the one that a hit takes."""
+        """How many of these blocks, from the first on, are cached; of copies the oldest counts, which a hit takes."""
         refs, copies = self._refs, self._copies
         for i, key in enumerate(keys):
             if (copies[key][0] if key in copies else key) not in refs:
@@ -122,7 +122,7 @@ class PrefixKVCache(KVCache):
         return len(keys)
 
     def cached_keys(self) -> set[int]:
-        """The same, whatever copies there are of each."""
+        """All shared blocks that are cached, whatever copies there are of each."""
         return {self._key_of.get(block, block) for block in self._refs}
 
     def admit(self, request: Request, num_hits: int, num_tokens: int) -> None:
@@ -177,14 +177,14 @@ class PrefixKVCache(KVCache):
             held += new
 
     def clear(self) -> None:
-        """The same."""
+        """Forget everything, as a new engine."""
         super().clear()
         for kept in (self._lru, self._refs, self._copies, self._key_of):
             kept.clear()
         self._num_cached = 0
 
     def freed_by(self, request: Request) -> int:
-        """The same: what others hold too stays taken."""
+        """How many blocks would be free once a running request had lost its own: what others hold too stays taken."""
         num_shared = sum(self._refs[block] > 1 for block in request.block_ids)
         return self.blocks(request.num_computed_tokens) - num_shared
 

@@ -2,7 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 NEVER = -1
+
+
+class KnownRequest(Protocol):
+    """A request as decisions and views know it: the simulator's own, or one of vLLM's (`simbatch.serving.request`)."""
+
+    index: int
+    view: object
+    predicted_output_tokens: float | None
+    arrival_ps: int
+    first_token_ps: int
+    finish_ps: int
+    max_tokens: int
+    priority: int
+    tenant: str | None
+
+    @property
+    def request_id(self) -> str:
+        """The name it came with."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+
+    @property
+    def num_tokens(self) -> int:
+        """The prompt and the outputs received."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens produced and received so far."""
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens in the KV cache, or being computed."""
+
+    @property
+    def num_placeholders(self) -> int:
+        """Tokens sampled by steps in flight."""
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often it has lost its blocks."""
 
 
 class Request:
@@ -27,6 +71,7 @@ class Request:
     sent_again_ps = NEVER  # by the gateway, when the replica that had it was down
     first_sent_ps = NEVER  # when its first token left the front end
     finish_sent_ps = NEVER
+    is_told = False  # its gateway knows when its last token leaves, before the replica has taken it in
     tenant: str | None = None
     finish_ps = NEVER
     seat = 0  # admission number: `running` is in this order
@@ -63,7 +108,7 @@ class Request:
         return self.num_tokens - self.num_prompt_tokens
 
     def anew(self, at_ps: int) -> Request:
-        """The same request as it came, sent again."""
+        """A copy of the request as it came, sent again."""
         other = Request(self.index, self._name, self.arrival_ps, self.num_prompt_tokens, self.max_tokens, self.priority)
         other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
         other.keys, other.sent_again_ps = self.keys[: self.num_shared_keys], at_ps

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from simbatch.sim.scheduler.batch import Batch, Entry, Refusal, has_prefill, token_budget
+from simbatch.sim.scheduler.batch import Batch, Entry, Refusal, has_prefill
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
@@ -80,7 +80,7 @@ class Scheduler:
         threshold = self.long_prefill_threshold()
         if self.cadence is not None:
             self._holds_prefills, self._has_prefill = self.cadence.holds(self.running), False
-        budget = token_budget(self.decisions, self.running, self.may_admit and bool(self.waiting))
+        budget = self.decisions.budget_of_step(self.running, self.may_admit and bool(self.waiting))
         budget = self._schedule_running(planned, preempted, budget, threshold)
         if preempted:
             self.refusal = Refusal("preemption")

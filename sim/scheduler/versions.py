@@ -1,7 +1,8 @@
 """vLLM's versions, as far as a simulation can see them: the one table of what changed, and since when.
 
-A version is the set of changes in force in it, so that one of them can be switched alone. Patch releases have changed
-nothing here. `parity.conform` holds a version against its own code, and docs/versions.md is what it found.
+A version is the set of changes in force in it, so that one of them can be switched alone. One of them came with a patch
+release; a version that names none (`0.20`) is the last of its releases. `parity.conform` holds a version against its
+own code, and docs/versions.md is what it found.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any, NamedTuple
 
 from simbatch.sim.errors import Problem, UserError
 
-Version = tuple[int, int]
+Version = tuple[int, ...]
 Changes = frozenset[str]
 
 OLDEST: Version = (0, 12)
 NEWEST = "0.33.0"  # that is tested, and what runs where nothing names another
+LAST_PATCH = 1_000_000  # of a version that names none
 RULE, DEFAULT, SETTING = "rule", "default", "setting"
 
 
@@ -39,7 +41,7 @@ CHANGES: dict[str, Change] = {
     "graph_memory": Change(
         (0, 20), DEFAULT, "the memory of CUDA graphs is set aside before the KV cache is made", False, True
     ),
-    "budget_graph": Change((0, 20), DEFAULT, "a CUDA graph is captured for max_num_batched_tokens, where it fits"),
+    "budget_graph": Change((0, 20, 1), DEFAULT, "a CUDA graph is captured for max_num_batched_tokens, where it fits"),
     "hashless_blocks_first": Change((0, 24), RULE, "freed blocks without a hash are the first to be used again"),
     "watermark": Change((0, 24), SETTING, "a share of the KV cache can be kept free when admitting", 0.0, 0.0),
     "prefill_schedule_interval": Change((0, 24), SETTING, "prefills can be held back, with data parallelism", 1, 1),
@@ -80,12 +82,15 @@ def parse_version(text: str, place: str = "engine.vllm_version") -> Version:
 
 def short(version: Version) -> str:
     """(0, 33) as `0.33`."""
-    return f"{version[0]}.{version[1]}"
+    return ".".join(map(str, version))
 
 
-def changes_in(version: Version) -> Changes:
+def changes_in(version: str) -> Changes:
     """What is in force in a version; in one that is newer than tested, all that is known."""
-    return frozenset(name for name, change in CHANGES.items() if change.since <= version)
+    numbers = parse_version(version)
+    patch = re.match(r"v?\d+\.\d+\.(\d+)", version)
+    exactly = (*numbers, int(patch[1]) if patch else LAST_PATCH)
+    return frozenset(name for name, change in CHANGES.items() if change.since <= exactly)
 
 
 def default_of(name: str, changes: Changes) -> Any:

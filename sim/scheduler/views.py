@@ -6,48 +6,7 @@ from typing import Any, Protocol
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.scheduler.config import EngineConfig
-
-
-class KnownRequest(Protocol):
-    """A request as decisions and views know it: the simulator's own, or one of vLLM's (`simbatch.serving.request`)."""
-
-    index: int
-    view: object
-    predicted_output_tokens: float | None
-    arrival_ps: int
-    first_token_ps: int
-    finish_ps: int
-    max_tokens: int
-    priority: int
-    tenant: str | None
-
-    @property
-    def request_id(self) -> str:
-        """The name it came with."""
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Length of the prompt."""
-
-    @property
-    def num_tokens(self) -> int:
-        """The prompt and the outputs received."""
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Tokens produced and received so far."""
-
-    @property
-    def num_computed_tokens(self) -> int:
-        """Tokens in the KV cache, or being computed."""
-
-    @property
-    def num_placeholders(self) -> int:
-        """Tokens sampled by steps in flight."""
-
-    @property
-    def num_preemptions(self) -> int:
-        """How often it has lost its blocks."""
+from simbatch.sim.scheduler.request import KnownRequest
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
-from simbatch.sim.scheduler.views import KnownRequest
+from simbatch.sim.scheduler.request import KnownRequest
 
 R = TypeVar("R", bound=KnownRequest)
 
@@ -20,6 +20,7 @@ class FcfsQueue(Generic[R]):
         # the line's own methods, one frame less in the engine's loops
         self.add, self.put_back = self._line.append, self._line.appendleft
         self.take, self.drop = self._line.popleft, self._line.remove
+        self.count: Callable[[], int] = self._line.__len__
 
     def __len__(self) -> int:
         return len(self._line)
@@ -39,7 +40,8 @@ class SortedQueue(Generic[R]):
 
     def __init__(self, key: Callable[[R], Any]) -> None:
         self._key = key
-        self._heap: list[tuple[Any, int, R]] = []
+        self._heap: list[tuple[Any, int, R]] = []  # always the same list
+        self.count: Callable[[], int] = self._heap.__len__
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -80,6 +82,10 @@ class LaneQueue(Generic[R]):
         self._num_waiting = 0
 
     def __len__(self) -> int:
+        return self._num_waiting
+
+    def count(self) -> int:
+        """How many wait."""
         return self._num_waiting
 
     def add(self, request: R) -> None:

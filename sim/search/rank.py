@@ -16,7 +16,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics import registry
 from simbatch.sim.metrics.registry import HIGHER, REGISTRY, THROUGHPUT, Metric
 from simbatch.sim.paths import user_path
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.results.differences import NO_DIFFERENCE, Difference
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs, Summary, Values

@@ -7,11 +7,11 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from simbatch.policies.base import Policy
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.trust import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.facts import RunFacts, SloLimits
+from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
@@ -19,8 +19,9 @@ from simbatch.sim.workload.chunk import PredictedSource, Predictor, unread_of
 
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
-    from simbatch.sim.engine.listener import Event, Listener
+    from simbatch.sim.engine.explain import Event
     from simbatch.sim.engine.record import RunRecord
+    from simbatch.sim.engine.resources import Listener
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario.resolved import Fleet
     from simbatch.sim.workload.chunk import RequestSource
@@ -93,14 +94,14 @@ def _record(
 
 def cluster_options(resolved: Resolved) -> dict[str, Any]:
     """What a run of a cluster takes beside its members, router and requests."""
-    from simbatch.sim.engine import Change
+    from simbatch.sim.engine import Switch
 
     settings = resolved.scenario.cluster
     assert settings is not None
     events = []
     for event in settings.events:
         down_ps, up_ps = to_ps(event.at), to_ps(event.at + event.down_s)
-        events += [Change(at_ps, up, event.replica, event.drain) for at_ps, up in ((down_ps, False), (up_ps, True))]
+        events += [Switch(at_ps, up, event.replica, event.drain) for at_ps, up in ((down_ps, False), (up_ps, True))]
     return {"seed": resolved.scenario.seed, "refresh_ps": to_ps(settings.router.refresh_s), "events": events}
 
 

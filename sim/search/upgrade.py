@@ -12,15 +12,14 @@ from itertools import zip_longest
 from typing import Any
 
 from simbatch.sim.clock import to_s
-from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.resources import Step
+from simbatch.sim.engine.resources import Listener, Step
 from simbatch.sim.metrics.registry import PREEMPTIONS, THROUGHPUT, shown
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.runs import same_as
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.scheduler.versions import CHANGES, Change, changes_in, parse_version, short
+from simbatch.sim.scheduler.versions import CHANGES, Change, changes_in, short
 from simbatch.sim.search.simulate import listen
 from simbatch.sim.text import number, table
 
@@ -126,7 +125,7 @@ def upgrade(
     """
     before, after = (str(result.summary["simbatch"]["engine"]["vllm_version"]) for result in (old, new))
     of = {version: scenario.override({"engine.vllm_version": version}) for version in (before, after)}
-    base, other = changes_in(parse_version(before)), changes_in(parse_version(after))
+    base, other = changes_in(before), changes_in(after)
     names = [change for change in CHANGES if change in base ^ other and _may_matter(change)]
     if _are_alike(old.summary, new.summary):
         return Upgrade(name, before, after, old.summary, new.summary, {}, tuple(names), None)

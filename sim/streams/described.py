@@ -77,7 +77,7 @@ class Described:
         return np.maximum(0.0, np.where(np.isfinite(begun_s), mean_s - begun_s, 0.0))
 
     def summary(self) -> dict[str, Any]:
-        """As `simbatch trace describe --json` has it; `refusals` alone where the steps cannot be believed."""
+        """The figures of `simbatch trace describe --json`; `refusals` alone where the steps cannot be believed."""
         judged = self.judgement
         said: dict[str, Any] = {"refusals": list(judged.refusals), "warnings": list(judged.warnings)}
         if judged.refusals:

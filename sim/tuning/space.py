@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.scenario import Resolved, Scenario, resolve
 from simbatch.sim.scenario.sweep import Range
 from simbatch.sim.tuning.goal import Limit

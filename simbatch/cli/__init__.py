@@ -29,6 +29,7 @@ _COMMANDS = {
     "explain": ("simbatch.cli.run:explain", "Tell the life of one request: why it waited, who preempted it."),
     "trace": ("simbatch.cli.trace:trace", "Describe, convert or generate request traces."),
     "profile": ("simbatch.cli.profile:profile", "Measure a model on this machine's GPU through vLLM."),
+    "estimate": ("simbatch.cli.estimate:estimate", "Estimate a model on a GPU that nobody measured."),
     "fit": ("simbatch.cli.fit:fit", "Fit a profile from measured steps."),
     "serve": ("simbatch.cli.serve:serve", "Serve a profile through real vLLM, without a GPU."),
     "validate": ("simbatch.cli.validate:validate", "Put a real run beside its simulation."),

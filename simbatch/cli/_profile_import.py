@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._output import check_folder, replacing
+from simbatch.cli._output import replacing
+from simbatch.cli.estimate import check_output
 
 if TYPE_CHECKING:
     from simbatch.sim.cost.profile import MeasuredProfile
@@ -81,7 +82,7 @@ def import_profile(
         link=_link(link_us, link_gb_per_s),
         greedy=greedy,
     )
-    _check(output, model_config, run_meta)
+    check_output(output, model_config, run_meta)
     _write(imported.import_profile(request), output)
 
 
@@ -95,7 +96,7 @@ def _link(latency_us: float | None, gb_per_s: float | None) -> Link | None:
     return Link(latency_s=latency_us / 1e6, bandwidth_bytes_per_s=gb_per_s * 1e9)
 
 
-@click.command()
+@click.command(hidden=True)
 @click.option(
     "--base", required=True, metavar="NAME", help="A profile of the same model and GPU: one that ships, or a path."
 )
@@ -103,23 +104,11 @@ def _link(latency_us: float | None, gb_per_s: float | None) -> Link | None:
 @click.option("--model-config", type=FILE, required=True, help="The model's config.json.")
 @click.option("-o", "--output", type=FILE, required=True, help="File to write.")
 def estimate(base: str, quantization: str, model_config: Path, output: Path) -> None:
-    """Estimate what quantised weights do to a measured profile: fewer bytes to read in each step, more KV blocks.
-
-    Nobody measured the result: it says so, and so does every result that it feeds.
-    """
+    """Estimate what quantised weights do to a measured profile: `simbatch estimate --base` by its older name."""
     from simbatch.profiler.importers.estimated import estimate_profile
 
-    _check(output, model_config)
+    check_output(output, model_config)
     _write(estimate_profile(base, quantization, model_config, output.name), output)
-
-
-def _check(output: Path, *read: Path | None) -> None:
-    from simbatch.sim.paths import check_target
-
-    if output.parent.exists():
-        check_target(output, [path for path in read if path is not None])
-    else:  # it is made
-        check_folder(output.parent, str(output))
 
 
 def _write(profile: MeasuredProfile, output: Path) -> None:

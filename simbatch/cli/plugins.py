@@ -12,8 +12,8 @@ from simbatch.cli._output import progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.plugins.checks import Checked
     from simbatch.sim.plugins.named import Plugins
+    from simbatch.sim.plugins.testing import Checked
     from simbatch.sim.scenario import Scenario
 
 
@@ -27,7 +27,7 @@ def policies(context: click.Context, as_json: bool, as_markdown: bool) -> None:
     In a scenario: policy: {name: adaptive, target_tpot_ms: 40}. Name yours file.py:Class or package.module:Class.
     """
     if context.invoked_subcommand is None:
-        from simbatch.sim.plugins.named import POLICIES
+        from simbatch.sim.plugins.policy import POLICIES
 
         _list(POLICIES, as_json=as_json, as_markdown=as_markdown)
 
@@ -42,7 +42,7 @@ def routers(context: click.Context, as_json: bool) -> None:
     package.module:Class.
     """
     if context.invoked_subcommand is None:
-        from simbatch.sim.plugins.named import ROUTERS
+        from simbatch.sim.plugins.router import ROUTERS
 
         _list(ROUTERS, as_json=as_json)
 
@@ -111,7 +111,7 @@ def check_one_router(name: str, assignments: tuple[str, ...], cases: int, seed: 
 
 
 def _check(test: Callable[..., Checked], made: object, place: str, cases: int, seed: int, quiet: bool) -> Checked:
-    from simbatch.sim.plugins.checks import BrokenRuleError
+    from simbatch.sim.plugins.testing import BrokenRuleError
 
     try:
         with progress_of("cases", cases, quiet=quiet) as progress:

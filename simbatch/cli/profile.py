@@ -70,7 +70,7 @@ def _engine_options(command: Command) -> Command:
     "--roofline",
     type=(click.Path(path_type=Path), str),
     metavar="MODEL_CONFIG GPU",
-    help="Estimate from a config.json and a GPU's datasheet instead; needs no vLLM.",
+    help="Estimate instead of measuring: `simbatch estimate` by its older name.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The profile.")
 def profile(
@@ -221,10 +221,8 @@ def _show(measured: MeasuredFit, files: Files) -> None:
 
 
 def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> None:
-    from simbatch.profiler.model.config import read_model_config
-    from simbatch.profiler.model.estimates import roofline_profile
-    from simbatch.profiler.write import write_profile
-    from simbatch.sim.cost.gpus import find_gpu
+    """As `simbatch estimate` does it."""
+    from simbatch.cli.estimate import roofline, write
 
     if flags.keys() - _OF_ESTIMATES:
         names = ", ".join(f"--{key.replace('_', '-')}" for key in sorted(flags.keys() - _OF_ESTIMATES))
@@ -232,21 +230,10 @@ def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> No
             f"{names}: a roofline estimate takes --quantization, --kv-cache-dtype and "
             "--tensor-parallel-size alone; the scenario's engine section has the rest"
         )
-    folder = config if config.is_dir() else config.parent
-    written = {"quantisation" if key == "quantization" else key: value for key, value in flags.items()}
-    model = folder.resolve().name
-    text = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in flags.items())
-    estimated = roofline_profile(
-        read_model_config(config),
-        find_gpu(gpu, "--roofline GPU"),
-        model=model,
-        **written,
-        command=f"simbatch profile --roofline {shlex.quote(model)}/config.json {gpu} {text}".strip(),
-    )
-    write_profile(estimated, output)
+    estimated = roofline(str(config), output, {**flags, "gpu": gpu}, place="--roofline GPU")
     memory = estimated.memory
     click.echo(
         f"{estimated.name}: {memory.num_gpu_blocks:,} KV blocks of {memory.block_size} tokens, "
         f"weights of {memory.weights_bytes / 2**30:.1f} GiB; {estimated.notes[0]}"
     )
-    click.echo(f"{output}", err=True)
+    write(estimated, output)

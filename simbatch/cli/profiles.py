@@ -92,7 +92,7 @@ def _show_batches(
 
     sizes = predicted.default_sizes(profile) if batches == "all" else _sizes(batches)
     rows = predicted.predicted_batches(profile, name, sizes, *lengths)
-    roofline = None
+    roofline = predicted.roofline_of_profile(profile)
     shares = list(predicted.roofline_shares(roofline, rows))
     if plot is not None:
         predicted.plot_batches(profile, rows, plot)

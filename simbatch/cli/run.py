@@ -20,7 +20,7 @@ from simbatch.cli._output import Output, simulate_shown
 from simbatch.cli._trace_options import trace_options
 
 if TYPE_CHECKING:
-    from simbatch.sim.engine.listener import Event
+    from simbatch.sim.engine.explain import Event
 
 
 @click.command()

@@ -31,9 +31,7 @@ import click
     help="Lengths of answers to requests that may end by themselves: a number, or as in a scenario. "
     "Default: '{distribution: lognormal, mean: 200, cv: 0.8}'.",
 )
-@click.option(
-    "--steps", type=click.Path(path_type=Path), metavar="FILE", help="Append every step to FILE (JSON lines)."
-)
+@click.option("--steps", type=click.Path(path_type=Path), metavar="FILE", help="Write every step to FILE (JSON lines).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of those lengths.")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def serve(profile: str, policy: str | None, output_len: str | None, **given: Any) -> None:

@@ -11,8 +11,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from simbatch.profiler.model.checkpoint import quantisation_of
 from simbatch.profiler.model.config import SHORT_DTYPES
-from simbatch.profiler.model.quantisation import quantisation_of
 from simbatch.sim.cost.gpus import known_gpu
 from simbatch.sim.errors import UserError
 

@@ -17,10 +17,11 @@ from simbatch.serving.request import UNASKED, ServedRequest
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.model import CostModel, step_ps_beside
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scheduler.batch import decoding, has_prefill, token_budget
+from simbatch.sim.scheduler.batch import decoding, has_prefill
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
-from simbatch.sim.scheduler.views import KnownRequest, PolicyEngine
+from simbatch.sim.scheduler.request import KnownRequest
+from simbatch.sim.scheduler.views import PolicyEngine
 
 LOWEST = float("inf")  # priority: above every integer, so first to be preempted
 
@@ -92,7 +93,7 @@ class Guide:
             return self.config.max_num_batched_tokens
         running = [self.served(request) for request in self.scheduler.running]
         self._decoding = decoding(running)
-        return token_budget(self.decisions, running, is_admitting)
+        return self.decisions.budget_of_step(running, is_admitting)
 
     def step_is_planned(self, num_tokens: dict[str, int]) -> None:
         """The step gives these requests so many tokens; vLLM is about to add them up."""

@@ -58,7 +58,7 @@ class PolicyOptions:
         return cls(policy["name"], params, given.get("profile"), seed, Path(given.get("folder", "")))
 
     def additional_config(self) -> dict[str, Any]:
-        """The same as vLLM takes it."""
+        """What vLLM takes as `additional_config` to read these options again."""
         policy = {"name": self.name, **self.params}
         given = {"policy": policy, "profile": self.profile, "seed": self.seed, "folder": str(self.folder.absolute())}
         return {"simbatch": {key: value for key, value in given.items() if value is not None}}

@@ -95,15 +95,15 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]
 
 
 class AsyncRecordingScheduler(RecordingScheduler, AsyncScheduler):  # type: ignore[misc]
-    """The same where two batches are in flight: vLLM's default on a GPU."""
+    """A recorded scheduler with two batches in flight: vLLM's default on a GPU."""
 
 
 class PolicyRecordingScheduler(RecordingScheduler, PolicyScheduler):
-    """The same under a policy."""
+    """A recorded scheduler under a policy."""
 
 
 class AsyncPolicyRecordingScheduler(PolicyRecordingScheduler, AsyncPolicyScheduler):
-    """The same under a policy, where two batches are in flight."""
+    """A recorded scheduler under a policy, with two batches in flight."""
 
 
 KINDS = {

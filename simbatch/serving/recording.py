@@ -23,7 +23,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 from simbatch.serving.record_file import RotatingFile
@@ -152,29 +152,83 @@ def device_ran(output: Any, begin_s: float, end_s: float) -> None:
         step.line["d0"], step.line["d1"] = begin_s, end_s
 
 
-class StepRecorder:
-    """Steps and requests of one scheduler on their way to a file; `warn` is told when that is no longer possible."""
+class LineWriter:
+    """What one engine notes on its way to a file as lines of JSON; `warn` is told when that is no longer possible."""
 
-    def __init__(self, file: RotatingFile, device: DeviceClock | None, warn: Callable[[str], None]) -> None:
-        self._file, self._device, self._warn = file, device, warn
-        self._queue = deque[StepInFlight | Added | dict[str, Any]]()
-        self.wants_memory = True  # until a worker has told
-        self._forget: list[str] = []
-        self._num_prompt_tokens: dict[str, int] = {}  # of the requests in the engine, as far as they are written
+    def __init__(self, file: RotatingFile, warn: Callable[[str], None]) -> None:
+        self._file, self._warn = file, warn
+        self._queue = deque[Any]()
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._write, name="simbatch-recorder", daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
+    def note(self, item: Any) -> None:
+        """Keep an item; nothing is written on the caller's thread."""
+        self._queue.append(item)
+
+    def close(self) -> None:
+        """Write what is left, and end."""
+        if not self._is_closed.is_set():
+            self._is_closed.set()
+            self._thread.join()
+            atexit.unregister(self.close)
+
+    def line_of(self, item: Any) -> dict[str, Any]:
+        """The line that an item makes, on the writer's thread."""
+        line: dict[str, Any] = item
+        return line
+
+    def before_lines(self) -> None:
+        """What the writer's thread does each time before it writes."""
+
+    def _write(self) -> None:
+        try:
+            while not self._is_closed.wait(WAIT_S):
+                self.before_lines()
+                self._write_queue(PAUSE_S)
+            self._write_queue(0)
+            self._file.close()
+        except Exception as error:  # a full disk, a device that fell over: the server goes on
+            self._warn(f"no more steps are recorded: {error!r}")
+            self._queue = deque(maxlen=0)
+
+    def _write_queue(self, pause_s: float) -> None:
+        while self._queue:
+            line = self.line_of(self._queue.popleft())
+            rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
+            self._file.write(json.dumps(rounded, separators=(",", ":")))
+            if pause_s:
+                time.sleep(pause_s)
+
+
+def batch_keys(entries: Iterable[tuple[int, int, bool]]) -> dict[str, Any]:
+    """A batch's part of a step's line, of entries (tokens computed before, tokens computed now, whether a decode)."""
+    entries = tuple(entries)
+    contexts = [computed for computed, _, is_decode in entries if is_decode]
+    prefills = [[computed, tokens] for computed, tokens, is_decode in entries if not is_decode]
+    return {"nd": len(contexts), "ctx": sum(contexts), "pre": prefills}
+
+
+class StepRecorder(LineWriter):
+    """Steps and requests of one scheduler on their way to a file."""
+
+    def __init__(self, file: RotatingFile, device: DeviceClock | None, warn: Callable[[str], None]) -> None:
+        self._device = device
+        self.wants_memory = True  # until a worker has told
+        self._forget: list[str] = []
+        self._num_prompt_tokens: dict[str, int] = {}  # of the requests in the engine, as far as they are written
+        super().__init__(file, warn)
+
     def added(self, request: Any, begin_s: float, end_s: float) -> None:
         """The scheduler has a request."""
         line = {"t": begin_s, "t1": end_s, "arrival": request.arrival_time, "wall": time.time()}
-        self._queue.append(Added(request.request_id, request.num_prompt_tokens, line))
+        self.note(Added(request.request_id, request.num_prompt_tokens, line))
 
     def told_memory(self, memory: Mapping[str, int]) -> None:
         """What a worker measured at its start, bytes."""
         self.wants_memory = False
-        self._queue.append({"memory": dict(memory)})
+        self.note({"memory": dict(memory)})
 
     def planned(self, output: Any, begin_s: float, end_s: float, counts: tuple[int, int, int]) -> None:
         """The scheduler has planned a step, or found nothing to do; `counts` are of running, waiting, free blocks."""
@@ -190,62 +244,34 @@ class StepRecorder:
         step = IN_FLIGHT.pop(id(output), None)
         if step is not None:
             step.line["u0"], step.line["u1"] = begin_s, end_s
-            self._queue.append(step)
+            self.note(step)
 
-    def close(self) -> None:
-        """Write what is left, and end."""
-        if not self._is_closed.is_set():
-            self._is_closed.set()
-            self._thread.join()
-            atexit.unregister(self.close)
+    def before_lines(self) -> None:
+        """The device's clock is set again where it is time."""
+        if self._device is not None:
+            self._device.set_anchor()
 
-    def _write(self) -> None:
-        try:
-            while not self._is_closed.wait(WAIT_S):
-                if self._device is not None:
-                    self._device.set_anchor()
-                self._write_queue(PAUSE_S)
-            self._write_queue(0)
-            self._file.close()
-        except Exception as error:  # a full disk, a device that fell over: the server goes on
-            self._warn(f"no more steps are recorded: {error!r}")
-            self._queue = deque(maxlen=0)
-
-    def _write_queue(self, pause_s: float) -> None:
-        while self._queue:
-            self._file.write(json.dumps(self._line(self._queue.popleft()), separators=(",", ":")))
-            if pause_s:
-                time.sleep(pause_s)
-
-    def _line(self, item: StepInFlight | Added | dict[str, Any]) -> dict[str, Any]:
+    def line_of(self, item: StepInFlight | Added | dict[str, Any]) -> dict[str, Any]:
+        """A step's, a request's, or what is a line already."""
         if isinstance(item, dict):
             return item
         if isinstance(item, Added):
             self._num_prompt_tokens[item.request_id] = item.num_prompt_tokens
-            return _rounded({"add": item.request_id, "n": item.num_prompt_tokens, **item.line})
+            return {"add": item.request_id, "n": item.num_prompt_tokens, **item.line}
         line = item.line | self._batch(item.output)
         for key, event in (("d0", item.begin), ("d1", item.end)):
             if event is not None and self._device is not None:
                 line[key] = self._device.moment_s(event, line["s0"])
         for name in item.forget:
             self._num_prompt_tokens.pop(name, None)
-        return _rounded(line)
+        return line
 
     def _batch(self, output: Any) -> dict[str, Any]:
         """A decode is one token of a request whose prompt is computed, as everywhere in this project."""
         cached, tokens, known = output.scheduled_cached_reqs, output.num_scheduled_tokens, self._num_prompt_tokens
         computed = [(new.req_id, new.num_computed_tokens) for new in output.scheduled_new_reqs]
         computed += zip(cached.req_ids, cached.num_computed_tokens, strict=True)
-        num_decodes = context = 0
-        prefills = []
-        for name, before in computed:
-            if tokens[name] == 1 and before >= known.get(name, 0):
-                num_decodes += 1
-                context += before
-            else:
-                prefills.append([before, tokens[name]])
-        return {"nd": num_decodes, "ctx": context, "pre": prefills, "pree": len(output.preempted_req_ids or ())}
-
-
-def _rounded(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
+        entries = (
+            (before, tokens[name], tokens[name] == 1 and before >= known.get(name, 0)) for name, before in computed
+        )
+        return {**batch_keys(entries), "pree": len(output.preempted_req_ids or ())}

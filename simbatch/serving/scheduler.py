@@ -239,4 +239,4 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
 
 
 class AsyncPolicyScheduler(PolicyScheduler, AsyncScheduler):  # type: ignore[misc]
-    """The same where two batches are in flight: vLLM's default on a GPU."""
+    """The policy's scheduler with two batches in flight: vLLM's default on a GPU."""

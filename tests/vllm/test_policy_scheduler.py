@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from simbatch import UserError
-from simbatch.sim.plugins.named import POLICIES
+from simbatch.sim.plugins.policy import POLICIES
 from tests.vllm import policies_tried
 from tests.vllm.policy_cases import (
     case_of,

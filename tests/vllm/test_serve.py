@@ -108,7 +108,7 @@ def test_equal_beginnings_hit_the_prefix_cache(served):
 
 @pytest.fixture(scope="module")
 def streamed(served):
-    from benchmarks.stream_client import Sent, stream
+    from benchmarks.gateway_sessions import Sent, stream
 
     rng, at_s, requests = random.Random(5), 0.0, []
     for _ in range(NUM_REQUESTS):

@@ -210,7 +210,7 @@ def report_text(fitted: RecorderProfile) -> str:
 
 
 def report_dict(fitted: RecorderProfile) -> dict[str, Any]:
-    """The same for `--json`."""
+    """The report for scripts (`--json`)."""
     return {
         "name": fitted.profile.name,
         "recorder": fitted.sections.fit.model_dump(mode="json"),

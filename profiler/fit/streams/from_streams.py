@@ -74,7 +74,7 @@ def fit_seen(
     name: str | None = None,
     is_judged: bool = True,
 ) -> StreamProfile:
-    """The same of results that have been read; without `is_judged` no run is predicted from the others."""
+    """Fit a profile to results that have been read; without `is_judged` no run is predicted from the others."""
     shape = of_name(next((each.model for each in seen if each.model), None)) if nearest is None else of_profile(nearest)
     default = None if nearest is None else nearest.default_max_num_batched_tokens
     budget, unsure = budget_of(seen, max_num_batched_tokens, default)
@@ -178,7 +178,7 @@ def report_text(fitted: StreamProfile) -> str:
 
 
 def report_dict(fitted: StreamProfile) -> dict[str, Any]:
-    """The same for `--json`."""
+    """The report for scripts (`--json`)."""
     return {
         "name": fitted.profile.name,
         "streams": _fit(fitted).model_dump(mode="json"),

@@ -181,7 +181,7 @@ def simulated_means(profile: dict[str, Any], settings: dict[str, Any], streams: 
 
 
 def simulated(profile: dict[str, Any], settings: dict[str, Any], streams: Streams, seed: int = 0) -> tuple[Means, int]:
-    """The same, and how many steps had prefills: how far cohorts fell apart on their way in."""
+    """Simulated means of a run, and how many steps had prefills: how far cohorts fell apart on their way in."""
     record = served(profile, settings, streams, seed)
     latencies = latencies_ms(record, np.full(len(record.requests), True))
     means = Means(*(float(np.mean(latencies[name])) if len(latencies[name]) else 0.0 for name in METRICS))

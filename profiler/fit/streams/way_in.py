@@ -68,7 +68,7 @@ def fit_way_in(
 
 
 def fit_bounds(bounds: Sequence[WaitBounds], chunk_s: float, lone_s: float) -> WayIn:
-    """The same of bounds that are known."""
+    """The figures that break the fewest of these bounds."""
     number = sum(len(each.chosen) for each in bounds)
     if not number:
         return WayIn(*USUAL, max(0.0, lone_s - USUAL[0]), chunk_s, 0.0, 0)

@@ -65,7 +65,8 @@ class LinesReader:
         self.present = {name for name in self.columns if name is not None and first.get(name) is not None}
         self.ignored = set(first) - set(self.columns)
         used = set(filter(None, self.columns))
-        self._top = used | {name.partition(".")[0] for name in (*first, *used)}
+        parts = (name.split(".") for name in (*first, *used))  # usage.prompt_tokens stands in usage
+        self._top = used | {".".join(part[:n]) for part in parts for n in range(1, len(part) + 1)}
 
     def place(self, line: int, column: str) -> str:
         """`trace.jsonl:17 input_length`, or `trace.json[16] input_length` in a list, counted from 0."""
@@ -115,10 +116,8 @@ class LinesReader:
 
 
 def _within(row: JsonRow, name: str) -> object:
-    """What stands in objects within: `usage.prompt_tokens`."""
+    """What stands in objects within: `usage.prompt_tokens`; a key may have points of its own."""
     if name in row:
         return row[name]
-    value: Any = row
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+    inner = ((key, value) for key, value in row.items() if isinstance(value, dict) and name.startswith(f"{key}."))
+    return next((found for key, value in inner if (found := _within(value, name[len(key) + 1 :])) is not None), None)

@@ -15,10 +15,10 @@ from typing import Any
 from simbatch.profiler.server.start import require_vllm
 from simbatch.profiler.validate.settings import check_can_run, policy_arguments
 from simbatch.serving.processes import ServerProcess, ended_by_signals, reserved
+from simbatch.serving.simulated.device import HostChoice, ServeSpec
 from simbatch.serving.simulated.flags import engine_flags, flag_of, in_the_profile, read_flags
 from simbatch.serving.simulated.model import Tokens, make_model
 from simbatch.serving.simulated.plugin import SPEC
-from simbatch.serving.simulated.spec import HostChoice, ServeSpec
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.resolve import resolve

@@ -10,7 +10,7 @@ from typing import Any
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
-from simbatch.serving.simulated.spec import ServeSpec
+from simbatch.serving.simulated.device import ServeSpec
 from simbatch.sim.cost.profile import MeasuredProfile
 
 WORKER = "simbatch.serving.simulated.worker.SimulatedWorker"

@@ -2,26 +2,31 @@
 
 The scheduler stays whichever it is (vLLM's own, a policy's, a user's class): methods of the live object are wrapped, so
 what is decided is vLLM's. Scheduler and worker are objects of one process, the engine's, and of one thread.
+
+The lines have the keys of `simbatch.serving.recording`, and more that only here is known: of a step `batch` [[request,
+tokens, computed], ...], and the names of requests `preempted` and `finished`; of a request `q`, when it had reached the
+engine's queue, and `max_tokens`.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
 
 from simbatch.serving.engine_facts import engine_facts
-from simbatch.serving.record_file import FORMAT
-from simbatch.serving.simulated.device import HostLaunch, VirtualGpu
-from simbatch.serving.simulated.spec import ServeSpec
-from simbatch.serving.simulated.step_log import StepLog
+from simbatch.serving.record_file import RotatingFile
+from simbatch.serving.recording import LineWriter, batch_keys
+from simbatch.serving.simulated.device import HostLaunch, ServeSpec, VirtualGpu
 
+logger = init_logger("vllm.simbatch")  # vLLM prints what is below its own name
 now = time.monotonic
 Entry = tuple[str, int, int, bool]  # request, tokens, tokens computed before, whether it is a decode
 
@@ -37,9 +42,7 @@ class WatchedStep:
         self.num_requests = len(entries)
         self.line |= {
             **{"x0": called_s, "x1": now(), "d0": launch.begin_s, "d1": launch.end_s},
-            "nd": sum(decodes for *_, decodes in entries),
-            "ctx": sum(done for _, _, done, decodes in entries if decodes),
-            "pre": [[done, n] for _, n, done, decodes in entries if not decodes],
+            **batch_keys((done, n, is_decode) for _, n, done, is_decode in entries),
             "batch": [[name, n, done] for name, n, done, _ in entries],
         }
 
@@ -49,10 +52,11 @@ class Rounds:
 
     def __init__(self, spec: ServeSpec, gpu: VirtualGpu) -> None:
         self._gpu = gpu
-        self._log = StepLog(spec.steps) if spec.steps is not None else None
+        self._path = spec.steps
+        self._log: LineWriter | None = None
         self._steps: dict[int, WatchedStep] = {}
         self._queued_s: dict[str, float] = {}  # by request, until the engine takes it in
-        if self._log is not None:
+        if spec.steps is not None:
             self._watch_queue()
 
     def step_of(self, output: Any) -> WatchedStep:
@@ -103,10 +107,10 @@ class Rounds:
         EngineCore.preprocess_add_request = watched_read
 
     def tell(self, facts: dict[str, Any]) -> None:
-        """Begin the log with what the engine is, as the recorder of a real one does."""
-        if self._log is not None:
-            stamp = {"recorder": FORMAT, "pid": os.getpid(), "t": now(), "wall": time.time()}
-            self._log.note({**stamp, **facts, "has_device_times": True})
+        """Begin the log, where one is asked for, with what the engine is."""
+        if self._path is not None:
+            file = RotatingFile(Path(self._path), facts | {"has_device_times": True})
+            self._log = LineWriter(file, logger.warning)
 
     def close(self) -> None:
         """Write the rest of the log."""

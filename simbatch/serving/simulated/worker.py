@@ -19,9 +19,8 @@ from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 from simbatch.serving.processes import die_with_parent
 from simbatch.serving.recording import device_ran
 from simbatch.serving.simulated import rounds
-from simbatch.serving.simulated.answers import AnswerLengths, MadeUpAnswer, allowed_token, made_up_logprobs
-from simbatch.serving.simulated.device import VirtualGpu, wait_until
-from simbatch.serving.simulated.spec import ServeSpec
+from simbatch.serving.simulated.device import ServeSpec, VirtualGpu, wait_until
+from simbatch.serving.simulated.model import AnswerLengths, MadeUpAnswer, allowed_token, made_up_logprobs
 from simbatch.sim.cost.model import features_of, is_decode
 
 LAYER = "model.layers.0.self_attn.attn"

@@ -6,16 +6,14 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from simbatch.policies.base import Policy
-from simbatch.policies.fixed import Fixed
-from simbatch.policies.priority import Priority
-from simbatch.policies.vllm import VLLM
-from simbatch.routers.base import Router
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.cost.model import CostModel, LinearCost
-from simbatch.sim.engine import Change, Member, run, run_cluster
+from simbatch.sim.engine import Member, Switch, run, run_cluster
 from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.plugins.policy import POLICIES, Policy
+from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.chunk import RequestChunk
 
@@ -130,7 +128,7 @@ class ClusterCase:
     source: ListSource
     seed: int
     refresh_ps: int = 0
-    events: Sequence[Change] = ()
+    events: Sequence[Switch] = ()
 
     def run(self, router: Router, *, spans: bool = True, steps: bool = False) -> RunRecord:
         """Simulate it; policies and draws are made anew each time."""
@@ -162,20 +160,22 @@ def random_cluster(seed: int) -> ClusterCase:
     source = random_source(rng, LONGEST)
     members = members[: rng.randint(1, MAX_REPLICAS)]
     refresh_ps = rng.choice([0, 0, 0, 30 * MS, 200 * MS])
-    events = list[Change]()
+    events = list[Switch]()
     for i in range(len(members)):
         at_ps = 0
         while rng.random() < 0.25:
             at_ps, drains = at_ps + rng.randrange(1, 2000) * MS, rng.random() < 0.3
             up_ps = at_ps + rng.randrange(1, 1000) * MS
-            events += [Change(at_ps, False, i, drains), Change(up_ps, True, i, drains)]
+            events += [Switch(at_ps, False, i, drains), Switch(up_ps, True, i, drains)]
             at_ps = up_ps
     return ClusterCase(members, source, seed, refresh_ps, events)
 
 
 def _random_member(rng: random.Random) -> Member:
-    policy = rng.choice([VLLM(), VLLM(), Fixed(batch_size=rng.choice([1, 3])), Priority(max_batch_size=8)])
-    config = random_config(rng, policy, is_vllm=isinstance(policy, VLLM))
+    few = {"batch_size": rng.choice([1, 3])}
+    name, parameters = rng.choice([("vllm", {}), ("vllm", {}), ("fixed", few), ("priority", {"max_batch_size": 8})])
+    policy = POLICIES.load(name, parameters, folder=Path())
+    config = random_config(rng, policy, is_vllm=name == "vllm")
     if rng.random() < 0.4:
         times = HostTimes(update_base_ps=rng.choice([0, MS]), admit_base_ps=MS, lag_ps=rng.choice([0, 3 * MS]))
         chunk_ps, network_ps = rng.choice([0, MS]), rng.choice([0, MS])

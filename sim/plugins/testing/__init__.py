@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from simbatch.sim.engine.record import RunRecord, differences
 from simbatch.sim.errors import UserError
-from simbatch.sim.plugins.contract import Plugin
+from simbatch.sim.plugins.named import Plugin
 
 
 class BrokenRuleError(AssertionError):
@@ -28,7 +28,7 @@ C = TypeVar("C", bound=Case)
 
 
 @dataclass(frozen=True)
-class Trial(Generic[C]):
+class TriedCase(Generic[C]):
     """What happened in one random case, simulated step by step; `again(spans=...)` is the same case and object."""
 
     made: Any
@@ -37,7 +37,7 @@ class Trial(Generic[C]):
     again: Callable[..., RunRecord]
 
 
-Rule = Callable[[Trial[C]], Iterator[str]]
+Rule = Callable[[TriedCase[C]], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def check(
         num_requests, num_steps = num_requests + len(record.requests), num_steps + record.num_steps
         num_replicas += record.num_replicas
         for name, rule in asked.items():
-            if fault := next(rule(Trial(made, case, record, partial(case.run, made))), None):
+            if fault := next(rule(TriedCase(made, case, record, partial(case.run, made))), None):
                 raise broken(f"{says} {name!r} in case {number}: {fault}")
         if progress is not None:
             progress(number - seed + 1)
@@ -96,11 +96,11 @@ def parameters_fault(made: Plugin) -> str | None:
     return None if again.parameters() == parameters else f"{again.parameters()} of {parameters}"
 
 
-def determinism(trial: Trial[C]) -> Iterator[str]:
+def determinism(trial: TriedCase[C]) -> Iterator[str]:
     """An object does what it did when it is run again: its state is made in `start`."""
     yield from differences(trial.record, trial.again(spans=False), "run again, the same object does otherwise")
 
 
-def spans(trial: Trial[C]) -> Iterator[str]:
+def spans(trial: TriedCase[C]) -> Iterator[str]:
     """Leaping over steps in which nothing changes gives the same: nothing hangs on being asked at each of them."""
     yield from differences(trial.record, trial.again(spans=True), "leaping over steps differs")

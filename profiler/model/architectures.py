@@ -1,0 +1,120 @@
+"""The architectures that are known, one row each: what a `config.json` leaves to the model's code.
+
+Everything that configs say by keys of their own is read from them whatever the architecture: experts, latent attention,
+windows by `layer_types`, linear attention, Mamba. Read off vLLM 0.32's model classes (vllm/model_executor/models) and,
+for what a config may leave out, off the defaults of Hugging Face's configuration classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Windows = Literal["", "layer_types", "all", "alternate", "pattern", "chunked"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What all models of an architecture have in common.
+
+    `qkv_bias`, `o_bias`: None means as `attention_bias` says. `windows`: which layers look at a window where
+    `layer_types` is missing. `norms`: of a layer. `defaults`: what holds for keys that a config leaves out.
+    """
+
+    qkv_bias: bool | None = None
+    o_bias: bool | None = False
+    qk_norm: Literal["", "head", "all"] = ""
+    has_gate: bool = False
+    has_sinks: bool = False
+    norms: int = 2
+    windows: Windows = "layer_types"
+    is_tied: bool = False
+    router_bias: Literal["", "16", "fp32"] = ""
+    router_in_fp32: bool = False
+    expert_bias: bool = False
+    shared_gate: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_LLAMA = Architecture(o_bias=None)
+_QWEN2 = Architecture(qkv_bias=True)
+_QWEN3 = Architecture(qk_norm="head")
+_QWEN_HYBRID = Architecture(
+    qkv_bias=False,
+    qk_norm="head",
+    has_gate=True,
+    shared_gate=True,
+    defaults={
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+    },
+)
+_GEMMA = Architecture(is_tied=True, windows="", defaults={"head_dim": 256})
+_GEMMA2 = replace(_GEMMA, norms=4, windows="alternate", o_bias=None)
+_GEMMA3 = replace(
+    _GEMMA2,
+    qk_norm="head",
+    windows="pattern",
+    defaults={
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+        "sliding_window_pattern": 6,
+    },
+)
+_DEEPSEEK = Architecture(qkv_bias=False, router_bias="fp32")
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForCausalLM": replace(_LLAMA, windows="all"),
+    "Mistral3ForConditionalGeneration": replace(_LLAMA, defaults={"max_position_embeddings": 262_144}),
+    "Ministral3ForCausalLM": replace(_LLAMA, defaults={"max_position_embeddings": 262_144}),
+    "GraniteForCausalLM": replace(_LLAMA, is_tied=True),
+    "SeedOssForCausalLM": replace(_QWEN2, windows=""),
+    "Phi3ForCausalLM": Architecture(qkv_bias=False, windows="all"),
+    "MixtralForCausalLM": Architecture(qkv_bias=False, windows="all"),
+    "Qwen2ForCausalLM": _QWEN2,
+    "Qwen2MoeForCausalLM": replace(_QWEN2, shared_gate=True),
+    "Qwen2VLForConditionalGeneration": _QWEN2,
+    "Qwen2_5_VLForConditionalGeneration": _QWEN2,
+    "MiMoForCausalLM": _QWEN2,
+    "Qwen3ForCausalLM": _QWEN3,
+    "Qwen3MoeForCausalLM": _QWEN3,
+    "Qwen3VLForConditionalGeneration": _QWEN3,
+    "Qwen3VLMoeForConditionalGeneration": _QWEN3,
+    "Qwen3NextForCausalLM": _QWEN_HYBRID,
+    "Qwen3_5ForCausalLM": _QWEN_HYBRID,
+    "Qwen3_5MoeForCausalLM": _QWEN_HYBRID,
+    "Qwen3_5ForConditionalGeneration": _QWEN_HYBRID,
+    "Qwen3_5MoeForConditionalGeneration": _QWEN_HYBRID,
+    "GemmaForCausalLM": _GEMMA,
+    "Gemma2ForCausalLM": _GEMMA2,
+    "Gemma3ForCausalLM": _GEMMA3,
+    "Gemma3ForConditionalGeneration": _GEMMA3,
+    "Gemma4ForCausalLM": replace(_GEMMA3, defaults={"head_dim": 256, "sliding_window_pattern": 6}),
+    "Gemma4ForConditionalGeneration": replace(_GEMMA3, defaults={"head_dim": 256, "sliding_window_pattern": 6}),
+    "GptOssForCausalLM": Architecture(
+        qkv_bias=True, o_bias=True, has_sinks=True, windows="alternate", router_bias="16", expert_bias=True
+    ),
+    "DeepseekV2ForCausalLM": _DEEPSEEK,
+    "DeepseekV3ForCausalLM": _DEEPSEEK,
+    "DeepseekV32ForCausalLM": _DEEPSEEK,
+    "GlmMoeDsaForCausalLM": _DEEPSEEK,
+    "Glm4MoeLiteForCausalLM": _DEEPSEEK,
+    "KimiK25ForConditionalGeneration": _DEEPSEEK,
+    "GlmForCausalLM": Architecture(),
+    "Glm4ForCausalLM": Architecture(norms=4),
+    "Glm4MoeForCausalLM": Architecture(router_bias="fp32", router_in_fp32=True),
+    "MiniMaxM2ForCausalLM": Architecture(qk_norm="all", router_bias="fp32", router_in_fp32=True, windows=""),
+    "Llama4ForCausalLM": replace(_LLAMA, windows="chunked"),
+    "Llama4ForConditionalGeneration": replace(_LLAMA, windows="chunked"),
+    "NemotronHForCausalLM": Architecture(norms=1, windows="", router_bias="fp32"),
+}

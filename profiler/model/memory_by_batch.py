@@ -1,0 +1,125 @@
+"""Memory against batch size: what weights, reserves and the requests' KV cache take, as a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simbatch.profiler.model.memory_answer import gpu_of_flags, lengths_of_flags, plan_of
+from simbatch.profiler.model.memory_batch import held_blocks
+from simbatch.profiler.model.memory_plan import MemoryPlan
+from simbatch.profiler.model.published import find_model
+from simbatch.sim.cost.gpus import GIB
+from simbatch.sim.errors import Problem, UserError
+
+
+class Batch(NamedTuple):
+    """GiB of one batch size; `kv_gib` on average over its steps, `kv_most_gib` when all are at their longest."""
+
+    batch: int
+    weights_gib: float
+    reserves_gib: float
+    kv_gib: float
+    kv_most_gib: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class ByBatch:
+    """All batch sizes of a plan."""
+
+    title: str
+    usable_gib: float
+    total_gib: float
+    kv_gib: float
+    rows: tuple[Batch, ...]
+
+    def content(self) -> list[dict[str, Any]]:
+        """As JSON."""
+        return [row._asdict() for row in self.rows]
+
+    def text(self) -> str:
+        """As a table."""
+        head = ("requests", "weights", "reserves", "KV, mean", "KV, longest", "together", "")
+        lines = [
+            (
+                f"{row.batch:,}",
+                *(f"{value:.2f}" for value in row[1:5]),
+                f"{row.weights_gib + row.reserves_gib + row.kv_most_gib:.2f}",
+                "fits" if row.fits else f"above {self.usable_gib:.2f} GiB",
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
+        shown = ["  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in (head, *lines)]
+        return "\n".join(["Memory in GiB by requests that run at once", *(line.rstrip() for line in shown)])
+
+
+def by_batch(model: str, flags: Mapping[str, Any], batches: str | None) -> ByBatch:
+    """Of the sizes in `batches` (`1,8,64`), or of those up to what fits; UserError without lengths."""
+    lengths = lengths_of_flags(flags)
+    if lengths is None:
+        mend = "add --prompt-len and --output-len, or --trace"
+        raise UserError(Problem("--batches", "needs the lengths of the requests", mend=mend))
+    gpu = gpu_of_flags(flags)
+    config, name, _ = find_model(model, flags.get("assume"))
+    plan = plan_of(config, gpu, flags)
+    kept = lengths.within(plan.limits.max_model_len)
+    held = held_blocks(kept, plan.layout.held_by)
+    mean = float(held @ np.arange(len(held)))
+    longest = (kept.num_prompt_tokens + kept.num_output_tokens).max(keepdims=True) - 1
+    most = int(plan.layout.held_by(longest)[0])
+    sizes = _sizes(batches, max(1, (plan.num_gpu_blocks - 1) // most))
+    rows = tuple(_batch(plan, size, mean, most) for size in sizes)
+    title = f"{name} on {gpu.name}: {lengths.source}"
+    sizes_gib = plan.usable_bytes / GIB, plan.total_bytes / GIB, plan.kv_cache_bytes / GIB
+    return ByBatch(title, *sizes_gib, rows)
+
+
+def _batch(plan: MemoryPlan, size: int, mean: float, most: int) -> Batch:
+    a_block = plan.layout.bytes_per_block / GIB
+    reserves = sum(part.value for part in plan.parts) / GIB
+    fits = size * most <= plan.num_gpu_blocks - 1
+    return Batch(size, plan.weights_bytes / GIB, reserves, size * mean * a_block, size * most * a_block, fits)
+
+
+def _sizes(batches: str | None, largest: int) -> list[int]:
+    if batches is None:
+        sizes = {2**power for power in range(20) if 2**power < largest}
+        return sorted({*sizes, largest, -(-5 * largest // 4)})
+    words = batches.split(",")
+    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        raise UserError(Problem("--batches", "must be whole numbers with commas", batches, "for example 1,8,64"))
+    return sorted({int(word) for word in words})
+
+
+def draw(table: ByBatch, path: Path) -> None:
+    """To a PNG: stacked bars, the GPU's memory and vLLM's share of it as lines."""
+    from simbatch.sim.report.style import LIMIT, PALETTE, figure, headline
+
+    with figure(path, 8.5, 4.2) as drawing:
+        headline(drawing, f"Memory by batch size. {table.title}")
+        axes = drawing.subplots()
+        places, base = np.arange(len(table.rows)), np.zeros(len(table.rows))
+        stacks: Sequence[tuple[str, list[float]]] = (
+            ("weights", [row.weights_gib for row in table.rows]),
+            ("activations, graphs, libraries", [row.reserves_gib for row in table.rows]),
+            ("KV cache, mean", [row.kv_gib for row in table.rows]),
+            ("KV cache, all at their longest", [row.kv_most_gib - row.kv_gib for row in table.rows]),
+        )
+        for (label, values), colour in zip(stacks, PALETTE, strict=False):
+            axes.bar(places, values, bottom=base, color=colour, label=label, width=0.7)
+            base = base + np.array(values)
+        axes.axhline(table.usable_gib, color=LIMIT, linewidth=1.2, label=f"vLLM may take {table.usable_gib:.1f} GiB")
+        axes.axhline(
+            table.total_gib, color="#999999", linewidth=1, linestyle="--", label=f"GPU {table.total_gib:.1f} GiB"
+        )
+        axes.set_xticks(places, [f"{row.batch:,}" for row in table.rows])
+        axes.set_xlabel("requests that run at once")
+        axes.set_ylabel("GiB")
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -1,0 +1,125 @@
+"""Models by their Hugging Face names: the figures of their published configs, shipped; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from difflib import get_close_matches
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from simbatch.profiler.model.config import ModelConfig, model_config_of, read_model_config
+from simbatch.profiler.model.quantisation import GROUP
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.paths import stat_of
+
+FILE = "published.json"
+# Endings of names that do not change a shape.
+VARIANT = re.compile(r"[-_](instruct|it|chat|base|hf|thinking|pt|\d{4}|v?0\.\d)$")
+QUANTISED = {  # endings that say how a checkpoint is stored, and what that means
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP},
+    "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": GROUP},
+    "gptq-int8": {"quant_method": "gptq", "bits": 8, "group_size": GROUP},
+    "fp8": {"quant_method": "fp8"},
+    "fp8-dynamic": {"quant_method": "fp8"},
+    "quantized.w4a16": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"type": "int", "num_bits": 4}}},
+    },
+    "quantized.w8a8": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"type": "int", "num_bits": 8}}},
+    },
+    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    "bnb-4bit": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+}
+
+
+@cache
+def published_models() -> dict[str, dict[str, Any]]:
+    """The configs by name, as they are published (docs/memory.md names their sources)."""
+    text = (resources.files("simbatch.profiler.model") / FILE).read_text(encoding="utf-8")
+    models: dict[str, dict[str, Any]] = json.loads(text)["models"]
+    return models
+
+
+def published_config(name: str) -> dict[str, Any] | None:
+    """The config of a model of the table, or of one that has its shape; None for others."""
+    known = _known(name)
+    return None if known is None else published_models()[known]
+
+
+def find_model(model: str | Path, assume: str | None = None) -> tuple[ModelConfig, str, tuple[str, ...]]:
+    """A folder, a config.json, or a name of the table: its config, a short name, and what was taken for granted.
+
+    Raises UserError where it is none of them.
+    """
+    path = Path(model)
+    file = path / "config.json" if path.is_dir() else path
+    if stat_of(file) is not None:
+        config = read_model_config(path, assume)
+        return config, (path if path.is_dir() else path.parent).resolve().name, config.assumed
+    if path.is_dir():
+        rule = "there is no config.json in this folder"
+        raise UserError(Problem(str(path), rule, mend="name the folder that holds it; nothing is downloaded"))
+    return _by_name(str(model), assume)
+
+
+def _by_name(name: str, assume: str | None) -> tuple[ModelConfig, str, tuple[str, ...]]:
+    found, ending = _known(name), None
+    if found is None:
+        found, ending = _with_ending(name)
+    if found is None:
+        raise _unknown(name)
+    content, notes = published_models()[found], []
+    if ending is not None:
+        content = {**content, "quantization_config": QUANTISED[ending]}
+        notes.append(f"{name} is planned as {found} with {ending} weights: its own config.json is not in the table.")
+    elif _key(found) != _key(name):
+        notes.append(f"{name} is planned as {found}, which has its shape.")
+    config = model_config_of(content, found, assume)
+    return config, name.rsplit("/", 1)[-1], (*notes, *config.assumed)
+
+
+def _known(name: str) -> str | None:
+    keys, key = _keys(), _key(name)
+    while key not in keys and VARIANT.search(key):
+        key = VARIANT.sub("", key)
+    return keys.get(key)
+
+
+def _with_ending(name: str) -> tuple[str | None, str | None]:
+    lower = name.lower()
+    for ending in sorted(QUANTISED, key=len, reverse=True):
+        if lower.endswith(f"-{ending}") and (found := _known(name[: -len(ending) - 1])) is not None:
+            return found, ending
+    return None, None
+
+
+@cache
+def _keys() -> dict[str, str]:
+    """Names and names without what does not change a shape, the plain ones first."""
+    found = {_key(name): name for name in published_models()}
+    for name in published_models():
+        key = _key(name)
+        while VARIANT.search(key):
+            key = VARIANT.sub("", key)
+            found.setdefault(key, name)
+    return found
+
+
+def _key(name: str) -> str:
+    """Without organisation, in lower case; Meta writes its name in front of some."""
+    return name.rsplit("/", 1)[-1].lower().removeprefix("meta-")
+
+
+def _unknown(name: str) -> UserError:
+    models = published_models()
+    near = get_close_matches(_key(name), [_key(known) for known in models], n=3, cutoff=0.5)
+    nearest = [known for known in models if _key(known) in near]
+    guess = f"near it: {', '.join(nearest)}. " if nearest else ""
+    rule = f"is no folder or config.json here, and none of the {len(models)} models that ship"
+    mend = f"{guess}Name the folder of a checkpoint, or a config.json saved from its page; nothing is downloaded"
+    return UserError(Problem("MODEL", rule, name, mend))
