@@ -33,7 +33,7 @@ from benchmarks.first_look import (
 )
 from simbatch import Scenario
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.uncertainty import factors, scaled
+from simbatch.sim.cost.uncertainty import deviations, factors, scaled
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.bands import NUM_DRAWS, Bands, drawn_settings
@@ -76,7 +76,7 @@ def random_coverage(number: int, jobs: int) -> None:
         resolved, runner = resolve(scenario), Runner(scenario, jobs=jobs)
         draws = [(drawn_settings(resolved, draw), scenario.seed) for draw in range(NUM_DRAWS + 1)]
         *others, truth = runner(draws)
-        bands = Bands(others, [])
+        bands = Bands(others, {})
         for key in KEYS:
             band, value = bands.of(REGISTRY[key]), REGISTRY[key].of(truth)
             assert band is not None
@@ -105,7 +105,7 @@ def _held(run: Run, folder: Path, profile: str) -> Iterator[tuple[str, bool]]:
     base = load_profile(profile, folder=Path())
     with TemporaryDirectory() as temporary:
         drawn = [
-            figures(*simulated_run(run, recorded, Path(temporary), 0, scaled(base, factors(base, 0, draw))))
+            figures(*simulated_run(run, recorded, Path(temporary), 0, scaled(base, factors(base, deviations(0, draw)))))
             for draw in range(NUM_DRAWS)
         ]
     for name in (name for name in (*FIGURES, "tokens/s") if "ITL" not in name):

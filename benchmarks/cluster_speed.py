@@ -18,7 +18,7 @@ import resource
 import time
 from pathlib import Path
 
-from benchmarks.engine_speed import AZURE, Repeated, azure_scenario
+from benchmarks.engine_speed import AZURE, HOST, Repeated, azure_scenario, device_alone
 from simbatch.sim import engine
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine import Member, run_cluster
@@ -34,10 +34,13 @@ LEAST = "least_requests"
 CASES = ((1, LEAST), (4, LEAST), (16, "round_robin"), (16, LEAST), (64, LEAST))
 
 
-def resolved_for(path: Path, replicas: int) -> Resolved:
-    """The trace, as many times as fast."""
+def resolved_for(path: Path, replicas: int, *, is_timed: bool = False) -> Resolved:
+    """The trace, as many times as fast, with and without times of host and front end."""
     scenario = azure_scenario(path, enable_prefix_caching=False)
-    return resolve(scenario.override({"workload.trace.rate_scale": 0.3 * replicas}), "vllm")
+    scenario = scenario.override({"workload.trace.rate_scale": 0.3 * replicas})
+    if is_timed:
+        return resolve(scenario.override({"host.from": str(HOST)}), "vllm")
+    return device_alone(resolve(scenario, "vllm"))
 
 
 def members_of(resolved: Resolved, replicas: int) -> list[Member]:
@@ -45,9 +48,9 @@ def members_of(resolved: Resolved, replicas: int) -> list[Member]:
     return [Member(resolved.engine, resolved.cost_model(), copy.deepcopy(resolved.policy)) for _ in range(replicas)]
 
 
-def cluster_rate(path: Path, replicas: int, router: str, repeat: int) -> tuple[float, int]:
+def cluster_rate(path: Path, replicas: int, router: str, repeat: int, is_timed: bool) -> tuple[float, int]:
     """Requests per CPU second, the best of several runs, and the segments of one."""
-    best, segments, resolved = 0.0, 0, resolved_for(path, replicas)
+    best, segments, resolved = 0.0, 0, resolved_for(path, replicas, is_timed=is_timed)
     for _ in range(repeat):
         source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
         members = members_of(resolved, replicas)
@@ -61,7 +64,7 @@ def million(path: Path) -> None:
     begin_s = time.perf_counter()
     scenario = azure_scenario(path, enable_prefix_caching=False)
     cluster = {"replicas": 64, "router": {"name": LEAST}}
-    resolved = resolve(scenario.override({"workload.trace.rate_scale": 0.3 * 64, "cluster": cluster}))
+    resolved = device_alone(resolve(scenario.override({"workload.trace.rate_scale": 0.3 * 64, "cluster": cluster})))
     assert resolved.fleet is not None
     one = open_workload(resolved.scenario.workload, seed=0, folder=Path())
     source = Repeated(one, 52, max(chunk.arrival_ps[-1] for chunk in one.chunks()))
@@ -104,6 +107,7 @@ def main() -> None:
     parser.add_argument("--azure", type=Path, default=AZURE)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--million", action="store_true")
+    parser.add_argument("--host", action="store_true", help="with times of host and front end")
     parser.add_argument("--soak", type=int, metavar="CASES", help="whether spans equal stepping in so many clusters")
     parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     options = parser.parse_args()
@@ -114,7 +118,7 @@ def main() -> None:
     if options.million:
         million(options.azure)
         return
-    lone, resolved = 0.0, resolved_for(options.azure, 1)
+    lone, resolved = 0.0, resolved_for(options.azure, 1, is_timed=options.host)
     for _ in range(options.repeat):
         source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
         record = engine.run(resolved.engine, resolved.cost_model(), copy.deepcopy(resolved.policy), source)
@@ -122,7 +126,7 @@ def main() -> None:
     print("| replicas | router | requests per CPU second | of one engine's | events |\n|---|---|---|---|---|")
     print(f"| no cluster | - | {lone:,.0f} | 1 | {len(record.segments):,} |")
     for replicas, router in CASES:
-        rate, segments = cluster_rate(options.azure, replicas, router, options.repeat)
+        rate, segments = cluster_rate(options.azure, replicas, router, options.repeat, options.host)
         print(f"| {replicas} | `{router}` | {rate:,.0f} | {rate / lone:.2f} | {segments:,} |", flush=True)
 
 

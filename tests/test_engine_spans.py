@@ -1,10 +1,11 @@
-"""Spans equal stepping: the same decisions at the same times, whatever the configuration."""
+"""Leaping over steps gives what stepping gives, with times of host and front end too, and every run ends."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,20 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simbatch import Scenario
+from simbatch.policies.vllm import VLLM
+from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.engine import Run, run
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.pace import span_ps, steps_until
-from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
+from simbatch.sim.engine.record import FINISHED, REJECTED, UNFINISHED, RunRecord
+from simbatch.sim.engine.resources import Host
+from simbatch.sim.metrics.steady import warnings_of
+from simbatch.sim.scenario import resolve
+from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 from tests.engine_cases import itl_ps, random_case
+from tests.results_records import facts
 
 
 def simulate(seed: int, *, steps: bool, spans: bool) -> RunRecord:
@@ -139,3 +148,150 @@ def test_company_changes_nothing(seed: int) -> None:
     assert recorder.first_token_ps.tolist() == alone.requests.first_token_ps.tolist()
     assert seen_ps == sorted(seen_ps)
     assert all(now <= 7_000_000_001 * (i + 1) for i, now in enumerate(seen_ps))  # it never ran ahead of the other
+
+
+TIMES = HostTimes(
+    graph=LaunchTimes(1_000, 10),
+    piecewise=LaunchTimes(20_000, 100, 3_000, 7),
+    none=LaunchTimes(500_000, 2_000, 40_000, 11),
+    update_base_ps=50,
+    update_per_seq_ps=3,
+    admit_base_ps=70,
+    admit_per_prompt_token_ps=2,
+)
+# (requests, of which are prefills, tokens) with a largest graph of 64
+KINDS = [
+    ((1, 0, 1), "graph"),
+    ((64, 0, 64), "graph"),  # at most that many requests
+    ((65, 0, 65), "none"),  # 65 tokens are too many for pieces too
+    ((1, 1, 64), "piecewise"),  # at most that many tokens
+    ((1, 1, 65), "none"),
+    ((40, 1, 64), "piecewise"),  # one prefill is enough
+    ((40, 1, 103), "none"),
+    ((1, 1, 1), "piecewise"),  # the last token of a prompt is no decode
+]
+
+
+@pytest.mark.parametrize(("batch", "kind"), KINDS)
+def test_kinds_of_launch(batch: tuple[int, int, int], kind: str) -> None:
+    """`graph`: no prefills, and requests up to the largest graph; `piecewise`: tokens up to it; `none`: the rest."""
+    host, (num_requests, num_prefills, num_tokens) = Host(TIMES, 64), batch
+    assert host.kind(*batch) == kind
+    expected = {
+        "graph": 1_000 + 10 * num_requests,
+        "piecewise": 20_000 + 100 * num_requests + 3_000 * num_prefills + 7 * num_tokens,
+        "none": 500_000 + 2_000 * num_requests + 40_000 * num_prefills + 11 * num_tokens,
+    }
+    assert host.launch_ps(*batch) == expected[kind]
+
+
+@pytest.mark.parametrize("batch", [(1, 0, 1), (64, 0, 64), (1, 1, 1), (3, 2, 700)])
+def test_without_graphs_every_launch_is_of_kind_none(batch: tuple[int, int, int]) -> None:
+    assert Host(TIMES, 0).kind(*batch) == "none"
+
+
+def inline(**engine: Any) -> Scenario:
+    """A scenario of a profile that has a host."""
+    profile: dict[str, Any] = {
+        "num_gpu_blocks": 1000,
+        "step_time": {"base_s": 0.01, "per_prefill_token_s": 0, "per_decode_seq_s": 0, "per_context_token_s": 0},
+        "host": {"launch": {"none": {"base_s": 0.02}}},
+    }
+    workload = {"num_prompts": 2, "request_rate": 1, "prompt_len": {"distribution": "fixed", "mean": 10}}
+    workload |= {"output_len": {"distribution": "fixed", "mean": 4}}
+    return Scenario.from_dict({"profile": profile, "engine": engine, "workload": workload})
+
+
+def test_enforce_eager_is_no_graphs() -> None:
+    engine = {"max_model_len": 1000, "max_num_seqs": 16, "max_num_batched_tokens": 512}
+    assert resolve(inline(**engine)).engine.max_capture_size == 32
+    assert resolve(inline(**engine, max_cudagraph_capture_size=8)).engine.max_capture_size == 8
+    assert resolve(inline(**engine, enforce_eager=True)).engine.max_capture_size == 0
+
+
+class Doubled:
+    """Launches of one kind take twice their mean."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind, self.asked = kind, list[tuple[int, str]]()
+
+    def draws_for(self, kind: str) -> bool:
+        return kind == self._kind
+
+    def launch_ps(self, mean_ps: int, kind: str) -> int:
+        self.asked.append((mean_ps, kind))
+        return 2 * mean_ps
+
+
+def test_only_spread_kinds_take_a_draw() -> None:
+    draws = Doubled("piecewise")
+    host = Host(TIMES, 64, draws)
+    assert [host.launch_ps(*batch) for batch in ((2, 0, 2), (1, 1, 64), (1, 1, 65))] == [1_020, 47_096, 542_715]
+    assert draws.asked == [(23_548, "piecewise")]
+    assert not host.draws_for(64)
+    assert Host(TIMES, 64, Doubled("graph")).draws_for(64)
+    assert Host(TIMES, 64, Doubled("none")).draws_for(65)
+
+
+def test_updates_and_admissions() -> None:
+    host = Host(TIMES, 64)
+    assert (host.update_ps(5), host.admit_ps(100)) == (65, 270)
+
+
+STUCK = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 1024, "num_gpu_blocks": 5}
+SLOW = HostTimes(lag_ps=10**9, tail_ps=10**8, update_base_ps=10**8)
+
+
+def run_of(rows: list[tuple[int, int, int]], **settings: Any) -> RunRecord:
+    """A run of (arrival_ps, prompt, output) with 64 tokens of KV memory, if nothing else is said."""
+    case = random_case(1)
+    case.source.rows = [(*row, 0, ()) for row in rows]
+    case.source.max_concurrency = case.noise_seed = None
+    case.config, case.policy = EngineConfig(**STUCK | settings), VLLM()
+    return case.run()
+
+
+@pytest.mark.parametrize("host", [None, SLOW])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_prompt_that_never_fits_ends_the_run(is_async: bool, host: HostTimes | None) -> None:
+    """Nothing can be scheduled and nothing will change: the run is over after `MAX_EMPTY_STEPS` calls."""
+    record = run_of([(0, 10, 5), (1, 100, 5), (2, 10, 5)], async_scheduling=is_async, host=host)
+    assert record.requests.status.tolist() == [FINISHED, UNFINISHED, UNFINISHED]  # behind it nobody gets in
+    assert record.requests.num_output_tokens.tolist() == [5, 0, 0]
+    assert record.requests.scheduled_ps[1:].tolist() == [-1, -1]
+    assert "2 of 3 requests never finished: the engine was stuck." in warnings_of(record, facts())
+
+
+@pytest.mark.parametrize("host", [None, SLOW])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_requests_that_rotate_for_ever_end_the_run(
+    is_async: bool, host: HostTimes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt larger than the pool, admitted by its first chunk, preempts itself again and again: no token comes."""
+    monkeypatch.setattr("simbatch.sim.engine.stepwise.MAX_FRUITLESS_STEPS", 1000)
+    settings = {"scheduler_reserve_full_isl": False, "enable_prefix_caching": False}
+    record = run_of([(0, 100, 5), (0, 10, 5)], async_scheduling=is_async, host=host, **settings)
+    assert record.requests.status.tolist() == [UNFINISHED, UNFINISHED]
+    assert not record.requests.num_output_tokens.any()
+    assert 100 < record.num_preemptions <= 1001
+    assert record.num_steps <= 2 * 1001  # every other step is leapt over, and not counted
+    assert "2 of 2 requests never finished: the engine was stuck." in warnings_of(record, facts())
+
+
+@pytest.mark.parametrize("host", [None, SLOW])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_max_model_len_cuts_and_rejects(is_async: bool, host: HostTimes | None) -> None:
+    """A prompt must leave room for one token; outputs end where both together reach the limit, as in vLLM."""
+    settings = {"max_model_len": 100, "num_gpu_blocks": 50, "async_scheduling": is_async, "host": host}
+    record = run_of([(0, 90, 10), (0, 90, 11), (0, 99, 1), (0, 99, 50), (0, 100, 1), (0, 300, 5)], **settings)
+    assert record.requests.status.tolist() == [FINISHED] * 4 + [REJECTED] * 2
+    assert record.requests.num_output_tokens.tolist() == [10, 10, 1, 1, 0, 0]
+    assert record.num_truncated == 2  # not those that are rejected
+    assert record.requests.reason == {
+        4: "prompt of 100 tokens is not shorter than max_model_len (100)",
+        5: "prompt of 300 tokens is not shorter than max_model_len (100)",
+    }
+    assert warnings_of(record, facts()) == [
+        "2 of 6 requests were rejected; see the reasons.",
+        "2 of 6 requests had their output cut, as vLLM does where prompt and output reach max_model_len.",
+    ]

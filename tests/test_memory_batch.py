@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simbatch import Scenario, simulate
-from simbatch.profiler.model.memory_batch import Lengths, fit, held_blocks, lengths_of, runnable, whole_blocks
+from simbatch.profiler.model.memory_batch import RequestLengths, fit, held_blocks, lengths_of, runnable, whole_blocks
 from simbatch.sim.errors import UserError
 from simbatch.sim.workload.lengths import Lognormal, length_draw
 
@@ -18,7 +18,7 @@ def drawn(number=50_000):
     for seed, length in enumerate((PROMPT, OUTPUT)):
         draw = length_draw(Lognormal.model_validate(length), folder=None, of="num_prompt_tokens")
         pair.append(draw(np.random.default_rng(seed), number))
-    return Lengths(*pair, "drawn")
+    return RequestLengths(*pair, "drawn")
 
 
 def simulated(seats, blocks, prompt=PROMPT, output=OUTPUT, num_prompts=6000, **how):
@@ -42,16 +42,16 @@ def simulated(seats, blocks, prompt=PROMPT, output=OUTPUT, num_prompts=6000, **h
 
 
 def test_blocks_of_one_request_step_by_step():
-    one = Lengths(np.array([30]), np.array([5]), "")
+    one = RequestLengths(np.array([30]), np.array([5]), "")
     # 30, 31, 32, 33, 34 tokens in five steps
     assert held_blocks(one, whole_blocks(16)).tolist() == [0, 0, 3 / 5, 2 / 5]
     # a request of 100 steps is met twenty times as often as one of 5
-    two = Lengths(np.array([16, 1600]), np.array([1, 99]), "")
+    two = RequestLengths(np.array([16, 1600]), np.array([1, 99]), "")
     assert held_blocks(two, whole_blocks(16))[1] == 1 / 100
 
 
 def test_the_convolution_is_that_of_the_definition():
-    lengths = Lengths(np.array([3, 40, 7]), np.array([9, 20, 50]), "")
+    lengths = RequestLengths(np.array([3, 40, 7]), np.array([9, 20, 50]), "")
     held = held_blocks(lengths, whole_blocks(16))
     for usable in (3, 10, 25):
         found, sums = fit(lengths, usable, whole_blocks(16), risk=0.1), np.ones(1)
@@ -83,7 +83,7 @@ def test_the_risk_is_what_the_engine_meets(tmp_path):
     found = fit(drawn(), usable, whole_blocks(16))
     shares = []
     for seats in (found.at_risk, found.average):
-        simulated(seats, 20_000, steps=True, num_prompts=12_000).save(tmp_path)
+        simulated(seats, 20_000, steps=True, num_prompts=5000).save(tmp_path)
         free = pq.read_table(tmp_path / "steps.parquet", columns=["free_blocks"]).column(0).to_numpy()
         used = (19_999 - free)[2000:-5000]  # from full seats to full seats
         shares.append((used > usable).mean())
@@ -104,7 +104,7 @@ def test_preemptions_are_rare_at_it_and_common_above():
 
 
 def test_what_vllm_rejects_and_cuts_is_left_out_and_said():
-    lengths = Lengths(np.array([100, 900, 1000, 5000]), np.array([10, 200, 10, 10]), "four")
+    lengths = RequestLengths(np.array([100, 900, 1000, 5000]), np.array([10, 200, 10, 10]), "four")
     kept, notes = runnable(lengths, 1000, "four")
     assert kept.num_prompt_tokens.tolist() == [100, 900]
     assert kept.num_output_tokens.tolist() == [10, 100]

@@ -36,7 +36,7 @@ def planned(
     asked: Demand, kinds: Sequence[ReplicaKind], routers: Sequence[str] = ("least_requests",), **rules: Any
 ) -> FleetPlan:
     runner = Runner(asked.scenario, jobs=1)
-    return make_plan(asked, kinds, LIMITS, runner, routers=routers, seeds=[0], rules=Rules(**rules))
+    return make_plan(asked, kinds, LIMITS, runner, routers=routers, seeds=[0], rules=Rules(**rules), num_draws=0)
 
 
 def brute_force(

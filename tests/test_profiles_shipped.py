@@ -40,7 +40,13 @@ DECODE, OTHERS = 0.03, 0.06
 OURS = ("h100-llama-3.1-8b-awq", "h100-llama-3.1-8b-bf16-measured")  # python -m benchmarks.measured_profiles
 RESOLVED = ("rtx4090-llama-3.1-8b-bf16", *OURS)
 # FP8 products on Hopper are slower just above 64, 128 ... tokens than at the next of these: no rising function follows.
-WORSE_DECODE = {"h200-llama-3.1-70b-fp8": 0.04, "h200-llama-3.1-70b-fp8-kvfp8": 0.04}
+WORSE_DECODE = {
+    "h200-llama-3.1-70b-fp8": 0.04,
+    "h200-llama-3.1-70b-fp8-kvfp8": 0.04,
+    "h200-llama-3.3-70b-instruct-fp8": 0.04,
+    "h200-qwen2.5-72b-instruct-fp8": 0.04,
+    "b200-llama-3.3-70b-instruct-fp8": 0.05,
+}
 
 
 def shipped(name):

@@ -1,20 +1,24 @@
 """Step times of what nobody measured: the roofline, and a measured profile with smaller weights."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from simbatch import Scenario, simulate
+from simbatch.cli import cli
 from simbatch.profiler.fit.design import StepLimits, sample_steps
 from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_profile
-from simbatch.profiler.model.roofline import roofline_of
+from simbatch.profiler.model.published import find_model
+from simbatch.profiler.model.roofline import met_share, roofline_of
 from simbatch.profiler.records.steps import Steps, predict_s
 from simbatch.profiler.write import profile_json
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import GPUS, find_gpu, gpu_of
 from simbatch.sim.errors import UserError
-from tests.model_configs import llama, published
+from tests.model_configs import LLAMA_8B, llama, published
 
 GPU = GPUS["rtx4090"]
 LIMITS = StepLimits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
@@ -236,3 +240,65 @@ def test_a_datasheet_of_ones_own_stands_alone_or_changes_a_known_one():
 def test_a_wrong_datasheet_says_what_is_wrong(spec, said):
     with pytest.raises(UserError, match=said):
         gpu_of(None, spec)
+
+
+def model(name):
+    return find_model(name)[0]
+
+
+def test_few_tokens_meet_few_experts_and_many_meet_all():
+    assert met_share(128, 8, 1) == pytest.approx(8 / 128)
+    assert met_share(128, 8, 8) == pytest.approx(1 - (1 - 8 / 128) ** 8)
+    assert met_share(128, 8, 10_000) == pytest.approx(1)
+    cost = cost_of(gpu=GPUS["h100"], config=model("Qwen/Qwen3-30B-A3B"))
+    one, eight, many = (cost.decode_ps(n) for n in (1, 8, 256))
+    assert 2 * one < eight < many < 8 * one  # 3.3 of 30.5 billion weights for one token, nearly all for 256
+
+
+def test_a_window_costs_no_more_beyond_it_and_latent_vectors_little():
+    gemma, qwen = model("google/gemma-3-27b-it"), model("Qwen/Qwen3-32B")
+    per_token = [roofline_of(config, GPUS["h100"]).context_token_s for config in (gemma, qwen)]
+    assert per_token[0] < per_token[1] / 2  # 10 of 62 layers see all of a context
+    assert roofline_of(gemma, GPUS["h100"]).decode_s > 0 == roofline_of(qwen, GPUS["h100"]).decode_s
+    latent = roofline_of(model("deepseek-ai/DeepSeek-V3"), GPUS["h200"], tensor_parallel_size=8)
+    assert latent.context_token_s < per_token[1] / 2
+
+
+def test_kernel_tables_of_experts_and_mla_are_near_the_roofline():
+    """A guard of the constants, which are rounded from these tables (aiconfigurator-core 0.12, ms)."""
+    tables = {
+        ("Qwen/Qwen3-30B-A3B", "h100", 1): {1: 4.7, 64: 24.2, 256: 33.7},
+        ("openai/gpt-oss-120b", "h100", 1): {1: 4.5, 64: 22.7, 256: 35.3},
+        ("deepseek-ai/DeepSeek-V3", "h200", 8): {1: 15.3, 64: 31.4, 256: 45.9},
+    }
+    for (name, gpu, size), steps in tables.items():
+        cost = cost_of(gpu=GPUS[gpu], config=model(name), tensor_parallel_size=size)
+        for num, table_ms in steps.items():
+            ours_ms = 1e-9 * (cost.decode_ps(num) + cost.decode_context_ps * num * 1024)
+            assert ours_ms == pytest.approx(table_ms, rel=0.25), (name, num)
+
+
+def test_estimate_takes_a_name_and_any_gpu_and_writes_what_it_shows(tmp_path):
+    out = tmp_path / "mine.json"
+    spec = "memory=24GiB,bandwidth=936GB/s,bf16_flops=71T,name=mycard"
+    arguments = ["estimate", "Qwen/Qwen3-8B", "--gpu-spec", spec, "--quantization", "awq", "-o", str(out)]
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code == 0, shown.output
+    profile = load_profile(str(out), folder=Path())
+    assert (profile.name, profile.is_estimate) == ("mycard-qwen3-8b-awq", True)
+    assert profile.host.assumed
+    assert profile.command == (f"simbatch estimate Qwen/Qwen3-8B --gpu-spec {spec} --quantization awq -o mine.json")
+    assert "roofline: the shortest step" in shown.output
+
+
+def test_estimate_from_a_measured_profile_is_what_profiles_estimate_was(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    base = ["--base", "rtx4090-llama-3.1-8b-bf16", "--quantization", "awq", "-o"]
+    new = ["estimate", str(tmp_path), *base, str(tmp_path / "new.json")]
+    old = ["profiles", "estimate", "--model-config", str(tmp_path / "config.json"), *base, str(tmp_path / "old.json")]
+    for arguments in (new, old):
+        assert CliRunner().invoke(cli, arguments).exit_code == 0
+    first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("new", "old"))
+    assert first["step_time"] == second["step_time"]
+    refused = CliRunner().invoke(cli, [*new, "--gpu", "h100"])
+    assert "is the measured profile's own" in str(refused.exception)

@@ -59,7 +59,7 @@ class Page(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Group:
+class KVGroup:
     """Layers that share blocks."""
 
     page: Page
@@ -92,7 +92,7 @@ class KVLayout:
     flight, `states` how many states of Mamba or linear attention a request has (2 with prefix caching).
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[KVGroup, ...]
     block_size: int
     bytes_per_block: int
     in_flight_tokens: int
@@ -165,7 +165,9 @@ def stored_kv_type(config: ModelConfig, kv_cache_dtype: str) -> str:
                 "--kv-cache-dtype", "is for models with MLA only", kv_cache_dtype, "take fp8, or nvfp4 on Blackwell"
             )
         )
-    return (config.checkpoint.kv_cache_dtype or "auto") if kv_cache_dtype == "auto" else kv_cache_dtype
+    stored = (config.checkpoint.kv_cache_dtype or "auto") if kv_cache_dtype == "auto" else kv_cache_dtype
+    is_sparse = any(kept.form == "indexer" for layer in config.layers for kept in layer.kept())
+    return "fp8_ds_mla" if is_sparse and stored in ONE_BYTE else stored  # sparse MLA's own fp8 (flashmla_sparse.py)
 
 
 def _token_bytes(kept: Kept, kv_cache_dtype: str, element_bytes: int) -> int:
@@ -210,18 +212,18 @@ def _page(kept: Kept, token_bytes: int, block_size: int, with_checkpoints: bool)
     return Page("full", block_size, token_bytes * block_size, shape=shape)  # chunks are kept whole (config/vllm.py)
 
 
-def _grouped(pages: Sequence[Page]) -> tuple[tuple[Group, ...], int]:
+def _grouped(pages: Sequence[Page]) -> tuple[tuple[KVGroup, ...], int]:
     """The groups, and a block's bytes in all layers."""
     kinds = {(page.kind, page.window) for page in pages}
     if len(kinds) == 1 and (pages[0].kind != "state" or len({page.page_bytes for page in pages}) == 1):
         total = sum(page.page_bytes for page in pages)  # one group, whatever the layers' shapes
-        return (Group(pages[0], len(pages)),), total
+        return (KVGroup(pages[0], len(pages)),), total
     pages = _one_page_size(pages)
     layers = Counter(pages)
     smallest, largest = min(layers.values()), max(layers.values())
     # a little more of one kind than of the other: padding the smaller is cheaper than another group
     size = largest if largest < 1.5 * smallest else smallest
-    groups = [Group(page, size) for page, number in layers.items() for _ in range(ceil(number / size))]
+    groups = [KVGroup(page, size) for page, number in layers.items() for _ in range(ceil(number / size))]
     return tuple(groups), size * pages[0].page_bytes
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.model.memory_batch import Fit, Lengths, lengths_of, lengths_of_trace, runnable, whole_blocks
+from simbatch.profiler.model.memory_batch import (
+    Fit,
+    RequestLengths,
+    lengths_of,
+    lengths_of_trace,
+    runnable,
+    whole_blocks,
+)
 from simbatch.profiler.model.memory_plan import MemoryPlan, plan_memory
 from simbatch.profiler.model.memory_rows import Cache, Row, cache_of_plan, layout_groups, plan_rows, rows_of
 from simbatch.profiler.model.published import find_model
@@ -28,7 +35,7 @@ Flags = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Answer:
+class MemoryAnswer:
     """Head lines, facts for JSON, rows, and notes."""
 
     head: list[str]
@@ -59,7 +66,7 @@ class Answer:
         return "\n".join([*self.head, "", *lines, *legend, *([""] if notes else []), *notes])
 
 
-def answer_of_model(model: str, flags: Flags) -> Answer:
+def answer_of_model(model: str, flags: Flags) -> MemoryAnswer:
     """A model on a GPU; UserError for what vLLM does not run."""
     gpu = gpu_of_flags(flags)
     config, name, assumed = find_model(model, flags.get("assume"))
@@ -85,10 +92,10 @@ def answer_of_model(model: str, flags: Flags) -> Answer:
     groups = layout_groups(plan.layout)
     notes = [*assumed, *_checkpoint_notes(plan, config.checkpoint.kv_cache_dtype, flags), *([groups] if groups else [])]
     notes += [*_refusals(plan, config.max_position_embeddings), *cuts, *notes_of(cache, kept, found, largest)]
-    return Answer(head, facts, [*plan_rows(plan), *rows], notes)
+    return MemoryAnswer(head, facts, [*plan_rows(plan), *rows], notes)
 
 
-def answer_of_profile(name: str, flags: Flags) -> Answer:
+def answer_of_profile(name: str, flags: Flags) -> MemoryAnswer:
     """What a profile's blocks hold."""
     from simbatch.sim.cost.by_name import load_profile
     from simbatch.sim.cost.profile import MeasuredProfile
@@ -132,7 +139,7 @@ def answer_of_profile(name: str, flags: Flags) -> Answer:
     if lengths is not None:
         facts["requests"] = lengths.source
         head.append(f"requests: {lengths.source}")
-    return Answer(head, facts, [*parts, *rows], [*cuts, *notes_of(cache, kept, found, None)])
+    return MemoryAnswer(head, facts, [*parts, *rows], [*cuts, *notes_of(cache, kept, found, None)])
 
 
 def plan_of(config: Any, gpu: Gpu, flags: Flags, **more: Any) -> MemoryPlan:
@@ -160,8 +167,8 @@ def gpu_of_flags(flags: Flags) -> Gpu:
     return replace(gpu_of(flags["gpu"], flags["gpu_spec"]), total_bytes=total)
 
 
-def lengths_of_flags(flags: Flags) -> Lengths | None:
-    """Lengths by flags or of a trace; UserError for both, or half of one."""
+def lengths_of_flags(flags: Flags) -> RequestLengths | None:
+    """RequestLengths by flags or of a trace; UserError for both, or half of one."""
     trace, trace_format = flags["trace"], flags["trace_format"]
     given = lengths_of(flags["prompt_len"], flags["prompt_len_cv"], flags["output_len"], flags["output_len_cv"])
     if trace is None:
@@ -198,7 +205,7 @@ def facts_of(name: str, plan: MemoryPlan, gpu: Gpu, num_parameters: int) -> dict
     }
 
 
-def headline(cache: Cache, lengths: Lengths | None, rows: Sequence[Row], plan: MemoryPlan | None) -> str:
+def headline(cache: Cache, lengths: RequestLengths | None, rows: Sequence[Row], plan: MemoryPlan | None) -> str:
     """The answer in one sentence."""
     by_key = {row.key: row for row in rows}
     if lengths is not None:
@@ -214,7 +221,7 @@ def headline(cache: Cache, lengths: Lengths | None, rows: Sequence[Row], plan: M
     return f"{tokens:,} tokens of KV cache{between}: {by_key['at_max_model_len'].value:g} requests of max_model_len"
 
 
-def _batch_with(config: Any, gpu: Gpu, flags: Flags, lengths: Lengths) -> Callable[[int], int]:
+def _batch_with(config: Any, gpu: Gpu, flags: Flags, lengths: RequestLengths) -> Callable[[int], int]:
     def batch_with(seats: int) -> int:
         try:
             cache = cache_of_plan(plan_of(config, gpu, flags, max_num_seqs=seats))
@@ -259,7 +266,7 @@ def _refusals(plan: MemoryPlan, own: int) -> Iterator[str]:
         yield f"vLLM takes more than the model's own {own:,} tokens only with VLLM_ALLOW_LONG_MAX_MODEL_LEN=1."
 
 
-def notes_of(cache: Cache, lengths: Lengths | None, found: Fit | None, largest: int | None) -> list[str]:
+def notes_of(cache: Cache, lengths: RequestLengths | None, found: Fit | None, largest: int | None) -> list[str]:
     """What else one must know: limits that bind before memory does, settings that vLLM does not start with."""
     notes = []
     if cache.usable_blocks < cache.full_blocks:

@@ -31,7 +31,7 @@ NUM_DRAWS = 100_000  # where lengths vary without a trace; the seed is always 0
 
 
 @dataclass(frozen=True)
-class Lengths:
+class RequestLengths:
     """Prompt and output tokens of requests, a pair each, and where they come from."""
 
     num_prompt_tokens: Ints
@@ -46,11 +46,11 @@ class Lengths:
         """Whether all requests are alike."""
         return len(set(zip(self.num_prompt_tokens.tolist(), self.num_output_tokens.tolist(), strict=True))) == 1
 
-    def within(self, max_model_len: int) -> Lengths:
+    def within(self, max_model_len: int) -> RequestLengths:
         """What vLLM runs of them: prompts of `max_model_len` are rejected, longer outputs cut."""
         kept = self.num_prompt_tokens < max_model_len
         prompts = self.num_prompt_tokens[kept]
-        return Lengths(prompts, np.minimum(self.num_output_tokens[kept], max_model_len - prompts), self.source)
+        return RequestLengths(prompts, np.minimum(self.num_output_tokens[kept], max_model_len - prompts), self.source)
 
 
 class Fit(NamedTuple):
@@ -74,7 +74,7 @@ def whole_blocks(block_size: int) -> HeldBy:
     return lambda num_tokens: -(-num_tokens // block_size)
 
 
-def held_blocks(lengths: Lengths, held_by: HeldBy) -> Floats:
+def held_blocks(lengths: RequestLengths, held_by: HeldBy) -> Floats:
     """Entry b: the probability that a request, met in a random step, holds b blocks."""
     begins, ends = lengths.num_prompt_tokens, lengths.num_prompt_tokens + lengths.num_output_tokens
     changes = np.bincount(begins, minlength=int(ends.max()) + 1) - np.bincount(ends)
@@ -85,7 +85,7 @@ def held_blocks(lengths: Lengths, held_by: HeldBy) -> Floats:
     return held
 
 
-def fit(lengths: Lengths, usable_blocks: int, held_by: HeldBy, risk: float = RISK) -> Fit:
+def fit(lengths: RequestLengths, usable_blocks: int, held_by: HeldBy, risk: float = RISK) -> Fit:
     """How many of these requests run at once on so many blocks; `held_by` says the blocks that tokens take."""
     held = held_blocks(lengths, held_by)
     mean_blocks = float(held @ np.arange(len(held)))
@@ -131,7 +131,9 @@ def _share(value: float) -> float:
     return round(max(0.0, float(value)), 9)
 
 
-def lengths_of(prompt_len: int | None, prompt_cv: float, output_len: int | None, output_cv: float) -> Lengths | None:
+def lengths_of(
+    prompt_len: int | None, prompt_cv: float, output_len: int | None, output_cv: float
+) -> RequestLengths | None:
     """What the flags say; None without them, UserError when one is missing."""
     if prompt_len is None or output_len is None:
         if prompt_len is None and output_len is None and not prompt_cv and not output_cv:
@@ -139,7 +141,7 @@ def lengths_of(prompt_len: int | None, prompt_cv: float, output_len: int | None,
         missing = "--prompt-len" if prompt_len is None else "--output-len"
         raise UserError(Problem(missing, "a request has a prompt and an output", mend="give both lengths"))
     if not prompt_cv and not output_cv:
-        return Lengths(np.array([prompt_len]), np.array([output_len]), f"{prompt_len:,} + {output_len:,} tokens")
+        return RequestLengths(np.array([prompt_len]), np.array([output_len]), f"{prompt_len:,} + {output_len:,} tokens")
     from simbatch.sim.workload.lengths import FixedLength, Length, Lognormal, length_draw
     from simbatch.sim.workload.synthetic import Purpose, stream
 
@@ -149,14 +151,14 @@ def lengths_of(prompt_len: int | None, prompt_cv: float, output_len: int | None,
             kind = Lognormal(distribution="lognormal", mean=mean, cv=cv)
         return length_draw(kind, folder=Path(), of="num_prompt_tokens")(stream(0, purpose), NUM_DRAWS)
 
-    return Lengths(
+    return RequestLengths(
         drawn(prompt_len, prompt_cv, Purpose.PROMPT_LEN),
         drawn(output_len, output_cv, Purpose.OUTPUT_LEN),
         f"lognormal, means {prompt_len:,} and {output_len:,}, cv {prompt_cv:g} and {output_cv:g} ({NUM_DRAWS:,} draws)",
     )
 
 
-def lengths_of_trace(path: Path, trace_format: str | None, columns: object = None) -> Lengths:
+def lengths_of_trace(path: Path, trace_format: str | None, columns: object = None) -> RequestLengths:
     """Those of a trace, row by row; rows without output are left out. UserError when it cannot be read."""
     from simbatch.sim.workload.trace_model import Trace
     from simbatch.sim.workload.traces import open_trace
@@ -167,10 +169,10 @@ def lengths_of_trace(path: Path, trace_format: str | None, columns: object = Non
     for chunk in open_trace(trace, place="", wanted=("prompt", "output")).chunks():
         prompts += chunk.num_prompt_tokens
         outputs += chunk.num_output_tokens
-    return Lengths(np.array(prompts), np.array(outputs), f"{path.name} ({len(prompts):,} requests)")
+    return RequestLengths(np.array(prompts), np.array(outputs), f"{path.name} ({len(prompts):,} requests)")
 
 
-def runnable(lengths: Lengths, max_model_len: int, place: str) -> tuple[Lengths, list[str]]:
+def runnable(lengths: RequestLengths, max_model_len: int, place: str) -> tuple[RequestLengths, list[str]]:
     """Without what vLLM rejects or cuts, and sentences that say so; UserError when nothing is left."""
     kept = lengths.within(max_model_len)
     mend = "raise --max-model-len, or give shorter lengths"

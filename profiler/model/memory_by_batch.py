@@ -17,7 +17,7 @@ from simbatch.sim.cost.gpus import GIB
 from simbatch.sim.errors import Problem, UserError
 
 
-class Batch(NamedTuple):
+class BatchMemory(NamedTuple):
     """GiB of one batch size; `kv_gib` on average over its steps, `kv_most_gib` when all are at their longest."""
 
     batch: int
@@ -36,7 +36,7 @@ class ByBatch:
     usable_gib: float
     total_gib: float
     kv_gib: float
-    rows: tuple[Batch, ...]
+    rows: tuple[BatchMemory, ...]
 
     def content(self) -> list[dict[str, Any]]:
         """As JSON."""
@@ -80,11 +80,11 @@ def by_batch(model: str, flags: Mapping[str, Any], batches: str | None) -> ByBat
     return ByBatch(title, *sizes_gib, rows)
 
 
-def _batch(plan: MemoryPlan, size: int, mean: float, most: int) -> Batch:
+def _batch(plan: MemoryPlan, size: int, mean: float, most: int) -> BatchMemory:
     a_block = plan.layout.bytes_per_block / GIB
     reserves = sum(part.value for part in plan.parts) / GIB
     fits = size * most <= plan.num_gpu_blocks - 1
-    return Batch(size, plan.weights_bytes / GIB, reserves, size * mean * a_block, size * most * a_block, fits)
+    return BatchMemory(size, plan.weights_bytes / GIB, reserves, size * mean * a_block, size * most * a_block, fits)
 
 
 def _sizes(batches: str | None, largest: int) -> list[int]:

@@ -13,7 +13,7 @@ from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
 from simbatch.profiler.model.kv_layout import ONE_BYTE, KVLayout, kv_layout, stored_kv_type
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.quantisation import checked_quantisation
-from simbatch.profiler.model.reserves import ACTIVATIONS, GRAPHS, Limits, Part, memory_version, reserves, spread
+from simbatch.profiler.model.reserves import ACTIVATIONS, GRAPHS, Limits, Reserve, memory_version, reserves, spread
 from simbatch.profiler.model.weights import Weights, weights_of
 from simbatch.sim.cost.gpus import GIB, Gpu, find_gpu
 from simbatch.sim.cost.memory import DEFAULT_GPU_MEMORY_UTILIZATION, Memory, Peak
@@ -36,7 +36,7 @@ class MemoryPlan:
     weights: Weights
     quantisation: str
     kv_cache_dtype: str
-    parts: tuple[Part, ...]
+    parts: tuple[Reserve, ...]
     layout: KVLayout
     limits: Limits
     peak: Peak
@@ -191,7 +191,7 @@ def plan_memory(
 
     >>> from simbatch import plan_memory
     >>> plan_memory("Qwen/Qwen3-8B", "rtx4090", max_model_len=8192).kv_cache_tokens
-    36192
+    35936
     """
     config = model if isinstance(model, ModelConfig) else find_model(model, assume)[0]
     gpu = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)

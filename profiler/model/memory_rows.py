@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from simbatch.profiler.model.kv_layout import KVLayout
-from simbatch.profiler.model.memory_batch import RISK, Fit, HeldBy, Lengths, fit
+from simbatch.profiler.model.memory_batch import RISK, Fit, HeldBy, RequestLengths, fit
 from simbatch.profiler.model.memory_plan import MemoryPlan
 from simbatch.profiler.model.weights import Weights
 
@@ -51,7 +51,7 @@ class Cache:
             return self.usable_blocks * self.block_size
         return int(self.usable_blocks / self.full_blocks * self.max_model_len)
 
-    def fits(self, lengths: Lengths) -> tuple[Fit, Fit | None, Fit | None]:
+    def fits(self, lengths: RequestLengths) -> tuple[Fit, Fit | None, Fit | None]:
         """How many of these requests run at once: likely, and with the fewest and the most blocks."""
         bounds = [None if n is None else max(0, n - 1) for n in (self.blocks_low, self.blocks_high)]
         low, high = (None if usable is None else fit(lengths, usable, self.held_by) for usable in bounds)
@@ -99,7 +99,7 @@ def cache_of_plan(plan: MemoryPlan) -> Cache:
     )
 
 
-def rows_of(cache: Cache, lengths: Lengths | None) -> tuple[list[Row], Fit | None]:
+def rows_of(cache: Cache, lengths: RequestLengths | None) -> tuple[list[Row], Fit | None]:
     """What the cache holds, with and without lengths."""
     usable, full = cache.usable_blocks, cache.full_blocks
     blocks = f"ceil({cache.max_model_len:,} / {cache.block_size}) = {full:,} blocks each"
@@ -121,7 +121,7 @@ def rows_of(cache: Cache, lengths: Lengths | None) -> tuple[list[Row], Fit | Non
     return [*rows, *more, _at_risk(cache, found, low, high)], found
 
 
-def _fixed(cache: Cache, lengths: Lengths, found: Fit, low: Fit | None, high: Fit | None) -> list[Row]:
+def _fixed(cache: Cache, lengths: RequestLengths, found: Fit, low: Fit | None, high: Fit | None) -> list[Row]:
     prompt, output = int(lengths.num_prompt_tokens[0]), int(lengths.num_output_tokens[0])
     blocks = f"ceil(({prompt:,} + {output:,} - 1) / {cache.block_size}) = {found.longest_blocks:,} blocks each"
     if cache.num_groups > 1:
@@ -131,7 +131,7 @@ def _fixed(cache: Cache, lengths: Lengths, found: Fit, low: Fit | None, high: Fi
     return [Row("without_preemption", "requests that fit", found.worst, formula, cache.is_exact, least, most)]
 
 
-def _varied(cache: Cache, lengths: Lengths, found: Fit) -> list[Row]:
+def _varied(cache: Cache, lengths: RequestLengths, found: Fit) -> list[Row]:
     longest = int((lengths.num_prompt_tokens + lengths.num_output_tokens).max())
     usable = f"{cache.usable_blocks:,} usable blocks"
     each = f"ceil(({longest:,} - 1) / {cache.block_size}) = " if cache.num_groups == 1 else ""

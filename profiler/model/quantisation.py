@@ -27,7 +27,7 @@ BLOCK = 128
 _KEPT = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
 
 
-class Format(NamedTuple):
+class StorageFormat(NamedTuple):
     """One storage format: bits of a weight, then of what a group of inputs adds for each output."""
 
     weight_bits: int
@@ -37,19 +37,19 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "awq": Format(4, 2, 4),
-    "gptq": Format(4, 2, 4),
-    "gptq8": Format(8, 2, 8),
-    "int4": Format(4, 2),
-    "int4_zeros": Format(4, 2, 4),
-    "int8": Format(8, 4, group=WHOLE_COLUMN),
-    "int8_group": Format(8, 2),
-    "fp8": Format(8, 4, group=WHOLE_COLUMN),
-    "fp8_block": Format(8, 4, group=BLOCK),
-    "nvfp4": Format(4, 1, group=16),
-    "mxfp4": Format(4, 1, group=32),
-    "mxfp8": Format(8, 1, group=32),
-    "bitsandbytes": Format(4, 4, group=64),
+    "awq": StorageFormat(4, 2, 4),
+    "gptq": StorageFormat(4, 2, 4),
+    "gptq8": StorageFormat(8, 2, 8),
+    "int4": StorageFormat(4, 2),
+    "int4_zeros": StorageFormat(4, 2, 4),
+    "int8": StorageFormat(8, 4, group=WHOLE_COLUMN),
+    "int8_group": StorageFormat(8, 2),
+    "fp8": StorageFormat(8, 4, group=WHOLE_COLUMN),
+    "fp8_block": StorageFormat(8, 4, group=BLOCK),
+    "nvfp4": StorageFormat(4, 1, group=16),
+    "mxfp4": StorageFormat(4, 1, group=32),
+    "mxfp8": StorageFormat(8, 1, group=32),
+    "bitsandbytes": StorageFormat(4, 4, group=64),
 }
 QUANTISED = tuple(FORMATS)
 # What else vLLM's --quantization calls them.

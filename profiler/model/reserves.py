@@ -47,7 +47,7 @@ ACTIVATIONS, GRAPHS = "activations", "CUDA graphs"
 VISION_BYTES = GIB  # the vision tower's own profile run
 
 
-class Part(NamedTuple):
+class Reserve(NamedTuple):
     """One part in bytes, likely and between `low` and `high`, and how it was computed."""
 
     label: str
@@ -92,7 +92,7 @@ def has_new_runner(config: ModelConfig, version: Version) -> bool:
     )
 
 
-def reserves(config: ModelConfig, gpu: Gpu, limits: Limits) -> tuple[list[Part], Peak]:
+def reserves(config: ModelConfig, gpu: Gpu, limits: Limits) -> tuple[list[Reserve], Peak]:
     """All parts, and the formulas by which activations follow the limits."""
     gpus = limits.tensor_parallel_size
     peak = peak_of(config, gpus, limits.max_num_seqs, limits.max_num_batched_tokens, limits)
@@ -100,20 +100,20 @@ def reserves(config: ModelConfig, gpu: Gpu, limits: Limits) -> tuple[list[Part],
     rotary = config.max_position_embeddings * config.rotary_dim * config.element_bytes
     peak_formula = _peak_formula(config, peak, limits)
     parts = [
-        Part(ACTIVATIONS, activation, activation // 2, int(1.6 * activation), peak_formula),
+        Reserve(ACTIVATIONS, activation, activation // 2, int(1.6 * activation), peak_formula),
         _graphs(config, gpu, limits),
-        Part("rotary table", rotary, rotary, rotary, _rotary_formula(config)),
+        Reserve("rotary table", rotary, rotary, rotary, _rotary_formula(config)),
         _libraries(gpu, limits),
     ]
     if config.has_latent_attention:
         parts.append(_latent_workspace(config, limits))
     if config.vision:
         note = "the vision tower's own profile run: by images, not by the text's limits"
-        parts.append(Part("vision tower's peak", VISION_BYTES, 0, 3 * VISION_BYTES, note))
+        parts.append(Reserve("vision tower's peak", VISION_BYTES, 0, 3 * VISION_BYTES, note))
     return parts, peak
 
 
-def spread(parts: Sequence[Part]) -> tuple[int, int]:
+def spread(parts: Sequence[Reserve]) -> tuple[int, int]:
     """How much less and how much more all parts together may be, which vary independently of each other."""
     less = sqrt(sum((part.value - part.low) ** 2 for part in parts))
     more = sqrt(sum((part.high - part.value) ** 2 for part in parts))
@@ -160,25 +160,25 @@ def _inner_width(config: ModelConfig, gpus: int) -> int:
     return max(widths)
 
 
-def _libraries(gpu: Gpu, limits: Limits) -> Part:
+def _libraries(gpu: Gpu, limits: Limits) -> Reserve:
     """What CUDA (or ROCm) and NCCL hold; logs of one GPU have 0.01 to 1 GiB, of a MI300X 4."""
     base = NON_TORCH_BYTES if limits.version >= (0, 20) else OLD_NON_TORCH_BYTES
     links = NCCL_BYTES.get(limits.tensor_parallel_size, NCCL_BYTES[4])
     more = links + (4 * GIB if gpu.name.startswith("AMD") else GIB)
     formula = f"beside PyTorch: {base / GIB:.2f} GiB" + (", and NCCL's buffers between GPUs" if links else "")
-    return Part("CUDA and NCCL", base + links, int(0.02 * GIB), base + links + more, formula)
+    return Reserve("CUDA and NCCL", base + links, int(0.02 * GIB), base + links + more, formula)
 
 
-def _graphs(config: ModelConfig, gpu: Gpu, limits: Limits) -> Part:
+def _graphs(config: ModelConfig, gpu: Gpu, limits: Limits) -> Reserve:
     if limits.enforce_eager:
-        return Part(GRAPHS, 0, 0, 0, "none: enforce_eager")
+        return Reserve(GRAPHS, 0, 0, 0, "none: enforce_eager")
     if limits.version < (0, 20):
         note = "taken after the KV cache is made, beside the utilisation: vLLM sets them aside since 0.20"
-        return Part(GRAPHS, 0, 0, 0, note)
+        return Reserve(GRAPHS, 0, 0, 0, note)
     sizes = num_graph_sizes(config, gpu, limits)
     value = GRAPH_BYTES * config.num_hidden_layers * sizes
     formula = f"{config.num_hidden_layers} layers x {sizes} sizes x {GRAPH_BYTES:,} bytes, measured on an H100"
-    return Part(GRAPHS, value, 0, 2 * value, formula)
+    return Reserve(GRAPHS, value, 0, 2 * value, formula)
 
 
 def num_graph_sizes(config: ModelConfig, gpu: Gpu, limits: Limits) -> int:
@@ -194,7 +194,7 @@ def num_graph_sizes(config: ModelConfig, gpu: Gpu, limits: Limits) -> int:
     )
 
 
-def _latent_workspace(config: ModelConfig, limits: Limits) -> Part:
+def _latent_workspace(config: ModelConfig, limits: Limits) -> Reserve:
     """Keys and values of a chunk of context, unpacked for all heads of this GPU, and the chunk itself."""
     mixer = next(layer.mixer for layer in config.layers if layer.mixer is not None)
     heads = config.num_attention_heads // limits.tensor_parallel_size
@@ -202,7 +202,7 @@ def _latent_workspace(config: ModelConfig, limits: Limits) -> Part:
     tokens = min(max(8 * limits.max_model_len, 4 * limits.max_num_seqs * 64), LATENT_CHUNK_TOKENS)
     value = tokens * (heads * width + getattr(mixer, "latent", 0)) * config.element_bytes
     formula = f"MLA: {tokens:,} tokens of context unpacked, {heads} heads x {width} x {config.element_bytes} bytes"
-    return Part("MLA's workspace", value, value // 8, int(1.2 * value), formula)
+    return Reserve("MLA's workspace", value, value // 8, int(1.2 * value), formula)
 
 
 def _peak_formula(config: ModelConfig, peak: Peak, limits: Limits) -> str:

@@ -141,10 +141,9 @@ def deviations(seed: int, draw: int) -> dict[str, float]:
     return {part: NormalDist().inv_cdf(share) for part, share in zip(PARTS, shares, strict=True)}
 
 
-def factors(profile: Profile, seed: int, draw: int) -> dict[str, float]:
-    """What each part is multiplied by in a draw."""
-    off = deviations(seed, draw)
-    return {part: each.at(off[part]) for part, each in uncertainty_of(profile).items()}
+def factors(profile: Profile, off: Mapping[str, float]) -> dict[str, float]:
+    """What each part is multiplied by that is so many standard deviations off; one that is not named, by its centre."""
+    return {part: each.at(off.get(part, 0.0)) for part, each in uncertainty_of(profile).items()}
 
 
 def scaled(profile: Profile, by: Mapping[str, float]) -> dict[str, Any]:

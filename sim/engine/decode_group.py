@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
+from typing import Final
 
 from simbatch.sim.scheduler.request import Request
 
 NOBODY: list[Request] = []
-OUTSIDE = -1  # a request's `joined_round` when it is in no group
+OUTSIDE: Final = -1  # a request's `joined_round` when it is in no group
 
 
 class DecodeGroup:

@@ -9,7 +9,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.scheduler.request import PrefixKeys, Request
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 
 
-FAR = 1 << 63  # ps: later than any column can say
+FAR: Final = 1 << 63  # ps: later than any column can say
 PROGRESS_INTERVAL = 500  # requests
 
 

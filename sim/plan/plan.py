@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 from simbatch.sim.plan.demand import Demand, Settings
 from simbatch.sim.plan.kinds import ReplicaKind
 from simbatch.sim.plan.prices import per_million
-from simbatch.sim.plan.search import Asking, Evaluate, KindSearch, Sizing, Verdict, together
+from simbatch.sim.plan.search import Asking, Evaluate, KindSearch, Sizing, Verdict, resolved_with, together
+from simbatch.sim.results.runs import Summary
+from simbatch.sim.search.bands import NUM_DRAWS, Bands, all_settings, bands_from
 from simbatch.sim.tuning.goal import Limit
 
 GROWTH_PRECISION, MAX_GROWTH = 1.05, 8.0
+MAX_TIMES, MAX_MORE = 2, 4  # a draw that needs more replicas than twice as many and four is not followed further
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,11 @@ class Rules:
 
     def paid_gpus(self, sizing: Sizing) -> int | None:
         """GPUs that are paid for, the spare ones too: whole nodes where they are rented so."""
-        if sizing.replicas is None:
-            return None
-        gpus = (sizing.replicas + self.spare) * sizing.kind.tensor_parallel_size
+        return None if sizing.replicas is None else self.gpus_of(sizing.kind, sizing.replicas)
+
+    def gpus_of(self, kind: ReplicaKind, replicas: int) -> int:
+        """GPUs that are paid for where so many replicas serve."""
+        gpus = (replicas + self.spare) * kind.tensor_parallel_size
         return gpus if self.gpus_per_node is None else ceil(gpus / self.gpus_per_node) * self.gpus_per_node
 
     def cost_per_hour(self, sizing: Sizing) -> float | None:
@@ -49,6 +54,24 @@ class Growth:
     breaks: str | None
 
 
+@dataclass(frozen=True)
+class FleetBands:
+    """The chosen fleet under draws of what its profile is in doubt about, and how many replicas each draw needs."""
+
+    bands: Bands
+    replicas: Sequence[int | None]  # None: no number of them keeps the limits
+
+    @property
+    def low(self) -> int | None:
+        """The fewest."""
+        return min((n for n in self.replicas if n is not None), default=None)
+
+    @property
+    def high(self) -> int | None:
+        """The most; None where some draw needs more than there may be."""
+        return None if None in self.replicas else max(n for n in self.replicas if n is not None)
+
+
 @dataclass
 class FleetPlan:
     """What was asked, what each kind comes to, and the one that is chosen."""
@@ -60,6 +83,7 @@ class FleetPlan:
     seeds: list[int]
     growth: Growth | None = None
     one_down: Verdict | None = None
+    banded: FleetBands | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -100,6 +124,7 @@ def make_plan(
     routers: Sequence[str],
     seeds: Sequence[int],
     rules: Rules,
+    num_draws: int = NUM_DRAWS,
 ) -> FleetPlan:
     """Size every kind side by side, choose, and look round the choice; UserError at a router that does not exist."""
     for router in routers:
@@ -114,6 +139,8 @@ def make_plan(
         looks: dict[str, Asking[Any]] = {"growth": _grow(search, plan.chosen, rules), "down": _one_down(search, plan)}
         looked = together(looks, evaluate)
         plan.growth, plan.one_down = looked["growth"], looked["down"]
+        if num_draws:
+            plan.banded = _bands(search, plan.chosen, evaluate, num_draws)
     return plan
 
 
@@ -142,6 +169,38 @@ def _one_down(search: KindSearch, plan: FleetPlan) -> Asking[Verdict | None]:
         return None
     (verdict,) = yield from search.judge([search.fleet(search.demand.rate, left, sizing.option)])
     return verdict
+
+
+def _bands(search: KindSearch, sizing: Sizing, evaluate: Evaluate, num_draws: int) -> FleetBands:
+    """All draws side by side, each at the size that was chosen, then at those round it."""
+    one = resolved_with(search.demand, search.fleet(search.demand.rate, 1, sizing.option))
+    drawn = all_settings(one, num_draws)
+    found = together({i: _of_draw(search, sizing, drawn[i], i < num_draws) for i in range(len(drawn))}, evaluate)
+    replicas = [n for _, n in list(found.values())[:num_draws]]
+    return FleetBands(bands_from(one, [summary for summary, _ in found.values()]), replicas)
+
+
+def _of_draw(
+    search: KindSearch, sizing: Sizing, drawn: Mapping[str, Any], is_sized: bool
+) -> Asking[tuple[Summary, int | None]]:
+    """What a draw says of the chosen size, and (where it `is_sized`) the smallest one that it needs."""
+    assert sizing.replicas is not None
+    replicas, seed = sizing.replicas, search.seeds[0]
+    (first,) = yield [({**search.fleet(search.demand.rate, replicas, sizing.option), **drawn}, seed)]
+    is_kept = Verdict.of([first], search.limits).is_kept
+    step = -1 if is_kept else max(1, replicas // 10)
+    smallest = replicas if is_kept else None
+    if not is_sized:
+        return first, smallest
+    while 1 <= (replicas := replicas + step) <= search.max_replicas:
+        (summary,) = yield [({**search.fleet(search.demand.rate, replicas, sizing.option), **drawn}, seed)]
+        if Verdict.of([summary], search.limits).is_kept:
+            smallest = replicas
+            if step > 0:
+                break
+        elif step < 0 or replicas > MAX_TIMES * sizing.replicas + MAX_MORE:
+            break
+    return first, smallest
 
 
 def fleet_settings(plan: FleetPlan, sizing: Sizing, replicas: int) -> Settings:

@@ -15,6 +15,7 @@ from simbatch.sim.plan.search import REFUSED, SEQS, TOKENS, Sizing, Verdict, res
 from simbatch.sim.report import style
 from simbatch.sim.results.files import write_result
 from simbatch.sim.scenario import resolve
+from simbatch.sim.search.bands import Band
 from simbatch.sim.text import number, table
 from simbatch.sim.tuning.goal import Limit
 from simbatch.sim.tuning.vllm_flags import vllm_serve
@@ -53,15 +54,16 @@ def content(plan: FleetPlan) -> dict[str, Any]:
         "feasible": chosen is not None,
         "answer": sentence(plan),
         "num_gpus": chosen and plan.rules.paid_gpus(chosen),
-        "num_gpus_low": chosen and plan.rules.paid_gpus(chosen),
-        "num_gpus_high": chosen and plan.rules.paid_gpus(chosen),
+        "num_gpus_low": gpus_between(plan)[0],
+        "num_gpus_high": gpus_between(plan)[1],
         "groups": _groups(plan, chosen),
         "router": chosen and chosen.option.router,
         "cost_per_hour": chosen and plan.cost_per_hour(chosen),
         "gpu_hours_per_hour": chosen and plan.rules.paid_gpus(chosen),
         "cost_per_million_output_tokens": chosen and plan.cost_per_million(chosen),
         "cost_per_million_input_tokens": chosen and plan.cost_per_million(chosen, "input"),
-        "metrics": _metrics(chosen or _nearest(plan)),
+        "metrics": _metrics(plan, chosen or _nearest(plan)),
+        "in_doubt": None if plan.banded is None else plan.banded.bands.narrow(_limited(plan)),
         "rate_per_s": plan.demand.rate,
         "limits": [{"metric": limit.metric.key, "bound": limit.bound} for limit in plan.limits],
         "spare": plan.rules.spare,
@@ -97,10 +99,36 @@ def _engine(plan: FleetPlan, sizing: Sizing) -> dict[str, Any]:
     return {key: settings[key] for key in ("max_num_seqs", "max_num_batched_tokens", "max_model_len")}
 
 
-def _metrics(sizing: Sizing | None) -> dict[str, Any]:
+def gpus_between(plan: FleetPlan) -> tuple[int | None, int | None]:
+    """The fewest and the most GPUs over the draws; both as chosen without them, None where some draw has no number."""
+    chosen = plan.chosen
+    if chosen is None:
+        return None, None
+    if plan.banded is None:
+        return plan.rules.paid_gpus(chosen), plan.rules.paid_gpus(chosen)
+    low, high = plan.banded.low, plan.banded.high
+    return tuple(None if n is None else plan.rules.gpus_of(chosen.kind, n) for n in (low, high))  # type: ignore[return-value]
+
+
+def _limited(plan: FleetPlan) -> list[str]:
+    return [limit.metric.key for limit in plan.limits]
+
+
+def _metrics(plan: FleetPlan, sizing: Sizing | None) -> dict[str, Any]:
     if sizing is None or sizing.verdict is None:
         return {}
-    return {key: {"value": value, "low": value, "high": value} for key, value in sizing.verdict.values.items()}
+    found = {}
+    for limit in plan.limits:
+        value, band = sizing.verdict.values[limit.metric.key], _band(plan, limit, sizing.verdict)
+        low, high = (value, value) if band is None else (band.low, band.high)
+        found[limit.metric.key] = {"value": value, "low": low, "high": high}
+    return found
+
+
+def _band(plan: FleetPlan, limit: Limit, verdict: Verdict) -> Band | None:
+    """Of the chosen fleet, as it stands, alone."""
+    is_chosen = plan.chosen is not None and verdict is plan.chosen.verdict
+    return plan.banded.bands.of(limit.metric) if plan.banded is not None and is_chosen else None
 
 
 def _shape(plan: FleetPlan, sizing: Sizing) -> dict[str, Any]:
@@ -136,10 +164,11 @@ def _fleet_sentence(plan: FleetPlan, sizing: Sizing) -> str:
     assert verdict is not None
     replicas = sizing.replicas + plan.rules.spare
     spare = f", {plan.rules.spare} of them spare" if plan.rules.spare else ""
+    how = f"{_settings_words(sizing)}{_router_words(sizing)}"
     parts = [
-        f"{replicas} x {kind.label}{spare} with {_settings_words(sizing)}{_router_words(sizing)}: {_cost(plan, sizing)}"
+        f"{replicas} x {kind.label}{spare}{_between_words(plan)} with {how}: {_cost(plan, sizing)}",
+        ", ".join(_figure(limit, verdict, _band(plan, limit, verdict)) for limit in plan.limits),
     ]
-    parts.append(", ".join(_figure(limit, verdict) for limit in plan.limits))
     if plan.one_down is not None:
         parts.append(f"one down: {_one_down_words(plan, plan.one_down)}")
     if plan.growth is not None and plan.growth.breaks is not None:
@@ -147,6 +176,14 @@ def _fleet_sentence(plan: FleetPlan, sizing: Sizing) -> str:
             f"the first to break as traffic grows: {_words(plan.growth.breaks)}, above {plan.growth.factor:.2g} times"
         )
     return "; ".join(parts) + "."
+
+
+def _between_words(plan: FleetPlan) -> str:
+    """`(5 to 7 over the band)`, in replicas."""
+    if plan.banded is None:
+        return ""
+    low, high = ("more" if n is None else n + plan.rules.spare for n in (plan.banded.low, plan.banded.high))
+    return f" ({low} over the band)" if low == high else f" ({low} to {high} over the band)"
 
 
 def _one_down_words(plan: FleetPlan, verdict: Verdict) -> str:
@@ -195,9 +232,10 @@ def _excess(plan: FleetPlan, name: str, excess: float, verdict: Verdict) -> str:
     return f"{_words(name)} {shown}, limit {limit.metric.text(limit.bound)}: {far} {side}"
 
 
-def _figure(limit: Limit, verdict: Verdict) -> str:
+def _figure(limit: Limit, verdict: Verdict, band: Band | None = None) -> str:
     value = verdict.values[limit.metric.key]
-    return f"{_words(limit.metric.key)} {_text(limit, value)}"
+    between = "" if band is None else f" [{_text(limit, band.low)}, {_text(limit, band.high)}]"
+    return f"{_words(limit.metric.key)} {_text(limit, value)}{between}"
 
 
 def _text(limit: Limit, value: float | None) -> str:
@@ -253,6 +291,9 @@ def _lines(plan: FleetPlan) -> Iterator[str]:
         yield ""
         yield f"Each of the {(plan.chosen.replicas or 0) + plan.rules.spare} replicas:"
         yield from (f"  {line}" for line in serve_lines(plan))
+    if plan.banded is not None and (advice := plan.banded.bands.narrow(_limited(plan))) is not None:
+        yield ""
+        yield f"What to measure to narrow the band most: {advice}."
     yield from _sources(plan)
     yield from (f"NOTE: {note}" for note in plan.notes)
 

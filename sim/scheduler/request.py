@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
-NEVER = -1
+NEVER: Final = -1  # compiled code has it as a number of its own
 
 
 class KnownRequest(Protocol):

@@ -87,7 +87,7 @@ class Upgrade:
             yield f"Without effect here: {', '.join(self.idle) or 'there is no change between the two'}."
             return
         yield from self._decision_lines()
-        rows = [(self.old, self.before), *((f"+ {n}", s) for n, s in self.alone.items()), (self.new, self.after)]
+        rows = [(self.old, self.before), *((f"+{n}", s) for n, s in self.alone.items()), (self.new, self.after)]
         cells = [(name, *(number(m.of(summary), m.decimals) for m in METRICS)) for name, summary in rows]
         yield from ("", *table(("alone on top of the old", *(metric.heading for metric in METRICS)), cells), "")
         for name in self.alone:

@@ -64,7 +64,7 @@ def setting_words(settings: Settings) -> str:
 CLOSE = 0.01
 MIN_RUNS = 3  # two tell almost nothing apart
 CLOSED = ("all_at_once", "closed_loop")  # whose requests wait for the system, and not it for them
-DECIDES = ("goodput", "the share within the SLO", "P99 TTFT", "fewest seats")
+DECIDES = ("goodput", "the share within the SLO", "P99 TTFT", "the smallest max_num_seqs")
 
 
 def equals(goal: Goal, trials: Sequence[TriedSettings]) -> list[TriedSettings]:

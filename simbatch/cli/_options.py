@@ -72,6 +72,12 @@ def jobs_option(command: Command) -> Command:
     return click.option("--jobs", type=int, default=-1, metavar="N", help=text, callback=checked)(command)
 
 
+def bands_option(command: Command) -> Command:
+    """--bands, of the commands that can say how far their figures may be off."""
+    text = "Simulate 19 draws of what the profile is in doubt about too, and say what nine in ten lie between."
+    return click.option("--bands", is_flag=True, help=text)(command)
+
+
 def policy_option(command: Command) -> Command:
     """--policy, of the commands that run a scenario under one policy."""
     text = "Another policy: a name, package.module:Class, or file.py:Class."

@@ -22,11 +22,13 @@ from simbatch.sim.text import duration_words
 if TYPE_CHECKING:
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved
+    from simbatch.sim.search.bands import Bands
 
 _MAX_NAME = 255  # of a file, on every system in use
 _RUN_FILE = "run.json"
 _OTHER = "name another folder"
-NUM_LINES = 10  # of progress, where there is no bar
+NUM_LINES = 10  # of progress over cells, where there is no bar
+LINE_S = 10.0  # between two lines of other progress
 
 
 class Output:
@@ -126,7 +128,34 @@ def _origin_of(path: Path) -> tuple[str | None, datetime | None]:
 
 @contextmanager
 def progress_of(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """What to tell the number of ended requests; None when nobody would see it."""
+    """What to tell the number of what has ended: a bar for a person, a line every ten seconds for a log.
+
+    None where nobody wants to see it.
+    """
+    with _bar(name, total, quiet=quiet) as bar:
+        yield bar if bar is not None or quiet else _log(name, total)
+
+
+def _log(name: str, total: int | None) -> Callable[[int], None]:
+    """Says now and then how far it is; of what is over in ten seconds nothing."""
+    begin_s = last_s = time.monotonic()
+
+    def tell(ended: int) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s < LINE_S:
+            return
+        last_s, rest = now_s, ""
+        if total is not None and 0 < ended <= total:
+            rest = f" of {total:,}, {duration_words((now_s - begin_s) / ended * (total - ended))} left"
+        print(f"{name}: {ended:,}{rest}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+@contextmanager
+def _bar(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """A bar on stderr, when a person is looking."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -143,7 +172,7 @@ def progress_of(name: str, total: int | None, *, quiet: bool) -> Iterator[Callab
 def cells_shown(name: str, total: int, *, quiet: bool) -> Iterator[Callable[..., None]]:
     """What to call at every finished cell: a bar for a person, ten lines for a log."""
     done, begin_s = 0, time.monotonic()
-    with progress_of(name, total, quiet=quiet) as bar:
+    with _bar(name, total, quiet=quiet) as bar:
 
         def tell(*_: object) -> None:
             nonlocal done
@@ -173,3 +202,15 @@ def simulate_shown(resolved: Resolved, label: str, *, steps: bool = False, quiet
 
     with progress_of(label, resolved.scenario.workload.num_prompts, quiet=quiet) as progress:
         return run_resolved(resolved, steps=steps, progress=progress)
+
+
+def bands_shown(resolved: Resolved, *, jobs: int, quiet: bool) -> Bands:
+    """Simulate the draws of what its profiles are in doubt about, on `jobs` processes."""
+    from simbatch.sim.search.bands import all_settings, bands_from
+    from simbatch.sim.search.cells import cells_of
+    from simbatch.sim.search.run import run_cells
+
+    cells = cells_of(resolved.scenario, all_settings(resolved), [resolved.scenario.seed])
+    with cells_shown("bands", len({cell.key for cell in cells}), quiet=quiet) as tell:
+        found = run_cells(cells, jobs=jobs, on_result=tell, say=say_to(quiet=quiet))
+    return bands_from(resolved, [found[cell.key] for cell in cells])

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._options import jobs_option, load_scenario, scenario_options
-from simbatch.cli._output import Output, cells_shown, say_to, simulate_shown
+from simbatch.cli._options import bands_option, jobs_option, load_scenario, scenario_options
+from simbatch.cli._output import Output, bands_shown, cells_shown, say_to, simulate_shown
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from simbatch.sim.report.loads import LoadComparison
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved, Scenario
+    from simbatch.sim.search.bands import BandedCandidates
     from simbatch.sim.search.run import Watch
     from simbatch.sim.search.upgrade import Upgrade
 
@@ -50,7 +51,9 @@ if TYPE_CHECKING:
     help="Run each candidate under N seeds (of a trace: resampled in blocks), and say how sure the differences are.",
 )
 @click.option("--bonferroni", is_flag=True, help="Make the intervals of all candidates hold together, per metric.")
+@bands_option
 @jobs_option
+@click.option("--all", "all_rows", is_flag=True, help="Show every figure, not the headline rows alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print compare.json instead of the table.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def compare(
@@ -65,7 +68,9 @@ def compare(
     rates: tuple[str, ...],
     replications: int,
     bonferroni: bool,
+    bands: bool,
     jobs: int,
+    all_rows: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -85,6 +90,9 @@ def compare(
     from simbatch.sim.search.rates import parse_rates
 
     loads = parse_rates(rates) if rates else []
+    if bands and (loads or replications > 1):
+        rule = "are drawn for one load and one seed"
+        raise UserError(Problem("--bands", rule, mend="leave out --rate and --replications, or --bands"))
     named = {"--policy": policies, "--profile": profiles, "--router": routers, "--vllm-version": versions}
     candidates = _candidates(file, assignments, seed, named, least=1 if loads else 2)
     seeds = seeds_of((resolved.scenario for resolved in candidates.values()), replications)
@@ -96,7 +104,9 @@ def compare(
         return
     cells = cells_under(candidates, seeds[1:])
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
-    comparison: Comparison | ReplicatedComparison = Comparison(results, _upgrades(candidates, results, versions, quiet))
+    upgrades = _upgrades(candidates, results, versions, quiet)
+    banded = _banded(candidates, results, jobs, quiet) if bands else None
+    comparison: Comparison | ReplicatedComparison = Comparison(results, upgrades, banded)
     if len(seeds) > 1:
         experiment = under_seeds(
             {label: result.summary for label, result in results.items()},
@@ -105,9 +115,21 @@ def compare(
             is_resampled=any(is_resampled(resolved.scenario) for resolved in candidates.values()),
         )
         comparison = ReplicatedComparison(experiment, bonferroni=bonferroni, first=Comparison(results))
-    _show(comparison, output, as_json=as_json, quiet=quiet)
+    _show(comparison, output, all_rows=all_rows, as_json=as_json, quiet=quiet)
     if len(seeds) < replications and not (quiet or as_json):
         click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
+
+
+def _banded(
+    candidates: Mapping[str, Resolved], results: Mapping[str, Result], jobs: int, quiet: bool
+) -> BandedCandidates:
+    """Draw by draw, what each profile is in doubt about; the bands go into the summaries too."""
+    from simbatch.sim.search.bands import BandedCandidates, add_bands
+
+    drawn = {label: bands_shown(resolved, jobs=jobs, quiet=quiet) for label, resolved in candidates.items()}
+    for label, each in drawn.items():
+        add_bands(results[label].summary, each)
+    return BandedCandidates({label: result.summary for label, result in results.items()}, drawn)
 
 
 def _compare_at(
@@ -125,15 +147,21 @@ def _compare_at(
 
     found = summaries_of(cells_at(candidates, rates, seeds), _watch(quiet), say_to(quiet=quiet), jobs=jobs)
     compared = compared_at(candidates, found, rates, seeds, bonferroni=bonferroni)
-    _show(compared, output, as_json=as_json, quiet=quiet)
+    _show(compared, output, all_rows=True, as_json=as_json, quiet=quiet)
 
 
 def _show(
-    compared: Comparison | ReplicatedComparison | LoadComparison, output: Output, *, as_json: bool, quiet: bool
+    compared: Comparison | ReplicatedComparison | LoadComparison,
+    output: Output,
+    *,
+    all_rows: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write the files, and print the table."""
     written = compared.save(output.folder)
-    output.show(written, compared.text, "compare.json" if as_json else None, quiet=quiet)
+    text = partial(compared.text, all_rows=all_rows)
+    output.show(written, text, "compare.json" if as_json else None, quiet=quiet)
 
 
 def _watch(quiet: bool) -> Watch:

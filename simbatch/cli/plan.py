@@ -44,6 +44,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.option("--max-gpus", type=Count, default=512, metavar="N", help="Look no further than N GPUs (512).")
 @click.option("--seconds", type=float, metavar="S", help="Seconds of traffic in one simulation (120 to 300).")
 @click.option("--replications", type=Count, default=1, metavar="N", help="Seeds under which the limits must hold.")
+@click.option("--no-bands", is_flag=True, help="Leave out the 19 draws of what the profile is in doubt about.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
 @jobs_option
@@ -89,6 +90,7 @@ def _plan(
     from simbatch.sim.plan.plan import Rules, make_plan
     from simbatch.sim.plan.search import ROUTERS
     from simbatch.sim.scenario.chance import seeds_of
+    from simbatch.sim.search.bands import NUM_DRAWS
     from simbatch.sim.search.run import Runner
     from simbatch.sim.search.store import CellStore
 
@@ -98,7 +100,9 @@ def _plan(
     with progress_of("plan", None, quiet=quiet) as progress:
         store = CellStore(folder / "cells")
         runner = Runner(demand.scenario, store, jobs=jobs, resume=resume, progress=progress)
-        found = make_plan(demand, kinds, limits, runner, routers=routers, seeds=seeds, rules=rules)
+        num_draws = 0 if asked["no_bands"] else NUM_DRAWS
+        ways: dict[str, Any] = {"routers": routers, "seeds": seeds, "rules": rules, "num_draws": num_draws}
+        found = make_plan(demand, kinds, limits, runner, **ways)
     return found, runner.num_runs
 
 

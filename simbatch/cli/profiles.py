@@ -184,6 +184,7 @@ def _facts(profile: Profile) -> dict[str, object]:
     """What tells profiles apart, in the order shown."""
     from simbatch.sim.cost.profile import MeasuredProfile
     from simbatch.sim.cost.provenance import HARDLY_TOLD
+    from simbatch.sim.cost.uncertainty import uncertainty_of
 
     facts: dict[str, object] = {"name": profile.name}
     if isinstance(profile, MeasuredProfile):
@@ -206,6 +207,7 @@ def _facts(profile: Profile) -> dict[str, object]:
     if isinstance(profile, MeasuredProfile):
         runs = profile.compared
         facts["real runs"] = "none" if runs is None else runs.summary().removeprefix("real runs: ")
+    facts |= {f"in doubt: {part}": each.text() for part, each in uncertainty_of(profile).items()}
     if (measured := profile.measured) is not None:
         for regime, bounds in measured.model_dump().items():
             facts[f"range {regime}"] = ", ".join(f"{key} {low}-{high}" for key, (low, high) in bounds.items())
@@ -252,7 +254,6 @@ def _table(found: list[Profile]) -> Table:
 
     names = (
         "name",
-        "model",
         "weights",
         "KV",
         "blocks",
@@ -268,7 +269,6 @@ def _table(found: list[Profile]) -> Table:
     for profile in found:
         facts = {key: str(value) for key, value in _facts(profile).items()}
         error, measured = profile.fit_error, profile.measured
-        model = facts.get("model", "-").rsplit("/", 1)[-1]
         cache = SHORT_DTYPES.get(facts.get("kv_cache_dtype", "-"), facts.get("kv_cache_dtype", "-"))
         blocks, _, kind = facts.get("num_gpu_blocks", "-").partition(" ")
         shares = [_share(part) for part in (error.decode, error.prefill, error.mixed)] if error else ["-"] * 3
@@ -276,7 +276,7 @@ def _table(found: list[Profile]) -> Table:
         source = "estimate" if profile.is_estimate else facts.get("source", "-").split(" (")[0]
         runs = "no real run" if profile.compared is None else span(profile.compared.mean_ttft)
         counted = f"~{blocks}" if "est" in kind else blocks
-        table.add_row(profile.name, model, facts.get("quantisation", "-"), cache, counted, *shares, runs, *ends, source)
+        table.add_row(profile.name, facts.get("quantisation", "-"), cache, counted, *shares, runs, *ends, source)
     for column in table.columns:
         column.no_wrap = True
     return table

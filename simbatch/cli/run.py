@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from simbatch.cli._options import (
+    bands_option,
     host_option,
+    jobs_option,
     load_scenario,
     policy_option,
     router_option,
     scenario_options,
     version_option,
 )
-from simbatch.cli._output import Output, simulate_shown
+from simbatch.cli._output import Output, bands_shown, simulate_shown
 from simbatch.cli._trace_options import trace_options
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 @policy_option
 @router_option
 @version_option
+@bands_option
+@jobs_option
 @click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
 @click.option(
     "--perfetto",
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write host, device, requests, queue and KV use over time for ui.perfetto.dev (.json[.gz]); implies --steps.",
 )
+@click.option("--verbose", is_flag=True, help="Every resolved setting, and why nothing is said of the steady state.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(
@@ -45,8 +50,11 @@ def run(
     policy: str | None,
     router: str | None,
     vllm_version: str | None,
+    bands: bool,
+    jobs: int,
     steps: bool,
     perfetto: Path | None,
+    verbose: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -65,10 +73,18 @@ def run(
     if perfetto is not None:
         check_target(perfetto, [file])
     result = simulate_shown(resolved, resolved.scenario.name, steps=steps or perfetto is not None, quiet=quiet)
+    further: list[str] = []
+    if bands:
+        from simbatch.sim.search.bands import add_bands, band_lines
+
+        drawn = bands_shown(resolved, jobs=jobs, quiet=quiet)
+        add_bands(result.summary, drawn)
+        further = [*band_lines(result.summary, drawn)]
     written = result.save(output.folder)
     if perfetto is not None:
         result.write_perfetto(perfetto)
-    output.show(written, result.text, "summary.json" if as_json else None, quiet=quiet)
+    text = "\n".join([result.text(verbose=verbose), *further])
+    output.show(written, lambda: text, "summary.json" if as_json else None, quiet=quiet)
 
 
 LEGEND = (

@@ -1,0 +1,146 @@
+"""Bands round a run's figures: draws of what its profile is in doubt about, and what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from simbatch.cli import cli
+from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.uncertainty import PARTS, deviations, factors, scaled, uncertainty_of
+from simbatch.sim.errors import UserError
+from simbatch.sim.metrics.registry import REGISTRY
+from simbatch.sim.results.runs import Summary
+from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.search.bands import NUM_DRAWS, Bands, all_settings, bands_from, drawn_settings, turns
+from simbatch.sim.search.run import Runner
+
+TPOT, TTFT = REGISTRY["mean_tpot_ms"], REGISTRY["p99_ttft_ms"]
+WORKLOAD = {
+    "num_prompts": 60,
+    "request_rate": 4,
+    "prompt_len": {"distribution": "fixed", "mean": 200},
+    "output_len": {"distribution": "fixed", "mean": 30},
+}
+
+
+def scenario(profile: Any = "h100-llama-3.1-8b-bf16", **more: Any) -> Scenario:
+    return Scenario.from_dict({"profile": profile, "workload": WORKLOAD, **more})
+
+
+def drawn(asked: Scenario) -> tuple[Summary, Bands]:
+    resolved = resolve(asked)
+    first, *others = Runner(asked, jobs=1)([(each, asked.seed) for each in [{}, *all_settings(resolved)]])
+    return first, bands_from(resolved, others)
+
+
+def test_a_draw_multiplies_the_times_of_its_part_alone() -> None:
+    profile = load_profile("h100-llama-3.1-8b-bf16", folder=Path())
+    slower = load_profile(scaled(profile, {"decode": 2.0, "host": 3.0}), folder=Path())
+    before, after = profile.cost_model(), slower.cost_model()
+    assert after.decode_ps(8) == pytest.approx(2 * before.decode_ps(8), rel=1e-9)
+    assert after.mixed_ps(3, 300, 500, 500, 250_000) == before.mixed_ps(3, 300, 500, 500, 250_000)
+    own, their = profile.host_times(), slower.host_times()
+    assert own is not None
+    assert their is not None
+    assert their.graph.base_ps == pytest.approx(3 * own.graph.base_ps, abs=2)
+    assert slower.front_end_times() == profile.front_end_times()
+
+
+def test_what_is_in_doubt_follows_from_where_a_profile_comes_from() -> None:
+    known = {name: uncertainty_of(load_profile(name, folder=Path())) for name in NAMES}
+    composed, measured, computed, link = (known[name] for name in NAMES)
+    assert all(each.keys() == set(PARTS) for each in known.values())
+    assert measured["host"].spread < composed["host"].spread
+    assert measured["num_gpu_blocks"].spread < composed["num_gpu_blocks"].spread
+    assert composed["decode"].spread < computed["decode"].spread
+    assert composed["decode"].spread < link["decode"].spread
+    assert uncertainty_of(resolve(scenario({"num_gpu_blocks": 999, "step_time": {"base_s": 0.01}})).profile) == {}
+
+
+NAMES = (
+    "h100-llama-3.1-8b-bf16",
+    "h100-llama-3.1-8b-bf16-measured",
+    "rtx4090-llama-3.1-8b-awq",
+    "l40s-llama-3.1-70b-bf16-tp4",
+)
+
+
+def test_draws_are_those_of_the_seed_and_normal() -> None:
+    assert deviations(3, 5) == deviations(3, 5) != deviations(4, 5)
+    values = [value for seed in range(40) for draw in range(19) for value in deviations(seed, draw).values()]
+    assert sum(abs(value) < 1.645 for value in values) / len(values) == pytest.approx(0.9, abs=0.015)
+
+
+def test_bands_hold_the_run_and_name_what_widens_them() -> None:
+    summary, bands = drawn(scenario())
+    assert len(bands.draws) == NUM_DRAWS
+    for metric in (TPOT, TTFT):
+        band, value = bands.of(metric), metric.of(summary)
+        assert band is not None
+        assert value is not None
+        assert band.low <= value <= band.high
+        assert sum(bands.shares(metric).values()) == pytest.approx(1)
+    assert next(iter(bands.shares(TPOT))) == "host"  # steps of 6 ms behind launches of 1 to 9
+    assert "docs/hosts.md" in str(bands.narrow(["mean_tpot_ms"]))
+    slow, slow_bands = drawn(scenario("l40s-llama-3.1-8b-bf16"))
+    assert next(iter(slow_bands.shares(TPOT))) == "decode"  # a device of 22 ms hides its host
+    assert turns(TPOT, bands, slow_bands) == 0.0
+    assert turns(TPOT, slow_bands, bands) == 1.0
+    assert TPOT.of(slow) != TPOT.of(summary)
+
+
+def test_step_times_as_written_have_no_width() -> None:
+    summary, bands = drawn(scenario({"num_gpu_blocks": 9999, "step_time": {"base_s": 0.01}}))
+    band = bands.of(TPOT)
+    assert band is not None
+    assert band.low == band.high == TPOT.of(summary)
+    assert bands.narrow() is None
+
+
+def test_every_group_of_a_cluster_is_drawn_and_blocks_that_are_known_stay() -> None:
+    groups = [{"replicas": 1, "engine": {"num_gpu_blocks_override": 9000}}, {"profile": "l40s-llama-3.1-8b-bf16"}]
+    asked = scenario(cluster={"groups": groups})
+    changed = resolve(asked.override(drawn_settings(resolve(asked), 0)))
+    assert changed.fleet is not None
+    one, other = (group.resolved for group in changed.fleet.groups)
+    assert one.engine.num_gpu_blocks == 9000
+    own = resolve(asked).fleet
+    assert own is not None
+    by = factors(own.groups[1].resolved.profile, deviations(0, 0))
+    expected = round(own.groups[1].resolved.engine.num_gpu_blocks * by["num_gpu_blocks"])
+    assert other.engine.num_gpu_blocks == expected
+    assert other.profile.cost_model().decode_ps(1) != own.groups[1].resolved.profile.cost_model().decode_ps(1)
+
+
+def run(arguments: list[str], code: int = 0) -> str:
+    result = CliRunner().invoke(cli, arguments)
+    if code:
+        assert isinstance(result.exception, UserError)
+        return str(result.exception)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_run_and_compare_write_them(tmp_path: Path) -> None:
+    file, plain, banded = tmp_path / "s.yaml", tmp_path / "plain", tmp_path / "banded"
+    file.write_text(json.dumps({"profile": NAMES[0], "workload": WORKLOAD}), encoding="utf-8")
+    run(["run", str(file), "-o", str(plain), "--quiet"])
+    text = run(["run", str(file), "-o", str(banded), "--bands", "--jobs", "1"])
+    assert "What to measure to narrow this most: " in text
+    before, after = (json.loads((folder / "summary.json").read_text()) for folder in (plain, banded))
+    bands = after["simbatch"].pop("bands")
+    assert after == before  # the draws change nothing else
+    assert bands["p99_ttft_ms"]["low"] <= after["p99_ttft_ms"] <= bands["p99_ttft_ms"]["high"]
+    arguments = ["compare", str(file), "--profile", NAMES[0], "--profile", NAMES[1], "--jobs", "1", "-o", str(tmp_path)]
+    text = run([*arguments, "--bands"])
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert content["bands"][NAMES[0]]["p99_ttft_ms"] == bands["p99_ttft_ms"]
+    share = content["better_in"][NAMES[1]]["p99_tpot_ms"]
+    assert 0 < share < 1
+    assert "of the draws it is not" in text
+    assert "--bands: are drawn for one load" in run([*arguments, "--bands", "--rate", "1,2"], code=2)
