@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from shutil import get_terminal_size
 
@@ -88,3 +89,10 @@ def duration_words(seconds: float) -> str:
     units = ((99.5, 1, "s"), (99.5 * 60, 60, "min"), (float("inf"), 3600, "h"))
     divisor, unit = next((divisor, unit) for below, divisor, unit in units if seconds < below)
     return f"{seconds / divisor:.{0 if seconds >= 10 * divisor or divisor == 1 else 1}f} {unit}"
+
+
+def wrapped(lines: Iterable[str]) -> Iterator[str]:
+    """Sentences and lists broken to the page, what follows indented; tables, which have two spaces, as they are."""
+    for line in lines:
+        is_long = len(line) > width() and "  " not in line
+        yield from textwrap.wrap(line, width(), subsequent_indent="  ", break_on_hyphens=False) if is_long else [line]

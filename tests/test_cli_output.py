@@ -7,6 +7,7 @@ import os
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 
 from simbatch import Scenario, simulate
 from simbatch.cli import main
+from simbatch.cli._output import progress_of
 from simbatch.cli.tune import _mode
 from simbatch.sim.search import sweep as sweep_module
 
@@ -167,3 +169,15 @@ def test_a_file_s_folder_is_tried_too(command: tuple[str, ...], capsys: pytest.C
     Path("t.csv").write_text("arrival_s,num_prompt_tokens,num_output_tokens\n0,1,1\n")
     assert run(*command) == 2
     assert "/proc cannot be written to: No such file or directory" in capsys.readouterr().err
+
+
+def test_progress_is_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, 5.0, 12.0, 24.0])
+    monkeypatch.setattr("simbatch.cli._output.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    with progress_of("tune", 100, quiet=False) as tell:
+        assert tell is not None
+        for ended in (10, 20, 60):
+            tell(ended)
+    assert capsys.readouterr().err == "tune: 20 of 100, 48 s left\ntune: 60 of 100, 16 s left\n"

@@ -56,7 +56,9 @@ def test_values_that_look_equal_are_equally_good():
 
 
 def test_the_table(comparison):
-    lines = comparison.text().splitlines()
+    assert comparison.text().splitlines()[-1].endswith("more rows with --all, and in compare.csv.")
+    assert "adaptive is best in " in comparison.text()
+    lines = comparison.text(all_rows=True).splitlines()
     assert lines[0] == "bursty, seed 3: 2 candidates, * marks the best"
     assert lines[2].split() == ["fixed", "adaptive"]
     [shares] = [line for line in lines if line.startswith("Requests within SLO")]

@@ -143,6 +143,14 @@ def test_an_unknown_architecture_is_planned_when_one_is_assumed(tmp_path, capsys
     assert plan_memory(tmp_path, "h100", assume="LlamaForCausalLM").weights_bytes == 16_060_522_496
 
 
+def test_a_wrapper_that_is_not_known_is_planned_as_the_decoder_in_it():
+    content = {"architectures": ["SomeVLForConditionalGeneration"], "vision_config": {"depth": 4, "hidden_size": 64}}
+    text = {key: value for key, value in LLAMA_8B.items() if key != "architectures"}
+    config = model_config_of({**content, "text_config": {**text, "model_type": "llama"}}, "config.json")
+    assert config.num_parameters == llama().num_parameters
+    assert config.assumed[0].startswith("SomeVLForConditionalGeneration is planned as the LlamaForCausalLM in it")
+
+
 def test_reserves_follow_the_version_and_the_flags():
     def plan(**more):
         return plan_memory("Qwen/Qwen3-8B", "l40s", max_model_len=8192, **more)

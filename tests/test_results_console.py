@@ -76,14 +76,29 @@ def result(**changes):
 
 
 def test_the_block_is_that_of_vllm():
-    lines = result().text().splitlines()
+    lines = result().text().splitlines()[5:]
     assert [line.rstrip() for line in lines[: len(BLOCK.splitlines())]] == BLOCK.splitlines()
     assert lines[1] == "{:<40} {:<10}".format("Successful requests:", 2)
     assert lines[5] == "{:<40} {:<10.2f}".format("Benchmark duration (s):", 0.34)
 
 
+def test_the_first_four_lines_are_the_answer():
+    assert result(profile_source="measured").text().splitlines()[:5] == [
+        "SLO: 50.00 % of 2 requests keep it; TTFT breaks it most (50.00 % are within 150 ms).",
+        "What binds: nothing but the time that steps take.",
+        "Load: the queue does not keep growing (0.65 wait on average); room: simbatch tune --capacity.",
+        "Trust: rtx4090-llama-3.1-8b-bf16 (decode 1.9 %, mixed 4.8 % off); 99.99 % in range.",
+        "",
+    ]
+    short, long = result(engine={"max_num_seqs": 2}).text(), result(profile_is_estimate=True, slo=SloLimits()).text()
+    assert "What binds: max_num_seqs (all 2 were running)." in short
+    assert "no claim" not in short
+    assert long.startswith("SLO: none is set; P99 TTFT 200 ms, TPOT 45 ms, 17.65 output tok/s.")
+    assert "Trust: rtx4090-llama-3.1-8b-bf16 is an estimate, which nobody measured." in long
+
+
 def test_what_follows_says_slo_classes_engine_and_setting():
-    text = re.sub(r" +\n", "\n", result().text())
+    text = re.sub(r" +\n", "\n", result().text(verbose=True))
     assert "TTFT <= 150 ms:                          50.00 %\n" in text
     assert "All of them:                             50.00 %\n" in text
     assert re.search(r"^high +1 +200\.0 +200\.0 +25\.0 +25\.0 +250\.0 +250\.0 +100\.0 +0\.00 %$", text, re.MULTILINE)

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.coverage import Case, mm1, mser, one_seat
 from simbatch import Scenario, simulate
 from simbatch.sim.metrics.steady import is_overloaded
-from simbatch.sim.report.console import steady_line
+from simbatch.sim.report.console import steady_lines
 from simbatch.sim.report.result import Result
 from simbatch.sim.statistics.intervals import student_t
 from simbatch.sim.statistics.series import BatchMeans, NoClaim, is_trending, keeps_growing, widening
@@ -60,7 +60,7 @@ def test_the_run_s_own_figures_are_those_of_all_requests(calm: Result) -> None:
 
 
 def test_the_line_of_the_report(calm: Result) -> None:
-    line = steady_line(calm.summary["simbatch"]["steady_state"])
+    [line] = steady_lines(calm.summary["simbatch"]["steady_state"])
     assert line.startswith("Steady state: E2EL mean 0.2")
     assert "(95 % interval 0." in line
     assert "over 20 batches; left out: the first 400 requests as warm-up, the last " in line
@@ -117,7 +117,7 @@ def test_what_is_refused(load: float, num_prompts: int, changes: dict[str, Any],
     block = steady(queue(load, num_prompts, **changes))
     assert block["refused"].startswith(reason)
     assert block["mean_e2el_ms"] == {"value": None, "low": None, "high": None, "refused": None}
-    assert reason in steady_line(block)
+    assert reason in next(steady_lines(block, verbose=True))
     assert json.dumps(block)  # plain data
 
 

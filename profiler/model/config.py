@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.model.architectures import ARCHITECTURES
+from simbatch.profiler.model.architectures import ARCHITECTURES, BY_MODEL_TYPE
 from simbatch.profiler.model.checkpoint import Checkpoint, checkpoint_of, main_quantisation
 from simbatch.profiler.model.decoder import EXPERT_INNER, EXPERTS, PER_TOKEN, Keys, layers_of
 from simbatch.profiler.model.layers import Experts, Layer
@@ -133,9 +133,9 @@ def model_config_of(content: dict[str, Any], place: str, assume: str | None = No
 
     `assume`: the architecture to plan one as that is not known; the answer says what that means.
     """
-    name, assumed = _named(content, place, assume)
-    architecture = ARCHITECTURES[assume if assumed and assume else name]
     inner: dict[str, Any] = next((content[key] for key in WRAPPED if isinstance(content.get(key), dict)), {})
+    name, assumed = _named(content, inner, place, assume)
+    architecture = ARCHITECTURES[assume if assumed and assume else name]
     tied = {key: content[key] for key in ("tie_word_embeddings",) if key in content}  # the wrapper's goes first
     keys = Keys({**content, **inner, **tied}, architecture.defaults, place)
     checkpoint = checkpoint_of(
@@ -170,15 +170,20 @@ def model_config_of(content: dict[str, Any], place: str, assume: str | None = No
     )
 
 
-def _named(content: Mapping[str, Any], place: str, assume: str | None) -> tuple[str, tuple[str, ...]]:
-    """The architecture, and what is assumed where it is not known."""
+def _named(
+    content: Mapping[str, Any], inner: Mapping[str, Any], place: str, assume: str | None
+) -> tuple[str, tuple[str, ...]]:
+    """The architecture, of a wrapper that is not known its decoder's; and what is assumed where neither is."""
     name = str((content.get("architectures") or [""])[0])
     if assume is not None and assume not in ARCHITECTURES:
         near = get_close_matches(assume, ARCHITECTURES, n=1)
         mend = f"did you mean {near[0]}?" if near else f"one of {', '.join(ARCHITECTURES)}"
         raise UserError(Problem("--assume", "is no architecture that is known", assume, mend))
+    decoder = (inner.get("architectures") or [""])[0] or BY_MODEL_TYPE.get(str(inner.get("model_type")), "")
     if name in ARCHITECTURES:
         return name, ()
+    if decoder in ARCHITECTURES and assume is None:
+        return decoder, (f"{name} is planned as the {decoder} in it, and its vision tower by its widths.",)
     if assume is None:
         rule = f"is not among the {len(ARCHITECTURES)} architectures that are known"
         mend = (

@@ -191,7 +191,7 @@ def plan_memory(
 
     >>> from simbatch import plan_memory
     >>> plan_memory("Qwen/Qwen3-8B", "rtx4090", max_model_len=8192).kv_cache_tokens
-    36192
+    35936
     """
     config = model if isinstance(model, ModelConfig) else find_model(model, assume)[0]
     gpu = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)

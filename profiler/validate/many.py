@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 from typing import Any
 
-from simbatch.profiler.validate.figures import CLIENT, ComparedFigure
+from simbatch.profiler.records.recorded import GatheredRuns
+from simbatch.profiler.validate.figures import CLIENT, Bounds, ComparedFigure
+from simbatch.profiler.validate.on_recorded import validate_recorded
 from simbatch.profiler.validate.validation import REAL, Validation
+from simbatch.sim.errors import UserError
+from simbatch.sim.scenario import Scenario
 
 SHOWN = ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "request_throughput")
 RANKED = ("mean_e2el_ms", "mean_tpot_ms", "mean_ttft_ms", "request_throughput")  # where a part is not told
@@ -166,3 +170,32 @@ class Many:
             "bounds": first["bounds"],
             "is_within_bounds": None if first["bounds"] is None else self.is_within_bounds,
         }
+
+
+def compare_recorded(
+    scenario: Scenario,
+    gathered: GatheredRuns,
+    source: str | None,
+    bounds: Bounds | None,
+    tell: Callable[[int], None] | None = None,
+) -> Validation | Many:
+    """Each run beside its simulation, one alone as it is; `tell` is told how many are done.
+
+    A run that cannot be compared is named with the reason; UserError where none can.
+    """
+    if len(gathered.runs) == 1 and not gathered.passed_over:
+        alone = gathered.runs[0]
+        return validate_recorded(scenario, alone.run, source, bounds, alone.file)
+    compared, refused = list[Compared](), list[UserError]()
+    not_compared = list(gathered.passed_over)
+    for number, (name, file, run) in enumerate(gathered.runs, 1):
+        try:
+            compared.append(Compared(name, validate_recorded(scenario, run, source, bounds, file)))
+        except UserError as error:
+            refused.append(error)
+            not_compared.append((name, str(error.problems[0])))
+        if tell is not None:
+            tell(number)
+    if not compared:
+        raise UserError(*(error.problems[0] for error in refused[:5]))
+    return Many(compared, not_compared)

@@ -32,7 +32,10 @@ ONLY_WITH = {  # what a figure needs to be worth a row
 }
 # what a page with room for a few figures shows of them, in this order; what nobody measured is left out
 SHOWN: Mapping[str, Sequence[str]] = {
-    "compare": (GOODPUT, WITHIN_SLO, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms", "p99_e2el_ms", TENANTS, PREEMPTIONS),
+    "compare": (
+        *(GOODPUT, WITHIN_SLO, PREEMPTIONS, "p99_ttft_ms", "p99_tpot_ms", THROUGHPUT),
+        *("p99_e2el_ms", TENANTS, "request_throughput"),
+    ),
     "compare.png": (WITHIN_SLO, "request_throughput", THROUGHPUT, "p99_ttft_ms"),
     "loads": ("p99_ttft_ms", NORMALISED, WITHIN_SLO, TENANTS, "p99_tpot_ms", THROUGHPUT),
     "rank": (GOODPUT, "p99_ttft_ms", "p99_tpot_ms", TENANTS),

@@ -6,22 +6,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import Metric, metrics_of
+from simbatch.sim.metrics.registry import Metric, metrics_of, shown
 from simbatch.sim.report.console import in_place_of
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import files
-from simbatch.sim.results.differences import MetricRow
+from simbatch.sim.results.differences import Difference, MetricRow
 from simbatch.sim.results.experiment import SideBySide
 from simbatch.sim.results.runs import same_as
-from simbatch.sim.text import table
+from simbatch.sim.text import table, wrapped
 
 OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf")
+T = TypeVar("T")
 
 
 class Further(Protocol):
@@ -76,14 +77,16 @@ class Comparison:
         rows = [self._row(metric) for metric in metrics_of([result.summary for result in self.results.values()])]
         return [row for row in rows if any(value is not None for value in row.values.values())]
 
-    def text(self) -> str:
-        """The table for the console, plain text."""
+    def text(self, *, all_rows: bool = False) -> str:
+        """The table for the console, plain text: its headline rows and who is best in them, or `all_rows`."""
         labels = list(self.results)
+        rows = [*_headline(self.rows, lambda row: row.metric)] if not all_rows else self.rows
+        cells = [(row.metric.label, *(row.cell(label) for label in labels)) for row in rows]
         header = ("", *(f"{label}  " for label in labels))
-        cells = [(row.metric.label, *(row.cell(label) for label in labels)) for row in self.rows]
         facts = next(iter(self.results.values())).facts
         title = f"{facts.scenario_name}, seed {facts.seed}: {len(labels)} candidates, * marks the best"
-        lines = [title, "", *table(header, cells), "", *same_notes(self.same, 1)]
+        lines = [title, "", *table(header, cells), "", *_best_in(rows, labels), *_further(len(self.rows) - len(rows))]
+        lines += same_notes(self.same, 1)
         lines += taken_notes({label: result.summary for label, result in self.results.items()})
         if not self.same_arrivals:
             lines.append("NOTE: the candidates did not get the same requests at the same times.")
@@ -94,7 +97,7 @@ class Comparison:
         lines += [f"WARNING: {warning}" for warning in of_all]
         for further in [*self.upgrades, *([self.bands] if self.bands is not None else [])]:
             lines += ["", *further.lines()]
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(wrapped(line.rstrip() for line in lines))
 
     def as_dict(self) -> dict[str, Any]:
         """The content of compare.json."""
@@ -137,6 +140,8 @@ class Comparison:
         return MetricRow(metric, values)
 
 
+NUM_HEADLINES = 8
+CLEAR = ("better", "worse")
 COLUMNS = ("difference", "interval", "relative", "")
 
 
@@ -146,8 +151,11 @@ class ReplicatedComparison(SideBySide):
 
     first: Comparison = field(kw_only=True)
 
-    def text(self) -> str:
-        """One table a candidate that differs from the first, and what must be known to read them."""
+    def text(self, *, all_rows: bool = False) -> str:
+        """One table a candidate that differs from the first, and what must be known to read them.
+
+        Its headline rows and what they say in a sentence; with `all_rows` every figure, and the differences in percent.
+        """
         base, *others = self.labels
         facts = next(iter(self.first.results.values())).facts
         lines = [
@@ -160,13 +168,22 @@ class ReplicatedComparison(SideBySide):
         for i, other in enumerate(others):
             if other not in different:
                 continue
-            rows = [
-                (row.metric.label, row.text(base), row.text(other), *differences[i].cells())
+            every = [
+                (row, differences[i])
                 for row, differences in zip(self.rows(), self.differences, strict=True)
                 if not (differences[i].metric.is_steady and differences[i].interval is None)
             ]
-            lines += [*_table((f"{other} against {base}", base, other, *COLUMNS), rows), ""]
-        return "\n".join([*lines, *self._notes()]).rstrip()
+            chosen = every if all_rows else [*_headline(every, lambda pair: pair[1].metric)]
+            columns = COLUMNS if all_rows else (*COLUMNS[:2], "")
+            rows = [
+                (row.metric.label, row.text(base), row.text(other), *difference.cells(short=not all_rows))
+                for row, difference in chosen
+            ]
+            lines += [*_table((f"{other} against {base}", base, other, *columns), rows), ""]
+            if not all_rows:
+                lines += [*_said([difference for _, difference in chosen], other, base)]
+                lines += [*_further(len(every) - len(chosen)), ""]
+        return "\n".join(wrapped([*lines, *self._notes(all_rows)])).rstrip()
 
     def as_dict(self) -> dict[str, Any]:
         """The content of compare.json: that of one run, means in place of values, and the intervals."""
@@ -205,7 +222,7 @@ class ReplicatedComparison(SideBySide):
             rows.append([row.metric.key, row.metric.better, *row.values.values(), *against])
         files.write_csv(path, columns, rows)
 
-    def _notes(self) -> Iterator[str]:
+    def _notes(self, all_rows: bool) -> Iterator[str]:
         """What the table means, and what it does not say."""
         yield from self.multiplicity()
         yield from same_notes(self.same, len(self.seeds))
@@ -214,7 +231,7 @@ class ReplicatedComparison(SideBySide):
             yield "NOTE: the candidates did not get the same requests at the same times."
         for label in self.labels:
             runs = self.runs[label]
-            if (reason := runs.refusal) is not None:
+            if all_rows and (reason := runs.refusal) is not None:
                 num = runs.num_refused
                 yield f"Steady state: no claim about {label}, {num} of {len(self.seeds)} runs: {reason}."
             if num := runs.num_overloaded:
@@ -222,6 +239,40 @@ class ReplicatedComparison(SideBySide):
                     f"WARNING: {label}: overloaded in {num} of {len(self.seeds)} runs: the queue kept growing, and the "
                     "means say how long the runs were."
                 )
+
+
+def _headline(rows: Sequence[T], metric_of: Callable[[T], Metric]) -> Iterator[T]:
+    """Those of the figures that a comparison is read for, in their order; the tail of the first class among them."""
+    by_key = {metric_of(row).key: row for row in rows}
+    tails = [key for key in by_key if key.startswith("simbatch.classes.") and key.endswith(".p99_ttft_ms")][:1]
+    usual = [metric.key for metric in shown("compare", lambda metric: metric.key in by_key)]
+    yield from (by_key[key] for key in [*usual[: NUM_HEADLINES - len(tails)], *tails])
+
+
+def _best_in(rows: Sequence[MetricRow], labels: Sequence[str]) -> Iterator[str]:
+    """`vllm is best in 5 of 8, fixed in 2.`, for those that have a star."""
+    judged = [row.best for row in rows if row.metric.better]
+    counts = {label: sum(label in best for best in judged) for label in labels}
+    best = sorted(filter(counts.__getitem__, labels), key=lambda label: -counts[label])
+    if not best:
+        yield f"All are alike in these {len(judged)}."
+        return
+    rest = "".join(f", {label} in {counts[label]}" for label in best[1:])
+    yield f"{best[0]} is best in {counts[best[0]]} of {len(judged)}{rest}."
+
+
+def _said(differences: Sequence[Difference], other: str, base: str) -> Iterator[str]:
+    """What is better and what is worse, `adaptive against vllm: better in P99 TPOT; worse in P99 TTFT`."""
+    by_verdict: dict[str, list[str]] = {}
+    for difference in differences:
+        by_verdict.setdefault(difference.verdict, []).append(difference.metric.title)
+    told = [f"{verdict} in {', '.join(named)}" for verdict, named in sorted(by_verdict.items()) if verdict in CLEAR]
+    yield f"{other} against {base}: {'; '.join(told) or 'no difference is shown in any of these'}."
+
+
+def _further(num_rows: int) -> Iterator[str]:
+    if num_rows > 0:
+        yield f"{num_rows} more rows with --all, and in compare.csv."
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

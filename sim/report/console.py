@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.metrics.registry import REGISTRY
+from simbatch.sim.report.answer import answer
 from simbatch.sim.report.engine_text import WIDTH, engine_lines, header, replica_lines, router_line, row_of, sentences
-from simbatch.sim.text import number, percent, short_name, table
+from simbatch.sim.text import number, percent, short_name, table, wrapped
 
-TEXT_WIDTH = 100
 PRINTED = ("mean", "median", "p90", "p95", "p99")  # of a latency
 LATENCY_HEADERS = {
     "ttft": "Time to First Token",
@@ -20,13 +19,19 @@ LATENCY_HEADERS = {
     "e2el": "End-to-end Latency",
 }
 GROUP_LATENCIES = tuple((name, statistic) for name in ("ttft", "tpot", "e2el") for statistic in ("mean", "p99"))
+HEADLINE_SETTINGS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_gpu_blocks")
 MAX_LISTED = 8  # of a list; of a longer one the first and the last
 
 
-def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
-    """Everything, as plain text; `summary` as in summary.json."""
+def report(summary: Mapping[str, Any], facts: RunFacts, *, verbose: bool = False) -> str:
+    """The answer in four lines, then everything, as plain text; `summary` as in summary.json.
+
+    `verbose`: every resolved setting of the engine too, and why nothing is said of the steady state.
+    """
     ours = summary["simbatch"]
     lines = [
+        *answer(summary),
+        "",
         *benchmark_block(summary, facts),
         *_slo_lines(ours),
         *_class_lines(ours["classes"]),
@@ -34,12 +39,12 @@ def report(summary: Mapping[str, Any], facts: RunFacts) -> str:
         *engine_lines(ours),
         *replica_lines(ours.get("cluster")),
         *sentences(ours, facts),
-        *_origin_lines(ours),
+        *_origin_lines(ours, verbose),
         *_trace_lines(facts),
-        steady_line(ours["steady_state"]),
+        *steady_lines(ours["steady_state"], verbose),
         *(f"WARNING: {warning}" for warning in ours["warnings"]),
     ]
-    return "\n".join(_wrapped(lines))
+    return "\n".join(wrapped(lines))
 
 
 def benchmark_block(summary: Mapping[str, Any], facts: RunFacts) -> Iterator[str]:
@@ -117,7 +122,7 @@ def _group_cells(block: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
+def _origin_lines(ours: Mapping[str, Any], verbose: bool) -> Iterator[str]:
     profile, engine = ours["profile"], ours["engine"]
     name, *params = ours["policy"].items()
     yield header("Setting", "-")
@@ -140,8 +145,10 @@ def _origin_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     resolved = [key for key in engine if key in ours["engine_defaults"]]
     if written := {key: value for key, value in engine.items() if key not in resolved}:
         yield f"Engine, as written:{_listed(written)}"
+    shown = resolved if verbose else [key for key in resolved if key in HEADLINE_SETTINGS]
     if resolved:
-        yield f"Engine, resolved:{_listed({key: engine[key] for key in resolved})}"
+        more = f" (and {len(resolved) - len(shown)} more: --verbose)" if len(shown) < len(resolved) else ""
+        yield f"Engine, resolved:{_listed({key: engine[key] for key in shown})}{more}"
 
 
 def _trace_lines(facts: RunFacts) -> Iterator[str]:
@@ -156,13 +163,15 @@ def in_place_of(profile: Mapping[str, Any], engine: Mapping[str, Any]) -> str:
     return f" in place of {asked}, for kv_cache_dtype {engine['kv_cache_dtype']}" if asked else ""
 
 
-def steady_line(steady: Mapping[str, Any]) -> str:
-    """How sure the mean E2EL of the steady state is, or why nothing is said of it."""
+def steady_lines(steady: Mapping[str, Any], verbose: bool = False) -> Iterator[str]:
+    """How sure the mean E2EL of the steady state is; where nothing is said of it, why, if that is asked for."""
     mean = steady["mean_e2el_ms"]
     if mean["low"] is None:
-        return f"Steady state: no claim ({steady['refused'] or mean['refused']})"
+        if verbose:
+            yield f"Steady state: no claim ({steady['refused'] or mean['refused']})"
+        return
     value, low, high = (number(mean[key] / 1000, 2) for key in ("value", "low", "high"))
-    return (
+    yield (
         f"Steady state: E2EL mean {value} s (95 % interval {low} to {high} over {steady['num_batches']} batches; "
         f"left out: the first {steady['left_out_first']:,} requests as warm-up, the last {steady['left_out_last']:,})"
     )
@@ -181,10 +190,3 @@ def _plain(value: Any) -> str:
         shown = value if len(value) <= MAX_LISTED else [*value[:4], "...", value[-1]]
         return " ".join(map(str, shown)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _wrapped(lines: Sequence[str]) -> Iterator[str]:
-    """Sentences and lists broken at TEXT_WIDTH, what follows indented; tables, which have two spaces, as they are."""
-    for line in lines:
-        is_long = len(line) > TEXT_WIDTH and "  " not in line
-        yield from textwrap.wrap(line, TEXT_WIDTH, subsequent_indent="  ") if is_long else [line]

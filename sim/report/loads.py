@@ -28,7 +28,7 @@ class LoadComparison(OverLoads):
         known = {metric.key for metric in self.metrics}
         return shown("loads", lambda metric: metric.key in known)[:NUM_PANELS]
 
-    def text(self) -> str:
+    def text(self, *, all_rows: bool = False) -> str:
         """A table per metric that is shown, a row per load; of one candidate a single table, its load curve."""
         base, seeds = self.at[0], self.at[0].seeds
         intervals = f" with {100 * base.confidence:g} % intervals" if len(seeds) > 1 else ""

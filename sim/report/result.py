@@ -18,9 +18,9 @@ from simbatch.sim.text import number, percent
 class Result(MeasuredRun):
     """What a simulation gives: `summary` (the content of summary.json), `requests` (columns), `save(folder)`."""
 
-    def text(self) -> str:
-        """What the console shows."""
-        return console.report(self.summary, self.facts)
+    def text(self, *, verbose: bool = False) -> str:
+        """What the console shows; `verbose`: with every resolved setting, and why nothing is said of a steady state."""
+        return console.report(self.summary, self.facts, verbose=verbose)
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write every file of the result to `folder`, in place of an earlier one; returns their paths."""

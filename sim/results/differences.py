@@ -12,6 +12,7 @@ from simbatch.sim.text import number
 
 NO_DIFFERENCE = "no difference shown"
 NOT_MEASURED = "not measured"
+SHORT = {NO_DIFFERENCE: "not told apart"}  # where there is little room
 MIN_PAIRS = 2
 
 
@@ -60,17 +61,17 @@ class Difference:
             return HIGHER if is_higher else LOWER
         return "better" if is_higher == (self.metric.better == HIGHER) else "worse"
 
-    def cells(self) -> tuple[str, str, str, str]:
-        """Difference, its interval, the interval in percent, verdict."""
+    def cells(self, *, short: bool = False) -> tuple[str, ...]:
+        """Difference, its interval, the interval in percent, verdict; `short`: without the percent."""
         if self.interval is None:
-            return "-", "-", "-", self.verdict
-        if not self.interval.low < self.interval.high and not self.interval.estimate:
-            return "0", "equal in every run", "-", self.verdict
-        span = f"{self._signed(self.interval.low)} to {self._signed(self.interval.high)}"
-        relative = "-"
-        if self.ratio is not None:
-            relative = f"{_percent(self.ratio.low)} to {_percent(self.ratio.high)}"
-        return self._signed(self.interval.estimate), span, relative, self.verdict
+            cells: tuple[str, ...] = ("-", "-", "-", self.verdict)
+        elif not self.interval.low < self.interval.high and not self.interval.estimate:
+            cells = ("0", "equal in every run", "-", self.verdict)
+        else:
+            span = f"{self._signed(self.interval.low)} to {self._signed(self.interval.high)}"
+            relative = "-" if self.ratio is None else f"{_percent(self.ratio.low)} to {_percent(self.ratio.high)}"
+            cells = (self._signed(self.interval.estimate), span, relative, self.verdict)
+        return (*cells[:2], SHORT.get(self.verdict, self.verdict)) if short else cells
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for compare.json; `relative` is the ratio of the means minus 1."""

@@ -285,3 +285,11 @@ def _ascending(values: Sequence[Any]) -> tuple[Any, ...]:
     """Each once; numbers in order, names as they were given."""
     once = tuple(dict.fromkeys(values))
     return tuple(sorted(once)) if Axis("", once).is_ordered else once
+
+
+def values_of(scenario: Scenario) -> dict[str, Any]:
+    """What every key that can be searched has in a scenario, by dotted key, defaults resolved."""
+    resolved = resolve(scenario)
+    policy = {f"policy.{key}": value for key, value in resolved.policy.parameters().items()}
+    engine = {f"engine.{key}": value for key, value in resolved.engine_settings().items()}
+    return {**engine, **policy, POLICY: resolved.policy_name, "profile": scenario.profile}

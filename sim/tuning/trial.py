@@ -17,7 +17,7 @@ from simbatch.sim.scenario import Scenario
 from simbatch.sim.statistics.intervals import paired_difference
 from simbatch.sim.tuning.goal import Goal
 from simbatch.sim.tuning.space import SEQS, TOKENS, Settings
-from simbatch.sim.workload.model import Traffic
+from simbatch.sim.workload.model import TrafficShape
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def setting_words(settings: Settings) -> str:
 CLOSE = 0.01
 MIN_RUNS = 3  # two tell almost nothing apart
 CLOSED = ("all_at_once", "closed_loop")  # whose requests wait for the system, and not it for them
-DECIDES = ("goodput", "the share within the SLO", "P99 TTFT", "fewest seats")
+DECIDES = ("goodput", "the share within the SLO", "P99 TTFT", "the smallest max_num_seqs")
 
 
 def equals(goal: Goal, trials: Sequence[TriedSettings]) -> list[TriedSettings]:
@@ -109,5 +109,5 @@ def has_open_arrivals(scenario: Scenario) -> bool:
     workload = scenario.workload
     if workload.max_concurrency is not None:
         return False
-    parts: Sequence[Traffic] = [] if workload.trace is not None else workload.mix or [workload]
+    parts: Sequence[TrafficShape] = [] if workload.trace is not None else workload.mix or [workload]
     return all(part.resolved_arrival().process not in CLOSED for part in parts)

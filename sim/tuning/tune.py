@@ -14,7 +14,7 @@ from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, s
 from simbatch.sim.statistics.intervals import Interval
 from simbatch.sim.statistics.pareto import Knee, find_knee
 from simbatch.sim.tuning.goal import Goal, Limit
-from simbatch.sim.tuning.space import POLICY, Point, Settings, Space
+from simbatch.sim.tuning.space import Point, Settings, Space, values_of
 from simbatch.sim.tuning.study import ROUND, Search, front_of
 from simbatch.sim.tuning.trial import TriedSettings, equals, has_open_arrivals, order, preference
 
@@ -178,13 +178,11 @@ def _under(seeds: Sequence[int], batch: Sequence[Settings], evaluate: Evaluate, 
 
 def _point_of(space: Space) -> Point | None:
     """Where the scenario as it stands is in the space; None when it is not."""
-    resolved = resolve(space.scenario)
-    policy = {f"policy.{key}": value for key, value in resolved.policy.parameters().items()}
-    engine = {f"engine.{key}": value for key, value in resolved.engine_settings().items()}
-    point = space.nearest({**engine, **policy, POLICY: resolved.policy_name, "profile": space.scenario.profile})
+    point = space.nearest(values_of(space.scenario))
     if not space.is_allowed(point):
         return None
-    return point if resolve(space.scenario.override(space.settings(point))).dump() == resolved.dump() else None
+    same = resolve(space.scenario.override(space.settings(point))).dump() == resolve(space.scenario).dump()
+    return point if same else None
 
 
 def _run_all(space: Space, run: Run, tried: dict[Point, TriedSettings]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.metrics.registry import GOODPUT, shown
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, Metric, shown
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
 from simbatch.sim.statistics.pareto import RULE
-from simbatch.sim.text import number, table
+from simbatch.sim.text import broken, number, table, wrapped
 from simbatch.sim.tuning.goal import Goal
+from simbatch.sim.tuning.space import POLICY, values_of
 from simbatch.sim.tuning.trial import CLOSE, DECIDES, TriedSettings, setting_words
 from simbatch.sim.tuning.tune import Tuned, trade_off
 from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, set_flags, vllm_serve, weight_notes
@@ -20,7 +22,7 @@ NUM_SHOWN = 8
 
 def report(tuned: Tuned) -> str:
     """Everything, as plain text."""
-    return "\n".join([*_head(tuned), "", *_table(tuned), "", *_verdict(tuned), *_advice(tuned)])
+    return "\n".join(wrapped([*_head(tuned), "", *_table(tuned), "", *_verdict(tuned), *_advice(tuned)]))
 
 
 def goal_words(goal: Goal) -> str:
@@ -30,10 +32,10 @@ def goal_words(goal: Goal) -> str:
     return " and ".join(verbs) + (f" within {limits}" if limits else "")
 
 
-def shown_keys(tuned: Tuned) -> list[str]:
+def shown_metrics(tuned: Tuned) -> list[Metric]:
     """The figures worth a column: what decides, and the usual ones that were measured."""
     usual = shown("tune", lambda metric: any(trial.means[metric.key] is not None for trial in tuned.trials))
-    return list(dict.fromkeys([*tuned.goal.keys, *(metric.key for metric in usual)]))
+    return [REGISTRY[key] for key in dict.fromkeys([*tuned.goal.keys, *(metric.key for metric in usual)])]
 
 
 def _head(tuned: Tuned) -> Iterator[str]:
@@ -52,44 +54,56 @@ def _head(tuned: Tuned) -> Iterator[str]:
 
 
 def _table(tuned: Tuned) -> Iterator[str]:
-    keys = shown_keys(tuned)
+    """A column for each key that is searched, and for each figure worth one; equal trials on one line."""
+    metrics, axes, own = shown_metrics(tuned), tuned.space.axes, values_of(tuned.scenario)
     if tuned.front:
         yield f"Pareto set ({len(tuned.front)}):"
-    groups = _alike(tuned.front or tuned.ranked(), keys, tuned.best)
+    groups = _alike(tuned.front or tuned.ranked(), metrics, tuned.best)
     listed = groups if tuned.front else groups[:NUM_SHOWN]
     if not any(tuned.baseline in group for group in listed):
         listed = [*listed, [tuned.baseline]]
+    titles = ["policy" if axis.key == POLICY else broken(axis.key.rpartition(".")[2]) for axis in axes]
+    header = ["", *titles, *(metric.heading or metric.label for metric in metrics), ""]
     rows = [
-        [_name(tuned, group), *(number(group[0].means[key]) for key in keys), _marks(tuned, group[0])]
+        [
+            "*" if group[0] is tuned.recommended else "",
+            *(_value(group[0], axis.key, own) for axis in axes),
+            *(metric.text(group[0].means[metric.key]) for metric in metrics),
+            _marks(tuned, group),
+        ]
         for group in listed
     ]
-    yield from table(["settings", *keys, ""], rows)
+    width = max(len(row[-1]) for row in rows)
+    yield from table(header, [[*row[:-1], row[-1].ljust(width)] for row in rows])
     if any(trial.overloaded for group in listed for trial in group):
         yield "overloaded: the queue kept growing, so latencies say how long the run was"
 
 
-def _alike(trials: Sequence[TriedSettings], keys: Sequence[str], first: TriedSettings) -> list[list[TriedSettings]]:
-    """Those with the same figures together, `first` at the head of its own: more seats than are ever taken are one."""
+def _alike(
+    trials: Sequence[TriedSettings], metrics: Sequence[Metric], first: TriedSettings
+) -> list[list[TriedSettings]]:
+    """Those with the same figures together, `first` at the head of its own: places that nobody takes change nothing."""
     groups: dict[tuple[float | None, ...], list[TriedSettings]] = {}
     for trial in trials:
-        group = groups.setdefault(tuple(trial.means[key] for key in keys), [])
+        group = groups.setdefault(tuple(trial.means[metric.key] for metric in metrics), [])
         group.insert(0 if trial is first else len(group), trial)
     return list(groups.values())
 
 
-def _name(tuned: Tuned, group: Sequence[TriedSettings]) -> str:
-    words = setting_words(group[0].settings)
-    more = f" (and {len(group) - 1} alike)" if len(group) > 1 else ""
-    mark = "*" if group[0] is tuned.recommended else " "
-    stands = " = as it stands" if tuned.baseline in group and group[0] is not tuned.baseline else ""
-    return f"{mark} {words}{stands}{more}"
+def _value(trial: TriedSettings, key: str, own: Mapping[str, Any]) -> str:
+    """What the trial has for a key that is searched; `-` where its policy has no such parameter."""
+    section, _, name = key.partition(".")
+    policy = trial.settings.get("policy")
+    value = policy.get(name) if section == "policy" and policy is not None else trial.settings.get(key, own.get(key))
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _marks(tuned: Tuned, trial: TriedSettings) -> str:
-    marks = ["overloaded"] if trial.overloaded else []
-    if tuned.goal.limits and not tuned.goal.is_met(trial.means):
-        marks.insert(0, "limit broken")
-    return ", ".join(marks)
+def _marks(tuned: Tuned, group: Sequence[TriedSettings]) -> str:
+    trial, others = group[0], len(group) - 1
+    marks = ["limit broken"] if tuned.goal.limits and not tuned.goal.is_met(trial.means) else []
+    marks += ["overloaded"] if trial.overloaded else []
+    marks += ["as it stands"] if tuned.baseline in group else []
+    return ", ".join([*marks, *([f"{others} more alike"] if others else [])])
 
 
 def _verdict(tuned: Tuned) -> Iterator[str]:
@@ -110,8 +124,8 @@ def _verdict(tuned: Tuned) -> Iterator[str]:
         yield "Nothing that was tried is better than the scenario as it stands."
     if (equal := len(tuned.equals)) > 1:
         within = f"within {CLOSE:.0%}" + (" or not told apart" if len(tuned.seeds) > 1 else "")
-        yield f"{equal} of the {len(tuned.trials)} that were tried are equal in {goal.keys[0]} ({within}); between them"
-        yield f"{_decided(tuned)} decide, in this order."
+        tried = f"{equal} of the {len(tuned.trials)} that were tried are equal in {goal.keys[0]} ({within})"
+        yield f"{tried}; between them {_decided(tuned)} decide, in this order."
 
 
 def _decided(tuned: Tuned) -> str:
@@ -127,8 +141,8 @@ def _unrecommended(tuned: Tuned) -> Iterator[str]:
     """That the arrivals bind, and what to ask for instead."""
     goal = tuned.goal
     served = f"all that arrives{' within the limits' if goal.limits else ''}"
-    yield f"Nothing is recommended: {len(tuned.equals)} of the {len(tuned.trials)} that were tried serve {served},"
-    yield f"so the arrivals bind {goal.keys[0]}, and it says nothing of the settings."
+    equal = f"{len(tuned.equals)} of the {len(tuned.trials)} that were tried serve {served}"
+    yield f"Nothing is recommended: {equal}, so the arrivals bind {goal.keys[0]}, and it says nothing of the settings."
     ask = "--maximize goodput, " if tuned.best.means[GOODPUT] is not None else ""
     yield f"Ask for {ask}--pareto throughput,p99_ttft_ms, or --capacity, which says how much more could arrive."
     yield f"The table has the equals first, by {_decided(tuned)}."
@@ -156,8 +170,7 @@ def _knee(tuned: Tuned) -> Iterator[str]:
         yield f"Nothing is recommended: a set has no best. {other}--maximize with --limit picks one."
         return
     gain, cost = trade_off(tuned.goal)
-    yield f"Knee (*): {RULE}"
-    yield f"({tuned.knee.distance:.2f} of the height above it)."
+    yield f"Knee (*): {RULE} ({tuned.knee.distance:.2f} of the height above it)."
     yield f"More {gain.key} than this costs more and more {cost.key}."
 
 

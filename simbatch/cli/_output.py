@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _MAX_NAME = 255  # of a file, on every system in use
 _RUN_FILE = "run.json"
 _OTHER = "name another folder"
-NUM_LINES = 10  # of progress, where there is no bar
+NUM_LINES = 10  # of progress over cells, where there is no bar
+LINE_S = 10.0  # between two lines of other progress
 
 
 class Output:
@@ -127,7 +128,34 @@ def _origin_of(path: Path) -> tuple[str | None, datetime | None]:
 
 @contextmanager
 def progress_of(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """What to tell the number of ended requests; None when nobody would see it."""
+    """What to tell the number of what has ended: a bar for a person, a line every ten seconds for a log.
+
+    None where nobody wants to see it.
+    """
+    with _bar(name, total, quiet=quiet) as bar:
+        yield bar if bar is not None or quiet else _log(name, total)
+
+
+def _log(name: str, total: int | None) -> Callable[[int], None]:
+    """Says now and then how far it is; of what is over in ten seconds nothing."""
+    begin_s = last_s = time.monotonic()
+
+    def tell(ended: int) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s < LINE_S:
+            return
+        last_s, rest = now_s, ""
+        if total is not None and 0 < ended <= total:
+            rest = f" of {total:,}, {duration_words((now_s - begin_s) / ended * (total - ended))} left"
+        print(f"{name}: {ended:,}{rest}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+@contextmanager
+def _bar(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """A bar on stderr, when a person is looking."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -144,7 +172,7 @@ def progress_of(name: str, total: int | None, *, quiet: bool) -> Iterator[Callab
 def cells_shown(name: str, total: int, *, quiet: bool) -> Iterator[Callable[..., None]]:
     """What to call at every finished cell: a bar for a person, ten lines for a log."""
     done, begin_s = 0, time.monotonic()
-    with progress_of(name, total, quiet=quiet) as bar:
+    with _bar(name, total, quiet=quiet) as bar:
 
         def tell(*_: object) -> None:
             nonlocal done

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 @click.option("--bonferroni", is_flag=True, help="Make the intervals of all candidates hold together, per metric.")
 @bands_option
 @jobs_option
+@click.option("--all", "all_rows", is_flag=True, help="Show every figure, not the headline rows alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print compare.json instead of the table.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def compare(
@@ -69,6 +70,7 @@ def compare(
     bonferroni: bool,
     bands: bool,
     jobs: int,
+    all_rows: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -113,7 +115,7 @@ def compare(
             is_resampled=any(is_resampled(resolved.scenario) for resolved in candidates.values()),
         )
         comparison = ReplicatedComparison(experiment, bonferroni=bonferroni, first=Comparison(results))
-    _show(comparison, output, as_json=as_json, quiet=quiet)
+    _show(comparison, output, all_rows=all_rows, as_json=as_json, quiet=quiet)
     if len(seeds) < replications and not (quiet or as_json):
         click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
 
@@ -145,15 +147,21 @@ def _compare_at(
 
     found = summaries_of(cells_at(candidates, rates, seeds), _watch(quiet), say_to(quiet=quiet), jobs=jobs)
     compared = compared_at(candidates, found, rates, seeds, bonferroni=bonferroni)
-    _show(compared, output, as_json=as_json, quiet=quiet)
+    _show(compared, output, all_rows=True, as_json=as_json, quiet=quiet)
 
 
 def _show(
-    compared: Comparison | ReplicatedComparison | LoadComparison, output: Output, *, as_json: bool, quiet: bool
+    compared: Comparison | ReplicatedComparison | LoadComparison,
+    output: Output,
+    *,
+    all_rows: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Write the files, and print the table."""
     written = compared.save(output.folder)
-    output.show(written, compared.text, "compare.json" if as_json else None, quiet=quiet)
+    text = partial(compared.text, all_rows=all_rows)
+    output.show(written, text, "compare.json" if as_json else None, quiet=quiet)
 
 
 def _watch(quiet: bool) -> Watch:

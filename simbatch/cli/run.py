@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write host, device, requests, queue and KV use over time for ui.perfetto.dev (.json[.gz]); implies --steps.",
 )
+@click.option("--verbose", is_flag=True, help="Every resolved setting, and why nothing is said of the steady state.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(
@@ -53,6 +54,7 @@ def run(
     jobs: int,
     steps: bool,
     perfetto: Path | None,
+    verbose: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -78,10 +80,15 @@ def run(
         drawn = bands_shown(resolved, jobs=jobs, quiet=quiet)
         add_bands(result.summary, drawn)
         further = [*band_lines(result.summary, drawn)]
+    elif not (quiet or as_json):
+        from simbatch.sim.search.load import load_lines
+
+        further = [*load_lines(resolved, result.record)]
     written = result.save(output.folder)
     if perfetto is not None:
         result.write_perfetto(perfetto)
-    output.show(written, lambda: "\n".join([result.text(), *further]), "summary.json" if as_json else None, quiet=quiet)
+    text = "\n".join([result.text(verbose=verbose), *further])
+    output.show(written, lambda: text, "summary.json" if as_json else None, quiet=quiet)
 
 
 LEGEND = (

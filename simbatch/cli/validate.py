@@ -117,29 +117,14 @@ def _recorded(
 ) -> Validation | Many:
     from simbatch.cli._output import progress_of
     from simbatch.profiler.records.recorded import gather
-    from simbatch.profiler.validate.many import Compared, Many
-    from simbatch.profiler.validate.on_recorded import validate_recorded
+    from simbatch.profiler.validate.many import compare_recorded
     from simbatch.sim.scenario import resolve
 
     resolve(scenario)  # its mistakes, before any time is spent
     gathered = gather(paths)
-    if len(gathered.runs) == 1 and not gathered.passed_over:
-        alone = gathered.runs[0]
-        return validate_recorded(scenario, alone.run, source, bounds, alone.file)
-    compared, refused = list[Compared](), list[UserError]()
-    not_compared = list(gathered.passed_over)
-    with progress_of("simulating", len(gathered.runs), quiet=quiet) as progress:
-        for number, (name, file, run) in enumerate(gathered.runs, 1):
-            try:
-                compared.append(Compared(name, validate_recorded(scenario, run, source, bounds, file)))
-            except UserError as error:
-                refused.append(error)
-                not_compared.append((name, str(error.problems[0])))
-            if progress is not None:
-                progress(number)
-    if not compared:
-        raise UserError(*(error.problems[0] for error in refused[:5]))
-    return Many(compared, not_compared)
+    number = len(gathered.runs)
+    with progress_of("simulating", number, quiet=quiet or number == 1) as progress:
+        return compare_recorded(scenario, gathered, source, bounds, progress)
 
 
 def _engine(
