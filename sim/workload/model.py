@@ -22,7 +22,7 @@ REQUIRED = ("num_prompts", "prompt_len", "output_len")
 SHARED = ("request_rate", "burstiness", "rescale", "max_concurrency")  # may stand in `arrival` or beside it
 
 
-class Traffic(Strict):
+class TrafficShape(Strict):
     """How many requests arrive, when, and how long they are."""
 
     num_prompts: Count | None = Field(default=None, description="how many requests arrive")
@@ -79,7 +79,7 @@ class Traffic(Strict):
         return arrival.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
-class Part(Traffic):
+class Part(TrafficShape):
     """One tenant's requests among those of a `mix`."""
 
     tenant: Annotated[str, Field(max_length=MAX_NAME)] = Field(description="whose requests these are")
@@ -128,7 +128,7 @@ def priority_of(key: str | int) -> int | None:
     return key if -(2**31) <= key < 2**31 else None
 
 
-_SYNTHETIC = (*Traffic.model_fields, "prefix")
+_SYNTHETIC = (*TrafficShape.model_fields, "prefix")
 _SHARES = ("priorities", "tenants")
 
 
@@ -172,7 +172,7 @@ class Prefix(Strict):
         return (*range(common), *range(common + number * own, common + (number + 1) * own))
 
 
-class Workload(Traffic):
+class Workload(TrafficShape):
     """Which requests arrive, and when.
 
     Either synthetic (`num_prompts`, `prompt_len`, `output_len` and `request_rate` or `arrival`), a `mix` of several

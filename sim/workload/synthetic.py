@@ -17,7 +17,7 @@ from simbatch.sim.clock import to_ps
 from simbatch.sim.workload.arrivals import ClosedLoop, arrival_times
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.lengths import length_draw
-from simbatch.sim.workload.model import Part, Prefix, Traffic, Workload, priority_of
+from simbatch.sim.workload.model import Part, Prefix, TrafficShape, Workload, priority_of
 
 
 class Purpose(IntEnum):
@@ -56,8 +56,10 @@ class SyntheticSource:
         self.num_requests: int | None = workload.num_prompts
         self._arrival = workload.resolved_arrival()
         self._stream = partial(stream, seed, part=part)
-        self._prompt_len = length_draw(workload.prompt_len, folder=folder, of="num_prompt_tokens")
-        self._output_len = length_draw(workload.output_len, folder=folder, of="num_output_tokens")
+        notes: list[str] = []
+        self._prompt_len = length_draw(workload.prompt_len, folder=folder, of="num_prompt_tokens", notes=notes)
+        self._output_len = length_draw(workload.output_len, folder=folder, of="num_output_tokens", notes=notes)
+        self._notes = tuple(notes)
         self._priorities, self._tenants = workload.priority_shares(), workload.tenant_shares()
         self._prefix = workload.prefix
         self.hash_block_tokens = workload.prefix.hash_tokens if workload.prefix else 0
@@ -65,6 +67,10 @@ class SyntheticSource:
         self.max_concurrency = closed.max_concurrency if closed else workload.max_concurrency
         self.think_time_ps = to_ps(closed.think_time_s) if closed else 0
         self.is_closed_loop = closed is not None
+
+    def unread(self) -> tuple[str, ...]:
+        """How the files of empirical lengths were read."""
+        return self._notes
 
     def chunks(self) -> Iterator[RequestChunk]:
         """Draw the requests, always the same ones."""
@@ -162,4 +168,4 @@ class MixSource:
 
 def _alone(part: Part) -> Workload:
     """The part as a workload of its own."""
-    return Workload(**{name: getattr(part, name) for name in Traffic.model_fields})
+    return Workload(**{name: getattr(part, name) for name in TrafficShape.model_fields})
