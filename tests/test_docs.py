@@ -250,7 +250,7 @@ def test_the_reference_has_the_workload_s_keys() -> None:
     assert first_cells >= Workload.model_fields.keys() | Trace.model_fields.keys()
     for model in ("Gamma", "Poisson", "Constant", "AllAtOnce", "OnOff", "Ramp", "Daily", "ClosedLoop"):
         check_variant(schema[model], "process")
-    for model in ("Fixed", "Uniform", "Lognormal", "Geometric", "Empirical"):
+    for model in ("FixedLength", "Uniform", "Lognormal", "Geometric", "Empirical"):
         check_variant(schema[model], "distribution")
     assert set(re.findall(r"\w+", " ".join(rows("workload", 2)))) >= Prefix.model_fields.keys()
 
