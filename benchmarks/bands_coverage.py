@@ -55,7 +55,7 @@ def random_scenario(number: int) -> Scenario:
         "profile": profile,
         "engine": {"max_num_seqs": int(rng.choice([32, 64, 256])), "max_num_batched_tokens": 2048},
         "workload": {
-            "num_prompts": 250,
+            "num_prompts": 150,
             "request_rate": rate * replicas,
             "burstiness": float(rng.choice([0.3, 1.0])),
             "prompt_len": {"distribution": "lognormal", "mean": prompt, "cv": 0.8, "max": 8 * prompt},

@@ -17,9 +17,10 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.host import HostTimes
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine.door import Inbox
+from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.resources import Host, Listener, Step
+from simbatch.sim.engine.resources import Host, Step
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scenario import Scenario, resolve

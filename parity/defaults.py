@@ -1,4 +1,4 @@
-"""What a version's own code says beside the table (`sim/scheduler/versions.py`): defaults, settings, names of its inside."""
+"""What a version's own code says beside the table (`sim/scheduler/versions.py`): defaults, settings, and names."""
 
 from __future__ import annotations
 

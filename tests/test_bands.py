@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from simbatch import simulate
 from simbatch.cli import cli
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.uncertainty import PARTS, deviations, factors, scaled, uncertainty_of
@@ -17,6 +18,7 @@ from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search.bands import NUM_DRAWS, Bands, all_settings, bands_from, drawn_settings, turns
+from simbatch.sim.search.load import load_lines, load_share
 from simbatch.sim.search.run import Runner
 
 TPOT, TTFT = REGISTRY["mean_tpot_ms"], REGISTRY["p99_ttft_ms"]
@@ -144,3 +146,15 @@ def test_run_and_compare_write_them(tmp_path: Path) -> None:
     assert 0 < share < 1
     assert "of the draws it is not" in text
     assert "--bands: are drawn for one load" in run([*arguments, "--bands", "--rate", "1,2"], code=2)
+
+
+def test_a_high_load_is_said_without_them() -> None:
+    lengths = {key: {"distribution": "fixed", "mean": mean} for key, mean in (("prompt_len", 800), ("output_len", 100))}
+    workload = {"num_prompts": 1500, "request_rate": 60, **lengths}
+    asked = Scenario.from_dict({"profile": "l40s-llama-3.1-8b-bf16", "workload": workload})
+    result = simulate(asked)
+    share = load_share(resolve(asked), result.record)
+    assert share == pytest.approx(60 / result.summary["request_throughput"], rel=0.1)  # it gets through what it can
+    assert "--bands says how many" in next(load_lines(resolve(asked), result.record))
+    light = asked.override({"workload.request_rate": 2, "workload.num_prompts": 100})
+    assert list(load_lines(resolve(light), simulate(light).record)) == []

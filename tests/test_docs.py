@@ -197,6 +197,7 @@ def test_commands_do_what_the_page_says(page: str, capsys: pytest.CaptureFixture
         words = [word.replace("FILE", "scenarios/bursty.yaml") for word in shlex.split(command)[1:]]
         few = {"run", "compare", "explain", "sweep", "tune"}
         short = ["--set", "workload.num_prompts=50"] if words[0] in few else []
+        short += ["--seconds", "10", "--no-bands", "--gpus", "h100"] if words[0] == "plan" else []
         with pytest.raises(SystemExit) as ended:
             main([*words, *short])
         assert (ended.value.code, capsys.readouterr().err.startswith("error")) == (0, False), command
@@ -249,7 +250,7 @@ def test_the_reference_has_the_workload_s_keys() -> None:
     assert first_cells >= Workload.model_fields.keys() | Trace.model_fields.keys()
     for model in ("Gamma", "Poisson", "Constant", "AllAtOnce", "OnOff", "Ramp", "Daily", "ClosedLoop"):
         check_variant(schema[model], "process")
-    for model in ("Fixed", "Uniform", "Lognormal", "Geometric", "Empirical"):
+    for model in ("FixedLength", "Uniform", "Lognormal", "Geometric", "Empirical"):
         check_variant(schema[model], "distribution")
     assert set(re.findall(r"\w+", " ".join(rows("workload", 2)))) >= Prefix.model_fields.keys()
 

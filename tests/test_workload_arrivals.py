@@ -212,3 +212,19 @@ def test_empirical_draws_the_traces_own_lengths(tmp_path: Path) -> None:
 def test_empirical_names_its_key_when_the_trace_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^workload\.prompt_len\.path: there is no such file"):
         draw(1, tmp_path, distribution="empirical", path="no.csv")
+
+
+def test_quantiles_are_met_and_two_of_them_are_lognormal() -> None:
+    points = {"p5": 40, "p50": 800, "p90": 801, "p99": 6000}
+    found = draw(distribution="quantiles", **points)
+    for name, tokens in points.items():
+        assert np.percentile(found, int(name[1:])) == pytest.approx(tokens, rel=0.03), name
+    two = np.log(draw(distribution="quantiles", p50=800, p99=6000))
+    assert two.std() == pytest.approx(np.log(6000 / 800) / 2.3263, rel=0.02)
+    assert draw(distribution="quantiles", p50=800, p99=6000, max=900).max() == 900
+
+
+def test_quantiles_that_fall_or_stand_alone_are_refused() -> None:
+    for points, said in (({"p50": 800}, "two points are needed"), ({"p50": 800, "p90": 700}, "must be at least 800")):
+        with pytest.raises(ValueError, match=said):
+            draw(distribution="quantiles", **points)

@@ -178,7 +178,7 @@ def lengths_of_flags(flags: Flags) -> RequestLengths | None:
     if given is not None:
         mend = "leave out --prompt-len and --output-len"
         raise UserError(Problem("--trace", "a trace brings its own lengths", mend=mend))
-    return lengths_of_trace(trace, trace_format)
+    return lengths_of_trace(trace, trace_format, flags["columns"])
 
 
 def facts_of(name: str, plan: MemoryPlan, gpu: Gpu, num_parameters: int) -> dict[str, Any]:

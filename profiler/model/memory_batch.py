@@ -142,11 +142,11 @@ def lengths_of(
         raise UserError(Problem(missing, "a request has a prompt and an output", mend="give both lengths"))
     if not prompt_cv and not output_cv:
         return RequestLengths(np.array([prompt_len]), np.array([output_len]), f"{prompt_len:,} + {output_len:,} tokens")
-    from simbatch.sim.workload.lengths import Fixed, Length, Lognormal, length_draw
+    from simbatch.sim.workload.lengths import FixedLength, Length, Lognormal, length_draw
     from simbatch.sim.workload.synthetic import Purpose, stream
 
     def drawn(mean: int, cv: float, purpose: Purpose) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        kind: Length = Fixed(distribution="fixed", mean=mean)
+        kind: Length = FixedLength(distribution="fixed", mean=mean)
         if cv:
             kind = Lognormal(distribution="lognormal", mean=mean, cv=cv)
         return length_draw(kind, folder=Path(), of="num_prompt_tokens")(stream(0, purpose), NUM_DRAWS)
@@ -158,15 +158,15 @@ def lengths_of(
     )
 
 
-def lengths_of_trace(path: Path, trace_format: str | None) -> RequestLengths:
+def lengths_of_trace(path: Path, trace_format: str | None, columns: object = None) -> RequestLengths:
     """Those of a trace, row by row; rows without output are left out. UserError when it cannot be read."""
     from simbatch.sim.workload.trace_model import Trace
     from simbatch.sim.workload.traces import open_trace
 
-    trace = Trace.model_validate({"path": str(path), "format": trace_format, "on_empty": "skip"})
+    trace = Trace.model_validate({"path": str(path), "format": trace_format, "columns": columns, "on_empty": "skip"})
     prompts: list[int] = []
     outputs: list[int] = []
-    for chunk in open_trace(trace, place="").chunks():
+    for chunk in open_trace(trace, place="", wanted=("prompt", "output")).chunks():
         prompts += chunk.num_prompt_tokens
         outputs += chunk.num_output_tokens
     return RequestLengths(np.array(prompts), np.array(outputs), f"{path.name} ({len(prompts):,} requests)")

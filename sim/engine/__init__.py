@@ -19,11 +19,11 @@ from simbatch.sim.engine.cluster import Switch
 from simbatch.sim.engine.explain import Event, Watch
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.leap import Leap
+from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.members import ClusterRun, Member, front_end_of, prefix_keys
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.resources import Listener
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import Traffic
 from simbatch.sim.plugins.policy import Policy

@@ -7,8 +7,9 @@ from typing import Protocol
 
 from simbatch.sim.cost.model import CostModel, step_ps_beside
 from simbatch.sim.engine.decode_group import DecodeGroup
+from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.resources import Host, Listener
+from simbatch.sim.engine.resources import Host
 from simbatch.sim.scheduler.batch import decoding, is_decoding
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from simbatch.sim.clock import to_s
+from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.resources import Listener, Step
+from simbatch.sim.engine.resources import Step
 from simbatch.sim.scheduler.request import NEVER, Request
 
 

@@ -18,10 +18,11 @@ from simbatch.sim.engine.cluster import Cluster, Published, Switch
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.gateway import Gateway, GatewayReplica
 from simbatch.sim.engine.leap import Leap
+from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.record import SEGMENT_DTYPE, TOKEN_DTYPE, ReplicaLog, RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.resources import Host, Listener
+from simbatch.sim.engine.resources import Host
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import Lane, Traffic
 from simbatch.sim.plugins.policy import Policy

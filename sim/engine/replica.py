@@ -19,9 +19,10 @@ from simbatch.sim.cost.model import CostModel, Features
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.door import Door, Inbox, ShownEngine
 from simbatch.sim.engine.front_end import FrontEnd
+from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.record import pack_segment, pack_tokens
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.resources import Device, Host, Listener, Step
+from simbatch.sim.engine.resources import Device, Host, Step
 from simbatch.sim.engine.traffic import FAR, Lane
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scheduler.config import EngineConfig

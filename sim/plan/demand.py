@@ -11,7 +11,7 @@ from typing import Any
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.rates import at_rate, own_rate, rates_of, rounded
-from simbatch.sim.workload.model import Traffic
+from simbatch.sim.workload.model import TrafficShape
 
 MIN_SECONDS, MAX_SECONDS = 120.0, 300.0  # of steady arrivals: a queue that grows must show, and so must the tail
 MIN_REQUESTS, MAX_REQUESTS = 500, 40_000  # of one simulation
@@ -83,7 +83,7 @@ def _seconds(scenario: Scenario, own: float) -> float:
     """As long as the scenario's own requests take: two to five minutes, more only where the rate goes up and down."""
     if scenario.workload.trace is not None:
         return 0.0
-    parts: Sequence[Traffic] = scenario.workload.mix or [scenario.workload]
+    parts: Sequence[TrafficShape] = scenario.workload.mix or [scenario.workload]
     own_seconds = max(MIN_SECONDS, sum(part.num_prompts or 0 for part in parts) / own)
     is_steady = all(part.resolved_arrival().process in STEADY for part in parts)
     return min(own_seconds, MAX_SECONDS) if is_steady else own_seconds

@@ -114,14 +114,16 @@ def kinds_like(reference: str | Mapping[str, Any], own: Profile, wanted: Wanted)
 
 
 def kinds_of(model: str, wanted: Wanted) -> list[ReplicaKind]:
-    """All that ship of a model: with 16-bit weights unless `wanted.weights` says otherwise or there are none."""
+    """All that ship of a model: with 16-bit weights where a GPU has such, unless `wanted.weights` says otherwise."""
     kinds = _shipped(model, wanted.prices or {})
     if not kinds:
         raise UserError(_unknown_model(model))
-    weights = (wanted.weights or "bf16").lower()
-    kept = [kind for kind in kinds if _is_held(kind, weights, None if wanted.weights else "bfloat16")]
-    if not kept and wanted.weights is None:
-        kept = kinds
+    if wanted.weights is None:
+        kept = [kind for kind in kinds if _is_held(kind, "bf16", "bfloat16")]
+        plain = {kind.gpu for kind in kept}
+        kept += [kind for kind in kinds if kind.gpu not in plain]  # a GPU that is too small for 16 bits
+    else:
+        kept = [kind for kind in kinds if _is_held(kind, wanted.weights.lower(), None)]
     return _chosen(kept, wanted, model, {kind.weights for kind in kinds})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
-from simbatch.sim.workload.model import Traffic
+from simbatch.sim.workload.model import TrafficShape
 
 BLOCKS = 20  # that searches resample a trace in
 RESAMPLE = "workload.trace.resample_blocks"
@@ -35,7 +35,7 @@ def has_chance(scenario: Scenario) -> bool:
         return True
     if workload.trace is not None:
         return workload.trace.resample_blocks is not None
-    parts: Sequence[Traffic] = workload.mix or [workload]
+    parts: Sequence[TrafficShape] = workload.mix or [workload]
     return workload.prefix is not None or any(map(_is_drawn, parts))
 
 
@@ -45,7 +45,7 @@ def _groups_draw(scenario: Scenario) -> bool:
     return fleet is not None and any(g.resolved.noise() or g.resolved.host_noise() for g in fleet.groups)
 
 
-def _is_drawn(traffic: Traffic) -> bool:
+def _is_drawn(traffic: TrafficShape) -> bool:
     lengths = (traffic.prompt_len, traffic.output_len)
     if any(length is None or length.distribution != "fixed" for length in lengths):
         return True

@@ -11,7 +11,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.workload import open_workload
-from simbatch.sim.workload.model import Traffic
+from simbatch.sim.workload.model import TrafficShape
 
 RATE_FLAG, MIN_RATES = "--rate", 2
 RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_rps")
@@ -92,7 +92,7 @@ def rates_of(scenario: Scenario) -> dict[str, float]:
     workload = scenario.workload
     if workload.trace is not None:
         return {"workload.trace.rate_scale": workload.trace.rate_scale}
-    parts: dict[str, Traffic] = {f"workload.mix.{i}": part for i, part in enumerate(workload.mix or ())}
+    parts: dict[str, TrafficShape] = {f"workload.mix.{i}": part for i, part in enumerate(workload.mix or ())}
     found = {
         key: rate for place, part in (parts or {"workload": workload}).items() for key, rate in _own_rates(place, part)
     }
@@ -116,7 +116,7 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.6g}")
 
 
-def _own_rates(place: str, traffic: Traffic) -> Iterator[tuple[str, float]]:
+def _own_rates(place: str, traffic: TrafficShape) -> Iterator[tuple[str, float]]:
     if traffic.request_rate is not None:
         yield f"{place}.request_rate", traffic.request_rate
     for name in RATES:

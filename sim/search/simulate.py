@@ -20,8 +20,8 @@ from simbatch.sim.workload.chunk import PredictedSource, Predictor, unread_of
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
     from simbatch.sim.engine.explain import Event
+    from simbatch.sim.engine.listener import Listener
     from simbatch.sim.engine.record import RunRecord
-    from simbatch.sim.engine.resources import Listener
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario.resolved import Fleet
     from simbatch.sim.workload.chunk import RequestSource

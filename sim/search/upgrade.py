@@ -12,7 +12,8 @@ from itertools import zip_longest
 from typing import Any
 
 from simbatch.sim.clock import to_s
-from simbatch.sim.engine.resources import Listener, Step
+from simbatch.sim.engine.listener import Listener
+from simbatch.sim.engine.resources import Step
 from simbatch.sim.metrics.registry import PREEMPTIONS, THROUGHPUT, shown
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.runs import same_as
@@ -87,7 +88,7 @@ class Upgrade:
             yield f"Without effect here: {', '.join(self.idle) or 'there is no change between the two'}."
             return
         yield from self._decision_lines()
-        rows = [(self.old, self.before), *((f"+{n}", s) for n, s in self.alone.items()), (self.new, self.after)]
+        rows = [(self.old, self.before), *self.alone.items(), (self.new, self.after)]
         cells = [(name, *(number(m.of(summary), m.decimals) for m in METRICS)) for name, summary in rows]
         yield from ("", *table(("alone on top of the old", *(metric.heading for metric in METRICS)), cells), "")
         for name in self.alone:

@@ -17,7 +17,7 @@ from simbatch.sim.scenario import Scenario
 from simbatch.sim.statistics.intervals import paired_difference
 from simbatch.sim.tuning.goal import Goal
 from simbatch.sim.tuning.space import SEQS, TOKENS, Settings
-from simbatch.sim.workload.model import Traffic
+from simbatch.sim.workload.model import TrafficShape
 
 
 @dataclass(frozen=True)
@@ -109,5 +109,5 @@ def has_open_arrivals(scenario: Scenario) -> bool:
     workload = scenario.workload
     if workload.max_concurrency is not None:
         return False
-    parts: Sequence[Traffic] = [] if workload.trace is not None else workload.mix or [workload]
+    parts: Sequence[TrafficShape] = [] if workload.trace is not None else workload.mix or [workload]
     return all(part.resolved_arrival().process not in CLOSED for part in parts)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from statistics import NormalDist
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -37,7 +39,7 @@ class _Clipped(Strict):
         return self
 
 
-class Fixed(Strict):
+class FixedLength(Strict):
     """Always the same length."""
 
     distribution: Literal["fixed"]
@@ -112,7 +114,53 @@ class Empirical(_Clipped):
     on_empty: OnEmpty = Field(default="error", description="rows without output tokens: error, or skip")
 
 
-Length = Annotated[Fixed | Uniform | Lognormal | Geometric | Empirical, Field(discriminator="distribution")]
+_POINTS = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+_POINT = "this share of the lengths is at most so many tokens"
+
+
+class Quantiles(_Clipped):
+    """Through these points, two or more (`p50: 800, p99: 6000`); lognormal between them and beyond the outer ones.
+
+    With two points it is the lognormal distribution that has them.
+    """
+
+    distribution: Literal["quantiles"]
+    p1: MeanTokens | None = Field(default=None, description=_POINT)
+    p5: MeanTokens | None = Field(default=None, description=_POINT)
+    p10: MeanTokens | None = Field(default=None, description=_POINT)
+    p25: MeanTokens | None = Field(default=None, description=_POINT)
+    p50: MeanTokens | None = Field(default=None, description=_POINT)
+    p75: MeanTokens | None = Field(default=None, description=_POINT)
+    p90: MeanTokens | None = Field(default=None, description=_POINT)
+    p95: MeanTokens | None = Field(default=None, description=_POINT)
+    p99: MeanTokens | None = Field(default=None, description=_POINT)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        points = self.points()
+        if len(points) < 2:
+            rule = "two points are needed, such as p50 and p99"
+            refuse(self, [Mistake("p99" if self.p99 is None else "p50", rule, "add it, or take distribution: fixed")])
+        pairs = pairwise(points)
+        falling = [(percent, before) for (_, before), (percent, tokens) in pairs if tokens < before]
+        refuse(
+            self,
+            [
+                Mistake(f"p{percent}", f"must be at least {before:g}, as the point before", "raise it")
+                for percent, before in falling
+            ],
+        )
+        return self
+
+    def points(self) -> list[tuple[int, float]]:
+        """Percent and tokens, in order of percent."""
+        given = ((percent, getattr(self, f"p{percent}")) for percent in _POINTS)
+        return [(percent, tokens) for percent, tokens in given if tokens is not None]
+
+
+Length = Annotated[
+    FixedLength | Uniform | Lognormal | Geometric | Empirical | Quantiles, Field(discriminator="distribution")
+]
 
 
 Ints = npt.NDArray[np.int64]
@@ -120,10 +168,13 @@ Draw = Callable[[np.random.Generator, int], Ints]
 LengthOf = Literal["num_prompt_tokens", "num_output_tokens"]
 
 
-def length_draw(length: Length, *, folder: Path, of: LengthOf) -> Draw:
-    """A function that draws so many lengths (int64, at least 1); an empirical one reads its trace first."""
+def length_draw(length: Length, *, folder: Path, of: LengthOf, notes: list[str] | None = None) -> Draw:
+    """A function that draws so many lengths (int64, at least 1); an empirical one reads its trace first.
+
+    `notes` gets how such a file was read, and what in it was not, in sentences.
+    """
     match length:
-        case Fixed():
+        case FixedLength():
             fixed = int(length.mean)
             return lambda _, n: np.full(n, fixed, dtype=np.int64)
         case Uniform():
@@ -137,7 +188,9 @@ def length_draw(length: Length, *, folder: Path, of: LengthOf) -> Draw:
             p = 1 / length.mean
             return lambda rng, n: np.clip(rng.geometric(p, n), length.min or 1, length.max or MAX_TOKENS)
         case Empirical():
-            return _empirical(length, folder, of)
+            return _empirical(length, folder, of, [] if notes is None else notes)
+        case Quantiles():
+            return _quantiles(length)
 
 
 def _uniform(length: Uniform) -> Draw:
@@ -148,11 +201,28 @@ def _uniform(length: Uniform) -> Draw:
     return lambda rng, n: _whole(rng.uniform(middle - half, middle + half, n), low, high)
 
 
+def _quantiles(length: Quantiles) -> Draw:
+    """Straight lines between the points, on paper where a lognormal distribution is one: normal score, log of tokens.
+
+    p50: 800 and p99: 6000 are the points (0, log 800) and (2.33, log 6000): log tokens = 6.68 + 0.866 z.
+    """
+    scores = np.array([NormalDist().inv_cdf(percent / 100) for percent, _ in length.points()])
+    logs = np.log([tokens for _, tokens in length.points()])
+    slopes = np.diff(logs) / np.diff(scores)
+
+    def draw(rng: np.random.Generator, n: int) -> Ints:
+        z = rng.standard_normal(n)
+        below, above = np.minimum(z - scores[0], 0) * slopes[0], np.maximum(z - scores[-1], 0) * slopes[-1]
+        return _whole(np.exp(np.interp(z, scores, logs) + below + above), length.min, length.max)
+
+    return draw
+
+
 def _whole(values: npt.NDArray[np.float64], low: int | None, high: int | None) -> Ints:
     return np.clip(np.rint(values), low or 1, high or MAX_TOKENS).astype(np.int64)
 
 
-def _empirical(length: Empirical, folder: Path, of: LengthOf) -> Draw:
+def _empirical(length: Empirical, folder: Path, of: LengthOf, notes: list[str]) -> Draw:
     from simbatch.sim.workload.traces import open_trace
 
     settings = {key: getattr(length, key) for key in ("path", "format", "columns", "limit", "on_empty")}
@@ -160,8 +230,10 @@ def _empirical(length: Empirical, folder: Path, of: LengthOf) -> Draw:
     wanted = "prompt" if of == "num_prompt_tokens" else "output"
     place = "workload.prompt_len" if of == "num_prompt_tokens" else "workload.output_len"
     counts: Counter[int] = Counter()
-    for chunk in open_trace(trace, folder=folder, place=place, wanted=(wanted,)).chunks():
+    source = open_trace(trace, folder=folder, place=place, wanted=(wanted,))
+    for chunk in source.chunks():
         counts.update(getattr(chunk, of))
+    notes += [note for note in source.unread() if note not in notes]
     values = np.array(sorted(counts), dtype=np.int64)
     ends = np.cumsum(
         [counts[int(value)] for value in values]

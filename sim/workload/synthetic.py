@@ -17,7 +17,7 @@ from simbatch.sim.clock import to_ps
 from simbatch.sim.workload.arrivals import ClosedLoop, arrival_times
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.lengths import length_draw
-from simbatch.sim.workload.model import Part, Prefix, Traffic, Workload, priority_of
+from simbatch.sim.workload.model import Part, Prefix, TrafficShape, Workload, priority_of
 
 
 class Purpose(IntEnum):
@@ -44,8 +44,8 @@ T = TypeVar("T")
 class SyntheticSource:
     """A `RequestSource` of `num_prompts` requests; the same workload and seed give the same requests.
 
-    A shared prefix is one hash of `prefix_len` tokens, so `hash_block_tokens` is the prefix's length. `part`: its
-    number in a mix, whose parts draw from streams of their own.
+    A shared prefix is one hash of `prefix_len` tokens, or several where it has a part in common with the others
+    (`Prefix.hashes`). `part`: its number in a mix, whose parts draw from streams of their own.
     """
 
     skipped = 0
@@ -56,15 +56,21 @@ class SyntheticSource:
         self.num_requests: int | None = workload.num_prompts
         self._arrival = workload.resolved_arrival()
         self._stream = partial(stream, seed, part=part)
-        self._prompt_len = length_draw(workload.prompt_len, folder=folder, of="num_prompt_tokens")
-        self._output_len = length_draw(workload.output_len, folder=folder, of="num_output_tokens")
+        notes: list[str] = []
+        self._prompt_len = length_draw(workload.prompt_len, folder=folder, of="num_prompt_tokens", notes=notes)
+        self._output_len = length_draw(workload.output_len, folder=folder, of="num_output_tokens", notes=notes)
+        self._notes = tuple(notes)
         self._priorities, self._tenants = workload.priority_shares(), workload.tenant_shares()
         self._prefix = workload.prefix
-        self.hash_block_tokens = workload.prefix.prefix_len if workload.prefix else 0
+        self.hash_block_tokens = workload.prefix.hash_tokens if workload.prefix else 0
         closed = self._arrival if isinstance(self._arrival, ClosedLoop) else None
         self.max_concurrency = closed.max_concurrency if closed else workload.max_concurrency
         self.think_time_ps = to_ps(closed.think_time_s) if closed else 0
         self.is_closed_loop = closed is not None
+
+    def unread(self) -> tuple[str, ...]:
+        """How the files of empirical lengths were read."""
+        return self._notes
 
     def chunks(self) -> Iterator[RequestChunk]:
         """Draw the requests, always the same ones."""
@@ -86,7 +92,7 @@ class SyntheticSource:
             if self._prefix:
                 which = draw_prefixes(self._prefix, prefixes, n)
                 prompt_len = prompt_len + np.where(which >= 0, self._prefix.prefix_len, 0)
-                hash_ids = [(number,) if number >= 0 else () for number in which.tolist()]
+                hash_ids = [self._prefix.hashes(number) if number >= 0 else () for number in which.tolist()]
             yield RequestChunk(
                 arrival_ps=arrival_ps.tolist(),
                 num_prompt_tokens=prompt_len.tolist(),
@@ -110,7 +116,11 @@ def draw_shares(shares: Sequence[tuple[T, float]], rng: np.random.Generator, n: 
 def draw_prefixes(prefix: Prefix, rng: np.random.Generator, n: int) -> npt.NDArray[np.int64]:
     """The number of the prefix that each of `n` prompts begins with, -1 for none."""
     shared = rng.random((n, 2))  # whether, and which: a row per request, so that chunks do not matter
-    which = np.minimum((shared[:, 1] * prefix.num_prefixes).astype(np.int64), prefix.num_prefixes - 1)
+    if prefix.zipf:
+        ends = np.cumsum(np.arange(1, prefix.num_prefixes + 1, dtype=float) ** -prefix.zipf)
+        which = np.searchsorted(ends, shared[:, 1] * ends[-1], side="right")
+    else:
+        which = np.minimum((shared[:, 1] * prefix.num_prefixes).astype(np.int64), prefix.num_prefixes - 1)
     return np.where(shared[:, 0] < prefix.share, which, -1)
 
 
@@ -158,4 +168,4 @@ class MixSource:
 
 def _alone(part: Part) -> Workload:
     """The part as a workload of its own."""
-    return Workload(**{name: getattr(part, name) for name in Traffic.model_fields})
+    return Workload(**{name: getattr(part, name) for name in TrafficShape.model_fields})

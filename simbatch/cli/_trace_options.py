@@ -98,6 +98,16 @@ def columns_of(text: str) -> dict[str, Any]:
     return columns
 
 
+def columns_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--columns, of a command that takes a trace's lengths alone; given as `workload.trace.columns` has it."""
+
+    def parsed(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, Any] | None:
+        return None if text is None else columns_of(text)
+
+    text = "Names of the trace's columns: prompt=NAME,output=NAME."
+    return click.option("--columns", metavar="KIND=NAME,...", callback=parsed, help=text)(command)
+
+
 def _number(text: str) -> float | int | str:
     for kind in (int, float):
         try:

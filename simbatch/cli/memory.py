@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from simbatch.cli._options import gpu_options
+from simbatch.cli._trace_options import columns_option
 
 Count = click.IntRange(min=1)
 _OF_MODELS = (
@@ -53,6 +54,7 @@ _OF_MODELS = (
 @click.option("--output-len-cv", type=click.FloatRange(0, 10), default=0.0, metavar="C", help="Else lognormal.")
 @click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="Take the lengths of this trace.")
 @click.option("--trace-format", metavar="F", help="Its format, if it is not detected.")
+@columns_option
 @click.option("--batches", metavar="1,8,64", help="A table of the memory that so many of these requests take.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="The same as a picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

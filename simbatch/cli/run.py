@@ -80,6 +80,10 @@ def run(
         drawn = bands_shown(resolved, jobs=jobs, quiet=quiet)
         add_bands(result.summary, drawn)
         further = [*band_lines(result.summary, drawn)]
+    elif not (quiet or as_json):
+        from simbatch.sim.search.load import load_lines
+
+        further = [*load_lines(resolved, result.record)]
     written = result.save(output.folder)
     if perfetto is not None:
         result.write_perfetto(perfetto)

@@ -78,6 +78,8 @@ def sweep(
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     elif not quiet:
         click.echo(done.text())
+        for warning in done.warnings_of_trace():
+            click.echo(f"WARNING: {warning}")
         click.echo(f"{len(written)} files and {len(done.rows):,} cells in {output.folder}")
 
 

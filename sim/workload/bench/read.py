@@ -36,7 +36,7 @@ def read_results(path: Path) -> Results:
 
 
 def results_of(path: Path, read: Sequence[JsonValue]) -> Results:
-    """The same of values that were read already."""
+    """The runs in values that were read already, in their order."""
     if not read:
         raise UserError(Problem(str(path), "is empty", mend="name a benchmark's result"))
     if all(aiperf.is_record(document.value) for document in read):

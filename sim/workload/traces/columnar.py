@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Head, Reading, assemble, line_place
+from simbatch.sim.workload.traces.rows import BATCH_ROWS, Head, Reading, RowBatch, assemble, line_place
 from simbatch.sim.workload.traces.times import Times
 
 _BATCH_ROWS_WITH_HASHES = 1024  # a row of a long prompt has hundreds
@@ -43,7 +43,7 @@ class ParquetReader:
         self.ignored = set(reading.head.names) - self.present
         self.hash_block_tokens = reading.hash_block_tokens if self.columns.hash_ids in self._names else 0
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[RowBatch]:
         """Read the file from its start."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -59,7 +59,7 @@ class ParquetReader:
             mend = "the file is damaged: write it again"
             raise UserError(Problem(self.place(line, ""), f"not valid parquet: {error}", mend=mend)) from None
 
-    def _batch(self, record: Any, line: int) -> Batch:
+    def _batch(self, record: Any, line: int) -> RowBatch:
         columns = dict(zip(record.schema.names, record.columns, strict=True))
         lengths = (self.columns.prompt, self.columns.output)
 

@@ -9,7 +9,7 @@ from typing import Any
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import json_value
 from simbatch.sim.workload.files import open_text, text_errors
-from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Batch, Head, Reading, assemble, line_place
+from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Head, Reading, RowBatch, assemble, line_place
 
 MEND = "complete or remove the line if the file was cut off, or check the format"
 JsonRow = dict[str, Any]
@@ -65,14 +65,15 @@ class LinesReader:
         self.present = {name for name in self.columns if name is not None and first.get(name) is not None}
         self.ignored = set(first) - set(self.columns)
         used = set(filter(None, self.columns))
-        self._top = used | {name.partition(".")[0] for name in (*first, *used)}
+        parts = (name.split(".") for name in (*first, *used))  # usage.prompt_tokens stands in usage
+        self._top = used | {".".join(part[:n]) for part in parts for n in range(1, len(part) + 1)}
 
     def place(self, line: int, column: str) -> str:
         """`trace.jsonl:17 input_length`, or `trace.json[16] input_length` in a list, counted from 0."""
         where = line_place(self._path) if self._kind == "jsonl" else None
         return where(line, column) if where else f"{self._path}[{line - 1}] {column}".rstrip()
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[RowBatch]:
         """Read the file from its start."""
         lines: list[int] = []
         rows: list[JsonRow] = []
@@ -92,7 +93,7 @@ class LinesReader:
         if rows:
             yield self._batch(lines, rows)
 
-    def _batch(self, lines: list[int], rows: list[JsonRow]) -> Batch:
+    def _batch(self, lines: list[int], rows: list[JsonRow]) -> RowBatch:
         def find(name: str) -> Sequence[object] | None:
             found = [row.get(name) for row in rows]
             if "." in name and found.count(None):
@@ -115,10 +116,8 @@ class LinesReader:
 
 
 def _within(row: JsonRow, name: str) -> object:
-    """What stands in objects within: `usage.prompt_tokens`."""
+    """What stands in objects within: `usage.prompt_tokens`; a key may have points of its own."""
     if name in row:
         return row[name]
-    value: Any = row
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+    inner = ((key, value) for key, value in row.items() if isinstance(value, dict) and name.startswith(f"{key}."))
+    return next((found for key, value in inner if (found := _within(value, name[len(key) + 1 :])) is not None), None)

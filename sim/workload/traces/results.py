@@ -21,7 +21,7 @@ from simbatch.sim.workload.bench.run import BenchRun, BenchTotals
 from simbatch.sim.workload.bench.sending import sending_of
 from simbatch.sim.workload.columns import Columns
 from simbatch.sim.workload.files import cut_short
-from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Head, Reading, assemble
+from simbatch.sim.workload.traces.rows import BATCH_ROWS, Head, Reading, RowBatch, assemble
 from simbatch.sim.workload.traces.times import Clock
 
 
@@ -65,7 +65,7 @@ class BenchReader:
         """`bench.json input_lens[17]`: lists, counted from 0."""
         return f"{self._path} {column}[{line}]"
 
-    def _ordered(self, document: dict[str, Any]) -> Batch:
+    def _ordered(self, document: dict[str, Any]) -> RowBatch:
         lists = {name: document[name] for name in self.columns[:3] if name}
         for name, found in lists.items():
             if not isinstance(found, list):
@@ -85,7 +85,7 @@ class BenchReader:
         reading = Reading(head, self.columns, self.clock, 0)
         return _ordered(assemble(reading, self.place, range(n), find, typed=True))
 
-    def _of_run(self, run: BenchRun, *, lengths_only: bool) -> Batch:
+    def _of_run(self, run: BenchRun, *, lengths_only: bool) -> RowBatch:
         self.notes = run.notes
         times_s = run.sent_s
         if times_s is None and not lengths_only:
@@ -94,7 +94,7 @@ class BenchReader:
             self.has_times, times_s = sending.planned_s is not None, sending.planned_s
         arrival_s = np.zeros(len(run)) if times_s is None else times_s - times_s.min()
         return _ordered(
-            Batch(
+            RowBatch(
                 lines=range(len(run)),
                 arrival=np.round(arrival_s * PS_PER_S).astype(np.int64),
                 num_prompt_tokens=run.num_prompt_tokens,
@@ -102,14 +102,14 @@ class BenchReader:
             )
         )
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[RowBatch]:
         """The loaded requests, in batches."""
         n = len(self._batch)
         for first in range(0, n, BATCH_ROWS):
             yield self._batch.keep(np.arange(first, min(first + BATCH_ROWS, n)))
 
 
-def _ordered(batch: Batch) -> Batch:
+def _ordered(batch: RowBatch) -> RowBatch:
     batch.lines = np.array(batch.lines)
     return batch.keep(np.argsort(batch.arrival, kind="stable"))
 

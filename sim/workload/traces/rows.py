@@ -44,7 +44,7 @@ class Reading:
 
 
 @dataclass(slots=True)
-class Batch:
+class RowBatch:
     """Rows with checked types and ranges, in the file's order; all columns have the same length."""
 
     lines: Sequence[int] | Ints  # where each row stands
@@ -60,7 +60,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.arrival)
 
-    def keep(self, indices: Ints) -> Batch:
+    def keep(self, indices: Ints) -> RowBatch:
         """Only these rows, in this order."""
 
         def pick(name: str) -> Any:
@@ -69,10 +69,10 @@ class Batch:
                 return column if column is None else column[indices]
             return [column[i] for i in indices.tolist()]
 
-        return Batch(*(pick(name) for name in self.__slots__))
+        return RowBatch(*(pick(name) for name in self.__slots__))
 
     @classmethod
-    def joined(cls, batches: Sequence[Batch]) -> Batch:
+    def joined(cls, batches: Sequence[RowBatch]) -> RowBatch:
         """All rows as one; a column that only some have is blank in the others."""
 
         def join(name: str) -> Any:
@@ -95,7 +95,7 @@ class Reader(Protocol):
     present: set[str]  # columns that mean something and stand in the file, by its first row or header
     ignored: set[str]  # columns that stand in the file and mean nothing here; filled while reading
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[RowBatch]:
         """Read the file from its start."""
         ...
 
@@ -117,7 +117,7 @@ def assemble(
     *,
     typed: bool = False,
     times: Times | None = None,
-) -> Batch:
+) -> RowBatch:
     """Parse what `find` gives for each column's name (None: not there); UserError at `place(line, column)`.
 
     Lists, or arrays of numbers where every value is known to be one. `typed`: text is never a number; `times`: they are
@@ -148,7 +148,7 @@ def assemble(
             times = np.zeros(len(lines), dtype=np.int64)
         else:
             times = reading.clock.parse(found, lambda i: place(lines[i], name or ""), typed=typed)
-    return Batch(
+    return RowBatch(
         lines,
         times,
         tokens(columns.prompt, values.TOKENS),

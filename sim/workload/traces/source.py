@@ -14,9 +14,10 @@ from simbatch.sim.workload.columns import words_of
 from simbatch.sim.workload.files import BadValueError, cut_short
 from simbatch.sim.workload.synthetic import Purpose, draw_shares, stream
 from simbatch.sim.workload.trace_model import Trace
-from simbatch.sim.workload.traces.rows import Batch, Ints, Reader
+from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch
 from simbatch.sim.workload.traces.times import MAX_PS
 
+_TURNS = {"session", "conversation", "delay", "turn", "parent"}
 _IMAGES = {"image", "images", "numimages", "video", "videos", "audio", "audios"}
 
 
@@ -69,6 +70,10 @@ class TraceSource:
         """How the file was read, and what in it was not; complete when all is read."""
         images = sorted(name for name in self.ignored if _IMAGES & set(words_of(name)))
         pictured = [f"only text is simulated: {', '.join(images)} would add to the prompts"] if images else []
+        turns = sorted(name for name in self.ignored if _TURNS & set(words_of(name)))
+        if turns:
+            names = ", ".join(turns)
+            pictured.append(f"conversations are not simulated from a file: {names}; rows go at their own times")
         return (*self._notes, *pictured)
 
     def unread(self) -> list[str]:
@@ -104,7 +109,7 @@ class TraceSource:
             rule += f": all its {self.skipped} rows are without output tokens" if self.skipped else ""
             raise UserError(Problem(str(self.path), rule, mend="name another file, or other rows of it"))
 
-    def _ordered(self) -> Iterator[Batch]:
+    def _ordered(self) -> Iterator[RowBatch]:
         """The rows between the bounds, in the file's order or sorted by arrival."""
         if not self._settings.sort:
             yield from self._between()
@@ -112,13 +117,13 @@ class TraceSource:
         batches = list(self._between())
         if not batches:
             return
-        whole = Batch.joined([batch for batch in batches if len(batch)] or batches[:1])
+        whole = RowBatch.joined([batch for batch in batches if len(batch)] or batches[:1])
         whole.lines = np.concatenate([np.asarray(batch.lines) for batch in batches])
         order = np.argsort(whole.arrival, kind="stable")
         for begin in range(0, len(order), CHUNK_SIZE):
             yield whole.keep(order[begin : begin + CHUNK_SIZE])
 
-    def _between(self) -> Iterator[Batch]:
+    def _between(self) -> Iterator[RowBatch]:
         bounds: tuple[int, int] | None = None
         for batch in self._reader.batches():
             if self._settings.between is None:
@@ -142,7 +147,7 @@ class TraceSource:
         origin = clock.origin or 0
         return found[0] - origin, found[1] - origin
 
-    def _without_empty(self, batch: Batch, room: int | None) -> Batch:
+    def _without_empty(self, batch: RowBatch, room: int | None) -> RowBatch:
         """The first `room` rows with output tokens; the others before them are counted, or an error."""
         outputs = batch.num_output_tokens
         if outputs[:room].all() and (room is None or room >= len(outputs)):
@@ -157,10 +162,10 @@ class TraceSource:
         self.skipped += len(empty)
         return batch.keep(indices)
 
-    def _error(self, batch: Batch, i: int, column: str | None, rule: str, value: object, mend: str) -> UserError:
+    def _error(self, batch: RowBatch, i: int, column: str | None, rule: str, value: object, mend: str) -> UserError:
         return UserError(Problem(self._reader.place(int(batch.lines[i]), column or ""), rule, value, mend))
 
-    def _check(self, batch: Batch, last: int | None) -> int:
+    def _check(self, batch: RowBatch, last: int | None) -> int:
         """What holds for a row beside its neighbours and its other columns; returns the last arrival."""
         columns, times = self._reader.columns, batch.arrival
         if not batch.num_prompt_tokens.all():
@@ -185,7 +190,7 @@ class TraceSource:
             self._check_hashes(batch, batch.hash_ids)
         return int(times[-1])
 
-    def _check_hashes(self, batch: Batch, rows: list[tuple[int, ...] | None]) -> None:
+    def _check_hashes(self, batch: RowBatch, rows: list[tuple[int, ...] | None]) -> None:
         h, columns = self.hash_block_tokens, self._reader.columns
         for i, (hashes, prompt) in enumerate(zip(rows, batch.num_prompt_tokens.tolist(), strict=True)):
             if hashes is not None and not prompt // h <= len(hashes) <= -(-prompt // h):
@@ -196,7 +201,7 @@ class TraceSource:
                 raise self._error(batch, i, columns.hash_ids, rule, len(hashes), mend)
 
     def _chunk(
-        self, batch: Batch, first: int, priority: list[int] | None, tenant: list[str | None] | None
+        self, batch: RowBatch, first: int, priority: list[int] | None, tenant: list[str | None] | None
     ) -> RequestChunk:
         for name, drawn, given in (("priorities", priority, batch.priority), ("tenants", tenant, batch.tenant)):
             if drawn is not None and given is not None:
@@ -214,7 +219,7 @@ class TraceSource:
             hash_ids=None if batch.hash_ids is None else [hashes or () for hashes in batch.hash_ids],
         )
 
-    def _times(self, batch: Batch, first: int) -> list[int]:
+    def _times(self, batch: RowBatch, first: int) -> list[int]:
         """Since the first request, at the rate that is asked for; UserError beyond the clock's range."""
         if not self._has_order:
             return [0] * len(batch)

@@ -24,7 +24,7 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 @dataclass
-class Lengths:
+class LengthCounts:
     """How often each length occurs."""
 
     counts: Counter[int] = field(default_factory=Counter)
@@ -100,7 +100,7 @@ class TraceStatistics:
         self.num_requests = 0
         self.first_ps = self.last_ps = 0
         self.gaps = Gaps()
-        self.prompts, self.outputs = Lengths(), Lengths()
+        self.prompts, self.outputs = LengthCounts(), LengthCounts()
         self.per_second: Counter[int] = Counter()  # requests by the second after the first one
         self.priorities: Counter[int] = Counter()
         self.tenants: Counter[str] = Counter()
@@ -210,7 +210,7 @@ def _arrivals(axes: Axes, statistics: TraceStatistics) -> None:
     )
 
 
-def _lengths(axes: Axes, lengths: Lengths, label: str, color: str) -> None:
+def _lengths(axes: Axes, lengths: LengthCounts, label: str, color: str) -> None:
     values = np.array(sorted(lengths.counts))
     weights = np.array([lengths.counts[int(value)] for value in values])
     low, high = int(values[0]), int(values[-1])

@@ -18,7 +18,7 @@ import numpy as np
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.workload.files import open_binary, text_errors
 from simbatch.sim.workload.section import MAX_TOKENS
-from simbatch.sim.workload.traces.rows import BATCH_ROWS, Batch, Head, Reading, assemble, line_place
+from simbatch.sim.workload.traces.rows import BATCH_ROWS, Head, Reading, RowBatch, assemble, line_place
 from simbatch.sim.workload.traces.times import Times
 
 _FIELD_LIMIT = 1 << 24  # characters; a long prompt's hash_ids are one field
@@ -94,7 +94,7 @@ class TableReader:
         self._unit = self.clock.tell_unit(arrival) if self.columns.arrival else "s"
         self._arrival_type = self._type_of(arrival)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[RowBatch]:
         """Read the file from its start."""
         header_line = int(self._reading.head.place.rpartition(":")[2])
         with text_errors(self._path):
@@ -119,7 +119,7 @@ class TableReader:
             return pa.timestamp("ns", tz="UTC" if has_zone and len(arrival) > 11 else None)
         return pa.int64() if arrival.isdigit() and len(arrival) >= _BIG_DIGITS else pa.float64()
 
-    def _by_arrow(self, line: int, data: bytes) -> Batch | None:
+    def _by_arrow(self, line: int, data: bytes) -> RowBatch | None:
         """A block at once; None where a value, a row or a line is not plain."""
         import pyarrow as pa
         import pyarrow.csv as pc
@@ -170,13 +170,13 @@ class TableReader:
             return self.clock.from_ns(column.cast(pa.int64()).to_numpy())
         return self.clock.from_numbers(column.to_numpy())
 
-    def _by_fields(self, line: int, text: str) -> Iterator[Batch]:
+    def _by_fields(self, line: int, text: str) -> Iterator[RowBatch]:
         rows = list(_fields(self._path, line, text, self._reading.head.delimiter))
         for first in range(0, len(rows), BATCH_ROWS):
             part = rows[first : first + BATCH_ROWS]
             yield self._batch([number for number, _ in part], [row for _, row in part])
 
-    def _batch(self, lines: list[int], rows: list[list[str]]) -> Batch:
+    def _batch(self, lines: list[int], rows: list[list[str]]) -> RowBatch:
         if set(map(len, rows)) != {self._width}:
             i = next(i for i, row in enumerate(rows) if len(row) != self._width)
             rule = f"has {len(rows[i])} fields, and the header has {self._width}"
@@ -189,7 +189,7 @@ class TableReader:
         return assemble(self._reading, self.place, lines, find)
 
 
-def _parts(batch: Batch) -> Iterator[Batch]:
+def _parts(batch: RowBatch) -> Iterator[RowBatch]:
     if len(batch) <= BATCH_ROWS:
         yield batch
         return
