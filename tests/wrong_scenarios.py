@@ -66,7 +66,9 @@ SYNTAX = [
         "'!!python/object/apply:os.system'",
     ),
     Wrong("nan", GOOD + "slo: {ttft_ms: .nan}\n", ":7:16 slo.ttft_ms", "must be finite", "'.nan'", "a finite number"),
-    Wrong("infinity", in_workload("rate: 3", "rate: .inf"), ":4:17 workload.request_rate", "must be finite", "'.inf'"),
+    Wrong(
+        "infinity", in_workload("rate: 3", "rate: -.inf"), ":4:17 workload.request_rate", "must be finite", "'-.inf'"
+    ),
     Wrong("too large", GOOD + "slo: {ttft_ms: 1e999}\n", ":7:16 slo.ttft_ms", "must be finite", "'1e999'"),
     Wrong("digits", GOOD + f"seed: {'9' * 50}\n", ":7:7 seed", "at most 40 digits", "'9999", "finite"),
     Wrong("alias of nothing", GOOD + "seed: *x\n", ":7:7 seed", "needs an anchor", "'*x'", "quote it"),

@@ -35,7 +35,7 @@ def load_profile(reference: str | Mapping[str, Any], *, folder: Path) -> Profile
 
 
 def load_host(reference: str, *, folder: Path) -> Profile | HostFile:
-    """The same, of which `host` and `front_end` are wanted: a file may have these two alone, and its name."""
+    """A profile of which `host` and `front_end` are wanted: a file may have these two alone, and its name."""
     content, place = _content(reference, folder)
     if content.keys() <= HostFile.model_fields.keys():
         return checked(HostFile, content, place, keys=_all_keys(HostFile))

@@ -68,9 +68,9 @@ class LaunchDraws:
         self._indices = _Indices(LAUNCH_STREAM, seed, replica)
 
     def draws_for(self, kind: str) -> bool:
-        """See `HostDraws`."""
+        """Whether launches of this kind are spread."""
         return kind in self._tables
 
     def launch_ps(self, mean_ps: int, kind: str) -> int:
-        """See `HostDraws`; only for kinds that are spread."""
+        """How long the next launch of a kind lasts that is spread, where it takes `mean_ps` on average."""
         return mean_ps * self._tables[kind][self._indices.next()] + _HALF >> RATIO_SHIFT

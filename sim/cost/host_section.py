@@ -93,7 +93,7 @@ class HostSection(Strict):
     spread: Spread = Field(default=Spread(), description="quantiles of launch time over its mean, by kind of launch")
 
     def times(self) -> HostTimes | None:
-        """The same, rounded to ps; None where all of it is 0."""
+        """The times, rounded to ps; None where all of them are 0."""
         times = HostTimes(
             graph=_launch(self.launch.graph),
             piecewise=_launch(self.launch.piecewise),
@@ -121,7 +121,7 @@ class FrontEndSection(Strict):
     network_s: Once = Field(default=0.0, description="from the server to the client; delays nothing else, s")
 
     def times(self) -> FrontEndTimes | None:
-        """The same, rounded to ps; None where all of it is 0."""
+        """The times, rounded to ps; None where all of them are 0."""
         times = FrontEndTimes(
             per_request_ps=to_ps(self.per_request_s),
             per_prompt_token_ps=to_ps(self.per_prompt_token_s),

@@ -51,17 +51,17 @@ class LinearCost:
 
     @property
     def decode_context_ps(self) -> int:
-        """See `CostModel`."""
+        """What one token of context costs in a decode-only step, ps."""
         return self.per_context_token_ps
 
     def decode_ps(self, num_decodes: int, /) -> int:
-        """See `CostModel`; the token that a decode computes now counts as context too."""
+        """A decode-only step but for its context: the token that a decode computes now counts as context too."""
         return self.base_ps + (self.per_decode_seq_ps + self.per_context_token_ps) * num_decodes
 
     def mixed_ps(
         self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
     ) -> int:
-        """See `CostModel`; `prefill_attention` costs nothing here."""
+        """A step with any prefill, in full: `prefill_attention` costs nothing here."""
         del prefill_attention
         return (
             self.base_ps
@@ -73,25 +73,25 @@ class LinearCost:
 
 @dataclass(frozen=True, slots=True)
 class PaddedLinearCost:
-    """The same where steps are padded to CUDA graphs: padding costs what as many tokens of its kind do, no context."""
+    """Four terms where steps are padded to CUDA graphs: padding costs as many tokens of its kind, without context."""
 
     cost: LinearCost
     capture_sizes: tuple[int, ...]
 
     @property
     def decode_context_ps(self) -> int:
-        """See `CostModel`."""
+        """What one token of context costs in a decode-only step, ps."""
         return self.cost.decode_context_ps
 
     def decode_ps(self, num_decodes: int, /) -> int:
-        """See `CostModel`."""
+        """A decode-only step but for its context, ps."""
         padding = padded(num_decodes, self.capture_sizes) - num_decodes
         return self.cost.decode_ps(num_decodes) + self.cost.per_decode_seq_ps * padding
 
     def mixed_ps(
         self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
     ) -> int:
-        """See `CostModel`."""
+        """A step with any prefill, in full, ps."""
         num_tokens = num_decodes + prefill_tokens
         padding = padded(num_tokens, self.capture_sizes) - num_tokens
         plain = self.cost.mixed_ps(num_decodes, decode_context, prefill_tokens, prefill_context, prefill_attention)
@@ -169,7 +169,7 @@ class TwoRegimeCost:
     def mixed_ps(
         self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
     ) -> int:
-        """See `CostModel`."""
+        """A step with any prefill, in full, ps."""
         return (
             self._tokens(prefill_tokens + num_decodes)
             + (self._seq_ps + self._seq_token_ps * prefill_tokens) * num_decodes
@@ -232,6 +232,6 @@ def step_ps(cost: CostModel, features: Features) -> int:
 
 
 def step_ps_beside(cost: CostModel, decoding: tuple[int, int], num_tokens: int, num_computed: int) -> int:
-    """The same for so many prompt tokens, after `num_computed` others, beside decodes: their number and context."""
+    """A step of so many prompt tokens, after `num_computed` others, beside decodes: their number and context."""
     entries = [(num_tokens, num_computed, False)] if num_tokens else []
     return step_ps(cost, features_of(entries, *decoding))

@@ -123,7 +123,7 @@ class Profile(Strict):
 
     @property
     def default_max_num_batched_tokens(self) -> int:
-        """The same."""
+        """VLLM 0.32's default budget of tokens on this GPU, or the server's that it was fitted on."""
         of_server = self.streams or self.recorder
         return (of_server and of_server.max_num_batched_tokens) or 2048
 
@@ -159,7 +159,7 @@ class InlineProfile(Profile):
 
     @property
     def default_block_size(self) -> int:
-        """See `Profile`."""
+        """Tokens a block."""
         return self.block_size
 
     def num_gpu_blocks_for(
@@ -169,7 +169,7 @@ class InlineProfile(Profile):
         block_size: int | None = None,
         settled: Settled | None = None,
     ) -> int:
-        """See `Profile`; there are no memory figures here, so the blocks stay as written."""
+        """The blocks as they are written: there are no memory figures here to compute others from."""
         del block_size, settled
         rule = "an inline profile has no memory figures to compute blocks from"
         mend = "remove it and set profile.num_gpu_blocks"
@@ -203,55 +203,55 @@ class MeasuredProfile(Profile):
 
     @property
     def is_gpu(self) -> bool:
-        """See `Profile`."""
+        """Whether vLLM would schedule asynchronously by default: on all but a CPU."""
         return self.gpu != "cpu"
 
     @property
     def is_estimate(self) -> bool:
-        """See `Profile`."""
+        """Whether the step times were computed rather than measured."""
         return self.estimate
 
     @property
     def measured(self) -> MeasuredRange | None:
-        """See `Profile`."""
+        """What was measured, if anything: of the server that it was fitted on, else its own range."""
         return super().measured or self.range
 
     @property
     def fit_error(self) -> FitError | None:
-        """See `Profile`."""
+        """The held-out error, if step times were fitted to steps."""
         return super().fit_error or self.error
 
     @property
     def default_max_capture_size(self) -> int:
-        """See `Profile`."""
+        """The largest CUDA graph that vLLM 0.32 captures unasked on this GPU, in tokens."""
         return default_max_capture_size(self.gpu)
 
     @property
     def compared(self) -> RealRuns | None:
-        """See `Profile`."""
+        """Real runs that were put beside their simulation, if there are any."""
         return self.real_runs
 
     @property
     def default_max_num_seqs(self) -> int:
-        """See `Profile`: 1,024 from 70 GiB, but not on A100."""
+        """The server's that it was fitted on, or vLLM's default: 1,024 from 70 GiB, but not on A100."""
         of_server = None if self.streams is None else self.streams.max_num_seqs
         return of_server or default_batch_limits(self.gpu, self.memory.total_bytes)[0]
 
     @property
     def default_max_num_batched_tokens(self) -> int:
-        """See `Profile`: 8,192 from 70 GiB and 16,384 from 160 GiB, but 2,048 on A100."""
+        """The server's that it was fitted on, or vLLM's: 8,192 from 70 GiB, 16,384 from 160 GiB, but 2,048 on A100."""
         if self.streams is not None:
             return self.streams.max_num_batched_tokens
         return default_batch_limits(self.gpu, self.memory.total_bytes)[1]
 
     @property
     def default_gpu_memory_utilization(self) -> float | None:
-        """See `Profile`; a CPU's cache is as large as it was said."""
+        """VLLM's default; a CPU's cache is as large as it was said."""
         return DEFAULT_GPU_MEMORY_UTILIZATION if self.is_gpu else self.memory.gpu_memory_utilization
 
     @property
     def default_block_size(self) -> int:
-        """See `Profile`."""
+        """Tokens a block."""
         return self.memory.block_size
 
     def num_gpu_blocks_for(
@@ -261,7 +261,7 @@ class MeasuredProfile(Profile):
         block_size: int | None = None,
         settled: Settled | None = None,
     ) -> int:
-        """See `Profile`: what the utilisation leaves beside weights, activations, graphs and reserve."""
+        """The blocks that the utilisation leaves beside weights, activations, graphs and reserve."""
         utilization = self.memory.gpu_memory_utilization if gpu_memory_utilization is None else gpu_memory_utilization
         token_bytes = self._kv_bytes_per_token(kv_cache_dtype)
         blocks = self.memory.kv_bytes(utilization, settled) // (token_bytes * (block_size or self.memory.block_size))

@@ -42,7 +42,7 @@ class LinearStepTime(Strict):
         return self
 
     def cost_model(self, capture_sizes: Sequence[int] = ()) -> LinearCost | PaddedLinearCost:
-        """The same, rounded to ps; `capture_sizes` rise, and are heeded where steps are padded."""
+        """The cost model, rounded to ps; `capture_sizes` rise, and are heeded where steps are padded."""
         cost = LinearCost(
             base_ps=to_ps(self.base_s),
             per_prefill_token_ps=to_ps(self.per_prefill_token_s),
@@ -69,7 +69,7 @@ class Knots(Strict):
         return self
 
     def function(self, capture_sizes: Sequence[int] = ()) -> PiecewiseLinear:
-        """The same, rounded to ps, of counts padded to the next of `capture_sizes`."""
+        """The function, rounded to ps, of counts padded to the next of `capture_sizes`."""
         return PiecewiseLinear(self.count, [to_ps(value) for value in self.time_s], capture_sizes)
 
 
@@ -81,7 +81,7 @@ class DecodeStepTime(Strict):
 
 
 class MixedStepTime(Strict):
-    """A step with any prefill: see `TwoRegimeCost`."""
+    """A step with any prefill: its tokens, decodes, contexts and attention, each with a term (`TwoRegimeCost`)."""
 
     tokens: Knots = Field(description="by the number of scheduled tokens, prefill and decode")
     per_decode_seq_s: Seconds = Field(description="per decode, on top of its token, s")
@@ -105,7 +105,7 @@ class TwoRegimeStepTime(Strict):
         return self
 
     def cost_model(self, capture_sizes: Sequence[int] = ()) -> TwoRegimeCost:
-        """The same, rounded to ps; `capture_sizes` rise, and are heeded where steps are padded."""
+        """The cost model, rounded to ps; `capture_sizes` rise, and are heeded where steps are padded."""
         mixed, sizes = self.mixed, capture_sizes if self.padded else ()
         return TwoRegimeCost(
             decode=self.decode.seqs.function(sizes),

@@ -14,7 +14,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import ClusterSettings, EngineSettings
 from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.problems import problems_of
-from simbatch.sim.scenario.reading.document import KeyPath
+from simbatch.sim.scenario.reading.document import KeyPath, parse_document
 from simbatch.sim.scenario.reading.source import Source, Value, plain_data
 from simbatch.sim.scenario.shipped import open_scenario
 from simbatch.sim.scenario.sweep import SweepSection
@@ -141,6 +141,12 @@ class Scenario(Strict):
         """
         document, folder = open_scenario(path)
         return cls._from_source(Source(document.name, folder, Path(path).stem, document.data, document.places))
+
+    @classmethod
+    def from_text(cls, text: str, path: Path) -> Self:
+        """Take a YAML text for the file that it will be, at `path`; UserError with what must be mended in it."""
+        document = parse_document(text, name=str(path))
+        return cls._from_source(Source(document.name, path.parent, path.stem, document.data, document.places))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, folder: str | Path = ".", name: str = "scenario") -> Self:

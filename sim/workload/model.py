@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Self
+from math import gcd, inf
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +17,7 @@ from simbatch.sim.workload.trace_model import Trace
 
 PRIORITY_NAMES = {"high": 0, "normal": 1, "low": 2}
 MAX_NAME = 100
+MAX_HASHES = 4096  # of one prefix
 REQUIRED = ("num_prompts", "prompt_len", "output_len")
 SHARED = ("request_rate", "burstiness", "rescale", "max_concurrency")  # may stand in `arrival` or beside it
 
@@ -37,6 +39,18 @@ class TrafficShape(Strict):
     arrival: Arrival | None = Field(default=None, description="another arrival process than gamma gaps, by `process`")
     prompt_len: Length | None = Field(default=None, description="distribution of the prompts' lengths, tokens")
     output_len: Length | None = Field(default=None, description="distribution of the outputs' lengths, tokens")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _infinite_rate(cls, data: Any) -> Any:
+        """`request_rate: inf` is `arrival: {process: all_at_once}`, where burstiness says nothing, as in vLLM."""
+        if not isinstance(data, dict) or "arrival" in data:
+            return data
+        rate = data.get("request_rate")
+        if rate == inf or (isinstance(rate, str) and rate.lower() in ("inf", "infinity")):
+            kept = {key: value for key, value in data.items() if key not in ("request_rate", "burstiness")}
+            return {**kept, "arrival": {"process": "all_at_once"}}
+        return data
 
     def _synthetic_mistakes(self) -> list[Mistake]:
         missing = [Mistake(key) for key in REQUIRED if getattr(self, key) is None]
@@ -126,6 +140,36 @@ class Prefix(Strict):
         description="tokens of each prefix, added to prompt_len as vllm bench's random and prefix_repetition do"
     )
     share: Share = Field(default=1.0, description="share of the requests that begin with one of them")
+    zipf: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        default=None, description="the k-th of them is asked for as often as 1 / k ** zipf; default: all alike"
+    )
+    common_len: Annotated[int, Field(ge=1, le=2**20)] | None = Field(
+        default=None, description="first tokens that all prefixes share, as a system prompt before a document"
+    )
+
+    @model_validator(mode="after")
+    def _common_is_part(self) -> Self:
+        if (self.common_len or 0) >= self.prefix_len:
+            mistake = Mistake("common_len", f"must be less than prefix_len ({self.prefix_len})", "lower it")
+            refuse(self, [mistake])
+        if self.prefix_len > MAX_HASHES * self.hash_tokens:
+            rule = f"has too small a divisor in common with prefix_len ({self.prefix_len})"
+            refuse(self, [Mistake("common_len", rule, "take multiples of 16 or more for both")])
+        return self
+
+    @property
+    def hash_tokens(self) -> int:
+        """Tokens that one hash of a prefix stands for: as many as divide both its parts."""
+        return gcd(self.prefix_len, self.common_len or 0)
+
+    def hashes(self, number: int) -> tuple[int, ...]:
+        """The hashes of prefix `number`: the first ones are those of all.
+
+        With 512 tokens in common of 2,048 a hash is 512 tokens: prefix 0 is (0, 1, 2, 3), prefix 1 is (0, 4, 5, 6).
+        """
+        common = (self.common_len or 0) // self.hash_tokens
+        own = self.prefix_len // self.hash_tokens - common
+        return (*range(common), *range(common + number * own, common + (number + 1) * own))
 
 
 class Workload(TrafficShape):

@@ -44,8 +44,8 @@ T = TypeVar("T")
 class SyntheticSource:
     """A `RequestSource` of `num_prompts` requests; the same workload and seed give the same requests.
 
-    A shared prefix is one hash of `prefix_len` tokens, so `hash_block_tokens` is the prefix's length. `part`: its
-    number in a mix, whose parts draw from streams of their own.
+    A shared prefix is one hash of `prefix_len` tokens, or several where it has a part in common with the others
+    (`Prefix.hashes`). `part`: its number in a mix, whose parts draw from streams of their own.
     """
 
     skipped = 0
@@ -62,7 +62,7 @@ class SyntheticSource:
         self._notes = tuple(notes)
         self._priorities, self._tenants = workload.priority_shares(), workload.tenant_shares()
         self._prefix = workload.prefix
-        self.hash_block_tokens = workload.prefix.prefix_len if workload.prefix else 0
+        self.hash_block_tokens = workload.prefix.hash_tokens if workload.prefix else 0
         closed = self._arrival if isinstance(self._arrival, ClosedLoop) else None
         self.max_concurrency = closed.max_concurrency if closed else workload.max_concurrency
         self.think_time_ps = to_ps(closed.think_time_s) if closed else 0
@@ -92,7 +92,7 @@ class SyntheticSource:
             if self._prefix:
                 which = draw_prefixes(self._prefix, prefixes, n)
                 prompt_len = prompt_len + np.where(which >= 0, self._prefix.prefix_len, 0)
-                hash_ids = [(number,) if number >= 0 else () for number in which.tolist()]
+                hash_ids = [self._prefix.hashes(number) if number >= 0 else () for number in which.tolist()]
             yield RequestChunk(
                 arrival_ps=arrival_ps.tolist(),
                 num_prompt_tokens=prompt_len.tolist(),
@@ -116,7 +116,11 @@ def draw_shares(shares: Sequence[tuple[T, float]], rng: np.random.Generator, n: 
 def draw_prefixes(prefix: Prefix, rng: np.random.Generator, n: int) -> npt.NDArray[np.int64]:
     """The number of the prefix that each of `n` prompts begins with, -1 for none."""
     shared = rng.random((n, 2))  # whether, and which: a row per request, so that chunks do not matter
-    which = np.minimum((shared[:, 1] * prefix.num_prefixes).astype(np.int64), prefix.num_prefixes - 1)
+    if prefix.zipf:
+        ends = np.cumsum(np.arange(1, prefix.num_prefixes + 1, dtype=float) ** -prefix.zipf)
+        which = np.searchsorted(ends, shared[:, 1] * ends[-1], side="right")
+    else:
+        which = np.minimum((shared[:, 1] * prefix.num_prefixes).astype(np.int64), prefix.num_prefixes - 1)
     return np.where(shared[:, 0] < prefix.share, which, -1)
 
 

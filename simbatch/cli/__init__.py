@@ -18,6 +18,7 @@ from simbatch.sim.origin import issued_as
 
 # name: (module and command in it, its line in `simbatch --help`)
 _COMMANDS = {
+    "init": ("simbatch.cli.init:init", "Write a scenario from a `vllm serve` command."),
     "run": ("simbatch.cli.run:run", "Simulate a scenario and show what its users feel."),
     "compare": ("simbatch.cli.compare:compare", "Put policies, profiles or routers side by side on the same arrivals."),
     "rank": ("simbatch.cli.sweep:rank", "Say which policy is best in which scenario."),

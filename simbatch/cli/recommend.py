@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 CASES = ("interactive", "batch", "mixed", "longform")
 ABOUT_RUNS = 150
-SLO_KEYS = ("ttft_ms", "tpot_ms", "e2el_ms")
 
 
 @click.command()
@@ -43,13 +42,14 @@ def recommend(
     The rule of thumb for the use case is checked by simulation on the profile, and corrected where it is wrong. Takes
     about half a minute on two cores. Results go to DIR, by default results/recommend-<use case>-<profile>.
     """
+    from simbatch.sim.scenario.presets import slo_of
     from simbatch.sim.search.run import Runner
     from simbatch.sim.tuning.recommend import recommend as search
     from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
     from simbatch.sim.tuning.recommend_report import OWN_FILES, report, save
 
     case, profile = USE_CASES[use_case], _profile(reference)
-    slo = _slo(limits) or dict(case.slo)
+    slo = slo_of(limits) or dict(case.slo)
     scenario = scenario_of(case, profile, reference, slo, seed)
     output = Output(folder, f"recommend-{use_case}-{profile.name}", OWN_FILES)
     with progress_of("recommend", ABOUT_RUNS, quiet=quiet) as progress:
@@ -71,18 +71,3 @@ def _profile(reference: str) -> MeasuredProfile:
         rule = "names no model and no GPU, so there is nothing to recommend flags for"
         raise UserError(Problem("--profile", rule, reference, "take one that ships: `simbatch profiles list`"))
     return profile
-
-
-def _slo(limits: tuple[str, ...]) -> dict[str, float]:
-    found = {}
-    for limit in (part for text in limits for part in text.split(",")):
-        key, _, value = limit.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            number = 0.0
-        if key not in SLO_KEYS or not 0 < number < float("inf"):
-            rule = f"must be one of {', '.join(SLO_KEYS)}, =, and milliseconds above 0"
-            raise UserError(Problem("--slo", rule, limit, "write --slo ttft_ms=500 --slo tpot_ms=40"))
-        found[key] = number
-    return found

@@ -6,6 +6,7 @@ no NaN or infinity, one document with a mapping at its top. Anchors and aliases 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ KeyPath = tuple[Key, ...]
 
 MAX_BYTES = 1 << 18
 MAX_DEPTH = 40
+MAY_BE_INFINITE = "request_rate"  # everything at once, as `vllm bench serve` has it
 MAX_VALUES = 20_000  # after aliases are expanded: a short file can say a lot
 
 
@@ -225,6 +227,9 @@ class _Expander:
             raise UserError(Problem(_place(self.name, node.mark, path), f"more than {MAX_VALUES} values", mend=mend))
         if node.issue:
             self.problems.append(Problem(_place(self.name, node.mark, path), *node.issue))
+        if node.value == math.inf and path[-1:] != (MAY_BE_INFINITE,):
+            issue = _Issue("a number must be finite", ".inf", "write a finite number")
+            self.problems.append(Problem(_place(self.name, node.mark, path), *issue))
         if node.is_mapping:
             return {key: self._child(child, (*path, key), mark) for key, mark, child in self._keys(node, path)}
         if isinstance(node.value, list):

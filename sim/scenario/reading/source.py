@@ -12,7 +12,15 @@ from typing import Any
 
 from simbatch.sim.errors import Problem, UserError, shorten
 from simbatch.sim.paths import user_path
-from simbatch.sim.scenario.reading.document import MAX_DEPTH, Key, KeyPath, Places, dotted, parse_document
+from simbatch.sim.scenario.reading.document import (
+    MAX_DEPTH,
+    MAY_BE_INFINITE,
+    Key,
+    KeyPath,
+    Places,
+    dotted,
+    parse_document,
+)
 from simbatch.sim.scenario.reading.syntax import parse_plain
 
 Value = str | int | float | bool | None | list[Any] | dict[Any, Any]
@@ -149,7 +157,7 @@ def plain_value(value: Any, place: str) -> Any:
         return str(value)
     if not isinstance(value, (str, int, float, bool)) and hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value) and not (value > 0 and place.endswith(MAY_BE_INFINITE)):
         raise UserError(Problem(place, "a number must be finite", value, "write a finite number"))
     return value
 

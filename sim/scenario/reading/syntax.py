@@ -27,7 +27,8 @@ MAX_DIGITS = 40
 def parse_plain(text: str) -> Scalar:
     """The value of an unquoted scalar.
 
-    Raises ValueError, with the rule that it breaks, for NaN, infinities and numbers too large for anything here.
+    `.inf` is a request rate of vLLM's; whoever asks refuses it elsewhere. Raises ValueError, with the rule that it
+    breaks, for NaN, other infinities and numbers too large for anything here.
     """
     if text in _WORDS:
         return _WORDS[text]
@@ -37,6 +38,8 @@ def parse_plain(text: str) -> Scalar:
         return int(text)
     if _OTHER_BASE.fullmatch(text) and len(text) <= MAX_DIGITS:
         return int(text, 0)
+    if text.removeprefix("+") in (".inf", ".Inf", ".INF"):
+        return math.inf
     if _NOT_FINITE.fullmatch(text):
         raise ValueError("a number must be finite")
     if _FLOAT.fullmatch(text):

@@ -1,0 +1,122 @@
+"""Traffic by name, for who has no trace: lengths as published traces have them, each with its source.
+
+Lengths are lognormal with a trace's mean, cv and longest; arrivals are Poisson at the rate that is asked for. What no
+trace says (a system prompt, which documents are asked for) is an assumption, and said to be one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from simbatch.sim.errors import Problem, UserError
+
+AZURE = "Azure LLM inference trace 2023, {} (github.com/Azure/AzurePublicDataset, CC-BY-4.0)"
+MOONCAKE = "Mooncake's conversation trace of FAST'25 (github.com/kvcache-ai/Mooncake, Apache-2.0)"
+SECONDS, FEWEST, MOST = 300, 200, 3000  # of traffic, and how many requests that may be
+SLO_KEYS = ("ttft_ms", "tpot_ms", "e2el_ms")
+LEAST_TOKENS = 16  # of a prompt or an output that is cut to a short context
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One kind of traffic; `prompt` and `output` are (mean, cv, longest) in tokens, `slo` in ms."""
+
+    name: str
+    words: str
+    source: str
+    prompt: tuple[float, float, int]
+    output: tuple[float, float, int]
+    slo: Mapping[str, float]
+    prefix: Mapping[str, float] | None = None
+    assumed: str = ""
+
+    def workload(self, request_rate: float, room: int | None = None) -> dict[str, Any]:
+        """The `workload` section at so many requests a second, for about five minutes.
+
+        A model that takes `room` tokens at most gets shorter requests: the longest are halved until they fit.
+        """
+        prefix = dict(self.prefix) if self.prefix is not None else None
+        longest = [self.prompt[2], self.output[2]]
+        taken = int(prefix["prefix_len"]) if prefix is not None else 0
+        if room is not None and prefix is not None and taken > room // 2:
+            prefix, taken = None, 0
+        while room is not None and sum(longest) + taken > room and min(longest) > LEAST_TOKENS:
+            longest = [tokens // 2 for tokens in longest]
+        lengths = {
+            key: {"distribution": "lognormal", "mean": min(mean, limit), "cv": cv, "max": limit}
+            for key, (mean, cv, _), limit in zip(
+                ("prompt_len", "output_len"), (self.prompt, self.output), longest, strict=True
+            )
+        }
+        count = min(max(round(SECONDS * request_rate), FEWEST), MOST)
+        data = {"num_prompts": count, "request_rate": request_rate, **lengths}
+        return data if prefix is None else {**data, "prefix": prefix}
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="chat",
+            words="people who chat",
+            source=AZURE.format("conversation"),
+            prompt=(1155, 0.96, 14050),
+            output=(211, 0.77, 1000),
+            slo={"ttft_ms": 1000, "tpot_ms": 50},
+        ),
+        Preset(
+            name="code",
+            words="completions of code: long prompts, short answers",
+            source=AZURE.format("code"),
+            prompt=(2048, 0.96, 7437),
+            output=(28, 2.15, 1899),
+            slo={"ttft_ms": 1000, "tpot_ms": 50},
+        ),
+        Preset(
+            name="rag",
+            words="questions about documents behind one system prompt, some documents asked for far more than others",
+            source=AZURE.format("conversation") + ", outputs",
+            prompt=(150, 0.8, 2048),
+            output=(211, 0.77, 1000),
+            slo={"ttft_ms": 2000, "tpot_ms": 50},
+            prefix={"prefix_len": 2560, "common_len": 512, "num_prefixes": 500, "zipf": 1.0},
+            assumed="a system prompt of 512 tokens, 500 documents of 2,048 of which the k-th is asked for 1/k as often",
+        ),
+        Preset(
+            name="summarize",
+            words="long texts to shorten: many thousand tokens in, some hundred out",
+            source=MOONCAKE,
+            prompt=(12035, 1.31, 126195),
+            output=(343, 0.73, 2000),
+            slo={"ttft_ms": 10000, "tpot_ms": 100},
+        ),
+    )
+}
+
+
+def preset_of(name: str, place: str = "--preset") -> Preset:
+    """The preset of this name; UserError with all names."""
+    if name in PRESETS:
+        return PRESETS[name]
+    near = get_close_matches(name, PRESETS, n=1, cutoff=0.5)
+    guess = f"did you mean {near[0]}? " if near else ""
+    raise UserError(Problem(place, "no such traffic", name, f"{guess}there are {', '.join(PRESETS)}"))
+
+
+def slo_of(limits: Iterable[str]) -> dict[str, float]:
+    """`["ttft_ms=500,tpot_ms=40"]`, as `--slo` takes it; UserError for what is no limit in milliseconds."""
+    found = {}
+    for limit in (part for text in limits for part in text.split(",")):
+        key, _, value = limit.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if key not in SLO_KEYS or not 0 < number < float("inf"):
+            rule = f"must be one of {', '.join(SLO_KEYS)}, =, and milliseconds above 0"
+            raise UserError(Problem("--slo", rule, limit, "write --slo ttft_ms=500 --slo tpot_ms=40"))
+        found[key] = number
+    return found
