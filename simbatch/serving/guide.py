@@ -26,7 +26,7 @@ from simbatch.sim.scheduler.views import PolicyEngine
 LOWEST = float("inf")  # priority: above every integer, so first to be preempted
 
 
-class Clock(Protocol):
+class ServedClock(Protocol):
     """The policy's time, ps."""
 
     def now_ps(self) -> int:
@@ -64,7 +64,7 @@ class ServedDecisions(Decisions):
 class Guide:
     """A policy at work in one scheduler: its decisions, the requests as it knows them, what it sees of the engine."""
 
-    def __init__(self, policy: Policy, scheduler: Any, clock: Clock, seed: int, cost: CostModel | None) -> None:
+    def __init__(self, policy: Policy, scheduler: Any, clock: ServedClock, seed: int, cost: CostModel | None) -> None:
         self.scheduler, self.clock = scheduler, clock
         self.config = engine_config(scheduler, seed)
         self.decisions = ServedDecisions(self.config, policy)

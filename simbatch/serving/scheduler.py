@@ -28,7 +28,7 @@ from vllm.v1.request import RequestStatus
 
 from simbatch.policies.base import Policy
 from simbatch.policies.vllm import VLLM
-from simbatch.serving.guide import Clock, EngineClock, Guide
+from simbatch.serving.guide import ServedClock, EngineClock, Guide
 from simbatch.serving.options import PLACE, PolicyOptions, refuse_undoable
 from simbatch.sim.errors import Problem, UserError
 
@@ -110,7 +110,7 @@ class PolicyScheduler(Scheduler):  # type: ignore[misc]
         self.guide(policy)
         logger.info("serving under the simbatch policy %s %s", options.name, dict(options.params))
 
-    def guide(self, policy: Policy | None, clock: Clock | None = None) -> None:
+    def guide(self, policy: Policy | None, clock: ServedClock | None = None) -> None:
         """Serve under `policy` from now on, from its start; None: under vLLM's own. No request may be in the engine."""
         if self.requests:
             raise RuntimeError(f"a policy cannot change while {len(self.requests)} requests are in the engine")
