@@ -75,3 +75,37 @@ def test_18_a_closed_loop_on_a_slower_profile_is_slower(tmp_path: Path, capsys: 
         pytest.approx(1.58, abs=0.01),
     )
     assert throughput["error"] == pytest.approx(-0.357, abs=0.005)
+
+
+def described(capsys: Any, case: str, *flags: str) -> dict[str, Any]:
+    file = next(path for path in shared(f"cases/public/{case}-*").iterdir() if path.suffix in (".csv", ".jsonl"))
+    done = run(capsys, "trace", "describe", file, "--json", *flags)
+    assert done.code == 0, done.err
+    facts: dict[str, Any] = json.loads(done.out)
+    return facts
+
+
+def test_01_02_a_slice_and_a_late_clock_count_from_the_first_request(capsys: Any) -> None:
+    assert described(capsys, "01")["duration_s"] == 6.109
+    burst = described(capsys, "02")
+    assert (burst["num_requests"], burst["duration_s"]) == (3, 82)
+
+
+def test_05_13_usual_names_are_read_and_no_total_is_an_output(capsys: Any) -> None:
+    usage = described(capsys, "05")
+    assert usage["num_output_tokens"]["total"] == 12
+    assert "total_tokens" in usage["ignored_columns"]
+    assert described(capsys, "13")["num_output_tokens"]["total"] == 161 + 41 + 94
+
+
+def test_14_rows_not_in_order_are_sorted_when_asked_for(capsys: Any) -> None:
+    assert described(capsys, "14", "--sort")["duration_s"] == 70
+
+
+def test_03_04_08_turns_are_said_and_lengths_alone_run(tmp_path: Path, capsys: Any) -> None:
+    for case in ("03", "08"):
+        done = run(capsys, "run", shared(f"cases/public/{case}-*") / "scenario.yaml", "-o", tmp_path, "--json")
+        warnings = " ".join(json.loads(done.out)["simbatch"]["warnings"])
+        assert ("conversations are not simulated from a file" if case == "03" else "num_decode_tokens") in warnings
+    done = run(capsys, "trace", "describe", shared("cases/public/04-*") / "mooncake_sessions.jsonl")
+    assert "a later turn of a session, without a time" in done.err

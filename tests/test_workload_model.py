@@ -78,7 +78,7 @@ ERRORS: list[tuple[str, dict[str, Any], tuple[str | int, ...], str]] = [
     ("both", {**BASE, "trace": {"path": "x.csv"}}, ("num_prompts",), "a trace brings its own arrivals"),
     ("rate of 0", {**BASE, "request_rate": 0}, ("request_rate",), "greater than 0"),
     ("rate is NaN", {**BASE, "request_rate": float("nan")}, ("request_rate",), "finite"),
-    ("rate is infinite", {**BASE, "request_rate": float("inf")}, ("request_rate",), "finite"),
+    ("rate below every number", {**BASE, "request_rate": float("-inf")}, ("request_rate",), "finite"),
     ("rate is true", {**BASE, "request_rate": True}, ("request_rate",), "valid number"),
     ("rate is text", {**BASE, "request_rate": "3"}, ("request_rate",), "valid number"),
     ("count is 2.5", {**BASE, "num_prompts": 2.5}, ("num_prompts",), "valid integer"),
