@@ -28,7 +28,7 @@ from vllm.v1.request import RequestStatus
 
 from simbatch.policies.base import Policy
 from simbatch.policies.vllm import VLLM
-from simbatch.serving.guide import ServedClock, EngineClock, Guide
+from simbatch.serving.guide import EngineClock, Guide, ServedClock
 from simbatch.serving.options import PLACE, PolicyOptions, refuse_undoable
 from simbatch.sim.errors import Problem, UserError
 
