@@ -179,6 +179,7 @@ def test_without_a_price_the_number_of_gpus_decides(tmp_path: Path) -> None:
         ("plan", "needs a FILE or a --model"),
         ("plan --model Llama-3.1-9B", "did you mean meta-llama/Llama-3.1-8B"),
         ("plan --model Llama-3.1-8B", "needs --rate, --prompt-len and --output-len"),
+        ("plan --model Llama-3.1-8B --preset chat", "--preset: needs a rate"),
         (f"{COMMAND} --limit p99_ttft_ms=9 --rate 0", "--rate: must be a number above 0"),
         (f"{COMMAND} --limit p99_ttft_ms=9 --gpus h101", "--gpus: is not known"),
         (f"{COMMAND} --limit p99_ttft_ms=9 --tp 4", "with these weights there are a100 TP1"),

@@ -27,6 +27,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @version_option
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
 @click.option("--model", metavar="M", help="Without FILE: the model, as Qwen/Qwen3-32B.")
+@click.option("--preset", metavar="NAME", help="Without FILE: traffic by name: chat, code, rag, summarize.")
 @click.option("--prompt-len", type=TokenCount, metavar="N", help="Without FILE: mean tokens of a prompt.")
 @click.option("--output-len", type=TokenCount, metavar="N", help="Without FILE: mean tokens of an output.")
 @click.option("--prefix-len", type=TokenCount, metavar="N", help="Tokens that all prompts begin with, in front.")
@@ -125,7 +126,7 @@ def _of_file(file: Path, asked: dict[str, Any]) -> Scenario:
     from simbatch.sim.plan.demand import traffic_of_trace
     from simbatch.sim.scenario import Scenario
 
-    given = [name for name in ("model", "prompt_len", "output_len", "prefix_len") if asked[name] is not None]
+    given = [name for name in ("model", "preset", "prompt_len", "output_len", "prefix_len") if asked[name] is not None]
     if given:
         flag = f"--{given[0].replace('_', '-')}"
         raise UserError(Problem(flag, "FILE says it already", asked[given[0]], "leave out one of the two"))
@@ -147,8 +148,10 @@ def _without_file(asked: dict[str, Any], wanted: Wanted) -> tuple[Scenario, list
     kinds = kinds_of(asked["model"], wanted)
     if asked["trace"] is not None:
         workload = traffic_of_trace(asked["trace"])
+    elif asked["preset"] is not None:
+        return _changed(_of_preset(asked, kinds), asked), kinds
     elif asked["prompt_len"] is None or asked["output_len"] is None or asked["rate"] is None:
-        rule = "needs --rate, --prompt-len and --output-len, or a --trace"
+        rule = "needs --rate, --prompt-len and --output-len, or a --preset, or a --trace"
         raise UserError(
             Problem("--model", rule, asked["model"], "for example --rate 4 --prompt-len 800 --output-len 200")
         )
@@ -157,6 +160,20 @@ def _without_file(asked: dict[str, Any], wanted: Wanted) -> tuple[Scenario, list
         workload = traffic_of_lengths(max(asked["rate"], 1e-9), *lengths)
     scenario = Scenario.from_dict({"profile": kinds[0].reference, "workload": workload}, name="plan")
     return _changed(scenario, asked), kinds
+
+
+def _of_preset(asked: dict[str, Any], kinds: list[ReplicaKind]) -> Scenario:
+    """A preset's traffic, with its SLO."""
+    from simbatch.sim.scenario import Scenario
+    from simbatch.sim.scenario.presets import preset_of
+
+    if asked["rate"] is None:
+        raise UserError(Problem("--preset", "needs a rate", asked["preset"], "for example --rate 4"))
+    preset = preset_of(asked["preset"])
+    room = max(kind.profile.max_model_len for kind in kinds)
+    workload = preset.workload(max(asked["rate"], 1e-9), room)
+    content = {"profile": kinds[0].reference, "workload": workload, "slo": dict(preset.slo)}
+    return Scenario.from_dict(content, name="plan")
 
 
 def _changed(scenario: Scenario, asked: dict[str, Any]) -> Scenario:
