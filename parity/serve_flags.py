@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.commands.flags import spellings
+from simbatch.sim.scenario.flags import spellings
 
 # run by vLLM's own Python: every action of its parser, with what each spelling of a switch sets
 LISTING = """

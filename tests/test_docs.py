@@ -159,8 +159,7 @@ def test_the_readme_is_followed_in_order() -> None:
     assert made == {"mine.yaml", "mine.py"}
     for command in commands(README):
         files = set(re.findall(r"[\w.]+\.(?:yaml|py|csv|json)(?=[ :]|$)", command))
-        if "generate" in command:
-            made |= files
+        made |= files if "generate" in command else set(re.findall(r" -o ([\w.]+)", command))
         assert files <= made, command
     assert not any(word in command for command in commands(README) for word in ("FILE", "MODEL", "TRACE", "scenarios/"))
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from simbatch import Scenario, simulate
-from simbatch.sim.commands.flags import parse, spellings, table
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.engine import EngineSettings
+from simbatch.sim.scenario.flags import parse, spellings, table
 from simbatch.sim.scenario.presets import PRESETS
 from tests.test_cli import run
 

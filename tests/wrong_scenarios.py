@@ -93,7 +93,7 @@ KEYS = [
     Wrong("top level", GOOD + "sede: 3\n", ":7:1 sede", "unknown key", "3", "did you mean seed?"),
     Wrong("elsewhere", GOOD + "max_num_seqs: 3\n", ":7:1 max_num_seqs", "unknown key", "3", "engine.max_num_seqs?"),
     Wrong("near", GOOD + "engine: {max_num_seq: 3}\n", ":7:10 engine.max_num_seq", "unknown key", "3", "max_num_seqs?"),
-    Wrong("dashes", GOOD + "engine: {max-num-seqs: 3}\n", ":7:10 engine.max-num-seqs", "unknown", "3", "max_num_seqs?"),
+    Wrong("dashes", GOOD + "slo: {ttft-ms: 3}\n", ":7:7 slo.ttft-ms", "unknown key", "3", "did you mean ttft_ms?"),
     Wrong("no space in braces", GOOD + "engine: {seed:3}\n", ":7:10 engine.seed:3", "unknown key", "null"),
     Wrong("far", GOOD + "slo: {zzz: 1}\n", ":7:7 slo.zzz", "unknown key", "1", "known here: ttft_ms, tpot_ms, e2el_ms"),
     Wrong("unit left out", GOOD + "slo: {ttft: 1}\n", ":7:7 slo.ttft", "unknown key", "1", "did you mean ttft_ms?"),

@@ -9,7 +9,6 @@ from typing import Any
 
 from simbatch.sim.commands.choose import choose, longest_of, weights_of
 from simbatch.sim.commands.files import config_words, read_commands
-from simbatch.sim.commands.flags import Given, parse
 from simbatch.sim.commands.settings import Served, read_server
 from simbatch.sim.commands.shell import Command
 from simbatch.sim.commands.traffic import Offered, of_bench, of_preset, of_trace
@@ -19,6 +18,7 @@ from simbatch.sim.cost.gpus import gpu_of
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.scenario.flags import Given, parse
 
 SECRET = ("key", "token", "secret", "password")
 

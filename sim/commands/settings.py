@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from simbatch.sim.commands.flags import Given, entries, number, parse, whole_number
 from simbatch.sim.commands.shell import Command
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
+from simbatch.sim.scenario.flags import Given, entries, number, parse, whole_number
 from simbatch.sim.scheduler.versions import NEWEST, parse_version
 
 FITS = "the longest that fits the KV cache"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.clock import to_s
-from simbatch.sim.commands.flags import Given, number, parse_bench, whole_number
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.flags import Given, number, parse_bench, whole_number
 from simbatch.sim.scenario.presets import SLO_KEYS, preset_of
 
 EXAMPLE_RATE = 1.0  # requests a second, where nobody says how many come

@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from simbatch.sim.commands.flags import Given, Status
 from simbatch.sim.commands.settings import Served
 from simbatch.sim.commands.traffic import Offered
+from simbatch.sim.scenario.flags import Given, Status
 
 WIDTH, COLUMN = 118, 40  # of a line, and where the comments behind values stand
 

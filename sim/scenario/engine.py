@@ -13,7 +13,20 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.versions import parse_version
 from simbatch.sim.strict import Strict
 
-Count = Annotated[int, Field(ge=1, le=2**31)]
+_WITH_UNIT = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG])")
+_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def _counted(value: object) -> object:
+    """`32k` as 32,000 and `32K` as 32,768, as vLLM's parser reads them; everything else as it stands."""
+    match = _WITH_UNIT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    number = float(match[1]) * _UNITS[match[2]]
+    return int(number) if number.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_counted), Field(ge=1, le=2**31)]
 Limit = Annotated[int, Field(ge=0, le=2**40)]
 MAX_SIZES = 4096  # of CUDA graphs; vLLM's own list has 51
 OURS = ("batching", "step_noise", "front_end", "host_noise")  # no flags of vLLM's

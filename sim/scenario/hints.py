@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from simbatch.sim.scenario.reading.document import Key, KeyPath, dotted
+from simbatch.sim.scenario.vllm_keys import advice
 
 Schema = dict[str, Any]
 
@@ -42,6 +43,8 @@ class Hints:
         name, known = str(path[-1]), self.known_keys(path[:-1], data)
         if ":" in name and name.partition(":")[0] in known:
             return "put a space after the colon"
+        if "engine" in path and (answer := advice(name)):
+            return answer
         near = get_close_matches(name.replace("-", "_").lower(), known, n=1, cutoff=0.6)
         if near:
             return f"did you mean {near[0]}?"

@@ -18,6 +18,7 @@ from simbatch.sim.scenario.reading.document import KeyPath, parse_document
 from simbatch.sim.scenario.reading.source import Source, Value, plain_data
 from simbatch.sim.scenario.shipped import open_scenario
 from simbatch.sim.scenario.sweep import SweepSection
+from simbatch.sim.scenario.vllm_keys import with_own_names
 from simbatch.sim.strict import Strict
 from simbatch.sim.workload.model import Workload
 
@@ -197,6 +198,7 @@ class Scenario(Strict):
 
     @classmethod
     def _from_source(cls, source: Source) -> Self:
+        source = with_own_names(source)
         try:
             scenario = cls.model_validate(source.data)
         except ValidationError as error:

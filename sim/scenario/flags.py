@@ -98,7 +98,7 @@ class Given:
 @cache
 def table() -> tuple[Row, ...]:
     """All rows."""
-    text = (files("simbatch.sim.commands") / "vllm_flags.tsv").read_text(encoding="utf-8")
+    text = (files("simbatch.sim.scenario") / "vllm_flags.tsv").read_text(encoding="utf-8")
     rows = csv.reader(text.splitlines()[1:], delimiter="\t", quoting=csv.QUOTE_NONE)
     return tuple(Row(*row) for row in rows)  # type: ignore[arg-type]  # a status is one of three: a test says so
 
