@@ -177,7 +177,7 @@ def test_settings_that_change_nothing_are_neither_stored_nor_printed_unless_writ
     with_host = simulate(scenario())
     assert with_host.summary["simbatch"]["engine"]["max_cudagraph_capture_size"] == 512
     assert "max_cudagraph_capture_size" in with_host.summary["simbatch"]["engine_defaults"]
-    assert "cudagraph_capture_sizes 1 2 4 8 ... 512" in " ".join(with_host.text().split())
+    assert "cudagraph_capture_sizes 1 2 4 8 ... 512" in " ".join(with_host.text(verbose=True).split())
     written = simulate(scenario(host=False, enforce_eager=True, max_num_queued_reqs=9))
     assert written.summary["simbatch"]["engine"]["enforce_eager"]
     warning = "Without effect: engine.enforce_eager; the profile has no `host` or `front_end` section that says what it"

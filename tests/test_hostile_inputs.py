@@ -114,17 +114,17 @@ def test_workloads_and_profiles(refused: Callable[..., str], old: str, new: str,
 TRACES = {
     "two years apart": (
         *("t.csv", AZURE + "2023-11-16 18:17:03,5,3\n2025-11-16 18:17:03,5,3\n"),
-        "t.csv:3 TIMESTAMP: is 63158400 s after the trace's start",
+        "t.csv:3 TIMESTAMP: is 63158400 s after the trace's first request",
     ),
-    "semicolons": ("t.csv", AZURE.replace(",", ";") + "x;1;2\n", "by commas, not by semicolons"),
-    "small letters": ("t.csv", AZURE.lower() + "x,1,2\n", "is it 'timestamp'? Rename it"),
-    "columns that are nearly ours": (
+    "semicolons": ("t.csv", AZURE.replace(",", ";") + "x;1;2\n", "t.csv:2 TIMESTAMP: must be a timestamp (got 'x')"),
+    "small letters": ("t.csv", AZURE.lower() + "x,1,2\n", "is it 'timestamp'? --columns arrival=timestamp"),
+    "columns of another tool and no row": (
         "t.csv",
         "arrival_s,prompt_tokens,output_tokens\n",
-        "is it 'prompt_tokens'? Rename",
+        "the trace has no requests",
     ),
-    "a column that stands elsewhere": ("t.csv", "TIMESTAMP,ContextTokens\n", "has TIMESTAMP, ContextTokens; check the"),
-    "a list of objects": ("t.json", '[{"arrival_s": 0}]', "write one JSON object a line, without the list"),
+    "a column that stands elsewhere": ("t.csv", "TIMESTAMP,ContextTokens\n", "has TIMESTAMP, ContextTokens; name it: --columns output=NAME"),
+    "a list of objects": ("t.json", '[{"arrival_s": 0}]', "num_prompt_tokens: the column is missing; the file has arrival_s"),
     "Git LFS's pointer": ("t.csv", "version https://git-lfs.github.com/spec/v1\noid x\n", "git lfs pull"),
     "a benchmark of nothing": ("t.json", '{"start_times": [], "input_lens": [], "output_lens": []}', "no requests"),
     "half a character": (

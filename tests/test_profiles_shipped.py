@@ -263,4 +263,5 @@ def test_a_comparison_says_it(
     )
     with pytest.raises(SystemExit):
         main(["compare", "s.yaml", "--policy", "vllm", "--policy", "fixed"])
-    assert f"NOTE: fixed runs on profile {FP8_KV} in place of {FP8}, for kv_cache_dtype fp8." in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"NOTE: fixed runs on profile {FP8_KV} in place of {FP8}, for kv_cache_dtype fp8." in said

@@ -85,7 +85,7 @@ def test_vllm_is_told_what_a_simulation_would_run_with():
             "--block-size",
             "16",
         ),
-        *("--no-enable-prefix-caching", "--async-scheduling", "--num-gpu-blocks-override", "29075"),
+        *("--no-enable-prefix-caching", "--async-scheduling", "--num-gpu-blocks-override", "28978"),
     ]
     assert prepared.flags[-2:] == ["--served-model-name", PROFILE]
     spec = prepared.spec(Tokens([5, 6], [7]))

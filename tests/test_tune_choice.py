@@ -96,7 +96,7 @@ def test_where_the_arrivals_bind_nothing_is_recommended() -> None:
     assert found.do_arrivals_bind
     assert len(found.equals) > 2
     assert found.equals[0].means["request_goodput"] == max(each.means["request_goodput"] or 0 for each in found.equals)
-    text = report(found)
+    text = " ".join(report(found).split())
     assert f"Nothing is recommended: {len(found.equals)} of the 7 that were tried serve all that arrives," in text
     assert "so the arrivals bind output_throughput, and it says nothing of the settings." in text
     assert "Recommended" not in text

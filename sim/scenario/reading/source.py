@@ -150,7 +150,8 @@ def plain_data(data: Mapping[str, Any], name: str) -> dict[Key, Any]:
 def plain_value(value: Any, place: str) -> Any:
     """Tuples to lists, numpy's numbers to Python's, paths to text; no NaN or infinity."""
     if isinstance(value, Mapping):
-        return {key: plain_value(child, f"{place} {key}") for key, child in value.items()}
+        joint = "." if " " in place else " "  # `scenario workload.request_rate`
+        return {key: plain_value(child, f"{place}{joint}{key}") for key, child in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_value(child, place) for child in value]
     if isinstance(value, Path):
