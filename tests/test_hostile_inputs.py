@@ -123,8 +123,16 @@ TRACES = {
         "arrival_s,prompt_tokens,output_tokens\n",
         "the trace has no requests",
     ),
-    "a column that stands elsewhere": ("t.csv", "TIMESTAMP,ContextTokens\n", "has TIMESTAMP, ContextTokens; name it: --columns output=NAME"),
-    "a list of objects": ("t.json", '[{"arrival_s": 0}]', "num_prompt_tokens: the column is missing; the file has arrival_s"),
+    "a column that stands elsewhere": (
+        "t.csv",
+        "TIMESTAMP,ContextTokens\n",
+        "has TIMESTAMP, ContextTokens; name it: --columns output=NAME",
+    ),
+    "a list of objects": (
+        "t.json",
+        '[{"arrival_s": 0}]',
+        "num_prompt_tokens: the column is missing; the file has arrival_s",
+    ),
     "Git LFS's pointer": ("t.csv", "version https://git-lfs.github.com/spec/v1\noid x\n", "git lfs pull"),
     "a benchmark of nothing": ("t.json", '{"start_times": [], "input_lens": [], "output_lens": []}', "no requests"),
     "half a character": (

@@ -7,7 +7,8 @@ import pytest
 from simbatch import Scenario, simulate
 from simbatch.profiler.model.memory_batch import RequestLengths, fit, held_blocks, lengths_of, runnable, whole_blocks
 from simbatch.sim.errors import UserError
-from simbatch.sim.workload.lengths import Lognormal, length_draw
+from simbatch.sim.workload.lengths import Lognormal
+from simbatch.sim.workload.synthetic import length_draw
 
 PROMPT = {"distribution": "lognormal", "mean": 800, "cv": 1.0, "max": 4096}
 OUTPUT = {"distribution": "lognormal", "mean": 200, "cv": 0.8, "max": 2048}

@@ -87,7 +87,7 @@ def compute_dtype(quantisation: str) -> str:
 
 
 def checked_quantisation(quantisation: str, place: str = "--quantization") -> str:
-    """The same name, vLLM's other names in ours; UserError when it is none that is known."""
+    """Our name for it, where vLLM has several; UserError when it is none that is known."""
     name = ALIASES.get(quantisation, quantisation)
     if name == "compressed-tensors":
         rule = "is a way to write a checkpoint, not a type of weights"

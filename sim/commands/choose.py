@@ -37,7 +37,7 @@ _SHAPES = (  # checkpoints that have the layers of another one, and with them it
 CONTEXTS = ((r"llama-3-\d+b", 8192), (r"llama-3\.\d-\d+b", 131072), (r"qwen3-32b", 40960))  # tokens, by name
 
 
-class Head(NamedTuple):
+class ShippedProfile(NamedTuple):
     """What a profile is of."""
 
     name: str
@@ -49,17 +49,17 @@ class Head(NamedTuple):
 
 
 @cache
-def heads() -> tuple[Head, ...]:
+def heads() -> tuple[ShippedProfile, ...]:
     """What each of the profiles that ship is of."""
     return tuple(_head(name, json.loads(shipped_text(name))) for name in shipped_names())
 
 
-def _head(name: str, data: dict[str, Any]) -> Head:
+def _head(name: str, data: dict[str, Any]) -> ShippedProfile:
     gpu = known_gpu(str(data["gpu"]))
     kv = "fp8" if str(data["kv_cache_dtype"]).startswith("fp8") else "auto"
     weights = str(data["quantisation"])
     short = gpu.short if gpu is not None else str(data["gpu"])
-    return Head(name, str(data["model"]), short, weights, kv, int(data.get("tensor_parallel_size", 1)))
+    return ShippedProfile(name, str(data["model"]), short, weights, kv, int(data.get("tensor_parallel_size", 1)))
 
 
 def shape_of(model: str) -> str:
@@ -101,7 +101,7 @@ def choose(served: Served, gpu: Gpu) -> str:
     raise _none(served, gpu, weights, alike)
 
 
-def _none(served: Served, gpu: Gpu, weights: str, alike: list[Head]) -> UserError:
+def _none(served: Served, gpu: Gpu, weights: str, alike: list[ShippedProfile]) -> UserError:
     """That no profile fits, and the one command that makes one."""
     what = f"no profile that ships is of {weights} weights on {served.tensor_parallel_size} x {gpu.short}"
     if served.kv_cache_dtype != "auto":

@@ -39,7 +39,7 @@ _FACTORS = {
 }
 
 
-class Row(NamedTuple):
+class FlagRow(NamedTuple):
     """A row of the table."""
 
     flag: str
@@ -73,13 +73,13 @@ class Given:
 
     flag: str  # as it was spelled
     value: str | bool | list[str]
-    row: Row | None  # None: vLLM has no such flag
+    row: FlagRow | None  # None: vLLM has no such flag
     status: Status = "not_simulated"
     key: str = ""
     reason: str = ""
 
     def answered(self, status: Status, reason: str, key: str = "") -> Given:
-        """The same flag with another answer."""
+        """A copy of the flag with another answer."""
         return replace(self, status=status, reason=reason, key=key)
 
     @property
@@ -96,15 +96,15 @@ class Given:
 
 
 @cache
-def table() -> tuple[Row, ...]:
+def table() -> tuple[FlagRow, ...]:
     """All rows."""
     text = (files("simbatch.sim.scenario") / "vllm_flags.tsv").read_text(encoding="utf-8")
     rows = csv.reader(text.splitlines()[1:], delimiter="\t", quoting=csv.QUOTE_NONE)
-    return tuple(Row(*row) for row in rows)  # type: ignore[arg-type]  # a status is one of three: a test says so
+    return tuple(FlagRow(*row) for row in rows)  # type: ignore[arg-type]  # a status is one of three: a test says so
 
 
 @cache
-def spellings() -> Mapping[str, tuple[Row, bool]]:
+def spellings() -> Mapping[str, tuple[FlagRow, bool]]:
     """Rows by everything that they are written as."""
     return {text: (row, is_on) for row in reversed(table()) for text, is_on in row.spellings.items()}
 

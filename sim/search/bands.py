@@ -89,7 +89,7 @@ def drawn_settings(resolved: Resolved, draw: int) -> Settings:
 
 
 def settings_off(resolved: Resolved, off: Mapping[str, float]) -> Settings:
-    """The same where each part is so many standard deviations off."""
+    """The settings of a run whose profile is so many standard deviations off in each part that is named."""
     fleet, cluster = resolved.fleet, resolved.scenario.cluster
     settings = _of_engine(resolved, "", off)
     if fleet is not None and cluster is not None and cluster.groups is not None:

@@ -7,20 +7,14 @@ or `max` when it lies outside (`min` is at least 1), so clipping moves the mean 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
-from statistics import NormalDist
 from typing import Annotated, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from simbatch.sim.strict import Mistake, Strict, refuse
 from simbatch.sim.workload.section import MAX_TOKENS, Count, Tokens
-from simbatch.sim.workload.trace_model import OnEmpty, Trace, TraceColumns, TraceFormat
+from simbatch.sim.workload.trace_model import OnEmpty, TraceColumns, TraceFormat
 
 MeanTokens = Annotated[float, Field(gt=0, le=MAX_TOKENS)]
 Variation = Annotated[float, Field(ge=0, le=100)]
@@ -161,87 +155,3 @@ class Quantiles(_Clipped):
 Length = Annotated[
     FixedLength | Uniform | Lognormal | Geometric | Empirical | Quantiles, Field(discriminator="distribution")
 ]
-
-
-Ints = npt.NDArray[np.int64]
-Draw = Callable[[np.random.Generator, int], Ints]
-LengthOf = Literal["num_prompt_tokens", "num_output_tokens"]
-
-
-def length_draw(length: Length, *, folder: Path, of: LengthOf, notes: list[str] | None = None) -> Draw:
-    """A function that draws so many lengths (int64, at least 1); an empirical one reads its trace first.
-
-    `notes` gets how such a file was read, and what in it was not, in sentences.
-    """
-    match length:
-        case FixedLength():
-            fixed = int(length.mean)
-            return lambda _, n: np.full(n, fixed, dtype=np.int64)
-        case Uniform():
-            return _uniform(length)
-        case Lognormal():
-            # mean m and variance (cv*m)^2 of exp(N(mu, sigma^2)), solved for mu and sigma^2
-            variance = math.log1p(length.cv**2)
-            mu, sigma = math.log(length.mean) - variance / 2, math.sqrt(variance)
-            return lambda rng, n: _whole(rng.lognormal(mu, sigma, n), length.min, length.max)
-        case Geometric():
-            p = 1 / length.mean
-            return lambda rng, n: np.clip(rng.geometric(p, n), length.min or 1, length.max or MAX_TOKENS)
-        case Empirical():
-            return _empirical(length, folder, of, [] if notes is None else notes)
-        case Quantiles():
-            return _quantiles(length)
-
-
-def _uniform(length: Uniform) -> Draw:
-    low, high = length.min, length.max
-    if length.cv is None or length.mean is None:
-        return lambda rng, n: rng.integers(low or 1, high or MAX_TOKENS, n, endpoint=True)
-    middle, half = length.mean, math.sqrt(3) * length.cv * length.mean
-    return lambda rng, n: _whole(rng.uniform(middle - half, middle + half, n), low, high)
-
-
-def _quantiles(length: Quantiles) -> Draw:
-    """Straight lines between the points, on paper where a lognormal distribution is one: normal score, log of tokens.
-
-    p50: 800 and p99: 6000 are the points (0, log 800) and (2.33, log 6000): log tokens = 6.68 + 0.866 z.
-    """
-    scores = np.array([NormalDist().inv_cdf(percent / 100) for percent, _ in length.points()])
-    logs = np.log([tokens for _, tokens in length.points()])
-    slopes = np.diff(logs) / np.diff(scores)
-
-    def draw(rng: np.random.Generator, n: int) -> Ints:
-        z = rng.standard_normal(n)
-        below, above = np.minimum(z - scores[0], 0) * slopes[0], np.maximum(z - scores[-1], 0) * slopes[-1]
-        return _whole(np.exp(np.interp(z, scores, logs) + below + above), length.min, length.max)
-
-    return draw
-
-
-def _whole(values: npt.NDArray[np.float64], low: int | None, high: int | None) -> Ints:
-    return np.clip(np.rint(values), low or 1, high or MAX_TOKENS).astype(np.int64)
-
-
-def _empirical(length: Empirical, folder: Path, of: LengthOf, notes: list[str]) -> Draw:
-    from simbatch.sim.workload.traces import open_trace
-
-    settings = {key: getattr(length, key) for key in ("path", "format", "columns", "limit", "on_empty")}
-    trace = Trace(**settings)
-    wanted = "prompt" if of == "num_prompt_tokens" else "output"
-    place = "workload.prompt_len" if of == "num_prompt_tokens" else "workload.output_len"
-    counts: Counter[int] = Counter()
-    source = open_trace(trace, folder=folder, place=place, wanted=(wanted,))
-    for chunk in source.chunks():
-        counts.update(getattr(chunk, of))
-    notes += [note for note in source.unread() if note not in notes]
-    values = np.array(sorted(counts), dtype=np.int64)
-    ends = np.cumsum(
-        [counts[int(value)] for value in values]
-    )  # value i is rows ends[i-1]..ends[i]-1 of the sorted trace
-    low, high = length.min or 1, length.max or MAX_TOKENS
-
-    def draw(rng: np.random.Generator, n: int) -> Ints:
-        rows = rng.integers(0, ends[-1], n)
-        return np.clip(values[np.searchsorted(ends, rows, side="right")], low, high)
-
-    return draw

@@ -12,10 +12,9 @@ from pydantic import Field, field_validator, model_validator
 from simbatch.sim.strict import Mistake, Strict, refuse, rule_error
 from simbatch.sim.workload.arrivals import Arrival, ClosedLoop, Gamma
 from simbatch.sim.workload.lengths import Length
-from simbatch.sim.workload.section import Burstiness, Count, Rate, Share
+from simbatch.sim.workload.section import Burstiness, Count, Rate, Share, priority_of
 from simbatch.sim.workload.trace_model import Trace
 
-PRIORITY_NAMES = {"high": 0, "normal": 1, "low": 2}
 MAX_NAME = 100
 MAX_HASHES = 4096  # of one prefix
 REQUIRED = ("num_prompts", "prompt_len", "output_len")
@@ -114,18 +113,6 @@ def checked_name(name: str) -> str:
     if not name.strip() or name != name.strip() or not name.isprintable():
         raise rule_error(f"the tenant {name!r} has no name to show", "give it letters, without spaces round them")
     return name
-
-
-def priority_of(key: str | int) -> int | None:
-    """The level that a class name or an integer (also as text) means; None when it means none."""
-    if isinstance(key, str):
-        text = key.strip()
-        if text in PRIORITY_NAMES:
-            return PRIORITY_NAMES[text]
-        if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 11):
-            return None
-        key = int(text)
-    return key if -(2**31) <= key < 2**31 else None
 
 
 _SYNTHETIC = (*TrafficShape.model_fields, "prefix")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from enum import IntEnum
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,29 +18,15 @@ import numpy.typing as npt
 from simbatch.sim.clock import to_ps
 from simbatch.sim.workload.arrivals import ClosedLoop, arrival_times
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
-from simbatch.sim.workload.lengths import length_draw
-from simbatch.sim.workload.model import Part, Prefix, TrafficShape, Workload, priority_of
+from simbatch.sim.workload.draws import Purpose, draw_shares, stream
+from simbatch.sim.workload.lengths import Empirical, FixedLength, Geometric, Length, Lognormal, Quantiles, Uniform
+from simbatch.sim.workload.model import Part, Prefix, TrafficShape, Workload
+from simbatch.sim.workload.section import MAX_TOKENS, priority_of
+from simbatch.sim.workload.trace_model import Trace
 
-
-class Purpose(IntEnum):
-    """What a stream is for; the numbers are part of what a seed means."""
-
-    ARRIVALS = 1
-    PROMPT_LEN = 2
-    OUTPUT_LEN = 3
-    PRIORITIES = 4
-    PREFIX = 5
-    TENANTS = 6
-    BLOCKS = 7
-
-
-def stream(seed: int, purpose: Purpose, part: int | None = None) -> np.random.Generator:
-    """A fresh generator; the same seed, purpose and part of a mix give the same draws."""
-    parts = [] if part is None else [part + 1]  # numpy takes a 0 at the end for nothing
-    return np.random.default_rng([seed, int(purpose), *parts])
-
-
-T = TypeVar("T")
+Ints = npt.NDArray[np.int64]
+Draw = Callable[[np.random.Generator, int], Ints]
+LengthOf = Literal["num_prompt_tokens", "num_output_tokens"]
 
 
 class SyntheticSource:
@@ -103,16 +91,6 @@ class SyntheticSource:
             )
 
 
-def draw_shares(shares: Sequence[tuple[T, float]], rng: np.random.Generator, n: int) -> list[T] | None:
-    """A class or a tenant for each of `n` requests, drawn independently; None when there are no shares."""
-    if not shares:
-        return None
-    ends = np.cumsum([share for _, share in shares])
-    which = np.searchsorted(ends, rng.random(n) * ends[-1], side="right")
-    names = [name for name, _ in shares]
-    return [names[i] for i in which.tolist()]
-
-
 def draw_prefixes(prefix: Prefix, rng: np.random.Generator, n: int) -> npt.NDArray[np.int64]:
     """The number of the prefix that each of `n` prompts begins with, -1 for none."""
     shared = rng.random((n, 2))  # whether, and which: a row per request, so that chunks do not matter
@@ -169,3 +147,82 @@ class MixSource:
 def _alone(part: Part) -> Workload:
     """The part as a workload of its own."""
     return Workload(**{name: getattr(part, name) for name in TrafficShape.model_fields})
+
+
+def length_draw(length: Length, *, folder: Path, of: LengthOf, notes: list[str] | None = None) -> Draw:
+    """A function that draws so many lengths (int64, at least 1); an empirical one reads its trace first.
+
+    `notes` gets how such a file was read, and what in it was not, in sentences.
+    """
+    match length:
+        case FixedLength():
+            fixed = int(length.mean)
+            return lambda _, n: np.full(n, fixed, dtype=np.int64)
+        case Uniform():
+            return _uniform(length)
+        case Lognormal():
+            # mean m and variance (cv*m)^2 of exp(N(mu, sigma^2)), solved for mu and sigma^2
+            variance = math.log1p(length.cv**2)
+            mu, sigma = math.log(length.mean) - variance / 2, math.sqrt(variance)
+            return lambda rng, n: _whole(rng.lognormal(mu, sigma, n), length.min, length.max)
+        case Geometric():
+            p = 1 / length.mean
+            return lambda rng, n: np.clip(rng.geometric(p, n), length.min or 1, length.max or MAX_TOKENS)
+        case Empirical():
+            return _empirical(length, folder, of, [] if notes is None else notes)
+        case Quantiles():
+            return _quantiles(length)
+
+
+def _uniform(length: Uniform) -> Draw:
+    low, high = length.min, length.max
+    if length.cv is None or length.mean is None:
+        return lambda rng, n: rng.integers(low or 1, high or MAX_TOKENS, n, endpoint=True)
+    middle, half = length.mean, math.sqrt(3) * length.cv * length.mean
+    return lambda rng, n: _whole(rng.uniform(middle - half, middle + half, n), low, high)
+
+
+def _quantiles(length: Quantiles) -> Draw:
+    """Straight lines between the points, on paper where a lognormal distribution is one: normal score, log of tokens.
+
+    p50: 800 and p99: 6000 are the points (0, log 800) and (2.33, log 6000): log tokens = 6.68 + 0.866 z.
+    """
+    scores = np.array([NormalDist().inv_cdf(percent / 100) for percent, _ in length.points()])
+    logs = np.log([tokens for _, tokens in length.points()])
+    slopes = np.diff(logs) / np.diff(scores)
+
+    def draw(rng: np.random.Generator, n: int) -> Ints:
+        z = rng.standard_normal(n)
+        below, above = np.minimum(z - scores[0], 0) * slopes[0], np.maximum(z - scores[-1], 0) * slopes[-1]
+        return _whole(np.exp(np.interp(z, scores, logs) + below + above), length.min, length.max)
+
+    return draw
+
+
+def _whole(values: npt.NDArray[np.float64], low: int | None, high: int | None) -> Ints:
+    return np.clip(np.rint(values), low or 1, high or MAX_TOKENS).astype(np.int64)
+
+
+def _empirical(length: Empirical, folder: Path, of: LengthOf, notes: list[str]) -> Draw:
+    from simbatch.sim.workload.traces import open_trace
+
+    settings = {key: getattr(length, key) for key in ("path", "format", "columns", "limit", "on_empty")}
+    trace = Trace(**settings)
+    wanted = "prompt" if of == "num_prompt_tokens" else "output"
+    place = "workload.prompt_len" if of == "num_prompt_tokens" else "workload.output_len"
+    counts: Counter[int] = Counter()
+    source = open_trace(trace, folder=folder, place=place, wanted=(wanted,))
+    for chunk in source.chunks():
+        counts.update(getattr(chunk, of))
+    notes += [note for note in source.unread() if note not in notes]
+    values = np.array(sorted(counts), dtype=np.int64)
+    ends = np.cumsum(
+        [counts[int(value)] for value in values]
+    )  # value i is rows ends[i-1]..ends[i]-1 of the sorted trace
+    low, high = length.min or 1, length.max or MAX_TOKENS
+
+    def draw(rng: np.random.Generator, n: int) -> Ints:
+        rows = rng.integers(0, ends[-1], n)
+        return np.clip(values[np.searchsorted(ends, rows, side="right")], low, high)
+
+    return draw

@@ -12,7 +12,7 @@ from simbatch.cli.estimate import check_output
 
 if TYPE_CHECKING:
     from simbatch.sim.cost.profile import MeasuredProfile
-    from simbatch.sim.cost.provenance import Link
+    from simbatch.sim.cost.provenance import ErrorFigures, Link
 
 FORMATS = ("llmservingsim", "aiconfigurator", "aiconfigurator-core")
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -119,9 +119,14 @@ def _write(profile: MeasuredProfile, output: Path) -> None:
     click.echo(f"{output}: {_summary(profile)}", err=True)
 
 
-def _summary(profile: MeasuredProfile) -> str:
-    from simbatch.cli.profiles import error_text
+def error_text(figures: ErrorFigures) -> str:
+    """Mean absolute error, 95th percentile and bias; `not measured` without a step."""
+    if figures.num_steps == 0:
+        return "not measured"
+    return f"{figures.mape:.1%} (p95 {figures.p95:.1%}, bias {figures.bias:+.1%})"
 
+
+def _summary(profile: MeasuredProfile) -> str:
     memory = profile.memory
     parts = [profile.name, f"{memory.num_gpu_blocks} KV blocks ({memory.num_gpu_blocks_from})"]
     if profile.error is not None and not profile.estimate:

@@ -221,7 +221,7 @@ def _show(measured: MeasuredFit, files: Files) -> None:
 
 
 def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> None:
-    """As `simbatch estimate` does it."""
+    """The profile that `simbatch estimate` would write, from a config and a datasheet."""
     from simbatch.cli.estimate import roofline, write
 
     if flags.keys() - _OF_ESTIMATES:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._profile_import import estimate, import_profile
+from simbatch.cli._profile_import import error_text, estimate, import_profile
 from simbatch.sim.cost.provenance import span
 
 if TYPE_CHECKING:
@@ -171,13 +171,6 @@ def _matching(found: list[Profile], gpu: str | None, model: str | None) -> list[
         mend = "estimate one: `simbatch estimate CONFIG --gpu G`, or import one: `simbatch profiles import`"
         raise UserError(Problem("profiles", "none that ships is of", given, mend))
     return kept
-
-
-def error_text(figures: ErrorFigures) -> str:
-    """Mean absolute error, 95th percentile and bias; `not measured` without a step."""
-    if figures.num_steps == 0:
-        return "not measured"
-    return f"{figures.mape:.1%} (p95 {figures.p95:.1%}, bias {figures.bias:+.1%})"
 
 
 def _facts(profile: Profile) -> dict[str, object]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk, RequestSource, unread_of
-from simbatch.sim.workload.synthetic import Purpose, stream
+from simbatch.sim.workload.draws import Purpose, stream
 
 Ints = NDArray[np.int64]
 

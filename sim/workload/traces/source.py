@@ -11,8 +11,8 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.columns import words_of
+from simbatch.sim.workload.draws import Purpose, draw_shares, stream
 from simbatch.sim.workload.files import BadValueError, cut_short
-from simbatch.sim.workload.synthetic import Purpose, draw_shares, stream
 from simbatch.sim.workload.trace_model import Trace
 from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch
 from simbatch.sim.workload.traces.times import MAX_PS

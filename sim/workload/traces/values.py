@@ -13,8 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.workload.files import BadValueError
-from simbatch.sim.workload.model import priority_of
-from simbatch.sim.workload.section import MAX_TOKENS
+from simbatch.sim.workload.section import MAX_TOKENS, priority_of
 
 T = TypeVar("T")
 

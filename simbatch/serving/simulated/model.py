@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.workload.lengths import length_draw
 from simbatch.sim.workload.model import Workload
+from simbatch.sim.workload.synthetic import length_draw
 
 VOCAB_SIZE = 128_256  # of the config: token ids below are taken from clients
 TRAINED_TOKENS = 8192
