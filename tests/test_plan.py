@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from simbatch.cli import cli
 from simbatch.sim.errors import UserError
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths
-from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of
+from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of, left_out
 from simbatch.sim.plan.plan import FleetPlan, Rules, make_plan
 from simbatch.sim.plan.prices import parse_prices, per_million
 from simbatch.sim.plan.search import SEQS, TOKENS, KindSearch, Option, together
@@ -120,6 +120,16 @@ def test_kinds_are_those_of_the_scenarios_model_weights_and_cache() -> None:
     assert {"bf16", "fp8", "fp8, fp8 KV", "awq"} <= weights
     names = [kind.profile.name for kind in kinds_of("meta-llama/Llama-3.1-8B", Wanted(gpus=["h100"]))]
     assert names == ["h100-llama-3.1-8b-bf16-measured"]  # of two alike the one that was measured in a server
+
+
+def test_a_model_is_one_under_its_checkpoints_names() -> None:
+    kinds = kinds_of("Qwen3-32B", Wanted(gpus=["h100", "h200", "l40s", "t4"]))
+    assert {kind.profile.name for kind in kinds} == {
+        *("h100-qwen3-32b-bf16", "h200-qwen3-32b-bf16"),
+        "l40s-qwen3-32b-fp8_block",  # too small for 16 bits
+    }
+    (said,) = left_out(["h100", "t4"], kinds)
+    assert "no such profile ships: t4" in said
 
 
 COMMAND = "plan --model Llama-3.1-8B --prompt-len 300 --output-len 30 --rate 12 --seconds 10 --gpus h100,l40s --jobs 1"

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.commands.choose import shape_of
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import find_gpu
 from simbatch.sim.cost.load import shipped_names
@@ -128,18 +129,13 @@ def kinds_of(model: str, wanted: Wanted) -> list[ReplicaKind]:
 
 
 def _shipped(model: str, prices: Mapping[str, GpuPrice]) -> list[ReplicaKind]:
-    """By the model's whole name or its last part, capitals aside."""
+    """Those of a model with the same layers, by its name: `Qwen3-32B` and `Qwen/Qwen3-32B-FP8` are one model."""
     loaded = [load_profile(name, folder=Path()) for name in shipped_names()]
     return [
         ReplicaKind(profile.name, profile, price_of(profile.gpu, prices))
         for profile in loaded
-        if isinstance(profile, MeasuredProfile) and profile.is_gpu and _is_same_model(model, profile.model)
+        if isinstance(profile, MeasuredProfile) and profile.is_gpu and shape_of(profile.model) == shape_of(model)
     ]
-
-
-def _is_same_model(asked: str, model: str) -> bool:
-    asked, model = asked.lower().strip("/"), model.lower()
-    return asked == model or ("/" not in asked and asked == model.rsplit("/", 1)[-1])
 
 
 def _is_held(kind: ReplicaKind, weights: str, kv_cache_dtype: str | None) -> bool:
@@ -163,6 +159,15 @@ def _chosen(kinds: Sequence[ReplicaKind], wanted: Wanted, what: str, weights: It
         mend = f"with these weights there are {', '.join(there)}" if there else held
         raise UserError(Problem("plan", rule, what, mend or "`simbatch profiles list` shows what ships"))
     return sorted(best.values(), key=lambda kind: (kind.gpu, kind.tensor_parallel_size, kind.weights))
+
+
+def left_out(gpus: Iterable[str], kinds: Iterable[ReplicaKind]) -> list[str]:
+    """What to say of GPUs that were asked for and of which there is nothing to choose from."""
+    there = {kind.gpu for kind in kinds}
+    names = [name for name in gpus if name not in there]
+    if not names:
+        return []
+    return [f"left out, since no such profile ships: {', '.join(names)}; `simbatch estimate MODEL --gpu G` makes one."]
 
 
 def _unknown_model(model: str) -> Problem:

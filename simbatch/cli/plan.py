@@ -88,6 +88,7 @@ def _plan(
     resume: bool,
     quiet: bool,
 ) -> tuple[FleetPlan, int]:
+    from simbatch.sim.plan.kinds import left_out, parse_gpus
     from simbatch.sim.plan.plan import Rules, make_plan
     from simbatch.sim.plan.search import ROUTERS
     from simbatch.sim.scenario.chance import seeds_of
@@ -104,6 +105,7 @@ def _plan(
         num_draws = 0 if asked["no_bands"] else NUM_DRAWS
         ways: dict[str, Any] = {"routers": routers, "seeds": seeds, "rules": rules, "num_draws": num_draws}
         found = make_plan(demand, kinds, limits, runner, **ways)
+    found.notes += left_out(parse_gpus(asked["gpus"]) if asked["gpus"] else [], kinds)
     return found, runner.num_runs
 
 
