@@ -10,6 +10,7 @@ import yaml
 from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.scenario.presets import preset_of
 from simbatch.sim.tuning import recommend_cases
 from simbatch.sim.tuning.recommend import CLOSE, BatchChoice, recommend
 from simbatch.sim.tuning.recommend_cases import GB, USE_CASES, scenario_of
@@ -210,3 +211,17 @@ def test_mistakes_are_said_at_once(flags, message, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (2, "")
     assert message in err
+
+
+def test_published_traffic_takes_the_place_of_a_use_cases():
+    """The preset's lengths and prefixes, the use case's number of requests; a request fits the model."""
+    profile = "h100-llama-3.1-8b-bf16"
+    loaded = load_profile(profile, folder=Path())
+    rag, case = preset_of("rag"), USE_CASES["interactive"]
+    scenario = scenario_of(case, loaded, profile, rag.slo, 0, rag)
+    workload = scenario.workload
+    assert workload.num_prompts == case.num_prompts
+    assert workload.prefix is not None
+    assert workload.prefix.prefix_len == 2560
+    assert scenario.slo.ttft_ms == rag.slo["ttft_ms"]
+    assert scenario.engine.max_model_len == 2560 + 2048 + 1000

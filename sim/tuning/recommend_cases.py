@@ -14,6 +14,7 @@ from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT
 from simbatch.sim.scenario import Scenario
+from simbatch.sim.scenario.presets import Preset
 
 SMALL_GB, LARGE_GB = 24, 80
 GB = 10**9  # so that what CUDA reports of a card of 80 GB (79.1 GiB) counts as 80 GB
@@ -104,11 +105,25 @@ USE_CASES = {
 
 
 def scenario_of(
-    case: UseCase, profile: MeasuredProfile, reference: str, slo: Mapping[str, float], seed: int
+    case: UseCase,
+    profile: MeasuredProfile,
+    reference: str,
+    slo: Mapping[str, float],
+    seed: int,
+    preset: Preset | None = None,
 ) -> Scenario:
-    """The use case on this profile at one request a second; a model with less context takes shorter requests."""
+    """The use case on this profile at one request a second; a model with less context takes shorter requests.
+
+    `preset`: its traffic in place of the use case's own, whose range of batches stays.
+    """
     prompt_max, output_max = case.prompt[2], case.output[2]
     room = min(profile.max_model_len, (profile.memory.num_gpu_blocks - 1) * profile.memory.block_size)
+    if preset is not None:
+        workload = {**preset.workload(1.0, room), "num_prompts": case.num_prompts}
+        longest = sum(workload[key]["max"] for key in ("prompt_len", "output_len"))
+        longest += workload.get("prefix", {}).get("prefix_len", 0)
+        data = {"profile": reference, "engine": {"max_model_len": longest}, "workload": workload, "seed": seed}
+        return Scenario.from_dict({**data, "slo": dict(slo)}, name=f"{case.name}-{preset.name}")
     while prompt_max + output_max > room:
         prompt_max, output_max = prompt_max // 2, output_max // 2
     if not output_max:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ ABOUT_RUNS = 150
 @click.command()
 @click.option("--use-case", type=click.Choice(CASES), required=True, help="What the model is to serve.")
 @click.option("--profile", "reference", required=True, metavar="P", help="A profile that ships, or a path.")
+@click.option("--preset", metavar="NAME", help="Other traffic for the use case: chat, code, rag, summarize.")
 @click.option("--slo", "limits", multiple=True, metavar="KEY=MS", help="--slo ttft_ms=500 --slo tpot_ms=40.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the traffic.")
 @jobs_option
@@ -30,6 +32,7 @@ ABOUT_RUNS = 150
 def recommend(
     use_case: str,
     reference: str,
+    preset: str | None,
     limits: tuple[str, ...],
     seed: int,
     jobs: int,
@@ -42,16 +45,19 @@ def recommend(
     The rule of thumb for the use case is checked by simulation on the profile, and corrected where it is wrong. Takes
     about half a minute on two cores. Results go to DIR, by default results/recommend-<use case>-<profile>.
     """
-    from simbatch.sim.scenario.presets import slo_of
+    from simbatch.sim.scenario.presets import preset_of, slo_of
     from simbatch.sim.search.run import Runner
     from simbatch.sim.tuning.recommend import recommend as search
     from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
     from simbatch.sim.tuning.recommend_report import OWN_FILES, report, save
 
     case, profile = USE_CASES[use_case], _profile(reference)
+    traffic = None if preset is None else preset_of(preset)
+    if traffic is not None:
+        case = replace(case, words=f"{traffic.name}: {traffic.words} ({traffic.source})", slo=traffic.slo)
     slo = slo_of(limits) or dict(case.slo)
-    scenario = scenario_of(case, profile, reference, slo, seed)
-    output = Output(folder, f"recommend-{use_case}-{profile.name}", OWN_FILES)
+    scenario = scenario_of(case, profile, reference, slo, seed, traffic)
+    output = Output(folder, f"recommend-{scenario.name}-{profile.name}", OWN_FILES)
     with progress_of("recommend", ABOUT_RUNS, quiet=quiet) as progress:
         runner = Runner(scenario, jobs=jobs, progress=progress)
         found = search(case, scenario, profile, runner)
