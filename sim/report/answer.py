@@ -63,4 +63,4 @@ def _trust(profile: Mapping[str, Any]) -> str:
     error = (profile["error"] or "error not stated").partition(";")[0].partition(" (")[0]
     share = profile["share_of_steps_in_range"]
     inside = "" if share is None else f"; {percent(share)} in range"
-    return f"{profile['name']} ({error}{' off' if profile['error'] else ''}){inside}"
+    return f"{profile['name']} ({error}{' off' if error.endswith('%') else ''}){inside}"

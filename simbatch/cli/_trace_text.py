@@ -33,7 +33,7 @@ def description(facts: dict[str, Any]) -> str:
         line("Gaps: cv (Poisson: 1)", number(facts["gap_cv"])),
         line("Burstiness (1 / cv^2)", number(facts["burstiness"])),
     ]
-    lines += [line("Sent", note) for note in facts["sending"]]
+    lines += [line("Read", note) for note in facts["sending"]]
     lines += [line(f"Peak / mean rate, {w} windows", number(x)) for w, x in facts["peak_to_mean_rate"].items()]
     if "prefix_blocks" in facts:
         blocks = facts["prefix_blocks"]
