@@ -206,3 +206,11 @@ def test_a_trace_is_brought_to_the_rate_that_is_asked_for(capsys: pytest.Capture
     trace = Scenario.load("made.yaml").workload.trace
     assert trace is not None
     assert (trace.path, trace.rate_scale) == ("mine.csv", 0.5)
+
+
+@pytest.mark.parametrize("rows", ["", "0,5,many\n"])
+def test_a_trace_that_does_not_run_is_said_at_once(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty.csv").write_text("arrival_s,num_prompt_tokens,num_output_tokens\n" + rows)
+    assert run("init", f"vllm serve {LLAMA}", "--gpu", "h100", "--trace", "empty.csv", "-o", "made.yaml") == 2
+    assert "empty.csv" in capsys.readouterr().err
+    assert not Path("made.yaml").exists()

@@ -19,6 +19,7 @@ from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.flags import Given, parse
+from simbatch.sim.workload import open_workload
 
 SECRET = ("key", "token", "secret", "password")
 
@@ -175,6 +176,7 @@ def _checked(text: str, target: Path, given: Iterable[Given]) -> Scenario:
         resolve(scenario)
     except UserError as error:
         raise UserError(*(_at_flag(problem, flags) for problem in error.problems)) from None
+    next(iter(open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder).chunks()))  # a trace is read
     return scenario
 
 
