@@ -8,7 +8,7 @@ import io
 import lzma
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +18,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import is_dangling, shorten_path, stat_of
 
 MAX_NAMES = 8  # of an unknown file
-_PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zX": lzma.open}
+_PACKED: dict[bytes, Callable[[Path], object]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zX": lzma.open}
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _MAGIC = {
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it first, or save it as CSV",

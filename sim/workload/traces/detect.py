@@ -53,8 +53,8 @@ def _head(path: Path, kind: str | None) -> Head | Format:
                 return found
             kind = found
         elif first.startswith("["):
-            if (found := _of_document(path)) is not None:
-                return found
+            if (result := _of_document(path)) is not None:
+                return result
             kind = "list"
         elif first.startswith("version https://git-lfs"):
             raise _unknown(path, "Git LFS's pointer to it", "get the file itself by git lfs pull")
