@@ -79,9 +79,11 @@ class Request:
     finish_ps = NEVER
     seat = 0  # admission number: `running` is in this order
     joined_round = -1  # round in which it joined the decode group (decode_group.py), -1 outside
+    row = NEVER  # of a session's turn: its row in the source, whose order is not that of sending
     session_id: str | None = None  # the conversation that it is a turn of
     turn = 0  # how many turns of its session came before it
     has_next_turn = False  # whether it is known that another turn follows
+    num_output_keys = 0  # how many of the last `keys` are of its answer, or have tokens of it
     view: object = None  # what policies see of it (views.py), made when it is first asked for
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
     block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
@@ -119,6 +121,8 @@ class Request:
         other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
         other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         other.keys, other.sent_again_ps = self.keys[: self.num_shared_keys], at_ps
+        other.num_output_keys, other.row = self.num_output_keys, self.row
+        other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         return other
 
     @property
@@ -138,8 +142,8 @@ class PrefixKeys:
     """
 
     def __init__(self, hash_block_tokens: int, block_size: int) -> None:
-        self._h = hash_block_tokens
-        self._block_size = block_size
+        self._h = self.hash_block_tokens = hash_block_tokens
+        self._block_size = self.block_size = block_size
         self._chain: dict[tuple[int, int], int] = {}  # (chain so far, hash) -> chain
         self._per_hash, rest = divmod(hash_block_tokens, block_size)
         self._is_whole = not rest  # a hash covers whole blocks
