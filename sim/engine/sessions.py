@@ -9,16 +9,14 @@ from __future__ import annotations
 import heapq
 import time
 from array import array
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from simbatch.sim.engine.traffic import FAR, PROGRESS_INTERVAL, Traffic
-from simbatch.sim.scheduler.request import PrefixKeys, Request
+from simbatch.sim.scheduler.request import FIRST_CONVERSED, PrefixKeys, Request
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk
     from simbatch.sim.workload.turns import Turns
-
-FIRST_NAME: Final = 1 << 40  # of blocks that only conversations have; those with hashes in a file have smaller ones
 
 
 class SessionTraffic(Traffic):
@@ -208,7 +206,7 @@ class Conversations:
     def __init__(self, turns: Turns, rows: Rows, keys: PrefixKeys) -> None:
         self._turns, self._rows, self._keys = turns, rows, keys
         self._block_size = keys.block_size
-        self._next_name = FIRST_NAME
+        self._next_name = FIRST_CONVERSED
         self._num_children = array("q", [0]) * len(turns.parent)  # whose conversations go on, and are still to come
         self._child: dict[int, int] = {}  # first row that goes on with one, where there are hashes
         for row, parent in enumerate(turns.parent):
@@ -220,14 +218,15 @@ class Conversations:
         self._systems: dict[int, list[int]] = {}
 
     def name_blocks(self, request: Request, row: int) -> None:
-        """Give a request the names of its blocks, those of its answer to be included."""
+        """Give a request the names of its blocks; those with tokens of its answer others find when it has ended."""
         num_prompt, num_all = request.num_prompt_tokens, request.num_prompt_tokens + request.max_tokens
         hash_ids = self._rows.hash_ids[row] if row < len(self._rows.hash_ids) else ()
-        names = (
-            self._hashed(row, hash_ids, num_prompt, num_all) if hash_ids else self._unhashed(row, num_prompt, num_all)
-        )
-        request.keys = names
-        request.num_output_keys = max(len(names) - num_prompt // self._block_size, 0)
+        if hash_ids:
+            names = self._hashed(row, hash_ids, num_prompt, num_all)
+        else:
+            names = self._unhashed(row, num_prompt, num_all)
+        num_of_prompt = num_prompt // self._block_size
+        request.keys, request.answer_keys = names[:num_of_prompt], names[num_of_prompt:]
 
     def _hashed(self, row: int, hash_ids: tuple[int, ...], num_prompt: int, num_all: int) -> list[int]:
         """By the file's hashes; by those of the turn that goes on, if they begin with this one's full ones."""

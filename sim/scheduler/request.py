@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+FIRST_CONVERSED: Final = 1 << 40  # names of blocks of conversations; what a file has hashes for has smaller ones
 NEVER: Final = -1  # compiled code has it as a number of its own
 
 
@@ -83,9 +84,9 @@ class Request:
     session_id: str | None = None  # the conversation that it is a turn of
     turn = 0  # how many turns of its session came before it
     has_next_turn = False  # whether it is known that another turn follows
-    num_output_keys = 0  # how many of the last `keys` are of its answer, or have tokens of it
     view: object = None  # what policies see of it (views.py), made when it is first asked for
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
+    answer_keys: list[int] = []  # noqa: RUF012 - of the blocks behind those, which others may share once it has ended
     block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
 
     def __init__(
@@ -121,7 +122,7 @@ class Request:
         other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
         other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         other.keys, other.sent_again_ps = self.keys[: self.num_shared_keys], at_ps
-        other.num_output_keys, other.row = self.num_output_keys, self.row
+        other.answer_keys, other.row = self.answer_keys, self.row
         other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         return other
 

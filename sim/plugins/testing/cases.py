@@ -124,7 +124,7 @@ def random_source(rng: random.Random, max_model_len: int) -> ListSource:
 
 
 def in_sessions(source: ListSource, seed: int) -> ListSource:
-    """The same requests as turns: some wait for others, which may come later in the list, or for several."""
+    """The requests of a source as turns: some wait for others, which may come later in the list, or for several."""
     rng, n = random.Random(seed), len(source.rows)
     awaited: list[list[int]] = []
     for row in range(n):
