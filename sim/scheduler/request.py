@@ -19,6 +19,9 @@ class KnownRequest(Protocol):
     max_tokens: int
     priority: int
     tenant: str | None
+    session_id: str | None
+    turn: int
+    has_next_turn: bool
 
     @property
     def request_id(self) -> str:
@@ -76,6 +79,9 @@ class Request:
     finish_ps = NEVER
     seat = 0  # admission number: `running` is in this order
     joined_round = -1  # round in which it joined the decode group (decode_group.py), -1 outside
+    session_id: str | None = None  # the conversation that it is a turn of
+    turn = 0  # how many turns of its session came before it
+    has_next_turn = False  # whether it is known that another turn follows
     view: object = None  # what policies see of it (views.py), made when it is first asked for
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
     block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
@@ -111,6 +117,7 @@ class Request:
         """A copy of the request as it came, sent again."""
         other = Request(self.index, self._name, self.arrival_ps, self.num_prompt_tokens, self.max_tokens, self.priority)
         other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
+        other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         other.keys, other.sent_again_ps = self.keys[: self.num_shared_keys], at_ps
         return other
 
