@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +84,7 @@ def compare(
     by default results/<name of FILE>-compare, with --rate results/<name of FILE>-loads.
     """
     from simbatch.sim.report.compare import OWN_FILES, Comparison, ReplicatedComparison
+    from simbatch.sim.results.runs import unread_in
     from simbatch.sim.scenario import resolve
     from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, seeds_of
     from simbatch.sim.search.compared import cells_under, summaries_of, under_seeds
@@ -115,7 +116,8 @@ def compare(
             is_resampled=any(is_resampled(resolved.scenario) for resolved in candidates.values()),
         )
         comparison = ReplicatedComparison(experiment, bonferroni=bonferroni, first=Comparison(results))
-    _show(comparison, output, all_rows=all_rows, as_json=as_json, quiet=quiet)
+    unread = unread_in(result.summary for result in results.values()) if as_json or len(seeds) > 1 else []
+    _show(comparison, output, unread, all_rows=all_rows, as_json=as_json, quiet=quiet)
     if len(seeds) < replications and not (quiet or as_json):
         click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
 
@@ -143,16 +145,18 @@ def _compare_at(
     quiet: bool,
 ) -> None:
     """At several loads."""
+    from simbatch.sim.results.runs import unread_in
     from simbatch.sim.search.compared import cells_at, compared_at, summaries_of
 
     found = summaries_of(cells_at(candidates, rates, seeds), _watch(quiet), say_to(quiet=quiet), jobs=jobs)
     compared = compared_at(candidates, found, rates, seeds, bonferroni=bonferroni)
-    _show(compared, output, all_rows=True, as_json=as_json, quiet=quiet)
+    _show(compared, output, unread_in(chain.from_iterable(found.values())), all_rows=True, as_json=as_json, quiet=quiet)
 
 
 def _show(
     compared: Comparison | ReplicatedComparison | LoadComparison,
     output: Output,
+    unread: Sequence[str],
     *,
     all_rows: bool,
     as_json: bool,
@@ -161,7 +165,7 @@ def _show(
     """Write the files, and print the table."""
     written = compared.save(output.folder)
     text = partial(compared.text, all_rows=all_rows)
-    output.show(written, text, "compare.json" if as_json else None, quiet=quiet)
+    output.show(written, text, "compare.json" if as_json else None, quiet=quiet, unread=unread)
 
 
 def _watch(quiet: bool) -> Watch:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import jobs_option, version_option
+from simbatch.cli._options import jobs_option, version_option, with_trace_flags
 from simbatch.cli._output import Output, progress_of
+from simbatch.cli._trace_options import trace_options
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from simbatch.sim.plan.kinds import ReplicaKind, Wanted
     from simbatch.sim.plan.plan import FleetPlan
     from simbatch.sim.scenario import Scenario
+    from simbatch.sim.search.run import Runner
     from simbatch.sim.tuning.goal import Limit
 
 Count = click.IntRange(min=1)
@@ -25,6 +27,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @version_option
+@trace_options
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
 @click.option("--model", metavar="M", help="Without FILE: the model, as Qwen/Qwen3-32B.")
 @click.option("--preset", metavar="NAME", help="Without FILE: traffic by name: chat, code, rag, summarize.")
@@ -73,9 +76,10 @@ def plan(
     demand, kinds = _asked(file, asked)
     kept = _limits(demand.scenario, limits)
     output = Output(folder, f"{file.stem}-plan" if file is not None else "plan", OWN_FILES)
-    found, num_runs = _plan(demand, kinds, kept, asked, output.folder, jobs, resume, quiet)
-    written = save(found, output.folder, num_runs)
-    output.show(written, lambda: report(found), "plan.json" if as_json else None, quiet=quiet)
+    found, runner = _plan(demand, kinds, kept, asked, output.folder, jobs, resume, quiet)
+    written = save(found, output.folder, runner.num_runs)
+    json_file = "plan.json" if as_json else None
+    output.show(written, lambda: report(found), json_file, quiet=quiet, unread=runner.unread)
 
 
 def _plan(
@@ -87,7 +91,7 @@ def _plan(
     jobs: int,
     resume: bool,
     quiet: bool,
-) -> tuple[FleetPlan, int]:
+) -> tuple[FleetPlan, Runner]:
     from simbatch.sim.plan.kinds import left_out, parse_gpus
     from simbatch.sim.plan.plan import Rules, make_plan
     from simbatch.sim.plan.search import ROUTERS
@@ -106,7 +110,7 @@ def _plan(
         ways: dict[str, Any] = {"routers": routers, "seeds": seeds, "rules": rules, "num_draws": num_draws}
         found = make_plan(demand, kinds, limits, runner, **ways)
     found.notes += left_out(parse_gpus(asked["gpus"]) if asked["gpus"] else [], kinds)
-    return found, runner.num_runs
+    return found, runner
 
 
 def _asked(file: Path | None, asked: dict[str, Any]) -> tuple[Demand, list[ReplicaKind]]:
@@ -179,9 +183,10 @@ def _of_preset(asked: dict[str, Any], kinds: list[ReplicaKind]) -> Scenario:
 
 
 def _changed(scenario: Scenario, asked: dict[str, Any]) -> Scenario:
-    """With --vllm-version, --set and --seed."""
+    """With how its trace is read, --vllm-version, --set and --seed."""
     from simbatch.sim.scenario import parse_overrides
 
+    (scenario,) = with_trace_flags([scenario])
     if asked["vllm_version"] is not None:
         scenario = scenario.override({"engine.vllm_version": asked["vllm_version"]}, origin="--vllm-version")
     if values := parse_overrides(asked["assignments"]):
