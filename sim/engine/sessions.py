@@ -87,6 +87,8 @@ class SessionTraffic(Traffic):
         if request.finish_ps < 0:
             self._fail(session)
         elif not self._has_failed[session]:
+            if self._conversations is not None:
+                self._conversations.ended(request)
             for i in range(turns.first[row], turns.first[row + 1]):
                 self._end_of_wait(turns.waiting[i], at_ps)
         if self._users is not None and not self._num_unsent[session] and not self._num_in_flight[session]:
@@ -201,6 +203,9 @@ class Conversations:
     A prompt that is as long as the parent's prompt and answer begins with both: of 100 tokens and 20 of answer the
     first 7 blocks of 16 are full, and a next prompt of 150 tokens has the same 7, then others. Where the file has
     hashes they say what is equal; the answer's are those of the first turn that goes on with it.
+
+    Where all turns of a session go on with the one before, their blocks behind the system prompt are one run and need
+    no names (`PrefixKVCache`), unless a preemption gave them some.
     """
 
     def __init__(self, turns: Turns, rows: Rows, keys: PrefixKeys) -> None:
@@ -209,24 +214,50 @@ class Conversations:
         self._next_name = FIRST_CONVERSED
         self._num_children = array("q", [0]) * len(turns.parent)  # whose conversations go on, and are still to come
         self._child: dict[int, int] = {}  # first row that goes on with one, where there are hashes
+        self._is_run = bytearray([not rows.hash_ids]) * turns.num_sessions  # by session
         for row, parent in enumerate(turns.parent):
             if parent >= 0:
                 self._num_children[parent] += 1
                 if rows.hash_ids:
                     self._child.setdefault(parent, row)
-        self._known: dict[int, tuple[list[int], int, int]] = {}  # by row: names, prompt and all tokens
+            if not self._goes_on(row, parent):
+                self._is_run[turns.session[row]] = False
+        # By row of a parent: the names that it has, how long its prompt and all of it were, and its conversation
+        self._known: dict[int, tuple[list[int], int, int, int]] = {}
         self._systems: dict[int, list[int]] = {}
+
+    def _goes_on(self, row: int, parent: int) -> bool:
+        """Whether a row's prompt goes on with all of the turn that it waits for, and no other prompt does."""
+        if parent < 0:
+            return self._turns.num_awaited[row] == 0
+        rows = self._rows
+        before = rows.num_prompt_tokens[parent] + rows.num_output_tokens[parent]
+        return self._num_children[parent] == 1 and rows.num_prompt_tokens[row] >= before
 
     def name_blocks(self, request: Request, row: int) -> None:
         """Give a request the names of its blocks; those with tokens of its answer others find when it has ended."""
-        num_prompt, num_all = request.num_prompt_tokens, request.num_prompt_tokens + request.max_tokens
+        num_prompt = request.num_prompt_tokens
+        num_all = num_prompt + request.max_tokens
         hash_ids = self._rows.hash_ids[row] if row < len(self._rows.hash_ids) else ()
         if hash_ids:
             names = self._hashed(row, hash_ids, num_prompt, num_all)
         else:
-            names = self._unhashed(row, num_prompt, num_all)
+            names = self._common(request, row)
+            if request.conversation >= 0:
+                request.keys = names
+                return
+            num_new = num_all // self._block_size - len(names)
+            names = [*names, *range(self._next_name, self._next_name + num_new)]
+            self._next_name += num_new
         num_of_prompt = num_prompt // self._block_size
         request.keys, request.answer_keys = names[:num_of_prompt], names[num_of_prompt:]
+
+    def ended(self, request: Request) -> None:
+        """A turn has all its tokens: what is known of it for the next one."""
+        if self._num_children[request.row]:
+            num_prompt = request.num_prompt_tokens
+            keys = [key for key in request.keys if key >= 0]  # a preemption may have given it some of its own
+            self._known[request.row] = keys, num_prompt, num_prompt + request.max_tokens, request.conversation
 
     def _hashed(self, row: int, hash_ids: tuple[int, ...], num_prompt: int, num_all: int) -> list[int]:
         """By the file's hashes; by those of the turn that goes on, if they begin with this one's full ones."""
@@ -239,31 +270,29 @@ class Conversations:
                 return self._keys.of(others, num_known)
         return self._keys.of(hash_ids, num_prompt)
 
-    def _unhashed(self, row: int, num_prompt: int, num_all: int) -> list[int]:
-        """By the conversation that the prompt goes on, and new ones from where it parts."""
-        names = self._common(row, num_prompt)
-        num_new = num_all // self._block_size - len(names)
-        names = [*names, *range(self._next_name, self._next_name + num_new)]
-        self._next_name += num_new
-        if self._num_children[row]:
-            self._known[row] = names, num_prompt, num_all
-        return names
-
-    def _common(self, row: int, num_prompt: int) -> list[int]:
+    def _common(self, request: Request, row: int) -> list[int]:
         """Names of the blocks that the prompt has in common with what was before it."""
-        parent = self._turns.parent[row]
+        parent, num_prompt = self._turns.parent[row], request.num_prompt_tokens
         known = self._known.get(parent) if parent >= 0 else None
-        num_common = 0
         if known is not None:
-            names, num_before, num_conversation = known
+            names, num_before, num_conversation, conversation = known
             self._num_children[parent] -= 1
             if not self._num_children[parent]:
                 del self._known[parent]
+            request.conversation = conversation
+            if conversation >= 0:
+                return names
             if num_prompt >= num_before:
                 num_common = num_conversation if num_prompt >= num_conversation else num_before
                 return names[: num_common // self._block_size]
-        num_system = min(self._turns.num_system_tokens, num_prompt) // self._block_size
-        return self._system(self._turns.session[row])[:num_system] if num_system else []
+        elif parent < 0 and self._is_run[self._turns.session[row]]:
+            request.conversation = request.index
+        return self._system(self._turns.session[row])[: self._num_system(row, num_prompt)]
+
+    def _num_system(self, row: int, num_prompt: int) -> int:
+        """Full blocks of the system prompt that a prompt has."""
+        num_tokens = self._turns.num_system_tokens
+        return (num_tokens if num_tokens < num_prompt else num_prompt) // self._block_size
 
     def _system(self, session: int) -> list[int]:
         """Names of the blocks of a session's system prompt."""
