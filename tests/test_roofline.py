@@ -17,6 +17,7 @@ from simbatch.profiler.records.steps import Steps, predict_s
 from simbatch.profiler.write import profile_json
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import GPUS, find_gpu, gpu_of
+from simbatch.sim.cost.model import step_ps_alike
 from simbatch.sim.errors import UserError
 from tests.model_configs import LLAMA_8B, llama, published
 
@@ -259,7 +260,14 @@ def test_a_window_costs_no_more_beyond_it_and_latent_vectors_little():
     gemma, qwen = model("google/gemma-3-27b-it"), model("Qwen/Qwen3-32B")
     per_token = [roofline_of(config, GPUS["h100"]).context_token_s for config in (gemma, qwen)]
     assert per_token[0] < per_token[1] / 2  # 10 of 62 layers see all of a context
-    assert roofline_of(gemma, GPUS["h100"]).decode_s > 0 == roofline_of(qwen, GPUS["h100"]).decode_s
+    costs = [cost_of(gpu=GPUS["h100"], config=config) for config in (gemma, qwen)]
+    more = [[step_ps_alike(cost, 1, k + 1000) - step_ps_alike(cost, 1, k) for k in (0, 1024, 8192)] for cost in costs]
+    assert more[1][0] == more[1][1] == more[1][2]
+    assert more[0][0] > 4 * more[0][1] == 4 * more[0][2]  # 52 layers see no more than 1,024
+    attention = [
+        step_ps_alike(costs[0], 0, 0, q, q, q * q) - step_ps_alike(costs[0], 0, 0, q, q, 0) for q in (1024, 8192)
+    ]
+    assert attention[1] == pytest.approx(64 * attention[0], rel=1e-3)  # of the layers that see all of it
     latent = roofline_of(model("deepseek-ai/DeepSeek-V3"), GPUS["h200"], tensor_parallel_size=8)
     assert latent.context_token_s < per_token[1] / 2
 
@@ -274,7 +282,7 @@ def test_kernel_tables_of_experts_and_mla_are_near_the_roofline():
     for (name, gpu, size), steps in tables.items():
         cost = cost_of(gpu=GPUS[gpu], config=model(name), tensor_parallel_size=size)
         for num, table_ms in steps.items():
-            ours_ms = 1e-9 * (cost.decode_ps(num) + cost.decode_context_ps * num * 1024)
+            ours_ms = 1e-9 * step_ps_alike(cost, num, num * 1024)
             assert ours_ms == pytest.approx(table_ms, rel=0.25), (name, num)
 
 
