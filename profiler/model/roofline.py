@@ -200,7 +200,7 @@ class Roofline:
         return flops / (self.gpu.flops_per_s["bf16"] * ATTENTION_FLOPS_SHARE)
 
     def attention_flops_per_unit(self, *, in_windows: bool = False) -> float:
-        """Scores and their product with the values over half of q * (2h + q) pairs, of layers with windows or without."""
+        """Scores and their product with the values, half of q * (2h + q) pairs; of layers with windows or without."""
         total = 0.0
         for layer, count, _ in self.kinds:
             if any(one.window is not None for one in self._attended(layer)) == in_windows:
