@@ -207,10 +207,17 @@ class Roofline:
                 total += count * _pair_width(layer.mixer, self.tensor_parallel_size)
         return total
 
+    def decode_step_s(self, num_decodes: int, context: int) -> float:
+        """A decode-only step of requests that have as much context each, s."""
+        kept_s = self.decode_s + context * self.context_token_s
+        kept_s += min(context, self.window_size or 0) * self.window_token_s
+        tokens_s = self.matrices_s(num_decodes) + self.rest_s(num_decodes)
+        return tokens_s + self.sequences_s(num_decodes) + num_decodes * kept_s
+
     def step_time(self) -> TwoRegimeStepTime:
         """A profile's step times."""
         decode_s, size = self.decode_s, self.window_size
-        decode = [self.matrices_s(n) + self.rest_s(n) + self.sequences_s(n) + n * decode_s for n in DECODE_COUNTS]
+        decode = [self.decode_step_s(n, 0) for n in DECODE_COUNTS]
         tokens = [self.matrices_s(n) + self.rest_s(n) + self.sequences_s(1) for n in COUNTS]
         head_s = (self.sequences_s(256) - self.sequences_s(1)) / 255
         mixed = {
