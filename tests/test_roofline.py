@@ -63,7 +63,7 @@ def test_quantised_weights_are_read_faster_and_multiplied_as_their_kind_allows()
     decode = {stored: cost_of(stored).decode_ps(1) for stored in ("bf16", "int8", "fp8", "awq")}
     assert decode["awq"] < decode["fp8"] <= decode["int8"] < decode["bf16"]
     prompt = {stored: cost_of(stored).mixed_ps(0, 0, 2048, 2048, 2048**2) for stored in decode}
-    assert prompt["awq"] == pytest.approx(prompt["bf16"], rel=1e-3)  # turned to 16 bits, then multiplied
+    assert prompt["bf16"] < prompt["awq"] < 1.1 * prompt["bf16"]  # turned to 16 bits, then multiplied
     assert prompt["int8"] < prompt["fp8"] < prompt["bf16"]
     a100 = [cost_of(stored, GPUS["a100"]).mixed_ps(0, 0, 2048, 2048, 2048**2) for stored in ("fp8", "bf16")]
     assert a100[0] == pytest.approx(a100[1], rel=0.01)  # it cannot multiply fp8
@@ -130,7 +130,7 @@ def test_smaller_weights_help_decodes_and_not_prompts():
     awq = scaled_weights_profile(BASE, llama(), "awq")
     before, after = BASE.cost_model(), awq.cost_model()
     speed_up = [before.decode_ps(n) / after.decode_ps(n) for n in (1, 16, 64, 256)]
-    assert 2.2 < speed_up[0] < 16 / 4.15625  # head, attention and launches stay
+    assert 1.8 < speed_up[0] < 16 / 4.15625  # head, attention and launches stay, and int4 is read slower
     assert speed_up[0] > 1.3 * speed_up[2]
     assert speed_up[-1] == pytest.approx(1)
     assert after.mixed_ps(0, 0, 2048, 2048, 2048**2) == before.mixed_ps(0, 0, 2048, 2048, 2048**2)
