@@ -248,9 +248,7 @@ def _quantisation(content: dict[str, Any], shorten: Callable[[Iterable[str]], li
         by_type = defaultdict(list)
         for name, one in content["quantized_layers"].items():
             by_type[json.dumps(one, sort_keys=True)].append(name)
-        found["quantized_layers"] = {
-            name: json.loads(one) for one, names in by_type.items() for name in shorten(names)
-        }
+        found["quantized_layers"] = {name: json.loads(one) for one, names in by_type.items() for name in shorten(names)}
     elif isinstance(content.get("config_groups"), dict):
         found["config_groups"] = {
             name: {"targets": shorten(one.get("targets", [])), "weights": one.get("weights")}

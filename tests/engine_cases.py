@@ -17,7 +17,7 @@ from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes
 from simbatch.sim.cost.model import CostModel, LinearCost, PiecewiseLinear, TwoRegimeCost
 from simbatch.sim.cost.step_time import Ratios, StepNoise
-from simbatch.sim.cost.windows import Windows
+from simbatch.sim.cost.windows import WindowCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.plugins.policy import POLICIES
@@ -131,7 +131,7 @@ def random_case(seed: int) -> Case:
 
 def with_windows(cost: LinearCost, rng: random.Random) -> TwoRegimeCost:
     """The same four terms, and layers with a window that fills in the prompt, while it decodes, or never."""
-    window = Windows(rng.choice([1, 8, 17, 60, 200, 10_000]), rng.choice([0, 777, 55_000]), 99_000, 1 << 30)
+    window = WindowCost(rng.choice([1, 8, 17, 60, 200, 10_000]), rng.choice([0, 777, 55_000]), 99_000, 1 << 30)
     tokens = [cost.base_ps + cost.per_prefill_token_ps * n for n in (0, 1000)]
     return TwoRegimeCost(
         decode=PiecewiseLinear([0, 1000], [cost.decode_ps(0), cost.decode_ps(1000)]),

@@ -23,7 +23,7 @@ from simbatch.sim.cost.model import (
     step_ps_beside,
 )
 from simbatch.sim.cost.step_time import LinearStepTime
-from simbatch.sim.cost.windows import ATTENTION_SHIFT, Windows
+from simbatch.sim.cost.windows import ATTENTION_SHIFT, WindowCost
 from simbatch.sim.engine.record import SEGMENT_DTYPE
 from simbatch.sim.errors import UserError
 
@@ -32,7 +32,7 @@ counts = st.integers(0, 3000)
 whole_ns = st.integers(0, 10**9)
 
 
-def two_regime(attention_s: float = 1.5e-9, windows: Windows | None = None) -> TwoRegimeCost:
+def two_regime(attention_s: float = 1.5e-9, windows: WindowCost | None = None) -> TwoRegimeCost:
     return TwoRegimeCost(
         decode=PiecewiseLinear([1, 64, 128], [16_000, 19_000, 22_000]),
         decode_context_ps=3,
@@ -308,7 +308,7 @@ def test_several_prefills_of_one_size_count_as_their_mean_history():
 
 
 def test_windows_add_what_is_inside_them():
-    windows = Windows(4, decode_ps=10, mixed_ps=25, attention=3 << ATTENTION_SHIFT)
+    windows = WindowCost(4, decode_ps=10, mixed_ps=25, attention=3 << ATTENTION_SHIFT)
     cost = two_regime(windows=windows)
     plain = two_regime()
     entries = [(1, k, True) for k in (2, 3, 9)]

@@ -103,8 +103,7 @@ def scaled_weights_profile(
     kv_tokens = (memory.num_gpu_blocks - 1) * memory.block_size
     note = (
         f"an estimate: step times of {base.name}, less the time of the weights' bytes that {quantisation} need not "
-        "read, where reading and not multiplying takes the time; dequantising is taken to cost nothing, which vLLM's "
-        "Marlin kernels come close to up to some 32 tokens a step, and is optimistic for prompts (docs/memory.md); "
+        "read, as far as kernels of 4 bits reach a GPU's bandwidth; prompts may be slower than in bf16 (docs/memory.md); "
         "the KV cache has the memory that is freed"
     )
     changed = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.windows import ATTENTION_SHIFT, HALF, Windows
+from simbatch.sim.cost.windows import ATTENTION_SHIFT, HALF, WindowCost
 
 
 class CostModel(Protocol):
@@ -23,7 +23,7 @@ class CostModel(Protocol):
         ...
 
     @property
-    def windows(self) -> Windows | None:
+    def windows(self) -> WindowCost | None:
         """What layers with a window add to every step, if there are any."""
         ...
 
@@ -57,7 +57,7 @@ class LinearCost:
         return self.per_context_token_ps
 
     @property
-    def windows(self) -> Windows | None:
+    def windows(self) -> WindowCost | None:
         """None."""
         return None
 
@@ -91,7 +91,7 @@ class PaddedLinearCost:
         return self.cost.decode_context_ps
 
     @property
-    def windows(self) -> Windows | None:
+    def windows(self) -> WindowCost | None:
         """None."""
         return None
 
@@ -168,7 +168,7 @@ class TwoRegimeCost:
         context_ps: int,
         prefill_context_ps: int,
         attention_s: float,
-        windows: Windows | None = None,
+        windows: WindowCost | None = None,
     ) -> None:
         self.decode_ps = decode
         self.decode_context_ps = decode_context_ps
@@ -201,7 +201,7 @@ def attention_of(unit_s: float) -> int:
 class Features(NamedTuple):
     """A batch: decodes and the sum of their contexts; of prefills (q tokens after h computed ones) three sums.
 
-    The last two are what is inside windows, 0 where the cost model has none (`Windows`).
+    The last two are what is inside windows, 0 where the cost model has none (`WindowCost`).
     """
 
     num_decodes: int
@@ -236,7 +236,7 @@ def features_of(
     entries: Iterable[tuple[int, int, bool]],
     num_decodes: int = 0,
     decode_context: int = 0,
-    windows: Windows | None = None,
+    windows: WindowCost | None = None,
     decode_window: int = 0,
 ) -> Features:
     """Of entries (tokens, tokens computed before, whether it is a decode), beside decodes that are counted already."""

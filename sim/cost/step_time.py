@@ -19,7 +19,7 @@ from simbatch.sim.cost.model import (
     attention_of,
     step_ps_alike,
 )
-from simbatch.sim.cost.windows import Windows
+from simbatch.sim.cost.windows import WindowCost
 from simbatch.sim.strict import Strict
 
 # An hour: no step lasts longer, and sums of such steps stay inside 64 bits.
@@ -110,10 +110,10 @@ class WindowStepTime(Strict):
         description="per q * (2h + q) of a prefill of q tokens after h, each looking back at a window, s"
     )
 
-    def windows(self) -> Windows:
+    def windows(self) -> WindowCost:
         """Rounded to ps."""
         decode_ps, mixed_ps = to_ps(self.decode_per_token_s), to_ps(self.mixed_per_token_s)
-        return Windows(self.size_tokens, decode_ps, mixed_ps, attention_of(self.per_attention_unit_s))
+        return WindowCost(self.size_tokens, decode_ps, mixed_ps, attention_of(self.per_attention_unit_s))
 
 
 class TwoRegimeStepTime(Strict):

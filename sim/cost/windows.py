@@ -17,7 +17,7 @@ HALF = 1 << (ATTENTION_SHIFT - 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class WindowCost:
     """Coefficients of all layers with a window of `size` tokens; `attention` keeps ATTENTION_SHIFT more bits."""
 
     size: int
