@@ -103,7 +103,7 @@ def scaled_weights_profile(
     kv_tokens = (memory.num_gpu_blocks - 1) * memory.block_size
     note = (
         f"an estimate: step times of {base.name}, less the time of the weights' bytes that {quantisation} need not "
-        "read, as far as kernels of 4 bits reach a GPU's bandwidth; prompts may be slower than in bf16 (docs/memory.md); "
+        "read, as far as int4 kernels reach the bandwidth; prompts may be slower than in bf16 (docs/memory.md); "
         "the KV cache has the memory that is freed"
     )
     changed = {
