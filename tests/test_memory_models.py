@@ -68,7 +68,9 @@ def test_prefixes_of_states_are_cached_unasked_since_0_28(version, states):
 def test_tokens_are_logged_by_requests_since_0_20_1():
     """Gemma 4 31B on an A100: the same blocks are some 55,000 tokens in 0.20.0 and ten times that in 0.20.1."""
     old, new = (
-        plan_memory("nvidia/Gemma-4-31B-IT-NVFP4", "a100", kv_cache_dtype="bfloat16", vllm_version=version)
+        plan_memory(
+            "nvidia/Gemma-4-31B-IT-NVFP4", "a100", quantisation="awq", kv_cache_dtype="bfloat16", vllm_version=version
+        )
         for version in ("0.20.0", "0.20.1")
     )
     assert old.num_gpu_blocks == new.num_gpu_blocks
