@@ -237,7 +237,8 @@ class Point:
 class OverLoads:
     """An experiment over several loads.
 
-    `key` is the scenario's key that the loads are values of, `axis` what they are in words; `limits` the SLO in ms.
+    `key` is the scenario's key that the loads are values of; `axis` what `times` them are in words; `limits` the SLO in
+    ms.
     """
 
     name: str
@@ -247,6 +248,7 @@ class OverLoads:
     limits: Mapping[str, float]
     bonferroni: bool = False
     has_chance: bool = True  # whether another seed would be another run
+    times: float = 1.0
 
     @property
     def labels(self) -> list[str]:
