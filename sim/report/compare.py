@@ -208,7 +208,7 @@ def same_notes(same: Mapping[str, str], num_runs: int) -> Iterator[str]:
 def certificates_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What run.json says of the scheduler of each candidate."""
     versions = {label: summary["simbatch"]["engine"].get("vllm_version") for label, summary in summaries.items()}
-    return {"scheduler": {label: certificate_of(version) for label, version in versions.items()}}
+    return {"scheduler": {label: certificate_of(version) for label, version in versions.items() if version}}
 
 
 def taken_notes(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

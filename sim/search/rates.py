@@ -28,13 +28,13 @@ def parse_rates(texts: Sequence[str], place: str = RATE_FLAG) -> list[float]:
         except ValueError:
             rate = math.nan
         if not (rate > 0 and math.isfinite(rate)):
-            raise UserError(Problem(place, "must be numbers above 0", part, "for example 1,2,3"))
+            raise UserError(Problem(place, "must be numbers above 0", part, f"for example {place} 1,2,3"))
         rates.append(rate)
     twice = next((rate for rate in rates if rates.count(rate) > 1), None)
     if twice is not None:
         raise UserError(Problem(place, "is named twice", f"{twice:g}", "name each rate once"))
     if len(rates) < MIN_RATES:
-        mend = f"for example {rates[0]:g},{2 * rates[0]:g}"
+        mend = f"for example {place} {rates[0]:g},{2 * rates[0]:g}"
         raise UserError(Problem(place, "needs at least two rates", f"{rates[0]:g}", mend))
     return sorted(rates)
 
