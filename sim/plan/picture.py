@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.plan.plan import FleetPlan
 from simbatch.sim.report import style
@@ -40,10 +40,12 @@ def draw(drawing: Figure, plan: FleetPlan) -> None:
     style.value_axis(axes, "y", shown, is_time=limit.metric.kind == "ms", from_zero=min(shown) < max(shown) / 4)
     axes.axhline(limit.bound, color=style.LIMIT, linewidth=1.1, linestyle="--")
     bound = style.duration_text(limit.bound) if limit.metric.kind == "ms" else limit.metric.text(limit.bound)
-    at = {"transform": axes.get_yaxis_transform(), "color": style.LIMIT, "fontsize": 8, "ha": "right"}
+    at: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": style.LIMIT, "fontsize": 8, "ha": "right"}
     axes.text(0.995, limit.bound, f"limit {bound}", va="bottom" if down else "top", **at)
     for i, (cost, value, _) in enumerate(points):
-        look = {"color": style.PALETTE[0], "marker": "o", "s": 36} if i else {"color": style.PALETTE[2], "s": 140}
+        look: dict[str, Any] = (
+            {"color": style.PALETTE[0], "marker": "o", "s": 36} if i else {"color": style.PALETTE[2], "s": 140}
+        )
         axes.scatter([cost], [value], zorder=3, **({"marker": "*"} | look))
     style.label_apart(axes, points)
     if points:

@@ -193,8 +193,8 @@ def label_apart(axes: Axes, points: Sequence[tuple[float, float, str]], *, fonts
             if hits or begin < left or area[2] > right:
                 continue
             taken.append(area)
-            offset, side = {"textcoords": "offset points"}, "left" if dx > 0 else "right"
-            axes.annotate(label, (x, y), (dx, dy), ha=side, fontsize=fontsize, **offset, **text)
+            side: Any = "left" if dx > 0 else "right"
+            axes.annotate(label, (x, y), (dx, dy), textcoords="offset points", ha=side, fontsize=fontsize, **text)
             break
 
 
