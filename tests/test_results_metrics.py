@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from simbatch import Scenario, simulate
 from simbatch.sim.metrics import registry
 from simbatch.sim.metrics.facts import SloLimits
-from simbatch.sim.metrics.registry import LOWER, REGISTRY, Metric, metrics_of, steady_metrics
+from simbatch.sim.metrics.metric import LOWER, Metric
+from simbatch.sim.metrics.registry import REGISTRY, metrics_of, steady_metrics
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result
 from simbatch.sim.search.sweep import sweep

@@ -12,7 +12,8 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import Metric, metrics_of, shown
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import metrics_of, shown
 from simbatch.sim.report.console import in_place_of
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import files
