@@ -75,7 +75,10 @@ class SessionTraffic(Traffic):
             has_start[session] = True
         self._users = None if turns.max_sessions is None else [0] * turns.max_sessions
         self._recorder.row = array("q")
-        self._conversations = None if self._keys is None else Conversations(turns, rows, self._keys)
+        self._conversations = None
+        if self._keys is not None:
+            self._conversations = Conversations(turns, rows, self._keys)
+            self._recorder.num_known_tokens = array("q")
         self._look()
 
     def left(self, request: Request, at_ps: int) -> None:
@@ -221,12 +224,35 @@ class Conversations:
         """Give a request the names of its blocks; those with tokens of its answer others find when it has ended."""
         num_prompt, num_all = request.num_prompt_tokens, request.num_prompt_tokens + request.max_tokens
         hash_ids = self._rows.hash_ids[row] if row < len(self._rows.hash_ids) else ()
+        before, num_known = self._gone_on_with(row), 0
         if hash_ids:
             names = self._hashed(row, hash_ids, num_prompt, num_all)
+            if before is not None:
+                num_known = _num_alike(before[0], names)
         else:
-            names = self._unhashed(row, num_prompt, num_all)
+            names = self._common(row, before, num_prompt)
+            if before is not None and num_prompt >= before[1]:
+                num_known = len(names)
+            num_new = num_all // self._block_size - len(names)
+            names = [*names, *range(self._next_name, self._next_name + num_new)]
+            self._next_name += num_new
+        if self._num_children[row]:
+            self._known[row] = names, num_prompt, num_all
+        if before is not None:  # the last token of an answer, and of a prompt that is all known, is not computed
+            num_known = min(num_known, (before[2] - 1) // self._block_size, (num_prompt - 1) // self._block_size)
+            request.num_known_tokens = num_known * self._block_size
         num_of_prompt = num_prompt // self._block_size
         request.keys, request.answer_keys = names[:num_of_prompt], names[num_of_prompt:]
+
+    def _gone_on_with(self, row: int) -> tuple[list[int], int, int] | None:
+        """What is known of the conversation that a row goes on with."""
+        parent = self._turns.parent[row]
+        known = self._known.get(parent) if parent >= 0 else None
+        if known is not None:
+            self._num_children[parent] -= 1
+            if not self._num_children[parent]:
+                del self._known[parent]
+        return known
 
     def _hashed(self, row: int, hash_ids: tuple[int, ...], num_prompt: int, num_all: int) -> list[int]:
         """By the file's hashes; by those of the turn that goes on, if they begin with this one's full ones."""
@@ -239,26 +265,10 @@ class Conversations:
                 return self._keys.of(others, num_known)
         return self._keys.of(hash_ids, num_prompt)
 
-    def _unhashed(self, row: int, num_prompt: int, num_all: int) -> list[int]:
-        """By the conversation that the prompt goes on, and new ones from where it parts."""
-        names = self._common(row, num_prompt)
-        num_new = num_all // self._block_size - len(names)
-        names = [*names, *range(self._next_name, self._next_name + num_new)]
-        self._next_name += num_new
-        if self._num_children[row]:
-            self._known[row] = names, num_prompt, num_all
-        return names
-
-    def _common(self, row: int, num_prompt: int) -> list[int]:
-        """Names of the blocks that the prompt has in common with what was before it."""
-        parent = self._turns.parent[row]
-        known = self._known.get(parent) if parent >= 0 else None
-        num_common = 0
+    def _common(self, row: int, known: tuple[list[int], int, int] | None, num_prompt: int) -> list[int]:
+        """Names of the blocks that the prompt has in common with the conversation, or with its system prompt."""
         if known is not None:
             names, num_before, num_conversation = known
-            self._num_children[parent] -= 1
-            if not self._num_children[parent]:
-                del self._known[parent]
             if num_prompt >= num_before:
                 num_common = num_conversation if num_prompt >= num_conversation else num_before
                 return names[: num_common // self._block_size]
@@ -273,3 +283,13 @@ class Conversations:
             self._systems[number] = list(range(self._next_name, self._next_name + num_blocks))
             self._next_name += num_blocks
         return self._systems[number]
+
+
+def _num_alike(some: list[int], others: list[int]) -> int:
+    """How many names both begin with."""
+    num = 0
+    for one, other in zip(some, others):  # noqa: B905 - one may go on
+        if one != other:
+            break
+        num += 1
+    return num

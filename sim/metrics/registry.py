@@ -33,7 +33,7 @@ ONLY_WITH = {  # what a figure needs to be worth a row
 SHOWN: Mapping[str, Sequence[str]] = {
     "compare": (
         *(GOODPUT, WITHIN_SLO, PREEMPTIONS, "p99_ttft_ms", "p99_tpot_ms", THROUGHPUT),
-        *("p99_e2el_ms", TENANTS, "request_throughput"),
+        *(f"{SESSIONS}p99_duration_ms", "p99_e2el_ms", TENANTS, "request_throughput"),
     ),
     "compare.png": (WITHIN_SLO, "request_throughput", THROUGHPUT, "p99_ttft_ms"),
     "loads": ("p99_ttft_ms", NORMALISED, WITHIN_SLO, TENANTS, "p99_tpot_ms", THROUGHPUT),
@@ -213,7 +213,8 @@ def metrics_of(summaries: Collection[Mapping[str, Any]]) -> Iterator[Metric]:
     for key, metric in REGISTRY.items():
         if key == TENANTS:
             yield from _group_metrics(summaries)
-        if metric.is_compared and (key not in ONLY_WITH or any(value_at(s, ONLY_WITH[key]) for s in summaries)):
+        needed = f"{SESSIONS}num_sessions" if key.startswith(SESSIONS) else ONLY_WITH.get(key)
+        if metric.is_compared and (needed is None or any(value_at(s, needed) for s in summaries)):
             yield metric
 
 
