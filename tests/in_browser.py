@@ -38,6 +38,9 @@ seed: 3
 COMMANDS = {
     "run": "run FILE --bands",
     "cluster": "run FILE --set cluster.replicas=3",
+    "compare": "compare FILE --policy vllm --policy priority",
+    "replications": "compare FILE --policy vllm --policy priority --policy sjf --replications 3",
+    "loads": "compare FILE --policy vllm --policy sjf --rate 2,6",
 }
 
 
@@ -137,17 +140,19 @@ def test_a_name_in_the_legend_switches_its_curve_off_and_on(
     name: str, browser: webdriver.Chrome, page_of: Callable[[str], Path]
 ) -> None:
     opened(browser, page_of(name), DESKTOP)
-    legend = next(iter(browser.find_elements(By.CSS_SELECTOR, ".chart .legendtoggle")))
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", legend)
+    names = browser.find_elements(By.CSS_SELECTOR, ".chart .legendtoggle")
+    at = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].indexOf(arguments[0].closest('.chart'))", names[0]
+    )
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", names[0])
 
     def shown() -> int:
-        drawn: int = charts(browser)[0]["asked"]
+        drawn: int = charts(browser)[at]["asked"]
         return drawn
 
     before = shown()
     for after in (before - 1, before):
-        legend = next(iter(browser.find_elements(By.CSS_SELECTOR, ".chart .legendtoggle")))
-        legend.click()
+        browser.find_element(By.CSS_SELECTOR, ".chart .legendtoggle").click()
         WebDriverWait(browser, 10).until(lambda _, after=after: shown() == after)
 
 

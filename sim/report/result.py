@@ -28,7 +28,7 @@ class Result(MeasuredRun):
         `html`: report.html too, for whoever has no simbatch; UserError without plotly, which draws its charts.
         """
         from simbatch.sim.report import run_pictures, sessions
-        from simbatch.sim.report.page.page import REPORT_FILE, write_page
+        from simbatch.sim.report.page.page import page_writer
         from simbatch.sim.report.page.run import run_page
 
         writers: dict[str, Callable[[Path], None]] = {
@@ -44,8 +44,7 @@ class Result(MeasuredRun):
             writers["replicas.png"] = lambda path: run_pictures.write_replicas(path, self)
         if self.record.steps is not None:
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
-        if html:
-            writers[REPORT_FILE] = lambda path: write_page(path, run_page(self))
+        writers |= page_writer(lambda: run_page(self), html=html)
         facts = files.run_facts(self.record, self.wall_s)
         return files.write_result(Path(folder), writers, files.OWN_FILES, facts)
 

@@ -18,7 +18,8 @@ from simbatch.sim.report.style import INK, LIMIT, LOG_FROM
 
 Trace = dict[str, Any]
 Floats = NDArray[np.float64]
-HEIGHT, PANEL_HEIGHT, LEGEND_HEIGHT = 330, 175, 100  # px; of a chart, or of each of several panels
+Figures = ArrayLike | Sequence[float | None]  # None: not measured
+HEIGHT, SMALL, PANEL_HEIGHT, LEGEND_HEIGHT = 330, 220, 175, 100  # px; of a chart, or of each of several panels
 GAP = 0.07  # of the height, between panels
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 DIGITS = 6  # that a number in the file has; no screen shows more
@@ -35,6 +36,7 @@ class Panel:
     traces: Sequence[Trace]
     top: float | None = None
     is_log: bool = False
+    axis: Mapping[str, Any] | None = None  # what differs from the others'
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,13 @@ class PageChart:
     panels: Sequence[Panel]
     note: str = ""
     is_log_x: bool = False
-    is_wide: bool = False  # takes the whole row
-    layout: Mapping[str, Any] | None = None  # what differs from the others
+    size: str = ""  # `wide` takes the whole row, `third` a third, `small` a quarter, without a legend
+    x_axis: Mapping[str, Any] | None = None  # what differs from the others'
 
 
 def drawn(chart: PageChart) -> dict[str, Any]:
     """`data` and `layout` for Plotly.newPlot."""
-    number = len(chart.panels)
+    number, is_small = len(chart.panels), chart.size == "small"
     height = (1 - GAP * (number - 1)) / number
     data: list[Trace] = []
     axes: dict[str, Any] = {}
@@ -65,13 +67,14 @@ def drawn(chart: PageChart) -> dict[str, Any]:
         **_axis(chart.x, is_log=chart.is_log_x),
         "anchor": "y" if number == 1 else f"y{number}",
         **(SPIKE if number > 1 else {}),
+        **(chart.x_axis or {}),
     }
     layout = {
-        "height": HEIGHT if number == 1 else PANEL_HEIGHT * number + LEGEND_HEIGHT,
-        "margin": {"l": 62, "r": 12, "t": 28, "b": 48},
+        "height": SMALL if is_small else HEIGHT if number == 1 else PANEL_HEIGHT * number + LEGEND_HEIGHT,
+        "margin": {"l": 62, "r": 12, "t": 8 if is_small else 28, "b": 48},
         "font": {"family": FONT, "size": 12, "color": INK},
-        "legend": LEGEND,
-        "showlegend": True,
+        "showlegend": not is_small,
+        **({} if is_small else {"legend": LEGEND}),
         "hovermode": "x unified" if number > 1 else "closest",
         "hoversubplots": "axis",
         "paper_bgcolor": "white",
@@ -79,16 +82,16 @@ def drawn(chart: PageChart) -> dict[str, Any]:
         "xaxis": x_axis,
         **axes,
     }
-    return {"data": data, "layout": {**layout, **(chart.layout or {})}}
+    return {"data": data, "layout": layout}
 
 
 def _y_axis(panel: Panel, bottom: float, top: float) -> dict[str, Any]:
     axis = {**_axis(panel.unit, is_log=panel.is_log), "domain": [bottom, top]}
     if panel.top is not None:
         axis["range"] = [0, panel.top]
-    elif not panel.is_log:
+    elif not panel.is_log and "range" not in (panel.axis or {}):
         axis["rangemode"] = "tozero"
-    return axis
+    return {**axis, **(panel.axis or {})}
 
 
 def _axis(title: str, *, is_log: bool) -> dict[str, Any]:
@@ -97,19 +100,25 @@ def _axis(title: str, *, is_log: bool) -> dict[str, Any]:
     return {"title": {"text": title, "standoff": 6}, **style, **scale}
 
 
-def line(name: str, x: ArrayLike, y: ArrayLike, colour: str, hover: str, **others: Any) -> Trace:
+def line(name: str, x: Figures, y: Figures, colour: str, hover: str, **others: Any) -> Trace:
     """A curve; `hover`: what is shown of a point, with plotly's `%{x}` and `%{y}`."""
     look = {"color": colour, "width": 2, **others.pop("line", {})}
     return {**_curve(name, x, y, hover), "mode": "lines", "line": look, **others}
 
 
-def points(name: str, x: ArrayLike, y: ArrayLike, colour: str, hover: str, **others: Any) -> Trace:
+def points(name: str, x: Figures, y: Figures, colour: str, hover: str, **others: Any) -> Trace:
     """Dots; `x` or `y` may be names, `text` in `others` one a dot."""
     look = {"color": colour, "size": 9, **others.pop("marker", {})}
     return {**_curve(name, x, y, hover), "mode": "markers", "marker": look, **others}
 
 
-def _curve(name: str, x: ArrayLike, y: ArrayLike, hover: str) -> Trace:
+def bars(name: str, x: Sequence[str], y: Figures, colours: Sequence[str], hover: str, **others: Any) -> Trace:
+    """A bar for each of the names in `x`, each in its own colour."""
+    curve = _curve(name, list(x), y, hover)
+    return {**curve, "type": "bar", "marker": {"color": list(colours)}, "showlegend": False, **others}
+
+
+def _curve(name: str, x: Figures, y: Figures, hover: str) -> Trace:
     shown = escape(name, quote=False)  # plotly reads tags in what it writes
     return {
         "type": "scatter",
@@ -147,7 +156,7 @@ def around(mean: Sequence[float | None], low: Sequence[float | None], high: Sequ
     }
 
 
-def numbers(values: ArrayLike) -> list[Any]:
+def numbers(values: Figures) -> list[Any]:
     """As JSON has them, to six digits, null for what was not measured; names as they are."""
     if isinstance(values, list) and values and isinstance(values[0], str):
         return values

@@ -6,7 +6,7 @@ plotly.js (4.8 MB) stands in the file, and a content security policy forbids the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -64,9 +64,13 @@ def require_plotly() -> None:
         raise UserError(Problem("--html", rule, mend="pip install 'simbatch[html]', or pip install plotly"))
 
 
-def write_page(path: Path, page: ReportPage) -> None:
-    """The whole file; for a writer of `write_all`."""
-    path.write_text(rendered(page), encoding="utf-8")
+def page_writer(make: Callable[[], ReportPage], *, html: bool) -> dict[str, Callable[[Path], None]]:
+    """For `write_result`: report.html of the page that `make` gives, or nothing without `html`."""
+
+    def write(path: Path) -> None:
+        path.write_text(rendered(make()), encoding="utf-8")
+
+    return {REPORT_FILE: write} if html else {}
 
 
 def rendered(page: ReportPage) -> str:
@@ -99,8 +103,8 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
 
 def _figure(number: int, chart: PageChart) -> str:
     note = f"<figcaption>{escape(chart.note)}</figcaption>" if chart.note else ""
-    wide = " class=wide" if chart.is_wide else ""
-    return f"<figure{wide}><h3>{escape(chart.question)}</h3><div id=chart-{number} class=chart></div>{note}</figure>"
+    drawing = f"<div id=chart-{number} class=chart></div>"
+    return f"<figure class='{chart.size}'><h3>{escape(chart.question)}</h3>{drawing}{note}</figure>"
 
 
 def _table(table: PageTable) -> str:
