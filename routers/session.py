@@ -1,4 +1,4 @@
-"""Always the same replica for the same user."""
+"""Always the same replica for the same session."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ POINTS = 128  # of each replica on the ring: shares differ by about 9 %
 
 
 class Session(Router):
-    """All requests of a tenant to one replica, found by consistent hashing: if one is down, only its tenants move.
+    """All turns of a session to one replica, found by consistent hashing: if one is down, only its sessions move.
 
-    A request without a tenant goes by its own name. Source: D. Karger et al., Consistent Hashing and Random Trees (STOC
-    1997); session affinity of the vLLM production stack's router (`--routing-logic session`).
+    A request without a session goes by its tenant, one without either by its own name. Source: D. Karger et al.,
+    Consistent Hashing and Random Trees (STOC 1997); session affinity of the vLLM production stack's router
+    (`--routing-logic session`).
     """
 
     draws: ClassVar = False
@@ -28,15 +29,17 @@ class Session(Router):
         self.owners = [owner for _, owner in ring]
 
     def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> ReplicaView:
-        """The first that is up, clockwise from the tenant's place."""
-        begin = bisect(self.points, _hash(request.tenant or request.request_id))
+        """The first that is up, clockwise from the session's place."""
+        begin = bisect(self.points, _hash(request.session_id or request.tenant or request.request_id))
         by_index = {replica.index: replica for replica in replicas}
         size = len(self.owners)
         return next(by_index[owner] for i in range(size) if (owner := self.owners[(begin + i) % size]) in by_index)
 
     def why(self, request: RequestView, replicas: Sequence[ReplicaView]) -> str:
         """Whose it is."""
-        return f"by the place of tenant {request.tenant} on the ring" if request.tenant else "by its name"
+        named = {"session": request.session_id, "tenant": request.tenant}
+        whose = next((f"{what} {name}" for what, name in named.items() if name), None)
+        return f"by the place of {whose} on the ring" if whose else "by its name"
 
 
 def _hash(text: str) -> int:

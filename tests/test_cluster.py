@@ -16,12 +16,14 @@ from simbatch.policies.vllm import VLLM
 from simbatch.routers import ReplicaView, RequestView, Router
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import ClusterRun, Member, Switch, run_cluster
+from simbatch.sim.engine.gateway import GatewayReplica, GatewayRequest
 from simbatch.sim.engine.record import FINISHED, UNFINISHED, RunRecord
 from simbatch.sim.metrics.curves import computed_tokens
 from simbatch.sim.plugins.router import ROUTERS
 from simbatch.sim.plugins.testing.cases import MS, ClusterCase, ListSource, random_cluster
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.request import Request
 from simbatch.sim.search.simulate import explain_request, run_resolved
 from tests.engine_cases import Case, itl_ps, random_case, timed_case
 from tests.test_cluster_results import BASE
@@ -288,3 +290,19 @@ def test_a_scenario_says_so_and_explain_tells() -> None:
     sent = [[what for what in one if what.startswith("sent to replica")] for one in texts]
     assert all(one[-1].startswith("sent to replica 1 by LeastRequests: requests in flight:") for one in sent)
     assert any(len(one) == 2 and one[0].startswith("sent to replica 0") for one in sent)
+
+
+def test_all_turns_of_a_session_go_to_one_replica() -> None:
+    chosen_by = router("session")
+    sizes = {"group": 0, "profile": "p", "block_size": 16, "num_gpu_blocks": 9, "max_num_seqs": 9}
+    views = [GatewayReplica(i, None, **sizes) for i in range(5)]  # it looks at nothing that they publish
+    chosen_by.start(views, lambda: 0.0)
+    to: dict[str, set[int]] = {}
+    for i in range(60):
+        request = Request(i, f"r{i}", 0, 10, 10)
+        request.session_id, request.tenant = f"s{i % 20}", f"t{i % 3}"
+        to.setdefault(request.session_id, set()).add(chosen_by.route(GatewayRequest(request, 16), views).index)
+        request.session_id = None
+        to.setdefault(request.tenant, set()).add(chosen_by.route(GatewayRequest(request, 16), views).index)
+    assert all(len(replicas) == 1 for replicas in to.values())
+    assert len(set.union(*to.values())) == 5

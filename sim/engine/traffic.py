@@ -38,7 +38,7 @@ class Traffic:
         progress: Callable[[int], None] | None = None,
         network_ps: int = 0,
     ) -> None:
-        self._chunks = source.chunks()
+        self._source, self._chunks = source, source.chunks()
         self._recorder = recorder
         self._max_model_len = max_model_len
         self._keys = keys
@@ -52,6 +52,10 @@ class Traffic:
         self._first = self._index = self._length = 0
         self._chunk: RequestChunk
         self.next_ps = FAR
+        self._begin()
+
+    def _begin(self) -> None:
+        """Get the first requests."""
         self._load()
         self._look()
 
@@ -64,6 +68,11 @@ class Traffic:
     def is_over(self) -> bool:
         """Whether every request has been sent."""
         return self._index == self._length
+
+    @property
+    def num_not_sent(self) -> int:
+        """Turns of sessions that ended early, in a run that is over."""
+        return 0
 
     def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
         """Hand over every request sent by `now_ps`; returns the clock after their admission, which `add` prices."""

@@ -73,6 +73,18 @@ class SentRequest(Protocol):
     def tenant(self) -> str | None:
         """Whose request it is, when the trace says."""
 
+    @property
+    def session_id(self) -> str | None:
+        """Which conversation, or task of an agent, it is a turn of; None where nobody says."""
+
+    @property
+    def turn(self) -> int:
+        """How many turns of its session came before, one after the other: 0 for the first, and without a session."""
+
+    @property
+    def has_next_turn(self) -> bool:
+        """Whether it is known that another turn waits for its end; never when that comes, or how long it is."""
+
 
 @dataclass(frozen=True)
 class Plugins(Generic[T]):

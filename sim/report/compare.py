@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import Metric, metrics_of, shown
-from simbatch.sim.report.console import in_place_of
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import metrics_of
 from simbatch.sim.report.figures import Figures, Open
 from simbatch.sim.report.result import Result
+from simbatch.sim.report.verdicts import best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.results import files
 from simbatch.sim.results.differences import MetricRow
 from simbatch.sim.results.experiment import Experiment, SideBySide
@@ -25,8 +27,7 @@ from simbatch.sim.text import table, wrapped
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf")
-T = TypeVar("T")
+OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf", "report.html")
 
 
 class Further(Protocol):
@@ -66,12 +67,16 @@ class Comparison(Figures):
             experiment.add(label, result.facts.seed, result.summary)
         return [SideBySide(experiment)]
 
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """The SLO in ms, by latency."""
+        return next(iter(self.results.values())).facts.slo.limits()
+
     def draw(self, open_figure: Open, metrics: Sequence[Metric], width: float) -> Figure:
         """A panel for each metric, a point per candidate, in a figure that is opened with its width and height."""
         from simbatch.sim.report import points_picture
 
-        limits = next(iter(self.results.values())).facts.slo.limits()
-        return points_picture.draw(open_figure, self.sides[0], limits, metrics, width)
+        return points_picture.draw(open_figure, self.sides[0], self.limits, metrics, width)
 
     @cached_property
     def same_arrivals(self) -> bool:
@@ -99,19 +104,12 @@ class Comparison(Figures):
     def text(self, *, all_rows: bool = False) -> str:
         """The table for the console, plain text: its headline rows and who is best in them, or `all_rows`."""
         labels = list(self.results)
-        rows = [*headline_rows(self.rows, lambda row: row.metric)] if not all_rows else self.rows
+        rows = [*headline(self.rows, lambda row: row.metric)] if not all_rows else self.rows
         cells = [(row.metric.label, *(row.cell(label) for label in labels)) for row in rows]
         header = ("", *(f"{label}  " for label in labels))
         facts = next(iter(self.results.values())).facts
         title = f"{facts.scenario_name}, seed {facts.seed}: {len(labels)} candidates, * marks the best"
-        lines = [
-            title,
-            "",
-            *table(header, cells),
-            "",
-            *_best_in(rows, labels),
-            *rows_left_out(len(self.rows) - len(rows)),
-        ]
+        lines = [title, "", *table(header, cells), "", *best_in(rows, labels), *left_out(len(self.rows) - len(rows))]
         lines += same_notes(self.same, 1)
         lines += taken_notes({label: result.summary for label, result in self.results.items()})
         if not self.same_arrivals:
@@ -146,14 +144,17 @@ class Comparison(Figures):
             **({} if self.bands is None else self.bands.as_dict()),
         }
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write compare.json, compare.csv and compare.png to `folder`; returns their paths."""
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write compare.json, compare.csv, compare.png, and with `html` report.html; returns their paths."""
         from simbatch.sim.report import compare_pictures
+        from simbatch.sim.report.page.compare import comparison_page
+        from simbatch.sim.report.page.page import page_writer
 
         writers: dict[str, Callable[[Path], None]] = {
             "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.results),
+            **page_writer(lambda: comparison_page(self.results, self.rows, self.text(all_rows=True)), html=html),
         }
         facts = certificates_of({label: result.summary for label, result in self.results.items()})
         return files.write_result(Path(folder), writers, OWN_FILES, facts)
@@ -167,42 +168,121 @@ class Comparison(Figures):
         return MetricRow(metric, values)
 
 
-NUM_HEADLINES = 8
+COLUMNS = ("difference", "interval", "relative", "")
 
 
-def headline_rows(rows: Sequence[T], metric_of: Callable[[T], Metric]) -> Iterator[T]:
-    """Those of the figures that a comparison is read for, in their order; the tail of the first class among them."""
-    by_key = {metric_of(row).key: row for row in rows}
-    tails = [key for key in by_key if key.startswith("simbatch.classes.") and key.endswith(".p99_ttft_ms")][:1]
-    usual = [metric.key for metric in shown("compare", lambda metric: metric.key in by_key)]
-    yield from (by_key[key] for key in [*usual[: NUM_HEADLINES - len(tails)], *tails])
+@dataclass(frozen=True, repr=False)
+class ReplicatedComparison(Figures, SideBySide):
+    """Candidates under several seeds; `first`: the results of the first seed, for the picture and the facts."""
 
+    first: Comparison = field(kw_only=True)
 
-def _best_in(rows: Sequence[MetricRow], labels: Sequence[str]) -> Iterator[str]:
-    """`vllm is best in 5 of 8, fixed in 2.`, for those that have a star."""
-    judged = [row.best for row in rows if row.metric.better]
-    counts = {label: sum(label in best for best in judged) for label in labels}
-    best = sorted(filter(counts.__getitem__, labels), key=lambda label: -counts[label])
-    if not best:
-        yield f"All are alike in these {len(judged)}."
-        return
-    rest = "".join(f", {label} in {counts[label]}" for label in best[1:])
-    yield f"{best[0]} is best in {counts[best[0]]} of {len(judged)}{rest}."
+    @property
+    def sides(self) -> Sequence[SideBySide]:
+        """All of it: there is one load."""
+        return [self]
 
+    def draw(self, open_figure: Open, metrics: Sequence[Metric], width: float) -> Figure:
+        """A panel for each metric, a point per candidate, in a figure that is opened with its width and height."""
+        from simbatch.sim.report import points_picture
 
-def rows_left_out(num_rows: int) -> Iterator[str]:
-    """Where the rows are that the table does not show."""
-    if num_rows > 0:
-        yield f"{num_rows} more rows with --all, and in compare.csv."
+        return points_picture.draw(open_figure, self, self.first.limits, metrics, width)
 
+    def text(self, *, all_rows: bool = False) -> str:
+        """One table a candidate that differs from the first, and what must be known to read them.
 
-def same_notes(same: Mapping[str, str], num_runs: int) -> Iterator[str]:
-    """A sentence for each candidate that others are the same as."""
-    where = "every run here" if num_runs > 1 else "this run"
-    for other in dict.fromkeys(same.values()):
-        *names, last = (label for label in same if same[label] == other)
-        who = f"{', '.join(names)} and {last} are" if names else f"{last} is"
-        yield f"NOTE: {who} the same as {other} in {where}: every request fared alike."
+        Its headline rows and what they say in a sentence; with `all_rows` every figure, and the differences in percent.
+        """
+        base, *others = self.labels
+        facts = next(iter(self.first.results.values())).facts
+        lines = [
+            f"{facts.scenario_name}, seeds {self.seeds[0]} to {self.seeds[-1]}: means of {len(self.seeds)} runs"
+            f"{' of the trace, resampled in blocks' if self.is_resampled else ''}, "
+            f"differences from {base} with {100 * self.confidence:g} % intervals",
+            "",
+        ]
+        different = [label for label in others if self.same.get(label) != base] or others[:1]
+        for i, other in enumerate(others):
+            if other not in different:
+                continue
+            every = [
+                (row, differences[i])
+                for row, differences in zip(self.rows(), self.differences, strict=True)
+                if not (differences[i].metric.is_steady and differences[i].interval is None)
+            ]
+            chosen = every if all_rows else [*headline(every, lambda pair: pair[1].metric)]
+            columns = COLUMNS if all_rows else (*COLUMNS[:2], "")
+            rows = [
+                (row.metric.label, row.text(base), row.text(other), *difference.cells(short=not all_rows))
+                for row, difference in chosen
+            ]
+            lines += [*_table((f"{other} against {base}", base, other, *columns), rows), ""]
+            if not all_rows:
+                lines += [*said([difference for _, difference in chosen], other, base)]
+                lines += [*left_out(len(every) - len(chosen)), ""]
+        return "\n".join(wrapped([*lines, *self._notes(all_rows)])).rstrip()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of compare.json: that of one run, means in place of values, and the intervals."""
+        return {
+            **{key: value for key, value in self.first.as_dict().items() if key != "metrics"},
+            "same_as": self.same,
+            "seeds": list(self.seeds),
+            "confidence": self.confidence,
+            "simultaneous": self.bonferroni,
+            "base": self.labels[0],
+            "steady_state_refused": {label: runs.refusal for label, runs in self.runs.items()},
+            "overloaded_runs": {label: runs.num_overloaded for label, runs in self.runs.items()},
+            "metrics": self.metrics(),
+        }
+
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write compare.json, compare.csv and two pictures, and with `html` report.html; returns their paths.
+
+        compare.png is of the first seed, differences.png has the intervals.
+        """
+        from simbatch.sim.report import compare_pictures
+        from simbatch.sim.report.page.compare import replicated_page
+        from simbatch.sim.report.page.page import page_writer
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "compare.json": lambda path: write_json(path, self.as_dict()),
+            "compare.csv": self._write_csv,
+            "compare.png": lambda path: compare_pictures.write_comparison(path, self.first.results),
+            "differences.png": lambda path: compare_pictures.write_differences(path, self.first.name, self),
+            **page_writer(lambda: replicated_page(self, self.first.results, self.text(all_rows=True)), html=html),
+        }
+        facts = certificates_of({label: runs[0] for label, runs in self.summaries.items()})
+        return files.write_result(Path(folder), writers, OWN_FILES, facts)
+
+    def _write_csv(self, path: Path) -> None:
+        others = self.labels[1:]
+        figures = ("difference", "low", "high", "relative", "relative_low", "relative_high", "verdict")
+        columns = ["metric", "better", *self.labels, *(f"{other} {name}" for other in others for name in figures)]
+        rows = []
+        for row, differences in zip(self.rows(), self.differences, strict=True):
+            known = [difference.as_dict() for difference in differences]
+            against = [content[name] for content in known for name in figures]
+            rows.append([row.metric.key, row.metric.better, *row.values.values(), *against])
+        files.write_csv(path, columns, rows)
+
+    def _notes(self, all_rows: bool) -> Iterator[str]:
+        """What the table means, and what it does not say."""
+        yield from self.multiplicity()
+        yield from same_notes(self.same, len(self.seeds))
+        yield from taken_notes({label: runs[0] for label, runs in self.summaries.items()})
+        if not self.first.same_arrivals:
+            yield "NOTE: the candidates did not get the same requests at the same times."
+        for label in self.labels:
+            runs = self.runs[label]
+            if all_rows and (reason := runs.refusal) is not None:
+                num = runs.num_refused
+                yield f"Steady state: no claim about {label}, {num} of {len(self.seeds)} runs: {reason}."
+            if num := runs.num_overloaded:
+                yield (
+                    f"WARNING: {label}: overloaded in {num} of {len(self.seeds)} runs: the queue kept growing, and the "
+                    "means say how long the runs were."
+                )
 
 
 def certificates_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -211,9 +291,7 @@ def certificates_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     return {"scheduler": {label: certificate_of(version) for label, version in versions.items() if version}}
 
 
-def taken_notes(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Whose profile is another than it asked for; a summary of each will do."""
-    for label, summary in summaries.items():
-        profile = summary["simbatch"]["profile"]
-        if instead := in_place_of(profile, summary["simbatch"]["engine"]):
-            yield f"NOTE: {label} runs on profile {profile['name']}{instead}."
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """As everywhere, with the verdicts to the left."""
+    width = max(len(row[-1]) for row in rows)
+    return table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])

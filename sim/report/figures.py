@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_all
-from simbatch.sim.metrics.registry import ALIASES, Metric, shown
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import ALIASES, shown
 from simbatch.sim.report import style
 from simbatch.sim.results.experiment import Point, SideBySide
 from simbatch.sim.results.files import write_csv

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import Metric, shown
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import shown
 from simbatch.sim.report import style
-from simbatch.sim.report.compare import OWN_FILES, certificates_of, same_notes, taken_notes
+from simbatch.sim.report.compare import OWN_FILES, certificates_of
 from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figures, Open
+from simbatch.sim.report.verdicts import same_notes, taken_notes
 from simbatch.sim.results import files
 from simbatch.sim.results.experiment import OverLoads, Point, SideBySide
 from simbatch.sim.scenario.chance import ONE_RUN
@@ -97,13 +99,17 @@ class LoadComparison(Figures, OverLoads):
             ],
         }
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write compare.json, compare.csv, loads.png and loads.pdf; returns their paths."""
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write compare.json, compare.csv, loads.png, loads.pdf, and with `html` report.html; returns their paths."""
+        from simbatch.sim.report.page.loads import loads_page
+        from simbatch.sim.report.page.page import page_writer
+
         writers: dict[str, Callable[[Path], None]] = {
             "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "loads.png": lambda path: self._draw_to(path, "png"),
             "loads.pdf": lambda path: self._draw_to(path, "pdf"),
+            **page_writer(lambda: loads_page(self, self.shown, self.text()), html=html),
         }
         facts = certificates_of({label: runs[0] for label, runs in self.at[0].summaries.items()})
         return files.write_result(Path(folder), writers, OWN_FILES, facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.figures import Open, num_columns
 from simbatch.sim.report.loads_picture import MARKERS, limit_of, short_label

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+FIRST_CONVERSED: Final = 1 << 40  # names of blocks of conversations; what a file has hashes for has smaller ones
+FIRST_IN_RUN: Final = 1 << 50  # what a router is told of blocks in runs, which need no names here
+LONGEST_RUN: Final = 1 << 20  # blocks
 NEVER: Final = -1  # compiled code has it as a number of its own
 
 
@@ -19,6 +22,9 @@ class KnownRequest(Protocol):
     max_tokens: int
     priority: int
     tenant: str | None
+    session_id: str | None
+    turn: int
+    has_next_turn: bool
 
     @property
     def request_id(self) -> str:
@@ -76,8 +82,15 @@ class Request:
     finish_ps = NEVER
     seat = 0  # admission number: `running` is in this order
     joined_round = -1  # round in which it joined the decode group (decode_group.py), -1 outside
+    row = NEVER  # of a session's turn: its row in the source, whose order is not that of sending
+    session_id: str | None = None  # the conversation that it is a turn of
+    turn = 0  # how many turns of its session came before it
+    has_next_turn = False  # whether it is known that another turn follows
+    num_known_tokens = 0  # of its prompt, in whole blocks, that its conversation has had computed
     view: object = None  # what policies see of it (views.py), made when it is first asked for
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
+    conversation = NEVER  # index of its conversation's first turn, where nobody else has blocks of it: they are one run
+    answer_keys: list[int] = []  # noqa: RUF012 - of the blocks behind those, which others may share once it has ended
     block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
 
     def __init__(
@@ -111,13 +124,28 @@ class Request:
         """A copy of the request as it came, sent again."""
         other = Request(self.index, self._name, self.arrival_ps, self.num_prompt_tokens, self.max_tokens, self.priority)
         other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
+        other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         other.keys, other.sent_again_ps = self.keys[: self.num_shared_keys], at_ps
+        other.answer_keys, other.conversation, other.row = self.answer_keys, self.conversation, self.row
+        other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         return other
 
     @property
     def num_shared_keys(self) -> int:
         """How many of its keys others may have, too: names of its own blocks are negative."""
         return sum(key >= 0 for key in self.keys)
+
+    def prefix_keys(self, block_size: int) -> list[int]:
+        """A name for each full block of the prompt that others may share."""
+        if self.conversation < 0:
+            return self.keys
+        num_blocks = self.num_prompt_tokens // block_size
+        return [*self.keys[:num_blocks], *self.run_names(len(self.keys), num_blocks)]
+
+    def run_names(self, begin: int, end: int) -> range:
+        """Names for these blocks of a conversation that is one run, where they need some."""
+        first = FIRST_IN_RUN + self.conversation * LONGEST_RUN
+        return range(first + begin, first + end)
 
     def __repr__(self) -> str:
         return f"Request({self.request_id}, {self.num_computed_tokens}/{self.num_tokens})"
@@ -131,8 +159,8 @@ class PrefixKeys:
     """
 
     def __init__(self, hash_block_tokens: int, block_size: int) -> None:
-        self._h = hash_block_tokens
-        self._block_size = block_size
+        self._h = self.hash_block_tokens = hash_block_tokens
+        self._block_size = self.block_size = block_size
         self._chain: dict[tuple[int, int], int] = {}  # (chain so far, hash) -> chain
         self._per_hash, rest = divmod(hash_block_tokens, block_size)
         self._is_whole = not rest  # a hash covers whole blocks

@@ -74,6 +74,21 @@ class SentView:
         """Whose request it is, when the trace says."""
         return self._request.tenant
 
+    @property
+    def session_id(self) -> str | None:
+        """Which conversation, or task of an agent, it is a turn of; None where nobody says."""
+        return self._request.session_id
+
+    @property
+    def turn(self) -> int:
+        """How many turns of its session came before, one after the other."""
+        return self._request.turn
+
+    @property
+    def has_next_turn(self) -> bool:
+        """Whether it is known that another turn waits for its end."""
+        return self._request.has_next_turn
+
     def __repr__(self) -> str:
         return f"<request {self.request_id}>"
 

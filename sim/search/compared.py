@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
+from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import Policy
-from simbatch.sim.report.compare import Comparison
+from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.loads import LoadComparison
-from simbatch.sim.report.replicated import ReplicatedComparison
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
@@ -153,9 +153,10 @@ def compared_at(
     for label, summaries in found.items():
         for (rate, seed), summary in zip(product(rates, seeds), summaries, strict=True):
             experiment.add(label, seed, summary, rate)
-    scenario = next(iter(candidates.values())).scenario
+    first = next(iter(candidates.values()))
+    scenario = first.scenario
     limits = {name.removesuffix("_ms"): limit for name, limit in scenario.slo.model_dump(exclude_none=True).items()}
     may_vary = of_trace or any(has_chance(each.scenario) for each in candidates.values())
-    unit = unit_of(scenario)
-    axis, times = axis_of(scenario), unit.times
-    return LoadComparison(scenario.name, unit.key, axis, experiment, limits, bonferroni, may_vary, times)
+    unit, axis = unit_of(scenario), axis_of(scenario)
+    told: tuple[Any, ...] = (axis, experiment, limits, bonferroni, may_vary, first.dump(), unit.times)
+    return LoadComparison(scenario.name, unit.key, *told)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import HIGHER, LOWER, THROUGHPUT, Metric
+from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import THROUGHPUT
 from simbatch.sim.report import style
 from simbatch.sim.results.files import write_csv, write_result
 from simbatch.sim.scenario import Scenario, resolve
@@ -67,6 +68,7 @@ def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:
         if tuned.knee is None
         else {"number": tuned.front[tuned.knee.index].number, "distance": tuned.knee.distance},
         "confirmation": _confirmation(tuned),
+        "finalists": _finalists(tuned),
     }
 
 
@@ -112,6 +114,18 @@ def _confirmation(tuned: Tuned) -> dict[str, Any] | None:
         "runs_within_limits": found.within_limits,
         "baseline_mean": found.base_mean,
         "difference": interval_content(found.difference),
+    }
+
+
+def _finalists(tuned: Tuned) -> dict[str, Any] | None:
+    found = tuned.finalists
+    if found is None:
+        return None
+    return {
+        "draws": len(found.bands.draws),
+        "draws_within_limits": found.within_limits,
+        "gain": found.gain and found.gain.as_dict(),
+        "bands": found.bands.content(),
     }
 
 

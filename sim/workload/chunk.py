@@ -40,6 +40,7 @@ class RequestSource(Protocol):
     max_concurrency: int | None  # the engine holds arrivals back so that at most that many are in the system
     think_time_ps: int  # closed loop: a user's pause between its last request's end and its next one
     skipped: int  # rows left out on purpose (`on_empty: skip`), filled while reading
+    # Where rows are turns of sessions also `turns: Turns | None` (turns_in); then all rows are known at once
 
     def chunks(self) -> Iterator[RequestChunk]:
         """The requests from the first on; may be called again."""
@@ -76,6 +77,7 @@ class PredictedSource:
         self.num_requests = source.num_requests
         self.max_concurrency = source.max_concurrency
         self.think_time_ps = source.think_time_ps
+        self.turns = getattr(source, "turns", None)
         self.skipped = 0
 
     def chunks(self) -> Iterator[RequestChunk]:

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._options import bands_option, jobs_option, load_scenario, scenario_options
+from simbatch.cli._options import bands_option, html_option, jobs_option, load_scenario, scenario_options
 from simbatch.cli._output import Output, bands_shown, cells_shown, say_to, simulate_shown
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.report.compare import Comparison
+    from simbatch.sim.report.compare import Comparison, ReplicatedComparison
     from simbatch.sim.report.figures import Figures
     from simbatch.sim.report.loads import LoadComparison
-    from simbatch.sim.report.replicated import ReplicatedComparison
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved, Scenario
     from simbatch.sim.search.bands import BandedCandidates
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
 @click.option("--metrics", metavar="A,B", help="Of the figure: names of summary.json, as p99_ttft_ms,throughput.")
 @click.option("--figure", type=click.Path(path_type=Path), metavar="F", help="Draw them into F: .pdf, .png or .svg.")
 @click.option("--width", metavar="W", help="Of the figure: 3.35in (one column of a paper), 85mm. Default: 7.16in.")
+@html_option
 @click.option("--all", "all_rows", is_flag=True, help="Show every figure, not the headline rows alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print compare.json instead of the table.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -78,6 +78,7 @@ def compare(
     metrics: str | None,
     figure: Path | None,
     width: str | None,
+    html: bool,
     all_rows: bool,
     as_json: bool,
     quiet: bool,
@@ -111,7 +112,7 @@ def compare(
     output = Output(folder, f"{file.stem}-{'loads' if loads else 'compare'}", OWN_FILES)
     if loads:
         at_loads = _compared_at(candidates, loads, seeds, bonferroni, jobs, quiet)
-        _show(at_loads, output, drawn, all_rows=True, as_json=as_json, quiet=quiet)
+        _show(at_loads, output, drawn, html=html, all_rows=True, as_json=as_json, quiet=quiet)
         return
     cells = cells_under(candidates, seeds[1:])
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
@@ -121,7 +122,7 @@ def compare(
     if len(seeds) > 1:
         others = summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs)
         comparison = replicated(Comparison(results), candidates, others, seeds, bonferroni=bonferroni)
-    _show(comparison, output, drawn, all_rows=all_rows, as_json=as_json, quiet=quiet)
+    _show(comparison, output, drawn, html=html, all_rows=all_rows, as_json=as_json, quiet=quiet)
     if len(seeds) < replications and not (quiet or as_json):
         click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
 
@@ -158,13 +159,14 @@ def _show(
     output: Output,
     drawn: Callable[[Figures], list[Path]] | None,
     *,
+    html: bool,
     all_rows: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Write the files and the figure that was asked for, and print the table."""
     figure = [] if drawn is None else drawn(compared)
-    written = compared.save(output.folder)
+    written = compared.save(output.folder, html=html)
     text = partial(compared.text, all_rows=all_rows)
     output.show(written, text, "compare.json" if as_json else None, quiet=quiet)
     if figure and not (quiet or as_json):

@@ -28,6 +28,9 @@ class ServedRequest:
         self.priority = inside.priority
         extra = getattr(inside.sampling_params, "extra_args", None) or {}
         self.tenant = extra.get("tenant")
+        self.session_id = extra.get("session_id")
+        self.turn = int(extra.get("turn", 0))
+        self.has_next_turn = bool(extra.get("has_next_turn", False))
         self.foretold = extra.get("predicted_output_tokens")  # by whoever sent it
         self._name = extra.get("request_id") or own_name(inside.request_id)
         self.is_seated = False  # as far as the policy has been told

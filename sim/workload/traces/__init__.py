@@ -106,7 +106,7 @@ def _reading(head: Head, chosen: Chosen, form: Format, trace: Trace) -> Reading:
     if trace.time_unit is not None and (given is None or isinstance(given, str) or given.unit is None):
         unit = trace.time_unit
     size = trace.hash_block_tokens or form.hash_block_tokens or (16 if chosen.columns.hash_ids else 0)
-    return Reading(head, chosen.columns, Clock(unit), size, skip_empty=trace.on_empty == "skip")
+    return Reading(head, chosen.columns, Clock(unit), size)
 
 
 def _notes(reader: Reader, chosen: Chosen, said: Said) -> tuple[str, ...]:

@@ -34,13 +34,12 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file is read: its columns and clock, and what one hash stands for; `skip_empty`: no output is 0 tokens."""
+    """How a file is read: its columns and clock, and what one hash stands for."""
 
     head: Head
     columns: Columns
     clock: Clock
     hash_block_tokens: int
-    skip_empty: bool = False
 
 
 @dataclass(slots=True)
@@ -103,6 +102,10 @@ class Reader(Protocol):
         """Say where a row's value stands."""
         ...
 
+    def count(self) -> int:
+        """All rows of the file, whose values are not looked at."""
+        ...
+
 
 def line_place(path: Path) -> Callable[[int, str], str]:
     """Places of a file that is read by lines: `trace.csv:17 ContextTokens`."""
@@ -115,22 +118,22 @@ def assemble(
     lines: Sequence[int],
     find: Find,
     *,
-    typed: bool = False,
     times: Times | None = None,
 ) -> RowBatch:
     """Parse what `find` gives for each column's name (None: not there); UserError at `place(line, column)`.
 
-    Lists, or arrays of numbers where every value is known to be one. `typed`: text is never a number; `times`: they are
-    known already. Without a column of arrivals all come at once, without one of lengths all are 1 (`distribution:
-    empirical` reads lengths alone).
+    Lists, or arrays of numbers where every value is known to be one. A number may be text, as BigQuery's JSON has it.
+    `times`: they are known already. Without a column of arrivals all come at once, without one of lengths all are 1
+    (`distribution: empirical` reads lengths alone).
     """
     columns = reading.columns
+    kind = values.TOKENS if reading.head.delimiter == ";" else values.GROUPED_TOKENS
 
     def optional(name: str | None, kind: Kind[T]) -> list[T] | None:
         found = find(name) if name is not None else None
         return None if name is None or found is None else kind.parse(found, lambda i: place(lines[i], name))
 
-    def tokens(name: str | None, kind: Kind[int]) -> Ints:
+    def tokens(name: str | None) -> Ints:
         found = None if name is None else find(name)
         if name is None or found is None:
             return np.ones(len(lines), dtype=np.int64)
@@ -138,8 +141,7 @@ def assemble(
             if found.min() >= 0 and found.max() <= values.MAX_TOKENS:
                 return found
             found = found.tolist()
-        listed = (kind.typed() if typed else kind).parse(found, lambda i: place(lines[i], name))
-        return np.array(listed, dtype=np.int64)
+        return np.array(kind.parse(found, lambda i: place(lines[i], name)), dtype=np.int64)
 
     name = columns.arrival
     if times is None:
@@ -147,12 +149,12 @@ def assemble(
         if found is None:
             times = np.zeros(len(lines), dtype=np.int64)
         else:
-            times = reading.clock.parse(found, lambda i: place(lines[i], name or ""), typed=typed)
+            times = reading.clock.parse(found, lambda i: place(lines[i], name or ""))
     return RowBatch(
         lines,
         times,
-        tokens(columns.prompt, values.TOKENS),
-        tokens(columns.output, values.TOKENS_OR_NONE if reading.skip_empty else values.TOKENS),
+        tokens(columns.prompt),
+        tokens(columns.output),
         request_id=optional(columns.request_id, values.REQUEST_IDS),
         priority=optional(columns.priority, values.PRIORITIES),
         tenant=optional(columns.tenant, values.TEXTS),

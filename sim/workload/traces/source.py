@@ -52,6 +52,7 @@ class TraceSource:
         self._notes = (*notes, *getattr(reader, "notes", ()))
         self._reader, self._settings, self._has_order = reader, settings, has_order
         self._priorities, self._tenants, self._seed = priorities or [], tenants or [], seed
+        self._taken: int | None = None  # rows, when all is read
         self._has_ids: bool | None = None  # by the first batch
         self._has_tenants: bool | None = None  # by the batches so far
 
@@ -74,7 +75,16 @@ class TraceSource:
         if turns:
             names = ", ".join(turns)
             pictured.append(f"conversations are not simulated from a file: {names}; rows go at their own times")
-        return (*self._notes, *pictured)
+        return (*self._notes, *pictured, *self._left_out())
+
+    def _left_out(self) -> Iterator[str]:
+        """How many rows `between` and `limit` left out."""
+        limits = {key: getattr(self._settings, key) for key in ("between", "limit") if getattr(self._settings, key)}
+        if limits and self._taken is not None:
+            total = self._reader.count()
+            if left := total - self._taken - self.skipped:
+                why = ", ".join(f"{key}: {value}" for key, value in limits.items())
+                yield f"{left:,} of its {total:,} rows were left out ({why})"
 
     def unread(self) -> list[str]:
         """One sentence for each thing of the file that was not simulated, and for how it was read."""
@@ -87,7 +97,7 @@ class TraceSource:
 
     def chunks(self) -> Iterator[RequestChunk]:
         """Read the file; UserError for a malformed row, and for a file without requests."""
-        self.skipped = num_requests = 0
+        self.skipped, self._taken, num_requests = 0, None, 0
         self._has_ids = self._has_tenants = None
         first: int | None = None
         last = None
@@ -108,6 +118,7 @@ class TraceSource:
             rule += f" between {' and '.join(map(str, self._settings.between))}" if self._settings.between else ""
             rule += f": all its {self.skipped} rows are without output tokens" if self.skipped else ""
             raise UserError(Problem(str(self.path), rule, mend="name another file, or other rows of it"))
+        self._taken = num_requests
 
     def _ordered(self) -> Iterator[RowBatch]:
         """The rows between the bounds, in the file's order or sorted by arrival."""
@@ -156,9 +167,9 @@ class TraceSource:
         passed = len(outputs) if len(indices) != room else int(indices[-1]) + 1 if room else 0
         empty = np.flatnonzero(outputs[:passed] == 0)
         if len(empty) and self._settings.on_empty != "skip":
-            mend = "remove the row, or set on_empty: skip, which counts it"
-            name = self._reader.columns.output
-            raise self._error(batch, int(empty[0]), name, "a request needs output tokens", 0, mend)
+            mend = "remove the row, or set on_empty: skip (--on-empty skip), which counts it"
+            name, rule = self._reader.columns.output, "a request needs output tokens, and here are none"
+            raise self._error(batch, int(empty[0]), name, rule, NOTHING, mend)
         self.skipped += len(empty)
         return batch.keep(indices)
 
@@ -170,8 +181,8 @@ class TraceSource:
         columns, times = self._reader.columns, batch.arrival
         if not batch.num_prompt_tokens.all():
             i = int(np.flatnonzero(batch.num_prompt_tokens == 0)[0])
-            rule = "a request needs prompt tokens"
-            raise self._error(batch, i, columns.prompt, rule, 0, "fill it in, or remove the row")
+            rule = "a request needs prompt tokens, and here are none"
+            raise self._error(batch, i, columns.prompt, rule, NOTHING, "fill it in, or remove the row")
         before = np.concatenate([[times[0] if last is None else last], times[:-1]])
         if self._has_order and (before > times).any():
             i = int(np.flatnonzero(before > times)[0])

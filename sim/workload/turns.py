@@ -1,0 +1,161 @@
+"""Sessions: which requests of a source wait for others, and whose conversation their prompts go on.
+
+A row is a turn. It is sent at its own time, or a delay after the last of those that it waits for has ended, whichever
+is later. Its prompt begins with the whole conversation of its parent, prompt and answer, as far as it is long enough:
+a prompt that is shorter than both has left the answer out (a thought that is not sent again), one that is shorter than
+the parent's prompt alone has nothing of it (the conversation was summed up).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from simbatch.sim.workload.chunk import RequestSource
+
+NO_ROW = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What makes turns of a source's rows: columns over all of them, in the order of the source.
+
+    The first row of a session waits for nobody. `first` and `waiting` say who waits for row i:
+    `waiting[first[i]:first[i + 1]]`, each in the order of the rows.
+    """
+
+    session: array[int]  # number of the session, from 0, in the order of their first rows
+    turn: array[int]  # how many turns before it were awaited one after the other: 0 for the first
+    parent: array[int]  # whose conversation its prompt goes on; NO_ROW: it begins one
+    delay_ps: array[int]  # between the end of the last that it waits for, as its client sees it, and its sending
+    num_awaited: array[int]  # how many rows must have ended before it is sent
+    first: array[int]  # one more than there are rows
+    waiting: array[int]
+    names: Sequence[str] | None = None  # of the sessions; None: their numbers as text
+    system: array[int] | None = None  # by session: number of the system prompt that its first prompt begins with
+    num_system_tokens: int = 0  # of each system prompt; 0: none is known
+    max_sessions: int | None = None  # users: a session begins when another one has ended; None: at its own time
+
+    def __len__(self) -> int:
+        return len(self.session)
+
+    @property
+    def num_sessions(self) -> int:
+        """How many conversations there are."""
+        return max(self.session, default=-1) + 1
+
+    def name(self, row: int) -> str:
+        """What the row's session is called."""
+        number = self.session[row]
+        return str(number) if self.names is None else self.names[number]
+
+
+def turns_of(
+    awaited: Sequence[Sequence[int]],
+    delay_ps: Sequence[int],
+    parents: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+) -> Turns:
+    """Turns from the rows that each row waits for; the first of them is its parent unless `parents` says otherwise.
+
+    `names` are the rows' sessions; rows that wait for each other, through however many others, have one in any case,
+    and the first row's name. Raises `CycleError` for rows that wait for themselves.
+    """
+    n = len(awaited)
+    followers: list[list[int]] = [[] for _ in range(n)]
+    for row, others in enumerate(awaited):
+        for other in others:
+            followers[other].append(row)
+    first, waiting = array("q", [0]), array("q")
+    for rows in followers:
+        waiting.extend(rows)
+        first.append(len(waiting))
+    session, turn = array("q", [NO_ROW]) * n, array("q", [0]) * n
+    found: list[object] = []
+    roots = _roots(awaited)
+    for row in range(n):
+        root = roots[row]
+        if session[root] < 0:
+            session[root] = len(found)
+            found.append(root if names is None else names[root])
+        session[row] = session[root]
+    for row in _in_order(awaited, first, waiting):
+        turn[row] = max((turn[other] + 1 for other in awaited[row]), default=0)
+    own = array("q", [others[0] if others else NO_ROW for others in awaited])
+    return Turns(
+        session,
+        turn,
+        own if parents is None else array("q", parents),
+        array("q", delay_ps),
+        array("q", [len(others) for others in awaited]),
+        first,
+        waiting,
+        names=None if names is None else [str(name) for name in found],
+    )
+
+
+class CycleError(ValueError):
+    """Rows wait for each other; `row` is one of them."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} waits for itself")
+        self.row = row
+
+
+def _roots(awaited: Sequence[Sequence[int]]) -> list[int]:
+    """Of each row the first one that hangs together with it."""
+    roots = list(range(len(awaited)))
+
+    def find(row: int) -> int:
+        while roots[row] != row:
+            roots[row] = row = roots[roots[row]]
+        return row
+
+    for row, others in enumerate(awaited):
+        for other in others:
+            one, two = sorted((find(row), find(other)))
+            roots[two] = one
+    return [find(row) for row in range(len(awaited))]
+
+
+def _in_order(awaited: Sequence[Sequence[int]], first: array[int], waiting: array[int]) -> Iterator[int]:
+    """The rows, each behind those that it waits for."""
+    left = [len(others) for others in awaited]
+    ready = [row for row, count in enumerate(left) if not count]
+    num = 0
+    while ready:
+        row = ready.pop()
+        num += 1
+        yield row
+        for follower in waiting[first[row] : first[row + 1]]:
+            left[follower] -= 1
+            if not left[follower]:
+                ready.append(follower)
+    if num < len(left):
+        raise CycleError(next(row for row, count in enumerate(left) if count))
+
+
+def whole_prompts(turns: Turns, num_new_tokens: Sequence[int], num_output_tokens: Sequence[int]) -> list[int]:
+    """Lengths of the prompts when rows say what is new in them: the parent's prompt and answer stand before it.
+
+    Of 100 new tokens and 20 of answer, then 50 and 20: prompts of 100 and 170.
+    """
+    lengths, awaited = [0] * len(turns), turns.num_awaited.tolist()
+    ready = [row for row, count in enumerate(awaited) if not count]
+    while ready:
+        row = ready.pop()
+        parent = turns.parent[row]
+        before = 0 if parent < 0 else lengths[parent] + num_output_tokens[parent]
+        lengths[row] = before + num_new_tokens[row]
+        for follower in turns.waiting[turns.first[row] : turns.first[row + 1]]:
+            awaited[follower] -= 1
+            if not awaited[follower]:
+                ready.append(follower)
+    return lengths
+
+
+def turns_in(source: RequestSource) -> Turns | None:
+    """Which rows of the source wait for which, where they are turns of sessions; None where nobody waits."""
+    found: Turns | None = getattr(source, "turns", None)
+    return found
