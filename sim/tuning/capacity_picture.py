@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO, Metric
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.report import style
 from simbatch.sim.tuning.capacity import Capacity
