@@ -1,4 +1,7 @@
-"""Traces as JSON: an object a line, or a list of objects, read whole; `usage.prompt_tokens` is a key within."""
+"""Traces as JSON: an object a line, or a list of objects, read whole; `usage.prompt_tokens` is a key within.
+
+A row with a list `turns` (aiperf's multi_turn) is as many rows, each with what stands beside the list.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,14 @@ from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import json_value
-from simbatch.sim.workload.files import open_text, text_errors
+from simbatch.sim.workload.files import open_binary, open_text, text_errors
 from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Head, Reading, RowBatch, assemble, line_place
 
 MEND = "complete or remove the line if the file was cut off, or check the format"
 JsonRow = dict[str, Any]
-_TURN = ("delay", "session_id", "parent_chat_id")  # of a session: a row without a time of its own
+_TURNS, _SESSION = "turns", "session_id"
+_OF_FIRST = ("timestamp", "delay")  # what stands beside a list of turns and is not of all of them
+_BLOCK = 1 << 20
 
 
 def head_of_lines(path: Path, kind: str) -> Head | None:
@@ -44,7 +49,31 @@ def _rows(path: Path, kind: str) -> Iterator[tuple[int, JsonRow]]:
         if not isinstance(row, dict):
             place = f"{path}:{number}" if kind == "jsonl" else f"{path} [{number - 1}]"
             raise UserError(Problem(place, "must be one JSON object a line: {...}", row, "check the format"))
-        yield number, row
+        turns = row.get(_TURNS)
+        if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
+            yield from ((number, turn) for turn in _parted(row, number))
+        else:
+            yield number, row
+
+
+def _parted(row: JsonRow, number: int) -> Iterator[JsonRow]:
+    """The turns of a row as rows of a session; one without a name has the row's number."""
+    common = {_SESSION: f"#{number}"} | {key: value for key, value in row.items() if key != _TURNS}
+    rest = {key: value for key, value in common.items() if key not in _OF_FIRST}
+    for i, turn in enumerate(row[_TURNS]):
+        yield (rest if i else common) | turn
+
+
+def mentions(path: Path, names: Sequence[str]) -> bool:
+    """Whether one of these keys stands anywhere in the file."""
+    quoted = [f'"{name}"'.encode() for name in names]
+    longest, rest = max(map(len, quoted)), b""
+    with text_errors(path), open_binary(path) as file:
+        while block := file.read(_BLOCK):
+            rest = rest[-longest:] + block
+            if any(name in rest for name in quoted):
+                return True
+    return False
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -100,19 +129,7 @@ class LinesReader:
                 found = [_within(row, name) for row in rows]
             return None if found.count(None) == len(found) and name not in self.columns[:3] else found
 
-        self._refuse_turns(lines, rows)
         return assemble(self._reading, self.place, lines, find, typed=True)
-
-    def _refuse_turns(self, lines: list[int], rows: list[JsonRow]) -> None:
-        """A row without a time may be a session's later turn, which goes when the one before it has ended."""
-        name = self.columns.arrival
-        if name is None or "." in name:
-            return
-        for line, row in zip(lines, rows, strict=True):
-            if row.get(name) is None and any(key in row for key in _TURN):
-                rule = "is a later turn of a session, without a time: it would wait for the answer before it"
-                mend = f"sessions are not simulated from a file: give every row its own {name}, or remove later turns"
-                raise UserError(Problem(self.place(line, name), rule, mend=mend))
 
 
 def _within(row: JsonRow, name: str) -> object:

@@ -34,13 +34,18 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file is read: its columns and clock, and what one hash stands for; `skip_empty`: no output is 0 tokens."""
+    """How a file is read: its columns and clock, and what one hash stands for; `skip_empty`: no output is 0 tokens.
+
+    `delay_ps`: rows are turns of sessions, which may be without a time of their own, and a delay is in units of so many
+    ps; 0: they are not.
+    """
 
     head: Head
     columns: Columns
     clock: Clock
     hash_block_tokens: int
     skip_empty: bool = False
+    delay_ps: int = 0
 
 
 @dataclass(slots=True)
@@ -56,6 +61,10 @@ class RowBatch:
     tenant: list[str | None] | None = None
     hash_ids: list[tuple[int, ...] | None] | None = None  # None: the row says nothing about its prefix
     predicted_output_tokens: list[float] | None = None
+    has_time: NDArray[np.bool_] | None = None  # None: all have one of their own
+    session: list[str | None] | None = None
+    parent: list[tuple[str, ...] | None] | None = None  # ids; None: the row says nothing about it
+    delay_ps: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.arrival)
@@ -79,7 +88,7 @@ class RowBatch:
             parts = [getattr(batch, name) for batch in batches]
             if all(isinstance(part, np.ndarray) for part in parts):
                 return np.concatenate(parts)
-            blank = 0 if name == "priority" else None
+            blank = 0 if name in ("priority", "delay_ps") else None
             whole = [value for part, b in zip(parts, batches, strict=True) for value in (part or [blank] * len(b))]
             return None if all(part is None for part in parts) else whole
 
@@ -124,7 +133,7 @@ def assemble(
     known already. Without a column of arrivals all come at once, without one of lengths all are 1 (`distribution:
     empirical` reads lengths alone).
     """
-    columns = reading.columns
+    columns, is_turn = reading.columns, reading.delay_ps > 0
 
     def optional(name: str | None, kind: Kind[T]) -> list[T] | None:
         found = find(name) if name is not None else None
@@ -141,13 +150,17 @@ def assemble(
         listed = (kind.typed() if typed else kind).parse(found, lambda i: place(lines[i], name))
         return np.array(listed, dtype=np.int64)
 
-    name = columns.arrival
+    has_time = np.full(len(lines), True) if is_turn else None
     if times is None:
-        found = None if name is None else find(name)
-        if found is None:
-            times = np.zeros(len(lines), dtype=np.int64)
-        else:
-            times = reading.clock.parse(found, lambda i: place(lines[i], name or ""), typed=typed)
+        name = columns.arrival or ""
+        found = None if columns.arrival is None else find(name)
+        has_time = np.array([value not in (None, "") for value in found or [None] * len(lines)]) if is_turn else None
+        there: Sequence[int] = range(len(lines)) if has_time is None else np.flatnonzero(has_time).tolist()
+        times = np.zeros(len(lines), dtype=np.int64)
+        if found is not None:
+            own = found if has_time is None else [found[i] for i in there]
+            parsed = reading.clock.parse(own, lambda i: place(lines[there[i]], name), typed=typed)
+            times = parsed if has_time is None else _spread(parsed, has_time)
     return RowBatch(
         lines,
         times,
@@ -158,4 +171,15 @@ def assemble(
         tenant=optional(columns.tenant, values.TEXTS),
         hash_ids=optional(columns.hash_ids, values.HASH_IDS),
         predicted_output_tokens=optional(columns.predicted_output, values.PREDICTIONS),
+        has_time=has_time,
+        session=optional(columns.session, values.LABELS) if is_turn else None,
+        parent=optional(columns.parent, values.PARENTS) if is_turn else None,
+        delay_ps=optional(columns.delay, values.delays(reading.delay_ps)) if is_turn else None,
     )
+
+
+def _spread(times: Times, there: NDArray[np.bool_]) -> Times:
+    """The times at their rows, 0 at those that have none."""
+    spread: Times = np.zeros(len(there), dtype=times.dtype)
+    spread[there] = times
+    return spread
