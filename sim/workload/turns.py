@@ -71,7 +71,8 @@ def turns_of(
     for rows in followers:
         waiting.extend(rows)
         first.append(len(waiting))
-    session, turn, found = array("q", [NO_ROW]) * n, array("q", [0]) * n, []
+    session, turn = array("q", [NO_ROW]) * n, array("q", [0]) * n
+    found: list[object] = []
     roots = _roots(awaited)
     for row in range(n):
         root = roots[row]

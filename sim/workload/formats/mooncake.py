@@ -1,7 +1,7 @@
 """Mooncake's traces (ms, 512 tokens a hash), vLLM's timed_trace and Bailian's (s, 16), which have the same keys.
 
-The number of hashes in the first row tells the first two apart; session_id and delay are Mooncake's as aiperf and Dynamo
-write conversations, chat_id and parent_chat_id are Bailian's.
+The number of hashes in the first row tells the first two apart; session_id and delay are Mooncake's as aiperf and
+Dynamo write conversations, chat_id and parent_chat_id are Bailian's.
 """
 
 from collections.abc import Callable

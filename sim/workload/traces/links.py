@@ -1,4 +1,4 @@
-"""What a written trace says of who waits for whom: session, delay, and parents where the order of rows does not say it."""
+"""What a written trace says of who waits for whom: session, delay, and parents that are not the row before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ class Links(NamedTuple):
     """Columns over all rows of a source with turns."""
 
     session: list[str]
-    parent: list[str | int | list[str] | None]  # None: it waits for the row before it of its session, if there is one
+    parent: Sequence[
+        str | int | list[str] | None
+    ]  # None: it waits for the row before it of its session, if there is one
     delay_ps: Sequence[int]
     waits: list[bool]
     num_lost: int  # rows whose parents the format cannot say
@@ -35,8 +37,8 @@ def links_of(source: RequestSource, form: Format) -> Links | None:
     names = [name for chunk in source.chunks() for name in chunk.request_id or ()]
     waits = [num > 0 for num in turns.num_awaited]
     if form.columns.session is None:
-        parents = [_named(awaited, names) if awaited else NOBODY for awaited in awaited_of(turns)]
-        return Links([], parents, turns.delay_ps, waits, 0)
+        chats = [_named(awaited, names) if awaited else NOBODY for awaited in awaited_of(turns)]
+        return Links([], chats, turns.delay_ps, waits, 0)
     parents = _beside_order(turns, names)
     num_lost = 0 if form.columns.parent else sum(parent is not None for parent in parents)
     return Links([turns.name(row) for row in range(len(turns))], parents, turns.delay_ps, waits, num_lost)

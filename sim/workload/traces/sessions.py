@@ -5,8 +5,8 @@
 2. The first row of a session needs a time of its own, unless no row has one: then all begin at once.
 3. `between` takes whole sessions, by when they begin: one that is cut would begin with a conversation that nobody has
    computed. `limit` takes the first rows. A row that `on_empty: skip` leaves out hands on whom it waits for.
-4. `rate_scale` moves the beginnings of sessions alone. Who comes in greater numbers neither thinks nor types faster: with
-   2, sessions that begin at 10 s and 30 s begin at 5 s and 15 s, and a turn 4 s after the first stays 4 s after it.
+4. `rate_scale` moves the beginnings of sessions alone. Who comes in greater numbers neither thinks nor types faster:
+   with 2, sessions that begin at 10 s and 30 s begin at 5 s and 15 s, and a turn 4 s after the first stays there.
 """
 
 from __future__ import annotations
@@ -251,8 +251,8 @@ class _SessionRows:
         if not num_short:
             return []
         return [
-            f"{num_short:,} of {len(later):,} later turns have a shorter prompt than the turn before, and share nothing "
-            "with it; are prompts the new part alone? prompt_is: new"
+            f"{num_short:,} of {len(later):,} later turns have a shorter prompt than the turn before, and share "
+            "nothing with it; are prompts the new part alone? prompt_is: new"
         ]
 
     def _times(self, turns: Turns, scale: float) -> list[int]:

@@ -147,10 +147,9 @@ class TraceSource:
         """The rows of a file with sessions; what is drawn is drawn for a session."""
         rows, times, turns, _, self.skipped = self._conversations
         number = range(len(rows)) if turns is None else turns.session
-        priorities, tenants = (
-            draw_shares(shares, stream(self._seed, purpose), max(number) + 1)
-            for shares, purpose in ((self._priorities, Purpose.PRIORITIES), (self._tenants, Purpose.TENANTS))
-        )
+        num_sessions = max(number) + 1
+        priorities = draw_shares(self._priorities, stream(self._seed, Purpose.PRIORITIES), num_sessions)
+        tenants = draw_shares(self._tenants, stream(self._seed, Purpose.TENANTS), num_sessions)
         for begin in range(0, len(rows), CHUNK_SIZE):
             part = range(begin, min(begin + CHUNK_SIZE, len(rows)))
             batch = rows.keep(np.arange(part.start, part.stop))

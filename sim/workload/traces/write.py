@@ -129,7 +129,7 @@ def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None, links: Links |
     }
     if links is not None:
         part = slice(first, first + n)
-        columns |= {"session": links.session[part] or [None] * n, "parent": links.parent[part]}
+        columns |= {"session": links.session[part] or [""] * n, "parent": links.parent[part]}
         columns["delay"] = links.delay_ps[part]
         waits = zip(chunk.arrival_ps, links.waits[part], strict=True)
         columns["arrival"] = [None if is_later and not ps else ps for ps, is_later in waits]
