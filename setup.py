@@ -17,7 +17,7 @@ MODULES = {
     "cost": ["draws", "host", "model"],
     "engine": [
         "cluster", "decode_group", "door", "front_end", "gateway", "gathered", "leap", "pace", "recorder", "replica",
-        "resources", "stepwise", "timed", "traffic", "untimed",
+        "resources", "sessions", "stepwise", "timed", "traffic", "untimed",
     ],
     "scheduler": ["batch", "kv_cache", "planned", "request", "scheduler", "views", "waiting"],
 }  # fmt: skip

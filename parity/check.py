@@ -19,6 +19,7 @@ from simbatch.sim.scenario.rules import start_problems
 
 RECORDINGS = Path(__file__).parent / "recordings"  # decisions alone: the host takes no time
 TIMING = Path(__file__).parent / "timing"  # with the host's times
+SESSIONS = Path(__file__).parent / "sessions"  # turns that a client sends when others have ended, both kinds
 OTHERS = Path(__file__).parent / "other_versions"  # decisions of other versions than 0.32, where they differ from it
 
 
@@ -96,7 +97,7 @@ def as_compared(line: dict[str, Any] | None) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """Compare every recording of the folder."""
-    folders = [Path(argument) for argument in arguments] or [RECORDINGS, TIMING, OTHERS]
+    folders = [Path(argument) for argument in arguments] or [RECORDINGS, TIMING, SESSIONS, OTHERS]
     pairs = [pair for folder in folders for pair in recordings(folder)]
     if not pairs:
         print(f"{folders[0]}: no case (*.json) with a recording (*.jsonl.gz beside it or in ../expected)")

@@ -24,7 +24,7 @@ from typing import Any
 
 from parity.check import RECORDINGS, TIMING, first_difference, load
 from parity.defaults import names_used, wrong_defaults
-from parity.fuzz import random_case, timing_case
+from parity.random_cases import random_case, timing_case
 from parity.sources import NotToBeHadError, environment, site_of
 from parity.versions_page import CERTIFICATES, known_versions, write_page
 from simbatch.sim.scheduler.versions import CHANGES

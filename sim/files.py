@@ -67,12 +67,17 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json_text(content), encoding="utf-8")
 
 
-def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+def yaml_text(content: Mapping[str, Any]) -> str:
     """Block style, in the order given."""
     import yaml
 
-    text = yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(text, encoding="utf-8")
+    text: str = yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """The text of `yaml_text`, for a writer of `write_all`."""
+    path.write_text(yaml_text(content), encoding="utf-8")
 
 
 def plain(value: Any) -> Any:

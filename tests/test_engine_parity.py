@@ -14,7 +14,8 @@ from simbatch.sim.compiled import is_compiled
 from simbatch.sim.scheduler.kv_cache import PrefixKVCache
 from simbatch.sim.scheduler.request import Request
 
-RECORDINGS = [pair for folder in (check.RECORDINGS, check.TIMING, check.OTHERS) for pair in recordings(folder)]
+FOLDERS = check.RECORDINGS, check.TIMING, check.SESSIONS, check.OTHERS
+RECORDINGS = [pair for folder in FOLDERS for pair in recordings(folder)]
 
 
 @pytest.mark.parametrize(("case", "recording"), RECORDINGS, ids=[case.stem for case, _ in RECORDINGS])

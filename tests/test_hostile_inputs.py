@@ -117,7 +117,7 @@ TRACES = {
         "t.csv:3 TIMESTAMP: is 63158400 s after the trace's first request",
     ),
     "semicolons": ("t.csv", AZURE.replace(",", ";") + "x;1;2\n", "t.csv:2 TIMESTAMP: must be a timestamp (got 'x')"),
-    "small letters": ("t.csv", AZURE.lower() + "x,1,2\n", "is it 'timestamp'? --columns arrival=timestamp"),
+    "small letters": ("t.csv", AZURE.lower() + "x,1,2\n", "--columns arrival=timestamp,prompt=contexttokens,output="),
     "columns of another tool and no row": (
         "t.csv",
         "arrival_s,prompt_tokens,output_tokens\n",
@@ -131,7 +131,7 @@ TRACES = {
     "a list of objects": (
         "t.json",
         '[{"arrival_s": 0}]',
-        "num_prompt_tokens: the column is missing; the file has arrival_s",
+        "num_prompt_tokens, num_output_tokens: the columns are missing; the file has arrival_s",
     ),
     "Git LFS's pointer": ("t.csv", "version https://git-lfs.github.com/spec/v1\noid x\n", "git lfs pull"),
     "a benchmark of nothing": ("t.json", '{"start_times": [], "input_lens": [], "output_lens": []}', "no requests"),

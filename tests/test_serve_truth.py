@@ -8,7 +8,7 @@ import simpy
 
 from benchmarks.serve_constants import constants
 from benchmarks.serve_decisions import Lines, NoColumns, differences
-from parity.recording import CaseTraffic
+from parity.case_traffic import CaseTraffic
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.cost.host import HostTimes, LaunchTimes

@@ -102,7 +102,7 @@ def test_convert_tells_the_format_by_the_ending(table: Path, tmp_path: Path) -> 
 def test_convert_splits_hashes_so_that_the_defaults_read_them(tmp_path: Path) -> None:
     path = shared("mooncake/conversation_trace.jsonl")
     result = call("convert", path, tmp_path / "out.jsonl", "--limit", 50)
-    assert result.stderr == ""
+    assert result.stderr == f"warning: {path.name}: 11,981 of its 12,031 rows were left out (limit: 50)\n"
     found = read(tmp_path / "out.jsonl")
     assert [len(row) for row in found["hash_ids"]] == [-(-prompt // 16) for prompt in found["num_prompt_tokens"]]
     assert len({row[0] for row in found["hash_ids"]}) == len({row[0] for row in read(path, limit=50)["hash_ids"]})
@@ -112,10 +112,7 @@ def test_convert_can_keep_the_hashes(tmp_path: Path) -> None:
     path = shared("mooncake/conversation_trace.jsonl")
     out = tmp_path / "out.csv"
     result = call("convert", path, out, "--out-hash-block-tokens", 512, "--limit", 50)
-    assert (
-        result.stderr
-        == f"warning: {out} does not say that a hash stands for 512 tokens: read it with hash_block_tokens: 512\n"
-    )
+    assert f"{out} does not say that a hash stands for 512 tokens: read it with hash_block_tokens" in result.stderr
     assert read(out, hash_block_tokens=512)["hash_ids"] == read(path, limit=50)["hash_ids"]
 
 

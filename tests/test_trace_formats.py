@@ -204,7 +204,7 @@ def test_or_by_the_files_name(tmp_path: Path) -> None:
 
 def test_or_by_nothing_and_then_the_format_must_be_given(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "t.jsonl", TIMED_ROWS)
-    with pytest.raises(UserError, match=r"t\.jsonl:1: mooncake .* and timed_trace .* the same keys.*; give the format"):
+    with pytest.raises(UserError, match=r"t\.jsonl:1: mooncake .* the same keys.* fit both; say which"):
         source_of(path)
     assert read(path, format="mooncake")["arrival_ps"] == [0, 4 * 10**9]
 

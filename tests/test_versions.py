@@ -9,7 +9,7 @@ from parity import versions_page
 from parity.check import RECORDINGS, first_difference, load, recordings
 from parity.conform import by_turns, is_conform
 from parity.defaults import names_used
-from parity.fuzz import random_case
+from parity.random_cases import random_case
 from parity.recording import CaseLines
 from simbatch import Scenario, UserError
 from simbatch.cli import main

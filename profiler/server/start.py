@@ -29,7 +29,10 @@ CPU_KV_SPACE_GIB = "1"
 # what a user can do about a start that failed, by what vLLM says then
 MENDS = (
     (
-        ("No available memory for the cache", "larger than the available KV", "less than requested memory for kv"),
+        (
+            *("No available memory for the cache", "larger than the available KV", "less than requested memory for kv"),
+            "leaving none for the KV cache",  # since 0.33
+        ),
         "lower --max-model-len, --max-num-seqs or --max-num-batched-tokens, or raise --gpu-memory-utilization or "
         "--tensor-parallel-size",
     ),

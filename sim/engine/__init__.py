@@ -20,16 +20,16 @@ from simbatch.sim.engine.explain import Event, Watch
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.leap import Leap
 from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.members import ClusterRun, Member, front_end_of, prefix_keys
+from simbatch.sim.engine.members import ClusterRun, Member, front_end_of, prefix_keys, traffic_of
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.stepwise import Stepwise
-from simbatch.sim.engine.traffic import Traffic
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
+from simbatch.sim.workload.turns import turns_in
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
@@ -71,7 +71,8 @@ class Run:
         self.recorder = Recorder(keep_steps=steps, is_timed=config.host is not None or front is not None)
         network_ps = config.front_end.network_ps if config.front_end else 0
         keys = prefix_keys([config], source)
-        traffic = self.traffic = Traffic(source, self.recorder, config.max_model_len, keys, progress, network_ps)
+        self.source = source
+        traffic = self.traffic = traffic_of(source, self.recorder, config.max_model_len, keys, progress, network_ps)
         self.front_end: FrontEnd | None = None
         if front is not None:
             limits = config.max_num_queued_reqs, config.max_num_queued_tokens
@@ -105,6 +106,8 @@ class Run:
             num_preemptions=scheduler.num_preemptions,
             num_recomputed_tokens=scheduler.num_recomputed_tokens,
             front_end_late_ps=self.front_end.late_ps if self.front_end else 0,
+            turns=turns_in(self.source),
+            num_not_sent=self.traffic.num_not_sent,
         )
 
 

@@ -23,12 +23,14 @@ from simbatch.sim.engine.record import SEGMENT_DTYPE, TOKEN_DTYPE, ReplicaLog, R
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import Host
+from simbatch.sim.engine.sessions import SessionTraffic
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import Lane, Traffic
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import PrefixKeys
+from simbatch.sim.workload.turns import turns_in
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource
@@ -68,7 +70,7 @@ class ClusterRun:
         progress: Callable[[int], None] | None = None,
         listeners: Sequence[Listener] | None = None,
     ) -> None:
-        self.members = members
+        self.members, self.source = members, source
         self.env = simpy.Environment(0)
         configs = [member.config for member in members]
         self.networks_ps = [config.front_end.network_ps if config.front_end else 0 for config in configs]
@@ -78,7 +80,7 @@ class ClusterRun:
         self.recorder = Recorder(keep_steps=steps, is_timed=is_timed)
         self.recorder.replica = self.recorder.new_column()
         keys = prefix_keys(configs, source)
-        self.traffic = Traffic(source, self.recorder, ANY_LENGTH, keys, progress)
+        self.traffic = traffic_of(source, self.recorder, ANY_LENGTH, keys, progress)
         published = Published(refresh_ps)
         views = [_view(i, member, published) for i, member in enumerate(members)]
         self.gateway = Gateway(router, views, random.Random((ROUTER_STREAM << 64) + seed).random)
@@ -161,6 +163,8 @@ class ClusterRun:
             replicas=logs,
             num_sent_again=self.cluster.num_sent_again,
             num_lost_tokens=self.cluster.num_lost_tokens,
+            turns=turns_in(self.source),
+            num_not_sent=self.traffic.num_not_sent,
         )
 
     def _log(self, index: int, rows: slice, token_rows: slice) -> ReplicaLog:
@@ -217,6 +221,21 @@ def front_end_of(config: EngineConfig) -> FrontEndTimes | None:
 
 def prefix_keys(configs: Sequence[EngineConfig], source: RequestSource) -> PrefixKeys | None:
     """How the blocks of prompts get their names; None where no engine shares any. All have one block size."""
-    if source.hash_block_tokens and any(config.enable_prefix_caching for config in configs):
-        return PrefixKeys(source.hash_block_tokens, configs[0].block_size)
+    block_size = configs[0].block_size
+    has_names = source.hash_block_tokens or turns_in(source) is not None
+    if has_names and any(config.enable_prefix_caching for config in configs):
+        return PrefixKeys(source.hash_block_tokens or block_size, block_size)
     return None
+
+
+def traffic_of(
+    source: RequestSource,
+    recorder: Recorder,
+    max_model_len: int,
+    keys: PrefixKeys | None,
+    progress: Callable[[int], None] | None,
+    network_ps: int = 0,
+) -> Traffic:
+    """What sends the requests of a source: one after the other, or turn by turn where they are turns of sessions."""
+    kind = Traffic if turns_in(source) is None else SessionTraffic
+    return kind(source, recorder, max_model_len, keys, progress, network_ps)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from simbatch.sim.workload.turns import Turns
 
 FINISHED, REJECTED, UNFINISHED, REFUSED = 0, 1, 2, 3  # refused: by the front end, with 503
 STATUS_NAMES = ("finished", "rejected", "unfinished", "refused")
@@ -68,7 +71,10 @@ class StepRow(NamedTuple):
 
 @dataclass(frozen=True)
 class RequestColumns:
-    """One entry per request, in input order; times in ps, -1 where the event never came."""
+    """One entry per request, in input order, or in order of sending where they are turns of sessions (`row` is there).
+
+    Times are in ps, -1 where the event never came.
+    """
 
     arrival_ps: NDArray[np.int64]
     scheduled_ps: NDArray[np.int64]
@@ -87,6 +93,7 @@ class RequestColumns:
     client_first_token_ps: NDArray[np.int64] | None = None  # the network included; None: at the engine's
     client_finish_ps: NDArray[np.int64] | None = None
     replica: NDArray[np.int64] | None = None  # where each was sent last; None: there is one engine
+    row: NDArray[np.int64] | None = None  # of the source, of turns of sessions (`RunRecord.turns`)
 
     def only(self, chosen: NDArray[np.int64]) -> RequestColumns:
         """Those of these indices, in that order."""
@@ -148,6 +155,8 @@ class RunRecord:
     replicas: tuple[ReplicaLog, ...] = ()  # of a cluster
     num_sent_again: int = 0  # requests that a replica had when it went down
     num_lost_tokens: int = 0  # computed for them there
+    turns: Turns | None = None  # what the source says of its rows, where they are turns of sessions
+    num_not_sent: int = 0  # turns of sessions that ended with one that was rejected, refused or dropped
 
     @property
     def num_usable_blocks(self) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from simbatch.sim.engine.resources import Step
     from simbatch.sim.scheduler.config import EngineConfig
     from simbatch.sim.workload.chunk import RequestChunk
+    from simbatch.sim.workload.turns import Turns
 
 
 REQUEST_COLUMNS = (
@@ -61,6 +62,7 @@ class Recorder:
         self.num_truncated = 0
         self.steps: list[StepRow] | None = [] if keep_steps else None
         self.number = 0  # of the replica
+        self.row: array[int] | None = None  # of the source, where requests are turns of sessions
         self.replica: array[int] | None = None  # in a cluster: where each request was sent last
 
     def new_column(self) -> array[int]:
@@ -117,6 +119,28 @@ class Recorder:
         if chunk.tenant:  # the first tenant may stand far down in a file
             self.tenant += [None] * (len(self.status) - n - len(self.tenant))
             self.tenant += chunk.tenant
+
+    def expect_one(self, request: Request) -> None:
+        """Make room for a turn that is sent; its index is the next one."""
+        assert self.row is not None
+        self.row.append(request.row)
+        self.arrival_ps.append(request.arrival_ps)
+        self.num_prompt_tokens.append(request.num_prompt_tokens)
+        self.priority.append(request.priority)
+        for column in (self.scheduled_ps, self.first_token_ps, self.finish_ps):
+            column.append(NEVER)
+        if self.is_timed:
+            for column in (self.queued_ps, self.first_sent_ps, self.finish_sent_ps):
+                column.append(NEVER)
+        for column in (self.num_output_tokens, self.num_cached_tokens, self.num_preemptions):
+            column.append(0)
+        self.status.append(UNFINISHED)
+        if self.replica is not None:
+            self.replica.append(0)
+        self.request_id.append(request.request_id)
+        if request.tenant is not None or self.tenant:
+            self.tenant += [None] * (len(self.status) - 1 - len(self.tenant))
+            self.tenant.append(request.tenant)
 
     def rejected(self, request: Request, reason: str) -> None:
         """A request was turned away on arrival."""
@@ -175,6 +199,8 @@ class Recorder:
         num_preemptions: int,
         num_recomputed_tokens: int = 0,
         front_end_late_ps: int = 0,
+        turns: Turns | None = None,
+        num_not_sent: int = 0,
     ) -> RunRecord:
         """The finished form, as numpy columns."""
         network_ps = config.front_end.network_ps if config.front_end else 0
@@ -193,6 +219,8 @@ class Recorder:
             steps=self.steps,
             tokens=np.frombuffer(self.tokens, dtype=TOKEN_DTYPE) if self.is_timed else None,
             front_end_late_ps=front_end_late_ps,
+            turns=turns,
+            num_not_sent=num_not_sent,
         )
 
     def columns(self, network_ps: int | NDArray[np.int64]) -> RequestColumns:
@@ -215,4 +243,5 @@ class Recorder:
             client_first_token_ps=self._client_ps(self.first_sent_ps, network_ps),
             client_finish_ps=self._client_ps(self.finish_sent_ps, network_ps),
             replica=None if self.replica is None else np.array(self.replica),
+            row=None if self.row is None else np.array(self.row),
         )

@@ -38,7 +38,7 @@ class Traffic:
         progress: Callable[[int], None] | None = None,
         network_ps: int = 0,
     ) -> None:
-        self._chunks = source.chunks()
+        self._source, self._chunks = source, source.chunks()
         self._recorder = recorder
         self._max_model_len = max_model_len
         self._keys = keys
@@ -48,10 +48,15 @@ class Traffic:
         self._network_ps = network_ps  # from the server to the client
         self.horizon_ps = FAR  # everybody is known who comes
         self.num_gone = 0  # requests that have left the system
+        self.num_not_sent = 0  # turns of sessions that ended early
         self.load_cpu_s = 0.0  # spent in reading, not in simulating
         self._first = self._index = self._length = 0
         self._chunk: RequestChunk
         self.next_ps = FAR
+        self._begin()
+
+    def _begin(self) -> None:
+        """Get the first requests."""
         self._load()
         self._look()
 

@@ -6,23 +6,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import Metric, metrics_of, shown
-from simbatch.sim.report.console import in_place_of
+from simbatch.sim.metrics.registry import Metric, metrics_of
 from simbatch.sim.report.result import Result
+from simbatch.sim.report.verdicts import best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.results import files
-from simbatch.sim.results.differences import Difference, MetricRow
+from simbatch.sim.results.differences import MetricRow
 from simbatch.sim.results.experiment import SideBySide
 from simbatch.sim.results.runs import same_as
 from simbatch.sim.text import table, wrapped
 
-OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf")
-T = TypeVar("T")
+OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf", "report.html")
 
 
 class Further(Protocol):
@@ -80,12 +79,12 @@ class Comparison:
     def text(self, *, all_rows: bool = False) -> str:
         """The table for the console, plain text: its headline rows and who is best in them, or `all_rows`."""
         labels = list(self.results)
-        rows = [*_headline(self.rows, lambda row: row.metric)] if not all_rows else self.rows
+        rows = [*headline(self.rows, lambda row: row.metric)] if not all_rows else self.rows
         cells = [(row.metric.label, *(row.cell(label) for label in labels)) for row in rows]
         header = ("", *(f"{label}  " for label in labels))
         facts = next(iter(self.results.values())).facts
         title = f"{facts.scenario_name}, seed {facts.seed}: {len(labels)} candidates, * marks the best"
-        lines = [title, "", *table(header, cells), "", *_best_in(rows, labels), *_further(len(self.rows) - len(rows))]
+        lines = [title, "", *table(header, cells), "", *best_in(rows, labels), *left_out(len(self.rows) - len(rows))]
         lines += same_notes(self.same, 1)
         lines += taken_notes({label: result.summary for label, result in self.results.items()})
         if not self.same_arrivals:
@@ -120,14 +119,17 @@ class Comparison:
             **({} if self.bands is None else self.bands.as_dict()),
         }
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write compare.json, compare.csv and compare.png to `folder`; returns their paths."""
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write compare.json, compare.csv, compare.png, and with `html` report.html; returns their paths."""
         from simbatch.sim.report import compare_pictures
+        from simbatch.sim.report.page.compare import comparison_page
+        from simbatch.sim.report.page.page import page_writer
 
         writers: dict[str, Callable[[Path], None]] = {
             "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.results),
+            **page_writer(lambda: comparison_page(self.results, self.rows, self.text(all_rows=True)), html=html),
         }
         return files.write_result(Path(folder), writers, OWN_FILES)
 
@@ -140,8 +142,6 @@ class Comparison:
         return MetricRow(metric, values)
 
 
-NUM_HEADLINES = 8
-CLEAR = ("better", "worse")
 COLUMNS = ("difference", "interval", "relative", "")
 
 
@@ -173,7 +173,7 @@ class ReplicatedComparison(SideBySide):
                 for row, differences in zip(self.rows(), self.differences, strict=True)
                 if not (differences[i].metric.is_steady and differences[i].interval is None)
             ]
-            chosen = every if all_rows else [*_headline(every, lambda pair: pair[1].metric)]
+            chosen = every if all_rows else [*headline(every, lambda pair: pair[1].metric)]
             columns = COLUMNS if all_rows else (*COLUMNS[:2], "")
             rows = [
                 (row.metric.label, row.text(base), row.text(other), *difference.cells(short=not all_rows))
@@ -181,8 +181,8 @@ class ReplicatedComparison(SideBySide):
             ]
             lines += [*_table((f"{other} against {base}", base, other, *columns), rows), ""]
             if not all_rows:
-                lines += [*_said([difference for _, difference in chosen], other, base)]
-                lines += [*_further(len(every) - len(chosen)), ""]
+                lines += [*said([difference for _, difference in chosen], other, base)]
+                lines += [*left_out(len(every) - len(chosen)), ""]
         return "\n".join(wrapped([*lines, *self._notes(all_rows)])).rstrip()
 
     def as_dict(self) -> dict[str, Any]:
@@ -199,15 +199,21 @@ class ReplicatedComparison(SideBySide):
             "metrics": self.metrics(),
         }
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write compare.json, compare.csv, compare.png (of the first seed) and differences.png; returns their paths."""
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write compare.json, compare.csv and two pictures, and with `html` report.html; returns their paths.
+
+        compare.png is of the first seed, differences.png has the intervals.
+        """
         from simbatch.sim.report import compare_pictures
+        from simbatch.sim.report.page.compare import replicated_page
+        from simbatch.sim.report.page.page import page_writer
 
         writers: dict[str, Callable[[Path], None]] = {
             "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.first.results),
             "differences.png": lambda path: compare_pictures.write_differences(path, self.first.name, self),
+            **page_writer(lambda: replicated_page(self, self.first.results, self.text(all_rows=True)), html=html),
         }
         return files.write_result(Path(folder), writers, OWN_FILES)
 
@@ -241,58 +247,7 @@ class ReplicatedComparison(SideBySide):
                 )
 
 
-def _headline(rows: Sequence[T], metric_of: Callable[[T], Metric]) -> Iterator[T]:
-    """Those of the figures that a comparison is read for, in their order; the tail of the first class among them."""
-    by_key = {metric_of(row).key: row for row in rows}
-    tails = [key for key in by_key if key.startswith("simbatch.classes.") and key.endswith(".p99_ttft_ms")][:1]
-    usual = [metric.key for metric in shown("compare", lambda metric: metric.key in by_key)]
-    yield from (by_key[key] for key in [*usual[: NUM_HEADLINES - len(tails)], *tails])
-
-
-def _best_in(rows: Sequence[MetricRow], labels: Sequence[str]) -> Iterator[str]:
-    """`vllm is best in 5 of 8, fixed in 2.`, for those that have a star."""
-    judged = [row.best for row in rows if row.metric.better]
-    counts = {label: sum(label in best for best in judged) for label in labels}
-    best = sorted(filter(counts.__getitem__, labels), key=lambda label: -counts[label])
-    if not best:
-        yield f"All are alike in these {len(judged)}."
-        return
-    rest = "".join(f", {label} in {counts[label]}" for label in best[1:])
-    yield f"{best[0]} is best in {counts[best[0]]} of {len(judged)}{rest}."
-
-
-def _said(differences: Sequence[Difference], other: str, base: str) -> Iterator[str]:
-    """What is better and what is worse, `adaptive against vllm: better in P99 TPOT; worse in P99 TTFT`."""
-    by_verdict: dict[str, list[str]] = {}
-    for difference in differences:
-        by_verdict.setdefault(difference.verdict, []).append(difference.metric.title)
-    told = [f"{verdict} in {', '.join(named)}" for verdict, named in sorted(by_verdict.items()) if verdict in CLEAR]
-    yield f"{other} against {base}: {'; '.join(told) or 'no difference is shown in any of these'}."
-
-
-def _further(num_rows: int) -> Iterator[str]:
-    if num_rows > 0:
-        yield f"{num_rows} more rows with --all, and in compare.csv."
-
-
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """As everywhere, with the verdicts to the left."""
     width = max(len(row[-1]) for row in rows)
     return table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])
-
-
-def same_notes(same: Mapping[str, str], num_runs: int) -> Iterator[str]:
-    """A sentence for each candidate that others are the same as."""
-    where = "every run here" if num_runs > 1 else "this run"
-    for other in dict.fromkeys(same.values()):
-        *names, last = (label for label in same if same[label] == other)
-        who = f"{', '.join(names)} and {last} are" if names else f"{last} is"
-        yield f"NOTE: {who} the same as {other} in {where}: every request fared alike."
-
-
-def taken_notes(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Whose profile is another than it asked for; a summary of each will do."""
-    for label, summary in summaries.items():
-        profile = summary["simbatch"]["profile"]
-        if instead := in_place_of(profile, summary["simbatch"]["engine"]):
-            yield f"NOTE: {label} runs on profile {profile['name']}{instead}."

@@ -88,24 +88,24 @@ def _class_lines(classes: Mapping[str, Any]) -> Iterator[str]:
     if not classes:
         return
     yield header("Classes (latencies in ms)", "-")
-    yield from table(("class", *_GROUP_HEADER), [(name, *_group_cells(block)) for name, block in classes.items()])
+    yield from table(("class", *GROUP_HEADER), [(name, *group_cells(block)) for name, block in classes.items()])
 
 
 def _tenant_lines(ours: Mapping[str, Any]) -> Iterator[str]:
     if not ours["tenants"]:
         return
     yield header("Tenants (latencies in ms)", "-")
-    rows = [(short_name(name), *_group_cells(block)) for name, block in ours["tenants"].items()]
+    rows = [(short_name(name), *group_cells(block)) for name, block in ours["tenants"].items()]
     if others := ours["other_tenants"]:
-        rows.append((f"{others['num_tenants']:,} others", *_group_cells(others)))
-    yield from table(("tenant", *_GROUP_HEADER), rows)
+        rows.append((f"{others['num_tenants']:,} others", *group_cells(others)))
+    yield from table(("tenant", *GROUP_HEADER), rows)
     fairness = ours["fairness"]
     if fairness["tenants"] is not None:
         least = f"{short_name(fairness['least_served_tenant'])} held {number(fairness['least_fair_share_ratio'])}"
         yield f"Fairness over tenants (Jain): {number(fairness['tenants'], 3)}; {least} of its fair share of the seats"
 
 
-_GROUP_HEADER = (
+GROUP_HEADER = (
     "requests",
     *(f"{name.upper()} {statistic}" for name, statistic in GROUP_LATENCIES),
     "max wait",
@@ -113,7 +113,8 @@ _GROUP_HEADER = (
 )
 
 
-def _group_cells(block: Mapping[str, Any]) -> tuple[str, ...]:
+def group_cells(block: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a class or a tenant has below `GROUP_HEADER`."""
     return (
         f"{block['requests']['total']:,}",
         *(number(block[f"{statistic}_{name}_ms"], 1) for name, statistic in GROUP_LATENCIES),
@@ -178,10 +179,11 @@ def steady_lines(steady: Mapping[str, Any], verbose: bool = False) -> Iterator[s
 
 
 def _listed(settings: Mapping[str, Any]) -> str:
-    return "".join(f"{',' if i else ''} {key} {_plain(value)}" for i, (key, value) in enumerate(settings.items()))
+    return "".join(f"{',' if i else ''} {key} {setting_text(value)}" for i, (key, value) in enumerate(settings.items()))
 
 
-def _plain(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """A resolved value as a reader sees it; of a long list the first four and the last."""
     if value is None:
         return "none"
     if isinstance(value, bool):

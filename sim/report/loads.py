@@ -8,7 +8,8 @@ from typing import Any
 
 from simbatch.sim.files import write_json
 from simbatch.sim.metrics.registry import Metric, shown
-from simbatch.sim.report.compare import OWN_FILES, same_notes, taken_notes
+from simbatch.sim.report.compare import OWN_FILES
+from simbatch.sim.report.verdicts import same_notes, taken_notes
 from simbatch.sim.results import files
 from simbatch.sim.results.experiment import OverLoads, Point
 from simbatch.sim.scenario.chance import ONE_RUN
@@ -82,15 +83,18 @@ class LoadComparison(OverLoads):
             ],
         }
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write compare.json, compare.csv, loads.png and loads.pdf; returns their paths."""
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write compare.json, compare.csv, loads.png, loads.pdf, and with `html` report.html; returns their paths."""
         from simbatch.sim.report import loads_picture
+        from simbatch.sim.report.page.loads import loads_page
+        from simbatch.sim.report.page.page import page_writer
 
         writers: dict[str, Callable[[Path], None]] = {
             "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "loads.png": lambda path: loads_picture.write(path, self, self.shown, "png"),
             "loads.pdf": lambda path: loads_picture.write(path, self, self.shown, "pdf"),
+            **page_writer(lambda: loads_page(self, self.shown, self.text()), html=html),
         }
         return files.write_result(Path(folder), writers, OWN_FILES)
 

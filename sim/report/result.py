@@ -22,9 +22,14 @@ class Result(MeasuredRun):
         """What the console shows; `verbose`: with every resolved setting, and why nothing is said of a steady state."""
         return console.report(self.summary, self.facts, verbose=verbose)
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write every file of the result to `folder`, in place of an earlier one; returns their paths."""
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write every file of the result to `folder`, in place of an earlier one; returns their paths.
+
+        `html`: report.html too, for whoever has no simbatch; UserError without plotly, which draws its charts.
+        """
         from simbatch.sim.report import run_pictures
+        from simbatch.sim.report.page.page import page_writer
+        from simbatch.sim.report.page.run import run_page
 
         writers: dict[str, Callable[[Path], None]] = {
             "summary.json": lambda path: write_json(path, self.summary),
@@ -37,6 +42,7 @@ class Result(MeasuredRun):
             writers["replicas.png"] = lambda path: run_pictures.write_replicas(path, self)
         if self.record.steps is not None:
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
+        writers |= page_writer(lambda: run_page(self), html=html)
         facts = files.run_facts(self.record, self.wall_s)
         return files.write_result(Path(folder), writers, files.OWN_FILES, facts)
 

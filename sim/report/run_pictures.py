@@ -29,15 +29,15 @@ Distribution = tuple[NDArray[np.float64], NDArray[np.float64]]  # values (ms, as
 
 def write_latency(path: Path, result: MeasuredRun) -> None:
     """Four cumulative distributions; dots at p50, p90 and p99 of all requests."""
-    all_requests, by_class = _distributions(result)
+    all_requests, by_class = distributions(result)
     colours = style.colours(list(by_class))
     with style.figure(path, 10.5, 6.6) as drawing:
         style.title(drawing, "Latency", result.facts)
         for axes, name in zip(drawing.subplots(2, 2).flat, LATENCY_HEADERS, strict=True):
             _distribution_panel(axes, name, result, all_requests.get(name))
-            for label, distributions in by_class.items():
-                if name in distributions:
-                    style.cdf(axes, *distributions[name], color=colours[label], linewidth=1.4, label=label)
+            for label, of_class in by_class.items():
+                if name in of_class:
+                    style.cdf(axes, *of_class[name], color=colours[label], linewidth=1.4, label=label)
         first, _, third, _ = drawing.axes
         first.set_ylabel("share of requests")
         third.set_ylabel("share of all gaps")
@@ -45,7 +45,8 @@ def write_latency(path: Path, result: MeasuredRun) -> None:
             first.legend(loc="upper left", borderaxespad=0.2)
 
 
-def _distributions(result: MeasuredRun) -> tuple[dict[str, Distribution], dict[str, dict[str, Distribution]]]:
+def distributions(result: MeasuredRun) -> tuple[dict[str, Distribution], dict[str, dict[str, Distribution]]]:
+    """By latency, of all requests (ITL: of all gaps), and the same of every class."""
     record = result.record
     done = record.requests.status == FINISHED
     everything = _sorted(latencies_ms(record, done))

@@ -8,7 +8,7 @@ steady state are made beside them, and refused for a candidate as soon as one of
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -237,7 +237,8 @@ class Point:
 class OverLoads:
     """An experiment over several loads.
 
-    `key` is the scenario's key that the loads are values of, `axis` what they are in words; `limits` the SLO in ms.
+    `key` is the scenario's key that the loads are values of, `axis` what they are in words; `limits` the SLO in ms;
+    `scenario` the first candidate's, resolved, at its own load.
     """
 
     name: str
@@ -247,6 +248,7 @@ class OverLoads:
     limits: Mapping[str, float]
     bonferroni: bool = False
     has_chance: bool = True  # whether another seed would be another run
+    scenario: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:

@@ -41,6 +41,7 @@ OWN_FILES = (
     "latency.png",
     "timeline.png",
     "replicas.png",
+    "report.html",
 )
 STEPS_PER_ROW_GROUP = 20_000
 STEP_TIMES = ("schedule", "launched", "start", "end", "updated")

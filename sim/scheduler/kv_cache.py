@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.request import FIRST_CONVERSED, Request
 
 
 class KVCache:
@@ -54,6 +54,9 @@ class KVCache:
 
     def register(self, request: Request, num_tokens: int) -> None:
         """Let others find the full blocks among the first `num_tokens` tokens."""
+
+    def name_answer(self, request: Request) -> None:
+        """Let others find the full blocks of a request that has ended, those of its answer too."""
 
     def clear(self) -> None:
         """Forget everything, as a new engine."""
@@ -168,9 +171,18 @@ class PrefixKVCache(KVCache):
         if num_tokens <= request.num_registered_tokens:
             return
         request.num_registered_tokens = num_tokens
+        self._name_new(request)
+
+    def name_answer(self, request: Request) -> None:
+        """Let others find the full blocks of a request that has ended, those of its answer too."""
+        if len(request.keys) == request.num_prompt_tokens // self.block_size:  # else a preemption gave them others
+            request.keys = [*request.keys, *request.answer_keys]
+            self._name_new(request)
+
+    def _name_new(self, request: Request) -> None:
         held = request.block_ids
         if len(held) < len(request.keys):
-            new = request.keys[len(held) : num_tokens // self.block_size]
+            new = request.keys[len(held) : request.num_registered_tokens // self.block_size]
             if self._copies or not self._refs.keys().isdisjoint(new):
                 new = [self._new_block(key) for key in new]
             self._refs.update(dict.fromkeys(new, 1))
@@ -246,8 +258,10 @@ class PrefixKVCache(KVCache):
         """Give a request's own blocks keys: the last cached one may not be hit, so it will have a duplicate."""
         assert self._lru[run_of(request)] == 1, "a lookup stops one token short, so one block at most is left over"
         num_own = self.blocks(request.num_prompt_tokens + request.max_tokens) - len(request.keys)
-        own = range(self._next_private_key, self._next_private_key - 2 * num_own, -2)
+        own: Sequence[int] = range(self._next_private_key, self._next_private_key - 2 * num_own, -2)
         self._next_private_key -= 2 * num_own
+        if request.answer_keys and request.answer_keys[0] >= FIRST_CONVERSED:  # nobody else has those before its end
+            own = [*request.answer_keys, *own[len(request.answer_keys) :]]
         request.keys = [*request.keys, *own]
         self._refs.update(dict.fromkeys(own[:num_touched], 1))
         request.block_ids += own[:num_touched]

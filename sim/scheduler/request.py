@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+FIRST_CONVERSED: Final = 1 << 40  # names of blocks of conversations; what a file has hashes for has smaller ones
 NEVER: Final = -1  # compiled code has it as a number of its own
 
 
@@ -79,11 +80,13 @@ class Request:
     finish_ps = NEVER
     seat = 0  # admission number: `running` is in this order
     joined_round = -1  # round in which it joined the decode group (decode_group.py), -1 outside
+    row = NEVER  # of a session's turn: its row in the source, whose order is not that of sending
     session_id: str | None = None  # the conversation that it is a turn of
     turn = 0  # how many turns of its session came before it
     has_next_turn = False  # whether it is known that another turn follows
     view: object = None  # what policies see of it (views.py), made when it is first asked for
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
+    answer_keys: list[int] = []  # noqa: RUF012 - of the blocks behind those, which others may share once it has ended
     block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
 
     def __init__(
@@ -119,6 +122,8 @@ class Request:
         other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
         other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         other.keys, other.sent_again_ps = self.keys[: self.num_shared_keys], at_ps
+        other.answer_keys, other.row = self.answer_keys, self.row
+        other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         return other
 
     @property
@@ -138,8 +143,8 @@ class PrefixKeys:
     """
 
     def __init__(self, hash_block_tokens: int, block_size: int) -> None:
-        self._h = hash_block_tokens
-        self._block_size = block_size
+        self._h = self.hash_block_tokens = hash_block_tokens
+        self._block_size = self.block_size = block_size
         self._chain: dict[tuple[int, int], int] = {}  # (chain so far, hash) -> chain
         self._per_hash, rest = divmod(hash_block_tokens, block_size)
         self._is_whole = not rest  # a hash covers whole blocks

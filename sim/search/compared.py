@@ -65,8 +65,10 @@ def compared_at(
     for label, summaries in found.items():
         for (rate, seed), summary in zip(product(rates, seeds), summaries, strict=True):
             experiment.add(label, seed, summary, rate)
-    scenario = next(iter(candidates.values())).scenario
+    first = next(iter(candidates.values()))
+    scenario = first.scenario
     limits = {name.removesuffix("_ms"): limit for name, limit in scenario.slo.model_dump(exclude_none=True).items()}
     may_vary = of_trace or any(has_chance(each.scenario) for each in candidates.values())
     key = next(iter(rates_of(scenario)))
-    return LoadComparison(scenario.name, key, axis_of(scenario), experiment, limits, bonferroni, may_vary)
+    axis, resolved = axis_of(scenario), first.dump()
+    return LoadComparison(scenario.name, key, axis, experiment, limits, bonferroni, may_vary, resolved)

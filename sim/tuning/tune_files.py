@@ -67,6 +67,7 @@ def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:
         if tuned.knee is None
         else {"number": tuned.front[tuned.knee.index].number, "distance": tuned.knee.distance},
         "confirmation": _confirmation(tuned),
+        "finalists": _finalists(tuned),
     }
 
 
@@ -112,6 +113,18 @@ def _confirmation(tuned: Tuned) -> dict[str, Any] | None:
         "runs_within_limits": found.within_limits,
         "baseline_mean": found.base_mean,
         "difference": interval_content(found.difference),
+    }
+
+
+def _finalists(tuned: Tuned) -> dict[str, Any] | None:
+    found = tuned.finalists
+    if found is None:
+        return None
+    return {
+        "draws": len(found.bands.draws),
+        "draws_within_limits": found.within_limits,
+        "gain": found.gain and found.gain.as_dict(),
+        "bands": found.bands.content(),
     }
 
 

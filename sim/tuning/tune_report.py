@@ -185,6 +185,7 @@ def _advice(tuned: Tuned) -> Iterator[str]:
         return
     settings = tuned.best.settings
     yield from _confirmation(tuned)
+    yield from _finalists(tuned)
     others = (warning for warning in tuned.best.warnings if not warning.startswith("Overloaded"))  # has its mark
     yield from (f"WARNING (*): {warning}" for warning in others)
     yield ""
@@ -217,3 +218,24 @@ def _confirmation(tuned: Tuned) -> Iterator[str]:
         sure = "" if low > 0 or high < 0 else ": no difference shown"
         change = f"{found.difference.estimate:+,.2f} [{low:+,.2f}, {high:+,.2f}]"
         yield f"{seeds} {goal.metrics[0].key} changes by {change} from {number(found.base_mean)} (95 %){sure}."
+
+
+def _finalists(tuned: Tuned) -> Iterator[str]:
+    """What the doubts about the profile leave of it."""
+    found, goal = tuned.finalists, tuned.goal
+    if found is None or not found.bands.alone:
+        return
+    count = len(found.bands.draws)
+    draws = f"In {count} draws of what the profile is in doubt about"
+    if goal.limits:
+        kept = ", ".join(
+            f"{limit.metric.key} {limit.metric.text(band.low)} to {limit.metric.text(band.high)}"
+            for limit in goal.limits
+            if (band := found.bands.of(limit.metric)) is not None
+        )
+        yield f"{draws} the limits are kept {found.within_limits} times ({kept})."
+    if found.gain is not None:
+        inside = "" if found.gain.is_shown else ", inside the band: the scenario as it stands may as well stay"
+        yield f"{draws} {goal.metrics[0].key} changes by {found.gain.text()}{inside}."
+    if (advice := found.bands.narrow([goal.metrics[0].key, *(limit.metric.key for limit in goal.limits)])) is not None:
+        yield f"What to measure to narrow this most: {advice}."

@@ -5,6 +5,7 @@ known ones, so that a total, a cached part, a mean or a limit is never taken for
 1. prompt: one of prompt, input, context, prefill (or in, with tokens); output: completion, output, generated, ...
 2. and a word that says that tokens are counted; `len`, `length` and `size` do so beside the words that no log of bytes
    has. `token_size` is Splitwise's output.
+   What a row is wrapped in (`response.body.usage.prompt_tokens`) is left out where the whole name says nothing.
 3. an arrival is made of words of beginning and of time; the earliest kind in `_ARRIVAL_RANKS` wins.
 """
 
@@ -74,7 +75,9 @@ _OUTPUT = {"completion", "output", "generated", "generation", "response", "decod
 _COUNTS = {"token", "tokens", "tok", "toks", "usage"}
 _SIZES = {"len", "length", "lengths", "lens", "size", "sequence", "seq"}
 _BYTES = {"context", "response"}  # a length of these may be a model's limit, or bytes
-_FILLERS = {"num", "number", "n", "count", "of", "llm", "gen", "ai", "request", "body", "details"}
+_FILLERS = {"num", "number", "n", "count", "of", "llm", "gen", "ai", "request", "details"}
+_WRAPPERS = {"response", "request", "body", "data", "result", "payload", "message", "event", "log", "attributes"}
+_SUMS = {"num_model_requests", "n_requests", "num_requests", "request_count"}  # of a row that is many requests
 _WHOLE_NAMES = {
     **{"isl": "prompt", "request_tokens": "prompt", "prompt_eval_count": "prompt"},
     **{"osl": "output", "token_size": "output", "eval_count": "output"},
@@ -89,9 +92,9 @@ _ARRIVAL_RANKS = (
 _ARRIVAL_FILLERS = {"time", "timestamp", "ts", "at", "request", "unix", "epoch", "utc", "datetime", "date"}
 _UNITS: dict[str, Unit] = {
     **dict.fromkeys(("s", "sec", "secs", "seconds"), "s"),
-    **dict.fromkeys(("ms", "msec", "millis", "milliseconds"), "ms"),
-    **dict.fromkeys(("us", "usec", "micros", "microseconds"), "us"),
-    **dict.fromkeys(("ns", "nsec", "nanos", "nanoseconds"), "ns"),
+    **dict.fromkeys(("ms", "msec", "milli", "millis", "milliseconds"), "ms"),
+    **dict.fromkeys(("us", "usec", "micro", "micros", "microseconds"), "us"),
+    **dict.fromkeys(("ns", "nsec", "nano", "nanos", "nanoseconds"), "ns"),
 }
 _DURATION = "request_time"  # how long it took, in nginx's logs
 _NEVER_PART = re.compile(r"total|sum|max|min|mean|avg|average|cached|cache|limit|cost|price|reason", re.IGNORECASE)
@@ -103,9 +106,18 @@ def words_of(name: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[^A-Za-z0-9]+", parted.lower()) if word)
 
 
+def _unwrapped(name: str) -> str:
+    """`response.body.usage.prompt_tokens` as `usage.prompt_tokens`."""
+    outer, _, inner = name.partition(".")
+    return _unwrapped(inner) if inner and outer.lower() in _WRAPPERS else name
+
+
 def length_of(name: str) -> str | None:
     """`prompt` or `output` for a name that says so, and nothing more."""
-    words = words_of(name)
+    return _length_in(words_of(name)) or _length_in(words_of(_unwrapped(name)))
+
+
+def _length_in(words: Sequence[str]) -> str | None:
     if found := _WHOLE_NAMES.get("_".join(words)):
         return found
     rest = set(words)
@@ -120,7 +132,7 @@ def length_of(name: str) -> str | None:
 
 def arrival_of(name: str) -> tuple[int, Unit | None] | None:
     """How good a name is for the arrival (0 is best), and the unit that it says; None when it is none."""
-    words = list(words_of(name))
+    words = list(words_of(_unwrapped(name)))
     unit = _UNITS.get(words[-1]) if words else None
     words = words[:-1] if unit and len(words) > 1 else words
     if "_".join(words) == _DURATION:
@@ -137,7 +149,7 @@ def choose_columns(
     """The columns of a file with these `names`: those that the user `said`, the format's, and `usual` ones.
 
     `row` is the first one; of several usual names that say the same in it the first is taken. UserError where one that
-    is `wanted` is missing, can be several columns, or stands twice.
+    is `wanted` is missing, can be several columns, or stands twice, or where a row is the sum of many requests.
     """
     stripped = [name.strip() for name in names]
     named = form.columns._asdict().items()  # what is optional may stand in later rows alone
@@ -154,6 +166,8 @@ def choose_columns(
         if found:
             guessed[kind] = found[0]
             taken.add(found[0])
+    if guessed.keys() & {"prompt", "output"} and (sums := [name for name in stripped if name.lower() in _SUMS]):
+        raise UserError(_summed(sums[0], row, place))
     if "arrival" in guessed:
         unit = (arrival_of(guessed["arrival"]) or (0, None))[1]
     columns = Columns(**{**there, **guessed})
@@ -185,26 +199,41 @@ def _several(kind: str, found: Sequence[str], place: str) -> Problem:
     return Problem(place, rule, mend=f"say which: --columns {kind}={found[0]} (columns: in a scenario)")
 
 
+def _summed(name: str, row: Row, place: str) -> Problem:
+    rule = "the tokens of a row are the sum of so many requests, and a trace has a row a request"
+    mend = "write traffic from totals: request_rate, and lengths with their mean or quantiles (docs/from-your-files.md)"
+    return Problem(f"{place} {name}", rule, row.get(name), mend)
+
+
 def _check(columns: Columns, names: Sequence[str], wanted: Iterable[str], place: str, form: Format) -> None:
     problems = [
         Problem(f"{place} {name}", "the column stands twice", mend="remove or rename one of them")
         for name in dict.fromkeys(names)
         if name in columns and names.count(name) > 1
     ]
-    hinted = {name for name in columns if name}
-    for kind in wanted:
-        if getattr(columns, kind) is None:
-            theirs = getattr(form.columns, kind)
-            hint = _hint(kind, theirs, [name for name in names if name not in hinted])
-            hinted |= {hint} if hint else set()
-            rule = f"the column is missing; the file has {cut_short(names) if names else 'nothing'}"
-            say = f"--columns {kind}={hint or 'NAME'} (columns: in a scenario)"
-            mend = f"is it {hint!r}? {say}" if hint else f"name it: {say}"
-            if kind == "arrival" and columns.prompt and columns.output and not hint:
-                mend += "; lengths alone: prompt_len: {distribution: empirical, path: ...}"
-            problems.append(Problem(f"{place} {theirs}", rule, mend=mend))
+    if missing := [kind for kind in wanted if getattr(columns, kind) is None]:
+        problems.append(_missing(missing, columns, names, place, form))
     if problems:
         raise UserError(*problems)
+
+
+def _missing(kinds: Sequence[str], columns: Columns, names: Sequence[str], place: str, form: Format) -> Problem:
+    """One sentence for all that is not there, with what may be meant."""
+    hints: dict[str, str] = {}
+    for kind in kinds:
+        free = [name for name in names if name not in columns and name not in hints.values()]
+        if hint := _hint(kind, getattr(form.columns, kind), free):
+            hints[kind] = hint
+    theirs = ", ".join(getattr(form.columns, kind) for kind in kinds)
+    what = "the column is missing" if len(kinds) == 1 else "the columns are missing"
+    rule = f"{what}; the file has {cut_short(names) if names else 'nothing'}"
+    named = ",".join(f"{kind}={hints.get(kind, 'NAME')}" for kind in kinds)
+    say = f"--columns {named} (columns: in a scenario)"
+    guess = f"is it {' and '.join(map(repr, hints.values()))}? " if hints else ""
+    mend = f"{guess}{say}" if hints else f"name {'it' if len(kinds) == 1 else 'them'}: {say}"
+    if "arrival" in kinds and columns.prompt and columns.output and "arrival" not in hints:
+        mend += "; lengths alone: prompt_len: {distribution: empirical, path: ...}"
+    return Problem(f"{place} {theirs}", rule, mend=mend)
 
 
 def _hint(kind: str, theirs: str, names: Iterable[str]) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,10 +18,10 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import is_dangling, shorten_path, stat_of
 
 MAX_NAMES = 8  # of an unknown file
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PACKED: dict[bytes, Callable[[Path], object]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zX": lzma.open}
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _MAGIC = {
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it first, or save it as CSV",
-    b"BZh": "bzip2-compressed: unpack it first",
     b"\xff\xfe": "UTF-16: save it as UTF-8",
     b"\xfe\xff": "UTF-16: save it as UTF-8",
 }
@@ -63,11 +65,12 @@ def _siblings(path: Path) -> list[str]:
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked where it is gzip or zstd; UserError for other packed files and encodings."""
+    """The file's bytes, unpacked (gzip, bzip2, xz, zstd); UserError for other packed files and encodings."""
     with path.open("rb") as file:
         head = file.read(4)
-    if head.startswith(_GZIP):
-        return cast("IO[bytes]", gzip.open(path))
+    for magic, unpacked in _PACKED.items():
+        if head.startswith(magic):
+            return cast("IO[bytes]", unpacked(path))
     if head.startswith(_ZSTD):
         import pyarrow as pa
 
@@ -91,7 +94,7 @@ def text_errors(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError:
         raise UserError(_not_text(path)) from None
-    except (EOFError, zlib.error, OSError) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(Problem(str(path), f"cannot be unpacked: {error}", mend="fetch the file again")) from None

@@ -78,6 +78,20 @@ def bands_option(command: Command) -> Command:
     return click.option("--bands", is_flag=True, help=text)(command)
 
 
+def html_option(command: Command) -> Command:
+    """--html, of the commands whose result can be shown to others; UserError without plotly before any work."""
+
+    def checked(_context: click.Context, _parameter: click.Parameter, html: bool) -> bool:
+        if html:
+            from simbatch.sim.report.page.page import require_plotly
+
+            require_plotly()
+        return html
+
+    text = "Write report.html too: one file with the answer, interactive charts and all figures, to send to others."
+    return click.option("--html", is_flag=True, help=text, callback=checked)(command)
+
+
 def policy_option(command: Command) -> Command:
     """--policy, of the commands that run a scenario under one policy."""
     text = "Another policy: a name, package.module:Class, or file.py:Class."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._options import bands_option, jobs_option, load_scenario, scenario_options
+from simbatch.cli._options import bands_option, html_option, jobs_option, load_scenario, scenario_options
 from simbatch.cli._output import Output, bands_shown, cells_shown, say_to, simulate_shown
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 @click.option("--bonferroni", is_flag=True, help="Make the intervals of all candidates hold together, per metric.")
 @bands_option
 @jobs_option
+@html_option
 @click.option("--all", "all_rows", is_flag=True, help="Show every figure, not the headline rows alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print compare.json instead of the table.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -70,6 +71,7 @@ def compare(
     bonferroni: bool,
     bands: bool,
     jobs: int,
+    html: bool,
     all_rows: bool,
     as_json: bool,
     quiet: bool,
@@ -100,7 +102,7 @@ def compare(
         candidates = {label: resolve(_resampled(each.scenario)) for label, each in candidates.items()}
     output = Output(folder, f"{file.stem}-{'loads' if loads else 'compare'}", OWN_FILES)
     if loads:
-        _compare_at(candidates, loads, seeds, output, bonferroni, jobs, as_json, quiet)
+        _compare_at(candidates, loads, seeds, output, bonferroni, jobs, html, as_json, quiet)
         return
     cells = cells_under(candidates, seeds[1:])
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
@@ -115,7 +117,7 @@ def compare(
             is_resampled=any(is_resampled(resolved.scenario) for resolved in candidates.values()),
         )
         comparison = ReplicatedComparison(experiment, bonferroni=bonferroni, first=Comparison(results))
-    _show(comparison, output, all_rows=all_rows, as_json=as_json, quiet=quiet)
+    _show(comparison, output, html=html, all_rows=all_rows, as_json=as_json, quiet=quiet)
     if len(seeds) < replications and not (quiet or as_json):
         click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
 
@@ -139,6 +141,7 @@ def _compare_at(
     output: Output,
     bonferroni: bool,
     jobs: int,
+    html: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -147,19 +150,20 @@ def _compare_at(
 
     found = summaries_of(cells_at(candidates, rates, seeds), _watch(quiet), say_to(quiet=quiet), jobs=jobs)
     compared = compared_at(candidates, found, rates, seeds, bonferroni=bonferroni)
-    _show(compared, output, all_rows=True, as_json=as_json, quiet=quiet)
+    _show(compared, output, html=html, all_rows=True, as_json=as_json, quiet=quiet)
 
 
 def _show(
     compared: Comparison | ReplicatedComparison | LoadComparison,
     output: Output,
     *,
+    html: bool,
     all_rows: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Write the files, and print the table."""
-    written = compared.save(output.folder)
+    written = compared.save(output.folder, html=html)
     text = partial(compared.text, all_rows=all_rows)
     output.show(written, text, "compare.json" if as_json else None, quiet=quiet)
 

@@ -11,6 +11,7 @@ import click
 from simbatch.cli._options import (
     bands_option,
     host_option,
+    html_option,
     jobs_option,
     load_scenario,
     policy_option,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @version_option
 @bands_option
 @jobs_option
+@html_option
 @click.option("--steps", is_flag=True, help="Write every step to steps.parquet.")
 @click.option(
     "--perfetto",
@@ -52,6 +54,7 @@ def run(
     vllm_version: str | None,
     bands: bool,
     jobs: int,
+    html: bool,
     steps: bool,
     perfetto: Path | None,
     verbose: bool,
@@ -84,7 +87,7 @@ def run(
         from simbatch.sim.search.load import load_lines
 
         further = [*load_lines(resolved, result.record)]
-    written = result.save(output.folder)
+    written = result.save(output.folder, html=html)
     if perfetto is not None:
         result.write_perfetto(perfetto)
     text = "\n".join([result.text(verbose=verbose), *further])

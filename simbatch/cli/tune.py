@@ -43,6 +43,7 @@ Count = click.IntRange(min=1)
     help="Seeds for each (1; for --capacity 8); of a trace: resampled in blocks.",
 )
 @click.option("--confirm", type=click.IntRange(min=0), default=5, metavar="N", help="Fresh seeds for the winner (5).")
+@click.option("--no-bands", is_flag=True, help="Leave out the draws of what the profile is in doubt about.")
 @jobs_option
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier search has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print tune.json instead of the report.")
@@ -62,6 +63,7 @@ def tune(
     trials: int | None,
     replications: int | None,
     confirm: int,
+    no_bands: bool,
     jobs: int,
     resume: bool,
     as_json: bool,
@@ -73,6 +75,7 @@ def tune(
     searched (with --knee max_num_seqs alone). Results go to DIR, by default results/<name of FILE>-tune
     (-pareto, -knee or -capacity with these flags).
     """
+    from simbatch.sim.search.bands import NUM_DRAWS
     from simbatch.sim.tuning.goal import Limit
     from simbatch.sim.tuning.tune_files import OWN_FILES
 
@@ -85,7 +88,7 @@ def tune(
     else:
         goal = _goal(maximize or ("goodput" if _has_slo(scenario) else "throughput"), pareto, knee, kept)
         space = _space(scenario, goal, over, knee)
-        sizes = (trials, replications or 1, confirm)
+        sizes = (trials, replications or 1, confirm, 0 if no_bands else NUM_DRAWS)
         text, written = _tune(space, goal, output.folder, sizes, knee, jobs, resume, quiet)
     output.show(written, lambda: text, "tune.json" if as_json else None, quiet=quiet)
 
@@ -94,7 +97,7 @@ def _tune(
     space: Space,
     goal: Goal,
     folder: Path,
-    sizes: tuple[int | None, int, int],
+    sizes: tuple[int | None, int, int, int],
     knee: bool,
     jobs: int,
     resume: bool,
@@ -104,12 +107,14 @@ def _tune(
     from simbatch.sim.tuning.tune_files import save
     from simbatch.sim.tuning.tune_report import report
 
-    trials, replications, confirm = sizes
+    trials, replications, confirm, num_draws = sizes
     goal.check_slo(_has_slo(space.scenario))
     trials = default_trials(space) if trials is None else trials
-    with progress_of("tune", trials * replications + 2 * confirm, quiet=quiet) as progress:
+    total = trials * replications + 2 * (confirm + num_draws)
+    ways: dict[str, Any] = {"trials": trials, "replications": replications, "confirm": confirm, "num_draws": num_draws}
+    with progress_of("tune", total, quiet=quiet) as progress:
         runner = _runner(space.scenario, folder, jobs, resume, progress)
-        tuned = tune(space, goal, runner, trials=trials, replications=replications, confirm=confirm, wants_knee=knee)
+        tuned = tune(space, goal, runner, wants_knee=knee, **ways)
     written = save(tuned, folder, runner.num_runs)
     return report(tuned), written
 

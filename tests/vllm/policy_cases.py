@@ -3,8 +3,9 @@
 import random
 from collections import deque
 
-from parity.fuzz import random_case
-from parity.recording import CaseLines, prompt_parts
+from parity.case_traffic import prompt_parts
+from parity.random_cases import random_case
+from parity.recording import CaseLines
 from simbatch.profiler.server.start import installed_version
 from simbatch.sim.clock import PS_PER_S
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from simbatch.sim.plugins.policy import POLICIES, Policy
 from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.chunk import RequestChunk
+from simbatch.sim.workload.turns import Turns, turns_of, whole_prompts
 
 MS = 10**9  # ps
 CHUNK = 7  # requests, so that several are needed
@@ -36,6 +38,7 @@ class ListSource:
     skipped: int = 0
     tenants: list[str | None] | None = None
     num_requests: int | None = None  # for progress bars, which nobody watches here
+    turns: Turns | None = None
 
     def chunks(self) -> Iterator[RequestChunk]:
         """In order of arrival."""
@@ -118,6 +121,33 @@ def random_source(rng: random.Random, max_model_len: int) -> ListSource:
     limit = rng.choice([None, None, None, 3])
     tenants = [rng.choice(["a", "b", "c", None]) for _ in rows] if rng.random() < 0.5 else None
     return ListSource(rows, 4, limit, rng.choice([0, 10 * MS]) if limit else 0, tenants=tenants)
+
+
+def in_sessions(source: ListSource, seed: int) -> ListSource:
+    """The requests of a source as turns: some wait for others, which may come later in the list, or for several."""
+    rng, n = random.Random(seed), len(source.rows)
+    awaited: list[list[int]] = []
+    for row in range(n):
+        num_others = min(row, rng.choice([0, 1, 1, 1, 1, 2, 3]))
+        near = range(max(0, row - rng.choice([1, 3, 10])), row)
+        awaited.append(sorted(rng.sample(near, min(num_others, len(near)))))
+    if rng.random() < 0.3:  # the other way round
+        awaited = [[n - 1 - other for other in others] for others in reversed(awaited)]
+    delays = [rng.choice([0, 0, 5 * MS, 100 * MS]) for _ in range(n)]
+    turns = turns_of(awaited, delays)
+    lengths = whole_prompts(turns, [rng.randint(1, 30) for _ in range(n)], [row[2] for row in source.rows])
+    rows = [
+        (row[0] if rng.random() < 0.5 else 0, length, *row[2:])
+        for row, length in zip(source.rows, lengths, strict=True)
+    ]
+    if rng.random() < 0.7:  # prompts that go on with the conversation; else they have lengths of their own
+        source = replace(source, rows=rows)
+    tokens = rng.choice([0, 0, 10, 50])
+    system = array("q", [rng.randrange(2) for _ in range(turns.num_sessions)])
+    users = rng.choice([None, None, 1, 2])
+    turns = replace(turns, num_system_tokens=tokens, system=system, max_sessions=users)
+    has_hashes = rng.random() < 0.3
+    return replace(source, turns=turns, max_concurrency=None, hash_block_tokens=source.hash_block_tokens * has_hashes)
 
 
 @dataclass

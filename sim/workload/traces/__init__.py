@@ -134,7 +134,7 @@ def _reading(head: Head, chosen: Chosen, form: Format, trace: Trace, *, has_turn
         unit = trace.time_unit
     size = trace.hash_block_tokens or form.hash_block_tokens or (16 if chosen.columns.hash_ids else 0)
     delay_ps = PS_PER_UNIT[chosen.delay_unit] if has_turns else 0
-    return Reading(head, chosen.columns, Clock(unit), size, skip_empty=trace.on_empty == "skip", delay_ps=delay_ps)
+    return Reading(head, chosen.columns, Clock(unit), size, delay_ps)
 
 
 def _notes(reader: Reader, chosen: Chosen) -> tuple[str, ...]:

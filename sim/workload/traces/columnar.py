@@ -1,4 +1,4 @@
-"""Traces as parquet, of any format's columns."""
+"""Traces as parquet, of any format's columns; `usage.prompt_tokens` is a field of a struct."""
 
 from __future__ import annotations
 
@@ -22,13 +22,27 @@ def head_of_parquet(path: Path) -> Head:
 
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            first = next(file.iter_batches(batch_size=1), None)
-            row = {} if first is None or not first.num_rows else first.slice(0, 1).to_pylist()[0]
+            first = next(file.iter_batches(batch_size=1), None) or pa.RecordBatch.from_pylist([], file.schema_arrow)
+            columns = _flat(first)
+            row = {name: column[0].as_py() for name, column in columns.items()} if first.num_rows else {}
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         mend = "check the format; a file that was cut off looks like this"
         raise UserError(Problem(str(path), f"not valid parquet: {error}", mend=mend)) from None
-    return Head("parquet", names, row, str(path))
+    return Head("parquet", list(columns), row, str(path))
+
+
+def _flat(record: Any) -> dict[str, Any]:
+    """The columns by name, those within a struct behind a point; decimals as numbers."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    for name, column in zip(record.schema.names, record.columns, strict=True):
+        if pa.types.is_struct(column.type) and column.type.num_fields:
+            inner = pa.RecordBatch.from_arrays(column.flatten(), [field.name for field in column.type])
+            found |= {f"{name}.{key}": one for key, one in _flat(inner).items()}
+        else:
+            found[name] = column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
+    return found
 
 
 class ParquetReader:
@@ -59,8 +73,14 @@ class ParquetReader:
             mend = "the file is damaged: write it again"
             raise UserError(Problem(self.place(line, ""), f"not valid parquet: {error}", mend=mend)) from None
 
+    def count(self) -> int:
+        """All rows of the file, whose values are not looked at."""
+        import pyarrow.parquet as pq
+
+        return int(pq.read_metadata(self._path).num_rows)
+
     def _batch(self, record: Any, line: int) -> RowBatch:
-        columns = dict(zip(record.schema.names, record.columns, strict=True))
+        columns = _flat(record)
         lengths = (self.columns.prompt, self.columns.output)
 
         def find(name: str) -> Sequence[object] | None:
@@ -72,7 +92,7 @@ class ParquetReader:
 
         times = None if self.columns.arrival is None else self._times(columns[self.columns.arrival])
         lines = range(line, line + record.num_rows)
-        return assemble(self._reading, self.place, lines, find, typed=True, times=times)
+        return assemble(self._reading, self.place, lines, find, times=times)
 
     def _times(self, column: Any) -> Times | None:
         """Those of a typed column; None where they are to be looked at one by one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,12 +16,13 @@ from simbatch.sim.workload.columns import REQUIRED, Format, Said, length_of
 from simbatch.sim.workload.files import cut_short, open_text, text_errors
 from simbatch.sim.workload.formats import FORMATS, OURS, RESULTS, TABLES
 from simbatch.sim.workload.traces.columnar import head_of_parquet
-from simbatch.sim.workload.traces.lines import head_of_lines
+from simbatch.sim.workload.traces.lines import flattened, head_of_lines, listed_in, rows_of
 from simbatch.sim.workload.traces.rows import Head
 from simbatch.sim.workload.traces.tables import head_of_table
 
 _HEAD = 1 << 16  # characters of a first line that is longer than any row, as a JSON document's may be
 _LISTS = ("start_times", "input_lens", "output_lens")
+_MOST_ROWS = 10_000  # that are looked at where the first ones fit several formats
 
 
 def detect(path: Path, name: str | None = None, said: Said | None = None) -> tuple[Format, Head | None]:
@@ -46,12 +48,13 @@ def _head(path: Path, kind: str | None) -> Head | Format:
         with text_errors(path), open_text(path) as file:
             first = next((line for line in iter(lambda: file.readline(_HEAD), "") if line.strip()), "").strip()
         if first.startswith("{"):
-            if (found := _of_object(path, first)) is not None:
+            found = _of_object(path, first)
+            if isinstance(found, Format):
                 return found
-            kind = "jsonl"
+            kind = found
         elif first.startswith("["):
-            if (found := _of_document(path)) is not None:
-                return found
+            if (result := _of_document(path)) is not None:
+                return result
             kind = "list"
         elif first.startswith("version https://git-lfs"):
             raise _unknown(path, "Git LFS's pointer to it", "get the file itself by git lfs pull")
@@ -67,8 +70,8 @@ def _magic(path: Path) -> bytes:
         return file.read(4)
 
 
-def _of_object(path: Path, first: str) -> Format | None:
-    """The client whose result begins with a JSON object; None for a trace with an object a line.
+def _of_object(path: Path, first: str) -> Format | str:
+    """What begins with a JSON object: a client's result, or the kind of a trace (an object a line, or a list in one).
 
     UserError for a document that no known client wrote, and for one that is cut off.
     """
@@ -76,11 +79,11 @@ def _of_object(path: Path, first: str) -> Format | None:
         row = json_value(first, path, line=1, allow_nan=True)
     except UserError:
         if any(f'"{column}"' in first for form in TABLES.values() for column in form.columns[:2]):
-            return None  # a row that is cut off: its reader says where
-        return _of_document(path)
+            return "jsonl"  # a row that is cut off: its reader says where
+        return _of_document(path) or "list"
     if not isinstance(row, dict):
-        return None
-    return _of_values([JsonValue(str(path), row)])
+        return "jsonl"
+    return _of_values([JsonValue(str(path), row)]) or ("list" if _has_rows(row) else "jsonl")
 
 
 def _of_document(path: Path) -> Format | None:
@@ -88,7 +91,7 @@ def _of_document(path: Path) -> Format | None:
     found = _of_values(read)
     if found is not None or not read:
         return found
-    if isinstance(read[0].value, list) and read[0].value and isinstance(read[0].value[0], dict):
+    if len(read) == 1 and (_has_rows(read[0].value) or _is_list(read[0].value)):
         return None
     if all(isinstance(document.value, dict) and _has_lengths(document.value) for document in read):
         raise _unknown(path, "rows of JSON that spread over several lines", "write one JSON object a line (jq -c .)")
@@ -96,7 +99,17 @@ def _of_document(path: Path) -> Format | None:
 
 
 def _has_lengths(row: dict[str, object]) -> bool:
-    return {"prompt", "output"} <= {length_of(name) for name in row}
+    return {"prompt", "output"} <= {length_of(name) for name in flattened(row)}
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _has_rows(value: object) -> bool:
+    """Whether an object holds one list, whose first row has lengths."""
+    listed = listed_in(value) if isinstance(value, dict) and not _has_lengths(value) else None
+    return listed is not None and _has_lengths(listed[0])
 
 
 def _of_values(read: Sequence[JsonValue]) -> Format | None:
@@ -117,16 +130,27 @@ def _of_columns(path: Path, head: Head, said: Said) -> Format:
     own = FORMATS["jsonl" if head.kind == "list" else head.kind]
     others = [form for name, form in TABLES.items() if name not in OURS]
     full = [form for form in others if _num_there(form, head, said) == len(REQUIRED)]
-    fitting = [form for form in full if form.fits(head.row)]
+    fitting = _fitting(path, head, full)
     if not full or _num_there(own, head, said) == len(REQUIRED):
         return _nearest(own, others, head)
-    if len(fitting) != 1:
-        fitting = [form for form in full if form.name in path.name.lower()]
-    if len(fitting) == 1:
-        return fitting[0]
+    named = fitting if len(fitting) == 1 else [form for form in full if form.name in path.name.lower()]
+    if len(named) == 1:
+        return named[0]
     about = " and ".join(f"{form.name} ({form.unit}, {form.hash_block_tokens} tokens a hash)" for form in full)
-    rule = f"{about} have the same keys, and this row fits both or neither"
-    raise UserError(Problem(head.place, rule, mend="give the format"))
+    rule = f"{about} have the same keys, and these rows fit {'both' if fitting else 'neither'}"
+    mend = f"say which: format: {full[0].name} or {full[-1].name} (--format)"
+    raise UserError(Problem(head.place, rule, mend=mend))
+
+
+def _fitting(path: Path, head: Head, full: Sequence[Format]) -> list[Format]:
+    """Those that the first row fits, and where these are several those that later rows fit too."""
+    fitting = [form for form in full if form.fits(head.row)]
+    if len(fitting) > 1 and head.kind in ("jsonl", "list"):
+        for number, row in rows_of(path, head.kind):
+            fitting = [form for form in fitting if form.fits(row)]
+            if len(fitting) < 2 or number == _MOST_ROWS:
+                break
+    return fitting
 
 
 def _num_there(form: Format, head: Head, said: Said) -> int:
@@ -160,6 +184,9 @@ def is_strange(head: Head) -> bool:
 
 def unknown(path: Path, head: Head) -> UserError:
     """What to say of a file that is no trace of any known kind."""
+    if head.kind == "csv" and all(re.fullmatch(r"[\d.:T+ Z-]+", name) for name in head.names):
+        mend = "write a first line with the columns' names, such as arrival_s,num_prompt_tokens,num_output_tokens"
+        return _unknown(path, "there is no line of names above the numbers", mend)
     if head.kind == "csv":
         return _unknown(path, f"no known format begins with {','.join(head.names)[:80]!r}")
     return _unknown(path, f"no known format has the keys {cut_short(head.names)}")

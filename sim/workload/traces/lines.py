@@ -1,6 +1,7 @@
 """Traces as JSON: an object a line, or a list of objects, read whole; `usage.prompt_tokens` is a key within.
 
-A row with a list `turns` (aiperf's multi_turn) is as many rows, each with what stands beside the list.
+A row with a list `turns` (aiperf's multi_turn) is as many rows, each with what stands beside the list. A list may stand
+in an object, alone among its values (`{"data": [...], "meta": {...}}`, as pages of an API have it).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _BLOCK = 1 << 20
 def head_of_lines(path: Path, kind: str) -> Head | None:
     """The keys of the first row, those of objects within it as `usage.prompt_tokens`; None for an empty file."""
     with text_errors(path):
-        number, row = next(_rows(path, kind), (0, {}))
+        number, row = next(rows_of(path, kind), (0, {}))
     flat = flattened(row)
     return Head(kind, list(flat), flat, f"{path}:{number}" if kind == "jsonl" else str(path)) if number else None
 
@@ -38,11 +39,22 @@ def flattened(row: JsonRow, depth: int = 3) -> JsonRow:
     return flat
 
 
-def _rows(path: Path, kind: str) -> Iterator[tuple[int, JsonRow]]:
+def listed_in(value: object) -> list[Any] | None:
+    """The list of objects that a document is, or the only one in it; None where there is none, or several."""
+    if isinstance(value, dict):
+        others = (one for key, one in value.items() if key != _TURNS)  # which are of one row
+        lists = [one for one in others if isinstance(one, list) and one and isinstance(one[0], dict)]
+        return lists[0] if len(lists) == 1 else None
+    return value if isinstance(value, list) else None
+
+
+def rows_of(path: Path, kind: str) -> Iterator[tuple[int, JsonRow]]:
+    """Each object with its number, from 1; UserError for what is none."""
     if kind == "list":
         with open_text(path) as file:
             found = json_value(file.read(), path, allow_nan=True)
-        pairs: Iterator[tuple[int, Any]] = iter(enumerate(found if isinstance(found, list) else [found], 1))
+        listed = listed_in(found)
+        pairs: Iterator[tuple[int, Any]] = iter(enumerate([found] if listed is None else listed, 1))
     else:
         pairs = _lines(path)
     for number, row in pairs:
@@ -102,6 +114,13 @@ class LinesReader:
         where = line_place(self._path) if self._kind == "jsonl" else None
         return where(line, column) if where else f"{self._path}[{line - 1}] {column}".rstrip()
 
+    def count(self) -> int:
+        """All rows of the file, whose values are not looked at."""
+        if self._kind == "list":
+            return sum(1 for _ in rows_of(self._path, self._kind))
+        with open_binary(self._path) as file:
+            return sum(map(bool, map(bytes.strip, file)))
+
     def batches(self) -> Iterator[RowBatch]:
         """Read the file from its start."""
         lines: list[int] = []
@@ -109,7 +128,7 @@ class LinesReader:
         num_hashes = 0
         hash_name = self.columns.hash_ids
         with text_errors(self._path):
-            for line, row in _rows(self._path, self._kind):
+            for line, row in rows_of(self._path, self._kind):
                 if not row.keys() <= self._top:
                     self.ignored |= row.keys() - self._top
                 lines.append(line)
@@ -129,7 +148,7 @@ class LinesReader:
                 found = [_within(row, name) for row in rows]
             return None if found.count(None) == len(found) and name not in self.columns[:3] else found
 
-        return assemble(self._reading, self.place, lines, find, typed=True)
+        return assemble(self._reading, self.place, lines, find)
 
 
 def _within(row: JsonRow, name: str) -> object:

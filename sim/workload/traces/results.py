@@ -83,7 +83,7 @@ class BenchReader:
         n = lengths[self.columns.arrival or ""]
         head = Head("list", list(lists), {}, str(self._path))
         reading = Reading(head, self.columns, self.clock, 0)
-        return _ordered(assemble(reading, self.place, range(n), find, typed=True))
+        return _ordered(assemble(reading, self.place, range(n), find))
 
     def _of_run(self, run: BenchRun, *, lengths_only: bool) -> RowBatch:
         self.notes = run.notes
@@ -101,6 +101,10 @@ class BenchReader:
                 num_output_tokens=run.num_output_tokens,
             )
         )
+
+    def count(self) -> int:
+        """All requests of the run."""
+        return len(self._batch)
 
     def batches(self) -> Iterator[RowBatch]:
         """The loaded requests, in batches."""

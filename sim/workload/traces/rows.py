@@ -34,7 +34,7 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file is read: its columns and clock, and what one hash stands for; `skip_empty`: no output is 0 tokens.
+    """How a file is read: its columns and clock, and what one hash stands for.
 
     `delay_ps`: rows are turns of sessions, which may be without a time of their own, and a delay is in units of so many
     ps; 0: they are not.
@@ -44,7 +44,6 @@ class Reading:
     columns: Columns
     clock: Clock
     hash_block_tokens: int
-    skip_empty: bool = False
     delay_ps: int = 0
 
 
@@ -83,9 +82,12 @@ class RowBatch:
     @classmethod
     def joined(cls, batches: Sequence[RowBatch]) -> RowBatch:
         """All rows as one; a column that only some have is blank in the others."""
+        batches = [batch for batch in batches if len(batch)] or batches[:1]
 
         def join(name: str) -> Any:
             parts = [getattr(batch, name) for batch in batches]
+            if name == "lines":
+                return np.concatenate([np.asarray(part) for part in parts])
             if all(isinstance(part, np.ndarray) for part in parts):
                 return np.concatenate(parts)
             blank = 0 if name in ("priority", "delay_ps") else None
@@ -112,6 +114,10 @@ class Reader(Protocol):
         """Say where a row's value stands."""
         ...
 
+    def count(self) -> int:
+        """All rows of the file, whose values are not looked at."""
+        ...
+
 
 def line_place(path: Path) -> Callable[[int, str], str]:
     """Places of a file that is read by lines: `trace.csv:17 ContextTokens`."""
@@ -124,22 +130,22 @@ def assemble(
     lines: Sequence[int],
     find: Find,
     *,
-    typed: bool = False,
     times: Times | None = None,
 ) -> RowBatch:
     """Parse what `find` gives for each column's name (None: not there); UserError at `place(line, column)`.
 
-    Lists, or arrays of numbers where every value is known to be one. `typed`: text is never a number; `times`: they are
-    known already. Without a column of arrivals all come at once, without one of lengths all are 1 (`distribution:
-    empirical` reads lengths alone).
+    Lists, or arrays of numbers where every value is known to be one. A number may be text, as BigQuery's JSON has it.
+    `times`: they are known already. Without a column of arrivals all come at once, without one of lengths all are 1
+    (`distribution: empirical` reads lengths alone).
     """
     columns, is_turn = reading.columns, reading.delay_ps > 0
+    kind = values.TOKENS if reading.head.delimiter == ";" else values.GROUPED_TOKENS
 
     def optional(name: str | None, kind: Kind[T]) -> list[T] | None:
         found = find(name) if name is not None else None
         return None if name is None or found is None else kind.parse(found, lambda i: place(lines[i], name))
 
-    def tokens(name: str | None, kind: Kind[int]) -> Ints:
+    def tokens(name: str | None) -> Ints:
         found = None if name is None else find(name)
         if name is None or found is None:
             return np.ones(len(lines), dtype=np.int64)
@@ -147,8 +153,7 @@ def assemble(
             if found.min() >= 0 and found.max() <= values.MAX_TOKENS:
                 return found
             found = found.tolist()
-        listed = (kind.typed() if typed else kind).parse(found, lambda i: place(lines[i], name))
-        return np.array(listed, dtype=np.int64)
+        return np.array(kind.parse(found, lambda i: place(lines[i], name)), dtype=np.int64)
 
     has_time = np.full(len(lines), True) if is_turn else None
     if times is None:
@@ -159,13 +164,13 @@ def assemble(
         times = np.zeros(len(lines), dtype=np.int64)
         if found is not None:
             own = found if has_time is None else [found[i] for i in there]
-            parsed = reading.clock.parse(own, lambda i: place(lines[there[i]], name), typed=typed)
+            parsed = reading.clock.parse(own, lambda i: place(lines[there[i]], name))
             times = parsed if has_time is None else _spread(parsed, has_time)
     return RowBatch(
         lines,
         times,
-        tokens(columns.prompt, values.TOKENS),
-        tokens(columns.output, values.TOKENS_OR_NONE if reading.skip_empty else values.TOKENS),
+        tokens(columns.prompt),
+        tokens(columns.output),
         request_id=optional(columns.request_id, values.REQUEST_IDS),
         priority=optional(columns.priority, values.PRIORITIES),
         tenant=optional(columns.tenant, values.TEXTS),

@@ -39,6 +39,7 @@ class Conversations(NamedTuple):
     turns: Turns | None  # None: nobody waits
     notes: tuple[str, ...] = ()
     num_skipped: int = 0
+    num_read: int = 0  # rows of the file
 
 
 def conversations_of(
@@ -55,7 +56,7 @@ def conversations_of(
     num_skipped = reader.drop_empty(skip=settings.on_empty == "skip")
     if settings.limit is not None:
         reader.keep_first(settings.limit)
-    return reader.finished(settings, num_skipped)
+    return reader.finished(settings)._replace(num_skipped=num_skipped, num_read=len(rows))
 
 
 class _SessionRows:
@@ -174,7 +175,8 @@ class _SessionRows:
         empty = np.flatnonzero(self._rows.num_output_tokens == 0).tolist()
         if empty and not skip:
             mend = "remove the row, or set on_empty: skip, which counts it"
-            raise self._problem(empty[0], "output", "a request needs output tokens", 0, mend)
+            rule = "a request needs output tokens, and here are none"
+            raise self._problem(empty[0], "output", rule, NOTHING, mend)
         if empty:
             self._turns()  # no circles
             gone = set(empty)
@@ -207,11 +209,11 @@ class _SessionRows:
             is_whole = not lost
         self._keep(keep)
 
-    def finished(self, settings: Trace, num_skipped: int) -> Conversations:
+    def finished(self, settings: Trace) -> Conversations:
         """The rows with their times and turns, prompts as long as they are sent."""
         rows = self._rows
         if not len(rows):
-            return Conversations(rows, [], None, num_skipped=num_skipped)
+            return Conversations(rows, [], None)
         turns, notes = self._turns(), []
         if not any(self._has_time()):
             notes.append("no row has a time: all sessions begin at once, or one a user with max_concurrency: USERS")
@@ -223,7 +225,7 @@ class _SessionRows:
             notes += self._short_prompts(turns)
         times = self._times(turns, settings.rate_scale)
         waits = any(turns.num_awaited)
-        return Conversations(rows, times, turns if waits else None, tuple(notes), num_skipped)
+        return Conversations(rows, times, turns if waits else None, tuple(notes))
 
     def _check_times(self, turns: Turns) -> None:
         for i, (has_time, num) in enumerate(zip(self._has_time(), turns.num_awaited, strict=True)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,7 @@ class TraceSource:
         self._users = max_concurrency if has_turns else None
         self._has_turns = has_turns
         self._priorities, self._tenants, self._seed = priorities or [], tenants or [], seed
+        self._taken: int | None = None  # rows, when all is read
         self._has_ids: bool | None = None  # by the first batch
         self._has_tenants: bool | None = None  # by the batches so far
 
@@ -82,12 +83,21 @@ class TraceSource:
             names, mend = ", ".join(sessions), f"--columns session={sessions[0]}, if a row waits for the one before it"
             pictured.append(f"conversations are not followed: {names}; rows go at their own times ({mend})")
         told = self._conversations.notes if "_conversations" in self.__dict__ else ()
-        return (*self._notes, *told, *pictured)
+        return (*self._notes, *told, *pictured, *self._left_out())
 
     @property
     def turns(self) -> Turns | None:
         """Which rows wait for which, where the file says so: then all of it is read at once, and kept."""
         return self._conversations.turns if self._has_turns else None
+
+    def _left_out(self) -> Iterator[str]:
+        """How many rows `between` and `limit` left out."""
+        limits = {key: getattr(self._settings, key) for key in ("between", "limit") if getattr(self._settings, key)}
+        if limits and self._taken is not None:
+            total = self._conversations.num_read if self._has_turns else self._reader.count()
+            if left := total - self._taken - self.skipped:
+                why = ", ".join(f"{key}: {value}" for key, value in limits.items())
+                yield f"{left:,} of its {total:,} rows were left out ({why})"
 
     def unread(self) -> list[str]:
         """One sentence for each thing of the file that was not simulated, and for how it was read."""
@@ -100,7 +110,7 @@ class TraceSource:
 
     def chunks(self) -> Iterator[RequestChunk]:
         """Read the file; UserError for a malformed row, and for a file without requests."""
-        self.skipped = num_requests = 0
+        self.skipped, self._taken, num_requests = 0, None, 0
         self._has_ids = self._has_tenants = None
         if self._has_turns:
             yield from self._turn_chunks()
@@ -122,6 +132,7 @@ class TraceSource:
                 break
         if num_requests == 0:
             raise self._nothing()
+        self._taken = num_requests
 
     def _nothing(self) -> UserError:
         rule = "the trace has no requests"
@@ -132,9 +143,9 @@ class TraceSource:
     @cached_property
     def _conversations(self) -> Conversations:
         """All rows of a file with sessions; UserError for a malformed one."""
-        rows = _joined(list(self._reader.batches()))
-        if rows is None:
+        if not (batches := list(self._reader.batches())):
             raise self._nothing()
+        rows = RowBatch.joined(batches)
         bounds = None if self._settings.between is None else self._bounds(*self._settings.between)
         found = conversations_of(rows, self._reader.columns, self._reader.place, self._settings, bounds)
         self.skipped = found.num_skipped
@@ -145,7 +156,9 @@ class TraceSource:
 
     def _turn_chunks(self) -> Iterator[RequestChunk]:
         """The rows of a file with sessions; what is drawn is drawn for a session."""
-        rows, times, turns, _, self.skipped = self._conversations
+        found = self._conversations
+        rows, times, turns = found.rows, found.times_ps, found.turns
+        self.skipped, self._taken = found.num_skipped, len(rows)
         number = range(len(rows)) if turns is None else turns.session
         num_sessions = max(number) + 1
         priorities = draw_shares(self._priorities, stream(self._seed, Purpose.PRIORITIES), num_sessions)
@@ -163,9 +176,9 @@ class TraceSource:
         if not self._settings.sort:
             yield from self._between()
             return
-        whole = _joined(list(self._between()))
-        if whole is None:
+        if not (batches := list(self._between())):
             return
+        whole = RowBatch.joined(batches)
         order = np.argsort(whole.arrival, kind="stable")
         for begin in range(0, len(order), CHUNK_SIZE):
             yield whole.keep(order[begin : begin + CHUNK_SIZE])
@@ -203,9 +216,9 @@ class TraceSource:
         passed = len(outputs) if len(indices) != room else int(indices[-1]) + 1 if room else 0
         empty = np.flatnonzero(outputs[:passed] == 0)
         if len(empty) and self._settings.on_empty != "skip":
-            mend = "remove the row, or set on_empty: skip, which counts it"
-            name = self._reader.columns.output
-            raise self._error(batch, int(empty[0]), name, "a request needs output tokens", 0, mend)
+            mend = "remove the row, or set on_empty: skip (--on-empty skip), which counts it"
+            name, rule = self._reader.columns.output, "a request needs output tokens, and here are none"
+            raise self._error(batch, int(empty[0]), name, rule, NOTHING, mend)
         self.skipped += len(empty)
         return batch.keep(indices)
 
@@ -229,8 +242,8 @@ class TraceSource:
         columns = self._reader.columns
         if not batch.num_prompt_tokens.all():
             i = int(np.flatnonzero(batch.num_prompt_tokens == 0)[0])
-            rule = "a request needs prompt tokens"
-            raise self._error(batch, i, columns.prompt, rule, 0, "fill it in, or remove the row")
+            rule = "a request needs prompt tokens, and here are none"
+            raise self._error(batch, i, columns.prompt, rule, NOTHING, "fill it in, or remove the row")
         if self._has_ids is None:
             self._has_ids = batch.request_id is not None
         elif self._has_ids != (batch.request_id is not None):
@@ -284,14 +297,4 @@ class TraceSource:
             raise self._error(batch, len(batch) - 1, self._reader.columns.arrival, rule, NOTHING, mend)
         if scale != 1:
             since = np.rint(since.astype(np.float64) / scale)
-        times: list[int] = since.astype(np.int64).tolist()
-        return times
-
-
-def _joined(batches: Sequence[RowBatch]) -> RowBatch | None:
-    """All rows as one batch; None where there are none."""
-    if not batches:
-        return None
-    whole = RowBatch.joined([batch for batch in batches if len(batch)] or batches[:1])
-    whole.lines = np.concatenate([np.asarray(batch.lines) for batch in batches])
-    return whole
+        return list(since.astype(np.int64).tolist())

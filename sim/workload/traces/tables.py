@@ -87,7 +87,7 @@ class TableReader:
         self._width = len(names)
         self._index = {name: names.index(name) for name in self.columns if name is not None and name in names}
         self.present = set(self._index)
-        self.ignored = set(names) - self.present
+        self.ignored = set(names) - self.present - {""}  # pandas' index has no name
         self.hash_block_tokens = reading.hash_block_tokens if self.columns.hash_ids in self._index else 0
         arrival = str(reading.head.row.get(self.columns.arrival or "", ""))
         self.clock.decimal_comma = reading.head.delimiter != "," and "," in arrival
@@ -110,6 +110,11 @@ class TableReader:
                     continue
                 fast = self._by_arrow(line, data)
                 yield from self._by_fields(line, data.decode()) if fast is None else _parts(fast)
+
+    def count(self) -> int:
+        """All rows of the file, whose values are not looked at."""
+        delimiter = self._reading.head.delimiter
+        return sum(_num_rows(self._path, block, delimiter) for _, block in _blocks(self._path)) - 1  # the header's
 
     def _type_of(self, arrival: str) -> Any:
         import pyarrow as pa
@@ -189,6 +194,12 @@ class TableReader:
             return fields[self._index[name]] if name in self._index else None
 
         return assemble(self._reading, self.place, lines, find)
+
+
+def _num_rows(path: Path, block: bytes, delimiter: str) -> int:
+    if b'"' in block:  # a field may hold line ends
+        return sum(1 for _ in _fields(path, 1, block.decode(), delimiter))
+    return sum(map(bool, map(bytes.strip, block.splitlines())))
 
 
 def _parts(batch: RowBatch) -> Iterator[RowBatch]:

@@ -52,16 +52,16 @@ class Clock:
             self.unit, self.assumed = _unit_of(self._plain(value))
         return self.unit
 
-    def parse(self, values: Sequence[object], where: Callable[[int], str], *, typed: bool = False) -> Times:
-        """The times of a column; UserError at `where(i)`. `typed`: text is never a number."""
+    def parse(self, values: Sequence[object], where: Callable[[int], str]) -> Times:
+        """The times of a column; UserError at `where(i)`."""
         if not len(values):
             return np.zeros(0, dtype=np.int64)
         unit = self.tell_unit(values[0])
-        numbers = None if unit == "iso" or self.decimal_comma else _numbers(values, typed)
+        numbers = None if unit == "iso" or self.decimal_comma else _numbers(values)
         found = None if numbers is None else self.from_numbers(numbers)
         if found is not None:
             return found
-        exact = [self._checked(value, i, where, typed) for i, value in enumerate(values)]
+        exact = [self._checked(value, i, where) for i, value in enumerate(values)]
         return self._since_origin(exact)
 
     def from_numbers(self, numbers: NDArray[Any]) -> Times | None:
@@ -109,10 +109,8 @@ class Clock:
     def _plain(self, value: object) -> object:
         return value.replace(",", ".") if self.decimal_comma and isinstance(value, str) else value
 
-    def _checked(self, value: object, i: int, where: Callable[[int], str], typed: bool) -> int:
+    def _checked(self, value: object, i: int, where: Callable[[int], str]) -> int:
         try:
-            if typed and isinstance(value, str) and self.unit != "iso":
-                raise BadValueError("must be a number, and is text", "write it without quotes")
             return self.exact(value)
         except BadValueError as error:
             raise UserError(Problem(where(i), error.rule, NOTHING if value is None else value, error.mend)) from None
@@ -150,13 +148,13 @@ def _unit_of(value: object) -> tuple[Unit, bool]:
     return (found or "s", found is None)
 
 
-def _numbers(values: Sequence[object], typed: bool) -> NDArray[Any] | None:
+def _numbers(values: Sequence[object]) -> NDArray[Any] | None:
     """A column of plain numbers as an array; None when one is something else."""
     kinds = set(map(type, values))
     try:
         if kinds == {int}:
             return np.array(values, dtype=np.int64)
-        if kinds == {str} and not typed:
+        if kinds == {str}:
             joined = "".join(values)  # type: ignore[arg-type]  # all are str
             if joined.isascii() and joined.isdigit():
                 return np.array(list(map(int, values)), dtype=np.int64)  # type: ignore[arg-type]

@@ -40,19 +40,6 @@ class Kind(NamedTuple, Generic[T]):
             shown = NOTHING if value is None else value
             raise UserError(Problem(where(i), error.rule, shown, error.mend)) from None
 
-    def typed(self) -> Kind[T]:
-        """The kind of JSON's values, where a number in quotes is text and not a number."""
-
-        def fast(values: Sequence[object]) -> list[T] | None:
-            return None if str in set(map(type, values)) else self.fast(values)
-
-        def slow(value: object) -> T:
-            if isinstance(value, str):
-                raise BadValueError("must be a number, and is text", "write it without quotes")
-            return self.slow(value)
-
-        return Kind(fast, slow)
-
 
 def never(_: Sequence[object]) -> None:
     """No fast way."""
@@ -60,7 +47,9 @@ def never(_: Sequence[object]) -> None:
 
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_GROUPED = re.compile(r"\d{1,3}(,\d{3})+", re.ASCII)  # 12,345
 _NOT_NUMBERS = {"nan", "inf", "infinity"}
+_NOTHING = {"", "-", "null", "none", "nan", "n/a", "na", "\\n"}  # as databases, gateways and pandas write it
 
 
 def _tokens_fast(values: Sequence[object]) -> list[int] | None:
@@ -80,7 +69,17 @@ def _tokens_fast(values: Sequence[object]) -> list[int] | None:
     return numbers if min(numbers) >= 0 and max(numbers) <= MAX_TOKENS else None
 
 
+def is_nothing(value: object) -> bool:
+    """Whether a value says that there is none."""
+    if isinstance(value, str):
+        return value.strip().lower() in _NOTHING
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _tokens(value: object) -> int:
+    """A count; nothing is 0, which no request can have: what to do about it is for its reader to say."""
+    if is_nothing(value):
+        return 0
     number = number_of(value, "a whole number of tokens")
     if number < 0:
         raise BadValueError("must not be negative", "give a number of tokens")
@@ -91,8 +90,9 @@ def _tokens(value: object) -> int:
     return int(number)
 
 
-def _tokens_or_none(value: object) -> int:
-    return 0 if value is None or (isinstance(value, str) and not value.strip()) else _tokens(value)
+def _grouped_tokens(value: object) -> int:
+    is_grouped = isinstance(value, str) and _GROUPED.fullmatch(value.strip())
+    return _tokens(value.replace(",", "") if is_grouped and isinstance(value, str) else value)
 
 
 def _prediction(value: object) -> float:
@@ -213,7 +213,7 @@ def number_of(value: object, what: str) -> float:
 
 
 TOKENS = Kind(_tokens_fast, _tokens)
-TOKENS_OR_NONE = Kind(_tokens_fast, _tokens_or_none)  # nothing is 0, which `on_empty: skip` leaves out
+GROUPED_TOKENS = Kind(_tokens_fast, _grouped_tokens)  # also 12,345, where a comma is not the decimal point
 PRIORITIES = Kind(never, _priority)
 PREDICTIONS = Kind(never, _prediction)
 TEXTS = Kind(never, _text)

@@ -1,0 +1,207 @@
+"""Who sends a recorded case's requests to an engine: each at its time or step, or turns when others have ended."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from simbatch.sim.engine.door import Inbox
+from simbatch.sim.engine.members import prefix_keys, traffic_of
+from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.engine.traffic import FAR
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.request import Request
+from simbatch.sim.workload.chunk import RequestChunk
+from simbatch.sim.workload.turns import NO_ROW, Turns, turns_of
+
+PS_PER_NS = 1000
+Line = dict[str, Any]
+
+
+class ContentKeys:
+    """Names of a request's full blocks: equal names for equal tokens from the start.
+
+    As in the engine's own traces, blocks that nobody else can have stay nameless; only a case whose prompts replay
+    another request's answer (`r:<id>` streams) names them all.
+    """
+
+    def __init__(self, case: dict[str, Any], block_size: int) -> None:
+        self._block_size = block_size
+        self._known: dict[tuple[Any, ...], int] = {}
+        self._replayed = {
+            stream
+            for r in case["requests"]
+            for stream, *_ in prompt_parts(r)
+            if stream.startswith("r:") and stream != own(r)
+        }
+
+    def of(self, case_request: dict[str, Any]) -> list[int]:
+        """One name per full block of the prompt's shared beginning, or of prompt and outputs."""
+        mine, n = own(case_request), case_request["prompt_len"]
+        tokens = [(s, start + i) for s, start, length in prompt_parts(case_request) for i in range(length)]
+        tokens += [(mine, position) for position in range(n, n + case_request["max_tokens"])]
+        if mine not in self._replayed:
+            while tokens and tokens[-1][0] == mine:
+                tokens.pop()
+        keys, link = [], 0
+        for end in range(self._block_size, len(tokens) + 1, self._block_size):
+            block = (link, *tokens[end - self._block_size : end])
+            link = self._known.setdefault(block, len(self._known) + 1)
+            keys.append(link)
+        return keys
+
+
+def own(case_request: dict[str, Any]) -> str:
+    """The stream of tokens that only this request has, unless another replays it."""
+    return f"r:{case_request['id']}"
+
+
+def prompt_parts(case_request: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """The prompt as (stream, start, length)."""
+    if "segments" in case_request:
+        return [tuple(part) for part in case_request["segments"]]
+    n = case_request["prompt_len"]
+    stream, k = case_request.get("prefix") or (own(case_request), 0)
+    return [(stream, 0, min(k, n)), (own(case_request), min(k, n), n - min(k, n))]
+
+
+class CaseTraffic:
+    """The case's requests, by time or by step number, as an engine's inbox."""
+
+    is_limited = False
+
+    def __init__(self, case: dict[str, Any], config: EngineConfig, step_number: Callable[[], int]) -> None:
+        self.by_step = any("arrival_step" in r for r in case["requests"])
+        self._when = "arrival_step" if self.by_step else "arrival_ns"
+        self._pending = sorted(case["requests"], key=lambda r: r[self._when])  # stable
+        self._keys = ContentKeys(case, config.block_size) if config.enable_prefix_caching else None
+        self._max_model_len = config.max_model_len
+        self._step_number = step_number
+        self._num_taken = 0
+
+    @property
+    def next_ps(self) -> int:
+        """When the next request arrives; by step number any moment will do, once it is its turn."""
+        if not self._pending:
+            return FAR
+        if self.by_step:
+            return 0 if self.next_step <= self._step_number() else FAR - 1
+        return int(self._pending[0][self._when]) * PS_PER_NS
+
+    @property
+    def inbox(self) -> Inbox:
+        """What an engine asks."""
+        return cast("Inbox", self)
+
+    def left(self, request: Request, at_ps: int) -> None:
+        """Nobody waits for it."""
+
+    def known_ns(self, case_request: Line) -> int:
+        """When the case says that a request is sent, which may be a step."""
+        return int(case_request[self._when])
+
+    def sent_ns(self) -> Iterator[tuple[str, int]]:
+        """Nobody whose time of sending the case does not say."""
+        yield from ()
+
+    @property
+    def next_step(self) -> int | None:
+        """The step before which the next request arrives."""
+        return int(self._pending[0][self._when]) if self._pending else None
+
+    def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
+        """Hand over whoever has arrived."""
+        while self.next_ps <= now_ps:
+            case_request = self._pending.pop(0)
+            arrival = case_request.get("arrival_time", case_request[self._when])
+            request = Request(
+                self._num_taken,
+                case_request["id"],
+                arrival * PS_PER_NS,
+                case_request["prompt_len"],
+                min(case_request["max_tokens"], self._max_model_len - case_request["prompt_len"]),
+                case_request.get("priority", 0),
+            )
+            request.tenant = case_request.get("tenant")
+            if self._keys:
+                request.keys = self._keys.of(case_request)
+            self._num_taken += 1
+            now_ps += add(request, now_ps)
+        return now_ps
+
+
+class CaseTurns:
+    """The case's sessions by the engine's own client; of tokens it knows how many there are."""
+
+    by_step = False
+
+    def __init__(self, case: dict[str, Any], config: EngineConfig, recorder: Recorder) -> None:
+        self._source, self._recorder = source_of(case), recorder
+        keys = prefix_keys([config], self._source)
+        self._traffic = traffic_of(self._source, recorder, config.max_model_len, keys, None)
+        self.left = self._traffic.left
+
+    @property
+    def inbox(self) -> Inbox:
+        """What an engine asks."""
+        return self._traffic
+
+    @property
+    def next_step(self) -> int | None:
+        """None where nobody will be sent before somebody else has ended."""
+        return None if self._traffic.next_ps >= FAR else 0
+
+    def known_ns(self, case_request: Line) -> None:
+        """Nothing: it is sent when others have ended, if it is."""
+
+    def sent_ns(self) -> Iterator[tuple[str, int]]:
+        """When each turn was sent."""
+        for row, arrival_ps in zip(self._recorder.row or (), self._recorder.arrival_ps, strict=True):
+            yield self._source.requests[row]["id"], arrival_ps // PS_PER_NS
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """A case's turns as an engine reads them."""
+
+    requests: list[Line]
+    turns: Turns
+    hash_block_tokens: int = 0
+    max_concurrency: int | None = None
+    num_requests: int | None = None
+    skipped: int = 0
+
+    def chunks(self) -> Iterator[RequestChunk]:
+        """All in one."""
+        yield RequestChunk(
+            [r.get("arrival_ns", 0) * PS_PER_NS for r in self.requests],
+            [r["prompt_len"] for r in self.requests],
+            [r["max_tokens"] for r in self.requests],
+            [r.get("priority", 0) for r in self.requests],
+            request_id=[r["id"] for r in self.requests],
+        )
+
+
+def source_of(case: dict[str, Any]) -> CaseSource:
+    """The case's turns: who waits for whom, and whose conversation is gone on with; of its tokens nothing."""
+    requests = case["requests"]
+    row_of = {r["id"]: row for row, r in enumerate(requests)}
+    parents = [row_of[r["parent"]] if r.get("parent") else NO_ROW for r in requests]
+    turns = turns_of(
+        [[row_of[name] for name in r.get("after", ())] for r in requests],
+        [r.get("delay_ns", 0) * PS_PER_NS for r in requests],
+        parents,
+        [r["session"] for r in requests],
+    )
+    systems, numbers = case["system_prompts"], dict[str, int]()
+    for r in requests:
+        numbers.setdefault(r["session"], systems["of"][r["session"]])
+    turns = replace(
+        turns,
+        system=array("q", numbers.values()),
+        num_system_tokens=systems["num_tokens"],
+        max_sessions=case.get("users"),
+    )
+    return CaseSource(requests, turns)

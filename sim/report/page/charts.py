@@ -1,0 +1,169 @@
+"""Charts of a page as plotly.js takes them: plain data, so that nothing but the file's text is drawn.
+
+A chart is one or several panels one above another over the same x axis; every curve has a name in the legend, limits
+too, so that each can be switched off. Many points are thinned out before they come here, and the chart's note says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simbatch.sim.report.style import INK, LIMIT, LOG_FROM
+
+Trace = dict[str, Any]
+Floats = NDArray[np.float64]
+Figures = ArrayLike | Sequence[float | None]  # None: not measured
+HEIGHT, SMALL, PANEL_HEIGHT, LEGEND_HEIGHT = 330, 220, 175, 100  # px; of a chart, or of each of several panels
+GAP = 0.07  # of the height, between panels
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
+DIGITS = 6  # that a number in the file has; no screen shows more
+GRID = "#E4E4E4"
+SPIKE = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikecolor": "#999999"}
+LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves over one y axis, whose title has its unit; `top`: where it ends, `is_log`: as a logarithm."""
+
+    unit: str
+    traces: Sequence[Trace]
+    top: float | None = None
+    is_log: bool = False
+    axis: Mapping[str, Any] | None = None  # what differs from the others'
+
+
+@dataclass(frozen=True)
+class PageChart:
+    """The question that it answers, and the panels that do; `note` stands below."""
+
+    question: str
+    x: str
+    panels: Sequence[Panel]
+    note: str = ""
+    is_log_x: bool = False
+    size: str = ""  # `wide` takes the whole row, `third` a third, `small` a quarter, without a legend
+    x_axis: Mapping[str, Any] | None = None  # what differs from the others'
+
+
+def drawn(chart: PageChart) -> dict[str, Any]:
+    """`data` and `layout` for Plotly.newPlot."""
+    number, is_small = len(chart.panels), chart.size == "small"
+    height = (1 - GAP * (number - 1)) / number
+    data: list[Trace] = []
+    axes: dict[str, Any] = {}
+    for i, panel in enumerate(chart.panels):
+        name = "" if i == 0 else str(i + 1)
+        bottom = (number - 1 - i) * (height + GAP)
+        axes[f"yaxis{name}"] = _y_axis(panel, bottom, min(1.0, bottom + height))
+        data += [{**trace, "yaxis": f"y{name}"} for trace in panel.traces]
+    x_axis = {
+        **_axis(chart.x, is_log=chart.is_log_x),
+        "anchor": "y" if number == 1 else f"y{number}",
+        **(SPIKE if number > 1 else {}),
+        **(chart.x_axis or {}),
+    }
+    layout = {
+        "height": SMALL if is_small else HEIGHT if number == 1 else PANEL_HEIGHT * number + LEGEND_HEIGHT,
+        "margin": {"l": 62, "r": 12, "t": 8 if is_small else 28, "b": 48},
+        "font": {"family": FONT, "size": 12, "color": INK},
+        "showlegend": not is_small,
+        **({} if is_small else {"legend": LEGEND}),
+        "hovermode": "x unified" if number > 1 else "closest",
+        "hoversubplots": "axis",
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "xaxis": x_axis,
+        **axes,
+    }
+    return {"data": data, "layout": layout}
+
+
+def _y_axis(panel: Panel, bottom: float, top: float) -> dict[str, Any]:
+    axis = {**_axis(panel.unit, is_log=panel.is_log), "domain": [bottom, top]}
+    if panel.top is not None:
+        axis["range"] = [0, panel.top]
+    elif not panel.is_log and "range" not in (panel.axis or {}):
+        axis["rangemode"] = "tozero"
+    return {**axis, **(panel.axis or {})}
+
+
+def _axis(title: str, *, is_log: bool) -> dict[str, Any]:
+    style = {"gridcolor": GRID, "zeroline": False, "linecolor": "#999999", "ticks": "outside", "automargin": True}
+    scale = {"type": "log", "dtick": "D2", "tickformat": "~s"} if is_log else {}
+    return {"title": {"text": title, "standoff": 6}, **style, **scale}
+
+
+def line(name: str, x: Figures, y: Figures, colour: str, hover: str, **others: Any) -> Trace:
+    """A curve; `hover`: what is shown of a point, with plotly's `%{x}` and `%{y}`."""
+    look = {"color": colour, "width": 2, **others.pop("line", {})}
+    return {**_curve(name, x, y, hover), "mode": "lines", "line": look, **others}
+
+
+def points(name: str, x: Figures, y: Figures, colour: str, hover: str, **others: Any) -> Trace:
+    """Dots; `x` or `y` may be names, `text` in `others` one a dot."""
+    look = {"color": colour, "size": 9, **others.pop("marker", {})}
+    return {**_curve(name, x, y, hover), "mode": "markers", "marker": look, **others}
+
+
+def bars(name: str, x: Sequence[str], y: Figures, colours: Sequence[str], hover: str, **others: Any) -> Trace:
+    """A bar for each of the names in `x`, each in its own colour."""
+    curve = _curve(name, list(x), y, hover)
+    return {**curve, "type": "bar", "marker": {"color": list(colours)}, "showlegend": False, **others}
+
+
+def _curve(name: str, x: Figures, y: Figures, hover: str) -> Trace:
+    shown = escape(name, quote=False)  # plotly reads tags in what it writes
+    return {
+        "type": "scatter",
+        "name": shown,
+        "x": numbers(x),
+        "y": numbers(y),
+        "hovertemplate": f"{hover}<extra>{shown}</extra>",
+    }
+
+
+def distribution(name: str, values: Floats, shares: Floats, colour: str, **look: Any) -> Trace:
+    """How many percent are up to each of `values` (ms, ascending); `shares` from 0 to 1."""
+    x, y = np.append(values[:1], values), np.append(0.0, 100 * shares)
+    return line(name, x, y, colour, "%{y:.1f} % within %{x:,.1f} ms", line={"shape": "hv", **look})
+
+
+def limit(name: str, x: Sequence[float], y: Sequence[float], **others: Any) -> Trace:
+    """A straight line from point to point, dashed: an SLO or a limit, whose colour nothing else has."""
+    return line(name, x, y, LIMIT, name, line={"dash": "dash", "width": 1.5}, **others)
+
+
+def around(mean: Sequence[float | None], low: Sequence[float | None], high: Sequence[float | None]) -> dict[str, Any]:
+    """Whiskers from low to high about each mean; none where there is no interval."""
+    below = [None if m is None or bound is None else m - bound for m, bound in zip(mean, low, strict=True)]
+    above = [None if m is None or bound is None else bound - m for m, bound in zip(mean, high, strict=True)]
+    if not any(value is not None for value in below):
+        return {}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": numbers([value or 0.0 for value in above]),
+        "arrayminus": numbers([value or 0.0 for value in below]),
+        "thickness": 1.2,
+        "width": 4,
+    }
+
+
+def numbers(values: Figures) -> list[Any]:
+    """As JSON has them, to six digits, null for what was not measured; names as they are."""
+    if isinstance(values, list) and values and isinstance(values[0], str):
+        return values
+    array = np.asarray(values, dtype=np.float64)
+    return [float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None for value in array.tolist()]
+
+
+def is_wide(low: float, high: float) -> bool:
+    """Whether values from low to high are better shown by their logarithms."""
+    return low > 0 and high / low > LOG_FROM

@@ -1,0 +1,128 @@
+"""report.html: one file that asks no network, whose charts are what plotly takes; `make test-browser` opens it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from simbatch import Result, Scenario, UserError, simulate
+from simbatch.cli import main
+from simbatch.sim.report.page import run as run_page_module
+from simbatch.sim.report.page.page import PageTable, ReportPage, rendered
+from simbatch.sim.report.page.run import run_page
+
+SCENARIO: dict[str, Any] = {
+    "profile": "h100-llama-3.1-8b-bf16-measured",
+    "workload": {
+        "num_prompts": 60,
+        "request_rate": 20,
+        "prompt_len": {"distribution": "fixed", "mean": 300},
+        "output_len": {"distribution": "uniform", "min": 1, "max": 60},
+        "priorities": {"high": 0.3, "normal": 0.7},
+    },
+    "slo": {"ttft_ms": 100, "tpot_ms": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return simulate(Scenario.from_dict(SCENARIO))
+
+
+@pytest.fixture(scope="module")
+def page(result: Result, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("page")
+    result.save(folder, html=True)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def charts_of(page: str) -> list[dict[str, Any]]:
+    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    charts: list[dict[str, Any]] = json.loads(found[1])
+    return charts
+
+
+def without_plotly(page: str) -> str:
+    return re.sub(r"<script>/\*\*\n\* plotly.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_the_answer_stands_above_the_charts(page: str, result: Result) -> None:
+    """Word for word the four lines of the console."""
+    text = without_plotly(page)
+    for line in result.text().splitlines()[:4]:
+        label, _, sentence = line.partition(": ")
+        at = text.index(f"<dt>{label}</dt><dd>{sentence}</dd>")
+        assert at < text.index("<h2>Charts</h2>")
+
+
+def test_nothing_is_fetched(page: str) -> None:
+    text = without_plotly(page)
+    assert len(text) < 200_000 < 4_000_000 < len(page)
+    assert "default-src 'none'" in text
+    assert re.findall(r"""(?:src|href)=(?!["']?data:)""", text) == []
+
+
+def test_the_charts_are_what_plotly_takes(page: str) -> None:
+    """Its own check of every key and value; each curve has a name, for the legend."""
+    for chart in charts_of(page):
+        figure = go.Figure(chart["data"], chart["layout"])
+        assert all(trace.name for trace in figure.data)
+    titles = [trace["name"] for chart in charts_of(page) for trace in chart["data"]]
+    assert {"all requests", "high", "normal", "waiting", "running", "KV cache in use"} <= {*titles}
+    assert any(title.startswith("SLO 100 ms: ") for title in titles)
+
+
+def test_it_says_how_to_reproduce_it(page: str) -> None:
+    for part in ("<dt>Seed</dt><dd>0</dd>", "<dt>Command</dt><dd>from Python</dd>", "simbatch 0", "num_prompts: 60"):
+        assert part in without_plotly(page)
+
+
+def test_of_many_requests_the_slowest_are_drawn_and_the_page_says_so(
+    result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_page_module, "MAX_DOTS", 20)
+    chart = next(chart for chart in run_page(result).charts if chart.question == "Which requests waited long")
+    assert "of 60 requests: the 5 with the longest E2EL" in chart.note
+    drawn = {trace["name"]: trace["y"] for trace in chart.panels[0].traces}["E2EL"]
+    assert 15 <= len(drawn) <= 20
+    slowest = np.sort(1000 * result.requests["e2el_s"])[-5:]
+    assert sorted(drawn)[-5:] == pytest.approx(slowest, rel=1e-5)
+
+
+def test_what_users_name_cannot_end_the_page() -> None:
+    evil = "</script><script>alert(1)</script>"
+    table = PageTable(evil, (evil,), [(evil,)])
+    page = ReportPage(evil, evil, [(evil, evil)], [], [table], [table], [(evil, evil)], {evil: evil}, [0], evil, [evil])
+    assert "<script>alert" not in without_plotly(rendered(page))
+
+
+def test_without_plotly_it_is_said_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("simbatch.sim.report.page.page.find_spec", lambda _: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "bursty", "--html", "-o", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "pip install 'simbatch[html]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_html_takes_an_earlier_page_away(result: Result, tmp_path: Path) -> None:
+    """It would show other figures than the files beside it."""
+    result.save(tmp_path, html=True)
+    result.save(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_missing_plotly_from_python(result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simbatch.sim.report.page.page.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"simbatch\[html\]"):
+        result.save(tmp_path, html=True)
+    assert list(tmp_path.iterdir()) == []
