@@ -31,7 +31,7 @@ Place = Callable[[int, str], str]  # of a line and a column
 Awaited = list[tuple[int, ...]]
 
 
-class Conversations(NamedTuple):
+class TurnRows(NamedTuple):
     """All rows of a file in their order, when each may be sent at the earliest (ps), and who waits for whom."""
 
     rows: RowBatch
@@ -44,7 +44,7 @@ class Conversations(NamedTuple):
 
 def conversations_of(
     rows: RowBatch, columns: Columns, place: Place, settings: Trace, bounds: tuple[int, int] | None
-) -> Conversations:
+) -> TurnRows:
     """What the settings leave of a file's rows; UserError at a row that breaks a rule of this module or its columns."""
     reader = _SessionRows(rows, columns, place)
     reader.check_whole("request_id", "predicted_output")
@@ -209,11 +209,11 @@ class _SessionRows:
             is_whole = not lost
         self._keep(keep)
 
-    def finished(self, settings: Trace) -> Conversations:
+    def finished(self, settings: Trace) -> TurnRows:
         """The rows with their times and turns, prompts as long as they are sent."""
         rows = self._rows
         if not len(rows):
-            return Conversations(rows, [], None)
+            return TurnRows(rows, [], None)
         turns, notes = self._turns(), []
         if not any(self._has_time()):
             notes.append("no row has a time: all sessions begin at once, or one a user with max_concurrency: USERS")
@@ -225,7 +225,7 @@ class _SessionRows:
             notes += self._short_prompts(turns)
         times = self._times(turns, settings.rate_scale)
         waits = any(turns.num_awaited)
-        return Conversations(rows, times, turns if waits else None, tuple(notes))
+        return TurnRows(rows, times, turns if waits else None, tuple(notes))
 
     def _check_times(self, turns: Turns) -> None:
         for i, (has_time, num) in enumerate(zip(self._has_time(), turns.num_awaited, strict=True)):

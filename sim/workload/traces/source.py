@@ -17,7 +17,7 @@ from simbatch.sim.workload.draws import Purpose, draw_shares, stream
 from simbatch.sim.workload.files import BadValueError, cut_short
 from simbatch.sim.workload.trace_model import Trace
 from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch
-from simbatch.sim.workload.traces.sessions import Conversations, conversations_of
+from simbatch.sim.workload.traces.sessions import TurnRows, conversations_of
 from simbatch.sim.workload.traces.times import MAX_PS
 from simbatch.sim.workload.turns import Turns
 
@@ -141,7 +141,7 @@ class TraceSource:
         return UserError(Problem(str(self.path), rule, mend="name another file, or other rows of it"))
 
     @cached_property
-    def _conversations(self) -> Conversations:
+    def _conversations(self) -> TurnRows:
         """All rows of a file with sessions; UserError for a malformed one."""
         if not (batches := list(self._reader.batches())):
             raise self._nothing()
