@@ -22,7 +22,7 @@ NUM_SHOWN = 8
 
 def report(tuned: Tuned) -> str:
     """Everything, as plain text."""
-    return "\n".join(wrapped([*_head(tuned), "", *_table(tuned), "", *_verdict(tuned), *_advice(tuned)]))
+    return "\n".join(wrapped([*_head(tuned), "", *_table(tuned), "", *verdict(tuned), *_advice(tuned)]))
 
 
 def goal_words(goal: Goal) -> str:
@@ -67,9 +67,9 @@ def _table(tuned: Tuned) -> Iterator[str]:
     rows = [
         [
             "*" if group[0] is tuned.recommended else "",
-            *(_value(group[0], axis.key, own) for axis in axes),
+            *(setting_cell(group[0], axis.key, own) for axis in axes),
             *(metric.text(group[0].means[metric.key]) for metric in metrics),
-            _marks(tuned, group),
+            marks(tuned, group),
         ]
         for group in listed
     ]
@@ -90,7 +90,7 @@ def _alike(
     return list(groups.values())
 
 
-def _value(trial: TriedSettings, key: str, own: Mapping[str, Any]) -> str:
+def setting_cell(trial: TriedSettings, key: str, own: Mapping[str, Any]) -> str:
     """What the trial has for a key that is searched; `-` where its policy has no such parameter."""
     section, _, name = key.partition(".")
     policy = trial.settings.get("policy")
@@ -98,15 +98,15 @@ def _value(trial: TriedSettings, key: str, own: Mapping[str, Any]) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _marks(tuned: Tuned, group: Sequence[TriedSettings]) -> str:
+def marks(tuned: Tuned, group: Sequence[TriedSettings]) -> str:
     trial, others = group[0], len(group) - 1
-    marks = ["limit broken"] if tuned.goal.limits and not tuned.goal.is_met(trial.means) else []
-    marks += ["overloaded"] if trial.overloaded else []
-    marks += ["as it stands"] if tuned.baseline in group else []
-    return ", ".join([*marks, *([f"{others} more alike"] if others else [])])
+    said = ["limit broken"] if tuned.goal.limits and not tuned.goal.is_met(trial.means) else []
+    said += ["overloaded"] if trial.overloaded else []
+    said += ["as it stands"] if tuned.baseline in group else []
+    return ", ".join([*said, *([f"{others} more alike"] if others else [])])
 
 
-def _verdict(tuned: Tuned) -> Iterator[str]:
+def verdict(tuned: Tuned) -> Iterator[str]:
     goal = tuned.goal
     if not tuned.is_feasible:
         yield from _infeasible(tuned)
@@ -184,7 +184,7 @@ def _advice(tuned: Tuned) -> Iterator[str]:
     if tuned.recommended is None:
         return
     settings = tuned.best.settings
-    yield from _confirmation(tuned)
+    yield from confirmed(tuned)
     others = (warning for warning in tuned.best.warnings if not warning.startswith("Overloaded"))  # has its mark
     yield from (f"WARNING (*): {warning}" for warning in others)
     yield ""
@@ -200,7 +200,7 @@ def _advice(tuned: Tuned) -> Iterator[str]:
         yield from (f"  ({note})" for note in weight_notes(profile))
 
 
-def _confirmation(tuned: Tuned) -> Iterator[str]:
+def confirmed(tuned: Tuned) -> Iterator[str]:
     found, goal = tuned.confirmation, tuned.goal
     if found is None:
         return
