@@ -9,7 +9,7 @@ from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, limit, line, points
 from simbatch.sim.report.page.page import PageTable, ReportPage
-from simbatch.sim.report.page.settings import settings_tables, trust_rows
+from simbatch.sim.report.page.settings import bands_table, settings_tables, trust_rows
 from simbatch.sim.scenario import resolve
 from simbatch.sim.tuning.tune import Tuned
 from simbatch.sim.tuning.tune_files import picture_axes
@@ -30,7 +30,7 @@ def tune_page(tuned: Tuned) -> ReportPage:
         answer=[*_answer(tuned)],
         warnings=[warning for warning in tuned.best.warnings if not warning.startswith("Overloaded")],
         charts=[_plane(tuned), *_by_key(tuned)],
-        tables=[_table(tuned)],
+        tables=[_table(tuned), *_bands(tuned)],
         settings=[*settings_tables(first)],
         trust=[*trust_rows(first)],
         scenario=resolve(tuned.scenario.override(tuned.best.settings)).dump(),
@@ -90,10 +90,18 @@ def _plane(tuned: Tuned) -> PageChart:
     return PageChart("What was tried", _unit(right), [panel], note, is_log_x=is_log, size="wide")
 
 
+def _bands(tuned: Tuned) -> Iterator[PageTable]:
+    """Of the recommended settings."""
+    if tuned.finalists is not None:
+        yield from bands_table(tuned.finalists.bands.content(), lambda metric: tuned.best.means.get(metric.key))
+
+
 HOVER = "%{text}: %{y:,.4~g}, %{x:,.4~g}"
 
 
-def _dots(name: str, trials: Sequence[TriedSettings], up: Metric, right: Metric, colour: str, **marker: Any) -> list[Trace]:
+def _dots(
+    name: str, trials: Sequence[TriedSettings], up: Metric, right: Metric, colour: str, **marker: Any
+) -> list[Trace]:
     known = [trial for trial in trials if None not in (trial.means[up.key], trial.means[right.key])]
     xs, ys = ([_value(trial, metric) for trial in known] for metric in (right, up))
     texts = [setting_words(trial.settings) for trial in known]
@@ -128,7 +136,9 @@ def _by_key(tuned: Tuned) -> Iterator[PageChart]:
         if traces:
             names = sorted({cell for trace in traces for cell in trace["x"]}, key=_order)
             ticks = {"type": "category", "categoryorder": "array", "categoryarray": names}
-            yield PageChart(f"{metric.title} by {axis.key}", axis.key, [Panel(_unit(metric), traces)], size="third", x_axis=ticks)
+            yield PageChart(
+                f"{metric.title} by {axis.key}", axis.key, [Panel(_unit(metric), traces)], size="third", x_axis=ticks
+            )
 
 
 def _order(cell: str) -> tuple[float, str]:

@@ -99,6 +99,7 @@ def setting_cell(trial: TriedSettings, key: str, own: Mapping[str, Any]) -> str:
 
 
 def marks(tuned: Tuned, group: Sequence[TriedSettings]) -> str:
+    """What is to be said of settings beside their figures: limit broken, overloaded, as it stands."""
     trial, others = group[0], len(group) - 1
     said = ["limit broken"] if tuned.goal.limits and not tuned.goal.is_met(trial.means) else []
     said += ["overloaded"] if trial.overloaded else []
@@ -107,6 +108,7 @@ def marks(tuned: Tuned, group: Sequence[TriedSettings]) -> str:
 
 
 def verdict(tuned: Tuned) -> Iterator[str]:
+    """What binds, and why something or nothing is recommended."""
     goal = tuned.goal
     if not tuned.is_feasible:
         yield from _infeasible(tuned)
@@ -201,6 +203,12 @@ def _advice(tuned: Tuned) -> Iterator[str]:
 
 
 def confirmed(tuned: Tuned) -> Iterator[str]:
+    """How the recommended settings fare under fresh seeds, and over the draws of the profile's doubts."""
+    yield from _confirmation(tuned)
+    yield from _finalists(tuned)
+
+
+def _confirmation(tuned: Tuned) -> Iterator[str]:
     found, goal = tuned.confirmation, tuned.goal
     if found is None:
         return
@@ -217,3 +225,24 @@ def confirmed(tuned: Tuned) -> Iterator[str]:
         sure = "" if low > 0 or high < 0 else ": no difference shown"
         change = f"{found.difference.estimate:+,.2f} [{low:+,.2f}, {high:+,.2f}]"
         yield f"{seeds} {goal.metrics[0].key} changes by {change} from {number(found.base_mean)} (95 %){sure}."
+
+
+def _finalists(tuned: Tuned) -> Iterator[str]:
+    """What the doubts about the profile leave of it."""
+    found, goal = tuned.finalists, tuned.goal
+    if found is None or not found.bands.alone:
+        return
+    count = len(found.bands.draws)
+    draws = f"In {count} draws of what the profile is in doubt about"
+    if goal.limits:
+        kept = ", ".join(
+            f"{limit.metric.key} {limit.metric.text(band.low)} to {limit.metric.text(band.high)}"
+            for limit in goal.limits
+            if (band := found.bands.of(limit.metric)) is not None
+        )
+        yield f"{draws} the limits are kept {found.within_limits} times ({kept})."
+    if found.gain is not None:
+        inside = "" if found.gain.is_shown else ", inside the band: the scenario as it stands may as well stay"
+        yield f"{draws} {goal.metrics[0].key} changes by {found.gain.text()}{inside}."
+    if (advice := found.bands.narrow([goal.metrics[0].key, *(limit.metric.key for limit in goal.limits)])) is not None:
+        yield f"What to measure to narrow this most: {advice}."
