@@ -42,6 +42,9 @@ COMMANDS = {
     "replications": "compare FILE --policy vllm --policy priority --policy sjf --replications 3",
     "sweep": "sweep FILE --over engine.max_num_seqs=4,16 --over workload.request_rate=2,6",
     "sweep-curves": "sweep FILE --over engine.max_num_seqs=4,16 --over policy.name=vllm,sjf",
+    "tune": "tune FILE --over engine.max_num_seqs=4,16,32 --over policy.name=vllm,sjf --limit p99_ttft_ms=800",
+    "pareto": "tune FILE --over engine.max_num_seqs=4,8,16,32 --pareto throughput,p99_tpot_ms --knee",
+    "capacity": "tune FILE --capacity --replications 2",
     "loads": "compare FILE --policy vllm --policy sjf --rate 2,6",
 }
 

@@ -104,7 +104,8 @@ def _heat_map(drawing: Drawing, up: str, metric: Metric, bound: float | None) ->
         note = f"{'All' if is_inside.all() else 'None'} of them within the SLO of {bound:g} ms."
     if crossed:
         marker = {"symbol": "x", "size": 8, "line": {"color": style.INK, "width": 1}}
-        traces.append(points(OVERLOADED, *map(list, zip(*crossed, strict=True)), "#FFFFFF", OVERLOADED, marker=marker))
+        x, y = ([place[i] for place in crossed] for i in (0, 1))
+        traces.append(points(OVERLOADED, x, y, "#FFFFFF", OVERLOADED, marker=marker))
     axes = [
         {"tickvals": [*range(len(values))], "ticktext": [f"{value:g}" for value in values], "showgrid": False}
         for values in (columns, rows)

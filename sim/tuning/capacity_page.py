@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simbatch.sim.report import style
-from simbatch.sim.report.page.charts import PageChart, Panel, is_wide, limit, line, points
+from simbatch.sim.report.page.charts import PageChart, Panel, is_wide, limit, line, points, span
 from simbatch.sim.report.page.page import PageTable, ReportPage
 from simbatch.sim.report.page.settings import settings_tables, trust_rows
 from simbatch.sim.scenario import resolve
@@ -56,18 +56,16 @@ def _by_rate(found: Capacity, bound: Limit, own_rate: float) -> PageChart:
             ys = [scale * (run.means[metric.key] or 0.0) for run in runs]
             hover = "%{x:.4~g}: %{y:,.4~g}, %{text}"
             traces.append(points(name, [run.rate * per_s for run in runs], ys, colour, hover, text=texts))
-    xs, ys = ([value for trace in traces for value in trace[axis]] for axis in ("x", "y"))
-    traces.append(limit(str(bound), [min(xs), max(xs)], [scale * bound.bound] * 2))
-    ends = [min(0.0, *ys), max(ys)]
+    (left, right), (low, high) = span(traces, "x"), span(traces, "y")
+    traces.append(limit(str(bound), [left, right], [scale * bound.bound] * 2))
+    ends = [min(0.0, low), high]
     if found.bound is not None:
         name, at = f"capacity, kept in {found.bound.kept} of {len(found.bound.seeds)}", found.bound.rate * per_s
         traces.append(line(name, [at, at], ends, BOUND, name))
     traces.append(line("as it stands", [own_rate * per_s] * 2, ends, OWN, "as it stands", line={"dash": "dot"}))
     unit = f"{metric.title} (%)" if metric.is_share else metric.label
     panel = Panel(unit, traces)
-    return PageChart(
-        metric.title, f"rate ({found.unit.words})", [panel], is_log_x=is_wide(min(xs), max(xs)), size="wide"
-    )
+    return PageChart(metric.title, f"rate ({found.unit.words})", [panel], is_log_x=is_wide(left, right), size="wide")
 
 
 def _by_seed(found: Capacity) -> Iterator[PageChart]:

@@ -1,4 +1,4 @@
-"""The page of a search: what to take, every setting that was tried in the plane of two figures, what each key changes."""
+"""The page of a search: what to take, what was tried in the plane of two figures, what each key changes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.report import style
-from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, limit, line, points
+from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, limit, line, points, span
 from simbatch.sim.report.page.page import PageTable, ReportPage
 from simbatch.sim.report.page.settings import bands_table, settings_tables, trust_rows
 from simbatch.sim.scenario import resolve
+from simbatch.sim.tuning.space import values_of
+from simbatch.sim.tuning.trial import TriedSettings, setting_words
 from simbatch.sim.tuning.tune import Tuned
 from simbatch.sim.tuning.tune_files import picture_axes
 from simbatch.sim.tuning.tune_report import confirmed, goal_words, marks, report, setting_cell, shown_metrics, verdict
-from simbatch.sim.tuning.space import values_of
-from simbatch.sim.tuning.trial import TriedSettings, setting_words
 from simbatch.sim.tuning.vllm_flags import set_flags, vllm_serve
 
 TRIED, BROKEN, FRONT, BEST, BASELINE = "#8A8A8A", "#C8C8C8", *style.PALETTE[:1], *style.PALETTE[2:4]
@@ -77,14 +77,14 @@ def _plane(tuned: Tuned) -> PageChart:
     if tuned.recommended is not None:
         name = "knee" if tuned.knee else "recommended" if tuned.is_feasible else "least bad"
         traces += _dots(name, [tuned.recommended], up, right, BEST, symbol="star", size=17)
-    xs, ys = ([value for trace in traces for value in trace[axis] if value is not None] for axis in ("x", "y"))
-    for each in tuned.goal.limits if xs and ys else ():
+    (left, most), (low, high) = span(traces, "x"), span(traces, "y")
+    for each in tuned.goal.limits if traces else ():
         bound = 100 * each.bound if each.metric.is_share else each.bound
         if each.metric.key == right.key:
-            traces.append(limit(str(each), [bound, bound], [min(0.0, *ys), max(ys)]))
+            traces.append(limit(str(each), [bound, bound], [min(0.0, low), high]))
         elif each.metric.key == up.key:
-            traces.append(limit(str(each), [min(xs), max(xs)], [bound, bound]))
-    is_log = bool(xs) and is_wide(min(xs), max(xs)) and tuned.knee is None
+            traces.append(limit(str(each), [left, most], [bound, bound]))
+    is_log = is_wide(left, most) and tuned.knee is None
     note = "A dot a setting: which one stands beside it when the pointer is on it."
     panel = Panel(_unit(up), traces)
     return PageChart("What was tried", _unit(right), [panel], note, is_log_x=is_log, size="wide")
@@ -137,7 +137,11 @@ def _by_key(tuned: Tuned) -> Iterator[PageChart]:
             names = sorted({cell for trace in traces for cell in trace["x"]}, key=_order)
             ticks = {"type": "category", "categoryorder": "array", "categoryarray": names}
             yield PageChart(
-                f"{metric.title} by {axis.key}", axis.key, [Panel(_unit(metric), traces)], size="third", x_axis=ticks
+                f"By {axis.key.rpartition('.')[2]}",
+                axis.key,
+                [Panel(_unit(metric), traces)],
+                size="third",
+                x_axis=ticks,
             )
 
 

@@ -101,8 +101,8 @@ def _axis(title: str, traces: Sequence[Trace], log_of: str) -> dict[str, Any]:
     style = {"gridcolor": GRID, "zeroline": False, "linecolor": "#999999", "ticks": "outside", "automargin": True}
     scale: dict[str, Any] = {}
     if log_of:
-        known = [value for trace in traces for value in trace[log_of] if value]
-        is_far = bool(known) and max(known) / min(known) > MANY_DECADES
+        low, high = span(traces, log_of)
+        is_far = low > 0 and high / low > MANY_DECADES
         scale = {"type": "log", "dtick": 1 if is_far else "D2", "tickformat": "~s"}
     return {"title": {"text": title, "standoff": 6}, **style, **scale}
 
@@ -210,3 +210,9 @@ def numbers(values: Figures) -> list[Any]:
 def is_wide(low: float, high: float) -> bool:
     """Whether values from low to high are better shown by their logarithms."""
     return low > 0 and high / low > LOG_FROM
+
+
+def span(traces: Sequence[Trace], axis: str) -> tuple[float, float]:
+    """The lowest and the highest of what the traces have on an axis, `x` or `y`; 0 to 0 of nothing."""
+    known = [float(value) for trace in traces for value in trace[axis] if value is not None]
+    return min(known, default=0.0), max(known, default=0.0)

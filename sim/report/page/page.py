@@ -98,7 +98,15 @@ def rendered(page: ReportPage) -> str:
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in pairs)
+    """`To run it` and the like are followed by what is typed."""
+    cells = ((label, escape(text), label.startswith(("To ", "Command"))) for label, text in pairs)
+    return "".join(
+        f"<dt>{escape(label)}</dt><dd>{_code(text) if is_code else text}</dd>" for label, text, is_code in cells
+    )
+
+
+def _code(text: str) -> str:
+    return f"<code>{text}</code>"
 
 
 def _figure(number: int, chart: PageChart) -> str:
