@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import UserError
-from simbatch.sim.metrics.registry import Metric, shown
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import shown
 from simbatch.sim.results import files
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Summary, figures_of

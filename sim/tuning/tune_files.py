@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import HIGHER, LOWER, THROUGHPUT, Metric
+from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import THROUGHPUT
 from simbatch.sim.report import style
 from simbatch.sim.results.files import Writers, write_csv, write_result
 from simbatch.sim.scenario import Scenario, resolve
