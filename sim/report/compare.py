@@ -12,7 +12,8 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import Metric, metrics_of
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import metrics_of
 from simbatch.sim.report.result import Result
 from simbatch.sim.report.verdicts import best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.results import files

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import Metric, shown
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import shown
 from simbatch.sim.report.compare import OWN_FILES
 from simbatch.sim.report.verdicts import same_notes, taken_notes
 from simbatch.sim.results import files

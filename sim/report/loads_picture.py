@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
 from simbatch.sim.report import style
 from simbatch.sim.results.experiment import OverLoads, Point, SideBySide
 

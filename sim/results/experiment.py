@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from simbatch.sim.metrics.registry import Metric, bounds_of, metrics_of, steady_metrics
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import bounds_of, metrics_of, steady_metrics
 from simbatch.sim.results.differences import Difference, MetricRow
 from simbatch.sim.results.runs import Runs, Summary, Values, figures_of, same_as
 from simbatch.sim.statistics.intervals import CONFIDENCE, mean_interval

@@ -18,6 +18,7 @@ from simbatch.sim.files import write_all, write_json
 from simbatch.sim.metrics.columns import (
     COUNT_COLUMNS,
     LATER_TIME_COLUMNS,
+    SESSION_COLUMNS,
     TENANT,
     TEXT_COLUMNS,
     TIME_COLUMNS,
@@ -25,6 +26,7 @@ from simbatch.sim.metrics.columns import (
     file_columns,
     replica_of,
     seconds,
+    session_column,
     times_ps,
 )
 from simbatch.sim.origin import origin
@@ -41,8 +43,10 @@ OWN_FILES = (
     "latency.png",
     "timeline.png",
     "replicas.png",
+    "sessions.png",
     "report.html",
 )
+Writers = Mapping[str, Callable[[Path], None]]  # what writes each file, by its name
 STEPS_PER_ROW_GROUP = 20_000
 STEP_TIMES = ("schedule", "launched", "start", "end", "updated")
 
@@ -65,7 +69,7 @@ def write_requests(path: Path, record: RunRecord) -> None:
     times = _times(record)
     schema = _requests_table(record, times, slice(0, 0)).schema
     # values worth a dictionary; the type stubs know only a bool
-    repeating: Any = [*COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *({TENANT} & {*schema.names})]
+    repeating: Any = [*COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *({TENANT, *SESSION_COLUMNS} & {*schema.names})]
     with pq.ParquetWriter(path, schema, use_dictionary=repeating) as writer:
         for part in bounds(len(record.requests)):
             writer.write_table(_requests_table(record, times, part))
@@ -117,6 +121,10 @@ def _requests_table(record: RunRecord, times: Mapping[str, NDArray[np.int64]], p
         pa.nulls(part.stop - part.start, pa.string()) if reasons is None else pa.array(reasons, pa.string())
     )
     columns["replica"] = pa.array(replica_of(requests)[part])
+    if record.turns is not None:
+        kinds = pa.string(), pa.int64()
+        for name, kind in zip(SESSION_COLUMNS, kinds, strict=True):
+            columns[name] = pa.array(session_column(record, name, part), kind)
     columns["status"] = pa.array(STATUS_NAMES, pa.string()).take(pa.array(requests.status[part], pa.int8()))
     return pa.table({name: columns[name] for name in file_columns(record)})
 

@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from math import inf, isfinite
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import GOODPUT, HIGHER, LOWER, SLO_SHARE, THROUGHPUT, WITHIN_SLO, Metric, searchable
+from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import GOODPUT, SLO_SHARE, THROUGHPUT, WITHIN_SLO, searchable
 from simbatch.sim.results.runs import Means
 
 ALIASES = {"throughput": THROUGHPUT, "goodput": GOODPUT, "slo_share": WITHIN_SLO}
