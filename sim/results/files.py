@@ -47,6 +47,7 @@ OWN_FILES = (
     "sessions.png",
     "report.html",
 )
+Writers = Mapping[str, Callable[[Path], None]]  # what writes each file, by its name
 STEPS_PER_ROW_GROUP = 20_000
 STEP_TIMES = ("schedule", "launched", "start", "end", "updated")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from simbatch.sim.files import write_json
 from simbatch.sim.metrics.steady import OVERLOADED
-from simbatch.sim.results.files import write_csv, write_result
+from simbatch.sim.results.files import Writers, write_csv, write_result
 from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
 from simbatch.sim.search.rates import rates_of
 from simbatch.sim.text import number
@@ -24,9 +24,10 @@ def report(found: Capacity) -> str:
     return "\n".join([*_lines(found)])
 
 
-def save(found: Capacity, folder: Path, num_runs: int) -> list[Path]:
-    """tune.json, trials.csv and capacity.png."""
-    writers = {
+def save(found: Capacity, folder: Path, num_runs: int, more: Writers | None = None) -> list[Path]:
+    """tune.json, trials.csv and capacity.png, and what `more` writes (a page)."""
+    writers: Writers = {
+        **(more or {}),
         "tune.json": lambda path: write_json(path, content(found, num_runs)),
         "trials.csv": lambda path: _write_runs(path, found),
         "capacity.png": lambda path: capacity_picture.write(path, found),
