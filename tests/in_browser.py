@@ -38,6 +38,14 @@ seed: 3
 COMMANDS = {
     "run": "run FILE --bands",
     "cluster": "run FILE --set cluster.replicas=3",
+    "compare": "compare FILE --policy vllm --policy priority",
+    "replications": "compare FILE --policy vllm --policy priority --policy sjf --replications 3",
+    "sweep": "sweep FILE --over engine.max_num_seqs=4,16 --over workload.request_rate=2,6",
+    "sweep-curves": "sweep FILE --over engine.max_num_seqs=4,16 --over policy.name=vllm,sjf",
+    "tune": "tune FILE --over engine.max_num_seqs=4,16,32 --over policy.name=vllm,sjf --limit p99_ttft_ms=800",
+    "pareto": "tune FILE --over engine.max_num_seqs=4,8,16,32 --pareto throughput,p99_tpot_ms --knee",
+    "capacity": "tune FILE --capacity --replications 2",
+    "loads": "compare FILE --policy vllm --policy sjf --rate 2,6",
 }
 
 
@@ -96,7 +104,8 @@ def charts(browser: webdriver.Chrome) -> list[dict[str, Any]]:
         asked: chart.data.filter(trace => trace.visible !== 'legendonly').length,
         drawn: chart.querySelectorAll('.scatterlayer .trace, .heatmaplayer .hm, .barlayer .trace').length,
         width: chart.getBoundingClientRect().right,
-        wrong: (Plotly.validate(chart.data, chart.layout) || []).map(each => each.msg),
+        wrong: (Plotly.validate(chart.data, chart.layout) || [])
+            .filter(each => each.code !== 'unused').map(each => each.msg),
     }))"""
     found: list[dict[str, Any]] = browser.execute_script(script)
     return found
@@ -137,17 +146,19 @@ def test_a_name_in_the_legend_switches_its_curve_off_and_on(
     name: str, browser: webdriver.Chrome, page_of: Callable[[str], Path]
 ) -> None:
     opened(browser, page_of(name), DESKTOP)
-    legend = next(iter(browser.find_elements(By.CSS_SELECTOR, ".chart .legendtoggle")))
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", legend)
+    names = browser.find_elements(By.CSS_SELECTOR, ".chart .legendtoggle")
+    at = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].indexOf(arguments[0].closest('.chart'))", names[0]
+    )
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", names[0])
 
     def shown() -> int:
-        drawn: int = charts(browser)[0]["asked"]
+        drawn: int = charts(browser)[at]["asked"]
         return drawn
 
     before = shown()
     for after in (before - 1, before):
-        legend = next(iter(browser.find_elements(By.CSS_SELECTOR, ".chart .legendtoggle")))
-        legend.click()
+        browser.find_element(By.CSS_SELECTOR, ".chart .legendtoggle").click()
         WebDriverWait(browser, 10).until(lambda _, after=after: shown() == after)
 
 

@@ -20,6 +20,8 @@ from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search.bands import NUM_DRAWS, Bands, all_settings, bands_from, drawn_settings, turns
 from simbatch.sim.search.load import load_lines, load_share
 from simbatch.sim.search.run import Runner
+from simbatch.sim.tuning.finalists import DrawnGain, finalists_of
+from simbatch.sim.tuning.goal import Goal, Limit
 
 TPOT, TTFT = REGISTRY["mean_tpot_ms"], REGISTRY["p99_ttft_ms"]
 WORKLOAD = {
@@ -146,6 +148,24 @@ def test_run_and_compare_write_them(tmp_path: Path) -> None:
     assert 0 < share < 1
     assert "of the draws it is not" in text
     assert "--bands: are drawn for one load" in run([*arguments, "--bands", "--rate", "1,2"], code=2)
+
+
+def test_finalists_are_compared_draw_by_draw() -> None:
+    """Two seats more are worth it in every draw of an overloaded server, and a limit amid the band holds in some."""
+    asked = scenario(engine={"max_num_seqs": 2}, workload={**WORKLOAD, "request_rate": 30})
+    runner, limit = Runner(asked, jobs=1), Limit.parse("mean_tpot_ms=9")
+    goal = Goal((REGISTRY["output_throughput"],), (limit,))
+    found = finalists_of(asked, {"engine.max_num_seqs": 4}, goal, asked.seed, runner)
+    assert found.gain is not None
+    assert found.gain.is_shown
+    assert 1.5 < found.gain.low <= found.gain.high < 2.5
+    assert 0 < found.within_limits < NUM_DRAWS
+    band = found.bands.of(TPOT)
+    assert band is not None
+    assert band.low < 9 < band.high
+    assert finalists_of(asked, {}, goal, asked.seed, runner).gain is None
+    assert not DrawnGain.of([1.0, 2.0], [1.0, 1.0]).is_shown
+    assert DrawnGain.of([1.0, 0.0], [0.0, 0.0]).text() == "far more"
 
 
 def test_a_high_load_is_said_without_them() -> None:

@@ -20,7 +20,7 @@ from simbatch.sim.cost.model import Features, features_of
 from simbatch.sim.cost.windows import WindowCost
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RunRecord
 from simbatch.sim.metrics.facts import RunFacts
-from simbatch.sim.metrics.registry import Metric
+from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.report.result import Result
 
 Ints = NDArray[np.int64]

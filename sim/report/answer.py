@@ -18,7 +18,7 @@ def answer(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"SLO: {_kept(summary)}."
     yield f"What binds: {' and '.join(_binding(ours)) or 'nothing but the time that steps take'}."
     yield f"Load: {_load(ours)}."
-    yield f"Trust: {_trust(ours['profile'])}."
+    yield f"Trust: {trust_of(ours['profile'])}."
 
 
 def _kept(summary: Mapping[str, Any]) -> str:
@@ -55,7 +55,8 @@ def _load(ours: Mapping[str, Any]) -> str:
     return f"the queue does not keep growing ({waiting} wait on average); room: simbatch tune --capacity"
 
 
-def _trust(profile: Mapping[str, Any]) -> str:
+def trust_of(profile: Mapping[str, Any]) -> str:
+    """How far a profile can be trusted, in half a line; `profile` as in summary.json."""
     if profile["is_estimate"]:
         return f"{profile['name']} is an estimate, which nobody measured"
     if not profile["source"]:

@@ -6,23 +6,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import Metric, metrics_of, shown
-from simbatch.sim.report.console import in_place_of
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import metrics_of
+from simbatch.sim.report.figures import Figures, Open
 from simbatch.sim.report.result import Result
+from simbatch.sim.report.verdicts import best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.results import files
-from simbatch.sim.results.differences import Difference, MetricRow
-from simbatch.sim.results.experiment import SideBySide
+from simbatch.sim.results.differences import MetricRow
+from simbatch.sim.results.experiment import Experiment, SideBySide
 from simbatch.sim.results.runs import same_as
+from simbatch.sim.scheduler.versions import certificate_of
 from simbatch.sim.text import table, wrapped
 
-OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf")
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf", "report.html")
 
 
 class Further(Protocol):
@@ -35,7 +40,7 @@ class Further(Protocol):
         """For compare.json."""
 
 
-class Comparison:
+class Comparison(Figures):
     """Several results under their labels, `{"fixed": result, "adaptive": result}`, in that order.
 
     `upgrades` are what is to be said of candidates that differ in their vLLM, `bands` of how far all may be off.
@@ -53,6 +58,25 @@ class Comparison:
     def name(self) -> str:
         """The scenario's."""
         return next(iter(self.results.values())).facts.scenario_name
+
+    @cached_property
+    def sides(self) -> Sequence[SideBySide]:
+        """All of it: there is one load, and one seed."""
+        experiment: Experiment[str] = Experiment()
+        for label, result in self.results.items():
+            experiment.add(label, result.facts.seed, result.summary)
+        return [SideBySide(experiment)]
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """The SLO in ms, by latency."""
+        return next(iter(self.results.values())).facts.slo.limits()
+
+    def draw(self, open_figure: Open, metrics: Sequence[Metric], width: float) -> Figure:
+        """A panel for each metric, a point per candidate, in a figure that is opened with its width and height."""
+        from simbatch.sim.report import points_picture
+
+        return points_picture.draw(open_figure, self.sides[0], self.limits, metrics, width)
 
     @cached_property
     def same_arrivals(self) -> bool:
@@ -80,12 +104,12 @@ class Comparison:
     def text(self, *, all_rows: bool = False) -> str:
         """The table for the console, plain text: its headline rows and who is best in them, or `all_rows`."""
         labels = list(self.results)
-        rows = [*_headline(self.rows, lambda row: row.metric)] if not all_rows else self.rows
+        rows = [*headline(self.rows, lambda row: row.metric)] if not all_rows else self.rows
         cells = [(row.metric.label, *(row.cell(label) for label in labels)) for row in rows]
         header = ("", *(f"{label}  " for label in labels))
         facts = next(iter(self.results.values())).facts
         title = f"{facts.scenario_name}, seed {facts.seed}: {len(labels)} candidates, * marks the best"
-        lines = [title, "", *table(header, cells), "", *_best_in(rows, labels), *_further(len(self.rows) - len(rows))]
+        lines = [title, "", *table(header, cells), "", *best_in(rows, labels), *left_out(len(self.rows) - len(rows))]
         lines += same_notes(self.same, 1)
         lines += taken_notes({label: result.summary for label, result in self.results.items()})
         if not self.same_arrivals:
@@ -120,16 +144,20 @@ class Comparison:
             **({} if self.bands is None else self.bands.as_dict()),
         }
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write compare.json, compare.csv and compare.png to `folder`; returns their paths."""
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write compare.json, compare.csv, compare.png, and with `html` report.html; returns their paths."""
         from simbatch.sim.report import compare_pictures
+        from simbatch.sim.report.page.compare import comparison_page
+        from simbatch.sim.report.page.page import page_writer
 
         writers: dict[str, Callable[[Path], None]] = {
             "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.results),
+            **page_writer(lambda: comparison_page(self.results, self.rows, self.text(all_rows=True)), html=html),
         }
-        return files.write_result(Path(folder), writers, OWN_FILES)
+        facts = certificates_of({label: result.summary for label, result in self.results.items()})
+        return files.write_result(Path(folder), writers, OWN_FILES, facts)
 
     def _write_csv(self, path: Path) -> None:
         rows = [[row.metric.key, row.metric.better, *row.values.values()] for row in self.rows]
@@ -140,16 +168,25 @@ class Comparison:
         return MetricRow(metric, values)
 
 
-NUM_HEADLINES = 8
-CLEAR = ("better", "worse")
 COLUMNS = ("difference", "interval", "relative", "")
 
 
-@dataclass(frozen=True)
-class ReplicatedComparison(SideBySide):
+@dataclass(frozen=True, repr=False)
+class ReplicatedComparison(Figures, SideBySide):
     """Candidates under several seeds; `first`: the results of the first seed, for the picture and the facts."""
 
     first: Comparison = field(kw_only=True)
+
+    @property
+    def sides(self) -> Sequence[SideBySide]:
+        """All of it: there is one load."""
+        return [self]
+
+    def draw(self, open_figure: Open, metrics: Sequence[Metric], width: float) -> Figure:
+        """A panel for each metric, a point per candidate, in a figure that is opened with its width and height."""
+        from simbatch.sim.report import points_picture
+
+        return points_picture.draw(open_figure, self, self.first.limits, metrics, width)
 
     def text(self, *, all_rows: bool = False) -> str:
         """One table a candidate that differs from the first, and what must be known to read them.
@@ -173,7 +210,7 @@ class ReplicatedComparison(SideBySide):
                 for row, differences in zip(self.rows(), self.differences, strict=True)
                 if not (differences[i].metric.is_steady and differences[i].interval is None)
             ]
-            chosen = every if all_rows else [*_headline(every, lambda pair: pair[1].metric)]
+            chosen = every if all_rows else [*headline(every, lambda pair: pair[1].metric)]
             columns = COLUMNS if all_rows else (*COLUMNS[:2], "")
             rows = [
                 (row.metric.label, row.text(base), row.text(other), *difference.cells(short=not all_rows))
@@ -181,8 +218,8 @@ class ReplicatedComparison(SideBySide):
             ]
             lines += [*_table((f"{other} against {base}", base, other, *columns), rows), ""]
             if not all_rows:
-                lines += [*_said([difference for _, difference in chosen], other, base)]
-                lines += [*_further(len(every) - len(chosen)), ""]
+                lines += [*said([difference for _, difference in chosen], other, base)]
+                lines += [*left_out(len(every) - len(chosen)), ""]
         return "\n".join(wrapped([*lines, *self._notes(all_rows)])).rstrip()
 
     def as_dict(self) -> dict[str, Any]:
@@ -199,17 +236,24 @@ class ReplicatedComparison(SideBySide):
             "metrics": self.metrics(),
         }
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write compare.json, compare.csv, compare.png (of the first seed) and differences.png; returns their paths."""
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write compare.json, compare.csv and two pictures, and with `html` report.html; returns their paths.
+
+        compare.png is of the first seed, differences.png has the intervals.
+        """
         from simbatch.sim.report import compare_pictures
+        from simbatch.sim.report.page.compare import replicated_page
+        from simbatch.sim.report.page.page import page_writer
 
         writers: dict[str, Callable[[Path], None]] = {
             "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.first.results),
             "differences.png": lambda path: compare_pictures.write_differences(path, self.first.name, self),
+            **page_writer(lambda: replicated_page(self, self.first.results, self.text(all_rows=True)), html=html),
         }
-        return files.write_result(Path(folder), writers, OWN_FILES)
+        facts = certificates_of({label: runs[0] for label, runs in self.summaries.items()})
+        return files.write_result(Path(folder), writers, OWN_FILES, facts)
 
     def _write_csv(self, path: Path) -> None:
         others = self.labels[1:]
@@ -241,58 +285,13 @@ class ReplicatedComparison(SideBySide):
                 )
 
 
-def _headline(rows: Sequence[T], metric_of: Callable[[T], Metric]) -> Iterator[T]:
-    """Those of the figures that a comparison is read for, in their order; the tail of the first class among them."""
-    by_key = {metric_of(row).key: row for row in rows}
-    tails = [key for key in by_key if key.startswith("simbatch.classes.") and key.endswith(".p99_ttft_ms")][:1]
-    usual = [metric.key for metric in shown("compare", lambda metric: metric.key in by_key)]
-    yield from (by_key[key] for key in [*usual[: NUM_HEADLINES - len(tails)], *tails])
-
-
-def _best_in(rows: Sequence[MetricRow], labels: Sequence[str]) -> Iterator[str]:
-    """`vllm is best in 5 of 8, fixed in 2.`, for those that have a star."""
-    judged = [row.best for row in rows if row.metric.better]
-    counts = {label: sum(label in best for best in judged) for label in labels}
-    best = sorted(filter(counts.__getitem__, labels), key=lambda label: -counts[label])
-    if not best:
-        yield f"All are alike in these {len(judged)}."
-        return
-    rest = "".join(f", {label} in {counts[label]}" for label in best[1:])
-    yield f"{best[0]} is best in {counts[best[0]]} of {len(judged)}{rest}."
-
-
-def _said(differences: Sequence[Difference], other: str, base: str) -> Iterator[str]:
-    """What is better and what is worse, `adaptive against vllm: better in P99 TPOT; worse in P99 TTFT`."""
-    by_verdict: dict[str, list[str]] = {}
-    for difference in differences:
-        by_verdict.setdefault(difference.verdict, []).append(difference.metric.title)
-    told = [f"{verdict} in {', '.join(named)}" for verdict, named in sorted(by_verdict.items()) if verdict in CLEAR]
-    yield f"{other} against {base}: {'; '.join(told) or 'no difference is shown in any of these'}."
-
-
-def _further(num_rows: int) -> Iterator[str]:
-    if num_rows > 0:
-        yield f"{num_rows} more rows with --all, and in compare.csv."
+def certificates_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What run.json says of the scheduler of each candidate."""
+    versions = {label: summary["simbatch"]["engine"].get("vllm_version") for label, summary in summaries.items()}
+    return {"scheduler": {label: certificate_of(version) for label, version in versions.items() if version}}
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """As everywhere, with the verdicts to the left."""
     width = max(len(row[-1]) for row in rows)
     return table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])
-
-
-def same_notes(same: Mapping[str, str], num_runs: int) -> Iterator[str]:
-    """A sentence for each candidate that others are the same as."""
-    where = "every run here" if num_runs > 1 else "this run"
-    for other in dict.fromkeys(same.values()):
-        *names, last = (label for label in same if same[label] == other)
-        who = f"{', '.join(names)} and {last} are" if names else f"{last} is"
-        yield f"NOTE: {who} the same as {other} in {where}: every request fared alike."
-
-
-def taken_notes(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Whose profile is another than it asked for; a summary of each will do."""
-    for label, summary in summaries.items():
-        profile = summary["simbatch"]["profile"]
-        if instead := in_place_of(profile, summary["simbatch"]["engine"]):
-            yield f"NOTE: {label} runs on profile {profile['name']}{instead}."

@@ -8,11 +8,12 @@ steady state are made beside them, and refused for a candidate as soon as one of
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from simbatch.sim.metrics.registry import Metric, bounds_of, metrics_of, steady_metrics
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import bounds_of, metrics_of, steady_metrics
 from simbatch.sim.results.differences import Difference, MetricRow
 from simbatch.sim.results.runs import Runs, Summary, Values, figures_of, same_as
 from simbatch.sim.statistics.intervals import CONFIDENCE, mean_interval
@@ -237,7 +238,8 @@ class Point:
 class OverLoads:
     """An experiment over several loads.
 
-    `key` is the scenario's key that the loads are values of, `axis` what they are in words; `limits` the SLO in ms.
+    `key` is the scenario's key that the loads are values of, `axis` what `times` them are in words; `limits` the SLO in
+    ms; `scenario` the first candidate's, resolved, at its own load.
     """
 
     name: str
@@ -247,6 +249,8 @@ class OverLoads:
     limits: Mapping[str, float]
     bonferroni: bool = False
     has_chance: bool = True  # whether another seed would be another run
+    scenario: Mapping[str, Any] = field(default_factory=dict)
+    times: float = 1.0
 
     @property
     def labels(self) -> list[str]:

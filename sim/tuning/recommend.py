@@ -9,7 +9,9 @@
    is taken, for a smaller one needs less memory and preempts less.
 4. max_num_batched_tokens: vLLM's default unless another is better by 2 % and more; of those the nearest to it that
    comes within 2 % of the best; then 3 again round the choice.
-5. Under five fresh seeds the choice is put beside the table's and vLLM's defaults, pair by pair.
+5. Nothing is left for a gain inside the band (19 draws of what the profile is in doubt about, both loads): vLLM's
+   default of tokens, the table's batch and vLLM's own batch, in this order, stand where one draw shows no gain.
+6. Under five fresh seeds the choice is put beside the table's and vLLM's defaults, pair by pair.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO, Metric, value_at
+from simbatch.sim.metrics.metric import Metric, value_at
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import seeds_of
+from simbatch.sim.search.bands import Bands
 from simbatch.sim.statistics.intervals import Interval, paired_ratio
+from simbatch.sim.tuning.finalists import DrawnGain, Stand, bands_of, draws_of
 from simbatch.sim.tuning.recommend_cases import UseCase
 
 Evaluate = Callable[[Sequence[tuple[dict[str, Any], int]]], list[Summary]]  # settings and seed each
@@ -39,6 +44,7 @@ CLOSE = 0.01
 TOKENS_GAIN = 0.02
 NUM_SEEDS, NUM_FRESH = 5, 5
 SATURATED_FACTOR = 2  # so many times the requests, that filling and draining the batch count less
+UNITS = {GOODPUT: "req/s within the SLO", THROUGHPUT: "output tokens/s"}
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -108,7 +114,14 @@ class Recommendation:
     trials: dict[BatchChoice, TriedChoice]
     against: dict[BatchChoice, Interval | None] = field(default_factory=dict)  # ratio of the choice's score to theirs
     fresh_seeds: list[int] = field(default_factory=list)
+    stands: list[Stand[BatchChoice]] = field(default_factory=list)
+    bands: Bands | None = None  # of the choice, at the load
     num_runs: int = 0
+
+    @property
+    def unit(self) -> str:
+        """What the score counts."""
+        return UNITS[self.goal]
 
     @property
     def slo(self) -> dict[str, float]:
@@ -138,9 +151,11 @@ def recommend(case: UseCase, scenario: Scenario, profile: MeasuredProfile, evalu
         near = {chosen.max_num_seqs * k // 4 for k in (2, 3, 4, 6, 8)}
         chosen = search.best_batch(tokens, near | {search.prior.max_num_seqs})
         search.best_batch(search.default.max_num_batched_tokens, [chosen.max_num_seqs])  # what the tokens alone change
+    chosen, stands = search.leave_no_default(chosen)
     found = Recommendation(
         case, scenario, profile, search.goal, search.prior, search.default, chosen, load, dict(search.trials)
     )
+    found.stands, found.bands = stands, search.bands(chosen)
     search.confirm(found)
     return found
 
@@ -206,8 +221,37 @@ class _Search:
         better = [n for n, score in scores.items() if score >= enough]
         return min(better, key=lambda n: abs(log2(n / default)), default=default)
 
+    def leave_no_default(self, chosen: BatchChoice) -> tuple[BatchChoice, list[Stand[BatchChoice]]]:
+        """What stays of a choice when no default is left for a gain inside the band (5 above), and the gains."""
+        default, stands = self.default, []
+        for key, value in (
+            ("max_num_batched_tokens", default.max_num_batched_tokens),
+            ("max_num_seqs", self.prior.max_num_seqs),
+            ("max_num_seqs", default.max_num_seqs),
+        ):
+            other = chosen._replace(**{key: value})
+            if key == "max_num_seqs" and chosen.max_num_seqs == self.prior.max_num_seqs:
+                break
+            if other == chosen or other.max_num_seqs > other.max_num_batched_tokens:
+                continue
+            stands.append(Stand(chosen, other, DrawnGain.of(self._drawn(chosen), self._drawn(other))))
+            chosen = other if stands[-1].is_kept else chosen
+        self._try([chosen])
+        return chosen, stands
+
+    def bands(self, choice: BatchChoice) -> Bands:
+        """Of its figures at the load."""
+        settings = self._at_rate(choice, self.load.rate)
+        return bands_of(self.scenario, settings, self.seeds[0], self._evaluate)
+
+    def _drawn(self, choice: BatchChoice) -> list[float]:
+        """The score in each draw of what the profile is in doubt about, under the first seed."""
+        loads = [self._at_rate(choice, rate) for rate in dict.fromkeys((self.load.rate, self.load.peak))]
+        runs = draws_of(self.scenario, loads, self.seeds[0], self._evaluate)
+        return [fmean(value_at(run, self.goal) or 0.0 for run in draw) for draw in zip(*runs, strict=True)]
+
     def confirm(self, found: Recommendation) -> None:
-        """Put the choice beside the table's and vLLM's defaults under fresh seeds (5 above)."""
+        """Put the choice beside the table's and vLLM's defaults under fresh seeds (6 above)."""
         seeds = [self.seeds[-1] + 1 + i for i in range(NUM_FRESH)]
         others = [choice for choice in (found.prior, found.default) if choice != found.chosen]
         trials = self._trials([found.chosen, *others], seeds)

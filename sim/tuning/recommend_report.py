@@ -9,7 +9,7 @@ from typing import Any
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.trust import NO_REAL_RUN, caveats
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import GOODPUT, SLO_SHARE, THROUGHPUT, WITHIN_SLO, shown
+from simbatch.sim.metrics.registry import SLO_SHARE, WITHIN_SLO, shown
 from simbatch.sim.results.files import write_result
 from simbatch.sim.text import number, percent, table
 from simbatch.sim.tuning.recommend import (
@@ -22,10 +22,10 @@ from simbatch.sim.tuning.recommend import (
     TriedChoice,
 )
 from simbatch.sim.tuning.recommend_cases import GB, LARGE_GB, SMALL_GB
+from simbatch.sim.tuning.recommend_doubts import banded_lines, beaten_lines, kept_words, stands_content
 from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, arguments, command, config_yaml, weight_notes
 
 FIGURES = shown("recommend")  # of a trial, beside its score
-UNITS = {GOODPUT: "req/s within the SLO", THROUGHPUT: "output tokens/s"}
 FAR = 20  # times
 NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2el": "end-to-end latency"}
 
@@ -51,7 +51,7 @@ def verdict(found: Recommendation) -> list[str]:
     at_same = trials.get(BatchChoice(chosen.max_num_seqs, found.prior.max_num_batched_tokens), mine)
     if found.is_prior_kept:
         lines.append(
-            f"max_num_seqs: the table's {chosen.max_num_seqs} stands; nothing is better by {CLOSE:.0%} or more."
+            f"max_num_seqs: the table's {chosen.max_num_seqs} stands; {kept_words(found, 'max_num_seqs', CLOSE)}."
         )
     else:
         change = f"max_num_seqs: {prior.choice.max_num_seqs} in the table, {chosen.max_num_seqs} here: "
@@ -59,14 +59,16 @@ def verdict(found: Recommendation) -> list[str]:
         case = found.case
         if not case.low <= chosen.max_num_seqs <= case.high:
             lines.append(f"  This is outside the table's range of {case.low} to {case.high}.")
+        if chosen.max_num_seqs == found.default.max_num_seqs:
+            lines.append(f"  It is vLLM's default; {kept_words(found, 'max_num_seqs', CLOSE)}.")
     default = found.prior.max_num_batched_tokens
     if chosen.max_num_batched_tokens == default:
-        words = f"vLLM's default of {default:,} stands: it comes within {TOKENS_GAIN:.0%} of the best."
+        words = f"vLLM's default of {default:,} stands; {kept_words(found, 'max_num_batched_tokens', TOKENS_GAIN)}."
     else:
         gain = _gain(found, at_same.score, mine.score)
         words = f"{default:,} is vLLM's default, {chosen.max_num_batched_tokens:,} here: {gain}."
     lines.append(f"max_num_batched_tokens: {words}")
-    return [*lines, *_confirmed(found), *_not_enough(found)]
+    return [*lines, *beaten_lines(found), *_confirmed(found), *banded_lines(found), *_not_enough(found)]
 
 
 def all_notes(found: Recommendation) -> list[str]:
@@ -126,7 +128,7 @@ def shown_trials(found: Recommendation) -> list[TriedChoice]:
     ends = [found.case.low, found.case.high, found.prior.max_num_seqs]
     choices = {BatchChoice(n, found.default.max_num_batched_tokens) for n in (*below, number, *above, *ends)}
     choices |= {c for c in found.trials if c.max_num_seqs == number}
-    choices |= {found.prior, found.default, found.chosen, found.best.choice}
+    choices |= {found.prior, found.default, found.chosen, found.best.choice, *(each.searched for each in found.stands)}
     return [found.trials[choice] for choice in sorted(choices) if choice in found.trials]
 
 
@@ -141,7 +143,7 @@ def _evidence(found: Recommendation) -> list[str]:
             _marks(found, trial),
         ]
         rows.append([f"{mark} {trial.choice.max_num_seqs}", f"{trial.choice.max_num_batched_tokens:,}", *figures])
-    what = UNITS[found.goal]
+    what = found.unit
     both = "" if found.load.rate is None else ", mean of both loads; the other figures are at the lower load"
     return [f"evidence (score: {what}{both}):", *table(header, rows)]
 
@@ -173,7 +175,7 @@ def _from_to(first: TriedChoice, second: TriedChoice, key: str) -> str:
 
 def _gain(found: Recommendation, other: float, mine: float) -> str:
     change = f" ({mine / other - 1:+.1%})" if other and mine < 2 * other else ""
-    return f"{_score(other)} {UNITS[found.goal]} become {_score(mine)}{change}"
+    return f"{_score(other)} {found.unit} become {_score(mine)}{change}"
 
 
 def _score(value: float | None) -> str:
@@ -247,6 +249,8 @@ def content(found: Recommendation) -> dict[str, Any]:
         "is_table_kept": found.is_prior_kept,
         "verdict": verdict(found),
         "evidence": [_trial(found, trial) for _, trial in sorted(found.trials.items())],
+        "stands": stands_content(found),
+        "bands": found.bands and found.bands.content(),
         "fresh_ratios": [
             {
                 **choice._asdict(),

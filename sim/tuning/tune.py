@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.statistics.intervals import Interval
 from simbatch.sim.statistics.pareto import Knee, find_knee
+from simbatch.sim.tuning.finalists import Finalists, finalists_of
 from simbatch.sim.tuning.goal import Goal, Limit
 from simbatch.sim.tuning.space import Point, Settings, Space, values_of
 from simbatch.sim.tuning.study import ROUND, Search, front_of
@@ -49,6 +50,7 @@ class Tuned:
     wants_knee: bool = False
     knee: Knee | None = None
     confirmation: Confirmation | None = None
+    finalists: Finalists | None = None
 
     @property
     def is_feasible(self) -> bool:
@@ -130,11 +132,13 @@ def tune(
     confirm: int = 0,
     wants_knee: bool = False,
     search_seed: int | None = None,
+    num_draws: int = 0,
 ) -> Tuned:
     """Search `space` for the best settings; the scenario as it stands is the first trial and comes on top of `trials`.
 
     Each is simulated under `replications` seeds, from the scenario's on; the recommended ones and the scenario as it
-    stands under `confirm` more. `search_seed` is the search's own, by default the scenario's.
+    stands under `confirm` more, and in `num_draws` draws of what the profile is in doubt about. `search_seed` is the
+    search's own, by default the scenario's.
     """
     scenario = space.scenario
     policies = [scenario.with_policy(name) for name in space.policies()]
@@ -161,8 +165,10 @@ def tune(
     if len(goal.metrics) > 1:
         tuned.wants_knee = wants_knee
         _add_front(tuned)
-    elif confirm and tuned.is_feasible and tuned.recommended is not None:
-        tuned.confirmation = _confirm(tuned, evaluate, confirm)
+    elif tuned.is_feasible and tuned.recommended is not None:
+        tuned.confirmation = _confirm(tuned, evaluate, confirm) if confirm else None
+        if num_draws:
+            tuned.finalists = finalists_of(scenario, tuned.best.settings, goal, seeds[0], evaluate, num_draws)
     return tuned
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from simbatch.sim.cost.profile import MeasuredProfile
 
 CASES = ("interactive", "batch", "mixed", "longform")
-ABOUT_RUNS = 150
+ABOUT_RUNS = 300
 
 
 @click.command()
@@ -43,7 +43,7 @@ def recommend(
     """Recommend max_num_seqs and max_num_batched_tokens for a use case, as flags and a config file of vLLM.
 
     The rule of thumb for the use case is checked by simulation on the profile, and corrected where it is wrong. Takes
-    about half a minute on two cores. Results go to DIR, by default results/recommend-<use case>-<profile>.
+    about a minute on two cores. Results go to DIR, by default results/recommend-<use case>-<profile>.
     """
     from simbatch.sim.scenario.presets import preset_of, slo_of
     from simbatch.sim.search.run import Runner

@@ -6,7 +6,7 @@ plotly.js (4.8 MB) stands in the file, and a content security policy forbids the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -22,7 +22,7 @@ from simbatch.sim.report.page.charts import PageChart, drawn
 
 REPORT_FILE = "report.html"
 MAX_ROWS = 200  # of a table
-MAX_NARROW = 8  # columns of a table that fits into half a page
+MAX_NARROW = 70  # characters of a table that fits into half a page
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,13 @@ def require_plotly() -> None:
         raise UserError(Problem("--html", rule, mend="pip install 'simbatch[html]', or pip install plotly"))
 
 
-def write_page(path: Path, page: ReportPage) -> None:
-    """The whole file; for a writer of `write_all`."""
-    path.write_text(rendered(page), encoding="utf-8")
+def page_writer(make: Callable[[], ReportPage], *, html: bool) -> dict[str, Callable[[Path], None]]:
+    """For `write_result`: report.html of the page that `make` gives, or nothing without `html`."""
+
+    def write(path: Path) -> None:
+        path.write_text(rendered(make()), encoding="utf-8")
+
+    return {REPORT_FILE: write} if html else {}
 
 
 def rendered(page: ReportPage) -> str:
@@ -94,13 +98,21 @@ def rendered(page: ReportPage) -> str:
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in pairs)
+    """`To run it` and the like are followed by what is typed."""
+    cells = ((label, escape(text), label.startswith(("To ", "Command"))) for label, text in pairs)
+    return "".join(
+        f"<dt>{escape(label)}</dt><dd>{_code(text) if is_code else text}</dd>" for label, text, is_code in cells
+    )
+
+
+def _code(text: str) -> str:
+    return f"<code>{text}</code>"
 
 
 def _figure(number: int, chart: PageChart) -> str:
     note = f"<figcaption>{escape(chart.note)}</figcaption>" if chart.note else ""
-    wide = " class=wide" if chart.is_wide else ""
-    return f"<figure{wide}><h3>{escape(chart.question)}</h3><div id=chart-{number} class=chart></div>{note}</figure>"
+    drawing = f"<div id=chart-{number} class=chart></div>"
+    return f"<figure class='{chart.size}'><h3>{escape(chart.question)}</h3>{drawing}{note}</figure>"
 
 
 def _table(table: PageTable) -> str:
@@ -110,7 +122,8 @@ def _table(table: PageTable) -> str:
     rows += [_row("td", row, table.num_left) for row in table.rows[:MAX_ROWS]]
     below = "".join(f"<p class=note>{escape(note)}</p>" for note in notes if note)
     title = f"<h3>{escape(table.title)}</h3>" if table.title else ""
-    wide = " class=wide" if len(table.header) > MAX_NARROW else ""
+    widths = (max(map(len, column)) + 2 for column in zip(table.header, *table.rows[:MAX_ROWS], strict=True))
+    wide = " class=wide" if sum(widths) > MAX_NARROW else ""
     return f"<section{wide}>{title}<div class=scroll><table>{''.join(rows)}</table></div>{below}</section>"
 
 

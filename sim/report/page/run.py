@@ -45,7 +45,12 @@ def run_page(result: MeasuredRun) -> ReportPage:
         answer=pairs([*answer(summary)]),
         warnings=ours["warnings"],
         charts=[*_latency_charts(result), _time_chart(result), *_arrival_chart(result), *_replica_chart(result)],
-        tables=[latency_table(summary), figures_table(summary), *bands_table(summary), *groups_table(ours)],
+        tables=[
+            latency_table(summary),
+            figures_table(summary),
+            *bands_table(ours.get("bands"), lambda metric: metric.of(summary)),
+            *groups_table(ours),
+        ],
         settings=[*settings_tables(ours)],
         trust=[*trust_rows(ours)],
         scenario=facts.scenario,
@@ -105,7 +110,7 @@ def _time_chart(result: MeasuredRun) -> PageChart:
         lines = [_over(times[0], "device works", WORKS), _over(times[1], "waits for the host", HOST)]
         panels.append(Panel("time (%)", lines, top=102))
     note = f"Means over {NUM_BINS} equal parts of the run, {style.duration_text(1000 * end_s(record) / NUM_BINS)} each."
-    return PageChart("What happens when", "time (s)", panels, note, is_wide=True)
+    return PageChart("What happens when", "time (s)", panels, note, size="wide")
 
 
 def _over(series: Series, name: str, colour: str, scale: float = 1.0, *, is_peak: bool = False) -> Trace:
@@ -133,7 +138,7 @@ def _arrival_chart(result: MeasuredRun) -> Iterator[PageChart]:
     for name, bound in result.facts.slo.limits().items():
         hidden = {} if name == "ttft" else {"visible": "legendonly"}
         traces.append(limit(f"SLO {name.upper()}", ends, [bound, bound], **hidden))
-    yield PageChart("Which requests waited long", "sent at (s)", [Panel("ms", traces, is_log=True)], note, is_wide=True)
+    yield PageChart("Which requests waited long", "sent at (s)", [Panel("ms", traces, is_log=True)], note, size="wide")
 
 
 def _chosen(e2el: NDArray[np.float64]) -> tuple[NDArray[np.int64], str]:
@@ -164,4 +169,4 @@ def _replica_chart(result: MeasuredRun) -> Iterator[PageChart]:
         points("requests", names, sent, WAITING, "%{x}: %{y:.2f} of the mean"),
     ]
     note = f"The {MAX_REPLICAS} most loaded of {len(cluster['replicas']):,}." if len(names) == MAX_REPLICAS else ""
-    yield PageChart("How even the load is", "", [Panel("over the mean", traces)], note, is_wide=True)
+    yield PageChart("How even the load is", "", [Panel("over the mean", traces)], note, size="wide")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from simbatch.sim.metrics.registry import LATENCIES, REGISTRY, STATISTIC_LABELS, metrics_of
+from simbatch.sim.metrics.registry import LATENCIES, REGISTRY, STATISTIC_LABELS, Metric, metrics_of
 from simbatch.sim.report.console import GROUP_HEADER, PRINTED, group_cells, setting_text
 from simbatch.sim.report.page.page import PageTable
 from simbatch.sim.text import number, percent, short_name
@@ -53,6 +53,48 @@ def settings_tables(ours: Mapping[str, Any]) -> Iterator[PageTable]:
         yield PageTable("Cluster", ("", ""), [("replicas", f"{cluster['num_replicas']:,}"), *router])
 
 
+def differing_settings(summaries: Mapping[str, Summary]) -> PageTable:
+    """What tells the candidates apart: a row a setting, a column a candidate; the policy always."""
+    columns = [dict(_flat(summary["simbatch"])) for summary in summaries.values()]
+    keys = dict.fromkeys(key for column in columns for key in column)
+    rows = [
+        (key, *(column.get(key, "-") for column in columns))
+        for key in keys
+        if key == "policy" or len({column.get(key) for column in columns}) > 1
+    ]
+    return PageTable("The candidates", ("", *summaries), rows)
+
+
+def _flat(ours: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    name, *params = ours["policy"].items()
+    yield "policy", str(name[1])
+    yield from ((f"policy.{key}", setting_text(value)) for key, value in params if value is not None)
+    yield "profile", str(ours["profile"]["name"])
+    yield from ((f"engine.{key}", setting_text(value)) for key, value in ours["engine"].items())
+    if (cluster := ours.get("cluster")) is not None:
+        yield "cluster.replicas", f"{cluster['num_replicas']:,}"
+        yield from ((f"cluster.router.{key}", setting_text(value)) for key, value in cluster["router"].items())
+
+
+def shared_warnings(summaries: Mapping[str, Summary]) -> Iterator[str]:
+    """Those of all candidates once, the others with the name of whose they are."""
+    warned = {label: summary["simbatch"]["warnings"] for label, summary in summaries.items()}
+    of_all = [warning for warning in next(iter(warned.values()), []) if all(warning in w for w in warned.values())]
+    for label, own in warned.items():
+        yield from (f"{label}: {warning}" for warning in own if warning not in of_all)
+    yield from of_all
+
+
+def trust_of_all(summaries: Mapping[str, Summary]) -> Iterator[tuple[str, str]]:
+    """`trust_rows` of each profile and vLLM that some candidate runs on, once."""
+    seen = set()
+    for summary in summaries.values():
+        rows = [row for row in trust_rows(summary["simbatch"]) if not row[0].startswith("Steps inside")]
+        if tuple(rows) not in seen:
+            seen.add(tuple(rows))
+            yield from rows
+
+
 def trust_rows(ours: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Where the step times are from, how far they are off, and what nine in ten draws lie between."""
     profile, version = ours["profile"], ours["engine"].get("vllm_version")
@@ -73,17 +115,17 @@ def trust_rows(ours: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Bands", "not drawn: --bands says how far each figure may be off"
 
 
-def bands_table(summary: Summary) -> Iterator[PageTable]:
-    """What nine in ten draws of the profile's doubts lie between, where they were drawn."""
-    bands = summary["simbatch"].get("bands")
-    if not bands:
-        return
-    known = [(REGISTRY[key], band) for key, band in bands.items() if key in REGISTRY]
+def bands_table(
+    bands: Mapping[str, Mapping[str, float]] | None, value_of: Callable[[Metric], float | None]
+) -> Iterator[PageTable]:
+    """What nine in ten draws of the profile's doubts lie between, where they were drawn, beside the figure itself."""
+    known = [(REGISTRY[key], band) for key, band in (bands or {}).items() if key in REGISTRY]
     rows = [
-        (metric.label, metric.text(metric.of(summary)), metric.text(band["low"]), metric.text(band["high"]))
+        (metric.label, metric.text(value_of(metric)), metric.text(band["low"]), metric.text(band["high"]))
         for metric, band in known
     ]
-    yield PageTable("Bands (5 to 95 %)", ("", "this run", "low", "high"), rows)
+    if rows:
+        yield PageTable("Bands (5 to 95 %)", ("", "here", "low", "high"), rows)
 
 
 def pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
