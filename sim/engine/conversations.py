@@ -82,10 +82,15 @@ class Conversations:
         num_prompt = request.num_prompt_tokens
         num_all = num_prompt + request.max_tokens
         hash_ids = self._rows.hash_ids[row] if row < len(self._rows.hash_ids) else ()
+        before = self._known.get(self._turns.parent[row])
         if hash_ids:
             names = self._hashed(row, hash_ids, num_prompt, num_all)
+            if before is not None:
+                self._know(request, before[2], _num_alike(before[0], names))
         else:
             names = self._common(request, row)
+            if before is not None and num_prompt >= before[1]:
+                self._know(request, before[2], len(names) if request.conversation < 0 else before[2])
             if request.conversation >= 0:
                 request.keys = names
                 return
@@ -94,6 +99,11 @@ class Conversations:
             self._next_name += num_new
         num_of_prompt = num_prompt // self._block_size
         request.keys, request.answer_keys = names[:num_of_prompt], names[num_of_prompt:]
+
+    def _know(self, request: Request, num_before: int, num_blocks: int) -> None:
+        """So many blocks are of the conversation before, but a last token of it, or of the prompt, is to compute."""
+        num_tokens = min(num_before, request.num_prompt_tokens) - 1
+        request.num_known_tokens = min(num_blocks, num_tokens // self._block_size) * self._block_size
 
     def ended(self, request: Request) -> None:
         """A turn has all its tokens: what is known of it for the next one."""
@@ -145,3 +155,13 @@ class Conversations:
             self._systems[number] = list(range(self._next_name, self._next_name + num_blocks))
             self._next_name += num_blocks
         return self._systems[number]
+
+
+def _num_alike(some: list[int], others: list[int]) -> int:
+    """How many names both begin with."""
+    num = 0
+    for one, other in zip(some, others):  # noqa: B905 - one may go on
+        if one != other:
+            break
+        num += 1
+    return num

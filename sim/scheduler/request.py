@@ -86,6 +86,7 @@ class Request:
     session_id: str | None = None  # the conversation that it is a turn of
     turn = 0  # how many turns of its session came before it
     has_next_turn = False  # whether it is known that another turn follows
+    num_known_tokens = 0  # of its prompt, in whole blocks, that its conversation has had computed
     view: object = None  # what policies see of it (views.py), made when it is first asked for
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
     conversation = NEVER  # index of its conversation's first turn, where nobody else has blocks of it: they are one run

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 HOST = "simbatch.host"  # among what a command's context keeps
+TRACE_FLAGS = "--columns, --between, --sort, --on-empty"
 
 
 def gpu_options(command: Command) -> Command:
@@ -151,12 +152,15 @@ def with_trace_flags(scenarios: Sequence[Scenario]) -> list[Scenario]:
     if read and all(scenario.workload.trace is None for scenario in scenarios):
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in read)
         raise UserError(Problem(flags, "the scenario's workload is no trace", mend="leave it out, or name a trace"))
-    columns = {f"workload.trace.columns.{kind}": name for kind, name in read.get("columns", {}).items()}
-    others = {f"workload.trace.{key}": value for key, value in read.items() if key != "columns"}
-    origin = "--columns, --between, --sort, --on-empty"
 
     def changed(scenario: Scenario) -> Scenario:
         is_traced = bool(read) and scenario.workload.trace is not None
-        return scenario.override({**columns, **others}, origin=origin) if is_traced else scenario
+        return scenario.override(trace_changes(read), origin=TRACE_FLAGS) if is_traced else scenario
 
     return [*map(changed, scenarios)]
+
+
+def trace_changes(read: dict[str, Any]) -> dict[str, Any]:
+    """What flags say of a trace, as dotted keys of a scenario."""
+    columns = {f"workload.trace.columns.{kind}": name for kind, name in read.get("columns", {}).items()}
+    return {**columns, **{f"workload.trace.{key}": value for key, value in read.items() if key != "columns"}}
