@@ -22,9 +22,9 @@ class ProgramAttainedService(Policy):
     of one call. Nobody who runs is stopped for another one's sake.
 
     Source: Luo et al., Autellix: An Efficient Serving Engine for LLM Agents as General Programs (arXiv 2502.13965):
-    program-level attained service (PLAS) with its levels and its promotion against starvation; there a running call can
-    be swapped out, too, and parallel calls count by their longest chain (ATLAS). It shows lower latency per program
-    than first come, first served where programs of few and of many calls share an engine under load.
+    program-level attained service (PLAS), its levels, its promotion against starvation. There a running call can be
+    swapped out, too, and parallel calls count by their longest chain (ATLAS). As a trend: under load short programs end
+    sooner than first come, first served, and long ones later.
     """
 
     quantum_s: Annotated[float, Field(gt=0, description="service that a session has on the highest level")] = 2.0
