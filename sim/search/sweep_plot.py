@@ -47,7 +47,7 @@ def choose(points: Sequence[Row], keys: Sequence[str]) -> Drawing | None:
         return Drawing(points, varied[1], varied[0], [])
     x = max(numeric or varied, key=lambda key: len(values[key]))
     others = [key for key in varied if key != x]
-    num_curves = len({_label(point, others) for point in points})
+    num_curves = len({label_of(point, others) for point in points})
     return Drawing(points, x, None, others) if num_curves <= MAX_CURVES else None
 
 
@@ -76,7 +76,7 @@ def _curves(axes: Axes, drawing: Drawing, metric: Metric) -> None:
     xs = _positions(drawing.points, drawing.x)
     groups: dict[str, list[Row]] = {}
     for point in drawing.points:
-        groups.setdefault(_label(point, drawing.others), []).append(point)
+        groups.setdefault(label_of(point, drawing.others), []).append(point)
     is_number = all(_is_number(point[drawing.x]) for point in drawing.points)
     colours = style.colours(list(groups))
     drawn: list[float] = []
@@ -175,7 +175,8 @@ def _positions(points: Sequence[Row], key: str) -> dict[str, float]:
     return {text: float(i) for i, text in enumerate(texts)}
 
 
-def _label(point: Row, keys: Sequence[str]) -> str:
+def label_of(point: Row, keys: Sequence[str]) -> str:
+    """These settings of a point in a few words: `max_num_seqs 64, adaptive`."""
     names = {key: "" if key in ("policy", POLICY) else f"{key.rpartition('.')[2]} " for key in keys}
     return ", ".join(names[key] + _short(point[key]) for key in keys)
 

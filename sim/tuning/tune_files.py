@@ -11,7 +11,7 @@ from simbatch.sim.files import write_json
 from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
 from simbatch.sim.metrics.registry import THROUGHPUT
 from simbatch.sim.report import style
-from simbatch.sim.results.files import write_csv, write_result
+from simbatch.sim.results.files import Writers, write_csv, write_result
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import num_blocks
 from simbatch.sim.statistics.intervals import Interval
@@ -24,15 +24,14 @@ from simbatch.sim.tuning.vllm_flags import own_policy, set_flags, vllm_serve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OWN_FILES = ("tune.json", "trials.csv", "tune.png", "capacity.png")
+OWN_FILES = ("tune.json", "trials.csv", "tune.png", "capacity.png", "report.html")
 DEFAULT_COST = "p99_tpot_ms"
 
 
-def save(tuned: Tuned, folder: Path, num_runs: int) -> list[Path]:
-    """Write everything into `folder`; returns the files."""
-    pass
-
-    writers = {
+def save(tuned: Tuned, folder: Path, num_runs: int, more: Writers | None = None) -> list[Path]:
+    """Write everything into `folder`, and what `more` writes (a page); returns the files."""
+    writers: Writers = {
+        **(more or {}),
         "tune.json": lambda path: write_json(path, content(tuned, num_runs)),
         "trials.csv": lambda path: write_trials(path, tuned),
         "tune.png": lambda path: draw(path, tuned, picture_axes(tuned.goal)),
