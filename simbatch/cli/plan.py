@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import jobs_option, version_option
+from simbatch.cli._options import html_option, jobs_option, version_option
 from simbatch.cli._output import Output, progress_of
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
@@ -49,6 +50,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
 @jobs_option
+@html_option
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier plan has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -57,6 +59,7 @@ def plan(
     folder: Path | None,
     limits: tuple[str, ...],
     jobs: int,
+    html: bool,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -68,13 +71,15 @@ def plan(
     requests per second. Without --limit, 99 % of the requests must keep FILE's SLO. Results go to DIR, by default
     results/<name of FILE>-plan.
     """
+    from simbatch.sim.plan.page import plan_page
     from simbatch.sim.plan.report import OWN_FILES, report, save
+    from simbatch.sim.report.page.page import page_writer
 
     demand, kinds = _asked(file, asked)
     kept = _limits(demand.scenario, limits)
     output = Output(folder, f"{file.stem}-plan" if file is not None else "plan", OWN_FILES)
     found, num_runs = _plan(demand, kinds, kept, asked, output.folder, jobs, resume, quiet)
-    written = save(found, output.folder, num_runs)
+    written = save(found, output.folder, num_runs, page_writer(partial(plan_page, found), html=html))
     output.show(written, lambda: report(found), "plan.json" if as_json else None, quiet=quiet)
 
 
