@@ -72,6 +72,13 @@ class Sweep:
         return sorted(filter(OF_FILE.match, common))
 
     @property
+    def _limits(self) -> Mapping[str, float]:
+        """The SLO in ms, by latency, where it is the same for all cells."""
+        slo = [cell.scenario.get("slo") or {} for cell in self.cells]
+        is_one = all(each == slo[0] for each in slo)
+        return {name.removesuffix("_ms"): limit for name, limit in slo[0].items() if limit} if is_one and slo else {}
+
+    @property
     def num_missing(self) -> int:
         """Cells that nobody has run yet."""
         return len(self.cells) - len(self.rows)
@@ -120,7 +127,7 @@ class Sweep:
         }
         if len(self.rows) > len(self.points):
             writers["points.csv"] = lambda path: files.write_csv(path, *_table(self.points))
-        if (drawing := sweep_plot.choose(self.points, self.keys)) is not None:
+        if (drawing := sweep_plot.choose(self.points, self.keys, self._limits)) is not None:
             writers["sweep.png"] = lambda path: sweep_plot.write(path, self.name, drawing)
         page = partial(sweep_page, self.name, self.keys, self.points, self.cells, self.summaries, self.text())
         writers |= page_writer(page, html=html and bool(self.rows))
