@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from simbatch.cli._options import jobs_option, version_option
-from simbatch.cli._output import Output, progress_of
+from simbatch.cli._output import Output, progress_of, say_to
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.sim.plan.demand import Demand
+    from simbatch.sim.plan.fleet import FleetPlan
     from simbatch.sim.plan.kinds import ReplicaKind, Wanted
-    from simbatch.sim.plan.plan import FleetPlan
     from simbatch.sim.scenario import Scenario
+    from simbatch.sim.search.store import CellStore
     from simbatch.sim.tuning.goal import Limit
 
 Count = click.IntRange(min=1)
@@ -49,6 +53,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
 @jobs_option
+@click.option("--scheduler", metavar="ADDRESS", help="A Dask cluster instead: tcp://host:8786.")
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier plan has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -57,6 +62,7 @@ def plan(
     folder: Path | None,
     limits: tuple[str, ...],
     jobs: int,
+    scheduler: str | None,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -70,10 +76,13 @@ def plan(
     """
     from simbatch.sim.plan.report import OWN_FILES, report, save
 
+    if scheduler is not None and jobs != -1:
+        raise UserError(Problem("--jobs", "says nothing to a cluster: its workers do", jobs, "leave it out"))
     demand, kinds = _asked(file, asked)
     kept = _limits(demand.scenario, limits)
     output = Output(folder, f"{file.stem}-plan" if file is not None else "plan", OWN_FILES)
-    found, num_runs = _plan(demand, kinds, kept, asked, output.folder, jobs, resume, quiet)
+    where = {"jobs": jobs, "scheduler": scheduler, "resume": resume}
+    found, num_runs = _plan(demand, kinds, kept, asked, output.folder, where, quiet)
     written = save(found, output.folder, num_runs)
     output.show(written, lambda: report(found), "plan.json" if as_json else None, quiet=quiet)
 
@@ -84,12 +93,12 @@ def _plan(
     limits: tuple[Limit, ...],
     asked: dict[str, Any],
     folder: Path,
-    jobs: int,
-    resume: bool,
+    where: dict[str, Any],
     quiet: bool,
 ) -> tuple[FleetPlan, int]:
-    from simbatch.sim.plan.kinds import left_out, parse_gpus
-    from simbatch.sim.plan.plan import Rules, make_plan
+    from simbatch.sim.plan.fleet import Rules
+    from simbatch.sim.plan.kinds import left_out, other_weights, parse_gpus
+    from simbatch.sim.plan.plan import make_plan
     from simbatch.sim.plan.search import ROUTERS
     from simbatch.sim.scenario.chance import seeds_of
     from simbatch.sim.search.bands import NUM_DRAWS
@@ -99,14 +108,27 @@ def _plan(
     rules = Rules(asked["spare"], asked["gpus_per_node"], asked["max_gpus"])
     routers = asked["routers"] or ROUTERS
     seeds = seeds_of([demand.scenario], asked["replications"])
-    with progress_of("plan", None, quiet=quiet) as progress:
-        store = CellStore(folder / "cells")
-        runner = Runner(demand.scenario, store, jobs=jobs, resume=resume, progress=progress)
-        num_draws = 0 if asked["no_bands"] else NUM_DRAWS
-        ways: dict[str, Any] = {"routers": routers, "seeds": seeds, "rules": rules, "num_draws": num_draws}
+    num_draws = 0 if asked["no_bands"] else NUM_DRAWS
+    ways: dict[str, Any] = {"routers": routers, "seeds": seeds, "rules": rules, "num_draws": num_draws}
+    ways["others_of"] = partial(other_weights, kinds=kinds, wanted=_wanted(asked))
+    store = CellStore(folder / "cells")
+    with progress_of("plan, simulations", None, quiet=quiet) as progress, _kept(store, quiet=quiet):
+        runner = Runner(demand.scenario, store, progress=progress, **where)
         found = make_plan(demand, kinds, limits, runner, **ways)
+    if demand.peak is not None:
+        found.notes.append(demand.peak.text())
     found.notes += left_out(parse_gpus(asked["gpus"]) if asked["gpus"] else [], kinds)
     return found, runner.num_runs
+
+
+@contextmanager
+def _kept(store: CellStore, *, quiet: bool) -> Iterator[None]:
+    """Say how to go on when it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say_to(quiet=quiet)(f"the simulations so far are in {store.folder}; go on with --resume")
+        raise
 
 
 def _asked(file: Path | None, asked: dict[str, Any]) -> tuple[Demand, list[ReplicaKind]]:
