@@ -259,9 +259,7 @@ def test_a_day_is_planned_for_its_peak(tmp_path: Path) -> None:
         assert asked.rate == pytest.approx(2 * 5.2, rel=0.01)
         summary = simulate(asked.scenario.override(asked.settings(asked.rate))).summary
         assert summary["completed"] == asked.peak.requests == 520
-        assert (
-            asked.settings(asked.own / 4)["workload.trace.limit"] == 500
-        )  # 500 at least
+        assert asked.settings(asked.own / 4)["workload.trace.limit"] == 500  # 500 at least
     assert demand_of(Scenario.from_dict(content), None).peak is not None
     assert demand_of(Scenario.from_dict(content), None, seconds=2000.0).peak is None
     text = f"plan --model Llama-3.1-8B --trace {plain} --seconds 100 --gpus l40s --limit p99_ttft_ms=900 --no-bands"

@@ -6,7 +6,7 @@ from typing import Any
 
 from simbatch.sim.plan.fleet import FleetPlan, engines_of
 from simbatch.sim.plan.made import serve_lines
-from simbatch.sim.plan.search import Part, Sizing, resolved_with
+from simbatch.sim.plan.search import FleetPart, Sizing, resolved_with
 from simbatch.sim.plan.words import band_of, limited_by, nearest, sentence
 
 SHOWN = ("max_num_seqs", "max_num_batched_tokens", "max_model_len")
@@ -110,7 +110,7 @@ def _shape(plan: FleetPlan, sizing: Sizing) -> dict[str, Any]:
     }
 
 
-def _beside(part: Part | None) -> dict[str, Any] | None:
+def _beside(part: FleetPart | None) -> dict[str, Any] | None:
     if part is None:
         return None
     return {"profile": part.kind.profile.name, "gpu": part.kind.gpu, "replicas": part.replicas}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.plan.peak import Peak, peak_of
+from simbatch.sim.plan.peak import PeakWindow, peak_of
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.rates import at_rate, own_rate, rates_of, rounded
 from simbatch.sim.workload.model import TrafficShape
@@ -29,7 +29,7 @@ class Demand:
     rate: float
     own: float
     seconds: float
-    peak: Peak | None = None  # of a long trace the window that is planned for
+    peak: PeakWindow | None = None  # of a long trace the window that is planned for
 
     def settings(self, rate: float) -> Settings:
         """What makes the scenario's traffic `rate` requests per second, for as long as it lasts."""

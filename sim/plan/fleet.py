@@ -10,7 +10,7 @@ from simbatch.sim.cost.power import kwh_per_million
 from simbatch.sim.plan.demand import Demand, Settings
 from simbatch.sim.plan.kinds import ReplicaKind
 from simbatch.sim.plan.prices import per_million
-from simbatch.sim.plan.search import KindSearch, Part, Sizing, settings_of_kind
+from simbatch.sim.plan.search import KindSearch, FleetPart, Sizing, settings_of_kind
 from simbatch.sim.plan.verdict import Verdict
 from simbatch.sim.search.bands import Bands
 from simbatch.sim.tuning.goal import Limit
@@ -33,7 +33,7 @@ class Rules:
         return None if sizing.replicas is None else self.gpus_with(sizing, sizing.replicas)
 
     def gpus_with(self, sizing: Sizing, replicas: int) -> int:
-        """The same where so many replicas of the first kind serve."""
+        """GPUs that are paid for where so many replicas of the first kind serve."""
         return sum(gpus for _, gpus in self._paid(sizing, replicas))
 
     def cost_per_hour(self, sizing: Sizing) -> float | None:
@@ -151,9 +151,9 @@ def fleet_settings(plan: FleetPlan, sizing: Sizing, replicas: int) -> Settings:
     return search.fleet(plan.demand.rate, replicas, sizing.option)
 
 
-def engines_of(plan: FleetPlan, sizing: Sizing) -> list[tuple[Part, Settings]]:
+def engines_of(plan: FleetPlan, sizing: Sizing) -> list[tuple[FleetPart, Settings]]:
     """Each kind's replicas, the spare ones too, and the changes of the scenario that make it one engine of them."""
     assert sizing.replicas is not None
-    parts = [Part(sizing.kind, sizing.replicas + plan.rules.spare, sizing.option.engine)]
+    parts = [FleetPart(sizing.kind, sizing.replicas + plan.rules.spare, sizing.option.engine)]
     parts += [] if sizing.beside is None else [sizing.beside]
     return [(part, {**settings_of_kind(part.kind, plan.demand), **part.engine}) for part in parts]

@@ -168,7 +168,7 @@ def _chosen(kinds: Sequence[ReplicaKind], wanted: Wanted, what: str, weights: It
 
 
 def other_weights(kind: ReplicaKind, kinds: Sequence[ReplicaKind], wanted: Wanted) -> list[ReplicaKind]:
-    """The same model on the same GPU and as many of them, with weights nobody asked for; the best known of each."""
+    """Its model on as many of its GPU with weights that nobody asked for; the best known profile of each."""
     if not isinstance(kind.profile, MeasuredProfile) or wanted.weights is not None:
         return []
     taken = {(each.gpu, each.weights) for each in kinds}

@@ -21,7 +21,7 @@ LONG = 2  # windows: what is shorter is simulated as it is
 
 
 @dataclass(frozen=True)
-class Peak:
+class PeakWindow:
     """`between` is [START, END) by the file's own clock; `rate` is its, and `mean` the whole trace's, in req/s."""
 
     between: tuple[str | int | float, str | int | float]
@@ -39,7 +39,7 @@ class Peak:
         )
 
 
-def peak_of(scenario: Scenario, seconds: float) -> Peak | None:
+def peak_of(scenario: Scenario, seconds: float) -> PeakWindow | None:
     """The window with the most tokens; None where the trace is short, or says itself which part of it is meant."""
     trace = scenario.workload.trace
     if trace is None or trace.between is not None or trace.limit is not None:
@@ -60,4 +60,4 @@ def peak_of(scenario: Scenario, seconds: float) -> Peak | None:
     inside = int(((arrival_ps >= begin_ps) & (arrival_ps < begin_ps + STEPS * step_ps)).sum())
     between = (source.moment(begin_ps), source.moment(begin_ps + STEPS * step_ps))
     mean = (len(arrival_ps) - 1) / (arrival_ps[-1] / PS_PER_S)
-    return Peak(between, seconds, inside, inside / seconds, float(mean))
+    return PeakWindow(between, seconds, inside, inside / seconds, float(mean))

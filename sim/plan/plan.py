@@ -10,7 +10,7 @@ from simbatch.sim.plan.demand import Demand
 from simbatch.sim.plan.fleet import FleetPlan, Rules
 from simbatch.sim.plan.kinds import ReplicaKind
 from simbatch.sim.plan.mixed import mixed
-from simbatch.sim.plan.search import Asking, Evaluate, KindSearch, Part, together
+from simbatch.sim.plan.search import Asking, Evaluate, KindSearch, FleetPart, together
 from simbatch.sim.search.bands import NUM_DRAWS
 from simbatch.sim.tuning.goal import Limit
 
@@ -36,7 +36,7 @@ def make_plan(
             {"cluster": {"replicas": 2, "router": {"name": router}}}, origin="--router"
         ).build_router()
 
-    def search_of(kind: ReplicaKind, beside: Part | None = None) -> KindSearch:
+    def search_of(kind: ReplicaKind, beside: FleetPart | None = None) -> KindSearch:
         return KindSearch(kind, demand, limits, seeds, routers, rules.max_replicas(kind), beside)
 
     sized = together({i: search_of(kind).size() for i, kind in enumerate(kinds)}, evaluate)

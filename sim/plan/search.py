@@ -48,7 +48,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Part:
+class FleetPart:
     """Replicas of another kind that serve beside those of the first."""
 
     kind: ReplicaKind
@@ -72,7 +72,7 @@ class Sizing:
     one_fewer: Verdict | None = None
     refusal: str | None = None
     runners_up: list[Option] = field(default_factory=list)
-    beside: Part | None = None
+    beside: FleetPart | None = None
 
 
 def together(askings: Mapping[Key, Asking[Found]], evaluate: Evaluate) -> dict[Key, Found]:
@@ -102,7 +102,7 @@ class KindSearch:
         seeds: Sequence[int],
         routers: Sequence[str],
         max_replicas: int,
-        beside: Part | None = None,
+        beside: FleetPart | None = None,
     ) -> None:
         self.kind, self.demand, self.limits, self.seeds, self.routers = kind, demand, limits, seeds, routers
         self.max_replicas, self.beside = max_replicas, beside
@@ -139,7 +139,7 @@ class KindSearch:
             settings |= {"cluster": {"replicas": replicas, "router": {"name": option.router}}}
         return settings
 
-    def _group_beside(self, part: Part, option: Option) -> dict[str, Any]:
+    def _group_beside(self, part: FleetPart, option: Option) -> dict[str, Any]:
         """The other kind's replicas, without the settings that the first kind's have of their own."""
         changed = {**dict.fromkeys(option.engine), **settings_of_kind(part.kind, self.demand), **part.engine}
         engine = {key.removeprefix("engine."): value for key, value in changed.items() if key != "profile"}
