@@ -14,10 +14,10 @@ from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 MODULES = {
-    "cost": ["draws", "host", "model"],
+    "cost": ["draws", "host", "model", "windows"],
     "engine": [
-        "cluster", "decode_group", "door", "front_end", "gateway", "gathered", "leap", "pace", "recorder", "replica",
-        "resources", "sessions", "stepwise", "timed", "traffic", "untimed",
+        "cluster", "conversations", "decode_group", "door", "front_end", "gateway", "gathered", "leap", "pace",
+        "recorder", "replica", "resources", "sessions", "stepwise", "timed", "traffic", "untimed",
     ],
     "scheduler": ["batch", "kv_cache", "planned", "request", "scheduler", "views", "waiting"],
 }  # fmt: skip

@@ -301,8 +301,8 @@ def test_all_turns_of_a_session_go_to_one_replica() -> None:
     for i in range(60):
         request = Request(i, f"r{i}", 0, 10, 10)
         request.session_id, request.tenant = f"s{i % 20}", f"t{i % 3}"
-        to.setdefault(request.session_id, set()).add(chosen_by.route(GatewayRequest(request), views).index)
+        to.setdefault(request.session_id, set()).add(chosen_by.route(GatewayRequest(request, 16), views).index)
         request.session_id = None
-        to.setdefault(request.tenant, set()).add(chosen_by.route(GatewayRequest(request), views).index)
+        to.setdefault(request.tenant, set()).add(chosen_by.route(GatewayRequest(request, 16), views).index)
     assert all(len(replicas) == 1 for replicas in to.values())
     assert len(set.union(*to.values())) == 5

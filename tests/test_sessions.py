@@ -207,26 +207,37 @@ def texts_of(turns: Turns, source: ListSource) -> dict[int, list[Any]]:
 
 
 class Cache:
-    """Blocks by all tokens up to their ends; freed ones are evicted in order of their last use, tails first."""
+    """Blocks by all tokens up to their ends; freed ones are evicted in order of their last use, tails first.
+
+    A block may have the same tokens as another one: the last of a prompt is computed though it is cached.
+    """
 
     def __init__(self, num_blocks: int, size: int) -> None:
         self.size = size
-        self.idle: OrderedDict[Any, None] = OrderedDict((("empty", i), None) for i in range(num_blocks))
+        self.idle = OrderedDict[int, Any].fromkeys(range(num_blocks))  # block -> its tokens, None: not full
+        self.blocks = dict[Any, list[int]]()  # the oldest first
 
     def serve(self, text: list[Any], num_prompt: int) -> int:
         """How many tokens of the prompt are found; then the request runs to its end."""
-        names = [tuple(text[: (i + 1) * self.size]) for i in range((len(text) - 1) // self.size)]
-        hits = 0
-        while hits < (num_prompt - 1) // self.size and names[hits] in self.idle:
-            hits += 1
-        for name in names[:hits]:
-            del self.idle[name]
-        for _ in range(-(-(len(text) - 1) // self.size) - hits):
-            self.idle.popitem(last=False)
-        for name in reversed(names):
-            self.idle.pop(name, None)
-            self.idle[name] = None
-        if (len(text) - 1) % self.size:  # a block that is not full has no name, and is handed out first
-            self.idle[("partial", len(text))] = None
-            self.idle.move_to_end(("partial", len(text)), last=False)
+        num_computed = len(text) - 1
+        names = [tuple(text[: (i + 1) * self.size]) for i in range(num_computed // self.size)]
+        held: list[int] = []
+        for name in names[: (num_prompt - 1) // self.size]:
+            if not self.blocks.get(name):
+                break
+            held.append(self.blocks[name][0])
+        hits = len(held)
+        for block in held:
+            del self.idle[block]
+        while len(held) * self.size < num_computed:
+            block, old = self.idle.popitem(last=False)
+            if old is not None:
+                self.blocks[old].remove(block)
+            if len(held) < len(names):
+                self.blocks.setdefault(names[len(held)], []).append(block)
+            held.append(block)
+        for block, name in reversed(list(zip(held, [*names, None], strict=False))):
+            self.idle[block] = name
+            if name is None:  # it is handed out first
+                self.idle.move_to_end(block, last=False)
         return hits * self.size

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from simbatch.sim.engine.gateway import Gateway
 from simbatch.sim.engine.replica import Process, Replica
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR, Lane, Traffic
+from simbatch.sim.scheduler.kv_cache import Cached
 from simbatch.sim.scheduler.request import Request
 
 
@@ -198,10 +198,10 @@ class Cluster:
 
 @dataclass
 class Snapshot:
-    """A replica as it was when the gateway last asked; `keys` None: nobody has looked at a cache yet."""
+    """A replica as it was when the gateway last asked; `cached` None: nobody has looked at a cache yet."""
 
     state: tuple[int, int, int]
-    keys: set[int] | None = None
+    cached: Cached | None = None
 
 
 class Published:
@@ -215,7 +215,7 @@ class Published:
         self.refresh_ps = refresh_ps
         self._asked_ps = 0  # when the last round was
         self._snapshots: list[Snapshot] = []
-        self._wants_keys = False
+        self._wants_cached = False
 
     def due_ps(self, until_ps: int) -> int:
         """When the last round of asking is that somebody sees who is sent then or later; `FAR` if that has been."""
@@ -234,8 +234,8 @@ class Published:
         self._asked_ps = at_ps
         for i in range(len(self.cluster.replicas)):
             self.cluster.bring_up(i)
-        keys = [replica.kv.cached_keys() if self._wants_keys else None for replica in self.cluster.replicas]
-        self._snapshots = [Snapshot(r.shown_at(at_ps), k) for r, k in zip(self.cluster.replicas, keys, strict=True)]
+        cached = [replica.kv.cached() if self._wants_cached else None for replica in self.cluster.replicas]
+        self._snapshots = [Snapshot(r.shown_at(at_ps), c) for r, c in zip(self.cluster.replicas, cached, strict=True)]
 
     def num_running(self, index: int) -> int:
         """Requests that hold a seat."""
@@ -250,14 +250,15 @@ class Published:
         usable = self.cluster.replicas[index].kv.num_usable
         return 1 - self._state(index)[2] / usable
 
-    def num_cached(self, index: int, keys: Sequence[int]) -> int:
-        """How many of these blocks, from the first on, are in the prefix cache."""
+    def num_cached(self, index: int, request: Request) -> int:
+        """How many blocks of the prompt, from the first on, are in the prefix cache."""
+        kv = self.cluster.replicas[index].kv
         if not self.refresh_ps:
             self.cluster.bring_up(index)
-            return self.cluster.replicas[index].kv.num_cached(keys)
-        self._wants_keys = True
-        known = self._snapshots[index].keys if self._snapshots else None
-        return 0 if known is None else next((i for i, key in enumerate(keys) if key not in known), len(keys))
+            return kv.num_cached(request)
+        self._wants_cached = True
+        known = self._snapshots[index].cached if self._snapshots else None
+        return 0 if known is None else known.num_cached(request, kv.block_size)
 
     def _state(self, index: int) -> tuple[int, int, int]:
         replica = self.cluster.replicas[index]

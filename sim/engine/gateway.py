@@ -17,10 +17,16 @@ from simbatch.sim.scheduler.views import SentView
 class GatewayRequest(SentView):
     """A request as a gateway sees it (`simbatch.routers.RequestView`), with the names of its blocks."""
 
+    __slots__ = ("_block_size", "request")
+
+    def __init__(self, request: Request, block_size: int) -> None:
+        super().__init__(request)
+        self.request, self._block_size = request, block_size
+
     @property
     def prefix_keys(self) -> Sequence[int]:
         """A name for each full block of the prompt that others may share: equal where all tokens up to it are equal."""
-        return self._request.keys  # type: ignore[attr-defined,no-any-return]  # a gateway is in front of simulations alone
+        return self.request.prefix_keys(self._block_size)
 
 
 class Publisher(Protocol):
@@ -35,8 +41,8 @@ class Publisher(Protocol):
     def kv_use(self, index: int) -> float:
         """Share of the KV blocks that requests hold."""
 
-    def num_cached(self, index: int, keys: Sequence[int]) -> int:
-        """How many of these blocks, from the first on, are in the prefix cache."""
+    def num_cached(self, index: int, request: Request) -> int:
+        """How many blocks of the prompt, from the first on, are in the prefix cache."""
 
 
 class GatewayReplica:
@@ -80,7 +86,7 @@ class GatewayReplica:
 
     def cached_tokens(self, request: GatewayRequest) -> int:
         """How many tokens of the prompt, from the first on, are in the prefix cache."""
-        return self._shown.num_cached(self.index, request.prefix_keys) * self.block_size
+        return self._shown.num_cached(self.index, request.request) * self.block_size
 
     def __repr__(self) -> str:
         return f"<replica {self.index}: {self.num_requests} requests in flight>"
@@ -111,7 +117,7 @@ class Gateway:
     def choose(self, request: Request, at_ps: int) -> int:
         """Ask the router where to send a request, and enter it in the books; the number of the replica."""
         self.look(at_ps)
-        view = GatewayRequest(request)
+        view = GatewayRequest(request, self.views[0].block_size)
         try:
             chosen = self.router.route(view, self.up)
         except UserError:
@@ -133,7 +139,7 @@ class Gateway:
 
     def why(self, request: Request) -> str:
         """Why the router would send the request where it does, in its own words."""
-        return self.router.why(GatewayRequest(request), self.up)
+        return self.router.why(GatewayRequest(request, self.views[0].block_size), self.up)
 
     def look(self, at_ps: int) -> None:
         """Bring the books to this moment."""

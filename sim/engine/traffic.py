@@ -48,7 +48,6 @@ class Traffic:
         self._network_ps = network_ps  # from the server to the client
         self.horizon_ps = FAR  # everybody is known who comes
         self.num_gone = 0  # requests that have left the system
-        self.num_not_sent = 0  # turns of sessions that ended early
         self.load_cpu_s = 0.0  # spent in reading, not in simulating
         self._first = self._index = self._length = 0
         self._chunk: RequestChunk
@@ -69,6 +68,11 @@ class Traffic:
     def is_over(self) -> bool:
         """Whether every request has been sent."""
         return self._index == self._length
+
+    @property
+    def num_not_sent(self) -> int:
+        """Turns of sessions that ended early, in a run that is over."""
+        return 0
 
     def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
         """Hand over every request sent by `now_ps`; returns the clock after their admission, which `add` prices."""

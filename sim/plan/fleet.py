@@ -10,7 +10,7 @@ from simbatch.sim.cost.power import kwh_per_million
 from simbatch.sim.plan.demand import Demand, Settings
 from simbatch.sim.plan.kinds import ReplicaKind
 from simbatch.sim.plan.prices import per_million
-from simbatch.sim.plan.search import KindSearch, FleetPart, Sizing, settings_of_kind
+from simbatch.sim.plan.search import FleetPart, KindSearch, Sizing, settings_of_kind
 from simbatch.sim.plan.verdict import Verdict
 from simbatch.sim.search.bands import Bands
 from simbatch.sim.tuning.goal import Limit

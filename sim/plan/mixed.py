@@ -7,7 +7,7 @@ from math import ceil
 
 from simbatch.sim.plan.fleet import FleetPlan
 from simbatch.sim.plan.kinds import ReplicaKind
-from simbatch.sim.plan.search import Asking, KindSearch, FleetPart, Sizing
+from simbatch.sim.plan.search import Asking, FleetPart, KindSearch, Sizing
 
 MAX_FEWER = 2  # replicas of the cheapest fleet that others may take the place of
 

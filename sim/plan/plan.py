@@ -10,7 +10,7 @@ from simbatch.sim.plan.demand import Demand
 from simbatch.sim.plan.fleet import FleetPlan, Rules
 from simbatch.sim.plan.kinds import ReplicaKind
 from simbatch.sim.plan.mixed import mixed
-from simbatch.sim.plan.search import Asking, Evaluate, KindSearch, FleetPart, together
+from simbatch.sim.plan.search import Asking, Evaluate, FleetPart, KindSearch, together
 from simbatch.sim.search.bands import NUM_DRAWS
 from simbatch.sim.tuning.goal import Limit
 

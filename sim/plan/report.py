@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from simbatch.sim.files import write_json, write_yaml
+from simbatch.sim.plan import picture
 from simbatch.sim.plan.content import content, limited_keys
 from simbatch.sim.plan.fleet import FleetPlan
 from simbatch.sim.plan.made import scenario_content, serve_lines
-from simbatch.sim.plan.picture import draw
 from simbatch.sim.plan.search import Sizing
 from simbatch.sim.plan.words import (
     limited_by,
@@ -19,10 +19,10 @@ from simbatch.sim.plan.words import (
     sentence,
     shape_label,
 )
-from simbatch.sim.results.files import write_result
+from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.text import number, table
 
-OWN_FILES = ("plan.json", "scenario.yaml", "serve.sh", "plan.png")
+OWN_FILES = ("plan.json", "scenario.yaml", "serve.sh", "plan.png", "report.html")
 
 
 def report(plan: FleetPlan) -> str:
@@ -30,9 +30,9 @@ def report(plan: FleetPlan) -> str:
     return "\n".join(_lines(plan))
 
 
-def save(plan: FleetPlan, folder: Path, num_runs: int) -> list[Path]:
-    """plan.json and the picture; where there is a fleet its scenario and command lines too."""
-    writers = {"plan.json": lambda path: write_json(path, content(plan))}
+def save(plan: FleetPlan, folder: Path, num_runs: int, more: Writers | None = None) -> list[Path]:
+    """plan.json and the picture, and what `more` writes (a page); of a fleet its scenario and command lines too."""
+    writers = {"plan.json": lambda path: write_json(path, content(plan)), **(more or {})}
     if plan.chosen is not None:
         chosen = plan.chosen
         writers["scenario.yaml"] = lambda path: write_yaml(path, scenario_content(plan, chosen))
@@ -40,14 +40,14 @@ def save(plan: FleetPlan, folder: Path, num_runs: int) -> list[Path]:
             path.write_text("\n".join(serve_lines(plan)) + "\n", encoding="utf-8") and None
         )
     if any(plan.cost_per_hour(sizing) is not None for sizing in plan.sizings):
-        writers["plan.png"] = lambda path: draw(path, plan)
+        writers["plan.png"] = lambda path: picture.write(path, plan)
     return write_result(folder, writers, OWN_FILES, {"simulations": num_runs})
 
 
 def _lines(plan: FleetPlan) -> Iterator[str]:
     yield sentence(plan)
     yield ""
-    yield from _table(plan)
+    yield from table(*shapes(plan))
     yield ""
     yield "What limits each:"
     yield from (f"  {shape_label(sizing)}: {limited_by(plan, sizing)}" for sizing in plan.ranked)
@@ -65,14 +65,17 @@ def _lines(plan: FleetPlan) -> Iterator[str]:
     yield from (f"NOTE: {note}" for note in plan.notes)
 
 
-def _table(plan: FleetPlan) -> Iterator[str]:
-    """A row for each kind's smallest fleet and each mixed one that keeps the limits; energy where it is known."""
+def shapes(plan: FleetPlan) -> tuple[list[str], list[list[str]]]:
+    """The table of every kind's smallest fleet and each mixed one that keeps the limits: its header and its rows.
+
+    Energy has a column where it is known.
+    """
     energy = {id(each): plan.kwh_per_million(each) for each in plan.sizings}
     has_energy = any(value is not None for value in energy.values())
     limited = [metric_words(limit.metric.key) for limit in plan.limits]
     kwh = ["kWh/M out"] if has_energy else []
     header = ["shape", "replicas", "GPUs", "$/h", "$/M out", "$/M in", *kwh, *limited, "req/s each"]
-    yield from table(header, [_row(plan, each, [energy[id(each)]] if has_energy else []) for each in plan.ranked])
+    return header, [_row(plan, each, [energy[id(each)]] if has_energy else []) for each in plan.ranked]
 
 
 def _row(plan: FleetPlan, sizing: Sizing, energy: list[float | None]) -> list[str]:

@@ -9,9 +9,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.request import FIRST_CONVERSED, Request
+from simbatch.sim.scheduler.request import FIRST_CONVERSED, NEVER, Request
+
+
+@dataclass
+class Cached:
+    """Shared blocks that are cached: names, and how many of each conversation that is one run."""
+
+    keys: set[int]
+    runs: dict[int, int]
+
+    def num_cached(self, request: Request, block_size: int) -> int:
+        """How many full blocks of its prompt that others may share, from the first on, are among them."""
+        num_hits = next((i for i, key in enumerate(request.keys) if key not in self.keys), len(request.keys))
+        if num_hits < len(request.keys) or request.conversation < 0:
+            return num_hits
+        return min(num_hits + self.runs.get(run_of(request), 0), request.num_prompt_tokens // block_size)
 
 
 class KVCache:
@@ -32,13 +48,13 @@ class KVCache:
         """The blocks of `request` that are cached, and how many of those nobody holds now."""
         return 0, 0
 
-    def num_cached(self, keys: Sequence[int]) -> int:
-        """How many of these shared blocks, from the first on, are cached."""
+    def num_cached(self, request: Request) -> int:
+        """How many full blocks of its prompt that others may share, from the first on, are cached."""
         return 0
 
-    def cached_keys(self) -> set[int]:
+    def cached(self) -> Cached:
         """All shared blocks that are cached."""
-        return set()
+        return Cached(set(), {})
 
     def admit(self, request: Request, num_hits: int, num_tokens: int) -> None:
         """Give a waiting request its cached blocks and room for `num_tokens` tokens in all."""
@@ -81,8 +97,9 @@ class PrefixKVCache(KVCache):
     The free list is a number of blocks without a hash, handed out first, and then the cached ones in LRU order. A block
     that several requests may share goes by its key, the identity of all tokens up to its end; a further copy of the
     same tokens gets a name of its own, and a hit takes the oldest. The rest of a request's full blocks only it can hit
-    again, after a preemption, so they stand in the LRU as one entry, a run, evicted from its tail. Before vLLM 0.24
-    blocks lost their place at the front once they had been used: not `hashless_first`.
+    again, after a preemption, so they stand in the LRU as one entry, a run, evicted from its tail. So do those of a
+    conversation whose turns come one after the other: each touches all of the run and leaves a longer one. Before vLLM
+    0.24 blocks lost their place at the front once they had been used: not `hashless_first`.
     """
 
     shares = True
@@ -110,23 +127,29 @@ class PrefixKVCache(KVCache):
                 return num_hits, num_idle
             num_hits += 1
             num_idle += not refs[block]
-        if request.num_preemptions:
+        if request.num_preemptions or request.conversation >= 0:
             run = run_of(request)
             num_own = min(self._lru.get(run, 0), limit - num_hits) if run not in refs else 0
             return num_hits + num_own, num_idle + num_own
         return num_hits, num_idle
 
-    def num_cached(self, keys: Sequence[int]) -> int:
-        """How many of these blocks, from the first on, are cached; of copies the oldest counts, which a hit takes."""
+    def num_cached(self, request: Request) -> int:
+        """How many full blocks of its prompt that others may share, from the first on, are cached.
+
+        Of copies the oldest counts, which a hit takes.
+        """
         refs, copies = self._refs, self._copies
-        for i, key in enumerate(keys):
+        for i, key in enumerate(request.keys):
             if (copies[key][0] if key in copies else key) not in refs:
                 return i
-        return len(keys)
+        if request.conversation < 0:
+            return len(request.keys)
+        return min(len(request.keys) + self._lru.get(run_of(request), 0), request.num_prompt_tokens // self.block_size)
 
-    def cached_keys(self) -> set[int]:
+    def cached(self) -> Cached:
         """All shared blocks that are cached, whatever copies there are of each."""
-        return {self._key_of.get(block, block) for block in self._refs}
+        runs = {name: count for name, count in self._lru.items() if name < 0 and name % 2}
+        return Cached({self._key_of.get(block, block) for block in self._refs}, runs)
 
     def admit(self, request: Request, num_hits: int, num_tokens: int) -> None:
         """Touch the hit blocks and hand out the others."""
@@ -142,7 +165,11 @@ class PrefixKVCache(KVCache):
         request.block_ids = held
         if num_hits > num_shared:
             self._touch_run(request, num_hits - num_shared)
-        elif request.num_preemptions and run_of(request) in self._lru and run_of(request) not in self._refs:
+        elif (
+            (request.num_preemptions or request.conversation >= 0)
+            and run_of(request) in self._lru
+            and run_of(request) not in self._refs
+        ):
             self._name_run(request, 0)
         self.take(self.blocks(num_tokens) - num_hits)
 
@@ -256,22 +283,26 @@ class PrefixKVCache(KVCache):
 
     def _name_run(self, request: Request, num_touched: int) -> None:
         """Give a request's own blocks keys: the last cached one may not be hit, so it will have a duplicate."""
-        assert self._lru[run_of(request)] == 1, "a lookup stops one token short, so one block at most is left over"
+        left = run_of(request)
+        assert self._lru[left] == 1, "a lookup stops one token short, so one block at most is left over"
         num_own = self.blocks(request.num_prompt_tokens + request.max_tokens) - len(request.keys)
         own: Sequence[int] = range(self._next_private_key, self._next_private_key - 2 * num_own, -2)
         self._next_private_key -= 2 * num_own
-        if request.answer_keys and request.answer_keys[0] >= FIRST_CONVERSED:  # nobody else has those before its end
+        if request.conversation >= 0:  # the next turn finds them by names
+            own = request.run_names(len(request.keys), len(request.keys) + num_own)
+            request.conversation = NEVER
+        elif request.answer_keys and request.answer_keys[0] >= FIRST_CONVERSED:  # nobody else has those before its end
             own = [*request.answer_keys, *own[len(request.answer_keys) :]]
         request.keys = [*request.keys, *own]
         self._refs.update(dict.fromkeys(own[:num_touched], 1))
         request.block_ids += own[:num_touched]
-        left, key = run_of(request), own[num_touched]
+        key = own[num_touched]
         self._refs[left], self._copies[key], self._key_of[left] = 0, [left], key
 
 
 def run_of(request: Request) -> int:
-    """The LRU's name for the blocks that only `request` can hit: odd and negative."""
-    return -2 * request.index - 1
+    """The LRU's name for the blocks that only `request`, or its conversation, can hit: odd and negative."""
+    return -2 * (request.index if request.conversation < 0 else request.conversation) - 1
 
 
 def kv_cache_of(config: EngineConfig) -> KVCache:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 FIRST_CONVERSED: Final = 1 << 40  # names of blocks of conversations; what a file has hashes for has smaller ones
+FIRST_IN_RUN: Final = 1 << 50  # what a router is told of blocks in runs, which need no names here
+LONGEST_RUN: Final = 1 << 20  # blocks
 NEVER: Final = -1  # compiled code has it as a number of its own
 
 
@@ -84,8 +86,10 @@ class Request:
     session_id: str | None = None  # the conversation that it is a turn of
     turn = 0  # how many turns of its session came before it
     has_next_turn = False  # whether it is known that another turn follows
+    num_known_tokens = 0  # of its prompt, in whole blocks, that its conversation has had computed
     view: object = None  # what policies see of it (views.py), made when it is first asked for
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
+    conversation = NEVER  # index of its conversation's first turn, where nobody else has blocks of it: they are one run
     answer_keys: list[int] = []  # noqa: RUF012 - of the blocks behind those, which others may share once it has ended
     block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
 
@@ -122,7 +126,7 @@ class Request:
         other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
         other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         other.keys, other.sent_again_ps = self.keys[: self.num_shared_keys], at_ps
-        other.answer_keys, other.row = self.answer_keys, self.row
+        other.answer_keys, other.conversation, other.row = self.answer_keys, self.conversation, self.row
         other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         return other
 
@@ -130,6 +134,18 @@ class Request:
     def num_shared_keys(self) -> int:
         """How many of its keys others may have, too: names of its own blocks are negative."""
         return sum(key >= 0 for key in self.keys)
+
+    def prefix_keys(self, block_size: int) -> list[int]:
+        """A name for each full block of the prompt that others may share."""
+        if self.conversation < 0:
+            return self.keys
+        num_blocks = self.num_prompt_tokens // block_size
+        return [*self.keys[:num_blocks], *self.run_names(len(self.keys), num_blocks)]
+
+    def run_names(self, begin: int, end: int) -> range:
+        """Names for these blocks of a conversation that is one run, where they need some."""
+        first = FIRST_IN_RUN + self.conversation * LONGEST_RUN
+        return range(first + begin, first + end)
 
     def __repr__(self) -> str:
         return f"Request({self.request_id}, {self.num_computed_tokens}/{self.num_tokens})"
