@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from simbatch.cli._options import html_option, jobs_option
 from simbatch.cli._output import Output, progress_of
+from simbatch.cli._trace_options import reading_of, trace_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ ABOUT_RUNS = 300
 @click.option("--use-case", type=click.Choice(CASES), required=True, help="What the model is to serve.")
 @click.option("--profile", "reference", required=True, metavar="P", help="A profile that ships, or a path.")
 @click.option("--preset", metavar="NAME", help="Other traffic for the use case: chat, code, rag, summarize.")
+@click.option("--trace", metavar="F", help="Take the lengths of this file; arrivals are the use case's.")
+@trace_options
 @click.option("--slo", "limits", multiple=True, metavar="KEY=MS", help="--slo ttft_ms=500 --slo tpot_ms=40.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the traffic.")
 @jobs_option
@@ -35,6 +38,7 @@ def recommend(
     use_case: str,
     reference: str,
     preset: str | None,
+    trace: str | None,
     limits: tuple[str, ...],
     seed: int,
     jobs: int,
@@ -60,8 +64,11 @@ def recommend(
     traffic = None if preset is None else preset_of(preset)
     if traffic is not None:
         case = replace(case, words=f"{traffic.name}: {traffic.words} ({traffic.source})", slo=traffic.slo)
+    traced = _traced(trace, preset)
+    if trace is not None:
+        case = replace(case, words=f"the lengths of {trace}; arrivals as of {case.words}")
     slo = slo_of(limits) or dict(case.slo)
-    scenario = scenario_of(case, profile, reference, slo, seed, traffic)
+    scenario = scenario_of(case, profile, reference, slo, seed, traffic, traced)
     output = Output(folder, f"recommend-{scenario.name}-{profile.name}", OWN_FILES)
     with progress_of("recommend", ABOUT_RUNS, quiet=quiet) as progress:
         runner = Runner(scenario, jobs=jobs, progress=progress)
@@ -70,7 +77,15 @@ def recommend(
     written = save(found, output.folder, page_writer(partial(recommend_page, found), html=html))
     last = f"{found.num_runs} simulations; {', '.join(path.name for path in written)} in {output.folder}"
     json_file = "recommend.json" if as_json else None
-    output.show(written, lambda: f"{report(found)}\n", json_file, quiet=quiet, last=last)
+    output.show(written, lambda: f"{report(found)}\n", json_file, quiet=quiet, last=last, unread=runner.unread)
+
+
+def _traced(trace: str | None, preset: str | None) -> dict[str, Any] | None:
+    """The file whose lengths are taken, and how it is read."""
+    read = reading_of(trace)
+    if trace is not None and preset is not None:
+        raise UserError(Problem("--preset", "cannot stand beside --trace", preset, "give one of the two"))
+    return None if trace is None else {"path": str(Path(trace).absolute()), **read}
 
 
 def _profile(reference: str) -> MeasuredProfile:
