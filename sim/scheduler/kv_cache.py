@@ -218,9 +218,7 @@ class PrefixKVCache(KVCache):
 
     def release(self, request: Request) -> None:
         """Blocks without a hash go to the front of the free list, cached ones to the back, tail first."""
-        num_full = request.num_registered_tokens // self.block_size
-        if num_full > request.num_held:
-            self._name(request, num_full)
+        runs = self._let_go(request, request.num_registered_tokens // self.block_size)
         num_taken = self.blocks(request.num_computed_tokens)
         num_idle = num_hashless = 0
         if not self._hashless_first:
@@ -228,7 +226,6 @@ class PrefixKVCache(KVCache):
             if num_hashless:
                 self._next_hashless -= 1
                 BlockRun(self._next_hashless, num_hashless, 0).put(self._free_list)
-        runs = self._joined(self._held(request, request.num_held))
         for i in range(len(runs) - 1, -1, -1):
             run = runs[i]
             run.num_holders -= 1
@@ -240,6 +237,20 @@ class PrefixKVCache(KVCache):
         request.num_registered_tokens = request.num_held = 0
         if self._held_copies:
             self._held_copies.pop(request.index, None)
+
+    def _let_go(self, request: Request, num_full: int) -> list[BlockRun]:
+        """The runs of a request's full blocks, all in the index, its own ones too."""
+        if not request.num_names and not request.num_held:
+            name = own_names(request)
+            if name not in self._runs:  # the most frequent case, in short
+                request.num_held = num_full
+                if not num_full:
+                    return []
+                run = self._runs[name] = BlockRun(name, num_full, 1)
+                return [run]
+        if num_full > request.num_held:
+            self._name(request, num_full)
+        return self._joined(self._held(request, request.num_held))
 
     def _name(self, request: Request, num_blocks: int) -> None:
         """Enter a request's first blocks into the index, from those on that are there."""
