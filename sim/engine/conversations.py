@@ -66,20 +66,16 @@ class Conversations:
         self._systems: dict[int, list[int]] = {}
 
     def name_blocks(self, request: Request, row: int) -> None:
-        """Give a request the names of its blocks, those with tokens of its answer too.
-
-        The answer's are known from the beginning where nobody else can ask for them before it has ended.
-        """
+        """Give a request the names of its blocks; those with tokens of its answer others find when it has ended."""
         num_prompt = request.num_prompt_tokens
         num_all = num_prompt + request.max_tokens
         hash_ids = self._rows.hash_ids[row] if row < len(self._rows.hash_ids) else ()
         if hash_ids:
             names, may_follow = self._hashed(row, hash_ids, num_prompt, num_all), False
-            request.share(cut(names, num_prompt // self._block_size))
-            request.answer_names = past(names, num_prompt // self._block_size)
         else:
             names, may_follow = self._unhashed(row, num_prompt, num_all // self._block_size)
-            request.share(names)
+        request.share(cut(names, num_prompt // self._block_size))
+        request.answer_names = past(names, num_prompt // self._block_size)
         if self._num_children[row]:
             self._known[row] = names, num_prompt, num_all, may_follow
 

@@ -200,8 +200,12 @@ class PrefixKVCache(KVCache):
 
     def name_answer(self, request: Request) -> None:
         """Let others find the full blocks of a request that has ended, those of its answer too."""
-        if request.num_held <= request.num_names:  # else a preemption gave them names of its own
-            request.share([*request.names, *request.answer_names])
+        if request.num_held > request.num_names:  # a preemption put them under names of its own
+            for run in self._held(request, request.num_held):
+                if run.name >= FIRST_OWN:
+                    self._forget(run)
+            request.num_held = request.num_names
+        request.share([*request.names, *request.answer_names])
 
     def clear(self) -> None:
         """Forget everything, as a new engine."""
