@@ -15,7 +15,7 @@ from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.facts import SloLimits
-from simbatch.sim.metrics.registry import Metric
+from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.differences import MetricRow

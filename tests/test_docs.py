@@ -23,6 +23,8 @@ from simbatch import Result, Scenario, simulate
 from simbatch.cli import cli, main
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.engine import leap
+from simbatch.sim.metrics.columns import SESSION_COLUMNS
+from simbatch.sim.metrics.registry import REGISTRY, SESSIONS
 from simbatch.sim.results.files import run_facts
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.reading.document import parse_document
@@ -268,7 +270,8 @@ def test_the_reference_has_every_trace_format() -> None:
 def test_the_reference_has_every_key_of_the_summary_and_no_other(result: Result) -> None:
     few = {"workload.num_prompts": 20, "cluster.replicas": 2}
     cluster = simulate(Scenario.load("bursty").override(few)).summary["simbatch"]["cluster"]
-    ours = {**result.summary["simbatch"], "cluster": cluster}
+    sessions = {key.removeprefix(SESSIONS): 0 for key in REGISTRY if key.startswith(SESSIONS)} | {"turns": []}
+    ours = {**result.summary["simbatch"], "cluster": cluster, "sessions": sessions}
     documented, engine = (names(section(title)) for title in ("summary.json", "engine"))
     policy = names(read("docs/policies.md")) | {"name"}
     assert ours["engine"].keys() - engine == {"num_gpu_blocks"}
@@ -307,7 +310,7 @@ def test_the_reference_has_every_column_and_key_of_the_files(result: Result, tmp
     result.save(tmp_path)
     for file in ("requests.parquet", "steps.parquet"):
         schema = pq.read_schema(tmp_path / file)
-        assert set(schema.names) == names(" ".join(rows(file))) - {"column"}
+        assert set(schema.names) == names(" ".join(rows(file))) - {"column", *SESSION_COLUMNS}  # there are no sessions
     scheduled = pq.read_schema(tmp_path / "steps.parquet").field("scheduled").type.value_type
     assert {field.name for field in scheduled} - names(section("steps.parquet")) == set()
     assert run_facts(result.record, 0.0).keys() - names(section("Other files")) == set()

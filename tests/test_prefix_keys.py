@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simbatch.sim.scheduler.request import PrefixKeys, as_ranges, cut, num_in, one_by_one, past
+from simbatch.sim.scheduler.request import PrefixKeys, as_ranges, cut, num_alike, num_in, one_by_one, past
 
 PROMPTS = st.lists(st.lists(st.integers(0, 3), min_size=0, max_size=8), min_size=1, max_size=12)
 
@@ -39,3 +39,5 @@ def test_names_as_ranges(names: list[int], num: int) -> None:
     assert num_in(ranges) == len(names)
     assert one_by_one(cut(ranges, num)) == names[:num]
     assert one_by_one(past(ranges, num)) == names[num:]
+    other = [*names[:num], 99, *names[num:]]
+    assert num_alike(ranges, as_ranges(other)) == min(num, len(names))

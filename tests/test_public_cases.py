@@ -102,10 +102,16 @@ def test_14_rows_not_in_order_are_sorted_when_asked_for(capsys: Any) -> None:
     assert described(capsys, "14", "--sort")["duration_s"] == 70
 
 
-def test_03_04_08_turns_are_said_and_lengths_alone_run(tmp_path: Path, capsys: Any) -> None:
-    for case in ("03", "08"):
-        done = run(capsys, "run", shared(f"cases/public/{case}-*") / "scenario.yaml", "-o", tmp_path, "--json")
-        warnings = " ".join(json.loads(done.out)["simbatch"]["warnings"])
-        assert ("conversations are not simulated from a file" if case == "03" else "num_decode_tokens") in warnings
-    done = run(capsys, "trace", "describe", shared("cases/public/04-*") / "mooncake_sessions.jsonl")
-    assert "a later turn of a session, without a time" in done.err
+def test_03_04_turns_wait_for_the_ones_before_them(tmp_path: Path, capsys: Any) -> None:
+    for case in ("03", "04"):
+        found = described(capsys, case)["sessions"]
+        assert (found["num_sessions"], found["delay_s"]["max"]) == (2, 2)
+        trace = next(shared(f"cases/public/{case}-*").glob("*.jsonl"))
+        (tmp_path / "s.yaml").write_text(f"{{profile: h100-llama-3.1-8b-bf16, workload: {{trace: {{path: {trace}}}}}}}")
+        done = run(capsys, "run", tmp_path / "s.yaml", "-o", tmp_path / "out", "--json")
+        assert json.loads(done.out)["duration"] > 2.3, case
+
+
+def test_08_lengths_alone_run(tmp_path: Path, capsys: Any) -> None:
+    done = run(capsys, "run", shared("cases/public/08-*") / "scenario.yaml", "-o", tmp_path, "--json")
+    assert "num_decode_tokens" in " ".join(json.loads(done.out)["simbatch"]["warnings"])

@@ -80,7 +80,12 @@ def test_the_charts_are_what_plotly_takes(page: str) -> None:
 
 
 def test_it_says_how_to_reproduce_it(page: str) -> None:
-    for part in ("<dt>Seed</dt><dd>0</dd>", "<dt>Command</dt><dd>from Python</dd>", "simbatch 0", "num_prompts: 60"):
+    for part in (
+        "<dt>Seed</dt><dd>0</dd>",
+        "<dt>Command</dt><dd><code>from Python</code></dd>",
+        "simbatch 0",
+        "num_prompts: 60",
+    ):
         assert part in without_plotly(page)
 
 

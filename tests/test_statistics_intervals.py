@@ -10,16 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from simbatch.sim.metrics.registry import (
-    HIGHER,
-    REGISTRY,
-    Metric,
-    bounds_of,
-    metrics_of,
-    possible,
-    possible_difference,
-    steady_metrics,
-)
+from simbatch.sim.metrics.metric import HIGHER, Metric
+from simbatch.sim.metrics.registry import REGISTRY, bounds_of, metrics_of, possible, possible_difference, steady_metrics
 from simbatch.sim.results.differences import Difference
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Runs

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -122,10 +122,10 @@ def test_a_shard_that_ends_while_another_writes_is_in_the_summary(
     store.put(*late.pop())
     save = Sweep.save
 
-    def save_slowly(self: Sweep, folder: Path | str) -> list[Path]:
+    def save_slowly(self: Sweep, folder: Path | str, **ways: Any) -> list[Path]:
         if late:
             store.put(*late.pop())
-        return save(self, folder)
+        return save(self, folder, **ways)
 
     monkeypatch.setattr(Sweep, "save", save_slowly)
     done, _ = write_summary(plan, store, tmp_path)

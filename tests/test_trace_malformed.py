@@ -271,6 +271,8 @@ GOOD_FILES: dict[TraceFormat, bytes] = {
     "burstgpt": b"Timestamp,Model,Request tokens,Response tokens\n5,ChatGPT,472,18\n45.5,GPT-4,1087,230\n",
     "mooncake": b'{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}\n',
     "timed_trace": b'{"timestamp":0.046,"input_length":40,"output_length":5,"hash_ids":[7,8]}\n',
+    "bailian": b'{"chat_id":1,"parent_chat_id":-1,"timestamp":0.5,"input_length":40,"output_length":5}\n'
+    b'{"chat_id":2,"parent_chat_id":1,"timestamp":2,"input_length":60,"output_length":5}\n',
     "vllm_bench": b'{"start_times": [3.5, 1], "input_lens": [4, 5], "output_lens": [1, 2]}',
     "guidellm": b'{"benchmarks": [{"requests": {"successful": [{"request_start_time": 1.5, "request_latency": 1, '
     b'"prompt_tokens": 5, "output_tokens": 2}]}, "config": {"strategy": {"type_": "x"}}}]}',
@@ -292,6 +294,8 @@ PIECES = [
     b"nan",
     b"1e999",
     b"9" * 30,
+    b'"session_id":"a",',
+    b'"parent":1,"delay":-3,',
     b"{",
     b"[",
     b"null",

@@ -13,7 +13,7 @@ import pytest
 from simbatch.sim.errors import UserError
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.columns import arrival_of, length_of
-from simbatch.sim.workload.formats import FORMATS, TABLES
+from simbatch.sim.workload.formats import FORMATS, OURS, TABLES
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.traces.times import exact_ps
 from simbatch.sim.workload.traces.write import write_trace
@@ -153,7 +153,7 @@ def test_every_format_in_every_kind_of_file(tmp_path: Path, name: str, kind: str
         import pyarrow.parquet as pq
 
         pq.write_table(pa.Table.from_pylist(rows), path)
-    assert source_of(path).format == (name if form.columns.request_id is None else kind)
+    assert source_of(path).format == (kind if name in OURS else name)
     found = read(path)
     assert (found["arrival_ps"], found["num_prompt_tokens"], found["num_output_tokens"]) == (SINCE, PROMPTS, OUTPUTS)
 
@@ -218,7 +218,9 @@ def test_images_and_turns_are_said(tmp_path: Path) -> None:
     list(source.chunks())
     said = " ".join(source.unread())
     assert "only text is simulated: NumImages would add to the prompts" in said
-    assert "conversations are not simulated from a file: session_id" in said
+    assert (
+        "conversations are not followed: session_id; rows go at their own times (--columns session=session_id" in said
+    )
 
 
 def test_rows_of_failed_requests_may_have_no_output_at_all(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from simbatch.profiler.records.real_run import AnyRun, RealRun
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import REGISTRY, Metric
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import REGISTRY
 
 STATISTICS = ("mean", "median", "p90", "p99")
 LATENCIES = ("ttft", "tpot", "e2el")

@@ -5,7 +5,16 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from simbatch.sim.scheduler.request import FIRST_CONVERSED, MOST_BLOCKS, PrefixKeys, Request, cut, num_in, past
+from simbatch.sim.scheduler.request import (
+    FIRST_CONVERSED,
+    MOST_BLOCKS,
+    PrefixKeys,
+    Request,
+    cut,
+    num_alike,
+    num_in,
+    past,
+)
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk
@@ -70,10 +79,15 @@ class Conversations:
         num_prompt = request.num_prompt_tokens
         num_all = num_prompt + request.max_tokens
         hash_ids = self._rows.hash_ids[row] if row < len(self._rows.hash_ids) else ()
+        before = self._known.get(self._turns.parent[row])
         if hash_ids:
             names, may_follow = self._hashed(row, hash_ids, num_prompt, num_all), False
         else:
             names, may_follow = self._unhashed(row, num_prompt, num_all // self._block_size)
+        if before is not None:
+            # so many blocks are of the conversation before, but a last token of it, or of the prompt, is to compute
+            num_blocks = min(num_alike(before[0], names), (min(before[2], num_prompt) - 1) // self._block_size)
+            request.num_known_tokens = num_blocks * self._block_size
         request.share(cut(names, num_prompt // self._block_size))
         request.answer_names = past(names, num_prompt // self._block_size)
         if self._num_children[row]:

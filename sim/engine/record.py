@@ -94,6 +94,7 @@ class RequestColumns:
     client_finish_ps: NDArray[np.int64] | None = None
     replica: NDArray[np.int64] | None = None  # where each was sent last; None: there is one engine
     row: NDArray[np.int64] | None = None  # of the source, of turns of sessions (`RunRecord.turns`)
+    num_known_tokens: NDArray[np.int64] | None = None  # of a turn's prompt, which its conversation has had computed
 
     def only(self, chosen: NDArray[np.int64]) -> RequestColumns:
         """Those of these indices, in that order."""

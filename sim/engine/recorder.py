@@ -63,6 +63,7 @@ class Recorder:
         self.steps: list[StepRow] | None = [] if keep_steps else None
         self.number = 0  # of the replica
         self.row: array[int] | None = None  # of the source, where requests are turns of sessions
+        self.num_known_tokens: array[int] | None = None  # where blocks of conversations have names
         self.replica: array[int] | None = None  # in a cluster: where each request was sent last
 
     def new_column(self) -> array[int]:
@@ -124,6 +125,8 @@ class Recorder:
         """Make room for a turn that is sent; its index is the next one."""
         assert self.row is not None
         self.row.append(request.row)
+        if self.num_known_tokens is not None:
+            self.num_known_tokens.append(request.num_known_tokens)
         self.arrival_ps.append(request.arrival_ps)
         self.num_prompt_tokens.append(request.num_prompt_tokens)
         self.priority.append(request.priority)
@@ -244,4 +247,5 @@ class Recorder:
             client_finish_ps=self._client_ps(self.finish_sent_ps, network_ps),
             replica=None if self.replica is None else np.array(self.replica),
             row=None if self.row is None else np.array(self.row),
+            num_known_tokens=None if self.num_known_tokens is None else np.array(self.num_known_tokens),
         )

@@ -82,7 +82,10 @@ class SessionTraffic(Traffic):
             has_start[session] = True
         self._users = None if turns.max_sessions is None else [0] * turns.max_sessions
         self._recorder.row = array("q")
-        self._conversations = None if self._keys is None else Conversations(turns, rows, self._keys)
+        self._conversations = None
+        if self._keys is not None:
+            self._conversations = Conversations(turns, rows, self._keys)
+            self._recorder.num_known_tokens = array("q")
         self._look()
 
     def left(self, request: Request, at_ps: int) -> None:

@@ -43,6 +43,7 @@ COUNT_COLUMNS = ("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", 
 TEXT_COLUMNS = ("status", "reason")
 FILE_COLUMNS = ("request_id", *TIME_COLUMNS, *COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *LATER_TIME_COLUMNS)
 TENANT = "tenant"  # after them, where anybody has one
+SESSION_COLUMNS = ("session_id", "turn")  # after them, where requests are turns of sessions
 LATENCY_COLUMNS = ("ttft_s", "tpot_s", "e2el_s")
 
 
@@ -51,7 +52,8 @@ class RequestTable:
 
     NaN where something never came: the finish of an unfinished request, the TPOT of a single token. `first_token_s` and
     `finish_s` are the engine's; TTFT, TPOT and E2EL are what the client sees and are given for finished requests only.
-    `reason` is None where nobody was turned away. There is a column `tenant` (text, or None) when anybody has one.
+    `reason` is None where nobody was turned away. There is a column `tenant` (text, or None) when anybody has one, and
+    where requests are turns of sessions `session_id` and `turn` (0 for the first).
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -74,6 +76,8 @@ class RequestTable:
             return np.array(request_ids(self._record), dtype=np.str_)
         if name == "status":
             return np.array(STATUS_NAMES, dtype=np.str_)[requests.status]
+        if name in SESSION_COLUMNS and self._record.turns is not None:
+            return session_column(self._record, name)
         if name == TENANT and requests.tenant:
             return np.array(requests.tenant, dtype=np.object_)
         if name in TIME_COLUMNS or name in LATER_TIME_COLUMNS:
@@ -118,7 +122,18 @@ class RequestTable:
 
 def file_columns(record: RunRecord) -> tuple[str, ...]:
     """The columns of requests.parquet."""
-    return (*FILE_COLUMNS, TENANT) if record.requests.tenant else FILE_COLUMNS
+    has_tenants, has_sessions = bool(record.requests.tenant), record.turns is not None
+    return (*FILE_COLUMNS, *(TENANT,) * has_tenants, *SESSION_COLUMNS * has_sessions)
+
+
+def session_column(record: RunRecord, name: str, part: slice = slice(None)) -> NDArray[Any]:
+    """`session_id` or `turn` of each request of a part, where requests are turns of sessions."""
+    turns, row = record.turns, record.requests.row
+    assert turns is not None
+    assert row is not None
+    if name == "turn":
+        return np.asarray(turns.turn, dtype=np.int64)[row[part]]
+    return np.array([turns.name(i) for i in row[part].tolist()], dtype=np.object_)
 
 
 def times_ps(record: RunRecord, name: str) -> NDArray[np.int64]:

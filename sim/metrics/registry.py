@@ -9,19 +9,18 @@ that has a better end can be searched for and limited.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 from simbatch.sim.metrics.latencies import STATISTICS, Number
+from simbatch.sim.metrics.metric import HIGHER, LOWER, STEADY, Metric, value_at
 from simbatch.sim.metrics.run_figures import RunFigures
+from simbatch.sim.metrics.sessions import SessionFigures
 from simbatch.sim.statistics.intervals import Interval
-from simbatch.sim.text import number, percent, plus_minus, short_name
+from simbatch.sim.text import short_name
 
-LOWER, HIGHER = "lower", "higher"
-STEADY = "simbatch.steady_state"
 MAX_COMPARED = 12  # classes, or tenants, that have rows of their own
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
+SESSIONS = "simbatch.sessions."
 STATISTIC_LABELS = {"mean": "Mean", "median": "Median", "std": "Std", "p90": "P90", "p95": "P95", "p99": "P99"}
 GOODPUT, THROUGHPUT, SLO_SHARE = "request_goodput", "output_throughput", "simbatch.slo_share."
 WITHIN_SLO, NORMALISED = f"{SLO_SHARE}all", "simbatch.mean_normalised_latency_ms"
@@ -30,11 +29,12 @@ ONLY_WITH = {  # what a figure needs to be worth a row
     "simbatch.recomputed_tokens_share": PREEMPTIONS,
     "simbatch.cached_tokens_share": "simbatch.cluster",
 }
+ALIASES = {"throughput": THROUGHPUT, "goodput": GOODPUT, "slo_share": WITHIN_SLO}  # what people call them
 # what a page with room for a few figures shows of them, in this order; what nobody measured is left out
 SHOWN: Mapping[str, Sequence[str]] = {
     "compare": (
         *(GOODPUT, WITHIN_SLO, PREEMPTIONS, "p99_ttft_ms", "p99_tpot_ms", THROUGHPUT),
-        *("p99_e2el_ms", TENANTS, "request_throughput"),
+        *(f"{SESSIONS}p99_duration_ms", "p99_e2el_ms", TENANTS, "request_throughput"),
     ),
     "compare.png": (WITHIN_SLO, "request_throughput", THROUGHPUT, "p99_ttft_ms"),
     "loads": ("p99_ttft_ms", NORMALISED, WITHIN_SLO, TENANTS, "p99_tpot_ms", THROUGHPUT),
@@ -48,76 +48,6 @@ SHOWN: Mapping[str, Sequence[str]] = {
         *("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "mean_e2el_ms"),
     ),
 }
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One figure of a summary; `kind` is number, share, count, ms, or index (of fairness, 0 to 1).
-
-    `better` is None where neither end is; `goal` is the end that a search makes for, which may be there all the same.
-    `heading` is the label where a column is narrow.
-    """
-
-    key: str  # as in summary.json, dots between the levels
-    label: str
-    better: str | None = None
-    kind: str = "number"
-    compute: Callable[[RunFigures], Number] | None = None
-    is_compared: bool = False
-    is_reported: bool = False
-    heading: str = ""
-    goal: str | None = None
-    path: tuple[str, ...] = ()  # the levels one by one, where names in them may have dots
-
-    @property
-    def decimals(self) -> int:
-        """Shown behind the point."""
-        return {"count": 0, "ms": 1, "index": 3}.get(self.kind, 2)
-
-    @property
-    def is_share(self) -> bool:
-        """Shown in percent."""
-        return self.kind == "share"
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """What values it can have: shares and Jain's index 0 to 1; times, counts and rates are not below 0."""
-        return 0.0, 1.0 if self.kind in ("share", "index") else inf
-
-    def text(self, value: float | None, decimals: int = 0) -> str:
-        """As people read it, with so many decimals at least: `97.35 %`, `1,204.5`, `-` for what was not measured."""
-        return percent(value) if self.is_share else number(value, max(self.decimals, decimals))
-
-    def text_with(self, mean: float | None, low: float | None, high: float | None, decimals: int = 0) -> str:
-        """A mean and its interval, `215.1 ± 9.8`; the mean alone where there is none."""
-        text = self.text(mean, decimals)
-        if mean is None or low is None or high is None:
-            return text
-        return f"{text} {plus_minus(mean, low, high, max(self.decimals, decimals), 100 if self.is_share else 1)}"
-
-    def named(self) -> dict[str, str | None]:
-        """What compare.json says of it."""
-        return {"key": self.key, "label": self.label, "better": self.better}
-
-    @property
-    def title(self) -> str:
-        """For a picture, whose axis has the unit of a time."""
-        return self.label.removesuffix(" (ms)")
-
-    @property
-    def aim(self) -> str | None:
-        """Which end a search makes for; None where the figure cannot be searched for."""
-        return self.goal or self.better
-
-    @property
-    def is_steady(self) -> bool:
-        """A claim about the steady state rather than a figure of the run."""
-        return self.key.startswith(STEADY)
-
-    def of(self, summary: Mapping[str, Any]) -> float | None:
-        """The figure in a summary; None when it has none."""
-        value = value_at(summary, *(self.path or (self.key,)))
-        return None if value is None else float(value) if isinstance(value, float) else int(value)
 
 
 def _throughputs() -> Iterator[Metric]:
@@ -159,6 +89,58 @@ def _latencies() -> Iterator[Metric]:
     yield Metric(
         NORMALISED, "Norm. latency (ms/token)", LOWER, "ms", RunFigures.mean_normalised_latency_ms, is_compared=True
     )
+
+
+def _sessions() -> Iterator[Metric]:
+    """Of runs whose requests are turns of sessions; None in others."""
+    yield _of_sessions("num_sessions", "Sessions", None, "count", SessionFigures.num_sessions)
+    yield _of_sessions("completed", "Completed sessions", HIGHER, "count", SessionFigures.num_completed)
+    yield _of_sessions("ended_early", "Sessions ended early", LOWER, "count", SessionFigures.num_ended_early)
+    yield _of_sessions("num_turns_not_sent", "Turns not sent", LOWER, "count", SessionFigures.num_not_sent)
+    yield _of_sessions("max_concurrent", "Sessions at once, max", None, "count", SessionFigures.max_concurrent)
+    throughput = ("throughput", "Session throughput (sessions/s)")
+    yield _of_sessions(*throughput, HIGHER, "number", SessionFigures.throughput, is_compared=True)
+    for name, label in (("duration", "session"), ("without_thinking", "session, thinking excluded")):
+        for statistic in STATISTICS:
+            yield _of_sessions(
+                f"{statistic}_{name}_ms",
+                f"{STATISTIC_LABELS[statistic]} {label} (ms)",
+                LOWER,
+                "ms",
+                lambda sessions, name=name, statistic=statistic: sessions.latencies(name)[statistic],  # type: ignore[misc]
+                is_compared=statistic in ("mean", "p99"),
+            )
+    for is_first, which in ((True, "first"), (False, "later")):
+        for statistic in STATISTICS:
+            yield _of_sessions(
+                f"{statistic}_{which}_ttft_ms",
+                f"{STATISTIC_LABELS[statistic]} TTFT, {which} turns (ms)",
+                LOWER,
+                "ms",
+                lambda sessions, is_first=is_first, statistic=statistic: sessions.ttft(statistic, is_first=is_first),  # type: ignore[misc]
+                is_compared=statistic in ("mean", "p99"),
+            )
+    cached = ("later_cached_tokens_share", "Prompt tokens from the cache, later turns")
+    yield _of_sessions(*cached, HIGHER, "share", SessionFigures.later_cached_tokens_share, is_compared=True)
+    again = ("num_recomputed_tokens", "Tokens of conversations computed again")
+    yield _of_sessions(*again, None, "count", SessionFigures.num_recomputed_tokens)
+    share = ("recomputed_tokens_share", "Tokens of conversations computed again")
+    yield _of_sessions(*share, LOWER, "share", SessionFigures.recomputed_tokens_share, is_compared=True)
+
+
+def _of_sessions(
+    name: str,
+    label: str,
+    better: str | None,
+    kind: str,
+    compute: Callable[[SessionFigures], Number],
+    *,
+    is_compared: bool = False,
+) -> Metric:
+    def computed(run: RunFigures) -> Number:
+        return None if run.sessions is None else compute(run.sessions)
+
+    return Metric(f"{SESSIONS}{name}", label, better, kind, computed, is_compared=is_compared)
 
 
 def _fairness() -> Iterator[Metric]:
@@ -213,7 +195,7 @@ def _engine() -> Iterator[Metric]:
 
 
 REGISTRY: Mapping[str, Metric] = {
-    metric.key: metric for metric in (*_throughputs(), *_latencies(), *_fairness(), *_engine())
+    metric.key: metric for metric in (*_throughputs(), *_latencies(), *_sessions(), *_fairness(), *_engine())
 }
 
 
@@ -232,7 +214,8 @@ def metrics_of(summaries: Collection[Mapping[str, Any]]) -> Iterator[Metric]:
     for key, metric in REGISTRY.items():
         if key == TENANTS:
             yield from _group_metrics(summaries)
-        if metric.is_compared and (key not in ONLY_WITH or any(value_at(s, ONLY_WITH[key]) for s in summaries)):
+        needed = f"{SESSIONS}num_sessions" if key.startswith(SESSIONS) else ONLY_WITH.get(key)
+        if metric.is_compared and (needed is None or any(value_at(s, needed) for s in summaries)):
             yield metric
 
 
@@ -255,14 +238,6 @@ def steady_metrics() -> Iterator[Metric]:
         for statistic in ("mean", "p99"):
             label = f"{STATISTIC_LABELS[statistic]} {name.upper()}, steady (ms)"
             yield Metric(f"{STEADY}.{statistic}_{name}_ms.value", label, LOWER, "ms")
-
-
-def value_at(summary: Mapping[str, Any], *path: str) -> Any:
-    """What stands in a summary below these names; of a single one the dots are levels. None where there is nothing."""
-    value: Any = summary
-    for part in path if len(path) > 1 else path[0].split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 # of a class or a tenant too, whose names stand before them

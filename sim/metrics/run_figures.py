@@ -25,6 +25,7 @@ from simbatch.sim.metrics.latencies import (
     ratio,
     within_slo,
 )
+from simbatch.sim.metrics.sessions import SessionFigures
 
 
 class RunFigures:
@@ -38,6 +39,11 @@ class RunFigures:
         """Who finished."""
         done: Bools = self.record.requests.status == FINISHED
         return done
+
+    @cached_property
+    def sessions(self) -> SessionFigures | None:
+        """What sessions felt; None where requests are not turns of sessions."""
+        return SessionFigures.of(self.record)
 
     @cached_property
     def duration_ps(self) -> int:

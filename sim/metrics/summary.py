@@ -81,6 +81,11 @@ def _ours(figures: RunFigures, ours: Ours) -> dict[str, Any]:
     groups, tenants = Groups(record, facts), Tenants.of(record)
     ratios = fair_share_ratios(record, tenants)
     by_tenant, others = groups.tenants(tenants, ratios)
+    sessions = ours.block("sessions")
+    if figures.sessions is None:
+        sessions = {}
+    else:
+        sessions["sessions"]["turns"] = figures.sessions.by_turn()
     return {
         **_setting(facts),
         "requests": counts(record, everybody),
@@ -113,6 +118,7 @@ def _ours(figures: RunFigures, ours: Ours) -> dict[str, Any]:
         **ours.rest(),
         "steady_state": steady_state(record, facts),
         "warnings": warnings_of(record, facts),
+        **sessions,
         **cluster_block(record, facts),
     }
 

@@ -9,6 +9,7 @@ from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.report.answer import answer
 from simbatch.sim.report.engine_text import WIDTH, engine_lines, header, replica_lines, router_line, row_of, sentences
+from simbatch.sim.report.sessions import session_lines
 from simbatch.sim.text import number, percent, short_name, table, wrapped
 
 PRINTED = ("mean", "median", "p90", "p95", "p99")  # of a latency
@@ -36,6 +37,7 @@ def report(summary: Mapping[str, Any], facts: RunFacts, *, verbose: bool = False
         *_slo_lines(ours),
         *_class_lines(ours["classes"]),
         *_tenant_lines(ours),
+        *session_lines(ours.get("sessions")),
         *engine_lines(ours),
         *replica_lines(ours.get("cluster")),
         *sentences(ours, facts),

@@ -27,7 +27,7 @@ class Result(MeasuredRun):
 
         `html`: report.html too, for whoever has no simbatch; UserError without plotly, which draws its charts.
         """
-        from simbatch.sim.report import run_pictures
+        from simbatch.sim.report import run_pictures, sessions
         from simbatch.sim.report.page.page import page_writer
         from simbatch.sim.report.page.run import run_page
 
@@ -38,12 +38,14 @@ class Result(MeasuredRun):
             "latency.png": lambda path: run_pictures.write_latency(path, self),
             "timeline.png": lambda path: run_pictures.write_timeline(path, self),
         }
+        if self.record.turns is not None:
+            writers["sessions.png"] = lambda path: sessions.write_sessions(path, self)
         if self.record.replicas:
             writers["replicas.png"] = lambda path: run_pictures.write_replicas(path, self)
         if self.record.steps is not None:
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
         writers |= page_writer(lambda: run_page(self), html=html)
-        facts = files.run_facts(self.record, self.wall_s)
+        facts = files.run_facts(self.record, self.wall_s, self.facts.engine.get("vllm_version"))
         return files.write_result(Path(folder), writers, files.OWN_FILES, facts)
 
     def write_perfetto(self, path: Path | str) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from simbatch.sim.metrics.registry import Metric, shown
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import shown
 from simbatch.sim.report.console import in_place_of
 from simbatch.sim.results.differences import Difference, MetricRow
 

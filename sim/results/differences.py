@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric, possible_difference
+from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import possible_difference
 from simbatch.sim.results.runs import Values
 from simbatch.sim.statistics.intervals import Interval, paired_difference, paired_ratio
 from simbatch.sim.text import number

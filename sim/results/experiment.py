@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from simbatch.sim.metrics.registry import Metric, bounds_of, metrics_of, steady_metrics
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import bounds_of, metrics_of, steady_metrics
 from simbatch.sim.results.differences import Difference, MetricRow
 from simbatch.sim.results.runs import Runs, Summary, Values, figures_of, same_as
 from simbatch.sim.statistics.intervals import CONFIDENCE, mean_interval
@@ -237,8 +238,8 @@ class Point:
 class OverLoads:
     """An experiment over several loads.
 
-    `key` is the scenario's key that the loads are values of, `axis` what they are in words; `limits` the SLO in ms;
-    `scenario` the first candidate's, resolved, at its own load.
+    `key` is the scenario's key that the loads are values of, `axis` what `times` them are in words; `limits` the SLO in
+    ms; `scenario` the first candidate's, resolved, at its own load.
     """
 
     name: str
@@ -249,6 +250,7 @@ class OverLoads:
     bonferroni: bool = False
     has_chance: bool = True  # whether another seed would be another run
     scenario: Mapping[str, Any] = field(default_factory=dict)
+    times: float = 1.0
 
     @property
     def labels(self) -> list[str]:

@@ -18,6 +18,7 @@ from simbatch.sim.files import write_all, write_json
 from simbatch.sim.metrics.columns import (
     COUNT_COLUMNS,
     LATER_TIME_COLUMNS,
+    SESSION_COLUMNS,
     TENANT,
     TEXT_COLUMNS,
     TIME_COLUMNS,
@@ -25,9 +26,11 @@ from simbatch.sim.metrics.columns import (
     file_columns,
     replica_of,
     seconds,
+    session_column,
     times_ps,
 )
 from simbatch.sim.origin import origin
+from simbatch.sim.scheduler.versions import certificate_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,8 +44,10 @@ OWN_FILES = (
     "latency.png",
     "timeline.png",
     "replicas.png",
+    "sessions.png",
     "report.html",
 )
+Writers = Mapping[str, Callable[[Path], None]]  # what writes each file, by its name
 STEPS_PER_ROW_GROUP = 20_000
 STEP_TIMES = ("schedule", "launched", "start", "end", "updated")
 
@@ -65,7 +70,7 @@ def write_requests(path: Path, record: RunRecord) -> None:
     times = _times(record)
     schema = _requests_table(record, times, slice(0, 0)).schema
     # values worth a dictionary; the type stubs know only a bool
-    repeating: Any = [*COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *({TENANT} & {*schema.names})]
+    repeating: Any = [*COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *({TENANT, *SESSION_COLUMNS} & {*schema.names})]
     with pq.ParquetWriter(path, schema, use_dictionary=repeating) as writer:
         for part in bounds(len(record.requests)):
             writer.write_table(_requests_table(record, times, part))
@@ -87,9 +92,11 @@ def write_steps(path: Path, record: RunRecord) -> None:
             writer.write_table(_steps_table(steps[begin : begin + STEPS_PER_ROW_GROUP], ids))
 
 
-def run_facts(record: RunRecord, wall_s: float | None) -> dict[str, Any]:
-    """What run.json says of a simulation: what depends on the machine and the clock on the wall."""
+def run_facts(record: RunRecord, wall_s: float | None, vllm_version: str | None = None) -> dict[str, Any]:
+    """What run.json says of a simulation: its scheduler's certificate, and what depends on machine and clock."""
+    certificate = {} if vllm_version is None else {"scheduler": certificate_of(vllm_version)}
     return {
+        **certificate,
         "wall_s": wall_s,
         "compiled": is_compiled(),
         "event_loop_cpu_s": record.event_loop_cpu_s,
@@ -117,6 +124,10 @@ def _requests_table(record: RunRecord, times: Mapping[str, NDArray[np.int64]], p
         pa.nulls(part.stop - part.start, pa.string()) if reasons is None else pa.array(reasons, pa.string())
     )
     columns["replica"] = pa.array(replica_of(requests)[part])
+    if record.turns is not None:
+        kinds = pa.string(), pa.int64()
+        for name, kind in zip(SESSION_COLUMNS, kinds, strict=True):
+            columns[name] = pa.array(session_column(record, name, part), kind)
     columns["status"] = pa.array(STATUS_NAMES, pa.string()).take(pa.array(requests.status[part], pa.int8()))
     return pa.table({name: columns[name] for name in file_columns(record)})
 

@@ -12,7 +12,8 @@ from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.files import plain
 from simbatch.sim.metrics.columns import RequestTable
 from simbatch.sim.metrics.facts import RunFacts
-from simbatch.sim.metrics.registry import STEADY, Metric, possible, searchable, value_at
+from simbatch.sim.metrics.metric import STEADY, Metric, value_at
+from simbatch.sim.metrics.registry import possible, searchable
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.metrics.summary import summary_of
 from simbatch.sim.statistics.intervals import CONFIDENCE, Interval, mean_interval

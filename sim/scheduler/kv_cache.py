@@ -324,7 +324,7 @@ class PrefixKVCache(KVCache):
             tail.put(run)
 
     def _joined(self, runs: list[BlockRun]) -> list[BlockRun]:
-        """The same blocks with neighbours joined that nobody else holds, so that they are free at the same moment."""
+        """Runs with those neighbours joined that nobody else holds: they are free at the same moment."""
         joined = list[BlockRun]()
         copies = self._copies
         for run in runs:

@@ -87,6 +87,7 @@ class Request:
     session_id: str | None = None  # the conversation that it is a turn of
     turn = 0  # how many turns of its session came before it
     has_next_turn = False  # whether it is known that another turn follows
+    num_known_tokens = 0  # of its prompt, in whole blocks, that its conversation has had computed
     view: object = None  # what policies see of it (views.py), made when it is first asked for
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
     # Names of the full blocks that others may share, from the first on: equal where all tokens up to the end are equal.
@@ -169,6 +170,18 @@ def past(ranges: list[int], num: int) -> list[int]:
             kept += [begin + max(num, 0), end]
         num -= end - begin
     return kept
+
+
+def num_alike(some: list[int], others: list[int]) -> int:
+    """How many names both begin with."""
+    num, i = 0, 0
+    while i < len(some) and i < len(others) and some[i] == others[i]:
+        end = min(some[i + 1], others[i + 1])
+        num += end - some[i]
+        if some[i + 1] != others[i + 1]:
+            break
+        i += 2
+    return num
 
 
 def one_by_one(ranges: list[int]) -> list[int]:

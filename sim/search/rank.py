@@ -14,7 +14,8 @@ from functools import cached_property
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics import registry
-from simbatch.sim.metrics.registry import HIGHER, REGISTRY, THROUGHPUT, Metric
+from simbatch.sim.metrics.metric import HIGHER, Metric
+from simbatch.sim.metrics.registry import REGISTRY, THROUGHPUT
 from simbatch.sim.paths import user_path
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.results.differences import NO_DIFFERENCE, Difference

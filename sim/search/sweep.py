@@ -7,12 +7,13 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import UserError
-from simbatch.sim.metrics.registry import Metric, shown
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import shown
 from simbatch.sim.results import files
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Summary, figures_of
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
-OWN_FILES = ("summary.csv", "summary.parquet", "points.csv", "sweep.png")
+OWN_FILES = ("summary.csv", "summary.parquet", "points.csv", "sweep.png", "report.html")
 LAST = ("overloaded", "warnings", "key")  # columns after the metrics
 OF_FILE = re.compile(r"\S+\.\w+: ")  # how a warning on a trace begins: with its file
 MAX_LINES = 40
@@ -71,6 +72,13 @@ class Sweep:
         return sorted(filter(OF_FILE.match, common))
 
     @property
+    def _limits(self) -> Mapping[str, float]:
+        """The SLO in ms, by latency, where it is the same for all cells."""
+        slo = [cell.scenario.get("slo") or {} for cell in self.cells]
+        is_one = all(each == slo[0] for each in slo)
+        return {name.removesuffix("_ms"): limit for name, limit in slo[0].items() if limit} if is_one and slo else {}
+
+    @property
     def num_missing(self) -> int:
         """Cells that nobody has run yet."""
         return len(self.cells) - len(self.rows)
@@ -104,9 +112,14 @@ class Sweep:
         if self.replications > 1 and 1 in counts:
             yield f"where there is no interval {ONE_RUN}"
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write summary.csv and .parquet, points.csv with several seeds, and sweep.png where there is one to draw."""
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write summary.csv and .parquet, points.csv with several seeds, and sweep.png where there is one to draw.
+
+        `html`: report.html too, once a cell is there.
+        """
+        from simbatch.sim.report.page.page import page_writer
         from simbatch.sim.search import sweep_plot
+        from simbatch.sim.search.sweep_page import sweep_page
 
         writers: dict[str, Callable[[Path], None]] = {
             "summary.csv": lambda path: files.write_csv(path, *_table(self.rows)),
@@ -114,8 +127,10 @@ class Sweep:
         }
         if len(self.rows) > len(self.points):
             writers["points.csv"] = lambda path: files.write_csv(path, *_table(self.points))
-        if (drawing := sweep_plot.choose(self.points, self.keys)) is not None:
+        if (drawing := sweep_plot.choose(self.points, self.keys, self._limits)) is not None:
             writers["sweep.png"] = lambda path: sweep_plot.write(path, self.name, drawing)
+        page = partial(sweep_page, self.name, self.keys, self.points, self.cells, self.summaries, self.text())
+        writers |= page_writer(page, html=html and bool(self.rows))
         return files.write_result(Path(folder), writers, OWN_FILES)
 
     def __repr__(self) -> str:
@@ -163,7 +178,7 @@ def sweep(
     return done
 
 
-def write_summary(plan: Sweep, store: CellStore, folder: Path | str) -> tuple[Sweep, list[Path]]:
+def write_summary(plan: Sweep, store: CellStore, folder: Path | str, *, html: bool = False) -> tuple[Sweep, list[Path]]:
     """The sweep with all cells that are in the store, and the files it wrote.
 
     Written again while cells of another shard came in meanwhile: of two shards that end at the same moment the one that
@@ -171,7 +186,7 @@ def write_summary(plan: Sweep, store: CellStore, folder: Path | str) -> tuple[Sw
     """
     while True:
         done = replace(plan, summaries=store.those(cell.key for cell in plan.cells))
-        written = done.save(folder)
+        written = done.save(folder, html=html)
         if not any(store.has(cell.key) for cell in plan.cells if cell.key not in done.summaries):
             return done, written
 

@@ -7,10 +7,10 @@ from difflib import get_close_matches
 from math import inf, isfinite
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import GOODPUT, HIGHER, LOWER, SLO_SHARE, THROUGHPUT, WITHIN_SLO, Metric, searchable
+from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import ALIASES, GOODPUT, SLO_SHARE, searchable
 from simbatch.sim.results.runs import Means
 
-ALIASES = {"throughput": THROUGHPUT, "goodput": GOODPUT, "slo_share": WITHIN_SLO}
 METRICS = searchable()
 
 

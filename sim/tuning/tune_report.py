@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, Metric, shown
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, shown
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
 from simbatch.sim.statistics.pareto import RULE
@@ -22,7 +23,7 @@ NUM_SHOWN = 8
 
 def report(tuned: Tuned) -> str:
     """Everything, as plain text."""
-    return "\n".join(wrapped([*_head(tuned), "", *_table(tuned), "", *_verdict(tuned), *_advice(tuned)]))
+    return "\n".join(wrapped([*_head(tuned), "", *_table(tuned), "", *verdict(tuned), *_advice(tuned)]))
 
 
 def goal_words(goal: Goal) -> str:
@@ -67,9 +68,9 @@ def _table(tuned: Tuned) -> Iterator[str]:
     rows = [
         [
             "*" if group[0] is tuned.recommended else "",
-            *(_value(group[0], axis.key, own) for axis in axes),
+            *(setting_cell(group[0], axis.key, own) for axis in axes),
             *(metric.text(group[0].means[metric.key]) for metric in metrics),
-            _marks(tuned, group),
+            marks(tuned, group),
         ]
         for group in listed
     ]
@@ -90,7 +91,7 @@ def _alike(
     return list(groups.values())
 
 
-def _value(trial: TriedSettings, key: str, own: Mapping[str, Any]) -> str:
+def setting_cell(trial: TriedSettings, key: str, own: Mapping[str, Any]) -> str:
     """What the trial has for a key that is searched; `-` where its policy has no such parameter."""
     section, _, name = key.partition(".")
     policy = trial.settings.get("policy")
@@ -98,15 +99,17 @@ def _value(trial: TriedSettings, key: str, own: Mapping[str, Any]) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _marks(tuned: Tuned, group: Sequence[TriedSettings]) -> str:
+def marks(tuned: Tuned, group: Sequence[TriedSettings]) -> str:
+    """What is to be said of settings beside their figures: limit broken, overloaded, as it stands."""
     trial, others = group[0], len(group) - 1
-    marks = ["limit broken"] if tuned.goal.limits and not tuned.goal.is_met(trial.means) else []
-    marks += ["overloaded"] if trial.overloaded else []
-    marks += ["as it stands"] if tuned.baseline in group else []
-    return ", ".join([*marks, *([f"{others} more alike"] if others else [])])
+    said = ["limit broken"] if tuned.goal.limits and not tuned.goal.is_met(trial.means) else []
+    said += ["overloaded"] if trial.overloaded else []
+    said += ["as it stands"] if tuned.baseline in group else []
+    return ", ".join([*said, *([f"{others} more alike"] if others else [])])
 
 
-def _verdict(tuned: Tuned) -> Iterator[str]:
+def verdict(tuned: Tuned) -> Iterator[str]:
+    """What binds, and why something or nothing is recommended."""
     goal = tuned.goal
     if not tuned.is_feasible:
         yield from _infeasible(tuned)
@@ -184,8 +187,7 @@ def _advice(tuned: Tuned) -> Iterator[str]:
     if tuned.recommended is None:
         return
     settings = tuned.best.settings
-    yield from _confirmation(tuned)
-    yield from _finalists(tuned)
+    yield from confirmed(tuned)
     others = (warning for warning in tuned.best.warnings if not warning.startswith("Overloaded"))  # has its mark
     yield from (f"WARNING (*): {warning}" for warning in others)
     yield ""
@@ -199,6 +201,12 @@ def _advice(tuned: Tuned) -> Iterator[str]:
     profile = resolve(tuned.scenario.override(settings)).profile
     if isinstance(profile, MeasuredProfile):
         yield from (f"  ({note})" for note in weight_notes(profile))
+
+
+def confirmed(tuned: Tuned) -> Iterator[str]:
+    """How the recommended settings fare under fresh seeds, and over the draws of the profile's doubts."""
+    yield from _confirmation(tuned)
+    yield from _finalists(tuned)
 
 
 def _confirmation(tuned: Tuned) -> Iterator[str]:

@@ -37,6 +37,9 @@ class Columns(NamedTuple):
     tenant: str | None = None
     hash_ids: str | None = None
     predicted_output: str | None = None
+    session: str | None = None
+    parent: str | None = None
+    delay: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,12 @@ class Format:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The columns of a file, the unit of its times where it is known, and which of them were told by usual names."""
+    """The columns of a file, the units of its times where they are known, and which were told by usual names."""
 
     columns: Columns
     unit: Unit | None
     guessed: Mapping[str, str] = field(default_factory=dict)
+    delay_unit: Unit = "s"
 
 
 _PROMPT = {"prompt", "input", "context", "prefill"}
@@ -168,7 +172,14 @@ def choose_columns(
         unit = (arrival_of(guessed["arrival"]) or (0, None))[1]
     columns = Columns(**{**there, **guessed})
     _check(columns, stripped, wanted, place, form)
-    return Chosen(columns, unit, guessed)
+    return Chosen(columns, unit, guessed, _delay_unit(form, said))
+
+
+def _delay_unit(form: Format, said: Said) -> Unit:
+    """As the user says, by name or unit; else that of the format's times."""
+    name, unit = said.get("delay", (form.columns.delay, None))
+    told = unit or (None if name == form.columns.delay or name is None else _UNITS.get(words_of(name)[-1]))
+    return told or ("s" if form.unit in (None, "iso") else form.unit)
 
 
 def _said_unit(name: str, form: Format) -> Unit | None:

@@ -18,6 +18,7 @@ else:
     TraceFormat = Literal[tuple(FORMATS)]
 TimeUnit = Literal["s", "ms", "us", "ns"]
 OnEmpty = Literal["error", "skip"]
+PromptIs = Literal["whole", "new"]
 Bound = float | int | str | date
 
 TRACE_FORMATS: tuple[str, ...] = tuple(FORMATS)
@@ -47,9 +48,10 @@ class TraceColumns(Strict):
     output: Column | None = _column("output tokens")
     priority: Column | None = _column("priority, lower first")
     tenant: Column | None = _column("whose request it is")
-    session: Column | None = _column("session of a row (not simulated from files: said)")
-    parent: Column | None = _column("turn that a row follows (not simulated from files: said)")
-    delay: Column | None = _column("wait after the turn before (not simulated from files: said)")
+    request_id: Column | None = _column("what each request is called, which `parent` names")
+    session: Column | None = _column("session of a row: it waits for the row before it of the same")
+    parent: Column | None = _column("request_id of the turn that a row waits for, or a list of them; -1: of none")
+    delay: Column | None = _column("time from the end of what a row waits for to its sending")
     hash_ids: Column | None = _column("prefix hashes")
     predicted_output: Column | None = _column("predicted output tokens of each request, for policies that ask")
 
@@ -62,6 +64,11 @@ class TraceColumns(Strict):
                 Mistake(kind, "only arrival and delay are times and have a unit", "write the name alone")
                 for kind, column in self
                 if kind not in timed and isinstance(column, NamedColumn) and column.unit is not None
+            ]
+            + [
+                Mistake("delay", "is a time that passes, and no timestamp", "take s, ms, us or ns")
+                for column in (self.delay,)
+                if isinstance(column, NamedColumn) and column.unit == "iso"
             ],
         )
         return self
@@ -91,6 +98,10 @@ class Trace(Strict):
     )
     time_unit: TimeUnit | None = Field(
         default=None, description=f"unit of the file's plain times ({_LISTED}; others: Unix time is told by its size)"
+    )
+    prompt_is: PromptIs = Field(
+        default="whole",
+        description="turns of sessions: a row's prompt is the whole of it, or what is new behind the conversation",
     )
     hash_block_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = Field(
         default=None, description="tokens that one entry of hash_ids stands for (mooncake: 512; others: 16)"

@@ -95,6 +95,15 @@ def turns_of(
     )
 
 
+def awaited_of(turns: Turns) -> list[list[int]]:
+    """The rows that each row waits for, its parent first."""
+    awaited: list[list[int]] = [[] for _ in range(len(turns))]
+    for row in range(len(turns)):
+        for follower in turns.waiting[turns.first[row] : turns.first[row + 1]]:
+            awaited[follower].insert(0 if turns.parent[follower] == row else len(awaited[follower]), row)
+    return awaited
+
+
 class CycleError(ValueError):
     """Rows wait for each other; `row` is one of them."""
 

@@ -17,6 +17,7 @@ KINDS = (
     "output",
     "priority",
     "tenant",
+    "request_id",
     "session",
     "parent",
     "delay",

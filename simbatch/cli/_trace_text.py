@@ -27,9 +27,10 @@ def description(facts: dict[str, Any]) -> str:
         line("Format", facts["format"]),
         *recorded,
         line("Requests", f"{facts['num_requests']:,}"),
+        *_sessions(facts),
         line("First arrival (s)", number(facts["first_arrival_s"])),
         line("Duration (s)", number(facts["duration_s"])),
-        line("Mean request rate (req/s)", number(facts["mean_request_rate"])),
+        *([] if "sessions" in facts else [line("Mean request rate (req/s)", number(facts["mean_request_rate"]))]),
         line("Gaps: cv (Poisson: 1)", number(facts["gap_cv"])),
         line("Burstiness (1 / cv^2)", number(facts["burstiness"])),
     ]
@@ -48,6 +49,20 @@ def description(facts: dict[str, Any]) -> str:
     lines += ["", "Tokens".ljust(10) + "".join(name.rjust(9) for name in _COLUMNS) + "total".rjust(14)]
     lines += [_lengths(name, facts[f"num_{name}_tokens"]) for name in ("prompt", "output")]
     return "\n".join(lines)
+
+
+def _sessions(facts: dict[str, Any]) -> Iterator[str]:
+    """What is said of sessions; the arrivals below are theirs."""
+    found = facts.get("sessions")
+    if found is None:
+        return
+    turns, delay = found["num_turns"], found["delay_s"]
+    yield line("Sessions", f"{found['num_sessions']:,}; the arrivals below are their first turns")
+    yield line("Turns of a session", ", ".join(f"{key} {number(turns[key])}" for key in ("mean", "p50", "p99", "max")))
+    if found["num_forks"] or found["num_joins"]:
+        yield line("Parallel turns", f"{found['num_forks']:,} forks, {found['num_joins']:,} joins")
+    yield line("Delay before a turn (s)", ", ".join(f"{key} {number(value)}" for key, value in delay.items()))
+    yield line("Mean session rate (1/s)", number(found["mean_session_rate"]))
 
 
 def line(name: str, value: object) -> str:
@@ -218,8 +233,8 @@ def _draw_run(described: Described | str, statistics: TraceStatistics, facts: di
 
 
 def _draw(statistics: TraceStatistics, facts: dict[str, Any], picture: Path) -> None:
-    from simbatch.sim.workload.traces.statistics import draw
+    from simbatch.sim.report.trace_picture import write
 
     name = Path(facts["path"]).name
-    draw(statistics, f"{name} ({facts['format']}, {statistics.num_requests:,} requests)", picture)
+    write(picture, statistics, f"{name} ({facts['format']}, {statistics.num_requests:,} requests)")
     click.echo(f"picture: {picture}", err=True)

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import click
 
-from simbatch.cli._options import jobs_option, load_scenario, router_option, scenario_options, version_option
+from simbatch.cli._options import (
+    html_option,
+    jobs_option,
+    load_scenario,
+    router_option,
+    scenario_options,
+    version_option,
+)
 from simbatch.cli._output import Output, cells_shown, say_to
 from simbatch.sim.errors import Problem, UserError
 
@@ -25,6 +32,7 @@ from simbatch.sim.errors import Problem, UserError
 @click.option("--shard", metavar="I/N", help="Only every N-th cell from the I-th on, for array jobs.")
 @click.option("--resume", is_flag=True, help="Keep the cells that are there already.")
 @click.option("--dry-run", "is_dry", is_flag=True, help="List the cells and estimate the time; write nothing.")
+@html_option
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON instead of the table.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def sweep(
@@ -41,6 +49,7 @@ def sweep(
     shard: str | None,
     resume: bool,
     is_dry: bool,
+    html: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -69,9 +78,9 @@ def sweep(
     try:
         run_kept(mine, store, watch, say_to(quiet=quiet), jobs=jobs, scheduler=scheduler, resume=resume)
     except UserError:
-        write_summary(plan, store, output.folder)
+        write_summary(plan, store, output.folder, html=html)
         raise
-    done, written = write_summary(plan, store, output.folder)  # cells of other shards are among them
+    done, written = write_summary(plan, store, output.folder, html=html)  # cells of other shards are among them
     output.say_replaced(quiet=quiet or shard is not None)  # shards write one result together
     if as_json:
         content = {"scenario": plan.name, "num_cells": len(plan.cells), "missing": done.num_missing, "rows": done.rows}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import jobs_option, load_scenario, scenario_options, version_option
+from simbatch.cli._options import html_option, jobs_option, load_scenario, scenario_options, version_option
 from simbatch.cli._output import Output, progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.metrics.registry import Metric
+    from simbatch.sim.metrics.metric import Metric
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.run import Runner
     from simbatch.sim.tuning.goal import Goal, Limit
@@ -45,6 +46,7 @@ Count = click.IntRange(min=1)
 @click.option("--confirm", type=click.IntRange(min=0), default=5, metavar="N", help="Fresh seeds for the winner (5).")
 @click.option("--no-bands", is_flag=True, help="Leave out the draws of what the profile is in doubt about.")
 @jobs_option
+@html_option
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier search has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print tune.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -65,6 +67,7 @@ def tune(
     confirm: int,
     no_bands: bool,
     jobs: int,
+    html: bool,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -84,12 +87,12 @@ def tune(
     kept = tuple(map(Limit.parse, limits))
     output = Output(folder, f"{file.stem}-{_mode(pareto, knee, capacity)}", OWN_FILES)
     if capacity:
-        text, written = _capacity(scenario, kept, output.folder, replications, jobs, resume, quiet)
+        text, written = _capacity(scenario, kept, output.folder, replications, jobs, html, resume, quiet)
     else:
         goal = _goal(maximize or ("goodput" if _has_slo(scenario) else "throughput"), pareto, knee, kept)
         space = _space(scenario, goal, over, knee)
         sizes = (trials, replications or 1, confirm, 0 if no_bands else NUM_DRAWS)
-        text, written = _tune(space, goal, output.folder, sizes, knee, jobs, resume, quiet)
+        text, written = _tune(space, goal, output.folder, sizes, knee, jobs, html, resume, quiet)
     output.show(written, lambda: text, "tune.json" if as_json else None, quiet=quiet)
 
 
@@ -100,11 +103,14 @@ def _tune(
     sizes: tuple[int | None, int, int, int],
     knee: bool,
     jobs: int,
+    html: bool,
     resume: bool,
     quiet: bool,
 ) -> tuple[str, list[Path]]:
+    from simbatch.sim.report.page.page import page_writer
     from simbatch.sim.tuning.tune import default_trials, tune
     from simbatch.sim.tuning.tune_files import save
+    from simbatch.sim.tuning.tune_page import tune_page
     from simbatch.sim.tuning.tune_report import report
 
     trials, replications, confirm, num_draws = sizes
@@ -115,7 +121,7 @@ def _tune(
     with progress_of("tune", total, quiet=quiet) as progress:
         runner = _runner(space.scenario, folder, jobs, resume, progress)
         tuned = tune(space, goal, runner, wants_knee=knee, **ways)
-    written = save(tuned, folder, runner.num_runs)
+    written = save(tuned, folder, runner.num_runs, page_writer(partial(tune_page, tuned), html=html))
     return report(tuned), written
 
 
@@ -125,10 +131,13 @@ def _capacity(
     folder: Path,
     replications: int | None,
     jobs: int,
+    html: bool,
     resume: bool,
     quiet: bool,
 ) -> tuple[str, list[Path]]:
+    from simbatch.sim.report.page.page import page_writer
     from simbatch.sim.tuning.capacity import REPLICATIONS, capacity_limits, find_capacity
+    from simbatch.sim.tuning.capacity_page import capacity_page
     from simbatch.sim.tuning.capacity_report import report, save
     from simbatch.sim.tuning.goal import Goal
 
@@ -141,7 +150,7 @@ def _capacity(
     with progress_of("capacity", None, quiet=quiet) as progress:
         runner = _runner(scenario, folder, jobs, resume, progress)
         found = find_capacity(scenario, limits, runner, replications)
-    written = save(found, folder, runner.num_runs)
+    written = save(found, folder, runner.num_runs, page_writer(partial(capacity_page, found), html=html))
     return report(found), written
 
 

@@ -24,6 +24,8 @@ GAP = 0.07  # of the height, between panels
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 DIGITS = 6  # that a number in the file has; no screen shows more
 GRID = "#E4E4E4"
+MANY_DECADES = 2000  # a ratio, from which on a logarithmic axis has a mark a decade
+MAX_WRITTEN = 150  # cells of a heat map whose figures are written into them
 SPIKE = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikecolor": "#999999"}
 LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"}
 
@@ -64,7 +66,7 @@ def drawn(chart: PageChart) -> dict[str, Any]:
         axes[f"yaxis{name}"] = _y_axis(panel, bottom, min(1.0, bottom + height))
         data += [{**trace, "yaxis": f"y{name}"} for trace in panel.traces]
     x_axis = {
-        **_axis(chart.x, is_log=chart.is_log_x),
+        **_axis(chart.x, chart.panels[0].traces, "x" if chart.is_log_x else ""),
         "anchor": "y" if number == 1 else f"y{number}",
         **(SPIKE if number > 1 else {}),
         **(chart.x_axis or {}),
@@ -86,7 +88,7 @@ def drawn(chart: PageChart) -> dict[str, Any]:
 
 
 def _y_axis(panel: Panel, bottom: float, top: float) -> dict[str, Any]:
-    axis = {**_axis(panel.unit, is_log=panel.is_log), "domain": [bottom, top]}
+    axis = {**_axis(panel.unit, panel.traces, "y" if panel.is_log else ""), "domain": [bottom, top]}
     if panel.top is not None:
         axis["range"] = [0, panel.top]
     elif not panel.is_log and "range" not in (panel.axis or {}):
@@ -94,9 +96,14 @@ def _y_axis(panel: Panel, bottom: float, top: float) -> dict[str, Any]:
     return {**axis, **(panel.axis or {})}
 
 
-def _axis(title: str, *, is_log: bool) -> dict[str, Any]:
+def _axis(title: str, traces: Sequence[Trace], log_of: str) -> dict[str, Any]:
+    """`log_of`: which of the traces' figures, `x` or `y`, are drawn as logarithms; empty where none are."""
     style = {"gridcolor": GRID, "zeroline": False, "linecolor": "#999999", "ticks": "outside", "automargin": True}
-    scale = {"type": "log", "dtick": "D2", "tickformat": "~s"} if is_log else {}
+    scale: dict[str, Any] = {}
+    if log_of:
+        low, high = span(traces, log_of)
+        is_far = low > 0 and high / low > MANY_DECADES
+        scale = {"type": "log", "dtick": 1 if is_far else "D2", "tickformat": "~s"}
     return {"title": {"text": title, "standoff": 6}, **style, **scale}
 
 
@@ -116,6 +123,42 @@ def bars(name: str, x: Sequence[str], y: Figures, colours: Sequence[str], hover:
     """A bar for each of the names in `x`, each in its own colour."""
     curve = _curve(name, list(x), y, hover)
     return {**curve, "type": "bar", "marker": {"color": list(colours)}, "showlegend": False, **others}
+
+
+def heat(name: str, cells: Floats, texts: list[list[str]], *, is_high_good: bool) -> Trace:
+    """A cell for each row and column, dark where it is bad; by its logarithm where the cells are far apart."""
+    known = cells[np.isfinite(cells)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    is_log = is_wide(low, high)
+    shown = np.log10(cells) if is_log else cells
+    ends = np.linspace(np.log10(low), np.log10(high), 5) if is_log else np.linspace(low, high, 5)
+    ticks = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (10**ends if is_log else ends)]
+    return {
+        "type": "heatmap",
+        "name": name,
+        "x": [*range(cells.shape[1])],
+        "y": [*range(cells.shape[0])],
+        "z": [numbers(row) for row in shown],
+        "text": texts,
+        "texttemplate": "%{text}" if cells.size <= MAX_WRITTEN else "",
+        "hovertemplate": "%{text}<extra></extra>",
+        "colorscale": "Viridis",
+        "reversescale": not is_high_good,
+        "colorbar": {"tickvals": numbers(ends), "ticktext": ticks, "thickness": 10, "outlinewidth": 0},
+    }
+
+
+def border(name: str, is_inside: NDArray[np.bool_]) -> Trace:
+    """The line between the cells of a heat map that are inside a limit and those that are not."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for row, column in np.argwhere(is_inside[:, 1:] != is_inside[:, :-1]):
+        x += [column + 0.5, column + 0.5, None]
+        y += [row - 0.5, row + 0.5, None]
+    for row, column in np.argwhere(is_inside[1:] != is_inside[:-1]):
+        x += [column - 0.5, column + 0.5, None]
+        y += [row + 0.5, row + 0.5, None]
+    return line(name, x, y, LIMIT, name, line={"width": 3})
 
 
 def _curve(name: str, x: Figures, y: Figures, hover: str) -> Trace:
@@ -167,3 +210,9 @@ def numbers(values: Figures) -> list[Any]:
 def is_wide(low: float, high: float) -> bool:
     """Whether values from low to high are better shown by their logarithms."""
     return low > 0 and high / low > LOG_FROM
+
+
+def span(traces: Sequence[Trace], axis: str) -> tuple[float, float]:
+    """The lowest and the highest of what the traces have on an axis, `x` or `y`; 0 to 0 of nothing."""
+    known = [float(value) for trace in traces for value in trace[axis] if value is not None]
+    return min(known, default=0.0), max(known, default=0.0)

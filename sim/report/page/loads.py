@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from simbatch.sim.metrics.registry import Metric
+from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, around, is_wide, limit, line
 from simbatch.sim.report.page.page import PageTable, ReportPage

@@ -22,7 +22,7 @@ from simbatch.sim.report.page.charts import PageChart, drawn
 
 REPORT_FILE = "report.html"
 MAX_ROWS = 200  # of a table
-MAX_NARROW = 8  # columns of a table that fits into half a page
+MAX_NARROW = 70  # characters of a table that fits into half a page
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,15 @@ def rendered(page: ReportPage) -> str:
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
-    return "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in pairs)
+    """`To run it` and the like are followed by what is typed."""
+    cells = ((label, escape(text), label.startswith(("To ", "Command"))) for label, text in pairs)
+    return "".join(
+        f"<dt>{escape(label)}</dt><dd>{_code(text) if is_code else text}</dd>" for label, text, is_code in cells
+    )
+
+
+def _code(text: str) -> str:
+    return f"<code>{text}</code>"
 
 
 def _figure(number: int, chart: PageChart) -> str:
@@ -114,7 +122,8 @@ def _table(table: PageTable) -> str:
     rows += [_row("td", row, table.num_left) for row in table.rows[:MAX_ROWS]]
     below = "".join(f"<p class=note>{escape(note)}</p>" for note in notes if note)
     title = f"<h3>{escape(table.title)}</h3>" if table.title else ""
-    wide = " class=wide" if len(table.header) > MAX_NARROW else ""
+    widths = (max(map(len, column)) + 2 for column in zip(table.header, *table.rows[:MAX_ROWS], strict=True))
+    wide = " class=wide" if sum(widths) > MAX_NARROW else ""
     return f"<section{wide}>{title}<div class=scroll><table>{''.join(rows)}</table></div>{below}</section>"
 
 

@@ -45,7 +45,12 @@ def run_page(result: MeasuredRun) -> ReportPage:
         answer=pairs([*answer(summary)]),
         warnings=ours["warnings"],
         charts=[*_latency_charts(result), _time_chart(result), *_arrival_chart(result), *_replica_chart(result)],
-        tables=[latency_table(summary), figures_table(summary), *bands_table(summary), *groups_table(ours)],
+        tables=[
+            latency_table(summary),
+            figures_table(summary),
+            *bands_table(ours.get("bands"), lambda metric: metric.of(summary)),
+            *groups_table(ours),
+        ],
         settings=[*settings_tables(ours)],
         trust=[*trust_rows(ours)],
         scenario=facts.scenario,

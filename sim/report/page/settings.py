@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import LATENCIES, REGISTRY, STATISTIC_LABELS, metrics_of
 from simbatch.sim.report.console import GROUP_HEADER, PRINTED, group_cells, setting_text
 from simbatch.sim.report.page.page import PageTable
@@ -115,17 +116,17 @@ def trust_rows(ours: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Bands", "not drawn: --bands says how far each figure may be off"
 
 
-def bands_table(summary: Summary) -> Iterator[PageTable]:
-    """What nine in ten draws of the profile's doubts lie between, where they were drawn."""
-    bands = summary["simbatch"].get("bands")
-    if not bands:
-        return
-    known = [(REGISTRY[key], band) for key, band in bands.items() if key in REGISTRY]
+def bands_table(
+    bands: Mapping[str, Mapping[str, float]] | None, value_of: Callable[[Metric], float | None]
+) -> Iterator[PageTable]:
+    """What nine in ten draws of the profile's doubts lie between, where they were drawn, beside the figure itself."""
+    known = [(REGISTRY[key], band) for key, band in (bands or {}).items() if key in REGISTRY]
     rows = [
-        (metric.label, metric.text(metric.of(summary)), metric.text(band["low"]), metric.text(band["high"]))
+        (metric.label, metric.text(value_of(metric)), metric.text(band["low"]), metric.text(band["high"]))
         for metric, band in known
     ]
-    yield PageTable("Bands (5 to 95 %)", ("", "this run", "low", "high"), rows)
+    if rows:
+        yield PageTable("Bands (5 to 95 %)", ("", "here", "low", "high"), rows)
 
 
 def pairs(lines: Sequence[str]) -> list[tuple[str, str]]:

@@ -11,5 +11,8 @@ _COLUMNS = Columns(
     tenant="tenant",
     hash_ids="hash_ids",
     predicted_output="predicted_output_tokens",
+    session="session_id",
+    parent="parent",
+    delay="delay",
 )
 FORMATS = [Format(kind, _COLUMNS, "s", 16, kind) for kind in ("jsonl", "csv", "parquet")]

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import user_path
-from simbatch.sim.workload.columns import REQUIRED, Chosen, Format, Said, choose_columns
+from simbatch.sim.workload.columns import REQUIRED, Chosen, Columns, Format, Said, choose_columns
 from simbatch.sim.workload.files import check_file
 from simbatch.sim.workload.formats import FORMATS, OURS, RESULTS
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.trace_model import Trace, settings_mistakes
 from simbatch.sim.workload.traces.columnar import ParquetReader
 from simbatch.sim.workload.traces.detect import detect, is_strange, unknown
-from simbatch.sim.workload.traces.lines import LinesReader
+from simbatch.sim.workload.traces.lines import LinesReader, mentions
 from simbatch.sim.workload.traces.results import BenchReader
 from simbatch.sim.workload.traces.rows import Head, Reader, Reading
 from simbatch.sim.workload.traces.source import TraceSource
 from simbatch.sim.workload.traces.tables import TableReader
-from simbatch.sim.workload.traces.times import Clock
+from simbatch.sim.workload.traces.times import PS_PER_UNIT, Clock
 
 __all__ = ["TraceSource", "foretells", "open_trace"]
 
@@ -30,7 +31,7 @@ _READERS: dict[str, Callable[[Path, Reading], Reader]] = {
     "parquet": ParquetReader,
 }
 OWN_ARRIVAL = FORMATS["csv"].columns.arrival
-_SESSIONS = ("session", "parent", "delay")
+_OF_SESSIONS = ("session", "parent", "delay")
 
 
 def open_trace(
@@ -59,6 +60,7 @@ def open_trace(
         raise UserError(*(Problem(_named(place, key), rule, getattr(trace, key), mend) for key, rule, mend in mistakes))
     reader: Reader
     notes: tuple[str, ...] = ()
+    has_turns = False
     if head is None:
         clock = Clock(trace.time_unit or form.unit)
         reader = BenchReader(path, form.columns, clock, run, lengths_only="arrival" not in wanted)
@@ -66,15 +68,21 @@ def open_trace(
         _check_said(head, said, form, place)
         if trace.format is None and is_strange(head) and not said:
             raise unknown(path, head)
-        chosen = choose_columns(form, head.row, head.names, head.place, said, wanted, usual=form.name in OURS)
+        has_turns = "arrival" in wanted and _has_turns(path, head, form, said)
+        needed = [kind for kind in wanted if kind != "arrival" or not has_turns]
+        chosen = choose_columns(form, head.row, head.names, head.place, said, needed, usual=form.name in OURS)
+        chosen = replace(chosen, columns=_of_turns(chosen.columns, head, form, has_turns=has_turns))
         if trace.time_unit is not None and chosen.columns.arrival == OWN_ARRIVAL:
             rule = f"format {form.name} has {OWN_ARRIVAL}, in seconds, and no other unit"
             raise UserError(Problem(_named(place, "time_unit"), rule, trace.time_unit, "leave it out"))
-        reading = _reading(head, chosen, form, trace)
-        if chosen.columns.arrival in head.row:
-            reading.clock.tell_unit(head.row[chosen.columns.arrival or ""])
+        reading = _reading(head, chosen, form, trace, has_turns=has_turns)
+        if (first := head.row.get(chosen.columns.arrival or "")) not in (None, ""):
+            reading.clock.tell_unit(first)
         reader = _READERS[head.kind](path, reading)
-        notes = _notes(reader, chosen, said)
+        notes = _notes(reader, chosen)
+    if trace.prompt_is == "new" and not has_turns:
+        rule, mend = "there are no sessions in the file", "name their column: --columns session=NAME, or leave it out"
+        raise UserError(Problem(_named(place, "prompt_is"), rule, trace.prompt_is, mend))
     return TraceSource(
         path,
         form.name,
@@ -86,6 +94,7 @@ def open_trace(
         seed=seed,
         notes=notes,
         has_order="arrival" in wanted,
+        has_turns=has_turns,
     )
 
 
@@ -100,16 +109,35 @@ def foretells(trace: Trace, folder: Path) -> bool:
     return open_trace(trace, folder=folder).foretells
 
 
-def _reading(head: Head, chosen: Chosen, form: Format, trace: Trace) -> Reading:
+def _has_turns(path: Path, head: Head, form: Format, said: Said) -> bool:
+    """Whether rows wait for others: by columns that the user names, or the format's own where the file has them."""
+    if "session" in said or "parent" in said:
+        return True
+    names = [name for name in (form.columns.session, form.columns.parent) if name]
+    if any(name in head.names for name in names):
+        return True
+    return bool(names) and head.kind in ("jsonl", "list") and mentions(path, names)
+
+
+def _of_turns(columns: Columns, head: Head, form: Format, *, has_turns: bool) -> Columns:
+    """Columns of sessions only where there are any; later rows alone may have the times."""
+    if not has_turns:
+        return columns._replace(**dict.fromkeys(_OF_SESSIONS))
+    is_later = columns.arrival is None and head.kind in ("jsonl", "list")
+    return columns._replace(arrival=form.columns.arrival) if is_later else columns
+
+
+def _reading(head: Head, chosen: Chosen, form: Format, trace: Trace, *, has_turns: bool) -> Reading:
     given = trace.columns.arrival if trace.columns else None
     unit = chosen.unit
     if trace.time_unit is not None and (given is None or isinstance(given, str) or given.unit is None):
         unit = trace.time_unit
     size = trace.hash_block_tokens or form.hash_block_tokens or (16 if chosen.columns.hash_ids else 0)
-    return Reading(head, chosen.columns, Clock(unit), size)
+    delay_ps = PS_PER_UNIT[chosen.delay_unit] if has_turns else 0
+    return Reading(head, chosen.columns, Clock(unit), size, delay_ps)
 
 
-def _notes(reader: Reader, chosen: Chosen, said: Said) -> tuple[str, ...]:
+def _notes(reader: Reader, chosen: Chosen) -> tuple[str, ...]:
     """What a user should know of how the file is read."""
     names = [f"{kind} is {name}" for kind, name in chosen.guessed.items() if kind in REQUIRED]
     notes = [f"columns by their usual names: {', '.join(names)} (others: --columns, columns:)"] if names else []
@@ -118,9 +146,6 @@ def _notes(reader: Reader, chosen: Chosen, said: Said) -> tuple[str, ...]:
         unit = reader.clock.unit or "s"
         why = "assumed: --columns arrival=NAME:UNIT" if reader.clock.assumed else "told by its first value"
         notes.append(f"{column} is in {'timestamps' if unit == 'iso' else unit} ({why})")
-    unused = [f"{said[kind][0]} ({kind})" for kind in _SESSIONS if kind in said]
-    if unused:
-        notes.append(f"not simulated from a file: {', '.join(unused)}; every row is sent at its own time")
     return tuple(notes)
 
 

@@ -154,7 +154,12 @@ def _fitting(path: Path, head: Head, full: Sequence[Format]) -> list[Format]:
 
 
 def _num_there(form: Format, head: Head, said: Said) -> int:
-    return sum(kind in said or getattr(form.columns, kind) in head.names for kind in REQUIRED)
+    """How many of the required columns the file has; a turn of a session may be without a time of its own."""
+    is_turn = form.columns.session in head.names
+    return sum(
+        kind in said or getattr(form.columns, kind) in head.names or (kind == "arrival" and is_turn)
+        for kind in REQUIRED
+    )
 
 
 def _nearest(own: Format, others: Sequence[Format], head: Head) -> Format:

@@ -1,6 +1,7 @@
 """Traces as JSON: an object a line, or a list of objects, read whole; `usage.prompt_tokens` is a key within.
 
-A list may stand in an object, alone among its values (`{"data": [...], "meta": {...}}`, as pages of an API have it).
+A row with a list `turns` (aiperf's multi_turn) is as many rows, each with what stands beside the list. A list may stand
+in an object, alone among its values (`{"data": [...], "meta": {...}}`, as pages of an API have it).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Head, Re
 
 MEND = "complete or remove the line if the file was cut off, or check the format"
 JsonRow = dict[str, Any]
-_TURN = ("delay", "session_id", "parent_chat_id")  # of a session: a row without a time of its own
+_TURNS, _SESSION = "turns", "session_id"
+_OF_FIRST = ("timestamp", "delay")  # what stands beside a list of turns and is not of all of them
+_BLOCK = 1 << 20
 
 
 def head_of_lines(path: Path, kind: str) -> Head | None:
@@ -39,7 +42,8 @@ def flattened(row: JsonRow, depth: int = 3) -> JsonRow:
 def listed_in(value: object) -> list[Any] | None:
     """The list of objects that a document is, or the only one in it; None where there is none, or several."""
     if isinstance(value, dict):
-        lists = [one for one in value.values() if isinstance(one, list) and one and isinstance(one[0], dict)]
+        others = (one for key, one in value.items() if key != _TURNS)  # which are of one row
+        lists = [one for one in others if isinstance(one, list) and one and isinstance(one[0], dict)]
         return lists[0] if len(lists) == 1 else None
     return value if isinstance(value, list) else None
 
@@ -57,7 +61,31 @@ def rows_of(path: Path, kind: str) -> Iterator[tuple[int, JsonRow]]:
         if not isinstance(row, dict):
             place = f"{path}:{number}" if kind == "jsonl" else f"{path} [{number - 1}]"
             raise UserError(Problem(place, "must be one JSON object a line: {...}", row, "check the format"))
-        yield number, row
+        turns = row.get(_TURNS)
+        if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
+            yield from ((number, turn) for turn in _parted(row, number))
+        else:
+            yield number, row
+
+
+def _parted(row: JsonRow, number: int) -> Iterator[JsonRow]:
+    """The turns of a row as rows of a session; one without a name has the row's number."""
+    common = {_SESSION: f"#{number}"} | {key: value for key, value in row.items() if key != _TURNS}
+    rest = {key: value for key, value in common.items() if key not in _OF_FIRST}
+    for i, turn in enumerate(row[_TURNS]):
+        yield (rest if i else common) | turn
+
+
+def mentions(path: Path, names: Sequence[str]) -> bool:
+    """Whether one of these keys stands anywhere in the file."""
+    quoted = [f'"{name}"'.encode() for name in names]
+    longest, rest = max(map(len, quoted)), b""
+    with text_errors(path), open_binary(path) as file:
+        while block := file.read(_BLOCK):
+            rest = rest[-longest:] + block
+            if any(name in rest for name in quoted):
+                return True
+    return False
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -120,19 +148,7 @@ class LinesReader:
                 found = [_within(row, name) for row in rows]
             return None if found.count(None) == len(found) and name not in self.columns[:3] else found
 
-        self._refuse_turns(lines, rows)
         return assemble(self._reading, self.place, lines, find)
-
-    def _refuse_turns(self, lines: list[int], rows: list[JsonRow]) -> None:
-        """A row without a time may be a session's later turn, which goes when the one before it has ended."""
-        name = self.columns.arrival
-        if name is None or "." in name:
-            return
-        for line, row in zip(lines, rows, strict=True):
-            if row.get(name) is None and any(key in row for key in _TURN):
-                rule = "is a later turn of a session, without a time: it would wait for the answer before it"
-                mend = f"sessions are not simulated from a file: give every row its own {name}, or remove later turns"
-                raise UserError(Problem(self.place(line, name), rule, mend=mend))
 
 
 def _within(row: JsonRow, name: str) -> object:

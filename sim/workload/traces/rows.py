@@ -34,12 +34,17 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file is read: its columns and clock, and what one hash stands for."""
+    """How a file is read: its columns and clock, and what one hash stands for.
+
+    `delay_ps`: rows are turns of sessions, which may be without a time of their own, and a delay is in units of so many
+    ps; 0: they are not.
+    """
 
     head: Head
     columns: Columns
     clock: Clock
     hash_block_tokens: int
+    delay_ps: int = 0
 
 
 @dataclass(slots=True)
@@ -55,6 +60,10 @@ class RowBatch:
     tenant: list[str | None] | None = None
     hash_ids: list[tuple[int, ...] | None] | None = None  # None: the row says nothing about its prefix
     predicted_output_tokens: list[float] | None = None
+    has_time: NDArray[np.bool_] | None = None  # None: all have one of their own
+    session: list[str | None] | None = None
+    parent: list[tuple[str, ...] | None] | None = None  # ids; None: the row says nothing about it
+    delay_ps: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.arrival)
@@ -73,12 +82,15 @@ class RowBatch:
     @classmethod
     def joined(cls, batches: Sequence[RowBatch]) -> RowBatch:
         """All rows as one; a column that only some have is blank in the others."""
+        batches = [batch for batch in batches if len(batch)] or batches[:1]
 
         def join(name: str) -> Any:
             parts = [getattr(batch, name) for batch in batches]
+            if name == "lines":
+                return np.concatenate([np.asarray(part) for part in parts])
             if all(isinstance(part, np.ndarray) for part in parts):
                 return np.concatenate(parts)
-            blank = 0 if name == "priority" else None
+            blank = 0 if name in ("priority", "delay_ps") else None
             whole = [value for part, b in zip(parts, batches, strict=True) for value in (part or [blank] * len(b))]
             return None if all(part is None for part in parts) else whole
 
@@ -126,7 +138,7 @@ def assemble(
     `times`: they are known already. Without a column of arrivals all come at once, without one of lengths all are 1
     (`distribution: empirical` reads lengths alone).
     """
-    columns = reading.columns
+    columns, is_turn = reading.columns, reading.delay_ps > 0
     kind = values.TOKENS if reading.head.delimiter == ";" else values.GROUPED_TOKENS
 
     def optional(name: str | None, kind: Kind[T]) -> list[T] | None:
@@ -143,13 +155,17 @@ def assemble(
             found = found.tolist()
         return np.array(kind.parse(found, lambda i: place(lines[i], name)), dtype=np.int64)
 
-    name = columns.arrival
+    has_time = np.full(len(lines), True) if is_turn else None
     if times is None:
-        found = None if name is None else find(name)
-        if found is None:
-            times = np.zeros(len(lines), dtype=np.int64)
-        else:
-            times = reading.clock.parse(found, lambda i: place(lines[i], name or ""))
+        name = columns.arrival or ""
+        found = None if columns.arrival is None else find(name)
+        has_time = np.array([value not in (None, "") for value in found or [None] * len(lines)]) if is_turn else None
+        there: Sequence[int] = range(len(lines)) if has_time is None else np.flatnonzero(has_time).tolist()
+        times = np.zeros(len(lines), dtype=np.int64)
+        if found is not None:
+            own = found if has_time is None else [found[i] for i in there]
+            parsed = reading.clock.parse(own, lambda i: place(lines[there[i]], name))
+            times = parsed if has_time is None else _spread(parsed, has_time)
     return RowBatch(
         lines,
         times,
@@ -160,4 +176,15 @@ def assemble(
         tenant=optional(columns.tenant, values.TEXTS),
         hash_ids=optional(columns.hash_ids, values.HASH_IDS),
         predicted_output_tokens=optional(columns.predicted_output, values.PREDICTIONS),
+        has_time=has_time,
+        session=optional(columns.session, values.LABELS) if is_turn else None,
+        parent=optional(columns.parent, values.PARENTS) if is_turn else None,
+        delay_ps=optional(columns.delay, values.delays(reading.delay_ps)) if is_turn else None,
     )
+
+
+def _spread(times: Times, there: NDArray[np.bool_]) -> Times:
+    """The times at their rows, 0 at those that have none."""
+    spread: Times = np.zeros(len(there), dtype=times.dtype)
+    spread[there] = times
+    return spread

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ from simbatch.sim.workload.draws import Purpose, draw_shares, stream
 from simbatch.sim.workload.files import BadValueError, cut_short
 from simbatch.sim.workload.trace_model import Trace
 from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch
+from simbatch.sim.workload.traces.sessions import TurnRows, conversations_of
 from simbatch.sim.workload.traces.times import MAX_PS
+from simbatch.sim.workload.turns import Turns
 
-_TURNS = {"session", "conversation", "delay", "turn", "parent"}
+_SESSIONS = {"session", "conversation"}
 _IMAGES = {"image", "images", "numimages", "video", "videos", "audio", "audios"}
 
 
@@ -43,14 +47,17 @@ class TraceSource:
         seed: int = 0,
         notes: tuple[str, ...] = (),
         has_order: bool = True,
+        has_turns: bool = False,
     ) -> None:
         self.path, self.format = path, trace_format
         self.hash_block_tokens = reader.hash_block_tokens
         self.has_times: bool = getattr(reader, "has_times", True)  # False: sent as soon as a place is free
-        self.max_concurrency = max_concurrency
+        self.max_concurrency = None if has_turns else max_concurrency
         self.skipped = 0
         self._notes = (*notes, *getattr(reader, "notes", ()))
         self._reader, self._settings, self._has_order = reader, settings, has_order
+        self._users = max_concurrency if has_turns else None
+        self._has_turns = has_turns
         self._priorities, self._tenants, self._seed = priorities or [], tenants or [], seed
         self._taken: int | None = None  # rows, when all is read
         self._has_ids: bool | None = None  # by the first batch
@@ -71,17 +78,23 @@ class TraceSource:
         """How the file was read, and what in it was not; complete when all is read."""
         images = sorted(name for name in self.ignored if _IMAGES & set(words_of(name)))
         pictured = [f"only text is simulated: {', '.join(images)} would add to the prompts"] if images else []
-        turns = sorted(name for name in self.ignored if _TURNS & set(words_of(name)))
-        if turns:
-            names = ", ".join(turns)
-            pictured.append(f"conversations are not simulated from a file: {names}; rows go at their own times")
-        return (*self._notes, *pictured, *self._left_out())
+        sessions = sorted(name for name in self.ignored if _SESSIONS & set(words_of(name)))
+        if sessions and not self._has_turns:
+            names, mend = ", ".join(sessions), f"--columns session={sessions[0]}, if a row waits for the one before it"
+            pictured.append(f"conversations are not followed: {names}; rows go at their own times ({mend})")
+        told = self._conversations.notes if "_conversations" in self.__dict__ else ()
+        return (*self._notes, *told, *pictured, *self._left_out())
+
+    @property
+    def turns(self) -> Turns | None:
+        """Which rows wait for which, where the file says so: then all of it is read at once, and kept."""
+        return self._conversations.turns if self._has_turns else None
 
     def _left_out(self) -> Iterator[str]:
         """How many rows `between` and `limit` left out."""
         limits = {key: getattr(self._settings, key) for key in ("between", "limit") if getattr(self._settings, key)}
         if limits and self._taken is not None:
-            total = self._reader.count()
+            total = self._conversations.num_read if self._has_turns else self._reader.count()
             if left := total - self._taken - self.skipped:
                 why = ", ".join(f"{key}: {value}" for key, value in limits.items())
                 yield f"{left:,} of its {total:,} rows were left out ({why})"
@@ -99,6 +112,9 @@ class TraceSource:
         """Read the file; UserError for a malformed row, and for a file without requests."""
         self.skipped, self._taken, num_requests = 0, None, 0
         self._has_ids = self._has_tenants = None
+        if self._has_turns:
+            yield from self._turn_chunks()
+            return
         first: int | None = None
         last = None
         priorities, tenants = (stream(self._seed, purpose) for purpose in (Purpose.PRIORITIES, Purpose.TENANTS))
@@ -110,26 +126,59 @@ class TraceSource:
                 first = int(kept.arrival[0]) if first is None else first
                 num_requests += len(kept)
                 drawn = (draw_shares(self._priorities, priorities, len(kept)),)
-                yield self._chunk(kept, first, *drawn, draw_shares(self._tenants, tenants, len(kept)))
+                times = self._times(kept, first)
+                yield self._chunk(kept, times, *drawn, draw_shares(self._tenants, tenants, len(kept)))
             if num_requests == limit:
                 break
         if num_requests == 0:
-            rule = "the trace has no requests"
-            rule += f" between {' and '.join(map(str, self._settings.between))}" if self._settings.between else ""
-            rule += f": all its {self.skipped} rows are without output tokens" if self.skipped else ""
-            raise UserError(Problem(str(self.path), rule, mend="name another file, or other rows of it"))
+            raise self._nothing()
         self._taken = num_requests
+
+    def _nothing(self) -> UserError:
+        rule = "the trace has no requests"
+        rule += f" between {' and '.join(map(str, self._settings.between))}" if self._settings.between else ""
+        rule += f": all its {self.skipped} rows are without output tokens" if self.skipped else ""
+        return UserError(Problem(str(self.path), rule, mend="name another file, or other rows of it"))
+
+    @cached_property
+    def _conversations(self) -> TurnRows:
+        """All rows of a file with sessions; UserError for a malformed one."""
+        if not (batches := list(self._reader.batches())):
+            raise self._nothing()
+        rows = RowBatch.joined(batches)
+        bounds = None if self._settings.between is None else self._bounds(*self._settings.between)
+        found = conversations_of(rows, self._reader.columns, self._reader.place, self._settings, bounds)
+        self.skipped = found.num_skipped
+        if not len(found.rows):
+            raise self._nothing()
+        turns = None if found.turns is None else replace(found.turns, max_sessions=self._users)
+        return found._replace(turns=turns)
+
+    def _turn_chunks(self) -> Iterator[RequestChunk]:
+        """The rows of a file with sessions; what is drawn is drawn for a session."""
+        found = self._conversations
+        rows, times, turns = found.rows, found.times_ps, found.turns
+        self.skipped, self._taken = found.num_skipped, len(rows)
+        number = range(len(rows)) if turns is None else turns.session
+        num_sessions = max(number) + 1
+        priorities = draw_shares(self._priorities, stream(self._seed, Purpose.PRIORITIES), num_sessions)
+        tenants = draw_shares(self._tenants, stream(self._seed, Purpose.TENANTS), num_sessions)
+        for begin in range(0, len(rows), CHUNK_SIZE):
+            part = range(begin, min(begin + CHUNK_SIZE, len(rows)))
+            batch = rows.keep(np.arange(part.start, part.stop))
+            self._check_columns(batch)
+            levels = priorities and [priorities[number[i]] for i in part]
+            names = tenants and [tenants[number[i]] for i in part]
+            yield self._chunk(batch, times[part.start : part.stop], levels, names)
 
     def _ordered(self) -> Iterator[RowBatch]:
         """The rows between the bounds, in the file's order or sorted by arrival."""
         if not self._settings.sort:
             yield from self._between()
             return
-        batches = list(self._between())
-        if not batches:
+        if not (batches := list(self._between())):
             return
-        whole = RowBatch.joined([batch for batch in batches if len(batch)] or batches[:1])
-        whole.lines = np.concatenate([np.asarray(batch.lines) for batch in batches])
+        whole = RowBatch.joined(batches)
         order = np.argsort(whole.arrival, kind="stable")
         for begin in range(0, len(order), CHUNK_SIZE):
             yield whole.keep(order[begin : begin + CHUNK_SIZE])
@@ -179,16 +228,22 @@ class TraceSource:
     def _check(self, batch: RowBatch, last: int | None) -> int:
         """What holds for a row beside its neighbours and its other columns; returns the last arrival."""
         columns, times = self._reader.columns, batch.arrival
-        if not batch.num_prompt_tokens.all():
-            i = int(np.flatnonzero(batch.num_prompt_tokens == 0)[0])
-            rule = "a request needs prompt tokens, and here are none"
-            raise self._error(batch, i, columns.prompt, rule, NOTHING, "fill it in, or remove the row")
+        self._check_columns(batch)
         before = np.concatenate([[times[0] if last is None else last], times[:-1]])
         if self._has_order and (before > times).any():
             i = int(np.flatnonzero(before > times)[0])
             rule = f"is {(int(before[i]) - int(times[i])) / PS_PER_S:g} s earlier than the request before it"
             mend = f"sort the file by {columns.arrival}, or let it be sorted: --sort (sort: true in a scenario)"
             raise self._error(batch, i, columns.arrival, rule, NOTHING, mend)
+        return int(times[-1])
+
+    def _check_columns(self, batch: RowBatch) -> None:
+        """What holds for a row's other columns."""
+        columns = self._reader.columns
+        if not batch.num_prompt_tokens.all():
+            i = int(np.flatnonzero(batch.num_prompt_tokens == 0)[0])
+            rule = "a request needs prompt tokens, and here are none"
+            raise self._error(batch, i, columns.prompt, rule, NOTHING, "fill it in, or remove the row")
         if self._has_ids is None:
             self._has_ids = batch.request_id is not None
         elif self._has_ids != (batch.request_id is not None):
@@ -199,7 +254,6 @@ class TraceSource:
             raise self._error(batch, 0, columns.predicted_output, rule, NOTHING, "give every row a prediction, or none")
         if batch.hash_ids is not None:
             self._check_hashes(batch, batch.hash_ids)
-        return int(times[-1])
 
     def _check_hashes(self, batch: RowBatch, rows: list[tuple[int, ...] | None]) -> None:
         h, columns = self.hash_block_tokens, self._reader.columns
@@ -212,7 +266,7 @@ class TraceSource:
                 raise self._error(batch, i, columns.hash_ids, rule, len(hashes), mend)
 
     def _chunk(
-        self, batch: RowBatch, first: int, priority: list[int] | None, tenant: list[str | None] | None
+        self, batch: RowBatch, times: list[int], priority: list[int] | None, tenant: list[str | None] | None
     ) -> RequestChunk:
         for name, drawn, given in (("priorities", priority, batch.priority), ("tenants", tenant, batch.tenant)):
             if drawn is not None and given is not None:
@@ -220,7 +274,7 @@ class TraceSource:
                 raise UserError(Problem(f"workload.{name}", rule, mend=f"leave {name} out"))
         self._has_tenants = self._has_tenants or batch.tenant is not None
         return RequestChunk(
-            arrival_ps=self._times(batch, first),
+            arrival_ps=times,
             num_prompt_tokens=batch.num_prompt_tokens.tolist(),
             num_output_tokens=batch.num_output_tokens.tolist(),
             priority=batch.priority if priority is None else priority,
@@ -243,5 +297,4 @@ class TraceSource:
             raise self._error(batch, len(batch) - 1, self._reader.columns.arrival, rule, NOTHING, mend)
         if scale != 1:
             since = np.rint(since.astype(np.float64) / scale)
-        times: list[int] = since.astype(np.int64).tolist()
-        return times
+        return list(since.astype(np.int64).tolist())

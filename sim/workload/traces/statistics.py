@@ -6,17 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simbatch.sim.clock import PS_PER_S, to_s
-from simbatch.sim.files import replacing
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
+from simbatch.sim.workload.turns import Turns, turns_in
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 
 WINDOWS_S = (1, 10, 60)
@@ -93,11 +92,30 @@ class PrefixBlocks:
             self.total += len(hash_ids)
 
 
-class TraceStatistics:
-    """Everything that `simbatch trace describe` says."""
+def session_facts(turns: Turns) -> dict[str, Any]:
+    """How many sessions there are, how many turns they have, and what is between these; times in seconds."""
+    later = np.array(turns.num_awaited) > 0
+    delays = np.array(turns.delay_ps)[later] / PS_PER_S
+    return {
+        "num_sessions": turns.num_sessions,
+        "num_turns": LengthCounts(Counter(Counter(turns.session).values())).summary(),
+        "num_forks": int((np.diff(np.array(turns.first)) > 1).sum()),
+        "num_joins": int((np.array(turns.num_awaited) > 1).sum()),
+        "delay_s": {
+            "mean": float(delays.mean()),
+            "p50": float(np.median(delays)),
+            "p95": float(np.percentile(delays, 95)),
+            "max": float(delays.max()),
+        },
+    }
 
-    def __init__(self) -> None:
-        self.num_requests = 0
+
+class TraceStatistics:
+    """Everything that `simbatch trace describe` says; of turns of sessions arrivals are the sessions' beginnings."""
+
+    def __init__(self, turns: Turns | None = None) -> None:
+        self.turns = turns
+        self.num_requests = self.num_arrivals = 0
         self.first_ps = self.last_ps = 0
         self.gaps = Gaps()
         self.prompts, self.outputs = LengthCounts(), LengthCounts()
@@ -108,17 +126,23 @@ class TraceStatistics:
 
     def add(self, chunk: RequestChunk) -> None:
         """Take the next requests."""
-        if not self.num_requests:
-            self.first_ps = chunk.arrival_ps[0]
+        if self.turns is None:
+            self.arrive(chunk.arrival_ps)
         self.num_requests += len(chunk)
-        self.last_ps = chunk.arrival_ps[-1]
-        self.gaps.add(chunk.arrival_ps)
         self.prompts.counts.update(chunk.num_prompt_tokens)
         self.outputs.counts.update(chunk.num_output_tokens)
-        self.per_second.update((ps - self.first_ps) // PS_PER_S for ps in chunk.arrival_ps)
         self.priorities.update(chunk.priority or ())
         self.tenants.update(tenant for tenant in chunk.tenant or () if tenant is not None)
         self.blocks.add(chunk.hash_ids or [])
+
+    def arrive(self, arrival_ps: list[int]) -> None:
+        """Take the next arrivals, in their order."""
+        if not self.num_arrivals:
+            self.first_ps = arrival_ps[0]
+        self.num_arrivals += len(arrival_ps)
+        self.last_ps = arrival_ps[-1]
+        self.gaps.add(arrival_ps)
+        self.per_second.update((ps - self.first_ps) // PS_PER_S for ps in arrival_ps)
 
     def rates(self, window_s: int) -> Any:
         """Requests per second in each window after the first arrival, as an array; the last one may be cut short."""
@@ -130,19 +154,21 @@ class TraceStatistics:
     def summary(self) -> dict[str, Any]:
         """Plain numbers; times in seconds, None where a figure has no meaning."""
         duration_s = to_s(self.last_ps - self.first_ps)
-        mean_rate = (self.num_requests - 1) / duration_s if duration_s else None
+        mean_rate = (self.num_arrivals - 1) / duration_s if duration_s else None
         peaks = {f"{w}s": _peak_to_mean(self.rates(w), mean_rate) for w in WINDOWS_S if duration_s >= 2 * w}
         facts: dict[str, Any] = {
             "num_requests": self.num_requests,
             "first_arrival_s": to_s(self.first_ps),
             "duration_s": duration_s,
-            "mean_request_rate": mean_rate,
+            "mean_request_rate": mean_rate if self.turns is None else None,
             "gap_cv": self.gaps.cv,
             "burstiness": self.gaps.cv**-2 if self.gaps.cv else None,
             "peak_to_mean_rate": peaks,
             "num_prompt_tokens": self.prompts.summary(),
             "num_output_tokens": self.outputs.summary(),
         }
+        if self.turns is not None:
+            facts["sessions"] = {**session_facts(self.turns), "mean_session_rate": mean_rate}
         if self.blocks.total:
             share = self.blocks.repeated / self.blocks.total
             facts["prefix_blocks"] = {"total": self.blocks.total, "repeated": self.blocks.repeated, "share": share}
@@ -164,71 +190,15 @@ def _peak_to_mean(rates: Any, mean_rate: float | None) -> float | None:
 
 def describe(source: RequestSource, progress: Callable[[int], None] | None = None) -> TraceStatistics:
     """Read a source to its end; `progress` is told the number of requests so far."""
-    statistics = TraceStatistics()
+    turns, starts = turns_in(source), list[int]()
+    statistics = TraceStatistics(turns)
     for chunk in source.chunks():
+        if turns is not None:
+            first = statistics.num_requests
+            starts += [ps for row, ps in enumerate(chunk.arrival_ps, first) if not turns.num_awaited[row]]
         statistics.add(chunk)
         if progress:
             progress(statistics.num_requests)
+    if starts:
+        statistics.arrive(sorted(starts))
     return statistics
-
-
-_MAX_WINDOWS = 400
-_NICE_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400)
-_BLUE, _GREEN = "#3b6ea5", "#5a9367"
-
-
-def draw(statistics: TraceStatistics, title: str, path: Path) -> None:
-    """Write a PNG; it appears when it is complete."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic([["arrivals", "arrivals"], ["prompts", "outputs"]])
-    figure.suptitle(title)
-    _arrivals(axes["arrivals"], statistics)
-    _lengths(axes["prompts"], statistics.prompts, "prompt tokens", _BLUE)
-    _lengths(axes["outputs"], statistics.outputs, "output tokens", _GREEN)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-
-
-def _arrivals(axes: Axes, statistics: TraceStatistics) -> None:
-    duration_s = to_s(statistics.last_ps - statistics.first_ps)
-    window_s = next((w for w in _NICE_S if duration_s / w <= _MAX_WINDOWS), _NICE_S[-1])
-    rates = statistics.rates(window_s)
-    scale, unit = (86_400, "days") if duration_s > 3 * 86_400 else (3600, "h") if duration_s > 3 * 3600 else (1, "s")
-    edges = (np.arange(len(rates) + 1) * window_s + to_s(statistics.first_ps)) / scale
-    axes.stairs(rates, edges, fill=True, color=_BLUE, alpha=0.35)
-    axes.stairs(rates, edges, color=_BLUE, linewidth=0.8)
-    if duration_s:
-        mean = (statistics.num_requests - 1) / duration_s
-        axes.axhline(mean, color="black", linestyle="--", linewidth=1, label=f"mean {mean:.3g}/s")
-        _legend(axes)
-    axes.set(
-        xlabel=f"time ({unit})", ylabel=f"requests/s, {window_s} s windows", xlim=(edges[0], edges[-1]), ylim=(0, None)
-    )
-
-
-def _lengths(axes: Axes, lengths: LengthCounts, label: str, color: str) -> None:
-    values = np.array(sorted(lengths.counts))
-    weights = np.array([lengths.counts[int(value)] for value in values])
-    low, high = int(values[0]), int(values[-1])
-    if high > 50 * low:
-        edges: Any = np.unique(np.round(np.geomspace(low, high + 1, 50)) - 0.5)
-        axes.set_xscale("log")
-    else:
-        step = max(1, -(-(high - low + 1) // 50))
-        edges = np.arange(low, high + step + 1, step) - 0.5
-    axes.hist(values, bins=list(edges), weights=weights, color=color, alpha=0.6, edgecolor=color, linewidth=0.5)
-    facts = lengths.summary()
-    for name, style in (("mean", "--"), ("p50", "-"), ("p99", ":")):
-        text = "median" if name == "p50" else name
-        axes.axvline(facts[name], color="black", linestyle=style, linewidth=1, label=f"{text} {facts[name]:.0f}")
-    axes.set(xlabel=label, ylabel="requests")
-    _legend(axes)
-
-
-def _legend(axes: Axes) -> None:
-    """Above the axes, where it hides nothing."""
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, borderaxespad=0)

@@ -91,7 +91,7 @@ class TableReader:
         self.hash_block_tokens = reading.hash_block_tokens if self.columns.hash_ids in self._index else 0
         arrival = str(reading.head.row.get(self.columns.arrival or "", ""))
         self.clock.decimal_comma = reading.head.delimiter != "," and "," in arrival
-        self._unit = self.clock.tell_unit(arrival) if self.columns.arrival else "s"
+        self._unit = self.clock.tell_unit(arrival) if arrival else self.clock.unit
         self._arrival_type = self._type_of(arrival)
 
     def batches(self) -> Iterator[RowBatch]:
@@ -133,6 +133,8 @@ class TableReader:
         kinds = {columns.arrival: self._arrival_type, columns.prompt: pa.int64(), columns.output: pa.int64()}
         types = {str(i): kinds.get(name, pa.string()) for name, i in self._index.items()}
         if b"0x" in data or b"0X" in data:  # a number to pyarrow
+            return None
+        if columns.arrival is not None and self.clock.unit is None:  # the first row has no time
             return None
         names = list(map(str, range(self._width)))
         try:

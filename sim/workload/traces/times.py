@@ -29,6 +29,7 @@ Times = NDArray[Any]  # int64, or Python's integers where those do not fit
 MAX_PS = 2**63 - 1
 
 _EXPONENTS: dict[Unit, int] = {"s": 12, "ms": 9, "us": 6, "ns": 3, "iso": 0}  # ps in one: 10^
+PS_PER_UNIT: dict[Unit, int] = {unit: 10**exponent for unit, exponent in _EXPONENTS.items()}
 _TOO_LARGE = 1e25
 _UNIX_S = (5e8, 5e9)  # 1985 to 2128: a number in it is Unix time in s, in a thousand times it in ms, ...
 _EDGES = 9.0 * 10.0 ** np.arange(3, 16)  # below 9e3 twelve decimals are exact in a double, below 9e4 eleven, ...

@@ -158,6 +158,42 @@ def _hash_of(part: str) -> object:
     return int(part) if part.isascii() and part.removeprefix("-").isdigit() and len(part) <= 40 else part
 
 
+def _parents(value: object) -> tuple[str, ...] | None:
+    """Ids of requests: one, a list, or `[3, 4]` as text; -1 and an empty list are nobody, nothing says nothing."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, str) and value.strip().startswith("["):
+        value = [part.strip().strip("\"'") for part in value.strip().strip("[]").split(",") if part.strip()]
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    ids = [_text(int(item) if isinstance(item, float) and item.is_integer() else item) for item in listed]
+    if None in ids:
+        raise BadValueError("a parent must be the id of a request, or a list of them", "write -1 for none")
+    if len(set(ids)) < len(ids):
+        raise BadValueError("a parent is given twice", "keep one of them")
+    return tuple(name for name in ids if name not in (None, "-1"))
+
+
+def _label(value: object) -> str | None:
+    """A label; a whole number of a column with gaps (parquet's 3.0) is the number."""
+    return _text(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def delays(ps_per_unit: int) -> Kind[int]:
+    """Waits of a unit of so many ps, in ps; nothing means 0."""
+
+    def slow(value: object) -> int:
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return 0
+        number = number_of(value, "a time in plain numbers")
+        if number < 0:
+            raise BadValueError("a delay must not be negative", "it counts from the end of the turn before")
+        if number * ps_per_unit >= 2**62:
+            raise BadValueError("is too long for a delay", "check the column and its unit")
+        return number * ps_per_unit if isinstance(number, int) else round(number * ps_per_unit)
+
+    return Kind(never, slow)
+
+
 def number_of(value: object, what: str) -> float:
     """A finite number, from JSON or plain digits; BadValueError that says `what` it must be."""
     if value is None or value == "":
@@ -182,4 +218,6 @@ PRIORITIES = Kind(never, _priority)
 PREDICTIONS = Kind(never, _prediction)
 TEXTS = Kind(never, _text)
 REQUEST_IDS = Kind(_plain_texts, _request_id)
+LABELS = Kind(never, _label)
+PARENTS = Kind(never, _parents)
 HASH_IDS = Kind(never, _hash_ids)

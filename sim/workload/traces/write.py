@@ -17,6 +17,8 @@ from simbatch.sim.paths import check_target
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 from simbatch.sim.workload.columns import REQUIRED, Format
 from simbatch.sim.workload.formats import FORMATS, TABLES
+from simbatch.sim.workload.traces.links import Links, links_of
+from simbatch.sim.workload.traces.times import PS_PER_UNIT
 
 
 class Rehash:
@@ -56,8 +58,10 @@ HOLDS_HASHES = tuple(name for name, form in TABLES.items() if form.hash_block_to
 NEEDS_HASHES = ("mooncake", "timed_trace")
 AZURE_START = datetime(2023, 11, 16)  # timestamps need a day; it is arbitrary, and has no zone
 _PS_PER_TICK = 10**5  # a timestamp's seventh decimal
-_PS_PER_UNIT = {"s": 10**12, "ms": 10**9, "us": 10**6, "ns": 10**3}
-_ORDER = ("request_id", "arrival", "prompt", "output", "priority", "tenant", "predicted_output", "hash_ids")
+_ORDER = (
+    *("request_id", "arrival", "prompt", "output", "priority", "tenant"),
+    *("session", "parent", "delay", "predicted_output", "hash_ids"),
+)
 
 
 class Losses(Counter[str]):
@@ -84,17 +88,22 @@ def write_trace(
     need hashes, so prompts without any get ones of their own. The file appears when it is complete.
     """
     losses, form = Losses(), FORMATS[to]
+    links = links_of(source, form)
     old = source.hash_block_tokens
     rehash = None
     if to in HOLDS_HASHES and (regroup if old else to in NEEDS_HASHES):
         rehash = Rehash(old or hash_block_tokens, hash_block_tokens)
     there = {"predicted_output": getattr(source, "foretells", False), "hash_ids": bool(old) or rehash is not None}
+    there |= {"session": links is not None, "delay": links is not None}
+    there["parent"] = links is not None and any(parent is not None for parent in links.parent)
     held = [kind for kind in _ORDER if getattr(form.columns, kind) and there.get(kind, True)]
     num_written = 0
+    if links is not None:
+        _note_links(links, form, losses)
     with _writer(path, form, held) as write:
         for chunk in source.chunks():
             _note_losses(chunk, form, losses)
-            write(_rows(chunk, num_written, rehash), losses)
+            write(_rows(chunk, num_written, rehash, links), losses)
             num_written += len(chunk)
             if progress:
                 progress(num_written)
@@ -105,8 +114,8 @@ Row = dict[str, Any]
 Write = Callable[[list[Row], Losses], None]
 
 
-def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None) -> list[Row]:
-    """The chunk's requests by what a column means, `arrival` in ps."""
+def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None, links: Links | None) -> list[Row]:
+    """The chunk's requests by what a column means, `arrival` and `delay` in ps; no arrival where others decide it."""
     n = len(chunk)
     columns: dict[str, Any] = {
         "request_id": chunk.request_id or [str(i) for i in range(first, first + n)],
@@ -118,9 +127,25 @@ def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None) -> list[Row]:
         "predicted_output": chunk.predicted_output_tokens or [None] * n,
         "hash_ids": chunk.hash_ids or [()] * n,
     }
+    if links is not None:
+        part = slice(first, first + n)
+        columns |= {"session": links.session[part] or [""] * n, "parent": links.parent[part]}
+        columns["delay"] = links.delay_ps[part]
+        waits = zip(chunk.arrival_ps, links.waits[part], strict=True)
+        columns["arrival"] = [None if is_later and not ps else ps for ps, is_later in waits]
     if rehash:
-        columns["hash_ids"] = list(map(rehash, columns["hash_ids"], chunk.num_prompt_tokens))
+        known = zip(columns["hash_ids"], chunk.num_prompt_tokens, strict=True)
+        # a turn's prompt goes on its conversation where nothing names its blocks
+        columns["hash_ids"] = [rehash(ids, num) if ids or links is None else () for ids, num in known]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _note_links(links: Links, form: Format, losses: Losses) -> None:
+    if links.num_lost:
+        losses[f"{form.name} has no parent: turns wait for the row before them of their session"] += links.num_lost
+    num_delays = sum(map(bool, links.delay_ps))
+    if num_delays and form.columns.delay is None:
+        losses[f"{form.name} has no delay: left out"] += num_delays
 
 
 def _note_losses(chunk: RequestChunk, form: Format, losses: Losses) -> None:
@@ -146,6 +171,12 @@ def _writer(path: Path, form: Format, held: Sequence[str]) -> Iterator[Write]:
                 yield (_csv if form.written_as == "csv" else _lines)(file, form, held)
 
 
+def _timed(row: Row, form: Format, losses: Losses) -> None:
+    """Give a row its times as the format has them."""
+    row["arrival"] = None if row["arrival"] is None else _time(row["arrival"], form, losses)
+    row["delay"] = _time(row["delay"], form, losses) if row.get("delay") else 0
+
+
 def _time(ps: int, form: Format, losses: Losses) -> float | int | str:
     """A time as the format has it: a timestamp, seconds of ours, or plain numbers, whole where they are."""
     if form.unit == "iso":
@@ -156,19 +187,20 @@ def _time(ps: int, form: Format, losses: Losses) -> float | int | str:
         return f"{AZURE_START + timedelta(seconds=seconds)}.{fraction:07d}"
     if form.columns == OWN:
         return to_s(ps)
-    unit = _PS_PER_UNIT[form.unit or "s"]
+    unit = PS_PER_UNIT[form.unit or "s"]
     return ps // unit if ps % unit == 0 else ps / unit
 
 
 def _lines(file: IO[str], form: Format, held: Sequence[str]) -> Write:
-    always = {"request_id", *REQUIRED}
+    always = {"request_id", "parent", *REQUIRED}
 
     def write(rows: list[Row], losses: Losses) -> None:
         for row in rows:
-            if form.name in NEEDS_HASHES and not row["hash_ids"]:
+            if form.name in NEEDS_HASHES and not row["hash_ids"] and "session" not in row:
                 losses["without hash_ids; vllm bench serve would send an empty prompt"] += 1
-            row["arrival"] = _time(row["arrival"], form, losses)
-            line = {getattr(form.columns, kind): row[kind] for kind in held if kind in always or row[kind]}
+            _timed(row, form, losses)
+            said = (kind for kind in held if row[kind] or (row[kind] is not None and kind in always))
+            line = {getattr(form.columns, kind): row[kind] for kind in said}
             file.write(json.dumps(line) + "\n")
 
     return write
@@ -183,8 +215,10 @@ def _csv(file: IO[str], form: Format, held: Sequence[str]) -> Write:
 
     def write(rows: list[Row], losses: Losses) -> None:
         for row in rows:
-            row["arrival"] = _time(row["arrival"], form, losses)
+            _timed(row, form, losses)
             row["hash_ids"] = " ".join(map(str, row["hash_ids"]))
+            if isinstance(row.get("parent"), list):
+                row["parent"] = f"[{', '.join(row['parent'])}]"
             has_return = "\r" in row["request_id"] or "\r" in (row["tenant"] or "")
             (quoted if has_return else table).writerow([row[kind] for kind in held])
 
@@ -197,15 +231,18 @@ def _parquet(path: Path, form: Format, held: Sequence[str]) -> Iterator[Write]:
     import pyarrow.parquet as pq
 
     kinds: dict[str, Any] = dict.fromkeys(("prompt", "output", "priority"), pa.int64()) | dict.fromkeys(
-        ("request_id", "tenant"), pa.string()
+        ("request_id", "tenant", "session"), pa.string()
     )
     kinds |= {"arrival": pa.float64(), "predicted_output": pa.float64(), "hash_ids": pa.list_(pa.int64())}
+    kinds |= {"delay": pa.float64(), "parent": pa.list_(pa.string())}
     schema = pa.schema([(getattr(form.columns, kind), kinds[kind]) for kind in held])
     with pq.ParquetWriter(path, schema) as table:
 
         def write(rows: list[Row], losses: Losses) -> None:
             for row in rows:
-                row["arrival"] = _time(row["arrival"], form, losses)
+                _timed(row, form, losses)
+                if row.get("parent") is not None:
+                    row["parent"] = row["parent"] if isinstance(row["parent"], list) else [row["parent"]]
                 row["hash_ids"] = row["hash_ids"] or None  # an empty list would say that the prompt has no blocks
             columns = [pa.array([row[kind] for row in rows], kinds[kind]) for kind in held]
             table.write_table(pa.Table.from_arrays(columns, schema=schema))
