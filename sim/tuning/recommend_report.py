@@ -116,7 +116,7 @@ def _head(found: Recommendation) -> Iterator[str]:
         f"load: {load.rate:g} req/s ({load.share:.0%} of the {load.saturated:.3g} that the saturated GPU does) and "
         f"{load.peak:g} req/s (a quarter more); {NUM_SEEDS} seeds each"
     )
-    yield f"SLO: {slo}"
+    yield f"SLO: {slo or 'none'}"
 
 
 def shown_trials(found: Recommendation) -> list[TriedChoice]:
@@ -133,13 +133,13 @@ def shown_trials(found: Recommendation) -> list[TriedChoice]:
 
 
 def _evidence(found: Recommendation) -> list[str]:
-    header = ["max_num_seqs", "tokens a step", "score", *(metric.heading for metric in FIGURES), ""]
+    header = ["max_num_\nseqs", "tokens\na step", "score", *(metric.heading for metric in FIGURES), ""]
     rows = []
     for trial in shown_trials(found):
         mark = "*" if trial.choice == found.chosen else " "
         figures = [
             _score(trial.score),
-            *(number(trial.mean(metric.key), metric.decimals) for metric in FIGURES),
+            *(metric.text(trial.mean(metric.key)) for metric in FIGURES),
             _marks(found, trial),
         ]
         rows.append([f"{mark} {trial.choice.max_num_seqs}", f"{trial.choice.max_num_batched_tokens:,}", *figures])
