@@ -124,7 +124,8 @@ class CaseTraffic:
                 min(case_request["max_tokens"], self._max_model_len - case_request["prompt_len"]),
                 case_request.get("priority", 0),
             )
-            request.tenant = case_request.get("tenant")
+            request.tenant, request.session_id = case_request.get("tenant"), case_request.get("session_id")
+            request.turn, request.has_next_turn = case_request.get("turn", 0), case_request.get("has_next_turn", False)
             if self._keys:
                 request.keys = self._keys.of(case_request)
             self._num_taken += 1
