@@ -8,9 +8,9 @@ from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.trust import NO_REAL_RUN, caveats
-from simbatch.sim.files import write_json
+from simbatch.sim.files import write_json, write_yaml
 from simbatch.sim.metrics.registry import SLO_SHARE, WITHIN_SLO, shown
-from simbatch.sim.results.files import write_result
+from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.text import number, percent, table
 from simbatch.sim.tuning.recommend import (
     CLOSE,
@@ -133,7 +133,15 @@ def shown_trials(found: Recommendation) -> list[TriedChoice]:
 
 
 def _evidence(found: Recommendation) -> list[str]:
-    header = ["max_num_\nseqs", "tokens\na step", "score", *(metric.heading for metric in FIGURES), ""]
+    both = "" if found.load.rate is None else ", mean of both loads; the other figures are at the lower load"
+    header, rows = evidence(found)
+    narrow = ["max_num_\nseqs", "tokens\na step", *header[2:]]
+    return [f"evidence (score: {found.unit}{both}):", *table(narrow, rows)]
+
+
+def evidence(found: Recommendation) -> tuple[list[str], list[list[str]]]:
+    """The table of what was tried: its header and its rows."""
+    header = ["max_num_seqs", "tokens a step", "score", *(metric.heading for metric in FIGURES), ""]
     rows = []
     for trial in shown_trials(found):
         mark = "*" if trial.choice == found.chosen else " "
@@ -143,9 +151,7 @@ def _evidence(found: Recommendation) -> list[str]:
             _marks(found, trial),
         ]
         rows.append([f"{mark} {trial.choice.max_num_seqs}", f"{trial.choice.max_num_batched_tokens:,}", *figures])
-    what = found.unit
-    both = "" if found.load.rate is None else ", mean of both loads; the other figures are at the lower load"
-    return [f"evidence (score: {what}{both}):", *table(header, rows)]
+    return header, rows
 
 
 def _marks(found: Recommendation, trial: TriedChoice) -> str:
@@ -220,16 +226,17 @@ def _limits(found: Recommendation) -> list[str]:
     return [key.removesuffix("_ms") for key in found.slo]
 
 
-OWN_FILES = ("recommend.json", CONFIG_FILE, "scenario.yaml")
+OWN_FILES = ("recommend.json", CONFIG_FILE, "scenario.yaml", "report.html")
 
 
-def save(found: Recommendation, folder: Path) -> list[Path]:
-    """Write everything into `folder`; returns the files."""
+def save(found: Recommendation, folder: Path, more: Writers | None = None) -> list[Path]:
+    """Write everything into `folder`, and what `more` writes (a page); returns the files."""
     comment = f"{found.case.name} on {found.profile.name}, by simbatch recommend; for vllm serve --config {CONFIG_FILE}"
     writers = {
         "recommend.json": lambda path: write_json(path, content(found)),
         CONFIG_FILE: lambda path: path.write_text(config_yaml(arguments(found), comment), encoding="utf-8") and None,
-        "scenario.yaml": lambda path: _write_scenario(path, found),
+        "scenario.yaml": lambda path: write_yaml(path, scenario_content(found)),
+        **(more or {}),
     }
     return write_result(folder, writers, OWN_FILES)
 
@@ -271,9 +278,7 @@ def _trial(found: Recommendation, trial: TriedChoice) -> dict[str, Any]:
     return {**trial.choice._asdict(), "score": trial.score, **figures, "overloaded_runs": trial.at_load.num_overloaded}
 
 
-def _write_scenario(path: Path, found: Recommendation) -> None:
-    import yaml
-
+def scenario_content(found: Recommendation) -> dict[str, Any]:
+    """The scenario of the choice, at the load of the comparison."""
     rate = {} if found.load.rate is None else {"workload.request_rate": found.load.rate}
-    data = found.scenario.override({**found.chosen.settings(), **rate}).dump()
-    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return found.scenario.override({**found.chosen.settings(), **rate}).dump()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import jobs_option, version_option
+from simbatch.cli._options import html_option, jobs_option, version_option
 from simbatch.cli._output import Output, progress_of
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
 @jobs_option
+@html_option
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier plan has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -52,6 +53,7 @@ def plan(
     file: Path | None,
     folder: Path | None,
     jobs: int,
+    html: bool,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -70,7 +72,7 @@ def plan(
     output = Output(folder, f"{file.stem}-plan" if file is not None else "plan", OWN_FILES)
     with progress_of("plan", None, quiet=quiet) as progress:
         found = question.answer(output.folder, jobs=jobs, resume=resume, progress=progress)
-    written = found.save(output.folder)
+    written = found.save(output.folder, html=html)
     output.show(written, found.text, "plan.json" if as_json else None, quiet=quiet)
 
 

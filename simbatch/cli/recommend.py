@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._options import jobs_option
+from simbatch.cli._options import html_option, jobs_option
 from simbatch.cli._output import Output, progress_of
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
@@ -29,6 +30,7 @@ ABOUT_RUNS = 300
 @click.option("--slo", "limits", multiple=True, metavar="KEY=MS", help="--slo ttft_ms=500 --slo tpot_ms=40.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the traffic.")
 @jobs_option
+@html_option
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
 @click.option("--json", "as_json", is_flag=True, help="Print recommend.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -40,6 +42,7 @@ def recommend(
     limits: tuple[str, ...],
     seed: int,
     jobs: int,
+    html: bool,
     folder: Path | None,
     as_json: bool,
     quiet: bool,
@@ -50,8 +53,10 @@ def recommend(
     --scenario under FILE's traffic at its rate, its SLO, its profile. Takes about a minute on two cores. Results go to
     DIR, by default results/recommend-<use case>-<profile>.
     """
+    from simbatch.sim.report.page.page import page_writer
     from simbatch.sim.search.run import Runner
     from simbatch.sim.tuning.recommend import recommend as search
+    from simbatch.sim.tuning.recommend_page import recommend_page
     from simbatch.sim.tuning.recommend_report import OWN_FILES, report, save
 
     if file is not None:
@@ -67,7 +72,7 @@ def recommend(
         runner = Runner(scenario, jobs=jobs, progress=progress)
         found = search(case, scenario, profile, runner, rate)
     found.num_runs = runner.num_runs
-    written = save(found, output.folder)
+    written = save(found, output.folder, page_writer(partial(recommend_page, found), html=html))
     last = f"{found.num_runs} simulations; {', '.join(path.name for path in written)} in {output.folder}"
     json_file = "recommend.json" if as_json else None
     output.show(written, lambda: f"{report(found)}\n", json_file, quiet=quiet, last=last)
