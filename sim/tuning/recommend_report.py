@@ -24,6 +24,7 @@ from simbatch.sim.tuning.recommend import (
 from simbatch.sim.tuning.recommend_cases import GB, LARGE_GB, SMALL_GB
 from simbatch.sim.tuning.recommend_doubts import banded_lines, beaten_lines, kept_words, stands_content
 from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, arguments, command, config_yaml, weight_notes
+from simbatch.sim.workload.lengths import Empirical
 
 FIGURES = shown("recommend")  # of a trial, beside its score
 FAR = 20  # times
@@ -83,7 +84,8 @@ def all_notes(found: Recommendation) -> list[str]:
     inside = found.trials[found.chosen].mean("simbatch.profile.share_of_steps_in_range")
     if inside is not None and inside < 0.99:
         lines.append(f"Only {percent(inside)} of the steps are inside what the profile measured.")
-    lines.append("The traffic is an assumption: put yours into scenario.yaml and run `simbatch tune` on it.")
+    assumed = "Arrivals are" if isinstance(found.scenario.workload.prompt_len, Empirical) else "The traffic is"
+    lines.append(f"{assumed} an assumption: put yours into scenario.yaml and run `simbatch tune` on it.")
     return lines
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from simbatch.cli._options import html_option, jobs_option
 from simbatch.cli._output import Output, progress_of
+from simbatch.cli._trace_options import reading_of, trace_options
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ ABOUT_RUNS = 300
 @click.option("--profile", "reference", metavar="P", help="A profile that ships, or a path.")
 @click.option("--scenario", "file", type=click.Path(path_type=Path), metavar="FILE", help="Your traffic, SLO, profile.")
 @click.option("--preset", metavar="NAME", help="Other traffic for the use case: chat, code, rag, summarize.")
+@click.option("--trace", metavar="F", help="Take the lengths of this file; arrivals are the use case's.")
+@trace_options
 @click.option("--slo", "limits", multiple=True, metavar="KEY=MS", help="--slo ttft_ms=500 --slo tpot_ms=40.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the traffic.")
 @jobs_option
@@ -39,6 +42,7 @@ def recommend(
     reference: str | None,
     file: Path | None,
     preset: str | None,
+    trace: str | None,
     limits: tuple[str, ...],
     seed: int,
     jobs: int,
@@ -59,13 +63,15 @@ def recommend(
     from simbatch.sim.tuning.recommend_page import recommend_page
     from simbatch.sim.tuning.recommend_report import OWN_FILES, report, save
 
+    traced = _traced(trace, preset)
     if file is not None:
-        if preset is not None:
-            raise UserError(Problem("--preset", "FILE has its traffic", preset, "leave out --preset or --scenario"))
+        if given := preset or trace:
+            flag = "--preset" if preset is not None else "--trace"
+            raise UserError(Problem(flag, "FILE has its traffic", given, f"leave out {flag} or --scenario"))
         case, scenario, profile = _of_scenario(file, use_case, reference, limits)
         rate = scenario.workload.request_rate
     else:
-        case, scenario, profile = _of_case(use_case, reference, preset, limits, seed)
+        case, scenario, profile = _of_case(use_case, reference, preset, traced, limits, seed)
         rate = None
     output = Output(folder, f"recommend-{scenario.name}-{profile.name}", OWN_FILES)
     with progress_of("recommend", ABOUT_RUNS, quiet=quiet) as progress:
@@ -75,13 +81,26 @@ def recommend(
     written = save(found, output.folder, page_writer(partial(recommend_page, found), html=html))
     last = f"{found.num_runs} simulations; {', '.join(path.name for path in written)} in {output.folder}"
     json_file = "recommend.json" if as_json else None
-    output.show(written, lambda: f"{report(found)}\n", json_file, quiet=quiet, last=last)
+    output.show(written, lambda: f"{report(found)}\n", json_file, quiet=quiet, last=last, unread=runner.unread)
+
+
+def _traced(trace: str | None, preset: str | None) -> dict[str, Any] | None:
+    """The file whose lengths are taken, and how it is read."""
+    read = reading_of(trace)
+    if trace is not None and preset is not None:
+        raise UserError(Problem("--preset", "cannot stand beside --trace", preset, "give one of the two"))
+    return None if trace is None else {"path": str(Path(trace).absolute()), **read}
 
 
 def _of_case(
-    use_case: str | None, reference: str | None, preset: str | None, limits: tuple[str, ...], seed: int
+    use_case: str | None,
+    reference: str | None,
+    preset: str | None,
+    traced: dict[str, Any] | None,
+    limits: tuple[str, ...],
+    seed: int,
 ) -> tuple[UseCase, Scenario, MeasuredProfile]:
-    """The use case's own traffic, or a preset's."""
+    """The use case's own traffic, a preset's, or with the lengths of a trace."""
     from simbatch.sim.scenario.presets import preset_of, slo_of
     from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
 
@@ -93,8 +112,10 @@ def _of_case(
     traffic = None if preset is None else preset_of(preset)
     if traffic is not None:
         case = replace(case, words=f"{traffic.name}: {traffic.words} ({traffic.source})", slo=traffic.slo)
+    if traced is not None:
+        case = replace(case, words=f"the lengths of {traced['path']}; arrivals as of {case.words}")
     slo = slo_of(limits) or dict(case.slo)
-    return case, scenario_of(case, profile, reference, slo, seed, traffic), profile
+    return case, scenario_of(case, profile, reference, slo, seed, traffic, traced), profile
 
 
 def _of_scenario(
