@@ -124,6 +124,7 @@ def bands_table(
     rows = [
         (metric.label, metric.text(value_of(metric)), metric.text(band["low"]), metric.text(band["high"]))
         for metric, band in known
+        if value_of(metric) is not None
     ]
     if rows:
         yield PageTable("Bands (5 to 95 %)", ("", "here", "low", "high"), rows)
