@@ -7,6 +7,7 @@ from typing import Any
 
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import LATENCIES, REGISTRY, STATISTIC_LABELS, metrics_of
+from simbatch.sim.report.answer import trust_of
 from simbatch.sim.report.console import GROUP_HEADER, PRINTED, group_cells, setting_text
 from simbatch.sim.report.page.page import PageTable
 from simbatch.sim.text import number, percent, short_name
@@ -86,6 +87,13 @@ def shared_warnings(summaries: Mapping[str, Summary]) -> Iterator[str]:
     yield from of_all
 
 
+def trust_line(summaries: Mapping[str, Summary]) -> Iterator[tuple[str, str]]:
+    """For the answer: how far each profile can be trusted, in half a line."""
+    lines = dict.fromkeys(trust_of(summary["simbatch"]["profile"]) for summary in summaries.values())
+    profiles = {line.partition(";")[0]: None for line in lines}  # how much is in range differs from run to run
+    yield "Trust", f"{'; '.join(profiles)}."
+
+
 def trust_of_all(summaries: Mapping[str, Summary]) -> Iterator[tuple[str, str]]:
     """`trust_rows` of each profile and vLLM that some candidate runs on, once."""
     seen = set()
@@ -124,6 +132,7 @@ def bands_table(
     rows = [
         (metric.label, metric.text(value_of(metric)), metric.text(band["low"]), metric.text(band["high"]))
         for metric, band in known
+        if value_of(metric) is not None
     ]
     if rows:
         yield PageTable("Bands (5 to 95 %)", ("", "here", "low", "high"), rows)
