@@ -105,7 +105,7 @@ class FleetQuestion:
         )
         found.notes += [] if demand.peak is None else [demand.peak.text()]
         found.notes += left_out(self.wanted.gpus or [], kinds)
-        return FleetAnswer(found, runner.num_runs)
+        return FleetAnswer(found, runner.num_runs, runner.unread)
 
     def _of_scenario(self, scenario: Scenario) -> Scenario:
         names = ("model", "preset", "prompt_len", "output_len", "prefix_len")
@@ -159,10 +159,14 @@ def checked(question: FleetQuestion) -> FleetQuestion:
 
 @dataclass(frozen=True)
 class FleetAnswer:
-    """The cheapest fleet that was `found`, and every other shape that was looked at; `num_runs` simulations."""
+    """The cheapest fleet that was `found`, and every other shape that was looked at; `num_runs` simulations.
+
+    `unread`: how a trace was read and what in it was not, in sentences.
+    """
 
     found: FleetPlan
     num_runs: int
+    unread: Sequence[str] = ()
 
     def text(self) -> str:
         """The answer in one sentence, then where it comes from."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 OWN_FILES = ("summary.csv", "summary.parquet", "points.csv", "sweep.png", "report.html")
 LAST = ("overloaded", "warnings", "key")  # columns after the metrics
-OF_FILE = re.compile(r"\S+\.\w+: ")  # how a warning on a trace begins: with its file
 MAX_LINES = 40
 TRIED_S = 2.0  # of a cell that is tried for an estimate
 
@@ -64,12 +62,6 @@ class Sweep:
                 settings[json.dumps(chosen)] = chosen
                 experiment.add(json.dumps(chosen), cell.seed, summary)
         return [chosen | point for chosen, point in zip(settings.values(), experiment.points(), strict=True)]
-
-    def warnings_of_trace(self) -> list[str]:
-        """How the trace was read and what in it was not, as every cell's run says it."""
-        warned = [set(summary["simbatch"]["warnings"]) for summary in self.summaries.values()]
-        common = set.intersection(*warned) if warned else set()
-        return sorted(filter(OF_FILE.match, common))
 
     @property
     def _limits(self) -> Mapping[str, float]:

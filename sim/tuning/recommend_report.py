@@ -24,6 +24,7 @@ from simbatch.sim.tuning.recommend import (
 from simbatch.sim.tuning.recommend_cases import GB, LARGE_GB, SMALL_GB
 from simbatch.sim.tuning.recommend_doubts import banded_lines, beaten_lines, kept_words, stands_content
 from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, arguments, command, config_yaml, weight_notes
+from simbatch.sim.workload.lengths import Empirical
 
 FIGURES = shown("recommend")  # of a trial, beside its score
 FAR = 20  # times
@@ -83,7 +84,8 @@ def all_notes(found: Recommendation) -> list[str]:
     inside = found.trials[found.chosen].mean("simbatch.profile.share_of_steps_in_range")
     if inside is not None and inside < 0.99:
         lines.append(f"Only {percent(inside)} of the steps are inside what the profile measured.")
-    lines.append("The traffic is an assumption: put yours into scenario.yaml and run `simbatch tune` on it.")
+    assumed = "Arrivals are" if isinstance(found.scenario.workload.prompt_len, Empirical) else "The traffic is"
+    lines.append(f"{assumed} an assumption: put yours into scenario.yaml and run `simbatch tune` on it.")
     return lines
 
 
@@ -116,7 +118,7 @@ def _head(found: Recommendation) -> Iterator[str]:
         f"load: {load.rate:g} req/s ({load.share:.0%} of the {load.saturated:.3g} that the saturated GPU does) and "
         f"{load.peak:g} req/s (a quarter more); {NUM_SEEDS} seeds each"
     )
-    yield f"SLO: {slo}"
+    yield f"SLO: {slo or 'none'}"
 
 
 def shown_trials(found: Recommendation) -> list[TriedChoice]:
@@ -134,7 +136,9 @@ def shown_trials(found: Recommendation) -> list[TriedChoice]:
 
 def _evidence(found: Recommendation) -> list[str]:
     both = "" if found.load.rate is None else ", mean of both loads; the other figures are at the lower load"
-    return [f"evidence (score: {found.unit}{both}):", *table(*evidence(found))]
+    header, rows = evidence(found)
+    narrow = ["max_num_\nseqs", "tokens\na step", *header[2:]]
+    return [f"evidence (score: {found.unit}{both}):", *table(narrow, rows)]
 
 
 def evidence(found: Recommendation) -> tuple[list[str], list[list[str]]]:
@@ -145,7 +149,7 @@ def evidence(found: Recommendation) -> tuple[list[str], list[list[str]]]:
         mark = "*" if trial.choice == found.chosen else " "
         figures = [
             _score(trial.score),
-            *(number(trial.mean(metric.key), metric.decimals) for metric in FIGURES),
+            *(metric.text(trial.mean(metric.key)) for metric in FIGURES),
             _marks(found, trial),
         ]
         rows.append([f"{mark} {trial.choice.max_num_seqs}", f"{trial.choice.max_num_batched_tokens:,}", *figures])

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import html_option, jobs_option, version_option
+from simbatch.cli._options import (
+    TRACE_FLAGS,
+    html_option,
+    jobs_option,
+    trace_changes,
+    version_option,
+    with_trace_flags,
+)
 from simbatch.cli._output import Output, progress_of, say_to
+from simbatch.cli._trace_options import reading_of, trace_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -24,6 +32,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @version_option
+@trace_options
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
 @click.option("--model", metavar="M", help="Without FILE: the model, as Qwen/Qwen3-32B.")
 @click.option("--preset", metavar="NAME", help="Without FILE: traffic by name: chat, code, rag, summarize.")
@@ -81,7 +90,7 @@ def plan(
     with progress_of("plan, simulations", None, quiet=quiet) as progress, _kept(output.folder, quiet=quiet):
         found = question.answer(output.folder, progress=progress, **where)
     written = found.save(output.folder, html=html)
-    output.show(written, found.text, "plan.json" if as_json else None, quiet=quiet)
+    output.show(written, found.text, "plan.json" if as_json else None, quiet=quiet, unread=found.unread)
 
 
 @contextmanager
@@ -101,14 +110,18 @@ def _question(file: Path | None, asked: dict[str, Any]) -> FleetQuestion:
     from simbatch.sim.tuning.goal import Limit
 
     version, seed = asked["vllm_version"], asked["seed"]
+    scenario = None if file is None else Scenario.load(file)
+    if scenario is not None and asked["trace"] is None:
+        (scenario,) = with_trace_flags([scenario])
     changes = [
+        ({} if file and asked["trace"] is None else trace_changes(reading_of(asked["trace"])), TRACE_FLAGS),
         ({} if version is None else {"engine.vllm_version": version}, "--vllm-version"),
         (parse_overrides(asked["assignments"]), "--set"),
         ({} if seed is None else {"seed": seed}, "--seed"),
     ]
     same = ("model", "preset", "prompt_len", "output_len", "prefix_len", "trace", "rate", "growth", "routers", "spare")
     return FleetQuestion(
-        None if file is None else Scenario.load(file),
+        scenario,
         tuple(map(Limit.parse, asked["limits"])),
         _wanted(asked),
         changes=[(values, origin) for values, origin in changes if values],
