@@ -97,15 +97,16 @@ def test_few_tokens_do_not_read_all_experts():
         ("rtx4090-llama-3.1-8b-bf16", "llama-3.1-8b-instruct", 0.2),
         ("rtxpro6000-llama-3.1-8b-bf16", "llama-3.1-8b-instruct", 0.1),
         ("rtxpro6000-qwen3-32b-bf16-tp2", "qwen3-32b", 0.1),
-        # of aiconfigurator's, to which random sampling is added, that the roofline leaves out
-        ("h100-llama-3.1-8b-fp8-kvfp8", "llama-3.1-8b-instruct", 0.2),
+        # of aiconfigurator's, to which random sampling is added
+        ("h100-llama-3.1-8b-fp8-kvfp8", "llama-3.1-8b-instruct", 0.15),
         ("l40s-llama-3.1-70b-bf16-tp4", "llama-3.1-70b-instruct", 0.12),
     ],
 )
 def test_against_what_was_measured(name, model, most):
     measured = load_profile(name, folder=Path())
     shape = measured.quantisation, measured.kv_cache_dtype, measured.tensor_parallel_size
-    estimated = roofline_of(published(model), GPUS[measured.gpu], *shape).step_time().cost_model()
+    greedy = "aiconfigurator" not in measured.source
+    estimated = roofline_of(published(model), GPUS[measured.gpu], *shape, greedy=greedy).step_time().cost_model()
     for regime in ("decode", "prefill", "mixed"):
         steps = sample_steps(regime, 300, LIMITS, 3)
         assert np.abs(predict_s(estimated, steps) / predict_s(measured.cost_model(), steps) - 1).mean() < most
@@ -302,7 +303,7 @@ def test_kernel_tables_of_experts_and_mla_are_near_the_roofline():
         ("deepseek-ai/DeepSeek-V3", "h200", 8): {1: 15.3, 64: 31.4, 256: 45.9},
     }
     for (name, gpu, size), steps in tables.items():
-        cost = cost_of(gpu=GPUS[gpu], config=model(name), tensor_parallel_size=size)
+        cost = cost_of(gpu=GPUS[gpu], config=model(name), tensor_parallel_size=size, greedy=True)
         for num, table_ms in steps.items():
             ours_ms = 1e-9 * step_ps_alike(cost, num, num * 1024)
             assert ours_ms == pytest.approx(table_ms, rel=0.25), (name, num)

@@ -29,6 +29,7 @@ from simbatch.profiler.model.layers import Experts, Layer
 from simbatch.profiler.model.mixers import LatentAttention, Matrix
 from simbatch.profiler.model.quantisation import checked_quantisation, compute_dtype, is_weight_only_4_bits
 from simbatch.profiler.model.routing import EVEN, Routing
+from simbatch.profiler.model.sampling import SAMPLER_S, SAMPLER_SEQ_S, random_seq_s
 from simbatch.profiler.model.weights import layer_matrices, local_vocab
 from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu
@@ -43,7 +44,7 @@ EXPERT_FLOPS_SHARE = {"bf16": 0.45, "fp8": 0.3, "int8": 0.3, "fp4": 0.25}  # of 
 MATRIX_S = {"bf16": 4e-6, "fp8": 6e-6, "int8": 6e-6, "fp4": 8e-6}  # a small product; activations are quantised first
 ATTENTION_S = 10e-6
 ELEMENTWISE_SHARE = 0.8
-LAUNCH_S, SAMPLER_S, SAMPLER_SEQ_S = 8e-6, 30e-6, 0.6e-6
+LAUNCH_S = 8e-6
 ROUTING_S = 20e-6  # choice of the experts, and tokens put in their order
 LATENT_S = 80e-6  # MLA: a dozen small kernels a layer
 ALL_REDUCE_S, LINK_SHARE = 5e-6, 0.55
@@ -71,6 +72,7 @@ class Roofline:
     kv_cache_dtype: str = "auto"
     tensor_parallel_size: int = 1
     routing: Routing = EVEN
+    greedy: bool = False
 
     @cached_property
     def attention(self) -> AttentionCost:
@@ -147,7 +149,12 @@ class Roofline:
     def sequences_s(self, num_seqs: int) -> float:
         """Head and sampler, s."""
         head_s = self._product_s(self.head, num_seqs, SHORT_DTYPES[self.config.dtype])
-        return head_s + SAMPLER_S + SAMPLER_SEQ_S * num_seqs
+        return head_s + SAMPLER_S + (SAMPLER_SEQ_S + self.random_seq_s) * num_seqs
+
+    @property
+    def random_seq_s(self) -> float:
+        """What drawing a sequence's token takes, s: 0 where sampling is greedy."""
+        return 0.0 if self.greedy else random_seq_s(self.config.vocab_size, self.gpu.bandwidth_bytes_per_s)
 
     def decode_step_s(self, num_decodes: int, context: int) -> float:
         """A decode-only step of requests that have as much context each, s."""
@@ -218,10 +225,15 @@ def roofline_of(
     kv_cache_dtype: str = "auto",
     tensor_parallel_size: int = 1,
     routing: Routing = EVEN,
+    *,
+    greedy: bool = False,
 ) -> Roofline:
-    """The roofline; weights are stored as the checkpoint says unless `quantisation` is given, routing is even."""
+    """The roofline; weights are stored as the checkpoint says unless `quantisation` is given.
+
+    `greedy`: sampling at temperature 0; otherwise tokens are drawn, as models' own generation configs have it.
+    """
     stored = checked_quantisation(quantisation or config.quantisation or SHORT_DTYPES[config.dtype])
-    return Roofline(config, gpu, stored, kv_cache_dtype, tensor_parallel_size, routing)
+    return Roofline(config, gpu, stored, kv_cache_dtype, tensor_parallel_size, routing, greedy)
 
 
 def knots(counts: Sequence[int], times_s: Sequence[float]) -> dict[str, list[Any]]:

@@ -147,6 +147,7 @@ class Policy(Plugin):
     {}
     """
 
+    known_as: ClassVar[str] = ""  # what the field calls it: the system or paper that it comes from
     disciplines: ClassVar[tuple[str, ...]] = ("continuous",)  # of `continuous`, `static`
 
     def start(self, engine: EngineView) -> None:

@@ -7,7 +7,7 @@ The traffic of a use case is an assumption, written down here and in docs/recomm
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
@@ -104,6 +104,21 @@ USE_CASES = {
         ),
     )
 }
+
+
+def case_of(case: UseCase, scenario: Scenario) -> UseCase:
+    """The use case's range of batches under a scenario's own traffic and SLO; UserError where that has no one rate."""
+    workload = scenario.workload
+    if workload.request_rate is None or scenario.cluster is not None:
+        rule = "recommend takes a scenario of one engine with workload.request_rate"
+        raise UserError(Problem("--scenario", rule, scenario.name, "`simbatch tune` takes any traffic"))
+    return replace(
+        case,
+        words=f"that of {scenario.name}, {workload.request_rate:g} req/s",
+        slo=scenario.slo.model_dump(exclude_none=True),
+        num_prompts=workload.num_prompts or case.num_prompts,
+        burstiness=workload.burstiness,
+    )
 
 
 def scenario_of(

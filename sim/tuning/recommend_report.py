@@ -118,7 +118,7 @@ def _head(found: Recommendation) -> Iterator[str]:
         f"load: {load.rate:g} req/s ({load.share:.0%} of the {load.saturated:.3g} that the saturated GPU does) and "
         f"{load.peak:g} req/s (a quarter more); {NUM_SEEDS} seeds each"
     )
-    yield f"SLO: {slo}"
+    yield f"SLO: {slo or 'none'}"
 
 
 def shown_trials(found: Recommendation) -> list[TriedChoice]:
@@ -136,7 +136,9 @@ def shown_trials(found: Recommendation) -> list[TriedChoice]:
 
 def _evidence(found: Recommendation) -> list[str]:
     both = "" if found.load.rate is None else ", mean of both loads; the other figures are at the lower load"
-    return [f"evidence (score: {found.unit}{both}):", *table(*evidence(found))]
+    header, rows = evidence(found)
+    narrow = ["max_num_\nseqs", "tokens\na step", *header[2:]]
+    return [f"evidence (score: {found.unit}{both}):", *table(narrow, rows)]
 
 
 def evidence(found: Recommendation) -> tuple[list[str], list[list[str]]]:
@@ -147,7 +149,7 @@ def evidence(found: Recommendation) -> tuple[list[str], list[list[str]]]:
         mark = "*" if trial.choice == found.chosen else " "
         figures = [
             _score(trial.score),
-            *(number(trial.mean(metric.key), metric.decimals) for metric in FIGURES),
+            *(metric.text(trial.mean(metric.key)) for metric in FIGURES),
             _marks(found, trial),
         ]
         rows.append([f"{mark} {trial.choice.max_num_seqs}", f"{trial.choice.max_num_batched_tokens:,}", *figures])

@@ -28,6 +28,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--kv-cache-dtype", default="auto", show_default=True, metavar="NAME", help="auto, fp8 ...")
 @click.option("--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True, metavar="N")
 @click.option("--experts-met", metavar="T:E,...", help="Experts that T tokens of a step meet, counted (even routing).")
+@click.option("--greedy", is_flag=True, help="Sampling at temperature 0; else as models' own configs have it.")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the profile to this file too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the profile's JSON.")
 def estimate(model: str | None, output: Path | None, as_json: bool, base: str | None, **flags: Any) -> None:
@@ -87,6 +88,7 @@ def roofline(model: str, output: Path | None, flags: dict[str, Any], place: str 
         kv_cache_dtype=flags.get("kv_cache_dtype") or "auto",
         tensor_parallel_size=flags.get("tensor_parallel_size") or 1,
         experts_met=flags.get("experts_met"),
+        greedy=bool(flags.get("greedy")),
         command=_command(name, flags, output),
         assumed=assumed,
     )
@@ -118,6 +120,7 @@ def _command(name: str, flags: dict[str, Any], output: Path | None) -> str:
     words += [
         f"{option} {shlex.quote(str(value))}" for option, value in given.items() if value not in (None, "auto", 1)
     ]
+    words += ["--greedy"] if flags.get("greedy") else []
     return " ".join([*words, f"-o {'FILE' if output is None else output.name}"])
 
 
