@@ -14,7 +14,7 @@ from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 MODULES = {
-    "cost": ["draws", "host", "model"],
+    "cost": ["draws", "host", "model", "windows"],
     "engine": [
         "cluster", "conversations", "decode_group", "door", "front_end", "gateway", "gathered", "leap", "pace",
         "recorder", "replica", "resources", "sessions", "stepwise", "timed", "traffic", "untimed",

@@ -34,6 +34,19 @@ CLASSES = {  # what a log without a name says of its GPU, and one of that class
     "rtx4070-laptop (8188 MiB)": "rtx4080",
 }
 LAPTOP_GIB = {"rtx4070-laptop (8188 MiB)": 8188 / 1024}
+# What a log's source says elsewhere than in the lines that were taken from it, or its model's name where the config of
+# another stands for its own.
+SAID_ELSEWHERE: dict[str, dict[str, Any]] = {
+    # the project's notes: "1.5B bf16, util 0.8, 8188 MiB RTX 4070 Laptop"
+    "4070l-qwen2.5-1.5b": {"gpu_memory_utilization": 0.8},
+    # beside the log: "21.6 GiB budget (gpu_memory_utilization 0.90 of a 24 GB card)"
+    "x-qwen2.5-32b-awq": {"gpu_memory_utilization": 0.9, "gpu_total_gib": 24.0},
+    # the pull request: 0.27.1 with prefix caching; the config is that of an NVFP4 checkpoint
+    "3090x2-qwen3.8-27b-fp8-tp2": {"quantisation": "fp8_block", "vllm": "0.27.1", "enable_prefix_caching": True},
+    "5090-qwen3.8-27b-nvfp4-0.90": {"vllm": "0.27.1"},  # the project's notes
+    # the config is that of an NVFP4 checkpoint with an fp8 KV cache
+    "a100-80-gemma-4-31b-awq-0.21": {"quantisation": "awq", "kv_cache_dtype": "bfloat16"},
+}
 VERSIONS = {"0.2x": "0.28", "2026": "0.30", "before 0.28": "0.19"}
 
 
@@ -58,7 +71,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("../shared/models/more"))
     arguments = parser.parse_args()
     logs = [json.loads(line) for line in arguments.logs.read_text(encoding="utf-8").splitlines()]
-    rows = [row_of(log, arguments.models) for log in logs]
+    rows = [row_of({**log, **SAID_ELSEWHERE.get(log["id"], {})}, arguments.models) for log in logs]
     print("\n".join(table(rows)))
     print("\n".join(summary(rows)))
 
@@ -78,6 +91,7 @@ def plan_of(log: dict[str, Any], models: Path) -> MemoryPlan:
         max_num_batched_tokens=log["max_num_batched_tokens"],
         max_model_len=log["max_model_len"],
         enforce_eager=log["enforce_eager"],
+        enable_prefix_caching=log.get("enable_prefix_caching"),
         vllm_version=vllm,
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.model import step_ps_alike
 
 PAGE = Path(__file__).parents[1] / "docs" / "profiles.md"
 HEAD = "| profile | decode | prefill | mixed | a decode (ms) | 64 decodes (ms) | a prefill of 2,048 (ms) |"
@@ -21,8 +22,8 @@ def rows() -> Iterator[str]:
         cost, error = profile.cost_model(), profile.fit_error
         parts = (error.decode, error.prefill, error.mixed) if error else ()
         errors = [f"{100 * part.mape:.1f} %" if part.num_steps else "-" for part in parts] or ["-"] * 3
-        decodes = [cost.decode_ps(n) + cost.decode_context_ps * n * CONTEXT for n in (1, 64)]
-        times = [*decodes, cost.mixed_ps(0, 0, PROMPT, PROMPT, PROMPT * PROMPT)]
+        decodes = [step_ps_alike(cost, n, n * CONTEXT) for n in (1, 64)]
+        times = [*decodes, step_ps_alike(cost, 0, 0, PROMPT, PROMPT, PROMPT * PROMPT)]
         yield f"| `{name}` | {' | '.join(errors)} | {' | '.join(f'{time / PS_PER_MS:.1f}' for time in times)} |"
 
 

@@ -12,10 +12,11 @@ import argparse
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from simbatch.profiler.model.checkpoint import bare
 from simbatch.profiler.model.config import ModelConfig, model_config_of
 from simbatch.profiler.model.weights import weights_of
 from simbatch.sim.errors import UserError
@@ -208,9 +209,11 @@ def collected(folder: Path, shared: Path) -> dict[str, dict[str, Any]]:
         whole[name] = {**whole[base], **own}
     found = {}
     for name, content in whole.items():
-        kept = trimmed(content)
         try:
-            if _bytes(model_config_of(kept, name)) == _bytes(model_config_of(content, name)):
+            whole_bytes = _bytes(model_config_of(content, name))
+            ways = (trimmed(content, shorten) for shorten in (patterns, numbered))
+            kept = next((way for way in ways if _bytes(model_config_of(way, name)) == whole_bytes), None)
+            if kept is not None:
                 found[name] = kept
             else:
                 print(f"{name}: left out, its layers' types cannot be written shortly")
@@ -223,34 +226,32 @@ def _bytes(config: ModelConfig) -> int:
     return weights_of(config, config.quantisation or "bf16").total
 
 
-def trimmed(content: dict[str, Any]) -> dict[str, Any]:
-    """Only what shapes and storage hang on."""
+def trimmed(content: dict[str, Any], shorten: Callable[[Iterable[str]], list[str]]) -> dict[str, Any]:
+    """Only what shapes and storage hang on; `shorten` puts names of modules together."""
     found = {key: content[key] for key in KEPT if content.get(key) is not None}
     if isinstance(content.get("text_config"), dict):
-        found["text_config"] = trimmed(content["text_config"])
+        found["text_config"] = trimmed(content["text_config"], shorten)
     if isinstance(content.get("vision_config"), dict):
         vision = content["vision_config"]
         found["vision_config"] = {key: vision[key] for key in VISION if vision.get(key) is not None}
     if isinstance(content.get("quantization_config"), dict):
-        found["quantization_config"] = _quantisation(content["quantization_config"])
+        found["quantization_config"] = _quantisation(content["quantization_config"], shorten)
     return found
 
 
-def _quantisation(content: dict[str, Any]) -> dict[str, Any]:
+def _quantisation(content: dict[str, Any], shorten: Callable[[Iterable[str]], list[str]]) -> dict[str, Any]:
     found = {key: content[key] for key in QUANTISATION if content.get(key) is not None}
     for key in LISTS:
         if content.get(key):
-            found[key] = patterns(content[key])
+            found[key] = shorten(content[key])
     if content.get("quantized_layers"):
         by_type = defaultdict(list)
         for name, one in content["quantized_layers"].items():
             by_type[json.dumps(one, sort_keys=True)].append(name)
-        found["quantized_layers"] = {
-            name: json.loads(one) for one, names in by_type.items() for name in patterns(names)
-        }
+        found["quantized_layers"] = {name: json.loads(one) for one, names in by_type.items() for name in shorten(names)}
     elif isinstance(content.get("config_groups"), dict):
         found["config_groups"] = {
-            name: {"targets": patterns(one.get("targets", [])), "weights": one.get("weights")}
+            name: {"targets": shorten(one.get("targets", [])), "weights": one.get("weights")}
             for name, one in content["config_groups"].items()
         }
     return found
@@ -261,6 +262,28 @@ def patterns(names: Iterable[str]) -> list[str]:
     return list(
         dict.fromkeys(name if name.startswith("re:") else re.sub(r"\.\d+(?=[.*]|$)", ".*", name) for name in names)
     )
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """Exactly those modules, shortly: `layers.3.mlp` and `layers.5.mlp` are one expression of the layers 3 and 5."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    others = []
+    for name in names:
+        at = None if name.startswith("re:") else re.search(r"\.(\d+)(?=[.*]|$)", bare(name))
+        if at is None:
+            others.append(name)
+        else:
+            found[bare(name)[: at.start()], bare(name)[at.end() :]].append(at[1])
+    written = [
+        f"re:{_escaped(head)}\\.({'|'.join(sorted(set(layers), key=int))}){_escaped(tail)}"
+        + ("" if tail.endswith("*") else "(\\.|$)")
+        for (head, tail), layers in found.items()
+    ]
+    return [*others, *written]
+
+
+def _escaped(name: str) -> str:
+    return re.escape(name).replace("\\*", ".*")
 
 
 if __name__ == "__main__":

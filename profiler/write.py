@@ -32,6 +32,8 @@ def profile_json(profile: Profile) -> str:
         del content["memory"]["peak"]
     if not content["step_time"]["padded"]:
         del content["step_time"]["padded"]
+    if content["step_time"].get("window", 0) is None:
+        del content["step_time"]["window"]
     first = {key: value for key, value in content.items() if key not in LAST}
     ordered = first | {key: content[key] for key in LAST if key in content}
     return _indented(ordered, 0) + "\n"

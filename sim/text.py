@@ -35,7 +35,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 
         )
     for row in rows:
         grid.add_row(*(Text(_kept(cell)) for cell in row))
-    page = Console(width=max(width(), least), color_system=None, file=StringIO(), legacy_windows=False)
+    page = Console(
+        width=max(width(), least), color_system=None, file=StringIO(), legacy_windows=False, force_jupyter=False
+    )
     with page.capture() as printed:
         page.print(grid)
     return [line.replace(NO_BREAK, " ").rstrip() for line in printed.get().splitlines()]

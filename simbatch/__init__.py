@@ -13,14 +13,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simbatch.policies.base import Policy
+    from simbatch.policies.testing import check_policy
     from simbatch.profiler.model.memory_plan import plan_memory
     from simbatch.sim.errors import Problem, UserError
+    from simbatch.sim.plan.ask import plan
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Scenario
+    from simbatch.sim.search.compared import compare
     from simbatch.sim.search.simulate import simulate
     from simbatch.sim.search.sweep import sweep
+    from simbatch.sim.tuning.ask_capacity import capacity
 
-__all__ = ["Policy", "Problem", "Result", "Scenario", "UserError", "plan_memory", "simulate", "sweep"]
+__all__ = [
+    "Policy",
+    "Problem",
+    "Result",
+    "Scenario",
+    "UserError",
+    "capacity",
+    "check_policy",
+    "compare",
+    "plan",
+    "plan_memory",
+    "simulate",
+    "sweep",
+]
 
 _HOMES = {
     "Policy": "simbatch.policies.base",
@@ -28,6 +45,10 @@ _HOMES = {
     "Result": "simbatch.sim.report.result",
     "Scenario": "simbatch.sim.scenario",
     "UserError": "simbatch.sim.errors",
+    "capacity": "simbatch.sim.tuning.ask_capacity",
+    "check_policy": "simbatch.policies.testing",
+    "compare": "simbatch.sim.search.compared",
+    "plan": "simbatch.sim.plan.ask",
     "plan_memory": "simbatch.profiler.model.memory_plan",
     "simulate": "simbatch.sim.search.simulate",
     "sweep": "simbatch.sim.search.sweep",

@@ -15,8 +15,9 @@ from simbatch.policies.priority import Priority
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.draws import NoiseDraws
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes
-from simbatch.sim.cost.model import LinearCost
+from simbatch.sim.cost.model import CostModel, LinearCost, PiecewiseLinear, TwoRegimeCost
 from simbatch.sim.cost.step_time import Ratios, StepNoise
+from simbatch.sim.cost.windows import WindowCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.plugins.policy import POLICIES
@@ -34,7 +35,7 @@ NOISE = StepNoise(
 @dataclass
 class Case:
     config: EngineConfig
-    cost: LinearCost
+    cost: CostModel
     policy: Policy
     source: ListSource
     noise_seed: int | None = None
@@ -122,7 +123,27 @@ def random_case(seed: int) -> Case:
     policy = random_policy(rng)
     config = random_config(rng, policy, is_vllm=isinstance(policy, VLLM))
     source = random_source(rng, config.max_model_len)
-    return Case(config, random_cost(rng), policy, source, rng.choice([None, seed]))
+    case = Case(config, random_cost(rng), policy, source, rng.choice([None, seed]))
+    if rng.random() < 0.4:
+        case.cost = with_windows(case.cost, rng)
+    return case
+
+
+def with_windows(cost: LinearCost, rng: random.Random) -> TwoRegimeCost:
+    """The same four terms, and layers with a window that fills in the prompt, while it decodes, or never."""
+    window = WindowCost(rng.choice([1, 8, 17, 60, 200, 10_000]), rng.choice([0, 777, 55_000]), 99_000, 1 << 30)
+    tokens = [cost.base_ps + cost.per_prefill_token_ps * n for n in (0, 1000)]
+    return TwoRegimeCost(
+        decode=PiecewiseLinear([0, 1000], [cost.decode_ps(0), cost.decode_ps(1000)]),
+        decode_context_ps=cost.decode_context_ps,
+        tokens=PiecewiseLinear([0, 1000], tokens),
+        seq_ps=cost.per_decode_seq_ps,
+        seq_token_ps=0,
+        context_ps=cost.per_context_token_ps,
+        prefill_context_ps=cost.per_context_token_ps,
+        attention_s=1e-9,
+        windows=window,
+    )
 
 
 def random_policy(rng: random.Random) -> Policy:

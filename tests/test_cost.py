@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 from simbatch.sim.cost import InlineProfile, MeasuredProfile, MeasuredRange, load_profile
 from simbatch.sim.cost.load import shipped_names, shipped_text
 from simbatch.sim.cost.memory import Settled
-from simbatch.sim.cost.model import LinearCost, PiecewiseLinear, TwoRegimeCost
+from simbatch.sim.cost.model import (
+    LinearCost,
+    PiecewiseLinear,
+    TwoRegimeCost,
+    features_of,
+    step_ps,
+    step_ps_alike,
+    step_ps_beside,
+)
 from simbatch.sim.cost.step_time import LinearStepTime
+from simbatch.sim.cost.windows import ATTENTION_SHIFT, WindowCost
 from simbatch.sim.engine.record import SEGMENT_DTYPE
 from simbatch.sim.errors import UserError
 
@@ -23,7 +32,7 @@ counts = st.integers(0, 3000)
 whole_ns = st.integers(0, 10**9)
 
 
-def two_regime(attention_s: float = 1.5e-9) -> TwoRegimeCost:
+def two_regime(attention_s: float = 1.5e-9, windows: WindowCost | None = None) -> TwoRegimeCost:
     return TwoRegimeCost(
         decode=PiecewiseLinear([1, 64, 128], [16_000, 19_000, 22_000]),
         decode_context_ps=3,
@@ -33,6 +42,7 @@ def two_regime(attention_s: float = 1.5e-9) -> TwoRegimeCost:
         context_ps=7,
         prefill_context_ps=5,
         attention_s=attention_s,
+        windows=windows,
     )
 
 
@@ -295,3 +305,20 @@ def test_several_prefills_of_one_size_count_as_their_mean_history():
     assert RANGE.share_inside(segments(two)) == 1.0
     two["prefill_attention"] += 2 * 200
     assert RANGE.share_inside(segments(two)) == 0.0
+
+
+def test_windows_add_what_is_inside_them():
+    windows = WindowCost(4, decode_ps=10, mixed_ps=25, attention=3 << ATTENTION_SHIFT)
+    cost = two_regime(windows=windows)
+    plain = two_regime()
+    entries = [(1, k, True) for k in (2, 3, 9)]
+    features = features_of(entries, windows=windows)
+    assert features.decode_window == 2 + 3 + 4
+    assert step_ps(cost, features) - step_ps(plain, features) == 90
+    # the tokens of a prompt of 6 count 1 + 3 + 5 + 7 + 8 + 8, in one chunk or in two
+    assert windows.units(6, 0) == 32 == windows.units(3, 0) + windows.units(3, 3)
+    assert windows.units(3, 0) == 3 * 3
+    mixed = features_of([*entries, (6, 0, False)], windows=windows)
+    assert step_ps(cost, mixed) - step_ps(plain, mixed) == 25 * 9 + 3 * 32
+    assert step_ps_beside(cost, (3, 14), 6, 0) - step_ps_beside(plain, (3, 14), 6, 0) == 25 * 12 + 3 * 32
+    assert step_ps_alike(cost, 3, 9, 6, 6, 36) == step_ps(cost, mixed._replace(decode_context=9))

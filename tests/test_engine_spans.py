@@ -111,6 +111,31 @@ def test_blocks_are_counted_by_residue(members: list[tuple[int, int]], block_siz
     assert group.blocks_next == needed[1]
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 60)), min_size=1, max_size=12), st.integers(1, 50), st.data()
+)
+def test_windows_are_counted_until_they_are_full(
+    members: list[tuple[int, int]], window: int, data: st.DataObject
+) -> None:
+    group = DecodeGroup(16, window)
+    requests = [Request(i, str(i), 0, prompt, output + 1) for i, (prompt, output) in enumerate(members)]
+    for i, request in enumerate(requests):
+        request.num_computed_tokens = request.num_prompt_tokens
+        request.num_tokens, request.seat = request.num_prompt_tokens + 1, i
+        group.join(request)
+    while (held := group.members()) and group.round < 70:
+        computed = [request.num_computed_tokens + group.ahead_of(request)[0] for request in held]
+        assert group.in_window == sum(min(k, window) for k in computed)
+        assert group.num_growing == sum(k < window for k in computed)
+        alike = group.rounds_left
+        sums = [sum(min(k + r, window) for k in computed) for r in range(alike)]
+        assert sums == [group.in_window + r * group.num_growing for r in range(alike)]
+        if data.draw(st.booleans()):
+            group.leave(data.draw(st.sampled_from(sorted(held, key=lambda request: request.seat))))
+        else:
+            group.advance(data.draw(st.integers(1, alike)))
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_an_outgrown_pool_leaves_the_request_unfinished(is_async: bool) -> None:
     case = random_case(1)

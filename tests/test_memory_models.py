@@ -57,6 +57,27 @@ def test_states_share_blocks_with_attention(gpus, states, kv_gib, tokens):
     assert layout.tokens(layout.num_blocks(int(kv_gib * GIB)), 131_072) == tokens
 
 
+@pytest.mark.parametrize(("version", "states"), [("0.27.1", 1), ("0.28.0", 2)])
+def test_prefixes_of_states_are_cached_unasked_since_0_28(version, states):
+    def plan(**more):
+        return plan_memory("Qwen/Qwen3.5-27B", "h100", max_model_len=8192, vllm_version=version, **more).layout.states
+
+    assert (plan(), plan(enable_prefix_caching=True), plan(enable_prefix_caching=False)) == (states, 2, 1)
+
+
+def test_tokens_are_logged_by_requests_since_0_20_1():
+    """Gemma 4 31B on an A100: the same blocks are some 55,000 tokens in 0.20.0 and ten times that in 0.20.1."""
+    old, new = (
+        plan_memory(
+            "nvidia/Gemma-4-31B-IT-NVFP4", "a100", quantisation="awq", kv_cache_dtype="bfloat16", vllm_version=version
+        )
+        for version in ("0.20.0", "0.20.1")
+    )
+    assert old.num_gpu_blocks == new.num_gpu_blocks
+    assert old.kv_cache_tokens == pytest.approx(55_000, rel=0.1)
+    assert 9 < new.kv_cache_tokens / old.kv_cache_tokens < 11
+
+
 def test_latent_vectors_are_on_every_gpu():
     config = config_of("deepseek-ai/DeepSeek-V3")
     assert kv_layout(config).bytes_per_token(4096) == kv_layout(config, "auto", 8).bytes_per_token(4096) == 61 * 576 * 2
@@ -166,7 +187,7 @@ def test_reserves_follow_the_version_and_the_flags():
 def test_memory_alone_is_enough(capsys):
     code, out, _ = out_of(capsys, "Qwen/Qwen3-8B", "--memory", "24GiB", "--prompt-len", 500, "--output-len", 256)
     assert code == 0
-    assert out.splitlines()[0].startswith("50 requests of 500 + 256 fit (")
+    assert out.splitlines()[0].startswith("46 requests of 500 + 256 fit (")
 
 
 def test_the_list_has_what_fits_and_holds_the_context(capsys):

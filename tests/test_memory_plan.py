@@ -8,6 +8,7 @@ import pytest
 
 from simbatch.profiler.model.memory_plan import kv_bytes_per_token, num_blocks, plan_memory
 from simbatch.profiler.model.memory_rows import plan_rows
+from simbatch.profiler.model.reserves import COMPILED
 from simbatch.profiler.model.weights import weights_of
 from simbatch.sim.cost.gpus import GPUS
 from simbatch.sim.errors import UserError
@@ -76,8 +77,8 @@ def test_a_plan_adds_up_and_names_every_formula():
     assert memory.num_gpu_blocks_from == "estimate"
     assert memory.weights_bytes == 16_060_522_496
     rows = {row.key: row for row in plan_rows(plan)}
-    parts = sum(rows[key].value for key in ("weights", "activations", "cuda_graphs", "rotary_table", "cuda_and_nccl"))
-    assert rows["usable_memory"].value - parts == plan.kv_cache_bytes
+    parts = ("weights", "activations", "first_compilation", "cuda_graphs", "rotary_table", "cuda_and_nccl")
+    assert rows["usable_memory"].value - sum(rows[key].value for key in parts) == plan.kv_cache_bytes
     assert rows["kv_per_token"].formula == "2 x 32 layers x 8 KV heads x 128 x 2 bytes (bfloat16)"
     assert rows["weights"].is_exact
     assert all(row.formula for row in rows.values())
@@ -96,7 +97,7 @@ def test_smaller_weights_and_more_gpus_leave_more_blocks():
     assert blocks(gpu_memory_utilization=0.95) > blocks()
     assert blocks(block_size=32) == blocks() // 2
     # what the profile run at the start takes grows with both limits
-    assert blocks(max_num_seqs=1024) < blocks(max_num_seqs=512) < blocks()
+    assert blocks(max_num_seqs=2048) < blocks(max_num_seqs=1024) < blocks()
     assert blocks(max_num_seqs=128) > blocks()  # fewer graphs
     assert blocks(enforce_eager=True) > blocks()
     assert blocks(max_num_batched_tokens=16_384) < blocks()
@@ -106,9 +107,28 @@ def test_the_peak_is_what_vllm_measured_on_an_h100():
     """vLLM 0.32: 864 MiB of activations for 8,192 tokens and 256 requests (gpu/h100-vllm-0.32/serve)."""
     plan = plan_memory(llama(), GPUS["h100"], max_num_seqs=256, max_num_batched_tokens=8192)
     assert plan.activation_bytes == 864 * 2**20
-    assert plan.num_gpu_blocks == pytest.approx(28_588, rel=0.001)
+    assert plan.num_gpu_blocks == pytest.approx(28_588, rel=0.015)
+    restarted = plan.layout.num_blocks(plan.kv_cache_bytes + plan.part(COMPILED))  # as this server was
+    assert restarted == pytest.approx(28_588, rel=0.001)
     awq = plan_memory(llama(), GPUS["h100"], quantisation="awq", max_num_seqs=256, max_num_batched_tokens=8192)
     assert awq.num_gpu_blocks == pytest.approx(33_323, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("version", "stored", "sets_aside"),
+    [("0.22.1", "bf16", True), ("0.24.0", "bf16", False), ("0.23.0", "awq", True), ("0.28.0", "awq", False),
+     ("0.29.0", "awq", True), ("0.19.0", "bf16", False)],
+)  # fmt: skip
+def test_the_new_runner_sets_no_graphs_aside_before_0_29(version, stored, sets_aside):
+    assert (plan_memory(llama(), GPU, quantisation=stored, vllm_version=version).graphs_bytes > 0) == sets_aside
+
+
+def test_a_first_start_compiles_and_an_eager_one_does_not():
+    assert plan_memory(llama(), GPU).part(COMPILED) > 0
+    assert plan_memory(llama(), GPU, enforce_eager=True).part(COMPILED) == 0
+    assert plan_memory(llama(), GPU, vllm_version="0.7.3", max_model_len=8192).part(COMPILED) == 0
+    # the older sampler's peak hides it
+    assert plan_memory(llama(), GPU, vllm_version="0.19.0", max_num_seqs=256).part(COMPILED) == 0
 
 
 def test_the_quantisation_is_the_checkpoints_unless_given():

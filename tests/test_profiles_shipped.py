@@ -20,6 +20,7 @@ from simbatch.profiler.profile.predicted import roofline_of_profile
 from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.load import shipped_names, shipped_text
+from simbatch.sim.cost.model import step_ps_alike
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.sweep import sweep
 from simbatch.sim.tuning.space import Space, axes_of
@@ -54,12 +55,11 @@ def shipped(name):
 
 
 def decode_s(name, seqs, context):
-    cost = shipped(name).cost_model()
-    return 1e-12 * (cost.decode_ps(seqs) + cost.decode_context_ps * seqs * context)
+    return 1e-12 * step_ps_alike(shipped(name).cost_model(), seqs, seqs * context)
 
 
 def prefill_s(name, tokens):
-    return 1e-12 * shipped(name).cost_model().mixed_ps(0, 0, tokens, tokens, tokens * tokens)
+    return 1e-12 * step_ps_alike(shipped(name).cost_model(), 0, 0, tokens, tokens, tokens * tokens)
 
 
 @with_measurements

@@ -17,6 +17,7 @@ from simbatch.profiler.records.steps import Steps, predict_s
 from simbatch.profiler.write import profile_json
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import GPUS, find_gpu, gpu_of
+from simbatch.sim.cost.model import step_ps_alike
 from simbatch.sim.errors import UserError
 from tests.model_configs import LLAMA_8B, llama, published
 
@@ -62,7 +63,7 @@ def test_quantised_weights_are_read_faster_and_multiplied_as_their_kind_allows()
     decode = {stored: cost_of(stored).decode_ps(1) for stored in ("bf16", "int8", "fp8", "awq")}
     assert decode["awq"] < decode["fp8"] <= decode["int8"] < decode["bf16"]
     prompt = {stored: cost_of(stored).mixed_ps(0, 0, 2048, 2048, 2048**2) for stored in decode}
-    assert prompt["awq"] == pytest.approx(prompt["bf16"], rel=1e-3)  # turned to 16 bits, then multiplied
+    assert prompt["bf16"] < prompt["awq"] < 1.1 * prompt["bf16"]  # turned to 16 bits, then multiplied
     assert prompt["int8"] < prompt["fp8"] < prompt["bf16"]
     a100 = [cost_of(stored, GPUS["a100"]).mixed_ps(0, 0, 2048, 2048, 2048**2) for stored in ("fp8", "bf16")]
     assert a100[0] == pytest.approx(a100[1], rel=0.01)  # it cannot multiply fp8
@@ -129,7 +130,7 @@ def test_smaller_weights_help_decodes_and_not_prompts():
     awq = scaled_weights_profile(BASE, llama(), "awq")
     before, after = BASE.cost_model(), awq.cost_model()
     speed_up = [before.decode_ps(n) / after.decode_ps(n) for n in (1, 16, 64, 256)]
-    assert 2.2 < speed_up[0] < 16 / 4.15625  # head, attention and launches stay
+    assert 1.8 < speed_up[0] < 16 / 4.15625  # head, attention and launches stay, and int4 is read slower
     assert speed_up[0] > 1.3 * speed_up[2]
     assert speed_up[-1] == pytest.approx(1)
     assert after.mixed_ps(0, 0, 2048, 2048, 2048**2) == before.mixed_ps(0, 0, 2048, 2048, 2048**2)
@@ -259,7 +260,14 @@ def test_a_window_costs_no_more_beyond_it_and_latent_vectors_little():
     gemma, qwen = model("google/gemma-3-27b-it"), model("Qwen/Qwen3-32B")
     per_token = [roofline_of(config, GPUS["h100"]).context_token_s for config in (gemma, qwen)]
     assert per_token[0] < per_token[1] / 2  # 10 of 62 layers see all of a context
-    assert roofline_of(gemma, GPUS["h100"]).decode_s > 0 == roofline_of(qwen, GPUS["h100"]).decode_s
+    costs = [cost_of(gpu=GPUS["h100"], config=config) for config in (gemma, qwen)]
+    more = [[step_ps_alike(cost, 1, k + 1000) - step_ps_alike(cost, 1, k) for k in (0, 1024, 8192)] for cost in costs]
+    assert more[1][0] == more[1][1] == more[1][2]
+    assert more[0][0] > 4 * more[0][1] == 4 * more[0][2]  # 52 layers see no more than 1,024
+    attention = [
+        step_ps_alike(costs[0], 0, 0, q, q, q * q) - step_ps_alike(costs[0], 0, 0, q, q, 0) for q in (1024, 8192)
+    ]
+    assert attention[1] == pytest.approx(64 * attention[0], rel=1e-3)  # of the layers that see all of it
     latent = roofline_of(model("deepseek-ai/DeepSeek-V3"), GPUS["h200"], tensor_parallel_size=8)
     assert latent.context_token_s < per_token[1] / 2
 
@@ -274,7 +282,7 @@ def test_kernel_tables_of_experts_and_mla_are_near_the_roofline():
     for (name, gpu, size), steps in tables.items():
         cost = cost_of(gpu=GPUS[gpu], config=model(name), tensor_parallel_size=size)
         for num, table_ms in steps.items():
-            ours_ms = 1e-9 * (cost.decode_ps(num) + cost.decode_context_ps * num * 1024)
+            ours_ms = 1e-9 * step_ps_alike(cost, num, num * 1024)
             assert ours_ms == pytest.approx(table_ms, rel=0.25), (name, num)
 
 

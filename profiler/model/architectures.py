@@ -142,7 +142,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DeepseekV3ForCausalLM": _DEEPSEEK,
     "DeepseekV32ForCausalLM": _DEEPSEEK,
     "GlmMoeDsaForCausalLM": _DEEPSEEK,
-    "Glm4MoeLiteForCausalLM": _DEEPSEEK,
+    "Glm4MoeLiteForCausalLM": replace(_DEEPSEEK, router_in_fp32=True),
     "KimiK25ForConditionalGeneration": _DEEPSEEK,
     "GlmForCausalLM": Architecture(),
     "Glm4ForCausalLM": Architecture(norms=4),

@@ -88,6 +88,11 @@ class ModelConfig:
         """Whether the layers keep one compressed vector of a token (MLA)."""
         return any(isinstance(layer.mixer, LatentAttention) for layer in self.layers)
 
+    @property
+    def has_states(self) -> bool:
+        """Whether some layers keep a state instead of keys and values (Mamba, linear attention): vLLM's hybrids."""
+        return any(kept.kind == "state" for layer, _ in self.distinct_layers for kept in layer.kept())
+
     @cached_property
     def distinct_layers(self) -> tuple[tuple[Layer, int], ...]:
         """Each kind of layer, and how many of it there are."""

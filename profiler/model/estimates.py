@@ -8,7 +8,7 @@ from simbatch.profiler.model.assumed_host import assumed_sections
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.memory_plan import kv_bytes_per_token, plan_memory
 from simbatch.profiler.model.quantisation import checked_quantisation
-from simbatch.profiler.model.roofline import FILLED_WINDOW, Roofline, knots, roofline_of
+from simbatch.profiler.model.roofline import Roofline, knots, roofline_of
 from simbatch.profiler.model.weights import weights_of
 from simbatch.sim.cost.gpus import GPUS, Gpu, profile_name
 from simbatch.sim.cost.memory import Memory
@@ -74,13 +74,11 @@ def roofline_profile(
 
 def shape_notes(roofline: Roofline) -> list[str]:
     """What an estimate takes for granted of experts and windows."""
-    notes, windows = [], {one.window for one, _ in roofline.attended if one.window is not None}
+    notes, size = [], roofline.window_size
     if roofline.config.num_experts > 1:
         notes.append("experts: every one as likely to be chosen; uneven routing meets fewer of them in small batches")
-    if filled := sorted(window for window in windows if window <= FILLED_WINDOW):
-        notes.append(f"layers with a window of {filled[-1]:,} tokens: taken as full for every context")
-    if larger := sorted(window for window in windows if window > FILLED_WINDOW):
-        notes.append(f"layers with a window of {larger[-1]:,} tokens: their cost grows with all of the context")
+    if size is not None:
+        notes.append(f"layers with a window of {size:,} tokens: of a context they cost what is inside it")
     return notes
 
 
@@ -105,8 +103,7 @@ def scaled_weights_profile(
     kv_tokens = (memory.num_gpu_blocks - 1) * memory.block_size
     note = (
         f"an estimate: step times of {base.name}, less the time of the weights' bytes that {quantisation} need not "
-        "read, where reading and not multiplying takes the time; dequantising is taken to cost nothing, which vLLM's "
-        "Marlin kernels come close to up to some 32 tokens a step, and is optimistic for prompts (docs/memory.md); "
+        "read, as far as int4 kernels reach the bandwidth; prompts may be slower than in bf16 (docs/memory.md); "
         "the KV cache has the memory that is freed"
     )
     changed = {
@@ -117,7 +114,7 @@ def scaled_weights_profile(
         "notes": (note, _length_note(config, kv_tokens)),
         "max_model_len": min(config.max_position_embeddings, kv_tokens),
         "memory": memory,
-        "step_time": TwoRegimeStepTime(form="two_regime", decode=decode, mixed=mixed),
+        "step_time": step_time.model_copy(update={"decode": decode, "mixed": mixed}),
         "error": None,
         "real_runs": None,
         "noise": None,

@@ -116,6 +116,11 @@ class KVLayout:
         return int(num_blocks / self.blocks_of(max_model_len) * max_model_len)
 
     @property
+    def smallest_block_size(self) -> int:
+        """Of all groups."""
+        return min(group.page.block_size for group in self.groups)
+
+    @property
     def is_uniform(self) -> bool:
         """Whether there is one group, whose requests hold blocks for all their tokens."""
         return len(self.groups) == 1 and self.groups[0].page.kind == "full"

@@ -30,6 +30,7 @@ SETTINGS = (  # of a plan, by the command's flags
     "max_num_batched_tokens",
     "max_model_len",
     "enforce_eager",
+    "enable_prefix_caching",
 )
 Flags = Mapping[str, Any]
 

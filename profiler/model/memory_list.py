@@ -8,16 +8,13 @@ from typing import Any, NamedTuple
 
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
 from simbatch.profiler.model.memory_answer import gpu_of_flags, plan_of
-from simbatch.profiler.model.memory_plan import MemoryPlan
 from simbatch.profiler.model.published import find_model, published_models
+from simbatch.profiler.model.roofline import Roofline, roofline_of
 from simbatch.sim.cost.gpus import GIB, Gpu
 from simbatch.sim.errors import Problem, UserError
 
 TRIED = ("fp8", "awq")  # of models that are published in 16 bits
 PROMPT_LEN, OUTPUT_LEN = 1024, 256  # of the requests of the largest batch
-SHARE = 0.7  # of the bandwidth that decoding reaches with all its kernels; see docs/memory.md
-FLOPS_SHARE = 0.7
-STEP_S = 1e-3  # of a step beside reading: launches, sampler
 
 
 class Listed(NamedTuple):
@@ -70,6 +67,8 @@ def _listed(name: str, config: ModelConfig, gpu: Gpu, flags: Mapping[str, Any], 
         return None
     each = plan.layout.blocks_of(PROMPT_LEN + OUTPUT_LEN)
     batch = max(1, min(plan.limits.max_num_seqs, (plan.num_gpu_blocks - 1) // each))
+    gpus = plan.limits.tensor_parallel_size
+    roofline = roofline_of(config, gpu, plan.quantisation, flags["kv_cache_dtype"], gpus)
     return Listed(
         model=name,
         quantization=plan.quantisation,
@@ -79,23 +78,16 @@ def _listed(name: str, config: ModelConfig, gpu: Gpu, flags: Mapping[str, Any], 
         kv_cache_tokens_low=plan.kv_cache_tokens_low,
         kv_cache_tokens_high=plan.kv_cache_tokens_high,
         batch=batch,
-        tokens_per_s_at_1=round(_tokens_per_s(config, plan, gpu, 1), 1),
-        tokens_per_s_at_batch=round(_tokens_per_s(config, plan, gpu, batch), 1),
+        tokens_per_s_at_1=round(_tokens_per_s(roofline, 1), 1),
+        tokens_per_s_at_batch=round(_tokens_per_s(roofline, batch), 1),
     )
 
 
-def _tokens_per_s(config: ModelConfig, plan: MemoryPlan, gpu: Gpu, batch: int) -> float:
-    """Of one decode step: weights (of experts those that the batch meets) and the context are read, or multiplied."""
-    if not gpu.bandwidth_bytes_per_s:
+def _tokens_per_s(roofline: Roofline, batch: int) -> float:
+    """Of one decode step in the middle of the requests' outputs; 0 where nothing is known of the GPU but its memory."""
+    if not roofline.gpu.bandwidth_bytes_per_s:
         return 0.0
-    unmet = (1 - config.num_experts_per_tok / config.num_experts) ** batch if config.num_experts > 1 else 0.0
-    dense = config.num_active_parameters / config.num_parameters
-    read = plan.weights_bytes * max(dense, 1 - unmet) if config.num_experts > 1 else plan.weights_bytes
-    blocks = plan.layout.blocks_of(PROMPT_LEN + OUTPUT_LEN // 2)
-    read += batch * blocks * plan.layout.bytes_per_block
-    multiplied = 2 * config.num_active_parameters / plan.limits.tensor_parallel_size * batch
-    step_s = max(read / (SHARE * gpu.bandwidth_bytes_per_s), multiplied / (FLOPS_SHARE * gpu.peak_flops_per_s("bf16")))
-    return batch / (step_s + STEP_S)
+    return batch / roofline.decode_step_s(batch, PROMPT_LEN + OUTPUT_LEN // 2)
 
 
 def table_of(rows: Sequence[Listed], flags: Mapping[str, Any]) -> str:
@@ -126,6 +118,6 @@ def table_of(rows: Sequence[Listed], flags: Mapping[str, Any]) -> str:
     ]
     speed = (
         f"tok/s are estimates of decoding requests of {PROMPT_LEN:,} + {OUTPUT_LEN:,} tokens, alone and in the largest "
-        "batch that fits: bytes read at 0.7 of the bandwidth, 1 ms a step beside it (docs/memory.md)"
+        "batch that fits, by the roofline of `simbatch estimate`: the device's steps alone (docs/memory.md)"
     )
     return "\n".join([first, "", *(line.rstrip() for line in shown), "", speed])

@@ -21,6 +21,8 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.versions import NEWEST, Version
 
 DEFAULT_UTILIZATION = DEFAULT_GPU_MEMORY_UTILIZATION
+TOKENS_BY_REQUESTS = (0, 20, 1)  # before it vLLM logs blocks / groups x the smallest block
+PREFIXES_OF_STATES = (0, 28)  # before it prefixes of models with states are cached only where asked for
 VISION_SHARE = 0.5  # how far the estimate of a vision tower's bytes may be off
 
 
@@ -109,8 +111,8 @@ class MemoryPlan:
 
     def tokens(self, num_blocks: int) -> int:
         """The `GPU KV cache size` that this vLLM logs of so many blocks."""
-        if self.limits.version < (0, 20):
-            return num_blocks // len(self.layout.groups) * self.layout.block_size
+        if self.limits.version < TOKENS_BY_REQUESTS:
+            return num_blocks // len(self.layout.groups) * self.layout.smallest_block_size
         return self.layout.tokens(num_blocks, self.limits.max_model_len)
 
     @property
@@ -181,6 +183,7 @@ def plan_memory(
     max_num_batched_tokens: int | None = None,
     max_model_len: int | None = None,
     enforce_eager: bool = False,
+    enable_prefix_caching: bool | None = None,
     vllm_version: str = NEWEST,
     assume: str | None = None,
 ) -> MemoryPlan:
@@ -205,9 +208,10 @@ def plan_memory(
         enforce_eager=enforce_eager,
         tensor_parallel_size=tensor_parallel_size,
         version=version,
+        is_quantised=stored not in SHORT_DTYPES.values(),
     )
     weights = weights_of(config, stored, tensor_parallel_size, expert_parallel=expert_parallel)
-    layout = _layout(config, kv_cache_dtype, block_size, limits)
+    layout = _layout(config, kv_cache_dtype, block_size, limits, enable_prefix_caching)
     parts, peak = reserves(config, gpu, limits)
     less, more = spread(parts)
     vision = int(VISION_SHARE * weights.vision)
@@ -235,18 +239,20 @@ def default_utilization(version: Version) -> float:
     return DEFAULT_UTILIZATION if version >= (0, 20) else 0.9
 
 
-def _layout(config: ModelConfig, kv_cache_dtype: str, block_size: int | None, limits: Limits) -> KVLayout:
-    """Since 0.26 two batches may be in flight, and models with states cache prefixes unasked."""
-    is_late = limits.version >= (0, 26)
+def _layout(
+    config: ModelConfig, kv_cache_dtype: str, block_size: int | None, limits: Limits, caches_prefixes: bool | None
+) -> KVLayout:
+    """Since 0.26 two batches may be in flight; where prefixes are cached a request has two states."""
+    caches = limits.version >= PREFIXES_OF_STATES if caches_prefixes is None else caches_prefixes
     return kv_layout(
         config,
         kv_cache_dtype,
         limits.tensor_parallel_size,
         block_size,
         max_num_batched_tokens=limits.max_num_batched_tokens,
-        batches=2 if is_late else 1,
-        states=2 if is_late else 1,
-        has_checkpoints=limits.version >= (0, 30),
+        batches=2 if limits.version >= (0, 26) else 1,
+        states=2 if caches else 1,
+        has_checkpoints=caches and limits.version >= (0, 30),
     )
 
 

@@ -86,6 +86,11 @@ def compute_dtype(quantisation: str) -> str:
     return kinds.get(quantisation, "bf16")
 
 
+def is_weight_only_4_bits(quantisation: str) -> bool:
+    """Whether weights of 4 bits are turned to 16 inside the product."""
+    return quantisation in FORMATS and FORMATS[quantisation].weight_bits == 4 and compute_dtype(quantisation) == "bf16"
+
+
 def checked_quantisation(quantisation: str, place: str = "--quantization") -> str:
     """Our name for it, where vLLM has several; UserError when it is none that is known."""
     name = ALIASES.get(quantisation, quantisation)

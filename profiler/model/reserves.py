@@ -7,6 +7,7 @@ code. The bounds say how far two starts of one command, builds (FlashInfer or no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -18,7 +19,7 @@ from simbatch.profiler.model.weights import local_vocab
 from simbatch.sim.cost.gpus import GIB, Gpu, default_max_capture_size
 from simbatch.sim.cost.memory import Peak
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scheduler.versions import NEWEST, Version, changes_in
+from simbatch.sim.scheduler.versions import LAST_PATCH, NEWEST, Version, changes_in
 
 # The sampler's tensors of [max_num_seqs, vocabulary] in the profile run: logits in 16 bits and in fp32 in vLLM's newer
 # model runner (v1/worker/gpu), where nothing is sorted; 33 bytes on an H100 in the older one, which sorts.
@@ -26,24 +27,31 @@ NEW_LOGIT_BYTES, OLD_LOGIT_BYTES = 6, 33
 # Architectures that take the newer runner since this version (config/vllm.py); dense ones since 0.26, all since 0.29.
 NEW_RUNNER: dict[str, Version] = {
     "Qwen3ForCausalLM": (0, 22),
-    "LlamaForCausalLM": (0, 24),
-    "MistralForCausalLM": (0, 24),
+    "LlamaForCausalLM": (0, 23),
+    "MistralForCausalLM": (0, 23),
     "Qwen2MoeForCausalLM": (0, 24),
     "DeepseekV2ForCausalLM": (0, 24),
 }
 DENSE_NEW_RUNNER, ALL_NEW_RUNNER = (0, 26), (0, 29)
+QUANTISED_NEW_RUNNER: Version = (0, 24)  # before it only unquantised ones
+NEW_RUNNER_MEASURES_GRAPHS: Version = (0, 29)  # before it its profile_cudagraph_memory says 0
 FIRST_V1: Version = (0, 8)  # before it the engine without chunked prefill, but for models of more than 32,768 tokens
 # Of a token in the forward pass: three times the hidden state (two and the residual), and gate, up and their product.
 # With that Llama-3.1-8B takes 864 MiB for 8,192 tokens, as vLLM 0.32 said on an H100.
 HIDDEN_STATES, INNER_STATES = 3, 3
-# Beside PyTorch's tensors: 0.16 GiB in vLLM's log on an H100 (pull request 12126); since 0.20 vLLM counts what the
+# Beside PyTorch's tensors: 0.16 GiB in vLLM's log on an H100 (pull request 12126); since 0.27 vLLM counts what the
 # driver says is gone, so rounding to segments too: what 0.32 left unexplained on an H100 (gpu/h100-vllm-0.32).
 OLD_NON_TORCH_BYTES, NON_TORCH_BYTES = int(0.16 * GIB), int(0.35 * GIB)
+COUNTS_DRIVER: Version = (0, 27)
 NCCL_BYTES = {1: 0, 2: 358_612_992, 4: 411_041_792}  # aiconfigurator's datasheets (Apache-2.0); the last for more
 GRAPH_BYTES = 774 * 2**20 // (32 * 51)  # of a layer and size: vLLM 0.32, an H100, Llama-3.1-8B with its 51 sizes
 GRAPH_SIZES = 51
+# A first start compiles inside the profile run, and what that takes counts as its peak: 0.47 GiB for Qwen3-32B in AWQ
+# on two RTX 4090 (vLLM's pull request 54479), 1.85 for Qwen3.8-27B on a Quadro RTX 8000 (1CatAI/1Cat-vLLM, 518). A
+# restart finds it done. Beside a larger peak of the sampler it is not seen.
+COMPILED_BYTES, MOST_COMPILED_BYTES = int(0.47 * GIB), int(1.85 * GIB)
 LATENT_CHUNK_TOKENS = 65_536  # of context that MLA unpacks at once at most (mla/common: chunked_prefill_workspace_size)
-ACTIVATIONS, GRAPHS = "activations", "CUDA graphs"
+ACTIVATIONS, GRAPHS, COMPILED = "activations", "CUDA graphs", "first compilation"
 VISION_BYTES = GIB  # the vision tower's own profile run
 
 
@@ -67,6 +75,7 @@ class Limits:
     enforce_eager: bool = False
     tensor_parallel_size: int = 1
     version: Version = (0, 32)
+    is_quantised: bool = False
 
     @property
     def has_new_engine(self) -> bool:
@@ -75,21 +84,23 @@ class Limits:
 
 
 def memory_version(text: str | None) -> Version:
-    """A version of vLLM as a pair; those that are older than a simulation knows are read too."""
+    """A version of vLLM; those that are older than a simulation knows are read too, without a patch as its last one."""
     words = (text or NEWEST).split(".")
     if len(words) >= 2 and words[0].isdigit() and words[1].isdigit():
-        return int(words[0]), int(words[1])
+        patch = re.match(r"\d+", words[2]) if len(words) > 2 else None
+        return int(words[0]), int(words[1]), int(patch[0]) if patch else LAST_PATCH
     raise UserError(Problem("--vllm-version", "must be a version of vLLM", text, f"for example {NEWEST}"))
 
 
-def has_new_runner(config: ModelConfig, version: Version) -> bool:
-    """Whether vLLM runs this model by its newer model runner unasked."""
-    dense = config.num_experts == 1
-    return (
-        version >= ALL_NEW_RUNNER
-        or (dense and version >= DENSE_NEW_RUNNER)
-        or (version >= NEW_RUNNER.get(config.architecture, ALL_NEW_RUNNER))
-    )
+def has_new_runner(config: ModelConfig, limits: Limits) -> bool:
+    """Whether vLLM runs this model by its newer model runner unasked (config/vllm.py)."""
+    version = limits.version
+    if version >= ALL_NEW_RUNNER:
+        return True
+    if limits.is_quantised and version < QUANTISED_NEW_RUNNER:
+        return False
+    is_dense = config.num_experts == 1 and not config.has_states
+    return (is_dense and version >= DENSE_NEW_RUNNER) or version >= NEW_RUNNER.get(config.architecture, ALL_NEW_RUNNER)
 
 
 def reserves(config: ModelConfig, gpu: Gpu, limits: Limits) -> tuple[list[Reserve], Peak]:
@@ -101,6 +112,7 @@ def reserves(config: ModelConfig, gpu: Gpu, limits: Limits) -> tuple[list[Reserv
     peak_formula = _peak_formula(config, peak, limits)
     parts = [
         Reserve(ACTIVATIONS, activation, activation // 2, int(1.6 * activation), peak_formula),
+        _compiled(peak, activation, limits),
         _graphs(config, gpu, limits),
         Reserve("rotary table", rotary, rotary, rotary, _rotary_formula(config)),
         _libraries(gpu, limits),
@@ -130,7 +142,7 @@ def peak_of(
     """
     limits = limits or Limits(seqs, tokens, config.max_position_embeddings)
     width = HIDDEN_STATES * config.hidden_size + _inner_width(config, tensor_parallel_size)
-    logit = NEW_LOGIT_BYTES if has_new_runner(config, limits.version) else OLD_LOGIT_BYTES
+    logit = NEW_LOGIT_BYTES if has_new_runner(config, limits) else OLD_LOGIT_BYTES
     if not limits.has_new_engine and limits.max_model_len > 32_768:  # chunked prefill: its profile run samples nothing
         logit = 0
     return Peak(
@@ -162,11 +174,20 @@ def _inner_width(config: ModelConfig, gpus: int) -> int:
 
 def _libraries(gpu: Gpu, limits: Limits) -> Reserve:
     """What CUDA (or ROCm) and NCCL hold; logs of one GPU have 0.01 to 1 GiB, of a MI300X 4."""
-    base = NON_TORCH_BYTES if limits.version >= (0, 20) else OLD_NON_TORCH_BYTES
+    base = NON_TORCH_BYTES if limits.version >= COUNTS_DRIVER else OLD_NON_TORCH_BYTES
     links = NCCL_BYTES.get(limits.tensor_parallel_size, NCCL_BYTES[4])
     more = links + (4 * GIB if gpu.name.startswith("AMD") else GIB)
     formula = f"beside PyTorch: {base / GIB:.2f} GiB" + (", and NCCL's buffers between GPUs" if links else "")
     return Reserve("CUDA and NCCL", base + links, int(0.02 * GIB), base + links + more, formula)
+
+
+def _compiled(peak: Peak, activation: int, limits: Limits) -> Reserve:
+    """What a first start's compilation adds to the peak: it runs the forward pass with buffers of its own."""
+    if limits.enforce_eager or not limits.has_new_engine:
+        return Reserve(COMPILED, 0, 0, 0, "none: nothing is compiled")
+    forward = peak.forward_bytes_per_token * peak.max_num_batched_tokens
+    value, most = (max(0, forward + more - activation) for more in (COMPILED_BYTES, MOST_COMPILED_BYTES))
+    return Reserve(COMPILED, value, 0, most, "of a first start, above the other peaks; a restart takes nothing")
 
 
 def _graphs(config: ModelConfig, gpu: Gpu, limits: Limits) -> Reserve:
@@ -175,6 +196,8 @@ def _graphs(config: ModelConfig, gpu: Gpu, limits: Limits) -> Reserve:
     if limits.version < (0, 20):
         note = "taken after the KV cache is made, beside the utilisation: vLLM sets them aside since 0.20"
         return Reserve(GRAPHS, 0, 0, 0, note)
+    if has_new_runner(config, limits) and limits.version < NEW_RUNNER_MEASURES_GRAPHS:
+        return Reserve(GRAPHS, 0, 0, 0, "taken beside the utilisation: this model's runner measures none before 0.29")
     sizes = num_graph_sizes(config, gpu, limits)
     value = GRAPH_BYTES * config.num_hidden_layers * sizes
     formula = f"{config.num_hidden_layers} layers x {sizes} sizes x {GRAPH_BYTES:,} bytes, measured on an H100"

@@ -7,7 +7,7 @@ of the peak rate; layers of each kind are counted:
 
 with T scheduled tokens and S sequences. Of E experts T tokens that each choose k meet E * (1 - (1 - k / E) ** T) when
 all are as likely: 128 experts with 8 a token are 52 for 8 tokens, and 126 for 64. Attention reads keys and values of
-the context (of MLA one latent vector), of at most a window where a layer has one; a state is read and written.
+the context (of MLA one latent vector), in layers with a window of what is inside it; a state is read and written.
 
 Latencies and shares are rounded medians of aiconfigurator's kernel tables (A100, H100, H200, L40S, RTX PRO 6000;
 Apache-2.0), so steps made of those tables are no independent test of them; the RTX 4090's and a real server's are
@@ -28,7 +28,7 @@ from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
 from simbatch.profiler.model.kv_layout import stored_kv_type
 from simbatch.profiler.model.layers import Experts, Layer
 from simbatch.profiler.model.mixers import Attention, Kept, LatentAttention, Matrix
-from simbatch.profiler.model.quantisation import checked_quantisation, compute_dtype
+from simbatch.profiler.model.quantisation import checked_quantisation, compute_dtype, is_weight_only_4_bits
 from simbatch.profiler.model.weights import layer_matrices, local_vocab
 from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu
@@ -37,6 +37,9 @@ from simbatch.sim.cost.step_time import TwoRegimeStepTime
 
 MATRIX_BYTES_SHARE = 0.8  # measured: 0.75 (A100) to 0.88 (H100)
 MATRIX_FLOPS_SHARE = {"bf16": 0.78, "fp8": 0.45, "int8": 0.45, "fp4": 0.4}  # bf16 0.62 to 0.81, fp8 0.41 to 0.67
+# Products with weights of 4 bits read a tile, turn it to 16 and multiply, one after the other: their sum is within 15 %
+# of the tables from 1 to 8,192 tokens (TensorRT-LLM's int4 on an A100: none of vLLM's has int4).
+INT4_BYTES_SHARE = 0.58
 EXPERT_FLOPS_SHARE = {"bf16": 0.45, "fp8": 0.3, "int8": 0.3, "fp4": 0.25}  # of grouped products
 MATRIX_S = {"bf16": 4e-6, "fp8": 6e-6, "int8": 6e-6, "fp4": 8e-6}  # a small product; activations are quantised first
 ATTENTION_FLOPS_SHARE, ATTENTION_BYTES_SHARE, ATTENTION_S = 0.55, 0.85, 10e-6
@@ -48,7 +51,6 @@ ALL_REDUCE_S, LINK_SHARE = 5e-6, 0.55
 # A PCIe link without peer-to-peer, with which a real server of two RTX PRO 6000 is met (docs/profiles.md)
 PCIE_S, PCIE_BYTES_PER_S = 40e-6, 16e9
 MIXED_CONTEXT = 2.5  # a decode's context beside a prefill costs 1.8 to 3.8 times as much as alone
-FILLED_WINDOW = 2048  # tokens: most contexts fill a window up to this, a larger one grows with the context
 COUNTS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384)
 DECODE_COUNTS = tuple(count for count in COUNTS if count <= 2048)
 
@@ -116,6 +118,9 @@ class Roofline:
         """One linear layer; of its experts, each token meets a few, and few tokens do not meet all."""
         kind = compute_dtype(matrix.keeps or stored)
         met, share = met_share(matrix.count, per_token, tokens), min(matrix.count, per_token) / matrix.count
+        if matrix.count == 1 and is_weight_only_4_bits(matrix.keeps or stored):
+            read_s = matrix.bytes(stored) / (self.gpu.bandwidth_bytes_per_s * INT4_BYTES_SHARE)
+            return MATRIX_S[kind] + read_s + tokens * matrix.flops_per_token / self._matrix_flops_per_s(kind)
         flops_s = tokens * share * matrix.flops_per_token / self._matrix_flops_per_s(kind, matrix.count > 1)
         bytes_s = met * matrix.bytes(stored) / (self.gpu.bandwidth_bytes_per_s * MATRIX_BYTES_SHARE)
         return float(MATRIX_S[kind] + max(flops_s, bytes_s))
@@ -126,7 +131,7 @@ class Roofline:
         return self.gpu.flops_per_s[kind] * (EXPERT_FLOPS_SHARE if of_experts else MATRIX_FLOPS_SHARE)[kind]
 
     def rest_s(self, tokens: int) -> float:
-        """Elementwise kernels, launches (of attention too), windows, routing and all-reduces of all layers, s."""
+        """Elementwise kernels, launches (of attention too), routing and all-reduces of all layers, s."""
         total = 0.0
         for layer, count, _ in self.kinds:
             moved = tokens * (10 * self.config.hidden_size + 3 * self._inner(layer)) * self.config.element_bytes
@@ -170,64 +175,75 @@ class Roofline:
         return self.config.element_bytes if stored == "auto" else KV_ELEMENT_BYTES.get(stored, 1)
 
     @property
+    def window_size(self) -> int | None:
+        """Tokens of the layers' window; the largest, should a model have several."""
+        return max((one.window for one, _ in self.attended if one.window is not None), default=None)
+
+    @property
     def context_token_s(self) -> float:
-        """Reading one token's keys and values in all layers, s: of those whose context is not cut off."""
-        return sum(count * self._read_s(one) for one, count in self.attended if not _is_filled(one))
+        """Reading one token's keys and values in all layers that look at all of a context, s."""
+        return sum(count * self._read_s(one) for one, count in self.attended if one.window is None)
+
+    @property
+    def window_token_s(self) -> float:
+        """Reading one token's keys and values in all layers with a window that it is inside, s."""
+        return sum(count * self._read_s(one) for one, count in self.attended if one.window is not None)
 
     @property
     def decode_s(self) -> float:
-        """What a decode takes whatever its context: windows that are full, and states read and written, s."""
+        """What a decode takes whatever its context: states read and written, s."""
         bandwidth = self.gpu.bandwidth_bytes_per_s * ATTENTION_BYTES_SHARE
-        states = sum(count * 2 * one.state_bytes / bandwidth for one, count in self.attended)
-        return states + sum(count * (one.window or 0) * self._read_s(one) for one, count in self._filled())
-
-    def _filled(self) -> list[tuple[Attended, int]]:
-        return [(one, count) for one, count in self.attended if _is_filled(one)]
+        return sum(count * 2 * one.state_bytes / bandwidth for one, count in self.attended)
 
     def _read_s(self, one: Attended) -> float:
         """One token of context in one layer: its bytes, or the products with many heads' queries (MLA)."""
         bytes_s = one.bytes / (self.gpu.bandwidth_bytes_per_s * ATTENTION_BYTES_SHARE)
         return max(bytes_s, one.flops / (self.gpu.flops_per_s["bf16"] * ATTENTION_FLOPS_SHARE))
 
-    @property
-    def attention_unit_s(self) -> float:
+    def attention_unit_s(self, *, in_windows: bool = False) -> float:
         """One unit of q * (2h + q) of a prefill of q tokens after h, s."""
-        return self.attention_flops_per_unit / (self.gpu.flops_per_s["bf16"] * ATTENTION_FLOPS_SHARE)
+        flops = self.attention_flops_per_unit(in_windows=in_windows)
+        return flops / (self.gpu.flops_per_s["bf16"] * ATTENTION_FLOPS_SHARE)
 
-    @property
-    def attention_flops_per_unit(self) -> float:
-        """Scores and their product with the values, over half of q * (2h + q) pairs, in all layers without windows."""
-        widths = ((layer, count) for layer, count, _ in self.kinds if not any(map(_is_filled, self._attended(layer))))
-        return sum(count * _pair_width(layer.mixer, self.tensor_parallel_size) for layer, count in widths)
-
-    @property
-    def window_flops_per_token(self) -> float:
-        """Scores of a prompt's token and their product with the values of a full window, in layers that have one."""
+    def attention_flops_per_unit(self, *, in_windows: bool = False) -> float:
+        """Scores and their product with the values, half of q * (2h + q) pairs; of layers with windows or without."""
         total = 0.0
         for layer, count, _ in self.kinds:
-            for one in self._attended(layer):
-                if _is_filled(one):
-                    total += count * 2 * (one.window or 0) * _pair_width(layer.mixer, self.tensor_parallel_size)
+            if any(one.window is not None for one in self._attended(layer)) == in_windows:
+                total += count * _pair_width(layer.mixer, self.tensor_parallel_size)
         return total
+
+    def decode_step_s(self, num_decodes: int, context: int) -> float:
+        """A decode-only step of requests that have as much context each, s."""
+        kept_s = self.decode_s + context * self.context_token_s
+        kept_s += min(context, self.window_size or 0) * self.window_token_s
+        tokens_s = self.matrices_s(num_decodes) + self.rest_s(num_decodes)
+        return tokens_s + self.sequences_s(num_decodes) + num_decodes * kept_s
 
     def step_time(self) -> TwoRegimeStepTime:
         """A profile's step times."""
-        decode_s, window_s = (
-            self.decode_s,
-            self.window_flops_per_token / (self.gpu.flops_per_s["bf16"] * ATTENTION_FLOPS_SHARE),
-        )
-        decode = [self.matrices_s(n) + self.rest_s(n) + self.sequences_s(n) + n * decode_s for n in DECODE_COUNTS]
-        tokens = [self.matrices_s(n) + self.rest_s(n) + self.sequences_s(1) + n * window_s for n in COUNTS]
+        decode_s, size = self.decode_s, self.window_size
+        decode = [self.decode_step_s(n, 0) for n in DECODE_COUNTS]
+        tokens = [self.matrices_s(n) + self.rest_s(n) + self.sequences_s(1) for n in COUNTS]
         head_s = (self.sequences_s(256) - self.sequences_s(1)) / 255
         mixed = {
             "tokens": knots(COUNTS, tokens),
             "per_decode_seq_s": _short(head_s + MIXED_CONTEXT * decode_s),
             "per_context_token_s": _short(MIXED_CONTEXT * self.context_token_s),
             "per_prefill_context_token_s": _short(self.context_token_s),
-            "per_attention_unit_s": _short(self.attention_unit_s),
+            "per_attention_unit_s": _short(self.attention_unit_s()),
         }
         alone = {"seqs": knots(DECODE_COUNTS, decode), "per_context_token_s": _short(self.context_token_s)}
-        return TwoRegimeStepTime.model_validate({"form": "two_regime", "decode": alone, "mixed": mixed})
+        window = None
+        if size is not None:
+            window = {
+                "size_tokens": size,
+                "decode_per_token_s": _short(self.window_token_s),
+                "mixed_per_token_s": _short(MIXED_CONTEXT * self.window_token_s),
+                "per_attention_unit_s": _short(self.attention_unit_s(in_windows=True)),
+            }
+        content = {"form": "two_regime", "decode": alone, "mixed": mixed, "window": window}
+        return TwoRegimeStepTime.model_validate(content)
 
     def work(self, steps: Steps) -> Work:
         """FLOPs and bytes of measured steps: weights that are met once a step, keys and values of every context."""
@@ -241,7 +257,9 @@ class Roofline:
                 flops = flops + count * tokens * share * matrix.flops_per_token
                 moved = moved + count * met_share(matrix.count, per_token, tokens) * matrix.bytes(self.quantisation)
         pairs = steps.prefill_attention + 2 * steps.decode_context
-        flops = flops + pairs * self.attention_flops_per_unit + tokens * self.window_flops_per_token
+        flops = flops + pairs * self.attention_flops_per_unit()
+        if (size := self.window_size) is not None:
+            flops = flops + np.minimum(pairs, 2 * size * tokens) * self.attention_flops_per_unit(in_windows=True)
         for one, count in self.attended:
             read = steps.decode_context + steps.prefill_context + steps.num_tokens
             if one.window is not None:
@@ -306,10 +324,6 @@ def _pair_width(mixer: object, gpus: int) -> float:
         width = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim + mixer.v_head_dim
         return float(mixer.num_heads // gpus * width)
     return 2.0 * (mixer.num_heads // gpus) * mixer.head_dim if isinstance(mixer, Attention) else 0.0
-
-
-def _is_filled(one: Attended) -> bool:
-    return one.window is not None and one.window <= FILLED_WINDOW
 
 
 def _short(value: float) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, durations_s
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.model import Features, features_of
+from simbatch.sim.cost.windows import WindowCost
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RunRecord
 from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.metrics.metric import Metric
@@ -143,10 +144,11 @@ def with_steps(run: RealRun, lines: Lines, indices: Sequence[int], origin_s: flo
     return replace(run, record=record, taken_in_ps=record.requests.queued_ps, lines=lines, admission_s=took_s)
 
 
-def features(step: RecordedStep) -> Features:
-    """What a step computed."""
+def features(step: RecordedStep, windows: WindowCost | None = None) -> Features:
+    """What a step computed; decodes are taken to have as much context each, where windows ask."""
     prefills = ((tokens, computed, False) for computed, tokens in step.prefills)
-    return features_of(prefills, step.num_decodes, step.context_tokens)
+    in_window = 0 if windows is None else windows.alike(step.num_decodes, step.context_tokens)
+    return features_of(prefills, step.num_decodes, step.context_tokens, windows, in_window)
 
 
 def _segments(lines: Lines, origin_s: float) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.model import CostModel, step_ps_alike
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -81,12 +81,8 @@ def predict_s(cost: CostModel, steps: Steps) -> Floats:
     """What a cost model gives for each step, s: the very integers that a simulation adds up."""
     durations = np.empty(len(steps))
     for i in range(len(steps)):
-        n, context = int(steps.num_decodes[i]), int(steps.decode_context[i])
-        if steps.prefill_tokens[i] == 0:
-            durations[i] = cost.decode_ps(n) + cost.decode_context_ps * context
-        else:
-            chunk = (int(steps.prefill_tokens[i]), int(steps.prefill_context[i]), int(steps.prefill_attention[i]))
-            durations[i] = cost.mixed_ps(n, context, *chunk)
+        chunk = (int(steps.prefill_tokens[i]), int(steps.prefill_context[i]), int(steps.prefill_attention[i]))
+        durations[i] = step_ps_alike(cost, int(steps.num_decodes[i]), int(steps.decode_context[i]), *chunk)
     return durations * PS_TO_S
 
 

@@ -27,7 +27,7 @@ def step_figures(runs: Sequence[RealRun], cost: CostModel) -> list[dict[str, Any
     found: dict[str, list[tuple[float, int]]] = {"decode-only": [], "with prefills": []}
     for run in runs:
         for step, took_s in durations_s(run.lines):
-            pair = took_s * PS_PER_S, step_ps(cost, features(step))
+            pair = took_s * PS_PER_S, step_ps(cost, features(step, cost.windows))
             found["with prefills" if step.prefills else "decode-only"].append(pair)
     return [_row(regime, np.array(pairs, dtype=np.float64)) for regime, pairs in found.items() if pairs]
 

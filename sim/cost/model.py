@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from simbatch.sim.clock import PS_PER_S
-
-# The attention coefficient is a few thousand ps per unit and multiplies up to 1e9 units: it keeps 20 more bits.
-ATTENTION_SHIFT = 20
-_HALF = 1 << (ATTENTION_SHIFT - 1)
+from simbatch.sim.cost.windows import ATTENTION_SHIFT, HALF, WindowCost
 
 
 class CostModel(Protocol):
@@ -25,14 +22,19 @@ class CostModel(Protocol):
         """What one token of context costs in a decode-only step (context: tokens computed before, over all decodes)."""
         ...
 
+    @property
+    def windows(self) -> WindowCost | None:
+        """What layers with a window add to every step, if there are any."""
+        ...
+
     def decode_ps(self, num_decodes: int, /) -> int:
-        """The rest of a decode-only step, which lasts `decode_ps(n) + decode_context_ps * context`."""
+        """The rest of a decode-only step: `decode_ps(n) + decode_context_ps * context`, and what windows add."""
         ...
 
     def mixed_ps(
         self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
     ) -> int:
-        """A step with any prefill, in full.
+        """A step with any prefill, but for what windows add.
 
         For a prefill of q tokens after h computed ones: `prefill_tokens` is the sum of q, `prefill_context` of h + q,
         `prefill_attention` of q * (2h + q).
@@ -53,6 +55,11 @@ class LinearCost:
     def decode_context_ps(self) -> int:
         """What one token of context costs in a decode-only step, ps."""
         return self.per_context_token_ps
+
+    @property
+    def windows(self) -> WindowCost | None:
+        """None."""
+        return None
 
     def decode_ps(self, num_decodes: int, /) -> int:
         """A decode-only step but for its context: the token that a decode computes now counts as context too."""
@@ -82,6 +89,11 @@ class PaddedLinearCost:
     def decode_context_ps(self) -> int:
         """What one token of context costs in a decode-only step, ps."""
         return self.cost.decode_context_ps
+
+    @property
+    def windows(self) -> WindowCost | None:
+        """None."""
+        return None
 
     def decode_ps(self, num_decodes: int, /) -> int:
         """A decode-only step but for its context, ps."""
@@ -156,15 +168,17 @@ class TwoRegimeCost:
         context_ps: int,
         prefill_context_ps: int,
         attention_s: float,
+        windows: WindowCost | None = None,
     ) -> None:
         self.decode_ps = decode
         self.decode_context_ps = decode_context_ps
+        self.windows = windows
         self._tokens = tokens
         self._seq_ps = seq_ps
         self._seq_token_ps = seq_token_ps
         self._context_ps = context_ps
         self._prefill_context_ps = prefill_context_ps
-        self._attention = round(attention_s * PS_PER_S * (1 << ATTENTION_SHIFT))
+        self._attention = attention_of(attention_s)
 
     def mixed_ps(
         self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
@@ -175,12 +189,20 @@ class TwoRegimeCost:
             + (self._seq_ps + self._seq_token_ps * prefill_tokens) * num_decodes
             + self._context_ps * decode_context
             + self._prefill_context_ps * prefill_context
-            + ((self._attention * prefill_attention + _HALF) >> ATTENTION_SHIFT)
+            + ((self._attention * prefill_attention + HALF) >> ATTENTION_SHIFT)
         )
 
 
+def attention_of(unit_s: float) -> int:
+    """A coefficient of attention with more bits than a ps has."""
+    return round(unit_s * PS_PER_S * (1 << ATTENTION_SHIFT))
+
+
 class Features(NamedTuple):
-    """A batch: decodes and the sum of their contexts; of prefills (q tokens after h computed ones) three sums."""
+    """A batch: decodes and the sum of their contexts; of prefills (q tokens after h computed ones) three sums.
+
+    The last two are what is inside windows, 0 where the cost model has none (`WindowCost`).
+    """
 
     num_decodes: int
     decode_context: int  # tokens computed before
@@ -188,6 +210,8 @@ class Features(NamedTuple):
     prefill_context: int  # sum of h + q
     prefill_attention: int  # sum of q * (2h + q)
     num_prefills: int
+    decode_window: int = 0
+    prefill_window: int = 0
 
     @property
     def num_requests(self) -> int:
@@ -208,30 +232,65 @@ def is_decode(num_tokens: int, num_computed_tokens: int, num_prompt_tokens: int,
     return samples and num_tokens == 1 and num_computed_tokens >= num_prompt_tokens
 
 
-def features_of(entries: Iterable[tuple[int, int, bool]], num_decodes: int = 0, decode_context: int = 0) -> Features:
+def features_of(
+    entries: Iterable[tuple[int, int, bool]],
+    num_decodes: int = 0,
+    decode_context: int = 0,
+    windows: WindowCost | None = None,
+    decode_window: int = 0,
+) -> Features:
     """Of entries (tokens, tokens computed before, whether it is a decode), beside decodes that are counted already."""
-    num_prefills = tokens = context = attention = 0
+    num_prefills = tokens = context = attention = in_window = 0
     for n, computed, decodes in entries:
         if decodes:
             num_decodes += 1
             decode_context += computed
+            if windows is not None:
+                decode_window += min(computed, windows.size)
         else:
             num_prefills += 1
             tokens += n
             context += computed + n
             attention += n * (2 * computed + n)
-    return _new(Features, (num_decodes, decode_context, tokens, context, attention, num_prefills))
+            if windows is not None:
+                in_window += windows.units(n, computed)
+    return _new(
+        Features, (num_decodes, decode_context, tokens, context, attention, num_prefills, decode_window, in_window)
+    )
 
 
 def step_ps(cost: CostModel, features: Features) -> int:
     """How long the device works on a step."""
-    num_decodes, context, tokens, prefill_context, attention, _ = features
+    num_decodes, context, tokens, prefill_context, attention, _, decode_window, prefill_window = features
     if tokens:
-        return cost.mixed_ps(num_decodes, context, tokens, prefill_context, attention)
-    return cost.decode_ps(num_decodes) + cost.decode_context_ps * context
+        duration_ps = cost.mixed_ps(num_decodes, context, tokens, prefill_context, attention)
+    else:
+        duration_ps = cost.decode_ps(num_decodes) + cost.decode_context_ps * context
+    if cost.windows is not None:
+        duration_ps += cost.windows.added_ps(decode_window, tokens, prefill_window)
+    return duration_ps
 
 
 def step_ps_beside(cost: CostModel, decoding: tuple[int, int], num_tokens: int, num_computed: int) -> int:
     """A step of so many prompt tokens, after `num_computed` others, beside decodes: their number and context."""
+    windows = cost.windows
     entries = [(num_tokens, num_computed, False)] if num_tokens else []
-    return step_ps(cost, features_of(entries, *decoding))
+    in_window = windows.alike(*decoding) if windows is not None else 0
+    return step_ps(cost, features_of(entries, *decoding, windows, in_window))
+
+
+def step_ps_alike(
+    cost: CostModel,
+    num_decodes: int,
+    context: int,
+    prefill_tokens: int = 0,
+    prefill_context: int = 0,
+    prefill_attention: int = 0,
+) -> int:
+    """A step of which only sums are known: decodes with as much context each, and one prefill, if there is any."""
+    windows, in_window, units = cost.windows, 0, 0
+    if windows is not None:
+        in_window = windows.alike(num_decodes, context)
+        units = windows.units(prefill_tokens, prefill_context - prefill_tokens)
+    sums = (num_decodes, context, prefill_tokens, prefill_context, prefill_attention, prefill_tokens > 0)
+    return step_ps(cost, Features(*sums, in_window, units))

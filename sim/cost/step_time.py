@@ -10,7 +10,16 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.draws import NoiseDraws, ratio_table
-from simbatch.sim.cost.model import CostModel, LinearCost, PaddedLinearCost, PiecewiseLinear, TwoRegimeCost
+from simbatch.sim.cost.model import (
+    CostModel,
+    LinearCost,
+    PaddedLinearCost,
+    PiecewiseLinear,
+    TwoRegimeCost,
+    attention_of,
+    step_ps_alike,
+)
+from simbatch.sim.cost.windows import WindowCost
 from simbatch.sim.strict import Strict
 
 # An hour: no step lasts longer, and sums of such steps stay inside 64 bits.
@@ -91,6 +100,22 @@ class MixedStepTime(Strict):
     per_attention_unit_s: Seconds = Field(description="per q * (2h + q) of a prefill of q tokens after h, s")
 
 
+class WindowStepTime(Strict):
+    """Layers that look at a window of the newest tokens: of a context only what is inside it costs."""
+
+    size_tokens: int = Field(gt=0, le=2**31, description="of the window")
+    decode_per_token_s: Seconds = Field(description="per token inside a decode's window, in a decode-only step, s")
+    mixed_per_token_s: Seconds = Field(description="the same beside a prefill, s")
+    per_attention_unit_s: Seconds = Field(
+        description="per q * (2h + q) of a prefill of q tokens after h, each looking back at a window, s"
+    )
+
+    def windows(self) -> WindowCost:
+        """Rounded to ps."""
+        decode_ps, mixed_ps = to_ps(self.decode_per_token_s), to_ps(self.mixed_per_token_s)
+        return WindowCost(self.size_tokens, decode_ps, mixed_ps, attention_of(self.per_attention_unit_s))
+
+
 class TwoRegimeStepTime(Strict):
     """Decode-only steps and steps with any prefill, each with its own terms."""
 
@@ -98,6 +123,7 @@ class TwoRegimeStepTime(Strict):
     padded: bool = Field(default=False, description=PADDED)
     decode: DecodeStepTime
     mixed: MixedStepTime
+    window: WindowStepTime | None = Field(default=None, description="what layers with a window add")
 
     @model_validator(mode="after")
     def _positive(self) -> TwoRegimeStepTime:
@@ -116,6 +142,7 @@ class TwoRegimeStepTime(Strict):
             context_ps=to_ps(mixed.per_context_token_s),
             prefill_context_ps=to_ps(mixed.per_prefill_context_token_s),
             attention_s=mixed.per_attention_unit_s,
+            windows=None if self.window is None else self.window.windows(),
         )
 
 
@@ -137,8 +164,8 @@ StepTime = Annotated[
 def _check_positive(cost: CostModel) -> None:
     """No term is negative, so the smallest steps show whether any step can take no time."""
     smallest: Sequence[tuple[str, int]] = (
-        ("a decode of one token", cost.decode_ps(1) + cost.decode_context_ps),
-        ("a prefill of one token", cost.mixed_ps(0, 0, 1, 1, 1)),
+        ("a decode of one token", step_ps_alike(cost, 1, 1)),
+        ("a prefill of one token", step_ps_alike(cost, 0, 0, 1, 1, 1)),
     )
     for what, duration in smallest:
         if duration <= 0:

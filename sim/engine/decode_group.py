@@ -15,16 +15,22 @@ class DecodeGroup:
     """Requests that get one token in every step, or round.
 
     A member's own numbers stand still while it is in the group: it has `round - joined_round` more computed tokens than
-    it says. `context` is the sum of computed tokens over all members.
+    it says. `context` is the sum of computed tokens over all members, `in_window` of those inside a window of so many
+    tokens (0: there are no windows): it grows by `num_growing` a round, until the window of one of them is full.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, window: int = 0) -> None:
         self.round = 0
         self.ahead = (0, 0)  # tokens computed, and known, by the step that is being planned
         self.size = 0
         self.context = 0
         self.blocks_next = 0  # KV blocks that the members need in the next round
         self.block_size = block_size
+        self.window = window
+        self.in_window = 0
+        self.num_growing = 0  # members whose window is not full
+        self._fills: list[int] = []  # heap of rounds in which windows fill, and how many in each
+        self._num_filling: dict[int, int] = {}
         self._needing = [0] * block_size  # how many members need a block in rounds r with r % block_size == index
         self._ends: list[tuple[int, int, Request]] = []  # heap of (round of the last token, seat, member)
 
@@ -39,11 +45,15 @@ class DecodeGroup:
         self._needing[(self.round - computed) % self.block_size] += 1
         last_round = self.round + request.max_tokens - request.num_tokens + request.num_prompt_tokens
         heapq.heappush(self._ends, (last_round, request.seat, request))
+        if self.window:
+            self._open_window(computed)
 
     def advance(self, num_rounds: int) -> list[Request]:
         """Every member gets that many tokens; returns those whose last one that was, in order of admission."""
         self.round += num_rounds
         self.context += num_rounds * self.size
+        if self.num_growing:
+            self._fill_windows(num_rounds)
         ends = self._ends
         if not ends or ends[0][0] > self.round:
             self.blocks_next = self._needing[self.round % self.block_size]
@@ -74,7 +84,9 @@ class DecodeGroup:
         members = sorted(self.members(), key=lambda request: request.seat)
         for request in members:
             self._catch_up(request)
-        self.size = self.context = self.blocks_next = 0
+        self.size = self.context = self.blocks_next = self.in_window = self.num_growing = 0
+        self._fills.clear()
+        self._num_filling.clear()
         self._needing = [0] * self.block_size
         self._ends.clear()
         return members
@@ -88,8 +100,16 @@ class DecodeGroup:
 
     @property
     def rounds_left(self) -> int:
-        """Rounds until the first member ends; the group must not be empty."""
-        return self._ends[0][0] - self.round
+        """Rounds until the first member ends, `in_window` growing by as much in each; there must be a member.
+
+        A window that is full after r rounds has grown in each of them, and not in the next: r + 1 rounds are alike.
+        """
+        left = self._ends[0][0] - self.round
+        if not self.num_growing:
+            return left
+        while self._fills[0] not in self._num_filling:  # who was to fill it has left
+            heapq.heappop(self._fills)
+        return min(left, self._fills[0] - self.round + 1)
 
     def blocks_for(self, num_rounds: int) -> int:
         """KV blocks that the members need over the next rounds."""
@@ -119,6 +139,43 @@ class DecodeGroup:
         self.size -= 1
         self.context -= request.num_computed_tokens
         self._needing[(self.round - request.num_computed_tokens) % self.block_size] -= 1
+        if self.window:
+            self._close_window(request.num_computed_tokens)
+
+    def _open_window(self, computed: int) -> None:
+        """Of a new member."""
+        if computed >= self.window:
+            self.in_window += self.window
+            return
+        self.in_window += computed
+        self.num_growing += 1
+        fills = self.round + self.window - computed
+        if fills not in self._num_filling:
+            self._num_filling[fills] = 0
+            heapq.heappush(self._fills, fills)
+        self._num_filling[fills] += 1
+
+    def _fill_windows(self, num_rounds: int) -> None:
+        """The last rounds' tokens, but for those that came after a window was full."""
+        self.in_window += num_rounds * self.num_growing
+        fills = self._fills
+        while fills and fills[0] <= self.round:
+            filled = heapq.heappop(fills)
+            num_filled = self._num_filling.pop(filled, 0)
+            self.in_window -= num_filled * (self.round - filled)
+            self.num_growing -= num_filled
+
+    def _close_window(self, computed: int) -> None:
+        """Of a member that goes."""
+        if computed >= self.window:
+            self.in_window -= self.window
+            return
+        self.in_window -= computed
+        self.num_growing -= 1
+        fills = self.round + self.window - computed
+        self._num_filling[fills] -= 1
+        if not self._num_filling[fills]:
+            del self._num_filling[fills]
 
     def _catch_up(self, request: Request) -> None:
         num_rounds = self.round - request.joined_round

@@ -143,6 +143,7 @@ class Gathered:
         replica.number = newest = number + 1 + is_paused
         noted = [] if self.has_stepped else self.late(NEVER - 1 if is_paused else number)
         num_decodes, context, num_regular = group.size, group.context, group.size - len(noted)
+        in_window, windows = group.in_window, replica.cost.windows
         entries, fresh, self.taken = [], [], 0
         ended = group.advance(1)
         if partials:
@@ -169,7 +170,8 @@ class Gathered:
                 ended = [*ended, request]
         if len(ended) > 1:
             ended = sorted(ended, key=lambda request: request.seat)
-        return features_of(entries, num_decodes, context), noted, fresh, ended, num_regular
+        features = features_of(entries, num_decodes, context, windows, in_window)
+        return features, noted, fresh, ended, num_regular
 
     def close_preemptions(self) -> None:
         """The step that preempted is planned, or there are more tokens for whole prompts: the next one may admit."""

@@ -79,7 +79,7 @@ class Replica(ShownEngine):
         self.door = Door(*parts, self.host, self.is_timed)
         self.count_waiting = self.scheduler.waiting.count if self.door.backlog is None else self._count_with_backlog
         self.device = Device(cost, noise)
-        self.group = DecodeGroup(config.block_size)
+        self.group = DecodeGroup(config.block_size, cost.windows.size if cost.windows is not None else 0)
         self.now_ps = 0
         self.number = -1  # of the newest step
         self.sent_ps = 0  # when the newest tokens left the front end, if anything has times
@@ -259,7 +259,7 @@ class Replica(ShownEngine):
 
     def log_batch(self, start_ps: int, work_ps: int, features: Features, num_regular: int) -> None:
         """Write a row for one step that the device has been given."""
-        num_decodes, context, tokens, _, attention, num_prefills = features
+        num_decodes, context, tokens, _, attention, num_prefills, _, _ = features
         self._write_segment(pack_segment(
             start_ps, 1, work_ps, 0, 0, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
             len(self.scheduler.running), self.count_waiting(), self.kv.free,

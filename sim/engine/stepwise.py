@@ -119,7 +119,8 @@ class Stepwise:
     def _launched(self, batch: Batch) -> Step:
         replica, schedule_ps = self.replica, self.replica.now_ps
         features = features_of(
-            [(entry.num_tokens, entry.num_computed_tokens, entry.is_decode) for entry in batch.entries]
+            [(entry.num_tokens, entry.num_computed_tokens, entry.is_decode) for entry in batch.entries],
+            windows=replica.cost.windows,
         )
         work_ps, was_free_ps = replica.device.work_ps(features), replica.device.free_ps
         times = replica.launch(features.num_requests, features.num_prefills, features.num_tokens, work_ps)

@@ -26,12 +26,12 @@ class Known(NamedTuple):
     launch_ps: int
     update_ps: int
     decode_ps: int  # the device's, without their contexts
-    slope_ps: int  # each further step lasts that much longer on the device
+    slope_ps: int  # each further step lasts that much longer on the device, windows apart
     work_ps: int  # the front end's, for the chunks of one step
     is_drawn: bool  # the launch is noisy: each step has its own
 
 
-Found = tuple[Pace, Known, int]
+Found = tuple[Pace, Known, int, int]
 
 
 class Timed:
@@ -49,7 +49,7 @@ class Timed:
         self._known: dict[int, Known] = {}
         self._update_ps, self._update_per_seq_ps = self.host.times.update_base_ps, self.host.times.update_per_seq_ps
         self._lag_ps, self._tail_ps = self.host.lag_ps, self.host.tail_ps
-        self._context_ps = self.cost.decode_context_ps
+        self._context_ps, self._windows = self.cost.decode_context_ps, self.cost.windows
         self.found: Found | None = None  # of the steps to come, if `reach_ps` has looked
         self._kept: Step | None = None  # the step launched last, where steps are kept
 
@@ -71,7 +71,7 @@ class Timed:
         replica.number += 1
         batch = now.batch({}) if self.keeps_steps else NO_ENTRIES
         num_regular = group.size - len(noted)
-        features = _new(Features, (group.size, group.context, 0, 0, 0, 0))
+        features = _new(Features, (group.size, group.context, 0, 0, 0, 0, group.in_window, 0))
         self._launch(features, batch, noted, NOBODY, group.advance(1), num_regular)
 
     def _launch(
@@ -85,7 +85,7 @@ class Timed:
     ) -> None:
         """Give the device a step, then take in the older one, or itself if there is to be one at a time."""
         replica, now, device = self.replica, self.now, self.device
-        num_decodes, _, tokens, _, _, num_prefills = features
+        num_decodes, _, tokens, _, _, num_prefills, _, _ = features
         schedule_ps, was_free_ps, work_ps = replica.now_ps, device.free_ps, device.work_ps(features)
         times = replica.launch(num_decodes + num_prefills, num_prefills, num_decodes + tokens, work_ps)
         replica.now_ps, start_ps, _ = times
@@ -138,9 +138,9 @@ class Timed:
             found = self._plan(cut_ps)
         if found is None:
             return False
-        pace, known, duration_ps = found
+        pace, known, duration_ps, slope_ps = found
         kv, replica, device, num_free = self.kv, self.replica, self.device, self.kv.free + now.taken
-        num_decodes, context, slope_ps = group.size, group.context, known.slope_ps
+        num_decodes, context = group.size, group.context
         num_steps, start_ps, period_ps, period_slope_ps, updated_ps, _, _, _, last_start_ps, last_ps, free_ps = pace
         schedule_ps, num_blocks = replica.now_ps, group.blocks_for(num_steps)
         self.write_segment(pack_segment(
@@ -161,7 +161,7 @@ class Timed:
             replica.send(updated_ps, now.num_regular, now.features[0], now.num_regular)
         self._send(pace, num_decodes)
         if self.keeps_steps:
-            ended = self._walk(pace, known, duration_ps, schedule_ps)
+            ended = self._walk(pace, known, duration_ps, slope_ps, schedule_ps)
         else:
             kv.take(num_blocks - now.taken)
             replica.number += num_steps
@@ -171,7 +171,7 @@ class Timed:
             replica.publish()
         device.free_ps, replica.now_ps = free_ps, last_ps
         now.newest_ps, now.ending, now.noted = last_start_ps, ended, NOBODY
-        now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0)), num_decodes
+        now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0, 0, 0)), num_decodes
         if ended and now.refuses_chunks:
             now.close_preemptions()
         if not is_async:
@@ -194,7 +194,7 @@ class Timed:
         return (updated_ps if updated_ps > sent_ps else sent_ps) + self.front_end.work_ps(num_chunks)
 
     def _plan(self, cut_ps: int) -> Found | None:
-        """Decode-only steps in closed form, what one takes, and the first one's duration; None where there is none.
+        """Decode-only steps in closed form, what one takes, the first one's duration, slope; None where there is none.
 
         What decides is who sets their pace, and until when, and whether the front end keeps up with them.
         """
@@ -213,6 +213,9 @@ class Timed:
         if (most // group.block_size + 1) * num_decodes > num_free:
             most = group.rounds_within(most, num_free)
         duration_ps = decode_ps + self._context_ps * group.context
+        if self._windows is not None:
+            duration_ps += self._windows.decode_ps * group.in_window
+            slope_ps += self._windows.decode_ps * group.num_growing
         schedule_ps, free_ps = self.replica.now_ps, self.device.free_ps
         if is_async:
             features, before_ps = now.features, update_ps
@@ -227,7 +230,7 @@ class Timed:
             pace = synchronous(schedule_ps, duration_ps, slope_ps, host, most, cut_ps)
         if pace is None or pace[0] < 2 or not (self.front_end is None or self._keeps_up(pace, work_ps)):
             return None
-        return pace, known, duration_ps
+        return pace, known, duration_ps, slope_ps
 
     def _learn(self, num_decodes: int) -> Known:
         """What a batch of so many decodes takes; kept, since few sizes make up a run."""
@@ -272,11 +275,11 @@ class Timed:
             self.write_tokens(pack_tokens(before_ps, num_more - 1, gap_ps, slope_ps, num_decodes, num_decodes))
         replica.sent_ps = last_ps + work_ps
 
-    def _walk(self, pace: Pace, known: Known, duration_ps: int, schedule_ps: int) -> list[Request]:
+    def _walk(self, pace: Pace, known: Known, duration_ps: int, slope_ps: int, schedule_ps: int) -> list[Request]:
         """The steps one by one, each kept in full; returns whose last tokens the last one brings."""
         now, group, number, ended = self.now, self.group, self.replica.number, NOBODY
         num_decodes, context = group.size, group.context
-        launch_ps, tail_ps, slope_ps = known.launch_ps, self._tail_ps, known.slope_ps
+        launch_ps, tail_ps = known.launch_ps, self._tail_ps
         for k in range(pace.num_steps):
             self.kv.take(group.blocks_next - now.taken)
             now.taken = 0

@@ -80,9 +80,13 @@ class Untimed:
 
     def _longest(self) -> tuple[int, int, int]:
         """Decode-only steps in a row that change nothing, the first one's duration, slope; arrivals are not asked."""
-        cost, group = self.cost, self.group
+        cost, group, windows = self.cost, self.group, self.cost.windows
         decode_ps, context_ps = cost.decode_ps(group.size), cost.decode_context_ps
-        return self.now.most_steps(), decode_ps + context_ps * group.context, context_ps * group.size
+        duration_ps, slope_ps = decode_ps + context_ps * group.context, context_ps * group.size
+        if windows is not None:
+            duration_ps += windows.decode_ps * group.in_window
+            slope_ps += windows.decode_ps * group.num_growing
+        return self.now.most_steps(), duration_ps, slope_ps
 
     def _keep(self, start_ps: int, batch: Batch) -> None:
         """The step in full, for the record."""

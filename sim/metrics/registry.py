@@ -29,6 +29,7 @@ ONLY_WITH = {  # what a figure needs to be worth a row
     "simbatch.recomputed_tokens_share": PREEMPTIONS,
     "simbatch.cached_tokens_share": "simbatch.cluster",
 }
+ALIASES = {"throughput": THROUGHPUT, "goodput": GOODPUT, "slo_share": WITHIN_SLO}  # what people call them
 # what a page with room for a few figures shows of them, in this order; what nobody measured is left out
 SHOWN: Mapping[str, Sequence[str]] = {
     "compare": (

@@ -10,9 +10,9 @@ from typing import Any
 from simbatch.sim.files import write_json, write_yaml
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.metrics.steady import OVERLOADED
+from simbatch.sim.plan import picture
 from simbatch.sim.plan.plan import FleetPlan, fleet_settings
-from simbatch.sim.plan.search import REFUSED, SEQS, TOKENS, Sizing, Verdict, resolved_with
-from simbatch.sim.report import style
+from simbatch.sim.plan.search import REFUSED, Sizing, Verdict, resolved_with
 from simbatch.sim.results.files import write_result
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.bands import Band
@@ -21,7 +21,6 @@ from simbatch.sim.tuning.goal import Limit
 from simbatch.sim.tuning.vllm_flags import vllm_serve
 
 OWN_FILES = ("plan.json", "scenario.yaml", "serve.sh", "plan.png")
-SHOWN_SETTINGS = (SEQS, TOKENS)
 
 
 def report(plan: FleetPlan) -> str:
@@ -39,12 +38,8 @@ def save(plan: FleetPlan, folder: Path, num_runs: int) -> list[Path]:
             path.write_text("\n".join(serve_lines(plan)) + "\n", encoding="utf-8") and None
         )
     if any(plan.cost_per_hour(sizing) is not None for sizing in plan.sizings):
-        writers["plan.png"] = lambda path: _draw(path, plan)
+        writers["plan.png"] = lambda path: picture.write(path, plan)
     return write_result(folder, writers, OWN_FILES, {"simulations": num_runs})
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def content(plan: FleetPlan) -> dict[str, Any]:
@@ -347,28 +342,3 @@ def scenario_content(plan: FleetPlan, sizing: Sizing) -> dict[str, Any]:
     assert sizing.replicas is not None
     scenario = plan.demand.scenario.override(fleet_settings(plan, sizing, sizing.replicas), origin="plan")
     return resolve(scenario).dump() | {"seed": plan.seeds[0]}
-
-
-def _draw(path: Path, plan: FleetPlan) -> None:
-    """Cost against the latency that the first limit names, a point a shape; its limit as a line."""
-    limit = plan.limits[0]
-    points = [
-        (cost, value, sizing)
-        for sizing in plan.ranked
-        if (cost := plan.cost_per_hour(sizing)) is not None
-        and sizing.verdict is not None
-        and (value := sizing.verdict.values[limit.metric.key]) is not None
-    ]
-    with style.figure(path, 6.4, 4.2) as drawing:
-        axes = drawing.add_subplot()
-        for i, (cost, value, sizing) in enumerate(points):
-            axes.plot([cost], [value], "o", color=style.PALETTE[0] if i else style.PALETTE[2], markersize=7)
-            axes.annotate(
-                f"{sizing.replicas} x {sizing.kind.label}", (cost, value), xytext=(6, 4), textcoords="offset points"
-            )
-        axes.axhline(limit.bound, color=style.LIMIT, linewidth=1, linestyle="--")
-        axes.set_xlim(0, 1.25 * max((cost for cost, _, _ in points), default=1.0))
-        axes.set_ylim(0, 1.15 * max(limit.bound, *(value for _, value, _ in points)) if points else None)
-        axes.set_xlabel("cost of the fleet ($/h)")
-        axes.set_ylabel(limit.metric.label)
-        style.headline(drawing, f"Fleets that keep the limits at {plan.demand.rate:g} req/s")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,13 +14,18 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_json
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import metrics_of
+from simbatch.sim.report.figures import Figures, Open
 from simbatch.sim.report.result import Result
 from simbatch.sim.report.verdicts import best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.results import files
 from simbatch.sim.results.differences import MetricRow
-from simbatch.sim.results.experiment import SideBySide
+from simbatch.sim.results.experiment import Experiment, SideBySide
 from simbatch.sim.results.runs import same_as
+from simbatch.sim.scheduler.versions import certificate_of
 from simbatch.sim.text import table, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OWN_FILES = ("compare.json", "compare.csv", "compare.png", "differences.png", "loads.png", "loads.pdf", "report.html")
 
@@ -35,7 +40,7 @@ class Further(Protocol):
         """For compare.json."""
 
 
-class Comparison:
+class Comparison(Figures):
     """Several results under their labels, `{"fixed": result, "adaptive": result}`, in that order.
 
     `upgrades` are what is to be said of candidates that differ in their vLLM, `bands` of how far all may be off.
@@ -53,6 +58,25 @@ class Comparison:
     def name(self) -> str:
         """The scenario's."""
         return next(iter(self.results.values())).facts.scenario_name
+
+    @cached_property
+    def sides(self) -> Sequence[SideBySide]:
+        """All of it: there is one load, and one seed."""
+        experiment: Experiment[str] = Experiment()
+        for label, result in self.results.items():
+            experiment.add(label, result.facts.seed, result.summary)
+        return [SideBySide(experiment)]
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """The SLO in ms, by latency."""
+        return next(iter(self.results.values())).facts.slo.limits()
+
+    def draw(self, open_figure: Open, metrics: Sequence[Metric], width: float) -> Figure:
+        """A panel for each metric, a point per candidate, in a figure that is opened with its width and height."""
+        from simbatch.sim.report import points_picture
+
+        return points_picture.draw(open_figure, self.sides[0], self.limits, metrics, width)
 
     @cached_property
     def same_arrivals(self) -> bool:
@@ -132,7 +156,8 @@ class Comparison:
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.results),
             **page_writer(lambda: comparison_page(self.results, self.rows, self.text(all_rows=True)), html=html),
         }
-        return files.write_result(Path(folder), writers, OWN_FILES)
+        facts = certificates_of({label: result.summary for label, result in self.results.items()})
+        return files.write_result(Path(folder), writers, OWN_FILES, facts)
 
     def _write_csv(self, path: Path) -> None:
         rows = [[row.metric.key, row.metric.better, *row.values.values()] for row in self.rows]
@@ -146,11 +171,22 @@ class Comparison:
 COLUMNS = ("difference", "interval", "relative", "")
 
 
-@dataclass(frozen=True)
-class ReplicatedComparison(SideBySide):
+@dataclass(frozen=True, repr=False)
+class ReplicatedComparison(Figures, SideBySide):
     """Candidates under several seeds; `first`: the results of the first seed, for the picture and the facts."""
 
     first: Comparison = field(kw_only=True)
+
+    @property
+    def sides(self) -> Sequence[SideBySide]:
+        """All of it: there is one load."""
+        return [self]
+
+    def draw(self, open_figure: Open, metrics: Sequence[Metric], width: float) -> Figure:
+        """A panel for each metric, a point per candidate, in a figure that is opened with its width and height."""
+        from simbatch.sim.report import points_picture
+
+        return points_picture.draw(open_figure, self, self.first.limits, metrics, width)
 
     def text(self, *, all_rows: bool = False) -> str:
         """One table a candidate that differs from the first, and what must be known to read them.
@@ -216,7 +252,8 @@ class ReplicatedComparison(SideBySide):
             "differences.png": lambda path: compare_pictures.write_differences(path, self.first.name, self),
             **page_writer(lambda: replicated_page(self, self.first.results, self.text(all_rows=True)), html=html),
         }
-        return files.write_result(Path(folder), writers, OWN_FILES)
+        facts = certificates_of({label: runs[0] for label, runs in self.summaries.items()})
+        return files.write_result(Path(folder), writers, OWN_FILES, facts)
 
     def _write_csv(self, path: Path) -> None:
         others = self.labels[1:]
@@ -246,6 +283,12 @@ class ReplicatedComparison(SideBySide):
                     f"WARNING: {label}: overloaded in {num} of {len(self.seeds)} runs: the queue kept growing, and the "
                     "means say how long the runs were."
                 )
+
+
+def certificates_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What run.json says of the scheduler of each candidate."""
+    versions = {label: summary["simbatch"]["engine"].get("vllm_version") for label, summary in summaries.items()}
+    return {"scheduler": {label: certificate_of(version) for label, version in versions.items() if version}}
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

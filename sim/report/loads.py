@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_json
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import shown
-from simbatch.sim.report.compare import OWN_FILES
+from simbatch.sim.report import style
+from simbatch.sim.report.compare import OWN_FILES, certificates_of
+from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figures, Open
 from simbatch.sim.report.verdicts import same_notes, taken_notes
 from simbatch.sim.results import files
-from simbatch.sim.results.experiment import OverLoads, Point
+from simbatch.sim.results.experiment import OverLoads, Point, SideBySide
 from simbatch.sim.scenario.chance import ONE_RUN
 from simbatch.sim.text import percent, table
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MARKS = {"better": "+", "worse": "-", "higher": ">", "lower": "<", "no difference shown": "="}
-NUM_PANELS = 4
-COLUMNS = ("mean", "low", "high", "difference", "difference_low", "difference_high", "relative", "verdict")
 
 
-class LoadComparison(OverLoads):
+class LoadComparison(Figures, OverLoads):
     """Candidates over several loads, for a reader: a table per metric, files, a figure for a paper."""
+
+    @property
+    def sides(self) -> Sequence[SideBySide]:
+        """The candidates at each load."""
+        return self.at
+
+    def draw(self, open_figure: Open, metrics: Sequence[Metric], width: float) -> Figure:
+        """A panel for each metric, a line per candidate, in a figure that is opened with its width and height."""
+        from simbatch.sim.report import loads_picture
+
+        return loads_picture.draw(open_figure, self, metrics, width)
 
     @property
     def shown(self) -> list[Metric]:
@@ -86,28 +101,26 @@ class LoadComparison(OverLoads):
 
     def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
         """Write compare.json, compare.csv, loads.png, loads.pdf, and with `html` report.html; returns their paths."""
-        from simbatch.sim.report import loads_picture
         from simbatch.sim.report.page.loads import loads_page
         from simbatch.sim.report.page.page import page_writer
 
         writers: dict[str, Callable[[Path], None]] = {
             "compare.json": lambda path: write_json(path, self.as_dict()),
             "compare.csv": self._write_csv,
-            "loads.png": lambda path: loads_picture.write(path, self, self.shown, "png"),
-            "loads.pdf": lambda path: loads_picture.write(path, self, self.shown, "pdf"),
+            "loads.png": lambda path: self._draw_to(path, "png"),
+            "loads.pdf": lambda path: self._draw_to(path, "pdf"),
             **page_writer(lambda: loads_page(self, self.shown, self.text()), html=html),
         }
-        return files.write_result(Path(folder), writers, OWN_FILES)
+        facts = certificates_of({label: runs[0] for label, runs in self.at[0].summaries.items()})
+        return files.write_result(Path(folder), writers, OWN_FILES, facts)
+
+    def _draw_to(self, path: Path, kind: str) -> None:
+        self.draw(partial(style.figure, path, kind=kind, rc=RC, dpi=DPI), self.shown, BOTH_COLUMNS)
 
     def _write_csv(self, path: Path) -> None:
         """A row per load, metric and candidate, as plotting libraries like it."""
-        rows = [
-            [rate, metric.key, label, point.mean, point.low, point.high, *_against(point)]
-            for metric in self.metrics
-            for label, points in self.points(metric).items()
-            for rate, point in zip(self.rates, points, strict=True)
-        ]
-        files.write_csv(path, ["rate", "metric", "candidate", *COLUMNS], rows)
+        rows = self.table()
+        files.write_csv(path, [*rows[0]], [[*row.values()] for row in rows])
 
     def _notes(self) -> Iterator[str]:
         """What the marks mean, and what the table does not say."""
@@ -150,13 +163,6 @@ def _cell(point: Point, metric: Metric) -> str:
     text = metric.text_with(point.mean, point.low, point.high, decimals=1)
     mark = MARKS.get(point.difference.verdict, " ") if point.difference is not None else " "
     return f"{text} {mark}"
-
-
-def _against(point: Point) -> list[float | str | None]:
-    if point.difference is None:
-        return [None] * 5
-    known = point.difference.as_dict()
-    return [known[key] for key in ("difference", "low", "high", "relative", "verdict")]
 
 
 def _seeds(seeds: Sequence[int]) -> str:

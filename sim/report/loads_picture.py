@@ -1,12 +1,13 @@
 """loads.png and loads.pdf: metrics against load, a line per candidate with its interval, as a paper prints it.
 
-Readable in grey: candidates differ in line style and marker too, and are named where their lines end.
+Readable in grey: candidates differ in line style and marker too, and are named where their lines end. Earlier lines are
+wider, so that one that lies under another shows on both sides of it; candidates that never differ are one line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,27 +15,29 @@ from numpy.typing import NDArray
 
 from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
 from simbatch.sim.report import style
+from simbatch.sim.report.figures import Open, num_columns
 from simbatch.sim.results.experiment import OverLoads, Point, SideBySide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-WIDTH, HEIGHT = 7.16, 2.3  # inches: both columns of a paper; of a row of panels
+HEIGHT = 2.3  # inches of a row of panels
 COLOURS = style.PALETTE[:7]  # yellow is too light for a line
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "<", ">", "*", "p", "h")
 LABEL_POINTS = 7.0
-RC = {"font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5}
+THIN, STEP, MAX_STEPS = 1.1, 0.65, 4  # points: of the last line, and how much wider the ones under it are
 
 
-def write(path: Path, compared: OverLoads, metrics: Sequence[Metric], kind: str) -> None:
-    """A panel for each of `metrics`; `kind` is png or pdf."""
-    labels = compared.labels
-    columns = min(2, len(metrics))
-    rows = -(-len(metrics) // 2)
-    with style.figure(path, WIDTH, rows * HEIGHT + 0.25, kind=kind, rc=RC, dpi=200) as drawing:
-        looks = {label: _look(i) for i, label in enumerate(labels)}
+def draw(open_figure: Open, compared: OverLoads, metrics: Sequence[Metric], width: float) -> Figure:
+    """A panel for each of `metrics`, in a figure that is opened with its width and height in inches."""
+    labels = [label for label in compared.labels if label not in compared.same]
+    columns = num_columns(width, len(metrics))
+    rows = -(-len(metrics) // columns)
+    with open_figure(width, rows * HEIGHT + 0.25) as drawing:
+        looks = {label: _look(i, len(labels)) for i, label in enumerate(labels)}
         for i, metric in enumerate(metrics):
             axes = drawing.add_subplot(rows, columns, i + 1)
             _panel(axes, compared, metric, looks)
@@ -42,7 +45,9 @@ def write(path: Path, compared: OverLoads, metrics: Sequence[Metric], kind: str)
                 axes.set_xlabel(compared.axis)
         foot = _foot(compared)
         if foot:
-            drawing.supxlabel(foot, x=0.01, ha="left", fontsize=7)
+            characters = int(width * 20)
+            drawing.supxlabel("\n".join(wrap(foot, characters)), x=0.01, ha="left", fontsize=7)
+    return drawing
 
 
 def _foot(compared: OverLoads) -> str:
@@ -57,38 +62,41 @@ def _foot(compared: OverLoads) -> str:
 
 
 def _panel(axes: Axes, compared: OverLoads, metric: Metric, looks: Mapping[str, dict[str, Any]]) -> None:
-    x = np.array(compared.rates, dtype=float)
+    x = compared.times * np.array(compared.rates, dtype=float)
     scale = 100.0 if metric.is_share else 1.0
     ends: dict[str, tuple[float, float]] = {}
     shown: list[float] = []
-    for label, points in compared.points(metric).items():
+    means: list[float] = []
+    by_label = compared.points(metric)
+    for label, look in looks.items():
+        points = by_label[label]
         there = np.array([point.mean is not None for point in points], dtype=bool)
         if not there.any():
             continue
         mean, low, high = (scale * values for values in _curves(points))
-        look = looks[label]
-        axes.plot(x[there], mean[there], label=label, markersize=0, linewidth=1.2, **_line(look))
-        axes.fill_between(x[there], low[there], high[there], color=look["color"], alpha=0.15, linewidth=0)
+        axes.plot(x[there], mean[there], label=label, markersize=0, **_line(look))
+        axes.fill_between(x[there], low[there], high[there], color=look["color"], alpha=0.12, linewidth=0)
         overloaded = np.array([_is_overloaded(at, label) for at in compared.at], dtype=bool)
         for which, fill in ((there & ~overloaded, look["color"]), (there & overloaded, "white")):
-            axes.plot(x[which], mean[which], look["marker"], color=look["color"], markerfacecolor=fill, markersize=3.5)
+            size = 2.4 + look["linewidth"]
+            axes.plot(x[which], mean[which], look["marker"], color=look["color"], markerfacecolor=fill, markersize=size)
         shown += [*low[there], *high[there]]
+        means += [*mean[there]]
         ends[label] = (float(x[there][-1]), float(mean[there][-1]))
     axes.set_title(metric.title)
     _x_axis(axes, x)
-    _y_axis(axes, metric, shown)
-    if metric.key.startswith("p99_"):
-        _draw_limit(axes, compared.limits.get(metric.key.removeprefix("p99_").removesuffix("_ms")))
-    _name_lines(axes, ends, looks)
+    limit = limit_of(metric, compared.limits)
+    _y_axis(axes, metric, [*shown, *([limit] if limit else [])], [*means, *([limit] if limit else [])])
+    if limit is not None:
+        axes.axhline(limit, color=style.LIMIT, linewidth=1.1, linestyle=(0, (3, 2)), zorder=1.5)
+        at, text = axes.get_yaxis_transform(), f"SLO {style.duration_text(limit)}"
+        axes.text(0.01, limit, text, transform=at, fontsize=6.5, ha="left", va="bottom", color=style.LIMIT)
+    _name_lines(axes, ends, looks, compared.same)
 
 
-def _draw_limit(axes: Axes, limit: float | None) -> None:
-    """The SLO, where the panel reaches it."""
-    low, high = axes.get_ylim()
-    if limit is not None and low <= limit <= 0.97 * high:
-        axes.axhline(limit, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0.5)
-        at = axes.get_yaxis_transform()
-        axes.text(0.005, limit, "SLO", transform=at, fontsize=6.5, ha="left", va="bottom", color="#777777")
+def limit_of(metric: Metric, limits: Mapping[str, float]) -> float | None:
+    """The SLO of a tail's metric, `limits` by latency in ms; None of any other."""
+    return limits.get(metric.key.removeprefix("p99_").removesuffix("_ms")) if metric.key.startswith("p99_") else None
 
 
 def _curves(points: Sequence[Point]) -> tuple[NDArray[np.float64], ...]:
@@ -114,18 +122,20 @@ def _x_axis(axes: Axes, x: NDArray[np.float64]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _y_axis(axes: Axes, metric: Metric, shown: Sequence[float]) -> None:
+def _y_axis(axes: Axes, metric: Metric, shown: Sequence[float], means: Sequence[float]) -> None:
+    """For `shown`, the ends of the intervals; the `means` decide whether it is logarithmic."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     is_time = metric.kind == "ms"
     low, high = min(shown, default=0.0), max(shown, default=1.0)
-    if is_time and low > 0 and high / low > style.LOG_FROM:
+    lowest, highest = min(means, default=0.0), max(means, default=1.0)
+    if is_time and lowest > 0 and highest / lowest > style.LOG_FROM:
         axes.set_yscale("log")
-        subs = (1.0, 3.0) if high / low < 1000 else (1.0,)
+        subs = (1.0, 3.0) if highest / lowest < 1000 else (1.0,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylim(low / 1.25, high * 1.25)
+        axes.set_ylim(max(low, lowest / 2) / 1.25, high * 1.25)  # an interval may go down to 0
     elif metric.kind == "index":
         axes.set_ylim(max(0.0, min(low, 0.98) - 0.02), 1.005)
     elif metric.is_share:
@@ -142,8 +152,10 @@ def _y_axis(axes: Axes, metric: Metric, shown: Sequence[float]) -> None:
     axes.set_title(better, loc="right", fontsize=6.5, color="#777777")
 
 
-def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], looks: Mapping[str, dict[str, Any]]) -> None:
-    """Each name beside the end of its line, moved apart where they would touch."""
+def _name_lines(
+    axes: Axes, ends: Mapping[str, tuple[float, float]], looks: Mapping[str, dict[str, Any]], same: Mapping[str, str]
+) -> None:
+    """Each name beside the end of its line, with those that are the same, moved apart where they would touch."""
     to_share = axes.transScale + axes.transLimits
     places = {label: to_share.transform(end) for label, end in ends.items()}
     labels = sorted(places, key=lambda label: float(places[label][1]))
@@ -154,10 +166,13 @@ def _name_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], looks: Mapp
         line: dict[str, Any] = {"linewidth": 0.5, "color": "#AAAAAA", "clip_on": False, "zorder": 0.4}
         text: dict[str, Any] = {"fontsize": LABEL_POINTS, "color": looks[label]["color"], "va": "center"}
         axes.plot([x, 1.0, 1.025], [y, y, height], transform=axes.transAxes, **line)
-        axes.text(1.035, height, _short(label, labels), transform=axes.transAxes, **text)
+        named = [label, *(other for other, first in same.items() if first == label)]
+        axes.text(
+            1.035, height, " = ".join(short_label(each, named) for each in named), transform=axes.transAxes, **text
+        )
 
 
-def _short(label: str, labels: Sequence[str]) -> str:
+def short_label(label: str, labels: Sequence[str]) -> str:
     """A class of the user's own by its name alone, where that is enough to know it."""
     name = label.rpartition(":")[2]
     return label if sum(other.rpartition(":")[2] == name for other in labels) > 1 else name
@@ -175,16 +190,18 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def _look(i: int) -> dict[str, Any]:
+def _look(i: int, num: int) -> dict[str, Any]:
+    """Of the i-th of so many lines."""
     return {
         "color": COLOURS[i % len(COLOURS)],
-        "linestyle": LINES[i % len(LINES)],
+        "linestyle": LINES[i % len(LINES)] if i else "-",
+        "linewidth": THIN + STEP * min(num - 1 - i, MAX_STEPS),
         "marker": MARKERS[i % len(MARKERS)],
     }
 
 
 def _line(look: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: look[key] for key in ("color", "linestyle")}
+    return {key: look[key] for key in ("color", "linestyle", "linewidth")}
 
 
 def _is_overloaded(at: SideBySide, label: str) -> bool:

@@ -45,7 +45,7 @@ class Result(MeasuredRun):
         if self.record.steps is not None:
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
         writers |= page_writer(lambda: run_page(self), html=html)
-        facts = files.run_facts(self.record, self.wall_s)
+        facts = files.run_facts(self.record, self.wall_s, self.facts.engine.get("vllm_version"))
         return files.write_result(Path(folder), writers, files.OWN_FILES, facts)
 
     def write_perfetto(self, path: Path | str) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.model import CostModel, step_ps_alike
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.report.style import PALETTE, figure, headline
 
@@ -52,7 +52,7 @@ def _decode(axes: Axes, cost: CostModel, contexts: Sequence[int], most: int, kv_
     seqs = _counts(most)
     for colour, context in zip(PALETTE, contexts, strict=False):
         fits = seqs[seqs * context <= kv_tokens]
-        times = [cost.decode_ps(int(n)) + cost.decode_context_ps * int(n) * context for n in fits]
+        times = [step_ps_alike(cost, int(n), int(n) * context) for n in fits]
         _line(axes, fits, times, f"context {context:,}", colour)
     _finish(axes, "Decodes alone", "sequences in the batch", most)
 
@@ -61,7 +61,7 @@ def _prefill(axes: Axes, cost: CostModel, histories: Sequence[int], most: int, k
     tokens = _counts(most)
     for colour, history in zip(PALETTE, histories, strict=False):
         fits = tokens[tokens + history <= kv_tokens]
-        times = [cost.mixed_ps(0, 0, *_chunk(int(q), history)) for q in fits]
+        times = [step_ps_alike(cost, 0, 0, *_chunk(int(q), history)) for q in fits]
         _line(axes, fits, times, f"after {history:,}" if history else "a prompt's first", colour)
     _finish(axes, "One prefill chunk", "tokens in the chunk", most)
 
@@ -71,7 +71,7 @@ def _mixed(axes: Axes, cost: CostModel, batches: Sequence[int], most: int, kv_to
     for colour, n in zip(PALETTE, batches, strict=False):
         context = n * MIXED_CONTEXT
         fits = tokens[tokens + context <= kv_tokens]
-        times = [cost.mixed_ps(n, context, *_chunk(int(q), 0)) for q in fits]
+        times = [step_ps_alike(cost, n, context, *_chunk(int(q), 0)) for q in fits]
         _line(axes, fits, times, f"beside {n} decodes" if n else "alone", colour)
     _finish(axes, f"A chunk beside decodes of context {MIXED_CONTEXT:,}", "tokens in the chunk", most)
 

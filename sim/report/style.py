@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,24 +48,46 @@ MAX_TITLE = 130  # characters
 LOG_FROM = 15  # axes are logarithmic when the highest value is that many times the lowest
 
 
+KINDS = ("png", "pdf", "svg")
+
+
 @contextmanager
 def figure(
     path: Path, width: float, height: float, *, kind: str = "png", rc: dict[str, Any] | None = None, dpi: int = DPI
 ) -> Iterator[Figure]:
-    """A figure (inches) that is written to `path` as PNG, or `kind` pdf, when the block ends; `rc` adds to our look."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with rc_context(cast(Any, RC | (rc or {}))):
-        drawing = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
-        canvas = FigureCanvasAgg(drawing)
+    """A figure (inches) that is written to `path` as one of `KINDS` when the block ends; `rc` adds to our look."""
+    with inline(width, height, rc=rc, dpi=dpi) as drawing:
         yield drawing
         with path.open("wb") as file:
-            if kind == "pdf":
-                drawing.savefig(file, format="pdf", metadata={"CreationDate": None})  # the same run, the same bytes
+            if kind != "png":
+                date = "CreationDate" if kind == "pdf" else "Date"
+                drawing.savefig(file, format=kind, metadata={date: None})  # the same run, the same bytes
                 return
-            canvas.print_png(file, pil_kwargs={"compress_level": 4})  # type: ignore[no-untyped-call]
+            _write_png(drawing, file)
+
+
+@contextmanager
+def inline(width: float, height: float, *, rc: dict[str, Any] | None = None, dpi: int = DPI) -> Iterator[Figure]:
+    """A figure (inches) in our look, which a notebook shows whether or not it has loaded pyplot."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(cast(Any, RC | {"svg.hashsalt": "simbatch"} | (rc or {}))):
+        drawing = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+        drawing._repr_png_ = lambda: _png(drawing)  # type: ignore[attr-defined]
+        yield drawing
+
+
+def _png(drawing: Figure) -> bytes:
+    file = BytesIO()
+    _write_png(drawing, file)
+    return file.getvalue()
+
+
+def _write_png(drawing: Figure, file: IO[bytes]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(drawing).print_png(file, pil_kwargs={"compress_level": 4})  # type: ignore[no-untyped-call]
 
 
 def title(drawing: Figure, what: str, facts: RunFacts) -> None:
@@ -148,3 +171,56 @@ def sorted_shares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
 def colours(labels: Sequence[str]) -> dict[str, str]:
     """One colour per label, in the order of the palette."""
     return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
+
+
+def label_apart(axes: Axes, points: Sequence[tuple[float, float, str]], *, fontsize: float = 8, **text: Any) -> None:
+    """A text beside each point, where it covers no other one: right of it or left, above, level or below.
+
+    The axes' limits must be set. The first are placed first; a text for which there is no room is left out.
+    """
+    width = 0.6 * fontsize
+    taken: list[tuple[float, float, float, float]] = []
+    points_per_pixel = 72 / axes.figure.dpi
+    places = [axes.transData.transform((x, y)) * points_per_pixel for x, y, _ in points]
+    box = axes.bbox
+    left, right = box.x0 * points_per_pixel, box.x1 * points_per_pixel
+    for (x, y, label), place in zip(points, places, strict=True):
+        for dx, dy in ((7, 3), (7, -9), (-7, 3), (-7, -9), (7, 12), (-7, 12), (7, -18), (-7, -18), (7, 21), (7, -27)):
+            begin = float(place[0]) + (dx if dx > 0 else dx - width * len(label))
+            bottom = float(place[1]) + dy
+            area = (begin, bottom, begin + width * len(label), bottom + fontsize)
+            hits = any(_overlap(area, other) for other in taken) or any(_holds(area, other) for other in places)
+            if hits or begin < left or area[2] > right:
+                continue
+            taken.append(area)
+            side: Any = "left" if dx > 0 else "right"
+            axes.annotate(label, (x, y), (dx, dy), textcoords="offset points", ha=side, fontsize=fontsize, **text)
+            break
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _holds(area: tuple[float, float, float, float], place: NDArray[np.float64]) -> bool:
+    return bool(area[0] - 3 < place[0] < area[2] + 3 and area[1] - 3 < place[1] < area[3] + 3)
+
+
+def value_axis(axes: Axes, name: str, values: Sequence[float], *, is_time: bool, from_zero: bool = False) -> None:
+    """Scale the axis `name` (x or y) for these values: logarithmic where they are far apart, times with their unit."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    axis = getattr(axes, f"{name}axis")
+    low, high = min(values), max(values)
+    if low > 0 and high / low > LOG_FROM and not from_zero:
+        getattr(axes, f"set_{name}scale")("log")
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0, 3.0)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_minor_formatter(NullFormatter())
+        margin = (high / low) ** 0.06
+        getattr(axes, f"set_{name}lim")(low / margin, high * margin)
+    else:
+        room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+        getattr(axes, f"set_{name}lim")(0 if from_zero else max(0.0, low - room), high + room)
+    text = (lambda value, _: duration_text(value)) if is_time else (lambda value, _: f"{value:,.6g}")
+    axis.set_major_formatter(FuncFormatter(text))

@@ -238,8 +238,8 @@ class Point:
 class OverLoads:
     """An experiment over several loads.
 
-    `key` is the scenario's key that the loads are values of, `axis` what they are in words; `limits` the SLO in ms;
-    `scenario` the first candidate's, resolved, at its own load.
+    `key` is the scenario's key that the loads are values of, `axis` what `times` them are in words; `limits` the SLO in
+    ms; `scenario` the first candidate's, resolved, at its own load.
     """
 
     name: str
@@ -250,6 +250,7 @@ class OverLoads:
     bonferroni: bool = False
     has_chance: bool = True  # whether another seed would be another run
     scenario: Mapping[str, Any] = field(default_factory=dict)
+    times: float = 1.0
 
     @property
     def labels(self) -> list[str]:

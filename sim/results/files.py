@@ -30,6 +30,7 @@ from simbatch.sim.metrics.columns import (
     times_ps,
 )
 from simbatch.sim.origin import origin
+from simbatch.sim.scheduler.versions import certificate_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,9 +92,11 @@ def write_steps(path: Path, record: RunRecord) -> None:
             writer.write_table(_steps_table(steps[begin : begin + STEPS_PER_ROW_GROUP], ids))
 
 
-def run_facts(record: RunRecord, wall_s: float | None) -> dict[str, Any]:
-    """What run.json says of a simulation: what depends on the machine and the clock on the wall."""
+def run_facts(record: RunRecord, wall_s: float | None, vllm_version: str | None = None) -> dict[str, Any]:
+    """What run.json says of a simulation: its scheduler's certificate, and what depends on machine and clock."""
+    certificate = {} if vllm_version is None else {"scheduler": certificate_of(vllm_version)}
     return {
+        **certificate,
         "wall_s": wall_s,
         "compiled": is_compiled(),
         "event_loop_cpu_s": record.event_loop_cpu_s,

@@ -18,6 +18,12 @@ Changes = frozenset[str]
 
 OLDEST: Version = (0, 12)
 NEWEST = "0.33.0"  # that is tested, and what runs where nothing names another
+# whose own scheduler was recorded and decided as this one does, step for step: parity/certificates, docs/versions.md
+CERTIFIED = (
+    *("0.12.0", "0.13.0", "0.14.1", "0.15.1", "0.16.0", "0.17.1", "0.18.1", "0.19.0", "0.20.0", "0.20.2", "0.21.0"),
+    *("0.22.1", "0.23.0", "0.24.0", "0.25.1", "0.26.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0"),
+    "0.33.0",
+)
 LAST_PATCH = 1_000_000  # of a version that names none
 RULE, DEFAULT, SETTING = "rule", "default", "setting"
 
@@ -112,6 +118,20 @@ def untested(version: str) -> str | None:
         f"vLLM {version} is newer than the newest that was tested, {NEWEST}, and is simulated by its rules and "
         f"defaults. `make conform VLLM={version}`, in a checkout of simbatch, tests it."
     )
+
+
+def certificate_of(version: str) -> dict[str, str | None]:
+    """Whether a version's own scheduler was seen to decide as it is simulated: `identical` (with which), `untested`.
+
+    A version that names no release (`0.27`) is the last of them.
+    """
+    exact = version.removeprefix("v")
+    ours = [known for known in CERTIFIED if known == exact or known.startswith(f"{exact}.")]
+    return {
+        "vllm_version": version,
+        "certificate": "identical" if ours else "untested",
+        "recorded_from": ours[-1] if ours else None,
+    }
 
 
 def unknown_settings(written: Mapping[str, Any], changes: Changes, version: str) -> list[Problem]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
@@ -25,7 +26,10 @@ _POLICY, _ROUTER = "policy.name", "cluster.router.name"
 
 @dataclass(frozen=True)
 class Cell:
-    """What `settings` and `seed` make of a scenario, as plain data that any process can run."""
+    """What `settings` and `seed` make of a scenario, as plain data that any process can run.
+
+    `policy`: an object in place of the scenario's, which goes to the process with the rest.
+    """
 
     settings: dict[str, Any]
     seed: int
@@ -33,6 +37,7 @@ class Cell:
     folder: Path
     name: str
     key: str
+    policy: Policy | None = None
 
     def label(self) -> str:
         """The settings and the seed, for a message."""
@@ -46,15 +51,17 @@ def cells_of(
     seeds: Sequence[int],
     *,
     places: Sequence[Mapping[str, str]] | None = None,
+    policy: Policy | None = None,
 ) -> list[Cell]:
     """Every entry of `settings` under every seed, in that order; nothing has run yet.
 
     A `policy.name` or `cluster.router.name` other than the scenario's starts from its own defaults. `places` says where
-    each value comes from, for the messages. Raises one UserError with the problems of all cells.
+    each value comes from, for the messages; `policy` is an object in place of the scenario's, and two of them are never
+    taken for one. Raises one UserError with the problems of all cells.
     """
     _check_seeds(scenario, seeds)
     origins = places or [dict.fromkeys(chosen, "setting") for chosen in settings]
-    return _cells(scenario, settings, origins, lambda changed: (changed, seeds))
+    return _cells(scenario, settings, origins, lambda changed: (changed, seeds), policy)
 
 
 def replicated_cells(
@@ -77,6 +84,7 @@ def _cells(
     settings: Sequence[Settings],
     origins: Sequence[Mapping[str, str]],
     runs_of: Callable[[Scenario], tuple[Scenario, Sequence[int]]],
+    policy: Policy | None = None,
 ) -> list[Cell]:
     problems: list[Problem] = []
     fingerprints = Fingerprints()
@@ -84,7 +92,7 @@ def _cells(
     for chosen, origin in zip(settings, origins, strict=True):
         try:
             changed, seeds = runs_of(_changed(scenario, chosen, origin))
-            cells += _seeded(resolve(changed), chosen, seeds, fingerprints)
+            cells += _seeded(resolve(changed, policy), chosen, seeds, fingerprints, policy)
         except UserError as error:
             problems += error.problems
     if problems:
@@ -99,7 +107,7 @@ def evaluate(cell: Cell) -> Summary:
 
     try:
         scenario = Scenario.from_dict(cell.scenario, folder=cell.folder, name=cell.name)
-        summary: Summary = plain(simulate(scenario).summary)
+        summary: Summary = plain(simulate(scenario, cell.policy).summary)
     except UserError as error:
         at = f"cell {cell.label()}: "
         raise UserError(*(replace(problem, place=at + problem.place) for problem in error.problems)) from error
@@ -147,13 +155,21 @@ def _changed(scenario: Scenario, settings: Settings, places: Mapping[str, str]) 
     return scenario.override(values, origin=origins)
 
 
-def _seeded(resolved: Resolved, settings: Settings, seeds: Sequence[int], fingerprints: Fingerprints) -> Iterable[Cell]:
+def _seeded(
+    resolved: Resolved,
+    settings: Settings,
+    seeds: Sequence[int],
+    fingerprints: Fingerprints,
+    policy: Policy | None,
+) -> Iterable[Cell]:
     data = resolved.dump()
     folder, name = resolved.scenario.folder.absolute(), resolved.scenario.name
     fingerprint = fingerprints.of(resolved, data)
+    if policy is not None:  # what such an object does is known to nobody but itself
+        fingerprint = f"{fingerprint} object {id(policy)}"
     for seed in seeds:
         key = digest(json.dumps([fingerprint, name, seed]).encode())[:KEY_LENGTH]
-        yield Cell(plain_value(settings, "setting"), seed, {**data, "seed": seed}, folder, name, key)
+        yield Cell(plain_value(settings, "setting"), seed, {**data, "seed": seed}, folder, name, key, policy)
 
 
 def _check_seeds(scenario: Scenario, seeds: Sequence[int]) -> None:

@@ -1,37 +1,119 @@
-"""What `simbatch compare` simulates: the candidates under several seeds, at one load or at several."""
+"""What a comparison simulates: the candidates under several seeds, at one load or at several."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
+from typing import Any
 
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.loads import LoadComparison
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Summary
-from simbatch.sim.scenario.chance import has_chance, is_resampled
+from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
+from simbatch.sim.scenario.model import Scenario
+from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search.cells import Cell, cells_of
-from simbatch.sim.search.rates import RATE_FLAG, at_rate, axis_of, rates_of
-from simbatch.sim.search.run import Say, Watch, run_cells
+from simbatch.sim.search.rates import RATE_FLAG, at_rate, axis_of, parse_rates, unit_of
+from simbatch.sim.search.run import OnResult, Say, Watch, run_cells
+from simbatch.sim.search.simulate import run_resolved
+
+Candidate = str | Policy | Scenario
+Objects = Mapping[str, Policy]  # candidates that are policies without a name, by label
 
 
-def cells_under(candidates: Mapping[str, Resolved], seeds: Sequence[int]) -> dict[str, list[Cell]]:
+def compare(
+    scenario: Scenario,
+    candidates: Mapping[str, Candidate] | Sequence[str] = (),
+    *,
+    rates: Sequence[float] | None = None,
+    replications: int = 1,
+    bonferroni: bool = False,
+    jobs: int = -1,
+    say: Say | None = None,
+) -> Comparison | ReplicatedComparison | LoadComparison:
+    """Simulate candidates on the same arrivals, under `replications` seeds each, at each of `rates`.
+
+    A candidate is a policy (its name, or an object) or a scenario; each is compared with the first. One alone is
+    compared with the scenario as it stands; none, with `rates`, is the scenario's own load curve. `rates` are in
+    requests per second (of a trace: of its rate_scale); `jobs` processes (-1: one per core). Raises UserError.
+    """
+    chosen = _candidates(scenario, candidates, least=1 if rates else 2)
+    objects = {label: each for label, each in chosen.items() if isinstance(each, Policy)}
+    resolved = {label: _resolved(scenario, each) for label, each in chosen.items()}
+    seeds = seeds_of((each.scenario for each in resolved.values()), replications)
+    if len(seeds) > 1:
+        resolved = {label: _resampled(each, objects.get(label)) for label, each in resolved.items()}
+    if rates:
+        loads = parse_rates([repr(float(rate)) for rate in rates], place="rates")
+        found = summaries_of(cells_at(resolved, loads, seeds, objects), _unwatched, say, jobs=jobs)
+        return compared_at(resolved, found, loads, seeds, bonferroni=bonferroni)
+    cells = cells_under(resolved, seeds[1:], objects)
+    first = Comparison({label: run_resolved(each) for label, each in resolved.items()})
+    if len(seeds) == 1:
+        return first
+    others = summaries_of(cells, _unwatched, say, jobs=jobs)
+    return replicated(first, resolved, others, seeds, bonferroni=bonferroni)
+
+
+def _candidates(
+    scenario: Scenario, given: Mapping[str, Candidate] | Sequence[str], least: int
+) -> Mapping[str, Candidate]:
+    """By label, the scenario as it stands before a single one; UserError where there are too few."""
+    if isinstance(given, str):
+        given = [given]
+    named: dict[str, Candidate] = {**given} if isinstance(given, Mapping) else {str(name): name for name in given}
+    own = scenario.policy.name
+    if len(named) < 2 and own not in named and (named or least == 1):
+        named = {own: scenario, **named}
+    if len(named) < least:
+        mend = 'for example compare(scenario, {"mine": MyPolicy()}), or rates=[1, 2, 4]'
+        raise UserError(Problem("candidates", "are too few to compare", [*named] or None, mend))
+    return named
+
+
+def _resolved(scenario: Scenario, candidate: Candidate) -> Resolved:
+    return resolve(candidate) if isinstance(candidate, Scenario) else resolve(scenario, candidate)
+
+
+def _resampled(candidate: Resolved, policy: Policy | None) -> Resolved:
+    """What several seeds run of it."""
+    return resolve(candidate.scenario.override(resampling(candidate.scenario), origin="replications"), policy)
+
+
+def _unwatched(_total: int) -> AbstractContextManager[OnResult]:
+    return nullcontext(lambda *_: None)
+
+
+def cells_under(
+    candidates: Mapping[str, Resolved], seeds: Sequence[int], objects: Objects | None = None
+) -> dict[str, list[Cell]]:
     """Each candidate under each seed; UserError when there is no such seed."""
-    return {label: cells_of(resolved.scenario, [{}], seeds) for label, resolved in candidates.items()} if seeds else {}
+    policies = objects or {}
+    return {
+        label: cells_of(resolved.scenario, [{}], seeds, policy=policies.get(label))
+        for label, resolved in (candidates.items() if seeds else ())
+    }
 
 
-def cells_at(candidates: Mapping[str, Resolved], rates: Sequence[float], seeds: Sequence[int]) -> dict[str, list[Cell]]:
+def cells_at(
+    candidates: Mapping[str, Resolved], rates: Sequence[float], seeds: Sequence[int], objects: Objects | None = None
+) -> dict[str, list[Cell]]:
     """Each candidate at each rate under each seed, in that order, checked."""
-    cells = {}
+    cells, policies = {}, objects or {}
     for label, resolved in candidates.items():
         settings = [at_rate(resolved.scenario, rate) for rate in rates]
         places = [dict.fromkeys(chosen, RATE_FLAG) for chosen in settings]
-        cells[label] = cells_of(resolved.scenario, settings, seeds, places=places)
+        cells[label] = cells_of(resolved.scenario, settings, seeds, places=places, policy=policies.get(label))
     return cells
 
 
 def summaries_of(
-    cells: Mapping[str, Sequence[Cell]], watch: Watch, say: Say, *, jobs: int = -1
+    cells: Mapping[str, Sequence[Cell]], watch: Watch, say: Say | None, *, jobs: int = -1
 ) -> dict[str, list[Summary]]:
     """The content of summary.json of each cell, in their order."""
     every = [cell for each in cells.values() for cell in each]
@@ -40,15 +122,21 @@ def summaries_of(
     return {label: [found[cell.key] for cell in each] for label, each in cells.items()}
 
 
-def under_seeds(
-    first: Mapping[str, Summary], others: Mapping[str, Sequence[Summary]], seeds: Sequence[int], *, is_resampled: bool
-) -> Experiment[str]:
-    """The table of the first seed's summaries and those of `cells_under` the others."""
-    experiment: Experiment[str] = Experiment(is_resampled=is_resampled)
-    for label, summary in first.items():
-        for seed, each in zip(seeds, [summary, *others[label]], strict=True):
+def replicated(
+    first: Comparison,
+    candidates: Mapping[str, Resolved],
+    others: Mapping[str, Sequence[Summary]],
+    seeds: Sequence[int],
+    *,
+    bonferroni: bool,
+) -> ReplicatedComparison:
+    """The first seed's results and the summaries of `cells_under` the other seeds."""
+    of_trace = any(is_resampled(each.scenario) for each in candidates.values())
+    experiment: Experiment[str] = Experiment(is_resampled=of_trace)
+    for label, result in first.results.items():
+        for seed, each in zip(seeds, [result.summary, *others[label]], strict=True):
             experiment.add(label, seed, each)
-    return experiment
+    return ReplicatedComparison(experiment, bonferroni=bonferroni, first=first)
 
 
 def compared_at(
@@ -69,6 +157,6 @@ def compared_at(
     scenario = first.scenario
     limits = {name.removesuffix("_ms"): limit for name, limit in scenario.slo.model_dump(exclude_none=True).items()}
     may_vary = of_trace or any(has_chance(each.scenario) for each in candidates.values())
-    key = next(iter(rates_of(scenario)))
-    axis, resolved = axis_of(scenario), first.dump()
-    return LoadComparison(scenario.name, key, axis, experiment, limits, bonferroni, may_vary, resolved)
+    unit, axis = unit_of(scenario), axis_of(scenario)
+    told: tuple[Any, ...] = (axis, experiment, limits, bonferroni, may_vary, first.dump(), unit.times)
+    return LoadComparison(scenario.name, unit.key, *told)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.cost.model import step_ps_alike
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scenario import Resolved
 
@@ -49,9 +50,9 @@ def capacity_of(resolved: Resolved, context: float, computed: float, output: flo
     engine, cost = resolved.engine, resolved.cost_model()
     batch = max(1, min(engine.max_num_seqs, int((engine.num_gpu_blocks - 1) * engine.block_size / context)))
     contexts, prompts = round(batch * context), batch / output
-    decode_ps = cost.decode_ps(batch) + cost.decode_context_ps * contexts
+    decode_ps = step_ps_alike(cost, batch, contexts)
     room = max(1, min(round(max(1.0, prompts) * computed), engine.max_num_batched_tokens - batch))
-    mixed_ps = cost.mixed_ps(batch, contexts, room, room, room * room)
+    mixed_ps = step_ps_alike(cost, batch, contexts, room, room, room * room)
     mixed = prompts * computed / room  # steps with prompts for each step of decodes; above 1 prompts hold decodes up
     step_ps = mixed * mixed_ps + max(0.0, 1 - mixed) * decode_ps
     return prompts / (step_ps / PS_PER_S)

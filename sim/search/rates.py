@@ -18,8 +18,8 @@ RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_r
 WHICH = {"on_off": " in bursts", "daily": " on average", "ramp": " at the start"}  # what a process's first rate is
 
 
-def parse_rates(texts: Sequence[str]) -> list[float]:
-    """`("2,4", "6")` as 2, 4, 6, in ascending order; UserError at what is no rate."""
+def parse_rates(texts: Sequence[str], place: str = RATE_FLAG) -> list[float]:
+    """`("2,4", "6")` as 2, 4, 6, in ascending order; UserError at `place` at what is no rate."""
     parts = [part.strip() for text in texts for part in text.split(",")]
     rates = []
     for part in parts:
@@ -28,14 +28,14 @@ def parse_rates(texts: Sequence[str]) -> list[float]:
         except ValueError:
             rate = math.nan
         if not (rate > 0 and math.isfinite(rate)):
-            raise UserError(Problem(RATE_FLAG, "must be numbers above 0", part, "for example --rate 1,2,3"))
+            raise UserError(Problem(place, "must be numbers above 0", part, f"for example {place} 1,2,3"))
         rates.append(rate)
     twice = next((rate for rate in rates if rates.count(rate) > 1), None)
     if twice is not None:
-        raise UserError(Problem(RATE_FLAG, "is named twice", f"{twice:g}", "name each rate once"))
+        raise UserError(Problem(place, "is named twice", f"{twice:g}", "name each rate once"))
     if len(rates) < MIN_RATES:
-        mend = f"for example --rate {rates[0]:g},{2 * rates[0]:g}"
-        raise UserError(Problem(RATE_FLAG, "needs at least two rates", f"{rates[0]:g}", mend))
+        mend = f"for example {place} {rates[0]:g},{2 * rates[0]:g}"
+        raise UserError(Problem(place, "needs at least two rates", f"{rates[0]:g}", mend))
     return sorted(rates)
 
 
@@ -52,7 +52,7 @@ def axis_of(scenario: Scenario) -> str:
     """What the rates are, for a reader of the figure."""
     workload = scenario.workload
     if workload.trace is not None:
-        return "arrival rate / the trace's own"
+        return "arrival rate (req/s)"
     if workload.mix is not None:
         others = ", others in step" if len(workload.mix) > 1 else ""
         return f"request rate of {workload.mix[0].tenant} (req/s{others})"

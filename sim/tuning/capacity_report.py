@@ -8,17 +8,15 @@ from typing import Any
 
 from simbatch.sim.files import write_json
 from simbatch.sim.metrics.steady import OVERLOADED
-from simbatch.sim.report import style
 from simbatch.sim.results.files import Writers, write_csv, write_result
 from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
 from simbatch.sim.search.rates import rates_of
 from simbatch.sim.text import number
+from simbatch.sim.tuning import capacity_picture
 from simbatch.sim.tuning.capacity import Bound, Capacity
 from simbatch.sim.tuning.goal import METRICS
 from simbatch.sim.tuning.tune_files import OWN_FILES, limit_content
 from simbatch.sim.tuning.vllm_flags import set_flags
-
-FAILS = "#8A8A8A"
 
 
 def report(found: Capacity) -> str:
@@ -32,7 +30,7 @@ def save(found: Capacity, folder: Path, num_runs: int, more: Writers | None = No
         **(more or {}),
         "tune.json": lambda path: write_json(path, content(found, num_runs)),
         "trials.csv": lambda path: _write_runs(path, found),
-        "capacity.png": lambda path: _draw(path, found),
+        "capacity.png": lambda path: capacity_picture.write(path, found),
     }
     return write_result(folder, writers, OWN_FILES)
 
@@ -141,25 +139,3 @@ def _write_runs(path: Path, found: Capacity) -> None:
     runs = sorted(found.tried, key=lambda run: (run.seed, run.rate))
     rows = [[run.seed, run.rate, run.is_met, "; ".join(run.broken), *run.means.values()] for run in runs]
     write_csv(path, ["seed", found.unit.key, "met", "broken", *METRICS], rows)
-
-
-def _draw(path: Path, found: Capacity) -> None:
-    """The figure that is limited, over the rate: where it holds, where it fails, and the bound."""
-    limit, per_s = found.limits[0], found.unit.times
-    centre = found.bound.rate if found.bound else None
-    with style.figure(path, 8, 4.6) as drawing:
-        style.headline(drawing, f"{found.scenario.name}: capacity under {len((found.bound or found).seeds)} seeds")
-        axes = drawing.add_subplot()
-        axes.set(xlabel=f"rate ({found.unit.words})", ylabel=limit.metric.key)
-        near = [run for run in found.tried if centre is None or centre / 2 <= run.rate <= centre * 1.5]
-        for is_met, marker, colour, label in ((True, "o", style.PALETTE[0], "holds"), (False, "x", FAILS, "fails")):
-            points = [(run.rate * per_s, run.means[limit.metric.key]) for run in near if run.is_met == is_met]
-            whole = [(x, y) for x, y in points if y is not None]
-            if whole:
-                xs, ys = [x for x, _ in whole], [y for _, y in whole]
-                axes.scatter(xs, ys, color=colour, marker=marker, s=22, label=label)
-        axes.axhline(limit.bound, color=style.LIMIT, linestyle="--", linewidth=1.2, label=str(limit))
-        if found.bound is not None:
-            label = f"kept in {found.bound.kept} of {len(found.bound.seeds)}"
-            axes.axvline(found.bound.rate * per_s, color=style.PALETTE[2], linewidth=1.4, label=label)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4)

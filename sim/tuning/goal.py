@@ -8,10 +8,9 @@ from math import inf, isfinite
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
-from simbatch.sim.metrics.registry import GOODPUT, SLO_SHARE, THROUGHPUT, WITHIN_SLO, searchable
+from simbatch.sim.metrics.registry import ALIASES, GOODPUT, SLO_SHARE, searchable
 from simbatch.sim.results.runs import Means
 
-ALIASES = {"throughput": THROUGHPUT, "goodput": GOODPUT, "slo_share": WITHIN_SLO}
 METRICS = searchable()
 
 

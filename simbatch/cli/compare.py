@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,7 @@ from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.sim.report.compare import Comparison, ReplicatedComparison
+    from simbatch.sim.report.figures import Figures
     from simbatch.sim.report.loads import LoadComparison
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved, Scenario
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
 @click.option("--bonferroni", is_flag=True, help="Make the intervals of all candidates hold together, per metric.")
 @bands_option
 @jobs_option
+@click.option("--metrics", metavar="A,B", help="Of the figure: names of summary.json, as p99_ttft_ms,throughput.")
+@click.option("--figure", type=click.Path(path_type=Path), metavar="F", help="Draw them into F: .pdf, .png or .svg.")
+@click.option("--width", metavar="W", help="Of the figure: 3.35in (one column of a paper), 85mm. Default: 7.16in.")
 @html_option
 @click.option("--all", "all_rows", is_flag=True, help="Show every figure, not the headline rows alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print compare.json instead of the table.")
@@ -71,6 +75,9 @@ def compare(
     bonferroni: bool,
     bands: bool,
     jobs: int,
+    metrics: str | None,
+    figure: Path | None,
+    width: str | None,
     html: bool,
     all_rows: bool,
     as_json: bool,
@@ -83,12 +90,13 @@ def compare(
     each of several loads: the first rate of the scenario is set to it, and all others are changed as many times; one
     candidate will do then. With --vllm-version, what the upgrade from the first version changes is told: the first step
     that differs, and what each rule or default does alone. The table, its numbers and the pictures are written to DIR,
-    by default results/<name of FILE>-compare, with --rate results/<name of FILE>-loads.
+    by default results/<name of FILE>-compare, with --rate results/<name of FILE>-loads. --figure draws the chosen
+    --metrics for a paper, and writes what it shows as a CSV of the same name beside it.
     """
-    from simbatch.sim.report.compare import OWN_FILES, Comparison, ReplicatedComparison
+    from simbatch.sim.report.compare import OWN_FILES, Comparison
     from simbatch.sim.scenario import resolve
-    from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, seeds_of
-    from simbatch.sim.search.compared import cells_under, summaries_of, under_seeds
+    from simbatch.sim.scenario.chance import ONE_RUN, seeds_of
+    from simbatch.sim.search.compared import cells_under, replicated, summaries_of
     from simbatch.sim.search.rates import parse_rates
 
     loads = parse_rates(rates) if rates else []
@@ -100,9 +108,11 @@ def compare(
     seeds = seeds_of((resolved.scenario for resolved in candidates.values()), replications)
     if len(seeds) > 1:
         candidates = {label: resolve(_resampled(each.scenario)) for label, each in candidates.items()}
+    drawn = _wanted_figure(metrics, figure, width)
     output = Output(folder, f"{file.stem}-{'loads' if loads else 'compare'}", OWN_FILES)
     if loads:
-        _compare_at(candidates, loads, seeds, output, bonferroni, jobs, html, as_json, quiet)
+        at_loads = _compared_at(candidates, loads, seeds, bonferroni, jobs, quiet)
+        _show(at_loads, output, drawn, html=html, all_rows=True, as_json=as_json, quiet=quiet)
         return
     cells = cells_under(candidates, seeds[1:])
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
@@ -110,14 +120,9 @@ def compare(
     banded = _banded(candidates, results, jobs, quiet) if bands else None
     comparison: Comparison | ReplicatedComparison = Comparison(results, upgrades, banded)
     if len(seeds) > 1:
-        experiment = under_seeds(
-            {label: result.summary for label, result in results.items()},
-            summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs),
-            seeds,
-            is_resampled=any(is_resampled(resolved.scenario) for resolved in candidates.values()),
-        )
-        comparison = ReplicatedComparison(experiment, bonferroni=bonferroni, first=Comparison(results))
-    _show(comparison, output, html=html, all_rows=all_rows, as_json=as_json, quiet=quiet)
+        others = summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs)
+        comparison = replicated(Comparison(results), candidates, others, seeds, bonferroni=bonferroni)
+    _show(comparison, output, drawn, html=html, all_rows=all_rows, as_json=as_json, quiet=quiet)
     if len(seeds) < replications and not (quiet or as_json):
         click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
 
@@ -134,38 +139,55 @@ def _banded(
     return BandedCandidates({label: result.summary for label, result in results.items()}, drawn)
 
 
-def _compare_at(
+def _compared_at(
     candidates: dict[str, Resolved],
     rates: list[float],
     seeds: Sequence[int],
-    output: Output,
     bonferroni: bool,
     jobs: int,
-    html: bool,
-    as_json: bool,
     quiet: bool,
-) -> None:
+) -> LoadComparison:
     """At several loads."""
     from simbatch.sim.search.compared import cells_at, compared_at, summaries_of
 
     found = summaries_of(cells_at(candidates, rates, seeds), _watch(quiet), say_to(quiet=quiet), jobs=jobs)
-    compared = compared_at(candidates, found, rates, seeds, bonferroni=bonferroni)
-    _show(compared, output, html=html, all_rows=True, as_json=as_json, quiet=quiet)
+    return compared_at(candidates, found, rates, seeds, bonferroni=bonferroni)
 
 
 def _show(
     compared: Comparison | ReplicatedComparison | LoadComparison,
     output: Output,
+    drawn: Callable[[Figures], list[Path]] | None,
     *,
     html: bool,
     all_rows: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write the files, and print the table."""
+    """Write the files and the figure that was asked for, and print the table."""
+    figure = [] if drawn is None else drawn(compared)
     written = compared.save(output.folder, html=html)
     text = partial(compared.text, all_rows=all_rows)
     output.show(written, text, "compare.json" if as_json else None, quiet=quiet)
+    if figure and not (quiet or as_json):
+        click.echo(f"figure: {' and '.join(map(str, figure))}")
+
+
+def _wanted_figure(
+    metrics: str | None, figure: Path | None, width: str | None
+) -> Callable[[Figures], list[Path]] | None:
+    """What draws it, checked before anything runs; None where nobody wants one."""
+    if figure is None:
+        if given := next(((flag, text) for flag, text in (("--metrics", metrics), ("--width", width)) if text), None):
+            raise UserError(Problem(given[0], "is of a figure", given[1], "say where to: --figure F.pdf"))
+        return None
+    from simbatch.sim.paths import check_target
+    from simbatch.sim.report.figures import BOTH_COLUMNS, check_figure, parse_width
+
+    inches = BOTH_COLUMNS if width is None else parse_width(width)
+    check_target(check_figure(figure, "--figure"))
+    names = None if metrics is None else [name for name in metrics.split(",") if name.strip()]
+    return lambda compared: compared.save_figure(figure, names, width=inches)
 
 
 def _watch(quiet: bool) -> Watch:

@@ -19,6 +19,7 @@ _OF_MODELS = (
     "quantization",
     "tensor_parallel_size",
     "max_num_batched_tokens",
+    "enable_prefix_caching",
     "vllm_version",
     "assume",
 )
@@ -47,6 +48,11 @@ _OF_MODELS = (
 @click.option("--max-num-batched-tokens", type=Count, metavar="N", help="vLLM's limit; default: vLLM's on this GPU.")
 @click.option("--max-model-len", type=Count, metavar="N", help="Longest prompt and output together (the model's).")
 @click.option("--enforce-eager", is_flag=True, help="No CUDA graphs.")
+@click.option(
+    "--enable-prefix-caching/--no-enable-prefix-caching",
+    default=None,
+    help="Matters to models with states alone: on since vLLM 0.28, off before.",
+)
 @click.option("--assume", metavar="ARCH", help="Plan an architecture that is not known as this one.")
 @click.option("--prompt-len", type=Count, metavar="N", help="Prompt tokens of a request (mean).")
 @click.option("--output-len", type=Count, metavar="M", help="Output tokens of a request (mean).")

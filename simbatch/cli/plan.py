@@ -9,14 +9,10 @@ import click
 
 from simbatch.cli._options import jobs_option, version_option
 from simbatch.cli._output import Output, progress_of
-from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.plan.demand import Demand
-    from simbatch.sim.plan.kinds import ReplicaKind, Wanted
-    from simbatch.sim.plan.plan import FleetPlan
-    from simbatch.sim.scenario import Scenario
-    from simbatch.sim.tuning.goal import Limit
+    from simbatch.sim.plan.ask import FleetQuestion
+    from simbatch.sim.plan.kinds import Wanted
 
 Count = click.IntRange(min=1)
 TokenCount = click.IntRange(min=1, max=2**20)
@@ -55,7 +51,6 @@ TokenCount = click.IntRange(min=1, max=2**20)
 def plan(
     file: Path | None,
     folder: Path | None,
-    limits: tuple[str, ...],
     jobs: int,
     resume: bool,
     as_json: bool,
@@ -68,125 +63,38 @@ def plan(
     requests per second. Without --limit, 99 % of the requests must keep FILE's SLO. Results go to DIR, by default
     results/<name of FILE>-plan.
     """
-    from simbatch.sim.plan.report import OWN_FILES, report, save
+    from simbatch.sim.plan.ask import checked
+    from simbatch.sim.plan.report import OWN_FILES
 
-    demand, kinds = _asked(file, asked)
-    kept = _limits(demand.scenario, limits)
+    question = checked(_question(file, asked))
     output = Output(folder, f"{file.stem}-plan" if file is not None else "plan", OWN_FILES)
-    found, num_runs = _plan(demand, kinds, kept, asked, output.folder, jobs, resume, quiet)
-    written = save(found, output.folder, num_runs)
-    output.show(written, lambda: report(found), "plan.json" if as_json else None, quiet=quiet)
-
-
-def _plan(
-    demand: Demand,
-    kinds: list[ReplicaKind],
-    limits: tuple[Limit, ...],
-    asked: dict[str, Any],
-    folder: Path,
-    jobs: int,
-    resume: bool,
-    quiet: bool,
-) -> tuple[FleetPlan, int]:
-    from simbatch.sim.plan.kinds import left_out, parse_gpus
-    from simbatch.sim.plan.plan import Rules, make_plan
-    from simbatch.sim.plan.search import ROUTERS
-    from simbatch.sim.scenario.chance import seeds_of
-    from simbatch.sim.search.bands import NUM_DRAWS
-    from simbatch.sim.search.run import Runner
-    from simbatch.sim.search.store import CellStore
-
-    rules = Rules(asked["spare"], asked["gpus_per_node"], asked["max_gpus"])
-    routers = asked["routers"] or ROUTERS
-    seeds = seeds_of([demand.scenario], asked["replications"])
     with progress_of("plan", None, quiet=quiet) as progress:
-        store = CellStore(folder / "cells")
-        runner = Runner(demand.scenario, store, jobs=jobs, resume=resume, progress=progress)
-        num_draws = 0 if asked["no_bands"] else NUM_DRAWS
-        ways: dict[str, Any] = {"routers": routers, "seeds": seeds, "rules": rules, "num_draws": num_draws}
-        found = make_plan(demand, kinds, limits, runner, **ways)
-    found.notes += left_out(parse_gpus(asked["gpus"]) if asked["gpus"] else [], kinds)
-    return found, runner.num_runs
+        found = question.answer(output.folder, jobs=jobs, resume=resume, progress=progress)
+    written = found.save(output.folder)
+    output.show(written, found.text, "plan.json" if as_json else None, quiet=quiet)
 
 
-def _asked(file: Path | None, asked: dict[str, Any]) -> tuple[Demand, list[ReplicaKind]]:
-    """The traffic, and what there is to choose from."""
-    from simbatch.sim.plan.demand import demand_of
-    from simbatch.sim.plan.kinds import kinds_like
-    from simbatch.sim.scenario import resolve
+def _question(file: Path | None, asked: dict[str, Any]) -> FleetQuestion:
+    """What the flags say."""
+    from simbatch.sim.plan.ask import FleetQuestion
+    from simbatch.sim.scenario import Scenario, parse_overrides
+    from simbatch.sim.tuning.goal import Limit
 
-    wanted = _wanted(asked)
-    if file is None:
-        scenario, kinds = _without_file(asked, wanted)
-    else:
-        scenario = _changed(_of_file(file, asked), asked)
-        kinds = kinds_like(scenario.profile, resolve(scenario).lead.profile, wanted)
-    return demand_of(scenario, asked["rate"], asked["growth"], asked["seconds"]), kinds
-
-
-def _of_file(file: Path, asked: dict[str, Any]) -> Scenario:
-    from simbatch.sim.plan.demand import traffic_of_trace
-    from simbatch.sim.scenario import Scenario
-
-    given = [name for name in ("model", "preset", "prompt_len", "output_len", "prefix_len") if asked[name] is not None]
-    if given:
-        flag = f"--{given[0].replace('_', '-')}"
-        raise UserError(Problem(flag, "FILE says it already", asked[given[0]], "leave out one of the two"))
-    scenario = Scenario.load(file)
-    if asked["trace"] is not None:
-        scenario = scenario.override({"workload": traffic_of_trace(asked["trace"])}, origin="--trace")
-    return scenario
-
-
-def _without_file(asked: dict[str, Any], wanted: Wanted) -> tuple[Scenario, list[ReplicaKind]]:
-    """A scenario of the first kind, with the traffic that the flags say."""
-    from simbatch.sim.plan.demand import traffic_of_lengths, traffic_of_trace
-    from simbatch.sim.plan.kinds import kinds_of
-    from simbatch.sim.scenario import Scenario
-
-    if asked["model"] is None:
-        mend = "name a scenario, or --model M with --prompt-len and --output-len, or with --trace"
-        raise UserError(Problem("plan", "needs a FILE or a --model", NOTHING, mend))
-    kinds = kinds_of(asked["model"], wanted)
-    if asked["trace"] is not None:
-        workload = traffic_of_trace(asked["trace"])
-    elif asked["preset"] is not None:
-        return _changed(_of_preset(asked, kinds), asked), kinds
-    elif asked["prompt_len"] is None or asked["output_len"] is None or asked["rate"] is None:
-        rule = "needs --rate, --prompt-len and --output-len, or a --preset, or a --trace"
-        raise UserError(
-            Problem("--model", rule, asked["model"], "for example --rate 4 --prompt-len 800 --output-len 200")
-        )
-    else:
-        lengths = (asked["prompt_len"], asked["output_len"], asked["prefix_len"])
-        workload = traffic_of_lengths(max(asked["rate"], 1e-9), *lengths)
-    scenario = Scenario.from_dict({"profile": kinds[0].reference, "workload": workload}, name="plan")
-    return _changed(scenario, asked), kinds
-
-
-def _of_preset(asked: dict[str, Any], kinds: list[ReplicaKind]) -> Scenario:
-    """A preset's traffic, with its SLO."""
-    from simbatch.sim.scenario import Scenario
-    from simbatch.sim.scenario.presets import preset_of
-
-    if asked["rate"] is None:
-        raise UserError(Problem("--preset", "needs a rate", asked["preset"], "for example --rate 4"))
-    preset = preset_of(asked["preset"])
-    room = max(kind.profile.max_model_len for kind in kinds)
-    workload = preset.workload(max(asked["rate"], 1e-9), room)
-    content = {"profile": kinds[0].reference, "workload": workload, "slo": dict(preset.slo)}
-    return Scenario.from_dict(content, name="plan")
-
-
-def _changed(scenario: Scenario, asked: dict[str, Any]) -> Scenario:
-    """With --vllm-version, --set and --seed."""
-    from simbatch.sim.scenario import parse_overrides
-
-    if asked["vllm_version"] is not None:
-        scenario = scenario.override({"engine.vllm_version": asked["vllm_version"]}, origin="--vllm-version")
-    if values := parse_overrides(asked["assignments"]):
-        scenario = scenario.override(values, origin="--set")
-    return scenario if asked["seed"] is None else scenario.override({"seed": asked["seed"]}, origin="--seed")
+    version, seed = asked["vllm_version"], asked["seed"]
+    changes = [
+        ({} if version is None else {"engine.vllm_version": version}, "--vllm-version"),
+        (parse_overrides(asked["assignments"]), "--set"),
+        ({} if seed is None else {"seed": seed}, "--seed"),
+    ]
+    same = ("model", "preset", "prompt_len", "output_len", "prefix_len", "trace", "rate", "growth", "routers", "spare")
+    return FleetQuestion(
+        None if file is None else Scenario.load(file),
+        tuple(map(Limit.parse, asked["limits"])),
+        _wanted(asked),
+        changes=[(values, origin) for values, origin in changes if values],
+        bands=not asked["no_bands"],
+        **{name: asked[name] for name in (*same, "max_gpus", "seconds", "replications")},
+    )
 
 
 def _wanted(asked: dict[str, Any]) -> Wanted:
@@ -200,15 +108,3 @@ def _wanted(asked: dict[str, Any]) -> Wanted:
         prices=parse_prices(asked["prices"]),
         gpus_per_node=asked["gpus_per_node"],
     )
-
-
-def _limits(scenario: Scenario, texts: tuple[str, ...]) -> tuple[Limit, ...]:
-    from simbatch.sim.tuning.capacity import capacity_limits
-    from simbatch.sim.tuning.goal import Goal, Limit
-
-    given, has_slo = tuple(map(Limit.parse, texts)), bool(scenario.slo.model_dump(exclude_none=True))
-    if not (given or has_slo):
-        mend = "for example --limit p99_ttft_ms=1000 --limit p99_tpot_ms=50"
-        raise UserError(Problem("--limit", "a fleet is planned for limits, and there are none", NOTHING, mend))
-    Goal((), given).check_slo(has_slo)
-    return capacity_limits(scenario, given)

@@ -139,6 +139,8 @@ SMALL = {
         _of("MiniMaxM2ForCausalLM", "minimax_m2", num_local_experts=8, num_experts_per_tok=2, use_routing_bias=True,
             scoring_func="sigmoid", rotary_dim=32, use_qk_norm=True),
         _of("Qwen3NextForCausalLM", "qwen3_next", **EXPERTS, **LINEAR, shared_expert_intermediate_size=128),
+        _of("GlmForCausalLM", "glm", attention_bias=True, partial_rotary_factor=0.5, pad_token_id=0),
+        _of("Glm4MoeLiteForCausalLM", "glm4_moe_lite", head_dim=None, **LATENT),
         _of(
             "NemotronHForCausalLM",
             "nemotron_h",

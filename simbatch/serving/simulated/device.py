@@ -94,6 +94,7 @@ class VirtualGpu:
 
     def __init__(self, resolved: Resolved, host: HostChoice) -> None:
         self._device = Device(resolved.cost_model(), resolved.noise())
+        self.windows = self._device.cost.windows
         self._free_s = 0.0
         times = resolved.engine.host
         self._host = None

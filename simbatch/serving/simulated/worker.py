@@ -85,7 +85,7 @@ class SimulatedWorker(WorkerBase):  # type: ignore[misc]
         if not scheduler_output.total_num_scheduled_tokens:
             return ModelRunnerOutput(req_ids=[], req_id_to_index={})
         entries = list(self._entries(scheduler_output))
-        features = features_of((n, done, decodes) for _, n, done, decodes, _ in entries)
+        features = features_of(((n, done, decodes) for _, n, done, decodes, _ in entries), windows=self._gpu.windows)
         step = None if self._rounds is None else self._rounds.step_of(scheduler_output)
         launch = self._gpu.launch(called_s if step is None else step.schedule_s, features)
         wait_until(launch.returns_s)
