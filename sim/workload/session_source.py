@@ -3,7 +3,7 @@
 1. Main turns first: session s has turns[s] of them, and turn k's prompt is the system prompt, what was new and answered
    in the turns before it, and what is new in it. System 100; new 10, 20; answers 5, 7: prompts of 110 and 135 tokens.
 2. A session ends before a prompt and its answer pass `max_context`; its first turn always stays. Prompts only grow, so
-   what is cut is the end of a session.
+   what is cut is the end of a session. A sub-request's prompt is cut to what fits.
 3. Then the sub-requests of turns that fan out stand behind their turn: rows are main, its subs, next main, ... Each
    goes on the turn's conversation; the next main turn waits for all of them, and goes on the turn before it.
 """
@@ -14,7 +14,7 @@ import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,6 @@ class SessionSource:
     """A `RequestSource` of drawn sessions; the same section and seed give the same ones."""
 
     hash_block_tokens = 0
-    max_concurrency = None
     think_time_ps = 0
     skipped = 0
 
@@ -78,16 +77,9 @@ class SessionSource:
             else length_draw(settings.branch.width, folder=folder, of="num_output_tokens", notes=notes)
         )
         self._notes = tuple(notes)
-
-    @property
-    def num_requests(self) -> int:
-        """All turns and sub-requests."""
-        return len(self._drawn[0])
-
-    @property
-    def turns(self) -> Turns:
-        """Who waits for whom."""
-        return self._drawn[3]
+        self.max_concurrency: int | None = None  # of requests; users are in the turns
+        self._prompts, self._outputs, self._arrivals, self.turns = self._draw()
+        self.num_requests: int | None = len(self._prompts)
 
     def unread(self) -> tuple[str, ...]:
         """How the files of empirical lengths were read."""
@@ -95,7 +87,7 @@ class SessionSource:
 
     def chunks(self) -> Iterator[RequestChunk]:
         """The rows, always the same ones."""
-        prompts, outputs, arrivals, turns = self._drawn
+        prompts, outputs, arrivals, turns = self._prompts, self._outputs, self._arrivals, self.turns
         session = np.array(turns.session)
         shares = (
             draw_shares(self._priorities, self._stream(Purpose.PRIORITIES), turns.num_sessions),
@@ -112,8 +104,7 @@ class SessionSource:
                 tenant=tenants,  # type: ignore[arg-type]  # of the second
             )
 
-    @cached_property
-    def _drawn(self) -> tuple[Ints, Ints, Ints, Turns]:
+    def _draw(self) -> tuple[Ints, Ints, Ints, Turns]:
         """Prompts, outputs, arrivals (ps), and who waits for whom."""
         settings = self._settings
         new_rng, output_rng = self._stream(Purpose.PROMPT_LEN), self._stream(Purpose.OUTPUT_LEN)
@@ -125,6 +116,10 @@ class SessionSource:
         prompts, outputs = mains.prompt[rows.main_of], mains.output[rows.main_of]
         prompts[~rows.is_main] = mains.prompt[subs] + mains.output[subs] + self._new(new_rng, len(subs))
         outputs[~rows.is_main] = self._output(output_rng, len(subs))
+        if settings.max_context is not None:
+            prompts = np.where(
+                rows.is_main, prompts, np.minimum(prompts, np.maximum(settings.max_context - outputs, 1))
+            )
         begins = np.concatenate(
             list(arrival_times(settings.begins(), settings.num_sessions, partial(self._stream, Purpose.ARRIVALS)))
         )

@@ -45,7 +45,7 @@ def recommend(
     The rule of thumb for the use case is checked by simulation on the profile, and corrected where it is wrong. Takes
     about a minute on two cores. Results go to DIR, by default results/recommend-<use case>-<profile>.
     """
-    from simbatch.sim.scenario.presets import preset_of, slo_of
+    from simbatch.sim.scenario.presets import SessionPreset, preset_of, slo_of
     from simbatch.sim.search.run import Runner
     from simbatch.sim.tuning.recommend import recommend as search
     from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
@@ -53,6 +53,10 @@ def recommend(
 
     case, profile = USE_CASES[use_case], _profile(reference)
     traffic = None if preset is None else preset_of(preset)
+    if isinstance(traffic, SessionPreset):
+        rule = "loads a server with all requests at once, and turns of sessions wait for answers"
+        mend = f"simbatch init LINE --gpu G --preset {preset} -o FILE, then simbatch tune FILE"
+        raise UserError(Problem(f"--preset {preset}", rule, mend=mend))
     if traffic is not None:
         case = replace(case, words=f"{traffic.name}: {traffic.words} ({traffic.source})", slo=traffic.slo)
     slo = slo_of(limits) or dict(case.slo)
