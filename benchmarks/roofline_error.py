@@ -44,11 +44,17 @@ def cells(measured: MeasuredProfile, other: CostModel | None) -> str:
     return " | ".join(found)
 
 
+def is_greedy(profile: MeasuredProfile) -> bool:
+    """Whether it was measured at temperature 0: what was measured as steps; kernel tables have sampling added."""
+    return "aiconfigurator" not in profile.source
+
+
 def estimated(profile: MeasuredProfile) -> CostModel | None:
-    """The roofline of a profile's model; None where that is not known."""
+    """The roofline of a profile's model, sampling as that was measured; None where the model is not known."""
     shape = profile.quantisation, profile.kv_cache_dtype, profile.tensor_parallel_size
     try:
-        return roofline_of(find_model(profile.model)[0], GPUS[profile.gpu], *shape).step_time().cost_model()
+        roofline = roofline_of(find_model(profile.model)[0], GPUS[profile.gpu], *shape, greedy=is_greedy(profile))
+        return roofline.step_time().cost_model()
     except UserError:
         return None
 
@@ -57,7 +63,6 @@ def imported(profile: MeasuredProfile) -> CostModel | None:
     """Aiconfigurator-core's, sampling as the measured one; None where the package has no such tables."""
     if profile.gpu not in SYSTEMS:
         return None
-    greedy = "LLMServingSim" in profile.source
     kv = "fp8" if profile.kv_cache_dtype.startswith("fp8") else "auto"
     request = ImportRequest(
         source="aiconfigurator-core",
@@ -68,7 +73,7 @@ def imported(profile: MeasuredProfile) -> CostModel | None:
         quantisation=profile.quantisation,
         kv_cache_dtype=kv,
         tensor_parallel_size=profile.tensor_parallel_size,
-        greedy=greedy,
+        greedy=is_greedy(profile),
     )
     try:
         return import_profile(request).cost_model()

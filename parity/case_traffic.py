@@ -12,7 +12,7 @@ from simbatch.sim.engine.members import prefix_keys, traffic_of
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.request import Request, as_ranges
 from simbatch.sim.workload.chunk import RequestChunk
 from simbatch.sim.workload.turns import NO_ROW, Turns, turns_of
 
@@ -38,7 +38,7 @@ class ContentKeys:
         }
 
     def of(self, case_request: dict[str, Any]) -> list[int]:
-        """One name per full block of the prompt's shared beginning, or of prompt and outputs."""
+        """Names of the full blocks of the prompt's shared beginning, or of prompt and outputs, as ranges."""
         mine, n = own(case_request), case_request["prompt_len"]
         tokens = [(s, start + i) for s, start, length in prompt_parts(case_request) for i in range(length)]
         tokens += [(mine, position) for position in range(n, n + case_request["max_tokens"])]
@@ -50,7 +50,7 @@ class ContentKeys:
             block = (link, *tokens[end - self._block_size : end])
             link = self._known.setdefault(block, len(self._known) + 1)
             keys.append(link)
-        return keys
+        return as_ranges(keys)
 
 
 def own(case_request: dict[str, Any]) -> str:
@@ -124,9 +124,10 @@ class CaseTraffic:
                 min(case_request["max_tokens"], self._max_model_len - case_request["prompt_len"]),
                 case_request.get("priority", 0),
             )
-            request.tenant = case_request.get("tenant")
+            request.tenant, request.session_id = case_request.get("tenant"), case_request.get("session_id")
+            request.turn, request.has_next_turn = case_request.get("turn", 0), case_request.get("has_next_turn", False)
             if self._keys:
-                request.keys = self._keys.of(case_request)
+                request.share(self._keys.of(case_request))
             self._num_taken += 1
             now_ps += add(request, now_ps)
         return now_ps

@@ -88,6 +88,7 @@ _OF_SCHEDULER = (
 OF_CLASSES = {
     "vllm.v1.core.sched.scheduler:Scheduler": _OF_SCHEDULER,
     "vllm.v1.core.kv_cache_manager:KVCacheManager": ("allocate_slots", "get_blocks", "block_pool"),
+    "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator": ("find_longest_cache_hit",),
     "vllm.v1.core.block_pool:BlockPool": ("get_num_free_blocks",),
     "vllm.v1.engine.core:EngineCore": ("step_with_batch_queue", "batch_queue", "model_executor", "scheduler"),
     "vllm.v1.executor.abstract:Executor": ("execute_model", "sample_tokens", "collective_rpc"),

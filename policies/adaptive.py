@@ -22,6 +22,7 @@ class Adaptive(Policy):
     step down: the batch settles where the latency meets the target, far above the throughput of small batches.
     """
 
+    known_as = "Clipper"
     disciplines: ClassVar = ("continuous", "static")
 
     min_batch_size: Annotated[int, Field(ge=1, description="where it starts, and its lower bound")] = 1

@@ -21,6 +21,7 @@ class DecodeFirst(Policy):
     stay empty until the last one ends.
     """
 
+    known_as = "FasterTransformer"
     max_batch_size: Annotated[int, Field(ge=1, description="most requests that run")] = 64
 
     def start(self, engine: EngineView) -> None:

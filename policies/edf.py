@@ -24,6 +24,7 @@ class EarliestDeadlineFirst(Policy):
     late.
     """
 
+    known_as = "Clockwork"
     disciplines: ClassVar = ("continuous", "static")
 
     target_ttft_ms: Annotated[float, Field(gt=0, description="deadline of the first token, class high")] = 1000.0

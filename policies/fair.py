@@ -25,6 +25,7 @@ class Fair(Policy):
     service, however many each of them sends, up to a bound that time does not move.
     """
 
+    known_as = "VTC"
     prompt_weight: Annotated[float, Field(ge=0, description="of a prompt token")] = 1.0
     output_weight: Annotated[float, Field(gt=0, description="of an output token")] = 2.0
     expected_output_tokens: Annotated[float, Field(gt=0, description="of a tenant's first requests")] = 100.0

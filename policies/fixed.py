@@ -18,6 +18,7 @@ class Fixed(Policy):
     second, each request more slowly, and every doubling gives less than the one before.
     """
 
+    known_as = "generate(batch)"
     disciplines: ClassVar = ("continuous", "static")
 
     batch_size: Annotated[int, Field(ge=1, description="most requests that run")] = 32

@@ -27,6 +27,7 @@ class MemoryAware(Policy):
     reserving the longest output. Where they draw one output length for each request, this takes the expectation.
     """
 
+    known_as = "Past-Future"
     max_preempted_share: Annotated[float, Field(gt=0, lt=1, description="bound on the share of preempted requests")] = (
         0.05
     )

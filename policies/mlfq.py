@@ -38,6 +38,7 @@ class MultiLevelFeedback(Policy):
     served.
     """
 
+    known_as = "FastServe"
     quantum_s: Annotated[float, Field(gt=0, description="of the highest level")] = 0.5
     num_levels: Annotated[int, Field(ge=1, le=32, description="levels, each with twice the quantum")] = 6
     promote_s: Annotated[float, Field(gt=0, description="unserved for so long, a request rises to the top")] = 30.0

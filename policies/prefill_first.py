@@ -19,6 +19,7 @@ class PrefillFirst(Policy):
     each newcomer stalls all who are being answered.
     """
 
+    known_as = "vLLM's first scheduler"
     max_batch_size: Annotated[int, Field(ge=1, description="most requests that run")] = 256
 
     def plan(self, running: Sequence[RequestView], waiting: Sequence[RequestView], engine: EngineView) -> Plan:

@@ -21,6 +21,7 @@ class Priority(Policy):
     by their ageing, and not by more.
     """
 
+    known_as = "priorities with ageing"
     disciplines: ClassVar = ("continuous", "static")
 
     max_batch_size: Annotated[int, Field(ge=1, description="most requests that run")] = 64

@@ -22,6 +22,7 @@ class Sarathi(Policy):
     of whole prompts; times to first token get longer.
     """
 
+    known_as = "Sarathi-Serve"
     target_tpot_ms: Annotated[float, Field(gt=0, description="bound on a step that somebody decodes in")] = 100.0
     tile_tokens: Annotated[int, Field(ge=1, description="chunks are multiples of this, at least one")] = 128
 

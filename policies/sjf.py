@@ -21,6 +21,7 @@ class ShortestJobFirst(Policy):
     first come, first served as long as requests queue, the less the worse the prediction.
     """
 
+    known_as = "SSJF"
     predictor_error: Annotated[float, Field(ge=0, le=10, description="of ln(predicted / true); 0: an oracle")] = 0.5
     max_overtaking_s: Annotated[
         float | None, Field(ge=0, description="overtaken only by requests that come within this time; none: no bound")

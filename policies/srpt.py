@@ -24,6 +24,7 @@ class ShortestRemainingFirst(Policy):
     preempting late costs more than it gives.
     """
 
+    known_as = "TRAIL"
     predictor_error: Annotated[float, Field(ge=0, le=10, description="of ln(predicted / true); 0: an oracle")] = 0.5
     preemptible_share: Annotated[
         float, Field(ge=0, le=1, description="of the prediction, until which a seat can be lost")

@@ -17,6 +17,7 @@ class Static(Policy):
     more per second of the device, at the price of latency.
     """
 
+    known_as = "Triton, TorchServe"
     disciplines: ClassVar = ("static",)
 
     max_batch_size: Annotated[int, Field(ge=1, description="requests that make a full batch")] = 32

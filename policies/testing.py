@@ -66,6 +66,8 @@ def _conservation(trial: Trial) -> Iterator[str]:
     for i in np.flatnonzero((requests.status != FINISHED) & (requests.status != REJECTED)):
         yield f"request {i} never ends: nothing is scheduled any more"
     lengths = np.array([row[2] for row in trial.case.source.rows])
+    if requests.row is not None:  # they are turns, in the order of sending
+        lengths = lengths[requests.row]
     wanted = np.minimum(lengths, trial.case.config.max_model_len - requests.num_prompt_tokens)
     for i in np.flatnonzero((requests.status == FINISHED) & (requests.num_output_tokens != wanted)):
         yield f"request {i} ends with {requests.num_output_tokens[i]} tokens of {wanted[i]}"

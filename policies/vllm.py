@@ -13,3 +13,5 @@ class VLLM(Policy):
     ends leaves at once and the next takes the seat. So it serves more per second, sooner, than batches that run to
     their end, the more so the more the lengths of outputs differ.
     """
+
+    known_as = "vLLM V1"

@@ -17,6 +17,7 @@ class LeastRequests(Router):
     Source: `least_conn` of nginx (`ngx_http_upstream_least_conn_module`), and `least-request` of AIBrix's gateway.
     """
 
+    known_as = "nginx's least_conn"
     draws: ClassVar = False
 
     def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> ReplicaView:

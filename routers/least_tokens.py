@@ -18,6 +18,7 @@ class LeastTokens(Router):
     cost function of Dynamo's KV router (`--kv-overlap-score-weight 0`), counted in tokens that the gateway knows of.
     """
 
+    known_as = "Dynamo"
     draws: ClassVar = False
 
     def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> ReplicaView:

@@ -15,6 +15,8 @@ class PowerOfTwo(Router):
     SGLang's router has it as `power_of_two`.
     """
 
+    known_as = "SGLang"
+
     def start(self, replicas: Sequence[ReplicaView], draw: Callable[[], float]) -> None:
         """Keep the dice."""
         self.draw = draw

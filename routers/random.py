@@ -14,6 +14,8 @@ class Random(Router):
     what a Kubernetes Service does in iptables mode.
     """
 
+    known_as = "a Kubernetes Service"
+
     def start(self, replicas: Sequence[ReplicaView], draw: Callable[[], float]) -> None:
         """Keep the dice."""
         self.draw = draw

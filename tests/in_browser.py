@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from simbatch.cli import main
+from simbatch.sim.files import write_yaml
+from tests.bench_files import closed_loop, ran, scenario, vllm
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
 
@@ -45,6 +47,10 @@ COMMANDS = {
     "tune": "tune FILE --over engine.max_num_seqs=4,16,32 --over policy.name=vllm,sjf --limit p99_ttft_ms=800",
     "pareto": "tune FILE --over engine.max_num_seqs=4,8,16,32 --pareto throughput,p99_tpot_ms --knee",
     "capacity": "tune FILE --capacity --replications 2",
+    "plan": "plan FILE --rate 20 --limit p99_ttft_ms=1000 --gpus rtx4090,l40s --seconds 20",
+    "recommend": "recommend --use-case longform --profile h100-llama-3.1-8b-bf16 --seed 1",
+    "validate": "validate THEORY --recorded RESULT --bounds mean=5",
+    "validate-many": "validate THEORY --recorded RESULT OTHER",
     "loads": "compare FILE --policy vllm --policy sjf --rate 2,6",
 }
 
@@ -72,11 +78,15 @@ def page_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The page of a command, which is run when it is asked for the first time."""
     folder = tmp_path_factory.mktemp("pages")
     (folder / "scenario.yaml").write_text(SCENARIO, encoding="utf-8")
+    for name, users in (("RESULT", 4), ("OTHER", 8)):
+        (folder / name).write_text(json.dumps(vllm(ran(closed_loop(users)))), encoding="utf-8")
+    write_yaml(folder / "THEORY", scenario(closed_loop(4)))
+    places = {"FILE": "scenario.yaml", "THEORY": "THEORY", "RESULT": "RESULT", "OTHER": "OTHER"}
 
     def page(name: str) -> Path:
         written = folder / name / "report.html"
         if not written.exists():
-            words = [str(folder / "scenario.yaml") if word == "FILE" else word for word in COMMANDS[name].split()]
+            words = [str(folder / places[word]) if word in places else word for word in COMMANDS[name].split()]
             with pytest.raises(SystemExit) as ended:
                 main([*words, "--html", "--quiet", "-o", str(folder / name)])
             assert ended.value.code == 0

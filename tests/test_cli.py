@@ -365,8 +365,16 @@ def test_schema_describes_every_engine_setting(capsys: pytest.CaptureFixture[str
     assert all(setting.get("description") for setting in schema["$defs"]["Workload"]["properties"].values())
 
 
-def test_policies_are_listed_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_policies_are_listed_with_their_source_and_told_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("policies") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    first = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert first == sorted(first)
+    assert {"fixed", "vllm"} <= {*first}
+    assert "(FastServe)" in " ".join(lines)
+    assert run("policies", "show", "nobody") == 2
+    assert run("routers", "show", "random") == run("policies", "show", "fixed") == 0
     out = capsys.readouterr().out
     assert "fixed  (continuous and static batching)" in out
     assert "batch_size: whole number from 1, default 32" in out

@@ -12,7 +12,7 @@ from parity.check import first_difference, load, main, recordings
 from parity.recording import CaseLines
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.scheduler.kv_cache import PrefixKVCache
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.request import FIRST_OWN, Request
 
 FOLDERS = check.RECORDINGS, check.TIMING, check.SESSIONS, check.OTHERS
 RECORDINGS = [pair for folder in FOLDERS for pair in recordings(folder)]
@@ -24,19 +24,23 @@ def test_the_recording_is_reproduced(case: Path, recording: Path) -> None:
 
 
 @pytest.mark.skipif(is_compiled(), reason="nobody can look into a compiled class")
-def test_a_recording_has_a_run_of_blocks_that_gets_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rarest branch of the prefix cache: one random case in 2,000 reaches it, and no other recording."""
-    named = []
+def test_a_recording_has_a_block_of_its_own_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rarest branch of the prefix cache: a preempted request may not hit its own last block, and computes it again.
 
-    def name_run(cache: PrefixKVCache, request: Request, num_touched: int) -> None:
-        named.append(request.request_id)
-        original(cache, request, num_touched)
+    One random case in 2,000 reaches it, and no other recording.
+    """
+    found = []
 
-    original = PrefixKVCache._name_run
-    monkeypatch.setattr(PrefixKVCache, "_name_run", name_run)
+    def enter(cache: PrefixKVCache, request: Request, name: int, end: int) -> None:
+        if name >= FIRST_OWN and name in cache._runs:
+            found.append(request.request_id)
+        original(cache, request, name, end)
+
+    original = PrefixKVCache._enter
+    monkeypatch.setattr(PrefixKVCache, "_enter", enter)
     case = check.RECORDINGS / "e11_prio_duplicate.json"
     CaseLines(json.loads(case.read_text())).play()
-    assert named == ["b7_0"]
+    assert found == ["b7_0"]
 
 
 def test_a_difference_is_found_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,7 @@ def run(folder: Path, command: str, code: int = 0) -> str:
         assert isinstance(result.exception, UserError)
         return str(result.exception)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_the_command_writes_a_fleet_that_runs_as_it_says(tmp_path: Path) -> None:

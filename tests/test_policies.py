@@ -159,7 +159,7 @@ class TestRegistry:
 @given(seed=st.integers(0, 10**9))
 def test_every_policy_that_ships_keeps_to_the_rules(name: str, seed: int) -> None:
     checked = check_policy(name, num_cases=1, seed=seed)
-    assert checked.num_requests >= 5
+    assert checked.num_requests > 0
     kind = POLICIES.find(name, folder=HERE)
     assert set(RULES) - set(checked.rules) == {
         rule

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from simbatch import Scenario, simulate
+from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.scenario.presets import preset_of
 from simbatch.sim.tuning import recommend_cases
 from simbatch.sim.tuning.recommend import CLOSE, BatchChoice, recommend
-from simbatch.sim.tuning.recommend_cases import GB, USE_CASES, scenario_of
+from simbatch.sim.tuning.recommend_cases import GB, USE_CASES, case_of, scenario_of
 from simbatch.sim.tuning.recommend_report import report, verdict
 from simbatch.sim.tuning.vllm_flags import arguments, command
 
@@ -233,6 +233,8 @@ def test_the_same_on_one_process_and_on_two(tmp_path, capsys):
         (["--profile", PROFILE, "--slo", "tpot=3"], "--slo ttft_ms=500"),
         (["--profile", PROFILE, "--slo", "tpot_ms=nan"], "--slo ttft_ms=500"),
         (["--profile", PROFILE, "--jobs", "0"], "--jobs"),
+        ([], "--profile: is needed without --scenario"),
+        (["--scenario", "steady", "--preset", "chat"], "FILE has its traffic"),
     ],
 )
 def test_mistakes_are_said_at_once(flags, message, tmp_path, capsys):
@@ -255,3 +257,21 @@ def test_published_traffic_takes_the_place_of_a_use_cases():
     assert workload.prefix.prefix_len == 2560
     assert scenario.slo.ttft_ms == rag.slo["ttft_ms"]
     assert scenario.engine.max_model_len == 2560 + 2048 + 1000
+
+
+def test_a_scenario_is_tried_at_its_own_rate_and_a_quarter_more():
+    scenario = Scenario.load("steady")
+    loaded = load_profile(PROFILE, folder=Path())
+    case = case_of(USE_CASES["mixed"], scenario)
+    engine = Engine(lambda seqs, tokens, rate: 5.0)
+    kept = recommend(case, scenario, loaded, engine, scenario.workload.request_rate)
+    rates = {asked.get("workload.request_rate", 0) for asked, _ in engine.asked}
+    assert rates == {None, 1.5, 1.875}
+    assert kept.slo == {"ttft_ms": 500, "tpot_ms": 40}
+    lines = report(kept).splitlines()
+    assert "traffic: that of steady, 1.5 req/s" in lines
+    evidence = lines[lines.index("") : lines.index("", lines.index("") + 1)]
+    assert "within SLO" in " ".join(evidence)
+    assert max(map(len, evidence)) <= 100
+    with pytest.raises(UserError, match="takes a scenario of one engine"):
+        case_of(USE_CASES["mixed"], Scenario.load("bursty"))

@@ -11,11 +11,13 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from simbatch import Result, Scenario, UserError, simulate
+from simbatch import Result, Scenario, simulate
 from simbatch.cli import main
+from simbatch.sim.files import write_yaml
 from simbatch.sim.report.page import run as run_page_module
 from simbatch.sim.report.page.page import PageTable, ReportPage, rendered
 from simbatch.sim.report.page.run import run_page
+from tests.bench_files import closed_loop, ran, scenario, vllm
 
 SCENARIO: dict[str, Any] = {
     "profile": "h100-llama-3.1-8b-bf16-measured",
@@ -126,8 +128,61 @@ def test_a_run_without_html_takes_an_earlier_page_away(result: Result, tmp_path:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_missing_plotly_from_python(result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simbatch.sim.report.page.page.find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"simbatch\[html\]"):
-        result.save(tmp_path, html=True)
-    assert list(tmp_path.iterdir()) == []
+THEORY = scenario(
+    {
+        "num_prompts": 60,
+        "request_rate": 8,
+        "prompt_len": {"distribution": "fixed", "mean": 300},
+        "output_len": {"distribution": "uniform", "min": 1, "max": 60},
+    }
+) | {"slo": {"ttft_ms": 100, "tpot_ms": 20}}
+COMMANDS = (
+    "compare FILE --policy vllm --policy sjf --policy fixed",
+    "compare FILE --policy vllm --policy sjf --replications 3",
+    "compare FILE --policy vllm --rate 4,8",
+    "sweep FILE --over engine.max_num_seqs=2,64 --over workload.request_rate=4,8",
+    "sweep FILE --over engine.max_num_seqs=2,64 --over policy.name=vllm,sjf --replications 2",
+    "tune FILE --over engine.max_num_seqs=2,16,64 --limit p99_ttft_ms=90",
+    "tune FILE --over engine.max_num_seqs=2,16,64 --pareto throughput,p99_tpot_ms --knee",
+    "tune FILE --capacity --replications 2 --set workload.num_prompts=20",
+    "plan FILE --rate 40 --seconds 10 --max-gpus 8",
+    "validate FILE --recorded RESULT --bounds mean=90",
+    "validate FILE --recorded RESULT OTHER",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    write_yaml(folder / "FILE", THEORY)
+    for name, users in (("RESULT", 4), ("OTHER", 8)):
+        (folder / name).write_text(json.dumps(vllm(ran(closed_loop(users)))), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_writes_its_page(command: str, folder: Path, tmp_path: Path) -> None:
+    """An answer, charts that plotly takes, tables as wide as their headers."""
+    words = [str(folder / word) if word.isupper() else word for word in command.split()]
+    jobs = [] if words[0] == "validate" else ["--jobs", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, *jobs, "--html", "--quiet", "-o", str(tmp_path)])
+    assert ended.value.code == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    charts = charts_of(page)
+    assert charts
+    for chart in charts:
+        go.Figure(chart["data"], chart["layout"])
+    text = without_plotly(page)
+    answer = re.search(r'<dl class="answer">(.*?)</dl>', text, re.DOTALL)
+    assert answer is not None
+    assert re.findall(r"<dd>(.*?)</dd>", answer[1], re.DOTALL)
+    assert not re.findall(r"\bnan\b|None of them None|<td>None</td>", text)
+    assert all(len(table[0]) == len(row) for table in tables_of(text) for row in table)
+
+
+def tables_of(text: str) -> list[list[list[str]]]:
+    """Each table's rows, the header first."""
+    tables = re.findall(r"<table>(.*?)</table>", text, re.DOTALL)
+    rows = [re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL) for table in tables]
+    return [[re.findall(r"<t[hd][^>]*>", row) for row in table] for table in rows]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simbatch.sim.scheduler.request import PrefixKeys
+from simbatch.sim.scheduler.request import PrefixKeys, one_by_one
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk
 from simbatch.sim.workload.model import Workload
@@ -121,7 +121,7 @@ def test_the_real_azure_trace_survives_every_format(tmp_path: Path, to: str) -> 
 def shared_tokens(rows: list[tuple[int, ...]], prompts: list[int], hash_block_tokens: int, block_size: int) -> Any:
     """How many of their first blocks each two prompts share, as the engine sees it."""
     keys = PrefixKeys(hash_block_tokens, block_size)
-    blocks = [list(keys.of(row, prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+    blocks = [one_by_one(keys.of(row, prompt)) for row, prompt in zip(rows, prompts, strict=True)]
     return [
         [next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))) for b in blocks]
         for a in blocks

@@ -28,6 +28,7 @@ from simbatch.profiler.importers.kernels import (
 from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, TableSource, fit_tables
 from simbatch.profiler.importers.tables import Floats
 from simbatch.profiler.model.config import ModelConfig
+from simbatch.profiler.model.sampling import SAMPLER_S, SAMPLER_SEQ_S, random_seq_s
 from simbatch.profiler.model.weights import layer_matrices, local_kv_heads, local_vocab
 from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost.memory import KVCacheType
@@ -43,10 +44,6 @@ MOVE_SHARE = 0.8  # of the bandwidth, reached by elementwise kernels
 KV_READ_SHARE = 0.87  # of the bandwidth, reached by attention of decodes
 KV_READ_S = 6e-6
 LAYER_S = 8e-6  # launches of a layer's elementwise kernels
-SAMPLER_S, SAMPLER_SEQ_S = 30e-6, 0.6e-6
-# Random sampling (top-k and top-p sort the vocabulary) on top of that, on an H100: between the kernels and published
-# servers of 128,256 and 151,936 tokens 19 to 26 us a sequence are missing. Elsewhere by the memory's bandwidth.
-RANDOM_LOGIT_S, RANDOM_BANDWIDTH = 22e-6 / 128_256, 3.35e12
 MAX_SEQS, MAX_BATCHED_TOKENS = 1024, 8192  # vLLM's defaults on these GPUs, at the most
 MIXED_NOTE = (
     "steps with prefills and decodes: both attentions were measured apart and are added; where the two were measured "
@@ -94,7 +91,7 @@ class KernelTables:
         self._moved_bytes = 2 * (8 * config.hidden_size + 2 * (queries + keys) + 4 * keys + 3 * inner)
         self.sample_s = 0.0
         if not greedy:
-            self.sample_s = RANDOM_LOGIT_S * config.vocab_size * RANDOM_BANDWIDTH / self.bandwidth_bytes_per_s
+            self.sample_s = random_seq_s(config.vocab_size, self.bandwidth_bytes_per_s)
         self._all_reduce: AllReduce | LinkAllReduce | None = None
         if tensor_parallel_size > 1 and link is not None:
             self._all_reduce = LinkAllReduce(link, tensor_parallel_size)

@@ -33,15 +33,12 @@ from simbatch.profiler.importers.aiconfigurator import (
     MAX_HISTORY,
     MAX_SEQS,
     MIXED_NOTE,
-    RANDOM_BANDWIDTH,
-    RANDOM_LOGIT_S,
     RANDOM_NOTE,
-    SAMPLER_S,
-    SAMPLER_SEQ_S,
 )
 from simbatch.profiler.importers.source import ImportRequest, TableSource, fit_tables
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig, model_config_of, read_json
 from simbatch.profiler.model.published import published_config
+from simbatch.profiler.model.sampling import SAMPLER_S, SAMPLER_SEQ_S, random_seq_s
 from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu, find_gpu
 from simbatch.sim.cost.memory import KVCacheType
@@ -85,7 +82,7 @@ class CoreTables:
         self._engine = engine
         self.sample_s = 0.0
         if not greedy:
-            self.sample_s = RANDOM_LOGIT_S * vocab_size * RANDOM_BANDWIDTH / gpu.bandwidth_bytes_per_s
+            self.sample_s = random_seq_s(vocab_size, gpu.bandwidth_bytes_per_s)
         self._others = lru_cache(maxsize=None)(self._others_ms)
 
     @property

@@ -9,6 +9,7 @@ from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.memory_plan import kv_bytes_per_token, plan_memory
 from simbatch.profiler.model.quantisation import checked_quantisation
 from simbatch.profiler.model.roofline import Roofline, knots, roofline_of
+from simbatch.profiler.model.routing import routing_of
 from simbatch.profiler.model.weights import weights_of
 from simbatch.sim.cost.gpus import GPUS, Gpu, profile_name
 from simbatch.sim.cost.memory import Memory
@@ -30,14 +31,17 @@ def roofline_profile(
     quantisation: str | None = None,
     kv_cache_dtype: str = "auto",
     tensor_parallel_size: int = 1,
+    experts_met: str | None = None,
+    greedy: bool = False,
     command: str = "",
     assumed: tuple[str, ...] = (),
 ) -> MeasuredProfile:
-    """Estimate a whole profile, `assumed` among its notes.
+    """Estimate a whole profile, `assumed` among its notes; `experts_met`: counted ones (`routing_of`).
 
     Raises UserError where the model does not fit or cannot be divided.
     """
-    roofline = roofline_of(config, gpu, quantisation, kv_cache_dtype, tensor_parallel_size)
+    routing = routing_of(experts_met, config)
+    roofline = roofline_of(config, gpu, quantisation, kv_cache_dtype, tensor_parallel_size, routing, greedy=greedy)
     plan = plan_memory(
         config,
         gpu,
@@ -73,10 +77,16 @@ def roofline_profile(
 
 
 def shape_notes(roofline: Roofline) -> list[str]:
-    """What an estimate takes for granted of experts and windows."""
-    notes, size = [], roofline.window_size
-    if roofline.config.num_experts > 1:
+    """What an estimate takes for granted of experts, sampling and windows."""
+    notes, size, routing = [], roofline.attention.window_size, roofline.routing
+    if routing.tokens:
+        points = ", ".join(f"{n} tokens {met:g}" for n, met in zip(routing.tokens, routing.experts, strict=True))
+        notes.append(f"experts met, as given: {points}; between them on a line over the logarithm of tokens")
+    elif roofline.config.num_experts > 1:
         notes.append("experts: every one as likely to be chosen; uneven routing meets fewer of them in small batches")
+    if drawn_s := roofline.random_seq_s:
+        drawn = "sampling at a temperature above 0, as models' own generation configs have it"
+        notes.append(f"{drawn}: {1e6 * drawn_s:.1f} us a sequence; at temperature 0 they are not spent: --greedy")
     if size is not None:
         notes.append(f"layers with a window of {size:,} tokens: of a context they cost what is inside it")
     return notes
@@ -96,7 +106,8 @@ def scaled_weights_profile(
     if base.gpu not in GPUS or not isinstance(step_time, TwoRegimeStepTime):
         raise UserError(Problem("--base", "must be a measured profile of a known GPU", base.name))
     _check_same_model(base, config)
-    roofline = roofline_of(config, GPUS[base.gpu], base.quantisation, base.kv_cache_dtype, base.tensor_parallel_size)
+    shape = base.quantisation, base.kv_cache_dtype, base.tensor_parallel_size
+    roofline = roofline_of(config, GPUS[base.gpu], *shape, greedy=True)
     memory = _memory_with(base, config, quantisation)
     decode = step_time.decode.model_copy(update={"seqs": _faster(step_time.decode.seqs, roofline, quantisation)})
     mixed = step_time.mixed.model_copy(update={"tokens": _faster(step_time.mixed.tokens, roofline, quantisation)})

@@ -194,7 +194,7 @@ def plan_memory(
 
     >>> from simbatch import plan_memory
     >>> plan_memory("Qwen/Qwen3-8B", "rtx4090", max_model_len=8192).kv_cache_tokens
-    35936
+    32848
     """
     config = model if isinstance(model, ModelConfig) else find_model(model, assume)[0]
     gpu = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)

@@ -5,9 +5,8 @@ of the peak rate; layers of each kind are counted:
 
     step = layers * (matrices(T) + elementwise(T) + attention + launches + 2 * all-reduce(T)) + head(S) + sampler(S)
 
-with T scheduled tokens and S sequences. Of E experts T tokens that each choose k meet E * (1 - (1 - k / E) ** T) when
-all are as likely: 128 experts with 8 a token are 52 for 8 tokens, and 126 for 64. Attention reads keys and values of
-the context (of MLA one latent vector), in layers with a window of what is inside it; a state is read and written.
+with T scheduled tokens and S sequences. Tokens meet some of the experts (`routing`): 128 experts with 8 a token are 52
+for 8 tokens, and 126 for 64, when all are as likely. Attention reads keys and values of the context (`attention_cost`).
 
 Latencies and shares are rounded medians of aiconfigurator's kernel tables (A100, H100, H200, L40S, RTX PRO 6000;
 Apache-2.0), so steps made of those tables are no independent test of them; the RTX 4090's and a real server's are
@@ -24,15 +23,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simbatch.profiler.model.attention_cost import AttentionCost
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
-from simbatch.profiler.model.kv_layout import stored_kv_type
 from simbatch.profiler.model.layers import Experts, Layer
-from simbatch.profiler.model.mixers import Attention, Kept, LatentAttention, Matrix
+from simbatch.profiler.model.mixers import LatentAttention, Matrix
 from simbatch.profiler.model.quantisation import checked_quantisation, compute_dtype, is_weight_only_4_bits
+from simbatch.profiler.model.routing import EVEN, Routing
+from simbatch.profiler.model.sampling import SAMPLER_S, SAMPLER_SEQ_S, random_seq_s
 from simbatch.profiler.model.weights import layer_matrices, local_vocab
 from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu
-from simbatch.sim.cost.memory import KV_ELEMENT_BYTES
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 
 MATRIX_BYTES_SHARE = 0.8  # measured: 0.75 (A100) to 0.88 (H100)
@@ -42,9 +42,9 @@ MATRIX_FLOPS_SHARE = {"bf16": 0.78, "fp8": 0.45, "int8": 0.45, "fp4": 0.4}  # bf
 INT4_BYTES_SHARE = 0.58
 EXPERT_FLOPS_SHARE = {"bf16": 0.45, "fp8": 0.3, "int8": 0.3, "fp4": 0.25}  # of grouped products
 MATRIX_S = {"bf16": 4e-6, "fp8": 6e-6, "int8": 6e-6, "fp4": 8e-6}  # a small product; activations are quantised first
-ATTENTION_FLOPS_SHARE, ATTENTION_BYTES_SHARE, ATTENTION_S = 0.55, 0.85, 10e-6
+ATTENTION_S = 10e-6
 ELEMENTWISE_SHARE = 0.8
-LAUNCH_S, SAMPLER_S, SAMPLER_SEQ_S = 8e-6, 30e-6, 0.6e-6
+LAUNCH_S = 8e-6
 ROUTING_S = 20e-6  # choice of the experts, and tokens put in their order
 LATENT_S = 80e-6  # MLA: a dozen small kernels a layer
 ALL_REDUCE_S, LINK_SHARE = 5e-6, 0.55
@@ -62,18 +62,6 @@ class Work(NamedTuple):
     bytes: Floats
 
 
-class Attended(NamedTuple):
-    """What a token of context costs in one layer, by what is kept of it: bytes, and FLOPs of one query token.
-
-    `window`: tokens beyond which it costs nothing more; None: all of them do. `state_bytes` are a request's.
-    """
-
-    bytes: float
-    flops: float
-    window: int | None
-    state_bytes: int
-
-
 @dataclass(frozen=True)
 class Roofline:
     """A model on a GPU, as one of `tensor_parallel_size`."""
@@ -83,6 +71,13 @@ class Roofline:
     quantisation: str
     kv_cache_dtype: str = "auto"
     tensor_parallel_size: int = 1
+    routing: Routing = EVEN
+    greedy: bool = False
+
+    @cached_property
+    def attention(self) -> AttentionCost:
+        """What contexts cost."""
+        return AttentionCost(self.config, self.gpu, self.kv_cache_dtype, self.tensor_parallel_size)
 
     @cached_property
     def kinds(self) -> tuple[tuple[Layer, int, list[Matrix]], ...]:
@@ -117,7 +112,8 @@ class Roofline:
     def _product_s(self, matrix: Matrix, tokens: int, stored: str, per_token: int = 1) -> float:
         """One linear layer; of its experts, each token meets a few, and few tokens do not meet all."""
         kind = compute_dtype(matrix.keeps or stored)
-        met, share = met_share(matrix.count, per_token, tokens), min(matrix.count, per_token) / matrix.count
+        share = min(matrix.count, per_token) / matrix.count
+        met = self.routing.met_share(matrix.count, per_token, tokens)
         if matrix.count == 1 and is_weight_only_4_bits(matrix.keeps or stored):
             read_s = matrix.bytes(stored) / (self.gpu.bandwidth_bytes_per_s * INT4_BYTES_SHARE)
             return MATRIX_S[kind] + read_s + tokens * matrix.flops_per_token / self._matrix_flops_per_s(kind)
@@ -153,94 +149,39 @@ class Roofline:
     def sequences_s(self, num_seqs: int) -> float:
         """Head and sampler, s."""
         head_s = self._product_s(self.head, num_seqs, SHORT_DTYPES[self.config.dtype])
-        return head_s + SAMPLER_S + SAMPLER_SEQ_S * num_seqs
-
-    @cached_property
-    def attended(self) -> tuple[tuple[Attended, int], ...]:
-        """What attention costs in each kind of layer, and how many of it there are."""
-        return tuple((one, count) for layer, count, _ in self.kinds for one in self._attended(layer))
-
-    def _attended(self, layer: Layer) -> list[Attended]:
-        mixer, found = layer.mixer, []
-        for kept in layer.kept(self.tensor_parallel_size):
-            moved = kept.heads * (kept.keys + kept.values) * self._kv_element(kept)
-            flops = 2.0 * _query_width(mixer, self.tensor_parallel_size) if kept.form != "indexer" else 0.0
-            found.append(Attended(moved, flops, kept.window, kept.state_bytes))
-        return found
-
-    def _kv_element(self, kept: Kept) -> float:
-        if kept.form == "indexer":
-            return 1.0
-        stored = stored_kv_type(self.config, self.kv_cache_dtype)
-        return self.config.element_bytes if stored == "auto" else KV_ELEMENT_BYTES.get(stored, 1)
+        return head_s + SAMPLER_S + (SAMPLER_SEQ_S + self.random_seq_s) * num_seqs
 
     @property
-    def window_size(self) -> int | None:
-        """Tokens of the layers' window; the largest, should a model have several."""
-        return max((one.window for one, _ in self.attended if one.window is not None), default=None)
-
-    @property
-    def context_token_s(self) -> float:
-        """Reading one token's keys and values in all layers that look at all of a context, s."""
-        return sum(count * self._read_s(one) for one, count in self.attended if one.window is None)
-
-    @property
-    def window_token_s(self) -> float:
-        """Reading one token's keys and values in all layers with a window that it is inside, s."""
-        return sum(count * self._read_s(one) for one, count in self.attended if one.window is not None)
-
-    @property
-    def decode_s(self) -> float:
-        """What a decode takes whatever its context: states read and written, s."""
-        bandwidth = self.gpu.bandwidth_bytes_per_s * ATTENTION_BYTES_SHARE
-        return sum(count * 2 * one.state_bytes / bandwidth for one, count in self.attended)
-
-    def _read_s(self, one: Attended) -> float:
-        """One token of context in one layer: its bytes, or the products with many heads' queries (MLA)."""
-        bytes_s = one.bytes / (self.gpu.bandwidth_bytes_per_s * ATTENTION_BYTES_SHARE)
-        return max(bytes_s, one.flops / (self.gpu.flops_per_s["bf16"] * ATTENTION_FLOPS_SHARE))
-
-    def attention_unit_s(self, *, in_windows: bool = False) -> float:
-        """One unit of q * (2h + q) of a prefill of q tokens after h, s."""
-        flops = self.attention_flops_per_unit(in_windows=in_windows)
-        return flops / (self.gpu.flops_per_s["bf16"] * ATTENTION_FLOPS_SHARE)
-
-    def attention_flops_per_unit(self, *, in_windows: bool = False) -> float:
-        """Scores and their product with the values, half of q * (2h + q) pairs; of layers with windows or without."""
-        total = 0.0
-        for layer, count, _ in self.kinds:
-            if any(one.window is not None for one in self._attended(layer)) == in_windows:
-                total += count * _pair_width(layer.mixer, self.tensor_parallel_size)
-        return total
+    def random_seq_s(self) -> float:
+        """What drawing a sequence's token takes, s: 0 where sampling is greedy."""
+        return 0.0 if self.greedy else random_seq_s(self.config.vocab_size, self.gpu.bandwidth_bytes_per_s)
 
     def decode_step_s(self, num_decodes: int, context: int) -> float:
         """A decode-only step of requests that have as much context each, s."""
-        kept_s = self.decode_s + context * self.context_token_s
-        kept_s += min(context, self.window_size or 0) * self.window_token_s
         tokens_s = self.matrices_s(num_decodes) + self.rest_s(num_decodes)
-        return tokens_s + self.sequences_s(num_decodes) + num_decodes * kept_s
+        return tokens_s + self.sequences_s(num_decodes) + num_decodes * self.attention.decode_s(context)
 
     def step_time(self) -> TwoRegimeStepTime:
         """A profile's step times."""
-        decode_s, size = self.decode_s, self.window_size
+        attention = self.attention
         decode = [self.decode_step_s(n, 0) for n in DECODE_COUNTS]
         tokens = [self.matrices_s(n) + self.rest_s(n) + self.sequences_s(1) for n in COUNTS]
         head_s = (self.sequences_s(256) - self.sequences_s(1)) / 255
         mixed = {
             "tokens": knots(COUNTS, tokens),
-            "per_decode_seq_s": _short(head_s + MIXED_CONTEXT * decode_s),
-            "per_context_token_s": _short(MIXED_CONTEXT * self.context_token_s),
-            "per_prefill_context_token_s": _short(self.context_token_s),
-            "per_attention_unit_s": _short(self.attention_unit_s()),
+            "per_decode_seq_s": _short(head_s + MIXED_CONTEXT * attention.state_s),
+            "per_context_token_s": _short(MIXED_CONTEXT * attention.context_token_s),
+            "per_prefill_context_token_s": _short(attention.context_token_s),
+            "per_attention_unit_s": _short(attention.unit_s()),
         }
-        alone = {"seqs": knots(DECODE_COUNTS, decode), "per_context_token_s": _short(self.context_token_s)}
+        alone = {"seqs": knots(DECODE_COUNTS, decode), "per_context_token_s": _short(attention.context_token_s)}
         window = None
-        if size is not None:
+        if attention.window_size is not None:
             window = {
-                "size_tokens": size,
-                "decode_per_token_s": _short(self.window_token_s),
-                "mixed_per_token_s": _short(MIXED_CONTEXT * self.window_token_s),
-                "per_attention_unit_s": _short(self.attention_unit_s(in_windows=True)),
+                "size_tokens": attention.window_size,
+                "decode_per_token_s": _short(attention.window_token_s),
+                "mixed_per_token_s": _short(MIXED_CONTEXT * attention.window_token_s),
+                "per_attention_unit_s": _short(attention.unit_s(in_windows=True)),
             }
         content = {"form": "two_regime", "decode": alone, "mixed": mixed, "window": window}
         return TwoRegimeStepTime.model_validate(content)
@@ -255,17 +196,10 @@ class Roofline:
             for matrix in matrices:
                 share = min(matrix.count, per_token) / matrix.count
                 flops = flops + count * tokens * share * matrix.flops_per_token
-                moved = moved + count * met_share(matrix.count, per_token, tokens) * matrix.bytes(self.quantisation)
-        pairs = steps.prefill_attention + 2 * steps.decode_context
-        flops = flops + pairs * self.attention_flops_per_unit()
-        if (size := self.window_size) is not None:
-            flops = flops + np.minimum(pairs, 2 * size * tokens) * self.attention_flops_per_unit(in_windows=True)
-        for one, count in self.attended:
-            read = steps.decode_context + steps.prefill_context + steps.num_tokens
-            if one.window is not None:
-                read = np.minimum(read, seqs * one.window)
-            moved = moved + count * (one.bytes * read + 2 * one.state_bytes * seqs)
-        return Work(np.asarray(flops, dtype=np.float64), np.asarray(moved, dtype=np.float64))
+                met = self.routing.met_share(matrix.count, per_token, tokens)
+                moved = moved + count * met * matrix.bytes(self.quantisation)
+        attention_flops, attention_bytes = self.attention.work(steps)
+        return Work(np.asarray(flops + attention_flops), np.asarray(moved + attention_bytes))
 
     def utilisation(self, steps: Steps, duration_s: Floats) -> Floats:
         """The share of the roofline: the shortest time that the datasheet allows over the measured one."""
@@ -290,15 +224,16 @@ def roofline_of(
     quantisation: str | None = None,
     kv_cache_dtype: str = "auto",
     tensor_parallel_size: int = 1,
+    routing: Routing = EVEN,
+    *,
+    greedy: bool = False,
 ) -> Roofline:
-    """The roofline; weights are stored as the checkpoint says unless `quantisation` is given."""
+    """The roofline; weights are stored as the checkpoint says unless `quantisation` is given.
+
+    `greedy`: sampling at temperature 0; otherwise tokens are drawn, as models' own generation configs have it.
+    """
     stored = checked_quantisation(quantisation or config.quantisation or SHORT_DTYPES[config.dtype])
-    return Roofline(config, gpu, stored, kv_cache_dtype, tensor_parallel_size)
-
-
-def met_share(num_experts: int, per_token: int, tokens: Any) -> Any:
-    """The share of experts that so many tokens meet, each choosing `per_token` of them at random."""
-    return 1.0 - (1.0 - min(per_token, num_experts) / num_experts) ** tokens if num_experts > 1 else 1.0
+    return Roofline(config, gpu, stored, kv_cache_dtype, tensor_parallel_size, routing, greedy)
 
 
 def knots(counts: Sequence[int], times_s: Sequence[float]) -> dict[str, list[Any]]:
@@ -309,21 +244,6 @@ def knots(counts: Sequence[int], times_s: Sequence[float]) -> dict[str, list[Any
 
 def _per_token(layer: Layer) -> int:
     return layer.feed_forward.per_token if isinstance(layer.feed_forward, Experts) else 1
-
-
-def _query_width(mixer: object, gpus: int) -> float:
-    """Numbers of all heads' queries and outputs that meet what is kept of one token of context."""
-    if isinstance(mixer, LatentAttention):
-        return mixer.num_heads // gpus * (mixer.latent + mixer.kv_lora_rank)
-    return 2.0 * (mixer.num_heads // gpus) * mixer.head_dim if isinstance(mixer, Attention) else 0.0
-
-
-def _pair_width(mixer: object, gpus: int) -> float:
-    """Numbers of all heads' keys and values that one query token of a prompt meets in one other token."""
-    if isinstance(mixer, LatentAttention):
-        width = mixer.qk_nope_head_dim + mixer.qk_rope_head_dim + mixer.v_head_dim
-        return float(mixer.num_heads // gpus * width)
-    return 2.0 * (mixer.num_heads // gpus) * mixer.head_dim if isinstance(mixer, Attention) else 0.0
 
 
 def _short(value: float) -> float:

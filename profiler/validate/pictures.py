@@ -23,23 +23,24 @@ from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.metrics.step_function import Curve, StepFunction
 from simbatch.sim.report import style
 from simbatch.sim.report.run_pictures import binned, end_s
-from simbatch.sim.results.files import write_result
+from simbatch.sim.results.files import Writers, write_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-OWN_FILES = ("validation.json", "latency.png", "timeline.png", "errors.png")
+OWN_FILES = ("validation.json", "latency.png", "timeline.png", "errors.png", "report.html")
 NUM_BINS = 250
 REAL, SIMULATED = style.INK, style.PALETTE[1]
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2EL"}
 Panel = tuple[str, str, Callable[[RunRecord], StepFunction]]
 
 
-def save(validation: Validation | Many, folder: Path) -> list[Path]:
-    """Write validation.json and the pictures to `folder`, in place of earlier ones; returns their paths."""
+def save(validation: Validation | Many, folder: Path, more: Writers | None = None) -> list[Path]:
+    """Write validation.json and the pictures to `folder`, and what `more` writes (a page); returns their paths."""
     writers: dict[str, Callable[[Path], None]] = {
         "validation.json": lambda path: write_json(path, validation.as_dict()),
+        **(more or {}),
     }
     if isinstance(validation, Many):
         writers["errors.png"] = lambda path: write_errors(path, validation)
@@ -62,7 +63,7 @@ def write_latency(path: Path, validation: Validation) -> None:
 
 def write_timeline(path: Path, validation: Validation) -> None:
     """What runs and what waits, over one time axis."""
-    panels = _panels(validation)
+    panels = panels_of(validation)
     records = [run.record for run in validation.recorded]
     with style.figure(path, 12, 2.6 + 2.2 * len(panels)) as drawing:
         style.headline(drawing, f"{validation.name}: the engine over time, real and simulated")
@@ -118,8 +119,8 @@ def _agreement(axes: Axes, name: str, many: Many) -> None:
 
 
 def _distribution(axes: Axes, name: str, validation: Validation) -> None:
-    real = [_latencies(run, name) for run in validation.recorded]
-    simulated = _latencies(validation.simulated, name)
+    real = [latencies_of(run, name) for run in validation.recorded]
+    simulated = latencies_of(validation.simulated, name)
     everything = [values for values in [*real, simulated] if len(values)]
     axes.set_title(f"{LATENCIES[name]}{_error_text(name, validation)}")
     if not everything:
@@ -139,11 +140,12 @@ def _error_text(name: str, validation: Validation) -> str:
     return "".join(f", {word} {error:+.1%}" for word, error in shown.items() if error is not None)
 
 
-def _latencies(run: RealRun, name: str) -> NDArray[np.float64]:
+def latencies_of(run: RealRun, name: str) -> NDArray[np.float64]:
+    """Of the requests that finished, in ms."""
     return latencies_ms(run.record, run.record.requests.status == FINISHED)[name]
 
 
-def _panels(validation: Validation) -> list[Panel]:
+def panels_of(validation: Validation) -> list[Panel]:
     """The scheduler's own counts where the steps were recorded, else what the requests' times say."""
     runs = validation.recorded
     if all(run.has_steps for run in runs):

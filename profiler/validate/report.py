@@ -40,7 +40,7 @@ def _parts(validation: Validation) -> Iterator[RenderableType]:
     yield f"- simulated from profile {profile['name']}; its error: {profile['error'] or 'not stated'}"
     yield from (f"- {note}" for note in validation.all_notes)
     if validation.bounds is not None:
-        yield _verdict(validation)
+        yield verdict(validation)
 
 
 def _figure_table(validation: Validation) -> Table:
@@ -50,8 +50,7 @@ def _figure_table(validation: Validation) -> Table:
     repeats, has_bounds = len(validation.real), validation.bounds is not None
     table = Table(box=SIMPLE_HEAD, title=f"{validation.name}: real and simulated", title_justify="left", pad_edge=False)
     table.add_column(SECTIONS[CLIENT])
-    headers = [f"real, median of {repeats}", "spread", "min", "max"] if repeats > 1 else ["real"]
-    for header in [*headers, "simulated", "error", *(["bound", ""] if has_bounds else [])]:
+    for header in figure_headers(repeats, has_bounds):
         table.add_column(header, justify="right")
     previous: ComparedFigure | None = None
     for figure in validation.figures:
@@ -59,12 +58,19 @@ def _figure_table(validation: Validation) -> Table:
             table.add_section()
         if previous is not None and previous.clock != figure.clock:
             table.add_row(SECTIONS[figure.clock], style="bold")
-        table.add_row(*_cells(figure, repeats > 1, has_bounds))
+        table.add_row(*figure_cells(figure, repeats > 1, has_bounds))
         previous = figure
     return table
 
 
-def _cells(figure: ComparedFigure, has_repeats: bool, has_bounds: bool) -> Sequence[str]:
+def figure_headers(repeats: int, has_bounds: bool) -> list[str]:
+    """The columns behind a figure's name."""
+    headers = [f"real, median of {repeats}", "spread", "min", "max"] if repeats > 1 else ["real"]
+    return [*headers, "simulated", "error", *(["bound", ""] if has_bounds else [])]
+
+
+def figure_cells(figure: ComparedFigure, has_repeats: bool, has_bounds: bool) -> Sequence[str]:
+    """A figure's name, and what stands below `figure_headers`."""
     real = [_value(figure, figure.median)]
     if has_repeats:
         spread = "-" if figure.spread is None else f"±{figure.spread:.1%}"
@@ -108,7 +114,8 @@ def _step_table(validation: Validation) -> Table:
     return table
 
 
-def _verdict(validation: Validation) -> str:
+def verdict(validation: Validation) -> str:
+    """Whether every bound is kept, else what does not keep to its own."""
     outside = validation.outside
     rule = "each within its bound"
     if len(validation.real) > 1:
@@ -191,7 +198,7 @@ def _table(many: Many) -> Table:
         table.add_column(f"{HEADERS[key]}{unit}", justify="right", no_wrap=True)
         table.add_column("error", justify="right", no_wrap=True)
     for run, name in zip(many.runs, _short([run.name for run in many.runs]), strict=True):
-        table.add_row(name, *_cells_of_many(run))
+        table.add_row(name, *cells_of_many(run))
     table.add_section()
     for name, of in (("median |error|", many.median_error), ("median error", many.bias)):
         row = [name, "", "", ""]
@@ -202,7 +209,8 @@ def _table(many: Many) -> Table:
     return table
 
 
-def _cells_of_many(run: Compared) -> list[str]:
+def cells_of_many(run: Compared) -> list[str]:
+    """How a run was sent, its requests and tokens, and each figure with its error."""
     traffic = run.traffic
     cells = [run.load, f"{len(run.validation.simulated.record.requests):,}"]
     cells.append(f"{traffic['prompts']:,.0f}, {traffic['outputs']:,.0f}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Wish:
     gpu: str | None = None
     profile: str | None = None
     trace: str | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)  # other keys of `workload.trace`
     rate: float | None = None
     preset: str | None = None
     slo: Mapping[str, float] | None = None
@@ -143,7 +144,7 @@ def _cache_tokens(served: Served, profile: MeasuredProfile) -> int:
 def _traffic(served: Served, wish: Wish, bench: Command | None, profile: MeasuredProfile, folder: Path) -> Offered:
     room = min(served.engine.get("max_model_len", profile.max_model_len), _cache_tokens(served, profile))
     if wish.trace is not None:
-        return of_trace(wish.trace, wish.rate, folder)
+        return of_trace(wish.trace, wish.reading, wish.rate, folder)
     if wish.preset is not None:
         return of_preset(wish.preset, wish.rate, room)
     if bench is not None:

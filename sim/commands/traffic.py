@@ -54,11 +54,11 @@ def of_preset(name: str, rate: float | None, room: int | None, *, is_example: bo
     return Offered(workload, words, dict(preset.slo), is_example=is_example)
 
 
-def of_trace(path: str, rate: float | None, folder: Path) -> Offered:
-    """The requests of a file, at its own rate or at `rate`."""
-    trace: dict[str, Any] = {"path": _relative(path, folder)}
+def of_trace(path: str, reading: Mapping[str, Any], rate: float | None, folder: Path) -> Offered:
+    """The requests of a file, at its own rate or at `rate`; `reading` has other keys of `workload.trace`."""
+    trace: dict[str, Any] = {"path": _relative(path, folder), **reading}
     if rate is not None:
-        trace["rate_scale"] = float(f"{rate / _rate_of(path):.6g}")
+        trace["rate_scale"] = float(f"{rate / _rate_of({**trace, 'path': str(Path(path).absolute())}):.6g}")
     words = [] if rate is None else [f"rate_scale makes {rate:g} requests a second of what the file has."]
     return Offered({"trace": trace}, words)
 
@@ -69,16 +69,16 @@ def _relative(path: str, folder: Path) -> str:
     return str(whole.relative_to(folder.absolute())) if whole.is_relative_to(folder.absolute()) else str(whole)
 
 
-def _rate_of(path: str) -> float:
+def _rate_of(trace: dict[str, Any]) -> float:
     from simbatch.sim.scenario.model import Scenario
     from simbatch.sim.workload import open_workload
     from simbatch.sim.workload.turns import rate_of
 
     inline = {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}}
-    scenario = Scenario.from_dict({"profile": inline, "workload": {"trace": {"path": str(Path(path).absolute())}}})
+    scenario = Scenario.from_dict({"profile": inline, "workload": {"trace": trace}})
     rate = rate_of(open_workload(scenario.workload, seed=0, folder=Path()))
     if rate is None:
-        raise UserError(Problem("--rate", "the trace's requests come all at once, so it has no rate to change", path))
+        raise UserError(Problem("--rate", "the trace's requests come all at once: it has no rate", trace["path"]))
     return rate
 
 

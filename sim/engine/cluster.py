@@ -22,7 +22,7 @@ from simbatch.sim.engine.gateway import Gateway
 from simbatch.sim.engine.replica import Process, Replica
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR, Lane, Traffic
-from simbatch.sim.scheduler.kv_cache import Cached
+from simbatch.sim.scheduler.kv_cache import num_cached
 from simbatch.sim.scheduler.request import Request
 
 
@@ -201,7 +201,7 @@ class Snapshot:
     """A replica as it was when the gateway last asked; `cached` None: nobody has looked at a cache yet."""
 
     state: tuple[int, int, int]
-    cached: Cached | None = None
+    cached: dict[int, int] | None = None
 
 
 class Published:
@@ -258,7 +258,7 @@ class Published:
             return kv.num_cached(request)
         self._wants_cached = True
         known = self._snapshots[index].cached if self._snapshots else None
-        return 0 if known is None else known.num_cached(request, kv.block_size)
+        return 0 if known is None else num_cached(request, lambda name: known.get(name, 0), kv.block_size)
 
     def _state(self, index: int) -> tuple[int, int, int]:
         replica = self.cluster.replicas[index]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from simbatch.sim.scheduler.request import FIRST_CONVERSED, PrefixKeys, Request
+from simbatch.sim.scheduler.request import (
+    FIRST_CONVERSED,
+    MOST_BLOCKS,
+    PrefixKeys,
+    Request,
+    cut,
+    num_alike,
+    num_in,
+    past,
+)
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk
@@ -44,11 +53,9 @@ class Conversations:
     """Names of the blocks of turns, prompts and answers: the next turn finds what the one before has computed.
 
     A prompt that is as long as the parent's prompt and answer begins with both: of 100 tokens and 20 of answer the
-    first 7 blocks of 16 are full, and a next prompt of 150 tokens has the same 7, then others. Where the file has
-    hashes they say what is equal; the answer's are those of the first turn that goes on with it.
-
-    Where all turns of a session go on with the one before, their blocks behind the system prompt are one run and need
-    no names (`PrefixKVCache`), unless a preemption gave them some.
+    first 7 blocks of 16 are full, and a next prompt of 150 tokens has the same 7, then others. Names of a conversation
+    follow on each other, so that the prefix cache has it as one run, until branches part. Where the file has hashes
+    they say what is equal; the answer's are those of the first turn that goes on with it.
     """
 
     def __init__(self, turns: Turns, rows: Rows, keys: PrefixKeys) -> None:
@@ -57,25 +64,15 @@ class Conversations:
         self._next_name = FIRST_CONVERSED
         self._num_children = array("q", [0]) * len(turns.parent)  # whose conversations go on, and are still to come
         self._child: dict[int, int] = {}  # first row that goes on with one, where there are hashes
-        self._is_run = bytearray([not rows.hash_ids]) * turns.num_sessions  # by session
         for row, parent in enumerate(turns.parent):
             if parent >= 0:
                 self._num_children[parent] += 1
                 if rows.hash_ids:
                     self._child.setdefault(parent, row)
-            if not self._goes_on(row, parent):
-                self._is_run[turns.session[row]] = False
-        # By row of a parent: the names that it has, how long its prompt and all of it were, and its conversation
-        self._known: dict[int, tuple[list[int], int, int, int]] = {}
+        # By row of a parent: its names, how long its prompt and all of it are, whether names may follow on its last one
+        self._known: dict[int, tuple[list[int], int, int, bool]] = {}
+        self._has_gone_on: set[int] = set()  # rows with a child whose names follow on theirs
         self._systems: dict[int, list[int]] = {}
-
-    def _goes_on(self, row: int, parent: int) -> bool:
-        """Whether a row's prompt goes on with all of the turn that it waits for, and no other prompt does."""
-        if parent < 0:
-            return self._turns.num_awaited[row] == 0
-        rows = self._rows
-        before = rows.num_prompt_tokens[parent] + rows.num_output_tokens[parent]
-        return self._num_children[parent] == 1 and rows.num_prompt_tokens[row] >= before
 
     def name_blocks(self, request: Request, row: int) -> None:
         """Give a request the names of its blocks; those with tokens of its answer others find when it has ended."""
@@ -84,33 +81,17 @@ class Conversations:
         hash_ids = self._rows.hash_ids[row] if row < len(self._rows.hash_ids) else ()
         before = self._known.get(self._turns.parent[row])
         if hash_ids:
-            names = self._hashed(row, hash_ids, num_prompt, num_all)
-            if before is not None:
-                self._know(request, before[2], _num_alike(before[0], names))
+            names, may_follow = self._hashed(row, hash_ids, num_prompt, num_all), False
         else:
-            names = self._common(request, row)
-            if before is not None and num_prompt >= before[1]:
-                self._know(request, before[2], len(names) if request.conversation < 0 else before[2])
-            if request.conversation >= 0:
-                request.keys = names
-                return
-            num_new = num_all // self._block_size - len(names)
-            names = [*names, *range(self._next_name, self._next_name + num_new)]
-            self._next_name += num_new
-        num_of_prompt = num_prompt // self._block_size
-        request.keys, request.answer_keys = names[:num_of_prompt], names[num_of_prompt:]
-
-    def _know(self, request: Request, num_before: int, num_blocks: int) -> None:
-        """So many blocks are of the conversation before, but a last token of it, or of the prompt, is to compute."""
-        num_tokens = min(num_before, request.num_prompt_tokens) - 1
-        request.num_known_tokens = min(num_blocks, num_tokens // self._block_size) * self._block_size
-
-    def ended(self, request: Request) -> None:
-        """A turn has all its tokens: what is known of it for the next one."""
-        if self._num_children[request.row]:
-            num_prompt = request.num_prompt_tokens
-            keys = [key for key in request.keys if key >= 0]  # a preemption may have given it some of its own
-            self._known[request.row] = keys, num_prompt, num_prompt + request.max_tokens, request.conversation
+            names, may_follow = self._unhashed(row, num_prompt, num_all // self._block_size)
+        if before is not None:
+            # so many blocks are of the conversation before, but a last token of it, or of the prompt, is to compute
+            num_blocks = min(num_alike(before[0], names), (min(before[2], num_prompt) - 1) // self._block_size)
+            request.num_known_tokens = num_blocks * self._block_size
+        request.share(cut(names, num_prompt // self._block_size))
+        request.answer_names = past(names, num_prompt // self._block_size)
+        if self._num_children[row]:
+            self._known[row] = names, num_prompt, num_all, may_follow
 
     def _hashed(self, row: int, hash_ids: tuple[int, ...], num_prompt: int, num_all: int) -> list[int]:
         """By the file's hashes; by those of the turn that goes on, if they begin with this one's full ones."""
@@ -123,45 +104,44 @@ class Conversations:
                 return self._keys.of(others, num_known)
         return self._keys.of(hash_ids, num_prompt)
 
-    def _common(self, request: Request, row: int) -> list[int]:
-        """Names of the blocks that the prompt has in common with what was before it."""
-        parent, num_prompt = self._turns.parent[row], request.num_prompt_tokens
+    def _unhashed(self, row: int, num_prompt: int, num_blocks: int) -> tuple[list[int], bool]:
+        """By the conversation that the prompt goes on, and new ones from where it parts; whether more may follow."""
+        names, follows = self._common(row, num_prompt)
+        num_new = num_blocks - num_in(names)
+        if num_new <= 0:
+            return names, follows
+        if follows:
+            return [*names[:-1], names[-1] + num_new], True
+        begin = self._next_name
+        self._next_name += MOST_BLOCKS
+        return [*names, begin, begin + num_new], True
+
+    def _common(self, row: int, num_prompt: int) -> tuple[list[int], bool]:
+        """Names of what the prompt has in common with what was before it, and whether its own may follow on them."""
+        parent = self._turns.parent[row]
         known = self._known.get(parent) if parent >= 0 else None
         if known is not None:
-            names, num_before, num_conversation, conversation = known
+            names, num_before, num_conversation, may_follow = known
             self._num_children[parent] -= 1
             if not self._num_children[parent]:
                 del self._known[parent]
-            request.conversation = conversation
-            if conversation >= 0:
-                return names
+            if num_prompt >= num_conversation:
+                follows = may_follow and parent not in self._has_gone_on
+                if self._num_children[parent]:
+                    self._has_gone_on.add(parent)
+                else:
+                    self._has_gone_on.discard(parent)
+                return names, follows
             if num_prompt >= num_before:
-                num_common = num_conversation if num_prompt >= num_conversation else num_before
-                return names[: num_common // self._block_size]
-        elif parent < 0 and self._is_run[self._turns.session[row]]:
-            request.conversation = request.index
-        return self._system(self._turns.session[row])[: self._num_system(row, num_prompt)]
-
-    def _num_system(self, row: int, num_prompt: int) -> int:
-        """Full blocks of the system prompt that a prompt has."""
-        num_tokens = self._turns.num_system_tokens
-        return (num_tokens if num_tokens < num_prompt else num_prompt) // self._block_size
+                return cut(names, num_before // self._block_size), False
+        return cut(self._system(self._turns.session[row]), num_prompt // self._block_size), False
 
     def _system(self, session: int) -> list[int]:
         """Names of the blocks of a session's system prompt."""
         number = session if self._turns.system is None else self._turns.system[session]
-        if number not in self._systems:
+        known = self._systems.get(number)
+        if known is None:
             num_blocks = self._turns.num_system_tokens // self._block_size
-            self._systems[number] = list(range(self._next_name, self._next_name + num_blocks))
-            self._next_name += num_blocks
-        return self._systems[number]
-
-
-def _num_alike(some: list[int], others: list[int]) -> int:
-    """How many names both begin with."""
-    num = 0
-    for one, other in zip(some, others):  # noqa: B905 - one may go on
-        if one != other:
-            break
-        num += 1
-    return num
+            known = self._systems[number] = [self._next_name, self._next_name + num_blocks] if num_blocks else []
+            self._next_name += MOST_BLOCKS
+        return known

@@ -151,6 +151,10 @@ class ShownEngine:
         """KV blocks that a request alone holds."""
         return self.kv.freed_by(request)
 
+    def cached_tokens(self, request: Request) -> int:
+        """Tokens of a waiting request that the prefix cache would give it now."""
+        return self.kv.lookup(request)[0] * self.kv.block_size
+
     def ahead_of(self, request: Request) -> tuple[int, int]:
         """Tokens computed, and tokens known, that a request's own numbers do not say yet."""
         return self.group.ahead_of(request)

@@ -99,8 +99,6 @@ class SessionTraffic(Traffic):
         if request.finish_ps < 0:
             self._fail(session, at_ps)
         else:
-            if self._conversations is not None:
-                self._conversations.ended(request)
             for i in range(turns.first[row], turns.first[row + 1]):
                 self._end_of_wait(turns.waiting[i], session, at_ps)
         if self._users is not None and self._is_over(session):

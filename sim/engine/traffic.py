@@ -111,7 +111,7 @@ class Traffic:
         if chunk.predicted_output_tokens:
             request.predicted_output_tokens = chunk.predicted_output_tokens[i]
         if self._keys and chunk.hash_ids:
-            request.keys = self._keys.of(chunk.hash_ids[i], num_prompt)
+            request.share(self._keys.of(chunk.hash_ids[i], num_prompt))
         if self._slots is not None:
             heapq.heappop(self._slots)
             self._recorder.arrival_ps[index] = arrival_ps

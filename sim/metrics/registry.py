@@ -39,7 +39,7 @@ SHOWN: Mapping[str, Sequence[str]] = {
     "compare.png": (WITHIN_SLO, "request_throughput", THROUGHPUT, "p99_ttft_ms"),
     "loads": ("p99_ttft_ms", NORMALISED, WITHIN_SLO, TENANTS, "p99_tpot_ms", THROUGHPUT),
     "rank": (GOODPUT, "p99_ttft_ms", "p99_tpot_ms", TENANTS),
-    "recommend": (GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms", PREEMPTIONS),
+    "recommend": (GOODPUT, WITHIN_SLO, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms", PREEMPTIONS),
     "sweep": ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms"),
     "sweep.png": ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms"),
     "tune": (THROUGHPUT, GOODPUT, "p99_ttft_ms", "p99_tpot_ms"),

@@ -118,6 +118,7 @@ def _ours(figures: RunFigures, ours: Ours) -> dict[str, Any]:
         **ours.rest(),
         "steady_state": steady_state(record, facts),
         "warnings": warnings_of(record, facts),
+        **({"unread": list(facts.unread)} if facts.unread else {}),
         **sessions,
         **cluster_block(record, facts),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,12 @@ from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.plan import picture, report
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
 from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of, left_out, parse_gpus
+from simbatch.sim.plan.page import plan_page
 from simbatch.sim.plan.plan import FleetPlan, Rules, make_plan
 from simbatch.sim.plan.prices import parse_prices
 from simbatch.sim.plan.search import ROUTERS
 from simbatch.sim.report import style
+from simbatch.sim.report.page.page import page_writer
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import seeds_of
 from simbatch.sim.scenario.presets import preset_of
@@ -97,7 +99,7 @@ class FleetQuestion:
             num_draws=NUM_DRAWS if self.bands else 0,
         )
         found.notes += left_out(self.wanted.gpus or [], kinds)
-        return FleetAnswer(found, runner.num_runs)
+        return FleetAnswer(found, runner.num_runs, runner.unread)
 
     def _of_scenario(self, scenario: Scenario) -> Scenario:
         names = ("model", "preset", "prompt_len", "output_len", "prefix_len")
@@ -151,10 +153,14 @@ def checked(question: FleetQuestion) -> FleetQuestion:
 
 @dataclass(frozen=True)
 class FleetAnswer:
-    """The cheapest fleet that was `found`, and every other shape that was looked at; `num_runs` simulations."""
+    """The cheapest fleet that was `found`, and every other shape that was looked at; `num_runs` simulations.
+
+    `unread`: how a trace was read and what in it was not, in sentences.
+    """
 
     found: FleetPlan
     num_runs: int
+    unread: Sequence[str] = ()
 
     def text(self) -> str:
         """The answer in one sentence, then where it comes from."""
@@ -164,9 +170,13 @@ class FleetAnswer:
         """The content of plan.json."""
         return report.content(self.found)
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write plan.json, the picture, and the fleet's scenario and command lines; returns their paths."""
-        return report.save(self.found, Path(folder), self.num_runs)
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write plan.json, the picture, the fleet's scenario and command lines, and with `html` report.html.
+
+        Returns their paths.
+        """
+        more = page_writer(partial(plan_page, self.found), html=html)
+        return report.save(self.found, Path(folder), self.num_runs, more)
 
     def table(self) -> list[dict[str, Any]]:
         """A row per shape, the cheapest first; the metrics that are limited as columns."""

@@ -13,14 +13,14 @@ from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.plan import picture
 from simbatch.sim.plan.plan import FleetPlan, fleet_settings
 from simbatch.sim.plan.search import REFUSED, Sizing, Verdict, resolved_with
-from simbatch.sim.results.files import write_result
+from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.bands import Band
 from simbatch.sim.text import number, table
 from simbatch.sim.tuning.goal import Limit
 from simbatch.sim.tuning.vllm_flags import vllm_serve
 
-OWN_FILES = ("plan.json", "scenario.yaml", "serve.sh", "plan.png")
+OWN_FILES = ("plan.json", "scenario.yaml", "serve.sh", "plan.png", "report.html")
 
 
 def report(plan: FleetPlan) -> str:
@@ -28,9 +28,9 @@ def report(plan: FleetPlan) -> str:
     return "\n".join(_lines(plan))
 
 
-def save(plan: FleetPlan, folder: Path, num_runs: int) -> list[Path]:
-    """plan.json and the picture; where there is a fleet its scenario and command lines too."""
-    writers = {"plan.json": lambda path: write_json(path, content(plan))}
+def save(plan: FleetPlan, folder: Path, num_runs: int, more: Writers | None = None) -> list[Path]:
+    """plan.json and the picture, and what `more` writes (a page); of a fleet its scenario and command lines too."""
+    writers = {"plan.json": lambda path: write_json(path, content(plan)), **(more or {})}
     if plan.chosen is not None:
         chosen = plan.chosen
         writers["scenario.yaml"] = lambda path: write_yaml(path, scenario_content(plan, chosen))
@@ -267,18 +267,7 @@ def _cost(plan: FleetPlan, sizing: Sizing) -> str:
 def _lines(plan: FleetPlan) -> Iterator[str]:
     yield sentence(plan)
     yield ""
-    yield from table(
-        (
-            "shape",
-            "replicas",
-            "GPUs",
-            "$/h",
-            "$/M out",
-            *(_words(limit.metric.key) for limit in plan.limits),
-            "req/s each",
-        ),
-        [_row(plan, sizing) for sizing in plan.ranked],
-    )
+    yield from table(*shapes(plan))
     yield ""
     yield "What limits each:"
     yield from (f"  {sizing.kind.label}: {limited_by(plan, sizing)}" for sizing in plan.ranked)
@@ -291,6 +280,13 @@ def _lines(plan: FleetPlan) -> Iterator[str]:
         yield f"What to measure to narrow the band most: {advice}."
     yield from _sources(plan)
     yield from (f"NOTE: {note}" for note in plan.notes)
+
+
+def shapes(plan: FleetPlan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The table of every kind of replica, the best first: its header and its rows."""
+    limited = (_words(limit.metric.key) for limit in plan.limits)
+    header = ("shape", "replicas", "GPUs", "$/h", "$/M out", *limited, "req/s each")
+    return header, [_row(plan, sizing) for sizing in plan.ranked]
 
 
 def _row(plan: FleetPlan, sizing: Sizing) -> tuple[str, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from simbatch.sim.plugins.named import Plugins
 from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.text import width
 
 HEAD = """# The policies that ship
 
@@ -27,6 +29,7 @@ def facts_of(plugins: Plugins[Any], name: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": name, "summary": text.split("\n\n")[0].replace("\n", " "), "description": text}
     if issubclass(kind, Policy):
         facts |= {"disciplines": list(kind.disciplines), "decides": kind.decisions()}
+    facts["known_as"] = kind.known_as
     facts["parameters"] = {
         key: {"type": _type(node), "default": node.get("default"), "description": node.get("description", "")}
         for key, node in plugins.schema(name).get("properties", {}).items()
@@ -34,14 +37,26 @@ def facts_of(plugins: Plugins[Any], name: str) -> dict[str, Any]:
     return facts
 
 
+def overview(facts: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """For the console: a line each, `mlfq  Serve so many requests a step ... (FastServe)`, broken to the page."""
+    indent = max(len(each["name"]) for each in facts) + 2
+    for each in facts:
+        known_as = f" ({each['known_as']})" if each["known_as"] else ""
+        text = f"{each['name']:{indent}}{each['summary'].removesuffix('.')}{known_as}"
+        yield from wrap(text, width(), subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
 def lines_of(facts: dict[str, Any]) -> Iterator[str]:
     """For the console."""
     disciplines = facts.get("disciplines")
     yield facts["name"] + (f"  ({' and '.join(disciplines)} batching)" if disciplines else "")
-    yield f"    {facts['summary']}"
+    yield from wrap(facts["summary"], width(), initial_indent="    ", subsequent_indent="    ")
+    if facts["known_as"]:
+        yield f"    known as: {facts['known_as']}"
     for key, parameter in facts["parameters"].items():
         meaning = f" - {parameter['description']}" if parameter["description"] else ""
-        yield f"    {key}: {parameter['type']}, default {parameter['default']}{meaning}"
+        text = f"{key}: {parameter['type']}, default {parameter['default']}{meaning}"
+        yield from wrap(text, width(), initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False)
 
 
 def section_of(policy: dict[str, Any]) -> str:

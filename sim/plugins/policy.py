@@ -107,6 +107,12 @@ class EngineView(Protocol):
     def blocks_freed_by(self, request: RequestView) -> int:
         """How many blocks a running request's preemption would free: those it shares stay taken."""
 
+    def cached_tokens(self, request: RequestView) -> int:
+        """How many tokens of a waiting request, from the first on, are in the prefix cache: 0 without one.
+
+        They may be evicted before it is admitted: who waits holds no blocks.
+        """
+
     @property
     def num_usable_blocks(self) -> int:
         """All KV blocks but vLLM's null block."""
@@ -141,6 +147,7 @@ class Policy(Plugin):
     {}
     """
 
+    known_as: ClassVar[str] = ""  # what the field calls it: the system or paper that it comes from
     disciplines: ClassVar[tuple[str, ...]] = ("continuous",)  # of `continuous`, `static`
 
     def start(self, engine: EngineView) -> None:

@@ -71,6 +71,7 @@ class Router(Plugin):
     {}
     """
 
+    known_as: ClassVar[str] = ""  # what the field calls it: the system that it comes from
     draws: ClassVar[bool] = True  # whether it may call `draw`, so that another seed may be another run
 
     def start(self, replicas: Sequence[ReplicaView], draw: Callable[[], float]) -> None:

@@ -14,6 +14,7 @@ from simbatch.sim.metrics.metric import HIGHER
 from simbatch.sim.metrics.registry import WITHIN_SLO, shown
 from simbatch.sim.report import style
 from simbatch.sim.report.run_pictures import arrivals, binned, end_s
+from simbatch.sim.report.verdicts import headline
 from simbatch.sim.results.differences import Difference
 from simbatch.sim.results.experiment import SideBySide
 from simbatch.sim.results.runs import MeasuredRun
@@ -135,11 +136,12 @@ SPREAD = 0.6  # of a row's height, for the candidates in it
 
 
 def write_differences(path: Path, name: str, replicated: SideBySide) -> None:
-    """A row per metric of which one end is better, a marker per candidate; ratios of the means on a log scale."""
-    rows = [row for row in replicated.differences if row[0].metric.better and any(map(_is_drawn, row))]
+    """A headline metric a row, a marker per candidate; ratios of the means on a log scale."""
+    drawn = [row for row in replicated.differences if row[0].metric.better and any(map(_is_drawn, row))]
+    rows = [*headline(drawn, lambda row: row[0].metric)]
     others = replicated.labels[1:]
     colours = style.colours(replicated.labels)
-    with style.figure(path, 9, 1.5 + len(rows) * (0.16 + 0.12 * len(others))) as drawing:
+    with style.figure(path, 9, 1.5 + len(rows) * (0.2 + 0.12 * len(others))) as drawing:
         style.headline(drawing, f"{name}: difference from {replicated.labels[0]}")
         axes = drawing.add_subplot()
         held = "held together (Bonferroni)" if replicated.bonferroni else "each by itself"

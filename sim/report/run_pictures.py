@@ -95,6 +95,7 @@ def _mark_percentiles(axes: Axes, name: str, summary: dict[str, Any]) -> None:
 
 
 NUM_BINS = 400
+PREEMPTED = "#7A1F1F"  # dark, on the colour of what waits
 ARRIVAL_BIN_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 MIN_ARRIVAL_BINS = 60
 
@@ -117,6 +118,8 @@ def write_timeline(path: Path, result: MeasuredRun) -> None:
         divisor = style.time_axis(all_axes[-1], end_s(record))
         for axes, colour, (name, unit, series, scale) in zip(all_axes, style.PALETTE, panels, strict=False):
             _time_panel(axes, name, unit, series, scale, divisor, colour)
+        if record.num_preemptions:
+            _preempted(all_axes[1], record, divisor)
         bin_text = style.duration_text(1000 * end_s(record) / NUM_BINS)
         all_axes[0].set_title(f"full: mean, pale: peak in each {bin_text}", loc="right", fontsize=8, color="#777777")
         all_axes[len(panels) - 1].set(ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
@@ -163,6 +166,15 @@ def _time_panel(axes: Axes, name: str, unit: str, series: Series, scale: float, 
     style.count_axis(axes, float(peak.max(initial=0)) * scale)
     axes.set_title(name)
     axes.set_ylabel(unit)
+
+
+def _preempted(axes: Axes, record: RunRecord, divisor: float) -> None:
+    """Of those that wait, those that ran already and lost their blocks, from the bottom up."""
+    edges, everyone, _ = binned(curves.waiting_with_preempted(record), record)
+    _, new, _ = binned(curves.waiting(record), record)
+    label = f"of them preempted ({record.num_preemptions:,} preemptions)"
+    axes.stairs(np.maximum(everyone - new, 0), edges / divisor, fill=True, color=PREEMPTED, linewidth=0, label=label)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, fontsize=8)
 
 
 def _host_panel(axes: Axes, result: MeasuredRun, divisor: float) -> None:

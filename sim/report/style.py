@@ -185,7 +185,7 @@ def label_apart(axes: Axes, points: Sequence[tuple[float, float, str]], *, fonts
     box = axes.bbox
     left, right = box.x0 * points_per_pixel, box.x1 * points_per_pixel
     for (x, y, label), place in zip(points, places, strict=True):
-        for dx, dy in ((7, 3), (7, -9), (-7, 3), (-7, -9), (7, 12), (-7, 12), (7, -18), (-7, -18), (7, 21), (7, -27)):
+        for dx, dy in ((7, 3), (7, -9), (-7, 3), (-7, -9), (7, 12), (-7, 12), (7, -18), (-7, -18)):
             begin = float(place[0]) + (dx if dx > 0 else dx - width * len(label))
             bottom = float(place[1]) + dy
             area = (begin, bottom, begin + width * len(label), bottom + fontsize)

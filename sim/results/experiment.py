@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import bounds_of, metrics_of, steady_metrics
 from simbatch.sim.results.differences import Difference, MetricRow
-from simbatch.sim.results.runs import Runs, Summary, Values, figures_of, same_as
+from simbatch.sim.results.runs import Runs, Summary, Values, figures_of, same_as, unread_in
 from simbatch.sim.statistics.intervals import CONFIDENCE, mean_interval
 
 C = TypeVar("C", bound=Hashable)  # how candidates are named: labels, settings, numbers of trials
@@ -133,6 +133,11 @@ class SideBySide:
     def runs(self) -> dict[str, Runs]:
         """Of each candidate."""
         return {label: self.experiment.runs(label, self.load) for label in self.labels}
+
+    @property
+    def unread(self) -> list[str]:
+        """How the runs' traces were read and what in them was not, in sentences."""
+        return unread_in(summary for runs in self.summaries.values() for summary in runs)
 
     @cached_property
     def summaries(self) -> dict[str, Sequence[Summary]]:

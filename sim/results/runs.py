@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -115,8 +115,16 @@ def refusal_of(summary: Summary) -> str | None:
     return reason
 
 
+def unread_in(summaries: Iterable[Summary]) -> list[str]:
+    """How the runs' traces were read and what in them was not: each sentence once."""
+    return [*dict.fromkeys(line for summary in summaries for line in summary["simbatch"].get("unread", ()))]
+
+
 # what a candidate is, not what came of it; and the mean KV use, which is counted by spans: they may be cut differently
-_LEFT_OUT = ("policy", "predicted_by", "engine", "engine_defaults", "profile", "warnings", "kv_cache", "cluster")
+_LEFT_OUT = (
+    *("policy", "predicted_by", "engine", "engine_defaults", "profile"),
+    *("warnings", "unread", "kv_cache", "cluster"),
+)
 
 
 def same_as(summaries: Mapping[str, Sequence[Summary]]) -> dict[str, str]:

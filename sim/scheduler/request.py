@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 FIRST_CONVERSED: Final = 1 << 40  # names of blocks of conversations; what a file has hashes for has smaller ones
-FIRST_IN_RUN: Final = 1 << 50  # what a router is told of blocks in runs, which need no names here
-LONGEST_RUN: Final = 1 << 20  # blocks
+FIRST_OWN: Final = 1 << 52  # names of blocks that only one request has, `MOST_BLOCKS` a request
+MOST_BLOCKS: Final = 1 << 20  # of one request or conversation
 NEVER: Final = -1  # compiled code has it as a number of its own
 
 
@@ -89,9 +90,13 @@ class Request:
     num_known_tokens = 0  # of its prompt, in whole blocks, that its conversation has had computed
     view: object = None  # what policies see of it (views.py), made when it is first asked for
     keys: list[int] = []  # noqa: RUF012 - identity of each full block that others may share; replaced, never changed
-    conversation = NEVER  # index of its conversation's first turn, where nobody else has blocks of it: they are one run
-    answer_keys: list[int] = []  # noqa: RUF012 - of the blocks behind those, which others may share once it has ended
-    block_ids: list[int] = []  # noqa: RUF012 - the shared blocks it holds; replaced on admission
+    # Names of the full blocks that others may share, from the first on: equal where all tokens up to the end are equal.
+    # As ranges, [begin, end, begin, end, ...]; replaced, never changed. Further blocks have names that follow from
+    # `index`, since only the request itself can hit them, after a preemption.
+    names: list[int] = []  # noqa: RUF012
+    num_names = 0  # blocks in `names`
+    answer_names: list[int] = []  # noqa: RUF012 - of the blocks behind those, which others may find once it has ended
+    num_held = 0  # its first blocks that the prefix cache has in its index
 
     def __init__(
         self, index: int, name: str | None, arrival_ps: int, num_prompt_tokens: int, max_tokens: int, priority: int = 0
@@ -125,30 +130,79 @@ class Request:
         other = Request(self.index, self._name, self.arrival_ps, self.num_prompt_tokens, self.max_tokens, self.priority)
         other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
         other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
-        other.keys, other.sent_again_ps = self.keys[: self.num_shared_keys], at_ps
-        other.answer_keys, other.conversation, other.row = self.answer_keys, self.conversation, self.row
+        other.names, other.num_names, other.answer_names = self.names, self.num_names, self.answer_names
+        other.sent_again_ps, other.row = at_ps, self.row
         other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         return other
 
-    @property
-    def num_shared_keys(self) -> int:
-        """How many of its keys others may have, too: names of its own blocks are negative."""
-        return sum(key >= 0 for key in self.keys)
-
-    def prefix_keys(self, block_size: int) -> list[int]:
-        """A name for each full block of the prompt that others may share."""
-        if self.conversation < 0:
-            return self.keys
-        num_blocks = self.num_prompt_tokens // block_size
-        return [*self.keys[:num_blocks], *self.run_names(len(self.keys), num_blocks)]
-
-    def run_names(self, begin: int, end: int) -> range:
-        """Names for these blocks of a conversation that is one run, where they need some."""
-        first = FIRST_IN_RUN + self.conversation * LONGEST_RUN
-        return range(first + begin, first + end)
+    def share(self, names: list[int]) -> None:
+        """Give its first blocks names, as ranges."""
+        self.names, self.num_names = names, num_in(names)
 
     def __repr__(self) -> str:
         return f"Request({self.request_id}, {self.num_computed_tokens}/{self.num_tokens})"
+
+
+def num_in(ranges: list[int]) -> int:
+    """How many names stand in [begin, end, begin, end, ...]."""
+    return sum(ranges[1::2]) - sum(ranges[::2])
+
+
+def cut(ranges: list[int], num: int) -> list[int]:
+    """The first so many names."""
+    kept = []
+    for i in range(0, len(ranges), 2):
+        if num <= 0:
+            break
+        begin = ranges[i]
+        end = min(ranges[i + 1], begin + num)
+        kept += [begin, end]
+        num -= end - begin
+    return kept
+
+
+def past(ranges: list[int], num: int) -> list[int]:
+    """All names but the first so many."""
+    kept = []
+    for i in range(0, len(ranges), 2):
+        begin, end = ranges[i], ranges[i + 1]
+        if num < end - begin:
+            kept += [begin + max(num, 0), end]
+        num -= end - begin
+    return kept
+
+
+def num_alike(some: list[int], others: list[int]) -> int:
+    """How many names both begin with."""
+    num, i = 0, 0
+    while i < len(some) and i < len(others) and some[i] == others[i]:
+        end = min(some[i + 1], others[i + 1])
+        num += end - some[i]
+        if some[i + 1] != others[i + 1]:
+            break
+        i += 2
+    return num
+
+
+def one_by_one(ranges: list[int]) -> list[int]:
+    """All names that ranges stand for."""
+    names: list[int] = []
+    for i in range(0, len(ranges), 2):
+        names += range(ranges[i], ranges[i + 1])
+    return names
+
+
+def as_ranges(names: Iterable[int]) -> list[int]:
+    """Names as ranges: 1, 2, 3, 7 are [1, 4, 7, 8]."""
+    ranges: list[int] = []
+    last = NEVER
+    for name in names:
+        if ranges and name == last + 1:
+            ranges[-1] = name + 1
+        else:
+            ranges += [name, name + 1]
+        last = name
+    return ranges
 
 
 class PrefixKeys:
@@ -159,32 +213,33 @@ class PrefixKeys:
     """
 
     def __init__(self, hash_block_tokens: int, block_size: int) -> None:
-        self._h = self.hash_block_tokens = hash_block_tokens
-        self._block_size = self.block_size = block_size
+        self.hash_block_tokens = hash_block_tokens
+        self.block_size = block_size
         self._chain: dict[tuple[int, int], int] = {}  # (chain so far, hash) -> chain
         self._per_hash, rest = divmod(hash_block_tokens, block_size)
         self._is_whole = not rest  # a hash covers whole blocks
 
     def of(self, hash_ids: tuple[int, ...], num_prompt_tokens: int) -> list[int]:
-        """Names of the blocks that lie whole within the prompt and its hashes; the rest is private."""
-        num_blocks = min(num_prompt_tokens, len(hash_ids) * self._h) // self._block_size
-        links = self._links(hash_ids)
+        """Names of the blocks that lie whole within the prompt and its hashes, as ranges; the rest is private."""
+        h, size = self.hash_block_tokens, self.block_size
+        num_blocks = min(num_prompt_tokens, len(hash_ids) * h) // size
         if self._is_whole:
-            return self._whole_keys(links)[:num_blocks]
-        ends = range(self._block_size, num_blocks * self._block_size + 1, self._block_size)
-        return [links[(end - 1) // self._h] * (self._h + 1) + (end - 1) % self._h + 1 for end in ends]
+            return cut(self._whole(hash_ids), num_blocks)
+        links = self._links(hash_ids)
+        ends = range(size, num_blocks * size + 1, size)
+        return as_ranges(links[(end - 1) // h] * (h + 1) + (end - 1) % h + 1 for end in ends)
 
-    def _whole_keys(self, links: list[int]) -> list[int]:
+    def _whole(self, hash_ids: tuple[int, ...]) -> list[int]:
         """Links are numbered as they are first met, so those of a new prefix follow on each other."""
-        keys: list[int] = []
-        first = last = -1
-        for link in [*links, -1]:
-            if link != last + 1 or first < 0:
-                if first >= 0:
-                    keys += range(first * self._per_hash, (last + 1) * self._per_hash)
-                first = link
+        ranges: list[int] = []
+        last, per_hash = NEVER, self._per_hash
+        for link in self._links(hash_ids):
+            if link == last + 1 and ranges:
+                ranges[-1] += per_hash
+            else:
+                ranges += [link * per_hash, (link + 1) * per_hash]
             last = link
-        return keys
+        return ranges
 
     def _links(self, hash_ids: tuple[int, ...]) -> list[int]:
         chain, link, links = self._chain, 0, []

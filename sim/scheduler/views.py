@@ -34,6 +34,9 @@ class Engine(Protocol):
     def freed_by(self, request: Any) -> int:
         """KV blocks that a request alone holds."""
 
+    def cached_tokens(self, request: Any) -> int:
+        """Tokens of a waiting request that the prefix cache would give it now."""
+
     def decoding(self) -> tuple[int, int]:
         """How many running requests want one token after their prompt, and the sum of their computed tokens."""
 
@@ -203,6 +206,10 @@ class PolicyEngine:
     def blocks_freed_by(self, request: Any) -> int:
         """How many blocks a running request's preemption would free."""
         return self._engine.freed_by(request._request)
+
+    def cached_tokens(self, request: Any) -> int:
+        """How many tokens of a waiting request are in the prefix cache."""
+        return self._engine.cached_tokens(request._request)
 
     @property
     def num_usable_blocks(self) -> int:

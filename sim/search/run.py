@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, closing, contextmanager
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.runs import Summary
+from simbatch.sim.results.runs import Summary, unread_in
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.cells import Cell, Outcome, Settings, attempt, cells_of, failed_cell
 from simbatch.sim.search.store import CellStore
@@ -230,6 +230,11 @@ class Runner:
             of_seed = cells_of(self._scenario, [asked[place][0] for place in places], [seed])
             cells |= zip(places, of_seed, strict=True)
         return [cells[place] for place in range(len(asked))]
+
+    @property
+    def unread(self) -> list[str]:
+        """How the traces of all simulations were read, in sentences."""
+        return unread_in(self._known.values())
 
     @property
     def num_runs(self) -> int:

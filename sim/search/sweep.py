@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 OWN_FILES = ("summary.csv", "summary.parquet", "points.csv", "sweep.png", "report.html")
 LAST = ("overloaded", "warnings", "key")  # columns after the metrics
-OF_FILE = re.compile(r"\S+\.\w+: ")  # how a warning on a trace begins: with its file
 MAX_LINES = 40
 TRIED_S = 2.0  # of a cell that is tried for an estimate
 
@@ -65,11 +63,12 @@ class Sweep:
                 experiment.add(json.dumps(chosen), cell.seed, summary)
         return [chosen | point for chosen, point in zip(settings.values(), experiment.points(), strict=True)]
 
-    def warnings_of_trace(self) -> list[str]:
-        """How the trace was read and what in it was not, as every cell's run says it."""
-        warned = [set(summary["simbatch"]["warnings"]) for summary in self.summaries.values()]
-        common = set.intersection(*warned) if warned else set()
-        return sorted(filter(OF_FILE.match, common))
+    @property
+    def _limits(self) -> Mapping[str, float]:
+        """The SLO in ms, by latency, where it is the same for all cells."""
+        slo = [cell.scenario.get("slo") or {} for cell in self.cells]
+        is_one = all(each == slo[0] for each in slo)
+        return {name.removesuffix("_ms"): limit for name, limit in slo[0].items() if limit} if is_one and slo else {}
 
     @property
     def num_missing(self) -> int:
@@ -120,7 +119,7 @@ class Sweep:
         }
         if len(self.rows) > len(self.points):
             writers["points.csv"] = lambda path: files.write_csv(path, *_table(self.points))
-        if (drawing := sweep_plot.choose(self.points, self.keys)) is not None:
+        if (drawing := sweep_plot.choose(self.points, self.keys, self._limits)) is not None:
             writers["sweep.png"] = lambda path: sweep_plot.write(path, self.name, drawing)
         page = partial(sweep_page, self.name, self.keys, self.points, self.cells, self.summaries, self.text())
         writers |= page_writer(page, html=html and bool(self.rows))

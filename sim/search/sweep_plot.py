@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +34,21 @@ class Drawing:
     x: str
     y: str | None
     others: list[str]
+    limits: Mapping[str, float] = field(default_factory=dict)  # the SLO in ms, by latency
 
 
-def choose(points: Sequence[Row], keys: Sequence[str]) -> Drawing | None:
-    """What to draw of these points; None where nothing varies, or more than eight curves would be needed."""
+def choose(points: Sequence[Row], keys: Sequence[str], limits: Mapping[str, float] | None = None) -> Drawing | None:
+    """What to draw of these points; None where nothing varies, or more than eight curves would be needed.
+
+    `limits`: the SLO in ms, by latency, whose border a heat map shows.
+    """
     values = {key: {json.dumps(point[key]) for point in points} for key in keys}
     varied = [key for key in keys if len(values[key]) > 1]
     numeric = [key for key in varied if all(_is_number(point[key]) for point in points)]
     if not varied:
         return None
     if len(varied) == 2 and len(numeric) == 2:
-        return Drawing(points, varied[1], varied[0], [])
+        return Drawing(points, varied[1], varied[0], [], limits or {})
     x = max(numeric or varied, key=lambda key: len(values[key]))
     others = [key for key in varied if key != x]
     num_curves = len({label_of(point, others) for point in points})
@@ -70,6 +74,9 @@ def write(path: Path, name: str, drawing: Drawing) -> None:
         if any(point["overloaded_runs"] for point in drawing.points):
             note = "x: overloaded, its latencies say how long the run was"
             figure.text(0.99, 0.985, note, ha="right", va="top", fontsize=9, color=style.LIMIT)
+        if drawing.y is not None and drawing.limits:
+            note = "dashed: inside it P99 keeps the SLO; of a latency its own limit, elsewhere all of them"
+            figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=style.LIMIT)
 
 
 def _curves(axes: Axes, drawing: Drawing, metric: Metric) -> None:
@@ -151,6 +158,7 @@ def _heat_map(figure: Figure, axes: Axes, drawing: Drawing, y: str, metric: Metr
     for axis, values in ((axes.xaxis, columns), (axes.yaxis, rows)):
         step = -(-len(values) // 12)
         axis.set_ticks(range(0, len(values), step), [_short(value) for value in values[::step]])
+    _border(axes, drawing, y, metric)
     bar = figure.colorbar(image, ax=axes, format=lambda value, _: _text(metric, value))
     bar.ax.minorticks_off()
     for point in drawing.points:
@@ -161,6 +169,26 @@ def _heat_map(figure: Figure, axes: Axes, drawing: Drawing, y: str, metric: Metr
             share = float(norm(value))
             is_bright = (share if metric.better == HIGHER else 1 - share) > 0.55
             axes.text(*at, text + mark, ha="center", va="center", fontsize=7, color="#222222" if is_bright else "white")
+
+
+def _border(axes: Axes, drawing: Drawing, y: str, metric: Metric) -> None:
+    """Round the cells that keep the SLO: an edge between every two cells of which one keeps it."""
+    own = metric.key.removeprefix("p99_").removesuffix("_ms")
+    limits = {own: drawing.limits[own]} if own in drawing.limits else {} if metric.kind == "ms" else drawing.limits
+    if not limits:
+        return
+    columns, rows = (sorted({point[key] for point in drawing.points}) for key in (drawing.x, y))
+    kept = np.zeros((len(rows) + 2, len(columns) + 2), dtype=bool)
+    for point in drawing.points:
+        tails = [(point.get(f"p99_{name}_ms"), limit) for name, limit in limits.items()]
+        is_kept = not point["overloaded_runs"] and all(tail is not None and tail <= limit for tail, limit in tails)
+        kept[rows.index(point[y]) + 1, columns.index(point[drawing.x]) + 1] = is_kept
+    look: dict[str, Any] = {"color": style.LIMIT, "linewidth": 2.2, "linestyle": (0, (3, 1.5)), "clip_on": False}
+    for i, j in zip(*np.nonzero(kept[:, 1:] != kept[:, :-1]), strict=True):
+        axes.plot([j - 0.5, j - 0.5], [i - 1.5, i - 0.5], **look)
+    for i, j in zip(*np.nonzero(kept[1:] != kept[:-1]), strict=True):
+        axes.plot([j - 1.5, j - 0.5], [i - 0.5, i - 0.5], **look)
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5))
 
 
 def _text(metric: Metric, value: float | None) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.report import style
+from simbatch.sim.report.page.page import page_writer
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.run import Runner
 from simbatch.sim.search.store import CellStore
 from simbatch.sim.tuning import capacity_picture, capacity_report
 from simbatch.sim.tuning.capacity import REPLICATIONS, Capacity, capacity_limits, find_capacity
+from simbatch.sim.tuning.capacity_page import capacity_page
 from simbatch.sim.tuning.goal import Goal, Limit
 
 if TYPE_CHECKING:
@@ -47,9 +50,10 @@ class CapacityAnswer:
         """The content of tune.json."""
         return capacity_report.content(self.found, self.num_runs)
 
-    def save(self, folder: Path | str) -> list[Path]:
-        """Write tune.json, trials.csv and capacity.png; returns their paths."""
-        return capacity_report.save(self.found, Path(folder), self.num_runs)
+    def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
+        """Write tune.json, trials.csv, capacity.png, and with `html` report.html; returns their paths."""
+        more = page_writer(partial(capacity_page, self.found), html=html)
+        return capacity_report.save(self.found, Path(folder), self.num_runs, more)
 
     def table(self) -> list[dict[str, Any]]:
         """A row per run: `rate` (req/s), `seed`, whether it `met` the limits, those that are `broken`, every figure."""

@@ -140,10 +140,12 @@ class Recommendation:
         return self.chosen.max_num_seqs == self.prior.max_num_seqs
 
 
-def recommend(case: UseCase, scenario: Scenario, profile: MeasuredProfile, evaluate: Evaluate) -> Recommendation:
-    """Find it; `scenario` is the use case's own, at any rate."""
+def recommend(
+    case: UseCase, scenario: Scenario, profile: MeasuredProfile, evaluate: Evaluate, rate: float | None = None
+) -> Recommendation:
+    """Find it; `scenario` is the use case's own at any rate, or at `rate` requests a second and a quarter more."""
     search = _Search(case, scenario, profile, evaluate)
-    load = search.find_load()
+    load = search.find_load(rate)
     chosen = search.best_batch(search.default.max_num_batched_tokens, search.batches())
     chosen = search.best_batch(chosen.max_num_batched_tokens, _between(chosen.max_num_seqs, search.tried_batches()))
     tokens = search.best_tokens(chosen)
@@ -181,23 +183,23 @@ class _Search:
         """In order."""
         return sorted({choice.max_num_seqs for choice in self.trials})
 
-    def find_load(self) -> CaseLoad:
-        """The highest of the loads at which some batch keeps the SLO (1 above)."""
+    def find_load(self, rate: float | None = None) -> CaseLoad:
+        """The highest of the loads at which some batch keeps the SLO (1 above), or the rate that was given."""
         number = SATURATED_FACTOR * self.case.num_prompts
         at_once = {"workload.request_rate": None, "workload.burstiness": None} if self._has_rate else {}
         all_at_once = {**at_once, "workload.arrival": {"process": "all_at_once"}, "workload.num_prompts": number}
         (summary,) = self._evaluate([({**self.default.settings(), **all_at_once}, self.seeds[0])])
         saturated = float(summary["request_throughput"])
-        if not self._has_rate:
-            self.load = CaseLoad(saturated)
+        if rate is not None or not self._has_rate:
+            self.load = CaseLoad(saturated, rate and rate / saturated, rate)
             return self.load
         choices = [BatchChoice(n, self.default.max_num_batched_tokens) for n in sorted(self.batches())]
         for share in LOADS:
-            rate = _rounded(saturated * share)
-            runs = self._evaluate([(self._at_rate(choice, rate), self.seeds[0]) for choice in choices])
-            best = max(value_at(run, WITHIN_SLO) for run in runs)
-            self.load = CaseLoad(saturated, share, rate, best >= ENOUGH)
-            if best >= ENOUGH:
+            tried = _rounded(saturated * share)
+            runs = self._evaluate([(self._at_rate(choice, tried), self.seeds[0]) for choice in choices])
+            is_enough = max(value_at(run, WITHIN_SLO) for run in runs) >= ENOUGH
+            self.load = CaseLoad(saturated, share, tried, is_enough)
+            if is_enough:
                 break
         return self.load
 

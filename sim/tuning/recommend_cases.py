@@ -7,7 +7,7 @@ The traffic of a use case is an assumption, written down here and in docs/recomm
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
@@ -15,6 +15,8 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.presets import Preset
+from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.traces import open_trace
 
 SMALL_GB, LARGE_GB = 24, 80
 GB = 10**9  # so that what CUDA reports of a card of 80 GB (79.1 GiB) counts as 80 GB
@@ -104,6 +106,21 @@ USE_CASES = {
 }
 
 
+def case_of(case: UseCase, scenario: Scenario) -> UseCase:
+    """The use case's range of batches under a scenario's own traffic and SLO; UserError where that has no one rate."""
+    workload = scenario.workload
+    if workload.request_rate is None or scenario.cluster is not None:
+        rule = "recommend takes a scenario of one engine with workload.request_rate"
+        raise UserError(Problem("--scenario", rule, scenario.name, "`simbatch tune` takes any traffic"))
+    return replace(
+        case,
+        words=f"that of {scenario.name}, {workload.request_rate:g} req/s",
+        slo=scenario.slo.model_dump(exclude_none=True),
+        num_prompts=workload.num_prompts or case.num_prompts,
+        burstiness=workload.burstiness,
+    )
+
+
 def scenario_of(
     case: UseCase,
     profile: MeasuredProfile,
@@ -111,12 +128,14 @@ def scenario_of(
     slo: Mapping[str, float],
     seed: int,
     preset: Preset | None = None,
+    traced: Mapping[str, Any] | None = None,
 ) -> Scenario:
     """The use case on this profile at one request a second; a model with less context takes shorter requests.
 
-    `preset`: its traffic in place of the use case's own, whose range of batches stays.
+    `preset`: its traffic in place of the use case's own, whose range of batches stays; `traced`: a file whose lengths
+    are taken, as `workload.trace` has it.
     """
-    prompt_max, output_max = case.prompt[2], case.output[2]
+    prompt_max, output_max = (case.prompt[2], case.output[2]) if traced is None else _longest(traced)
     room = min(profile.max_model_len, (profile.memory.num_gpu_blocks - 1) * profile.memory.block_size)
     if preset is not None:
         workload = {**preset.workload(1.0, room), "num_prompts": case.num_prompts}
@@ -129,7 +148,6 @@ def scenario_of(
     if not output_max:
         rule = "has room for no request of this use case"
         raise UserError(Problem("--profile", rule, profile.name, "take a profile with more KV blocks"))
-    prompt_mean, output_mean = min(case.prompt[0], prompt_max), min(case.output[0], output_max)
     at_once = case.burstiness is None
     arrivals: dict[str, Any] = {"arrival": {"process": "all_at_once"}}
     if not at_once:
@@ -140,10 +158,25 @@ def scenario_of(
         "workload": {
             "num_prompts": case.num_prompts,
             **arrivals,
-            "prompt_len": {"distribution": "lognormal", "mean": prompt_mean, "cv": case.prompt[1], "max": prompt_max},
-            "output_len": {"distribution": "lognormal", "mean": output_mean, "cv": case.output[1], "max": output_max},
+            "prompt_len": _lengths(case.prompt, prompt_max, traced),
+            "output_len": _lengths(case.output, output_max, traced),
         },
         "slo": dict(slo),
         "seed": seed,
     }
     return Scenario.from_dict(data, name=case.name)
+
+
+def _longest(traced: Mapping[str, Any]) -> tuple[int, int]:
+    """The longest prompt and the longest output of a file."""
+    longest = [0, 0]
+    for chunk in open_trace(Trace(**traced), place="", wanted=("prompt", "output")).chunks():
+        longest = [max(longest[0], *chunk.num_prompt_tokens), max(longest[1], *chunk.num_output_tokens)]
+    return longest[0], longest[1]
+
+
+def _lengths(own: tuple[int, float, int], most: int, traced: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those of the use case, or drawn from the file's, at most so many tokens."""
+    if traced is not None:
+        return {"distribution": "empirical", **{k: v for k, v in traced.items() if k != "sort"}, "max": most}
+    return {"distribution": "lognormal", "mean": min(own[0], most), "cv": own[1], "max": most}

@@ -8,9 +8,9 @@ from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.trust import NO_REAL_RUN, caveats
-from simbatch.sim.files import write_json
+from simbatch.sim.files import write_json, write_yaml
 from simbatch.sim.metrics.registry import SLO_SHARE, WITHIN_SLO, shown
-from simbatch.sim.results.files import write_result
+from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.text import number, percent, table
 from simbatch.sim.tuning.recommend import (
     CLOSE,
@@ -24,6 +24,7 @@ from simbatch.sim.tuning.recommend import (
 from simbatch.sim.tuning.recommend_cases import GB, LARGE_GB, SMALL_GB
 from simbatch.sim.tuning.recommend_doubts import banded_lines, beaten_lines, kept_words, stands_content
 from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, arguments, command, config_yaml, weight_notes
+from simbatch.sim.workload.lengths import Empirical
 
 FIGURES = shown("recommend")  # of a trial, beside its score
 FAR = 20  # times
@@ -83,7 +84,8 @@ def all_notes(found: Recommendation) -> list[str]:
     inside = found.trials[found.chosen].mean("simbatch.profile.share_of_steps_in_range")
     if inside is not None and inside < 0.99:
         lines.append(f"Only {percent(inside)} of the steps are inside what the profile measured.")
-    lines.append("The traffic is an assumption: put yours into scenario.yaml and run `simbatch tune` on it.")
+    assumed = "Arrivals are" if isinstance(found.scenario.workload.prompt_len, Empirical) else "The traffic is"
+    lines.append(f"{assumed} an assumption: put yours into scenario.yaml and run `simbatch tune` on it.")
     return lines
 
 
@@ -116,7 +118,7 @@ def _head(found: Recommendation) -> Iterator[str]:
         f"load: {load.rate:g} req/s ({load.share:.0%} of the {load.saturated:.3g} that the saturated GPU does) and "
         f"{load.peak:g} req/s (a quarter more); {NUM_SEEDS} seeds each"
     )
-    yield f"SLO: {slo}"
+    yield f"SLO: {slo or 'none'}"
 
 
 def shown_trials(found: Recommendation) -> list[TriedChoice]:
@@ -133,19 +135,25 @@ def shown_trials(found: Recommendation) -> list[TriedChoice]:
 
 
 def _evidence(found: Recommendation) -> list[str]:
+    both = "" if found.load.rate is None else ", mean of both loads; the other figures are at the lower load"
+    header, rows = evidence(found)
+    narrow = ["max_num_\nseqs", "tokens\na step", *header[2:]]
+    return [f"evidence (score: {found.unit}{both}):", *table(narrow, rows)]
+
+
+def evidence(found: Recommendation) -> tuple[list[str], list[list[str]]]:
+    """The table of what was tried: its header and its rows."""
     header = ["max_num_seqs", "tokens a step", "score", *(metric.heading for metric in FIGURES), ""]
     rows = []
     for trial in shown_trials(found):
         mark = "*" if trial.choice == found.chosen else " "
         figures = [
             _score(trial.score),
-            *(number(trial.mean(metric.key), metric.decimals) for metric in FIGURES),
+            *(metric.text(trial.mean(metric.key)) for metric in FIGURES),
             _marks(found, trial),
         ]
         rows.append([f"{mark} {trial.choice.max_num_seqs}", f"{trial.choice.max_num_batched_tokens:,}", *figures])
-    what = found.unit
-    both = "" if found.load.rate is None else ", mean of both loads; the other figures are at the lower load"
-    return [f"evidence (score: {what}{both}):", *table(header, rows)]
+    return header, rows
 
 
 def _marks(found: Recommendation, trial: TriedChoice) -> str:
@@ -220,16 +228,17 @@ def _limits(found: Recommendation) -> list[str]:
     return [key.removesuffix("_ms") for key in found.slo]
 
 
-OWN_FILES = ("recommend.json", CONFIG_FILE, "scenario.yaml")
+OWN_FILES = ("recommend.json", CONFIG_FILE, "scenario.yaml", "report.html")
 
 
-def save(found: Recommendation, folder: Path) -> list[Path]:
-    """Write everything into `folder`; returns the files."""
+def save(found: Recommendation, folder: Path, more: Writers | None = None) -> list[Path]:
+    """Write everything into `folder`, and what `more` writes (a page); returns the files."""
     comment = f"{found.case.name} on {found.profile.name}, by simbatch recommend; for vllm serve --config {CONFIG_FILE}"
     writers = {
         "recommend.json": lambda path: write_json(path, content(found)),
         CONFIG_FILE: lambda path: path.write_text(config_yaml(arguments(found), comment), encoding="utf-8") and None,
-        "scenario.yaml": lambda path: _write_scenario(path, found),
+        "scenario.yaml": lambda path: write_yaml(path, scenario_content(found)),
+        **(more or {}),
     }
     return write_result(folder, writers, OWN_FILES)
 
@@ -271,9 +280,7 @@ def _trial(found: Recommendation, trial: TriedChoice) -> dict[str, Any]:
     return {**trial.choice._asdict(), "score": trial.score, **figures, "overloaded_runs": trial.at_load.num_overloaded}
 
 
-def _write_scenario(path: Path, found: Recommendation) -> None:
-    import yaml
-
+def scenario_content(found: Recommendation) -> dict[str, Any]:
+    """The scenario of the choice, at the load of the comparison."""
     rate = {} if found.load.rate is None else {"workload.request_rate": found.load.rate}
-    data = found.scenario.override({**found.chosen.settings(), **rate}).dump()
-    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return found.scenario.override({**found.chosen.settings(), **rate}).dump()

@@ -40,9 +40,9 @@ class TriedSettings:
 
     @property
     def warnings(self) -> list[str]:
-        """Of the run under the first seed."""
-        warnings: list[str] = self.runs.summaries[0]["simbatch"]["warnings"]
-        return warnings
+        """Of the run under the first seed, without what all runs say of their trace."""
+        ours = self.runs.summaries[0]["simbatch"]
+        return [warning for warning in ours["warnings"] if warning not in ours.get("unread", ())]
 
 
 def setting_words(settings: Settings) -> str:

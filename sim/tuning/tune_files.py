@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_json
@@ -156,6 +157,7 @@ def picture_axes(goal: Goal) -> tuple[Metric, Metric]:
 
 
 TRIED, FRONT, BEST, BASELINE = "#B5B5B5", style.PALETTE[0], style.PALETTE[2], style.PALETTE[3]
+LEGEND_WIDTH = 110  # characters
 MARGIN = 0.3  # beside a Pareto set, as a share of it
 TICKS = ((10, (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)), (1000, (1.0, 2.0, 5.0)), (inf, (1.0,)))  # of logarithmic axes
 
@@ -164,9 +166,9 @@ def draw(path: Path, tuned: Tuned, axes_of: tuple[Metric, Metric]) -> None:
     """A point a trial; `axes_of` is what goes upwards and what goes to the right."""
     up, right = axes_of
     measured = [trial for trial in tuned.trials if None not in (trial.means[up.key], trial.means[right.key])]
-    with style.figure(path, 8, 5.2) as drawing:
+    with style.figure(path, 8.6, 6.0) as drawing:
         axes = drawing.add_subplot()
-        axes.set(xlabel=right.key, ylabel=up.key)
+        axes.set(xlabel=right.label, ylabel=up.label)
         within = [trial for trial in measured if tuned.goal.is_met(trial.means)]
         broken = [trial for trial in measured if not tuned.goal.is_met(trial.means)]
         _points(axes, broken, up, right, marker="x", color=TRIED, s=22, linewidths=0.9, label="limit broken")
@@ -177,7 +179,7 @@ def draw(path: Path, tuned: Tuned, axes_of: tuple[Metric, Metric]) -> None:
         _points(axes, [tuned.baseline], up, right, marker="s", color=BASELINE, s=45, label="as it stands")
         if tuned.recommended is not None:
             name = "knee" if tuned.knee else "recommended" if tuned.is_feasible else "least bad"
-            label = f"{name}: {setting_words(tuned.best.settings)}"
+            label = "\n".join(wrap(f"{name}: {setting_words(tuned.best.settings)}", LEGEND_WIDTH))
             _points(axes, [tuned.best], up, right, marker="*", color=BEST, s=150, label=label, zorder=5)
         _batch_sizes(axes, tuned, up, right)
         _limits(axes, tuned, up, right)
@@ -186,7 +188,25 @@ def draw(path: Path, tuned: Tuned, axes_of: tuple[Metric, Metric]) -> None:
         outside = _frame(axes, tuned, measured, up, right) if measured else 0
         text = f"{tuned.scenario.name}: {len(tuned.trials)} settings tried"
         style.headline(drawing, text + (f", {outside} of them outside the picture" if outside else ""))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+        is_long = tuned.recommended is not None and len(setting_words(tuned.best.settings)) > LEGEND_WIDTH / 3
+        drawing.legend(loc="outside lower left", ncols=1 if is_long else 3, borderpad=0)
+        if measured and not tuned.front:
+            _label(axes, tuned, measured, up, right)
+
+
+def _label(axes: Axes, tuned: Tuned, measured: Sequence[TriedSettings], up: Metric, right: Metric) -> None:
+    """The settings beside the points for which there is room, the best first."""
+    ranked = sorted(measured, key=lambda trial: tuned.goal.rank(trial.means))
+    first = [trial for trial in (tuned.recommended, tuned.baseline) if trial is not None and trial in measured]
+    places: dict[tuple[float, float], str] = {}
+    for trial in [*first, *ranked]:
+        (x,), (y,) = _coordinates([trial], up, right)
+        words = [str(value["name"] if isinstance(value, dict) else value) for value in trial.settings.values()]
+        places.setdefault((x, y), " / ".join(words) or "as it stands")
+    drawn = [(x, y, words) for (x, y), words in places.items()]
+    style.label_apart(axes, drawn, fontsize=7, color=style.INK)
+    keys = " / ".join(key.rpartition(".")[2] for key in ranked[0].settings)
+    axes.set_title(f"beside the points: {keys}", fontsize=8, color="#777777")
 
 
 def _points(axes: Axes, trials: Sequence[TriedSettings], up: Metric, right: Metric, **style_of: object) -> None:

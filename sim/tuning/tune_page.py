@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from simbatch.sim.metrics.registry import Metric
+from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, limit, line, points, span
 from simbatch.sim.report.page.page import PageTable, ReportPage

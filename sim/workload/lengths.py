@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from simbatch.sim.strict import Mistake, Strict, refuse
 from simbatch.sim.workload.section import MAX_TOKENS, Count, Tokens
-from simbatch.sim.workload.trace_model import OnEmpty, TraceColumns, TraceFormat
+from simbatch.sim.workload.trace_model import Between, OnEmpty, TraceColumns, TraceFormat
 
 MeanTokens = Annotated[float, Field(gt=0, le=MAX_TOKENS)]
 Variation = Annotated[float, Field(ge=0, le=100)]
@@ -105,6 +105,7 @@ class Empirical(_Clipped):
     format: TraceFormat | None = Field(default=None, description="the trace's format (default: detected)")
     columns: TraceColumns | None = Field(default=None, description="names of columns in that file")
     limit: Count | None = Field(default=None, description="use the first so many requests only")
+    between: Between = Field(default=None, description="[START, END]: only rows of this time, by the file's own clock")
     on_empty: OnEmpty = Field(default="error", description="rows without output tokens: error, or skip")
 
 

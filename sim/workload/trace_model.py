@@ -20,6 +20,7 @@ TimeUnit = Literal["s", "ms", "us", "ns"]
 OnEmpty = Literal["error", "skip"]
 PromptIs = Literal["whole", "new"]
 Bound = float | int | str | date
+Between = Annotated[list[Bound], Field(min_length=2, max_length=2)] | None
 
 TRACE_FORMATS: tuple[str, ...] = tuple(FORMATS)
 _LISTED = ", ".join(f"{name}: {form.unit}" for name, form in FORMATS.items() if form.unit not in (None, "iso"))
@@ -89,7 +90,7 @@ class Trace(Strict):
         default=None, description=f"{', '.join(TRACE_FORMATS)} (default: detected from name and header)"
     )
     limit: Count | None = Field(default=None, description="take the first so many requests only")
-    between: Annotated[list[Bound], Field(min_length=2, max_length=2)] | None = Field(
+    between: Between = Field(
         default=None, description="[START, END]: requests from START up to END, without it, by the file's own clock"
     )
     sort: bool = Field(default=False, description="put the rows in order of arrival first; all are held in memory")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._trace_options import TRACE, trace_options
+from simbatch.cli._trace_options import trace_flags, trace_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 HOST = "simbatch.host"  # among what a command's context keeps
+TRACE_FLAGS = "--columns, --between, --sort, --on-empty"
 
 
 def gpu_options(command: Command) -> Command:
@@ -121,8 +122,8 @@ def load_scenario(
 ) -> Scenario:
     """The scenario of `file` with what the flags change.
 
-    First --policy, --profile, --host, --columns, --between, --sort, --vllm-version, then --set, then --router (which
-    needs a cluster, and --set makes one), then --seed.
+    First --policy, --profile, --host, those that say how a trace is read, --vllm-version, then --set, then --router
+    (which needs a cluster, and --set makes one), then --seed.
     """
     from simbatch.sim.scenario import Scenario, parse_overrides
 
@@ -135,8 +136,7 @@ def load_scenario(
     context = click.get_current_context(silent=True)
     if context is not None and (host := context.meta.get(HOST)) is not None:
         scenario = scenario.with_host(host)
-    if context is not None and (read := context.meta.get(TRACE)):
-        scenario = _with_trace(scenario, read)
+    (scenario,) = with_trace_flags([scenario])
     if vllm_version is not None:
         scenario = scenario.override({"engine.vllm_version": vllm_version}, origin="--vllm-version")
     if values:
@@ -146,11 +146,21 @@ def load_scenario(
     return scenario if seed is None else scenario.override({"seed": seed}, origin="--seed")
 
 
-def _with_trace(scenario: Scenario, read: dict[str, Any]) -> Scenario:
-    """The scenario with another way to read its trace."""
-    if scenario.workload.trace is None:
-        flags = ", ".join(f"--{key}" for key in read)
+def with_trace_flags(scenarios: Sequence[Scenario]) -> list[Scenario]:
+    """The scenarios, those of a trace with what --columns, --between, --sort and --on-empty say of it."""
+    read = trace_flags()
+    if read and all(scenario.workload.trace is None for scenario in scenarios):
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in read)
         raise UserError(Problem(flags, "the scenario's workload is no trace", mend="leave it out, or name a trace"))
+
+    def changed(scenario: Scenario) -> Scenario:
+        is_traced = bool(read) and scenario.workload.trace is not None
+        return scenario.override(trace_changes(read), origin=TRACE_FLAGS) if is_traced else scenario
+
+    return [*map(changed, scenarios)]
+
+
+def trace_changes(read: dict[str, Any]) -> dict[str, Any]:
+    """What flags say of a trace, as dotted keys of a scenario."""
     columns = {f"workload.trace.columns.{kind}": name for kind, name in read.get("columns", {}).items()}
-    others = {f"workload.trace.{key}": value for key, value in read.items() if key != "columns"}
-    return scenario.override({**columns, **others}, origin="--columns, --between, --sort")
+    return {**columns, **{f"workload.trace.{key}": value for key, value in read.items() if key != "columns"}}

@@ -17,7 +17,7 @@ import click
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import is_dangling, shorten_path, stat_of, why_not_writable
-from simbatch.sim.text import duration_words
+from simbatch.sim.text import duration_words, wrapped
 
 if TYPE_CHECKING:
     from simbatch.sim.report.result import Result
@@ -57,13 +57,20 @@ class Output:
         quiet: bool,
         cells: int | None = None,
         last: str | None = None,
+        unread: Sequence[str] = (),
     ) -> None:
-        """What every command ends with: the JSON file that was asked for, or the text and how many files there are."""
+        """What every command ends with: the JSON file that was asked for, or the text and how many files there are.
+
+        `unread`: how traces were read, where the text does not say it.
+        """
         self.say_replaced(quiet=quiet)
+        lines = [] if quiet else [*wrapped(f"WARNING: {line}" for line in unread)]
         if json_file is not None:
+            for line in lines:
+                click.echo(line, err=True)
             click.echo((self.folder / json_file).read_text(encoding="utf-8"), nl=False)
         elif not quiet:
-            click.echo(text())
+            click.echo("\n".join([text(), *lines]))
             kept = "" if cells is None else f" and {cells:,} cells"
             click.echo(last or f"{len(written)} files{kept} in {self.folder}")
 

@@ -48,11 +48,13 @@ class FormatName(click.types.StringParamType):
 
 
 def trace_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--columns, --between and --sort, of the commands that take a scenario with a trace."""
+    """--columns, --between, --sort and --on-empty, of the commands that take a trace; `trace_flags` finds them."""
 
     @wraps(command)
-    def with_trace(*args: Any, columns: str | None, between: str | None, sort: bool | None, **others: Any) -> Any:
-        click.get_current_context().meta[TRACE] = trace_settings(columns, between, sort=sort)
+    def with_trace(
+        *args: Any, columns: str | None, between: str | None, sort: bool | None, on_empty: str | None, **others: Any
+    ) -> Any:
+        click.get_current_context().meta[TRACE] = trace_settings(columns, between, on_empty, sort=sort)
         return command(*args, **others)
 
     found: Callable[..., Any] = with_trace
@@ -68,12 +70,32 @@ def _row_options() -> tuple[Option, ...]:
         click.option("--columns", metavar="KIND=NAME,...", help=columns),
         click.option("--between", metavar="START,END", help=between),
         click.option("--sort", is_flag=True, default=None, help="Put the trace's rows in order of arrival first."),
+        click.option("--on-empty", type=click.Choice(["error", "skip"]), help="Rows of it without output tokens."),
     )
 
 
-def trace_settings(columns: str | None, between: str | None, *, sort: bool | None) -> dict[str, Any]:
+def trace_flags() -> dict[str, Any]:
+    """What this command's flags say of its trace, by the keys of `workload.trace`."""
+    context = click.get_current_context(silent=True)
+    return {} if context is None else context.meta.get(TRACE, {})
+
+
+def reading_of(trace: str | None) -> dict[str, Any]:
+    """How the file of --trace is read; UserError where flags say it of none."""
+    read = trace_flags()
+    if read and trace is None:
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in read)
+        raise UserError(Problem(flags, "there is no trace to read", mend="add --trace FILE"))
+    return read
+
+
+def trace_settings(
+    columns: str | None, between: str | None, on_empty: str | None = None, *, sort: bool | None
+) -> dict[str, Any]:
     """What the flags say, by the keys of `workload.trace`; UserError that names the flag."""
     settings: dict[str, Any] = {"sort": True} if sort else {}
+    if on_empty is not None:
+        settings["on_empty"] = on_empty
     if columns is not None:
         settings["columns"] = columns_of(columns)
     if between is not None:
@@ -129,7 +151,6 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--hash-block-tokens", type=int, metavar="N", help="Tokens that one entry of hash_ids stands for."
         ),
-        click.option("--on-empty", type=click.Choice(["error", "skip"]), help="Rows without output tokens."),
     )
     for option in reversed(options):
         command = option(command)

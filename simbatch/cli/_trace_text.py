@@ -233,8 +233,8 @@ def _draw_run(described: Described | str, statistics: TraceStatistics, facts: di
 
 
 def _draw(statistics: TraceStatistics, facts: dict[str, Any], picture: Path) -> None:
-    from simbatch.sim.workload.traces.statistics import draw
+    from simbatch.sim.report.trace_picture import write
 
     name = Path(facts["path"]).name
-    draw(statistics, f"{name} ({facts['format']}, {statistics.num_requests:,} requests)", picture)
+    write(picture, statistics, f"{name} ({facts['format']}, {statistics.num_requests:,} requests)")
     click.echo(f"picture: {picture}", err=True)

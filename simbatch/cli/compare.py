@@ -165,10 +165,14 @@ def _show(
     quiet: bool,
 ) -> None:
     """Write the files and the figure that was asked for, and print the table."""
+    from simbatch.sim.report.compare import Comparison
+
     figure = [] if drawn is None else drawn(compared)
     written = compared.save(output.folder, html=html)
     text = partial(compared.text, all_rows=all_rows)
-    output.show(written, text, "compare.json" if as_json else None, quiet=quiet)
+    is_said = isinstance(compared, Comparison) and not as_json  # among the warnings of its text
+    unread = [] if is_said else compared.sides[0].unread
+    output.show(written, text, "compare.json" if as_json else None, quiet=quiet, unread=unread)
     if figure and not (quiet or as_json):
         click.echo(f"figure: {' and '.join(map(str, figure))}")
 

@@ -27,6 +27,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--quantization", metavar="NAME", help="awq, fp8 ...; default: what the model's config says.")
 @click.option("--kv-cache-dtype", default="auto", show_default=True, metavar="NAME", help="auto, fp8 ...")
 @click.option("--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True, metavar="N")
+@click.option("--experts-met", metavar="T:E,...", help="Experts that T tokens of a step meet, counted (even routing).")
+@click.option("--greedy", is_flag=True, help="Sampling at temperature 0; else as models' own configs have it.")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the profile to this file too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the profile's JSON.")
 def estimate(model: str | None, output: Path | None, as_json: bool, base: str | None, **flags: Any) -> None:
@@ -60,10 +62,13 @@ def _limits(model: str, flags: dict[str, Any]) -> Roofline:
     """What the datasheet allows, for the shares of it."""
     from simbatch.profiler.model.published import find_model
     from simbatch.profiler.model.roofline import roofline_of
+    from simbatch.profiler.model.routing import routing_of
     from simbatch.sim.cost.gpus import gpu_of
 
     shape = flags["quantization"], flags["kv_cache_dtype"], flags["tensor_parallel_size"]
-    return roofline_of(find_model(model)[0], gpu_of(flags["gpu"], flags["gpu_spec"]), *shape)
+    config = find_model(model)[0]
+    routing = routing_of(flags["experts_met"], config)
+    return roofline_of(config, gpu_of(flags["gpu"], flags["gpu_spec"]), *shape, routing)
 
 
 def roofline(model: str, output: Path | None, flags: dict[str, Any], place: str = "--gpu") -> MeasuredProfile:
@@ -82,6 +87,8 @@ def roofline(model: str, output: Path | None, flags: dict[str, Any], place: str 
         quantisation=flags.get("quantization"),
         kv_cache_dtype=flags.get("kv_cache_dtype") or "auto",
         tensor_parallel_size=flags.get("tensor_parallel_size") or 1,
+        experts_met=flags.get("experts_met"),
+        greedy=bool(flags.get("greedy")),
         command=_command(name, flags, output),
         assumed=assumed,
     )
@@ -91,7 +98,7 @@ def scaled(base: str, model: Path, output: Path | None, flags: dict[str, Any]) -
     """From the measured profile `base`, whose weights are stored smaller."""
     from simbatch.profiler.importers.estimated import estimate_profile
 
-    given = [f"--{key.replace('_', '-')}" for key in ("gpu", "gpu_spec") if flags.get(key) is not None]
+    given = [f"--{key.replace('_', '-')}" for key in ("gpu", "gpu_spec", "experts_met") if flags.get(key) is not None]
     if given or flags["kv_cache_dtype"] != "auto" or flags["tensor_parallel_size"] != 1:
         what = given[0] if given else "--kv-cache-dtype, --tensor-parallel-size"
         raise UserError(Problem(what, "is the measured profile's own", mend="leave it out, or leave out --base"))
@@ -107,11 +114,13 @@ def _command(name: str, flags: dict[str, Any], output: Path | None) -> str:
         "--quantization": flags.get("quantization"),
         "--kv-cache-dtype": flags.get("kv_cache_dtype"),
         "--tensor-parallel-size": flags.get("tensor_parallel_size"),
+        "--experts-met": flags.get("experts_met"),
     }
     words = ["simbatch estimate", shlex.quote(name)]
     words += [
         f"{option} {shlex.quote(str(value))}" for option, value in given.items() if value not in (None, "auto", 1)
     ]
+    words += ["--greedy"] if flags.get("greedy") else []
     return " ".join([*words, f"-o {'FILE' if output is None else output.name}"])
 
 

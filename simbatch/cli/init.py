@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from simbatch.cli._trace_options import reading_of, trace_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ KINDS = (("used", "simulated"), ("no_effect", "no effect on scheduling"), ("not_
 @click.option("--gpu", metavar="G", help="h100, a100-40, rtx3090 ... (`simbatch profiles gpus`).")
 @click.option("--profile", metavar="P", help="This profile, not the one that the command's model and GPU choose.")
 @click.option("--trace", metavar="FILE", help="Its requests are the traffic.")
+@trace_options
 @click.option(
     "--preset", metavar="NAME", help="Traffic by name: chat, code, rag, summarize, chat_sessions, coding_agent."
 )
@@ -53,7 +55,7 @@ def init(
     if trace is not None and preset is not None:
         raise UserError(Problem("--preset", "cannot stand beside --trace", preset, "give one of the two"))
     check_target(target, [Path(path) for path in (line, trace) if path is not None and len(path) < 1024])
-    made = make(line, Wish(gpu, profile, trace, rate, preset, slo_of(limits)), target)
+    made = make(line, Wish(gpu, profile, trace, reading_of(trace), rate, preset, slo_of(limits)), target)
     write_text(target, made.text)
     if as_json:
         click.echo(json.dumps(made.as_json(), indent=2))

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import jobs_option, version_option
+from simbatch.cli._options import (
+    TRACE_FLAGS,
+    html_option,
+    jobs_option,
+    trace_changes,
+    version_option,
+    with_trace_flags,
+)
 from simbatch.cli._output import Output, progress_of
+from simbatch.cli._trace_options import reading_of, trace_options
 
 if TYPE_CHECKING:
     from simbatch.sim.plan.ask import FleetQuestion
@@ -21,6 +29,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @version_option
+@trace_options
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
 @click.option("--model", metavar="M", help="Without FILE: the model, as Qwen/Qwen3-32B.")
 @click.option(
@@ -49,6 +58,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
 @click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
 @jobs_option
+@html_option
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier plan has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -56,6 +66,7 @@ def plan(
     file: Path | None,
     folder: Path | None,
     jobs: int,
+    html: bool,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -74,8 +85,8 @@ def plan(
     output = Output(folder, f"{file.stem}-plan" if file is not None else "plan", OWN_FILES)
     with progress_of("plan", None, quiet=quiet) as progress:
         found = question.answer(output.folder, jobs=jobs, resume=resume, progress=progress)
-    written = found.save(output.folder)
-    output.show(written, found.text, "plan.json" if as_json else None, quiet=quiet)
+    written = found.save(output.folder, html=html)
+    output.show(written, found.text, "plan.json" if as_json else None, quiet=quiet, unread=found.unread)
 
 
 def _question(file: Path | None, asked: dict[str, Any]) -> FleetQuestion:
@@ -85,14 +96,18 @@ def _question(file: Path | None, asked: dict[str, Any]) -> FleetQuestion:
     from simbatch.sim.tuning.goal import Limit
 
     version, seed = asked["vllm_version"], asked["seed"]
+    scenario = None if file is None else Scenario.load(file)
+    if scenario is not None and asked["trace"] is None:
+        (scenario,) = with_trace_flags([scenario])
     changes = [
+        ({} if file and asked["trace"] is None else trace_changes(reading_of(asked["trace"])), TRACE_FLAGS),
         ({} if version is None else {"engine.vllm_version": version}, "--vllm-version"),
         (parse_overrides(asked["assignments"]), "--set"),
         ({} if seed is None else {"seed": seed}, "--seed"),
     ]
     same = ("model", "preset", "prompt_len", "output_len", "prefix_len", "trace", "rate", "growth", "routers", "spare")
     return FleetQuestion(
-        None if file is None else Scenario.load(file),
+        scenario,
         tuple(map(Limit.parse, asked["limits"])),
         _wanted(asked),
         changes=[(values, origin) for values, origin in changes if values],

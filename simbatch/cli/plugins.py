@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a page of them in Markdown.")
 @click.pass_context
 def policies(context: click.Context, as_json: bool, as_markdown: bool) -> None:
-    """List the batching policies, their parameters with defaults, and the disciplines they support.
+    """List the batching policies: what each does, and where it comes from. `policies show NAME` has the parameters.
 
     In a scenario: policy: {name: adaptive, target_tpot_ms: 40}. Name yours file.py:Class or package.module:Class.
     """
@@ -36,7 +36,7 @@ def policies(context: click.Context, as_json: bool, as_markdown: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def routers(context: click.Context, as_json: bool) -> None:
-    """List the routers of clusters and their parameters with defaults.
+    """List the routers of clusters: what each does, and where it comes from. `routers show NAME` has the parameters.
 
     In a scenario: cluster: {replicas: 4, router: {name: least_requests}}. Name yours file.py:Class or
     package.module:Class.
@@ -48,7 +48,7 @@ def routers(context: click.Context, as_json: bool) -> None:
 
 
 def _list(plugins: Plugins[Any], *, as_json: bool, as_markdown: bool = False) -> None:
-    from simbatch.sim.plugins.described import facts_of, lines_of, page
+    from simbatch.sim.plugins.described import facts_of, overview, page
 
     facts = [facts_of(plugins, name) for name in plugins.names()]
     if as_json:
@@ -56,8 +56,34 @@ def _list(plugins: Plugins[Any], *, as_json: bool, as_markdown: bool = False) ->
     elif as_markdown:
         click.echo(page(facts), nl=False)
     else:
-        for one in facts:
-            click.echo("\n".join(lines_of(one)) + "\n")
+        click.echo("\n".join(overview(facts)))
+
+
+@policies.command("show")
+@click.argument("name")
+def show_policy(name: str) -> None:
+    """Say what the policy NAME does, its source, its parameters with defaults, and the disciplines it supports."""
+    from simbatch.sim.plugins.policy import POLICIES
+
+    _show(POLICIES, name)
+
+
+@routers.command("show")
+@click.argument("name")
+def show_router(name: str) -> None:
+    """Say what the router NAME does, its source, and its parameters with defaults."""
+    from simbatch.sim.plugins.router import ROUTERS
+
+    _show(ROUTERS, name)
+
+
+def _show(plugins: Plugins[Any], name: str) -> None:
+    """All of it; where the name is nobody's, that it is."""
+    from simbatch.sim.plugins.described import facts_of, lines_of
+
+    facts = facts_of(plugins, name)
+    _, _, more = facts["description"].partition("\n\n")
+    click.echo("\n".join([*lines_of(facts), *(["", more] if more else [])]))
 
 
 def _checking(default_cases: int) -> Callable[[Callable[..., None]], Callable[..., None]]:

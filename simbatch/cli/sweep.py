@@ -16,9 +16,12 @@ from simbatch.cli._options import (
     router_option,
     scenario_options,
     version_option,
+    with_trace_flags,
 )
 from simbatch.cli._output import Output, cells_shown, say_to
+from simbatch.cli._trace_options import trace_options
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.text import wrapped
 
 
 @click.command()
@@ -58,6 +61,7 @@ def sweep(
     Each cell is kept as soon as it is finished: --resume goes on where an earlier run stopped. Tables and a picture
     are written to DIR, by default results/<name of FILE>-sweep.
     """
+    from simbatch.sim.results.runs import unread_in
     from simbatch.sim.search.run import run_kept
     from simbatch.sim.search.store import CellStore
     from simbatch.sim.search.sweep import OWN_FILES, dry_run, planned, write_summary
@@ -86,9 +90,8 @@ def sweep(
         content = {"scenario": plan.name, "num_cells": len(plan.cells), "missing": done.num_missing, "rows": done.rows}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     elif not quiet:
-        click.echo(done.text())
-        for warning in done.warnings_of_trace():
-            click.echo(f"WARNING: {warning}")
+        lines = wrapped(f"WARNING: {line}" for line in unread_in(done.summaries.values()))
+        click.echo("\n".join([done.text(), *lines]))
         click.echo(f"{len(written)} files and {len(done.rows):,} cells in {output.folder}")
 
 
@@ -105,6 +108,7 @@ def _part(shard: str | None) -> slice:
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="FILE...")
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
+@trace_options
 @click.option("--policy", "policies", multiple=True, metavar="P", help="Rank these alone. Can be repeated.")
 @click.option("--replications", type=click.IntRange(min=2), metavar="N", help="Seeds for every policy (10; a trace 1).")
 @jobs_option
@@ -126,6 +130,7 @@ def rank(
     All policies by name take part unless --policy chooses; each has its defaults, except where the scenario names it.
     Tables are written to DIR, by default results/rank: ranking.md is a page to keep.
     """
+    from simbatch.sim.results.runs import unread_in
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.rank import plan_ranking
     from simbatch.sim.search.rank_report import OWN_FILES, Ranking
@@ -133,7 +138,7 @@ def rank(
     from simbatch.sim.search.store import CellStore
 
     _check(files, policies)
-    plan = plan_ranking([Scenario.load(file) for file in files], policies, replications)
+    plan = plan_ranking(with_trace_flags([Scenario.load(file) for file in files]), policies, replications)
     output = Output(folder, "rank", OWN_FILES)
     for name, reason in plan.left_out.items():
         if not quiet:
@@ -142,7 +147,8 @@ def rank(
     summaries = run_kept(plan.cells, store, watch, say_to(quiet=quiet), jobs=jobs, resume=resume)
     ranking = Ranking(plan, summaries)
     written = ranking.save(output.folder)
-    output.show(written, ranking.text, "ranking.json" if as_json else None, quiet=quiet, cells=len(summaries))
+    json_file, unread = "ranking.json" if as_json else None, unread_in(summaries.values())
+    output.show(written, ranking.text, json_file, quiet=quiet, cells=len(summaries), unread=unread)
 
 
 def _check(files: tuple[Path, ...], policies: tuple[str, ...]) -> None:

@@ -87,13 +87,13 @@ def tune(
     kept = tuple(map(Limit.parse, limits))
     output = Output(folder, f"{file.stem}-{_mode(pareto, knee, capacity)}", OWN_FILES)
     if capacity:
-        text, written = _capacity(scenario, kept, output.folder, replications, jobs, html, resume, quiet)
+        text, written, unread = _capacity(scenario, kept, output.folder, replications, jobs, html, resume, quiet)
     else:
         goal = _goal(maximize or ("goodput" if _has_slo(scenario) else "throughput"), pareto, knee, kept)
         space = _space(scenario, goal, over, knee)
         sizes = (trials, replications or 1, confirm, 0 if no_bands else NUM_DRAWS)
-        text, written = _tune(space, goal, output.folder, sizes, knee, jobs, html, resume, quiet)
-    output.show(written, lambda: text, "tune.json" if as_json else None, quiet=quiet)
+        text, written, unread = _tune(space, goal, output.folder, sizes, knee, jobs, html, resume, quiet)
+    output.show(written, lambda: text, "tune.json" if as_json else None, quiet=quiet, unread=unread)
 
 
 def _tune(
@@ -106,7 +106,7 @@ def _tune(
     html: bool,
     resume: bool,
     quiet: bool,
-) -> tuple[str, list[Path]]:
+) -> tuple[str, list[Path], list[str]]:
     from simbatch.sim.report.page.page import page_writer
     from simbatch.sim.tuning.tune import default_trials, tune
     from simbatch.sim.tuning.tune_files import save
@@ -122,7 +122,7 @@ def _tune(
         runner = _runner(space.scenario, folder, jobs, resume, progress)
         tuned = tune(space, goal, runner, wants_knee=knee, **ways)
     written = save(tuned, folder, runner.num_runs, page_writer(partial(tune_page, tuned), html=html))
-    return report(tuned), written
+    return report(tuned), written, runner.unread
 
 
 def _capacity(
@@ -134,7 +134,7 @@ def _capacity(
     html: bool,
     resume: bool,
     quiet: bool,
-) -> tuple[str, list[Path]]:
+) -> tuple[str, list[Path], list[str]]:
     from simbatch.sim.report.page.page import page_writer
     from simbatch.sim.tuning.capacity import REPLICATIONS, capacity_limits, find_capacity
     from simbatch.sim.tuning.capacity_page import capacity_page
@@ -151,7 +151,7 @@ def _capacity(
         runner = _runner(scenario, folder, jobs, resume, progress)
         found = find_capacity(scenario, limits, runner, replications)
     written = save(found, folder, runner.num_runs, page_writer(partial(capacity_page, found), html=html))
-    return report(found), written
+    return report(found), written, runner.unread
 
 
 def _runner(scenario: Scenario, folder: Path, jobs: int, resume: bool, progress: Any) -> Runner:

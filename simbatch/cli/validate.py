@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import load_scenario, policy_option, scenario_options, version_option
+from simbatch.cli._options import html_option, load_scenario, policy_option, scenario_options, version_option
 from simbatch.cli._output import Output
 from simbatch.cli._validate_server import ServerFlags, server_options
 from simbatch.sim.errors import Problem, UserError
@@ -46,6 +47,7 @@ OUTSIDE = 1  # exit code
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Real runs.")
 @click.option("--resume", is_flag=True, help="Go on with the real runs that are in DIR.")
 @click.option("--bounds", metavar="NAME=PERCENT,...", help="Exit with 1 when a figure is off by more.")
+@html_option
 @click.option("--json", "as_json", is_flag=True, help="Print validation.json instead of the table.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def validate(
@@ -61,6 +63,7 @@ def validate(
     more: tuple[Path, ...],
     source: str | None,
     bounds: str | None,
+    html: bool,
     as_json: bool,
     quiet: bool,
     **flags: Any,
@@ -83,7 +86,7 @@ def validate(
     server.refuse_without(has_server=model is not None)
     _refuse_flags(not recorded, source, flags, server)
     limits = None if bounds is None else Bounds.parse(bounds)
-    show = Show(as_json=as_json, quiet=quiet)
+    show = Show(html=html, as_json=as_json, quiet=quiet)
 
     def load(path: Path) -> Scenario:
         given = (*assignments, *server.assignments)
@@ -199,14 +202,18 @@ def _refuse_flags(is_run_now: bool, source: str | None, flags: dict[str, Any], s
 class Show:
     """How a validation is shown, once its files are written."""
 
+    html: bool
     as_json: bool
     quiet: bool
 
     def __call__(self, validation: Validation | Many, output: Output) -> bool:
         """Write and show it; whether it keeps to its bounds."""
+        from simbatch.profiler.validate.page import validation_page
         from simbatch.profiler.validate.pictures import save
+        from simbatch.sim.report.page.page import page_writer
 
-        written = save(validation, output.folder)
+        page = page_writer(partial(validation_page, validation), html=self.html)
+        written = save(validation, output.folder, page)
         output.say_replaced(quiet=self.quiet)
         if self.as_json:
             click.echo((output.folder / "validation.json").read_text(encoding="utf-8"), nl=False)

@@ -211,6 +211,13 @@ class Guide:
         (blocks, *_) = self.scheduler.kv_cache_manager.get_blocks(request.inside.request_id).blocks
         return sum(block.ref_cnt == 1 for block in blocks)
 
+    def cached_tokens(self, request: ServedRequest) -> int:
+        """Tokens of a waiting request that the prefix cache would give it now."""
+        if not self.config.enable_prefix_caching:
+            return 0
+        find, inside = self.scheduler.kv_cache_manager.coordinator.find_longest_cache_hit, request.inside
+        return int(find(inside.block_hashes, inside.num_tokens - 1)[1])
+
     def decoding(self) -> tuple[int, int]:
         """How many running requests want one token after their prompt, and the sum of their computed tokens."""
         return decoding(map(self.served, self.scheduler.running)) if self._decoding is None else self._decoding

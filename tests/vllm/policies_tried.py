@@ -26,6 +26,13 @@ class MostBlocksGivesWay(Policy):
         return max(running, key=self.engine.blocks_freed_by)
 
 
+class LastTurnsFirst(Policy):
+    """What a client says of sessions."""
+
+    def order(self, request):
+        return request.has_next_turn, -request.turn, request.session_id
+
+
 class Chunked(Policy):
     def seats(self, engine):
         return max(1, min(engine.max_num_seqs, engine.free_blocks // 2 + 1))

@@ -9,6 +9,8 @@ from parity.recording import CaseLines
 from simbatch.profiler.server.start import installed_version
 from simbatch.sim.clock import PS_PER_S
 
+EXTRA = ("tenant", "session_id", "turn", "has_next_turn")  # that vLLM does not know of a request
+
 
 class CaseClock:
     """The virtual clock of an oracle, which counts ns and stamps requests with them."""
@@ -24,12 +26,13 @@ class CaseClock:
 
 
 def case_of(seed):
-    """A random case whose order is the policy's, with tenants; half of them are short of memory."""
+    """A random case whose order is the policy's, with tenants and sessions; half of them are short of memory."""
     case = random_case(f"policy{seed}", seed)
     case["config"]["policy"] = "fcfs"
     case |= {"max_steps": 4_000, "vllm_version": installed_version()}
     for i, request in enumerate(case["requests"]):
         request["tenant"] = f"t{(7 * i + seed) % 11 // 4}"
+        request |= {"session_id": f"s{(5 * i + seed) % 13}", "turn": i // 13, "has_next_turn": i % 3 > 0}
     return case
 
 
@@ -44,7 +47,7 @@ def oracle_of(case, policy, **given):
     from simbatch.serving.scheduler import PolicyScheduler
 
     config = {"simbatch": {"policy": {"name": "vllm"}, **given}}
-    tenants = {r["id"]: {"tenant": r["tenant"]} for r in case["requests"] if "tenant" in r}
+    extra = {r["id"]: {name: r[name] for name in EXTRA if name in r} for r in case["requests"]}
 
     class Oracle(vllm_oracle.Oracle):
         def __init__(self):
@@ -58,7 +61,7 @@ def oracle_of(case, policy, **given):
             add, turn_away = self.sched.add_request, self.sched.turn_away
 
             def add_with_tenant(request):
-                request.sampling_params.extra_args = tenants.get(request.request_id)
+                request.sampling_params.extra_args = extra[request.request_id]
                 add(request)
 
             def noted(request, reason):

@@ -29,16 +29,19 @@ TRIED = {
     "fair": {"expected_output_tokens": 20.0},
     "fixed": {"batch_size": 3},
     "memory_aware": {"expected_output_tokens": 40.0, "adjustment_interval": 3},
+    "plas": {"quantum_s": 0.1, "promote_s": 2.0},
     "priority": {"ageing_s": 0.3, "max_batch_size": 9},
     "sarathi": {"target_tpot_ms": 9.0, "tile_tokens": 8},
     "sjf": {},
     "vllm": {},
+    "warm_first": {"warm_share": 0.02, "patience_s": 20.0},
     **{
         OWN + kind: {}
         for kind in (
             "ShortestPrompt",
             "MostComputedGivesWay",
             "MostBlocksGivesWay",
+            "LastTurnsFirst",
             "Chunked",
             "InTurns",
             "Impatient",
@@ -72,7 +75,8 @@ def test_vllm_s_scheduler_decides_as_the_simulation_does(name):
             num_held_back += real != played_by_simbatch(case, policy_of("vllm"))
     assert num_preempted > 10
     assert (num_refused > 0) == (name in ("edf", OWN + "Impatient"))
-    assert num_held_back > 1 or name == "vllm"
+    # beginnings that a cache of such a size still has are rare
+    assert num_held_back > (name != "warm_first") or name == "vllm"
 
 
 @pytest.mark.parametrize("order", ["fcfs", "priority"])

@@ -71,7 +71,8 @@ def random_engine(policy: Policy, seed: int) -> EngineCase:
     """Any engine that the policy may meet."""
     rng = random.Random(seed)
     config, cost = random_config(rng, policy), random_cost(rng)
-    return EngineCase(config, cost, random_source(rng, config.max_model_len))
+    source = random_source(rng, config.max_model_len)
+    return EngineCase(config, cost, in_sessions(source, seed) if seed % 4 == 3 else source)
 
 
 def random_config(rng: random.Random, policy: Policy, *, is_vllm: bool = False) -> EngineConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from simbatch.sim.report.style import INK, LIMIT, LOG_FROM
 Trace = dict[str, Any]
 Floats = NDArray[np.float64]
 Figures = ArrayLike | Sequence[float | None]  # None: not measured
-HEIGHT, SMALL, PANEL_HEIGHT, LEGEND_HEIGHT = 330, 220, 175, 100  # px; of a chart, or of each of several panels
+HEIGHT, SMALL, PANEL_HEIGHT, LEGEND_HEIGHT, ROW_HEIGHT = 330, 220, 175, 100, 22  # px
 GAP = 0.07  # of the height, between panels
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
+MAX_TITLE = 20  # characters of a line beside one of several panels
 DIGITS = 6  # that a number in the file has; no screen shows more
 GRID = "#E4E4E4"
 MANY_DECADES = 2000  # a ratio, from which on a logarithmic axis has a mark a decade
@@ -52,6 +54,7 @@ class PageChart:
     is_log_x: bool = False
     size: str = ""  # `wide` takes the whole row, `third` a third, `small` a quarter, without a legend
     x_axis: Mapping[str, Any] | None = None  # what differs from the others'
+    num_rows: int = 0  # names on the y axis, where there are some: so many lines high
 
 
 def drawn(chart: PageChart) -> dict[str, Any]:
@@ -72,7 +75,7 @@ def drawn(chart: PageChart) -> dict[str, Any]:
         **(chart.x_axis or {}),
     }
     layout = {
-        "height": SMALL if is_small else HEIGHT if number == 1 else PANEL_HEIGHT * number + LEGEND_HEIGHT,
+        "height": _height(chart),
         "margin": {"l": 62, "r": 12, "t": 8 if is_small else 28, "b": 48},
         "font": {"family": FONT, "size": 12, "color": INK},
         "showlegend": not is_small,
@@ -87,8 +90,17 @@ def drawn(chart: PageChart) -> dict[str, Any]:
     return {"data": data, "layout": layout}
 
 
+def _height(chart: PageChart) -> int:
+    if chart.size == "small":
+        return SMALL
+    if chart.num_rows:
+        return ROW_HEIGHT * chart.num_rows + 2 * LEGEND_HEIGHT
+    return HEIGHT if len(chart.panels) == 1 else PANEL_HEIGHT * len(chart.panels) + LEGEND_HEIGHT
+
+
 def _y_axis(panel: Panel, bottom: float, top: float) -> dict[str, Any]:
-    axis = {**_axis(panel.unit, panel.traces, "y" if panel.is_log else ""), "domain": [bottom, top]}
+    unit = "<br>".join(wrap(panel.unit, MAX_TITLE)) if top - bottom < 1 else panel.unit
+    axis = {**_axis(unit, panel.traces, "y" if panel.is_log else ""), "domain": [bottom, top]}
     if panel.top is not None:
         axis["range"] = [0, panel.top]
     elif not panel.is_log and "range" not in (panel.axis or {}):

@@ -205,7 +205,14 @@ def _forest(
         "Dots: differences of the means; lines: intervals over the seeds, pair by pair. "
         "One that crosses the line shows no difference."
     )
-    yield PageChart(f"Against {base}", f"difference from {base} (%)", [Panel("", traces, axis=axis)], note, size="wide")
+    yield PageChart(
+        f"Against {base}",
+        f"difference from {base} (%)",
+        [Panel("", traces, axis=axis)],
+        note,
+        size="wide",
+        num_rows=len(names),
+    )
 
 
 def _differences(every: Sequence[tuple[MetricRow, Sequence[Difference]]], i: int, base: str, other: str) -> PageTable:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from simbatch.sim.metrics.registry import LATENCIES, REGISTRY, STATISTIC_LABELS, Metric, metrics_of
+from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.registry import LATENCIES, REGISTRY, STATISTIC_LABELS, metrics_of
 from simbatch.sim.report.console import GROUP_HEADER, PRINTED, group_cells, setting_text
 from simbatch.sim.report.page.page import PageTable
 from simbatch.sim.text import number, percent, short_name
@@ -123,6 +124,7 @@ def bands_table(
     rows = [
         (metric.label, metric.text(value_of(metric)), metric.text(band["low"]), metric.text(band["high"]))
         for metric, band in known
+        if value_of(metric) is not None
     ]
     if rows:
         yield PageTable("Bands (5 to 95 %)", ("", "here", "low", "high"), rows)
