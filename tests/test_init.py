@@ -204,7 +204,8 @@ def test_presets_are_traffic_at_the_rate_that_is_asked_for(name: str, capsys: py
 def test_presets_of_sessions_begin_so_many_that_their_turns_come_at_the_rate(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    init(capsys, f"vllm serve {LLAMA}", "--gpu", "h100", "--preset", name, "--rate", "2", "--max-model-len", "32768")
+    line = f"vllm serve {LLAMA} --max-model-len 32768"
+    init(capsys, line, "--gpu", "h100", "--preset", name, "--rate", "2")
     scenario = Scenario.load("made.yaml")
     assert own_requests_per_s(scenario) == pytest.approx(2, rel=0.25)  # its few sessions' turns, by chance
     assert "Assumed: " in Path("made.yaml").read_text()
