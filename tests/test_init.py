@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from simbatch import Scenario, simulate
+from simbatch.sim.plan.demand import own_requests_per_s
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.flags import parse, spellings, table
-from simbatch.sim.scenario.presets import PRESETS
+from simbatch.sim.scenario.presets import PRESETS, Preset, SessionPreset
 from tests.test_cli import run
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -186,7 +187,7 @@ def test_a_command_has_its_config_file_beside_it(capsys: pytest.CaptureFixture[s
     assert Scenario.load("made.yaml").engine.max_num_seqs == 8  # the command line wins
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if isinstance(preset, Preset)])
 def test_presets_are_traffic_at_the_rate_that_is_asked_for(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     init(capsys, f"vllm serve {LLAMA}", "--gpu", "h100", "--preset", name, "--rate", "2", "--slo", "ttft_ms=700")
     scenario = Scenario.load("made.yaml")
@@ -197,6 +198,23 @@ def test_presets_are_traffic_at_the_rate_that_is_asked_for(name: str, capsys: py
     assert result.summary["completed"] == 60
     if name == "rag":
         assert result.requests["num_cached_tokens"].sum() > 60 * 256
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if isinstance(preset, SessionPreset)])
+def test_presets_of_sessions_begin_so_many_that_their_turns_come_at_the_rate(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"vllm serve {LLAMA} --max-model-len 32768"
+    init(capsys, line, "--gpu", "h100", "--preset", name, "--rate", "2")
+    scenario = Scenario.load("made.yaml")
+    assert own_requests_per_s(scenario) == pytest.approx(2, rel=0.25)  # its few sessions' turns, by chance
+    assert "Assumed: " in Path("made.yaml").read_text()
+    few = scenario.override({"workload.sessions.num_sessions": 4})
+    assert few.workload.sessions is not None
+    assert few.workload.sessions.max_context == 32768
+    result = simulate(few)
+    assert result.summary["failed"] == 0
+    assert result.requests["num_cached_tokens"].sum() > 0.3 * result.requests["num_prompt_tokens"].sum()
 
 
 def test_a_trace_is_brought_to_the_rate_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
