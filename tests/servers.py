@@ -37,10 +37,16 @@ class StreamingServer:
         self.bodies, self.max_at_once = [], 0
         self._max_model_len, self._answer, self._lives, self._metrics = max_model_len, answer, lives, metrics
         self._running, self._writers, self._num_ended, self._at_once = [], set(), 0, at_once
+        self.tells_token_ids = True
         self._is_up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
         self._is_up.wait()
+
+    @staticmethod
+    def token_id(num_prompt_tokens, number):
+        """What it samples."""
+        return 10_000 + num_prompt_tokens + number
 
     @property
     def url(self):
@@ -122,7 +128,11 @@ class StreamingServer:
             await request.tokens.get()
             if number % self._at_once and number != body["max_tokens"]:
                 continue
-            _event(writer, {"choices": [{"text": ""}]})
+            choice = {"text": ""}
+            if body.get("return_token_ids") and self.tells_token_ids:
+                new = number - (number - 1) // self._at_once * self._at_once
+                choice["token_ids"] = [self.token_id(request.num_prompt_tokens, number - i) for i in range(new)][::-1]
+            _event(writer, {"choices": [choice]})
         self._running.remove(request)
         _event(writer, {"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
         _event(writer, "[DONE]")

@@ -233,3 +233,55 @@ def test_a_server_that_hangs_is_given_up(runner, serving, scenario, tmp_path, mo
     assert done.exit_code == 2
     assert "is gone: nothing has come from it for 1.5 s; run 1 was cut off after 20 of 30 requests sent" in done.output
     assert json.loads((tmp_path / "out" / "run-1" / "cut-off.json").read_text())["completed"] == 20
+
+
+@pytest.fixture
+def sessions(tmp_path):
+    """Two sessions of three turns, 40 ms apart; of the second one the last turn leaves the answer out."""
+    rows = [
+        {"session_id": "a", "arrival_s": 0, "num_prompt_tokens": 40, "num_output_tokens": 5},
+        {"session_id": "a", "delay": 0.04, "num_prompt_tokens": 70, "num_output_tokens": 4},
+        {"session_id": "a", "delay": 0.04, "num_prompt_tokens": 90, "num_output_tokens": 3},
+        {"session_id": "b", "arrival_s": 0.03, "num_prompt_tokens": 33, "num_output_tokens": 6},
+        {"session_id": "b", "delay": 0.04, "num_prompt_tokens": 60, "num_output_tokens": 8},
+        {"session_id": "b", "delay": 0.04, "num_prompt_tokens": 62, "num_output_tokens": 2},
+    ]
+    (tmp_path / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = {
+        "profile": {"num_gpu_blocks": 700, "step_time": {"base_s": STEP_S}},
+        "workload": {"trace": {"path": "turns.jsonl"}},
+    }
+    (tmp_path / "sessions.yaml").write_text(yaml.safe_dump(content))
+    return str(tmp_path / "sessions.yaml")
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_turns_are_sent_when_others_have_ended_and_go_on_with_what_was_said(runner, serving, sessions, tmp_path, tells):
+    server, out = serving(), tmp_path / "out"
+    server.tells_token_ids = tells
+    done = validate(runner, sessions, "--server", server.url, "-o", str(out))
+    assert done.exit_code == 0, done.output
+    result = json.loads((out / "run-1" / "result.json").read_text())
+    sent = dict(
+        zip(result["simbatch"]["rows"], zip(result["start_times"], result["latencies"], strict=True), strict=True)
+    )
+    prompts = dict(zip(result["simbatch"]["rows"], (body["prompt"] for body in server.bodies[1:]), strict=True))
+    for first, second, num_answer in ((0, 1, 5), (1, 2, 4), (3, 4, 6), (4, 5, 0)):
+        assert sent[second][0] >= sum(sent[first]) + 0.04
+        n = len(prompts[first])
+        assert prompts[second][:n] == prompts[first]
+        said = [server.token_id(n, number + 1) for number in range(num_answer)]
+        assert (prompts[second][n : n + num_answer] == said) is (tells or not said)
+    assert [len(prompts[row]) for row in range(6)] == [40, 70, 90, 33, 60, 62]
+    assert ("does not tell all token ids" in done.output) is not tells
+    figures = {figure["key"]: figure for figure in json.loads((out / "validation.json").read_text())["figures"]}
+    session = figures["simbatch.sessions.mean_duration_ms"]
+    assert session["median"] == pytest.approx(session["simulated"], rel=0.25)
+
+
+def test_a_turn_that_fails_ends_its_session(runner, serving, sessions, tmp_path):
+    server = serving(answer=lambda number: (500, "no") if number == 1 else None)
+    done = validate(runner, sessions, "--server", server.url, "-o", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert len(server.bodies) == 1 + 1 + 3  # a question, a turn of the first session, three of the other
+    assert "1 of 4 requests failed in run 1" in done.output

@@ -215,7 +215,7 @@ class MeasuringTraffic:
             self.server.completion({"prompt": self.session.fresh(length), "max_tokens": most, **GREEDY})
             for length, most in zip(columns.num_prompt_tokens, columns.num_output_tokens, strict=True)
         ]
-        client = Client(self.server.endpoint, requests, bodies, limit, lambda *_: None)
+        client = Client(self.server.endpoint, requests, lambda sent: bodies[sent.index], limit, lambda *_: None)
         try:
             await client.run()
         except ServerGoneError as error:

@@ -21,10 +21,11 @@ from simbatch.profiler.records.requests import Requests
 from simbatch.profiler.server.http import Answer, Connections, Endpoint, connect, now
 from simbatch.profiler.server.server import WAIT_S, completion, reason_of
 from simbatch.sim.clock import PS_PER_S, to_ps, to_s
+from simbatch.sim.engine.members import traffic_of
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.traffic import FAR, Traffic
+from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.request import NEVER, Request
 
 LEAD_S = 0.2  # between the start of the clock and time 0
 STALL_S = 300.0  # without any token, while requests are out: the server is taken for dead
@@ -47,6 +48,7 @@ class Sent:
     num_cached_tokens: int = 0
     chunk_s: list[float] = field(default_factory=list)
     error: str = CUT_OFF
+    row: int = NEVER  # of the source, of a turn of a session
 
 
 class ServerGoneError(Exception):
@@ -54,14 +56,25 @@ class ServerGoneError(Exception):
 
 
 class Client:
-    """One run of `requests` on a server; `bodies` are the requests as they are sent."""
+    """One run of `requests` on a server.
+
+    `body_of` is a request as it is sent, asked for when it is due; `heard` is told whose answer has come whole, and its
+    token ids as far as the server tells them. Turns of sessions are sent when others have ended, as in simulation; one
+    that fails ends its session.
+    """
 
     def __init__(
-        self, endpoint: Endpoint, requests: Requests, bodies: Sequence[bytes], max_model_len: int, tell: Tell
+        self,
+        endpoint: Endpoint,
+        requests: Requests,
+        body_of: Callable[[Request], bytes],
+        max_model_len: int,
+        tell: Tell,
+        heard: Callable[[Request, list[int]], None] | None = None,
     ) -> None:
-        self._endpoint, self._bodies, self._tell = endpoint, bodies, tell
-        self._own_ps = requests.all.arrival_ps
-        self._traffic = Traffic(requests, Recorder(), max_model_len, None)
+        self._endpoint, self._body_of, self._tell, self._heard = endpoint, body_of, tell, heard
+        self._own_ps = None if requests.turns is not None else requests.all.arrival_ps
+        self._traffic = traffic_of(requests, Recorder(), max_model_len, None, None)
         self._connections = Connections(endpoint)
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._origin_s = 0.0
@@ -112,14 +125,19 @@ class Client:
     def _send(self, request: Request) -> None:
         due_ps, sent_s = request.arrival_ps, now() - self._origin_s
         self.late_s.append(sent_s - to_s(due_ps))
-        queued_s = max(0.0, sent_s - self._own_ps[request.index] / PS_PER_S)
-        row = Sent(sent_s, queued_s, request.num_prompt_tokens)
+        own_ps = due_ps if self._own_ps is None else self._own_ps[request.index]
+        row = Sent(sent_s, max(0.0, sent_s - own_ps / PS_PER_S), request.num_prompt_tokens, row=request.row)
         self.rows[request.index] = row
         self._tasks[request.index] = asyncio.get_running_loop().create_task(self._serve(request, row))
 
     async def _serve(self, request: Request, row: Sent) -> None:
         try:
-            self._take(row, await self._connections.exchange(self._bodies[request.index]), request.max_tokens)
+            answer = await self._connections.exchange(self._body_of(request))
+            self._take(row, answer, request.max_tokens)
+            if not row.error:
+                request.finish_ps = self._now_ps()
+                if self._heard is not None:
+                    self._heard(request, answer.token_ids)
         except OSError as error:
             row.error = f"connection lost: {reason_of(error)}"
             await self._check_alive()

@@ -54,7 +54,10 @@ class Endpoint(NamedTuple):
 class Answer:
     """What came back: status and text, or of a stream when each event with tokens came, and what it ended with."""
 
-    __slots__ = ("chunk_s", "error", "num_cached_tokens", "num_output_tokens", "reason", "rest", "sent_s", "status")
+    __slots__ = (
+        *("chunk_s", "error", "num_cached_tokens", "num_output_tokens", "reason", "rest", "sent_s", "status"),
+        "token_ids",
+    )
 
     def __init__(self) -> None:
         self.sent_s = now()  # when its request was written
@@ -63,6 +66,7 @@ class Answer:
         self.num_output_tokens: int | None = None  # as the server counts
         self.num_cached_tokens = 0  # of the prompt; 0 too where it does not tell
         self.error = ""
+        self.token_ids: list[int] = []  # where they were asked for, and the server tells them
 
     @property
     def message(self) -> str:
@@ -88,8 +92,9 @@ class Answer:
         if data == b"[DONE]":
             return
         content: dict[str, Any] = json.loads(data)
-        if content.get("choices"):
+        if choices := content.get("choices"):
             self.chunk_s.append(at_s)
+            self.token_ids += choices[0].get("token_ids") or ()
         if usage := content.get("usage"):
             self.num_output_tokens = usage.get("completion_tokens")
             self.num_cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0

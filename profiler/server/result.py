@@ -27,6 +27,7 @@ from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.scenario import Resolved
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.workload.turns import Turns
 
 Ints = NDArray[np.int64]
 
@@ -49,8 +50,11 @@ class ServedRun:
         """Those that did not end well."""
         return [row for row in self.rows if row.error]
 
-    def run(self, config: EngineConfig, facts: RunFacts) -> RealRun:
-        """The requests that ended well, as a run of such an engine; with its steps where they were recorded."""
+    def run(self, config: EngineConfig, facts: RunFacts, turns: Turns | None = None) -> RealRun:
+        """The requests that ended well, as a run of such an engine; with its steps where they were recorded.
+
+        `turns` are those of the source, where requests are turns of sessions.
+        """
         good = [row for row in self.rows if not row.error]
         n = len(good)
         nothing, zeros = np.full(n, NEVER_PS, dtype=np.int64), np.zeros(n, dtype=np.int64)
@@ -66,6 +70,7 @@ class ServedRun:
             num_preemptions=zeros,
             priority=zeros,
             status=np.full(n, FINISHED, dtype=np.int8),
+            row=None if turns is None else np.array([row.row for row in good], dtype=np.int64),
         )
         record = RunRecord(
             requests=requests,
@@ -77,6 +82,7 @@ class ServedRun:
             block_size=config.block_size,
             client_overhead_ps=0,
             event_loop_cpu_s=0.0,
+            turns=turns,
         )
         run = RealRun(record, facts, None, [gap.tolist() for gap in gaps])
         indices = [index for index, row in enumerate(self.rows) if not row.error]
@@ -127,6 +133,7 @@ class ServedRun:
                 "prompt_seed": self.prompt_seed,
                 "origin_s": self.origin_s,
                 "cached_tokens": [row.num_cached_tokens for row in rows],
+                **({"rows": [row.row for row in rows]} if any(row.row >= 0 for row in rows) else {}),
             },
         }
 
@@ -136,12 +143,13 @@ class ServedRun:
         columns = ("start_times", "queue_times", "input_lens", "output_lens", "ttfts", "itls", "errors")
         rows, ours = [], content["simbatch"]
         cached = ours.get("cached_tokens") or [0] * len(content["errors"])
-        for sent_s, queued_s, n_in, n_out, ttft_s, itl_s, error, hit in zip(
-            *(content[c] for c in columns), cached, strict=True
+        source_rows = ours.get("rows") or [NEVER_PS] * len(content["errors"])
+        for sent_s, queued_s, n_in, n_out, ttft_s, itl_s, error, hit, row in zip(
+            *(content[c] for c in columns), cached, source_rows, strict=True
         ):
             has_tokens = ttft_s > 0
             chunk_s = (sent_s + ttft_s + np.cumsum([0.0, *itl_s])).tolist() if has_tokens else []
-            rows.append(Sent(sent_s, queued_s, n_in, n_out, hit, chunk_s, error))
+            rows.append(Sent(sent_s, queued_s, n_in, n_out, hit, chunk_s, error, row))
         return cls(rows, ours["client"], ours["prompt_seed"], ours.get("origin_s", 0.0), lines)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from simbatch.profiler.records.real_run import AnyRun, RealRun
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.metric import Metric
-from simbatch.sim.metrics.registry import REGISTRY
+from simbatch.sim.metrics.registry import REGISTRY, SESSIONS
 
 STATISTICS = ("mean", "median", "p90", "p99")
 LATENCIES = ("ttft", "tpot", "e2el")
@@ -157,6 +157,8 @@ def _client_metrics(real: Sequence[AnyRun]) -> Iterator[Metric]:
     if all(run.has_gaps for run in real):
         yield from (_latency(statistic, "itl") for statistic in ("mean", "p99"))
     yield REGISTRY["simbatch.mean_concurrent_requests"]
+    for name in ("duration", "without_thinking", "first_ttft", "later_ttft"):  # of runs that have sessions
+        yield from (REGISTRY[f"{SESSIONS}{statistic}_{name}_ms"] for statistic in ("mean", "p99"))
     if all(run.has_queue for run in real):
         yield REGISTRY["simbatch.queue.mean_waiting"]
         yield REGISTRY["simbatch.queue.max_waiting"]

@@ -18,7 +18,7 @@ import numpy as np
 
 from simbatch.profiler.records.lines import stream
 from simbatch.profiler.records.real_run import Lines, RealRun, name_of, simulated_run
-from simbatch.profiler.records.requests import Requests, prompts
+from simbatch.profiler.records.requests import LivePrompts, PromptTokens, Requests
 from simbatch.profiler.server.client import Client, ServerGoneError
 from simbatch.profiler.server.http import Endpoint, run_loop
 from simbatch.profiler.server.result import CUT_FILE, RESULT_FILE, STEPS_FILE, KeptRuns, ServedRun
@@ -33,6 +33,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.latencies import duration_ps
 from simbatch.sim.scenario import Resolved, Scenario, resolve
+from simbatch.sim.scheduler.request import Request
 
 LATE_MS, BUSY = 10.0, 0.7  # a client that is later (p99) or busier tells of itself, not of the server
 MERGED = 0.02  # share of tokens without an event of their own that is told
@@ -107,7 +108,7 @@ class ServerRuns:
         tell = self.told.progress(repeats, len(self.requests), to_s(duration_ps(simulated.record)))
         numbers = range(num_kept + 1, repeats + 1)
         served += [self._sent(number, simulated, partial(tell, number)) for number in numbers]
-        real = [run.run(self.resolved.engine, simulated.facts) for run in served]
+        real = [run.run(self.resolved.engine, simulated.facts, self.requests.turns) for run in served]
         found = (*notes, *_notes(served, self.server))
         return Validation(
             real,
@@ -132,7 +133,7 @@ class ServerRuns:
             if self.tail is not None:
                 lines, raw = tuple(run_loop(self.tail.settled())), self.tail.cut()
             served = sender.served(lines)
-            run = served.run(self.resolved.engine, simulated.facts)
+            run = served.run(self.resolved.engine, simulated.facts, self.requests.turns)
             self.kept.keep(number, name, served.bench_result(run, self.resolved, self.server.model), raw)
             return served
 
@@ -167,12 +168,14 @@ class Sender:
         self.resolved, self.server = resolved, server
         # or the cache of a server that has met them would answer for the engine
         self.prompt_seed = time.time_ns()
-        limit = resolved.engine.max_model_len
-        bodies = [
-            server.completion(body, name_of(index))
-            for index, body in enumerate(self._bodies(requests, temperature, limit))
-        ]
-        self.client = Client(server.endpoint, requests, bodies, limit, tell)
+        self._requests, self._temperature = requests, temperature
+        tokens, limit = PromptTokens(requests, VOCAB_SIZE, self.prompt_seed), resolved.engine.max_model_len
+        self.live = None if requests.turns is None else LivePrompts(tokens, requests.turns)
+        if self.live is None:  # made before, so that nothing but sending is done in time
+            bodies = [self._body(i, i, tokens.of(i)) for i in range(len(requests))]
+            self.client = Client(server.endpoint, requests, lambda sent: bodies[sent.index], limit, tell)
+        else:
+            self.client = Client(server.endpoint, requests, self._turn, limit, tell, self._heard)
 
     def served(self, lines: Lines = ()) -> ServedRun:
         """What has come back so far, and what was recorded meanwhile."""
@@ -180,20 +183,36 @@ class Sender:
         kept_up = {"late_ms_p99": float(np.percentile(late_ms, 99)), "late_ms_max": float(late_ms.max())}
         rows = [self.client.rows[index] for index in sorted(self.client.rows)]
         client = {**kept_up, "cpu_share": self.client.cpu_share}
+        if self.live is not None:
+            client["made_up_tokens"] = self.live.num_made_up
         return ServedRun(rows, client, self.prompt_seed, self.client.origin_s, lines)
 
-    def _bodies(self, requests: Requests, temperature: float, max_model_len: int) -> Iterator[dict[str, Any]]:
-        columns, scenario = requests.all, self.resolved.scenario
+    def _turn(self, request: Request) -> bytes:
+        """A turn as it is sent."""
+        assert self.live is not None
+        known = {"session_id": request.session_id, "turn": request.turn, "has_next_turn": int(request.has_next_turn)}
+        return self._body(request.index, request.row, self.live.of(request.row), known)
+
+    def _heard(self, request: Request, answer: list[int]) -> None:
+        assert self.live is not None
+        self.live.ended(request.row, answer, request.max_tokens)
+
+    def _body(self, index: int, row: int, prompt: list[int], known: Mapping[str, Any] | None = None) -> bytes:
+        """A request as it is sent; `known` is what a policy may know of its session."""
+        columns, scenario = self._requests.all, self.resolved.scenario
         has_policy = scenario.policy.name != "vllm"
-        has_priorities = has_policy or self.resolved.engine.scheduling_policy == "priority"
-        for i, prompt in enumerate(prompts(requests, VOCAB_SIZE, self.prompt_seed)):
-            most = max(1, min(columns.num_output_tokens[i], max_model_len - len(prompt)))
-            body: dict[str, Any] = {"prompt": prompt, "max_tokens": most, "temperature": temperature}
-            if has_priorities and columns.priority:
-                body["priority"] = columns.priority[i]
-            if has_policy and columns.tenant and columns.tenant[i] is not None:
-                body["vllm_xargs"] = {"tenant": columns.tenant[i]}
-            yield body
+        most = max(1, min(columns.num_output_tokens[row], self.resolved.engine.max_model_len - len(prompt)))
+        body: dict[str, Any] = {"prompt": prompt, "max_tokens": most, "temperature": self._temperature}
+        if (has_policy or self.resolved.engine.scheduling_policy == "priority") and columns.priority:
+            body["priority"] = columns.priority[row]
+        if known is not None:
+            body["return_token_ids"] = True  # for the prompts that go on with the answer
+        extra = dict(known or {})
+        if columns.tenant and columns.tenant[row] is not None:
+            extra["tenant"] = columns.tenant[row]
+        if has_policy and extra:
+            body["vllm_xargs"] = extra
+        return self.server.completion(body, name_of(index))
 
 
 def _again(folder: Path) -> ServedRun:
@@ -226,6 +245,11 @@ def _notes(served: Sequence[ServedRun], server: Server) -> Iterator[str]:
                 f"{len(run.failed):,} of {len(run.rows):,} requests failed in run {number} ({run.failed[0].error}): "
                 "the real figures are of the others, the simulation serves all"
             )
+    if any(run.client.get("made_up_tokens") for run in served):
+        yield (
+            "the server does not tell all token ids of its answers (return_token_ids): in the prompts that go on with "
+            "them others stand, and it computes those parts again"
+        )
     rows = [row for run in served for row in run.rows if not row.error]
     merged = 1 - sum(len(row.chunk_s) for row in rows) / sum(row.num_output_tokens for row in rows)
     if merged > MERGED:

@@ -130,7 +130,9 @@ class SessionFigures:
 
     @cached_property
     def _started(self) -> Bools:
-        started: Bools = self.record.requests.scheduled_ps >= 0
+        requests = self.record.requests
+        # a client knows of a first token alone
+        started: Bools = (requests.scheduled_ps >= 0) | (requests.first_token_ps >= 0)
         return started
 
     @cached_property

@@ -12,7 +12,7 @@ from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT, shown
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, around, border, heat, is_wide, limit, line, points
 from simbatch.sim.report.page.page import PageTable, ReportPage
-from simbatch.sim.report.page.settings import settings_tables, shared_warnings, trust_of_all
+from simbatch.sim.report.page.settings import settings_tables, shared_warnings, trust_line, trust_of_all
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.search.cells import Cell
 from simbatch.sim.search.sweep_plot import Drawing, Row, choose, label_of
@@ -39,7 +39,7 @@ def sweep_page(
     return ReportPage(
         title=f"{name} by {' and '.join(keys)}",
         about=f"{len(points_):,} settings, {len(by_label):,} simulations by simbatch sweep",
-        answer=[*_best(points_, keys, metrics), *_caution(points_)],
+        answer=[*_best(points_, keys, metrics), *_caution(points_), *trust_line(by_label)],
         warnings=[*_of_all(by_label)],
         charts=[] if drawing is None else [_chart(drawing, metric, limits) for metric in metrics],
         tables=[_table(points_, keys)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simbatch.sim.report import style
+from simbatch.sim.report.answer import trust_of
 from simbatch.sim.report.page.charts import PageChart, Panel, is_wide, limit, line, points, span
 from simbatch.sim.report.page.page import PageTable, ReportPage
 from simbatch.sim.report.page.settings import settings_tables, trust_rows
@@ -26,7 +27,7 @@ def capacity_page(found: Capacity) -> ReportPage:
     return ReportPage(
         title=title,
         about=f"{about}, by simbatch tune --capacity",
-        answer=[*_pairs(answer)],
+        answer=[*_pairs(answer), ("Trust", f"{trust_of(first['profile'])}.")],
         warnings=[warning for warning in first["warnings"] if not warning.startswith("Overloaded")],
         charts=[*(_by_rate(found, each, own_rate) for each in found.limits), *_by_seed(found)],
         tables=[_table(found)],

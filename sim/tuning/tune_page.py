@@ -7,6 +7,7 @@ from typing import Any
 
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.report import style
+from simbatch.sim.report.answer import trust_of
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, limit, line, points, span
 from simbatch.sim.report.page.page import PageTable, ReportPage
 from simbatch.sim.report.page.settings import bands_table, settings_tables, trust_rows
@@ -27,7 +28,7 @@ def tune_page(tuned: Tuned) -> ReportPage:
     return ReportPage(
         title=f"{tuned.scenario.name}: {goal_words(tuned.goal)}",
         about=f"{len(tuned.trials):,} of {len(tuned.space.points):,} settings tried by simbatch tune",
-        answer=[*_answer(tuned)],
+        answer=[*_answer(tuned), ("Trust", f"{trust_of(first['profile'])}.")],
         warnings=[warning for warning in tuned.best.warnings if not warning.startswith("Overloaded")],
         charts=[_plane(tuned), *_by_key(tuned)],
         tables=[_table(tuned), *_bands(tuned)],

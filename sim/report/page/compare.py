@@ -25,7 +25,13 @@ from simbatch.sim.report.page.charts import (
     points,
 )
 from simbatch.sim.report.page.page import PageTable, ReportPage
-from simbatch.sim.report.page.settings import differing_settings, settings_tables, shared_warnings, trust_of_all
+from simbatch.sim.report.page.settings import (
+    differing_settings,
+    settings_tables,
+    shared_warnings,
+    trust_line,
+    trust_of_all,
+)
 from simbatch.sim.report.run_pictures import NUM_BINS, arrivals, binned
 from simbatch.sim.report.verdicts import best_in, headline, said
 from simbatch.sim.results.differences import Difference, MetricRow
@@ -79,7 +85,7 @@ def _page(
     return ReportPage(
         title=f"{facts.scenario_name}: {', '.join(results)}",
         about=f"{len(results)} candidates on the same arrivals, simulated by simbatch compare",
-        answer=answer,
+        answer=[*answer, *trust_line(summaries)],
         warnings=[*shared_warnings(summaries)],
         charts=charts,
         tables=tables,
@@ -113,7 +119,8 @@ def _bar_charts(rows: Sequence[MetricRow], compared: SideBySide | None = None) -
         whiskers = around([*row.values.values()], low, high)
         scale = 100 if row.metric.is_share else 1
         values = [None if value is None else scale * value for value in row.values.values()]
-        texts = [row.text(label) for label in labels]
+        is_ms = row.metric.kind == "ms"
+        texts = [style.duration_text(v) if is_ms else row.text(label) for label, v in row.values.items()]
         colours = [*style.colours(labels).values()]
         names = [label if len(label) <= MAX_NAME else f"{label[: MAX_NAME - 3]}..." for label in labels]
         places = [f"{i}" for i in range(len(labels))]
@@ -122,6 +129,7 @@ def _bar_charts(rows: Sequence[MetricRow], compared: SideBySide | None = None) -
             "text": texts,
             "textposition": "inside",
             "insidetextanchor": "start",
+            "textangle": 0,
         }
         if whiskers:
             others["error_y"] = whiskers | {

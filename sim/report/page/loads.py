@@ -8,7 +8,13 @@ from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, around, is_wide, limit, line
 from simbatch.sim.report.page.page import PageTable, ReportPage
-from simbatch.sim.report.page.settings import differing_settings, settings_tables, shared_warnings, trust_of_all
+from simbatch.sim.report.page.settings import (
+    differing_settings,
+    settings_tables,
+    shared_warnings,
+    trust_line,
+    trust_of_all,
+)
 from simbatch.sim.results.differences import MetricRow
 from simbatch.sim.results.experiment import OverLoads
 
@@ -23,7 +29,7 @@ def loads_page(over: OverLoads, shown: Sequence[Metric], text: str) -> ReportPag
     return ReportPage(
         title=f"{over.name} at {len(over.rates)} loads: {', '.join(over.labels)}",
         about=f"{over.axis} {over.rates[0]:g} to {over.rates[-1]:g}, {runs}, simulated by simbatch compare --rate",
-        answer=[*_by_load(over, shown)],
+        answer=[*_by_load(over, shown), *trust_line(summaries)],
         warnings=[*shared_warnings(summaries)],
         charts=[_load_chart(over, metric) for metric in shown],
         tables=[_load_table(over, metric) for metric in shown],

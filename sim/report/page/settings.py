@@ -7,6 +7,7 @@ from typing import Any
 
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import LATENCIES, REGISTRY, STATISTIC_LABELS, metrics_of
+from simbatch.sim.report.answer import trust_of
 from simbatch.sim.report.console import GROUP_HEADER, PRINTED, group_cells, setting_text
 from simbatch.sim.report.page.page import PageTable
 from simbatch.sim.text import number, percent, short_name
@@ -84,6 +85,13 @@ def shared_warnings(summaries: Mapping[str, Summary]) -> Iterator[str]:
     for label, own in warned.items():
         yield from (f"{label}: {warning}" for warning in own if warning not in of_all)
     yield from of_all
+
+
+def trust_line(summaries: Mapping[str, Summary]) -> Iterator[tuple[str, str]]:
+    """For the answer: how far each profile can be trusted, in half a line."""
+    lines = dict.fromkeys(trust_of(summary["simbatch"]["profile"]) for summary in summaries.values())
+    profiles = {line.partition(";")[0]: None for line in lines}  # how much is in range differs from run to run
+    yield "Trust", f"{'; '.join(profiles)}."
 
 
 def trust_of_all(summaries: Mapping[str, Summary]) -> Iterator[tuple[str, str]]:
