@@ -41,6 +41,7 @@ ENGINE = {
 }
 SEEDS = 5  # the host's noise is drawn anew; figures are the means
 HASH_TOKENS = 16
+FILL_S = 60.0  # before a run whose first prompts had been sent before, those are sent
 FIGURES = [f"{statistic} {name}" for name in ("TTFT", "TPOT", "E2EL", "ITL") for statistic in ("mean", "p99")]
 
 
@@ -108,20 +109,26 @@ def simulated_run(
 
     Also returns which of the requests are the run's: before them come those that fill the cache, of a token each.
     """
-    path = folder / f"{run.name}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in _trace(run, recorded)), encoding="utf-8")
-    workload: dict[str, Any] = {"trace": {"path": str(path), "format": "jsonl"}}
-    if recorded.max_concurrency is not None:
-        workload["max_concurrency"] = recorded.max_concurrency
+    workload = written_trace(run, recorded, folder)
     engine = {**ENGINE, "front_end": not run.is_replay}
     content = {"profile": profile, "engine": engine, "workload": workload, "seed": seed}
     record = simulate(Scenario.from_dict(content), steps=steps).record
     return record, np.arange(len(record.requests)) >= run.num_known
 
 
+def written_trace(run: Run, recorded: Recorded, folder: Path) -> dict[str, Any]:
+    """The workload that sends a run's requests as they were sent, its trace in `folder`."""
+    path = folder / f"{run.name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in _trace(run, recorded)), encoding="utf-8")
+    workload: dict[str, Any] = {"trace": {"path": str(path), "format": "jsonl"}}
+    if recorded.max_concurrency is not None:
+        workload["max_concurrency"] = recorded.max_concurrency
+    return workload
+
+
 def _trace(run: Run, recorded: Recorded) -> Iterator[dict[str, Any]]:
     """Those that fill the cache a second apart, and the run's requests after them."""
-    begin_s = 60.0 if run.num_known else 0.0
+    begin_s = FILL_S if run.num_known else 0.0
     prompts = recorded.num_prompt_tokens.tolist()
     for i in range(run.num_known):
         yield _row(i, float(i), prompts[i], 1)

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.first_look import RECORDED, require
+from benchmarks.gpu_power import fitted_power
 from simbatch.profiler.fit.facts import of_engine
 from simbatch.profiler.fit.from_samples import fit_samples
 from simbatch.profiler.fit.streams.from_streams import fit_streams
@@ -80,7 +81,7 @@ def bf16(folder: Path) -> MeasuredProfile:
         mean_tpot=(min(tpot for _, tpot in shares), max(tpot for _, tpot in shares)),
     )
     said = {"source": source, "licence": "free to use", "notes": BF16_NOTES}
-    return _named(profile, BF16, engine, {**said, **sections, "link": None})
+    return _named(profile, BF16, engine, {**said, **sections, "link": None, "power": fitted_power(folder)})
 
 
 def awq(folder: Path, of_server: MeasuredProfile) -> MeasuredProfile:
@@ -100,6 +101,7 @@ def awq(folder: Path, of_server: MeasuredProfile) -> MeasuredProfile:
         **{
             "notes": AWQ_NOTES,
             "streams": None,
+            "power": None,  # nobody measured it with AWQ
             "real_runs": None,
             "step_time": step_time.model_copy(update={"decode": decode}),
         },

@@ -17,6 +17,7 @@ OPTIONAL = (
     "streams",
     "recorder",
     "link",
+    "power",
 )  # not written where there are none
 LAST = ("host", "front_end", "step_time", "noise")  # the long tables, below what a person reads
 

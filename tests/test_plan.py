@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from simbatch import simulate
 from simbatch.cli import cli
+from simbatch.sim.cost.power import GpuPower, kwh_per_million
 from simbatch.sim.errors import UserError
-from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths
+from simbatch.sim.plan.content import content
+from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
+from simbatch.sim.plan.fleet import FleetPlan, Rules
 from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of, left_out
-from simbatch.sim.plan.plan import FleetPlan, Rules, make_plan
+from simbatch.sim.plan.made import serve_lines
+from simbatch.sim.plan.plan import make_plan
 from simbatch.sim.plan.prices import parse_prices, per_million
+from simbatch.sim.plan.report import report, save
 from simbatch.sim.plan.search import SEQS, TOKENS, KindSearch, Option, together
+from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.search.run import Runner
+from simbatch.sim.search import run as search_run
+from simbatch.sim.search.cells import Cell
+from simbatch.sim.search.run import Runner, run_cells
 from simbatch.sim.tuning.goal import Limit
 
 SECONDS = 20.0
@@ -208,3 +218,82 @@ def test_mistakes_name_the_flag_and_the_mend(tmp_path: Path, changed: str, words
 
 def test_too_few_gpus_are_an_answer(tmp_path: Path) -> None:
     assert "more GPUs than --max-gpus" in run(tmp_path, f"{COMMAND} --limit p99_ttft_ms=400 --max-gpus 1 --spare 1")
+
+
+def test_a_mixed_group_is_taken_where_it_is_cheaper_and_keeps_the_limits(tmp_path: Path) -> None:
+    """What is over for a second H100 goes to an L40S."""
+    prices = parse_prices(["h100=3.5", "l40s=2"])
+    kinds = kinds_of("Llama-3.1-8B", Wanted(gpus=["h100", "l40s"], prices=prices))
+    asked, limits = demand(38.0), (Limit.parse("p99_ttft_ms=900"), Limit.parse("p99_tpot_ms=70"))
+    runner = Runner(asked.scenario, jobs=1)
+    ways: dict[str, Any] = {"routers": ["least_requests"], "seeds": [0], "rules": Rules(), "num_draws": 1}
+    found = make_plan(asked, kinds, limits, runner, **ways)
+    assert found.chosen is not None
+    assert found.chosen.beside is not None
+    assert found.cost_per_hour(found.chosen) == 5.5
+    assert [group["gpu"] for group in content(found)["groups"]] == ["h100", "l40s"]
+    assert "1 x H100 TP1 + 1 x L40S TP1" in report(found)
+    assert found.banded is not None  # both kinds are drawn, and both stand in the command lines
+    assert [line.split()[0] for line in serve_lines(found)][:4] == ["#", "vllm", "#", "vllm"]
+    save(found, tmp_path, 1)
+    run(tmp_path / "run", f"run {tmp_path / 'scenario.yaml'} --quiet")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert found.chosen.verdict is not None
+    assert {key: summary[key] for key in found.chosen.verdict.values} == found.chosen.verdict.values
+
+
+def test_a_day_is_planned_for_its_peak(tmp_path: Path) -> None:
+    """An hour at 0.2 req/s, in it 100 s at 5 req/s with timestamps: the busiest 100 s are found and named."""
+    seconds = [5.0 * i for i in range(720)] + [1800 + 0.2 * i for i in range(500)]
+    day = datetime(2026, 3, 1, tzinfo=UTC)
+    stamps = [(day + timedelta(seconds=second)).strftime("%Y-%m-%d %H:%M:%S.%f0") for second in sorted(seconds)]
+    stamped, plain = tmp_path / "day.csv", tmp_path / "day.jsonl"
+    stamped.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *(f"{at},200,20" for at in stamps), ""]))
+    rows = [{"arrival_s": second, "num_prompt_tokens": 200, "num_output_tokens": 20} for second in sorted(seconds)]
+    plain.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file, start in ((stamped, "2026-03-01T00:30:00.000000Z"), (plain, 1800)):
+        content = {"profile": "l40s-llama-3.1-8b-bf16", "workload": traffic_of_trace(file)}
+        asked = demand_of(Scenario.from_dict(content), None, growth=2.0, seconds=100.0)
+        assert asked.peak is not None
+        assert asked.peak.between[0] == start
+        assert asked.rate == pytest.approx(2 * 5.2, rel=0.01)
+        summary = simulate(asked.scenario.override(asked.settings(asked.rate))).summary
+        assert summary["completed"] == asked.peak.requests == 520
+        assert asked.settings(asked.own / 4)["workload.trace.limit"] == 500  # 500 at least
+    assert demand_of(Scenario.from_dict(content), None).peak is not None
+    assert demand_of(Scenario.from_dict(content), None, seconds=2000.0).peak is None
+    text = f"plan --model Llama-3.1-8B --trace {plain} --seconds 100 --gpus l40s --limit p99_ttft_ms=900 --no-bands"
+    assert "busiest 100 s, 1800 to 1900 by its own clock: 5.2 req/s" in run(tmp_path / "plan", f"{text} --jobs 1")
+
+
+def test_an_interrupted_plan_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = f"{COMMAND} --limit p99_ttft_ms=400 --no-bands -o {tmp_path}"
+    calls: list[int] = []
+
+    def interrupted(cells: Sequence[Cell], *rest: Any, **ways: Any) -> dict[str, Summary]:
+        calls.append(len(cells))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return run_cells(cells, *rest, **ways)
+
+    monkeypatch.setattr(search_run, "run_cells", interrupted)
+    result = CliRunner().invoke(cli, command.split())
+    assert result.exit_code != 0
+    assert "go on with --resume" in result.output
+    done, calls[:] = sum(calls[:3]), [0] * 5  # the second time nothing is interrupted
+    assert CliRunner().invoke(cli, [*command.split(), "--resume", "--quiet"]).exit_code == 0
+    simulations = json.loads((tmp_path / "run.json").read_text())["simulations"]
+    assert sum(calls) == simulations - done
+
+
+def test_energy_is_told_where_a_profile_knows_its_power() -> None:
+    power = GpuPower(idle_w=100, busy_w=300, per_token_j=0.01, error=0.05, source="a test")
+    assert power.watts(0.9, 15_000) == 520
+    assert kwh_per_million(720, 1000) == pytest.approx(0.2)
+    found = planned(demand(20.0), kinds_of("Llama-3.1-8B", Wanted(gpus=["h100", "l40s"])))
+    told = {sizing.kind.gpu: found.kwh_per_million(sizing) for sizing in found.sizings}
+    assert told["l40s"] is None
+    assert told["h100"] is not None
+    assert 0.05 < told["h100"] < 0.3  # 400 to 700 W at 1,200 output tokens a second
+    assert "kWh/M out" in report(found)
+    assert "is an estimate, within 5% on runs that it had not seen" in report(found)

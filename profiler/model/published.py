@@ -51,6 +51,17 @@ def published_config(name: str) -> dict[str, Any] | None:
     return None if known is None else published_models()[known]
 
 
+def is_known(model: str) -> bool:
+    """Whether `find_model` finds it: a folder with a config.json, one itself, or a name of the table."""
+    return has_own_config(model) or (_known(model) or _with_ending(model)[0]) is not None
+
+
+def has_own_config(model: str) -> bool:
+    """Whether a config is this very model's, and not of one that has its shape."""
+    path = Path(model)
+    return model in published_models() or stat_of(path / "config.json" if path.is_dir() else path) is not None
+
+
 def find_model(model: str | Path, assume: str | None = None) -> tuple[ModelConfig, str, tuple[str, ...]]:
     """A folder, a config.json, or a name of the table: its config, a short name, and what was taken for granted.
 
@@ -94,7 +105,9 @@ def _with_ending(name: str) -> tuple[str | None, str | None]:
     lower = name.lower()
     for ending in sorted(QUANTISED, key=len, reverse=True):
         if lower.endswith(f"-{ending}") and (found := _known(name[: -len(ending) - 1])) is not None:
-            return found, ending
+            own = _keys().get(f"{_key(found)}-{ending}")  # as its maker stores it
+            is_makers = own is not None and own.partition("/")[0] == name.partition("/")[0]
+            return (own, None) if is_makers else (found, ending)
     return None, None
 
 

@@ -20,6 +20,7 @@ from simbatch.sim.cost.memory import (
     Settled,
 )
 from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.power import GpuPower
 from simbatch.sim.cost.provenance import FitError, Link, RealRuns, RecorderFit, StreamFit
 from simbatch.sim.cost.step_time import Seconds, StepNoise, StepTime
 from simbatch.sim.errors import Problem, UserError
@@ -199,6 +200,7 @@ class MeasuredProfile(Profile):
     link: Link | None = Field(default=None, description="what all-reduce between its GPUs was computed from")
     error: FitError | None
     real_runs: RealRuns | None = Field(default=None, description="whole runs beside their simulation from this file")
+    power: GpuPower | None = Field(default=None, description="what one of its GPUs draws, measured in a server")
     range: MeasuredRange | None
 
     @property

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.plan import picture, report
+from simbatch.sim.plan.content import content
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
-from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of, left_out, parse_gpus
+from simbatch.sim.plan.fleet import FleetPlan, Rules
+from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of, left_out, other_weights, parse_gpus
 from simbatch.sim.plan.page import plan_page
-from simbatch.sim.plan.plan import FleetPlan, Rules, make_plan
+from simbatch.sim.plan.plan import make_plan
 from simbatch.sim.plan.prices import parse_prices
 from simbatch.sim.plan.search import ROUTERS
+from simbatch.sim.plan.words import sentence
 from simbatch.sim.report import style
 from simbatch.sim.report.page.page import page_writer
 from simbatch.sim.scenario import Scenario, resolve
@@ -84,20 +87,23 @@ class FleetQuestion:
         folder: Path | None = None,
         *,
         jobs: int = -1,
+        scheduler: str | None = None,
         resume: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> FleetAnswer:
-        """Simulate until it is known; with a `folder` every simulation is kept there."""
+        """Simulate until it is known, on `jobs` processes or a Dask `scheduler`; a `folder` keeps every simulation."""
         demand, kinds = self.asked
         store = None if folder is None else CellStore(folder / "cells")
-        runner = Runner(demand.scenario, store, jobs=jobs, resume=resume, progress=progress)
+        runner = Runner(demand.scenario, store, jobs=jobs, scheduler=scheduler, resume=resume, progress=progress)
         found = make_plan(
             *(demand, kinds, self.kept, runner),
             routers=self.routers or ROUTERS,
             seeds=seeds_of([demand.scenario], self.replications),
             rules=Rules(self.spare, self.wanted.gpus_per_node, self.max_gpus),
             num_draws=NUM_DRAWS if self.bands else 0,
+            others_of=partial(other_weights, kinds=kinds, wanted=self.wanted),
         )
+        found.notes += [] if demand.peak is None else [demand.peak.text()]
         found.notes += left_out(self.wanted.gpus or [], kinds)
         return FleetAnswer(found, runner.num_runs, runner.unread)
 
@@ -116,8 +122,8 @@ class FleetQuestion:
             mend = "name a scenario, or --model M with --prompt-len and --output-len, or with --trace"
             raise UserError(Problem("plan", "needs a FILE or a --model", NOTHING, mend))
         kinds = kinds_of(self.model, self.wanted)
-        content = {"profile": kinds[0].reference, **self._traffic(kinds)}
-        return self._changed(Scenario.from_dict(content, name="plan")), kinds
+        scenario = Scenario.from_dict({"profile": kinds[0].reference, **self._traffic(kinds)}, name="plan")
+        return self._changed(scenario), kinds
 
     def _traffic(self, kinds: Sequence[ReplicaKind]) -> dict[str, Any]:
         """The scenario's `workload`; of a preset its `slo` too."""
@@ -168,7 +174,7 @@ class FleetAnswer:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of plan.json."""
-        return report.content(self.found)
+        return content(self.found)
 
     def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
         """Write plan.json, the picture, the fleet's scenario and command lines, and with `html` report.html.
@@ -196,7 +202,7 @@ class FleetAnswer:
         return drawing
 
     def __repr__(self) -> str:
-        return f"FleetAnswer({report.sentence(self.found)})"
+        return f"FleetAnswer({sentence(self.found)})"
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(self.text())}</pre>"

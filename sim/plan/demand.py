@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plan.peak import PeakWindow, peak_of
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.rates import at_rate, own_rate, rates_of, rounded
 from simbatch.sim.workload.model import TrafficShape
@@ -28,6 +29,7 @@ class Demand:
     rate: float
     own: float
     seconds: float
+    peak: PeakWindow | None = None  # of a long trace the window that is planned for
 
     def settings(self, rate: float) -> Settings:
         """What makes the scenario's traffic `rate` requests per second, for as long as it lasts."""
@@ -39,12 +41,18 @@ class Demand:
         """As many requests as come in that time; a trace has those that it has."""
         workload = self.scenario.workload
         if workload.trace is not None:
-            return {}
+            return self._limit_of_trace(factor)
         if workload.mix is None:
             return {"workload.num_prompts": self._num_prompts(self.own * factor)}
         total = self._num_prompts(self.own * factor)
         rates = [rate for key, rate in rates_of(self.scenario).items() if _is_main(key)]
         return {f"workload.mix.{i}.num_prompts": max(1, round(total * rate / self.own)) for i, rate in enumerate(rates)}
+
+    def _limit_of_trace(self, factor: float) -> Settings:
+        """Of a peak window at a lower rate as many requests as come in its time."""
+        if self.peak is None or factor >= 1:
+            return {}
+        return {"workload.trace.limit": min(self.peak.requests, max(ceil(self.peak.requests * factor), MIN_REQUESTS))}
 
     def _num_prompts(self, rate: float) -> int:
         return min(max(ceil(rate * self.seconds), MIN_REQUESTS), MAX_REQUESTS)
@@ -62,8 +70,11 @@ def demand_of(scenario: Scenario, rate: float | None, growth: float = 1.0, secon
             raise UserError(Problem(flag, "must be a number above 0", value, f"for example {flag} 2"))
     if scenario.cluster is not None:
         scenario = scenario.override({"cluster": None}, origin="plan")
+    peak = peak_of(scenario, seconds or MAX_SECONDS)
+    if peak is not None:
+        scenario = scenario.override({"workload.trace.between": list(peak.between)}, origin="plan")
     own = own_requests_per_s(scenario)
-    return Demand(scenario, (rate or own) * growth, own, seconds or _seconds(scenario, own))
+    return Demand(scenario, (rate or own) * growth, own, seconds or _seconds(scenario, own), peak)
 
 
 def own_requests_per_s(scenario: Scenario) -> float:

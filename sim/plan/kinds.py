@@ -12,6 +12,7 @@ from simbatch.sim.commands.choose import shape_of
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import find_gpu
 from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.power import GpuPower
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plan.prices import GpuPrice, price_of, short_gpu
@@ -52,6 +53,11 @@ class ReplicaKind:
         """`H100 TP2`, `L40S TP1 (fp8, fp8 KV)` where the weights are not 16 bits."""
         weights = "" if self.weights in ("bf16", "fp16", "as written") else f" ({self.weights})"
         return f"{self.gpu.upper()} TP{self.tensor_parallel_size}{weights}"
+
+    @property
+    def power(self) -> GpuPower | None:
+        """What one of its GPUs draws, where the profile knows."""
+        return self.profile.power if isinstance(self.profile, MeasuredProfile) else None
 
     @property
     def trust(self) -> tuple[bool, bool]:
@@ -159,6 +165,19 @@ def _chosen(kinds: Sequence[ReplicaKind], wanted: Wanted, what: str, weights: It
         mend = f"with these weights there are {', '.join(there)}" if there else held
         raise UserError(Problem("plan", rule, what, mend or "`simbatch profiles list` shows what ships"))
     return sorted(best.values(), key=lambda kind: (kind.gpu, kind.tensor_parallel_size, kind.weights))
+
+
+def other_weights(kind: ReplicaKind, kinds: Sequence[ReplicaKind], wanted: Wanted) -> list[ReplicaKind]:
+    """Its model on as many of its GPU with weights that nobody asked for; the best known profile of each."""
+    if not isinstance(kind.profile, MeasuredProfile) or wanted.weights is not None:
+        return []
+    taken = {(each.gpu, each.weights) for each in kinds}
+    shape = (kind.gpu, kind.tensor_parallel_size)
+    found: dict[str, ReplicaKind] = {}
+    for other in sorted(_shipped(kind.profile.model, wanted.prices or {}), key=lambda each: each.trust):
+        if (other.gpu, other.tensor_parallel_size) == shape and (other.gpu, other.weights) not in taken:
+            found.setdefault(other.weights, other)
+    return [found[weights] for weights in sorted(found)]
 
 
 def left_out(gpus: Iterable[str], kinds: Iterable[ReplicaKind]) -> list[str]:

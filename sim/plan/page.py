@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from simbatch.sim.cost.trust import caveats, error_line
-from simbatch.sim.plan.plan import FleetPlan
-from simbatch.sim.plan.report import limited_by, report, scenario_content, sentence, serve_lines, shapes
-from simbatch.sim.plan.search import Sizing
+from simbatch.sim.plan.fleet import FleetPlan
+from simbatch.sim.plan.made import scenario_content, serve_lines
+from simbatch.sim.plan.report import report, shapes
+from simbatch.sim.plan.words import fleet_label, limited_by, sentence, shape_label
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, bars, is_wide, limit, points, span
 from simbatch.sim.report.page.page import PageTable, ReportPage
@@ -26,7 +27,7 @@ def plan_page(plan: FleetPlan) -> ReportPage:
     chosen, scenario = plan.chosen, plan.demand.scenario
     header, rows = shapes(plan)
     return ReportPage(
-        title=f"{_fleet(plan, chosen) if chosen else 'No fleet'} for {plan.demand.rate:g} req/s",
+        title=f"{fleet_label(plan, chosen) if chosen else 'No fleet'} for {plan.demand.rate:g} req/s",
         about=f"{len(plan.sizings)} shapes of fleets, sized by simbatch plan",
         answer=[*_answer(plan)],
         warnings=[*plan.notes],
@@ -38,10 +39,6 @@ def plan_page(plan: FleetPlan) -> ReportPage:
         seeds=plan.seeds,
         text=report(plan),
     )
-
-
-def _fleet(plan: FleetPlan, sizing: Sizing) -> str:
-    return f"{(sizing.replicas or 0) + plan.rules.spare} x {sizing.kind.label}"
 
 
 def _answer(plan: FleetPlan) -> Iterator[tuple[str, str]]:
@@ -74,7 +71,7 @@ def _cost_chart(plan: FleetPlan, each: Limit) -> PageChart:
             continue
         look = {"symbol": "star", "size": 16} if sizing is plan.chosen else {"size": 10}
         colour = COLOURS[i % len(COLOURS)]
-        name = _fleet(plan, sizing)
+        name = fleet_label(plan, sizing)
         hover = "%{x:,.2f}, %{y:,.4~g}"
         traces.append(points(name, [cost], [scale * value], colour, hover, marker=look))
     unit = f"{each.metric.title} (%)" if each.metric.is_share else each.metric.label
@@ -91,7 +88,7 @@ def _cost_bars(plan: FleetPlan) -> Iterator[PageChart]:
     known = [(sizing, cost) for sizing in plan.ranked if (cost := plan.cost_per_hour(sizing)) is not None]
     if len(known) < 2:
         return
-    names = [_fleet(plan, sizing) for sizing, _ in known]
+    names = [fleet_label(plan, sizing) for sizing, _ in known]
     colours = [CHOSEN if sizing is plan.chosen else OTHER for sizing, _ in known]
     texts = [f"{cost:,.2f}" for _, cost in known]
     look = {"text": texts, "textposition": "inside", "insidetextanchor": "start"}
@@ -122,7 +119,7 @@ def _draws_chart(plan: FleetPlan) -> Iterator[PageChart]:
 
 
 def _why(plan: FleetPlan) -> PageTable:
-    rows = [(sizing.kind.label, limited_by(plan, sizing)) for sizing in plan.ranked]
+    rows = [(shape_label(sizing), limited_by(plan, sizing)) for sizing in plan.ranked]
     return PageTable("What limits each", ("", ""), rows, num_left=2)
 
 

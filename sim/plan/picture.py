@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.plan.plan import FleetPlan
+from simbatch.sim.plan.fleet import FleetPlan
+from simbatch.sim.plan.words import fleet_label
 from simbatch.sim.report import style
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def draw(drawing: Figure, plan: FleetPlan) -> None:
     """A point a shape that keeps the limits, the chosen one among them; the first limit as a line."""
     limit, down = plan.limits[0], plan.limits[0].metric.aim == "lower"
     points = [
-        (cost, value, f"{sizing.replicas} x {sizing.kind.label}")
+        (cost, value, fleet_label(plan, sizing))
         for sizing in plan.ranked
         if (cost := plan.cost_per_hour(sizing)) is not None
         and sizing.verdict is not None

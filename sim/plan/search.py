@@ -18,10 +18,10 @@ from math import ceil, inf
 from typing import Any, TypeVar
 
 from simbatch.sim.errors import UserError
-from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.plan.demand import Demand, Settings
 from simbatch.sim.plan.kinds import ReplicaKind
-from simbatch.sim.results.runs import Summary, refusal_of
+from simbatch.sim.plan.verdict import Verdict
+from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Resolved, resolve
 from simbatch.sim.tuning.goal import Limit
 
@@ -34,67 +34,9 @@ Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]
 PRECISION = 1.05  # of one replica's capacity
 BETTER = 1.08  # by which settings must raise it
 ALONE = 0.05  # with so few requests in the system on average, a lower rate changes nothing
-MAX_REFUSED = 0.001  # share of the requests that may be rejected or refused
 SEQS, TOKENS = "engine.max_num_seqs", "engine.max_num_batched_tokens"
 SEQS_TRIED, TOKENS_TRIED = (32, 64, 128, 256, 512), (1024, 2048, 4096, 8192, 16384)
 ROUTERS = ("least_requests", "prefix_aware", "round_robin")
-REFUSED = "refused"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the runs of one fleet at one rate say of the limits: the worst run of each figure."""
-
-    values: Mapping[str, float | None]
-    excess: Mapping[str, float]  # by which share each limit is broken (above 0) or kept (below)
-    is_overloaded: bool
-    refused_share: float
-    throughput: float  # requests per second, the least
-    output_throughput: float
-    input_throughput: float
-    concurrency: float
-
-    @classmethod
-    def of(cls, summaries: Sequence[Summary], limits: Sequence[Limit]) -> Verdict:
-        """Of the runs under several seeds."""
-        figures = [{limit.metric.key: limit.metric.of(summary) for limit in limits} for summary in summaries]
-        worst = [max(figures, key=lambda run, key=limit: key.excess(run[key.metric.key])) for limit in limits]  # type: ignore[misc]
-        values = {limit.metric.key: run[limit.metric.key] for limit, run in zip(limits, worst, strict=True)}
-        return cls(
-            values=values,
-            excess={limit.metric.key: limit.excess(values[limit.metric.key]) for limit in limits},
-            is_overloaded=any(refusal_of(summary) == OVERLOADED for summary in summaries),
-            refused_share=max(map(_refused_share, summaries)),
-            throughput=min(float(summary["request_throughput"] or 0.0) for summary in summaries),
-            output_throughput=_mean([float(summary["output_throughput"] or 0.0) for summary in summaries]),
-            input_throughput=_mean([_input_throughput(summary) for summary in summaries]),
-            concurrency=max(summary["simbatch"]["mean_concurrent_requests"] or 0.0 for summary in summaries),
-        )
-
-    @property
-    def broken(self) -> dict[str, float]:
-        """What is broken, by which share; a growing queue and refused requests among them."""
-        found = {key: excess for key, excess in self.excess.items() if excess > 0}
-        if self.is_overloaded:
-            found[OVERLOADED] = inf
-        if self.refused_share > MAX_REFUSED:
-            found[REFUSED] = self.refused_share
-        return found
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether every limit is kept."""
-        return not self.broken
-
-    @property
-    def margin(self) -> float:
-        """By how much the limit that is nearest is kept; below 0 where it is broken."""
-        return -max([*self.excess.values(), *self.broken.values()], default=-1.0)
-
-    @property
-    def nearest(self) -> str | None:
-        """What is broken most, or would be next."""
-        return max(self.broken or self.excess, key=lambda key: (self.broken or self.excess)[key], default=None)
 
 
 @dataclass(frozen=True)
@@ -105,11 +47,21 @@ class Option:
     router: str
 
 
+@dataclass(frozen=True)
+class FleetPart:
+    """Replicas of another kind that serve beside those of the first."""
+
+    kind: ReplicaKind
+    replicas: int
+    engine: Mapping[str, Any]
+
+
 @dataclass
 class Sizing:
     """What came of one kind: `replicas` keep the limits (None: no number does), under `option`, as `verdict` says.
 
-    `capacity` is one replica's, in requests per second; `refusal` says why the kind cannot be simulated at all.
+    `capacity` is one replica's, in requests per second; `refusal` says why the kind cannot be simulated at all. In a
+    mixed fleet others serve `beside` them, whose number stays.
     """
 
     kind: ReplicaKind
@@ -120,11 +72,7 @@ class Sizing:
     one_fewer: Verdict | None = None
     refusal: str | None = None
     runners_up: list[Option] = field(default_factory=list)
-
-    @property
-    def num_gpus(self) -> int | None:
-        """GPUs of all replicas."""
-        return None if self.replicas is None else self.replicas * self.kind.tensor_parallel_size
+    beside: FleetPart | None = None
 
 
 def together(askings: Mapping[Key, Asking[Found]], evaluate: Evaluate) -> dict[Key, Found]:
@@ -154,10 +102,11 @@ class KindSearch:
         seeds: Sequence[int],
         routers: Sequence[str],
         max_replicas: int,
+        beside: FleetPart | None = None,
     ) -> None:
         self.kind, self.demand, self.limits, self.seeds, self.routers = kind, demand, limits, seeds, routers
-        self.max_replicas = max_replicas
-        self._own = _settings_of_kind(kind, demand)
+        self.max_replicas, self.beside = max_replicas, beside
+        self._own = settings_of_kind(kind, demand)
 
     def size(self) -> Asking[Sizing]:
         """The whole search."""
@@ -183,9 +132,18 @@ class KindSearch:
     def fleet(self, rate: float, replicas: int, option: Option) -> Settings:
         """The changes of the scenario that make it this fleet at this rate."""
         settings = {**self._own, **self.demand.settings(rate), **option.engine}
+        if self.beside is not None:
+            groups = [{"replicas": replicas}, self._group_beside(self.beside, option)]
+            return settings | {"cluster": {"groups": groups, "router": {"name": option.router}}}
         if replicas > 1:
             settings |= {"cluster": {"replicas": replicas, "router": {"name": option.router}}}
         return settings
+
+    def _group_beside(self, part: FleetPart, option: Option) -> dict[str, Any]:
+        """The other kind's replicas, without the settings that the first kind's have of their own."""
+        changed = {**dict.fromkeys(option.engine), **settings_of_kind(part.kind, self.demand), **part.engine}
+        engine = {key.removeprefix("engine."): value for key, value in changed.items() if key != "profile"}
+        return {"replicas": part.replicas, "profile": part.kind.reference, "engine": engine}
 
     def judge(self, fleets: Sequence[Settings]) -> Asking[list[Verdict]]:
         """Each under every seed."""
@@ -288,25 +246,10 @@ def refusal_of_settings(demand: Demand, settings: Settings) -> str | None:
     return None
 
 
-def _settings_of_kind(kind: ReplicaKind, demand: Demand) -> Settings:
+def settings_of_kind(kind: ReplicaKind, demand: Demand) -> Settings:
     """The profile; a number of blocks belongs to the scenario's own alone."""
     own = demand.scenario.profile
     if kind.reference == own:
         return {}
     drop = {"engine.num_gpu_blocks_override": None} if demand.scenario.engine.num_gpu_blocks_override else {}
     return {"profile": kind.reference, **drop}
-
-
-def _refused_share(summary: Summary) -> float:
-    requests = summary["simbatch"]["requests"]
-    lost = sum(int(requests.get(kind, 0)) for kind in ("rejected", "refused"))
-    return lost / max(1, int(requests["total"]))
-
-
-def _input_throughput(summary: Summary) -> float:
-    duration = summary["duration"]
-    return float(summary["total_input_tokens"]) / duration if duration else 0.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -202,11 +202,12 @@ class Runner:
         store: CellStore | None = None,
         *,
         jobs: int = -1,
+        scheduler: str | None = None,
         resume: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self._scenario, self._store, self._jobs, self._progress = scenario, store, jobs, progress
-        self._resume = resume
+        self._scheduler, self._resume = scheduler, resume
         self._known: dict[str, Summary] = {}
 
     def __call__(self, asked: Sequence[tuple[Settings, int]]) -> list[Summary]:
@@ -217,7 +218,7 @@ class Runner:
             self._known |= {key: found for key in new if (found := self._store.get(key)) is not None}
         missing = [cell for key, cell in new.items() if key not in self._known]
         if missing:
-            self._known |= run_cells(missing, self._store, jobs=self._jobs)
+            self._known |= run_cells(missing, self._store, jobs=self._jobs, scheduler=self._scheduler)
         if self._progress is not None:
             self._progress(self.num_runs)
         return [self._known[cell.key] for cell in cells]

@@ -45,6 +45,7 @@ def init(
     """
     import json
 
+    from simbatch.profiler.model.facts import facts_of
     from simbatch.sim.commands.init import Wish, make
     from simbatch.sim.files import write_text
     from simbatch.sim.paths import check_target
@@ -53,7 +54,7 @@ def init(
     if trace is not None and preset is not None:
         raise UserError(Problem("--preset", "cannot stand beside --trace", preset, "give one of the two"))
     check_target(target, [Path(path) for path in (line, trace) if path is not None and len(path) < 1024])
-    made = make(line, Wish(gpu, profile, trace, reading_of(trace), rate, preset, slo_of(limits)), target)
+    made = make(line, Wish(gpu, profile, trace, reading_of(trace), rate, preset, slo_of(limits), facts_of), target)
     write_text(target, made.text)
     if as_json:
         click.echo(json.dumps(made.as_json(), indent=2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,9 @@ from simbatch.cli._options import (
     version_option,
     with_trace_flags,
 )
-from simbatch.cli._output import Output, progress_of
+from simbatch.cli._output import Output, progress_of, say_to
 from simbatch.cli._trace_options import reading_of, trace_options
+from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.sim.plan.ask import FleetQuestion
@@ -55,6 +58,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
 @jobs_option
 @html_option
+@click.option("--scheduler", metavar="ADDRESS", help="A Dask cluster instead: tcp://host:8786.")
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier plan has run.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan.json instead of the report.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -63,6 +67,7 @@ def plan(
     folder: Path | None,
     jobs: int,
     html: bool,
+    scheduler: str | None,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -77,12 +82,25 @@ def plan(
     from simbatch.sim.plan.ask import checked
     from simbatch.sim.plan.report import OWN_FILES
 
+    if scheduler is not None and jobs != -1:
+        raise UserError(Problem("--jobs", "says nothing to a cluster: its workers do", jobs, "leave it out"))
     question = checked(_question(file, asked))
     output = Output(folder, f"{file.stem}-plan" if file is not None else "plan", OWN_FILES)
-    with progress_of("plan", None, quiet=quiet) as progress:
-        found = question.answer(output.folder, jobs=jobs, resume=resume, progress=progress)
+    where: dict[str, Any] = {"jobs": jobs, "scheduler": scheduler, "resume": resume}
+    with progress_of("plan, simulations", None, quiet=quiet) as progress, _kept(output.folder, quiet=quiet):
+        found = question.answer(output.folder, progress=progress, **where)
     written = found.save(output.folder, html=html)
     output.show(written, found.text, "plan.json" if as_json else None, quiet=quiet, unread=found.unread)
+
+
+@contextmanager
+def _kept(folder: Path, *, quiet: bool) -> Iterator[None]:
+    """Say how to go on when it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say_to(quiet=quiet)(f"the simulations so far are in {folder / 'cells'}; go on with --resume")
+        raise
 
 
 def _question(file: Path | None, asked: dict[str, Any]) -> FleetQuestion:

@@ -60,6 +60,7 @@ class TraceSource:
         self._has_turns = has_turns
         self._priorities, self._tenants, self._seed = priorities or [], tenants or [], seed
         self._taken: int | None = None  # rows, when all is read
+        self._first = 0  # when the first of them came, ps since the file's first row
         self._has_ids: bool | None = None  # by the first batch
         self._has_tenants: bool | None = None  # by the batches so far
 
@@ -99,6 +100,11 @@ class TraceSource:
                 why = ", ".join(f"{key}: {value}" for key, value in limits.items())
                 yield f"{left:,} of its {total:,} rows were left out ({why})"
 
+    def moment(self, since_ps: int) -> str | int | float:
+        """What the file's own clock says so long after the first request, as `between` takes it; complete when read."""
+        clock = self._reader.clock
+        return clock.shown((clock.origin or 0) + self._first + since_ps)
+
     def unread(self) -> list[str]:
         """One sentence for each thing of the file that was not simulated, and for how it was read."""
         lines = list(self.notes)
@@ -123,7 +129,7 @@ class TraceSource:
             kept = self._without_empty(batch, None if limit is None else limit - num_requests)
             if len(kept):
                 last = self._check(kept, last)
-                first = int(kept.arrival[0]) if first is None else first
+                first = self._first = int(kept.arrival[0]) if first is None else first
                 num_requests += len(kept)
                 drawn = (draw_shares(self._priorities, priorities, len(kept)),)
                 times = self._times(kept, first)

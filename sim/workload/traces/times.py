@@ -106,6 +106,13 @@ class Clock:
             return TimestampParser()(value)
         return self.exact(value)
 
+    def shown(self, ps: int) -> str | int | float:
+        """The value of `between` that is this moment: a timestamp, or a number of the file's unit."""
+        if self.unit == "iso":
+            return f"{(_EPOCH + timedelta(microseconds=ps // 1_000_000)):%Y-%m-%dT%H:%M:%S.%f}Z"
+        unit_ps: int = 10 ** _EXPONENTS[self.unit or "s"]
+        return ps / unit_ps if ps % unit_ps else ps // unit_ps
+
     def _plain(self, value: object) -> object:
         return value.replace(",", ".") if self.decimal_comma and isinstance(value, str) else value
 

@@ -1,0 +1,121 @@
+"""The content of plan.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simbatch.sim.plan.fleet import FleetPlan, engines_of
+from simbatch.sim.plan.made import serve_lines
+from simbatch.sim.plan.search import FleetPart, Sizing, resolved_with
+from simbatch.sim.plan.words import band_of, limited_by, nearest, sentence
+
+SHOWN = ("max_num_seqs", "max_num_batched_tokens", "max_model_len")
+
+
+def content(plan: FleetPlan) -> dict[str, Any]:
+    """The content of plan.json."""
+    chosen = plan.chosen
+    return {
+        "feasible": chosen is not None,
+        "answer": sentence(plan),
+        "num_gpus": chosen and plan.rules.paid_gpus(chosen),
+        "num_gpus_low": gpus_between(plan)[0],
+        "num_gpus_high": gpus_between(plan)[1],
+        "groups": _groups(plan, chosen),
+        "router": chosen and chosen.option.router,
+        "cost_per_hour": chosen and plan.cost_per_hour(chosen),
+        "gpu_hours_per_hour": chosen and plan.rules.paid_gpus(chosen),
+        "cost_per_million_output_tokens": chosen and plan.cost_per_million(chosen),
+        "cost_per_million_input_tokens": chosen and plan.cost_per_million(chosen, "input"),
+        "kwh_per_million_output_tokens": chosen and plan.kwh_per_million(chosen),
+        "metrics": _metrics(plan, chosen or nearest(plan)),
+        "in_doubt": None if plan.banded is None else plan.banded.bands.narrow(limited_keys(plan)),
+        "rate_per_s": plan.demand.rate,
+        "limits": [{"metric": limit.metric.key, "bound": limit.bound} for limit in plan.limits],
+        "spare": plan.rules.spare,
+        "growth": plan.growth and {"factor": plan.growth.factor, "breaks": plan.growth.breaks},
+        "one_down": plan.one_down and {"kept": plan.one_down.is_kept, "metrics": dict(plan.one_down.values)},
+        "seeds": plan.seeds,
+        "seconds": plan.demand.seconds,
+        "peak": plan.demand.peak and vars(plan.demand.peak),
+        "shapes": [_shape(plan, sizing) for sizing in plan.ranked],
+        "other_weights": [_shape(plan, sizing) for sizing in plan.other_weights],
+        "mixed_tried": [_shape(plan, sizing) for sizing in plan.mixes],
+        "vllm_serve": serve_lines(plan),
+        "notes": plan.notes,
+    }
+
+
+def _groups(plan: FleetPlan, sizing: Sizing | None) -> list[dict[str, Any]]:
+    """Each kind of replica: how many, and what they run with, vLLM's defaults of what decides among it."""
+    if sizing is None:
+        return []
+    return [
+        {
+            "profile": part.kind.profile.name,
+            "gpu": part.kind.gpu,
+            "tensor_parallel_size": part.kind.tensor_parallel_size,
+            "replicas": part.replicas,
+            "engine": {key: engine[key] for key in SHOWN},
+        }
+        for part, settings in engines_of(plan, sizing)
+        for engine in [resolved_with(plan.demand, settings).engine_settings()]
+    ]
+
+
+def gpus_between(plan: FleetPlan) -> tuple[int | None, int | None]:
+    """The fewest and the most GPUs over the draws; both as chosen without them, None where some draw has no number."""
+    chosen = plan.chosen
+    if chosen is None:
+        return None, None
+    if plan.banded is None:
+        return plan.rules.paid_gpus(chosen), plan.rules.paid_gpus(chosen)
+    low, high = plan.banded.low, plan.banded.high
+    return tuple(None if n is None else plan.rules.gpus_with(chosen, n) for n in (low, high))  # type: ignore[return-value]
+
+
+def _metrics(plan: FleetPlan, sizing: Sizing | None) -> dict[str, Any]:
+    if sizing is None or sizing.verdict is None:
+        return {}
+    found = {}
+    for limit in plan.limits:
+        value, band = sizing.verdict.values[limit.metric.key], band_of(plan, limit, sizing.verdict)
+        low, high = (value, value) if band is None else (band.low, band.high)
+        found[limit.metric.key] = {"value": value, "low": low, "high": high}
+    return found
+
+
+def _shape(plan: FleetPlan, sizing: Sizing) -> dict[str, Any]:
+    kind = sizing.kind
+    return {
+        "profile": kind.profile.name,
+        "gpu": kind.gpu,
+        "tensor_parallel_size": kind.tensor_parallel_size,
+        "weights": kind.weights,
+        "beside": _beside(sizing.beside),
+        "feasible": sizing.verdict is not None and sizing.verdict.is_kept,
+        "replicas": None if sizing.replicas is None else sizing.replicas + plan.rules.spare,
+        "num_gpus": plan.rules.paid_gpus(sizing),
+        "engine": {key.removeprefix("engine."): value for key, value in sizing.option.engine.items()},
+        "router": sizing.option.router,
+        "capacity_per_replica": sizing.capacity,
+        "price_per_gpu_hour": kind.price and kind.price.per_hour,
+        "price_source": kind.price and kind.price.source,
+        "cost_per_hour": plan.cost_per_hour(sizing),
+        "cost_per_million_output_tokens": plan.cost_per_million(sizing),
+        "cost_per_million_input_tokens": plan.cost_per_million(sizing, "input"),
+        "kwh_per_million_output_tokens": plan.kwh_per_million(sizing),
+        "metrics": {} if sizing.verdict is None else dict(sizing.verdict.values),
+        "limited_by": limited_by(plan, sizing),
+    }
+
+
+def _beside(part: FleetPart | None) -> dict[str, Any] | None:
+    if part is None:
+        return None
+    return {"profile": part.kind.profile.name, "gpu": part.kind.gpu, "replicas": part.replicas}
+
+
+def limited_keys(plan: FleetPlan) -> list[str]:
+    """The figures that have a limit."""
+    return [limit.metric.key for limit in plan.limits]
