@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from simbatch import Scenario, simulate
+from simbatch.profiler.model.published import published_models
+from simbatch.sim.plan.demand import own_requests_per_s
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.flags import parse, spellings, table
-from simbatch.sim.scenario.presets import PRESETS
+from simbatch.sim.scenario.presets import PRESETS, Preset, SessionPreset
 from tests.test_cli import run
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -186,7 +188,56 @@ def test_a_command_has_its_config_file_beside_it(capsys: pytest.CaptureFixture[s
     assert Scenario.load("made.yaml").engine.max_num_seqs == 8  # the command line wins
 
 
-@pytest.mark.parametrize("name", PRESETS)
+ODD = "LlamaForCausalLM, 20 layers of 4,096, 5.41 B parameters"
+FP8 = {"num_bits": 8, "type": "float"}
+STORED = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {
+        "group_0": {"targets": ["Linear"], "weights": FP8, "input_activations": {**FP8, "dynamic": True}}
+    },
+    "kv_cache_scheme": FP8,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "h100-llama-3.1-8b-bf16-measured"),
+        ({"vocab_size": 128264, "quantization_config": STORED}, "h100-llama-3.1-8b-fp8-kvfp8"),  # some added tokens
+        ({"num_hidden_layers": 20}, f"({ODD}) in bf16 on 1 x h100"),
+    ],
+)
+def test_a_checkpoint_of_ones_own_goes_by_its_config(
+    change: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my-checkpoint").mkdir()
+    Path("my-checkpoint/config.json").write_text(json.dumps(published_models()[LLAMA] | change))
+    if expected.startswith("("):
+        assert run("init", "vllm serve ./my-checkpoint", "--gpu", "h100", "-o", "made.yaml") == 2
+        said = capsys.readouterr().err
+        assert expected in said
+        assert "simbatch estimate ./my-checkpoint --gpu h100 -o mine.json" in said
+    else:
+        assert init(capsys, "vllm serve ./my-checkpoint", "--gpu", "h100")["profile"] == expected
+
+
+RENAMED = {
+    "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic": "h100-llama-3.1-8b-fp8",
+    "neuralmagic/Meta-Llama-3.1-70B-Instruct-FP8 -tp 2": "h100-llama-3.1-70b-fp8-tp2",
+    "nvidia/Llama-3.1-70B-Instruct-FP8 -tp 2": "h100-llama-3.1-70b-fp8-kvfp8-tp2",  # its config asks for the cache too
+    "unsloth/Llama-3.3-70B-Instruct -tp 4": "h100-llama-3.1-70b-bf16-tp4",
+    "unsloth/Qwen3-30B-A3B-Instruct-2507": "h100-qwen3-30b-a3b-bf16",
+    "Qwen/Qwen3-30B-A3B-Thinking-2507-FP8": "h100-qwen3-30b-a3b-fp8_block",
+    "/models/Llama-3.1-8B-Instruct": "h100-llama-3.1-8b-bf16-measured",
+}
+
+
+@pytest.mark.parametrize(("line", "profile"), RENAMED.items(), ids=lambda text: text.split()[0])
+def test_a_renamed_checkpoint_is_found(line: str, profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert init(capsys, f"vllm serve {line}", "--gpu", "h100")["profile"] == profile
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if isinstance(preset, Preset)])
 def test_presets_are_traffic_at_the_rate_that_is_asked_for(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     init(capsys, f"vllm serve {LLAMA}", "--gpu", "h100", "--preset", name, "--rate", "2", "--slo", "ttft_ms=700")
     scenario = Scenario.load("made.yaml")
@@ -197,6 +248,23 @@ def test_presets_are_traffic_at_the_rate_that_is_asked_for(name: str, capsys: py
     assert result.summary["completed"] == 60
     if name == "rag":
         assert result.requests["num_cached_tokens"].sum() > 60 * 256
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if isinstance(preset, SessionPreset)])
+def test_presets_of_sessions_begin_so_many_that_their_turns_come_at_the_rate(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"vllm serve {LLAMA} --max-model-len 32768"
+    init(capsys, line, "--gpu", "h100", "--preset", name, "--rate", "2")
+    scenario = Scenario.load("made.yaml")
+    assert own_requests_per_s(scenario) == pytest.approx(2, rel=0.25)  # its few sessions' turns, by chance
+    assert "Assumed: " in Path("made.yaml").read_text()
+    few = scenario.override({"workload.sessions.num_sessions": 4})
+    assert few.workload.sessions is not None
+    assert few.workload.sessions.max_context == 32768
+    result = simulate(few)
+    assert result.summary["failed"] == 0
+    assert result.requests["num_cached_tokens"].sum() > 0.3 * result.requests["num_prompt_tokens"].sum()
 
 
 def test_a_trace_is_brought_to_the_rate_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ FILE = "published.json"
 # Endings of names that do not change a shape.
 VARIANT = re.compile(r"[-_](instruct|it|chat|base|hf|thinking|pt|\d{4}|v?0\.\d)$")
 QUANTISED = {  # endings that say how a checkpoint is stored, and what that means
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP},
+    **{key: {"quant_method": "awq", "bits": 4, "group_size": GROUP} for key in ("awq", "awq-4bit", "awq-int4")},
     "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": GROUP},
     "gptq-int8": {"quant_method": "gptq", "bits": 8, "group_size": GROUP},
     "fp8": {"quant_method": "fp8"},
@@ -32,7 +32,7 @@ QUANTISED = {  # endings that say how a checkpoint is stored, and what that mean
         "quant_method": "compressed-tensors",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"type": "int", "num_bits": 8}}},
     },
-    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    **{key: {"quant_method": "modelopt", "quant_algo": "NVFP4"} for key in ("nvfp4", "fp4")},
     "bnb-4bit": {"quant_method": "bitsandbytes", "load_in_4bit": True},
 }
 
@@ -49,6 +49,17 @@ def published_config(name: str) -> dict[str, Any] | None:
     """The config of a model of the table, or of one that has its shape; None for others."""
     known = _known(name)
     return None if known is None else published_models()[known]
+
+
+def is_known(model: str) -> bool:
+    """Whether `find_model` finds it: a folder with a config.json, one itself, or a name of the table."""
+    return has_own_config(model) or (_known(model) or _with_ending(model)[0]) is not None
+
+
+def has_own_config(model: str) -> bool:
+    """Whether a config is this very model's, and not of one that has its shape."""
+    path = Path(model)
+    return model in published_models() or stat_of(path / "config.json" if path.is_dir() else path) is not None
 
 
 def find_model(model: str | Path, assume: str | None = None) -> tuple[ModelConfig, str, tuple[str, ...]]:
@@ -94,7 +105,9 @@ def _with_ending(name: str) -> tuple[str | None, str | None]:
     lower = name.lower()
     for ending in sorted(QUANTISED, key=len, reverse=True):
         if lower.endswith(f"-{ending}") and (found := _known(name[: -len(ending) - 1])) is not None:
-            return found, ending
+            own = _keys().get(f"{_key(found)}-{ending}")  # as its maker stores it
+            is_makers = own is not None and own.partition("/")[0] == name.partition("/")[0]
+            return (own, None) if is_makers else (found, ending)
     return None, None
 
 

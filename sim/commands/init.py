@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.commands.choose import choose, longest_of, weights_of
+from simbatch.sim.commands.choose import Facts, choose, longest_of, weights_of
 from simbatch.sim.commands.files import config_words, read_commands
 from simbatch.sim.commands.settings import Served, read_server
 from simbatch.sim.commands.shell import Command
@@ -35,6 +35,7 @@ class Wish:
     rate: float | None = None
     preset: str | None = None
     slo: Mapping[str, float] | None = None
+    facts: Facts = lambda _: None  # what is known of models
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def make(reference: str, wish: Wish, target: Path) -> Made:
     serve = next((one for one in commands if one.kind == "serve"), None)
     bench = next((one for one in commands if one.kind == "bench"), None)
     served = read_server(_with_config(serve or _for_bench(bench), Path(reference).parent))
+    served.facts = wish.facts(served.model)
     name, profile = _profile_of(served, wish, (serve or Command("serve", [])).gpu)
     _fit_memory(served, profile)
     offered = _traffic(served, wish, bench, profile, target.parent)
@@ -102,7 +104,7 @@ def _with_config(command: Command, folder: Path) -> Command:
 
 def _profile_of(served: Served, wish: Wish, stated_gpu: str) -> tuple[str, MeasuredProfile]:
     """The profile that was named, else the one that ships for it."""
-    name = choose(served, gpu_of(wish.gpu or stated_gpu or None)) if wish.profile is None else wish.profile
+    name = choose(served, gpu_of(wish.gpu or stated_gpu or None), wish.facts) if wish.profile is None else wish.profile
     profile = load_profile(name, folder=Path())
     if not isinstance(profile, MeasuredProfile):
         raise UserError(Problem("--profile", "names no model and no GPU", name, "take one that ships"))
@@ -125,7 +127,7 @@ def _fit_memory(served: Served, profile: MeasuredProfile) -> None:
     if served.kv_cache_bytes is not None:
         block = memory.kv_bytes_per_token * (served.engine.get("block_size") or memory.block_size)
         served.engine["num_gpu_blocks_override"] = max(2, served.kv_cache_bytes // block)
-    longest = longest_of(served.model)
+    longest = longest_of(served)
     if served.longest_that_fits:
         served.engine["max_model_len"] = min(_cache_tokens(served, profile), longest or profile.max_model_len)
     elif "max_model_len" not in served.engine and longest is not None and longest < profile.max_model_len:

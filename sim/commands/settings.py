@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from simbatch.sim.commands.shell import Command
 from simbatch.sim.errors import Problem, UserError
@@ -13,11 +13,27 @@ from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.flags import Given, entries, number, parse, whole_number
 from simbatch.sim.scheduler.versions import NEWEST, parse_version
 
+VOCAB_TOLERANCE = 0.02  # tokens that somebody added; more is another model
 FITS = "the longest that fits the KV cache"
 _IMAGE_VERSION = re.compile(r":v?(\d+\.\d+)(?:\.\d+)?")
 _QUIET = re.compile(r"(VLLM_)?(HF_|HUGGING|NCCL_|CUDA_|NVIDIA_|TRANSFORMERS_|LOG|.*LOGGING|.*API_KEY|.*CACHE|.*TOKEN)")
 _FULL = ("full_and_piecewise",)  # the mode of CUDA graphs that is vLLM's own
 _POOLING = ("runner", "convert", "task", "pooler_config", "override_pooler_config")
+
+
+class ModelFacts(NamedTuple):
+    """What is known of a model's config: models of equal `layers` and about one vocabulary take as long for a step."""
+
+    layers: Hashable
+    vocab_size: int
+    weights: str  # as its checkpoint stores them, in the words of profiles; nothing: as they were published
+    kv_cache_dtype: str  # that its checkpoint asks for, or auto
+    max_model_len: int
+    words: str  # of its size, for messages
+
+    def is_alike(self, other: ModelFacts) -> bool:
+        """Whether steps of both last alike, in the same weights."""
+        return self.layers == other.layers and abs(self.vocab_size / other.vocab_size - 1) <= VOCAB_TOLERANCE
 
 
 @dataclass
@@ -34,6 +50,7 @@ class Served:
     replicas: int = 1
     kv_cache_bytes: int | None = None
     longest_that_fits: bool = False
+    facts: ModelFacts | None = None  # None: nobody knows its config
 
 
 def read_server(command: Command) -> Served:

@@ -22,7 +22,9 @@ KINDS = (("used", "simulated"), ("no_effect", "no effect on scheduling"), ("not_
 @click.option("--profile", metavar="P", help="This profile, not the one that the command's model and GPU choose.")
 @click.option("--trace", metavar="FILE", help="Its requests are the traffic.")
 @trace_options
-@click.option("--preset", metavar="NAME", help="Traffic by name: chat, code, rag, summarize.")
+@click.option(
+    "--preset", metavar="NAME", help="Traffic by name: chat, code, rag, summarize, chat_sessions, coding_agent."
+)
 @click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Requests a second.")
 @click.option("--slo", "limits", multiple=True, metavar="KEY=MS", help="--slo ttft_ms=1000 --slo tpot_ms=50.")
 @click.option("--json", "as_json", is_flag=True, help="Print what became of each flag as JSON.")
@@ -45,6 +47,7 @@ def init(
     """
     import json
 
+    from simbatch.profiler.model.facts import facts_of
     from simbatch.sim.commands.init import Wish, make
     from simbatch.sim.files import write_text
     from simbatch.sim.paths import check_target
@@ -53,7 +56,7 @@ def init(
     if trace is not None and preset is not None:
         raise UserError(Problem("--preset", "cannot stand beside --trace", preset, "give one of the two"))
     check_target(target, [Path(path) for path in (line, trace) if path is not None and len(path) < 1024])
-    made = make(line, Wish(gpu, profile, trace, reading_of(trace), rate, preset, slo_of(limits)), target)
+    made = make(line, Wish(gpu, profile, trace, reading_of(trace), rate, preset, slo_of(limits), facts_of), target)
     write_text(target, made.text)
     if as_json:
         click.echo(json.dumps(made.as_json(), indent=2))
