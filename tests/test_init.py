@@ -11,10 +11,11 @@ import yaml
 
 from simbatch import Scenario, simulate
 from simbatch.profiler.model.published import published_models
+from simbatch.sim.plan.demand import own_requests_per_s
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.flags import parse, spellings, table
-from simbatch.sim.scenario.presets import PRESETS
+from simbatch.sim.scenario.presets import PRESETS, Preset, SessionPreset
 from tests.test_cli import run
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -236,7 +237,7 @@ def test_a_renamed_checkpoint_is_found(line: str, profile: str, capsys: pytest.C
     assert init(capsys, f"vllm serve {line}", "--gpu", "h100")["profile"] == profile
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if isinstance(preset, Preset)])
 def test_presets_are_traffic_at_the_rate_that_is_asked_for(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     init(capsys, f"vllm serve {LLAMA}", "--gpu", "h100", "--preset", name, "--rate", "2", "--slo", "ttft_ms=700")
     scenario = Scenario.load("made.yaml")
@@ -247,6 +248,23 @@ def test_presets_are_traffic_at_the_rate_that_is_asked_for(name: str, capsys: py
     assert result.summary["completed"] == 60
     if name == "rag":
         assert result.requests["num_cached_tokens"].sum() > 60 * 256
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if isinstance(preset, SessionPreset)])
+def test_presets_of_sessions_begin_so_many_that_their_turns_come_at_the_rate(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"vllm serve {LLAMA} --max-model-len 32768"
+    init(capsys, line, "--gpu", "h100", "--preset", name, "--rate", "2")
+    scenario = Scenario.load("made.yaml")
+    assert own_requests_per_s(scenario) == pytest.approx(2, rel=0.25)  # its few sessions' turns, by chance
+    assert "Assumed: " in Path("made.yaml").read_text()
+    few = scenario.override({"workload.sessions.num_sessions": 4})
+    assert few.workload.sessions is not None
+    assert few.workload.sessions.max_context == 32768
+    result = simulate(few)
+    assert result.summary["failed"] == 0
+    assert result.requests["num_cached_tokens"].sum() > 0.3 * result.requests["num_prompt_tokens"].sum()
 
 
 def test_a_trace_is_brought_to_the_rate_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

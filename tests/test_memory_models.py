@@ -146,7 +146,13 @@ def test_all_shipped_models_are_planned_and_found_by_their_names():
 
 @pytest.mark.parametrize(
     ("name", "quantisation"),
-    [("Qwen/Qwen3-14B-AWQ", "awq"), ("qwen2.5-7b-instruct-gptq-int4", "gptq"), ("Qwen/Qwen2.5-14B-Instruct", None)],
+    [
+        ("Qwen/Qwen3-14B-AWQ", "awq"),
+        ("cyankiwi/Qwen3-30B-A3B-Instruct-2507-AWQ-4bit", "awq"),
+        ("nvidia/Qwen3-32B-FP4", "nvfp4"),
+        ("qwen2.5-7b-instruct-gptq-int4", "gptq"),
+        ("Qwen/Qwen2.5-14B-Instruct", None),
+    ],
 )
 def test_a_variant_of_a_known_model_is_planned_as_it_and_said(name, quantisation):
     config, short, notes = find_model(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from simbatch.profiler.model.memory_batch import (
@@ -20,6 +21,7 @@ from simbatch.profiler.model.memory_rows import Cache, Row, cache_of_plan, layou
 from simbatch.profiler.model.published import find_model
 from simbatch.sim.cost.gpus import GIB, Gpu, gpu_of, memory_bytes
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.text import width, wrapped
 
 MAX_SEQS = 65_536
 SETTINGS = (  # of a plan, by the command's flags
@@ -54,17 +56,22 @@ class MemoryAnswer:
         return {**self.facts, "figures": figures, "notes": self.notes}
 
     def text(self) -> str:
-        """As a table for people: bytes in GiB."""
+        """As a table for people: bytes in GiB, formulas broken to the page."""
         shown = [
             (r.label, _shown(r.value, r.unit), " " if r.is_exact else "~", _between(r), r.formula) for r in self.rows
         ]
         name, value, bounds = (max(len(row[column]) for row in shown) for column in (0, 1, 3))
-        lines = [f"{r[0]:<{name}}  {r[2]}{r[1]:>{value}}  {r[3]:<{bounds}}  {r[4]}".rstrip() for r in shown]
+        lines: list[str] = []
+        for label, size, mark, between, formula in shown:
+            begin = f"{label:<{name}}  {mark}{size:>{value}}  {between:<{bounds}}  "
+            lines += wrap(formula, width(), initial_indent=begin, subsequent_indent=" " * len(begin)) or [
+                begin.rstrip()
+            ]
         legend = []
         if any(not row.is_exact for row in self.rows):
             legend = ["~ estimated, or made of what is; the range holds for nine of ten starts"]
-        notes = [f"- {note}" for note in self.notes]
-        return "\n".join([*self.head, "", *lines, *legend, *([""] if notes else []), *notes])
+        notes = [*wrapped(f"- {note}" for note in self.notes)]
+        return "\n".join([*wrapped(self.head), "", *lines, *legend, *([""] if notes else []), *notes])
 
 
 def answer_of_model(model: str, flags: Flags) -> MemoryAnswer:
@@ -208,18 +215,22 @@ def facts_of(name: str, plan: MemoryPlan, gpu: Gpu, num_parameters: int) -> dict
 
 def headline(cache: Cache, lengths: RequestLengths | None, rows: Sequence[Row], plan: MemoryPlan | None) -> str:
     """The answer in one sentence."""
-    by_key = {row.key: row for row in rows}
+    by_key, start = {row.key: row for row in rows}, ""
+    if cache.usable_blocks < cache.full_blocks:
+        start = f"; vLLM starts only with --max-model-len {cache.max_tokens} or less"
     if lengths is not None:
         row = by_key["without_preemption"] if lengths.is_fixed else by_key["at_risk"]
         between = f" ({row.low:,} to {row.high:,})" if row.low is not None else ""
         what = lengths.source.removesuffix(" tokens") if lengths.is_fixed else "these lengths"
-        return f"{row.value:,} requests of {what} fit{between}"
+        return f"{row.value:,} requests of {what} fit{between}{start}"
     between = ""
     tokens = cache.max_tokens
     if plan is not None:
         tokens = plan.kv_cache_tokens
         between = f" ({plan.kv_cache_tokens_low:,} to {plan.kv_cache_tokens_high:,})"
-    return f"{tokens:,} tokens of KV cache{between}: {by_key['at_max_model_len'].value:g} requests of max_model_len"
+    return (
+        f"{tokens:,} tokens of KV cache{between}: {by_key['at_max_model_len'].value:g} requests of max_model_len{start}"
+    )
 
 
 def _batch_with(config: Any, gpu: Gpu, flags: Flags, lengths: RequestLengths) -> Callable[[int], int]:

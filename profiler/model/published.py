@@ -19,7 +19,7 @@ FILE = "published.json"
 # Endings of names that do not change a shape.
 VARIANT = re.compile(r"[-_](instruct|it|chat|base|hf|thinking|pt|\d{4}|v?0\.\d)$")
 QUANTISED = {  # endings that say how a checkpoint is stored, and what that means
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP},
+    **{key: {"quant_method": "awq", "bits": 4, "group_size": GROUP} for key in ("awq", "awq-4bit", "awq-int4")},
     "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": GROUP},
     "gptq-int8": {"quant_method": "gptq", "bits": 8, "group_size": GROUP},
     "fp8": {"quant_method": "fp8"},
@@ -32,7 +32,7 @@ QUANTISED = {  # endings that say how a checkpoint is stored, and what that mean
         "quant_method": "compressed-tensors",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"type": "int", "num_bits": 8}}},
     },
-    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    **{key: {"quant_method": "modelopt", "quant_algo": "NVFP4"} for key in ("nvfp4", "fp4")},
     "bnb-4bit": {"quant_method": "bitsandbytes", "load_in_4bit": True},
 }
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.clock import to_s
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.flags import Given, number, parse_bench, whole_number
 from simbatch.sim.scenario.presets import SLO_KEYS, preset_of
@@ -73,15 +72,14 @@ def _relative(path: str, folder: Path) -> str:
 def _rate_of(trace: dict[str, Any]) -> float:
     from simbatch.sim.scenario.model import Scenario
     from simbatch.sim.workload import open_workload
+    from simbatch.sim.workload.turns import rate_of
 
     inline = {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}}
     scenario = Scenario.from_dict({"profile": inline, "workload": {"trace": trace}})
-    source = open_workload(scenario.workload, seed=0, folder=Path())
-    times = [at for chunk in source.chunks() for at in chunk.arrival_ps]
-    span_s = to_s(times[-1] - times[0]) if times else 0.0
-    if not span_s:
+    rate = rate_of(open_workload(scenario.workload, seed=0, folder=Path()))
+    if rate is None:
         raise UserError(Problem("--rate", "the trace's requests come all at once: it has no rate", trace["path"]))
-    return (len(times) - 1) / span_s
+    return rate
 
 
 def of_bench(words: list[str], rate: float | None, room: int | None) -> Offered:

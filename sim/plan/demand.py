@@ -12,6 +12,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plan.peak import PeakWindow, peak_of
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.rates import at_rate, own_rate, rates_of, rounded
+from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.model import TrafficShape
 
 MIN_SECONDS, MAX_SECONDS = 120.0, 300.0  # of steady arrivals: a queue that grows must show, and so must the tail
@@ -42,6 +43,10 @@ class Demand:
         workload = self.scenario.workload
         if workload.trace is not None:
             return self._limit_of_trace(factor)
+        if workload.sessions is not None:
+            per_session = self.own / next(iter(rates_of(self.scenario).values()))
+            num_sessions = max(1, round(self._num_prompts(self.own * factor) / per_session))
+            return {"workload.sessions.num_sessions": num_sessions}
         if workload.mix is None:
             return {"workload.num_prompts": self._num_prompts(self.own * factor)}
         total = self._num_prompts(self.own * factor)
@@ -82,6 +87,10 @@ def own_requests_per_s(scenario: Scenario) -> float:
     rates = rates_of(scenario)
     if scenario.workload.trace is not None:
         return own_rate(scenario) * next(iter(rates.values()))
+    if scenario.workload.sessions is not None:
+        source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
+        per_session = (source.num_requests or 0) / scenario.workload.sessions.num_sessions
+        return per_session * next(iter(rates.values()))
     return sum(rate for key, rate in rates.items() if _is_main(key))
 
 
@@ -94,6 +103,8 @@ def _seconds(scenario: Scenario, own: float) -> float:
     """As long as the scenario's own requests take: two to five minutes, more only where the rate goes up and down."""
     if scenario.workload.trace is not None:
         return 0.0
+    if (sessions := scenario.workload.sessions) is not None:
+        return max(MIN_SECONDS, sessions.num_sessions / next(iter(rates_of(scenario).values())))
     parts: Sequence[TrafficShape] = scenario.workload.mix or [scenario.workload]
     own_seconds = max(MIN_SECONDS, sum(part.num_prompts or 0 for part in parts) / own)
     is_steady = all(part.resolved_arrival().process in STEADY for part in parts)

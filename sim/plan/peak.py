@@ -15,6 +15,7 @@ from simbatch.sim.scenario import Scenario
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.formats import RESULTS
 from simbatch.sim.workload.traces.source import TraceSource
+from simbatch.sim.workload.turns import turns_in
 
 STEPS = 10  # of a window
 LONG = 2  # windows: what is shorter is simulated as it is
@@ -46,6 +47,8 @@ def peak_of(scenario: Scenario, seconds: float) -> PeakWindow | None:
         return None
     as_it_is = scenario.override({"workload.trace.rate_scale": 1.0, "workload.trace.resample_blocks": None})
     source = open_workload(as_it_is.workload, seed=scenario.seed, folder=scenario.folder)
+    if turns_in(source) is not None:  # turns wait for answers: nothing says when they are sent
+        return None
     chunks = [
         (np.array(c.arrival_ps), np.array(c.num_prompt_tokens) + np.array(c.num_output_tokens)) for c in source.chunks()
     ]

@@ -35,6 +35,8 @@ def has_chance(scenario: Scenario) -> bool:
         return True
     if workload.trace is not None:
         return workload.trace.resample_blocks is not None
+    if workload.sessions is not None:
+        return True
     parts: Sequence[TrafficShape] = workload.mix or [workload]
     return workload.prefix is not None or any(map(_is_drawn, parts))
 

@@ -1,7 +1,8 @@
 """Traffic by name, for who has no trace: lengths as published traces have them, each with its source.
 
 Lengths are lognormal with a trace's mean, cv and longest; arrivals are Poisson at the rate that is asked for. What no
-trace says (a system prompt, which documents are asked for) is an assumption, and said to be one.
+trace says (a system prompt, which documents are asked for) is an assumption, and said to be one. Of sessions it is the
+sessions that begin so.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
@@ -18,6 +20,9 @@ MOONCAKE = "Mooncake's conversation trace of FAST'25 (github.com/kvcache-ai/Moon
 SECONDS, FEWEST, MOST = 300, 200, 3000  # of traffic, and how many requests that may be
 SLO_KEYS = ("ttft_ms", "tpot_ms", "e2el_ms")
 LEAST_TOKENS = 16  # of a prompt or an output that is cut to a short context
+LMSYS = "LMSYS-Chat-1M, table 1 (arXiv 2309.11998, 2023)"
+TRACELAB = "TraceLab's Claude Code and Codex sessions, September 2025 to June 2026 (tracelab.cs.washington.edu)"
+FEWEST_SESSIONS, COUNTED = 50, 1000  # sessions of a preset's traffic, and those by whose draws its turns are counted
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,43 @@ class Preset:
         return data if prefix is None else {**data, "prefix": prefix}
 
 
-PRESETS = {
+@dataclass(frozen=True)
+class SessionPreset:
+    """Users whose turns wait for answers; `sessions` is that section without its number and its arrival."""
+
+    name: str
+    words: str
+    source: str
+    sessions: Mapping[str, Any]
+    slo: Mapping[str, float]
+    assumed: str
+
+    def workload(self, request_rate: float, room: int | None = None) -> dict[str, Any]:
+        """The `workload` section at so many requests a second; sessions end where `room` tokens are full."""
+        sessions = dict(self.sessions)
+        if room is not None:
+            system = min(int(sessions["system_prompt_tokens"]), room // 4)
+            sessions |= {"system_prompt_tokens": system, "max_context": room}
+        per_session = _requests_of(sessions)
+        number = max(round(SECONDS * request_rate / per_session), FEWEST_SESSIONS)
+        arrival = {"process": "poisson", "request_rate": float(f"{request_rate / per_session:.4g}")}
+        return {"sessions": {"num_sessions": number, "arrival": arrival, **sessions}}
+
+
+def _requests_of(sessions: Mapping[str, Any]) -> float:
+    """How many requests a session has, by the draws of some."""
+    from simbatch.sim.workload import Workload, open_workload
+
+    counted = {"num_sessions": COUNTED, "concurrency": COUNTED, **sessions}
+    source = open_workload(Workload.model_validate({"sessions": counted}), seed=0, folder=Path())
+    return (source.num_requests or 0) / COUNTED
+
+
+def _lognormal(mean: float, cv: float, longest: float) -> dict[str, Any]:
+    return {"distribution": "lognormal", "mean": mean, "cv": cv, "max": longest}
+
+
+PRESETS: dict[str, Preset | SessionPreset] = {
     preset.name: preset
     for preset in (
         Preset(
@@ -93,11 +134,43 @@ PRESETS = {
             output=(343, 0.73, 2000),
             slo={"ttft_ms": 10000, "tpot_ms": 100},
         ),
+        SessionPreset(
+            name="chat_sessions",
+            words="people who chat, turn by turn: 2.0 turns, 70 tokens asked and 215 answered in each",
+            source=LMSYS,
+            sessions={
+                "turns": {"distribution": "geometric", "mean": 2.0, "max": 50},
+                "new_tokens": _lognormal(70, 1.5, 4096),
+                "output_len": _lognormal(215, 0.8, 2048),
+                "system_prompt_tokens": 500,
+                "think_time_s": _lognormal(60, 1.5, 600),
+            },
+            slo={"ttft_ms": 1000, "tpot_ms": 50},
+            assumed="the spread of turns and lengths, one system prompt of 500 tokens, a minute of thought",
+        ),
+        SessionPreset(
+            name="coding_agent",
+            words="coding agents: 84 calls a session, 523 tokens answered in each, prompts of 154,000 on average",
+            source=TRACELAB,
+            sessions={
+                "turns": {"distribution": "geometric", "mean": 84, "max": 1000},
+                "new_tokens": _lognormal(2800, 2.0, 32768),
+                "output_len": _lognormal(523, 1.5, 8192),
+                "system_prompt_tokens": 15000,
+                "think_time_s": _lognormal(60, 1.5, 600),
+                "tool_time_s": _lognormal(5, 2.0, 300),
+                "tool_share": 0.9,
+            },
+            slo={"ttft_ms": 5000, "tpot_ms": 50},
+            assumed="spreads; 2,800 new tokens a call, from the mean prompt; one prompt of 15,000 for system and tools "
+            "(about what Weka's traces of April 2026 show); 9 of 10 calls follow a tool of 5 s, others a person of a "
+            "minute; a session ends where the context is full",
+        ),
     )
 }
 
 
-def preset_of(name: str, place: str = "--preset") -> Preset:
+def preset_of(name: str, place: str = "--preset") -> Preset | SessionPreset:
     """The preset of this name; UserError with all names."""
     if name in PRESETS:
         return PRESETS[name]

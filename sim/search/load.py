@@ -34,7 +34,9 @@ def load_share(resolved: Resolved, record: RunRecord) -> float | None:
     requests = record.requests
     served = requests.num_output_tokens > 0
     span_s = float(requests.arrival_ps.max() - requests.arrival_ps.min()) / PS_PER_S if len(requests) > 1 else 0.0
-    if span_s == 0 or not served.any() or resolved.scenario.workload.max_concurrency is not None:
+    workload = resolved.scenario.workload
+    users = workload.sessions.concurrency if workload.sessions else workload.max_concurrency
+    if span_s == 0 or not served.any() or users is not None:
         return None
     prompt, outputs = float(requests.num_prompt_tokens[served].mean()), requests.num_output_tokens[served].astype(float)
     output = float(outputs.mean())

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.model import TrafficShape
+from simbatch.sim.workload.sessions import Sessions
+from simbatch.sim.workload.turns import rate_of
 
 RATE_FLAG, MIN_RATES = "--rate", 2
 RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_rps")
+USERS = "workload.sessions.concurrency"  # of whom there is a number, and no rate
 WHICH = {"on_off": " in bursts", "daily": " on average", "ramp": " at the start"}  # what a process's first rate is
 
 
@@ -41,11 +43,23 @@ def parse_rates(texts: Sequence[str], place: str = RATE_FLAG) -> list[float]:
 
 @dataclass(frozen=True)
 class Unit:
-    """How the value of a scenario's first rate is said: `times` it is requests per second."""
+    """How the value of a scenario's first rate is said: `times` it is requests per second; of users, how many."""
 
     key: str
     words: str
     times: float = 1.0
+    what: str = "rate"
+    of_them: str = "requests"
+
+    @property
+    def axis(self) -> str:
+        """What an axis of it is called."""
+        return self.words if self.is_whole else f"{self.what} ({self.words})"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether only whole numbers will do."""
+        return self.key == USERS
 
 
 def axis_of(scenario: Scenario) -> str:
@@ -53,6 +67,8 @@ def axis_of(scenario: Scenario) -> str:
     workload = scenario.workload
     if workload.trace is not None:
         return "arrival rate (req/s)"
+    if workload.sessions is not None:
+        return "new sessions (1/s)"
     if workload.mix is not None:
         others = ", others in step" if len(workload.mix) > 1 else ""
         return f"request rate of {workload.mix[0].tenant} (req/s{others})"
@@ -63,10 +79,13 @@ def axis_of(scenario: Scenario) -> str:
 
 def unit_of(scenario: Scenario) -> Unit:
     """Requests per second; of a trace, whose key is a factor, by what the trace has of its own (it is read)."""
-    key = next(iter(rates_of(scenario)))
-    workload = scenario.workload
+    key, workload = next(iter(loads_of(scenario))), scenario.workload
+    if key == USERS:
+        return Unit(key, "users", what="number of users", of_them="sessions")
     if workload.trace is not None:
         return Unit(key, "req/s", own_rate(scenario))
+    if workload.sessions is not None:
+        return Unit(key, "sessions/s")
     if workload.mix is not None:
         others = ", others in step" if len(workload.mix) > 1 else ""
         return Unit(key, f"req/s of {workload.mix[0].tenant}{others}")
@@ -76,15 +95,11 @@ def unit_of(scenario: Scenario) -> Unit:
 def own_rate(scenario: Scenario) -> float:
     """Requests per second of a trace as it was recorded; UserError where no time passes in it."""
     as_it_is = scenario.override({"workload.trace.rate_scale": 1.0, "workload.trace.resample_blocks": None})
-    first = last = num_requests = 0
-    for chunk in open_workload(as_it_is.workload, seed=scenario.seed, folder=scenario.folder).chunks():
-        first = chunk.arrival_ps[0] if not num_requests else first
-        last = chunk.arrival_ps[-1]
-        num_requests += len(chunk)
-    if first == last:
+    rate = rate_of(open_workload(as_it_is.workload, seed=scenario.seed, folder=scenario.folder))
+    if rate is None:
         rule = "all requests of the trace arrive at one moment, so it has no rate"
         raise UserError(Problem("workload.trace.path", rule, mend="name a trace whose arrivals are apart"))
-    return (num_requests - 1) * PS_PER_S / (last - first)
+    return rate
 
 
 def rates_of(scenario: Scenario) -> dict[str, float]:
@@ -92,6 +107,8 @@ def rates_of(scenario: Scenario) -> dict[str, float]:
     workload = scenario.workload
     if workload.trace is not None:
         return {"workload.trace.rate_scale": workload.trace.rate_scale}
+    if workload.sessions is not None:
+        return _session_rates(workload.sessions)
     parts: dict[str, TrafficShape] = {f"workload.mix.{i}": part for i, part in enumerate(workload.mix or ())}
     found = {
         key: rate for place, part in (parts or {"workload": workload}).items() for key, rate in _own_rates(place, part)
@@ -101,6 +118,32 @@ def rates_of(scenario: Scenario) -> dict[str, float]:
         process = getattr(workload.arrival, "process", None)
         raise UserError(Problem("workload.arrival", rule, process, "take a process with one: gamma, poisson, on_off"))
     return found
+
+
+def _session_rates(sessions: Sessions) -> dict[str, float]:
+    """Of sessions that begin at a rate; UserError for users, who are a number."""
+    if sessions.concurrency is not None:
+        rule, mend = "users have no rate", "vary workload.sessions.concurrency, or give sessions an arrival"
+        raise UserError(Problem("workload.sessions.concurrency", rule, sessions.concurrency, mend))
+    found = {name: getattr(sessions.arrival, name, None) for name in RATES}
+    rates = {f"workload.sessions.arrival.{name}": rate for name, rate in found.items() if rate}
+    if not rates:
+        rule, mend = "has no rate that could be raised", "take a process with one: gamma, poisson, on_off"
+        raise UserError(Problem("workload.sessions.arrival", rule, mend=mend))
+    return rates
+
+
+def loads_of(scenario: Scenario) -> dict[str, float]:
+    """What a search for the capacity raises: the users of a closed loop of sessions, else every rate."""
+    sessions = scenario.workload.sessions
+    if sessions is not None and sessions.concurrency is not None:
+        return {USERS: float(sessions.concurrency)}
+    return rates_of(scenario)
+
+
+def at_load(scenario: Scenario, load: float) -> dict[str, Any]:
+    """The changes that make it so many users, or this first rate."""
+    return {USERS: round(load)} if USERS in loads_of(scenario) else at_rate(scenario, load)
 
 
 def at_rate(scenario: Scenario, rate: float) -> dict[str, Any]:

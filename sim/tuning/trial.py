@@ -109,5 +109,7 @@ def has_open_arrivals(scenario: Scenario) -> bool:
     workload = scenario.workload
     if workload.max_concurrency is not None:
         return False
+    if workload.sessions is not None:
+        return workload.sessions.concurrency is None and workload.sessions.begins().process not in CLOSED
     parts: Sequence[TrafficShape] = [] if workload.trace is not None else workload.mix or [workload]
     return all(part.resolved_arrival().process not in CLOSED for part in parts)

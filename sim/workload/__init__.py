@@ -24,6 +24,10 @@ def open_workload(workload: Workload, *, seed: int, folder: Path) -> RequestSour
         from simbatch.sim.workload.traces.resample import ResampledSource
 
         return ResampledSource(trace, workload.trace.resample_blocks, seed)
+    if workload.sessions is not None:
+        from simbatch.sim.workload.session_source import SessionSource
+
+        return SessionSource(workload, seed=seed, folder=folder)
     if workload.mix is not None:
         from simbatch.sim.workload.synthetic import MixSource
 

@@ -21,6 +21,12 @@ class Purpose(IntEnum):
     PREFIX = 5
     TENANTS = 6
     BLOCKS = 7
+    TURNS = 8
+    THINK_TIMES = 9
+    TOOL_TIMES = 10
+    TOOLS = 11
+    BRANCHES = 12
+    SYSTEM_PROMPTS = 13
 
 
 def stream(seed: int, purpose: Purpose, part: int | None = None) -> np.random.Generator:

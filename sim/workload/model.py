@@ -13,6 +13,7 @@ from simbatch.sim.strict import Mistake, Strict, refuse, rule_error
 from simbatch.sim.workload.arrivals import Arrival, ClosedLoop, Gamma
 from simbatch.sim.workload.lengths import Length
 from simbatch.sim.workload.section import Burstiness, Count, Rate, Share, priority_of
+from simbatch.sim.workload.sessions import Sessions
 from simbatch.sim.workload.trace_model import Trace
 
 MAX_NAME = 100
@@ -163,7 +164,8 @@ class Workload(TrafficShape):
     """Which requests arrive, and when.
 
     Either synthetic (`num_prompts`, `prompt_len`, `output_len` and `request_rate` or `arrival`), a `mix` of several
-    such ones, or a `trace`; `priorities` and `tenants` go with the first and the last, `max_concurrency` with all.
+    such ones, `sessions`, or a `trace`; `priorities` and `tenants` go with all but the mix, `max_concurrency` with all
+    but `sessions`.
     """
 
     priorities: dict[str | int, Share] | None = Field(
@@ -179,6 +181,7 @@ class Workload(TrafficShape):
     mix: Annotated[list[Part], Field(min_length=1, max_length=100)] | None = Field(
         default=None, description="tenants with arrivals and lengths of their own, together"
     )
+    sessions: Sessions | None = Field(default=None, description="users and agents, whose turns wait for answers")
     trace: Trace | None = Field(default=None, description="requests from a file instead")
 
     @field_validator("priorities")
@@ -211,15 +214,20 @@ class Workload(TrafficShape):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.trace or self.mix:
+        if self.trace or self.mix or self.sessions:
             refuse(self, self._alone_mistakes())
         else:
             refuse(self, self._synthetic_mistakes())
         return self
 
     def _alone_mistakes(self) -> list[Mistake]:
-        """What a trace or a mix does not go with."""
+        """What a trace, a mix or sessions do not go with."""
         given = [key for key in _SYNTHETIC if getattr(self, key) is not None]
+        if self.sessions:
+            rule, mend = "sessions have their own arrivals and lengths", "move it into sessions, or drop them"
+            given += [key for key in ("trace", "mix") if getattr(self, key)]
+            users = Mistake("max_concurrency", "users are sessions.concurrency", "write it there")
+            return [Mistake(key, rule, mend) for key in given] + [users] * (self.max_concurrency is not None)
         if self.mix:
             rule = "each part of a mix has its own"
             given += [key for key in _SHARES if getattr(self, key) is not None]
@@ -231,7 +239,7 @@ class Workload(TrafficShape):
 
     def _synthetic_mistakes(self) -> list[Mistake]:
         if not any(getattr(self, key) is not None for key in _SYNTHETIC):
-            rule = "a workload needs num_prompts, request_rate, prompt_len and output_len, or a trace, or a mix"
+            rule = "a workload needs num_prompts, request_rate, prompt_len and output_len, or a trace, mix or sessions"
             raise rule_error(rule, "for example {num_prompts: 100, request_rate: 2, prompt_len: ..., output_len: ...}")
         return super()._synthetic_mistakes()
 

@@ -12,9 +12,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.workload.chunk import RequestSource
 
 NO_ROW = -1
+FAR = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,21 @@ def whole_prompts(turns: Turns, num_new_tokens: Sequence[int], num_output_tokens
             if not awaited[follower]:
                 ready.append(follower)
     return lengths
+
+
+def rate_of(source: RequestSource) -> float | None:
+    """Requests per second by when they arrive, and turns of sessions by when these begin; None where no time passes."""
+    turns, first, last = turns_in(source), FAR, 0
+    num_arrivals = num_requests = 0
+    for chunk in source.chunks():
+        rows = enumerate(chunk.arrival_ps, num_requests)
+        times = chunk.arrival_ps if turns is None else [ps for row, ps in rows if not turns.num_awaited[row]]
+        first, last = min([first, *times]), max([last, *times])
+        num_arrivals += len(times)
+        num_requests += len(chunk)
+    if first >= last:
+        return None
+    return (num_arrivals - 1) * PS_PER_S / (last - first) * (num_requests / num_arrivals)
 
 
 def turns_in(source: RequestSource) -> Turns | None:

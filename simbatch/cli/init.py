@@ -22,7 +22,9 @@ KINDS = (("used", "simulated"), ("no_effect", "no effect on scheduling"), ("not_
 @click.option("--profile", metavar="P", help="This profile, not the one that the command's model and GPU choose.")
 @click.option("--trace", metavar="FILE", help="Its requests are the traffic.")
 @trace_options
-@click.option("--preset", metavar="NAME", help="Traffic by name: chat, code, rag, summarize.")
+@click.option(
+    "--preset", metavar="NAME", help="Traffic by name: chat, code, rag, summarize, chat_sessions, coding_agent."
+)
 @click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Requests a second.")
 @click.option("--slo", "limits", multiple=True, metavar="KEY=MS", help="--slo ttft_ms=1000 --slo tpot_ms=50.")
 @click.option("--json", "as_json", is_flag=True, help="Print what became of each flag as JSON.")

@@ -35,7 +35,11 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @trace_options
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
 @click.option("--model", metavar="M", help="Without FILE: the model, as Qwen/Qwen3-32B.")
-@click.option("--preset", metavar="NAME", help="Without FILE: traffic by name: chat, code, rag, summarize.")
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help="Without FILE: traffic by name: chat, code, rag, summarize, chat_sessions, coding_agent.",
+)
 @click.option("--prompt-len", type=TokenCount, metavar="N", help="Without FILE: mean tokens of a prompt.")
 @click.option("--output-len", type=TokenCount, metavar="N", help="Without FILE: mean tokens of an output.")
 @click.option("--prefix-len", type=TokenCount, metavar="N", help="Tokens that all prompts begin with, in front.")

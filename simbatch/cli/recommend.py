@@ -101,7 +101,7 @@ def _of_case(
     seed: int,
 ) -> tuple[UseCase, Scenario, MeasuredProfile]:
     """The use case's own traffic, a preset's, or with the lengths of a trace."""
-    from simbatch.sim.scenario.presets import preset_of, slo_of
+    from simbatch.sim.scenario.presets import SessionPreset, preset_of, slo_of
     from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
 
     if use_case is None or reference is None:
@@ -110,6 +110,10 @@ def _of_case(
         raise UserError(Problem(missing, "is needed without --scenario", NOTHING, mend))
     case, profile = USE_CASES[use_case], _profile(reference)
     traffic = None if preset is None else preset_of(preset)
+    if isinstance(traffic, SessionPreset):
+        rule = "loads a server with all requests at once, and turns of sessions wait for answers"
+        mend = f"simbatch init LINE --gpu G --preset {preset} -o FILE, then simbatch tune FILE"
+        raise UserError(Problem(f"--preset {preset}", rule, mend=mend))
     if traffic is not None:
         case = replace(case, words=f"{traffic.name}: {traffic.words} ({traffic.source})", slo=traffic.slo)
     if traced is not None:

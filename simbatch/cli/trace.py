@@ -239,13 +239,18 @@ def _of_options(given: dict[str, Any]) -> Workload:
 
 
 def _check_open_loop(source: RequestSource) -> None:
+    from simbatch.sim.workload.turns import turns_in
+
     if getattr(source, "is_closed_loop", False):
         rule = "a closed loop has no arrival times before it is simulated"
         raise UserError(
             Problem("workload.arrival", rule, mend="simulate it, and convert the result's requests.parquet")
         )
-    if source.max_concurrency is not None:
-        _warn(f"max_concurrency ({source.max_concurrency}) holds requests back when simulated; a trace cannot say that")
+    turns = turns_in(source)
+    users = source.max_concurrency if turns is None else turns.max_sessions
+    if users is not None:
+        what = "requests" if turns is None else "sessions"
+        _warn(f"max_concurrency ({users}) holds {what} back when simulated; a trace cannot say that")
 
 
 def _check_picture(picture: Path) -> None:

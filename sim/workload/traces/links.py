@@ -49,7 +49,9 @@ def _beside_order(turns: Turns, names: Sequence[str]) -> list[str | int | list[s
     last: dict[int, int] = {}
     parents: list[str | int | list[str] | None] = []
     for row, awaited in enumerate(awaited_of(turns)):
-        before = last.get(turns.session[row])
+        before, goes_on = last.get(turns.session[row]), turns.parent[row]
+        if goes_on >= 0 and goes_on not in awaited:  # it has ended, and a file's prompt goes on the first that is named
+            awaited = [goes_on, *awaited]
         is_plain = awaited == ([] if before is None else [before])
         parents.append(None if is_plain else _named(awaited, names))
         last[turns.session[row]] = row
