@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from simbatch import simulate
 from simbatch.cli import cli
 from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.uncertainty import PARTS, deviations, factors, scaled, uncertainty_of
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.registry import REGISTRY
@@ -178,3 +179,16 @@ def test_a_high_load_is_said_without_them() -> None:
     assert "--bands says how many" in next(load_lines(resolve(asked), result.record))
     light = asked.override({"workload.request_rate": 2, "workload.num_prompts": 100})
     assert list(load_lines(resolve(light), simulate(light).record)) == []
+
+
+def test_what_a_fit_was_not_told_is_in_more_doubt() -> None:
+    """Attention of another profile, launches that did not grow: surer than an assumed host, and less than one told."""
+    measured = load_profile(NAMES[1], folder=Path())
+    assert isinstance(measured, MeasuredProfile)
+    assert measured.streams is not None
+    untold = {**measured.streams.taken, "launch per request": "not told", "decode context": "another profile's, scaled"}
+    streams = measured.streams.model_copy(update={"taken": untold})
+    told, less = uncertainty_of(measured), uncertainty_of(measured.model_copy(update={"streams": streams}))
+    assumed = uncertainty_of(load_profile(NAMES[0], folder=Path()))
+    assert told["host"].spread < less["host"].spread < assumed["host"].spread
+    assert told["mixed"].spread < less["mixed"].spread == assumed["mixed"].spread

@@ -73,6 +73,13 @@ ASSUMED_HOST = Uncertain(1.0, 0.7, "launches of 2 to 40 ms between machines, 8 t
 ASSUMED_FRONT_END = Uncertain(1.0, 0.6, "a request's way in of 5 to 40 ms between machines, 14 assumed (docs/hosts.md)")
 MEASURED_HOST = Uncertain(1.0, 0.15, "launches wander: one run's mean is known to a tenth at best (docs/accuracy.md)")
 MEASURED_FRONT_END = Uncertain(1.0, 0.2, "TTFT of runs not fitted on is off by 5 to 10 % (docs/accuracy.md)")
+NOT_TOLD_DEVICE = ("attention", "context beside prefills", "decode context")  # of a fit: another profile's, scaled
+NOT_TOLD_HOST = "launch per request"
+LAUNCH_NOT_TOLD = Uncertain(
+    1.0,
+    0.35,
+    "how launches grow with the requests at once was not told: half an assumed host's doubt (docs/accuracy.md)",
+)
 ESTIMATED_BLOCKS = Uncertain(1.0, 0.06, "the planner against start-up logs: half within 6 % (docs/memory.md)")
 MEASURED_BLOCKS = Uncertain(1.0, 0.01, "as vLLM resolved them")
 
@@ -91,10 +98,20 @@ def _device(profile: MeasuredProfile) -> dict[str, Uncertain]:
         base = COMPUTED
     elif error is not None and error.against == "tables":
         base = COMPOSED
+    elif len(_not_told(profile) & {*NOT_TOLD_DEVICE}) == len(NOT_TOLD_DEVICE):
+        base = {
+            part: Uncertain(1.0, each.spread, f"parts are another profile's; {each.source}")
+            for part, each in COMPOSED.items()
+        }
     else:
         base = MEASURED
     seen = _seen_error(profile)
     return {part: _widened(each, ALL_REDUCE if profile.link is not None else None, seen) for part, each in base.items()}
+
+
+def _not_told(profile: MeasuredProfile) -> set[str]:
+    """What a fit from streams took from elsewhere."""
+    return set() if profile.streams is None else {*profile.streams.taken}
 
 
 def _seen_error(profile: MeasuredProfile) -> float:
@@ -121,7 +138,8 @@ def _around(profile: MeasuredProfile) -> dict[str, Uncertain]:
     """Host and front end, where the profile has them."""
     found = {}
     if profile.host is not None:
-        found["host"] = ASSUMED_HOST if profile.host.assumed else MEASURED_HOST
+        told = LAUNCH_NOT_TOLD if NOT_TOLD_HOST in _not_told(profile) else MEASURED_HOST
+        found["host"] = ASSUMED_HOST if profile.host.assumed else told
     if profile.front_end is not None:
         found["front_end"] = ASSUMED_FRONT_END if profile.front_end.assumed else MEASURED_FRONT_END
     return found

@@ -107,9 +107,9 @@ def _excess(plan: FleetPlan, name: str, excess: float, verdict: Verdict) -> str:
         return "the queue keeps growing" if name == OVERLOADED else f"{excess:.1%} of the requests are refused"
     value = verdict.values[name]
     shown = limit.metric.text(value)
-    far = f"{100 * excess:.0f} %" if excess < 1 else f"{1 + excess:.3g} times"
-    side = "beyond it" if excess < 1 else "the limit"
-    return f"{metric_words(name)} {shown}, limit {limit.metric.text(limit.bound)}: {far} {side}"
+    far = f"{100 * excess:.0f} % beyond it" if excess < 1 else f"{1 + excess:.3g} times the limit"
+    far = far if limit.bound else "which nothing keeps"
+    return f"{metric_words(name)} {shown}, limit {limit.metric.text(limit.bound)}: {far}"
 
 
 def _figure(limit: Limit, verdict: Verdict, band: Band | None = None) -> str:
