@@ -326,6 +326,24 @@ def test_the_reference_has_every_key_of_a_profile() -> None:
     assert {key for model in models for key in model.get("properties", {})} - words == set()
 
 
+@pytest.mark.parametrize("page", [README, *(page for page in PAGES if page.endswith(".md"))])
+def test_commands_on_a_page_are_there_with_their_flags(page: str) -> None:
+    """Those of blocks and those in a sentence, run or not."""
+    flags = {
+        path: {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        for path, command in walk(cli, ())
+    }
+    text = read(page).replace("\\\n", " ")
+    lines = [line for block in BLOCK.finditer(text) for line in block[2].splitlines() if line.startswith("simbatch ")]
+    for line in [*lines, *re.findall(r"`(simbatch [^`\n]+)`", BLOCK.sub("", text))]:
+        command = re.sub(r"\"[^\"]*\"|'[^']*'", "TEXT", line.partition(" #")[0].partition(" -- ")[0])
+        words = command.split()[1:]
+        path = next((path for path in (tuple(words[:2]), tuple(words[:1])) if path in flags), None)
+        assert path is not None or words[0] in cli.list_commands(click.Context(cli)) or words[0][0] == "-", line
+        shown = set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", command))
+        assert path is None or shown <= flags[path] | {"--help"}, line
+
+
 def test_the_reference_has_every_command_and_flag() -> None:
     text = section("Commands")
     for path, command in walk(cli, ()):

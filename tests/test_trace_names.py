@@ -200,6 +200,13 @@ def test_between_takes_timestamps_where_the_clock_is_unix_time(tmp_path: Path) -
     assert read(path, between=[start, end])["num_prompt_tokens"] == [900]
 
 
+def test_a_web_server_s_log_has_times_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "access.csv"
+    times = ("[31/Dec/2025:23:59:58 +0100]", "01/Jan/2026:00:00:00 +0100", "31/Dec/2025:23:00:01 +0000")
+    path.write_text("time,prompt_tokens,completion_tokens\n" + "".join(f"{time},5,1\n" for time in times))
+    assert read(path)["arrival_ps"] == [0, 2 * 10**12, 3 * 10**12]
+
+
 def test_lengths_alone_are_enough_for_empirical(tmp_path: Path) -> None:
     path = tmp_path / "lengths.csv"
     path.write_text("num_prefill_tokens,num_decode_tokens\n100,5\n200,7\n")

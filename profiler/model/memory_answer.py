@@ -71,7 +71,7 @@ class MemoryAnswer:
         if any(not row.is_exact for row in self.rows):
             legend = ["~ estimated, or made of what is; the range holds for nine of ten starts"]
         notes = [*wrapped(f"- {note}" for note in self.notes)]
-        return "\n".join([*self.head, "", *lines, *legend, *([""] if notes else []), *notes])
+        return "\n".join([*wrapped(self.head), "", *lines, *legend, *([""] if notes else []), *notes])
 
 
 def answer_of_model(model: str, flags: Flags) -> MemoryAnswer:

@@ -37,11 +37,11 @@ def _arrivals(axes: Axes, statistics: TraceStatistics) -> None:
     scale, unit = (86_400, "days") if duration_s > 3 * 86_400 else (3600, "h") if duration_s > 3 * 3600 else (1, "s")
     edges = (np.arange(len(rates) + 1) * window_s + to_s(statistics.first_ps)) / scale
     axes.stairs(rates, edges, fill=True, color=style.PALETTE[0], linewidth=0)
+    what = "requests" if statistics.turns is None else "new sessions"
     if duration_s:
         mean = (statistics.num_arrivals - 1) / duration_s
-        axes.axhline(mean, color=style.INK, linestyle="--", linewidth=1, label=f"mean {mean:.3g} req/s")
+        axes.axhline(mean, color=style.INK, linestyle="--", linewidth=1, label=f"mean {mean:.3g} {what}/s")
         _legend(axes)
-    what = "requests" if statistics.turns is None else "new sessions"
     axes.set_title(f"arrivals, in windows of {style.duration_text(1000 * window_s)}")
     axes.set(xlabel=f"time ({unit})", ylabel=f"{what}/s", xlim=(edges[0], edges[-1]), ylim=(0, None))
 

@@ -16,6 +16,7 @@ from simbatch.sim.workload.turns import rate_of
 
 RATE_FLAG, MIN_RATES = "--rate", 2
 RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_rps")
+USERS = "workload.sessions.concurrency"  # of whom there is a number, and no rate
 WHICH = {"on_off": " in bursts", "daily": " on average", "ramp": " at the start"}  # what a process's first rate is
 
 
@@ -42,11 +43,23 @@ def parse_rates(texts: Sequence[str], place: str = RATE_FLAG) -> list[float]:
 
 @dataclass(frozen=True)
 class Unit:
-    """How the value of a scenario's first rate is said: `times` it is requests per second."""
+    """How the value of a scenario's first rate is said: `times` it is requests per second; of users, how many."""
 
     key: str
     words: str
     times: float = 1.0
+    what: str = "rate"
+    of_them: str = "requests"
+
+    @property
+    def axis(self) -> str:
+        """What an axis of it is called."""
+        return self.words if self.is_whole else f"{self.what} ({self.words})"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether only whole numbers will do."""
+        return self.key == USERS
 
 
 def axis_of(scenario: Scenario) -> str:
@@ -66,8 +79,9 @@ def axis_of(scenario: Scenario) -> str:
 
 def unit_of(scenario: Scenario) -> Unit:
     """Requests per second; of a trace, whose key is a factor, by what the trace has of its own (it is read)."""
-    key = next(iter(rates_of(scenario)))
-    workload = scenario.workload
+    key, workload = next(iter(loads_of(scenario))), scenario.workload
+    if key == USERS:
+        return Unit(key, "users", what="number of users", of_them="sessions")
     if workload.trace is not None:
         return Unit(key, "req/s", own_rate(scenario))
     if workload.sessions is not None:
@@ -117,6 +131,19 @@ def _session_rates(sessions: Sessions) -> dict[str, float]:
         rule, mend = "has no rate that could be raised", "take a process with one: gamma, poisson, on_off"
         raise UserError(Problem("workload.sessions.arrival", rule, mend=mend))
     return rates
+
+
+def loads_of(scenario: Scenario) -> dict[str, float]:
+    """What a search for the capacity raises: the users of a closed loop of sessions, else every rate."""
+    sessions = scenario.workload.sessions
+    if sessions is not None and sessions.concurrency is not None:
+        return {USERS: float(sessions.concurrency)}
+    return rates_of(scenario)
+
+
+def at_load(scenario: Scenario, load: float) -> dict[str, Any]:
+    """The changes that make it so many users, or this first rate."""
+    return {USERS: round(load)} if USERS in loads_of(scenario) else at_rate(scenario, load)
 
 
 def at_rate(scenario: Scenario, rate: float) -> dict[str, Any]:

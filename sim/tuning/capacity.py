@@ -1,7 +1,8 @@
-"""The capacity: the highest request rate under which the limits are kept.
+"""The capacity: the highest request rate, or number of users, under which the limits are kept.
 
 A run is a figure of chance, so each seed gives an estimate of its own. All rates of the scenario are multiplied alike:
-the same gaps and lengths come at another pace (common random numbers). From the scenario's rate on it is doubled until
+the same gaps and lengths come at another pace (common random numbers). Of sessions in a closed loop it is the number of
+users (`workload.sessions.concurrency`). From the scenario's rate on it is doubled until
 it fails, or halved until it holds, then bisected to 1 / 128 of a doubling (0.54 %).
 
 The answer is a rate that holds, not the mean of those: from the lowest of the seeds' rates down, the first at which the
@@ -26,7 +27,7 @@ from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
-from simbatch.sim.search.rates import Unit, at_rate, rates_of, rounded, unit_of
+from simbatch.sim.search.rates import Unit, at_load, loads_of, rounded, unit_of
 from simbatch.sim.tuning.goal import METRICS, Limit
 from simbatch.sim.tuning.space import Settings
 from simbatch.sim.tuning.tune import Evaluate
@@ -124,7 +125,7 @@ class Capacity:
 
     def settings(self, rate: float) -> Settings:
         """The changes of the scenario that make it this rate."""
-        return at_rate(self.scenario, rate)
+        return at_load(self.scenario, rate)
 
 
 def find_capacity(
@@ -156,14 +157,14 @@ class _Runs:
     ) -> None:
         self._scenario, self._limits, self._evaluate = scenario, limits, evaluate
         self._more = resampling(scenario) if more is None else more
-        self._base = next(iter(rates_of(scenario).values()))
+        self._base, self._unit = next(iter(loads_of(scenario).values())), unit_of(scenario)
         self.table: Experiment[int] = Experiment()  # each seed is searched by itself
         self.tried: list[Tried] = []
 
     def at(self, asked: Sequence[tuple[int, int]]) -> list[Tried]:
         """Simulate: a seed and a step each."""
         rates = [self._rate(step) for _, step in asked]
-        settings = [at_rate(self._scenario, rate) | self._more for rate in rates]
+        settings = [at_load(self._scenario, rate) | self._more for rate in rates]
         summaries = self._evaluate([(each, seed) for each, (seed, _) in zip(settings, asked, strict=True)])
         runs = []
         for (seed, step), rate, summary in zip(asked, rates, summaries, strict=True):
@@ -184,7 +185,8 @@ class _Runs:
         return None if search.held is None or search.failed is None else self._rate(search.held)
 
     def _rate(self, step: int) -> float:
-        return rounded(self._base * 2 ** (step / STEPS))
+        rate = self._base * 2 ** (step / STEPS)
+        return float(max(1, round(rate))) if self._unit.is_whole else rounded(rate)
 
 
 def _bound(runs: _Runs, searches: Sequence[_Bisection]) -> Bound | None:

@@ -10,7 +10,7 @@ from simbatch.sim.report.page.charts import PageChart, Panel, is_wide, limit, li
 from simbatch.sim.report.page.page import PageTable, ReportPage
 from simbatch.sim.report.page.settings import settings_tables, trust_rows
 from simbatch.sim.scenario import resolve
-from simbatch.sim.search.rates import rates_of
+from simbatch.sim.search.rates import loads_of
 from simbatch.sim.tuning.capacity import Capacity
 from simbatch.sim.tuning.capacity_report import report
 from simbatch.sim.tuning.goal import Limit
@@ -21,7 +21,7 @@ MAX_LABEL = 30  # characters before a colon that are a label
 
 def capacity_page(found: Capacity) -> ReportPage:
     """The answer as the console has it, and where it comes from."""
-    lines, own_rate = report(found).splitlines(), rates_of(found.scenario)[found.unit.key]
+    lines, own_rate = report(found).splitlines(), loads_of(found.scenario)[found.unit.key]
     first = min(found.tried, key=lambda run: abs(run.rate - own_rate)).runs.summaries[0]["simbatch"]
     title, about, *answer = [line for line in lines if line]
     return ReportPage(
@@ -66,7 +66,7 @@ def _by_rate(found: Capacity, bound: Limit, own_rate: float) -> PageChart:
     traces.append(line("as it stands", [own_rate * per_s] * 2, ends, OWN, "as it stands", line={"dash": "dot"}))
     unit = f"{metric.title} (%)" if metric.is_share else metric.label
     panel = Panel(unit, traces)
-    return PageChart(metric.title, f"rate ({found.unit.words})", [panel], is_log_x=is_wide(left, right), size="wide")
+    return PageChart(metric.title, found.unit.axis, [panel], is_log_x=is_wide(left, right), size="wide")
 
 
 def _by_seed(found: Capacity) -> Iterator[PageChart]:
@@ -75,13 +75,17 @@ def _by_seed(found: Capacity) -> Iterator[PageChart]:
     if len(known) < 2:
         return
     seeds = [f"{seed}" for seed in known]
-    traces = [points("highest rate kept", seeds, [*known.values()], HOLDS, "seed %{x}: %{y:.4~g}")]
+    traces = [points(f"highest {found.unit.what} kept", seeds, [*known.values()], HOLDS, "seed %{x}: %{y:.4~g}")]
     if found.bound is not None:
         at = found.bound.rate * found.unit.times
         traces.append(line("capacity", [seeds[0], seeds[-1]], [at, at], BOUND, f"{at:.4g}"))
-    panel = Panel(f"rate ({found.unit.words})", traces)
+    panel = Panel(found.unit.axis, traces)
     yield PageChart(
-        "How much is chance: the highest rate of each seed", "seed", [panel], size="wide", x_axis={"type": "category"}
+        f"How much is chance: the highest {found.unit.what} of each seed",
+        "seed",
+        [panel],
+        size="wide",
+        x_axis={"type": "category"},
     )
 
 

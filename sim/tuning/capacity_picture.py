@@ -33,7 +33,11 @@ def draw(drawing: Figure, found: Capacity) -> None:
     seeds = len((found.bound or found).seeds)
     style.headline(drawing, f"{found.scenario.name}: capacity under {seeds} seed{'s' if seeds > 1 else ''}")
     axes = drawing.add_subplot()
-    axes.set(xlabel=f"rate ({found.unit.words})", ylabel=metric.title, title=_binds(found, metric))
+    axes.set(
+        xlabel=found.unit.axis,
+        ylabel=metric.title,
+        title=_binds(found, metric),
+    )
     values = _runs(axes, found, metric)
     if not values:
         return
@@ -43,7 +47,7 @@ def draw(drawing: Figure, found: Capacity) -> None:
         axes.axhline(bound, color=style.LIMIT, linestyle="--", linewidth=1.2, label=f"limit {text}")
     if found.bound is not None:
         rate = found.bound.rate * found.unit.times
-        label = f"{rate:.4g} req/s, kept in {found.bound.kept} of {seeds}"
+        label = f"{rate:.4g} {found.unit.words}, kept in {found.bound.kept} of {seeds}"
         axes.axvline(rate, color=style.PALETTE[2], linewidth=1.4, label=label)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4)
 

@@ -10,7 +10,7 @@ from simbatch.sim.files import write_json
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.results.files import Writers, write_csv, write_result
 from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
-from simbatch.sim.search.rates import rates_of
+from simbatch.sim.search.rates import loads_of
 from simbatch.sim.text import number
 from simbatch.sim.tuning import capacity_picture
 from simbatch.sim.tuning.capacity import Bound, Capacity
@@ -54,8 +54,8 @@ def content(found: Capacity, num_runs: int) -> dict[str, Any]:
             "median": found.median,
         },
         "per_s": {"unit": found.unit.words, "times": found.unit.times},
-        "rate_as_it_stands": rates_of(found.scenario)[found.unit.key],
-        "load": bound and rates_of(found.scenario)[found.unit.key] / bound.rate,
+        "rate_as_it_stands": loads_of(found.scenario)[found.unit.key],
+        "load": bound and loads_of(found.scenario)[found.unit.key] / bound.rate,
         "rate_by_seed": {str(seed): rate for seed, rate in found.by_seed.items()},
         "rate_of_the_trace_as_it_is": found.as_it_is,
         "lowest_tried": found.lowest,
@@ -68,21 +68,23 @@ def content(found: Capacity, num_runs: int) -> dict[str, Any]:
 
 def _lines(found: Capacity) -> Iterator[str]:
     limits = " and ".join(map(str, found.limits))
-    yield f"{found.scenario.name}: the highest rate with {limits}, and without a queue that keeps growing"
+    yield f"{found.scenario.name}: the highest {found.unit.what} with {limits}, and without a queue that keeps growing"
     yield from _runs(found)
     yield ""
     if found.bound is not None:
         yield from _answer(found, found.bound)
     elif not found.is_feasible:
-        yield f"No rate holds, not even {_per_s(found, found.lowest)}; the lowest that was tried:"
+        yield f"No {found.unit.what} holds, not even {_per_s(found, found.lowest)}; the lowest that was tried:"
         run = min(found.tried, key=lambda run: run.rate)
         yield from (f"  {limit.metric.key} {number(run.means[limit.metric.key])}" for limit in found.limits)
     elif found.median is None:
         highest = _per_s(found, found.highest)
-        yield f"No rate fails under every seed, up to {highest}: {found.scenario.name} has too few requests"
-        yield "to overload it, or lets in only so many at once (max_concurrency). Raise workload.num_prompts."
+        too_few = f"{found.scenario.name} has too few {found.unit.of_them}"
+        yield f"No {found.unit.what} fails under every seed, up to {highest}: {too_few}"
+        raised = "workload.sessions.num_sessions" if found.unit.is_whole else "workload.num_prompts"
+        yield f"to overload it, or lets in only so many at once (max_concurrency). Raise {raised}."
     else:
-        yield f"Each seed keeps some rate, and all together none, down to {_per_s(found, found.lowest)}."
+        yield f"Each seed keeps some {found.unit.what}, and all together none, down to {_per_s(found, found.lowest)}."
     if binds := found.binding():
         where = "just above it" if found.bound is not None else "at the lowest rate" if not found.is_feasible else ""
         total = len(found.seeds)
@@ -106,15 +108,16 @@ def _runs(found: Capacity) -> Iterator[str]:
 
 def _answer(found: Capacity, bound: Bound) -> Iterator[str]:
     num, searched = len(bound.seeds), len(found.seeds)
+    higher = "with more" if found.unit.is_whole else "at a rate 0.5 % higher"
     if num == 1:
-        yield f"Capacity: {_per_s(found, bound.rate)}; at a rate 0.5 % higher the limits are broken."
+        yield f"Capacity: {_per_s(found, bound.rate)}; {higher} the limits are broken."
     else:
         which = f"{searched} that were searched, {num - searched} that were not"
         yield f"Capacity: {_per_s(found, bound.rate)}, kept in {bound.kept} of {num} seeds ({which})"
         yield f"Half of the {searched} keep {_per_s(found, found.median)}; by seed:{_by_seed(found)}"
     if found.as_it_is is not None:
         yield f"The trace as it is, one run at each rate: {_per_s(found, found.as_it_is)}"
-    own = rates_of(found.scenario)[found.unit.key]
+    own = loads_of(found.scenario)[found.unit.key]
     yield f"As it stands: {_per_s(found, own)}, {own / bound.rate:.0%} of the capacity"
     yield f"To run at it: {set_flags(found.settings(bound.rate))}"
 

@@ -85,8 +85,9 @@ def run(
         further = [*band_lines(result.summary, drawn)]
     elif not (quiet or as_json):
         from simbatch.sim.search.load import load_lines
+        from simbatch.sim.text import wrapped
 
-        further = [*load_lines(resolved, result.record)]
+        further = [*wrapped(load_lines(resolved, result.record))]
     written = result.save(output.folder, html=html)
     if perfetto is not None:
         result.write_perfetto(perfetto)

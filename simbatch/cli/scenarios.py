@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import wrap
 
 import click
 
@@ -18,14 +19,16 @@ def scenarios() -> None:
 def list_scenarios(as_json: bool) -> None:
     """List the scenarios that ship, and what each shows."""
     from simbatch.sim.scenario.shipped import about, shipped_scenarios
+    from simbatch.sim.text import width
 
     found = {name: about(name) for name in shipped_scenarios()}
     if as_json:
         click.echo(json.dumps([{"name": name, "about": text} for name, text in found.items()], indent=2))
         return
-    width = max(map(len, found))
+    longest = max(map(len, found))
     for name, text in found.items():
-        click.echo(f"{name:<{width}}  {text}")
+        line = wrap(f"{name:<{longest}}  {text}", width(), subsequent_indent=" " * (longest + 2))
+        click.echo("\n".join(line))
 
 
 @scenarios.command()

@@ -22,6 +22,7 @@ from simbatch.sim.workload.traces.tables import head_of_table
 
 _HEAD = 1 << 16  # characters of a first line that is longer than any row, as a JSON document's may be
 _LISTS = ("start_times", "input_lens", "output_lens")
+_TEXTS = ("text", "texts", "messages", "conversations", "text_input")
 _MOST_ROWS = 10_000  # that are looked at where the first ones fit several formats
 
 
@@ -189,7 +190,9 @@ def unknown(path: Path, head: Head) -> UserError:
         return _unknown(path, "there is no line of names above the numbers", mend)
     if head.kind == "csv":
         return _unknown(path, f"no known format begins with {','.join(head.names)[:80]!r}")
-    return _unknown(path, f"no known format has the keys {cut_short(head.names)}")
+    texts = [name for name in head.names if name in _TEXTS]
+    mend = "texts have no lengths without the model's tokenizer: docs/sessions.md has ten lines that count them"
+    return _unknown(path, f"no known format has the keys {cut_short(head.names)}", mend if texts else "")
 
 
 def _unknown(path: Path, found: str, mend: str = "") -> UserError:

@@ -175,6 +175,8 @@ _FORM = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d(?::\d\d)?)(?:[.,](\d{1,12}))?)? ?(?:(Z|UTC|GMT)|([+-])(\d\d)(?::?(\d\d))?)?",
     re.ASCII,
 )
+_OF_A_LOG = re.compile(r"\[?(\d\d)/([A-Z][a-z]{2})/(\d{4}):(\d\d:\d\d:\d\d) ([+-]\d{4})\]?", re.ASCII)  # nginx, Apache
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _PS_BY_DIGITS: list[int] = [10**zeros for zeros in range(12, -1, -1)]  # what the last of so many decimals is worth
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -203,6 +205,8 @@ class TimestampParser:
         return self._parse(text.strip())
 
     def _parse(self, text: str) -> int:
+        if (logged := _OF_A_LOG.fullmatch(text)) is not None and logged[2] in _MONTHS:
+            text = f"{logged[3]}-{_MONTHS.index(logged[2]) + 1:02}-{logged[1]} {logged[4]}{logged[5]}"
         match = _FORM.fullmatch(text)
         if match is None:
             raise BadValueError("must be a timestamp", "such as 2023-11-16 18:17:03.9799600 or 2023-11-16T18:17:03Z")
