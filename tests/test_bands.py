@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.bands_coverage import random_scenario
 from simbatch import simulate
 from simbatch.cli import cli
 from simbatch.sim.cost.by_name import load_profile
@@ -192,3 +193,19 @@ def test_what_a_fit_was_not_told_is_in_more_doubt() -> None:
     assumed = uncertainty_of(load_profile(NAMES[0], folder=Path()))
     assert told["host"].spread < less["host"].spread < assumed["host"].spread
     assert told["mixed"].spread < less["mixed"].spread == assumed["mixed"].spread
+
+
+def test_bands_hold_about_nine_in_ten_further_draws() -> None:
+    """A small version of benchmarks/bands_coverage.py, whose 200 scenarios hold 91.3 %."""
+    held = []
+    for number in range(4):
+        asked = random_scenario(number).override({"workload.num_prompts": 25, "cluster": None})
+        resolved = resolve(asked)
+        drawn = [(drawn_settings(resolved, draw), asked.seed) for draw in range(NUM_DRAWS + 1)]
+        *others, truth = Runner(asked, jobs=1)(drawn)
+        for metric in (TPOT, TTFT, REGISTRY["mean_e2el_ms"]):
+            band, value = Bands(others, {}).of(metric), metric.of(truth)
+            assert band is not None
+            assert value is not None
+            held.append(band.low <= value <= band.high)
+    assert sum(held) >= 9  # of 12: with 0.9 each that fails in 3 of 100 sets of seeds, and these are fixed
