@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 from simbatch.profiler.model.memory_batch import (
@@ -21,7 +20,7 @@ from simbatch.profiler.model.memory_rows import Cache, Row, cache_of_plan, layou
 from simbatch.profiler.model.published import find_model
 from simbatch.sim.cost.gpus import GIB, Gpu, gpu_of, memory_bytes
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.text import width, wrapped
+from simbatch.sim.text import beside, wrapped
 
 MAX_SEQS = 65_536
 SETTINGS = (  # of a plan, by the command's flags
@@ -63,15 +62,12 @@ class MemoryAnswer:
         name, value, bounds = (max(len(row[column]) for row in shown) for column in (0, 1, 3))
         lines: list[str] = []
         for label, size, mark, between, formula in shown:
-            begin = f"{label:<{name}}  {mark}{size:>{value}}  {between:<{bounds}}  "
-            lines += wrap(formula, width(), initial_indent=begin, subsequent_indent=" " * len(begin)) or [
-                begin.rstrip()
-            ]
+            lines += beside(f"{label:<{name}}  {mark}{size:>{value}}  {between:<{bounds}}  ", formula)
         legend = []
         if any(not row.is_exact for row in self.rows):
             legend = ["~ estimated, or made of what is; the range holds for nine of ten starts"]
         notes = [*wrapped(f"- {note}" for note in self.notes)]
-        return "\n".join([*wrapped(self.head), "", *lines, *legend, *([""] if notes else []), *notes])
+        return "\n".join([*wrapped(self.head), "", *lines, *wrapped(legend), *([""] if notes else []), *notes])
 
 
 def answer_of_model(model: str, flags: Flags) -> MemoryAnswer:
