@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
-from simbatch.profiler.model.memory_answer import gpu_of_flags, plan_of
+from simbatch.profiler.model.memory_flags import gpu_of_flags, plan_of
 from simbatch.profiler.model.published import find_model, published_models
 from simbatch.profiler.model.roofline import Roofline, roofline_of
 from simbatch.sim.cost.gpus import GIB, Gpu

@@ -229,14 +229,14 @@ def _table(found: list[Profile]) -> list[str]:
         "name",
         "weights",
         "KV",
-        "source",
         "blocks",
+        "TTFT error",
         "decode",
         "prefill",
         "mixed",
-        "TTFT error",
         "batch",
         "chunk",
+        "source",
     )
     rows = []
     for profile in found:
@@ -249,8 +249,9 @@ def _table(found: list[Profile]) -> list[str]:
         source = "estimate" if profile.is_estimate else facts.get("source", "-").split(" (")[0]
         runs = "no real run" if profile.compared is None else span(profile.compared.mean_ttft)
         counted = f"~{blocks}" if "est" in kind else blocks
-        rows.append([profile.name, facts.get("quantisation", "-"), cache, source, counted, *shares, runs, *ends])
-    return table(names, rows, num_left=4, num_names=1)
+        rows.append([profile.name, facts.get("quantisation", "-"), cache, counted, runs, *shares, *ends, source])
+    width = max(len(row[-1]) for row in rows)
+    return table(names, [[*row[:-1], row[-1].ljust(width)] for row in rows], num_left=3, num_names=1)
 
 
 def _share(figures: ErrorFigures) -> str:
