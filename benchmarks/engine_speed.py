@@ -95,6 +95,24 @@ def mooncake_scenario(path: Path) -> Scenario:
     )
 
 
+def sessions_scenario(num_sessions: int) -> Scenario:
+    """Conversations of 10 turns on an H100, 300 tokens new and 200 answered in each, half of what it can bear."""
+
+    def about(mean: int) -> dict[str, Any]:
+        return {"distribution": "uniform", "min": mean // 2, "max": mean * 3 // 2}
+
+    sessions = {
+        "num_sessions": num_sessions,
+        "arrival": {"process": "gamma", "request_rate": 2.0},
+        "turns": {"distribution": "fixed", "mean": 10},
+        "new_tokens": about(300),
+        "output_len": about(200),
+        "system_prompt_tokens": 500,
+        "think_time_s": {"distribution": "exponential", "mean": 10},
+    }
+    return Scenario.from_dict({"profile": "h100-llama-3.1-8b-bf16", "workload": {"sessions": sessions}})
+
+
 def device_alone(resolved: Resolved) -> Resolved:
     """Without the times of host and front end that the profile has."""
     return replace(resolved, engine=replace(resolved.engine, host=None, front_end=None))
@@ -169,6 +187,7 @@ def main() -> None:
     parser.add_argument("--mooncake", type=Path, default=MOONCAKE)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--million", action="store_true", help="the Azure trace 52 times over as well")
+    parser.add_argument("--sessions", type=int, metavar="N", help="N sessions of 10 turns, instead")
     parser.add_argument("--policies", action="store_true", help="what policies cost, instead")
     options = parser.parse_args()
     if options.policies:
@@ -177,6 +196,10 @@ def main() -> None:
     print(f"calibration: {timeouts_per_cpu_s():,.0f} SimPy timeouts per CPU second\n")
     head = ("scenario", "requests", "req/CPU s", "/timeouts", "events", "steps", "preempted", "peak MiB")
     print("{:<44} {:>9} {:>12} {:>10} {:>11} {:>12} {:>9} {:>8}".format(*head))
+    if options.sessions:
+        measure("sessions of 10 turns", sessions_scenario(options.sessions), "vllm", 1)
+        measure("sessions of 10 turns, host, front end", sessions_scenario(options.sessions), "vllm", 1, is_timed=True)
+        return
     if options.azure.is_file():
         plain = azure_scenario(options.azure, enable_prefix_caching=False)
         for policy in ("vllm", "fixed", "adaptive", "priority"):

@@ -10,6 +10,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.reading.document import parse_document
 from simbatch.sim.scenario.reading.syntax import parse_plain
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.tuning import recommend_cases
+from simbatch.sim.tuning.recommend_cases import USE_CASES
 from simbatch.sim.workload.model import Prefix, Workload
 from simbatch.sim.workload.trace_model import TRACE_FORMATS, Trace
 
@@ -192,15 +195,20 @@ def test_the_citation_is_of_this_version() -> None:
 
 @pytest.mark.usefixtures("checkout")
 @pytest.mark.parametrize("page", [README, REFERENCE])
-def test_commands_do_what_the_page_says(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_do_what_the_page_says(
+    page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert len(commands(page)) >= 3
+    short = {name: replace(case, num_prompts=60) for name, case in USE_CASES.items()}
+    monkeypatch.setattr(recommend_cases, "USE_CASES", short)
     for command in commands(page):
         words = [word.replace("FILE", "scenarios/bursty.yaml") for word in shlex.split(command)[1:]]
         few = {"run", "compare", "explain", "sweep", "tune"}
-        short = ["--set", "workload.num_prompts=50"] if words[0] in few else []
-        short += ["--seconds", "10", "--no-bands", "--gpus", "h100"] if words[0] == "plan" else []
+        fewer = ["--set", "workload.num_prompts=50"] if words[0] in few else []
+        fewer += ["--seconds", "10", "--no-bands", "--gpus", "h100"] if words[0] == "plan" else []
+        fewer += ["--jobs", "1"] if words[0] == "recommend" else []
         with pytest.raises(SystemExit) as ended:
-            main([*words, *short])
+            main([*words, *fewer])
         assert (ended.value.code, capsys.readouterr().err.startswith("error")) == (0, False), command
 
 

@@ -11,7 +11,7 @@ from parity import check
 from parity.check import first_difference, load, main, recordings
 from parity.recording import CaseLines
 from simbatch.sim.compiled import is_compiled
-from simbatch.sim.scheduler.kv_cache import PrefixKVCache
+from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
 from simbatch.sim.scheduler.request import FIRST_OWN, Request
 
 FOLDERS = check.RECORDINGS, check.TIMING, check.SESSIONS, check.OTHERS

@@ -80,7 +80,7 @@ class TestOverload:
         at_capacity = goodput(run("edf", 40))
         assert at_capacity > 0.9 * 40
         for rate in (60, 100):
-            assert goodput(run("edf", rate)) > at_capacity
+            assert goodput(run("edf", rate)) > 0.95 * at_capacity
             assert goodput(run("edf", rate, shed=False)) < 0.15 * at_capacity
             assert goodput(run("vllm", rate)) < 0.15 * at_capacity
 

@@ -74,19 +74,19 @@ def test_vllm_is_told_what_a_simulation_would_run_with():
     prepared = prepare(options)
     simulated = resolve(Scenario.from_dict({**scenario, "workload": workload}))
     assert prepared.resolved.engine == simulated.engine
-    assert list(engine_flags(prepared.resolved)) == [
-        *(
-            "--max-num-seqs",
-            "64",
-            "--max-num-batched-tokens",
-            "8192",
-            "--max-model-len",
-            "131072",
-            "--block-size",
-            "16",
-        ),
-        *("--no-enable-prefix-caching", "--async-scheduling", "--num-gpu-blocks-override", "28978"),
+    num_blocks = str(simulated.engine.num_gpu_blocks)
+    flags = [
+        "--max-num-seqs",
+        "64",
+        "--max-num-batched-tokens",
+        "8192",
+        "--max-model-len",
+        "131072",
+        "--block-size",
+        "16",
     ]
+    flags += ["--no-enable-prefix-caching", "--async-scheduling", "--num-gpu-blocks-override", num_blocks]
+    assert list(engine_flags(prepared.resolved)) == flags
     assert prepared.flags[-2:] == ["--served-model-name", PROFILE]
     spec = prepared.spec(Tokens([5, 6], [7]))
     assert (spec.words, spec.closers, spec.is_watched) == ([5, 6], [7], False)

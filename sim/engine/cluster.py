@@ -22,7 +22,7 @@ from simbatch.sim.engine.gateway import Gateway
 from simbatch.sim.engine.replica import Process, Replica
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR, Lane, Traffic
-from simbatch.sim.scheduler.kv_cache import num_cached
+from simbatch.sim.scheduler.prefix_cache import num_cached
 from simbatch.sim.scheduler.request import Request
 
 

@@ -49,6 +49,10 @@ class Rows:
             self.hash_ids += chunk.hash_ids
 
 
+# A row's names, how many tokens its prompt and all of it have, and whether further names may follow on its last one
+Known = tuple[list[int], int, int, bool]
+
+
 class Conversations:
     """Names of the blocks of turns, prompts and answers: the next turn finds what the one before has computed.
 
@@ -69,9 +73,7 @@ class Conversations:
                 self._num_children[parent] += 1
                 if rows.hash_ids:
                     self._child.setdefault(parent, row)
-        # By row of a parent: its names, how long its prompt and all of it are, whether names may follow on its last one
-        self._known: dict[int, tuple[list[int], int, int, bool]] = {}
-        self._has_gone_on: set[int] = set()  # rows with a child whose names follow on theirs
+        self._known: dict[int, Known] = {}  # by row of a parent
         self._systems: dict[int, list[int]] = {}
 
     def name_blocks(self, request: Request, row: int) -> None:
@@ -79,11 +81,11 @@ class Conversations:
         num_prompt = request.num_prompt_tokens
         num_all = num_prompt + request.max_tokens
         hash_ids = self._rows.hash_ids[row] if row < len(self._rows.hash_ids) else ()
-        before = self._known.get(self._turns.parent[row])
+        before = self._before(row)
         if hash_ids:
             names, may_follow = self._hashed(row, hash_ids, num_prompt, num_all), False
         else:
-            names, may_follow = self._unhashed(row, num_prompt, num_all // self._block_size)
+            names, may_follow = self._unhashed(row, before, num_prompt, num_all // self._block_size)
         if before is not None:
             # so many blocks are of the conversation before, but a last token of it, or of the prompt, is to compute
             num_blocks = min(num_alike(before[0], names), (min(before[2], num_prompt) - 1) // self._block_size)
@@ -104,9 +106,19 @@ class Conversations:
                 return self._keys.of(others, num_known)
         return self._keys.of(hash_ids, num_prompt)
 
-    def _unhashed(self, row: int, num_prompt: int, num_blocks: int) -> tuple[list[int], bool]:
+    def _before(self, row: int) -> Known | None:
+        """What is known of the conversation that a row's prompt goes on; forgotten with the last that does."""
+        parent = self._turns.parent[row]
+        known = self._known.get(parent) if parent >= 0 else None
+        if known is not None:
+            self._num_children[parent] -= 1
+            if not self._num_children[parent]:
+                del self._known[parent]
+        return known
+
+    def _unhashed(self, row: int, before: Known | None, num_prompt: int, num_blocks: int) -> tuple[list[int], bool]:
         """By the conversation that the prompt goes on, and new ones from where it parts; whether more may follow."""
-        names, follows = self._common(row, num_prompt)
+        names, follows = self._common(row, before, num_prompt)
         num_new = num_blocks - num_in(names)
         if num_new <= 0:
             return names, follows
@@ -116,22 +128,15 @@ class Conversations:
         self._next_name += MOST_BLOCKS
         return [*names, begin, begin + num_new], True
 
-    def _common(self, row: int, num_prompt: int) -> tuple[list[int], bool]:
+    def _common(self, row: int, before: Known | None, num_prompt: int) -> tuple[list[int], bool]:
         """Names of what the prompt has in common with what was before it, and whether its own may follow on them."""
-        parent = self._turns.parent[row]
-        known = self._known.get(parent) if parent >= 0 else None
-        if known is not None:
-            names, num_before, num_conversation, may_follow = known
-            self._num_children[parent] -= 1
-            if not self._num_children[parent]:
-                del self._known[parent]
+        if before is not None:
+            names, num_before, num_conversation, may_follow = before
             if num_prompt >= num_conversation:
-                follows = may_follow and parent not in self._has_gone_on
-                if self._num_children[parent]:
-                    self._has_gone_on.add(parent)
-                else:
-                    self._has_gone_on.discard(parent)
-                return names, follows
+                parent = self._turns.parent[row]
+                if may_follow and parent in self._known:  # the next one parts here
+                    self._known[parent] = names, num_before, num_conversation, False
+                return names, may_follow
             if num_prompt >= num_before:
                 return cut(names, num_before // self._block_size), False
         return cut(self._system(self._turns.session[row]), num_prompt // self._block_size), False

@@ -27,8 +27,8 @@ from simbatch.sim.engine.traffic import FAR, Lane
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
-from simbatch.sim.scheduler.kv_cache import kv_cache_of
 from simbatch.sim.scheduler.planned import PlannedScheduler
+from simbatch.sim.scheduler.prefix_cache import kv_cache_of
 from simbatch.sim.scheduler.request import NEVER, Request
 from simbatch.sim.scheduler.scheduler import Scheduler
 from simbatch.sim.scheduler.views import PolicyEngine
