@@ -12,10 +12,9 @@ from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.scenario.presets import preset_of
 from simbatch.sim.tuning import recommend_cases
-from simbatch.sim.tuning.recommend import CLOSE, recommend
+from simbatch.sim.tuning.recommend import CLOSE, BatchChoice, recommend
 from simbatch.sim.tuning.recommend_cases import GB, USE_CASES, case_of, scenario_of
 from simbatch.sim.tuning.recommend_report import report, verdict
-from simbatch.sim.tuning.recommend_trials import BatchChoice
 from simbatch.sim.tuning.vllm_flags import arguments, command
 
 PROFILE = "rtx4090-llama-3.1-8b-bf16"

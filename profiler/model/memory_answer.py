@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from simbatch.profiler.model.memory_batch import (
     Fit,
     RequestLengths,
+    lengths_of,
+    lengths_of_trace,
     runnable,
     whole_blocks,
 )
-from simbatch.profiler.model.memory_flags import Flags, gpu_of_flags, lengths_of_flags, plan_of
-from simbatch.profiler.model.memory_plan import MemoryPlan
+from simbatch.profiler.model.memory_plan import MemoryPlan, plan_memory
 from simbatch.profiler.model.memory_rows import Cache, Row, cache_of_plan, layout_groups, plan_rows, rows_of
 from simbatch.profiler.model.published import find_model
-from simbatch.sim.cost.gpus import GIB, Gpu
+from simbatch.sim.cost.gpus import GIB, Gpu, gpu_of, memory_bytes
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.text import beside, wrapped
+from simbatch.sim.text import width, wrapped
 
 MAX_SEQS = 65_536
+SETTINGS = (  # of a plan, by the command's flags
+    "kv_cache_dtype",
+    "gpu_memory_utilization",
+    "block_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "enforce_eager",
+    "enable_prefix_caching",
+)
+Flags = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,12 +63,15 @@ class MemoryAnswer:
         name, value, bounds = (max(len(row[column]) for row in shown) for column in (0, 1, 3))
         lines: list[str] = []
         for label, size, mark, between, formula in shown:
-            lines += beside(f"{label:<{name}}  {mark}{size:>{value}}  {between:<{bounds}}  ", formula)
+            begin = f"{label:<{name}}  {mark}{size:>{value}}  {between:<{bounds}}  "
+            lines += wrap(formula, width(), initial_indent=begin, subsequent_indent=" " * len(begin)) or [
+                begin.rstrip()
+            ]
         legend = []
         if any(not row.is_exact for row in self.rows):
             legend = ["~ estimated, or made of what is; the range holds for nine of ten starts"]
         notes = [*wrapped(f"- {note}" for note in self.notes)]
-        return "\n".join([*wrapped(self.head), "", *lines, *wrapped(legend), *([""] if notes else []), *notes])
+        return "\n".join([*wrapped(self.head), "", *lines, *legend, *([""] if notes else []), *notes])
 
 
 def answer_of_model(model: str, flags: Flags) -> MemoryAnswer:
@@ -132,6 +148,45 @@ def answer_of_profile(name: str, flags: Flags) -> MemoryAnswer:
         facts["requests"] = lengths.source
         head.append(f"requests: {lengths.source}")
     return MemoryAnswer(head, facts, [*parts, *rows], [*cuts, *notes_of(cache, kept, found, None)])
+
+
+def plan_of(config: Any, gpu: Gpu, flags: Flags, **more: Any) -> MemoryPlan:
+    """A plan under the command's flags."""
+    settings = {key: flags[key] for key in SETTINGS} | more
+    return plan_memory(
+        config,
+        gpu,
+        quantisation=flags["quantization"],
+        tensor_parallel_size=flags["tensor_parallel_size"] or 1,
+        expert_parallel=flags["enable_expert_parallel"],
+        **({"vllm_version": flags["vllm_version"]} if flags["vllm_version"] else {}),
+        **settings,
+    )
+
+
+def gpu_of_flags(flags: Flags) -> Gpu:
+    """The GPU by name or datasheet; --memory goes before what it has, and is enough alone."""
+    size = flags.get("memory")
+    if size is None:
+        return gpu_of(flags["gpu"], flags["gpu_spec"])
+    total = memory_bytes(size)
+    if flags["gpu"] is None and flags["gpu_spec"] is None:
+        return Gpu("gpu", f"a GPU of {total / GIB:.2f} GiB", total, 0.0, {"bf16": 0.0}, 0.0)
+    return replace(gpu_of(flags["gpu"], flags["gpu_spec"]), total_bytes=total)
+
+
+def lengths_of_flags(flags: Flags) -> RequestLengths | None:
+    """RequestLengths by flags or of a trace; UserError for both, or half of one."""
+    trace, trace_format = flags["trace"], flags["trace_format"]
+    given = lengths_of(flags["prompt_len"], flags["prompt_len_cv"], flags["output_len"], flags["output_len_cv"])
+    if trace is None:
+        if trace_format is not None:
+            raise UserError(Problem("--trace-format", "there is no trace", trace_format, "add --trace FILE"))
+        return given
+    if given is not None:
+        mend = "leave out --prompt-len and --output-len"
+        raise UserError(Problem("--trace", "a trace brings its own lengths", mend=mend))
+    return lengths_of_trace(trace, trace_format, flags["columns"])
 
 
 def facts_of(name: str, plan: MemoryPlan, gpu: Gpu, num_parameters: int) -> dict[str, Any]:

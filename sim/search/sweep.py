@@ -93,7 +93,7 @@ class Sweep:
         rest = [f"... and {left_out:,} more settings in summary.csv"] if left_out else []
         means = [*self._means()]
         missing = [f"{self.num_missing:,} of {len(self.cells):,} cells are missing"] if self.num_missing else []
-        return "\n".join([*table(header, lines, num_names=len(self.keys)), *rest, *means, *missing])
+        return "\n".join([*(line.rstrip() for line in table(header, lines)), *rest, *means, *missing])
 
     def _means(self) -> Iterator[str]:
         """What the figures are means of, where several runs were asked for."""

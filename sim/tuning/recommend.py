@@ -21,24 +21,24 @@ from dataclasses import dataclass, field
 from itertools import product
 from math import log2
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.metrics.metric import value_at
-from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT, WITHIN_SLO
+from simbatch.sim.metrics.metric import Metric, value_at
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO
 from simbatch.sim.results.experiment import Experiment
-from simbatch.sim.results.runs import Summary
+from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import seeds_of
 from simbatch.sim.search.bands import Bands
 from simbatch.sim.statistics.intervals import Interval, paired_ratio
 from simbatch.sim.tuning.finalists import DrawnGain, Stand, bands_of, draws_of
 from simbatch.sim.tuning.recommend_cases import UseCase
-from simbatch.sim.tuning.recommend_trials import BatchChoice, CaseLoad, TriedChoice, rounded
 
 Evaluate = Callable[[Sequence[tuple[dict[str, Any], int]]], list[Summary]]  # settings and seed each
 
 LOADS = (0.7, 0.5, 0.35, 0.25)
+PEAK = 1.25
 ENOUGH = 0.9  # of the requests within the SLO
 CLOSE = 0.01
 TOKENS_GAIN = 0.02
@@ -46,6 +46,57 @@ NUM_SEEDS, NUM_FRESH = 5, 5
 SATURATED_FACTOR = 2  # so many times the requests, that filling and draining the batch count less
 UNITS = {GOODPUT: "req/s within the SLO", THROUGHPUT: "output tokens/s"}
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
+
+
+class BatchChoice(NamedTuple):
+    """What is searched."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+    def settings(self) -> dict[str, int]:
+        """As keys of a scenario."""
+        return {f"engine.{name}": value for name, value in self._asdict().items()}
+
+
+@dataclass(frozen=True)
+class TriedChoice:
+    """A choice and its runs: `at_load` and `at_peak` by seed (without a rate both are the same)."""
+
+    choice: BatchChoice
+    at_load: Runs
+    at_peak: Runs
+    goal: str
+
+    @property
+    def score(self) -> float:
+        """The mean of the goal over all runs."""
+        return fmean(self.scores())
+
+    def scores(self) -> list[float]:
+        """One a seed."""
+        goal = REGISTRY[self.goal]
+        pairs = zip(self.at_load.values(goal), self.at_peak.values(goal), strict=True)
+        return [fmean(value or 0.0 for value in pair) for pair in pairs]
+
+    def mean(self, key: str) -> float | None:
+        """The mean at the load of a figure in summary.json, dots between the levels."""
+        return self.at_load.mean(REGISTRY.get(key) or Metric(key, key))
+
+
+@dataclass(frozen=True)
+class CaseLoad:
+    """Requests a second: of the saturated engine, and of the comparison; no rate when all come at once."""
+
+    saturated: float
+    share: float | None = None
+    rate: float | None = None
+    is_enough: bool = True
+
+    @property
+    def peak(self) -> float | None:
+        """A quarter more."""
+        return None if self.rate is None else _rounded(self.rate * PEAK)
 
 
 @dataclass
@@ -144,7 +195,7 @@ class _Search:
             return self.load
         choices = [BatchChoice(n, self.default.max_num_batched_tokens) for n in sorted(self.batches())]
         for share in LOADS:
-            tried = rounded(saturated * share)
+            tried = _rounded(saturated * share)
             runs = self._evaluate([(self._at_rate(choice, tried), self.seeds[0]) for choice in choices])
             is_enough = max(value_at(run, WITHIN_SLO) for run in runs) >= ENOUGH
             self.load = CaseLoad(saturated, share, tried, is_enough)
@@ -245,3 +296,7 @@ def _between(number: int, tried: Sequence[int]) -> set[int]:
     position = tried.index(number)
     neighbours = [*tried[max(0, position - 1) : position], *tried[position + 1 : position + 2]]
     return {(number + other) // 2 for other in neighbours}
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.4g}")

@@ -8,8 +8,7 @@ from typing import Any
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.search.bands import HEADLINES
 from simbatch.sim.tuning.finalists import Stand
-from simbatch.sim.tuning.recommend import Recommendation
-from simbatch.sim.tuning.recommend_trials import BatchChoice
+from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
 
 
 def kept_words(found: Recommendation, key: str, share: float) -> str:

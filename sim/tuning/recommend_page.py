@@ -11,9 +11,8 @@ from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, limit, line, points, span
 from simbatch.sim.report.page.page import PageTable, ReportPage
 from simbatch.sim.report.page.settings import bands_table, settings_tables, trust_rows
-from simbatch.sim.tuning.recommend import Recommendation
+from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
 from simbatch.sim.tuning.recommend_report import all_notes, evidence, report, scenario_content, verdict
-from simbatch.sim.tuning.recommend_trials import BatchChoice
 from simbatch.sim.tuning.vllm_flags import arguments, command
 
 CHOSEN, TABLE, DEFAULT = style.PALETTE[2], style.PALETTE[3], style.INK

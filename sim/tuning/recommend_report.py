@@ -17,11 +17,12 @@ from simbatch.sim.tuning.recommend import (
     ENOUGH,
     NUM_SEEDS,
     TOKENS_GAIN,
+    BatchChoice,
     Recommendation,
+    TriedChoice,
 )
 from simbatch.sim.tuning.recommend_cases import GB, LARGE_GB, SMALL_GB
 from simbatch.sim.tuning.recommend_doubts import banded_lines, beaten_lines, kept_words, stands_content
-from simbatch.sim.tuning.recommend_trials import BatchChoice, TriedChoice
 from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, arguments, command, config_yaml, weight_notes
 from simbatch.sim.workload.lengths import Empirical
 

@@ -75,7 +75,7 @@ def _table(tuned: Tuned) -> Iterator[str]:
         for group in listed
     ]
     width = max(len(row[-1]) for row in rows)
-    yield from table(header, [[*row[:-1], row[-1].ljust(width)] for row in rows], num_names=1 + len(axes))
+    yield from table(header, [[*row[:-1], row[-1].ljust(width)] for row in rows])
     if any(trial.overloaded for group in listed for trial in group):
         yield "overloaded: the queue kept growing, so latencies say how long the run was"
 

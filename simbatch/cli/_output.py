@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 _MAX_NAME = 255  # of a file, on every system in use
 _RUN_FILE = "run.json"
 _OTHER = "name another folder"
-NUM_LINES = 10  # of progress over cells, where there is no bar, and more where
-CELLS_S = 60.0  # nothing was said for so long
+NUM_LINES = 10  # of progress over cells, where there is no bar
 LINE_S = 10.0  # between two lines of other progress
 
 
@@ -178,19 +177,17 @@ def _bar(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int
 
 @contextmanager
 def cells_shown(name: str, total: int, *, quiet: bool) -> Iterator[Callable[..., None]]:
-    """What to call at every finished cell: a bar for a person, ten lines and one a minute for a log."""
+    """What to call at every finished cell: a bar for a person, ten lines for a log."""
     done, begin_s = 0, time.monotonic()
-    last_s = begin_s
     with _bar(name, total, quiet=quiet) as bar:
 
         def tell(*_: object) -> None:
-            nonlocal done, last_s
-            done, now_s = done + 1, time.monotonic()
-            is_tenth = done * NUM_LINES // total > (done - 1) * NUM_LINES // total
+            nonlocal done
+            done += 1
             if bar is not None:
                 bar(done)
-            elif not quiet and (is_tenth or now_s - last_s >= CELLS_S):
-                last_s, left_s = now_s, (now_s - begin_s) / done * (total - done)
+            elif not quiet and done * NUM_LINES // total > (done - 1) * NUM_LINES // total:
+                left_s = (time.monotonic() - begin_s) / done * (total - done)
                 print(f"{done:,} of {total:,} cells, {duration_words(left_s)} left", file=sys.stderr, flush=True)
 
         yield tell

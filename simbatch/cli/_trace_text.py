@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.text import beside, table
 
 if TYPE_CHECKING:
     from simbatch.sim.streams.described import Described
@@ -47,8 +46,8 @@ def description(facts: dict[str, Any]) -> str:
         lines.append(line("Skipped (no output tokens)", f"{facts['skipped']:,}"))
     if facts["ignored_columns"]:
         lines.append(line("Columns not used", ", ".join(facts["ignored_columns"])))
-    lengths = [_lengths(name, facts[f"num_{name}_tokens"]) for name in ("prompt", "output")]
-    lines += ["", *table(("Tokens", *_COLUMNS, "total"), lengths)]
+    lines += ["", "Tokens".ljust(10) + "".join(name.rjust(9) for name in _COLUMNS) + "total".rjust(14)]
+    lines += [_lengths(name, facts[f"num_{name}_tokens"]) for name in ("prompt", "output")]
     return "\n".join(lines)
 
 
@@ -68,7 +67,7 @@ def _sessions(facts: dict[str, Any]) -> Iterator[str]:
 
 def line(name: str, value: object) -> str:
     """One fact."""
-    return "\n".join(beside(f"{name + ':':<{_WIDTH}}", str(value)))
+    return f"{name + ':':<{_WIDTH}}{value}"
 
 
 def number(value: float | None) -> str:
@@ -80,9 +79,9 @@ def _classes(value: dict[str, int] | int) -> str:
     return ", ".join(f"{level}: {n:,}" for level, n in value.items()) if isinstance(value, dict) else f"{value:,}"
 
 
-def _lengths(name: str, summary: dict[str, float]) -> list[str]:
+def _lengths(name: str, summary: dict[str, float]) -> str:
     cells = [f"{summary[key]:.2f}" if key == "cv" else f"{summary[key]:,.0f}" for key in _COLUMNS]
-    return [name, *cells, f"{summary['total']:,}"]
+    return name.ljust(10) + "".join(cell.rjust(9) for cell in cells) + f"{summary['total']:,}".rjust(14)
 
 
 GAPS = (

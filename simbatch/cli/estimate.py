@@ -12,7 +12,6 @@ import click
 from simbatch.cli._options import gpu_options
 from simbatch.cli._output import check_folder, replacing
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.text import wrapped
 
 if TYPE_CHECKING:
     from simbatch.profiler.model.roofline import Roofline
@@ -146,18 +145,22 @@ def write(estimated: MeasuredProfile, output: Path) -> None:
 
 def _show(estimated: MeasuredProfile, limits: Roofline | None) -> None:
     """Its memory, and what each batch size would see."""
+    from rich.console import Console
+
     from simbatch.profiler.profile import predicted
     from simbatch.profiler.write import profile_json
 
-    memory = estimated.memory
+    memory, console = estimated.memory, Console(highlight=False)
+    console.width = max(console.width, 110)
     gpus = "" if estimated.tensor_parallel_size == 1 else f" on each of {estimated.tensor_parallel_size} GPUs"
     tokens = (memory.num_gpu_blocks - 1) * memory.block_size
-    head = (
+    console.print(
         f"{estimated.name}: an estimate; weights {memory.weights_bytes / 2**30:.1f} GiB{gpus}, KV cache {tokens:,} "
-        f"tokens ({memory.num_gpu_blocks:,} blocks of {memory.block_size}), max_model_len {estimated.max_model_len:,}"
+        f"tokens ({memory.num_gpu_blocks:,} blocks of {memory.block_size}), max_model_len {estimated.max_model_len:,}",
+        soft_wrap=True,
     )
     lengths, content = predicted.lengths_within(estimated), json.loads(profile_json(estimated))
     rows = predicted.predicted_batches(estimated, content, predicted.default_sizes(estimated), *lengths)
-    batches = predicted.batch_table(rows, list(predicted.roofline_shares(limits, rows)))
-    notes = (f"- {note}" for note in (*predicted.table_notes(estimated, rows, limits), *estimated.notes))
-    click.echo("\n".join([*wrapped([head]), *batches, *wrapped(notes)]))
+    console.print(predicted.batch_table(rows, list(predicted.roofline_shares(limits, rows))))
+    for note in (*predicted.table_notes(estimated, rows, limits), *estimated.notes):
+        console.print(f"- {note}", soft_wrap=True)

@@ -11,13 +11,15 @@ import click
 
 from simbatch.cli._profile_import import error_text, estimate, import_profile
 from simbatch.sim.cost.provenance import span
-from simbatch.sim.text import beside, table, wrapped
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from simbatch.sim.cost.profile import Profile
     from simbatch.sim.cost.provenance import ErrorFigures, SeenRun
 
 SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
+MIN_WIDTH = 140  # a row of `list` stays on one line when piped
 
 
 @click.group()
@@ -43,7 +45,11 @@ def list_profiles(gpu: str | None, model: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_facts(profile) for profile in found], indent=2))
         return
-    click.echo("\n".join(_table(found)))
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, MIN_WIDTH)
+    console.print(_table(found))
 
 
 @profiles.command()
@@ -76,7 +82,7 @@ def show(name: str, as_json: bool, plot: Path | None, batches: str | None, promp
         click.echo(profile_json(profile), nl=False)
         return
     for key, value in _facts(profile).items():
-        click.echo("\n".join(beside(f"{key:<23} ", str(value))))
+        click.echo(f"{key:<23} {value}")
 
 
 def _show_batches(
@@ -94,8 +100,13 @@ def _show_batches(
         shown = [{**row, "roofline_share": share} for row, share in zip(rows, shares, strict=True)]
         click.echo(json.dumps(shown, indent=2))
         return
-    notes = (f"- {note}" for note in predicted.table_notes(profile, rows, roofline))
-    click.echo("\n".join([*predicted.batch_table(rows, shares), *wrapped(notes)]))
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = max(console.width, 110)
+    console.print(predicted.batch_table(rows, shares))
+    for note in predicted.table_notes(profile, rows, roofline):
+        console.print(f"- {note}", soft_wrap=True)
 
 
 def _sizes(text: str) -> list[int]:
@@ -122,14 +133,21 @@ def list_gpus(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(gpu) for gpu in GPUS.values()], indent=2))
         return
-    names = ("name", "GPU", "from", "datasheet", "memory", "GB/s", "bf16", "fp8", "int8", "fp4", "link")
-    rows = []
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ("name", "GPU", "memory", "from", "GB/s", "bf16", "fp8", "int8", "fp4", "link", "datasheet")
+    table = Table(*names, box=None, pad_edge=False)
     for gpu in GPUS.values():
-        rates = [f"{gpu.flops_per_s[kind] / 1e12:g}" if kind in gpu.flops_per_s else "-" for kind in names[6:10]]
+        rates = [f"{gpu.flops_per_s[kind] / 1e12:g}" if kind in gpu.flops_per_s else "-" for kind in names[5:9]]
         memory, speed = f"{gpu.total_bytes / GIB:.2f}", f"{gpu.bandwidth_bytes_per_s / 1e9:g}"
-        words = (gpu.short, gpu.name, gpu.memory_from, gpu.sheet.split(" (")[0])
-        rows.append((*words, memory, speed, *rates, f"{gpu.link_bytes_per_s / 1e9:g}"))
-    click.echo("\n".join(table(names, rows, num_left=4, num_names=1)))
+        source = gpu.sheet.split(" (")[0]
+        table.add_row(
+            gpu.short, gpu.name, memory, gpu.memory_from, speed, *rates, f"{gpu.link_bytes_per_s / 1e9:g}", source
+        )
+    console = Console()
+    console.width = max(console.width, 160)
+    console.print(table)
 
 
 profiles.add_command(import_profile)
@@ -224,21 +242,23 @@ def _leaves(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
             yield name, value
 
 
-def _table(found: list[Profile]) -> list[str]:
+def _table(found: list[Profile]) -> Table:
+    from rich.table import Table
+
     names = (
         "name",
         "weights",
         "KV",
         "blocks",
-        "TTFT error",
         "decode",
         "prefill",
         "mixed",
+        "TTFT error",
         "batch",
         "chunk",
         "source",
     )
-    rows = []
+    table = Table(*names, box=None, pad_edge=False)
     for profile in found:
         facts = {key: str(value) for key, value in _facts(profile).items()}
         error, measured = profile.fit_error, profile.measured
@@ -249,9 +269,10 @@ def _table(found: list[Profile]) -> list[str]:
         source = "estimate" if profile.is_estimate else facts.get("source", "-").split(" (")[0]
         runs = "no real run" if profile.compared is None else span(profile.compared.mean_ttft)
         counted = f"~{blocks}" if "est" in kind else blocks
-        rows.append([profile.name, facts.get("quantisation", "-"), cache, counted, runs, *shares, *ends, source])
-    width = max(len(row[-1]) for row in rows)
-    return table(names, [[*row[:-1], row[-1].ljust(width)] for row in rows], num_left=3, num_names=1)
+        table.add_row(profile.name, facts.get("quantisation", "-"), cache, counted, *shares, runs, *ends, source)
+    for column in table.columns:
+        column.no_wrap = True
+    return table
 
 
 def _share(figures: ErrorFigures) -> str:

@@ -130,7 +130,6 @@ def explain(
     """
     from simbatch.sim.scenario import resolve
     from simbatch.sim.search.simulate import explain_request
-    from simbatch.sim.text import beside, wrapped
 
     scenario = load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version)
     events = explain_request(resolve(scenario), request_id)
@@ -142,12 +141,11 @@ def explain(
     for event in events:
         steps = "" if event.step is None else f"step {event.step}"
         times = f" (x {event.num_steps})" if event.num_steps > 1 else ""
-        lines = beside(f"{event.time_s:12.3f} s  {steps:<12} ", f"{event.what}{times}")
+        click.echo(f"{event.time_s:12.3f} s  {steps:<12} {event.what}{times}")
         if (line := _step_line(event)) is not None:
-            lines += beside(f"{'':<29}", line)
-        click.echo("\n".join(lines))
+            click.echo(f"{'':<29}{line}")
     if any(event.schedule_s is not None for event in events):
-        click.echo("\n".join(wrapped([LEGEND])))
+        click.echo(LEGEND)
 
 
 def _step_line(event: Event) -> str | None:

@@ -16,7 +16,6 @@ from simbatch.sim.workload.columns import words_of
 from simbatch.sim.workload.draws import Purpose, draw_shares, stream
 from simbatch.sim.workload.files import BadValueError, cut_short
 from simbatch.sim.workload.trace_model import Trace
-from simbatch.sim.workload.traces.checks import check_columns, row_error
 from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch
 from simbatch.sim.workload.traces.sessions import TurnRows, conversations_of
 from simbatch.sim.workload.traces.times import MAX_PS
@@ -99,7 +98,7 @@ class TraceSource:
             total = self._conversations.num_read if self._has_turns else self._reader.count()
             if left := total - self._taken - self.skipped:
                 why = ", ".join(f"{key}: {value}" for key, value in limits.items())
-                yield f"{left:,} of its {total:,} rows {'was' if left == 1 else 'were'} left out ({why})"
+                yield f"{left:,} of its {total:,} rows were left out ({why})"
 
     def moment(self, since_ps: int) -> str | int | float:
         """What the file's own clock says so long after the first request, as `between` takes it; complete when read."""
@@ -112,8 +111,7 @@ class TraceSource:
         if self.ignored:
             lines.append(f"columns not used: {cut_short(sorted(self.ignored))}")
         if self.skipped:
-            rows, were = ("row", "was") if self.skipped == 1 else ("rows", "were")
-            lines.append(f"{self.skipped:,} {rows} without output tokens {were} left out (on_empty: skip)")
+            lines.append(f"{self.skipped:,} rows without output tokens were left out (on_empty: skip)")
         return [f"{self.path.name}: {line}" for line in lines]
 
     def chunks(self) -> Iterator[RequestChunk]:
@@ -226,9 +224,12 @@ class TraceSource:
         if len(empty) and self._settings.on_empty != "skip":
             mend = "remove the row, or set on_empty: skip (--on-empty skip), which counts it"
             name, rule = self._reader.columns.output, "a request needs output tokens, and here are none"
-            raise row_error(self._reader, batch, int(empty[0]), name, rule, NOTHING, mend)
+            raise self._error(batch, int(empty[0]), name, rule, NOTHING, mend)
         self.skipped += len(empty)
         return batch.keep(indices)
+
+    def _error(self, batch: RowBatch, i: int, column: str | None, rule: str, value: object, mend: str) -> UserError:
+        return UserError(Problem(self._reader.place(int(batch.lines[i]), column or ""), rule, value, mend))
 
     def _check(self, batch: RowBatch, last: int | None) -> int:
         """What holds for a row beside its neighbours and its other columns; returns the last arrival."""
@@ -239,17 +240,36 @@ class TraceSource:
             i = int(np.flatnonzero(before > times)[0])
             rule = f"is {(int(before[i]) - int(times[i])) / PS_PER_S:g} s earlier than the request before it"
             mend = f"sort the file by {columns.arrival}, or let it be sorted: --sort (sort: true in a scenario)"
-            raise row_error(self._reader, batch, i, columns.arrival, rule, NOTHING, mend)
+            raise self._error(batch, i, columns.arrival, rule, NOTHING, mend)
         return int(times[-1])
 
     def _check_columns(self, batch: RowBatch) -> None:
-        """What holds for a row's other columns, and whether every row has an id."""
-        check_columns(self._reader, batch)
+        """What holds for a row's other columns."""
+        columns = self._reader.columns
+        if not batch.num_prompt_tokens.all():
+            i = int(np.flatnonzero(batch.num_prompt_tokens == 0)[0])
+            rule = "a request needs prompt tokens, and here are none"
+            raise self._error(batch, i, columns.prompt, rule, NOTHING, "fill it in, or remove the row")
         if self._has_ids is None:
             self._has_ids = batch.request_id is not None
         elif self._has_ids != (batch.request_id is not None):
             rule, mend = "stands in some rows only", "give every row one, or none"
-            raise row_error(self._reader, batch, 0, self._reader.columns.request_id, rule, NOTHING, mend)
+            raise self._error(batch, 0, columns.request_id, rule, NOTHING, mend)
+        if self.foretells != (batch.predicted_output_tokens is not None):
+            rule = "stands in some rows only"
+            raise self._error(batch, 0, columns.predicted_output, rule, NOTHING, "give every row a prediction, or none")
+        if batch.hash_ids is not None:
+            self._check_hashes(batch, batch.hash_ids)
+
+    def _check_hashes(self, batch: RowBatch, rows: list[tuple[int, ...] | None]) -> None:
+        h, columns = self.hash_block_tokens, self._reader.columns
+        for i, (hashes, prompt) in enumerate(zip(rows, batch.num_prompt_tokens.tolist(), strict=True)):
+            if hashes is not None and not prompt // h <= len(hashes) <= -(-prompt // h):
+                low, high = prompt // h, -(-prompt // h)
+                expected = f"{low} or {high}" if low != high else f"{low}"
+                rule = f"a prompt of {prompt} tokens has {expected} hashes of {h} tokens each"
+                mend = "set hash_block_tokens to what one hash stands for"
+                raise self._error(batch, i, columns.hash_ids, rule, len(hashes), mend)
 
     def _chunk(
         self, batch: RowBatch, times: list[int], priority: list[int] | None, tenant: list[str | None] | None
@@ -280,7 +300,7 @@ class TraceSource:
             clock_s = f"{MAX_PS / PS_PER_S:.0f} s (106 days)"
             rule = f"is {last_ps / PS_PER_S:.0f} s after the trace's first request, and the clock holds {clock_s}"
             mend = "use between or limit, raise rate_scale, or check the column's unit"
-            raise row_error(self._reader, batch, len(batch) - 1, self._reader.columns.arrival, rule, NOTHING, mend)
+            raise self._error(batch, len(batch) - 1, self._reader.columns.arrival, rule, NOTHING, mend)
         if scale != 1:
             since = np.rint(since.astype(np.float64) / scale)
         return list(since.astype(np.int64).tolist())
