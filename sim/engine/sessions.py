@@ -1,7 +1,7 @@
 """Turns of sessions on their way: one is sent when those that it waits for have ended and its delay has passed.
 
-A turn that is rejected, refused or dropped ends its session: what has been sent goes on, the rest is never sent. With
-a limit on sessions (users) the next one begins when another has ended.
+A turn that is rejected, refused or dropped ends its session at that moment: what has been sent goes on, what would be
+sent later is not. With a limit on sessions (users) the next one begins when another has ended.
 """
 
 from __future__ import annotations
@@ -125,6 +125,8 @@ class SessionTraffic(Traffic):
     def _fail(self, session: int, at_ps: int) -> None:
         """A turn was not served: what would be sent later is not sent."""
         self._failed_ps[session] = min(at_ps, self._failed_ps.get(session, FAR))
+        if not self._num_ready[session]:  # usually: an overloaded server refuses many, and others' turns are many
+            return
         of_session = self._turns.session
         kept = [each for each in self._ready if of_session[each[1]] != session or each[0] <= at_ps]
         self._num_ready[session] -= len(self._ready) - len(kept)

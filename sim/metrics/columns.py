@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,11 +110,7 @@ class RequestTable:
 
     def to_pandas(self) -> pd.DataFrame:
         """All columns as a DataFrame, in this order; needs pandas."""
-        try:
-            import pandas as pd
-        except ImportError:
-            raise ImportError("to_pandas() needs pandas, which is not installed: pip install pandas") from None
-        return pd.DataFrame({name: self[name] for name in self})
+        return data_frame({name: self[name] for name in self})
 
     def __repr__(self) -> str:
         return f"RequestTable of {len(self):,} requests: {', '.join(self)}"
@@ -186,3 +182,12 @@ def e2el_ps(record: RunRecord) -> NDArray[np.int64]:
 def decoding_ps(record: RunRecord, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> NDArray[np.int64]:
     """Last token minus first, as the client sees them, of the chosen finished requests."""
     return record.client_finish_ps[chosen] - record.client_first_token_ps[chosen]
+
+
+def data_frame(table: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame:
+    """Rows, or columns by name, as a DataFrame; ImportError that says what to do where pandas is missing."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ImportError("to_pandas() needs pandas, which is not installed: pip install pandas") from None
+    return pd.DataFrame(table)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.metrics.columns import data_frame
 from simbatch.sim.plan import picture, report
 from simbatch.sim.plan.content import content
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
@@ -191,9 +192,7 @@ class FleetAnswer:
 
     def to_pandas(self) -> pd.DataFrame:
         """`table` as a DataFrame."""
-        import pandas as pd
-
-        return pd.DataFrame(self.table())
+        return data_frame(self.table())
 
     def plot(self) -> Figure:
         """A matplotlib Figure: the cost of each shape against the latency that is limited."""

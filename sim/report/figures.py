@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_all
+from simbatch.sim.metrics.columns import data_frame
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import ALIASES, shown
 from simbatch.sim.report import style
@@ -62,9 +63,7 @@ class Figures(ABC):
 
     def to_pandas(self, metrics: Sequence[str] | None = None, *, each_run: bool = False) -> pd.DataFrame:
         """`table` as a DataFrame."""
-        import pandas as pd
-
-        return pd.DataFrame(self.table(metrics, each_run=each_run))
+        return data_frame(self.table(metrics, each_run=each_run))
 
     def plot(self, metrics: Sequence[str] | None = None, *, width: float = BOTH_COLUMNS) -> Figure:
         """A matplotlib Figure, `width` inches wide: a panel per metric, means with their 95 % intervals."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import UserError
+from simbatch.sim.metrics.columns import data_frame
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import shown
 from simbatch.sim.results import files
@@ -77,9 +78,7 @@ class Sweep:
 
     def to_pandas(self) -> pd.DataFrame:
         """`rows` as a DataFrame."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows)
+        return data_frame(self.rows)
 
     def text(self) -> str:
         """A line per setting, with the means of the main metrics."""

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simbatch.sim.metrics.columns import data_frame
 from simbatch.sim.report import style
 from simbatch.sim.report.page.page import page_writer
 from simbatch.sim.scenario import Scenario
@@ -71,9 +72,7 @@ class CapacityAnswer:
 
     def to_pandas(self) -> pd.DataFrame:
         """`table` as a DataFrame."""
-        import pandas as pd
-
-        return pd.DataFrame(self.table())
+        return data_frame(self.table())
 
     def plot(self) -> Figure:
         """A matplotlib Figure: what binds over the rate, where it holds and where it fails."""
