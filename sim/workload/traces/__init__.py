@@ -65,21 +65,7 @@ def open_trace(
         clock = Clock(trace.time_unit or form.unit)
         reader = BenchReader(path, form.columns, clock, run, lengths_only="arrival" not in wanted)
     else:
-        _check_said(head, said, form, place)
-        if trace.format is None and is_strange(head) and not said:
-            raise unknown(path, head)
-        has_turns = "arrival" in wanted and _has_turns(path, head, form, said)
-        needed = [kind for kind in wanted if kind != "arrival" or not has_turns]
-        chosen = choose_columns(form, head.row, head.names, head.place, said, needed, usual=form.name in OURS)
-        chosen = replace(chosen, columns=_of_turns(chosen.columns, head, form, has_turns=has_turns))
-        if trace.time_unit is not None and chosen.columns.arrival == OWN_ARRIVAL:
-            rule = f"format {form.name} has {OWN_ARRIVAL}, in seconds, and no other unit"
-            raise UserError(Problem(_named(place, "time_unit"), rule, trace.time_unit, "leave it out"))
-        reading = _reading(head, chosen, form, trace, has_turns=has_turns)
-        if (first := head.row.get(chosen.columns.arrival or "")) not in (None, ""):
-            reading.clock.tell_unit(first)
-        reader = _READERS[head.kind](path, reading)
-        notes = _notes(reader, chosen)
+        reader, notes, has_turns = _rows_of(path, head, form, trace, place, wanted)
     if trace.prompt_is == "new" and not has_turns:
         rule, mend = "there are no sessions in the file", "name their column: --columns session=NAME, or leave it out"
         raise UserError(Problem(_named(place, "prompt_is"), rule, trace.prompt_is, mend))
@@ -96,6 +82,28 @@ def open_trace(
         has_order="arrival" in wanted,
         has_turns=has_turns,
     )
+
+
+def _rows_of(
+    path: Path, head: Head, form: Format, trace: Trace, place: str, wanted: tuple[str, ...]
+) -> tuple[Reader, tuple[str, ...], bool]:
+    """What reads a file that has rows, notes on how, and whether its rows are turns of sessions."""
+    said = trace.columns.said() if trace.columns else {}
+    _check_said(head, said, form, place)
+    if trace.format is None and is_strange(head) and not said:
+        raise unknown(path, head)
+    has_turns = "arrival" in wanted and _has_turns(path, head, form, said)
+    needed = [kind for kind in wanted if kind != "arrival" or not has_turns]
+    chosen = choose_columns(form, head.row, head.names, head.place, said, needed, usual=form.name in OURS)
+    chosen = replace(chosen, columns=_of_turns(chosen.columns, head, form, has_turns=has_turns))
+    if trace.time_unit is not None and chosen.columns.arrival == OWN_ARRIVAL:
+        rule = f"format {form.name} has {OWN_ARRIVAL}, in seconds, and no other unit"
+        raise UserError(Problem(_named(place, "time_unit"), rule, trace.time_unit, "leave it out"))
+    reading = _reading(head, chosen, form, trace, has_turns=has_turns)
+    if (first := head.row.get(chosen.columns.arrival or "")) not in (None, ""):
+        reading.clock.tell_unit(first)
+    reader = _READERS[head.kind](path, reading)
+    return reader, _notes(reader, chosen), has_turns
 
 
 def foretells(trace: Trace, folder: Path) -> bool:
