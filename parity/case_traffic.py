@@ -12,7 +12,8 @@ from simbatch.sim.engine.members import prefix_keys, traffic_of
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.request import Request, as_ranges
+from simbatch.sim.scheduler.names import as_ranges
+from simbatch.sim.scheduler.request import Request
 from simbatch.sim.workload.chunk import RequestChunk
 from simbatch.sim.workload.turns import NO_ROW, Turns, turns_of
 

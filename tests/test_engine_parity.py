@@ -11,8 +11,9 @@ from parity import check
 from parity.check import first_difference, load, main, recordings
 from parity.recording import CaseLines
 from simbatch.sim.compiled import is_compiled
+from simbatch.sim.scheduler.names import FIRST_OWN
 from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
-from simbatch.sim.scheduler.request import FIRST_OWN, Request
+from simbatch.sim.scheduler.request import Request
 
 FOLDERS = check.RECORDINGS, check.TIMING, check.SESSIONS, check.OTHERS
 RECORDINGS = [pair for folder in FOLDERS for pair in recordings(folder)]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simbatch.sim.scheduler.request import PrefixKeys, one_by_one
+from simbatch.sim.scheduler.names import PrefixKeys, one_by_one
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk
 from simbatch.sim.workload.model import Workload

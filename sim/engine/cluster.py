@@ -22,7 +22,7 @@ from simbatch.sim.engine.gateway import Gateway
 from simbatch.sim.engine.replica import Process, Replica
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR, Lane, Traffic
-from simbatch.sim.scheduler.prefix_cache import num_cached
+from simbatch.sim.scheduler.names import num_known
 from simbatch.sim.scheduler.request import Request
 
 
@@ -258,7 +258,9 @@ class Published:
             return kv.num_cached(request)
         self._wants_cached = True
         known = self._snapshots[index].cached if self._snapshots else None
-        return 0 if known is None else num_cached(request, lambda name: known.get(name, 0), kv.block_size)
+        if known is None:
+            return 0
+        return num_known(request.prompt_names(kv.block_size), lambda name: known.get(name, 0))
 
     def _state(self, index: int) -> tuple[int, int, int]:
         replica = self.cluster.replicas[index]

@@ -5,16 +5,8 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from simbatch.sim.scheduler.request import (
-    FIRST_CONVERSED,
-    MOST_BLOCKS,
-    PrefixKeys,
-    Request,
-    cut,
-    num_alike,
-    num_in,
-    past,
-)
+from simbatch.sim.scheduler.names import FIRST_CONVERSED, MOST_BLOCKS, PrefixKeys, cut, num_alike, num_in, past
+from simbatch.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk

@@ -10,7 +10,8 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.named import place_of
 from simbatch.sim.plugins.router import Router
-from simbatch.sim.scheduler.request import Request, cut, one_by_one
+from simbatch.sim.scheduler.names import one_by_one
+from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.views import SentView
 
 
@@ -26,7 +27,7 @@ class GatewayRequest(SentView):
     @property
     def prefix_keys(self) -> Sequence[int]:
         """A name for each full block of the prompt that others may share: equal where all tokens up to it are equal."""
-        return one_by_one(cut(self.request.names, self.request.num_prompt_tokens // self._block_size))
+        return one_by_one(self.request.prompt_names(self._block_size))
 
 
 class Publisher(Protocol):

@@ -29,7 +29,7 @@ from simbatch.sim.engine.traffic import Lane, Traffic
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.request import PrefixKeys
+from simbatch.sim.scheduler.names import PrefixKeys
 from simbatch.sim.workload.turns import turns_in
 
 if TYPE_CHECKING:

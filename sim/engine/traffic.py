@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.scheduler.request import PrefixKeys, Request
+from simbatch.sim.scheduler.names import PrefixKeys
+from simbatch.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestChunk, RequestSource

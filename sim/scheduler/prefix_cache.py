@@ -5,11 +5,10 @@ Follows vLLM's v1/core/block_pool.py and kv_cache_manager.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.kv_cache import KVCache
-from simbatch.sim.scheduler.request import FIRST_OWN, MOST_BLOCKS, NEVER, Request, cut
+from simbatch.sim.scheduler.names import FIRST_OWN, num_known, own_names
+from simbatch.sim.scheduler.request import NEVER, Request
 
 
 class BlockRun:
@@ -73,7 +72,7 @@ class PrefixKVCache(KVCache):
                 name, end = names[i], names[i + 1]
                 i += 2
             elif request.num_preemptions:
-                name = own_names(request) + num_hits
+                name = own_names(request.index) + num_hits
                 end = name + limit
             else:
                 break
@@ -92,7 +91,7 @@ class PrefixKVCache(KVCache):
 
     def num_cached(self, request: Request) -> int:
         """How many full blocks of its prompt that others may share, from the first on, are cached."""
-        return num_cached(request, self._size_of, self.block_size)
+        return num_known(request.prompt_names(self.block_size), self._size_of)
 
     def _size_of(self, name: int) -> int:
         """How many cached blocks there are from this one on, up to the end of its run; 0: it is not cached."""
@@ -187,7 +186,7 @@ class PrefixKVCache(KVCache):
     def _let_go(self, request: Request, num_full: int) -> list[BlockRun]:
         """The runs of a request's full blocks, all in the index, its own ones too."""
         if not request.num_names and not request.num_held:
-            name = own_names(request)
+            name = own_names(request.index)
             if name not in self._runs:  # the most frequent case, in short
                 request.num_held = num_full
                 if not num_full:
@@ -207,7 +206,7 @@ class PrefixKVCache(KVCache):
                 name, end = names[i], names[i + 1]
                 i += 2
             else:
-                name = own_names(request) + begin
+                name = own_names(request.index) + begin
                 end = name + num_blocks - begin
             size = end - name
             skipped = request.num_held - begin
@@ -244,7 +243,7 @@ class PrefixKVCache(KVCache):
                 name, end = names[i], names[i + 1]
                 i += 2
             else:
-                name = own_names(request) + num_blocks - left
+                name = own_names(request.index) + num_blocks - left
                 end = name + left
             if end - name > left:
                 end = name + left
@@ -297,29 +296,6 @@ class PrefixKVCache(KVCache):
             others.remove(run)
         if not others:
             del self._copies[name]
-
-
-def own_names(request: Request) -> int:
-    """Where the names begin of blocks that only this request can hit."""
-    return FIRST_OWN + request.index * MOST_BLOCKS
-
-
-def num_cached(request: Request, size_of: Callable[[int], int], block_size: int) -> int:
-    """How many full blocks of its prompt that others may share are cached, from the first on.
-
-    `size_of` says of a name that a run of cached blocks may begin with how many there are, 0 for none.
-    """
-    num, names = 0, cut(request.names, request.num_prompt_tokens // block_size)
-    for i in range(0, len(names), 2):
-        name, end = names[i], names[i + 1]
-        while name < end:
-            size = size_of(name)
-            if not size:
-                return num
-            size = min(size, end - name)
-            num += size
-            name += size
-    return num
 
 
 def kv_cache_of(config: EngineConfig) -> KVCache:
