@@ -210,7 +210,7 @@ class LinkAllReduce:
         self.link = link
         self._share = 2 * (num_gpus - 1) / num_gpus
 
-    def time_s(self, tokens: NDArray[Any], hidden_size: int) -> Floats:
+    def time_s(self, tokens: NDArray[Any] | int, hidden_size: int) -> Floats:
         """One call on `tokens` x `hidden_size` elements, s."""
         message = tokens * hidden_size * ELEMENT_BYTES
         return np.asarray(self.link.latency_s + self._share * message / self.link.bandwidth_bytes_per_s)
