@@ -56,13 +56,14 @@ class MeasuredRange(Strict):
         inside = total = 0
         for begin in range(0, len(segments), SLICE_ROWS):  # millions of rows are not copied at once
             rows = segments[begin : begin + SLICE_ROWS]
-            rows = rows[(rows["num_decodes"] > 0) | (rows["prefill_tokens"] > 0)]
             has_prefill = rows["prefill_tokens"] > 0
-            total += int(rows["num_steps"].sum())
-            inside += self._decode_steps_inside(rows[~has_prefill]) + self._mixed_steps_inside(rows[has_prefill])
+            decodes_only = (rows["num_decodes"] > 0) & ~has_prefill
+            total += int(rows["num_steps"][has_prefill | decodes_only].sum())
+            inside += self._decode_steps_inside(_Chosen(rows, decodes_only))
+            inside += self._mixed_steps_inside(_Chosen(rows, has_prefill))
         return inside / total if total else 1.0
 
-    def _decode_steps_inside(self, rows: NDArray[np.void]) -> int:
+    def _decode_steps_inside(self, rows: _Chosen) -> int:
         """Step i of a span has a context of K + i*n: the steps inside are an interval of i."""
         n, context, last = rows["num_decodes"], rows["decode_context"], rows["num_steps"] - 1
         lowest = np.maximum(self.decode.mean_context[0] * n, self.decode.decode_context[0])
@@ -72,7 +73,7 @@ class MeasuredRange(Strict):
         steps = np.maximum(0, last_inside - first_inside + 1)
         return int(steps[_within(n, self.decode.num_decodes)].sum())
 
-    def _mixed_steps_inside(self, rows: NDArray[np.void]) -> int:
+    def _mixed_steps_inside(self, rows: _Chosen) -> int:
         n, context, tokens = rows["num_decodes"], rows["decode_context"], rows["prefill_tokens"]
         # sum of q*(2h+q) = 2 * P * mean history + sum of q*q, and chunks of one size have a q*q of P*P / count
         squares = tokens * tokens / np.maximum(1, rows["num_prefills"])
@@ -82,6 +83,17 @@ class MeasuredRange(Strict):
         inside &= _within(history, r.mean_history)
         inside &= (n == 0) | (_within(context / np.maximum(1, n), r.mean_context) & _within(context, r.decode_context))
         return int(rows["num_steps"][inside].sum())
+
+
+class _Chosen:
+    """Some rows, a column at a time: to copy them whole takes ten times as long."""
+
+    def __init__(self, rows: NDArray[np.void], chosen: NDArray[np.bool_]) -> None:
+        self._rows, self._chosen = rows, chosen
+
+    def __getitem__(self, name: str) -> NDArray[np.int64]:
+        column: NDArray[np.int64] = self._rows[name][self._chosen]
+        return column
 
 
 def _within(values: NDArray[Any], bounds: tuple[int, int]) -> NDArray[np.bool_]:

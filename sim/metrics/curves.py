@@ -212,7 +212,9 @@ def output_tokens_per_second(record: RunRecord) -> Floats:
     if not done.any():
         return np.zeros(0)
     origin_ps = int(requests.arrival_ps[done].min())
-    totals = np.bincount((record.client_first_token_ps[done] - origin_ps) // PS_PER_S).astype(np.float64)
+    num_seconds = (int(record.client_finish_ps.max()) - origin_ps) // PS_PER_S + 1  # hardly ever more
+    seconds = (record.client_first_token_ps[done] - origin_ps) // PS_PER_S
+    totals = np.bincount(seconds, minlength=num_seconds).astype(np.float64)
     for rows in slices(record.token_rows):  # their times are the server's: the network comes later by as much for all
         totals = _with_decoded(totals, rows[rows["num_decodes"] > 0], origin_ps - record.client_overhead_ps)
     return totals
@@ -247,7 +249,8 @@ def _added(totals: Floats, second: Ints, tokens: Ints) -> Floats:
         return totals
     offset = int(second.min())
     added = np.bincount(second - offset, weights=tokens)
-    totals = np.pad(totals, (0, max(0, offset + len(added) - len(totals))))
+    if (more := offset + len(added) - len(totals)) > 0:
+        totals = np.pad(totals, (0, more))
     totals[offset : offset + len(added)] += added
     return totals
 

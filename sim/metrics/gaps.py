@@ -47,8 +47,9 @@ class PooledGaps:
         """All gaps of a run as clients see them; those of unfinished requests too, which spans do not tell apart."""
         num_spans = int(np.count_nonzero(record.token_rows["num_regular"] > 0))
         size = num_spans + len(record.gaps)
-        pool = PooledGaps(*(np.ones(size, dtype=np.int64) for _ in range(4)))
+        pool = PooledGaps(*(np.empty(size, dtype=np.int64) for _ in range(4)))
         pool.first[num_spans:] = record.gaps
+        pool.slope[num_spans:] = pool.count[num_spans:] = pool.weight[num_spans:] = 1
         end = 0
         for rows in slices(record.token_rows):
             rows = rows[rows["num_regular"] > 0]
