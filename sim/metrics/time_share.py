@@ -71,8 +71,8 @@ def _waits_ps(record: RunRecord, facts: RunFacts) -> dict[str, int]:
             totals = {kind: total + waits[kind] for kind, total in totals.items()}
         return totals
     budget = facts.engine.get("max_num_batched_tokens")
-    for part, begin, until in _flights(record, facts):
-        rows, wait = record.segments[part], until - begin - curves.works_ps(record)[part]
+    for place, begin, until in _flights(record, facts):
+        rows, wait = record.segments[place], until - begin - curves.works_ps(record)[place]
         tokens, size = rows["num_decodes"] + rows["prefill_tokens"], facts.max_capture_size
         is_graph = (rows["num_prefills"] == 0) & (rows["num_decodes"] <= size)
         is_piecewise = ~is_graph & (tokens <= size)

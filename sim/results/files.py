@@ -123,8 +123,9 @@ def _requests_table(record: RunRecord, times: Mapping[str, NDArray[np.int64]], p
     columns["reason"] = pa.nulls(part.stop - part.start, pa.string()) if reasons is None else _texts(reasons)
     columns["replica"] = _numbers(replica_of(requests)[part])
     if record.turns is not None:
-        for name, made in zip(SESSION_COLUMNS, (_texts, _numbers), strict=True):
-            columns[name] = made(session_column(record, name, part))
+        session_id, turn = SESSION_COLUMNS
+        columns[session_id] = _texts(session_column(record, session_id, part).tolist())
+        columns[turn] = _numbers(session_column(record, turn, part))
     columns["status"] = _texts(STATUS_NAMES).take(_numbers(requests.status[part].astype(np.int64)))
     return pa.table({name: columns[name] for name in file_columns(record)})
 
@@ -140,7 +141,7 @@ def _numbers(values: NDArray[Any], is_there: NDArray[np.bool_] | None = None) ->
     import pyarrow as pa
 
     kind = pa.float64() if values.dtype.kind == "f" else pa.int64()
-    return pa.Array.from_buffers(kind, len(values), [_bits(is_there), pa.py_buffer(np.ascontiguousarray(values))])
+    return pa.Array.from_buffers(kind, len(values), [_bits(is_there), pa.py_buffer(np.ascontiguousarray(values).data)])
 
 
 def _texts(values: Sequence[str | None]) -> pa.Array[Any]:
@@ -150,14 +151,14 @@ def _texts(values: Sequence[str | None]) -> pa.Array[Any]:
     encoded = [b"" if value is None else value.encode() for value in values]
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
     is_there = np.array([value is not None for value in values]) if None in values else None
-    buffers = [_bits(is_there), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    buffers = [_bits(is_there), pa.py_buffer(ends.data), pa.py_buffer(b"".join(encoded))]
     return pa.Array.from_buffers(pa.string(), len(values), buffers)
 
 
 def _bits(is_there: NDArray[np.bool_] | None) -> pa.Buffer | None:
     import pyarrow as pa
 
-    return None if is_there is None else pa.py_buffer(np.packbits(is_there, bitorder="little"))
+    return None if is_there is None else pa.py_buffer(np.packbits(is_there, bitorder="little").data)
 
 
 def _ids(record: RunRecord, part: slice) -> pa.Array[Any]:
