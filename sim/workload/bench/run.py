@@ -16,8 +16,9 @@ from pydantic import Field
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.strict import MAX_TOKENS
+from simbatch.sim.text import cut_short
 from simbatch.sim.workload.arrivals import MAX_TIME_S
-from simbatch.sim.workload.files import cut_short, open_text, text_errors
+from simbatch.sim.workload.files import open_text, text_errors
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
