@@ -345,10 +345,13 @@ def test_a_thread_that_waited_for_a_request_is_idle_however_short_it_was(recorde
     for k, beside in enumerate((False, False, True)):
         begin_s = 2.0 + 0.013 * k  # 3 ms after the update before
         made.added(request(f"r{k}", 64), begin_s - 0.0005, begin_s)
-        planned = output(new=[(f"r{k}", 0)], cached=[("x", 70)] if beside else [], tokens={f"r{k}": 64, "x": 1})
+        planned = output(
+            new=[(f"r{k}", 0)],
+            cached=[("x", 70)] if beside else [],
+            tokens={f"r{k}": 64, **({"x": 1} if beside else {})},
+        )
         made.planned(planned, begin_s, begin_s + 0.001, (1 + beside, 0, 9))
-        step = IN_FLIGHT[id(planned)]
-        step.line |= {"x0": begin_s, "x1": begin_s + 0.001, "m0": begin_s + 0.001, "m1": begin_s + 0.002}
+        IN_FLIGHT[id(planned)].line |= {key: begin_s + 0.001 for key in ("x0", "x1", "m0", "m1")}
         made.updated(planned, begin_s + 0.008, begin_s + 0.010)
     made.close()
     assert moments_of(read_steps(tmp_path / "steps.jsonl")).is_idle.tolist() == [True, True, False]

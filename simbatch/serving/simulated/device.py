@@ -1,9 +1,9 @@
 """What the processes of a server must know, and how long host and device take for a step of the real engine.
 
 With S the moment at which the engine's thread is free, L the return of the launch, D the device's end and U that of the
-update, as in the simulator (docs/engine.md): the profile's host gives L = S + launch(batch), D = max(max(D before, S +
-lag) + device(batch), L + tail) and U = max(D, S) + update(batch), so that what vLLM's loop takes between these is inside
-them. vLLM's own host gives L as it comes, and the device begins when it is called. Times are s of `time.monotonic`.
+update, as in the simulator (docs/engine.md), the profile's host gives L = S + launch(batch), D = max(max(D before, S +
+lag) + device(batch), L + tail) and U = max(D, S) + update(batch): what vLLM's loop takes in between is inside them.
+vLLM's own host gives L as it comes, and the device begins when it is called. Times are s of `time.monotonic`.
 """
 
 from __future__ import annotations
