@@ -351,7 +351,7 @@ def test_a_thread_that_waited_for_a_request_is_idle_however_short_it_was(recorde
             tokens={f"r{k}": 64, **({"x": 1} if beside else {})},
         )
         made.planned(planned, begin_s, begin_s + 0.001, (1 + beside, 0, 9))
-        IN_FLIGHT[id(planned)].line |= {key: begin_s + 0.001 for key in ("x0", "x1", "m0", "m1")}
+        IN_FLIGHT[id(planned)].line |= dict.fromkeys(("x0", "x1", "m0", "m1"), begin_s + 0.001)
         made.updated(planned, begin_s + 0.008, begin_s + 0.010)
     made.close()
     assert moments_of(read_steps(tmp_path / "steps.jsonl")).is_idle.tolist() == [True, True, False]
