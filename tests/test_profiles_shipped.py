@@ -30,9 +30,6 @@ from tests.test_profile_import import with_measurements
 SAMPLE = (
     "rtx4090-llama-3.1-8b-bf16",
     "rtxpro6000-llama-3.1-8b-bf16-tp2",
-    "h100-llama-3.1-8b-fp8-kvfp8",
-    "l40s-llama-3.1-70b-bf16-tp4",
-    "a100-llama-2-70b-bf16-tp8",
     "rtx4090-llama-3.1-8b-awq",
     "h100-gpt-oss-20b-mxfp4",
     "rtx3090-qwen2.5-7b-instruct-awq",
