@@ -14,8 +14,15 @@ from simbatch import Scenario, simulate
 from simbatch.sim.metrics.steady import is_overloaded
 from simbatch.sim.report.console import steady_lines
 from simbatch.sim.report.result import Result
-from simbatch.sim.statistics.intervals import OF_A_RUN, student_t
-from simbatch.sim.statistics.series import BatchMeans, NoClaim, is_trending, keeps_growing, widening
+from simbatch.sim.statistics import (
+    OF_A_RUN,
+    BatchMeans,
+    NoClaim,
+    is_trending,
+    keeps_growing,
+    student_t,
+    widening,
+)
 
 
 def queue(load: float, num_prompts: int = 4000, kind: str = "M/G/1", seed: int = 0, **changes: Any) -> Scenario:

@@ -30,7 +30,7 @@ from simbatch.sim.metrics.columns import (
     times_ps,
 )
 from simbatch.sim.origin import origin
-from simbatch.sim.scheduler.versions import certificate_of
+from simbatch.sim.scheduler.config import certificate_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
