@@ -85,7 +85,7 @@ class MeasuredFit:
 
     @property
     def canary_ratio(self) -> float:
-        """The slowest over the fastest visit to the canary."""
+        """The slowest over the fastest visit to the canary, 1 where steps do not show."""
         drift = self.fitted.of_samples.drift
         return 1.0 if drift is None else float(drift.slowness.max() / drift.slowness.min())
 
