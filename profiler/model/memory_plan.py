@@ -19,7 +19,7 @@ from simbatch.profiler.model.weights import Weights, weights_of
 from simbatch.sim.cost.gpus import GIB, Gpu, find_gpu
 from simbatch.sim.cost.memory import DEFAULT_GPU_MEMORY_UTILIZATION, Memory, Peak
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scheduler.versions import NEWEST, Version
+from simbatch.sim.scheduler.config import NEWEST, Version
 
 DEFAULT_UTILIZATION = DEFAULT_GPU_MEMORY_UTILIZATION
 TOKENS_BY_REQUESTS = (0, 20, 1)  # before it vLLM logs blocks / groups x the smallest block

@@ -49,7 +49,7 @@ def estimate(model: str | None, output: Path | None, as_json: bool, base: str | 
         limits = _limits(model, flags)
         estimated = roofline(model, output, flags)
     if as_json:
-        from simbatch.profiler.write import profile_json
+        from simbatch.sim.cost.by_name import profile_json
 
         click.echo(profile_json(estimated), nl=False)
     else:
@@ -136,7 +136,7 @@ def check_output(output: Path, *read: Path | None) -> None:
 
 def write(estimated: MeasuredProfile, output: Path) -> None:
     """Write the profile, and say where."""
-    from simbatch.profiler.write import write_profile
+    from simbatch.sim.cost.by_name import write_profile
 
     with replacing(output):
         write_profile(estimated, output)
@@ -148,7 +148,7 @@ def _show(estimated: MeasuredProfile, limits: Roofline | None) -> None:
     from rich.console import Console
 
     from simbatch.profiler.profile import predicted
-    from simbatch.profiler.write import profile_json
+    from simbatch.sim.cost.by_name import profile_json
 
     memory, console = estimated.memory, Console(highlight=False)
     console.width = max(console.width, 110)
