@@ -1,7 +1,7 @@
 """Files of texts as traces: texts are counted by the model's tokenizer, or so many characters are taken for a token.
 
 1. The messages up to an answer are one turn's prompt, behind all that was said before, and the answer is its output.
-   Messages behind the last answer are left out: nothing says how long theirs would be.
+   Messages behind the last answer are left out: nothing says how long theirs would be. An answer without text is none.
 2. A row that says how many tokens are answered (`output_tokens`, `output_length`) is one turn, and all of its texts are
    the prompt. aiperf's list of `turns` goes on: a turn's prompt is all before it, with answers of the lengths said.
 3. Each full block of 16 tokens has a hash of all up to its end, so that prompts that begin alike share what they do.
@@ -67,7 +67,7 @@ class Texts:
             counted = f"assumed: {self._per_token:g} characters of text are a token (chars_per_token)"
         notes = [counted]
         if self.unanswered:
-            notes.append(f"{len(self.unanswered):,} conversations end with messages that have no answer: left out")
+            notes.append(f"{len(self.unanswered):,} conversations have messages behind the last answer, or no answer: left out")
         if self.pictured:
             notes.append(f"only text is simulated: {len(self.pictured):,} conversations have other content too")
         return tuple(notes)
@@ -87,7 +87,8 @@ class Texts:
         said = self._said(row, number, place)
         rest = {"session_id": f"#{number}"} | {key: value for key, value in row.items() if key not in _GONE}
         counted = next((row[key] for key in _NUM_ANSWERED if row.get(key) is not None), None)
-        if counted is None and all(role != "assistant" for role, _ in said):
+        is_talk = any(isinstance(row.get(key), list) for key in _TALKS)
+        if counted is None and not is_talk and all(role != "assistant" for role, _ in said):
             rule = "nothing says how long the answer is"
             mend = "give the row its answer (a message of the assistant), or output_tokens: N"
             raise UserError(Problem(place, rule, mend=mend))
@@ -113,7 +114,7 @@ class Texts:
                 prompt.text += answer
                 asked, answer, rest = "", "", later
             asked += text
-        if asked:
+        if asked or not said:
             self.unanswered.add(number)
 
     def _said(self, row: JsonRow, number: int, place: str) -> list[tuple[str, str]]:
