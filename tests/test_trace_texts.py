@@ -98,8 +98,11 @@ def test_hashes_are_equal_where_texts_are(talks: list[list[str]]) -> None:
             assert shared == alike // 8
 
 
-def test_without_a_count_both_ways_are_named(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "texts.jsonl", [{"prompt": HELLO, "output_tokens": 7}])
+@pytest.mark.parametrize(
+    "row", [{"prompt": HELLO, "output_tokens": 7}, {"turns": [{"text": "hi"}, {"text": "and", "delay": 2}]}, TALK]
+)
+def test_without_a_count_both_ways_are_named(row: dict[str, Any], tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "texts.jsonl", [row])
     with pytest.raises(UserError, match=r"are texts.*--tokenizer tokenizer.json.*--chars-per-token 4"):
         source_of(path)
 

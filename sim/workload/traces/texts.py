@@ -13,7 +13,7 @@ A conversation of system (100 tokens), question (20), answer (30), question (10)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ COUNT_THEM = (
 )
 
 
-def has_texts(row: JsonRow) -> bool:
+def has_texts(row: Mapping[str, object]) -> bool:
     """Whether a row's prompt is text."""
     texts = [row.get(key) for key in TEXT_KEYS]
     return any(isinstance(text, (str, list)) and bool(text) for text in texts)
@@ -67,7 +67,9 @@ class Texts:
             counted = f"assumed: {self._per_token:g} characters of text are a token (chars_per_token)"
         notes = [counted]
         if self.unanswered:
-            notes.append(f"{len(self.unanswered):,} conversations have messages behind the last answer, or no answer: left out")
+            notes.append(
+                f"{len(self.unanswered):,} conversations have messages behind the last answer, or no answer: left out"
+            )
         if self.pictured:
             notes.append(f"only text is simulated: {len(self.pictured):,} conversations have other content too")
         return tuple(notes)
