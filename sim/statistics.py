@@ -1,18 +1,16 @@
-"""Intervals, growth and trends, and the Pareto set, on plain arrays.
+"""Intervals over replications, growth and trends, and the Pareto set, on plain arrays.
 
-Confidence intervals over replications: independent runs, one value each.
-
-Student's t throughout: the mean of n values of deviation s is known to within t(n - 1) s / sqrt(n). Runs with the same
-seed get the same arrivals (common random numbers), so candidates are compared by the differences of their pairs:
-whatever both suffer from a hard seed falls out (A. M. Law, Simulation Modeling and Analysis, 5th ed., 9.4, 10.2, 11.2).
+Replications are independent runs, one value each. Student's t throughout: the mean of n values of deviation s is known
+to within t(n - 1) s / sqrt(n). Runs with the same seed get the same arrivals (common random numbers), so candidates are
+compared by the differences of their pairs: whatever both suffer from a hard seed falls out (A. M. Law, Simulation
+Modeling and Analysis, 5th ed., 9.4, 10.2, 11.2).
 
 Values that are `is_resampled` come from one trace, drawn anew: their deviation s is the error of the trace's own
 figure, which no number of them makes smaller. So nothing is divided by sqrt(n): the interval is t(n - 1) s to each
 side.
 
-The Pareto set (what nothing beats in one goal without losing in another), and its knee.
-
-Whether something keeps growing, or still goes one way: what forbids a claim about the steady state.
+A series that keeps growing, or still goes one way, forbids a claim about the steady state. The Pareto set is what
+nothing beats in one goal without losing in another.
 """
 
 from __future__ import annotations

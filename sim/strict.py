@@ -1,6 +1,6 @@
 """Models of what others write, checked strictly by pydantic, and its errors as problems in plain words.
 
-What the models of a workload have in common: strict values, and errors that stand at the key they are about.
+The types that the sections of a workload share stand here too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`mlfq`: short answers first, found out by what they have used.
+"""By what has been used. `mlfq`: short answers first, found out by what they have used.
 
 Program-level attained service: short programs end sooner under load, long ones pay for it.
 

@@ -1,4 +1,5 @@
-"""fixed: its decisions by hand, and what a batch size trades (Pope et al., MLSys 2023, figure 1).
+"""Policies that choose the batch. fixed: its decisions by hand, and what a batch size trades (Pope et al., MLSys 2023,
+figure 1).
 
 `static`: batches of at most so many requests, formed for at most so long.
 

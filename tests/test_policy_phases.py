@@ -1,4 +1,5 @@
-"""decode_first: its decisions by hand, and decode-prioritising schedulers as Sarathi-Serve (OSDI 2024) finds them.
+"""Prompts against decodes. decode_first: decisions by hand, and decode-prioritising schedulers as Sarathi-Serve (OSDI
+2024) finds them.
 
 prefill_first: its decisions by hand, and the generation stalls of Sarathi-Serve (OSDI 2024, section 3, figure 1).
 

@@ -1,4 +1,4 @@
-"""`sjf`: the shortest predicted output first.
+"""The shortest first. `sjf`: by predicted output.
 
 `srpt`: who has least left goes first, and takes a seat when that is worth it.
 """

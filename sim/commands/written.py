@@ -1,6 +1,6 @@
-"""The scenario that `simbatch init` writes, with the comments that a person would give it.
+"""The scenario that `simbatch init` writes, with the comments that a person would give it, and its traffic.
 
-The traffic of a scenario: of a `vllm bench serve` command, a trace, a preset, else an example that says so.
+That is the traffic of a `vllm bench serve` command, a trace, a preset, else an example that says so.
 """
 
 from __future__ import annotations

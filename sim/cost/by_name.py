@@ -1,10 +1,6 @@
-"""A profile by name, from a file, or from what a scenario says; and the one beside it with another KV cache.
+"""A profile by name, from a file, or from what a scenario says; the one beside it with another KV cache; and written.
 
-Profiles as text: JSON with places, the names that ship, and pydantic's errors in plain words.
-
-Nothing that executes is ever loaded: JSON is the only form.
-
-Profiles to JSON: the same profile gives the same bytes.
+JSON is the only form, so nothing that executes is ever loaded; the same profile gives the same bytes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""GPU memory of a profile, and the KV blocks that follow from it.
+"""A profile's GPU memory with the KV blocks that follow from it, and its power.
 
-What a GPU draws: a straight line through measured servers, in watts; an estimate, without host, fans and cooling.
+Power is a straight line through measured servers, in watts: an estimate, without host, fans and cooling.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a profile's figures are from and how far off they are: held-out errors, real runs, links, fits from servers.
 
-What was measured, and how many of a simulation's steps were inside it.
+The range that was measured tells how many of a simulation's steps were inside it.
 """
 
 from __future__ import annotations

@@ -18,8 +18,6 @@ A change is an arrival, an end, a preemption, or a step that computed prompts. W
 engine leaps over the steps and asks nothing: an answer stands until the next change. It should depend on what the
 policy is shown and was told, and change nothing, since how often a policy is asked at one moment is left open. Views
 may be kept: they show a request as it is when they are read.
-
-The contract of batching policies, by the name that a policy imports it (`sim/plugins/policy.py` has it).
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ very moment; and what the engine publishes of itself (queue, seats, KV use, cach
 or, with `refresh_s` in the scenario, as of the last time that the gateway asked for it.
 
 Looking at what an engine publishes costs time: the engine is brought to this moment for it. Books cost nothing.
-
-The contract of routers, by the name that a router imports it (`sim/plugins/router.py` has it).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A profile as a picture: how long a step lasts, by batch, by chunk, and with both.
-
-The picture of a trace: arrivals over time, and how long prompts and outputs are.
-"""
+"""Pictures of what a simulation is given: a profile's step times, and a trace's arrivals and lengths."""
 
 from __future__ import annotations
 

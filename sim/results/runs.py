@@ -1,6 +1,6 @@
 """Runs and what they say: one that was measured, and those of one candidate at one load, a summary per seed.
 
-One metric of several candidates: who is best, how far two differ over the same seeds, how sure that is.
+Of one metric of several candidates: who is best, how far two differ over the same seeds, how sure that is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pydantic's errors as problems in plain words, at the line and column where they stand.
 
-What a JSON Schema knows about a place: which keys may stand there, and what they mean.
+The hints are what a JSON Schema knows about a place: which keys may stand there, and what they mean.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What vLLM makes of its flags: defaults by version and GPU, CUDA graphs, and what it refuses at start.
 
-Keys under `engine` as vLLM's own `--config` file writes them: hyphens, and `no-` in front of what is switched off.
-
+Keys under `engine` may be written as in vLLM's own `--config` file, with hyphens, and `no-` before what is off:
 `max-num-seqs: 64` is `max_num_seqs: 64`, and `no-enable-prefix-caching: true` is `enable_prefix_caching: false`. What
 is no key here but a flag of vLLM's is answered by name: of the profile, without effect, or not simulated.
 """

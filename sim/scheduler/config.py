@@ -1,6 +1,4 @@
-"""The resolved engine settings, in vLLM's words.
-
-vLLM's versions, as far as a simulation can see them: the one table of what changed, and since when.
+"""The resolved engine settings, in vLLM's words, and its versions: the one table of what changed, and since when.
 
 A version is the set of changes in force in it, so that one of them can be switched alone. One of them came with a patch
 release; a version that names none (`0.20`) is the last of its releases. `parity.conform` holds a version against its

@@ -3,11 +3,10 @@
 All finalists get the same requests, and draw i is off alike for all of them, so a gain is told draw by draw: its band
 is the lowest and the highest of 19 ratios. A gain that one of the draws does not show is inside the band.
 
-One combination of settings that was tried, and which of those that were tried is the best.
-
-Settings are equal to the best when their figure is within 1 % of it, less than a profile is off by, or when three runs
-or more do not tell them apart (paired differences, 95 %). Of equals goodput decides, then the share within the SLO,
-then P99 TTFT; then what needs no code beside vLLM, what is there already, the fewest sequences and tokens.
+Which trial is the best: settings are equal to the best when their figure is within 1 % of it, less than a profile is
+off by, or when three runs or more do not tell them apart (paired differences, 95 %). Of equals goodput decides, then
+the share within the SLO, then P99 TTFT; then what needs no code beside vLLM, what is there already, the fewest
+sequences and tokens.
 """
 
 from __future__ import annotations

@@ -5,11 +5,9 @@ the neighbours climb the last step, which a surface is too smooth to see; TPE, w
 have no idea of. What has been tried is never simulated again. Settings are asked for in rounds of fixed size, whatever
 the number of processes, and told in their order, so the same seed makes the same search anywhere.
 
-Where better settings may lie: a smooth surface through what was tried, less sure the farther away.
-
-Every figure that decides is a Gaussian process over the places on the axes: a plane and a Matérn 5/2 deviation from it,
-whose reach is the likeliest of four. A setting is worth the improvement that is expected of it, times the probability
-that it keeps every limit; while nothing keeps them, that probability alone.
+The surface: every figure that decides is a Gaussian process over the places on the axes: a plane and a Matérn 5/2
+deviation from it, whose reach is the likeliest of four. A setting is worth the improvement that is expected of it,
+times the probability that it keeps every limit; while nothing keeps them, that probability alone.
 
 Sources: C. E. Rasmussen, C. K. I. Williams, Gaussian Processes for Machine Learning (2006), 2.2, 4.2 and 5.4;
 M. Schonlau, W. J. Welch, D. R. Jones, Global versus local search in constrained optimization of computer models (1998).

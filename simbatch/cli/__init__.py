@@ -1,8 +1,7 @@
 """The command line: `simbatch run`, `compare`, `explain`, `trace`, `scenarios`, `profiles`, `policies`, `routers`.
 
-A subcommand's module is imported when it is used, and none to show the list of them.
-
-The one place where mistakes become lines on stderr and an exit code.
+A subcommand's module is imported when it is used, and none to show the list of them. Here alone mistakes become lines
+on stderr and an exit code.
 """
 
 from __future__ import annotations

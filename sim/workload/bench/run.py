@@ -1,7 +1,4 @@
-"""A benchmark's run in plain columns: what all clients' results come down to.
-
-What results of benchmarks have in common: numbers in their bounds, files as text, keys in words.
-"""
+"""A benchmark's run in plain columns: what all clients' results come down to, and how their files are read."""
 
 from __future__ import annotations
 
