@@ -1,11 +1,10 @@
 """Imports and estimates with an assumed host beside other people's servers: `python -m benchmarks.kernel_streams`.
 
-Each model is imported for 8 x H100 from aiconfigurator's files and from its PyPI package, and estimated by the
-roofline; every run of the server's streams is simulated with its lengths, in a closed loop as large, with host and
-front end as assumed and, of the files, with the device alone. The streams lie in ../shared/streams, the tables in
-../shared/gpu, the models in ../shared/models; they are no part of the project. The assumed constants were rounded with
-the two dense servers in sight; neither tables nor roofline were fitted to any, and gpt-oss had no say in anything.
-docs/accuracy.md has the table.
+Each model is imported for 8 x H100 from aiconfigurator's package, and estimated by the roofline; every run of the
+server's streams is simulated with its lengths, in a closed loop as large, with host and front end as assumed and, of
+the package, with the device alone. The streams lie in ../shared/streams; they are no part of the project. The assumed
+constants were rounded with the two dense servers in sight; neither tables nor roofline were fitted to any, and gpt-oss
+had no say in anything. docs/accuracy.md has the table.
 """
 
 from __future__ import annotations
@@ -33,43 +32,26 @@ SETTINGS = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "enable_prefix_
 
 
 class Server(NamedTuple):
-    """A model's published name, its config.json below shared/models, and the file of its streams."""
+    """A model's published name, and the file of its streams."""
 
     model: str
-    config: str
     streams: str
-    is_dense: bool = True
 
 
 SERVERS = (
-    Server("meta-llama/Llama-3.1-70B", "llama-3.1-70b-instruct", "scicom-h100-Llama-3.1-70B-tp8"),
-    Server("Qwen/Qwen3-8B", "more/qwen3-8b", "scicom-h100-Qwen3-8B-tp8"),
-    Server("openai/gpt-oss-120b", "more/gpt-oss-120b", "scicom-h100-gpt-oss-120b-tp8", is_dense=False),
+    Server("meta-llama/Llama-3.1-70B", "scicom-h100-Llama-3.1-70B-tp8"),
+    Server("Qwen/Qwen3-8B", "scicom-h100-Qwen3-8B-tp8"),
+    Server("openai/gpt-oss-120b", "scicom-h100-gpt-oss-120b-tp8"),
 )
 
 
-def from_files(server: Server, shared: Path) -> dict[str, Any]:
-    """The profile as `profiles import --from aiconfigurator` writes it."""
-    request = ImportRequest(
-        source="aiconfigurator",
-        folder=require(shared, "gpu/aiconfigurator/h100_sxm"),
-        output_name="profile.json",
-        model=server.model,
-        tensor_parallel_size=DEGREE,
-        model_config=require(shared, f"models/{server.config}/config.json"),
-    )
-    return content_of(import_profile(request))
-
-
-def profiles_of(server: Server, shared: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def profiles_of(server: Server) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every way to a profile of a server's model, by its name in the table."""
-    if server.is_dense:
-        files = from_files(server, shared)
-        yield "files, device alone", {key: value for key, value in files.items() if key not in ("host", "front_end")}
-        yield "files", files
-    package = ImportRequest("aiconfigurator-core", None, "p.json", server.model, "h100", tensor_parallel_size=DEGREE)
-    yield "package", content_of(import_profile(package))
-    config = find_model(require(shared, f"models/{server.config}"))[0]
+    request = ImportRequest("aiconfigurator-core", None, "p.json", server.model, "h100", tensor_parallel_size=DEGREE)
+    package = content_of(import_profile(request))
+    yield "package, device alone", {key: value for key, value in package.items() if key not in ("host", "front_end")}
+    yield "package", package
+    config = find_model(server.model)[0]
     yield "roofline", content_of(roofline_profile(config, GPUS["h100"], model="m", tensor_parallel_size=DEGREE))
 
 
@@ -87,13 +69,13 @@ def errors(profile: dict[str, Any], paths: list[Path]) -> Any:
 def main() -> None:
     """Print the table: median |error| and bias, in per cent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=SHARED, help="the folder of streams, gpu and models")
+    parser.add_argument("--shared", type=Path, default=SHARED, help="the folder of streams")
     shared = parser.parse_args().shared
     print("| server | simulated | runs | E2EL | TPOT | TTFT |\n|---|---|---|---|---|---|")
     for server in SERVERS:
         with TemporaryDirectory() as folder:
             paths = write_runs(require(shared, f"streams/{server.streams}.json.gz"), Path(folder))
-            for name, content in profiles_of(server, shared):
+            for name, content in profiles_of(server):
                 found = 100 * errors(content, paths)
                 median, bias = np.median(np.abs(found), axis=0), np.median(found, axis=0)
                 cells = [f"{median[i]:.1f} ({bias[i]:+.1f})" for i in (2, 1, 0)]

@@ -1,7 +1,7 @@
 """Make the profiles that ship again, by the command in each, and compare: `python -m benchmarks.remake_profiles`.
 
 The measurements of others lie in ../shared/gpu and are no part of the project. --write puts new files in the place of
-those that differ.
+those that differ. What an older simbatch made, or `benchmarks.measured_profiles` makes, is passed over.
 """
 
 from __future__ import annotations
@@ -14,19 +14,27 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from simbatch.profiler.write import profile_json
-from simbatch.sim.cost.load import shipped_names, shipped_text
+from simbatch.sim.cost.by_name import profile_json, shipped_names, shipped_text
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.json_values import json_object
 
 ROOT = Path(__file__).parents[1]
 
 
+def command_of(name: str) -> list[str]:
+    """The words of the command that stands in a shipped profile."""
+    return str(json_object(shipped_text(name), name)["command"]).split()
+
+
+def is_remade(name: str) -> bool:
+    """Whether that is a command of today's `simbatch`."""
+    words = command_of(name)
+    return words[0] == "simbatch" and words[-2:] == ["-o", f"{name}.json"]
+
+
 def remake(name: str, folder: Path) -> Path:
-    """Run the command that stands in a shipped profile, its output put into `folder`; raises CalledProcessError."""
-    words = str(json_object(shipped_text(name), name)["command"]).split()
-    if words[0] != "simbatch" or words[-2] != "-o" or words[-1] != f"{name}.json":
-        raise SystemExit(f"{name}: its command must be simbatch ... -o {name}.json, not {' '.join(words)}")
+    """Run that command, its output put into `folder`; raises CalledProcessError."""
+    words = command_of(name)
     output = folder / words[-1]
     command = [sys.executable, "-m", "simbatch", *words[1:-1], str(output)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -48,7 +56,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="profiles; all that ship if none is named")
     parser.add_argument("--write", action="store_true", help="replace the files that differ")
     options = parser.parse_args()
-    names = options.names or shipped_names()
+    names = options.names or [name for name in shipped_names() if is_remade(name)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         made = pool.map(lambda name: with_real_runs(name, remake(name, Path(folder))), names)
         different = [(name, text) for name, text in zip(names, made, strict=True) if text != shipped_text(name)]

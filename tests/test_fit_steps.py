@@ -195,6 +195,17 @@ def test_the_fit_finds_the_truth_that_made_the_steps():
         assert judge(found.cost_model(), steps, predict_s(TRUTH.cost_model(), steps)).mape < 1e-4
 
 
+def test_layers_with_a_window_are_told_from_those_that_see_all():
+    layers = {"size_tokens": 1024, "decode_per_token_s": 2e-7, "mixed_per_token_s": 5e-7, "per_attention_unit_s": 3e-9}
+    truth = TwoRegimeStepTime.model_validate({**TRUTH.model_dump(), "window": layers})
+    measured = [(steps, predict_s(truth.cost_model(), steps)) for steps in samples(seed=1)]
+    found = fit_two_regime(*measured, [1, 64, 256], [16, 256, 272, 2048], 1024)
+    assert found.window is not None
+    for key, value in layers.items():
+        assert getattr(found.window, key) == pytest.approx(value, rel=1e-2), key
+    assert found.decode.per_context_token_s == pytest.approx(1.5e-7, rel=1e-2)
+
+
 def test_noise_leaves_the_totals_and_shows_as_error():
     found = fit_both(*samples(seed=1), noise=0.03)
     decode, mixed = samples(seed=2)

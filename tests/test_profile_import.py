@@ -10,14 +10,12 @@ from simbatch.cli.profiles import profiles
 from simbatch.profiler.fit.design import REGIMES, sample_steps
 from simbatch.profiler.fit.two_regime import judge, judge_bands
 from simbatch.profiler.importers.imported import context_tokens, import_profile
-from simbatch.profiler.importers.kernels import AllReduce
 from simbatch.profiler.importers.llmservingsim import OpTables
-from simbatch.profiler.importers.source import HELD_OUT_SEED, ImportRequest
+from simbatch.profiler.importers.source import HELD_OUT_SEED, ImportRequest, LinkAllReduce
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.records.steps import Steps
-from simbatch.profiler.write import profile_json, write_profile
 from simbatch.sim.cost import load_profile
-from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.cost.by_name import profile_json, shipped_text, write_profile
 from simbatch.sim.cost.provenance import Link
 from simbatch.sim.errors import UserError
 
@@ -27,6 +25,7 @@ RTX4090 = Path("../shared/gpu/llmservingsim/rtx4090-llama-3.1-8b")
 CONFIG = Path("../shared/models/llama-3.1-8b-instruct/config.json")
 MIXTRAL = Path("../shared/models/mixtral-8x7b-v0.1/config.json")
 NAME = "rtx4090-llama-3.1-8b-bf16"
+LINK = Link(latency_s=40e-6, bandwidth_bytes_per_s=16e9)
 
 with_measurements = pytest.mark.skipif(
     not (SHARED / "gpu" / "llmservingsim").is_dir(),
@@ -115,8 +114,7 @@ def test_uneven_contexts_lie_between_the_mean_and_the_longest_by_alpha():
 def test_two_gpus_take_half_the_work_and_two_all_reduces_a_layer(folder, model):
     profile = Path(f"../shared/gpu/llmservingsim/rtxpro6000-{folder}/profile")
     config = read_model_config(Path(f"../shared/models/{model}/config.json"))
-    path = Path("../shared/gpu/aiconfigurator/rtx_pro_6000_server/vllm-0.24.0/custom_allreduce_perf.parquet")
-    all_reduce = AllReduce(path, 2)
+    all_reduce = LinkAllReduce(LINK, 2)
     one, two_silent = (OpTables(profile, config, degree, None) for degree in (1, 2))
     two = OpTables(profile, config, 2, all_reduce)
     assert one.attention.alpha_default_is_stated
@@ -126,6 +124,12 @@ def test_two_gpus_take_half_the_work_and_two_all_reduces_a_layer(folder, model):
         calls = 2 * config.num_hidden_layers
         assert talk[0] == pytest.approx(calls * all_reduce.time_s(steps.num_tokens, config.hidden_size)[0])
         assert 0.4 < two_silent.step_time_s(steps)[0] / one.step_time_s(steps)[0] < 0.62
+
+
+def test_all_reduce_over_a_link_is_latency_and_the_ring_s_bytes():
+    tokens = np.array([1, 2048])
+    assert LinkAllReduce(LINK, 2).time_s(tokens, 4096) == pytest.approx(40e-6 + tokens * 8192 / 16e9)
+    assert LinkAllReduce(LINK, 4).time_s(tokens, 4096) == pytest.approx(40e-6 + 1.5 * tokens * 8192 / 16e9)
 
 
 @with_measurements
@@ -215,11 +219,9 @@ def test_wrong_measurements_are_named(tmp_path, file, text, expected):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"tensor_parallel_size": 2}, r"--all-reduce: the all-reduce between GPUs is not in LLMServingSim's tables"),
-        ({"tensor_parallel_size": 4, "all_reduce": Path("x")}, r"x: must have one folder vllm-<version> inside"),
-        ({"all_reduce": Path("x")}, r"--all-reduce: one GPU needs none \(got 'x'\)"),
+        ({"tensor_parallel_size": 2}, r"--link-us: the all-reduce between GPUs is not in LLMServingSim's tables"),
         ({"greedy": True}, r"--greedy: means nothing with --from llmservingsim"),
-        ({"link": Link(latency_s=4e-5, bandwidth_bytes_per_s=16e9)}, r"--link-us: one GPU needs no link"),
+        ({"link": LINK}, r"--link-us: one GPU needs no link"),
         ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype: was not measured here"),
         ({"model_config": MIXTRAL}, r"mixtral.* architectures: only dense decoders can be imported"),
         ({"model_config": None}, r"--model-config: this source needs the model's config.json"),

@@ -19,7 +19,7 @@ from simbatch.cli.profiles import profiles
 from simbatch.profiler.profile.predicted import roofline_of_profile
 from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost import load_profile
-from simbatch.sim.cost.load import shipped_names, shipped_text
+from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.model import step_ps_alike
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.sweep import sweep
@@ -30,9 +30,6 @@ from tests.test_profile_import import with_measurements
 SAMPLE = (
     "rtx4090-llama-3.1-8b-bf16",
     "rtxpro6000-llama-3.1-8b-bf16-tp2",
-    "h100-llama-3.1-8b-fp8-kvfp8",
-    "l40s-llama-3.1-70b-bf16-tp4",
-    "a100-llama-2-70b-bf16-tp8",
     "rtx4090-llama-3.1-8b-awq",
     "h100-gpt-oss-20b-mxfp4",
     "rtx3090-qwen2.5-7b-instruct-awq",

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from simbatch.profiler.fit.recorder.moments import read_steps
+from simbatch.profiler.fit.recorder.moments import moments_of, read_steps
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, is_recorded, stream
 from simbatch.serving.record_file import RotatingFile, record_file
 from simbatch.serving.recording import EVERY_S, IN_FLIGHT, DeviceClock, StepRecorder, device_ran
@@ -338,3 +338,20 @@ def test_where_the_steps_go(monkeypatch, tmp_path):
 def test_without_vllm_the_class_says_so():
     with pytest.raises(UserError, match="vllm: is not installed"):
         __import__("simbatch.vllm_recorder")
+
+
+def test_a_thread_that_waited_for_a_request_is_idle_however_short_it_was(recorder, tmp_path):
+    made = recorder(async_scheduling=False)
+    for k, beside in enumerate((False, False, True)):
+        begin_s = 2.0 + 0.013 * k  # 3 ms after the update before
+        made.added(request(f"r{k}", 64), begin_s - 0.0005, begin_s)
+        planned = output(
+            new=[(f"r{k}", 0)],
+            cached=[("x", 70)] if beside else [],
+            tokens={f"r{k}": 64, **({"x": 1} if beside else {})},
+        )
+        made.planned(planned, begin_s, begin_s + 0.001, (1 + beside, 0, 9))
+        IN_FLIGHT[id(planned)].line |= dict.fromkeys(("x0", "x1", "m0", "m1"), begin_s + 0.001)
+        made.updated(planned, begin_s + 0.008, begin_s + 0.010)
+    made.close()
+    assert moments_of(read_steps(tmp_path / "steps.jsonl")).is_idle.tolist() == [True, True, False]

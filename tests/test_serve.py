@@ -21,8 +21,7 @@ from simbatch.serving.simulated.command import ServeOptions, prepare
 from simbatch.serving.simulated.device import ServeSpec, VirtualGpu
 from simbatch.serving.simulated.flags import engine_flags, in_the_profile, read_flags
 from simbatch.serving.simulated.model import AnswerLengths, MadeUpAnswer, Tokens, allowed_token, made_up_logprobs
-from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.cost.by_name import load_profile, shipped_text
 from simbatch.sim.cost.model import features_of
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
@@ -187,26 +186,34 @@ def resolved(output_len=None, **profile):
 
 def test_own_host_times_leave_the_device_alone(clock):
     gpu = VirtualGpu(resolved(host=HOST), "own")
-    first = gpu.launch(99.0, DECODES)
-    assert first == pytest.approx((100.0, 100.0, 100.011))
+    assert gpu.launch(DECODES) == pytest.approx((100.0, 100.0, 100.011))
     clock.now_s += 0.002
-    assert gpu.launch(100.001, SMALL) == pytest.approx((100.002, 100.011, 100.022))  # behind the first
-    gpu.wait_for_update(clock.now_s, 10)
-    gpu.wait_for_admission(clock.now_s, 10)
+    assert gpu.launch(SMALL) == pytest.approx((100.002, 100.011, 100.022))  # behind the first
+    gpu.wait_for_update(100.011, 10)
+    gpu.wait_for_admission(clock.now_s, 10, is_busy=False)
     assert clock.now_s == pytest.approx(100.002)
 
 
-def test_the_profiles_host_holds_up_what_is_too_quick(clock):
+def test_the_profiles_host_holds_up_what_is_too_quick_and_what_lies_between_is_inside(clock):
     gpu = VirtualGpu(resolved(host=HOST), "profile")
-    assert gpu.launch(100.0, DECODES) == pytest.approx((100.004, 100.003, 100.014))  # from S + lag
-    assert gpu.launch(100.004, SMALL) == pytest.approx((100.020, 100.014, 100.025))
-    assert gpu.launch(100.020, LARGE) == pytest.approx((100.050, 100.025, 100.0505))  # L + tail
-    clock.now_s = 100.2  # vLLM itself took longer than the profile's host would have
-    assert gpu.launch(100.050, DECODES) == pytest.approx((100.2, 100.053, 100.2005))
-    gpu.wait_for_update(100.2, 10)
-    assert clock.now_s == pytest.approx(100.202, abs=2e-6)
-    gpu.wait_for_admission(100.202, 10)
-    assert clock.now_s == pytest.approx(100.204, abs=4e-6)
+
+    def launched(features, own_s=0.0):
+        clock.now_s += own_s
+        launch = gpu.launch(features)
+        gpu.wait_for_launch(launch)
+        return launch
+
+    gpu.wait_for_admission(100.0, 10, is_busy=False)  # to 100.002
+    assert launched(DECODES, 0.001) == pytest.approx((100.006, 100.005, 100.016), abs=1e-5)  # S + launch, S + lag
+    assert launched(SMALL) == pytest.approx((100.022, 100.016, 100.027), abs=1e-5)
+    gpu.wait_for_update(100.016, 10)  # which the thread could begin at 100.022
+    assert clock.now_s == pytest.approx(100.024, abs=1e-5)
+    gpu.wait_for_admission(clock.now_s + 0.001, 10, is_busy=True)  # the thread was free at 100.024
+    assert launched(LARGE) == pytest.approx((100.056, 100.029, 100.0565), abs=2e-5)  # L + tail
+    gpu.wait_for_update(100.2, 10)  # the device's end
+    assert clock.now_s == pytest.approx(100.202, abs=1e-5)
+    clock.now_s = 100.3  # vLLM itself took longer than the profile's host would have
+    assert launched(DECODES) == pytest.approx((100.3, 100.205, 100.3005), abs=1e-5)
 
 
 def test_a_wait_in_the_past_is_none(clock):

@@ -65,35 +65,61 @@ KNOT_DIGITS = 9  # to the nanosecond
 COEFFICIENT_DIGITS = 5  # significant
 
 Solver = Callable[[NDArray[Any], Floats], Floats]
+Terms = dict[str, NDArray[np.int64]]
 
 
 def fit_two_regime(
-    decode: tuple[Steps, Floats], mixed: tuple[Steps, Floats], seq_knots: Sequence[int], token_knots: Sequence[int]
+    decode: tuple[Steps, Floats],
+    mixed: tuple[Steps, Floats],
+    seq_knots: Sequence[int],
+    token_knots: Sequence[int],
+    window: int | None = None,
 ) -> TwoRegimeStepTime:
     """Fit both regimes; each is given as steps and their measured times in s, `mixed` being all steps with a prefill.
 
-    Knots outside the counts that occur are left out.
+    Knots outside the counts that occur are left out. `window`: tokens that some layers look back at.
     """
-    parts = {"decode": fit_decode(*decode, seq_knots), "mixed": fit_mixed(*mixed, token_knots)}
-    return TwoRegimeStepTime.model_validate({"form": "two_regime", **parts})
+    if window is None:
+        parts = {"decode": fit_decode(*decode, seq_knots), "mixed": fit_mixed(*mixed, token_knots)}
+        return TwoRegimeStepTime.model_validate({"form": "two_regime", **parts})
+    alone = fit_decode(*decode, seq_knots, more={"inside": _inside(decode[0], window)})
+    more = {"inside": _inside(mixed[0], window), "units": _window_units(mixed[0], window)}
+    beside = fit_mixed(*mixed, token_knots, more=more)
+    layers = {
+        "decode_per_token_s": alone.pop("inside"),
+        "mixed_per_token_s": beside.pop("inside"),
+        "per_attention_unit_s": beside.pop("units"),
+    }
+    shown = {"size_tokens": window, **layers} if any(layers.values()) else None  # some tables know of no windows
+    content = {"form": "two_regime", "decode": alone, "mixed": beside, "window": shown}
+    return TwoRegimeStepTime.model_validate(content)
 
 
 def fit_decode(
-    steps: Steps, measured_s: Floats, seq_knots: Sequence[int], solver: Solver | None = None
+    steps: Steps,
+    measured_s: Floats,
+    seq_knots: Sequence[int],
+    solver: Solver | None = None,
+    more: Terms | None = None,
 ) -> dict[str, Any]:
-    """Fit the `decode` part of a step time; `solver` takes the place of `solve`."""
+    """Fit the `decode` part of a step time; `solver` takes the place of `solve`, `more` are terms beside its own."""
     knots = _covered(seq_knots, steps.num_decodes)
-    columns = np.column_stack([_ramps(steps.num_decodes, knots), steps.decode_context])
-    found = (solver or solve)(columns, measured_s)
-    return {"seqs": knots_of(knots, found[: len(knots)]), "per_context_token_s": short(found[len(knots)])}
+    terms = {"per_context_token_s": steps.decode_context, **(more or {})}
+    found = (solver or solve)(np.column_stack([_ramps(steps.num_decodes, knots), *terms.values()]), measured_s)
+    coefficients = map(short, found[len(knots) :])
+    return {"seqs": knots_of(knots, found[: len(knots)]), **dict(zip(terms, coefficients, strict=True))}
 
 
 def fit_mixed(
-    steps: Steps, measured_s: Floats, token_knots: Sequence[int], solver: Solver | None = None
+    steps: Steps,
+    measured_s: Floats,
+    token_knots: Sequence[int],
+    solver: Solver | None = None,
+    more: Terms | None = None,
 ) -> dict[str, Any]:
-    """Fit the `mixed` part, for all steps with a prefill."""
+    """Fit the `mixed` part, for all steps with a prefill; `more` are terms beside its own."""
     knots = _covered(token_knots, steps.num_tokens)
-    terms = mixed_terms(steps)
+    terms = {**mixed_terms(steps), **(more or {})}
     found = (solver or solve)(np.column_stack([_ramps(steps.num_tokens, knots), *terms.values()]), measured_s)
     coefficients = map(short, found[len(knots) :])
     return {"tokens": knots_of(knots, found[: len(knots)]), **dict(zip(terms, coefficients, strict=True))}
@@ -108,6 +134,18 @@ def mixed_terms(steps: Steps) -> dict[str, NDArray[np.int64]]:
         "per_prefill_context_token_s": steps.prefill_context,
         "per_attention_unit_s": steps.prefill_attention,
     }
+
+
+def _inside(steps: Steps, window: int) -> NDArray[np.int64]:
+    """Tokens inside the windows of all decodes, at their mean context."""
+    return np.minimum(steps.decode_context, steps.num_decodes * window)
+
+
+def _window_units(steps: Steps, window: int) -> NDArray[np.int64]:
+    """Of one prefill a step: q * (2h + q), each token looking back at no more than the window (`WindowCost.units`)."""
+    ends, begins = steps.prefill_context, steps.prefill_context - steps.prefill_tokens
+    squares = [np.where(n <= window, n * n, window * (2 * n - window)) for n in (ends, begins)]
+    return squares[0] - squares[1]
 
 
 def solve(columns: NDArray[Any], measured_s: Floats) -> Floats:

@@ -6,10 +6,10 @@ context k, its parts are taken apart and added again:
 
     others(T) + c * attention of a chunk(q, h) + attention of decodes(n, k) + sampling(S)
 
-since its own mixed step spreads a prompt's attention over all its chunks. Sampling, which it leaves out, is as in
-`importers.aiconfigurator`. A model that the package has no kernel of for vLLM is served by other engines' rows: those
-parts are named in a note. It would ask a hub for a name that it does not know, with the user's token, so it is only
-ever given a folder.
+since its own mixed step spreads a prompt's attention over all its chunks. It leaves sampling out. Where a link is
+given, its all-reduces, which are some board's, are left out too, and computed. A model that the package has no kernel
+of for vLLM is served by other engines' rows: those parts are named in a note. It would ask a hub for a name that it
+does not know, with the user's token, so it is only ever given a folder.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
@@ -28,17 +29,17 @@ from typing import Any
 import numpy as np
 
 from simbatch.profiler.fit.design import StepLimits
-from simbatch.profiler.importers.aiconfigurator import (
-    MAX_BATCHED_TOKENS,
-    MAX_HISTORY,
-    MAX_SEQS,
+from simbatch.profiler.importers.source import (
     MIXED_NOTE,
     RANDOM_NOTE,
+    ImportRequest,
+    LinkAllReduce,
+    TableSource,
+    fit_tables,
 )
-from simbatch.profiler.importers.source import ImportRequest, TableSource, fit_tables
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig, model_config_of, read_json
 from simbatch.profiler.model.published import published_config
-from simbatch.profiler.model.sampling import SAMPLER_S, SAMPLER_SEQ_S, random_seq_s
+from simbatch.profiler.model.step_parts import SAMPLER_S, SAMPLER_SEQ_S, random_seq_s
 from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu, find_gpu
 from simbatch.sim.cost.memory import KVCacheType
@@ -48,22 +49,18 @@ PACKAGE, BACKEND = "aiconfigurator_core", "vllm"
 INSTALL = 'pip install "simbatch[models]"'
 CREDIT = "aiconfigurator-core (github.com/ai-dynamo/aiconfigurator): kernel latencies through vLLM, composed to steps"
 SYSTEMS = {
-    "a100": "a100_sxm",
-    "b200": "b200_sxm",
-    "b300": "b300_sxm",
-    "gb200": "gb200",
-    "gb300": "gb300",
-    "h100": "h100_sxm",
-    "h200": "h200_sxm",
-    "l40s": "l40s",
-    "rtxpro6000": "rtx_pro_6000_server",
-}  # those with tables of vLLM's; the package has datasheets of others, for which it would invent times
+    "a100": "a100_sxm", "b200": "b200_sxm", "b300": "b300_sxm", "gb200": "gb200", "gb300": "gb300", "h100": "h100_sxm",
+    "h200": "h200_sxm", "l40s": "l40s", "rtxpro6000": "rtx_pro_6000_server",
+}  # fmt: skip
+# Those have tables of vLLM's; the package has datasheets of others, for which it would invent times.
 GEMM_MODES = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 MOE_MODES = {**GEMM_MODES, "mxfp4": "w4a16_mxfp4"}
 TILES = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 # FP8 products take longer just above a tile's edge than at it: knots stand on both sides.
 COUNTS = (1, 2, 4, 8, *(count for edge in TILES for count in (edge, edge + 1)), 8192)
 CONTEXT = (1, 16384)
+MAX_SEQS, MAX_BATCHED_TOKENS = 1024, 8192  # vLLM's defaults on these GPUs, at the most
+MAX_HISTORY = 8192  # prompts of 16,384 were measured: a chunk of 8,192 after as many
 MODELLED = ("estimated", "sol")  # sources of parts that no table has; "empirical" ones only move bytes
 TABLES = {
     "gemm": ("gemm",),
@@ -72,23 +69,29 @@ TABLES = {
     "moe": ("moe",),
     "comm": ("custom_allreduce",),
 }
+EXCHANGES = re.compile(r"_ar(_\d)?$|_dispatch$")  # parts of a step in which GPUs add up, or send tokens to, each other
 MS = 1e-3
 
 
 class CoreTables:
     """The package's engine for one model on one GPU, as one of `tensor_parallel_size`."""
 
-    def __init__(self, engine: Any, vocab_size: int, gpu: Gpu, *, greedy: bool = False) -> None:
-        self._engine = engine
-        self.sample_s = 0.0
-        if not greedy:
-            self.sample_s = random_seq_s(vocab_size, gpu.bandwidth_bytes_per_s)
+    def __init__(
+        self, engine: Any, config: ModelConfig, gpu: Gpu, *, greedy: bool = False, link: LinkAllReduce | None = None
+    ) -> None:
+        self._engine, self._config, self._link = engine, config, link
+        self.sample_s = 0.0 if greedy else random_seq_s(config.vocab_size, gpu.bandwidth_bytes_per_s)
         self._others = lru_cache(maxsize=None)(self._others_ms)
 
     @property
     def token_counts(self) -> list[int]:
         """The knots of a fit: the package's tables have more, on grids of their own."""
         return list(COUNTS)
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that layers with a window look back at."""
+        return self._config.window
 
     def step_time_s(self, steps: Steps) -> Floats:
         """What each step lasts, s; prefills of one step are taken to be alike."""
@@ -110,8 +113,10 @@ class CoreTables:
     def _step_ms(self, steps: Steps, i: int) -> float:
         decodes, context = int(steps.num_decodes[i]), max(1, int(steps.mean_context[i]))
         tokens, prefills = int(steps.prefill_tokens[i]), int(steps.num_prefills[i])
-        if not tokens:
+        if not tokens and self._link is None:
             return float(self._engine.decode_step_latency(decodes, context, 2))
+        if not tokens:
+            return self._over_link_ms(self._engine.decode_step_per_op(decodes, context, 2), decodes)
         chunk = max(1, tokens // prefills)
         history = (int(steps.prefill_context[i]) - tokens) // prefills
         total = self._others(tokens, decodes) + prefills * self._chunk_ms(chunk, history)
@@ -120,7 +125,16 @@ class CoreTables:
         return total
 
     def _others_ms(self, tokens: int, decodes: int) -> float:
+        if self._link is not None:
+            parts, *_ = self._engine.mixed_step_breakdown_per_op(tokens, decodes, tokens, 2)
+            return self._over_link_ms(parts, tokens + decodes)
         return float(self._engine.mixed_step_breakdown(tokens, decodes, tokens, 2)[1])
+
+    def _over_link_ms(self, parts: Iterable[tuple[str, float, float, str]], tokens: int) -> float:
+        """All parts but the tables' all-reduces; in their place two a layer, and that of the embeddings."""
+        calls = 2 * self._config.num_hidden_layers + 1
+        link_s = 0.0 if self._link is None else calls * float(self._link.time_s(tokens, self._config.hidden_size))
+        return sum(ms for name, ms, *_ in parts if not EXCHANGES.search(name)) + link_s / MS
 
     def _chunk_ms(self, chunk: int, history: int) -> float:
         """The engine divides a prompt's attention by its number of chunks: that is undone."""
@@ -131,7 +145,7 @@ class CoreTables:
 
 def read_source(request: ImportRequest) -> TableSource:
     """The tables of the package for a model and a GPU; raises UserError for what it does not have."""
-    request.refuse(all_reduce="--all-reduce", link="--link-us", folder="DIR")
+    request.refuse(folder="DIR")
     if request.model is None or request.gpu is None:
         raise UserError(Problem("--model", "this source needs --model and --gpu", request.model))
     gpu = find_gpu(request.gpu)
@@ -148,7 +162,8 @@ def read_source(request: ImportRequest) -> TableSource:
     if stored not in MOE_MODES:
         raise UserError(Problem("--quantization", f"measured were {', '.join(MOE_MODES)}", stored))
     engine = _compiled(content, quantisers, gpu, request, config)
-    tables = CoreTables(engine, config.vocab_size, gpu, greedy=request.greedy)
+    link = None if request.link is None else LinkAllReduce(request.link, request.tensor_parallel_size)
+    tables = CoreTables(engine, config, gpu, greedy=request.greedy, link=link)
     kv: KVCacheType = "fp8" if request.kv_cache_dtype == "fp8" else "bfloat16"
     return TableSource(
         model=request.model,
@@ -160,7 +175,8 @@ def read_source(request: ImportRequest) -> TableSource:
         licence="Apache-2.0",
         config=config,
         fit=lambda kv_tokens: fit_tables(tables, kv_tokens),
-        notes=_notes(tables, config, SYSTEMS[gpu.short], request.tensor_parallel_size),
+        notes=_notes(tables, config, SYSTEMS[gpu.short], 1 if request.link else request.tensor_parallel_size),
+        link=request.link,
     )
 
 

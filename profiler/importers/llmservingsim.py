@@ -21,10 +21,8 @@ import numpy as np
 import yaml
 
 from simbatch.profiler.fit.design import StepLimits
-from simbatch.profiler.importers.attention import AttentionTable
-from simbatch.profiler.importers.kernels import AllReduce, LinkAllReduce, all_reduce_of
-from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, TableSource, fit_tables
-from simbatch.profiler.importers.tables import Floats, read_columns
+from simbatch.profiler.importers.llmservingsim_tables import AttentionTable, Floats, read_columns
+from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, LinkAllReduce, TableSource, fit_tables
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.records.steps import Steps
 from simbatch.sim.cost.gpus import GPUS, known_gpu
@@ -53,7 +51,7 @@ class OpTables:
     """The tables of one model on one GPU, and the step times that they compose to."""
 
     def __init__(
-        self, folder: Path, config: ModelConfig, tensor_parallel_size: int, all_reduce: AllReduce | LinkAllReduce | None
+        self, folder: Path, config: ModelConfig, tensor_parallel_size: int, all_reduce: LinkAllReduce | None
     ) -> None:
         self.folder = folder
         self.config = config
@@ -89,6 +87,11 @@ class OpTables:
         """The scheduled tokens that were measured."""
         return [int(count) for count in self._by_tokens[0]]
 
+    @property
+    def window(self) -> int | None:
+        """None: only models that look at all of a context were measured."""
+        return None
+
     def _curves(self, file: str, count: str, ops: Mapping[str, int]) -> tuple[Floats, Floats]:
         """The weighted sum of ops (us) over all the counts at which any was measured."""
         curves = {op: self._curve(file, count, op) for op in ops}
@@ -115,23 +118,16 @@ def read_source(request: ImportRequest) -> TableSource:
     if request.kv_cache_dtype != "auto":
         raise UserError(Problem("--kv-cache-dtype", "was not measured here", request.kv_cache_dtype, "leave it out"))
     degree = request.tensor_parallel_size
-    if degree > 1 and (request.all_reduce is None) == (request.link is None):
-        rule = "the all-reduce between GPUs is not in LLMServingSim's tables"
-        mend = "give aiconfigurator's folder of the same GPU, or --link-us and --link-gb-per-s, and not both"
-        raise UserError(Problem("--all-reduce", rule, mend=mend))
-    if degree == 1 and request.all_reduce is not None:
-        raise UserError(Problem("--all-reduce", "one GPU needs none", str(request.all_reduce), "leave it out"))
+    if degree > 1 and request.link is None:
+        rule, mend = "the all-reduce between GPUs is not in LLMServingSim's tables", "give it and --link-gb-per-s"
+        raise UserError(Problem("--link-us", rule, mend=mend))
     config = request.config()
     meta = read_meta(folder / "meta.yaml")
     gpu, variant = known_gpu(str(meta["gpu"])), meta["variant"]
     if gpu is None or variant not in MEASURED_VARIANTS:
         rule = f"gpu must be one of {', '.join(GPUS)}, and variant one of {', '.join(MEASURED_VARIANTS)}"
         raise UserError(Problem(str(folder / "meta.yaml"), rule, (meta["gpu"], variant)))
-    all_reduce: AllReduce | LinkAllReduce | None = None
-    if request.all_reduce is not None:
-        all_reduce = all_reduce_of(request.all_reduce, degree)
-    elif request.link is not None:
-        all_reduce = LinkAllReduce(request.link, degree)
+    all_reduce = None if request.link is None else LinkAllReduce(request.link, degree)
     tables = OpTables(folder, config, degree, all_reduce)
     return TableSource(
         model=meta["model"],
@@ -139,30 +135,20 @@ def read_source(request: ImportRequest) -> TableSource:
         quantisation=variant,
         kv_cache_dtype=KV_DTYPES[variant],
         vllm_version=str(meta["vllm_version"]),
-        credit=CREDIT
-        if not isinstance(all_reduce, AllReduce)
-        else f"{CREDIT}; all-reduce: aiconfigurator (github.com/ai-dynamo/aiconfigurator)",
-        licence="MIT" if not isinstance(all_reduce, AllReduce) else "MIT; all-reduce: Apache-2.0",
+        credit=CREDIT,
+        licence="MIT",
         config=config,
         fit=lambda kv_tokens: fit_tables(tables, kv_tokens),
-        notes=_notes(tables, all_reduce),
+        notes=_notes(tables),
         link=request.link,
     )
 
 
-def _notes(tables: OpTables, all_reduce: AllReduce | LinkAllReduce | None) -> tuple[str, ...]:
-    notes = []
-    if not tables.attention.alpha_default_is_stated:
-        notes.append(
-            f"uneven decode contexts: buckets that skew_fit.csv lacks take {tables.attention.alpha_default:g}, its "
-            "median weighted by samples, since meta.yaml states no default"
-        )
-    if isinstance(all_reduce, AllReduce):
-        notes.append(
-            f"all-reduce: 2 a layer, measured through vLLM {all_reduce.vllm_version} by aiconfigurator on the same GPU "
-            "model, inside a CUDA graph for steps of up to 512 tokens, else eager"
-        )
-    return tuple(notes)
+def _notes(tables: OpTables) -> tuple[str, ...]:
+    if tables.attention.alpha_default_is_stated:
+        return ()
+    lacking = f"uneven decode contexts: buckets that skew_fit.csv lacks take {tables.attention.alpha_default:g}"
+    return (f"{lacking}, its median weighted by samples, since meta.yaml states no default",)
 
 
 def read_meta(path: Path) -> Mapping[str, Any]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from simbatch.profiler.fit.design import REGIMES, StepLimits, sample_steps
 from simbatch.profiler.fit.two_regime import fit_two_regime, judge, judge_bands
 from simbatch.profiler.model.config import ModelConfig, read_model_config
 from simbatch.profiler.records.steps import Floats, Steps, concatenate
-from simbatch.sim.cost.measured_range import DecodeRange, MeasuredRange, MixedRange
 from simbatch.sim.cost.memory import KVCacheType
-from simbatch.sim.cost.provenance import FitError, Link
+from simbatch.sim.cost.provenance import DecodeRange, FitError, Link, MeasuredRange, MixedRange
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
 
@@ -24,6 +26,15 @@ KV_DTYPES: dict[str, KVCacheType] = {
 }  # of the KV cache under `auto`
 
 
+MIXED_NOTE = (
+    "steps with prefills and decodes: both attentions were measured apart and are added; where the two were measured "
+    "together (RTX PRO 6000, LLMServingSim) such steps took 3 to 11 % longer in all than so composed"
+)
+RANDOM_NOTE = (
+    "sampling at a temperature above 0, as models' own generation configs have it: {microseconds:.1f} us a sequence "
+    "for {vocabulary:,} tokens are added to the tables; at temperature 0 they are not spent: import with --greedy"
+)
+ELEMENT_BYTES = 2
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 TRAIN_STEPS, HELD_OUT_STEPS = 4000, 2000
 
@@ -42,7 +53,6 @@ class ImportRequest:
     tensor_parallel_size: int = 1
     model_config: Path | None = None
     run_meta: Path | None = None
-    all_reduce: Path | None = None
     link: Link | None = None
     greedy: bool = False
 
@@ -56,7 +66,6 @@ class ImportRequest:
             "--quantization": self.quantisation,
             "--kv-cache-dtype": None if self.kv_cache_dtype == "auto" else self.kv_cache_dtype,
             "--tensor-parallel-size": None if self.tensor_parallel_size == 1 else self.tensor_parallel_size,
-            "--all-reduce": self.all_reduce,
             "--link-us": None if self.link is None else f"{1e6 * self.link.latency_s:g}",
             "--link-gb-per-s": None if self.link is None else f"{self.link.bandwidth_bytes_per_s / 1e9:g}",
             "--run-meta": self.run_meta,
@@ -143,6 +152,11 @@ class OpTimes(Protocol):
         """The scheduled tokens that were measured: the knots of a fit."""
         ...
 
+    @property
+    def window(self) -> int | None:
+        """Tokens that layers with a window look back at; None where there are none."""
+        ...
+
 
 def fit_tables(tables: OpTimes, kv_tokens: int) -> FittedTables:
     """Fit the two-regime form to composed steps; the error is against other composed steps."""
@@ -150,7 +164,8 @@ def fit_tables(tables: OpTimes, kv_tokens: int) -> FittedTables:
     train = {regime: sample_steps(regime, TRAIN_STEPS, limits, TRAIN_SEED) for regime in REGIMES}
     held_out = {regime: sample_steps(regime, HELD_OUT_STEPS, limits, HELD_OUT_SEED) for regime in REGIMES}
     decode, mixed = train["decode"], concatenate([train["prefill"], train["mixed"]])
-    step_time = fit_two_regime((decode, tables.step_time_s(decode)), (mixed, tables.step_time_s(mixed)), counts, counts)
+    measured = (decode, tables.step_time_s(decode)), (mixed, tables.step_time_s(mixed))
+    step_time = fit_two_regime(*measured, counts, counts, tables.window)
     cost = step_time.cost_model()
     measured_s = {regime: tables.step_time_s(steps) for regime, steps in held_out.items()}
     judged = {regime: judge(cost, held_out[regime], measured_s[regime]) for regime in REGIMES}
@@ -182,3 +197,19 @@ def _range(limits: StepLimits) -> MeasuredRange:
             **contexts,
         ),
     )
+
+
+class LinkAllReduce:
+    """All-reduce over PCIe without peer-to-peer: each message passes through the host, at the board's pace.
+
+    The link is latency and bandwidth: a ring sends 2 (N - 1) / N of the message past each of N GPUs.
+    """
+
+    def __init__(self, link: Link, num_gpus: int) -> None:
+        self.link = link
+        self._share = 2 * (num_gpus - 1) / num_gpus
+
+    def time_s(self, tokens: NDArray[Any] | int, hidden_size: int) -> Floats:
+        """One call on `tokens` x `hidden_size` elements, s."""
+        message = tokens * hidden_size * ELEMENT_BYTES
+        return np.asarray(self.link.latency_s + self._share * message / self.link.bandwidth_bytes_per_s)

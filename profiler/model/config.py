@@ -93,6 +93,11 @@ class ModelConfig:
         """Whether some layers keep a state instead of keys and values (Mamba, linear attention): vLLM's hybrids."""
         return any(kept.kind == "state" for layer, _ in self.distinct_layers for kept in layer.kept())
 
+    @property
+    def window(self) -> int | None:
+        """Tokens of the window that some layers look at; the largest, should there be several."""
+        return max((one.window or 0 for layer, _ in self.distinct_layers for one in layer.kept()), default=0) or None
+
     @cached_property
     def distinct_layers(self) -> tuple[tuple[Layer, int], ...]:
         """Each kind of layer, and how many of it there are."""

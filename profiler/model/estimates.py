@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from simbatch.profiler.model.assumed_host import assumed_sections
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.memory_plan import kv_bytes_per_token, plan_memory
 from simbatch.profiler.model.quantisation import checked_quantisation
 from simbatch.profiler.model.roofline import Roofline, knots, roofline_of
-from simbatch.profiler.model.routing import routing_of
+from simbatch.profiler.model.step_parts import routing_of
 from simbatch.profiler.model.weights import weights_of
 from simbatch.sim.cost.gpus import GPUS, Gpu, profile_name
+from simbatch.sim.cost.host_section import FrontEndSection, HostSection
 from simbatch.sim.cost.memory import Memory
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.step_time import Knots, TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
+
+GRAPH_S = 0.0027  # to launch a whole step on one GPU
+GRAPH_MORE_S = {1: 0.0, 2: 0.0003, 4: 0.0006, 8: 0.0011}  # GPUs; between them the next larger one's
+NONE_S, PIECEWISE_S, PREFILL_S = 0.012, 0.008, 0.001
+FRONT_END = {"per_request_s": 0.0002, "per_prompt_token_s": 1e-6, "per_chunk_s": 3e-5, "network_s": 0.014}
+HOST_SOURCE = (
+    "assumed, not measured with this model on this GPU: what published streams of vLLM on 8 x H100 in 2026 take "
+    "(Scicom-AI-Enterprise-Organization/llm-benchmaq, MIT), rounded; floors of a step on several GPUs: published stages"
+)
+FRONT_END_SOURCE = (
+    "assumed, not measured on this server: what requests take to come in at published servers of 8 x H100 in 2026 "
+    "(Scicom-AI-Enterprise-Organization/llm-benchmaq, MIT), rounded; published stages say some 8 ms a request"
+)
+
+
+def assumed_sections(tensor_parallel_size: int) -> dict[str, Any]:
+    """`host` and `front_end` for a server of so many GPUs."""
+    more_s = next((value for size, value in GRAPH_MORE_S.items() if size >= tensor_parallel_size), GRAPH_MORE_S[8])
+    launch = {
+        "graph": {"base_s": round(GRAPH_S + more_s, 6)},
+        "piecewise": {"base_s": PIECEWISE_S, "per_prefill_s": PREFILL_S},
+        "none": {"base_s": NONE_S, "per_prefill_s": PREFILL_S},
+    }
+    return {
+        "host": HostSection.model_validate({"source": HOST_SOURCE, "assumed": True, "launch": launch}),
+        "front_end": FrontEndSection.model_validate({"source": FRONT_END_SOURCE, "assumed": True, **FRONT_END}),
+    }
+
 
 NOT_MEASURED = (
     "an estimate from shapes and datasheet: nobody measured this model on this GPU; where somebody did, such estimates "

@@ -23,13 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simbatch.profiler.model.attention_cost import AttentionCost
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
 from simbatch.profiler.model.layers import Experts, Layer
 from simbatch.profiler.model.mixers import LatentAttention, Matrix
 from simbatch.profiler.model.quantisation import checked_quantisation, compute_dtype, is_weight_only_4_bits
-from simbatch.profiler.model.routing import EVEN, Routing
-from simbatch.profiler.model.sampling import SAMPLER_S, SAMPLER_SEQ_S, random_seq_s
+from simbatch.profiler.model.step_parts import EVEN, SAMPLER_S, SAMPLER_SEQ_S, AttentionCost, Routing, random_seq_s
 from simbatch.profiler.model.weights import layer_matrices, local_vocab
 from simbatch.profiler.records.steps import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu

@@ -10,7 +10,7 @@ from simbatch.profiler.profile.batches import KNEE_FIGURES, batch_sizes, knee, p
 from simbatch.sim.cost.gpus import GIB, GPUS
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import UserError
-from simbatch.sim.statistics.pareto import RULE
+from simbatch.sim.statistics import RULE
 
 if TYPE_CHECKING:
     from rich.table import Table

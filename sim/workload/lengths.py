@@ -12,8 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simbatch.sim.strict import Mistake, Strict, refuse
-from simbatch.sim.workload.section import MAX_TOKENS, Count, Tokens
+from simbatch.sim.strict import MAX_TOKENS, Count, Mistake, Strict, Tokens, refuse
 from simbatch.sim.workload.trace_model import (
     CHARS_PER_TOKEN,
     TOKENIZER,

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simbatch.sim.strict import Mistake, Strict, refuse
+from simbatch.sim.strict import Count, Mistake, Strict, refuse
 from simbatch.sim.workload.columns import Said, Unit
 from simbatch.sim.workload.formats import FORMATS, RESULTS
-from simbatch.sim.workload.section import Count
 
 if TYPE_CHECKING:
     TraceFormat = str

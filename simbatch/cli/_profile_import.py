@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from simbatch.sim.cost.profile import MeasuredProfile
     from simbatch.sim.cost.provenance import ErrorFigures, Link
 
-FORMATS = ("llmservingsim", "aiconfigurator", "aiconfigurator-core")
+FORMATS = ("llmservingsim", "aiconfigurator-core")
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 
@@ -22,22 +22,19 @@ FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 @click.command(name="import")
 @click.option("--from", "source", type=click.Choice(FORMATS), required=True, help="Whose measurements DIR holds.")
 @click.argument("directory", metavar="[DIR]", type=FOLDER, required=False)
-@click.option("--model", help="Whose times to compose, as Qwen/Qwen3-32B (aiconfigurator, aiconfigurator-core).")
+@click.option("--model", help="Whose times to compose, as Qwen/Qwen3-32B (aiconfigurator-core).")
 @click.option("--gpu", metavar="G", help="h100, h200, b200, a100 ... (aiconfigurator-core).")
-@click.option("--model-config", type=FILE, help="The model's config.json (llmservingsim, aiconfigurator).")
-@click.option("--quantization", help="Of the weights: bf16, fp8 ... (aiconfigurator and its core).")
-@click.option("--kv-cache-dtype", default="auto", show_default=True, help="auto or fp8 (aiconfigurator).")
+@click.option("--model-config", type=FILE, help="The model's config.json, where its name is not known.")
+@click.option("--quantization", help="Of the weights: bf16, fp8 ... (aiconfigurator-core).")
+@click.option("--kv-cache-dtype", default="auto", show_default=True, help="auto or fp8 (aiconfigurator-core).")
 @click.option(
     "--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True, help="GPUs that share the model."
 )
-@click.option(
-    "--all-reduce",
-    type=FOLDER,
-    help="aiconfigurator's folder of the GPU: llmservingsim beyond one GPU needs it, or a link.",
-)
 @click.option("--link-us", type=click.FloatRange(0, min_open=True), help="All-reduce over PCIe: latency of a call.")
 @click.option("--link-gb-per-s", type=click.FloatRange(0, min_open=True), help="And its bandwidth, one direction.")
-@click.option("--greedy", is_flag=True, help="Sampling at temperature 0 (aiconfigurator); else as models' own configs.")
+@click.option(
+    "--greedy", is_flag=True, help="Sampling at temperature 0 (tables of the package); else as models' own configs."
+)
 @click.option(
     "--run-meta", type=FILE, help="meta.json of a run: the blocks that vLLM resolved; else they are estimated."
 )
@@ -51,7 +48,6 @@ def import_profile(
     quantization: str | None,
     kv_cache_dtype: str,
     tensor_parallel_size: int,
-    all_reduce: Path | None,
     link_us: float | None,
     link_gb_per_s: float | None,
     greedy: bool,
@@ -61,8 +57,7 @@ def import_profile(
     """Fit a profile from the measurements of others and write it.
 
     aiconfigurator-core is a package with tables of nine GPUs: give --model and --gpu, and no DIR. Else DIR is
-    LLMServingSim's `profile` folder of one model on one GPU, or aiconfigurator's folder of one GPU (h100_sxm, with
-    h100_sxm.yaml beside it). Host and front end are assumed, and marked so.
+    LLMServingSim's `profile` folder of one model on one GPU. Host and front end are assumed, and marked so.
     """
     from simbatch.profiler.importers import imported
     from simbatch.profiler.importers.source import ImportRequest
@@ -78,7 +73,6 @@ def import_profile(
         tensor_parallel_size=tensor_parallel_size,
         model_config=model_config,
         run_meta=run_meta,
-        all_reduce=all_reduce,
         link=_link(link_us, link_gb_per_s),
         greedy=greedy,
     )
@@ -105,14 +99,14 @@ def _link(latency_us: float | None, gb_per_s: float | None) -> Link | None:
 @click.option("-o", "--output", type=FILE, required=True, help="File to write.")
 def estimate(base: str, quantization: str, model_config: Path, output: Path) -> None:
     """Estimate what quantised weights do to a measured profile: `simbatch estimate --base` by its older name."""
-    from simbatch.profiler.importers.estimated import estimate_profile
+    from simbatch.profiler.importers.imported import estimate_profile
 
     check_output(output, model_config)
     _write(estimate_profile(base, quantization, model_config, output.name), output)
 
 
 def _write(profile: MeasuredProfile, output: Path) -> None:
-    from simbatch.profiler.write import write_profile
+    from simbatch.sim.cost.by_name import write_profile
 
     with replacing(output):
         write_profile(profile, output)

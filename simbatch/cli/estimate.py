@@ -49,7 +49,7 @@ def estimate(model: str | None, output: Path | None, as_json: bool, base: str | 
         limits = _limits(model, flags)
         estimated = roofline(model, output, flags)
     if as_json:
-        from simbatch.profiler.write import profile_json
+        from simbatch.sim.cost.by_name import profile_json
 
         click.echo(profile_json(estimated), nl=False)
     else:
@@ -62,7 +62,7 @@ def _limits(model: str, flags: dict[str, Any]) -> Roofline:
     """What the datasheet allows, for the shares of it."""
     from simbatch.profiler.model.published import find_model
     from simbatch.profiler.model.roofline import roofline_of
-    from simbatch.profiler.model.routing import routing_of
+    from simbatch.profiler.model.step_parts import routing_of
     from simbatch.sim.cost.gpus import gpu_of
 
     shape = flags["quantization"], flags["kv_cache_dtype"], flags["tensor_parallel_size"]
@@ -96,7 +96,7 @@ def roofline(model: str, output: Path | None, flags: dict[str, Any], place: str 
 
 def scaled(base: str, model: Path, output: Path | None, flags: dict[str, Any]) -> MeasuredProfile:
     """From the measured profile `base`, whose weights are stored smaller."""
-    from simbatch.profiler.importers.estimated import estimate_profile
+    from simbatch.profiler.importers.imported import estimate_profile
 
     given = [f"--{key.replace('_', '-')}" for key in ("gpu", "gpu_spec", "experts_met") if flags.get(key) is not None]
     if given or flags["kv_cache_dtype"] != "auto" or flags["tensor_parallel_size"] != 1:
@@ -136,7 +136,7 @@ def check_output(output: Path, *read: Path | None) -> None:
 
 def write(estimated: MeasuredProfile, output: Path) -> None:
     """Write the profile, and say where."""
-    from simbatch.profiler.write import write_profile
+    from simbatch.sim.cost.by_name import write_profile
 
     with replacing(output):
         write_profile(estimated, output)
@@ -148,7 +148,7 @@ def _show(estimated: MeasuredProfile, limits: Roofline | None) -> None:
     from rich.console import Console
 
     from simbatch.profiler.profile import predicted
-    from simbatch.profiler.write import profile_json
+    from simbatch.sim.cost.by_name import profile_json
 
     memory, console = estimated.memory, Console(highlight=False)
     console.width = max(console.width, 110)

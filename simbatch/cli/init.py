@@ -47,7 +47,7 @@ def init(
     """
     import json
 
-    from simbatch.profiler.model.facts import facts_of
+    from simbatch.profiler.model.published import facts_of
     from simbatch.sim.commands.init import Wish, make
     from simbatch.sim.files import write_text
     from simbatch.sim.paths import check_target

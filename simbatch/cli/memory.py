@@ -95,7 +95,7 @@ def memory(
 
 
 def _by_batch(model: str | None, flags: dict[str, Any], batches: str | None, plot: Path | None) -> Any:
-    from simbatch.profiler.model.memory_by_batch import by_batch, draw
+    from simbatch.profiler.model.memory_tables import by_batch, draw
 
     if model is None:
         raise click.UsageError("--batches and --plot need MODEL and --gpu: a profile does not say all parts")
@@ -106,7 +106,7 @@ def _by_batch(model: str | None, flags: dict[str, Any], batches: str | None, plo
 
 
 def _print_list(model: str | None, profile: str | None, flags: dict[str, Any], as_json: bool) -> None:
-    from simbatch.profiler.model.memory_list import fitting, table_of
+    from simbatch.profiler.model.memory_tables import fitting, table_of
 
     if model is not None or profile is not None:
         raise click.UsageError("--list takes a GPU alone: it goes through all models")

@@ -175,6 +175,7 @@ def moments_of(run: RecordedSteps) -> Moments:
     update_s, updated_s = run.times["update_s"][order], run.U[order]
     free_s, in_flight, is_idle = _free(schedule_s, launched_s, updated_s)
     num_added, added_tokens = _added(run, free_s, schedule_s)
+    is_idle |= (in_flight == 0) & (num_added >= (run.num_running + run.num_waiting)[order])  # nobody else was there
     ready_s = _ready(run, schedule_s, launched_s, update_s, order)
     done_s, is_known = _done(run, order, ready_s, update_s)
     steps = _steps(run, order)

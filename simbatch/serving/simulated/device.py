@@ -1,8 +1,9 @@
 """What the processes of a server must know, and how long host and device take for a step of the real engine.
 
-With S the begin of schedule(), L the return of the launch and D the device's end, as in the simulator (docs/engine.md):
-the profile's host gives L = S + launch(batch) and D = max(max(D before, S + lag) + device(batch), L + tail). vLLM's own
-host gives L as it comes, and the device begins when it is called. Times are s of `time.monotonic`.
+With S the moment at which the engine's thread is free, L the return of the launch, D the device's end and U that of the
+update, as in the simulator (docs/engine.md), the profile's host gives L = S + launch(batch), D = max(max(D before, S +
+lag) + device(batch), L + tail) and U = max(D, S) + update(batch): what vLLM's loop takes in between is inside them.
+vLLM's own host gives L as it comes, and the device begins when it is called. Times are s of `time.monotonic`.
 """
 
 from __future__ import annotations
@@ -96,13 +97,14 @@ class VirtualGpu:
         self._device = Device(resolved.cost_model(), resolved.noise())
         self.windows = self._device.cost.windows
         self._free_s = 0.0
+        self._thread_s = 0.0  # when the engine's thread ended the last launch, update or admission
         times = resolved.engine.host
         self._host = None
         if host == "profile" and times is not None:
             self._host = Host(times, resolved.engine.max_capture_size, resolved.host_noise())
 
-    def launch(self, schedule_s: float, features: Features) -> HostLaunch:
-        """Take a batch whose schedule() began at `schedule_s`."""
+    def launch(self, features: Features) -> HostLaunch:
+        """Take a batch."""
         work_s = self._device.work_ps(features) / PS_PER_S
         called_s = time.monotonic()
         if (host := self._host) is None:
@@ -110,17 +112,29 @@ class VirtualGpu:
             self._free_s = begin_s + work_s
             return HostLaunch(called_s, begin_s, self._free_s)
         took_ps = host.launch_ps(features.num_requests, features.num_prefills, features.num_tokens)
-        returns_s = max(schedule_s + took_ps / PS_PER_S, called_s)
-        begin_s = max(self._free_s, schedule_s + host.lag_ps / PS_PER_S)
+        returns_s = max(self._thread_s + took_ps / PS_PER_S, called_s)
+        begin_s = max(self._free_s, self._thread_s + host.lag_ps / PS_PER_S)
         self._free_s = max(begin_s + work_s, returns_s + host.tail_ps / PS_PER_S)
         return HostLaunch(returns_s, begin_s, self._free_s)
 
-    def wait_for_update(self, begin_s: float, num_requests: int) -> None:
-        """Wait until the profile's host has taken in a step's tokens, begun at `begin_s`."""
-        if self._host is not None:
-            wait_until(begin_s + self._host.update_ps(num_requests) / PS_PER_S)
+    def wait_for_launch(self, launch: HostLaunch) -> None:
+        """Wait until a launch may return."""
+        self._wait(launch.returns_s)
 
-    def wait_for_admission(self, begin_s: float, num_prompt_tokens: int) -> None:
-        """Wait until taking a request in has lasted as long as the profile says."""
+    def wait_for_update(self, end_s: float, num_requests: int) -> None:
+        """Wait until the profile's host has taken in the tokens of a step that the device ended at `end_s`."""
         if self._host is not None:
-            wait_until(begin_s + self._host.admit_ps(num_prompt_tokens) / PS_PER_S)
+            self._wait(max(end_s, self._thread_s) + self._host.update_ps(num_requests) / PS_PER_S)
+
+    def wait_for_admission(self, begin_s: float, num_prompt_tokens: int, *, is_busy: bool) -> None:
+        """Wait until taking a request in has lasted as long as the profile says.
+
+        It began at `begin_s`, or, while others are in the engine (`is_busy`), when the thread was free before.
+        """
+        if self._host is not None:
+            begin_s = self._thread_s if is_busy else begin_s
+            self._wait(begin_s + self._host.admit_ps(num_prompt_tokens) / PS_PER_S)
+
+    def _wait(self, moment_s: float) -> None:
+        wait_until(moment_s)
+        self._thread_s = time.monotonic()

@@ -34,12 +34,12 @@ Entry = tuple[str, int, int, bool]  # request, tokens, tokens computed before, w
 class WatchedStep:
     """One step, from its schedule() to its update, and its line of the log."""
 
-    def __init__(self, schedule_s: float, line: dict[str, Any]) -> None:
-        self.schedule_s, self.line, self.num_requests = schedule_s, line, 0
+    def __init__(self, line: dict[str, Any]) -> None:
+        self.line, self.num_requests, self.end_s = line, 0, 0.0
 
     def launched(self, called_s: float, launch: HostLaunch, entries: Sequence[Entry]) -> None:
         """Note a launch that has returned."""
-        self.num_requests = len(entries)
+        self.num_requests, self.end_s = len(entries), launch.end_s
         self.line |= {
             **{"x0": called_s, "x1": now(), "d0": launch.begin_s, "d1": launch.end_s},
             **batch_keys((done, n, is_decode) for _, n, done, is_decode in entries),
@@ -78,14 +78,14 @@ class Rounds:
             begin_s = now()
             told = update(output, *args, **kwargs)
             if (step := self._steps.pop(id(output), None)) is not None:
-                self._gpu.wait_for_update(begin_s, step.num_requests)
+                self._gpu.wait_for_update(step.end_s, step.num_requests)
                 self._updated(step, begin_s, told)
             return told
 
         def watched_add(request: Any, *args: Any, **kwargs: Any) -> Any:
-            begin_s = now()
+            begin_s, is_busy = now(), bool(scheduler.running)
             answer = add(request, *args, **kwargs)
-            self._gpu.wait_for_admission(begin_s, request.num_prompt_tokens)
+            self._gpu.wait_for_admission(begin_s, request.num_prompt_tokens, is_busy=is_busy)
             self._added(request, begin_s)
             return answer
 
@@ -123,7 +123,7 @@ class Rounds:
         line |= {"run": len(scheduler.running), "wait": len(scheduler.waiting)}
         line |= {"pree": len(preempted), "preempted": preempted}
         line["free"] = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        self._steps[id(output)] = WatchedStep(begin_s, line)
+        self._steps[id(output)] = WatchedStep(line)
 
     def _updated(self, step: WatchedStep, begin_s: float, told: Any) -> None:
         if self._log is None:

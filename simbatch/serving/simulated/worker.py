@@ -87,8 +87,8 @@ class SimulatedWorker(WorkerBase):  # type: ignore[misc]
         entries = list(self._entries(scheduler_output))
         features = features_of(((n, done, decodes) for _, n, done, decodes, _ in entries), windows=self._gpu.windows)
         step = None if self._rounds is None else self._rounds.step_of(scheduler_output)
-        launch = self._gpu.launch(called_s if step is None else step.schedule_s, features)
-        wait_until(launch.returns_s)
+        launch = self._gpu.launch(features)
+        self._gpu.wait_for_launch(launch)
         device_ran(scheduler_output, launch.begin_s, launch.end_s)
         if step is not None:
             step.launched(called_s, launch, [entry[:4] for entry in entries])
