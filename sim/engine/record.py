@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from simbatch.sim.workload.turns import Turns
 
-FINISHED, REJECTED, UNFINISHED, REFUSED = 0, 1, 2, 3  # refused: by the front end, with 503
+FINISHED: Final = 0
+REJECTED: Final = 1
+UNFINISHED: Final = 2
+REFUSED: Final = 3  # by the front end, with 503
 STATUS_NAMES = ("finished", "rejected", "unfinished", "refused")
 
 NEVER_PS = -1
