@@ -41,6 +41,10 @@ SEGMENT_FIELDS = (
 )
 SEGMENT_DTYPE = np.dtype([(name, np.int64) for name in SEGMENT_FIELDS])
 pack_segment = Struct(f"={len(SEGMENT_FIELDS)}q").pack  # a row's bytes: a third of what a growing list of ints takes
+# Rows of which some fields are always 0, which need not be converted: of a span whose steps follow on each other
+# without prefills (period, prefills), and of one step (slope, period).
+pack_span = Struct("=4q16x3q24x3q").pack
+pack_step = Struct("=3q24x9q").pack
 
 # When steps' tokens leave the front end, if host and front end take time: gaps in arithmetic progression, as segments.
 TOKEN_FIELDS = (

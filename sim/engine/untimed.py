@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simbatch.sim.engine.gathered import NO_ENTRIES, Gathered
 from simbatch.sim.engine.pace import span_ps, steps_until
-from simbatch.sim.engine.record import pack_segment
+from simbatch.sim.engine.record import pack_span
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.scheduler.batch import Batch
 from simbatch.sim.scheduler.request import NEVER, Request
@@ -115,8 +115,8 @@ class Untimed:
         if num_blocks > num_free:
             num_steps = group.rounds_within(num_steps, num_free)
             num_blocks = group.blocks_for(num_steps)
-        self.write_segment(pack_segment(
-            start_ps, num_steps, duration_ps, slope_ps, 0, 0, group.size, num_regular, group.context, 0, 0, 0,
+        self.write_segment(pack_span(
+            start_ps, num_steps, duration_ps, slope_ps, group.size, num_regular, group.context,
             len(self.replica.scheduler.running), self.replica.count_waiting(), num_free - num_blocks,
         ))  # fmt: skip
         return num_steps, duration_ps, slope_ps, num_blocks
