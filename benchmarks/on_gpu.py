@@ -27,7 +27,8 @@ import yaml
 from simbatch import Scenario, simulate
 
 ENGINE = ("--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "16384")
-OF_BOTH = ("--quantization", "--tensor-parallel-size", "--engine-arg")  # which no scenario says
+OF_BOTH = ("--quantization", "--tensor-parallel-size", "--engine-arg")  # of validate too
+SETTINGS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "async_scheduling", "enforce_eager")
 SECONDS = 25  # of each workload's arrivals
 OPEN = {"p25": (0.25, 1.0), "p50": (0.5, 1.0), "p75": (0.75, 1.0), "bursty": (0.4, 0.25)}  # share, burstiness
 LOOPS = {"c1": (1, 12), "c16": (16, 96)}  # users, requests
@@ -47,8 +48,8 @@ def simbatch(*words: object) -> None:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """The engine as vLLM resolved it: the first line of the samples."""
-    with (folder / "profile.samples.jsonl").open(encoding="utf-8") as file:
+    """The engine as vLLM resolved it: the first line of its recorder's file."""
+    with (folder / "profile.steps.jsonl").open(encoding="utf-8") as file:
         return dict(json.loads(file.readline()))
 
 
@@ -61,8 +62,7 @@ def scenarios(folder: Path) -> list[Path]:
     """The workloads' files, beside the profile; made once, so that going on sends the same requests."""
     engine = measured(folder)
     most = engine["max_model_len"]
-    keys = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "async_scheduling")
-    settings = {key: engine[key] for key in keys} | {"num_gpu_blocks_override": engine["num_gpu_blocks"]}
+    settings = {key: engine[key] for key in SETTINGS} | {"num_gpu_blocks_override": engine["num_gpu_blocks"]}
     usual = {"prompt_len": lengths(most, 0.09), "output_len": lengths(most, 0.022)}
     fixed = {
         f"{name}_len": {"distribution": "fixed", "mean": max(2, most // share)}
@@ -122,7 +122,8 @@ def main() -> None:
         simbatch("profile", given.model, *flags, *going_on, *target)
     if given.only != "profile":
         going_on = ("--resume",) if (folder / "runs").exists() else ()
-        of_both = [word for pair in pairwise(flags) if pair[0] in OF_BOTH for word in pair]
+        pairs = [pair for pair in pairwise(flags) if pair[0] in OF_BOTH and pair[1].split("=")[0] not in SETTINGS]
+        of_both = [word for pair in pairs for word in pair]
         simbatch("validate", *scenarios(folder), "--engine", given.model, *of_both, *going_on, "-o", folder / "runs")
     print(pack(folder))
 
