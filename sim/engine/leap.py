@@ -38,7 +38,7 @@ from simbatch.sim.engine.gathered import Gathered
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.timed import Timed
-from simbatch.sim.engine.traffic import FAR, Sender
+from simbatch.sim.engine.traffic import FAR, Feed
 from simbatch.sim.engine.untimed import Untimed
 from simbatch.sim.scheduler.batch import has_prefill
 from simbatch.sim.scheduler.request import NEVER, Request
@@ -51,7 +51,7 @@ class Leap:
         self.replica = replica
         self.config, self.decisions = replica.config, replica.decisions
         self.scheduler, self.kv, self.device = replica.scheduler, replica.kv, replica.device
-        self.group, self.sender, self.add = replica.group, replica.sender, replica.door.add
+        self.group, self.feed, self.add = replica.group, replica.feed, replica.door.add
         self.gathered = Gathered(replica)
         self.may_leap = may_leap(replica)
         # what is asked at every step, looked up once
@@ -70,7 +70,7 @@ class Leap:
         replica = self.replica
         is_alone = replica.env.peek() == inf  # and will be: others would have an event in the queue
         self.gathered.is_alone = is_alone
-        inbox = self.sender
+        inbox = self.feed
         if not self.may_leap or inbox is None or (self.timed is not None and not is_alone):
             return False
         now, group, kv, device = self.gathered, self.group, self.kv, self.device
@@ -153,7 +153,7 @@ class Leap:
         now.settle(in_flight)
         return has_given
 
-    def _take_in(self, inbox: Sender) -> None:
+    def _take_in(self, inbox: Feed) -> None:
         """Take in who has come: for nothing, or alone in the environment, so that the clock may just go on."""
         replica, scheduler = self.replica, self.scheduler
         num_waiting, may_admit = len(scheduler.waiting), scheduler.may_admit

@@ -23,7 +23,7 @@ from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.record import pack_step, pack_tokens
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.resources import Device, Host, Step
-from simbatch.sim.engine.traffic import FAR, Lane, Sender
+from simbatch.sim.engine.traffic import FAR, Lane, Feed
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
@@ -60,7 +60,7 @@ class Replica(ShownEngine):
         self.config = config
         self.cost = cost
         self.inbox = inbox
-        self.sender = inbox if isinstance(inbox, Sender) else None  # the same, where compiled code knows its class
+        self.feed = inbox if isinstance(inbox, Feed) else None  # the same, where compiled code knows its class
         self.front_end = inbox if isinstance(inbox, FrontEnd) else None
         self.lane = lane  # in a cluster: what is sent here, and until when all of it is known
         self.recorder = recorder
@@ -152,7 +152,7 @@ class Replica(ShownEngine):
     @property
     def cut_ps(self) -> int:
         """When somebody comes, or may come: nothing is known of the time after it."""
-        next_ps, lane = self.inbox.next_ps if self.sender is None else self.sender.next_ps, self.lane
+        next_ps, lane = self.inbox.next_ps if self.feed is None else self.feed.next_ps, self.lane
         return next_ps if lane is None or next_ps < lane.horizon_ps else lane.horizon_ps
 
     @property

@@ -23,8 +23,8 @@ FAR: Final = 1 << 63  # ps: later than any column can say
 PROGRESS_INTERVAL: Final = 500  # requests
 
 
-class Sender:
-    """Whoever hands requests to an engine; `next_ps` is when there is something to take next."""
+class Feed:
+    """What hands requests to an engine; `next_ps` is when there is something to take next."""
 
     next_ps: int
 
@@ -38,7 +38,7 @@ class Sender:
         raise NotImplementedError
 
 
-class Traffic(Sender):
+class Traffic(Feed):
     """The stream of requests; `next_ps` is when the next one is sent, `FAR` when there is none to come now.
 
     With a limit on concurrency a request is sent at its own time or when a slot is free, whichever is later
@@ -170,7 +170,7 @@ class Traffic(Sender):
         self._predictions, self._hashes = chunk.predicted_output_tokens, chunk.hash_ids
 
 
-class Lane(Sender):
+class Lane(Feed):
     """What a gateway sends to one replica of a cluster, and how much of the future the replica knows.
 
     The replicas of a cluster go on one at a time, each as far as it is known who will come: before `horizon_ps` nobody
