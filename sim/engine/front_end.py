@@ -20,7 +20,7 @@ import heapq
 from collections.abc import Callable
 
 from simbatch.sim.cost.host import FrontEndTimes
-from simbatch.sim.engine.traffic import FAR, Lane, Feed, Traffic
+from simbatch.sim.engine.traffic import FAR, Feed, Lane, Traffic
 from simbatch.sim.scheduler.request import Request
 
 

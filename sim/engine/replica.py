@@ -23,7 +23,7 @@ from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.record import pack_step, pack_tokens
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.resources import Device, Host, Step
-from simbatch.sim.engine.traffic import FAR, Lane, Feed
+from simbatch.sim.engine.traffic import FAR, Feed, Lane
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
