@@ -173,8 +173,8 @@ def _layer(
 def _dense_inner(keys: Keys) -> int:
     """Of a dense part; LFM2 says one that is cut to two thirds and then rounded up."""
     if not keys.get("block_auto_adjust_ff_dim", default=False):
-        names = ("intermediate_size_mlp", "shared_intermediate_size", "intermediate_size", "moe_intermediate_size")
-        return keys.count(*names)
+        names = ("intermediate_size_mlp", "intermediate_size", "moe_intermediate_size")
+        return keys.size("shared_intermediate_size") or keys.count(*names)
     multiple = keys.count("block_multiple_of", default=256)
     inner = int(
         2 * keys.count("block_ff_dim", "intermediate_size") / 3 * keys.get("block_ffn_dim_multiplier", default=1)

@@ -206,8 +206,8 @@ def _whole(values: npt.NDArray[np.float64], low: int | None, high: int | None) -
 def _empirical(length: Empirical, folder: Path, of: LengthOf, notes: list[str]) -> Draw:
     from simbatch.sim.workload.traces import open_trace
 
-    settings = {key: getattr(length, key) for key in ("path", "format", "columns", "limit", "between", "on_empty")}
-    trace = Trace(**settings)
+    keys = ("path", "format", "columns", "limit", "between", "on_empty", "chars_per_token", "tokenizer")
+    trace = Trace(**{key: getattr(length, key) for key in keys})
     wanted = "prompt" if of == "num_prompt_tokens" else "output"
     place = "workload.prompt_len" if of == "num_prompt_tokens" else "workload.output_len"
     counts: Counter[int] = Counter()

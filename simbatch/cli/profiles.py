@@ -100,11 +100,13 @@ def _show_batches(
         return
     from rich.console import Console
 
+    from simbatch.sim.text import wrapped
+
     console = Console(highlight=False)
     console.width = max(console.width, 110)
     console.print(predicted.batch_table(rows, shares))
     for note in predicted.table_notes(profile, rows, roofline):
-        console.print(f"- {note}", soft_wrap=True)
+        console.print("\n".join(wrapped([f"- {note}"])), soft_wrap=True)
 
 
 def _sizes(text: str) -> list[int]:
