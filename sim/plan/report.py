@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import wrap
 
 from simbatch.sim.files import write_json, write_yaml
 from simbatch.sim.plan import picture
@@ -20,7 +21,7 @@ from simbatch.sim.plan.words import (
     shape_label,
 )
 from simbatch.sim.results.files import Writers, write_result
-from simbatch.sim.text import number, table
+from simbatch.sim.text import number, table, width, wrapped
 
 OWN_FILES = ("plan.json", "scenario.yaml", "serve.sh", "plan.png", "report.html")
 
@@ -45,19 +46,30 @@ def save(plan: FleetPlan, folder: Path, num_runs: int, more: Writers | None = No
 
 
 def _lines(plan: FleetPlan) -> Iterator[str]:
-    yield sentence(plan)
+    yield from wrapped([sentence(plan)])
     yield ""
     yield from table(*shapes(plan))
     yield ""
     yield "What limits each:"
-    yield from (f"  {shape_label(sizing)}: {limited_by(plan, sizing)}" for sizing in plan.ranked)
-    yield from mixed_lines(plan)
+    for sizing in plan.ranked:
+        yield from wrap(
+            f"{shape_label(sizing)}: {limited_by(plan, sizing)}",
+            width(),
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_on_hyphens=False,
+        )
+    yield from wrapped(mixed_lines(plan))
     if plan.other_weights:
-        yield f"Other weights on the same GPU: {'; '.join(other_weights_lines(plan))}."
+        yield from wrapped([f"Other weights on the same GPU: {'; '.join(other_weights_lines(plan))}."])
     if plan.chosen is not None:
         yield ""
         yield "To start it:"
-        yield from (f"  {line}" for line in serve_lines(plan))
+        yield from (f"  {line}" for line in serve_lines(plan))  # one line each, to be copied
+    yield from wrapped(_doubts(plan))
+
+
+def _doubts(plan: FleetPlan) -> Iterator[str]:
     if plan.banded is not None and (advice := plan.banded.bands.narrow(limited_keys(plan))) is not None:
         yield ""
         yield f"What to measure to narrow the band most: {advice}."
