@@ -65,7 +65,12 @@ def _lines(plan: FleetPlan) -> Iterator[str]:
     if plan.chosen is not None:
         yield ""
         yield "To start it:"
-        yield from (f"  {line}" for line in serve_lines(plan))  # one line each, to be copied
+        for line in serve_lines(plan):  # commands stay on one line, to be copied
+            yield from (
+                wrap(line, width(), initial_indent="  ", subsequent_indent="  #   ", break_on_hyphens=False)
+                if (line.startswith("#"))
+                else [f"  {line}"]
+            )
     yield from wrapped(_doubts(plan))
 
 
