@@ -49,6 +49,21 @@ def sure_of(steps: FittedSteps) -> dict[str, float]:
     return shown
 
 
+MOST_GROWTH = 0.02  # of a launch, with each request: 0.013 and 0.03 on the two hosts where it was told (docs/hosts.md)
+
+
+def growth_of(steps: FittedSteps) -> dict[str, float] | None:
+    """Where launches are known, and how well what they grow by with each request is; nobody's grow faster than some."""
+    running, host = steps.problem.running(), steps.mixed.host
+    around = float(np.mean(running)) if running else 0.0
+    launch_s = host["none_s"] + host["per_seq_s"] * around
+    if launch_s <= 0:
+        return None
+    error_s, most_s = steps.mixed.sure["per_seq_s"] * max(host["per_seq_s"], 1e-9), MOST_GROWTH * launch_s
+    error_s = (error_s**-2 + most_s**-2) ** -0.5 if error_s > 0 else 0.0
+    return {"around": round(around, 1), "launch_s": float(f"{launch_s:.4g}"), "error_s": float(f"{error_s:.3g}")}
+
+
 HIDES = 0.4  # the share of a time that shows
 
 

@@ -29,6 +29,7 @@ LONE_SD = 0.05
 ANCHOR_SD, BEND_SD = 0.15, 0.5
 HIDDEN_S, LAUNCH_SD = 1e-3, 1.5  # a launch may be e to that many times its prior; below a ms nothing shows
 NUDGE = 0.1
+SHARES = 200
 BINDS = 1.3  # times a decode's step: a launch that long shows in the gap before its step
 FEW = 5  # steps of a kind of launch, to speak of it
 PIECES = 0.4  # a launch in pieces of a graph over one without: 0.6 on one server, 0.3 or less on another
@@ -87,6 +88,7 @@ class EpisodesProblem:
         self.basis = basis(self.total, self.knots)
         self.decode_s = decode.step_s(run.num_decodes, run.context)
         self.slope_sd_s = SLOPE_SD_S
+        self.spread(np.ones(1))
         self.begins = begins
         self.kind = np.where(~self.has_prefill, 0, np.where(run.tokens + run.num_decodes <= max_capture, 1, 2))
 
@@ -124,10 +126,23 @@ class EpisodesProblem:
                 found[:, place] = before - begin_s
                 continue
             following = np.minimum(step + 1, len(update_s) - 1)
-            free = np.maximum(np.maximum(free, older) + device_s[step], older + launch_s[step])
-            older, before = before, np.maximum(free, before + launch_s[following])
+            free = self._longer(np.maximum(free, older) + device_s[step], older, launch_s[step], step)
+            older, before = before, self._longer(free, before, launch_s[following], following)
             found[:, place] = before - begin_s
         return found
+
+    def _longer(self, until_s: Floats, begin_s: Floats, launch_s: Floats, step: Ints) -> Floats:
+        """The later of a moment and a launch's end, on average: the longer of a noisy launch and 20 ms is over both."""
+        share = (until_s - begin_s) / np.maximum(launch_s, 1e-9)
+        over = np.interp(share, self._shares, self._over) + np.maximum(0, -share)
+        noisy_s = until_s + launch_s * over
+        return np.asarray(np.where(self.kind[step] > 0, noisy_s, np.maximum(until_s, begin_s + launch_s)))
+
+    def spread(self, ratios: Floats) -> None:
+        """From here on launches of prefills are that noisy."""
+        ratios = ratios / ratios.mean()
+        self._shares = np.linspace(0, float(ratios.max()), SHARES)
+        self._over = np.maximum(0, ratios - self._shares[:, None]).mean(axis=1)
 
     def residuals(self, parameters: Floats) -> Floats:
         """Of blocks' sums, gaps, lone requests, and what is held near its prior."""
