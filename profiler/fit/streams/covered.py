@@ -78,6 +78,8 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     mixed, shown = steps.mixed, steps.problem.shown(steps.mixed)
     if shown and shown["prefill"] < HIDES:
         taken["prefill on the device"] = f"hides behind launches: {shown['prefill']:.0%} of it shows"
+    elif shown and (hidden := hidden_tokens(steps, shown)):
+        taken["small prefills on the device"] = f"steps of up to {hidden:,} tokens hide behind launches"
     for kind, key, what in (
         (1, "piecewise", f"up to {MAX_CAPTURE} tokens"),
         (2, "none", f"above {MAX_CAPTURE} tokens"),
@@ -97,6 +99,16 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     low, high = batch_span(runs)
     taken["decodes outside"] = f"batches below {low:.0f} and above {high:.0f}: along the line of those seen"
     return taken
+
+
+def hidden_tokens(steps: FittedSteps, shown: dict[str, float]) -> int:
+    """Steps with prefills of up to so many tokens hide behind their launches; 0: all show."""
+    hidden = 0
+    for knot in steps.mixed.knots[1:].tolist():  # the first is held near a decode
+        if shown.get(f"tokens_{knot}", 0.0) >= HIDES:
+            return hidden
+        hidden = knot
+    return hidden
 
 
 def _slope_told(steps: FittedSteps, nearest: Profile | None) -> str:

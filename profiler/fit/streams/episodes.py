@@ -276,22 +276,34 @@ class EpisodesProblem:
         return float(found.sum()), float((self.all.update_s[self.rows[rows, last]] - self._begins()).sum())
 
     def shown(self, fitted: FittedEpisodes) -> dict[str, float]:
-        """Which share of prefills' device time, and of launches by kind, the episodes' times show: the rest hides."""
+        """Which share of prefills' device time, all and by knot, and of launches by kind, the episodes' times show.
+
+        The rest hides; that a noisy launch is sometimes the longer one does not tell how long it is.
+        """
         if not self.rows.size:
             return {}
         device_s, launch_s = self._times(fitted)
-        kind = self.kind
-        parts = {"prefill": (device_s, self.has_prefill)}
-        parts |= {name: (launch_s, kind == number) for number, name in ((1, "launch piecewise"), (2, "launch none"))}
-        last, rows = self.is_step.sum(axis=1) - 1, np.arange(len(self.rows))
-        before = self.predict(device_s, launch_s)[rows, last].sum()
+        knots_s = self.rounds[:, None] * self.basis * np.interp(self.knots, fitted.knots, fitted.time_s)
+        nothing = np.zeros(len(device_s))
+        parts = {"prefill": (device_s * self.has_prefill, nothing)}
+        parts |= {f"tokens_{knot}": (knots_s[:, i] * self.has_prefill, nothing) for i, knot in enumerate(self.knots)}
+        parts |= {
+            f"launch {kind}": (nothing, launch_s * (self.kind == i)) for i, kind in ((1, "piecewise"), (2, "none"))
+        }
+        noise = self._shares, self._over
+        self.spread(np.ones(1))
+        before = self._all_s(device_s, launch_s)
         found = {}
-        for name, (times_s, chosen) in parts.items():
-            longer = np.where(chosen, (1 + NUDGE) * times_s, times_s)
-            after = self.predict(*((longer, launch_s) if times_s is device_s else (device_s, longer)))[rows, last].sum()
-            all_s = float((times_s * chosen)[self.rows[self.is_step]].sum())
-            found[name] = float(after - before) / (NUDGE * all_s) if all_s else 0.0
+        for name, (device, launch) in parts.items():
+            after = self._all_s(device_s + NUDGE * device, launch_s + NUDGE * launch)
+            all_s = float((device + launch)[self.rows[self.is_step]].sum())
+            found[name] = (after - before) / (NUDGE * all_s) if all_s else 0.0
+        self._shares, self._over = noise
         return found
+
+    def _all_s(self, device_s: Floats, launch_s: Floats) -> float:
+        last, rows = self.is_step.sum(axis=1) - 1, np.arange(len(self.rows))
+        return float(self.predict(device_s, launch_s)[rows, last].sum())
 
     def launch_ratios(self, fitted: FittedEpisodes) -> Floats:
         """Real over predicted launches, where a launch is what a step's tokens waited for."""
