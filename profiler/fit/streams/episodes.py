@@ -88,6 +88,7 @@ class EpisodesProblem:
         self.basis = basis(self.total, self.knots)
         self.decode_s = decode.step_s(run.num_decodes, run.context)
         self.slope_sd_s = SLOPE_SD_S
+        self.usual_s: Floats | None = None
         self.spread(np.ones(1))
         self.begins = begins
         self.kind = np.where(~self.has_prefill, 0, np.where(run.tokens + run.num_decodes <= max_capture, 1, 2))
@@ -138,6 +139,12 @@ class EpisodesProblem:
         noisy_s = until_s + launch_s * over
         return np.asarray(np.where(self.kind[step] > 0, noisy_s, np.maximum(until_s, begin_s + launch_s)))
 
+    def weigh(self, fitted: FittedEpisodes) -> None:
+        """From here on errors are shares of what was predicted; as shares of what was seen, slow steps count too little."""
+        if self.rows.size:
+            found = self.predict(*self._times(fitted))
+            self.usual_s = np.diff(found, axis=1, prepend=np.zeros((len(found), 1)))
+
     def spread(self, ratios: Floats) -> None:
         """From here on launches of prefills are that noisy."""
         ratios = ratios / ratios.mean()
@@ -168,13 +175,15 @@ class EpisodesProblem:
         real = self.all.update_s[rows] - begin_s
         first = np.zeros((len(rows), 1))
         gaps, real_gaps = np.diff(found, axis=1, prepend=first), np.diff(real, axis=1, prepend=first)
-        parts = [((gaps - real_gaps) / (GAP_SD * real_gaps + FLOOR_S))[is_step] / np.sqrt(is_step.sum(axis=1).mean())]
+        usual = real_gaps if self.usual_s is None else self.usual_s
+        parts = [((gaps - real_gaps) / (GAP_SD * usual + FLOOR_S))[is_step] / np.sqrt(is_step.sum(axis=1).mean())]
         for begin in range(0, rows.shape[1], BLOCK):
             chosen = is_step[:, begin : begin + BLOCK]
             has = chosen.any(axis=1)
             ours = (gaps[:, begin : begin + BLOCK] * chosen).sum(axis=1)[has]
             theirs = (real_gaps[:, begin : begin + BLOCK] * chosen).sum(axis=1)[has]
-            parts.append((ours - theirs) / (TOTAL_SD * theirs + FLOOR_S))
+            wide = (usual[:, begin : begin + BLOCK] * chosen).sum(axis=1)[has]
+            parts.append((ours - theirs) / (TOTAL_SD * wide + FLOOR_S))
         return parts
 
     def _of_lone(self, device_s: Floats, launch_s: Floats, host: Floats) -> Floats:

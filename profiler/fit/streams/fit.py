@@ -142,9 +142,10 @@ def fit_steps(runs: Sequence[StepColumns], shape: ModelShape) -> FittedSteps:
         problem.slope_sd_s = SLOPE_HELD_S
         mixed = problem.solve()
     ratios = problem.launch_ratios(mixed)
+    problem.weigh(mixed)
     if _is_spread(ratios):
         problem.spread(ratios)
-        mixed = problem.solve()
+    mixed = problem.solve()
     return FittedSteps(decode, mixed, price, problem)
 
 
