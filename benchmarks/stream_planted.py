@@ -146,7 +146,7 @@ def differences(given: Planted, found: StreamProfile) -> Iterator[tuple[str, flo
                 real.decode_ps(n) + real.decode_context_ps * context,
             ),
         )
-    hidden = hidden_tokens(found.steps, found.steps.problem.shown(found.steps.mixed))
+    hidden = hidden_tokens(found.steps)
     for tokens in (budget // 4, budget // 2, budget - given.loads[1]):
         if "prefill on the device" in _fit(found).taken:
             break

@@ -65,6 +65,7 @@ def growth_of(steps: FittedSteps) -> dict[str, float] | None:
 
 
 HIDES = 0.4  # the share of a time that shows
+TOLD = 0.02  # a standard error of a prefill's time
 
 
 def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], nearest: Profile | None) -> dict[str, str]:
@@ -76,10 +77,11 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     if not steps.price.is_told:
         taken["decode context"] = origin
     mixed, shown = steps.mixed, steps.problem.shown(steps.mixed)
-    if shown and shown["prefill"] < HIDES:
-        taken["prefill on the device"] = f"hides behind launches: {shown['prefill']:.0%} of it shows"
-    elif shown and (hidden := hidden_tokens(steps, shown)):
-        taken["small prefills on the device"] = f"steps of up to {hidden:,} tokens hide behind launches"
+    if hidden := hidden_tokens(steps):
+        untold = hidden == mixed.knots[-1]
+        key = "prefill on the device" if untold else "small prefills on the device"
+        few = "" if untold else f" of up to {hidden:,} tokens"
+        taken[key] = f"steps with prefills{few} hide behind launches, or are too few to tell them to {TOLD:.0%}"
     for kind, key, what in (
         (1, "piecewise", f"up to {MAX_CAPTURE} tokens"),
         (2, "none", f"above {MAX_CAPTURE} tokens"),
@@ -101,14 +103,14 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     return taken
 
 
-def hidden_tokens(steps: FittedSteps, shown: dict[str, float]) -> int:
-    """Steps with prefills of up to so many tokens hide behind their launches; 0: all show."""
+def hidden_tokens(steps: FittedSteps) -> int:
+    """Of steps with prefills the largest knot whose device time these streams do not tell; 0: all are told."""
+    mixed, shown = steps.mixed, steps.problem.shown(steps.mixed)
     hidden = 0
-    for knot in steps.mixed.knots[1:].tolist():  # the first is held near a decode
-        if shown.get(f"tokens_{knot}", 0.0) >= HIDES:
-            return hidden
-        hidden = knot
-    return hidden
+    for knot in mixed.knots[1:].tolist():  # the first is held near a decode
+        if mixed.sure[f"tokens_{knot}"] > TOLD or (shown and shown[f"tokens_{knot}"] < HIDES):
+            hidden = knot
+    return hidden if not shown or shown["prefill"] >= HIDES else int(mixed.knots[-1])
 
 
 def _slope_told(steps: FittedSteps, nearest: Profile | None) -> str:

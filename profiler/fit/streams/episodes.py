@@ -140,7 +140,7 @@ class EpisodesProblem:
         return np.asarray(np.where(self.kind[step] > 0, noisy_s, np.maximum(until_s, begin_s + launch_s)))
 
     def weigh(self, fitted: FittedEpisodes) -> None:
-        """From here on errors are shares of what was predicted; as shares of what was seen, slow steps count too little."""
+        """From here on errors are shares of what was predicted: as shares of what was seen, slow steps weigh less."""
         if self.rows.size:
             found = self.predict(*self._times(fitted))
             self.usual_s = np.diff(found, axis=1, prepend=np.zeros((len(found), 1)))
@@ -258,8 +258,11 @@ class EpisodesProblem:
         jacobian = found.jac
         covariance = np.linalg.pinv(jacobian.T @ jacobian)
         spread = 2 * found.cost / max(1, len(found.fun) - len(found.x))  # residuals are in guessed units
-        errors = np.sqrt(np.diag(covariance) * spread)
-        values = np.maximum(found.x, 1e-9)
+        whole = np.eye(len(found.x))
+        number = len(self.knots)
+        whole[:number, :number] = np.tril(np.ones((number, number)))  # knots' times are sums of increments
+        errors = np.sqrt(np.maximum(0.0, np.diag(whole @ covariance @ whole.T)) * spread)
+        values = np.maximum(whole @ found.x, 1e-9)
         names = [f"tokens_{knot}" for knot in self.knots] + list(HOST)
         slope = names.index("per_seq_s")
         errors[slope] = np.hypot(errors[slope], MOOD * float(values[names.index("none_s")]) / self._apart())
