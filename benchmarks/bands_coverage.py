@@ -37,8 +37,7 @@ from benchmarks.first_look import (
 )
 from simbatch import Scenario
 from simbatch.profiler.fit.streams.from_streams import fit_streams
-from simbatch.profiler.write import write_profile
-from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.by_name import load_profile, write_profile
 from simbatch.sim.cost.uncertainty import deviations, factors, scaled
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.scenario import resolve

@@ -25,8 +25,7 @@ from simbatch.sim.clock import to_ps
 from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, RunRecord
 from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.metrics.steady import steady_state
-from simbatch.sim.statistics.intervals import Interval, mean_interval
-from simbatch.sim.statistics.series import BatchMeans, NoClaim
+from simbatch.sim.statistics import BatchMeans, Interval, NoClaim, mean_interval
 from simbatch.sim.workload import open_workload
 
 STEP_S, TOKENS = 0.001, 100

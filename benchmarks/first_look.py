@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from simbatch import Scenario, simulate
 from simbatch.profiler.records.recorded import Recorded, read_recorded
-from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.cost.by_name import shipped_text
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.gaps import PooledGaps

@@ -24,9 +24,8 @@ from simbatch.profiler.fit.streams.from_streams import fit_streams
 from simbatch.profiler.model.config import model_config_of
 from simbatch.profiler.model.reserves import peak_of
 from simbatch.profiler.records.samples import EngineFacts, read_samples
-from simbatch.profiler.write import profile_json
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.cost.by_name import profile_json, shipped_text
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.provenance import RealRuns

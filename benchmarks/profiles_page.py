@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.by_name import load_profile, shipped_names
 from simbatch.sim.cost.model import step_ps_alike
 
 PAGE = Path(__file__).parents[1] / "docs" / "profiles.md"

@@ -14,8 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from simbatch.profiler.write import profile_json
-from simbatch.sim.cost.load import shipped_names, shipped_text
+from simbatch.sim.cost.by_name import profile_json, shipped_names, shipped_text
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.json_values import json_object
 

@@ -19,9 +19,8 @@ from simbatch.profiler.importers.source import ImportRequest
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.roofline import roofline_of
 from simbatch.profiler.records.steps import predict_s
-from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.by_name import load_profile, shipped_names
 from simbatch.sim.cost.gpus import GPUS
-from simbatch.sim.cost.load import shipped_names
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import UserError

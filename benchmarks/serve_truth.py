@@ -32,7 +32,7 @@ from benchmarks.serve_constants import constants, first_updates, requests_taken_
 from benchmarks.serve_decisions import differences
 from simbatch import Scenario, simulate
 from simbatch.sim.clock import PS_PER_MS
-from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.cost.by_name import shipped_text
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.columns import queued_ps

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.statistics.intervals import mean_interval
+from simbatch.sim.statistics import mean_interval
 from simbatch.sim.workload.traces.resample import draw_blocks
 
 Floats = NDArray[np.float64]

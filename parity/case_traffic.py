@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from simbatch.sim.engine.door import Inbox
-from simbatch.sim.engine.members import prefix_keys, traffic_of
+from simbatch.sim.engine.members import prefix_keys
 from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.engine.sessions import traffic_of
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.names import as_ranges

@@ -2,7 +2,7 @@
 
 Its sources are fetched once (`sources.py`) and run on the CPU environment of another version. All recordings are
 recorded anew by its own scheduler, fresh random cases with them, and played here; its defaults are compared with the
-table (`sim/scheduler/versions.py`), and the names that this project uses of its inside are looked for. What came of it
+table (`sim/scheduler/config.py`), and the names that this project uses of its inside are looked for. What came of it
 is a certificate, `parity/certificates/VERSION.json`, and a row of docs/versions.md. Exits with 1 if anything differs.
 """
 
@@ -27,7 +27,7 @@ from parity.defaults import names_used, wrong_defaults
 from parity.random_cases import random_case, timing_case
 from parity.sources import NotToBeHadError, environment, site_of
 from parity.versions_page import CERTIFICATES, known_versions, write_page
-from simbatch.sim.scheduler.versions import CHANGES
+from simbatch.sim.scheduler.config import CHANGES
 
 PROBE = Path(__file__).parent / "probe.py"
 PROCESSES = 2

@@ -1,4 +1,4 @@
-"""What a version's own code says beside the table (`sim/scheduler/versions.py`): defaults, settings, and names."""
+"""What a version's own code says beside the table (`sim/scheduler/config.py`): defaults, settings, and names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from simbatch.sim.cost.gpus import GIB, default_batch_limits, default_max_capture_size
 from simbatch.sim.scenario.engine import OURS, EngineSettings
 from simbatch.sim.scenario.rules import capture_sizes
-from simbatch.sim.scheduler.versions import CHANGES, Changes, changes_in, default_of
+from simbatch.sim.scheduler.config import CHANGES, Changes, changes_in, default_of
 
 KINDS = ("SchedulerConfig", "CacheConfig", "EngineArgs")
 # a scenario's word for a setting of another name, or whose default hangs on more than the version

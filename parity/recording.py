@@ -16,9 +16,8 @@ from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import Host, Step
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.plugins.policy import Policy
-from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.config import EngineConfig, changes_in, default_of, lacks
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.scheduler.versions import changes_in, default_of, lacks
 from simbatch.sim.workload.chunk import RequestChunk
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.scheduler.versions import CHANGES, NEWEST, OLDEST, short
+from simbatch.sim.scheduler.config import CHANGES, NEWEST, OLDEST, short
 
 ROOT = Path(__file__).parents[1]
 CERTIFICATES = Path(__file__).parent / "certificates"

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy, RequestView
+from simbatch.sim.plugins.policy import EngineView, Policy, RequestView
 
 COMFORT = 0.8  # below this share of the target there is room to grow
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Plan, Policy, RequestView
 from simbatch.sim.plugins.planning import Room
+from simbatch.sim.plugins.policy import EngineView, Plan, Policy, RequestView
 
 
 class DecodeFirst(Policy):

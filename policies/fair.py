@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy, RequestView
+from simbatch.sim.plugins.policy import EngineView, Policy, RequestView
 
 WINDOW = 5  # requests over which a tenant's mean output is taken, as in the authors' artifact
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy, RequestView
+from simbatch.sim.plugins.policy import EngineView, Policy, RequestView
 
 WINDOW = 1000  # outputs that are remembered
 NUM_MOMENTS = 17  # of the future that are looked at

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy, RequestView
+from simbatch.sim.plugins.policy import EngineView, Policy, RequestView
 
 MAX_SESSIONS = 100_000  # that are remembered; of more the one that was served longest ago is new again
 

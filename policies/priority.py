@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy, RequestView
+from simbatch.sim.plugins.policy import EngineView, Policy, RequestView
 
 
 class Priority(Policy):

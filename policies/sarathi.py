@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simbatch.policies.base import EngineView, Policy, RequestView
+from simbatch.sim.plugins.policy import EngineView, Policy, RequestView
 
 ALIKE_BLOCKS, ALIKE_TOKENS = 32, 256  # steps whose contexts differ by less take equally long, to a thousandth
 

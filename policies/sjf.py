@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simbatch.policies.base import Policy, RequestView
+from simbatch.sim.plugins.policy import Policy, RequestView
 
 
 class ShortestJobFirst(Policy):

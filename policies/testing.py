@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.policies.base import Policy
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REJECTED
-from simbatch.sim.plugins.policy import POLICIES
+from simbatch.sim.plugins.policy import POLICIES, Policy
 from simbatch.sim.plugins.testing import BrokenRuleError, Checked, Rule, TriedCase, check, determinism, spans
 from simbatch.sim.plugins.testing.cases import EngineCase, random_engine
 

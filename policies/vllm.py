@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simbatch.policies.base import Policy
+from simbatch.sim.plugins.policy import Policy
 
 
 class VLLM(Policy):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import ClassVar
 
-from simbatch.routers.base import ReplicaView, RequestView, Router
+from simbatch.sim.plugins.router import ReplicaView, RequestView, Router
 
 _num_tokens = attrgetter("num_tokens", "num_requests")
 

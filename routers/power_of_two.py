@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from simbatch.routers.base import ReplicaView, RequestView, Router
+from simbatch.sim.plugins.router import ReplicaView, RequestView, Router
 
 
 class PowerOfTwo(Router):

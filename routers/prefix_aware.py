@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from simbatch.routers.base import ReplicaView, RequestView, Router
+from simbatch.sim.plugins.router import ReplicaView, RequestView, Router
 
 
 class PrefixAware(Router):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from simbatch.routers.base import ReplicaView, RequestView, Router
+from simbatch.sim.plugins.router import ReplicaView, RequestView, Router
 
 
 class RoundRobin(Router):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import ClassVar
 
-from simbatch.routers.base import ReplicaView, RequestView, Router
+from simbatch.sim.plugins.router import ReplicaView, RequestView, Router
 
 POINTS = 128  # of each replica on the ring: shares differ by about 9 %
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.routers.base import Router
 from simbatch.sim.engine.record import UNFINISHED, differences
-from simbatch.sim.plugins.router import ROUTERS
+from simbatch.sim.plugins.router import ROUTERS, Router
 from simbatch.sim.plugins.testing import BrokenRuleError, Checked, Rule, TriedCase, check, determinism, spans
 from simbatch.sim.plugins.testing.cases import ClusterCase, random_cluster
 

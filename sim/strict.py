@@ -1,12 +1,15 @@
-"""Models of what others write, checked strictly by pydantic, and its errors as problems in plain words."""
+"""Models of what others write, checked strictly by pydantic, and its errors as problems in plain words.
+
+The types that the sections of a workload share stand here too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
@@ -125,3 +128,28 @@ def _details(model: BaseModel, mistake: Mistake) -> InitErrorDetails:
     value: Any = getattr(model, mistake.key, None)
     kind = rule_error(mistake.rule, mistake.mend) if mistake.rule else "missing"
     return InitErrorDetails(type=kind, loc=(mistake.key,), input=value)
+
+
+MAX_TOKENS = 2**31 - 1
+MAX_REQUESTS = 10**9
+
+Count = Annotated[int, Field(ge=1, le=MAX_REQUESTS)]
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Rate = Annotated[float, Field(gt=0, le=1e9)]
+Seconds = Annotated[float, Field(ge=0, le=9e6)]
+Duration = Annotated[float, Field(ge=1e-6, le=9e6)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Burstiness = Annotated[float, Field(gt=0, le=1e6)]
+PRIORITY_NAMES = {"high": 0, "normal": 1, "low": 2}
+
+
+def priority_of(key: str | int) -> int | None:
+    """The level that a class name or an integer (also as text) means; None when it means none."""
+    if isinstance(key, str):
+        text = key.strip()
+        if text in PRIORITY_NAMES:
+            return PRIORITY_NAMES[text]
+        if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 11):
+            return None
+        key = int(text)
+    return key if -(2**31) <= key < 2**31 else None

@@ -9,6 +9,7 @@ from io import StringIO
 from shutil import get_terminal_size
 
 MAX_NAME = 20
+MAX_NAMES = 8  # of many that a sentence lists
 NO_BREAK = "\ue000"  # stands for a space at a cell's end, which rich would take away
 WIDTH = 100  # columns of a page
 MIN_NAME, MIN_TITLE = 24, 12  # columns, below which a name or a title is not broken
@@ -98,3 +99,11 @@ def wrapped(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         is_long = len(line) > width() and "  " not in line
         yield from textwrap.wrap(line, width(), subsequent_indent="  ", break_on_hyphens=False) if is_long else [line]
+
+
+def cut_short(names: Iterable[object]) -> str:
+    """The first of many names, each cut short."""
+    found = list(names)
+    shown = ", ".join(str(name)[:30] for name in found[:MAX_NAMES])
+    more = len(found) - MAX_NAMES
+    return f"{shown or '(none)'}" + (f" and {more:,} more" if more > 0 else "")

@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simbatch.policies.base import Policy
     from simbatch.policies.testing import check_policy
     from simbatch.profiler.model.memory_plan import plan_memory
     from simbatch.sim.errors import Problem, UserError
     from simbatch.sim.plan.ask import plan
+    from simbatch.sim.plugins.policy import Policy
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.compared import compare
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Policy": "simbatch.policies.base",
+    "Policy": "simbatch.sim.plugins.policy",
     "Problem": "simbatch.sim.errors",
     "Result": "simbatch.sim.report.result",
     "Scenario": "simbatch.sim.scenario",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.policies.adaptive import Adaptive
-from simbatch.policies.base import EngineView, Policy, RequestView
 from simbatch.policies.fixed import Fixed
 from simbatch.policies.priority import Priority
 from simbatch.policies.vllm import VLLM
@@ -20,7 +19,7 @@ from simbatch.sim.cost.step_time import Ratios, StepNoise
 from simbatch.sim.cost.windows import WindowCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.plugins.policy import POLICIES
+from simbatch.sim.plugins.policy import POLICIES, EngineView, Policy, RequestView
 from simbatch.sim.plugins.testing.cases import MS, ListSource, Row, random_config, random_cost, random_source
 from simbatch.sim.scheduler.config import EngineConfig
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from simbatch.cli import _errors, cli, main
+from simbatch.cli import BROKEN_PIPE, cli, exit_code_of, main
 from simbatch.sim.compiled import is_compiled
 
 ROOT = Path(__file__).parents[1]
@@ -259,7 +259,7 @@ def test_reader_that_leaves_early_is_no_error(words: str, folder: Path) -> None:
     command = [sys.executable, "-m", "simbatch", *words.split()]
     done = subprocess.run(command, cwd=folder, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (_errors.BROKEN_PIPE, "")
+    assert (done.returncode, done.stderr) == (BROKEN_PIPE, "")
     assert (folder / "results" / "small" / "summary.json").exists() == words.startswith("run")
 
 
@@ -296,7 +296,7 @@ def test_other_ends(raised: BaseException, code: int, message: str, capsys: pyte
     def command() -> None:
         raise raised
 
-    assert _errors.exit_code_of(command) == code
+    assert exit_code_of(command) == code
     assert capsys.readouterr().err.startswith(message)
 
 
@@ -305,7 +305,7 @@ def test_a_bug_of_ours_keeps_its_traceback() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        _errors.exit_code_of(command)
+        exit_code_of(command)
 
 
 def test_schema_in_the_repository_is_the_one_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -333,7 +333,7 @@ def test_every_policy_names_its_source_and_the_meaning_of_its_parameters(capsys:
 
 
 def test_schema_knows_every_key_of_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
-    from simbatch.sim.scenario.hints import Hints
+    from simbatch.sim.scenario.problems import Hints
 
     assert run("schema") == 0
     hints = Hints(json.loads(capsys.readouterr().out))

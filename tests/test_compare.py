@@ -18,7 +18,7 @@ from simbatch.sim.metrics.facts import SloLimits
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result
-from simbatch.sim.results.differences import MetricRow
+from simbatch.sim.results.runs import MetricRow
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 

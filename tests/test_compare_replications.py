@@ -21,8 +21,8 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
 from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.result import Result
-from simbatch.sim.results.differences import Difference
 from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results.runs import Difference
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 SCENARIO = {

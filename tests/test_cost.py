@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch.sim.cost import InlineProfile, MeasuredProfile, MeasuredRange, load_profile
-from simbatch.sim.cost.load import shipped_names, shipped_text
+from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.memory import Settled
 from simbatch.sim.cost.model import (
     LinearCost,

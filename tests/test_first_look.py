@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import on_gpu
 from benchmarks.first_look import (
     ENGINE,
     HOST_FILE,
@@ -22,6 +24,7 @@ from benchmarks.first_look import (
 from benchmarks.stream_steps import correlation, gaps_ms, launches, of_stream, slope
 from simbatch import Scenario
 from simbatch.profiler.records.recorded import Recorded
+from simbatch.sim.cost.by_name import shipped_text
 from simbatch.sim.scenario import resolve
 
 WORKLOAD = {
@@ -97,3 +100,21 @@ def test_slope_and_correlation_of_launches() -> None:
     assert slope(20 + 0.2 * running, running) == pytest.approx((0.2, 0))
     assert correlation(np.tile([20.0, 40.0], 20), 1) == pytest.approx(-1)
     assert correlation(np.tile([20.0, 40.0], 20), 2) == pytest.approx(1)
+
+
+def test_the_loop_on_a_gpu_sends_seven_workloads_at_shares_of_what_the_profile_says(tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_text(shipped_text(MEASURED), encoding="utf-8")
+    facts = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_model_len": 16384, "num_gpu_blocks": 28588}
+    facts |= {"async_scheduling": True, "enforce_eager": False}
+    (tmp_path / "profile.steps.jsonl").write_text(json.dumps(facts), encoding="utf-8")
+    made = {path.stem: Scenario.load(path) for path in on_gpu.scenarios(tmp_path)}
+    assert list(made) == ["c1", "c16", "p25", "p50", "p75", "bursty", "long"]
+    assert len({scenario.seed for scenario in made.values()}) == 7  # no prompt is sent twice
+    rates = [made[name].dump()["workload"]["request_rate"] for name in ("p25", "p50", "p75")]
+    assert rates[1:] == pytest.approx([2 * rates[0], 3 * rates[0]], rel=1e-3)
+    assert 15 < rates[2] < 22  # the real server was near its end at 22
+    assert all(resolve(scenario).engine.num_gpu_blocks == 28588 for scenario in made.values())
+    first = (tmp_path / "p25.yaml").read_bytes()
+    (tmp_path / "profile.json").write_text(shipped_text(PROFILE), encoding="utf-8")
+    on_gpu.scenarios(tmp_path)
+    assert (tmp_path / "p25.yaml").read_bytes() == first  # going on sends the same requests

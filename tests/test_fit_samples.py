@@ -17,8 +17,7 @@ from simbatch.profiler.fit.from_samples import fit_samples, held_out, request_ov
 from simbatch.profiler.fit.two_regime import solve_robust
 from simbatch.profiler.records.samples import Admission, Samples, read_samples, steps_of
 from simbatch.profiler.records.steps import MeasuredSteps, predict_s
-from simbatch.profiler.write import write_profile
-from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.by_name import load_profile, write_profile
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import UserError
 from tests.made_samples import ENGINE, TRUTH, made_samples, write_samples

@@ -12,12 +12,10 @@ import pytest
 
 from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
-from simbatch.profiler.write import profile_json
-from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.by_name import load_profile, profile_json, shipped_text
 from simbatch.sim.cost.draws import LaunchDraws
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes
 from simbatch.sim.cost.host_section import Spread
-from simbatch.sim.cost.load import shipped_text
 from simbatch.sim.scenario import resolve
 
 US = 10**6  # ps

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from simbatch.cli import main
-from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.cost.by_name import shipped_text
 
 PROFILE = "profile: {num_gpu_blocks: 1000, step_time: {base_s: 0.01}}\n"
 WORKLOAD = """\

@@ -22,6 +22,26 @@ PARAMETERS = {  # in billions, as their makers say
     "meta-llama/Llama-4-Scout-17B-16E-Instruct": (107.8, 17.2),
     "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": (31.6, 3.6),
 }
+COUNTED = {  # tensors of the published checkpoints; of GLM without the routers' biases, which are not in every count
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "mistralai/Mistral-Small-24B-Instruct-2501": 23_572_403_200,
+    "google/gemma-3-1b-it": 999_885_952,
+    "google/gemma-2-2b-it": 2_614_341_888,
+    "google/gemma-2-27b-it": 27_227_128_320,
+    "microsoft/Phi-3.5-mini-instruct": 3_821_079_552,
+    "microsoft/Phi-4-mini-instruct": 3_836_021_760,
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": 79_674_391_296,
+    "zai-org/GLM-4.5-Air": 106_852_245_504,
+    "zai-org/GLM-4.5": 352_797_829_632,
+    "allenai/OLMoE-1B-7B-0924": 6_919_161_856,
+    "LiquidAI/LFM2-1.2B": 1_170_340_608,
+    "internlm/internlm3-8b-instruct": 8_804_241_408,
+    "ibm-granite/granite-3.3-8b-instruct": 8_170_864_640,
+    "CohereLabs/c4ai-command-r7b-12-2024": 8_028_033_024,
+    "LGAI-EXAONE/EXAONE-4.0-32B": 32_003_216_384,
+    "baidu/ERNIE-4.5-21B-A3B-PT": 21_825_437_888,
+}
 
 
 def config_of(name):
@@ -38,6 +58,11 @@ def out_of(capsys, *words):
 def test_parameters_are_what_makers_say(name, billions):
     config = config_of(name)
     assert (config.num_parameters / 1e9, config.num_active_parameters / 1e9) == pytest.approx(billions, abs=0.06)
+
+
+@pytest.mark.parametrize(("name", "number"), COUNTED.items())
+def test_configs_written_by_hand_have_as_many_parameters_as_their_checkpoints(name, number):
+    assert config_of(name).num_parameters == pytest.approx(number, rel=2e-7)
 
 
 def test_groups_of_windows_are_those_of_a_log():
@@ -219,7 +244,7 @@ def test_memory_by_batch_as_a_table_and_a_picture(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["google/gemma-9", "--gpu", "h100"], "near it: google/gemma-2-9b"),
+        (["google/gemma-9", "--gpu", "h100"], "near it: google/gemma-2-2"),
         (["Qwen/Qwen3-8B", "--gpu", "h100", "--assume", "Lama"], "is no architecture that is known"),
         (["Qwen/Qwen3-8B", "--gpu", "h100", "--kv-cache-dtype", "fp8_ds_mla"], "for models with MLA only"),
         (["Qwen/Qwen3-8B", "--gpu", "h100", "--quantization", "compressed-tensors"], "write int4 or fp8"),

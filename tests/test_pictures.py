@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from simbatch import Scenario, compare, simulate, sweep
-from simbatch.sim.report import run_pictures, style, trace_picture
+from simbatch.sim.report import run_pictures, step_times, style
 from simbatch.sim.report.compare import ReplicatedComparison
 from simbatch.sim.report.compare_pictures import write_differences
 from simbatch.sim.search import sweep_plot
@@ -119,7 +119,7 @@ def test_a_timeline_shows_who_was_preempted(drawn: list[Figure], tmp_path: Path)
 
 def test_a_trace_s_picture_is_in_the_style_of_all(drawn: list[Figure], tmp_path: Path) -> None:
     source = open_workload(SCENARIO.workload, seed=0, folder=tmp_path)
-    trace_picture.write(tmp_path / "trace.png", describe(source), "small")
+    step_times.write(tmp_path / "trace.png", describe(source), "small")
     arrivals, prompts, outputs = drawn[0].axes
     assert arrivals.get_ylabel() == "requests/s"
     assert [axes.get_title(loc="left") for axes in (prompts, outputs)] == ["prompt lengths", "output lengths"]

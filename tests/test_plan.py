@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from simbatch import simulate
 from simbatch.cli import cli
-from simbatch.sim.cost.power import GpuPower, kwh_per_million
+from simbatch.sim.cost.memory import GpuPower, kwh_per_million
 from simbatch.sim.errors import UserError
 from simbatch.sim.plan.content import content
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace

@@ -11,7 +11,7 @@ import pytest
 from simbatch import Scenario, simulate
 from simbatch.profiler.fit.from_samples import fit_samples
 from simbatch.sim.cost import load_profile
-from simbatch.sim.cost.load import shipped_names, shipped_text
+from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.provenance import span
 from simbatch.sim.cost.trust import ASSUMED_HOST, NO_HOST_TIMES, error_line, lacks_host_times

@@ -14,9 +14,8 @@ from simbatch.profiler.importers.llmservingsim import OpTables
 from simbatch.profiler.importers.source import HELD_OUT_SEED, ImportRequest, LinkAllReduce
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.records.steps import Steps
-from simbatch.profiler.write import profile_json, write_profile
 from simbatch.sim.cost import load_profile
-from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.cost.by_name import profile_json, shipped_text, write_profile
 from simbatch.sim.cost.provenance import Link
 from simbatch.sim.errors import UserError
 

@@ -19,7 +19,7 @@ from simbatch.cli import main
 from simbatch.sim.origin import git_commit
 from simbatch.sim.report.figures import Figures, parse_width
 from simbatch.sim.report.loads import LoadComparison
-from simbatch.sim.scheduler.versions import CERTIFIED, NEWEST, certificate_of
+from simbatch.sim.scheduler.config import CERTIFIED, NEWEST, certificate_of
 
 LENGTHS = {"distribution": "lognormal", "mean": 20, "cv": 0.5}
 SCENARIO = Scenario.from_dict(

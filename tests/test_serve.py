@@ -21,8 +21,7 @@ from simbatch.serving.simulated.command import ServeOptions, prepare
 from simbatch.serving.simulated.device import ServeSpec, VirtualGpu
 from simbatch.serving.simulated.flags import engine_flags, in_the_profile, read_flags
 from simbatch.serving.simulated.model import AnswerLengths, MadeUpAnswer, Tokens, allowed_token, made_up_logprobs
-from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.cost.by_name import load_profile, shipped_text
 from simbatch.sim.cost.model import features_of
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve

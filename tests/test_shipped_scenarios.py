@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from simbatch import Result, Scenario, UserError, simulate
-from simbatch.sim.cost.load import shipped_text
+from simbatch.sim.cost.by_name import shipped_text
 from simbatch.sim.cost.profile import HOST_KEYS
 from simbatch.sim.files import write_json
 from simbatch.sim.scenario import resolve

@@ -7,14 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from benchmarks.coverage import Case, mm1, mser, one_seat
 from simbatch import Scenario, simulate
 from simbatch.sim.metrics.steady import is_overloaded
 from simbatch.sim.report.console import steady_lines
 from simbatch.sim.report.result import Result
-from simbatch.sim.statistics.intervals import student_t
-from simbatch.sim.statistics.series import BatchMeans, NoClaim, is_trending, keeps_growing, widening
+from simbatch.sim.statistics import (
+    OF_A_RUN,
+    BatchMeans,
+    NoClaim,
+    is_trending,
+    keeps_growing,
+    student_t,
+    widening,
+)
 
 
 def queue(load: float, num_prompts: int = 4000, kind: str = "M/G/1", seed: int = 0, **changes: Any) -> Scenario:
@@ -261,3 +269,8 @@ def test_mser_5_is_biased_on_a_queue_and_a_fixed_share_is_not() -> None:
     ).mean(axis=0)
     assert cut < 0.99
     assert abs(fixed - 1) < 0.015
+
+
+def test_what_a_run_asks_of_student_t_is_what_scipy_says() -> None:
+    for (degrees, confidence), known in OF_A_RUN.items():
+        assert known == pytest.approx(stdtrit(degrees, (1 + confidence) / 2), rel=1e-14)

@@ -1,11 +1,22 @@
-"""The rules that the modules and their imports keep; `benchmarks/architecture.py` counts and draws."""
+"""The rules that the modules and their imports keep; `benchmarks/architecture.py` counts and draws.
+
+What setuptools installs is what is there.
+
+What is compiled must be of the sources beside it; that both give the same is for `make test-fast` to show.
+"""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
+import tomllib
+from hashlib import sha256
+from pathlib import Path
 
+import pytest
 import yaml
+from click.testing import CliRunner
 
 from benchmarks.architecture import (
     PAGE,
@@ -17,6 +28,10 @@ from benchmarks.architecture import (
     page_with,
     picture,
 )
+from simbatch import UserError
+from simbatch.cli import cli
+from simbatch.sim import compiled
+from simbatch.sim.engine import leap
 
 LEANS_ON_ANOTHER = re.compile(r"(The same|See |As `|Like )")
 
@@ -55,3 +70,46 @@ def test_every_page_answers_a_question_of_the_site() -> None:
     pages = {page for answer in answers for page in ([answer] if isinstance(answer, str) else answer)}
     beside = {"index.md", "CHANGELOG.md", "CONTRIBUTING.md"}
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == pages - beside
+
+
+INSTALLED = ("sim", "policies", "routers", "profiler", "profiles", "scenarios", "simbatch")
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+
+def folder_of(package: str) -> Path:
+    """Where a package's files are, as setuptools finds them: by the longest name in `package-dir`."""
+    for name, folder in sorted(SETTINGS["package-dir"].items(), key=lambda item: -len(item[0])):
+        if package == name or package.startswith(f"{name}."):
+            return Path(folder, *package.removeprefix(name).split("."))
+    return Path(*package.split("."))
+
+
+def test_the_packages_are_the_folders() -> None:
+    there = {path.parent.relative_to(ROOT) for folder in INSTALLED for path in (ROOT / folder).rglob("__init__.py")}
+    packages = SETTINGS["packages"]
+    assert sorted(map(folder_of, packages)) == sorted(there)
+    assert len(set(packages)) == len(packages)
+
+
+def test_every_module_lies_in_a_package() -> None:
+    """A folder whose `__init__.py` was forgotten works in the checkout and is missing once it is installed."""
+    folders = {path.parent.relative_to(ROOT) for folder in INSTALLED for path in (ROOT / folder).rglob("*.py")}
+    assert folders <= set(map(folder_of, SETTINGS["packages"]))
+
+
+def test_a_source_that_has_changed_since_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    source = tmp_path / "engine" / "leap.py"
+    source.write_text("a = 1\n")
+    compiled.check(tmp_path)  # nothing is compiled here
+    (tmp_path / compiled.SOURCES).write_text(json.dumps({"engine/leap.py": sha256(b"a = 1\n").hexdigest()}))
+    compiled.check(tmp_path)
+    source.write_text("a = 2\n")
+    with pytest.raises(UserError, match=r"leap\.py: has changed since it was compiled.*make fast"):
+        compiled.check(tmp_path)
+
+
+def test_the_version_says_what_runs() -> None:
+    shown = CliRunner().invoke(cli, ["--version"]).output
+    assert shown.rstrip().endswith("(compiled)" if compiled.is_compiled() else "(interpreted)")
+    assert compiled.is_compiled() == (not str(leap.__file__).endswith(".py"))

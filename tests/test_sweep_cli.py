@@ -18,7 +18,7 @@ from simbatch.cli import main
 from simbatch.sim.scenario.reading.document import parse_document
 from simbatch.sim.search import sweep_plot
 from simbatch.sim.search.sweep import planned
-from simbatch.sim.statistics.intervals import mean_interval
+from simbatch.sim.statistics import mean_interval
 from tests.sweep_cases import WORKLOAD, YAML, toy
 
 ROOT = Path(__file__).parents[1]

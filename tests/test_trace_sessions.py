@@ -207,14 +207,6 @@ def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path: Path, rows: 
         turns_in(source_of(write_lines(tmp_path / "t.jsonl", rows)))
 
 
-def test_texts_are_answered_with_what_counts_them(tmp_path: Path) -> None:
-    path = write_lines(
-        tmp_path / "t.jsonl", [{"session_id": "a", "turns": [{"text": "hi"}, {"text": "and", "delay": 2}]}]
-    )
-    with pytest.raises(UserError, match=r"texts have no lengths without the model's tokenizer: docs/sessions.md"):
-        source_of(path)
-
-
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     alone = write_lines(tmp_path / "alone.jsonl", [row(None, 0)])
     with pytest.raises(UserError, match=r"prompt_is: there are no sessions in the file"):

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from simbatch import Scenario, simulate
-from simbatch.cli import main
-from simbatch.cli._errors import BROKEN_PIPE
+from simbatch.cli import BROKEN_PIPE, main
 from tests import bench_files as files
 
 ROOT = Path(__file__).parents[1]

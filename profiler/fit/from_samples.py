@@ -59,29 +59,32 @@ def fit_samples(
     name: str | None = None,
     command: str = "",
     sections: Mapping[str, Any] | None = None,
+    is_whole: bool = True,
+    steps_show: bool = True,
 ) -> FittedProfile:
     """Fit a profile; raises UserError that says which steps are missing.
 
-    `sections` (host, front end ...) come from whoever measured more than steps.
+    `sections` (host, front end ...) come from whoever measured more than steps; without `is_whole` the step times, too.
+    Without `steps_show` a sample is what passed between two updates: it tells no drift and no noise of steps.
     """
-    drift, engine = drift_of(samples.steps), samples.engine
+    drift, engine = drift_of(samples.steps) if steps_show else None, samples.engine
     data, positions = _engine_steps(samples)
     _check_enough(data)
     choice, is_rescaled = choose(data, forms_for(engine)), False
-    if drift is not None and drift.is_large:
+    if drift is not None and drift.is_large and is_whole:
         still = MeasuredSteps(data.steps, data.time_s / drift.factors(positions), data.episodes)
         of_still = choose(still, forms_for(engine))
         if of_still.score < choice.score:
             data, choice, is_rescaled = still, of_still, True
-    is_whole = "step_time" not in (sections or {})
-    notes = [*_notes(samples, data, choice, is_whole=is_whole), _drift_note(drift, is_rescaled), *engine.warnings]
+    notes = _notes(samples, choice, is_whole=is_whole)
+    notes += [*_spikes(samples, data, choice), _drift_note(drift, is_rescaled)] if steps_show else []
     content = {
         "name": name or own_name(engine),
         **of_engine(engine, command),
         "request_overhead_s": round(request_overhead_s(samples.admissions), 9),
-        "notes": notes,
+        "notes": [*notes, *engine.warnings],
         "step_time": choice.step_time,
-        "noise": noise_of(data, choice.held_out_s),
+        "noise": noise_of(data, choice.held_out_s) if steps_show else None,
         "error": _error(samples, data, choice),
         "range": range_of(data),
         **(sections or {}),
@@ -186,7 +189,7 @@ def _error(samples: Samples, data: MeasuredSteps, choice: FormChoice) -> FitErro
     )
 
 
-def _notes(samples: Samples, data: MeasuredSteps, choice: FormChoice, *, is_whole: bool) -> list[str]:
+def _notes(samples: Samples, choice: FormChoice, *, is_whole: bool) -> list[str]:
     """`is_whole`: the step times are these, not another fit's."""
     engine = samples.engine
     own = (
@@ -202,6 +205,12 @@ def _notes(samples: Samples, data: MeasuredSteps, choice: FormChoice, *, is_whol
     ]
     if engine.weights_bytes is None:
         notes.append("weights_bytes: vLLM does not say; inside the reserve")
+    return notes
+
+
+def _spikes(samples: Samples, data: MeasuredSteps, choice: FormChoice) -> list[str]:
+    """Steps that took far longer than the others say."""
+    notes = []
     num_left_out = len(samples.fitted()) - len(data)
     if num_left_out:
         left_out = (

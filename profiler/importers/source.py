@@ -14,9 +14,8 @@ from simbatch.profiler.fit.design import REGIMES, StepLimits, sample_steps
 from simbatch.profiler.fit.two_regime import fit_two_regime, judge, judge_bands
 from simbatch.profiler.model.config import ModelConfig, read_model_config
 from simbatch.profiler.records.steps import Floats, Steps, concatenate
-from simbatch.sim.cost.measured_range import DecodeRange, MeasuredRange, MixedRange
 from simbatch.sim.cost.memory import KVCacheType
-from simbatch.sim.cost.provenance import FitError, Link
+from simbatch.sim.cost.provenance import DecodeRange, FitError, Link, MeasuredRange, MixedRange
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
 

@@ -19,7 +19,8 @@ class Architecture:
     """What all models of an architecture have in common.
 
     `qkv_bias`, `o_bias`: None means as `attention_bias` says. `windows`: which layers look at a window where
-    `layer_types` is missing. `norms`: of a layer. `defaults`: what holds for keys that a config leaves out.
+    `layer_types` is missing; `window_more`: tokens that vLLM keeps beside the config's window. `norms`: of a layer.
+    `defaults`: what holds for keys that a config leaves out.
     """
 
     qkv_bias: bool | None = None
@@ -34,6 +35,7 @@ class Architecture:
     router_in_fp32: bool = False
     expert_bias: bool = False
     shared_gate: bool = False
+    window_more: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -69,6 +71,16 @@ BY_MODEL_TYPE = {
     "glm4": "Glm4ForCausalLM",
     "glm4_moe": "Glm4MoeForCausalLM",
     "nemotron_h": "NemotronHForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "ernie4_5": "Ernie4_5ForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "hy_v3": "HYV3ForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
+    "internlm3": "InternLM3ForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM",
 }
 
 _LLAMA = Architecture(o_bias=None)
@@ -105,6 +117,9 @@ _GEMMA3 = replace(
     },
 )
 _DEEPSEEK = Architecture(qkv_bias=False, router_bias="fp32")
+_GRANITE_MOE = Architecture(qkv_bias=False, is_tied=True, windows="")
+_BAILING = Architecture(qkv_bias=False, router_bias="fp32")
+_LFM2 = Architecture(qkv_bias=False, qk_norm="head", is_tied=True, windows="", router_bias="fp32")
 
 ARCHITECTURES: dict[str, Architecture] = {
     "LlamaForCausalLM": _LLAMA,
@@ -151,4 +166,37 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Llama4ForCausalLM": replace(_LLAMA, windows="chunked"),
     "Llama4ForConditionalGeneration": replace(_LLAMA, windows="chunked"),
     "NemotronHForCausalLM": Architecture(norms=1, windows="", router_bias="fp32"),
-}
+    **dict.fromkeys(
+        ("InternLM2ForCausalLM", "InternLM3ForCausalLM", "IQuestCoderForCausalLM", "LLaMAForCausalLM",
+         "SolarForCausalLM", "TeleChat3ForCausalLM", "TeleFLMForCausalLM"),
+        _LLAMA,
+    ),
+    "MiniCPMForCausalLM": Architecture(qkv_bias=False, is_tied=True),
+    "HyperCLOVAXForCausalLM": _LLAMA,
+    "PanguEmbeddedForCausalLM": replace(_LLAMA, windows=""),
+    "CohereForCausalLM": Architecture(qkv_bias=False, norms=1, is_tied=True, windows=""),
+    "Cohere2ForCausalLM": Architecture(qkv_bias=False, norms=1, is_tied=True, window_more=1),
+    "Ernie4_5ForCausalLM": Architecture(),
+    "Ernie4_5_MoeForCausalLM": Architecture(router_bias="fp32", router_in_fp32=True),
+    "Exaone4ForCausalLM": _QWEN3,
+    "ExaoneMoeForCausalLM": replace(_QWEN3, router_bias="fp32"),
+    "ExaoneMoEForCausalLM": replace(_QWEN3, router_bias="fp32"),
+    "HYV3ForCausalLM": replace(_QWEN3, qkv_bias=False, router_bias="fp32", router_in_fp32=True),
+    "AfmoeForCausalLM": Architecture(
+        qkv_bias=False, qk_norm="head", has_gate=True, norms=4, router_bias="fp32", router_in_fp32=True
+    ),
+    "GraniteSWAForCausalLM": replace(_LLAMA, is_tied=True, has_sinks=True),
+    "GraniteMoeForCausalLM": _GRANITE_MOE,
+    "GraniteMoeSharedForCausalLM": _GRANITE_MOE,
+    "GraniteMoeSWAForCausalLM": replace(_GRANITE_MOE, windows="layer_types", has_sinks=True),
+    "GraniteMoeHybridForCausalLM": replace(_GRANITE_MOE, defaults={"mamba_ssm_cache_dtype": "auto"}),
+    "OlmoeForCausalLM": Architecture(qkv_bias=False, qk_norm="all", windows=""),
+    "DeepseekForCausalLM": replace(_DEEPSEEK, router_bias=""),
+    "MistralLarge3ForCausalLM": _DEEPSEEK,
+    "AXK1ForCausalLM": replace(_DEEPSEEK, norms=3),
+    "SarvamMLAForCausalLM": _DEEPSEEK,
+    "BailingMoeForCausalLM": replace(_BAILING, router_bias=""),
+    "BailingMoeV2ForCausalLM": _BAILING,
+    "Lfm2ForCausalLM": _LFM2,
+    "Lfm2MoeForCausalLM": _LFM2,
+}  # fmt: skip

@@ -20,6 +20,7 @@ from simbatch.sim.json_values import json_object
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+DENSE_INNER = ("intermediate_size", "block_ff_dim", "moe_intermediate_size")
 WRAPPED = ("text_config", "llm_config", "language_config")  # where a model with other towers keeps its decoder
 
 
@@ -160,7 +161,9 @@ def model_config_of(content: dict[str, Any], place: str, assume: str | None = No
         architecture=name,
         num_hidden_layers=len(layers),
         hidden_size=keys.count("hidden_size"),
-        intermediate_size=keys.count(*(EXPERT_INNER if moe else ("intermediate_size", "moe_intermediate_size"))),
+        intermediate_size=keys.count(
+            *(EXPERT_INNER if moe else ("intermediate_size", "block_ff_dim", "moe_intermediate_size"))
+        ),
         num_attention_heads=heads,
         num_key_value_heads=keys.count("num_key_value_heads", default=heads),
         head_dim=head_dim,

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from simbatch.profiler.model.architectures import Architecture
 from simbatch.profiler.model.layers import Experts, Layer, Mlp
-from simbatch.profiler.model.mixers import Attention, GatedDeltaNet, LatentAttention, Mamba2, Mixer
+from simbatch.profiler.model.mixers import Attention, GatedDeltaNet, LatentAttention, Mamba2, Mixer, ShortConv
 from simbatch.sim.errors import Problem, UserError
 
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "experts_per_token")
-EXPERT_INNER = ("moe_intermediate_size", "expert_intermediate_size", "intermediate_size")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "experts_per_token", "moe_k", "moe_top_k")
+EXPERT_INNER = ("moe_intermediate_size", "expert_intermediate_size", "expert_hidden_dim", "intermediate_size")
 NEMOTRON_LETTERS = {"mamba": "M", "attention": "*", "moe": "E", "mlp": "-"}
 MXFP4_MULTIPLES = (256, 128)  # of hidden and inner width in vLLM's mxfp4 kernels (fused_moe/oracle/mxfp4.py)
 
@@ -56,12 +56,12 @@ def layers_of(keys: Keys, architecture: Architecture, quantisation: str | None) 
 
 
 def _kinds(keys: Keys, architecture: Architecture, number: int) -> list[str]:
-    """Of each layer: full_attention, sliding_attention, chunked_attention or linear_attention."""
+    """Of each layer: full_attention, sliding_attention, chunked_attention, linear_attention, mamba or conv."""
     given = keys.get("layer_types")
     uses = keys.get("use_sliding_window", default=True) and architecture.windows != ""
     if given is not None and architecture.windows != "chunked":
         kinds = [str(kind) for kind in given]
-        return kinds if uses else [kind if kind == "linear_attention" else "full_attention" for kind in kinds]
+        return kinds if uses else ["full_attention" if kind == "sliding_attention" else kind for kind in kinds]
     interval = keys.size("full_attention_interval")
     if interval and keys.size("linear_num_value_heads"):
         return ["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(number)]
@@ -81,6 +81,10 @@ def _kinds(keys: Keys, architecture: Architecture, number: int) -> list[str]:
 def _mixer(keys: Keys, architecture: Architecture, kind: str, index: int, *, keeps: bool) -> Mixer:
     if kind == "linear_attention":
         return _delta_net(keys)
+    if kind == "mamba":
+        return _mamba(keys)
+    if kind == "conv":
+        return ShortConv(keys.count("conv_dim", "hidden_size"), keys.count("conv_L_cache"), bool(keys.get("conv_bias")))
     if keys.size("kv_lora_rank"):
         return _latent(keys, index)
     heads, hidden = keys.count("num_attention_heads"), keys.count("hidden_size")
@@ -88,13 +92,13 @@ def _mixer(keys: Keys, architecture: Architecture, kind: str, index: int, *, kee
     if kind == "full_attention":  # Gemma 4 has other shapes here
         kv_heads = keys.size("num_global_key_value_heads") or kv_heads
         head_dim = keys.size("global_head_dim") or head_dim
-    has_bias = bool(keys.get("attention_bias", "qkv_bias", default=False))
+    has_bias = bool(keys.get("attention_bias", "qkv_bias", "use_bias", "bias", default=False))
     norm: Literal["", "head", "all"] = architecture.qk_norm or ("head" if keys.get("use_qk_norm") else "")
     return Attention(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        window=_window(keys, kind),
+        window=_window(keys, kind, architecture.window_more),
         is_chunked=kind == "chunked_attention",
         keeps=keeps,
         has_gate=architecture.has_gate and bool(keys.get("attn_output_gate", default=True)),
@@ -105,9 +109,9 @@ def _mixer(keys: Keys, architecture: Architecture, kind: str, index: int, *, kee
     )
 
 
-def _window(keys: Keys, kind: str) -> int | None:
+def _window(keys: Keys, kind: str, more: int) -> int | None:
     if kind == "sliding_attention":
-        return keys.count("sliding_window")
+        return keys.count("sliding_window") + more
     return keys.count("attention_chunk_size", default=8192) if kind == "chunked_attention" else None
 
 
@@ -128,6 +132,18 @@ def _latent(keys: Keys, index: int) -> LatentAttention:
     )
 
 
+def _mamba(keys: Keys) -> Mamba2:
+    return Mamba2(
+        num_heads=keys.count("mamba_num_heads", "mamba_n_heads"),
+        head_dim=keys.count("mamba_head_dim", "mamba_d_head"),
+        num_groups=keys.count("n_groups", "mamba_n_groups"),
+        state_size=keys.count("ssm_state_size", "mamba_d_state"),
+        conv_width=keys.count("conv_kernel", "mamba_d_conv"),
+        has_conv_bias=bool(keys.get("use_conv_bias", "mamba_conv_bias", default=True)),
+        state_element_bytes=4 if keys.get("mamba_ssm_cache_dtype", default="float32") == "float32" else 2,
+    )
+
+
 def _delta_net(keys: Keys) -> GatedDeltaNet:
     return GatedDeltaNet(
         num_k_heads=keys.count("linear_num_key_heads"),
@@ -143,10 +159,11 @@ def _layer(
     keys: Keys, architecture: Architecture, mixer: Mixer, index: int, is_shared: bool, quantisation: str | None
 ) -> Layer:
     dense = Mlp(_dense_inner(keys), has_bias=bool(keys.get("mlp_bias", default=False)))
+    post_norms = 2 if keys.get("use_post_norm") else 0
     if is_shared and keys.get("use_double_wide_mlp"):
         dense = Mlp(2 * dense.inner)
     if not has_experts(keys, index):
-        return Layer(mixer, dense, architecture.norms)
+        return Layer(mixer, dense, architecture.norms + post_norms)
     experts = _experts(keys, architecture, quantisation)
     if keys.size("global_head_dim"):  # Gemma 4: a dense part beside the experts, each with norms of its own
         return Layer(mixer, experts, architecture.norms + 3, parallel=dense)
@@ -154,7 +171,15 @@ def _layer(
 
 
 def _dense_inner(keys: Keys) -> int:
-    return keys.count("intermediate_size_mlp", "intermediate_size", "moe_intermediate_size")
+    """Of a dense part; LFM2 says one that is cut to two thirds and then rounded up."""
+    if not keys.get("block_auto_adjust_ff_dim", default=False):
+        names = ("intermediate_size_mlp", "intermediate_size", "moe_intermediate_size")
+        return keys.size("shared_intermediate_size") or keys.count(*names)
+    multiple = keys.count("block_multiple_of", default=256)
+    inner = int(
+        2 * keys.count("block_ff_dim", "intermediate_size") / 3 * keys.get("block_ffn_dim_multiplier", default=1)
+    )
+    return -(-inner // multiple) * multiple
 
 
 def has_experts(keys: Keys, index: int) -> bool:
@@ -166,17 +191,21 @@ def has_experts(keys: Keys, index: int) -> bool:
     if index in (keys.get("mlp_only_layers") or ()):
         return False
     step = keys.size("decoder_sparse_step") or keys.size("interleave_moe_layer_step") or 1
-    return index >= keys.size("first_k_dense_replace") and (index + 1) % step == 0
+    first = keys.size("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+    return index >= first and (index + 1) % step == 0
 
 
 def _experts(keys: Keys, architecture: Architecture, quantisation: str | None) -> Experts:
     inner = keys.count(*EXPERT_INNER)
-    shared = keys.size("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size")
-    shared = shared or inner * keys.size("n_shared_experts", "num_shared_experts")
+    shared = keys.size(
+        "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size"
+    )
+    shared = shared or inner * keys.size("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
     if keys.get("interleave_moe_layer_step"):  # Llama 4: one more of the same width
         shared = inner
     router = architecture.router_bias
-    if keys.get("topk_method", default="noaux_tc") != "noaux_tc" or keys.get("use_routing_bias") is False:
+    has_bias = keys.get("use_routing_bias", "use_expert_bias", "moe_router_enable_expert_bias", default=True)
+    if keys.get("topk_method", default="noaux_tc") != "noaux_tc" or not has_bias:
         router = ""
     is_gemma = bool(keys.size("global_head_dim"))
     return Experts(
@@ -198,16 +227,7 @@ def _nemotron_layer(keys: Keys, letter: str) -> Layer:
     """Nemotron-H writes its layers as letters: M Mamba, * attention, E experts, - dense; each is one part alone."""
     has_bias = bool(keys.get("mlp_bias", default=False))
     if letter == "M":
-        mamba = Mamba2(
-            num_heads=keys.count("mamba_num_heads"),
-            head_dim=keys.count("mamba_head_dim"),
-            num_groups=keys.count("n_groups"),
-            state_size=keys.count("ssm_state_size"),
-            conv_width=keys.count("conv_kernel"),
-            has_conv_bias=bool(keys.get("use_conv_bias", default=True)),
-            state_element_bytes=4 if keys.get("mamba_ssm_cache_dtype", default="float32") == "float32" else 2,
-        )
-        return Layer(mamba, None, norms=1)
+        return Layer(_mamba(keys), None, norms=1)
     if letter == "*":
         heads = keys.count("num_attention_heads")
         head_dim = keys.count("head_dim", "attention_head_dim", default=keys.count("hidden_size") // heads)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 from simbatch.profiler.model.memory_batch import (
     Fit,
     RequestLengths,
-    lengths_of,
-    lengths_of_trace,
+    lengths_of_flags,
     runnable,
     whole_blocks,
 )
 from simbatch.profiler.model.memory_plan import MemoryPlan, plan_memory
-from simbatch.profiler.model.memory_rows import Cache, Row, cache_of_plan, layout_groups, plan_rows, rows_of
+from simbatch.profiler.model.memory_rows import (
+    Cache,
+    MemoryAnswer,
+    Row,
+    cache_of_plan,
+    layout_groups,
+    plan_rows,
+    rows_of,
+)
 from simbatch.profiler.model.published import find_model
 from simbatch.sim.cost.gpus import GIB, Gpu, gpu_of, memory_bytes
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.text import width, wrapped
 
 MAX_SEQS = 65_536
 SETTINGS = (  # of a plan, by the command's flags
@@ -35,43 +40,6 @@ SETTINGS = (  # of a plan, by the command's flags
     "enable_prefix_caching",
 )
 Flags = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class MemoryAnswer:
-    """Head lines, facts for JSON, rows, and notes."""
-
-    head: list[str]
-    facts: dict[str, Any]
-    rows: list[Row]
-    notes: list[str]
-
-    def content(self) -> dict[str, Any]:
-        """As JSON."""
-        figures = [
-            {"key": r.key, "value": r.value, "formula": r.formula, "exact": r.is_exact}
-            | ({} if r.low is None else {"low": r.low, "high": r.high})
-            for r in self.rows
-        ]
-        return {**self.facts, "figures": figures, "notes": self.notes}
-
-    def text(self) -> str:
-        """As a table for people: bytes in GiB, formulas broken to the page."""
-        shown = [
-            (r.label, _shown(r.value, r.unit), " " if r.is_exact else "~", _between(r), r.formula) for r in self.rows
-        ]
-        name, value, bounds = (max(len(row[column]) for row in shown) for column in (0, 1, 3))
-        lines: list[str] = []
-        for label, size, mark, between, formula in shown:
-            begin = f"{label:<{name}}  {mark}{size:>{value}}  {between:<{bounds}}  "
-            lines += wrap(formula, width(), initial_indent=begin, subsequent_indent=" " * len(begin)) or [
-                begin.rstrip()
-            ]
-        legend = []
-        if any(not row.is_exact for row in self.rows):
-            legend = ["~ estimated, or made of what is; the range holds for nine of ten starts"]
-        notes = [*wrapped(f"- {note}" for note in self.notes)]
-        return "\n".join([*wrapped(self.head), "", *lines, *legend, *([""] if notes else []), *notes])
 
 
 def answer_of_model(model: str, flags: Flags) -> MemoryAnswer:
@@ -173,20 +141,6 @@ def gpu_of_flags(flags: Flags) -> Gpu:
     if flags["gpu"] is None and flags["gpu_spec"] is None:
         return Gpu("gpu", f"a GPU of {total / GIB:.2f} GiB", total, 0.0, {"bf16": 0.0}, 0.0)
     return replace(gpu_of(flags["gpu"], flags["gpu_spec"]), total_bytes=total)
-
-
-def lengths_of_flags(flags: Flags) -> RequestLengths | None:
-    """RequestLengths by flags or of a trace; UserError for both, or half of one."""
-    trace, trace_format = flags["trace"], flags["trace_format"]
-    given = lengths_of(flags["prompt_len"], flags["prompt_len_cv"], flags["output_len"], flags["output_len_cv"])
-    if trace is None:
-        if trace_format is not None:
-            raise UserError(Problem("--trace-format", "there is no trace", trace_format, "add --trace FILE"))
-        return given
-    if given is not None:
-        mend = "leave out --prompt-len and --output-len"
-        raise UserError(Problem("--trace", "a trace brings its own lengths", mend=mend))
-    return lengths_of_trace(trace, trace_format, flags["columns"])
 
 
 def facts_of(name: str, plan: MemoryPlan, gpu: Gpu, num_parameters: int) -> dict[str, Any]:
@@ -299,15 +253,3 @@ def notes_of(cache: Cache, lengths: RequestLengths | None, found: Fit | None, la
     if found is not None and lengths is not None and not lengths.is_fixed:
         notes.append("Taken: all seats filled at all times, nothing shared between prompts (that would need less).")
     return notes
-
-
-def _shown(value: float, unit: str) -> str:
-    return f"{value / GIB:,.2f} GiB" if unit == "bytes" else f"{value:,}"
-
-
-def _between(row: Row) -> str:
-    if row.low is None or row.high is None:
-        return ""
-    if row.unit == "bytes":
-        return f"{row.low / GIB:,.2f} to {row.high / GIB:,.2f}"
-    return f"{row.low:,} to {row.high:,}"

@@ -13,10 +13,10 @@ below). Not in it: shared prefixes, which need less, and prompts that take sever
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,6 +157,20 @@ def lengths_of(
         drawn(output_len, output_cv, Purpose.OUTPUT_LEN),
         f"lognormal, means {prompt_len:,} and {output_len:,}, cv {prompt_cv:g} and {output_cv:g} ({NUM_DRAWS:,} draws)",
     )
+
+
+def lengths_of_flags(flags: Mapping[str, Any]) -> RequestLengths | None:
+    """RequestLengths by flags or of a trace; UserError for both, or half of one."""
+    trace, trace_format = flags["trace"], flags["trace_format"]
+    given = lengths_of(flags["prompt_len"], flags["prompt_len_cv"], flags["output_len"], flags["output_len_cv"])
+    if trace is None:
+        if trace_format is not None:
+            raise UserError(Problem("--trace-format", "there is no trace", trace_format, "add --trace FILE"))
+        return given
+    if given is not None:
+        mend = "leave out --prompt-len and --output-len"
+        raise UserError(Problem("--trace", "a trace brings its own lengths", mend=mend))
+    return lengths_of_trace(trace, trace_format, flags["columns"])
 
 
 def lengths_of_trace(path: Path, trace_format: str | None, columns: object = None) -> RequestLengths:

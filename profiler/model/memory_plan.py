@@ -6,6 +6,7 @@ that given bytes make. Estimated, between bounds: what vLLM measures at its star
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from simbatch.profiler.model.weights import Weights, weights_of
 from simbatch.sim.cost.gpus import GIB, Gpu, find_gpu
 from simbatch.sim.cost.memory import DEFAULT_GPU_MEMORY_UTILIZATION, Memory, Peak
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scheduler.versions import NEWEST, Version
+from simbatch.sim.scheduler.config import NEWEST, Version
 
 DEFAULT_UTILIZATION = DEFAULT_GPU_MEMORY_UTILIZATION
 TOKENS_BY_REQUESTS = (0, 20, 1)  # before it vLLM logs blocks / groups x the smallest block
@@ -200,7 +201,6 @@ def plan_memory(
     gpu = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
     stored = checked_quantisation(quantisation or config.quantisation or SHORT_DTYPES[config.dtype])
     version = memory_version(vllm_version)
-    utilization = gpu_memory_utilization or default_utilization(version)
     limits = Limits(
         max_num_seqs=max_num_seqs or gpu.default_max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens or gpu.default_max_num_batched_tokens,
@@ -213,21 +213,19 @@ def plan_memory(
     weights = weights_of(config, stored, tensor_parallel_size, expert_parallel=expert_parallel)
     layout = _layout(config, kv_cache_dtype, block_size, limits, enable_prefix_caching)
     parts, peak = reserves(config, gpu, limits)
-    less, more = spread(parts)
-    vision = int(VISION_SHARE * weights.vision)
-    kept = stored_kv_type(config, kv_cache_dtype)
+    less, more = _either_way(parts, weights)
     plan = MemoryPlan(
         total_bytes=gpu.total_bytes,
-        gpu_memory_utilization=utilization,
+        gpu_memory_utilization=gpu_memory_utilization or default_utilization(version),
         weights=weights,
         quantisation=stored,
-        kv_cache_dtype=config.dtype if kept == "auto" else kept,
+        kv_cache_dtype=resolved_kv_type(config, kv_cache_dtype),
         parts=tuple(parts),
         layout=layout,
         limits=limits,
         peak=peak,
-        kv_less=more + vision,  # where reserves take more, less is left
-        kv_more=less + vision,
+        kv_less=more,  # where reserves take more, less is left
+        kv_more=less,
     )
     if plan.num_gpu_blocks < 2:
         raise _too_large(plan, gpu)
@@ -237,6 +235,19 @@ def plan_memory(
 def default_utilization(version: Version) -> float:
     """VLLM's `gpu_memory_utilization`: 0.92 since 0.20, 0.9 before (config/cache.py)."""
     return DEFAULT_UTILIZATION if version >= (0, 20) else 0.9
+
+
+def resolved_kv_type(config: ModelConfig, kv_cache_dtype: str) -> str:
+    """The KV cache's type by name: `auto` is the checkpoint's, and else the model's own."""
+    kept = stored_kv_type(config, kv_cache_dtype)
+    return config.dtype if kept == "auto" else kept
+
+
+def _either_way(parts: Sequence[Reserve], weights: Weights) -> tuple[int, int]:
+    """How much less and more than likely reserves and a vision tower take together."""
+    less, more = spread(parts)
+    vision = int(VISION_SHARE * weights.vision)
+    return less + vision, more + vision
 
 
 def _layout(

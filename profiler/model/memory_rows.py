@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from textwrap import wrap
+from typing import Any, NamedTuple
 
 from simbatch.profiler.model.kv_layout import KVLayout
 from simbatch.profiler.model.memory_batch import RISK, Fit, HeldBy, RequestLengths, fit
 from simbatch.profiler.model.memory_plan import MemoryPlan
 from simbatch.profiler.model.weights import Weights
+from simbatch.sim.cost.gpus import GIB
+from simbatch.sim.text import width, wrapped
 
 
 class Row(NamedTuple):
@@ -204,3 +207,52 @@ def layout_groups(layout: KVLayout) -> str:
     ]
     counts = [f"{names.count(name)} of {name}" for name in dict.fromkeys(names)]
     return f"the KV cache has {len(names)} groups of {layout.groups[0].num_layers} layers: {', '.join(counts)}"
+
+
+@dataclass(frozen=True)
+class MemoryAnswer:
+    """What `simbatch memory` answers: head lines, facts for JSON, rows, and notes."""
+
+    head: list[str]
+    facts: dict[str, Any]
+    rows: list[Row]
+    notes: list[str]
+
+    def content(self) -> dict[str, Any]:
+        """As JSON."""
+        figures = [
+            {"key": r.key, "value": r.value, "formula": r.formula, "exact": r.is_exact}
+            | ({} if r.low is None else {"low": r.low, "high": r.high})
+            for r in self.rows
+        ]
+        return {**self.facts, "figures": figures, "notes": self.notes}
+
+    def text(self) -> str:
+        """As a table for people: bytes in GiB, formulas broken to the page."""
+        shown = [
+            (r.label, _shown(r.value, r.unit), " " if r.is_exact else "~", _between(r), r.formula) for r in self.rows
+        ]
+        name, value, bounds = (max(len(row[column]) for row in shown) for column in (0, 1, 3))
+        lines: list[str] = []
+        for label, size, mark, between, formula in shown:
+            begin = f"{label:<{name}}  {mark}{size:>{value}}  {between:<{bounds}}  "
+            lines += wrap(formula, width(), initial_indent=begin, subsequent_indent=" " * len(begin)) or [
+                begin.rstrip()
+            ]
+        legend = []
+        if any(not row.is_exact for row in self.rows):
+            legend = ["~ estimated, or made of what is; the range holds for nine of ten starts"]
+        notes = [*wrapped(f"- {note}" for note in self.notes)]
+        return "\n".join([*wrapped(self.head), "", *lines, *legend, *([""] if notes else []), *notes])
+
+
+def _shown(value: float, unit: str) -> str:
+    return f"{value / GIB:,.2f} GiB" if unit == "bytes" else f"{value:,}"
+
+
+def _between(row: Row) -> str:
+    if row.low is None or row.high is None:
+        return ""
+    if row.unit == "bytes":
+        return f"{row.low / GIB:,.2f} to {row.high / GIB:,.2f}"
+    return f"{row.low:,} to {row.high:,}"

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
-from simbatch.profiler.model.memory_answer import gpu_of_flags, lengths_of_flags, plan_of
-from simbatch.profiler.model.memory_batch import held_blocks
+from simbatch.profiler.model.memory_answer import gpu_of_flags, plan_of
+from simbatch.profiler.model.memory_batch import held_blocks, lengths_of_flags
 from simbatch.profiler.model.memory_plan import MemoryPlan
 from simbatch.profiler.model.published import find_model, published_models
 from simbatch.profiler.model.roofline import Roofline, roofline_of
 from simbatch.sim.cost.gpus import GIB, Gpu
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.text import table, wrapped
 
 TRIED = ("fp8", "awq")  # of models that are published in 16 bits
 PROMPT_LEN, OUTPUT_LEN = 1024, 256  # of the requests of the largest batch
@@ -102,31 +103,25 @@ def table_of(rows: Sequence[Listed], flags: Mapping[str, Any]) -> str:
     size = flags["tensor_parallel_size"] or 1
     on = f"{size} x {gpu.name}" if size > 1 else gpu.name
     first = f"{len(rows)} models and types of weights hold a request of {context:,} tokens on {on}."
-    head = ("model", "weights", "parameters", "GiB", "KV tokens", "between", "tok/s at 1", "batch", "tok/s")
+    head = ("model", "weights", "GiB", "KV tokens", "between", "tok/s\nalone", "batch", "tok/s\nbatch")
     lines = [
         (
             row.model,
             row.quantization,
-            f"{row.parameters / 1e9:.1f}B",
             f"{row.weights_gib:.1f}",
             f"{row.kv_cache_tokens:,}",
-            f"{row.kv_cache_tokens_low:,} to {row.kv_cache_tokens_high:,}",
+            f"{row.kv_cache_tokens_low // 1000:,}k to {row.kv_cache_tokens_high // 1000:,}k",
             f"{row.tokens_per_s_at_1:,.0f}",
             f"{row.batch:,}",
             f"{row.tokens_per_s_at_batch:,.0f}",
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
-    shown = [
-        "  ".join(f"{c:<{w}}" if i < 2 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in (head, *lines)
-    ]
     speed = (
         f"tok/s are estimates of decoding requests of {PROMPT_LEN:,} + {OUTPUT_LEN:,} tokens, alone and in the largest "
         "batch that fits, by the roofline of `simbatch estimate`: the device's steps alone (docs/memory.md)"
     )
-    return "\n".join([first, "", *(line.rstrip() for line in shown), "", speed])
+    return "\n".join([first, "", *table(head, lines, num_left=2), "", *wrapped([speed])])
 
 
 class BatchMemory(NamedTuple):
@@ -166,9 +161,7 @@ class ByBatch:
             )
             for row in self.rows
         ]
-        widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
-        shown = ["  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in (head, *lines)]
-        return "\n".join(["Memory in GiB by requests that run at once", *(line.rstrip() for line in shown)])
+        return "\n".join(["Memory in GiB by requests that run at once", *table(head, lines, num_left=0)])
 
 
 def by_batch(model: str, flags: Mapping[str, Any], batches: str | None) -> ByBatch:

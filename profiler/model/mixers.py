@@ -259,7 +259,33 @@ class Mamba2:
         return [Kept("state", state_bytes=conv + state, checkpoints=1)]
 
 
-Mixer = Attention | LatentAttention | GatedDeltaNet | Mamba2
+@dataclass(frozen=True)
+class ShortConv:
+    """A gated convolution over the last few tokens, as in LFM2."""
+
+    width: int
+    conv_width: int
+    has_bias: bool = False
+    group: str = "conv"
+
+    def matrices(self, hidden: int, gpus: int) -> list[Matrix]:
+        """In (input and two gates), and out."""
+        width = self.width // gpus
+        return [
+            Matrix("in_proj", self.width, 3 * width, modules=modules_in(self.group, "in_proj")),
+            Matrix("out_proj", width, self.width, modules=modules_in(self.group, "out_proj")),
+        ]
+
+    def others(self, hidden: int, gpus: int) -> int:
+        """Convolution, and biases where there are any."""
+        return self.width // gpus * self.conv_width + self.has_bias * (4 * self.width // gpus + self.width)
+
+    def kept(self, gpus: int) -> list[Kept]:
+        """The convolution's last inputs in 16 bits."""
+        return [Kept("state", state_bytes=self.width // gpus * (self.conv_width - 1) * 2)]
+
+
+Mixer = Attention | LatentAttention | GatedDeltaNet | Mamba2 | ShortConv
 
 
 def modules_in(group: str, *names: str) -> tuple[str, ...]:

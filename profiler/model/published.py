@@ -157,7 +157,7 @@ def _unknown(name: str) -> UserError:
     models = published_models()
     near = get_close_matches(_key(name), [_key(known) for known in models], n=3, cutoff=0.5)
     nearest = [known for known in models if _key(known) in near]
-    guess = f"near it: {', '.join(nearest)}. " if nearest else ""
+    guess = f"near it: {', '.join(nearest)}; or " if nearest else ""
     rule = f"is no folder or config.json here, and none of the {len(models)} models that ship"
-    mend = f"{guess}Name the folder of a checkpoint, or a config.json saved from its page; nothing is downloaded"
+    mend = f"{guess}name the folder of a checkpoint, or a config.json saved from its page; nothing is downloaded"
     return UserError(Problem("MODEL", rule, name, mend))

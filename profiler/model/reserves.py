@@ -19,7 +19,7 @@ from simbatch.profiler.model.weights import local_vocab
 from simbatch.sim.cost.gpus import GIB, Gpu, default_max_capture_size
 from simbatch.sim.cost.memory import Peak
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scheduler.versions import LAST_PATCH, NEWEST, Version, changes_in
+from simbatch.sim.scheduler.config import LAST_PATCH, NEWEST, Version, changes_in
 
 # The sampler's tensors of [max_num_seqs, vocabulary] in the profile run: logits in 16 bits and in fp32 in vLLM's newer
 # model runner (v1/worker/gpu), where nothing is sorted; 33 bytes on an H100 in the older one, which sorts.

@@ -17,7 +17,7 @@ import numpy as np
 from simbatch.profiler.records.lines import RecordedStep, durations_s
 from simbatch.profiler.records.samples import EngineFacts
 from simbatch.sim.report.style import INK, LIMIT, PALETTE, duration_text, figure, headline
-from simbatch.sim.statistics.pareto import RULE, find_knee
+from simbatch.sim.statistics import RULE, find_knee
 
 if TYPE_CHECKING:
     from rich.table import Table

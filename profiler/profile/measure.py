@@ -185,9 +185,17 @@ class Measurement:
     def _say(self, num_waves: int) -> None:
         text = f"wave {num_waves}, {len(self.kept.samples.steps)} steps"
         if self.found is not None:
-            text += "; held-out error " + ", ".join(f"{key} {error:.1%}" for key, error in self.found.errors.items())
+            text += f"; held-out error{self._of_what()} " + ", ".join(
+                f"{key} {error:.1%}" for key, error in self.found.errors.items()
+            )
             text += f"; totals to {max(self.found.total_errors.values()):.1%}"
         self.tell(text)
+
+    def _of_what(self) -> str:
+        """What a sample is, where it is no step: two in flight, and the device has no clock."""
+        said = self.tail.facts
+        hides = said.get("async_scheduling") and not said.get("has_device_times")
+        return " between updates (host and device in one):" if hides else ""
 
 
 def _check_same(path: Path, before: EngineFacts, now: EngineFacts) -> None:

@@ -10,7 +10,7 @@ from simbatch.profiler.profile.batches import KNEE_FIGURES, batch_sizes, knee, p
 from simbatch.sim.cost.gpus import GIB, GPUS
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import UserError
-from simbatch.sim.statistics.pareto import RULE
+from simbatch.sim.statistics import RULE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,13 +77,16 @@ def _row(
 
 
 def roofline_shares(roofline: Roofline | None, rows: Sequence[dict[str, Any]]) -> Iterator[float | None]:
-    """The datasheet's shortest time for a step of the whole batch decoding, over what it takes; None without one."""
+    """The datasheet's shortest time for a step of the whole batch decoding, over what it takes; None without one.
+
+    None too where the KV cache cannot hold the batch: it never decodes whole.
+    """
     import numpy as np
 
     from simbatch.profiler.records.steps import Steps
 
     for row in rows:
-        if roofline is None or not row["step_ms"]:
+        if roofline is None or not row["step_ms"] or row["kv_full"]:
             yield None
             continue
         size, context = row["batch_size"], row["prompt_len"] + row["output_len"] // 2

@@ -19,7 +19,7 @@ from simbatch.profiler.server.http import Endpoint, run_loop
 from simbatch.profiler.server.server import look
 from simbatch.profiler.server.start import EngineOptions, check_model, require_vllm, started
 from simbatch.profiler.server.tail import Tail
-from simbatch.profiler.write import write_profile
+from simbatch.sim.cost.by_name import write_profile
 
 Progress = Callable[[Budget], AbstractContextManager[Callable[[str], None]]]
 
@@ -85,7 +85,7 @@ class MeasuredFit:
 
     @property
     def canary_ratio(self) -> float:
-        """The slowest over the fastest visit to the canary."""
+        """The slowest over the fastest visit to the canary, 1 where steps do not show."""
         drift = self.fitted.of_samples.drift
         return 1.0 if drift is None else float(drift.slowness.max() / drift.slowness.min())
 

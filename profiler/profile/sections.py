@@ -115,11 +115,15 @@ def first_visits_note(samples: Sequence[StepSample], cost: CostModel) -> str:
 
 
 DIGITS = 4
+NOT_TOLD = (
+    "sampling by the model's generation_config.json, first visits, drift: not told, for without the device's own clock "
+    "a single step hides behind launches"
+)
 
 
 @dataclass(frozen=True)
 class FittedSections:
-    """The profile, what is said of it, and the fit of its steps alone, with its drift and its picture."""
+    """The profile, what is said of it, and the fit of the samples alone, with their drift and picture."""
 
     profile: MeasuredProfile
     text: str
@@ -132,6 +136,7 @@ def fit_measured(
     """Fit everything; `steps` are the recorder's files."""
     sections = _recorded(steps)
     tells_apart = sections.fit.async_scheduling or sections.fit.has_device_times
+    steps_show = sections.fit.has_device_times or not sections.fit.async_scheduling
     front_end = {**sections.front_end, **_way(sections.front_end, samples)}
     own: dict[str, Any] = {"front_end": front_end}
     if tells_apart:
@@ -139,14 +144,20 @@ def fit_measured(
     else:
         overhead_s = round(request_overhead_s(samples.admissions), 9)
         own["host"] = {"source": sections.host["source"], "admit": {"base_s": overhead_s}}
-    fitted = fit_samples(samples, name=f"{own_name(samples.engine)}-measured", command=command, sections=own)
+    fitted = fit_samples(
+        samples,
+        name=f"{own_name(samples.engine)}-measured",
+        command=command,
+        sections=own,
+        is_whole=not tells_apart,
+        steps_show=steps_show,
+    )
     cost = fitted.profile.cost_model()
     notes = [
         "front_end: the way in by the server's stamps, the way out and the chunks by the streams of the batch table",
         f"api_server_count {samples.engine.api_server_count}, as the server was started",
-        sampling_note(by_model, cost),
-        first_visits_note(samples.fitted(), cost),
     ]
+    notes += [sampling_note(by_model, cost), first_visits_note(samples.fitted(), cost)] if steps_show else [NOT_TOLD]
     fitted = fitted.with_notes([note for note in notes if note])
     return FittedSections(fitted.profile, _text(fitted, sections, front_end, is_recorders=tells_apart), fitted)
 

@@ -24,8 +24,8 @@ from simbatch.sim.strict import Lenient, checked
 from simbatch.sim.workload.arrivals import MAX_TIME_S
 from simbatch.sim.workload.bench import BenchRun, BenchTotals
 from simbatch.sim.workload.bench.aiperf import SUMMARY_FILE
-from simbatch.sim.workload.bench.document import Tokens, read_text
 from simbatch.sim.workload.bench.read import results_of
+from simbatch.sim.workload.bench.run import Tokens, read_text
 from simbatch.sim.workload.bench.sending import sending_of
 
 Floats = NDArray[np.float64]

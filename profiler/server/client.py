@@ -21,8 +21,8 @@ from simbatch.profiler.records.requests import Requests
 from simbatch.profiler.server.http import Answer, Connections, Endpoint, connect, now
 from simbatch.profiler.server.server import WAIT_S, completion, reason_of
 from simbatch.sim.clock import PS_PER_S, to_ps, to_s
-from simbatch.sim.engine.members import traffic_of
 from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.engine.sessions import traffic_of
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.request import NEVER, Request

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from simbatch.serving.processes import ServerProcess, ended_by_signals
 from simbatch.serving.record_file import VARIABLE
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.flags import flag_words
 
 # vLLM's inside is not a public interface: these versions were read, and TESTED is what the tests run
 VERSIONS = ("0.31", "0.32", "0.33")
@@ -81,16 +81,7 @@ class EngineOptions:
     def flags(self) -> list[str]:
         """These options as words behind `vllm serve`."""
         arguments = self.engine_args()
-        words = [str(arguments.pop("model"))]
-        for key, value in arguments.items():
-            name = key.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no-{name}")
-            elif isinstance(value, list | tuple):
-                words += [f"--{name}", *map(str, value)]
-            else:
-                words += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
-        return words
+        return [str(arguments.pop("model")), *flag_words(arguments)]
 
     def chosen(self) -> dict[str, Any]:
         """Arguments that a model's folder without weights or tokenizer needs."""

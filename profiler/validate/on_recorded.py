@@ -22,7 +22,7 @@ from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.reading.source import Value
-from simbatch.sim.scheduler.versions import parse_version
+from simbatch.sim.scheduler.config import parse_version
 from simbatch.sim.search.rates import at_rate
 from simbatch.sim.streams.described import described_result
 from simbatch.sim.streams.judge import FEW_REQUESTS

@@ -14,7 +14,7 @@ from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions, refuse_undo
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.engine import OURS, EngineSettings
-from simbatch.sim.scheduler.versions import parse_version
+from simbatch.sim.scheduler.config import parse_version
 
 NOT_TOLD = {*OURS, "vllm_version"}  # to the server: its version is what it is
 OF_THE_FRONT_END = {"api_server_count", "max_num_queued_reqs", "max_num_queued_tokens"}  # the engine has none of them

@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from simbatch.sim.commands.settings import ModelFacts, Served
+from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.gpus import Gpu, known_gpu
-from simbatch.sim.cost.load import shipped_names, shipped_text
 from simbatch.sim.errors import Problem, UserError
 
 _FORMS = (  # of weights: what --quantization or a checkpoint's name says, and what profiles call it

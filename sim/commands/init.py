@@ -11,8 +11,7 @@ from simbatch.sim.commands.choose import Facts, choose, longest_of, weights_of
 from simbatch.sim.commands.files import config_words, read_commands
 from simbatch.sim.commands.settings import Served, read_server
 from simbatch.sim.commands.shell import Command
-from simbatch.sim.commands.traffic import Offered, of_bench, of_preset, of_trace
-from simbatch.sim.commands.written import scenario_text
+from simbatch.sim.commands.written import Offered, of_bench, of_preset, of_trace, scenario_text
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import gpu_of
 from simbatch.sim.cost.profile import MeasuredProfile

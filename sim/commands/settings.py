@@ -11,7 +11,7 @@ from simbatch.sim.commands.shell import Command
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.flags import Given, entries, number, parse, whole_number
-from simbatch.sim.scheduler.versions import NEWEST, parse_version
+from simbatch.sim.scheduler.config import NEWEST, parse_version
 
 VOCAB_TOLERANCE = 0.02  # tokens that somebody added; more is another model
 FITS = "the longest that fits the KV cache"

@@ -5,9 +5,9 @@ from simbatch.sim import compiled
 compiled.check()  # before the first module that may be
 
 from simbatch.sim.cost.by_name import load_profile  # noqa: E402
-from simbatch.sim.cost.measured_range import MeasuredRange  # noqa: E402
 from simbatch.sim.cost.model import CostModel, LinearCost, TwoRegimeCost  # noqa: E402
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile  # noqa: E402
+from simbatch.sim.cost.provenance import MeasuredRange  # noqa: E402
 
 __all__ = [
     "CostModel",

@@ -1,22 +1,79 @@
-"""A profile by name, from a file, or from what a scenario says; and the one beside it with another KV cache."""
+"""A profile by name, from a file, or from what a scenario says; the one beside it with another KV cache; and written.
+
+JSON is the only form, so nothing that executes is ever loaded; the same profile gives the same bytes.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from simbatch.sim.cost import host_section, measured_range, memory, provenance, step_time
+from simbatch.sim.cost import host_section, memory, provenance, step_time
 from simbatch.sim.cost.host_section import HostFile
-from simbatch.sim.cost.load import read_text, shipped_names, shipped_text, unknown_profile
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.files import write_text
 from simbatch.sim.json_values import json_object
-from simbatch.sim.paths import stat_of, user_path
+from simbatch.sim.paths import read_at_most, shorten_path, stat_of, user_path
 from simbatch.sim.strict import checked
+
+MAX_BYTES = 16 * 2**20
+
+
+def shipped_names() -> list[str]:
+    """The profiles that ship, in alphabetical order."""
+    return sorted(entry.name.removesuffix(".json") for entry in _folder().iterdir() if entry.name.endswith(".json"))
+
+
+def shipped_text(name: str) -> str:
+    """The JSON of a shipped profile."""
+    return (_folder() / f"{name}.json").read_text(encoding="utf-8")
+
+
+def read_text(path: Path, place: str) -> str:
+    """The text of a profile file, or a UserError that says why it cannot be read."""
+    try:
+        content = read_at_most(path, MAX_BYTES)
+        if len(content) > MAX_BYTES:
+            raise UserError(
+                Problem(place, f"a profile is at most {MAX_BYTES} bytes", mend="name a profile's JSON file")
+            )
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(
+            Problem(place, "no such file", mend="check the path; it starts at the scenario's folder")
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            Problem(place, f"not UTF-8 text at byte {error.start}", mend="a profile is a JSON file")
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = "is a folder" if isinstance(error, IsADirectoryError) else getattr(error, "strerror", None) or error
+        raise UserError(Problem(shorten_path(place), f"cannot be read: {reason}", mend="check the path")) from None
+
+
+def unknown_profile(reference: str) -> UserError:
+    """What to say when nothing has this name."""
+    near = get_close_matches(reference, shipped_names(), n=3, cutoff=0.5)
+    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    all_of_them = (
+        "`simbatch profiles list` shows what ships, `simbatch estimate CONFIG --gpu G -o FILE` makes one of any model"
+    )
+    rule = "neither a shipped profile nor a file"
+    return UserError(Problem("profile", rule, reference, f"{guess}{all_of_them}, or give a path to a .json file"))
+
+
+def _folder() -> Traversable:
+    return files("simbatch.profiles")
+
 
 _ALIASES = {"fp8": "fp8_e4m3"}  # vLLM takes both for one type on CUDA (vllm/config/cache.py)
 _KEY = "engine.kv_cache_dtype"
@@ -63,7 +120,7 @@ def _validated(content: dict[str, Any], place: str, joint: str = " ") -> Profile
 def _all_keys(kind: type[BaseModel]) -> set[str]:
     parts: list[type[BaseModel]] = [
         part
-        for module in (host_section, measured_range, memory, provenance, step_time)
+        for module in (host_section, memory, provenance, step_time)
         for part in vars(module).values()
         if isinstance(part, type) and issubclass(part, BaseModel)
     ]
@@ -113,3 +170,47 @@ def _mend(profile: MeasuredProfile, kv_cache_dtype: str) -> str:
 
 def _is_same(first: str, second: str) -> bool:
     return _ALIASES.get(first, first) == _ALIASES.get(second, second)
+
+
+OPTIONAL = (
+    "host",
+    "front_end",
+    "noise",
+    "real_runs",
+    "streams",
+    "recorder",
+    "link",
+    "power",
+)  # not written where there are none
+LAST = ("host", "front_end", "step_time", "noise")  # the long tables, below what a person reads
+
+
+def profile_json(profile: Profile) -> str:
+    """Render the file's text: one key a line, a list on one."""
+    content = profile.model_dump(mode="json")
+    content = {key: value for key, value in content.items() if value is not None or key not in OPTIONAL}
+    content |= profile.model_dump(mode="json", include={"host", "front_end"}, exclude_defaults=True)
+    fits = {key for key in ("streams", "recorder") if getattr(profile, key) is not None}
+    content |= profile.model_dump(mode="json", include=fits, exclude_none=True)
+    if "memory" in content and content["memory"]["peak"] is None:
+        del content["memory"]["peak"]
+    if not content["step_time"]["padded"]:
+        del content["step_time"]["padded"]
+    if content["step_time"].get("window", 0) is None:
+        del content["step_time"]["window"]
+    first = {key: value for key, value in content.items() if key not in LAST}
+    ordered = first | {key: content[key] for key in LAST if key in content}
+    return _indented(ordered, 0) + "\n"
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write a profile's file; an interrupted run leaves the old one."""
+    write_text(path, profile_json(profile))
+
+
+def _indented(value: Any, depth: int) -> str:
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, ensure_ascii=False)
+    inner = "  " * (depth + 1)
+    lines = [f"{inner}{json.dumps(key)}: {_indented(part, depth + 1)}" for key, part in value.items()]
+    return "{\n" + ",\n".join(lines) + "\n" + "  " * depth + "}"

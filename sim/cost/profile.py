@@ -11,17 +11,16 @@ from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.cost.host_section import FrontEndSection, HostFile, HostSection
-from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.memory import (
     DEFAULT_GPU_MEMORY_UTILIZATION,
     KV_ELEMENT_BYTES,
+    GpuPower,
     KVCacheType,
     Memory,
     Settled,
 )
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.power import GpuPower
-from simbatch.sim.cost.provenance import FitError, Link, RealRuns, RecorderFit, StreamFit
+from simbatch.sim.cost.provenance import FitError, Link, MeasuredRange, RealRuns, RecorderFit, StreamFit
 from simbatch.sim.cost.step_time import Seconds, StepNoise, StepTime
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.strict import Strict

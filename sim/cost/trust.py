@@ -42,7 +42,7 @@ def error_line(profile: Profile) -> str | None:
     if profile.streams is not None:
         return profile.streams.summary()
     if profile.recorder is not None:
-        return f"{profile.recorder.summary()}; device, held out: {profile.recorder.error.summary()}"
+        return f"{profile.recorder.summary()}; device: {profile.recorder.error.summary()}"
     error = profile.fit_error
     if error is None:
         return None

@@ -20,10 +20,11 @@ from simbatch.sim.engine.explain import Event, Watch
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.leap import Leap
 from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.members import ClusterRun, Member, front_end_of, prefix_keys, traffic_of
+from simbatch.sim.engine.members import ClusterRun, Member, front_end_of, prefix_keys
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.sessions import traffic_of
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.plugins.router import Router

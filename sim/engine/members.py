@@ -23,9 +23,9 @@ from simbatch.sim.engine.record import SEGMENT_DTYPE, TOKEN_DTYPE, ReplicaLog, R
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import Host
-from simbatch.sim.engine.sessions import SessionTraffic
+from simbatch.sim.engine.sessions import traffic_of
 from simbatch.sim.engine.stepwise import Stepwise
-from simbatch.sim.engine.traffic import Lane, Traffic
+from simbatch.sim.engine.traffic import Lane
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
@@ -226,16 +226,3 @@ def prefix_keys(configs: Sequence[EngineConfig], source: RequestSource) -> Prefi
     if has_names and any(config.enable_prefix_caching for config in configs):
         return PrefixKeys(source.hash_block_tokens or block_size, block_size)
     return None
-
-
-def traffic_of(
-    source: RequestSource,
-    recorder: Recorder,
-    max_model_len: int,
-    keys: PrefixKeys | None,
-    progress: Callable[[int], None] | None,
-    network_ps: int = 0,
-) -> Traffic:
-    """What sends the requests of a source: one after the other, or turn by turn where they are turns of sessions."""
-    kind = Traffic if turns_in(source) is None else SessionTraffic
-    return kind(source, recorder, max_model_len, keys, progress, network_ps)

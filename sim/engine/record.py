@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -208,12 +209,12 @@ class RunRecord:
         """When the steps' tokens leave the server: rows with at least the fields of TOKEN_DTYPE."""
         return self.segments if self.tokens is None else self.tokens
 
-    @property
+    @cached_property
     def client_first_token_ps(self) -> NDArray[np.int64]:
         """When the client has each request's first token, -1 where never."""
         return self._at_client(self.requests.client_first_token_ps, self.requests.first_token_ps)
 
-    @property
+    @cached_property
     def client_finish_ps(self) -> NDArray[np.int64]:
         """When the client has each request's last token, -1 where never."""
         return self._at_client(self.requests.client_finish_ps, self.requests.finish_ps)

@@ -9,13 +9,18 @@ from __future__ import annotations
 import heapq
 import time
 from array import array
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from simbatch.sim.engine.conversations import Conversations, Rows
+from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.traffic import FAR, PROGRESS_INTERVAL, Traffic
+from simbatch.sim.scheduler.names import PrefixKeys
 from simbatch.sim.scheduler.request import Request
+from simbatch.sim.workload.turns import turns_in
 
 if TYPE_CHECKING:
+    from simbatch.sim.workload.chunk import RequestSource
     from simbatch.sim.workload.turns import Turns
 
 
@@ -188,3 +193,16 @@ class SessionTraffic(Traffic):
             self._conversations.name_blocks(request, row)
         recorder.expect_one(request)
         return request
+
+
+def traffic_of(
+    source: RequestSource,
+    recorder: Recorder,
+    max_model_len: int,
+    keys: PrefixKeys | None,
+    progress: Callable[[int], None] | None,
+    network_ps: int = 0,
+) -> Traffic:
+    """What sends the requests of a source: one after the other, or turn by turn where they are turns of sessions."""
+    kind = Traffic if turns_in(source) is None else SessionTraffic
+    return kind(source, recorder, max_model_len, keys, progress, network_ps)

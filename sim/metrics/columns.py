@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS_PER_SLICE = 65_536
+T = TypeVar("T")
+
+
+def kept(compute: Callable[[RunRecord], T]) -> Callable[[RunRecord], T]:
+    """What is computed of a record once and stays with it: figures, warnings and pictures ask for the same."""
+    name = f"kept {compute.__module__}.{compute.__qualname__}"
+
+    @wraps(compute)
+    def known(record: RunRecord) -> T:
+        values = vars(record)
+        if name not in values:
+            values[name] = compute(record)
+        found: T = values[name]
+        return found
+
+    return known
 
 
 def bounds(length: int) -> Iterator[slice]:

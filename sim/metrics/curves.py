@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, RunRecord
-from simbatch.sim.metrics.columns import bounds, let_in, slices
+from simbatch.sim.metrics.columns import bounds, kept, let_in, slices
 from simbatch.sim.metrics.step_function import Curve, Pieces, StepFunction
 
 Ints = NDArray[np.int64]
@@ -30,11 +30,33 @@ def work_ps(rows: Rows) -> Ints:
     return first_steps_ps(rows["duration_ps"], rows["slope_ps"], rows["num_steps"])
 
 
+@kept
+def spans_ps(record: RunRecord) -> Ints:
+    """How long each of its segments lasts."""
+    return _column(record, span_ps)
+
+
+@kept
+def works_ps(record: RunRecord) -> Ints:
+    """How long the device works in each of its segments; where each step follows on the one before it is all."""
+    is_gapless = not any((rows["period_ps"] > 0).any() for rows in slices(record.segments))
+    return spans_ps(record) if is_gapless else _column(record, work_ps)
+
+
+def _column(record: RunRecord, values_of: Callable[[Rows], Ints]) -> Ints:
+    """Of each segment; slice by slice, so that what it takes stays small."""
+    values = np.empty(len(record.segments), dtype=np.int64)
+    for part in bounds(len(values)):
+        values[part] = values_of(record.segments[part])
+    return values
+
+
 def busy_ps(record: RunRecord) -> int:
     """How long the device works."""
-    return sum(int(work_ps(rows).sum()) for rows in slices(record.segments))
+    return int(works_ps(record).sum())
 
 
+@kept
 def waiting(record: RunRecord) -> Curve:
     """Requests that have arrived and not yet been scheduled for the first time; who is turned away never waits."""
     requests = record.requests
@@ -55,8 +77,8 @@ def waiting_with_preempted(record: RunRecord) -> StepFunction:
 
     def pieces() -> Iterator[Curve]:
         begin = 0
-        for rows, following_ps in _with_following(record):
-            end = int(np.searchsorted(arrived.times, following_ps))
+        for _, rows, next_start in _with_following(record):
+            end = int(np.searchsorted(arrived.times, next_start[-1]))
             times = np.concatenate([arrived.times[begin:end], rows["start_ps"]])
             order = np.argsort(times, kind="stable")
             position = np.searchsorted(arrived.times, times, side="right")
@@ -68,6 +90,7 @@ def waiting_with_preempted(record: RunRecord) -> StepFunction:
     return Pieces(pieces)
 
 
+@kept
 def concurrency(record: RunRecord) -> Curve:
     """Finished requests that are in flight as the client sees it, [send, response), as vLLM's sweep counts them."""
     requests = record.requests
@@ -96,23 +119,37 @@ def used_blocks(record: RunRecord) -> StepFunction:
     return _held_over(record, lambda rows: record.num_gpu_blocks - 1 - rows["free_blocks"])
 
 
-def in_flight(record: RunRecord) -> Iterator[tuple[Rows, Ints, Ints]]:
-    """The segments in slices, until when requests are in flight after each, and when the next one starts (ps).
+def in_flight(record: RunRecord) -> Iterator[tuple[slice, Ints, Ints]]:
+    """Slices of the segments, until when requests are in flight after each, and when the next one starts (ps).
 
     They are until the next one starts, or until all that have begun have ended: then until the last one's end.
     """
-    requests = record.requests
-    scheduled = np.sort(requests.scheduled_ps[requests.scheduled_ps >= 0])
-    finished = np.sort(requests.finish_ps[requests.finish_ps >= 0])
+    until = _until_ps(record)
+    for part, _, next_start in _with_following(record):
+        yield part, until[part], next_start
+
+
+@kept
+def begun_ps(record: RunRecord) -> Ints:
+    """When requests were scheduled for the first time, in order of time."""
+    scheduled = record.requests.scheduled_ps
+    return np.sort(scheduled[scheduled >= 0])
+
+
+@kept
+def _until_ps(record: RunRecord) -> Ints:
+    """Until when requests are in flight after each segment."""
+    scheduled, finished = begun_ps(record), record.requests.finish_ps
+    finished = np.sort(finished[finished >= 0])
     left_ps = np.full(len(scheduled) + 1, NEVER)  # [n]: when n requests have ended
     left_ps[0], left_ps[1 : len(finished) + 1] = 0, finished[: len(scheduled)]
-    for rows, following_ps in _with_following(record):
-        start = rows["start_ps"]
-        until, next_start = start + span_ps(rows), np.append(start[1:], following_ps)
+    until_ps = record.segments["start_ps"] + spans_ps(record)
+    for part, rows, next_start in _with_following(record):
+        start, until = rows["start_ps"], until_ps[part]
         idle = np.flatnonzero(until < next_start)
         num_begun = np.searchsorted(scheduled, start[idle], side="right")
         until[idle] = np.minimum(np.maximum(until[idle], left_ps[num_begun]), next_start[idle])
-        yield rows, until, next_start
+    return until_ps
 
 
 def mean_used_blocks(record: RunRecord, duration_ps: int) -> float:
@@ -121,10 +158,10 @@ def mean_used_blocks(record: RunRecord, duration_ps: int) -> float:
         return 0.0
     if record.replicas:
         return sum(mean_used_blocks(part, duration_ps) for part in record.parts())
-    filling = np.empty(len(record.segments))
+    filling, spans = np.empty(len(record.segments)), spans_ps(record)
     for part in bounds(len(filling)):
         rows = record.segments[part]
-        filling[part] = rows["num_decodes"] * (rows["num_steps"] - 1) / (2 * record.block_size) * span_ps(rows)
+        filling[part] = rows["num_decodes"] * (rows["num_steps"] - 1) / (2 * record.block_size) * spans[part]
     mean = used_blocks(record).mean_per_bin(np.array([0, duration_ps], dtype=np.int64))[0]
     return max(0.0, float(mean) - float(filling.sum()) / duration_ps)
 
@@ -135,7 +172,8 @@ def _held_over(record: RunRecord, values_of: Callable[[Rows], Ints]) -> StepFunc
         return Curve.total([_held_over(part, values_of) for part in record.parts()])
 
     def pieces() -> Iterator[Curve]:
-        for rows, until, next_start in in_flight(record):
+        for part, until, next_start in in_flight(record):
+            rows = record.segments[part]
             times = np.stack([rows["start_ps"], until], axis=1)
             values = np.stack([values_of(rows), np.zeros_like(until)], axis=1)
             is_shown = np.ones(times.shape, dtype=np.bool_)
@@ -145,11 +183,12 @@ def _held_over(record: RunRecord, values_of: Callable[[Rows], Ints]) -> StepFunc
     return Pieces(pieces)
 
 
-def _with_following(record: RunRecord) -> Iterator[tuple[Rows, int]]:
-    """The segments in slices, each with the start (ps) of the segment after it."""
+def _with_following(record: RunRecord) -> Iterator[tuple[slice, Rows, Ints]]:
+    """Slices of the segments, and when the segment after each starts (ps)."""
     starts = record.segments["start_ps"]
     for part in bounds(len(starts)):
-        yield record.segments[part], int(starts[part.stop]) if part.stop < len(starts) else NEVER
+        following_ps = int(starts[part.stop]) if part.stop < len(starts) else NEVER
+        yield part, record.segments[part], np.append(starts[part][1:], following_ps)
 
 
 def computed_tokens(record: RunRecord) -> int:
@@ -173,7 +212,9 @@ def output_tokens_per_second(record: RunRecord) -> Floats:
     if not done.any():
         return np.zeros(0)
     origin_ps = int(requests.arrival_ps[done].min())
-    totals = np.bincount((record.client_first_token_ps[done] - origin_ps) // PS_PER_S).astype(np.float64)
+    num_seconds = (int(record.client_finish_ps.max()) - origin_ps) // PS_PER_S + 1  # hardly ever more
+    seconds = (record.client_first_token_ps[done] - origin_ps) // PS_PER_S
+    totals = np.bincount(seconds, minlength=num_seconds).astype(np.float64)
     for rows in slices(record.token_rows):  # their times are the server's: the network comes later by as much for all
         totals = _with_decoded(totals, rows[rows["num_decodes"] > 0], origin_ps - record.client_overhead_ps)
     return totals
@@ -208,7 +249,8 @@ def _added(totals: Floats, second: Ints, tokens: Ints) -> Floats:
         return totals
     offset = int(second.min())
     added = np.bincount(second - offset, weights=tokens)
-    totals = np.pad(totals, (0, max(0, offset + len(added) - len(totals))))
+    if (more := offset + len(added) - len(totals)) > 0:
+        totals = np.pad(totals, (0, more))
     totals[offset : offset + len(added)] += added
     return totals
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.metrics.columns import bounds, slices
+from simbatch.sim.metrics.columns import bounds, kept, slices
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -41,18 +41,21 @@ class PooledGaps:
     count: Ints
     weight: Ints
 
-    @classmethod
-    def of(cls, record: RunRecord) -> PooledGaps:
+    @staticmethod
+    @kept
+    def of(record: RunRecord) -> PooledGaps:
         """All gaps of a run as clients see them; those of unfinished requests too, which spans do not tell apart."""
         num_spans = int(np.count_nonzero(record.token_rows["num_regular"] > 0))
         size = num_spans + len(record.gaps)
-        pool = cls(*(np.ones(size, dtype=np.int64) for _ in range(4)))
+        pool = PooledGaps(*(np.empty(size, dtype=np.int64) for _ in range(4)))
         pool.first[num_spans:] = record.gaps
+        pool.slope[num_spans:] = pool.count[num_spans:] = pool.weight[num_spans:] = 1
         end = 0
         for rows in slices(record.token_rows):
             rows = rows[rows["num_regular"] > 0]
             begin, end = end, end + len(rows)
-            spans = cls.from_progressions(*(rows[f] for f in ("duration_ps", "slope_ps", "num_steps", "num_regular")))
+            names = ("duration_ps", "slope_ps", "num_steps", "num_regular")
+            spans = PooledGaps.from_progressions(*(rows[name] for name in names))
             pool.first[begin:end], pool.slope[begin:end] = spans.first, spans.slope
             pool.count[begin:end], pool.weight[begin:end] = spans.count, spans.weight
         return pool

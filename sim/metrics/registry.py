@@ -15,7 +15,7 @@ from simbatch.sim.metrics.latencies import STATISTICS, Number
 from simbatch.sim.metrics.metric import HIGHER, LOWER, STEADY, Metric, value_at
 from simbatch.sim.metrics.run_figures import RunFigures
 from simbatch.sim.metrics.sessions import SessionFigures
-from simbatch.sim.statistics.intervals import Interval
+from simbatch.sim.statistics import Interval
 from simbatch.sim.text import short_name
 
 MAX_COMPARED = 12  # classes, or tenants, that have rows of their own

@@ -5,7 +5,7 @@
 2. The first 10 % of the requests (by arrival) are left out as warm-up, since a run begins empty, and all that arrived
    within the P99 of E2EL from the first arrival; likewise those within it before the last arrival, since ever fewer
    come after them.
-3. Of the others, means and P99s with 95 % intervals by 20 batches (`simbatch.sim.statistics.series`).
+3. Of the others, means and P99s with 95 % intervals by 20 batches (`simbatch.sim.statistics`).
 
 Why not MSER-5 for the warm-up: it cuts where the rest looks calmest, which takes busy periods away from the mean
 (docs/statistics.md has the figures).
@@ -26,8 +26,7 @@ from simbatch.sim.metrics.curves import computed_tokens, used_blocks, waiting
 from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.metrics.latencies import duration_ps
 from simbatch.sim.metrics.step_function import Curve
-from simbatch.sim.statistics.intervals import Interval
-from simbatch.sim.statistics.series import MIN_BATCH, NUM_BATCHES, NUM_PERIODS, BatchMeans, NoClaim, keeps_growing
+from simbatch.sim.statistics import MIN_BATCH, NUM_BATCHES, NUM_PERIODS, BatchMeans, Interval, NoClaim, keeps_growing
 
 MIN_BACKLOG = 10
 MIN_BACKLOG_SHARE = 0.05

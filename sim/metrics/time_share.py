@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.metrics import curves
-from simbatch.sim.metrics.columns import queued_ps
+from simbatch.sim.metrics.columns import kept, queued_ps
 from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.metrics.latencies import duration_ps, ratio
 
@@ -53,9 +53,9 @@ def shares_per_bin(record: RunRecord, facts: RunFacts, edges: Ints) -> tuple[Flo
         shares = [shares_per_bin(part, facts, edges) for part in record.parts()]
         return np.mean([each[0] for each in shares], axis=0), np.mean([each[1] for each in shares], axis=0)
     worked, flown = np.zeros(len(edges)), np.zeros(len(edges))
-    for rows, begin, until in _flights(record, facts):
-        start = rows["start_ps"]
-        worked += _up_to(edges, start, start + curves.span_ps(rows), curves.work_ps(rows))
+    for part, begin, until in _flights(record, facts):
+        start = record.segments["start_ps"][part]
+        worked += _up_to(edges, start, start + curves.spans_ps(record)[part], curves.works_ps(record)[part])
         flown += _up_to(edges, begin, until, until - begin)
     width = np.diff(edges)
     device = np.diff(worked) / width
@@ -71,8 +71,8 @@ def _waits_ps(record: RunRecord, facts: RunFacts) -> dict[str, int]:
             totals = {kind: total + waits[kind] for kind, total in totals.items()}
         return totals
     budget = facts.engine.get("max_num_batched_tokens")
-    for rows, begin, until in _flights(record, facts):
-        wait = until - begin - curves.work_ps(rows)
+    for place, begin, until in _flights(record, facts):
+        rows, wait = record.segments[place], until - begin - curves.works_ps(record)[place]
         tokens, size = rows["num_decodes"] + rows["prefill_tokens"], facts.max_capture_size
         is_graph = (rows["num_prefills"] == 0) & (rows["num_decodes"] <= size)
         is_piecewise = ~is_graph & (tokens <= size)
@@ -82,29 +82,31 @@ def _waits_ps(record: RunRecord, facts: RunFacts) -> dict[str, int]:
     return totals
 
 
-def _flights(record: RunRecord, facts: RunFacts) -> Iterator[tuple[curves.Rows, Ints, Ints]]:
-    """The segments in slices, each with from when and until when requests were in the engine for it.
+def _flights(record: RunRecord, facts: RunFacts) -> Iterator[tuple[slice, Ints, Ints]]:
+    """Slices of the segments, for each segment from when and until when requests were in the engine for it.
 
     From its start or, in an empty engine, from when the first request was taken in; until the next one starts, or
     until all have left.
     """
-    requests = record.requests
-    begun = requests.scheduled_ps >= 0
-    scheduled = np.sort(requests.scheduled_ps[begun])
-    queued = np.append(np.sort(queued_ps(requests)[begun]), curves.NEVER)  # [n]: when more than n had been taken in
+    scheduled, queued, spans = curves.begun_ps(record), _taken_in_ps(record), curves.spans_ps(record)
     last = 0
-    for rows, until, _ in curves.in_flight(record):
-        until = np.where(
-            until < curves.NEVER, until, np.maximum(rows["start_ps"] + curves.span_ps(rows), record.end_ps)
-        )
-        begin = rows["start_ps"].copy()
+    for part, until, _ in curves.in_flight(record):
+        begin = record.segments["start_ps"][part].copy()
+        until = np.where(until < curves.NEVER, until, np.maximum(begin + spans[part], record.end_ps))
         if not facts.policy_holds:
             left = np.append(last, until[:-1])
             idle = np.flatnonzero(left < begin)
             waiting = queued[np.searchsorted(scheduled, left[idle], side="right")]
             begin[idle] = np.minimum(np.maximum(waiting, left[idle]), begin[idle])
         last = until[-1]
-        yield rows, begin, until
+        yield part, begin, until
+
+
+@kept
+def _taken_in_ps(record: RunRecord) -> Ints:
+    """When more than n of those who have begun had been taken in, for n = 0, 1, ..."""
+    requests = record.requests
+    return np.append(np.sort(queued_ps(requests)[requests.scheduled_ps >= 0]), curves.NEVER)
 
 
 def _up_to(edges: Ints, begin: Ints, end: Ints, amount: Ints) -> Floats:

@@ -16,7 +16,6 @@ from simbatch.sim.plan.content import content
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
 from simbatch.sim.plan.fleet import FleetPlan, Rules
 from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of, left_out, other_weights, parse_gpus
-from simbatch.sim.plan.page import plan_page
 from simbatch.sim.plan.plan import make_plan
 from simbatch.sim.plan.prices import parse_prices
 from simbatch.sim.plan.search import ROUTERS
@@ -182,6 +181,8 @@ class FleetAnswer:
 
         Returns their paths.
         """
+        from simbatch.sim.plan.page import plan_page
+
         more = page_writer(partial(plan_page, self.found), html=html)
         return report.save(self.found, Path(folder), self.num_runs, more)
 

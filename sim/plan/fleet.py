@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from simbatch.sim.cost.power import kwh_per_million
+from simbatch.sim.cost.memory import kwh_per_million
 from simbatch.sim.plan.demand import Demand, Settings
 from simbatch.sim.plan.kinds import ReplicaKind
 from simbatch.sim.plan.prices import per_million

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.commands.choose import shape_of
-from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.by_name import load_profile, shipped_names
 from simbatch.sim.cost.gpus import find_gpu
-from simbatch.sim.cost.load import shipped_names
-from simbatch.sim.cost.power import GpuPower
+from simbatch.sim.cost.memory import GpuPower
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plan.prices import GpuPrice, price_of, short_gpu

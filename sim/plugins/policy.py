@@ -234,3 +234,6 @@ class Policy(Plugin):
 
 
 POLICIES = Plugins("policy", "policy", "policies", "simbatch.policies", Policy, "simbatch.policies.Policy")
+
+
+__all__ = ["DECISIONS", "EngineView", "Plan", "Policy", "RequestView"]

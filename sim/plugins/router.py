@@ -87,3 +87,6 @@ class Router(Plugin):
 
 
 ROUTERS = Plugins("router", "cluster.router", "routers", "simbatch.routers", Router, "simbatch.routers.Router")
+
+
+__all__ = ["ReplicaView", "RequestView", "Router"]

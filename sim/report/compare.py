@@ -18,10 +18,9 @@ from simbatch.sim.report.figures import Figures, Open
 from simbatch.sim.report.result import Result
 from simbatch.sim.report.verdicts import best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.results import files
-from simbatch.sim.results.differences import MetricRow
 from simbatch.sim.results.experiment import Experiment, SideBySide
-from simbatch.sim.results.runs import same_as
-from simbatch.sim.scheduler.versions import certificate_of
+from simbatch.sim.results.runs import MetricRow, same_as
+from simbatch.sim.scheduler.config import certificate_of
 from simbatch.sim.text import table, wrapped
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ from simbatch.sim.metrics.registry import WITHIN_SLO, shown
 from simbatch.sim.report import style
 from simbatch.sim.report.run_pictures import arrivals, binned, end_s
 from simbatch.sim.report.verdicts import headline
-from simbatch.sim.results.differences import Difference
 from simbatch.sim.results.experiment import SideBySide
-from simbatch.sim.results.runs import MeasuredRun
+from simbatch.sim.results.runs import Difference, MeasuredRun
 from simbatch.sim.text import number, percent
 
 if TYPE_CHECKING:

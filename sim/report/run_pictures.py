@@ -31,9 +31,9 @@ def write_latency(path: Path, result: MeasuredRun) -> None:
     """Four cumulative distributions; dots at p50, p90 and p99 of all requests."""
     all_requests, by_class = distributions(result)
     colours = style.colours(list(by_class))
-    with style.figure(path, 10.5, 6.6) as drawing:
+    with style.figure(path, 10.5, 6.6, layout="none") as drawing:
         style.title(drawing, "Latency", result.facts)
-        for axes, name in zip(drawing.subplots(2, 2).flat, LATENCY_HEADERS, strict=True):
+        for axes, name in zip(style.fixed_grid(drawing, 2, 2, 0.6, 0.5).flat, LATENCY_HEADERS, strict=True):
             _distribution_panel(axes, name, result, all_requests.get(name))
             for label, of_class in by_class.items():
                 if name in of_class:
@@ -112,9 +112,9 @@ def write_timeline(path: Path, result: MeasuredRun) -> None:
         ("batch size", "requests in the step", binned(curves.batch_size(record), record), 1.0),
         ("KV cache in use", "% of the blocks", binned(curves.used_blocks(record), record), 100 / usable),
     )
-    with style.figure(path, 11, 9.0 if has_host else 7.4) as drawing:
+    with style.figure(path, 11, 9.0 if has_host else 7.4, layout="none") as drawing:
         style.title(drawing, "Timeline", result.facts)
-        all_axes = drawing.subplots(len(panels) + has_host, 1, sharex=True)
+        all_axes = style.fixed_grid(drawing, len(panels) + has_host, 1, 0, 0.35, sharex=True)[:, 0]
         divisor = style.time_axis(all_axes[-1], end_s(record))
         for axes, colour, (name, unit, series, scale) in zip(all_axes, style.PALETTE, panels, strict=False):
             _time_panel(axes, name, unit, series, scale, divisor, colour)
@@ -125,7 +125,6 @@ def write_timeline(path: Path, result: MeasuredRun) -> None:
         all_axes[len(panels) - 1].set(ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
         if has_host:
             _host_panel(all_axes[-1], result, divisor)
-        drawing.align_ylabels()
 
 
 def end_s(record: RunRecord) -> float:

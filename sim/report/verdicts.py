@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import shown
 from simbatch.sim.report.console import in_place_of
-from simbatch.sim.results.differences import Difference, MetricRow
+from simbatch.sim.results.runs import Difference, MetricRow
 
 NUM_HEADLINES = 8
 CLEAR = ("better", "worse")

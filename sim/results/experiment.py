@@ -14,9 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import bounds_of, metrics_of, steady_metrics
-from simbatch.sim.results.differences import Difference, MetricRow
-from simbatch.sim.results.runs import Runs, Summary, Values, figures_of, same_as, unread_in
-from simbatch.sim.statistics.intervals import CONFIDENCE, mean_interval
+from simbatch.sim.results.runs import Difference, MetricRow, Runs, Summary, Values, figures_of, same_as, unread_in
+from simbatch.sim.statistics import CONFIDENCE, mean_interval
 
 C = TypeVar("C", bound=Hashable)  # how candidates are named: labels, settings, numbers of trials
 

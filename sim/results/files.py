@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
 from simbatch.sim.files import write_all, write_json
@@ -25,12 +26,11 @@ from simbatch.sim.metrics.columns import (
     bounds,
     file_columns,
     replica_of,
-    seconds,
     session_column,
     times_ps,
 )
 from simbatch.sim.origin import origin
-from simbatch.sim.scheduler.versions import certificate_of
+from simbatch.sim.scheduler.config import certificate_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,37 +115,58 @@ def _requests_table(record: RunRecord, times: Mapping[str, NDArray[np.int64]], p
     requests = record.requests
     columns: dict[str, pa.Array[Any]] = {name: _seconds(column[part]) for name, column in times.items()}
     for name in COUNT_COLUMNS:
-        columns[name] = pa.array(getattr(requests, name)[part], pa.int64())
+        columns[name] = _numbers(getattr(requests, name)[part])
     columns["request_id"] = _ids(record, part)
     if record.requests.tenant:
-        columns[TENANT] = pa.array(record.requests.tenant[part], pa.string())
+        columns[TENANT] = _texts(record.requests.tenant[part])
     reasons = [requests.reason.get(i) for i in range(part.start, part.stop)] if requests.reason else None
-    columns["reason"] = (
-        pa.nulls(part.stop - part.start, pa.string()) if reasons is None else pa.array(reasons, pa.string())
-    )
-    columns["replica"] = pa.array(replica_of(requests)[part])
+    columns["reason"] = pa.nulls(part.stop - part.start, pa.string()) if reasons is None else _texts(reasons)
+    columns["replica"] = _numbers(replica_of(requests)[part])
     if record.turns is not None:
-        kinds = pa.string(), pa.int64()
-        for name, kind in zip(SESSION_COLUMNS, kinds, strict=True):
-            columns[name] = pa.array(session_column(record, name, part), kind)
-    columns["status"] = pa.array(STATUS_NAMES, pa.string()).take(pa.array(requests.status[part], pa.int8()))
+        session_id, turn = SESSION_COLUMNS
+        columns[session_id] = _texts(session_column(record, session_id, part).tolist())
+        columns[turn] = _numbers(session_column(record, turn, part))
+    columns["status"] = _texts(STATUS_NAMES).take(_numbers(requests.status[part].astype(np.int64)))
     return pa.table({name: columns[name] for name in file_columns(record)})
 
 
 def _seconds(column_ps: NDArray[np.int64]) -> pa.Array[Any]:
     """As float seconds, null where never."""
+    never = column_ps < 0
+    return _numbers(column_ps / PS_PER_S, ~never if never.any() else None)
+
+
+def _numbers(values: NDArray[Any], is_there: NDArray[np.bool_] | None = None) -> pa.Array[Any]:
+    """A column of these 64-bit numbers, null where one is not there; pyarrow's own `array` would import pandas."""
     import pyarrow as pa
 
-    values = seconds(column_ps)
-    return pa.array(values, pa.float64(), mask=np.isnan(values))
+    kind = pa.float64() if values.dtype.kind == "f" else pa.int64()
+    return pa.Array.from_buffers(kind, len(values), [_bits(is_there), pa.py_buffer(np.ascontiguousarray(values).data)])
+
+
+def _texts(values: Sequence[str | None]) -> pa.Array[Any]:
+    """A column of text, null where there is none."""
+    import pyarrow as pa
+
+    encoded = [b"" if value is None else value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    is_there = np.array([value is not None for value in values]) if None in values else None
+    buffers = [_bits(is_there), pa.py_buffer(ends.data), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+
+
+def _bits(is_there: NDArray[np.bool_] | None) -> pa.Buffer | None:
+    import pyarrow as pa
+
+    return None if is_there is None else pa.py_buffer(np.packbits(is_there, bitorder="little").data)
 
 
 def _ids(record: RunRecord, part: slice) -> pa.Array[Any]:
     import pyarrow as pa
 
     if record.requests.request_id:
-        return pa.array(record.requests.request_id[part], pa.string())
-    return pa.array(np.arange(part.start, part.stop)).cast(pa.string())
+        return _texts(record.requests.request_id[part])
+    return _numbers(np.arange(part.start, part.stop)).cast(pa.string())
 
 
 def _steps_table(steps: list[StepRow], ids: pa.Array[Any]) -> pa.Table:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scheduler.versions import parse_version
+from simbatch.sim.scheduler.config import parse_version
 from simbatch.sim.strict import Strict
 
 _WITH_UNIT = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG])")

@@ -1,4 +1,4 @@
-"""Flags of `vllm serve` by the table `vllm_flags.tsv`: what each is to a simulation, and how its words are read.
+"""Flags of `vllm serve` by the table `vllm_flags.tsv`: what each is to a simulation, its words read and written.
 
 A row is one flag of vLLM's parser, 0.25 to 0.33 (`python -m parity.serve_flags` holds the table against the parsers),
 or of an older vLLM: `takes` says how many words follow, `also` how else it is spelled, `versions` where it is not in
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -244,3 +245,23 @@ def json_value(given: Given) -> dict[str, Any]:
 def entries(given: Given) -> Iterator[tuple[str, Any]]:
     """The settings of a JSON flag, one by one."""
     yield from json_value(given).items()
+
+
+def flag_words(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Settings as `vllm serve` takes them, word by word; a name's parts are joined by _ or -.
+
+    A switch that is off is `--no-NAME`, the values of a list follow each other, and a dict is JSON.
+    """
+    for name, value in settings.items():
+        dashed = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{dashed}" if value else f"--no-{dashed}"
+        elif isinstance(value, list | tuple):
+            yield from (f"--{dashed}", *map(str, value))
+        else:
+            yield from (f"--{dashed}", json.dumps(value) if isinstance(value, dict) else str(value))
+
+
+def serve_line(model: str, settings: Mapping[str, Any]) -> str:
+    """`vllm serve MODEL --flag value ...`, to be pasted into a shell."""
+    return shlex.join(["vllm", "serve", model, *flag_words(settings)])

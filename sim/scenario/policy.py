@@ -23,8 +23,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.named import Plugins, place_of
 from simbatch.sim.plugins.policy import POLICIES, Policy
 from simbatch.sim.plugins.router import ROUTERS, Router
-from simbatch.sim.scenario.hints import Hints
-from simbatch.sim.scenario.problems import problems_of
+from simbatch.sim.scenario.problems import Hints, problems_of
 from simbatch.sim.scenario.reading.source import Source
 from simbatch.sim.workload.chunk import Predictor, name_of
 

@@ -18,10 +18,10 @@ from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.policy import ERROR, asks, is_own, prediction_problems
 from simbatch.sim.scenario.resolved import Fleet, Resolved, ResolvedGroup, file_anywhere
 from simbatch.sim.scenario.rules import async_scheduling, batch_limits, capture_sizes, memory_share, start_problems
-from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.versions import (
+from simbatch.sim.scheduler.config import (
     NEWEST,
     Changes,
+    EngineConfig,
     changes_in,
     default_of,
     lacks,

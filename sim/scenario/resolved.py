@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.cost.by_name import shipped_names
 from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
-from simbatch.sim.cost.load import shipped_names
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.plugins.policy import Policy
@@ -16,8 +16,7 @@ from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.policy import ERROR, OF_TRACE, STATED, asks
 from simbatch.sim.scenario.rules import capture_sizes, idle_keys, memory_share
-from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.versions import CHANGES, lacks, untested
+from simbatch.sim.scheduler.config import CHANGES, EngineConfig, lacks, untested
 from simbatch.sim.workload.chunk import Predictor, name_of
 
 

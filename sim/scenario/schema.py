@@ -49,7 +49,7 @@ def scenario_schema() -> Schema:
 
 
 def _profile(description: str) -> Schema:
-    from simbatch.sim.cost.load import shipped_names
+    from simbatch.sim.cost.by_name import shipped_names
 
     named = {"type": "string", "minLength": 1, "examples": shipped_names()}
     return {"description": description, "anyOf": [named, {"$ref": "#/$defs/InlineProfile"}]}

@@ -97,7 +97,7 @@ class SentView:
 
 
 class PolicyRequest(SentView):
-    """A request as a policy may see it: never its true output length (`simbatch.policies.base.RequestView`)."""
+    """A request as a policy may see it: never its true output length (`simbatch.sim.plugins.policy.RequestView`)."""
 
     __slots__ = ("_engine",)
 
@@ -166,7 +166,7 @@ def request_of(view: PolicyRequest) -> Any:
 
 
 class PolicyEngine:
-    """The engine as a policy may see it (`simbatch.policies.base.EngineView`)."""
+    """The engine as a policy may see it (`simbatch.sim.plugins.policy.EngineView`)."""
 
     __slots__ = ("_config", "_engine")
 

@@ -18,13 +18,12 @@ from simbatch.sim.metrics.metric import HIGHER, Metric
 from simbatch.sim.metrics.registry import REGISTRY, THROUGHPUT
 from simbatch.sim.paths import user_path
 from simbatch.sim.plugins.policy import POLICIES
-from simbatch.sim.results.differences import NO_DIFFERENCE, Difference
 from simbatch.sim.results.experiment import Experiment
-from simbatch.sim.results.runs import Runs, Summary, Values
+from simbatch.sim.results.runs import NO_DIFFERENCE, Difference, Runs, Summary, Values
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, cells_of
-from simbatch.sim.statistics.intervals import CONFIDENCE
+from simbatch.sim.statistics import CONFIDENCE
 from simbatch.sim.text import percent
 
 WITHIN_SLO, OUTPUT, NORMALISED = (REGISTRY[key] for key in (registry.WITHIN_SLO, THROUGHPUT, registry.NORMALISED))

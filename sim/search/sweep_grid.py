@@ -8,8 +8,8 @@ from itertools import product
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario.hints import Hints
 from simbatch.sim.scenario.model import Scenario
+from simbatch.sim.scenario.problems import Hints
 from simbatch.sim.scenario.reading.document import KeyPath, dotted
 from simbatch.sim.scenario.reading.source import read_value
 from simbatch.sim.scenario.sweep import Range, SweepSection

@@ -1,6 +1,6 @@
 """What another vLLM changes for one scenario: in decisions, in figures, and which rule or default it comes from.
 
-Each change that lies between the two versions (sim/scheduler/versions.py) is switched alone, on top of the old version;
+Each change that lies between the two versions (sim/scheduler/config.py) is switched alone, on top of the old version;
 what it does then, as a share of the whole, is its own. Shares need not add up: a change can matter only beside another.
 """
 
@@ -20,7 +20,7 @@ from simbatch.sim.results.runs import same_as
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.scheduler.versions import CHANGES, Change, changes_in, short
+from simbatch.sim.scheduler.config import CHANGES, Change, changes_in, short
 from simbatch.sim.search.simulate import listen
 from simbatch.sim.text import number, table
 

@@ -31,7 +31,7 @@ from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import seeds_of
 from simbatch.sim.search.bands import Bands
-from simbatch.sim.statistics.intervals import Interval, paired_ratio
+from simbatch.sim.statistics import Interval, paired_ratio
 from simbatch.sim.tuning.finalists import DrawnGain, Stand, bands_of, draws_of
 from simbatch.sim.tuning.recommend_cases import UseCase
 

@@ -11,13 +11,19 @@ from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
-from simbatch.sim.statistics.intervals import Interval
-from simbatch.sim.statistics.pareto import Knee, find_knee
-from simbatch.sim.tuning.finalists import Finalists, finalists_of
+from simbatch.sim.statistics import Interval, Knee, find_knee
+from simbatch.sim.tuning.finalists import (
+    Finalists,
+    TriedSettings,
+    equals,
+    finalists_of,
+    has_open_arrivals,
+    order,
+    preference,
+)
 from simbatch.sim.tuning.goal import Goal, Limit
 from simbatch.sim.tuning.space import Point, Settings, Space, values_of
 from simbatch.sim.tuning.study import ROUND, Search, front_of
-from simbatch.sim.tuning.trial import TriedSettings, equals, has_open_arrivals, order, preference
 
 MIN_TRIALS, MAX_TRIALS, GRID_SHARE = 20, 60, 5  # by default a fifth of the combinations, within these
 TRIALS_A_ROUND = 10  # for each setting that is asked for at once: of few trials each should know of those before it

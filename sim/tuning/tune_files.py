@@ -15,10 +15,10 @@ from simbatch.sim.report import style
 from simbatch.sim.results.files import Writers, write_csv, write_result
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import num_blocks
-from simbatch.sim.statistics.intervals import Interval
+from simbatch.sim.statistics import Interval
+from simbatch.sim.tuning.finalists import TriedSettings, setting_words
 from simbatch.sim.tuning.goal import METRICS, Goal, Limit
 from simbatch.sim.tuning.space import SEQS
-from simbatch.sim.tuning.trial import TriedSettings, setting_words
 from simbatch.sim.tuning.tune import Tuned
 from simbatch.sim.tuning.vllm_flags import own_policy, set_flags, vllm_serve
 

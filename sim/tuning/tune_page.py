@@ -12,8 +12,8 @@ from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, li
 from simbatch.sim.report.page.page import PageTable, ReportPage
 from simbatch.sim.report.page.settings import bands_table, settings_tables, trust_rows
 from simbatch.sim.scenario import resolve
+from simbatch.sim.tuning.finalists import TriedSettings, setting_words
 from simbatch.sim.tuning.space import values_of
-from simbatch.sim.tuning.trial import TriedSettings, setting_words
 from simbatch.sim.tuning.tune import Tuned
 from simbatch.sim.tuning.tune_files import picture_axes
 from simbatch.sim.tuning.tune_report import confirmed, goal_words, marks, report, setting_cell, shown_metrics, verdict

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.engine import OURS
+from simbatch.sim.scenario.flags import serve_line
 from simbatch.sim.tuning.recommend import Recommendation
 from simbatch.sim.tuning.space import Settings
 
@@ -39,16 +39,15 @@ def vllm_serve(scenario: Scenario, settings: Settings) -> str:
             continue
         if name in given.model_fields_set and value is not None and name not in OURS:
             flags[name] = value
-    words = [*(_vllm_flag(name, value) for name, value in flags.items()), *policy_flags(scenario, settings)]
-    return " ".join(["vllm serve", shlex.quote(model), *words])
+    return serve_line(model, flags | policy_flags(scenario, settings))
 
 
-def policy_flags(scenario: Scenario, settings: Settings) -> list[str]:
+def policy_flags(scenario: Scenario, settings: Settings) -> dict[str, Any]:
     """What brings the policy into vLLM (docs/vllm-policies.md); none for vLLM's own, and for one that it cannot run."""
     changed = scenario.override(settings)
     name, params = changed.policy.name, changed.policy.params
     if name == "vllm" or policy_refusal(scenario, settings):
-        return []
+        return {}
     is_file = name.endswith(".py") or ".py:" in name
     content: dict[str, Any] = {"policy": {"name": name, **params}}
     if isinstance(changed.profile, str):  # step times, for a policy that asks for them
@@ -57,10 +56,7 @@ def policy_flags(scenario: Scenario, settings: Settings) -> list[str]:
         content["seed"] = changed.seed
     if is_file or not isinstance(changed.profile, str) or changed.profile.endswith(".json"):
         content["folder"] = str(changed.folder.absolute())
-    return [
-        f"--scheduler-cls {SCHEDULER_CLASS}",
-        f"--additional-config {shlex.quote(json.dumps({'simbatch': content}))}",
-    ]
+    return {"scheduler_cls": SCHEDULER_CLASS, "additional_config": {"simbatch": content}}
 
 
 def policy_refusal(scenario: Scenario, settings: Settings) -> str | None:
@@ -105,15 +101,6 @@ def own_policy(scenario: Scenario, settings: Settings) -> str | None:
     return None if name == "vllm" else name
 
 
-def _vllm_flag(name: str, value: Any) -> str:
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    if isinstance(value, list):
-        return " ".join([f"--{flag}", *map(str, value)])
-    return f"--{flag} {value}"
-
-
 def _flow(value: Any) -> str:
     """As YAML on one line."""
     import yaml
@@ -152,13 +139,7 @@ def arguments(found: Recommendation) -> dict[str, Any]:
 
 def command(given: Mapping[str, Any]) -> str:
     """`vllm serve MODEL --flag value ...`."""
-    words = ["vllm serve", shlex.quote(str(given["model"]))]
-    for name, value in given.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif name != "model":
-            words.append(f"--{name} {value}")
-    return " ".join(words)
+    return serve_line(str(given["model"]), {name: value for name, value in given.items() if name != "model"})
 
 
 def config_yaml(given: Mapping[str, Any], comment: str) -> str:

@@ -18,9 +18,8 @@ from pydantic import Field, model_validator
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.strict import Mistake, Strict, refuse
+from simbatch.sim.strict import Burstiness, Count, Duration, Mistake, Rate, Seconds, Strict, refuse
 from simbatch.sim.workload.chunk import CHUNK_SIZE
-from simbatch.sim.workload.section import Burstiness, Count, Duration, Rate, Seconds
 
 _RATE = "requests per second; here or beside `arrival`"
 _BURSTINESS = "shape of the gamma gaps: 1 is Poisson, less is burstier (default 1)"

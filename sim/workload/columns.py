@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload.files import cut_short
+from simbatch.sim.text import cut_short
 
 Unit = Literal["s", "ms", "us", "ns", "iso"]
 REQUIRED = ("arrival", "prompt", "output")

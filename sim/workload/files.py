@@ -8,7 +8,7 @@ import io
 import lzma
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import IO, cast
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.paths import is_dangling, shorten_path, stat_of
 
-MAX_NAMES = 8  # of an unknown file
 _PACKED: dict[bytes, Callable[[Path], object]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zX": lzma.open}
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _MAGIC = {
@@ -119,11 +118,3 @@ class BadValueError(ValueError):
     def __init__(self, rule: str, mend: str = "") -> None:
         super().__init__(rule)
         self.rule, self.mend = rule, mend
-
-
-def cut_short(names: Iterable[object]) -> str:
-    """The first of many names, each cut short."""
-    found = list(names)
-    shown = ", ".join(str(name)[:30] for name in found[:MAX_NAMES])
-    more = len(found) - MAX_NAMES
-    return f"{shown or '(none)'}" + (f" and {more:,} more" if more > 0 else "")

@@ -12,9 +12,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simbatch.sim.strict import Mistake, Strict, refuse
-from simbatch.sim.workload.section import MAX_TOKENS, Count, Tokens
-from simbatch.sim.workload.trace_model import Between, OnEmpty, TraceColumns, TraceFormat
+from simbatch.sim.strict import MAX_TOKENS, Count, Mistake, Strict, Tokens, refuse
+from simbatch.sim.workload.trace_model import (
+    CHARS_PER_TOKEN,
+    TOKENIZER,
+    Between,
+    CharsPerToken,
+    OnEmpty,
+    TokenizerFile,
+    TraceColumns,
+    TraceFormat,
+)
 
 MeanTokens = Annotated[float, Field(gt=0, le=MAX_TOKENS)]
 Variation = Annotated[float, Field(ge=0, le=100)]
@@ -107,6 +115,8 @@ class Empirical(_Clipped):
     limit: Count | None = Field(default=None, description="use the first so many requests only")
     between: Between = Field(default=None, description="[START, END]: only rows of this time, by the file's own clock")
     on_empty: OnEmpty = Field(default="error", description="rows without output tokens: error, or skip")
+    chars_per_token: CharsPerToken = Field(default=None, description=CHARS_PER_TOKEN)
+    tokenizer: TokenizerFile = Field(default=None, description=TOKENIZER)
 
 
 _POINTS = (1, 5, 10, 25, 50, 75, 90, 95, 99)

@@ -9,10 +9,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from simbatch.sim.strict import Mistake, Strict, refuse, rule_error
+from simbatch.sim.strict import Burstiness, Count, Mistake, Rate, Share, Strict, priority_of, refuse, rule_error
 from simbatch.sim.workload.arrivals import Arrival, ClosedLoop, Gamma
 from simbatch.sim.workload.lengths import Length
-from simbatch.sim.workload.section import Burstiness, Count, Rate, Share, priority_of
 from simbatch.sim.workload.sessions import Sessions
 from simbatch.sim.workload.trace_model import Trace
 

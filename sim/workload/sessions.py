@@ -6,10 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simbatch.sim.strict import Mistake, Strict, refuse
+from simbatch.sim.strict import Count, Mistake, Seconds, Share, Strict, Tokens, refuse
 from simbatch.sim.workload.arrivals import AllAtOnce, Arrival, ClosedLoop
 from simbatch.sim.workload.lengths import Length
-from simbatch.sim.workload.section import Count, Seconds, Share, Tokens
 
 
 class LognormalTime(Strict):

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from simbatch.sim.clock import to_ps
+from simbatch.sim.strict import MAX_TOKENS, priority_of
 from simbatch.sim.workload.arrivals import ClosedLoop, arrival_times
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.draws import Purpose, draw_shares, stream
 from simbatch.sim.workload.lengths import Empirical, FixedLength, Geometric, Length, Lognormal, Quantiles, Uniform
 from simbatch.sim.workload.model import Part, Prefix, TrafficShape, Workload
-from simbatch.sim.workload.section import MAX_TOKENS, priority_of
 from simbatch.sim.workload.trace_model import Trace
 
 Ints = npt.NDArray[np.int64]
@@ -206,8 +206,8 @@ def _whole(values: npt.NDArray[np.float64], low: int | None, high: int | None) -
 def _empirical(length: Empirical, folder: Path, of: LengthOf, notes: list[str]) -> Draw:
     from simbatch.sim.workload.traces import open_trace
 
-    settings = {key: getattr(length, key) for key in ("path", "format", "columns", "limit", "between", "on_empty")}
-    trace = Trace(**settings)
+    keys = ("path", "format", "columns", "limit", "between", "on_empty", "chars_per_token", "tokenizer")
+    trace = Trace(**{key: getattr(length, key) for key in keys})
     wanted = "prompt" if of == "num_prompt_tokens" else "output"
     place = "workload.prompt_len" if of == "num_prompt_tokens" else "workload.output_len"
     counts: Counter[int] = Counter()

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simbatch.sim.strict import Mistake, Strict, refuse
+from simbatch.sim.strict import Count, Mistake, Strict, refuse
 from simbatch.sim.workload.columns import Said, Unit
 from simbatch.sim.workload.formats import FORMATS, RESULTS
-from simbatch.sim.workload.section import Count
 
 if TYPE_CHECKING:
     TraceFormat = str
@@ -21,6 +20,10 @@ OnEmpty = Literal["error", "skip"]
 PromptIs = Literal["whole", "new"]
 Bound = float | int | str | date
 Between = Annotated[list[Bound], Field(min_length=2, max_length=2)] | None
+CharsPerToken = Annotated[float, Field(ge=0.1, le=100)] | None
+CHARS_PER_TOKEN = "a file of texts: so many characters are taken for a token (English: about 4)"
+TokenizerFile = Annotated[str, Field(min_length=1)] | None
+TOKENIZER = "a file of texts: the model's tokenizer.json, which counts them (pip install tokenizers)"
 
 TRACE_FORMATS: tuple[str, ...] = tuple(FORMATS)
 _LISTED = ", ".join(f"{name}: {form.unit}" for name, form in FORMATS.items() if form.unit not in (None, "iso"))
@@ -108,6 +111,8 @@ class Trace(Strict):
         default=None, description="tokens that one entry of hash_ids stands for (mooncake: 512; others: 16)"
     )
     columns: TraceColumns | None = Field(default=None, description="names of columns in this file")
+    chars_per_token: CharsPerToken = Field(default=None, description=CHARS_PER_TOKEN)
+    tokenizer: TokenizerFile = Field(default=None, description=TOKENIZER)
     on_empty: OnEmpty = Field(
         default="error", description="a row without output tokens: error, or skip (skipped rows are counted)"
     )
@@ -118,6 +123,8 @@ class Trace(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.chars_per_token is not None and self.tokenizer is not None:
+            refuse(self, [Mistake("chars_per_token", "the tokenizer counts, and nothing is assumed", "leave it out")])
         if self.format is not None:
             refuse(self, settings_mistakes(self, self.format))
         return self
@@ -133,6 +140,7 @@ def settings_mistakes(trace: Trace, name: str) -> list[Mistake]:
     if trace.hash_block_tokens is not None and not form.hash_block_tokens:
         mistakes.append(Mistake("hash_block_tokens", f"format {name} has no hash_ids", "leave it out"))
     if is_result:
-        named = [key for key in ("columns", "between", "sort") if getattr(trace, key)]
+        keys = ("columns", "between", "sort", "chars_per_token", "tokenizer")
+        named = [key for key in keys if getattr(trace, key)]
         mistakes += [Mistake(key, f"format {name} has lists and no rows", "leave it out") for key in named]
     return mistakes

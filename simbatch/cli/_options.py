@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 HOST = "simbatch.host"  # among what a command's context keeps
-TRACE_FLAGS = "--columns, --between, --sort, --on-empty"
+TRACE_FLAGS = "--columns, --between, --sort, --on-empty, --chars-per-token, --tokenizer"
 
 
 def gpu_options(command: Command) -> Command:
@@ -147,7 +147,7 @@ def load_scenario(
 
 
 def with_trace_flags(scenarios: Sequence[Scenario]) -> list[Scenario]:
-    """The scenarios, those of a trace with what --columns, --between, --sort and --on-empty say of it."""
+    """The scenarios, those of a trace with what the flags of `TRACE_FLAGS` say of it."""
     read = trace_flags()
     if read and all(scenario.workload.trace is None for scenario in scenarios):
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in read)

@@ -106,7 +106,7 @@ def estimate(base: str, quantization: str, model_config: Path, output: Path) -> 
 
 
 def _write(profile: MeasuredProfile, output: Path) -> None:
-    from simbatch.profiler.write import write_profile
+    from simbatch.sim.cost.by_name import write_profile
 
     with replacing(output):
         write_profile(profile, output)

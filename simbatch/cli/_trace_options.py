@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +25,7 @@ KINDS = (
     "hash_ids",
     "predicted_output",
 )
+ROW_KEYS = ("columns", "between", "sort", "on_empty", "chars_per_token", "tokenizer")
 UNITS = ("s", "ms", "us", "ns", "iso")
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 TRACE = "simbatch.trace"  # among what a command's context keeps
@@ -48,14 +50,13 @@ class FormatName(click.types.StringParamType):
 
 
 def trace_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--columns, --between, --sort and --on-empty, of the commands that take a trace; `trace_flags` finds them."""
+    """How rows are read, of the commands that take a trace; `trace_flags` finds what is given."""
 
     @wraps(command)
-    def with_trace(
-        *args: Any, columns: str | None, between: str | None, sort: bool | None, on_empty: str | None, **others: Any
-    ) -> Any:
-        click.get_current_context().meta[TRACE] = trace_settings(columns, between, on_empty, sort=sort)
-        return command(*args, **others)
+    def with_trace(*args: Any, **options: Any) -> Any:
+        own = {key: options.pop(key) for key in ROW_KEYS}
+        click.get_current_context().meta[TRACE] = trace_settings(own)
+        return command(*args, **options)
 
     found: Callable[..., Any] = with_trace
     for option in reversed(_row_options()):
@@ -71,6 +72,10 @@ def _row_options() -> tuple[Option, ...]:
         click.option("--between", metavar="START,END", help=between),
         click.option("--sort", is_flag=True, default=None, help="Put the trace's rows in order of arrival first."),
         click.option("--on-empty", type=click.Choice(["error", "skip"]), help="Rows of it without output tokens."),
+        click.option(
+            "--chars-per-token", type=float, metavar="X", help="A trace of texts: take X characters for a token."
+        ),
+        click.option("--tokenizer", metavar="FILE", help="A trace of texts: count them by this tokenizer.json."),
     )
 
 
@@ -89,16 +94,14 @@ def reading_of(trace: str | None) -> dict[str, Any]:
     return read
 
 
-def trace_settings(
-    columns: str | None, between: str | None, on_empty: str | None = None, *, sort: bool | None
-) -> dict[str, Any]:
-    """What the flags say, by the keys of `workload.trace`; UserError that names the flag."""
-    settings: dict[str, Any] = {"sort": True} if sort else {}
-    if on_empty is not None:
-        settings["on_empty"] = on_empty
-    if columns is not None:
-        settings["columns"] = columns_of(columns)
-    if between is not None:
+def trace_settings(own: dict[str, Any]) -> dict[str, Any]:
+    """What the flags of `ROW_KEYS` say, by the keys of `workload.trace`; UserError that names the flag."""
+    settings = {key: value for key, value in own.items() if value is not None}
+    if "columns" in settings:
+        settings["columns"] = columns_of(settings["columns"])
+    if "tokenizer" in settings:  # a scenario's paths start at its folder
+        settings["tokenizer"] = str(Path(settings["tokenizer"]).expanduser().absolute())
+    if (between := settings.get("between")) is not None:
         bounds = [bound.strip() for bound in between.split(",")]
         if len(bounds) != 2 or not all(bounds):
             raise UserError(Problem("--between", "takes two moments", between, "write START,END: --between 60,120"))

@@ -195,8 +195,8 @@ def describe_all(
 def _is_result(file: Path) -> bool:
     """Whether it is a benchmark's result, in detail enough for its streams."""
     from simbatch.sim.json_values import json_values
-    from simbatch.sim.workload.bench.document import read_text
     from simbatch.sim.workload.bench.read import is_detailed
+    from simbatch.sim.workload.bench.run import read_text
     from simbatch.sim.workload.formats import RESULTS
     from simbatch.sim.workload.traces.detect import detect
 
@@ -233,7 +233,7 @@ def _draw_run(described: Described | str, statistics: TraceStatistics, facts: di
 
 
 def _draw(statistics: TraceStatistics, facts: dict[str, Any], picture: Path) -> None:
-    from simbatch.sim.report.trace_picture import write
+    from simbatch.sim.report.step_times import write
 
     name = Path(facts["path"]).name
     write(picture, statistics, f"{name} ({facts['format']}, {statistics.num_requests:,} requests)")

@@ -28,6 +28,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--kv-cache-dtype", default="auto", show_default=True, metavar="NAME", help="auto, fp8 ...")
 @click.option("--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True, metavar="N")
 @click.option("--experts-met", metavar="T:E,...", help="Experts that T tokens of a step meet, counted (even routing).")
+@click.option(
+    "--assume", metavar="ARCH", help="Estimate an unknown architecture as this one, as far as its config goes."
+)
 @click.option("--greedy", is_flag=True, help="Sampling at temperature 0; else as models' own configs have it.")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the profile to this file too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the profile's JSON.")
@@ -49,7 +52,7 @@ def estimate(model: str | None, output: Path | None, as_json: bool, base: str | 
         limits = _limits(model, flags)
         estimated = roofline(model, output, flags)
     if as_json:
-        from simbatch.profiler.write import profile_json
+        from simbatch.sim.cost.by_name import profile_json
 
         click.echo(profile_json(estimated), nl=False)
     else:
@@ -66,7 +69,7 @@ def _limits(model: str, flags: dict[str, Any]) -> Roofline:
     from simbatch.sim.cost.gpus import gpu_of
 
     shape = flags["quantization"], flags["kv_cache_dtype"], flags["tensor_parallel_size"]
-    config = find_model(model)[0]
+    config = find_model(model, flags["assume"])[0]
     routing = routing_of(flags["experts_met"], config)
     return roofline_of(config, gpu_of(flags["gpu"], flags["gpu_spec"]), *shape, routing)
 
@@ -78,7 +81,7 @@ def roofline(model: str, output: Path | None, flags: dict[str, Any], place: str 
     from simbatch.sim.cost.gpus import gpu_of
 
     gpu = gpu_of(flags.get("gpu"), flags.get("gpu_spec"), place)
-    config, short, assumed = find_model(model)
+    config, short, assumed = find_model(model, flags.get("assume"))
     name = short if Path(model).exists() else model
     return roofline_profile(
         config,
@@ -98,7 +101,11 @@ def scaled(base: str, model: Path, output: Path | None, flags: dict[str, Any]) -
     """From the measured profile `base`, whose weights are stored smaller."""
     from simbatch.profiler.importers.imported import estimate_profile
 
-    given = [f"--{key.replace('_', '-')}" for key in ("gpu", "gpu_spec", "experts_met") if flags.get(key) is not None]
+    given = [
+        f"--{key.replace('_', '-')}"
+        for key in ("gpu", "gpu_spec", "experts_met", "assume")
+        if flags.get(key) is not None
+    ]
     if given or flags["kv_cache_dtype"] != "auto" or flags["tensor_parallel_size"] != 1:
         what = given[0] if given else "--kv-cache-dtype, --tensor-parallel-size"
         raise UserError(Problem(what, "is the measured profile's own", mend="leave it out, or leave out --base"))
@@ -115,6 +122,7 @@ def _command(name: str, flags: dict[str, Any], output: Path | None) -> str:
         "--kv-cache-dtype": flags.get("kv_cache_dtype"),
         "--tensor-parallel-size": flags.get("tensor_parallel_size"),
         "--experts-met": flags.get("experts_met"),
+        "--assume": flags.get("assume"),
     }
     words = ["simbatch estimate", shlex.quote(name)]
     words += [
@@ -136,7 +144,7 @@ def check_output(output: Path, *read: Path | None) -> None:
 
 def write(estimated: MeasuredProfile, output: Path) -> None:
     """Write the profile, and say where."""
-    from simbatch.profiler.write import write_profile
+    from simbatch.sim.cost.by_name import write_profile
 
     with replacing(output):
         write_profile(estimated, output)
@@ -148,7 +156,8 @@ def _show(estimated: MeasuredProfile, limits: Roofline | None) -> None:
     from rich.console import Console
 
     from simbatch.profiler.profile import predicted
-    from simbatch.profiler.write import profile_json
+    from simbatch.sim.cost.by_name import profile_json
+    from simbatch.sim.text import wrapped
 
     memory, console = estimated.memory, Console(highlight=False)
     console.width = max(console.width, 110)
@@ -163,4 +172,4 @@ def _show(estimated: MeasuredProfile, limits: Roofline | None) -> None:
     rows = predicted.predicted_batches(estimated, content, predicted.default_sizes(estimated), *lengths)
     console.print(predicted.batch_table(rows, list(predicted.roofline_shares(limits, rows))))
     for note in (*predicted.table_notes(estimated, rows, limits), *estimated.notes):
-        console.print(f"- {note}", soft_wrap=True)
+        console.print("\n".join(wrapped([f"- {note}"])), soft_wrap=True)

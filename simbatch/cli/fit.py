@@ -89,7 +89,7 @@ def fit(
 
 
 def _write(profile: Profile, output: Path | None) -> None:
-    from simbatch.profiler.write import write_profile
+    from simbatch.sim.cost.by_name import write_profile
 
     if output is not None:
         with replacing(output):

@@ -38,8 +38,7 @@ def list_profiles(gpu: str | None, model: str | None, as_json: bool) -> None:
     out; TTFT error is what real runs say of the simulation, where there are any. batch (sequences) and chunk (tokens)
     are the largest that were measured.
     """
-    from simbatch.sim.cost.by_name import load_profile
-    from simbatch.sim.cost.load import shipped_names
+    from simbatch.sim.cost.by_name import load_profile, shipped_names
 
     found = _matching([load_profile(name, folder=Path()) for name in shipped_names()], gpu, model)
     if as_json:
@@ -64,8 +63,7 @@ def show(name: str, as_json: bool, plot: Path | None, batches: str | None, promp
 
     With --batches: step, throughput, TTFT, TPOT, KV memory and share of the roofline by batch size, and the knee.
     """
-    from simbatch.profiler.write import profile_json
-    from simbatch.sim.cost.by_name import load_profile
+    from simbatch.sim.cost.by_name import load_profile, profile_json
     from simbatch.sim.paths import check_target
 
     profile = load_profile(name, folder=Path())
@@ -102,11 +100,13 @@ def _show_batches(
         return
     from rich.console import Console
 
+    from simbatch.sim.text import wrapped
+
     console = Console(highlight=False)
     console.width = max(console.width, 110)
     console.print(predicted.batch_table(rows, shares))
     for note in predicted.table_notes(profile, rows, roofline):
-        console.print(f"- {note}", soft_wrap=True)
+        console.print("\n".join(wrapped([f"- {note}"])), soft_wrap=True)
 
 
 def _sizes(text: str) -> list[int]:

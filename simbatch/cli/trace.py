@@ -132,8 +132,7 @@ def _open(file: Path, settings: dict[str, Any], run: int | None = None) -> Trace
     from simbatch.sim.workload.trace_model import Trace
     from simbatch.sim.workload.traces import open_trace
 
-    given = {key: value for key, value in settings.items() if value is not None}
-    given |= trace_settings(given.pop("columns", None), given.pop("between", None), sort=given.pop("sort", None))
+    given = trace_settings(settings)
     if "trace_format" in given:
         given["format"] = given.pop("trace_format")
     read: Trace = _validated(Trace, {"path": str(file), **given})

@@ -11,12 +11,12 @@ from collections.abc import Hashable
 from itertools import takewhile
 from typing import Any, Protocol
 
-from simbatch.policies.base import Policy
 from simbatch.serving.options import PLACE
 from simbatch.serving.request import UNASKED, ServedRequest
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.model import CostModel, step_ps_beside
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scheduler.batch import decoding, has_prefill
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions

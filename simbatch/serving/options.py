@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
-from simbatch.policies.base import Policy
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scenario.policy import build_policy
 from simbatch.sim.scenario.reading.source import Source
 

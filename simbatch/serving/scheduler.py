@@ -26,11 +26,11 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
-from simbatch.policies.base import Policy
 from simbatch.policies.vllm import VLLM
 from simbatch.serving.guide import EngineClock, Guide, ServedClock
 from simbatch.serving.options import PLACE, PolicyOptions, refuse_undoable
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.policy import Policy
 
 logger = init_logger("vllm.simbatch")  # vLLM prints what is below its own name
 UNTOLD = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_ERROR)  # ends that are no feedback

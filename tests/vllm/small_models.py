@@ -49,6 +49,45 @@ LINEAR = {
     "partial_rotary_factor": 0.25,
     "mamba_ssm_dtype": "float32",  # which vLLM takes on a CPU in any case
 }
+NO_LATENT = {key: value for key, value in LATENT.items() if "rank" not in key and "qk_" not in key}
+PLAIN = {"hidden_act": "silu", "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+LING = {  # Bailing's and Sarvam's words
+    **PLAIN,
+    "num_experts": 8,
+    "num_shared_experts": 1,
+    "embedding_dropout": 0.0,
+    "score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+    "use_qkv_bias": False,
+    "use_bias": False,
+    "use_qk_norm": True,
+    "use_rmsnorm": True,
+    "norm_head": False,
+    "partial_rotary_factor": 0.5,
+}
+TIED = {"tie_word_embeddings": True}
+MAMBA = {
+    "layer_types": ["mamba", "attention", "mamba", "mamba"],
+    "mamba_n_heads": 8,
+    "mamba_d_head": 64,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 32,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_conv_bias": True,
+    "mamba_proj_bias": False,
+    "position_embedding_type": "nope",
+    "mamba_ssm_cache_dtype": "float32",  # as on a CPU in any case
+}
+CONVOLUTIONS = {
+    "layer_types": ["conv", "full_attention", "conv", "conv"],
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "conv_dim": 256,
+    "norm_eps": 1e-5,
+    "rms_norm_eps": None,
+    "head_dim": None,
+}
 GLOBAL = ["sliding_attention"] * 3 + ["full_attention"]
 
 
@@ -155,5 +194,61 @@ SMALL = {
             mlp_hidden_act="relu2",
             layer_norm_epsilon=1e-5,
         ),
+        _of("InternLM2ForCausalLM", "internlm2", head_dim=None, **PLAIN),
+        _of("InternLM3ForCausalLM", "llama"),
+        _of("SolarForCausalLM", "solar", **PLAIN, bskcn_1=[1], bskcn_2=[1], bskcn_3=[1], bskcn_4=[1],
+            bskcn_tv=[0.9, 0.8]),
+        _of("MiniCPMForCausalLM", "minicpm", **PLAIN, **TIED, scale_emb=1, dim_model_base=256, scale_depth=1.4,
+            num_experts=0, head_dim=32),
+        _of("HyperCLOVAXForCausalLM", "hyperclovax", use_post_norm=True),
+        _of("TeleFLMForCausalLM", "teleflm", **PLAIN, use_mup=False),
+        _of("PanguEmbeddedForCausalLM", "pangu", **PLAIN, bias=True, num_experts=0),
+        _of("CohereForCausalLM", "cohere", **TIED, use_qk_norm=False),
+        _of("Cohere2ForCausalLM", "cohere2", **TIED, sliding_window=256, layer_types=GLOBAL),
+        _of("Ernie4_5ForCausalLM", "ernie4_5", use_bias=False),
+        _of("Ernie4_5_MoeForCausalLM", "ernie4_5_moe", moe_num_experts=8, moe_k=2, moe_num_shared_experts=1,
+            moe_intermediate_size=128, moe_layer_start_index=1, moe_layer_interval=1, moe_layer_end_index=3),
+        _of("Exaone4ForCausalLM", "exaone4", sliding_window=256, layer_types=GLOBAL, sliding_window_pattern="LLLG"),
+        _of("ExaoneMoeForCausalLM", "exaone_moe", **EXPERTS, sliding_window=256, layer_types=GLOBAL,
+            sliding_window_pattern="LLLG", num_shared_experts=1, n_group=1, topk_group=1, scoring_func="sigmoid",
+            mlp_layer_types=["dense"] + ["sparse"] * 3, routed_scaling_factor=1.0),
+        _of("HYV3ForCausalLM", "hy_v3", num_experts=8, num_experts_per_tok=2, expert_hidden_dim=128,
+            num_shared_experts=1, first_k_dense_replace=1, qk_norm=True, route_norm=True),
+        _of("AfmoeForCausalLM", "afmoe", **EXPERTS, num_shared_experts=1, num_dense_layers=1, score_func="sigmoid",
+            n_group=1, topk_group=1, sliding_window=256, layer_types=GLOBAL, route_norm=True, route_scale=1.0),
+        _of("GraniteSWAForCausalLM", "granite_swa", **TIED, sliding_window=256, layer_types=GLOBAL),
+        _of("GraniteMoeForCausalLM", "granitemoe", **TIED, head_dim=None, num_local_experts=8, num_experts_per_tok=2),
+        _of("GraniteMoeSharedForCausalLM", "granitemoeshared", **TIED, head_dim=None, num_local_experts=8,
+            num_experts_per_tok=2, shared_intermediate_size=64),
+        _of("GraniteMoeSWAForCausalLM", "granitemoe_swa", **TIED, head_dim=None, num_local_experts=8,
+            num_experts_per_tok=2, shared_intermediate_size=64, sliding_window=256, layer_types=GLOBAL),
+        _of("GraniteMoeHybridForCausalLM", "granitemoehybrid", **TIED, **MAMBA, head_dim=None, num_local_experts=8,
+            num_experts_per_tok=2, shared_intermediate_size=64),
+        _of("OlmoeForCausalLM", "olmoe", head_dim=None, num_experts=8, num_experts_per_tok=2),
+        _of("DeepseekForCausalLM", "deepseek", head_dim=None,
+            **{**NO_LATENT, **PLAIN, "topk_method": "greedy", "scoring_func": "softmax", "num_key_value_heads": 4}),
+        _of("MistralLarge3ForCausalLM", "deepseek_v3", **LATENT),
+        _of("AXK1ForCausalLM", "axk1", **LATENT),
+        _of("SarvamMLAForCausalLM", "sarvam_mla", **{**LATENT, **LING}, moe_shared_expert_intermediate_size=128),
+        _of("BailingMoeForCausalLM", "bailing_moe",
+            **{**NO_LATENT, **LING, "use_qk_norm": False, "first_k_dense_replace": 0, "score_function": None,
+               "n_group": None, "topk_group": None, "scoring_func": None, "topk_method": None,
+               "moe_router_enable_expert_bias": False}),
+        _of("BailingMoeV2ForCausalLM", "bailing_moe_v2", **{**NO_LATENT, **LING}),
+        _of("Lfm2ForCausalLM", "lfm2", **TIED, **CONVOLUTIONS, block_dim=256, block_ff_dim=512, block_multiple_of=64,
+            block_auto_adjust_ff_dim=True, block_ffn_dim_multiplier=1.0),
+        _of("Lfm2MoeForCausalLM", "lfm2_moe", **TIED, **CONVOLUTIONS, **EXPERTS, num_dense_layers=1,
+            use_expert_bias=True),
     )
 }  # fmt: skip
+
+OWN_CODE = ("internlm2", "solar", "minicpm", "teleflm", "pangu", "deepseek", "sarvam_mla", "bailing_moe",
+            "bailing_moe_v2")  # fmt: skip
+
+
+def know_own_code() -> None:
+    """Types of models whose configurations come with code of their own: plain ones take their place."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    for kind in OWN_CODE:
+        AutoConfig.register(kind, type("OwnConfig", (PretrainedConfig,), {"model_type": kind}), exist_ok=True)

@@ -12,7 +12,7 @@ import pytest
 from simbatch.profiler.model.config import model_config_of, read_model_config
 from simbatch.profiler.model.kv_layout import kv_layout
 from simbatch.profiler.model.weights import weights_of
-from tests.vllm.small_models import LATENT, SIZES, SMALL
+from tests.vllm.small_models import LATENT, SIZES, SMALL, know_own_code
 from tests.vllm.test_memory_blocks import built, engine  # noqa: F401 - the engine is this module's too
 
 AVAILABLE = 10**9
@@ -45,6 +45,7 @@ def test_weights_blocks_and_logged_tokens_are_vllms(name, tmp_path, engine):  # 
 
     (tmp_path / "config.json").write_text(json.dumps(SMALL[name]))
     config = read_model_config(tmp_path)
+    know_own_code()
     made, model = built(tmp_path)
     weights = weights_of(config, "bf16")
     assert sum(one.numel() * one.element_size() for one in model.parameters()) == weights.total - weights.copies

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.load import shipped_names
+from simbatch.sim.cost.by_name import load_profile, shipped_names
 from simbatch.sim.tuning.recommend import BatchChoice, CaseLoad, Recommendation
 from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
 from simbatch.sim.tuning.vllm_flags import arguments, command, config_yaml, vllm_serve

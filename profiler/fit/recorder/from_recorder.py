@@ -18,9 +18,8 @@ from simbatch.profiler.fit.recorder.replay import UpdateGaps, errors_of, gaps_of
 from simbatch.profiler.records.steps import MeasuredSteps, concatenate, range_of
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.host_section import HostSection
-from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.profile import Profile
-from simbatch.sim.cost.provenance import GapFigures, RecorderFit
+from simbatch.sim.cost.provenance import GapFigures, MeasuredRange, RecorderFit
 from simbatch.sim.errors import Problem, UserError
 
 SAME = ("model", "tensor_parallel_size", "async_scheduling", "kv_cache_dtype", "vllm_version")

@@ -22,9 +22,8 @@ from simbatch.profiler.fit.streams.worth import (
     warnings_of,
 )
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.measured_range import MeasuredRange
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
-from simbatch.sim.cost.provenance import MeanErrors, SeenRun, StreamFit
+from simbatch.sim.cost.provenance import MeanErrors, MeasuredRange, SeenRun, StreamFit
 from simbatch.sim.errors import Problem, UserError
 
 NO_END = 2**30  # KV blocks where the cache was never full

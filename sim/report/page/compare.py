@@ -34,9 +34,8 @@ from simbatch.sim.report.page.settings import (
 )
 from simbatch.sim.report.run_pictures import NUM_BINS, arrivals, binned
 from simbatch.sim.report.verdicts import best_in, headline, said
-from simbatch.sim.results.differences import Difference, MetricRow
 from simbatch.sim.results.experiment import SideBySide
-from simbatch.sim.results.runs import MeasuredRun, Summary
+from simbatch.sim.results.runs import Difference, MeasuredRun, MetricRow, Summary
 from simbatch.sim.text import percent
 
 MAX_NAME = 16  # characters of a candidate below its bar

@@ -15,8 +15,8 @@ from simbatch.sim.report.page.settings import (
     trust_line,
     trust_of_all,
 )
-from simbatch.sim.results.differences import MetricRow
 from simbatch.sim.results.experiment import OverLoads
+from simbatch.sim.results.runs import MetricRow
 
 ONE_A_LOAD = "one run a load says nothing of chance; --replications 10 gives intervals"
 

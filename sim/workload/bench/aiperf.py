@@ -15,11 +15,9 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, json_values
-from simbatch.sim.strict import Lenient, checked
-from simbatch.sim.workload.bench.document import read_text
-from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Ints, Load, gaps_told, objects
+from simbatch.sim.strict import MAX_TOKENS, Lenient, checked
+from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Ints, Load, gaps_told, objects, read_text
 from simbatch.sim.workload.bench.vllm import is_number, rate_of
-from simbatch.sim.workload.section import MAX_TOKENS
 
 AIPERF = "aiperf"
 SUMMARY_FILE = "profile_export_aiperf.json"

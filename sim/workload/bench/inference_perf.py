@@ -13,8 +13,7 @@ import numpy as np
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue
 from simbatch.sim.strict import Lenient, checked
-from simbatch.sim.workload.bench.document import Time, Tokens
-from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Load, gaps_told, objects
+from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Load, Time, Tokens, gaps_told, objects
 from simbatch.sim.workload.bench.vllm import is_number, rate_of
 
 INFERENCE_PERF = "inference-perf"

@@ -9,8 +9,7 @@ from typing import Any
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, json_values
 from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf, vllm
-from simbatch.sim.workload.bench.document import keys_of, read_text
-from simbatch.sim.workload.bench.run import BenchRun, BenchTotals
+from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, keys_of, read_text
 
 RESULT_TOOLS = (
     "vllm bench serve",

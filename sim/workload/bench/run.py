@@ -1,13 +1,21 @@
-"""A benchmark's run in plain columns: what all clients' results come down to."""
+"""A benchmark's run in plain columns: what all clients' results come down to, and how their files are read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.strict import MAX_TOKENS
+from simbatch.sim.text import cut_short
+from simbatch.sim.workload.arrivals import MAX_TIME_S
+from simbatch.sim.workload.files import open_text, text_errors
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -94,3 +102,24 @@ def gaps_told(gaps_s: NDArray[np.object_], num_output_tokens: Ints) -> str:
 
 
 MAX_MISSING = 0.02  # share of tokens that came with another one
+
+
+Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+Time = Annotated[float, Field(ge=-1e12, le=1e12)]
+Lasted = Annotated[float, Field(ge=0, le=MAX_TIME_S)]
+
+
+def read_text(path: Path) -> str:
+    """The file as text; UserError when it cannot be read, is packed or is not UTF-8."""
+    try:
+        with text_errors(path), open_text(path) as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(Problem(str(path), f"cannot be read: {error.strerror}", mend="check the path")) from None
+
+
+def keys_of(value: object) -> str:
+    """What an unknown value has, cut short."""
+    if not isinstance(value, dict):
+        return f"a {'list' if isinstance(value, list) else 'single value'}"
+    return f"the keys {cut_short(value)}"

@@ -15,8 +15,7 @@ import numpy as np
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue
 from simbatch.sim.strict import Lenient, checked
-from simbatch.sim.workload.bench.document import Lasted, Time, Tokens
-from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Load, gaps_told, objects
+from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Lasted, Load, Time, Tokens, gaps_told, objects
 
 VLLM, SGLANG = "vllm bench serve", "SGLang's bench_serving"
 RECOGNISED = ("input_lens", "start_times", "request_throughput")

@@ -14,12 +14,13 @@ from simbatch.sim.workload.formats import FORMATS, OURS, RESULTS
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.trace_model import Trace, settings_mistakes
 from simbatch.sim.workload.traces.columnar import ParquetReader
-from simbatch.sim.workload.traces.detect import detect, is_strange, unknown
+from simbatch.sim.workload.traces.detect import detect, has_prompt, is_strange, unknown
 from simbatch.sim.workload.traces.lines import LinesReader, mentions
 from simbatch.sim.workload.traces.results import BenchReader
 from simbatch.sim.workload.traces.rows import Head, Reader, Reading
 from simbatch.sim.workload.traces.source import TraceSource
 from simbatch.sim.workload.traces.tables import TableReader
+from simbatch.sim.workload.traces.texts import COUNT_THEM, TEXT_HASH_TOKENS, Texts, has_texts
 from simbatch.sim.workload.traces.times import PS_PER_UNIT, Clock
 
 __all__ = ["TraceSource", "foretells", "open_trace"]
@@ -54,7 +55,8 @@ def open_trace(
     path = user_path(folder, trace.path)
     check_file(path, f"{place}.path" if place else str(path))
     said = trace.columns.said() if trace.columns else {}
-    form, head = detect(path, trace.format, said)
+    texts = _texts_of(trace, folder, place)
+    form, head = detect(path, trace.format, said, texts)
     mistakes = settings_mistakes(trace, form.name)
     if mistakes:
         raise UserError(*(Problem(_named(place, key), rule, getattr(trace, key), mend) for key, rule, mend in mistakes))
@@ -65,7 +67,7 @@ def open_trace(
         clock = Clock(trace.time_unit or form.unit)
         reader = BenchReader(path, form.columns, clock, run, lengths_only="arrival" not in wanted)
     else:
-        reader, notes, has_turns = _rows_of(path, head, form, trace, place, wanted)
+        reader, notes, has_turns = _rows_of(path, head, form, trace, place, wanted, texts)
     if trace.prompt_is == "new" and not has_turns:
         rule, mend = "there are no sessions in the file", "name their column: --columns session=NAME, or leave it out"
         raise UserError(Problem(_named(place, "prompt_is"), rule, trace.prompt_is, mend))
@@ -85,11 +87,13 @@ def open_trace(
 
 
 def _rows_of(
-    path: Path, head: Head, form: Format, trace: Trace, place: str, wanted: tuple[str, ...]
+    path: Path, head: Head, form: Format, trace: Trace, place: str, wanted: tuple[str, ...], texts: Texts | None
 ) -> tuple[Reader, tuple[str, ...], bool]:
     """What reads a file that has rows, notes on how, and whether its rows are turns of sessions."""
     said = trace.columns.said() if trace.columns else {}
     _check_said(head, said, form, place)
+    if texts is None and "prompt" in wanted and "prompt" not in said and has_texts(head.row) and not has_prompt(head):
+        raise UserError(Problem(head.place, "the prompts are texts, whose tokens are not counted", mend=COUNT_THEM))
     if trace.format is None and is_strange(head) and not said:
         raise unknown(path, head)
     has_turns = "arrival" in wanted and _has_turns(path, head, form, said)
@@ -99,7 +103,7 @@ def _rows_of(
     if trace.time_unit is not None and chosen.columns.arrival == OWN_ARRIVAL:
         rule = f"format {form.name} has {OWN_ARRIVAL}, in seconds, and no other unit"
         raise UserError(Problem(_named(place, "time_unit"), rule, trace.time_unit, "leave it out"))
-    reading = _reading(head, chosen, form, trace, has_turns=has_turns)
+    reading = _reading(head, chosen, form, trace, texts, has_turns=has_turns)
     if (first := head.row.get(chosen.columns.arrival or "")) not in (None, ""):
         reading.clock.tell_unit(first)
     reader = _READERS[head.kind](path, reading)
@@ -111,9 +115,9 @@ def foretells(trace: Trace, folder: Path) -> bool:
     path = user_path(folder, trace.path)
     check_file(path, "workload.trace.path")
     said = trace.columns.said() if trace.columns else {}
-    form, _ = detect(path, trace.format, said)
-    if form.name in RESULTS:  # they have none, and would be loaded whole
-        return False
+    has_counts = trace.chars_per_token is None and trace.tokenizer is None
+    if not has_counts or detect(path, trace.format, said)[0].name in RESULTS:
+        return False  # they have none, and would be loaded whole
     return open_trace(trace, folder=folder).foretells
 
 
@@ -135,14 +139,28 @@ def _of_turns(columns: Columns, head: Head, form: Format, *, has_turns: bool) ->
     return columns._replace(arrival=form.columns.arrival) if is_later else columns
 
 
-def _reading(head: Head, chosen: Chosen, form: Format, trace: Trace, *, has_turns: bool) -> Reading:
+def _texts_of(trace: Trace, folder: Path, place: str) -> Texts | None:
+    """What counts the texts of the file, where the settings say that it has some."""
+    if trace.chars_per_token is None and trace.tokenizer is None:
+        return None
+    tokenizer = None if trace.tokenizer is None else user_path(folder, trace.tokenizer)
+    if tokenizer is not None:
+        check_file(tokenizer, _named(place, "tokenizer"))
+    size = trace.hash_block_tokens or TEXT_HASH_TOKENS
+    return Texts(trace.chars_per_token, tokenizer, size, is_new=trace.prompt_is == "new")
+
+
+def _reading(
+    head: Head, chosen: Chosen, form: Format, trace: Trace, texts: Texts | None, *, has_turns: bool
+) -> Reading:
     given = trace.columns.arrival if trace.columns else None
     unit = chosen.unit
     if trace.time_unit is not None and (given is None or isinstance(given, str) or given.unit is None):
         unit = trace.time_unit
-    size = trace.hash_block_tokens or form.hash_block_tokens or (16 if chosen.columns.hash_ids else 0)
+    known = form.hash_block_tokens if texts is None else TEXT_HASH_TOKENS
+    size = trace.hash_block_tokens or known or (16 if chosen.columns.hash_ids else 0)
     delay_ps = PS_PER_UNIT[chosen.delay_unit] if has_turns else 0
-    return Reading(head, chosen.columns, Clock(unit), size, delay_ps)
+    return Reading(head, chosen.columns, Clock(unit), size, delay_ps, texts)
 
 
 def _notes(reader: Reader, chosen: Chosen) -> tuple[str, ...]:

@@ -9,30 +9,36 @@ from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, json_value, json_values
+from simbatch.sim.text import cut_short
 from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf
-from simbatch.sim.workload.bench.document import keys_of, read_text
 from simbatch.sim.workload.bench.read import is_result
+from simbatch.sim.workload.bench.run import keys_of, read_text
 from simbatch.sim.workload.columns import REQUIRED, Format, Said, length_of
-from simbatch.sim.workload.files import cut_short, open_text, text_errors
+from simbatch.sim.workload.files import open_text, text_errors
 from simbatch.sim.workload.formats import FORMATS, OURS, RESULTS, TABLES
 from simbatch.sim.workload.traces.columnar import head_of_parquet
 from simbatch.sim.workload.traces.lines import flattened, head_of_lines, listed_in, rows_of
 from simbatch.sim.workload.traces.rows import Head
 from simbatch.sim.workload.traces.tables import head_of_table
+from simbatch.sim.workload.traces.texts import TEXT_KEYS, Texts
 
 _HEAD = 1 << 16  # characters of a first line that is longer than any row, as a JSON document's may be
 _LISTS = ("start_times", "input_lens", "output_lens")
-_TEXTS = ("text", "texts", "messages", "conversations", "text_input")
 _MOST_ROWS = 10_000  # that are looked at where the first ones fit several formats
 
 
-def detect(path: Path, name: str | None = None, said: Said | None = None) -> tuple[Format, Head | None]:
+def detect(
+    path: Path, name: str | None = None, said: Said | None = None, texts: Texts | None = None
+) -> tuple[Format, Head | None]:
     """The format of `path`, or the one of this `name`, and how the file begins; no head for a benchmark's result.
 
-    `said`: columns that the user named. UserError that says what was found when no format fits or several do.
+    `said`: columns that the user named. A file of `texts` comes to rows of Mooncake's columns.
+    UserError that says what was found when no format fits or several do.
     """
     if name in RESULTS:
         return FORMATS[name or ""], None
+    if texts is not None:
+        return FORMATS[name or "mooncake"], _head_of_texts(path, texts)
     kind = name if name in OURS else None
     head = _head(path, kind)
     if isinstance(head, Format):
@@ -66,6 +72,18 @@ def _head(path: Path, kind: str | None) -> Head | Format:
     return head
 
 
+def _head_of_texts(path: Path, texts: Texts) -> Head:
+    with text_errors(path), open_text(path) as file:
+        first = next((line for line in iter(lambda: file.readline(_HEAD), "") if line.strip()), "").strip()
+    if first and first[0] not in "[{":
+        mend = "name a file of JSON, or leave out chars_per_token and tokenizer"
+        raise UserError(Problem(str(path), "texts are read from JSON alone", first[:40], mend))
+    head = head_of_lines(path, "list" if first.startswith("[") else "jsonl", texts)
+    if head is None:
+        raise UserError(Problem(str(path), "the trace has no requests", mend="name another file"))
+    return head
+
+
 def _magic(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(4)
@@ -79,8 +97,9 @@ def _of_object(path: Path, first: str) -> Format | str:
     try:
         row = json_value(first, path, line=1, allow_nan=True)
     except UserError:
-        if any(f'"{column}"' in first for form in TABLES.values() for column in form.columns[:2]):
-            return "jsonl"  # a row that is cut off: its reader says where
+        keys = [*TEXT_KEYS, *(column for form in TABLES.values() for column in form.columns[:2])]
+        if any(f'"{key}"' in first for key in keys):
+            return "jsonl"  # a row that is cut off, or longer than what was looked at: its reader says where
         return _of_document(path) or "list"
     if not isinstance(row, dict):
         return "jsonl"
@@ -94,6 +113,9 @@ def _of_document(path: Path) -> Format | None:
         return found
     if len(read) == 1 and (_has_rows(read[0].value) or _is_list(read[0].value)):
         return None
+    if isinstance(read[0].value, dict) and read[0].value.get("filetype") == "generate_conversations":
+        mend = "write workload.sessions: docs/sessions.md says what its figures are called there"
+        raise _unknown(path, "the settings of vLLM's multi-turn benchmark, and no requests", mend)
     if all(isinstance(document.value, dict) and _has_lengths(document.value) for document in read):
         raise _unknown(path, "rows of JSON that spread over several lines", "write one JSON object a line (jq -c .)")
     raise _unknown(path, f"no known format has {keys_of(read[0].value)}")
@@ -177,6 +199,12 @@ def _num_alike(names: Sequence[str], form: Format) -> int:
     return sum(bool(get_close_matches(str(name).lower(), lower, n=1, cutoff=0.7)) for name in form.columns[:3])
 
 
+def has_prompt(head: Head) -> bool:
+    """Whether a column's name says that it is the prompts' lengths."""
+    known = {form.columns.prompt for form in TABLES.values()}
+    return any(name in known or length_of(name) == "prompt" for name in head.names)
+
+
 def is_strange(head: Head) -> bool:
     """Whether a file has nothing that looks like a length or like a format's column: it is no trace."""
     known = {name for form in TABLES.values() for name in form.columns[:3]}
@@ -190,9 +218,7 @@ def unknown(path: Path, head: Head) -> UserError:
         return _unknown(path, "there is no line of names above the numbers", mend)
     if head.kind == "csv":
         return _unknown(path, f"no known format begins with {','.join(head.names)[:80]!r}")
-    texts = [name for name in head.names if name in _TEXTS]
-    mend = "texts have no lengths without the model's tokenizer: docs/sessions.md has ten lines that count them"
-    return _unknown(path, f"no known format has the keys {cut_short(head.names)}", mend if texts else "")
+    return _unknown(path, f"no known format has the keys {cut_short(head.names)}")
 
 
 def _unknown(path: Path, found: str, mend: str = "") -> UserError:

@@ -14,6 +14,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import json_value
 from simbatch.sim.workload.files import open_binary, open_text, text_errors
 from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Head, Reading, RowBatch, assemble, line_place
+from simbatch.sim.workload.traces.texts import Texts
 
 MEND = "complete or remove the line if the file was cut off, or check the format"
 JsonRow = dict[str, Any]
@@ -22,10 +23,10 @@ _OF_FIRST = ("timestamp", "delay")  # what stands beside a list of turns and is 
 _BLOCK = 1 << 20
 
 
-def head_of_lines(path: Path, kind: str) -> Head | None:
+def head_of_lines(path: Path, kind: str, texts: Texts | None = None) -> Head | None:
     """The keys of the first row, those of objects within it as `usage.prompt_tokens`; None for an empty file."""
     with text_errors(path):
-        number, row = next(rows_of(path, kind), (0, {}))
+        number, row = next(rows_of(path, kind, texts), (0, {}))
     flat = flattened(row)
     return Head(kind, list(flat), flat, f"{path}:{number}" if kind == "jsonl" else str(path)) if number else None
 
@@ -48,8 +49,8 @@ def listed_in(value: object) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def rows_of(path: Path, kind: str) -> Iterator[tuple[int, JsonRow]]:
-    """Each object with its number, from 1; UserError for what is none."""
+def rows_of(path: Path, kind: str, texts: Texts | None = None) -> Iterator[tuple[int, JsonRow]]:
+    """Each object with its number, from 1, and the turns that `texts` makes of it; UserError for what is none."""
     if kind == "list":
         with open_text(path) as file:
             found = json_value(file.read(), path, allow_nan=True)
@@ -58,14 +59,13 @@ def rows_of(path: Path, kind: str) -> Iterator[tuple[int, JsonRow]]:
     else:
         pairs = _lines(path)
     for number, row in pairs:
+        place = f"{path}:{number}" if kind == "jsonl" else f"{path}[{number - 1}]"
         if not isinstance(row, dict):
-            place = f"{path}:{number}" if kind == "jsonl" else f"{path} [{number - 1}]"
             raise UserError(Problem(place, "must be one JSON object a line: {...}", row, "check the format"))
         turns = row.get(_TURNS)
-        if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
-            yield from ((number, turn) for turn in _parted(row, number))
-        else:
-            yield number, row
+        is_parted = isinstance(turns, list) and bool(turns) and all(isinstance(turn, dict) for turn in turns)
+        parts = _parted(row, number) if is_parted else iter((row,))
+        yield from ((number, part) for part in (parts if texts is None else texts.turns_of(list(parts), number, place)))
 
 
 def _parted(row: JsonRow, number: int) -> Iterator[JsonRow]:
@@ -114,10 +114,18 @@ class LinesReader:
         where = line_place(self._path) if self._kind == "jsonl" else None
         return where(line, column) if where else f"{self._path}[{line - 1}] {column}".rstrip()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How texts were counted; complete when all is read."""
+        return () if self._reading.texts is None else self._reading.texts.notes
+
+    def _rows(self) -> Iterator[tuple[int, JsonRow]]:
+        return rows_of(self._path, self._kind, self._reading.texts)
+
     def count(self) -> int:
         """All rows of the file, whose values are not looked at."""
-        if self._kind == "list":
-            return sum(1 for _ in rows_of(self._path, self._kind))
+        if self._kind == "list" or self._reading.texts is not None:
+            return sum(1 for _ in self._rows())
         with open_binary(self._path) as file:
             return sum(map(bool, map(bytes.strip, file)))
 
@@ -128,7 +136,7 @@ class LinesReader:
         num_hashes = 0
         hash_name = self.columns.hash_ids
         with text_errors(self._path):
-            for line, row in rows_of(self._path, self._kind):
+            for line, row in self._rows():
                 if not row.keys() <= self._top:
                     self.ignored |= row.keys() - self._top
                 lines.append(line)

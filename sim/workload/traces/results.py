@@ -15,12 +15,11 @@ import numpy as np
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, json_values
-from simbatch.sim.workload.bench.document import read_text
+from simbatch.sim.text import cut_short
 from simbatch.sim.workload.bench.read import is_result, results_of
-from simbatch.sim.workload.bench.run import BenchRun, BenchTotals
+from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, read_text
 from simbatch.sim.workload.bench.sending import sending_of
 from simbatch.sim.workload.columns import Columns
-from simbatch.sim.workload.files import cut_short
 from simbatch.sim.workload.traces.rows import BATCH_ROWS, Head, Reading, RowBatch, assemble
 from simbatch.sim.workload.traces.times import Clock
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from simbatch.sim.workload.columns import Columns, Row
 from simbatch.sim.workload.traces import values
+from simbatch.sim.workload.traces.texts import Texts
 from simbatch.sim.workload.traces.times import Clock, Times
 from simbatch.sim.workload.traces.values import Kind
 
@@ -37,7 +38,7 @@ class Reading:
     """How a file is read: its columns and clock, and what one hash stands for.
 
     `delay_ps`: rows are turns of sessions, which may be without a time of their own, and a delay is in units of so many
-    ps; 0: they are not.
+    ps; 0: they are not. `texts` makes turns of rows of texts.
     """
 
     head: Head
@@ -45,6 +46,7 @@ class Reading:
     clock: Clock
     hash_block_tokens: int
     delay_ps: int = 0
+    texts: Texts | None = None
 
 
 @dataclass(slots=True)

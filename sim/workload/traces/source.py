@@ -11,10 +11,11 @@ import numpy as np
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.text import cut_short
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.columns import words_of
 from simbatch.sim.workload.draws import Purpose, draw_shares, stream
-from simbatch.sim.workload.files import BadValueError, cut_short
+from simbatch.sim.workload.files import BadValueError
 from simbatch.sim.workload.trace_model import Trace
 from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch
 from simbatch.sim.workload.traces.sessions import TurnRows, conversations_of
@@ -54,7 +55,7 @@ class TraceSource:
         self.has_times: bool = getattr(reader, "has_times", True)  # False: sent as soon as a place is free
         self.max_concurrency = None if has_turns else max_concurrency
         self.skipped = 0
-        self._notes = (*notes, *getattr(reader, "notes", ()))
+        self._notes = notes
         self._reader, self._settings, self._has_order = reader, settings, has_order
         self._users = max_concurrency if has_turns else None
         self._has_turns = has_turns
@@ -84,7 +85,7 @@ class TraceSource:
             names, mend = ", ".join(sessions), f"--columns session={sessions[0]}, if a row waits for the one before it"
             pictured.append(f"conversations are not followed: {names}; rows go at their own times ({mend})")
         told = self._conversations.notes if "_conversations" in self.__dict__ else ()
-        return (*self._notes, *told, *pictured, *self._left_out())
+        return (*self._notes, *getattr(self._reader, "notes", ()), *told, *pictured, *self._left_out())
 
     @property
     def turns(self) -> Turns | None:

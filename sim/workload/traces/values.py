@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.strict import MAX_TOKENS, priority_of
 from simbatch.sim.workload.files import BadValueError
-from simbatch.sim.workload.section import MAX_TOKENS, priority_of
 
 T = TypeVar("T")
 

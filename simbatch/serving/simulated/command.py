@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from simbatch.serving.simulated.model import Tokens, make_model
 from simbatch.serving.simulated.plugin import SPEC
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario
+from simbatch.sim.scenario.flags import flag_words
 from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
 
@@ -78,7 +78,7 @@ def prepare(options: ServeOptions) -> Prepared:
     if policy and (taken := sorted({"scheduler_cls", "additional_config"} & named.keys())):
         rule = "is how vLLM is told of the policy"
         raise UserError(Problem(flag_of(taken[0]), rule, mend="leave it out, or --policy"))
-    flags = [*engine_flags(resolved), *_policy_flags(policy), *others]
+    flags = [*engine_flags(resolved), *flag_words(policy), *others]
     if "served_model_name" not in named:
         flags += ["--served-model-name", resolved.profile.name]
     scheduler_cls = policy.get("scheduler_cls") or named.get("scheduler_cls")
@@ -145,10 +145,3 @@ def _run(prepared: Prepared, options: ServeOptions, folder: Path, tell: Callable
         server.wait()
     finally:
         server.stop()
-
-
-def _policy_flags(arguments: dict[str, Any]) -> list[str]:
-    if not arguments:
-        return []
-    config = json.dumps(arguments["additional_config"])
-    return ["--scheduler-cls", arguments["scheduler_cls"], "--additional-config", config]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import OURS, EngineSettings
+from simbatch.sim.scenario.flags import flag_words
 from simbatch.sim.scenario.resolved import Resolved
 
 SETTINGS = {name: field for name, field in EngineSettings.model_fields.items() if name not in {*OURS, "vllm_version"}}
@@ -90,15 +91,12 @@ def in_the_profile(flags: Flags, profile: Any) -> list[str]:
 def engine_flags(resolved: Resolved) -> Iterator[str]:
     """The resolved settings as vLLM's flags: limits always, switches where they are not at vLLM's default."""
     settings = resolved.engine_settings()
-    for name, field in SETTINGS.items():
-        value = settings.get(name)
-        if name in NOT_TOLD or value is None or value == field.default:
-            continue
-        if name in SWITCHES:
-            yield f"--{_dashed(name)}" if value else f"--no-{_dashed(name)}"
-        else:
-            yield from (f"--{_dashed(name)}", str(value))
-    yield from ("--num-gpu-blocks-override", str(resolved.engine.num_gpu_blocks))
+    told = {
+        name: settings[name]
+        for name, field in SETTINGS.items()
+        if name not in NOT_TOLD and settings.get(name) not in (None, field.default)
+    }
+    return flag_words(told | {"num_gpu_blocks_override": resolved.engine.num_gpu_blocks})
 
 
 def flag_of(key: str) -> str:

@@ -1,1 +1,0 @@
-"""Intervals, growth and trends, and the Pareto set, on plain arrays."""
