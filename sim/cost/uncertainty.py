@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, hypot, log1p
-from statistics import NormalDist, fmean
+from statistics import NormalDist, median
 from typing import Any
 
 import numpy as np
@@ -97,9 +97,9 @@ def _device(profile: Profile) -> dict[str, Uncertain]:
         base = COMPUTED
     elif error is not None and error.against == "tables":
         base = COMPOSED
-    elif len(_not_told(profile) & {*NOT_TOLD_DEVICE}) == len(NOT_TOLD_DEVICE):
+    elif _lacks_parts(profile):
         base = {
-            part: Uncertain(1.0, each.spread, f"parts are another profile's; {each.source}")
+            part: Uncertain(1.0, each.spread, f"parts are another profile's, or nobody's; {each.source}")
             for part, each in COMPOSED.items()
         }
     else:
@@ -111,16 +111,18 @@ def _device(profile: Profile) -> dict[str, Uncertain]:
     }
 
 
-def _not_told(profile: Profile) -> set[str]:
-    """What a fit from streams took from elsewhere."""
-    return set() if profile.streams is None else {*profile.streams.taken}
+def _lacks_parts(profile: Profile) -> bool:
+    """Whether a fit from streams took its parts of the device's time from elsewhere, or some from no profile."""
+    taken = {} if profile.streams is None else profile.streams.taken
+    return {*NOT_TOLD_DEVICE} <= {*taken} or taken.get("attention", "").startswith("of no profile")
 
 
 def _seen_error(profile: Profile) -> float:
     """How far totals were off that the fit had not seen: the mean over its results, or of the recorder's gaps."""
     if profile.streams is not None:
         predicted = [abs(run.predicted.tpot) for run in profile.streams.runs if run.predicted is not None]
-        return fmean(predicted) if predicted else abs(profile.streams.halves or 0.0)
+        # of two results each is predicted by one load alone, which says nothing of what both together tell
+        return median(predicted) if len(predicted) > 2 else abs(profile.streams.halves or 0.0)
     if profile.recorder is not None and profile.recorder.gaps is not None:
         return abs(profile.recorder.gaps.total)
     return 0.0
