@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ def growth_of(steps: FittedSteps) -> dict[str, float] | None:
 
 HIDES = 0.4  # the share of a time that shows
 TOLD = 0.02  # a standard error of a prefill's time
+NOT_AT_ALL = 2**31  # tokens of no step
 
 
 def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], nearest: Profile | None) -> dict[str, str]:
@@ -77,10 +79,9 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     if not steps.price.is_told:
         taken["decode context"] = origin
     mixed, shown = steps.mixed, steps.problem.shown(steps.mixed)
-    if hidden := hidden_tokens(steps):
-        untold = hidden == mixed.knots[-1]
-        key = "prefill on the device" if untold else "small prefills on the device"
-        few = "" if untold else f" of up to {hidden:,} tokens"
+    if fewest := told_from(steps):
+        key = "prefill on the device" if fewest == NOT_AT_ALL else "small prefills on the device"
+        few = "" if fewest == NOT_AT_ALL else f" of fewer than {fewest:,} tokens"
         taken[key] = f"steps with prefills{few} hide behind launches, or are too few to tell them to {TOLD:.0%}"
     for kind, key, what in (
         (1, "piecewise", f"up to {MAX_CAPTURE} tokens"),
@@ -103,14 +104,16 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     return taken
 
 
-def hidden_tokens(steps: FittedSteps) -> int:
-    """Of steps with prefills the largest knot whose device time these streams do not tell; 0: all are told."""
+def told_from(steps: FittedSteps) -> int:
+    """Tokens of a step with prefills from which on these streams tell its device time; 0: of all, or `NOT_AT_ALL`."""
     mixed, shown = steps.mixed, steps.problem.shown(steps.mixed)
-    hidden = 0
-    for knot in mixed.knots[1:].tolist():  # the first is held near a decode
+    if shown and shown["prefill"] < HIDES:
+        return NOT_AT_ALL
+    fewest = 0
+    for knot, following in pairwise([*mixed.knots[1:].tolist(), NOT_AT_ALL]):  # the first is held near a decode
         if mixed.sure[f"tokens_{knot}"] > TOLD or (shown and shown[f"tokens_{knot}"] < HIDES):
-            hidden = knot
-    return hidden if not shown or shown["prefill"] >= HIDES else int(mixed.knots[-1])
+            fewest = following
+    return fewest
 
 
 def _slope_told(steps: FittedSteps, nearest: Profile | None) -> str:
