@@ -11,9 +11,10 @@ looks back at no more than a window.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-ATTENTION_SHIFT = 20  # of attention coefficients: a few thousand ps per unit, multiplied by up to 1e9 units
-HALF = 1 << (ATTENTION_SHIFT - 1)
+ATTENTION_SHIFT: Final = 20  # of attention coefficients: a few thousand ps per unit, multiplied by up to 1e9 units
+HALF: Final = 524288  # 1 << (ATTENTION_SHIFT - 1), as a number that compiled code knows
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from simbatch.sim.scheduler.request import Request
 
-NOBODY: list[Request] = []
+NOBODY: Final[list[Request]] = []
 OUTSIDE: Final = -1  # a request's `joined_round` when it is in no group
 
 
@@ -32,7 +32,8 @@ class DecodeGroup:
         self._fills: list[int] = []  # heap of rounds in which windows fill, and how many in each
         self._num_filling: dict[int, int] = {}
         self._needing = [0] * block_size  # how many members need a block in rounds r with r % block_size == index
-        self._ends: list[tuple[int, int, Request]] = []  # heap of (round of the last token, seat, member)
+        self._ends: list[int] = []  # heap of the rounds in which members get their last tokens
+        self._ending: dict[int, list[Request]] = {}  # by such a round: whose that is, one at least
 
     def join(self, request: Request) -> None:
         """Take in a request that wants one token a round from now on."""
@@ -44,7 +45,11 @@ class DecodeGroup:
             self.blocks_next += 1
         self._needing[(self.round - computed) % self.block_size] += 1
         last_round = self.round + request.max_tokens - request.num_tokens + request.num_prompt_tokens
-        heapq.heappush(self._ends, (last_round, request.seat, request))
+        if last_round in self._ending:
+            self._ending[last_round].append(request)
+        else:
+            self._ending[last_round] = [request]
+            heappush(self._ends, last_round)
         if self.window:
             self._open_window(computed)
 
@@ -55,33 +60,36 @@ class DecodeGroup:
         if self.num_growing:
             self._fill_windows(num_rounds)
         ends = self._ends
-        if not ends or ends[0][0] > self.round:
+        if not ends or ends[0] > self.round:
             self.blocks_next = self._needing[self.round % self.block_size]
             return NOBODY
-        ended = []
-        while ends and ends[0][0] == self.round:
-            request = heapq.heappop(ends)[2]
+        ended = self._ending.pop(heappop(ends))
+        if len(ended) > 1:
+            ended.sort(key=by_seat)
+        for request in ended:
             self._take_out(request)
-            ended.append(request)
-            while ends and not is_member(ends[0]):
-                heapq.heappop(ends)
         self.blocks_next = self._needing[self.round % self.block_size]
         return ended
 
     def leave(self, request: Request) -> None:
         """Let a member go before its end."""
+        last_round = request.joined_round + request.max_tokens - request.num_tokens + request.num_prompt_tokens
+        others = self._ending[last_round]
+        others.remove(request)
+        if not others:
+            del self._ending[last_round]
+            self._ends.remove(last_round)
+            heapify(self._ends)
         self._take_out(request)
         self.blocks_next = self._needing[self.round % self.block_size]
-        while self._ends and not is_member(self._ends[0]):
-            heapq.heappop(self._ends)
 
     def members(self) -> list[Request]:
         """All of them, in no order."""
-        return [entry[2] for entry in self._ends if is_member(entry)]
+        return [request for ending in self._ending.values() for request in ending]
 
     def disband(self) -> list[Request]:
         """Let every member go, with its own numbers up to date; in order of admission."""
-        members = sorted(self.members(), key=lambda request: request.seat)
+        members = sorted(self.members(), key=by_seat)
         for request in members:
             self._catch_up(request)
         self.size = self.context = self.blocks_next = self.in_window = self.num_growing = 0
@@ -89,6 +97,7 @@ class DecodeGroup:
         self._num_filling.clear()
         self._needing = [0] * self.block_size
         self._ends.clear()
+        self._ending.clear()
         return members
 
     def ahead_of(self, request: Request) -> tuple[int, int]:
@@ -104,11 +113,11 @@ class DecodeGroup:
 
         A window that is full after r rounds has grown in each of them, and not in the next: r + 1 rounds are alike.
         """
-        left = self._ends[0][0] - self.round
+        left = self._ends[0] - self.round
         if not self.num_growing:
             return left
         while self._fills[0] not in self._num_filling:  # who was to fill it has left
-            heapq.heappop(self._fills)
+            heappop(self._fills)
         return min(left, self._fills[0] - self.round + 1)
 
     def blocks_for(self, num_rounds: int) -> int:
@@ -152,7 +161,7 @@ class DecodeGroup:
         fills = self.round + self.window - computed
         if fills not in self._num_filling:
             self._num_filling[fills] = 0
-            heapq.heappush(self._fills, fills)
+            heappush(self._fills, fills)
         self._num_filling[fills] += 1
 
     def _fill_windows(self, num_rounds: int) -> None:
@@ -160,7 +169,7 @@ class DecodeGroup:
         self.in_window += num_rounds * self.num_growing
         fills = self._fills
         while fills and fills[0] <= self.round:
-            filled = heapq.heappop(fills)
+            filled = heappop(fills)
             num_filled = self._num_filling.pop(filled, 0)
             self.in_window -= num_filled * (self.round - filled)
             self.num_growing -= num_filled
@@ -184,6 +193,6 @@ class DecodeGroup:
         request.joined_round = OUTSIDE
 
 
-def is_member(entry: tuple[int, int, Request]) -> bool:
-    """Whether an entry of the heap still holds: its request may have left, and come back under another seat."""
-    return entry[2].joined_round != OUTSIDE and entry[2].seat == entry[1]
+def by_seat(request: Request) -> int:
+    """Requests sorted by this are in order of admission."""
+    return request.seat

@@ -46,13 +46,13 @@ class Door:
         host: Host,
         is_timed: bool,
     ) -> None:
-        self._config = config
         self._decisions = decisions
         self._scheduler = scheduler
         self._recorder = recorder
         self._left = left  # told who has left the system, and when
         self._listener = listener
-        self._may_refuse = decisions.rejects
+        self._may_refuse, self._predicts = decisions.rejects, decisions.predicts
+        self._max_model_len: int = config.max_model_len
         self._host = host
         self._is_timed = is_timed
         self._waiting = scheduler.waiting
@@ -65,9 +65,9 @@ class Door:
         self._scheduler.may_admit, self.held_until_ps = True, 0
         if self._listener is not None:
             self._listener.arrived(request, now_ps)
-        if self._decisions.predicts:
+        if self._predicts:
             self._decisions.predict(request)
-        if request.num_prompt_tokens >= self._config.max_model_len or self._may_refuse:
+        if request.num_prompt_tokens >= self._max_model_len or self._may_refuse:
             reason = self._too_long(request) or self._decisions.reject(request)
             if reason is not None:
                 self.turn_away(request, reason, now_ps)
@@ -113,7 +113,7 @@ class Door:
 
     def _too_long(self, request: Request) -> str | None:
         """Why vLLM's front end turns the request away (v1/engine/input_processor.py), if it does."""
-        limit = self._config.max_model_len
+        limit = self._max_model_len
         if request.num_prompt_tokens < limit:
             return None
         return f"prompt of {request.num_prompt_tokens} tokens is not shorter than max_model_len ({limit})"

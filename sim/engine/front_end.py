@@ -20,11 +20,11 @@ import heapq
 from collections.abc import Callable
 
 from simbatch.sim.cost.host import FrontEndTimes
-from simbatch.sim.engine.traffic import FAR, Lane, Traffic
+from simbatch.sim.engine.traffic import FAR, Feed, Lane, Traffic
 from simbatch.sim.scheduler.request import Request
 
 
-class FrontEnd:
+class FrontEnd(Feed):
     """What stands between the clients and one engine; `next_ps` is when it has something to do next."""
 
     def __init__(

@@ -23,7 +23,9 @@ class Gathered:
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self.group = replica.group
+        self.group, self.windows = replica.group, replica.cost.windows
+        self.is_limited: bool = replica.inbox.is_limited
+        self.decides_budget: bool = replica.decisions.decides_budget
         self.is_async = replica.config.async_scheduling
         self.is_alone = True  # in its environment: nothing else can happen meanwhile
         self.refuses_chunks = not replica.config.enable_chunked_prefill
@@ -143,7 +145,7 @@ class Gathered:
         replica.number = newest = number + 1 + is_paused
         noted = [] if self.has_stepped else self.late(NEVER - 1 if is_paused else number)
         num_decodes, context, num_regular = group.size, group.context, group.size - len(noted)
-        in_window, windows = group.in_window, replica.cost.windows
+        in_window, windows = group.in_window, self.windows
         entries, fresh, self.taken = [], [], 0
         ended = group.advance(1)
         if partials:
@@ -182,9 +184,9 @@ class Gathered:
         replica = self.replica
         if self.preempted or not self.has_stepped:
             return 1
-        if self.ending and (replica.scheduler.waiting or replica.inbox.is_limited or not self.is_alone):
+        if self.ending and (replica.scheduler.waiting or self.is_limited or not self.is_alone):
             return 1
-        if self.partials and replica.decisions.decides_budget:  # it had nothing for them, and is asked again
+        if self.partials and self.decides_budget:  # it had nothing for them, and is asked again
             return 1
         return self.group.rounds_left
 

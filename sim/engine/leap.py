@@ -38,7 +38,7 @@ from simbatch.sim.engine.gathered import Gathered
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.timed import Timed
-from simbatch.sim.engine.traffic import FAR
+from simbatch.sim.engine.traffic import FAR, Feed
 from simbatch.sim.engine.untimed import Untimed
 from simbatch.sim.scheduler.batch import has_prefill
 from simbatch.sim.scheduler.request import NEVER, Request
@@ -51,12 +51,16 @@ class Leap:
         self.replica = replica
         self.config, self.decisions = replica.config, replica.decisions
         self.scheduler, self.kv, self.device = replica.scheduler, replica.kv, replica.device
-        self.group, self.inbox = replica.group, replica.inbox
+        self.group, self.feed, self.add = replica.group, replica.feed, replica.door.add
         self.gathered = Gathered(replica)
         self.may_leap = may_leap(replica)
+        # what is asked at every step, looked up once
+        self.max_tokens: int = self.config.max_num_batched_tokens
+        self.asked_on_change: bool = self.decisions.asked_on_change
+        self.head_is_stable: bool = self.decisions.head_is_stable
         now = self.gathered
         # whether the gateway is told when a step is launched whom it ends, before the engine lets go of them
-        self.tells = now.is_async and not self.inbox.is_limited and not replica.door.is_static
+        self.tells = now.is_async and not replica.inbox.is_limited and not replica.door.is_static
         self.told: list[Request] = []  # of whom that was the last time, where host or front end take time
         self.untimed = Untimed(now)
         self.timed = Timed(now) if replica.is_timed else None
@@ -66,12 +70,13 @@ class Leap:
         replica = self.replica
         is_alone = replica.env.peek() == inf  # and will be: others would have an event in the queue
         self.gathered.is_alone = is_alone
-        if not self.may_leap or (self.timed is not None and not is_alone):
+        inbox = self.feed
+        if not self.may_leap or inbox is None or (self.timed is not None and not is_alone):
             return False
         now, group, kv, device = self.gathered, self.group, self.kv, self.device
         now.gather(in_flight)
-        inbox, door, scheduler, waiting = self.inbox, replica.door, self.scheduler, self.scheduler.waiting
-        untimed, timed, holds = self.untimed, self.timed, self.decisions.holds
+        door, scheduler, waiting = replica.door, self.scheduler, self.scheduler.waiting
+        untimed, timed, holds = self.untimed, self.timed, bool(self.decisions.holds)
         is_async, keeps_steps, lane = now.is_async, now.keeps_steps, replica.lane
         while True:
             planned = None
@@ -83,7 +88,7 @@ class Leap:
                     if lane.is_down:
                         break
                 if inbox.next_ps <= replica.now_ps or door.backlog:
-                    self._take_in()
+                    self._take_in(inbox)
                     if lane is not None and lane.horizon_ps <= replica.now_ps:  # admissions took that long
                         continue
                     if door.backlog:
@@ -148,16 +153,16 @@ class Leap:
         now.settle(in_flight)
         return has_given
 
-    def _take_in(self) -> None:
+    def _take_in(self, inbox: Feed) -> None:
         """Take in who has come: for nothing, or alone in the environment, so that the clock may just go on."""
         replica, scheduler = self.replica, self.scheduler
         num_waiting, may_admit = len(scheduler.waiting), scheduler.may_admit
         lane = replica.lane
-        while self.inbox.next_ps <= replica.now_ps:
-            replica.now_ps = self.inbox.take(replica.now_ps, replica.door.add)
+        while inbox.next_ps <= replica.now_ps:
+            replica.now_ps = inbox.take(replica.now_ps, self.add)
             if lane is not None and lane.horizon_ps <= replica.now_ps:  # others may have come meanwhile
                 break
-        if num_waiting and self.decisions.head_is_stable:
+        if num_waiting and self.head_is_stable:
             scheduler.may_admit = may_admit
 
     def _idle(self) -> Generator[Any, Any, bool]:
@@ -170,7 +175,7 @@ class Leap:
             else:
                 yield from replica.wait_until(self.device.free_ps)
                 now.let_go(replica.now_ps, replica.now_ps)
-            if not self.decisions.asked_on_change:
+            if not self.asked_on_change:
                 self.scheduler.may_admit = True
             return True
         if replica.has_work or replica.is_over:
@@ -185,8 +190,8 @@ class Leap:
         now.taken = group.blocks_next
         if now.taken:
             self.kv.take(now.taken)
-        budget = self.config.max_num_batched_tokens
-        if self.decisions.asked_on_change:
+        budget = self.max_tokens
+        if self.asked_on_change:
             self.replica.decoding_before = self.replica.decoding()
             if self.decisions.decides_budget:
                 budget = max(self.decisions.token_budget(), self.replica.decoding_before[0])
@@ -200,9 +205,9 @@ class Leap:
                 scheduler.advance(request, total)
                 planned[request] = n
                 budget -= n
-        if scheduler.waiting and (scheduler.may_admit or not self.decisions.asked_on_change):
+        if scheduler.waiting and (scheduler.may_admit or not self.asked_on_change):
             scheduler.admit_waiting(planned, budget, scheduler.long_prefill_threshold())
-        scheduler.may_admit = has_prefill(planned) if self.decisions.asked_on_change else bool(planned)
+        scheduler.may_admit = has_prefill(planned) if self.asked_on_change else bool(planned)
         group.ahead, self.replica.decoding_before = (0, 0), None
         return planned
 

@@ -14,7 +14,7 @@ one by one. Synchronous: S' = S + max(lag + d, h + max(tail, 0)) + o.
 
 from __future__ import annotations
 
-from math import isqrt
+from math import sqrt
 from typing import NamedTuple
 
 
@@ -130,6 +130,10 @@ def steps_until(time_ps: int, duration_ps: int, slope_ps: int) -> int:
         return 0
     if not slope_ps:
         return -(-time_ps // duration_ps)
-    b = 2 * duration_ps - slope_ps  # slope*j^2 + b*j >= 2*time
-    j = (isqrt(b * b + 8 * slope_ps * time_ps) - b) // (2 * slope_ps)
-    return j if j * duration_ps + slope_ps * (j * (j - 1) // 2) >= time_ps else j + 1
+    b = float(2 * duration_ps - slope_ps)  # slope*j^2 + b*j >= 2*time; floats find it, or a neighbour
+    j = int((sqrt(b * b + 8.0 * float(slope_ps) * float(time_ps)) - b) / (2.0 * float(slope_ps)))
+    while j * duration_ps + slope_ps * (j * (j - 1) // 2) < time_ps:
+        j += 1
+    while (j - 1) * duration_ps + slope_ps * ((j - 1) * (j - 2) // 2) >= time_ps:
+        j -= 1
+    return j

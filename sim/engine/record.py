@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from simbatch.sim.workload.turns import Turns
 
-FINISHED, REJECTED, UNFINISHED, REFUSED = 0, 1, 2, 3  # refused: by the front end, with 503
+FINISHED: Final = 0
+REJECTED: Final = 1
+UNFINISHED: Final = 2
+REFUSED: Final = 3  # by the front end, with 503
 STATUS_NAMES = ("finished", "rejected", "unfinished", "refused")
 
 NEVER_PS = -1
@@ -38,6 +41,10 @@ SEGMENT_FIELDS = (
 )
 SEGMENT_DTYPE = np.dtype([(name, np.int64) for name in SEGMENT_FIELDS])
 pack_segment = Struct(f"={len(SEGMENT_FIELDS)}q").pack  # a row's bytes: a third of what a growing list of ints takes
+# Rows of which some fields are always 0, which need not be converted: of a span whose steps follow on each other
+# without prefills (period, prefills), and of one step (slope, period).
+pack_span = Struct("=4q16x3q24x3q").pack
+pack_step = Struct("=3q24x9q").pack
 
 # When steps' tokens leave the front end, if host and front end take time: gaps in arithmetic progression, as segments.
 TOKEN_FIELDS = (

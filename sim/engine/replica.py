@@ -20,10 +20,10 @@ from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.door import Door, Inbox, ShownEngine
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.record import pack_segment, pack_tokens
+from simbatch.sim.engine.record import pack_step, pack_tokens
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.resources import Device, Host, Step
-from simbatch.sim.engine.traffic import FAR, Lane
+from simbatch.sim.engine.traffic import FAR, Feed, Lane
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
@@ -60,12 +60,14 @@ class Replica(ShownEngine):
         self.config = config
         self.cost = cost
         self.inbox = inbox
+        self.feed = inbox if isinstance(inbox, Feed) else None  # the same, where compiled code knows its class
         self.front_end = inbox if isinstance(inbox, FrontEnd) else None
         self.lane = lane  # in a cluster: what is sent here, and until when all of it is known
         self.recorder = recorder
         self._write_segment, self._write_tokens = recorder.segments.extend, recorder.tokens.extend
         self.listener = listener
         self.decisions = Decisions(config, policy)
+        self._listens: bool = self.decisions.listens
         self.kv = kv_cache_of(config)
         kind = PlannedScheduler if self.decisions.plans else Scheduler
         self.scheduler: Scheduler = kind(config, self.kv, self.decisions)
@@ -150,7 +152,7 @@ class Replica(ShownEngine):
     @property
     def cut_ps(self) -> int:
         """When somebody comes, or may come: nothing is known of the time after it."""
-        next_ps, lane = self.inbox.next_ps, self.lane
+        next_ps, lane = self.inbox.next_ps if self.feed is None else self.feed.next_ps, self.lane
         return next_ps if lane is None or next_ps < lane.horizon_ps else lane.horizon_ps
 
     @property
@@ -217,7 +219,7 @@ class Replica(ShownEngine):
             request.finish_ps = updated_ps
             request.finish_sent_ps = sent_ps
             self.recorder.finished(request)
-            if self.decisions.listens:
+            if self._listens:
                 self.decisions.finished(request)
             self._left(request, sent_ps)
         if self.lane is not None and not self.has_work:
@@ -260,8 +262,8 @@ class Replica(ShownEngine):
     def log_batch(self, start_ps: int, work_ps: int, features: Features, num_regular: int) -> None:
         """Write a row for one step that the device has been given."""
         num_decodes, context, tokens, _, attention, num_prefills, _, _ = features
-        self._write_segment(pack_segment(
-            start_ps, 1, work_ps, 0, 0, 0, num_decodes, num_regular, context, tokens, num_prefills, attention,
+        self._write_segment(pack_step(
+            start_ps, 1, work_ps, num_decodes, num_regular, context, tokens, num_prefills, attention,
             len(self.scheduler.running), self.count_waiting(), self.kv.free,
         ))  # fmt: skip
 

@@ -5,10 +5,10 @@ In a cluster each replica has a lane of its own, and knows only so much of the f
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
 from simbatch.sim.engine.recorder import Recorder
@@ -20,10 +20,25 @@ if TYPE_CHECKING:
 
 
 FAR: Final = 1 << 63  # ps: later than any column can say
-PROGRESS_INTERVAL = 500  # requests
+PROGRESS_INTERVAL: Final = 500  # requests
 
 
-class Traffic:
+class Feed:
+    """What hands requests to an engine; `next_ps` is when there is something to take next."""
+
+    next_ps: int
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the end of a request lets another one be sent."""
+        raise NotImplementedError
+
+    def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
+        """Hand over what has come by `now_ps`; `add` prices an admission (ps), the answer is the clock after them."""
+        raise NotImplementedError
+
+
+class Traffic(Feed):
     """The stream of requests; `next_ps` is when the next one is sent, `FAR` when there is none to come now.
 
     With a limit on concurrency a request is sent at its own time or when a slot is free, whichever is later
@@ -51,7 +66,15 @@ class Traffic:
         self.num_gone = 0  # requests that have left the system
         self.load_cpu_s = 0.0  # spent in reading, not in simulating
         self._first = self._index = self._length = 0
-        self._chunk: RequestChunk
+        # The chunk's columns, each looked up once
+        self._arrivals: list[int]
+        self._prompts: list[int]
+        self._outputs: list[int]
+        self._names: list[str] | None
+        self._priorities: list[int] | None
+        self._tenants: list[str | None] | None
+        self._predictions: list[float] | None
+        self._hashes: list[tuple[int, ...]] | None
         self.next_ps = FAR
         self._begin()
 
@@ -91,34 +114,32 @@ class Traffic:
         """A request has left the server; its client knows when the network has carried the last of it."""
         self.num_gone += 1
         if self._slots is not None:
-            heapq.heappush(self._slots, at_ps + self._network_ps + self._think_time_ps)
+            heappush(self._slots, at_ps + self._network_ps + self._think_time_ps)
             self._look()
         if self._progress is not None and not self.num_gone % PROGRESS_INTERVAL:
             self._progress(self.num_gone)
 
     def _pop(self, arrival_ps: int) -> Request:
-        i, chunk = self._index, self._chunk
-        index, num_prompt = self._first + i, chunk.num_prompt_tokens[i]
-        num_output = chunk.num_output_tokens[i]
+        i = self._index
+        index, num_prompt, num_output = self._first + i, self._prompts[i], self._outputs[i]
         if num_prompt + num_output > self._max_model_len:
             num_output = self._max_model_len - num_prompt
             self._recorder.num_truncated += num_output > 0
-        name = chunk.request_id[i] if chunk.request_id else None
-        request = Request(index, name, arrival_ps, num_prompt, num_output)
-        if chunk.priority:
-            request.priority = chunk.priority[i]
-        if chunk.tenant:
-            request.tenant = chunk.tenant[i]
-        if chunk.predicted_output_tokens:
-            request.predicted_output_tokens = chunk.predicted_output_tokens[i]
-        if self._keys and chunk.hash_ids:
-            request.share(self._keys.of(chunk.hash_ids[i], num_prompt))
+        request = Request(index, self._names[i] if self._names else None, arrival_ps, num_prompt, num_output)
+        if self._priorities:
+            request.priority = self._priorities[i]
+        if self._tenants:
+            request.tenant = self._tenants[i]
+        if self._predictions:
+            request.predicted_output_tokens = self._predictions[i]
+        if self._keys is not None and self._hashes:
+            request.share(self._keys.of(self._hashes[i], num_prompt))
         if self._slots is not None:
-            heapq.heappop(self._slots)
+            heappop(self._slots)
             self._recorder.arrival_ps[index] = arrival_ps
         self._index = i = i + 1
         if i < self._length and self._slots is None:
-            self.next_ps = chunk.arrival_ps[i]
+            self.next_ps = self._arrivals[i]
             return request
         if i == self._length:
             self._load()
@@ -129,7 +150,7 @@ class Traffic:
         if self._index == self._length or self._slots == []:
             self.next_ps = FAR
         else:
-            own_ps = self._chunk.arrival_ps[self._index]
+            own_ps = self._arrivals[self._index]
             self.next_ps = own_ps if self._slots is None else max(own_ps, self._slots[0])
 
     def _load(self) -> None:
@@ -138,12 +159,18 @@ class Traffic:
         chunk = next((c for c in self._chunks if c.arrival_ps), None)
         self._index, self._length = 0, 0
         if chunk is not None:
-            self._chunk, self._length = chunk, len(chunk.arrival_ps)
+            self._take_columns(chunk)
             self._recorder.expect(chunk)
         self.load_cpu_s += time.process_time() - begin
 
+    def _take_columns(self, chunk: RequestChunk) -> None:
+        self._arrivals, self._length = chunk.arrival_ps, len(chunk.arrival_ps)
+        self._prompts, self._outputs, self._names = chunk.num_prompt_tokens, chunk.num_output_tokens, chunk.request_id
+        self._priorities, self._tenants = chunk.priority, chunk.tenant
+        self._predictions, self._hashes = chunk.predicted_output_tokens, chunk.hash_ids
 
-class Lane:
+
+class Lane(Feed):
     """What a gateway sends to one replica of a cluster, and how much of the future the replica knows.
 
     The replicas of a cluster go on one at a time, each as far as it is known who will come: before `horizon_ps` nobody

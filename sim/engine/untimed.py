@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simbatch.sim.engine.gathered import NO_ENTRIES, Gathered
 from simbatch.sim.engine.pace import span_ps, steps_until
-from simbatch.sim.engine.record import pack_segment
+from simbatch.sim.engine.record import pack_span
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.scheduler.batch import Batch
 from simbatch.sim.scheduler.request import NEVER, Request
@@ -17,6 +17,9 @@ class Untimed:
         replica = now.replica
         self.replica, self.now, self.group = replica, now, now.group
         self.device, self.kv, self.cost = replica.device, replica.kv, replica.device.cost
+        # parts of the cost model, which compiled code knows by what they do and not by their class
+        self.windows, self.context_ps = self.cost.windows, self.cost.decode_context_ps
+        self.decode_ps: list[int] = []  # of a decode-only step but for its context, by the number of decodes
         self.write_segment = replica.recorder.segments.extend
         self.keeps_steps = now.keeps_steps
         # of the span under way, where steps are kept one by one: steps, the next one's duration, slope, blocks
@@ -80,9 +83,10 @@ class Untimed:
 
     def _longest(self) -> tuple[int, int, int]:
         """Decode-only steps in a row that change nothing, the first one's duration, slope; arrivals are not asked."""
-        cost, group, windows = self.cost, self.group, self.cost.windows
-        decode_ps, context_ps = cost.decode_ps(group.size), cost.decode_context_ps
-        duration_ps, slope_ps = decode_ps + context_ps * group.context, context_ps * group.size
+        group, windows, size, context_ps = self.group, self.windows, self.group.size, self.context_ps
+        while size >= len(self.decode_ps):
+            self.decode_ps.append(self.cost.decode_ps(len(self.decode_ps)))
+        duration_ps, slope_ps = self.decode_ps[size] + context_ps * group.context, context_ps * size
         if windows is not None:
             duration_ps += windows.decode_ps * group.in_window
             slope_ps += windows.decode_ps * group.num_growing
@@ -111,8 +115,8 @@ class Untimed:
         if num_blocks > num_free:
             num_steps = group.rounds_within(num_steps, num_free)
             num_blocks = group.blocks_for(num_steps)
-        self.write_segment(pack_segment(
-            start_ps, num_steps, duration_ps, slope_ps, 0, 0, group.size, num_regular, group.context, 0, 0, 0,
+        self.write_segment(pack_span(
+            start_ps, num_steps, duration_ps, slope_ps, group.size, num_regular, group.context,
             len(self.replica.scheduler.running), self.replica.count_waiting(), num_free - num_blocks,
         ))  # fmt: skip
         return num_steps, duration_ps, slope_ps, num_blocks

@@ -62,6 +62,14 @@ class Scheduler:
         self.on_shed: Callable[[Request, str], None]
         self.on_preempt: Callable[[Request, Request | None], None] | None = None
         self.refusal = Refusal("seats")  # of the newest step, if anybody is waiting
+        # what is asked at every admission, looked up once
+        self._sheds_head: bool = decisions.sheds_head
+        self._decides_seats: bool = decisions.decides_seats
+        self._max_seats: int = decisions.max_seats
+        self._hears_admissions: bool = decisions.hears_admissions
+        self._chunks: bool = config.enable_chunked_prefill
+        self._reserves_all: bool = config.scheduler_reserve_full_isl
+        self._max_prefill: int = config.long_prefill_token_threshold
         self._watermark_blocks = int(config.watermark * config.num_gpu_blocks)  # an admission leaves these free
         self._num_admitted = 0
         changes, takes_anybody = config.changes, not decisions.victim_is_last
@@ -140,8 +148,8 @@ class Scheduler:
     def admit_waiting(self, planned: dict[Request, int], budget: int, threshold: int) -> None:
         """Admit from the head of the queue while seats, budget and blocks last; nobody jumps the head."""
         running, waiting, kv, decisions = self.running, self.waiting, self.kv, self.decisions
-        sheds, decides_seats, has_cadence = decisions.sheds_head, decisions.decides_seats, self.cadence is not None
-        num_seats = decisions.seats() if decides_seats else decisions.max_seats
+        sheds, decides_seats, has_cadence = self._sheds_head, self._decides_seats, self.cadence is not None
+        num_seats = decisions.seats() if decides_seats else self._max_seats
         num_waiting = len(waiting)
         while budget > 0 and num_waiting and len(running) < num_seats:
             request = waiting.head
@@ -159,11 +167,11 @@ class Scheduler:
             if 0 < threshold < n:
                 n = threshold
             if n > budget:
-                if not self.config.enable_chunked_prefill:
+                if not self._chunks:
                     self.refusal = Refusal("chunk", n, budget)
                     return
                 n = budget
-            reserved = request.num_tokens if self.config.scheduler_reserve_full_isl else num_cached + n
+            reserved = request.num_tokens if self._reserves_all else num_cached + n
             watermark = self._watermark_blocks if running else 0  # waived when nobody runs
             num_blocks = kv.blocks(reserved) - num_hits + num_idle + watermark
             if num_blocks > kv.free:
@@ -190,7 +198,7 @@ class Scheduler:
         self.advance(request, num_tokens)
         request.seat = self._num_admitted = self._num_admitted + 1
         self.running.append(request)
-        if self.decisions.hears_admissions:
+        if self._hears_admissions:
             self.decisions.admitted(request)
 
     def take_tokens(self, batch: Batch) -> list[Request]:
@@ -229,7 +237,7 @@ class Scheduler:
 
     def long_prefill_threshold(self) -> int:
         """Most tokens that one prefill may take in a step, 0 for no limit; no limit for a request that is alone."""
-        threshold = self.config.long_prefill_token_threshold
+        threshold = self._max_prefill
         if not threshold:
             return 0
         total = len(self.running) + len(self.waiting)
