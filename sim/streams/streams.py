@@ -95,7 +95,7 @@ class Streams:
         return gaps[keeps[1:]]
 
     def at(self, clock: Callable[[Floats], Floats]) -> Streams:
-        """The same by another clock."""
+        """Sent and received by another clock, which tells its own time of each of this one's."""
         return replace(self, sent_s=clock(self.sent_s), time_s=clock(self.time_s))
 
     def take(self, chosen: NDArray[Any]) -> Streams:
