@@ -125,6 +125,7 @@ validate: $(VENV)-vllm/installed
 
 profiles: $(VENV)/installed
 	$(BIN)/python -m benchmarks.remake_profiles
+	$(BIN)/python -m benchmarks.measured_profiles
 
 # An environment of its own, outside the checkout: it is large, and no checkout changes it.
 $(VLLM_VENV)/ready: | $(BIN)/python

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,9 @@ SECONDS = 25  # of each workload's arrivals
 OPEN = {"p25": (0.25, 1.0), "p50": (0.5, 1.0), "p75": (0.75, 1.0), "bursty": (0.4, 0.25)}  # share, burstiness
 LOOPS = {"c1": (1, 12), "c16": (16, 96)}  # users, requests
 LONG_SHARE = 0.4  # of what the server does of prompts of a third of the model's length
-KEPT = ("*.json", "*.jsonl", "*.jsonl.*", "*.png", "*.log", "*.yaml", "runs/**/*.json", "runs/**/*.png")
+KEPT = ("*.json", "*.jsonl", "*.jsonl.*", "*.png", "*.log", "*.yaml", "*.csv")
+KEPT += ("runs/*.jsonl*", "runs/*.log", "runs/**/*.json", "runs/**/*.png")
+STATE = "timestamp,clocks.sm,power.draw,temperature.gpu,memory.used,utilization.gpu"
 
 
 def simbatch(*words: object) -> None:
@@ -95,6 +100,21 @@ def scenarios(folder: Path) -> list[Path]:
     return paths
 
 
+@contextmanager
+def watched(folder: Path) -> Iterator[None]:
+    """Clock, power and temperature of the GPU twice a second, in gpu-state.csv; nothing where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        yield
+        return
+    query = ["nvidia-smi", f"--query-gpu={STATE}", "--format=csv,noheader,nounits", "-lms", "500"]
+    with (folder / "gpu-state.csv").open("a", encoding="utf-8") as file:
+        watching = subprocess.Popen(query, stdout=file)
+        try:
+            yield
+        finally:
+            watching.terminate()
+
+
 def pack(folder: Path) -> Path:
     """All that is needed to judge it, compressed."""
     target = folder / "campaign.tar.xz"
@@ -102,6 +122,20 @@ def pack(folder: Path) -> Path:
         for path in sorted({path for pattern in KEPT for path in folder.glob(pattern)}):
             archive.add(path, path.relative_to(folder))
     return target
+
+
+def profile(model: str, folder: Path, flags: Sequence[str], minutes: float) -> None:
+    """Measure, or go on with it."""
+    going_on = ("--resume",) if (folder / "profile.samples.jsonl").exists() else ()
+    simbatch("profile", model, *flags, *going_on, "--budget-minutes", minutes, "-o", folder / "profile.json")
+
+
+def validate(model: str, folder: Path, flags: Sequence[str]) -> None:
+    """Real runs beside simulations, or what is missing of them."""
+    going_on = ("--resume",) if (folder / "runs").exists() else ()
+    pairs = [pair for pair in pairwise(flags) if pair[0] in OF_BOTH and pair[1].split("=")[0] not in SETTINGS]
+    of_both = [word for pair in pairs for word in pair]
+    simbatch("validate", *scenarios(folder), "--engine", model, *of_both, *going_on, "-o", folder / "runs")
 
 
 def main() -> None:
@@ -116,15 +150,11 @@ def main() -> None:
     given = parser.parse_args(own)
     folder = given.folder
     folder.mkdir(parents=True, exist_ok=True)
-    if given.only != "validate":
-        going_on = ("--resume",) if (folder / "profile.samples.jsonl").exists() else ()
-        target = ("--budget-minutes", given.minutes, "-o", folder / "profile.json")
-        simbatch("profile", given.model, *flags, *going_on, *target)
-    if given.only != "profile":
-        going_on = ("--resume",) if (folder / "runs").exists() else ()
-        pairs = [pair for pair in pairwise(flags) if pair[0] in OF_BOTH and pair[1].split("=")[0] not in SETTINGS]
-        of_both = [word for pair in pairs for word in pair]
-        simbatch("validate", *scenarios(folder), "--engine", given.model, *of_both, *going_on, "-o", folder / "runs")
+    with watched(folder):
+        if given.only != "validate":
+            profile(given.model, folder, flags, given.minutes)
+        if given.only != "profile":
+            validate(given.model, folder, flags)
     print(pack(folder))
 
 

@@ -37,15 +37,20 @@ needs_recorded = pytest.mark.skipif(
 
 
 @needs_recorded
-@pytest.mark.parametrize("name", ["c1", "p8"])
-def test_with_its_own_host_a_run_is_nearer_to_the_real_server(name: str) -> None:
+@pytest.mark.parametrize("name", ["c1", "c16", "p8", "p16", "p22"])
+def test_the_measured_profile_meets_the_real_server(name: str) -> None:
+    """What was asked of it: 3 % of TPOT and E2EL, 8 % of TTFT; 5, 5 and 8 % of c16, which it was not fitted on."""
     run = next(run for run in SERVED if run.name == name)
-    recorded = recorded_run(run, RECORDED)
-    alone, measured = errors(run, recorded, without_host()), errors(run, recorded, MEASURED, seeds=2)
-    assert -0.6 < alone["mean TTFT"] < -0.3  # what the GPU alone leaves out
-    assert abs(measured["mean TTFT"]) < 0.08
+    found = errors(run, recorded_run(run, RECORDED), MEASURED, seeds=3)
+    assert abs(found["mean TTFT"]) < 0.08
     for figure in ("mean TPOT", "mean E2EL"):
-        assert abs(measured[figure]) < 0.03
+        assert abs(found[figure]) < (0.05 if name == "c16" else 0.03)
+
+
+@needs_recorded
+def test_what_the_gpu_alone_leaves_out() -> None:
+    run = next(run for run in SERVED if run.name == "p8")
+    assert -0.6 < errors(run, recorded_run(run, RECORDED), without_host())["mean TTFT"] < -0.3
 
 
 def test_the_file_of_host_times_serves_any_scenario() -> None:

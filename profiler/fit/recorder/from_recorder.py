@@ -94,7 +94,7 @@ def sections_of(runs: Sequence[RecordedSteps], names: Sequence[str], nearest: Pr
 
 def _fit(moments: list[Moments]) -> tuple[FittedDevice, FittedHost]:
     device = fit_device(moments)
-    return device, fit_host(moments, device.lag_s, device.tail_s)
+    return device, fit_host(moments, device.took_s, device.lag_s, device.tail_s)
 
 
 def _check_same(runs: Sequence[RecordedSteps], paths: Sequence[Path]) -> None:

@@ -24,6 +24,9 @@ from simbatch.profiler.records.steps import Floats, Ints, noise_quantiles
 FEW = 10  # launches of a kind, to speak of it; slopes want more
 SLOPE_STEPS = 60
 SPREAD_STEPS, SPREAD_LEAST = 50, 0.1  # of the mean, as a standard deviation
+SHOWS_LEAST = (
+    0.02  # of the decodes: a launch that is seldom longer than its step needs no draws, which make runs slower
+)
 KINDS = {"graph": GRAPH, "piecewise": PIECEWISE, "none": NONE}
 FORMS = {"graph": ("base_s", "per_seq_s"), "piecewise": ("base_s", "per_seq_s", "per_prefill_s", "per_token_s")}
 FORMS["none"] = FORMS["piecewise"]
@@ -39,8 +42,8 @@ class FittedHost:
     taken: dict[str, str]
 
 
-def fit_host(runs: list[Moments], lag_s: float, tail_s: float) -> FittedHost:
-    """Fit launches, updates and admissions."""
+def fit_host(runs: list[Moments], device_s: Floats, lag_s: float, tail_s: float) -> FittedHost:
+    """Fit launches, updates and admissions; `device_s` is what the device takes for each step."""
     loop_s, admit = _between(runs)
     launch, spread, numbers, taken = {}, {}, {}, {}
     launches = [_launches(run, loop_s) for run in runs]
@@ -55,7 +58,8 @@ def fit_host(runs: list[Moments], lag_s: float, tail_s: float) -> FittedHost:
         wanted = FORMS[name] if rows.sum() >= SLOPE_STEPS else FORMS[name][:1]
         found, ratios = _fitted(columns[rows][:, : len(wanted)], took[rows])
         launch[name] = dict(zip(wanted, map(short, found), strict=True))
-        if name != "graph" and len(ratios) >= SPREAD_STEPS and ratios.std() > SPREAD_LEAST * ratios.mean():
+        shows = name != "graph" or np.mean(took[rows] > device_s[rows]) > SHOWS_LEAST
+        if shows and len(ratios) >= SPREAD_STEPS and ratios.std() > SPREAD_LEAST * ratios.mean():
             spread[name] = noise_quantiles(ratios)
     for name, other in (("piecewise", "none"), ("none", "piecewise")):
         if name not in launch and other in launch:
