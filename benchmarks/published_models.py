@@ -47,6 +47,7 @@ KEPT = [
     "num_global_key_value_heads", "num_kv_shared_layers", "use_double_wide_mlp", "partial_rotary_factor",
     "hidden_act",
 ]  # fmt: skip
+BLOCK = ("no_op", "n_heads_in_group", "ffn_mult")
 VISION = [
     "depth",
     "num_hidden_layers",
@@ -188,6 +189,12 @@ def _bytes(config: ModelConfig) -> int:
 def trimmed(content: dict[str, Any], shorten: Callable[[Iterable[str]], list[str]]) -> dict[str, Any]:
     """Only what shapes and storage hang on; `shorten` puts names of modules together."""
     found = {key: content[key] for key in KEPT if content.get(key) is not None}
+    if content.get("block_configs"):  # DeciLM's layers
+        blocks = ({part: block[part] for part in ("attention", "ffn")} for block in content["block_configs"])
+        found["block_configs"] = [
+            {part: {key: one[key] for key in BLOCK if one.get(key) is not None} for part, one in block.items()}
+            for block in blocks
+        ]
     if isinstance(content.get("text_config"), dict):
         found["text_config"] = trimmed(content["text_config"], shorten)
     if isinstance(content.get("vision_config"), dict):

@@ -41,6 +41,7 @@ COUNTED = {  # tensors of the published checkpoints; of GLM without the routers'
     "CohereLabs/c4ai-command-r7b-12-2024": 8_028_033_024,
     "LGAI-EXAONE/EXAONE-4.0-32B": 32_003_216_384,
     "baidu/ERNIE-4.5-21B-A3B-PT": 21_825_437_888,
+    "nvidia/Llama-3_3-Nemotron-Super-49B-v1": 49_867_145_216,
 }
 
 

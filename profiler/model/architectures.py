@@ -81,6 +81,7 @@ BY_MODEL_TYPE = {
     "internlm3": "InternLM3ForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2_moe": "Lfm2MoeForCausalLM",
+    "step3p5": "Step3p5ForCausalLM",
 }
 
 _LLAMA = Architecture(o_bias=None)
@@ -171,6 +172,8 @@ ARCHITECTURES: dict[str, Architecture] = {
          "SolarForCausalLM", "TeleChat3ForCausalLM", "TeleFLMForCausalLM"),
         _LLAMA,
     ),
+    "DeciLMForCausalLM": Architecture(),
+    "Step3p5ForCausalLM": replace(_QWEN3, router_bias="fp32", router_in_fp32=True),
     "MiniCPMForCausalLM": Architecture(qkv_bias=False, is_tied=True),
     "HyperCLOVAXForCausalLM": _LLAMA,
     "PanguEmbeddedForCausalLM": replace(_LLAMA, windows=""),

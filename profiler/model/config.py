@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -161,9 +161,7 @@ def model_config_of(content: dict[str, Any], place: str, assume: str | None = No
         architecture=name,
         num_hidden_layers=len(layers),
         hidden_size=keys.count("hidden_size"),
-        intermediate_size=keys.count(
-            *(EXPERT_INNER if moe else ("intermediate_size", "block_ff_dim", "moe_intermediate_size"))
-        ),
+        intermediate_size=keys.count(*(EXPERT_INNER if moe else DENSE_INNER), default=_widest(layers)),
         num_attention_heads=heads,
         num_key_value_heads=keys.count("num_key_value_heads", default=heads),
         head_dim=head_dim,
@@ -207,6 +205,11 @@ def _named(
         f"{name or 'the architecture'} is not known: planned with the layers that its config.json says and, where it "
         f"says nothing (biases, norms, which layers have windows), those of {assume}.",
     )
+
+
+def _widest(layers: Sequence[Layer]) -> int:
+    """The widest feed-forward part, where layers have widths of their own."""
+    return max((part.inner for layer in layers if (part := layer.feed_forward) is not None), default=0)
 
 
 def _dtype(keys: Keys) -> str:

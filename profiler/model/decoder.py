@@ -45,6 +45,8 @@ def layers_of(keys: Keys, architecture: Architecture, quantisation: str | None) 
     """All layers, in order."""
     if (letters := keys.get("hybrid_override_pattern", "layers_block_type")) is not None:
         return tuple(_nemotron_layer(keys, NEMOTRON_LETTERS.get(letter, letter)) for letter in letters)
+    if (blocks := keys.get("block_configs")) is not None:
+        return tuple(_own_widths(keys, block["attention"], block["ffn"]) for block in blocks)
     number = keys.count("num_hidden_layers")
     kinds = _kinds(keys, architecture, number)
     shared = number - keys.size("num_kv_shared_layers")  # from here on layers read the keys and values of earlier ones
@@ -88,7 +90,10 @@ def _mixer(keys: Keys, architecture: Architecture, kind: str, index: int, *, kee
     if keys.size("kv_lora_rank"):
         return _latent(keys, index)
     heads, hidden = keys.count("num_attention_heads"), keys.count("hidden_size")
-    kv_heads, head_dim = keys.count("num_key_value_heads", default=heads), keys.get("head_dim") or hidden // heads
+    kv_heads = keys.count("num_key_value_heads", "num_attention_groups", default=heads)
+    head_dim = keys.get("head_dim") or hidden // heads
+    if (other := keys.get("attention_other_setting", default={})).get("attention_type") == kind:  # Step 3.5
+        heads, kv_heads, head_dim = other["num_attention_heads"], other["num_attention_groups"], other["head_dim"]
     if kind == "full_attention":  # Gemma 4 has other shapes here
         kv_heads = keys.size("num_global_key_value_heads") or kv_heads
         head_dim = keys.size("global_head_dim") or head_dim
@@ -102,6 +107,7 @@ def _mixer(keys: Keys, architecture: Architecture, kind: str, index: int, *, kee
         is_chunked=kind == "chunked_attention",
         keeps=keeps,
         has_gate=architecture.has_gate and bool(keys.get("attn_output_gate", default=True)),
+        has_head_gates=bool(keys.get("use_head_wise_attn_gate")),
         has_qkv_bias=has_bias if architecture.qkv_bias is None else architecture.qkv_bias,
         has_o_bias=has_bias if architecture.o_bias is None else architecture.o_bias,
         qk_norm="" if architecture.windows == "chunked" else norm,
@@ -190,6 +196,8 @@ def has_experts(keys: Keys, index: int) -> bool:
         return str(types[index]) == "sparse"
     if index in (keys.get("mlp_only_layers") or ()):
         return False
+    if (listed := keys.get("moe_layers_enum")) is not None:
+        return index in [int(one) for one in str(listed).split(",")]
     step = keys.size("decoder_sparse_step") or keys.size("interleave_moe_layer_step") or 1
     first = keys.size("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
     return index >= first and (index + 1) % step == 0
@@ -198,7 +206,10 @@ def has_experts(keys: Keys, index: int) -> bool:
 def _experts(keys: Keys, architecture: Architecture, quantisation: str | None) -> Experts:
     inner = keys.count(*EXPERT_INNER)
     shared = keys.size(
-        "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size"
+        "shared_expert_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+        "shared_intermediate_size",
+        "share_expert_dim",
     )
     shared = shared or inner * keys.size("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
     if keys.get("interleave_moe_layer_step"):  # Llama 4: one more of the same width
@@ -221,6 +232,18 @@ def _experts(keys: Keys, architecture: Architecture, quantisation: str | None) -
         others_per_layer=keys.count("hidden_size") + keys.count(*EXPERTS) if is_gemma else 0,
         group="" if is_gemma else "mlp",
     )
+
+
+def _own_widths(keys: Keys, attention: Mapping[str, Any], part: Mapping[str, Any]) -> Layer:
+    """A layer of DeciLM (Nemotron Super and Ultra): either part may be missing, and each has a width of its own."""
+    heads, hidden = keys.count("num_attention_heads"), keys.count("hidden_size")
+    mixer, dense = None, None
+    if not attention["no_op"]:
+        mixer = Attention(heads, heads // attention["n_heads_in_group"], keys.get("head_dim") or hidden // heads)
+    if not part["no_op"]:
+        inner = int(2 * part["ffn_mult"] * hidden / 3) if part.get("ffn_mult") else int(part["intermediate_size"])
+        dense = Mlp(-(-inner // 256) * 256)
+    return Layer(mixer, dense, norms=(mixer is not None) + (dense is not None))
 
 
 def _nemotron_layer(keys: Keys, letter: str) -> Layer:

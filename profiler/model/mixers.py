@@ -77,6 +77,7 @@ class Attention:
     is_chunked: bool = False
     keeps: bool = True
     has_gate: bool = False
+    has_head_gates: bool = False
     has_qkv_bias: bool = False
     has_o_bias: bool = False
     qk_norm: Literal["", "head", "all"] = ""
@@ -92,14 +93,16 @@ class Attention:
         queries = self.num_heads // gpus * self.head_dim
         keys = 2 * self.local_kv_heads(gpus) * self.head_dim if self.keeps else 0
         names = ("qkv_proj", "q_proj", "k_proj", "v_proj") if self.keeps else ("q_proj",)
+        gates = [Matrix("g_proj", hidden, self.num_heads // gpus, modules=modules_in(self.group, "g_proj"))]
         return [
             Matrix("qkv_proj", hidden, queries * (1 + self.has_gate) + keys, modules=modules_in(self.group, *names)),
             Matrix("o_proj", queries, hidden, modules=modules_in(self.group, "o_proj")),
+            *(gates if self.has_head_gates else []),
         ]
 
     def others(self, hidden: int, gpus: int) -> int:
         """Numbers of biases, norms of heads and sinks."""
-        inward, _ = self.matrices(hidden, gpus)
+        inward = self.matrices(hidden, gpus)[0]
         biases = self.has_qkv_bias * inward.num_outputs + self.has_o_bias * hidden
         heads, kv_heads = self.num_heads // gpus, self.local_kv_heads(gpus)
         norms = {"": 0, "head": 2 if self.keeps else 1, "all": heads + kv_heads}[self.qk_norm] * self.head_dim

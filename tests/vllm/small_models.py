@@ -96,6 +96,11 @@ def _of(architecture: str, model_type: str, **own: Any) -> dict[str, Any]:
     return {key: value for key, value in content.items() if value is not None}
 
 
+def _block(heads_in_group: int | None, ffn_mult: float | None) -> dict[str, Any]:
+    attention = {"no_op": heads_in_group is None, "n_heads_in_group": heads_in_group}
+    return {"attention": attention, "ffn": {"no_op": ffn_mult is None, "ffn_mult": ffn_mult}}
+
+
 SMALL = {
     config["architectures"][0]: config
     for config in (
@@ -235,6 +240,14 @@ SMALL = {
                "n_group": None, "topk_group": None, "scoring_func": None, "topk_method": None,
                "moe_router_enable_expert_bias": False}),
         _of("BailingMoeV2ForCausalLM", "bailing_moe_v2", **{**NO_LATENT, **LING}),
+        _of("DeciLMForCausalLM", "nemotron-nas", **PLAIN, head_dim=None, intermediate_size=None,
+            num_key_value_heads=None, block_configs=[_block(*one) for one in ((4, 2.6), (2, 1), (4, None), (None, 3))]),
+        _of("Step3p5ForCausalLM", "step3p5", num_key_value_heads=None, num_attention_groups=4, sliding_window=256,
+            layer_types=GLOBAL, use_head_wise_attn_gate=True, moe_layers_enum="1,2,3", moe_num_experts=8, moe_top_k=2,
+            moe_intermediate_size=128, share_expert_dim=192, att_impl_type="GQA", use_moe_router_bias=True,
+            need_fp32_gate=True, moe_router_scaling_factor=1.0, norm_expert_weight=True,
+            attention_other_setting={"attention_type": "sliding_attention", "num_attention_heads": 12,
+                                     "num_attention_groups": 4, "head_dim": 64}),
         _of("Lfm2ForCausalLM", "lfm2", **TIED, **CONVOLUTIONS, block_dim=256, block_ff_dim=512, block_multiple_of=64,
             block_auto_adjust_ff_dim=True, block_ffn_dim_multiplier=1.0),
         _of("Lfm2MoeForCausalLM", "lfm2_moe", **TIED, **CONVOLUTIONS, **EXPERTS, num_dense_layers=1,
@@ -250,5 +263,19 @@ def know_own_code() -> None:
     """Types of models whose configurations come with code of their own: plain ones take their place."""
     from transformers import AutoConfig, PretrainedConfig
 
+    class Named(dict[str, Any]):
+        def __getattr__(self, name: str) -> Any:
+            if name not in self:
+                raise AttributeError(name)
+            return self[name]
+
+    class DeciLM(PretrainedConfig):  # type: ignore[misc]
+        model_type = "nemotron-nas"
+
+        def __init__(self, block_configs: Any = (), **more: Any) -> None:
+            super().__init__(**more)
+            self.block_configs = [Named({key: Named(one) for key, one in block.items()}) for block in block_configs]
+
+    AutoConfig.register("nemotron-nas", DeciLM, exist_ok=True)
     for kind in OWN_CODE:
         AutoConfig.register(kind, type("OwnConfig", (PretrainedConfig,), {"model_type": kind}), exist_ok=True)
