@@ -7,12 +7,18 @@ those of ../shared, unless named; what is not there is left out and said.
 `--policies`: the first rows of the Azure trace under every policy that ships, each in turn with `vllm`, so that a noisy
 machine slows both; the figure is the ratio of their best CPU times for all requests. Those that plan every step are
 measured on a twentieth of the trace. Due: half of `vllm`, unless every step is planned.
+
+`--peers PYTHON`: the first tenth of the Azure trace by what one might take instead, in one run: twenty lines of SimPy,
+and sched-sim (PyPI), installed beside that Python. Both have an event a step and looser rules than vLLM's scheduler.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +28,8 @@ from typing import Any
 import simpy
 
 from simbatch.sim import engine
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.compiled import is_compiled
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.resolve import resolve
@@ -180,6 +188,67 @@ def policies(azure: Path, repeat: int) -> None:
         beside_vllm(name, scenario, repeat)
 
 
+SCHED_SIM = """
+import sys, time
+from sched_sim.cli import Simulator, create_scheduler, get_hardware_profile, load_trace_file
+hardware = get_hardware_profile("a100")
+simulator = Simulator(hardware, create_scheduler("chunked", hardware, token_budget=2048, enable_prefix_caching=False))
+simulator.submit_workload(load_trace_file(sys.argv[1]))
+begin_s = time.process_time()
+simulator.run()
+print(time.process_time() - begin_s)
+"""
+
+
+def sketch_cpu_s(requests: list[tuple[float, int, int]], seats: int = 256, budget: int = 2048) -> float:
+    """What one writes down in an afternoon: a step is an event, and all who run are looped over in it."""
+    env = simpy.Environment()
+    waiting: list[list[int]] = []
+
+    def arrive() -> Iterator[simpy.Event]:
+        for arrival_s, prompt, output in requests:
+            yield env.timeout(arrival_s - env.now)
+            waiting.append([prompt, output])
+
+    def serve() -> Iterator[simpy.Event]:
+        running: list[list[int]] = []
+        while env.peek() < float("inf") or waiting or running:
+            while waiting and len(running) < seats:
+                running.append(waiting.pop(0))
+            left = budget
+            for request in running:
+                tokens = min(request[0], left) if request[0] else 1
+                request[0 if request[0] else 1] -= tokens
+                left -= tokens
+            running = [request for request in running if request[1] > 0]
+            yield env.timeout(0.018 + 1e-4 * (budget - left))
+
+    env.process(arrive())
+    env.process(serve())
+    begin_s = time.process_time()
+    env.run()
+    return time.process_time() - begin_s
+
+
+def peers(azure: Path, python: Path) -> None:
+    """Requests per CPU second of each."""
+    scenario = azure_scenario(azure, enable_prefix_caching=False).override({"workload.trace.limit": 1936})
+    resolved = device_alone(resolve(scenario, "vllm"))
+    columns = next(iter(open_workload(resolved.scenario.workload, seed=0, folder=Path()).chunks()))
+    arrivals = [arrival_ps / PS_PER_S for arrival_ps in columns.arrival_ps]
+    requests = list(zip(arrivals, columns.num_prompt_tokens, columns.num_output_tokens, strict=True))
+    names = ("timestamp", "prompt_tokens", "output_tokens")
+    ours, kind = min(cpu_s(resolved)[0] for _ in range(5)), "compiled" if is_compiled() else "interpreted"
+    found = {f"simbatch, {kind}": ours, "SimPy sketch": sketch_cpu_s(requests)}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as trace:
+        json.dump([dict(zip(names, request, strict=True)) for request in requests], trace)
+        trace.flush()
+        done = subprocess.run([python, "-c", SCHED_SIM, trace.name], stdout=subprocess.PIPE, text=True, check=True)
+    found["sched-sim, chunked"] = float(done.stdout)
+    for name, seconds in found.items():
+        print(f"{name:<24} {len(requests) / seconds:>10,.0f} requests per CPU second, 1/{seconds / ours:,.0f}")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,7 +258,11 @@ def main() -> None:
     parser.add_argument("--million", action="store_true", help="the Azure trace 52 times over as well")
     parser.add_argument("--sessions", type=int, metavar="N", help="N sessions of 10 turns, instead")
     parser.add_argument("--policies", action="store_true", help="what policies cost, instead")
+    parser.add_argument("--peers", type=Path, metavar="PYTHON", help="beside others, instead: one that has sched-sim")
     options = parser.parse_args()
+    if options.peers:
+        peers(options.azure, options.peers)
+        return
     if options.policies:
         policies(options.azure, options.repeat)
         return

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.profiler.fit.streams.covered import told_from
 from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_seen
 from simbatch.profiler.fit.streams.runs import Seen, requests_of
 from simbatch.sim import engine
@@ -145,9 +146,10 @@ def differences(given: Planted, found: StreamProfile) -> Iterator[tuple[str, flo
                 real.decode_ps(n) + real.decode_context_ps * context,
             ),
         )
+    fewest = told_from(found.steps)
     for tokens in (budget // 4, budget // 2, budget - given.loads[1]):
-        if "prefill on the device" in _fit(found).taken:
-            break
+        if tokens + given.loads[1] < fewest:
+            continue
         n, mean = given.loads[1], min(tokens, 600)
         attention = tokens * mean
         yield (

@@ -13,7 +13,8 @@ from benchmarks.bands_coverage import random_scenario
 from simbatch import simulate
 from simbatch.cli import cli
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.cost.host_section import LaunchGrowth
+from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile
 from simbatch.sim.cost.uncertainty import PARTS, deviations, factors, scaled, uncertainty_of
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.registry import REGISTRY
@@ -60,7 +61,7 @@ def test_a_draw_multiplies_the_times_of_its_part_alone() -> None:
 def test_what_is_in_doubt_follows_from_where_a_profile_comes_from() -> None:
     known = {name: uncertainty_of(load_profile(name, folder=Path())) for name in NAMES}
     composed, measured, computed, link = (known[name] for name in NAMES)
-    assert all(each.keys() == set(PARTS) for each in known.values())
+    assert all(each.keys() == {*PARTS} - {"growth"} for each in known.values())
     assert measured["host"].spread < composed["host"].spread
     assert measured["num_gpu_blocks"].spread < composed["num_gpu_blocks"].spread
     assert composed["decode"].spread < computed["decode"].spread
@@ -183,16 +184,37 @@ def test_a_high_load_is_said_without_them() -> None:
 
 
 def test_what_a_fit_was_not_told_is_in_more_doubt() -> None:
-    """Attention of another profile, launches that did not grow: surer than an assumed host, and less than one told."""
+    """Attention of another profile; launches that turn round the load that was seen, where their growth is in doubt."""
     measured = load_profile(NAMES[1], folder=Path())
     assert isinstance(measured, MeasuredProfile)
     assert measured.streams is not None
-    untold = {**measured.streams.taken, "launch per request": "not told", "decode context": "another profile's, scaled"}
-    streams = measured.streams.model_copy(update={"taken": untold})
-    told, less = uncertainty_of(measured), uncertainty_of(measured.model_copy(update={"streams": streams}))
-    assumed = uncertainty_of(load_profile(NAMES[0], folder=Path()))
-    assert told["host"].spread < less["host"].spread < assumed["host"].spread
-    assert told["mixed"].spread < less["mixed"].spread == assumed["mixed"].spread
+    assert measured.host is not None
+    untold = {**measured.streams.taken, "decode context": "another profile's, scaled"}
+    growth = LaunchGrowth(around=10, launch_s=0.016, error_s=1e-4)
+    changed = {
+        "streams": measured.streams.model_copy(update={"taken": untold}),
+        "host": measured.host.model_copy(update={"growth": growth}),
+    }
+    other = measured.model_copy(update=changed)
+    told, less = uncertainty_of(measured), uncertainty_of(other)
+    assert (
+        told["mixed"].spread
+        < less["mixed"].spread
+        == uncertainty_of(load_profile(NAMES[0], folder=Path()))["mixed"].spread
+    )
+    assert less["growth"].spread == pytest.approx(64 * 1e-4 / 0.016)
+    launch, turned = (scaled(other, {"growth": factor})["host"]["launch"]["none"] for factor in (1.0, 1.4))
+    beside = [[each["base_s"] + n * each["per_seq_s"] for n in (10, 74)] for each in (launch, turned)]
+    assert beside[1] == pytest.approx([beside[0][0], beside[0][1] + 0.4 * 0.016])
+
+
+def test_a_fit_without_a_nearest_profile_is_in_doubt_too() -> None:
+    """It is an inline profile, whose step times are nobody's to be sure of; its blocks have no end, and stay."""
+    measured = load_profile(NAMES[1], folder=Path())
+    assert measured.streams is not None
+    written = {"num_gpu_blocks": 2**20, "step_time": {"base_s": 0.01}}
+    fitted = InlineProfile.model_validate({**written, "streams": measured.streams, "host": measured.host})
+    assert {*uncertainty_of(fitted)} == {"decode", "mixed", "host"}
 
 
 def test_bands_hold_about_nine_in_ten_further_draws() -> None:

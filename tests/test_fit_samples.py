@@ -378,3 +378,16 @@ def test_mistakes_end_with_2_and_write_nothing(file, tmp_path, capsys):
         assert capsys.readouterr().err.startswith("error: ")
     assert not output.exists()
     assert read_samples(Path(file)).steps
+
+
+def test_samples_of_two_steps_in_flight_are_no_steps(file, tmp_path):
+    samples = read_samples(file)
+    gaps = fit_samples(samples, sections={"step_time": TRUTH}, is_whole=False, steps_show=False)
+    assert gaps.drift is None
+    assert gaps.profile.noise is None
+    assert not [note for note in gaps.profile.notes if note.startswith(("drift", "step_time"))]
+    changed = file.read_text().replace('"async_scheduling": false', '"async_scheduling": true')
+    (tmp_path / "async.jsonl").write_text(changed)
+    said = CliRunner().invoke(fit, [str(tmp_path / "async.jsonl"), "--json"]).stderr
+    assert said.startswith("warning: two steps were in flight")
+    assert "fit NAME.steps.jsonl" in said

@@ -111,8 +111,8 @@ def test_a_timeline_shows_who_was_preempted(drawn: list[Figure], tmp_path: Path)
     assert texts(waiting.get_legend().get_texts()) == [
         f"of them preempted ({result.summary['simbatch']['num_preemptions']:,} preemptions)"
     ]
-    preempted, everyone = waiting.patches[-1], waiting.patches[0]
-    assert 0 < preempted.get_data().values.max() <= everyone.get_data().values.max()
+    everyone, *_, preempted = (filled.get_paths()[0].vertices[:, 1].max() for filled in waiting.collections)
+    assert 0 < preempted <= everyone
     run_pictures.write_timeline(tmp_path / "timeline.png", simulate(SCENARIO.override({RATE: 0.1})))
     assert drawn[1].axes[1].get_legend() is None
 

@@ -16,7 +16,7 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.report.result import Result
 from simbatch.sim.streams.batches import batches_of, infer_budget
 from simbatch.sim.streams.described import Described
-from simbatch.sim.streams.judge import judge
+from simbatch.sim.streams.judge import judge, without_standstills
 from simbatch.sim.streams.steps import rebuild_steps
 from simbatch.sim.streams.streams import Streams
 from tests import bench_files as files
@@ -70,6 +70,18 @@ def test_the_empty_chunk_that_chat_begins_with_is_no_token() -> None:
     streams = Streams.of([0.0, 0.0], [0.02, 0.02], [[0.0, 0.01, 0.01], [0.0, 0.01, 0.01]], [10, 10], [3, 3])
     assert streams.number.tolist() == [3, 3]
     assert streams.time_s[:3] == pytest.approx([0.02, 0.03, 0.04])
+
+
+def test_standstills_are_taken_out_of_the_clock() -> None:
+    """A second in which nobody got a token, though steps with as many prompt tokens take 10 ms, is no other run's."""
+    requests = [(0.1 * i + 0.01, rhythm(0.1 * i + 0.02, 40)) for i in range(20)]
+    steady = of(*requests)
+    stood = steady.at(lambda time_s: time_s + (time_s > 0.995))
+    streams, said = without_standstills(rebuild_steps(stood))
+    assert said == "standstills of 1.0 s or more: 1 of them, 1.0 of its 3 s, are taken out of its clock"
+    assert streams.time_s == pytest.approx(steady.time_s)
+    assert streams.sent_s == pytest.approx(steady.sent_s)
+    assert without_standstills(rebuild_steps(steady)) == (steady, None)
 
 
 def test_engines_behind_one_port_are_told() -> None:

@@ -93,15 +93,17 @@ def weights_of(
     table = local_vocab(config, gpus) * config.hidden_size * element
     own = quantisation == config.quantisation
     layers = others = copies = 0
-    for index, layer in enumerate(config.layers):
-        matrices = layer_matrices(config, gpus, index, expert_parallel=expert_parallel)
-        if not own:
+    for index, layer, count in kinds_of_layers(config, by_layer=own):
+        if own:
+            matrices = layer_matrices(config, gpus, index, expert_parallel=expert_parallel)
+        else:
+            check_divides(layer, config, gpus, expert_parallel)
             usual = layer.matrices(config.hidden_size, gpus, expert_parallel)
             matrices = [replace(matrix, group_size=config.group_size) for matrix in usual]
-        layers += sum(matrix.bytes(quantisation) for matrix in matrices)
-        others += layer.others(config.hidden_size, gpus) * element
+        layers += count * sum(matrix.bytes(quantisation) for matrix in matrices)
+        others += count * layer.others(config.hidden_size, gpus) * element
         if isinstance(layer.mixer, LatentAttention):
-            copies += layer.mixer.absorbed(gpus) * element
+            copies += count * layer.mixer.absorbed(gpus) * element
     return Weights(
         embeddings=table,
         head=0 if config.tie_word_embeddings else table,
@@ -110,6 +112,16 @@ def weights_of(
         copies=copies,
         vision=vision_bytes(config, element, gpus),
     )
+
+
+def kinds_of_layers(config: ModelConfig, *, by_layer: bool) -> list[tuple[int, Layer, int]]:
+    """Layers that differ: the first one's index, the layer, and how many there are.
+
+    `by_layer`: as the checkpoint stores them; one that excepts modules by name may store each in another way.
+    """
+    if by_layer and (config.checkpoint.ignored or config.checkpoint.named):
+        return [(index, layer, 1) for index, layer in enumerate(config.layers)]
+    return [(config.layers.index(layer), layer, count) for layer, count in config.distinct_layers]
 
 
 def vision_bytes(config: ModelConfig, element: int, gpus: int = 1) -> int:

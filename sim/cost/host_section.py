@@ -78,6 +78,14 @@ class Spread(Strict):
         return LaunchDraws(tables, seed, replica) if tables else None
 
 
+class LaunchGrowth(Strict):
+    """How well it is known what a launch grows by with each request at once; beside `around` of them it is known."""
+
+    around: float = Field(ge=0, description="requests that ran beside prefills, mean of the runs")
+    launch_s: float = Field(gt=0, description="of a launch beside so many")
+    error_s: float = Field(ge=0, description="standard error of what it grows by with each request")
+
+
 class HostSection(Strict):
     """What the engine's thread takes; what is left out is 0."""
 
@@ -91,6 +99,7 @@ class HostSection(Strict):
     lag_s: Once = Field(default=0.0, description="from the begin of schedule() to the device's earliest start, s")
     tail_s: Once = Field(default=0.0, description="from the return of a launch to the device's earliest end, s")
     spread: Spread = Field(default=Spread(), description="quantiles of launch time over its mean, by kind of launch")
+    growth: LaunchGrowth | None = Field(default=None, description="how well launches' growth with requests is known")
 
     def times(self) -> HostTimes | None:
         """The times, rounded to ps; None where all of them are 0."""

@@ -11,20 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, hypot, log1p
-from statistics import NormalDist, fmean
+from statistics import NormalDist, median
 from typing import Any
 
 import numpy as np
 
+from simbatch.sim.cost.host_section import LaunchGrowth
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 
-PARTS = ("decode", "mixed", "host", "front_end", "num_gpu_blocks")
+PARTS = ("decode", "mixed", "host", "front_end", "num_gpu_blocks", "growth")
 WORDS = {
     "decode": "the device's time of decode steps",
     "mixed": "the device's time of steps with prefills",
     "host": "the host's time (launches, updates, admissions)",
     "front_end": "the front end's time (HTTP, tokenising, streaming)",
     "num_gpu_blocks": "the number of KV blocks",
+    "growth": "how launches grow with the requests at once",
 }
 STREAM = 0x5EEDBA4D  # apart from what else is drawn of a seed
 _BITS = 53
@@ -74,51 +76,53 @@ ASSUMED_FRONT_END = Uncertain(1.0, 0.6, "a request's way in of 5 to 40 ms betwee
 MEASURED_HOST = Uncertain(1.0, 0.15, "launches wander: one run's mean is known to a tenth at best (docs/accuracy.md)")
 MEASURED_FRONT_END = Uncertain(1.0, 0.2, "TTFT of runs not fitted on is off by 5 to 10 % (docs/accuracy.md)")
 NOT_TOLD_DEVICE = ("attention", "context beside prefills", "decode context")  # of a fit: another profile's, scaled
-NOT_TOLD_HOST = "launch per request"
-LAUNCH_NOT_TOLD = Uncertain(
-    1.0,
-    0.35,
-    "how launches grow with the requests at once was not told: half an assumed host's doubt (docs/accuracy.md)",
-)
+REACH = 64  # requests: growth's factor is of a launch beside so many more than were seen
 ESTIMATED_BLOCKS = Uncertain(1.0, 0.06, "the planner against start-up logs: half within 6 % (docs/memory.md)")
 MEASURED_BLOCKS = Uncertain(1.0, 0.01, "as vLLM resolved them")
 
 
 def uncertainty_of(profile: Profile) -> dict[str, Uncertain]:
     """Of each part that is in doubt; nothing of step times that a scenario writes itself."""
-    if not isinstance(profile, MeasuredProfile):
+    if not isinstance(profile, MeasuredProfile) and profile.streams is None:
         return {}
-    found = {**_device(profile), **_around(profile), "num_gpu_blocks": _blocks(profile)}
+    found = {**_device(profile), **_around(profile)}
+    if isinstance(profile, MeasuredProfile):
+        found["num_gpu_blocks"] = _blocks(profile)
     return {part: found[part] for part in PARTS if part in found and not found[part].is_certain}
 
 
-def _device(profile: MeasuredProfile) -> dict[str, Uncertain]:
+def _device(profile: Profile) -> dict[str, Uncertain]:
     error = profile.fit_error
     if profile.is_estimate:
         base = COMPUTED
     elif error is not None and error.against == "tables":
         base = COMPOSED
-    elif len(_not_told(profile) & {*NOT_TOLD_DEVICE}) == len(NOT_TOLD_DEVICE):
+    elif _lacks_parts(profile):
         base = {
-            part: Uncertain(1.0, each.spread, f"parts are another profile's; {each.source}")
+            part: Uncertain(1.0, each.spread, f"parts are another profile's, or nobody's; {each.source}")
             for part, each in COMPOSED.items()
         }
     else:
         base = MEASURED
     seen = _seen_error(profile)
-    return {part: _widened(each, ALL_REDUCE if profile.link is not None else None, seen) for part, each in base.items()}
+    return {
+        part: _widened(each, ALL_REDUCE if getattr(profile, "link", None) is not None else None, seen)
+        for part, each in base.items()
+    }
 
 
-def _not_told(profile: MeasuredProfile) -> set[str]:
-    """What a fit from streams took from elsewhere."""
-    return set() if profile.streams is None else {*profile.streams.taken}
+def _lacks_parts(profile: Profile) -> bool:
+    """Whether a fit from streams took its parts of the device's time from elsewhere, or some from no profile."""
+    taken = {} if profile.streams is None else profile.streams.taken
+    return {*NOT_TOLD_DEVICE} <= {*taken} or taken.get("attention", "").startswith("of no profile")
 
 
-def _seen_error(profile: MeasuredProfile) -> float:
+def _seen_error(profile: Profile) -> float:
     """How far totals were off that the fit had not seen: the mean over its results, or of the recorder's gaps."""
     if profile.streams is not None:
         predicted = [abs(run.predicted.tpot) for run in profile.streams.runs if run.predicted is not None]
-        return fmean(predicted) if predicted else abs(profile.streams.halves or 0.0)
+        # of two results each is predicted by one load alone, which says nothing of what both together tell
+        return median(predicted) if len(predicted) > 2 else abs(profile.streams.halves or 0.0)
     if profile.recorder is not None and profile.recorder.gaps is not None:
         return abs(profile.recorder.gaps.total)
     return 0.0
@@ -134,12 +138,14 @@ def _widened(base: Uncertain, link: Uncertain | None, seen: float) -> Uncertain:
     return Uncertain(base.centre, hypot(spread, link.spread), f"{source}; {link.source}")
 
 
-def _around(profile: MeasuredProfile) -> dict[str, Uncertain]:
+def _around(profile: Profile) -> dict[str, Uncertain]:
     """Host and front end, where the profile has them."""
     found = {}
     if profile.host is not None:
-        told = LAUNCH_NOT_TOLD if NOT_TOLD_HOST in _not_told(profile) else MEASURED_HOST
-        found["host"] = ASSUMED_HOST if profile.host.assumed else told
+        found["host"] = ASSUMED_HOST if profile.host.assumed else MEASURED_HOST
+        if (growth := profile.host.growth) is not None:
+            source = f"a launch beside {growth.around + REACH:.0f} requests, where {growth.around:.0f} were seen"
+            found["growth"] = Uncertain(1.0, REACH * growth.error_s / growth.launch_s, source)
     if profile.front_end is not None:
         found["front_end"] = ASSUMED_FRONT_END if profile.front_end.assumed else MEASURED_FRONT_END
     return found
@@ -175,10 +181,24 @@ def scaled(profile: Profile, by: Mapping[str, float]) -> dict[str, Any]:
     else:
         _multiply(times["decode"], decode)
         _multiply(times["mixed"], mixed)
+    if profile.host is not None and profile.host.growth is not None:
+        _grow(content["host"]["launch"], profile.host.growth, by.get("growth", 1.0))
     for section, key in (("host", "host"), ("front_end", "front_end")):
         if content[section] is not None:
-            _multiply(content[section], by.get(key, 1.0), skip=("spread",))
+            _multiply(content[section], by.get(key, 1.0), skip=("spread", "growth"))
     return content
+
+
+def _grow(launch: dict[str, dict[str, float]], growth: LaunchGrowth, factor: float) -> None:
+    """Turn launches round what they take beside as many requests as were seen; half as far in pieces of a graph.
+
+    Seen 20 ms beside 10 requests, 1.32 beside 64 more: 6.4 ms there, so 0.1 a request more, and 1 ms less beside none.
+    """
+    for kind, share in (("piecewise", 0.5), ("none", 1.0)):
+        before = launch[kind]["per_seq_s"]
+        after = max(0.0, before + share * (factor - 1) * growth.launch_s / REACH)
+        launch[kind]["per_seq_s"] = after
+        launch[kind]["base_s"] = max(0.0, launch[kind]["base_s"] - (after - before) * growth.around)
 
 
 def _multiply(section: dict[str, Any], factor: float, skip: tuple[str, ...] = ()) -> None:

@@ -190,7 +190,7 @@ class Recorder:
 
     def _client_ps(self, sent_ps: array[int], network_ps: int | NDArray[np.int64]) -> NDArray[np.int64] | None:
         """When a client gets what left then."""
-        times = np.array(sent_ps)
+        times = _column(sent_ps)
         return np.where(times < 0, times, times + network_ps) if self.is_timed else None
 
     def record(
@@ -229,23 +229,28 @@ class Recorder:
     def columns(self, network_ps: int | NDArray[np.int64]) -> RequestColumns:
         """The requests; the network takes so long, each its own way or all alike."""
         return RequestColumns(
-            arrival_ps=np.array(self.arrival_ps),
-            scheduled_ps=np.array(self.scheduled_ps),
-            first_token_ps=np.array(self.first_token_ps),
-            finish_ps=np.array(self.finish_ps),
-            num_prompt_tokens=np.array(self.num_prompt_tokens),
-            num_output_tokens=np.array(self.num_output_tokens),
-            num_cached_tokens=np.array(self.num_cached_tokens),
-            num_preemptions=np.array(self.num_preemptions),
-            priority=np.array(self.priority),
+            arrival_ps=_column(self.arrival_ps),
+            scheduled_ps=_column(self.scheduled_ps),
+            first_token_ps=_column(self.first_token_ps),
+            finish_ps=_column(self.finish_ps),
+            num_prompt_tokens=_column(self.num_prompt_tokens),
+            num_output_tokens=_column(self.num_output_tokens),
+            num_cached_tokens=_column(self.num_cached_tokens),
+            num_preemptions=_column(self.num_preemptions),
+            priority=_column(self.priority),
             status=np.array(self.status, dtype=np.int8),
             request_id=self.request_id or None,
             tenant=self.tenant or None,
             reason=self.reason,
-            queued_ps=np.array(self.queued_ps) if self.is_timed else None,
+            queued_ps=_column(self.queued_ps) if self.is_timed else None,
             client_first_token_ps=self._client_ps(self.first_sent_ps, network_ps),
             client_finish_ps=self._client_ps(self.finish_sent_ps, network_ps),
             replica=None if self.replica is None else np.array(self.replica),
             row=None if self.row is None else np.array(self.row),
             num_known_tokens=None if self.num_known_tokens is None else np.array(self.num_known_tokens),
         )
+
+
+def _column(values: array[int]) -> NDArray[np.int64]:
+    """The values as they lie in memory; nothing is written down any more."""
+    return np.frombuffer(values, dtype=np.int64)

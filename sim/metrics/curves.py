@@ -90,7 +90,6 @@ def waiting_with_preempted(record: RunRecord) -> StepFunction:
     return Pieces(pieces)
 
 
-@kept
 def concurrency(record: RunRecord) -> Curve:
     """Finished requests that are in flight as the client sees it, [send, response), as vLLM's sweep counts them."""
     requests = record.requests

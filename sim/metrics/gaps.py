@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.metrics.columns import bounds, kept, slices
+from simbatch.sim.metrics.columns import bounds, slices
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -42,7 +42,6 @@ class PooledGaps:
     weight: Ints
 
     @staticmethod
-    @kept
     def of(record: RunRecord) -> PooledGaps:
         """All gaps of a run as clients see them; those of unfinished requests too, which spans do not tell apart."""
         num_spans = int(np.count_nonzero(record.token_rows["num_regular"] > 0))

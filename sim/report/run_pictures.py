@@ -99,6 +99,7 @@ PREEMPTED = "#7A1F1F"  # dark, on the colour of what waits
 ARRIVAL_BIN_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 MIN_ARRIVAL_BINS = 60
 
+Floats = NDArray[np.float64]
 Series = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]  # edges (s), mean and peak in each bin
 
 
@@ -160,11 +161,16 @@ def arrivals(record: RunRecord, num_bins: int = NUM_BINS) -> Series:
 
 def _time_panel(axes: Axes, name: str, unit: str, series: Series, scale: float, divisor: float, colour: str) -> None:
     edges, mean, peak = series
-    axes.stairs(peak * scale, edges / divisor, fill=True, color=colour, alpha=0.35, linewidth=0)
-    axes.stairs(mean * scale, edges / divisor, fill=True, color=colour, linewidth=0)
+    _filled(axes, peak * scale, edges / divisor, color=colour, alpha=0.35)
+    _filled(axes, mean * scale, edges / divisor, color=colour)
     style.count_axis(axes, float(peak.max(initial=0)) * scale)
     axes.set_title(name)
     axes.set_ylabel(unit)
+
+
+def _filled(axes: Axes, values: Floats, edges: Floats, **look: Any) -> None:
+    """What is below a value in each bin; as `stairs(fill=True)`, which looks at every corner in Python."""
+    axes.fill_between(edges, np.append(values, values[-1:]), step="post", linewidth=0, **look)
 
 
 def _preempted(axes: Axes, record: RunRecord, divisor: float) -> None:
@@ -172,7 +178,7 @@ def _preempted(axes: Axes, record: RunRecord, divisor: float) -> None:
     edges, everyone, _ = binned(curves.waiting_with_preempted(record), record)
     _, new, _ = binned(curves.waiting(record), record)
     label = f"of them preempted ({record.num_preemptions:,} preemptions)"
-    axes.stairs(np.maximum(everyone - new, 0), edges / divisor, fill=True, color=PREEMPTED, linewidth=0, label=label)
+    _filled(axes, np.maximum(everyone - new, 0), edges / divisor, color=PREEMPTED, label=label)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, fontsize=8)
 
 
@@ -182,15 +188,14 @@ def _host_panel(axes: Axes, result: MeasuredRun, divisor: float) -> None:
     worked, waited = shares_per_bin(result.record, result.facts, edges)
     times = edges / PS_PER_S / divisor
     both = 100 * (worked + waited)
-    axes.stairs(both, times, fill=True, color="#8A8A8A", linewidth=0, label="waits for the host")
-    axes.stairs(100 * worked, times, fill=True, color=style.PALETTE[4], linewidth=0, label="works")
+    _filled(axes, both, times, color="#8A8A8A", label="waits for the host")
+    _filled(axes, 100 * worked, times, color=style.PALETTE[4], label="works")
     axes.set(title="device", ylabel="% of the time", ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, fontsize=8, reverse=True)
 
 
 NUM_REPLICA_BINS = 200
 MAX_LINES = 8  # of more replicas each panel shows the middle half and the whole range
-Floats = NDArray[np.float64]
 
 
 def write_replicas(path: Path, result: MeasuredRun) -> None:

@@ -80,6 +80,7 @@ HOW = {
     "mixed": "profile this model on this GPU (docs/profiling.md), or fit two benchmark runs (docs/fitting.md)",
     "host": "a minute with the real server (docs/hosts.md)",
     "front_end": "a minute with the real server (docs/hosts.md)",
+    "growth": "fit a benchmark run with as many requests at once as yours will have (docs/fitting.md)",
     "num_gpu_blocks": 'set engine.num_gpu_blocks_override to what vLLM prints at its start ("GPU KV cache size")',
 }
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -93,6 +93,10 @@ class Streams:
         keeps = np.ones(len(self.time_s), dtype=bool)
         keeps[self.first[:-1]] = False
         return gaps[keeps[1:]]
+
+    def at(self, clock: Callable[[Floats], Floats]) -> Streams:
+        """Sent and received by another clock, which tells its own time of each of this one's."""
+        return replace(self, sent_s=clock(self.sent_s), time_s=clock(self.time_s))
 
     def take(self, chosen: NDArray[Any]) -> Streams:
         """These requests alone, by a mask or by rising indices."""

@@ -66,10 +66,13 @@ def fit(
     elif _are_samples(files):
         own = {"--profile": nearest, "--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens}
         _refuse(own, "is for results of a server; a file of samples says it itself")
-        samples = fit_samples(read_samples(files[0]), name=name)
+        read = read_samples(files[0])
+        samples = fit_samples(read, name=name)
         if plot is not None:
             plot_fit(samples, plot)
         _write(samples.profile, output)
+        if read.engine.async_scheduling:
+            click.echo(ASYNC, err=True)
         shown = report_dict(samples) if as_json else report_text(samples)
     else:
         _refuse({"--plot": plot}, "draws a file of samples, and FILES are results of a server")
@@ -86,6 +89,12 @@ def fit(
     for target in (output, plot):
         if target is not None:
             click.echo(f"{target}: written", err=True)
+
+
+ASYNC = (
+    "warning: two steps were in flight (async_scheduling), and samples have one time for host and device; the "
+    "recorder's file beside them tells the two apart: simbatch fit NAME.steps.jsonl -o mine.json"
+)
 
 
 def _write(profile: Profile, output: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,24 @@ def sure_of(steps: FittedSteps) -> dict[str, float]:
     return shown
 
 
+MOST_GROWTH = 0.01  # of a launch, with each request: 0.007 and 0.03 on the two hosts where it was told
+
+
+def growth_of(steps: FittedSteps) -> dict[str, float] | None:
+    """Where launches are known, and how well what they grow by with each request is; nobody's grow faster than some."""
+    running, host = steps.problem.running(), steps.mixed.host
+    around = float(np.mean(running)) if running else 0.0
+    launch_s = host["none_s"] + host["per_seq_s"] * around
+    if launch_s <= 0:
+        return None
+    error_s, most_s = steps.mixed.sure["per_seq_s"] * max(host["per_seq_s"], 1e-9), MOST_GROWTH * launch_s
+    error_s = (error_s**-2 + most_s**-2) ** -0.5 if error_s > 0 else 0.0
+    return {"around": round(around, 1), "launch_s": float(f"{launch_s:.4g}"), "error_s": float(f"{error_s:.3g}")}
+
+
 HIDES = 0.4  # the share of a time that shows
+TOLD = 0.02  # a standard error of a prefill's time
+NOT_AT_ALL = 2**31  # tokens of no step
 
 
 def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], nearest: Profile | None) -> dict[str, str]:
@@ -61,8 +79,10 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     if not steps.price.is_told:
         taken["decode context"] = origin
     mixed, shown = steps.mixed, steps.problem.shown(steps.mixed)
-    if shown and shown["prefill"] < HIDES:
-        taken["prefill on the device"] = f"hides behind launches: {shown['prefill']:.0%} of it shows"
+    if fewest := told_from(steps):
+        key = "prefill on the device" if fewest == NOT_AT_ALL else "small prefills on the device"
+        few = "" if fewest == NOT_AT_ALL else f" of fewer than {fewest:,} tokens"
+        taken[key] = f"steps with prefills{few} hide behind launches, or are too few to tell them to {TOLD:.0%}"
     for kind, key, what in (
         (1, "piecewise", f"up to {MAX_CAPTURE} tokens"),
         (2, "none", f"above {MAX_CAPTURE} tokens"),
@@ -82,6 +102,18 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     low, high = batch_span(runs)
     taken["decodes outside"] = f"batches below {low:.0f} and above {high:.0f}: along the line of those seen"
     return taken
+
+
+def told_from(steps: FittedSteps) -> int:
+    """Tokens of a step with prefills from which on these streams tell its device time; 0: of all, or `NOT_AT_ALL`."""
+    mixed, shown = steps.mixed, steps.problem.shown(steps.mixed)
+    if shown and shown["prefill"] < HIDES:
+        return NOT_AT_ALL
+    fewest = 0
+    for knot, following in pairwise([*mixed.knots[1:].tolist(), NOT_AT_ALL]):  # the first is held near a decode
+        if mixed.sure[f"tokens_{knot}"] > TOLD or (shown and shown[f"tokens_{knot}"] < HIDES):
+            fewest = following
+    return fewest
 
 
 def _slope_told(steps: FittedSteps, nearest: Profile | None) -> str:

@@ -29,6 +29,7 @@ LONE_SD = 0.05
 ANCHOR_SD, BEND_SD = 0.15, 0.5
 HIDDEN_S, LAUNCH_SD = 1e-3, 1.5  # a launch may be e to that many times its prior; below a ms nothing shows
 NUDGE = 0.1
+SHARES = 200
 BINDS = 1.3  # times a decode's step: a launch that long shows in the gap before its step
 FEW = 5  # steps of a kind of launch, to speak of it
 PIECES = 0.4  # a launch in pieces of a graph over one without: 0.6 on one server, 0.3 or less on another
@@ -87,6 +88,8 @@ class EpisodesProblem:
         self.basis = basis(self.total, self.knots)
         self.decode_s = decode.step_s(run.num_decodes, run.context)
         self.slope_sd_s = SLOPE_SD_S
+        self.usual_s: Floats | None = None
+        self.spread(np.ones(1))
         self.begins = begins
         self.kind = np.where(~self.has_prefill, 0, np.where(run.tokens + run.num_decodes <= max_capture, 1, 2))
 
@@ -124,10 +127,29 @@ class EpisodesProblem:
                 found[:, place] = before - begin_s
                 continue
             following = np.minimum(step + 1, len(update_s) - 1)
-            free = np.maximum(np.maximum(free, older) + device_s[step], older + launch_s[step])
-            older, before = before, np.maximum(free, before + launch_s[following])
+            free = self._longer(np.maximum(free, older) + device_s[step], older, launch_s[step], step)
+            older, before = before, self._longer(free, before, launch_s[following], following)
             found[:, place] = before - begin_s
         return found
+
+    def _longer(self, until_s: Floats, begin_s: Floats, launch_s: Floats, step: Ints) -> Floats:
+        """The later of a moment and a launch's end, on average: the longer of a noisy launch and 20 ms is over both."""
+        share = (until_s - begin_s) / np.maximum(launch_s, 1e-9)
+        over = np.interp(share, self._shares, self._over) + np.maximum(0, -share)
+        noisy_s = until_s + launch_s * over
+        return np.asarray(np.where(self.kind[step] > 0, noisy_s, np.maximum(until_s, begin_s + launch_s)))
+
+    def weigh(self, fitted: FittedEpisodes) -> None:
+        """From here on errors are shares of what was predicted: as shares of what was seen, slow steps weigh less."""
+        if self.rows.size:
+            found = self.predict(*self._times(fitted))
+            self.usual_s = np.diff(found, axis=1, prepend=np.zeros((len(found), 1)))
+
+    def spread(self, ratios: Floats) -> None:
+        """From here on launches of prefills are that noisy."""
+        ratios = ratios / ratios.mean()
+        self._shares = np.linspace(0, float(ratios.max()), SHARES)
+        self._over = np.maximum(0, ratios - self._shares[:, None]).mean(axis=1)
 
     def residuals(self, parameters: Floats) -> Floats:
         """Of blocks' sums, gaps, lone requests, and what is held near its prior."""
@@ -153,13 +175,15 @@ class EpisodesProblem:
         real = self.all.update_s[rows] - begin_s
         first = np.zeros((len(rows), 1))
         gaps, real_gaps = np.diff(found, axis=1, prepend=first), np.diff(real, axis=1, prepend=first)
-        parts = [((gaps - real_gaps) / (GAP_SD * real_gaps + FLOOR_S))[is_step] / np.sqrt(is_step.sum(axis=1).mean())]
+        usual = real_gaps if self.usual_s is None else self.usual_s
+        parts = [((gaps - real_gaps) / (GAP_SD * usual + FLOOR_S))[is_step] / np.sqrt(is_step.sum(axis=1).mean())]
         for begin in range(0, rows.shape[1], BLOCK):
             chosen = is_step[:, begin : begin + BLOCK]
             has = chosen.any(axis=1)
             ours = (gaps[:, begin : begin + BLOCK] * chosen).sum(axis=1)[has]
             theirs = (real_gaps[:, begin : begin + BLOCK] * chosen).sum(axis=1)[has]
-            parts.append((ours - theirs) / (TOTAL_SD * theirs + FLOOR_S))
+            wide = (usual[:, begin : begin + BLOCK] * chosen).sum(axis=1)[has]
+            parts.append((ours - theirs) / (TOTAL_SD * wide + FLOOR_S))
         return parts
 
     def _of_lone(self, device_s: Floats, launch_s: Floats, host: Floats) -> Floats:
@@ -234,8 +258,11 @@ class EpisodesProblem:
         jacobian = found.jac
         covariance = np.linalg.pinv(jacobian.T @ jacobian)
         spread = 2 * found.cost / max(1, len(found.fun) - len(found.x))  # residuals are in guessed units
-        errors = np.sqrt(np.diag(covariance) * spread)
-        values = np.maximum(found.x, 1e-9)
+        whole = np.eye(len(found.x))
+        number = len(self.knots)
+        whole[:number, :number] = np.tril(np.ones((number, number)))  # knots' times are sums of increments
+        errors = np.sqrt(np.maximum(0.0, np.diag(whole @ covariance @ whole.T)) * spread)
+        values = np.maximum(whole @ found.x, 1e-9)
         names = [f"tokens_{knot}" for knot in self.knots] + list(HOST)
         slope = names.index("per_seq_s")
         errors[slope] = np.hypot(errors[slope], MOOD * float(values[names.index("none_s")]) / self._apart())
@@ -261,22 +288,34 @@ class EpisodesProblem:
         return float(found.sum()), float((self.all.update_s[self.rows[rows, last]] - self._begins()).sum())
 
     def shown(self, fitted: FittedEpisodes) -> dict[str, float]:
-        """Which share of prefills' device time, and of launches by kind, the episodes' times show: the rest hides."""
+        """Which share of prefills' device time, all and by knot, and of launches by kind, the episodes' times show.
+
+        The rest hides; that a noisy launch is sometimes the longer one does not tell how long it is.
+        """
         if not self.rows.size:
             return {}
         device_s, launch_s = self._times(fitted)
-        kind = self.kind
-        parts = {"prefill": (device_s, self.has_prefill)}
-        parts |= {name: (launch_s, kind == number) for number, name in ((1, "launch piecewise"), (2, "launch none"))}
-        last, rows = self.is_step.sum(axis=1) - 1, np.arange(len(self.rows))
-        before = self.predict(device_s, launch_s)[rows, last].sum()
+        knots_s = self.rounds[:, None] * self.basis * np.interp(self.knots, fitted.knots, fitted.time_s)
+        nothing = np.zeros(len(device_s))
+        parts = {"prefill": (device_s * self.has_prefill, nothing)}
+        parts |= {f"tokens_{knot}": (knots_s[:, i] * self.has_prefill, nothing) for i, knot in enumerate(self.knots)}
+        parts |= {
+            f"launch {kind}": (nothing, launch_s * (self.kind == i)) for i, kind in ((1, "piecewise"), (2, "none"))
+        }
+        noise = self._shares, self._over
+        self.spread(np.ones(1))
+        before = self._all_s(device_s, launch_s)
         found = {}
-        for name, (times_s, chosen) in parts.items():
-            longer = np.where(chosen, (1 + NUDGE) * times_s, times_s)
-            after = self.predict(*((longer, launch_s) if times_s is device_s else (device_s, longer)))[rows, last].sum()
-            all_s = float((times_s * chosen)[self.rows[self.is_step]].sum())
-            found[name] = float(after - before) / (NUDGE * all_s) if all_s else 0.0
+        for name, (device, launch) in parts.items():
+            after = self._all_s(device_s + NUDGE * device, launch_s + NUDGE * launch)
+            all_s = float((device + launch)[self.rows[self.is_step]].sum())
+            found[name] = (after - before) / (NUDGE * all_s) if all_s else 0.0
+        self._shares, self._over = noise
         return found
+
+    def _all_s(self, device_s: Floats, launch_s: Floats) -> float:
+        last, rows = self.is_step.sum(axis=1) - 1, np.arange(len(self.rows))
+        return float(self.predict(device_s, launch_s)[rows, last].sum())
 
     def launch_ratios(self, fitted: FittedEpisodes) -> Floats:
         """Real over predicted launches, where a launch is what a step's tokens waited for."""

@@ -141,6 +141,11 @@ def fit_steps(runs: Sequence[StepColumns], shape: ModelShape) -> FittedSteps:
     if mixed.sure["per_seq_s"] > HARDLY_TOLD and priors.per_seq:
         problem.slope_sd_s = SLOPE_HELD_S
         mixed = problem.solve()
+    ratios = problem.launch_ratios(mixed)
+    problem.weigh(mixed)
+    if _is_spread(ratios):
+        problem.spread(ratios)
+    mixed = problem.solve()
     return FittedSteps(decode, mixed, price, problem)
 
 
@@ -173,7 +178,11 @@ def chunk_of(runs: Sequence[StreamRun]) -> float:
 def spread_of(steps: FittedSteps) -> dict[str, Any] | None:
     """Of launches, where enough of them show."""
     ratios = steps.problem.launch_ratios(steps.mixed)
-    if len(ratios) < SPREAD_STEPS or ratios.std() < SPREAD_LEAST * ratios.mean():
+    if not _is_spread(ratios):
         return None
     quantiles = noise_quantiles(ratios)
     return {"piecewise": quantiles, "none": quantiles}
+
+
+def _is_spread(ratios: Floats) -> bool:
+    return len(ratios) >= SPREAD_STEPS and bool(ratios.std() >= SPREAD_LEAST * ratios.mean())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.fit.streams.covered import range_of, seen_run, sure_of, taken_of
+from simbatch.profiler.fit.streams.covered import growth_of, range_of, seen_run, sure_of, taken_of
 from simbatch.profiler.fit.streams.fit import FittedSteps, content_of, fit_parts
 from simbatch.profiler.fit.streams.parts import Parts
 from simbatch.profiler.fit.streams.priors import of_name, of_profile
@@ -108,18 +108,25 @@ def fit_seen(
         kv_tokens=max(int((run.columns.context + run.columns.num_decodes).max()) for run in runs),
         range=MeasuredRange.model_validate(range_of(runs)),
     )
-    profile = _profile(parts, fit, seen, nearest, name)
+    profile = _profile(parts, fit, growth_of(steps), seen, nearest, name)
     return StreamProfile(profile, parts, steps, tuple(runs), next_run(runs, steps))
 
 
-def _profile(parts: Parts, fit: StreamFit, seen: Sequence[Seen], nearest: Profile | None, name: str | None) -> Profile:
+def _profile(
+    parts: Parts,
+    fit: StreamFit,
+    growth: dict[str, float] | None,
+    seen: Sequence[Seen],
+    nearest: Profile | None,
+    name: str | None,
+) -> Profile:
     models = {each.model for each in seen if each.model}
     source = f"fitted from the streams of {', '.join(each.name for each in seen)}"
     sections = parts.sections()
     own: dict[str, Any] = {
         "name": name or "-".join(["streams", *(model.rsplit("/", 1)[-1].lower() for model in models)]),
         **sections,
-        "host": {"source": source, **sections["host"]},
+        "host": {"source": source, **sections["host"], "growth": growth},
         "front_end": {"source": source, **sections["front_end"]},
         "streams": fit,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.streams.batches import StepBatches, batches_of, infer_budget
-from simbatch.sim.streams.judge import Judgement, judge
+from simbatch.sim.streams.judge import Judgement, judge, without_standstills
 from simbatch.sim.streams.steps import RebuiltSteps, rebuild_steps
 from simbatch.sim.streams.streams import Streams
 from simbatch.sim.workload.chunk import RequestChunk
@@ -100,6 +100,11 @@ def _read(path: Path) -> Seen:
     streams = streams_of(recorded)
     steps = rebuild_steps(streams)
     judgement = judge(steps, int((recorded.error != "").sum()))
+    if not judgement.refusals:
+        streams, stood = without_standstills(steps)
+        if stood is not None:
+            steps = rebuild_steps(streams)
+            judgement = replace(judgement, warnings=(*judgement.warnings, stood))
     with path.open(encoding="utf-8", errors="replace") as file:
         model = MODEL.search(file.read(HEAD_BYTES))
     return Seen(path.name, model[1] if model else None, streams, steps, judgement)
