@@ -14,12 +14,12 @@ from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 MODULES = {
-    "cost": ["draws", "host", "model", "windows"],
+    "cost": ["host", "model"],
     "engine": [
         "cluster", "conversations", "decode_group", "door", "front_end", "gateway", "gathered", "leap", "pace",
         "recorder", "replica", "resources", "sessions", "stepwise", "timed", "traffic", "untimed",
     ],
-    "scheduler": ["batch", "kv_cache", "names", "planned", "prefix_cache", "request", "scheduler", "views", "waiting"],
+    "scheduler": ["kv_cache", "names", "planned", "prefix_cache", "request", "scheduler", "views", "waiting"],
 }  # fmt: skip
 SOURCES = [f"{package}/{name}.py" for package, names in MODULES.items() for name in names]
 ROOT = Path(__file__).parent

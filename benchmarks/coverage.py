@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from simbatch import Scenario, simulate
 from simbatch.sim.clock import to_ps
 from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, RunRecord
-from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.steady import steady_state
 from simbatch.sim.statistics import BatchMeans, Interval, NoClaim, mean_interval
 from simbatch.sim.workload import open_workload

@@ -31,8 +31,7 @@ from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.plugins.policy import POLICIES
-from simbatch.sim.scenario import Scenario
-from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource

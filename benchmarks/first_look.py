@@ -27,8 +27,7 @@ from simbatch.profiler.records.recorded import Recorded, read_recorded
 from simbatch.sim.cost.by_name import shipped_text
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.json_values import json_object
-from simbatch.sim.metrics.gaps import PooledGaps
-from simbatch.sim.metrics.latencies import describe, describe_gaps, latencies_ms
+from simbatch.sim.metrics.latencies import PooledGaps, describe, describe_gaps, latencies_ms
 from simbatch.sim.scenario import resolve
 
 RECORDED = Path(__file__).parents[2] / "shared" / "gpu" / "h100-vllm-0.32"

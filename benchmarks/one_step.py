@@ -17,7 +17,7 @@ from simbatch.sim.engine.record import RunRecord, StepRow
 from simbatch.sim.engine.resources import Host
 from simbatch.sim.metrics.curves import first_steps_ps
 from simbatch.sim.report import style
-from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario import resolve
 from simbatch.sim.search.simulate import run_resolved
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.streams.streams import Streams
+from simbatch.sim.streams.steps import Streams
 
 HOST = {
     "update": {"base_s": 2e-4, "per_seq_s": 1e-5},

@@ -24,8 +24,7 @@ from benchmarks.first_look import figures as figures_of
 from simbatch.profiler.fit.recorder.moments import Moments, kinds
 from simbatch.profiler.fit.recorder.replay import errors_of, gaps_of
 from simbatch.profiler.fit.streams.columns import Lone, StepColumns
-from simbatch.profiler.fit.streams.fit import fit_steps, spread_of
-from simbatch.profiler.fit.streams.parts import Parts
+from simbatch.profiler.fit.streams.fit import Parts, fit_steps, spread_of
 from simbatch.profiler.fit.streams.priors import of_profile
 from simbatch.profiler.fit.streams.way_in import WayIn
 from simbatch.profiler.records.steps import Steps

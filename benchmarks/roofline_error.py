@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simbatch.profiler.fit.design import StepLimits, sample_steps
+from simbatch.profiler.fit.two_regime import StepLimits, sample_steps
 from simbatch.profiler.importers.core_package import SYSTEMS
 from simbatch.profiler.importers.imported import import_profile
 from simbatch.profiler.importers.source import ImportRequest

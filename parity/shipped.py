@@ -18,7 +18,7 @@ import numpy as np
 from simbatch import Scenario, simulate
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.scenario.shipped import shipped_scenarios
+from simbatch.sim.scenario.presets import shipped_scenarios
 
 ROOT = Path(__file__).parents[1]
 HOST = {"host.from": str(ROOT / "benchmarks" / "h100-host.json")}

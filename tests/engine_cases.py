@@ -12,11 +12,9 @@ from simbatch.policies.adaptive import Adaptive
 from simbatch.policies.fixed import Fixed
 from simbatch.policies.priority import Priority
 from simbatch.policies.vllm import VLLM
-from simbatch.sim.cost.draws import NoiseDraws
-from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes
+from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes, NoiseDraws, WindowCost
 from simbatch.sim.cost.model import CostModel, LinearCost, PiecewiseLinear, TwoRegimeCost
 from simbatch.sim.cost.step_time import Ratios, StepNoise
-from simbatch.sim.cost.windows import WindowCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.plugins.policy import POLICIES, EngineView, Policy, RequestView

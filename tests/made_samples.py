@@ -1,7 +1,16 @@
-"""Samples of an engine whose step times are known, as `simbatch profile` would write them down."""
+"""Samples of an engine whose step times are known, as `simbatch profile` would write them down.
+
+Model configurations for tests: a small one, and those of published models where they are at hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
+import pytest
 
+from simbatch.profiler.model.config import model_config_of, read_model_config
 from simbatch.profiler.records.samples import (
     Admission,
     BatchEntry,
@@ -99,3 +108,32 @@ def _episode(rng, episode):
 def _canaries():
     decode, prefill = tuple([BatchEntry(100, 1, True)] * 4), (BatchEntry(0, 128, False),)
     return [StepSample(-1, True, 1.0, entries) for entries in (decode, prefill) for _ in range(9)]
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "models"
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+def llama(**changes):
+    """Llama-3.1-8B with other keys; None removes one."""
+    content = {key: value for key, value in {**LLAMA_8B, **changes}.items() if value is not None}
+    return model_config_of(content, "config.json")
+
+
+def published(name):
+    """A published model's configuration; the test is skipped where it is not there."""
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"no configuration of {name} beside the project")
+    return read_model_config(folder)

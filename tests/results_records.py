@@ -18,7 +18,7 @@ from simbatch.sim.engine.record import (
     RunRecord,
     StepRow,
 )
-from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.columns import RunFacts
 
 MS = 10**9  # ps
 S = 10**12

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from simbatch.cli import main
-from tests.model_configs import LLAMA_8B, SHARED
+from tests.made_samples import LLAMA_8B, SHARED
 
 RUN = ["--gpu", "rtx4090", "--max-num-seqs", "128", "--max-num-batched-tokens", "2048"]
 

@@ -14,8 +14,8 @@ from PIL import Image
 from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.sim.errors import UserError
-from simbatch.sim.metrics.facts import SloLimits
-from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.columns import SloLimits
+from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.runs import MetricRow

@@ -18,7 +18,7 @@ from scipy import stats
 
 from simbatch.cli import main
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
 from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.experiment import Experiment

@@ -13,8 +13,7 @@ import pytest
 from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile, profile_json, shipped_text
-from simbatch.sim.cost.draws import LaunchDraws
-from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes
+from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchDraws, LaunchTimes
 from simbatch.sim.cost.host_section import Spread
 from simbatch.sim.scenario import resolve
 

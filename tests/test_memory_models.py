@@ -10,7 +10,7 @@ from simbatch.profiler.model.config import model_config_of, read_model_config
 from simbatch.profiler.model.kv_layout import kv_layout
 from simbatch.profiler.model.published import find_model, published_models
 from simbatch.profiler.model.weights import weights_of
-from tests.model_configs import LLAMA_8B, llama
+from tests.made_samples import LLAMA_8B, llama
 
 GIB = 2**30
 PARAMETERS = {  # in billions, as their makers say

@@ -7,7 +7,7 @@ import pytest
 from simbatch.profiler.model.config import model_config_of, read_model_config
 from simbatch.profiler.model.weights import weights_of
 from simbatch.sim.errors import UserError
-from tests.model_configs import LLAMA_8B, llama, published
+from tests.made_samples import LLAMA_8B, llama, published
 
 PARAMETERS = {
     "llama-3.1-8b-instruct": 8_030_261_248,

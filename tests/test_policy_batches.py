@@ -21,7 +21,7 @@ from simbatch.policies.fixed import Fixed
 from simbatch.policies.static import Static
 from simbatch.sim.engine.record import RunRecord
 from tests.engine_cases import MS, Row
-from tests.policy_scenarios import lognormal, serving, under
+from tests.sweep_cases import lognormal, serving, under
 from tests.test_policies import all_at_once, batch_sizes, serve
 
 

@@ -23,7 +23,7 @@ from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import MS, ListSource, Row
-from tests.policy_scenarios import CONVERSATIONS, lognormal, serving, under
+from tests.sweep_cases import CONVERSATIONS, lognormal, serving, under
 from tests.test_policies import batch_sizes, serve
 
 

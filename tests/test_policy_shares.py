@@ -20,7 +20,7 @@ from simbatch.sim.engine import run
 from simbatch.sim.plugins.testing.cases import ListSource
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import MS, Row
-from tests.policy_scenarios import serving, under, uniform
+from tests.sweep_cases import serving, under, uniform
 from tests.test_policies import serve
 
 Arrival = tuple[str, int, int]  # tenant, time (ms), output tokens

@@ -16,7 +16,7 @@ from simbatch.policies.priority import Priority
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.engine.record import FINISHED, REJECTED
 from tests.engine_cases import MS, Row
-from tests.policy_scenarios import lognormal, serving, under
+from tests.sweep_cases import lognormal, serving, under
 from tests.test_policies import all_at_once, serve
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simbatch.profiler.fit.design import StepLimits, sample_steps
+from simbatch.profiler.fit.two_regime import StepLimits, sample_steps
 from simbatch.profiler.importers.imported import import_profile
 from simbatch.profiler.importers.source import ImportRequest
 from simbatch.profiler.records.steps import predict_s
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.errors import UserError
-from tests.model_configs import LLAMA_8B
+from tests.made_samples import LLAMA_8B
 from tests.test_profile_import import LINK
 
 LIMITS = StepLimits((1, 256), (1, 128), (16, 8192), (16, 2048), (0, 4096), 2048, 200_000)

@@ -14,7 +14,7 @@ from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.provenance import span
-from simbatch.sim.cost.trust import ASSUMED_HOST, NO_HOST_TIMES, error_line, lacks_host_times
+from simbatch.sim.cost.uncertainty import HOST_IS_ASSUMED, NO_HOST_TIMES, error_line, lacks_host_times
 from simbatch.sim.errors import UserError
 from simbatch.sim.tuning.recommend_report import error_note
 from tests.made_samples import made_samples
@@ -229,10 +229,10 @@ def test_a_gpu_profile_without_host_times_says_so_in_every_result(name: str) -> 
 @pytest.mark.parametrize("name", ["rtx4090-llama-3.1-8b-bf16", TABLES, "rtx4090-llama-3.1-8b-awq"])
 def test_an_assumed_host_is_said_in_every_result_and_another_machine_s_is_not(name: str) -> None:
     result = simulate(Scenario.from_dict({"profile": name, "workload": WORKLOAD}))
-    assert result.summary["simbatch"]["warnings"][-1] == ASSUMED_HOST
+    assert result.summary["simbatch"]["warnings"][-1] == HOST_IS_ASSUMED
     other = {"profile": name, "workload": WORKLOAD, "host": {"from": "h100-llama-3.1-8b-bf16-measured"}}
     summary = simulate(Scenario.from_dict(other)).summary["simbatch"]
-    assert ASSUMED_HOST not in summary["warnings"]
+    assert HOST_IS_ASSUMED not in summary["warnings"]
     assert summary["profile"]["host"] == "h100-llama-3.1-8b-bf16-measured"
 
 
@@ -253,7 +253,7 @@ def test_a_comparison_says_what_holds_for_all_of_them_once(
     few = ("--set", "workload.num_prompts=30")
     assert run("compare", "steady", "--policy", "vllm", "--policy", "fixed", *few) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("WARNING") == said.count(f"WARNING: {ASSUMED_HOST}") == 1
+    assert said.count("WARNING") == said.count(f"WARNING: {HOST_IS_ASSUMED}") == 1
 
 
 def test_a_recommendation_says_what_its_error_is_of() -> None:

@@ -7,8 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from simbatch.cli.profiles import profiles
-from simbatch.profiler.fit.design import REGIMES, sample_steps
-from simbatch.profiler.fit.two_regime import judge, judge_bands
+from simbatch.profiler.fit.two_regime import REGIMES, judge, judge_bands, sample_steps
 from simbatch.profiler.importers.imported import context_tokens, import_profile
 from simbatch.profiler.importers.llmservingsim import OpTables
 from simbatch.profiler.importers.source import HELD_OUT_SEED, ImportRequest, LinkAllReduce

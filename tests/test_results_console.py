@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.metrics.columns import SloLimits
 from simbatch.sim.report import run_pictures
 from simbatch.sim.report.result import Result
 from simbatch.sim.report.style import duration_text

@@ -14,7 +14,7 @@ from PIL import Image
 
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.errors import UserError
-from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.metrics.columns import SloLimits
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import files
 from tests.results_records import MS, REFUSED, REJECTED, UNFINISHED, Step, Toy, back_to_back, build, facts

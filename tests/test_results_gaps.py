@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from simbatch import Result, Scenario, simulate
 from simbatch.sim.metrics import columns
 from simbatch.sim.metrics.curves import first_steps_ps, output_tokens_per_second
-from simbatch.sim.metrics.gaps import PooledGaps
+from simbatch.sim.metrics.latencies import PooledGaps
 from simbatch.sim.metrics.step_function import Curve, Pieces
 from simbatch.sim.report import run_pictures
 from simbatch.sim.report.result import Result as ResultClass

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from simbatch import Policy, Scenario, simulate
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.metrics import groups
-from simbatch.sim.metrics.facts import SloLimits
+from simbatch.sim.metrics.columns import SloLimits
 from simbatch.sim.metrics.groups import MAX_TENANTS, Tenants, fair_share_ratios, jain_index, max_min_shares
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result

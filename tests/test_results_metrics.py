@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from simbatch import Scenario, simulate
 from simbatch.sim.metrics import registry
-from simbatch.sim.metrics.facts import SloLimits
-from simbatch.sim.metrics.metric import LOWER, Metric
+from simbatch.sim.metrics.columns import SloLimits
 from simbatch.sim.metrics.registry import REGISTRY, metrics_of, steady_metrics
+from simbatch.sim.metrics.run_figures import LOWER, Metric
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result
 from simbatch.sim.search.sweep import sweep

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simbatch.sim.cost.trust import NO_HOST_TIMES
+from simbatch.sim.cost.uncertainty import NO_HOST_TIMES
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.metrics import columns
+from simbatch.sim.metrics.columns import RunFacts, SloLimits
 from simbatch.sim.metrics.curves import batch_size, used_blocks, waiting_with_preempted
-from simbatch.sim.metrics.facts import RunFacts, SloLimits
 from simbatch.sim.metrics.steady import is_overloaded
 from simbatch.sim.metrics.step_function import Curve
 from simbatch.sim.metrics.time_share import shares_per_bin

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from simbatch import Scenario, simulate
 from simbatch.cli import cli
-from simbatch.profiler.fit.design import StepLimits, sample_steps
+from simbatch.profiler.fit.two_regime import StepLimits, sample_steps
 from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_profile
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.roofline import roofline_of
@@ -19,7 +19,7 @@ from simbatch.sim.cost.by_name import load_profile, profile_json
 from simbatch.sim.cost.gpus import GPUS, find_gpu, gpu_of
 from simbatch.sim.cost.model import step_ps_alike
 from simbatch.sim.errors import UserError
-from tests.model_configs import LLAMA_8B, llama, published
+from tests.made_samples import LLAMA_8B, llama, published
 
 GPU = GPUS["rtx4090"]
 LIMITS = StepLimits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)

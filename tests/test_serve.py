@@ -17,9 +17,8 @@ from simbatch.serving.processes import reserved
 from simbatch.serving.record_file import RotatingFile
 from simbatch.serving.recording import LineWriter
 from simbatch.serving.simulated import command, device
-from simbatch.serving.simulated.command import ServeOptions, prepare
+from simbatch.serving.simulated.command import ServeOptions, engine_flags, in_the_profile, prepare, read_flags
 from simbatch.serving.simulated.device import ServeSpec, VirtualGpu
-from simbatch.serving.simulated.flags import engine_flags, in_the_profile, read_flags
 from simbatch.serving.simulated.model import AnswerLengths, MadeUpAnswer, Tokens, allowed_token, made_up_logprobs
 from simbatch.sim.cost.by_name import load_profile, shipped_text
 from simbatch.sim.cost.model import features_of

@@ -10,9 +10,9 @@ import pytest
 
 from simbatch.profiler.fit.recorder.moments import read_steps
 from simbatch.profiler.records.lines import RecordedStep
-from simbatch.profiler.server import tail as tail_module
+from simbatch.profiler.server import server as tail_module
 from simbatch.profiler.server.http import Connection, Endpoint, run_loop
-from simbatch.profiler.server.tail import Tail
+from simbatch.profiler.server.server import Tail
 from simbatch.serving.record_file import RotatingFile
 from simbatch.sim.errors import UserError
 
@@ -156,7 +156,7 @@ def test_lines_come_once_across_rotations(tmp_path):
 
 
 def test_what_is_no_recorder_s_file_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(tail_module, "WAIT_S", 0.0)
+    monkeypatch.setattr(tail_module, "FIRST_LINES_WAIT_S", 0.0)
     with pytest.raises(UserError, match="no steps are written there"):
         Tail(tmp_path / "absent.jsonl")
     other = tmp_path / "other.jsonl"

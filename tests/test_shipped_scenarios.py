@@ -14,7 +14,7 @@ from simbatch.sim.cost.by_name import shipped_text
 from simbatch.sim.cost.profile import HOST_KEYS
 from simbatch.sim.files import write_json
 from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.shipped import shipped_scenarios
+from simbatch.sim.scenario.presets import shipped_scenarios
 from tests.test_cli import run
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,7 @@ from simbatch.sim.report.result import Result
 from simbatch.sim.streams.batches import batches_of, infer_budget
 from simbatch.sim.streams.described import Described
 from simbatch.sim.streams.judge import judge, without_standstills
-from simbatch.sim.streams.steps import rebuild_steps
-from simbatch.sim.streams.streams import Streams
+from simbatch.sim.streams.steps import Streams, rebuild_steps
 from tests import bench_files as files
 from tests.trace_files import read
 

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from simbatch import Scenario, UserError, simulate
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.sweep import Range
-from simbatch.sim.search.cells import Cell, cells_of, evaluate
+from simbatch.sim.search.cells import Cell, CellStore, cells_of, evaluate
 from simbatch.sim.search.run import run_cells
-from simbatch.sim.search.store import CellStore
 from simbatch.sim.search.sweep import planned
 from simbatch.sim.search.sweep_grid import grid_of, parse_over
 from tests.sweep_cases import DATA, SEATS, YAML, runs, toy, watched

@@ -15,9 +15,8 @@ import pytest
 
 from simbatch import UserError
 from simbatch.cli import main
-from simbatch.sim.search.cells import Cell, cells_of, evaluate
+from simbatch.sim.search.cells import Cell, CellStore, cells_of, evaluate
 from simbatch.sim.search.run import run_cells
-from simbatch.sim.search.store import CellStore
 from simbatch.sim.search.sweep import Sweep, planned, write_summary
 from tests.sweep_cases import SEATS, YAML, runs, toy, watched
 

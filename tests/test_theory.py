@@ -21,8 +21,8 @@ from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.metrics.metric import HIGHER, Metric
 from simbatch.sim.metrics.registry import REGISTRY, bounds_of, metrics_of, possible, possible_difference, steady_metrics
+from simbatch.sim.metrics.run_figures import HIGHER, Metric
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Difference, Runs
 from simbatch.sim.scheduler.config import EngineConfig

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fit.design import StepLimits
+from simbatch.profiler.fit.two_regime import StepLimits
 from simbatch.profiler.importers.source import (
     MIXED_NOTE,
     RANDOM_NOTE,

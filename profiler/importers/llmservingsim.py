@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simbatch.profiler.fit.design import StepLimits
+from simbatch.profiler.fit.two_regime import StepLimits
 from simbatch.profiler.importers.llmservingsim_tables import AttentionTable, Floats, read_columns
 from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, LinkAllReduce, TableSource, fit_tables
 from simbatch.profiler.model.config import ModelConfig

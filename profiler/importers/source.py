@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.fit.design import REGIMES, StepLimits, sample_steps
-from simbatch.profiler.fit.two_regime import fit_two_regime, judge, judge_bands
+from simbatch.profiler.fit.two_regime import REGIMES, StepLimits, fit_two_regime, judge, judge_bands, sample_steps
 from simbatch.profiler.model.config import ModelConfig, read_model_config
 from simbatch.profiler.records.steps import Floats, Steps, concatenate
 from simbatch.sim.cost.memory import KVCacheType

@@ -143,7 +143,7 @@ def lengths_of(
     if not prompt_cv and not output_cv:
         return RequestLengths(np.array([prompt_len]), np.array([output_len]), f"{prompt_len:,} + {output_len:,} tokens")
     from simbatch.sim.workload.draws import Purpose, stream
-    from simbatch.sim.workload.lengths import FixedLength, Length, Lognormal
+    from simbatch.sim.workload.sessions import FixedLength, Length, Lognormal
     from simbatch.sim.workload.synthetic import length_draw
 
     def drawn(mean: int, cv: float, purpose: Purpose) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

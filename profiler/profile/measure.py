@@ -16,7 +16,7 @@ from simbatch.profiler.profile.stopping import MAX_TABLE, MIN_WAVES, TRAFFIC, Bu
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, StepClock, entries_of
 from simbatch.profiler.records.samples import Admission, EngineFacts, Samples, SampleWriter, StepSample, read_samples
 from simbatch.profiler.server.client import Flight
-from simbatch.profiler.server.tail import Tail
+from simbatch.profiler.server.server import Tail
 from simbatch.sim.errors import Problem, UserError
 
 CANARY_EVERY = 0.1  # of the time budget

@@ -16,9 +16,8 @@ from simbatch.profiler.profile.stopping import Budget
 from simbatch.profiler.records.samples import EngineFacts, Samples
 from simbatch.profiler.server.client import Driver
 from simbatch.profiler.server.http import Endpoint, run_loop
-from simbatch.profiler.server.server import look
+from simbatch.profiler.server.server import Tail, look
 from simbatch.profiler.server.start import EngineOptions, check_model, require_vllm, started
-from simbatch.profiler.server.tail import Tail
 from simbatch.sim.cost.by_name import write_profile
 
 Progress = Callable[[Budget], AbstractContextManager[Callable[[str], None]]]

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, durations_s
 from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.cost.host import WindowCost
 from simbatch.sim.cost.model import Features, features_of
-from simbatch.sim.cost.windows import WindowCost
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RunRecord
-from simbatch.sim.metrics.facts import RunFacts
-from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.columns import RunFacts
+from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report.result import Result
 
 Ints = NDArray[np.int64]

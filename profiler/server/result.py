@@ -24,7 +24,7 @@ from simbatch.sim.engine.record import FINISHED, NEVER_PS, SEGMENT_DTYPE, Reques
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import plain, write_all, write_json
 from simbatch.sim.json_values import json_object
-from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.scenario import Resolved
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.turns import Turns

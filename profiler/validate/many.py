@@ -9,9 +9,8 @@ from statistics import median
 from typing import Any
 
 from simbatch.profiler.records.recorded import GatheredRuns
-from simbatch.profiler.validate.figures import CLIENT, Bounds, ComparedFigure
 from simbatch.profiler.validate.on_recorded import validate_recorded
-from simbatch.profiler.validate.validation import REAL, Validation
+from simbatch.profiler.validate.validation import CLIENT, REAL, Bounds, ComparedFigure, Validation
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario
 

@@ -14,14 +14,11 @@ from simbatch.profiler.records.samples import EngineFacts
 from simbatch.profiler.server.client import Driver
 from simbatch.profiler.server.http import Endpoint, run_loop
 from simbatch.profiler.server.result import KeptRuns
-from simbatch.profiler.server.server import Server, look
+from simbatch.profiler.server.server import Server, Tail, look
 from simbatch.profiler.server.start import EngineOptions, started
-from simbatch.profiler.server.tail import Tail
-from simbatch.profiler.validate.figures import Bounds
-from simbatch.profiler.validate.matching import requests_of
+from simbatch.profiler.validate.matching import as_resolved, requests_of
 from simbatch.profiler.validate.on_server import ServerOptions, ServerRuns, Told
-from simbatch.profiler.validate.settings import as_resolved
-from simbatch.profiler.validate.validation import Validation
+from simbatch.profiler.validate.validation import Bounds, Validation
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.scenario import Resolved, Scenario, resolve
 

@@ -15,9 +15,8 @@ import numpy as np
 from simbatch.profiler.records.real_run import RealRun, ToldRun, simulated_run
 from simbatch.profiler.records.recorded import AnyRecorded, Recorded, of_bench
 from simbatch.profiler.records.requests import Requests
-from simbatch.profiler.validate.figures import Bounds
 from simbatch.profiler.validate.matching import RECORDED, SCENARIO, matched, requests_of, simulate_requests
-from simbatch.profiler.validate.validation import REAL, Validation
+from simbatch.profiler.validate.validation import REAL, Bounds, Validation
 from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve

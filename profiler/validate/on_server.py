@@ -22,12 +22,9 @@ from simbatch.profiler.records.requests import LivePrompts, PromptTokens, Reques
 from simbatch.profiler.server.client import Client, ServerGoneError
 from simbatch.profiler.server.http import Endpoint, run_loop
 from simbatch.profiler.server.result import CUT_FILE, RESULT_FILE, STEPS_FILE, KeptRuns, ServedRun
-from simbatch.profiler.server.server import VOCAB_SIZE, Server, look
-from simbatch.profiler.server.tail import Tail
-from simbatch.profiler.validate.figures import Bounds
-from simbatch.profiler.validate.matching import requests_of, simulate_requests
-from simbatch.profiler.validate.settings import agreed
-from simbatch.profiler.validate.validation import Validation
+from simbatch.profiler.server.server import VOCAB_SIZE, Server, Tail, look
+from simbatch.profiler.validate.matching import agreed, requests_of, simulate_requests
+from simbatch.profiler.validate.validation import Bounds, Validation
 from simbatch.sim.clock import PS_PER_MS, to_s
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import json_object

@@ -7,7 +7,6 @@ from io import StringIO
 from math import log10
 from typing import Any
 
-from simbatch.profiler.validate.figures import CLIENT, ComparedFigure
 from simbatch.profiler.validate.many import SHOWN, Many
 from simbatch.profiler.validate.pictures import LATENCIES, REAL, SIMULATED, latencies_of, panels_of
 from simbatch.profiler.validate.report import (
@@ -19,12 +18,11 @@ from simbatch.profiler.validate.report import (
     show_many,
     verdict,
 )
-from simbatch.profiler.validate.validation import Validation
+from simbatch.profiler.validate.validation import CLIENT, ComparedFigure, Validation
 from simbatch.sim.report import style
 from simbatch.sim.report.console import setting_text
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, distribution, is_wide, line, points, span
-from simbatch.sim.report.page.page import PageTable, ReportPage
-from simbatch.sim.report.page.settings import settings_tables, trust_rows
+from simbatch.sim.report.page.page import PageTable, ReportPage, settings_tables, trust_rows
 from simbatch.sim.report.run_pictures import NUM_BINS, binned
 from simbatch.sim.text import number
 

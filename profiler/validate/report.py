@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from simbatch.profiler.validate.figures import CLIENT, ENGINE, ComparedFigure
 from simbatch.profiler.validate.many import SHOWN, Compared, Many
-from simbatch.profiler.validate.validation import REAL
+from simbatch.profiler.validate.validation import CLIENT, ENGINE, REAL, ComparedFigure
 from simbatch.sim.text import number, percent
 
 if TYPE_CHECKING:

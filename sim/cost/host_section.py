@@ -7,8 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from simbatch.sim.clock import to_ps
-from simbatch.sim.cost.draws import LaunchDraws
-from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, FrontEndTimes, HostTimes, LaunchTimes
+from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, FrontEndTimes, HostTimes, LaunchDraws, LaunchTimes
 from simbatch.sim.cost.step_time import Ratios
 from simbatch.sim.strict import Strict
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.windows import ATTENTION_SHIFT, HALF, WindowCost
+from simbatch.sim.cost.host import ATTENTION_SHIFT, HALF, WindowCost
 
 
 class CostModel(Protocol):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from simbatch.sim.clock import to_ps
-from simbatch.sim.cost.draws import NoiseDraws, ratio_table
+from simbatch.sim.cost.host import NoiseDraws, WindowCost, ratio_table
 from simbatch.sim.cost.model import (
     CostModel,
     LinearCost,
@@ -19,7 +19,6 @@ from simbatch.sim.cost.model import (
     attention_of,
     step_ps_alike,
 )
-from simbatch.sim.cost.windows import WindowCost
 from simbatch.sim.strict import Strict
 
 # An hour: no step lasts longer, and sums of such steps stay inside 64 bits.

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import simpy
 
 from simbatch.sim.clock import to_s
-from simbatch.sim.cost.draws import NoiseDraws
-from simbatch.sim.cost.host import HostDraws
+from simbatch.sim.cost.host import HostDraws, NoiseDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine.cluster import Switch
 from simbatch.sim.engine.explain import Event, Watch

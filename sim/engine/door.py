@@ -10,11 +10,10 @@ from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.resources import Host
-from simbatch.sim.scheduler.batch import decoding, is_decoding
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.request import Request, decoding, is_decoding
 from simbatch.sim.scheduler.scheduler import Scheduler
 from simbatch.sim.scheduler.waiting import WaitingQueue
 

@@ -8,8 +8,7 @@ from simbatch.sim.cost.model import Features, features_of
 from simbatch.sim.engine.decode_group import NOBODY, OUTSIDE
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import NOTHING, Step
-from simbatch.sim.scheduler.batch import Batch, Entry, is_decode, is_partial
-from simbatch.sim.scheduler.request import NEVER, Request
+from simbatch.sim.scheduler.request import NEVER, Batch, Entry, Request, is_decode, is_partial
 
 NO_ENTRIES = Batch([], [])
 

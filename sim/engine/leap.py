@@ -40,8 +40,7 @@ from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.timed import Timed
 from simbatch.sim.engine.traffic import FAR, Feed
 from simbatch.sim.engine.untimed import Untimed
-from simbatch.sim.scheduler.batch import has_prefill
-from simbatch.sim.scheduler.request import NEVER, Request
+from simbatch.sim.scheduler.request import NEVER, Request, has_prefill
 
 
 class Leap:

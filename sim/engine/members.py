@@ -11,8 +11,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simbatch.sim.cost.draws import NoiseDraws
-from simbatch.sim.cost.host import FrontEndTimes, HostDraws, HostTimes
+from simbatch.sim.cost.host import FrontEndTimes, HostDraws, HostTimes, NoiseDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine.cluster import Cluster, Published, Switch
 from simbatch.sim.engine.front_end import FrontEnd

@@ -13,8 +13,7 @@ from typing import Any
 
 import simpy
 
-from simbatch.sim.cost.draws import NoiseDraws
-from simbatch.sim.cost.host import HostDraws, HostTimes
+from simbatch.sim.cost.host import HostDraws, HostTimes, NoiseDraws
 from simbatch.sim.cost.model import CostModel, Features
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.door import Door, Inbox, ShownEngine

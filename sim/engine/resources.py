@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simbatch.sim.cost.draws import NoiseDraws
-from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, HostDraws, HostTimes
+from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, HostDraws, HostTimes, NoiseDraws
 from simbatch.sim.cost.model import CostModel, Features, step_ps
-from simbatch.sim.scheduler.batch import Batch
-from simbatch.sim.scheduler.request import NEVER, Request
+from simbatch.sim.scheduler.request import NEVER, Batch, Request
 
 
 class Host:

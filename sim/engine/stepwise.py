@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from simbatch.sim.cost.model import features_of
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.traffic import FAR
-from simbatch.sim.scheduler.batch import Batch, Entry
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.request import Batch, Entry, Request
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.leap import Leap

@@ -16,8 +16,7 @@ from simbatch.sim.engine.pace import Pace, device_paced, host_paced, synchronous
 from simbatch.sim.engine.record import pack_segment, pack_tokens
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.traffic import FAR
-from simbatch.sim.scheduler.batch import Batch
-from simbatch.sim.scheduler.request import NEVER, Request
+from simbatch.sim.scheduler.request import NEVER, Batch, Request
 
 
 class Known(NamedTuple):

@@ -6,8 +6,7 @@ from simbatch.sim.engine.gathered import NO_ENTRIES, Gathered
 from simbatch.sim.engine.pace import span_ps, steps_until
 from simbatch.sim.engine.record import pack_span
 from simbatch.sim.engine.resources import Step
-from simbatch.sim.scheduler.batch import Batch
-from simbatch.sim.scheduler.request import NEVER, Request
+from simbatch.sim.scheduler.request import NEVER, Batch, Request
 
 
 class Untimed:

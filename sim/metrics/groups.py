@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, STATUS_NAMES, RunRecord
-from simbatch.sim.metrics.columns import e2el_ps, let_in, request_ids
-from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.columns import RunFacts, e2el_ps, let_in, request_ids
 from simbatch.sim.metrics.latencies import Bools, describe, duration_ps, keyed, latencies_ms, ratio, within_slo
 
 MAX_TENANTS = 20

@@ -3,24 +3,226 @@
 A request counts as completed when it finished; the rejected, the refused and the unfinished are `failed` and enter no
 latency. Every time is the client's. The benchmark's clock runs from 0, when the client starts, to the last response, a
 rejection's included: `duration`. Throughputs divide by it. Where nothing was measured the value is None, not vLLM's 0.
+
+Inter-token latency needs no timestamp per token: it is exact statistics of pooled arithmetic progressions. A span of m
+decode-only steps gives every decode the gaps d, d + s, ..., d + (m-1)s, so the pool of all gaps is a weighted union of
+progressions. Its k-th smallest value v is the least integer with C(v) >= k, where C(x), the number of gaps up to x, is
+closed per progression. Rows that end by x bound C(x) from below and rows that begin by x from above; counted once in
+narrow logarithmic bins, they say which bins v can be in. Only the rows that reach into these are looked at one by one,
+and bisection drops them as it goes. A gap that is not a step's duration is a progression of one.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import FINISHED, RunRecord
-from simbatch.sim.metrics.columns import decoding_ps, e2el_ps, let_in, ttft_ps
-from simbatch.sim.metrics.facts import SloLimits
-from simbatch.sim.metrics.gaps import PooledGaps
+from simbatch.sim.metrics.columns import SloLimits, bounds, decoding_ps, e2el_ps, let_in, slices, ttft_ps
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+LIMB_BITS = 20  # sum of weights * 2**20 stays inside int64 for 8e12 gaps
+MAX_INT64 = int(np.iinfo(np.int64).max)
+# A bin holds the values whose floats agree in their exponent and the first 12 bits after the point: 0.024 % wide.
+BIN_SHIFT = 52 - 12
+BIN_ORIGIN = int(np.float64(0.5).view(np.int64)) >> BIN_SHIFT  # 0 and what is below 1 fall into bin 0
+NUM_BINS = (int(np.float64(2.0**63).view(np.int64)) >> BIN_SHIFT) - BIN_ORIGIN + 1
+SKETCH_PIECES, MAX_SKETCH_ROWS = 8, 200_000
+
+
+@dataclass(frozen=True)
+class PooledGaps:
+    """A multiset: `weight` times each of `first + j * slope`, j < `count`; ps, one row per progression, slope > 0."""
+
+    first: Ints
+    slope: Ints
+    count: Ints
+    weight: Ints
+
+    @staticmethod
+    def of(record: RunRecord) -> PooledGaps:
+        """All gaps of a run as clients see them; those of unfinished requests too, which spans do not tell apart."""
+        num_spans = int(np.count_nonzero(record.token_rows["num_regular"] > 0))
+        size = num_spans + len(record.gaps)
+        pool = PooledGaps(*(np.empty(size, dtype=np.int64) for _ in range(4)))
+        pool.first[num_spans:] = record.gaps
+        pool.slope[num_spans:] = pool.count[num_spans:] = pool.weight[num_spans:] = 1
+        end = 0
+        for rows in slices(record.token_rows):
+            rows = rows[rows["num_regular"] > 0]
+            begin, end = end, end + len(rows)
+            names = ("duration_ps", "slope_ps", "num_steps", "num_regular")
+            spans = PooledGaps.from_progressions(*(rows[name] for name in names))
+            pool.first[begin:end], pool.slope[begin:end] = spans.first, spans.slope
+            pool.count[begin:end], pool.weight[begin:end] = spans.count, spans.weight
+        return pool
+
+    @classmethod
+    def from_progressions(cls, first: Ints, slope: Ints, count: Ints, weight: Ints) -> PooledGaps:
+        """Any progressions, constant and falling ones too."""
+        first = np.where(slope < 0, first + slope * (count - 1), first)
+        single = (slope == 0) | (count == 1)
+        return cls(
+            first,
+            np.where(single, 1, np.abs(slope)),
+            np.where(single, 1, count),
+            np.where(single, weight * count, weight),
+        )
+
+    @property
+    def last(self) -> Ints:
+        """The largest value of each row."""
+        return self.first + self.slope * (self.count - 1)
+
+    @property
+    def mass(self) -> Ints:
+        """How many gaps each row stands for."""
+        return self.weight * self.count
+
+    @cached_property
+    def size(self) -> int:
+        """How many gaps there are."""
+        return int(np.dot(self.weight, self.count))
+
+    def mean_ps(self) -> float:
+        """The mean: an exact integer sum, divided once."""
+        return sum(_exact_dot(part.mass, part.first + part.last) for part in self._parts()) / (2 * self.size)
+
+    def std_ps(self) -> float:
+        """The population's standard deviation, to 12 digits, which no split of the spans changes.
+
+        A progression of m varies round its own middle by s*s*(m*m - 1)/12.
+        """
+        mean, total = self.mean_ps(), 0.0
+        for part in self._parts():
+            middle = (part.first + part.last) / 2 - mean
+            inside = part.slope.astype(np.float64) ** 2 * (part.count.astype(np.float64) ** 2 - 1) / 12
+            total += float((part.mass * (middle**2 + inside)).sum())
+        return float(f"{math.sqrt(total / self.size):.12g}")
+
+    def percentiles_ps(self, percents: Sequence[float]) -> list[float]:
+        """Percentiles (ps) that `numpy.percentile` would give for the expanded multiset (method `linear`)."""
+        return [self._percentile(percent) for percent in percents]
+
+    def order_statistics(self, rank: int) -> tuple[int, int]:
+        """The gaps of rank `rank` and `rank + 1` in ascending order, from 0; the last one twice at the end."""
+        wanted = rank + 1
+        begun, ended = self._num_by_bin
+        low, high = int(np.searchsorted(begun, wanted)), int(np.searchsorted(ended, wanted))
+        rows = self._reaching_into(low, high)
+        num_below = int(ended[low - 1]) if low else 0
+        value = rows._least_with(wanted - num_below)
+        if wanted == self.size or num_below + rows._num_up_to(value) > wanted:
+            return value, value
+        return value, min(rows._next_after(value), self._next_first(value))
+
+    def sketch(self) -> tuple[Floats, Floats]:
+        """Values (ps, ascending, one per bin) and the shares up to them, good enough to draw.
+
+        A row counts in a few equal pieces, or at its middle where there are many rows.
+        """
+        mass = np.zeros(NUM_BINS)
+        for part in self._parts():
+            pieces = np.minimum(part.count, SKETCH_PIECES if len(self.first) <= MAX_SKETCH_ROWS else 1)
+            row = np.repeat(np.arange(len(pieces)), pieces)
+            piece = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+            position = (piece + 0.5) / pieces[row] * part.count[row] - 0.5
+            values = part.first[row] + part.slope[row] * position
+            mass += np.bincount(_bins(values), weights=(part.mass / pieces)[row], minlength=NUM_BINS)
+        used = np.flatnonzero(mass)
+        ends = ((used + (BIN_ORIGIN + 1)) << BIN_SHIFT).view(np.float64)
+        return ends, np.cumsum(mass[used]) / self.size
+
+    def _parts(self) -> Iterator[PooledGaps]:
+        """The rows in slices, as views."""
+        for part in bounds(len(self.first)):
+            yield PooledGaps(self.first[part], self.slope[part], self.count[part], self.weight[part])
+
+    def _percentile(self, percent: float) -> float:
+        position = (self.size - 1) * (percent / 100)
+        rank = min(math.floor(position), self.size - 1)
+        low, high = self.order_statistics(rank)
+        share = position - rank
+        return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
+
+    @cached_property
+    def _num_by_bin(self) -> tuple[Ints, Ints]:
+        """By bin: how many gaps are in rows that begin in it or below, and in rows that end in it or below."""
+        begun, ended = np.zeros(NUM_BINS), np.zeros(NUM_BINS)  # floats hold whole numbers to 9e15
+        for part in self._parts():
+            mass = part.mass
+            begun += np.bincount(_bins(part.first), weights=mass, minlength=NUM_BINS)
+            ended += np.bincount(_bins(part.last), weights=mass, minlength=NUM_BINS)
+        return np.cumsum(begun.astype(np.int64)), np.cumsum(ended.astype(np.int64))
+
+    def _reaching_into(self, low: int, high: int) -> PooledGaps:
+        """The rows with a value that may be in the bins from `low` to `high`."""
+        parts = [part._only((_bins(part.first) <= high) & (_bins(part.last) >= low)) for part in self._parts()]
+        columns = ([getattr(part, name) for part in parts] for name in ("first", "slope", "count", "weight"))
+        return PooledGaps(*map(np.concatenate, columns))
+
+    def _only(self, chosen: NDArray[np.bool_]) -> PooledGaps:
+        return PooledGaps(self.first[chosen], self.slope[chosen], self.count[chosen], self.weight[chosen])
+
+    def _next_first(self, value: int) -> int:
+        """The least value above `value` that a row begins with."""
+        return min(int(part.first[part.first > value].min(initial=MAX_INT64)) for part in self._parts())
+
+    def _next_after(self, value: int) -> int:
+        """The least value above `value` in rows that have begun by it."""
+        inside = (self.first <= value) & (self.last > value)
+        first, slope = self.first[inside], self.slope[inside]
+        following = first + ((value - first) // slope + 1) * slope
+        return int(following.min(initial=MAX_INT64))
+
+    def _num_up_to(self, value: int) -> int:
+        return int((np.clip((value - self.first) // self.slope + 1, 0, self.count) * self.weight).sum())
+
+    def _least_with(self, wanted: int) -> int:
+        """The least integer with at least `wanted` gaps up to it: bisection."""
+        rows, low, high = self, int(self.first.min()), int(self.last.max())
+        while low < high:
+            middle = (low + high) // 2
+            if rows._num_up_to(middle) >= wanted:
+                high = middle
+            else:
+                low = middle + 1
+            last = rows.last
+            wanted -= int(rows.mass[last < low].sum())
+            rows = rows._only((last >= low) & (rows.first <= high))
+            low, high = max(low, int(rows.first.min())), min(high, int(rows.last.max()))
+        return low
+
+
+def _bins(values: NDArray[np.generic]) -> Ints:
+    """Which bin each value (from 0 to 2**63) is in; never lower for a higher value."""
+    bits: Ints = values.astype(np.float64).view(np.int64) >> BIN_SHIFT
+    bits -= BIN_ORIGIN
+    return np.maximum(bits, 0, out=bits)
+
+
+def _exact_dot(weights: Ints, values: Ints) -> int:
+    """The sum of weights * values as a Python integer, where int64 would overflow; values from 0 to 2**62."""
+    total = 0
+    for shift in range(0, 60, LIMB_BITS):
+        limb = values >> shift
+        if shift < 60 - LIMB_BITS:
+            limb &= (1 << LIMB_BITS) - 1
+        total += int((weights * limb).sum()) << shift
+    return total
+
 
 Bools = NDArray[np.bool_]
 Number = float | int | None
 PERCENTS = (50, 90, 95, 99)
 STATISTICS = ("mean", "median", "std", "p90", "p95", "p99")
-MAX_INT64 = 2**63 - 1
 
 
 def duration_ps(record: RunRecord) -> int:

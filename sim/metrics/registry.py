@@ -12,8 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from simbatch.sim.metrics.latencies import STATISTICS, Number
-from simbatch.sim.metrics.metric import HIGHER, LOWER, STEADY, Metric, value_at
-from simbatch.sim.metrics.run_figures import RunFigures
+from simbatch.sim.metrics.run_figures import HIGHER, LOWER, STEADY, Metric, RunFigures, value_at
 from simbatch.sim.metrics.sessions import SessionFigures
 from simbatch.sim.statistics import Interval
 from simbatch.sim.text import short_name

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord
-from simbatch.sim.metrics.columns import decoding_ps, e2el_ps, let_in, ttft_ps
+from simbatch.sim.metrics.columns import RunFacts, decoding_ps, e2el_ps, let_in, ttft_ps
 from simbatch.sim.metrics.curves import computed_tokens, used_blocks, waiting
-from simbatch.sim.metrics.facts import RunFacts
 from simbatch.sim.metrics.latencies import duration_ps
 from simbatch.sim.metrics.step_function import Curve
 from simbatch.sim.statistics import MIN_BATCH, NUM_BATCHES, NUM_PERIODS, BatchMeans, Interval, NoClaim, keeps_growing

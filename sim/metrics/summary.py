@@ -16,8 +16,7 @@ import numpy as np
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, RunRecord
 from simbatch.sim.metrics import curves
-from simbatch.sim.metrics.columns import let_in
-from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.columns import RunFacts, let_in
 from simbatch.sim.metrics.groups import Groups, Tenants, counts, fair_share_ratios, fairness
 from simbatch.sim.metrics.latencies import STATISTICS, Number, duration_ps, ratio
 from simbatch.sim.metrics.registry import LATENCIES, REGISTRY

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.metrics import curves
-from simbatch.sim.metrics.columns import kept, queued_ps
-from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.columns import RunFacts, kept, queued_ps
 from simbatch.sim.metrics.latencies import duration_ps, ratio
 
 KINDS = (GRAPH, PIECEWISE, NONE)

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.metrics.columns import data_frame
-from simbatch.sim.plan import picture, report
+from simbatch.sim.plan import report
 from simbatch.sim.plan.content import content
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
 from simbatch.sim.plan.fleet import FleetPlan, Rules
-from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of, left_out, other_weights, parse_gpus
+from simbatch.sim.plan.kinds import (
+    ReplicaKind,
+    Wanted,
+    kinds_like,
+    kinds_of,
+    left_out,
+    other_weights,
+    parse_gpus,
+    parse_prices,
+)
 from simbatch.sim.plan.plan import make_plan
-from simbatch.sim.plan.prices import parse_prices
 from simbatch.sim.plan.search import ROUTERS
 from simbatch.sim.plan.words import sentence
 from simbatch.sim.report import style
@@ -26,8 +34,8 @@ from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import seeds_of
 from simbatch.sim.scenario.presets import preset_of
 from simbatch.sim.search.bands import NUM_DRAWS
+from simbatch.sim.search.cells import CellStore
 from simbatch.sim.search.run import Runner
-from simbatch.sim.search.store import CellStore
 from simbatch.sim.tuning.capacity import capacity_limits
 from simbatch.sim.tuning.goal import Goal, Limit
 
@@ -197,8 +205,8 @@ class FleetAnswer:
 
     def plot(self) -> Figure:
         """A matplotlib Figure: the cost of each shape against the latency that is limited."""
-        with style.inline(*picture.SIZE) as drawing:
-            picture.draw(drawing, self.found)
+        with style.inline(*report.SIZE) as drawing:
+            report.draw(drawing, self.found)
         return drawing
 
     def __repr__(self) -> str:

@@ -8,8 +8,7 @@ from math import ceil
 
 from simbatch.sim.cost.memory import kwh_per_million
 from simbatch.sim.plan.demand import Demand, Settings
-from simbatch.sim.plan.kinds import ReplicaKind
-from simbatch.sim.plan.prices import per_million
+from simbatch.sim.plan.kinds import ReplicaKind, per_million
 from simbatch.sim.plan.search import FleetPart, KindSearch, Sizing, settings_of_kind
 from simbatch.sim.plan.verdict import Verdict
 from simbatch.sim.search.bands import Bands

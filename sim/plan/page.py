@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from simbatch.sim.cost.trust import caveats, error_line
+from simbatch.sim.cost.uncertainty import caveats, error_line
+from simbatch.sim.plan.content import scenario_content, serve_lines
 from simbatch.sim.plan.fleet import FleetPlan
-from simbatch.sim.plan.made import scenario_content, serve_lines
 from simbatch.sim.plan.report import report, shapes
 from simbatch.sim.plan.words import fleet_label, limited_by, sentence, shape_label
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, bars, is_wide, limit, points, span
-from simbatch.sim.report.page.page import PageTable, ReportPage
-from simbatch.sim.report.page.settings import bands_table
+from simbatch.sim.report.page.page import PageTable, ReportPage, bands_table
 from simbatch.sim.scenario import resolve
 from simbatch.sim.tuning.goal import Limit
 

@@ -12,11 +12,10 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import metrics_of
-from simbatch.sim.report.figures import Figures, Open
+from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.report.figures import Figures, Open, best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.report.result import Result
-from simbatch.sim.report.verdicts import best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.results import files
 from simbatch.sim.results.experiment import Experiment, SideBySide
 from simbatch.sim.results.runs import MetricRow, same_as
@@ -73,9 +72,9 @@ class Comparison(Figures):
 
     def draw(self, open_figure: Open, metrics: Sequence[Metric], width: float) -> Figure:
         """A panel for each metric, a point per candidate, in a figure that is opened with its width and height."""
-        from simbatch.sim.report import points_picture
+        from simbatch.sim.report import loads_picture
 
-        return points_picture.draw(open_figure, self.sides[0], self.limits, metrics, width)
+        return loads_picture.draw_points(open_figure, self.sides[0], self.limits, metrics, width)
 
     @cached_property
     def same_arrivals(self) -> bool:
@@ -183,9 +182,9 @@ class ReplicatedComparison(Figures, SideBySide):
 
     def draw(self, open_figure: Open, metrics: Sequence[Metric], width: float) -> Figure:
         """A panel for each metric, a point per candidate, in a figure that is opened with its width and height."""
-        from simbatch.sim.report import points_picture
+        from simbatch.sim.report import loads_picture
 
-        return points_picture.draw(open_figure, self, self.first.limits, metrics, width)
+        return loads_picture.draw_points(open_figure, self, self.first.limits, metrics, width)
 
     def text(self, *, all_rows: bool = False) -> str:
         """One table a candidate that differs from the first, and what must be known to read them.

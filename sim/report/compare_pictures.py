@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from simbatch.sim.engine.record import FINISHED
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.latencies import latencies_ms
-from simbatch.sim.metrics.metric import HIGHER
 from simbatch.sim.metrics.registry import WITHIN_SLO, shown
+from simbatch.sim.metrics.run_figures import HIGHER
 from simbatch.sim.report import style
+from simbatch.sim.report.figures import headline
 from simbatch.sim.report.run_pictures import arrivals, binned, end_s
-from simbatch.sim.report.verdicts import headline
 from simbatch.sim.results.experiment import SideBySide
 from simbatch.sim.results.runs import Difference, MeasuredRun
 from simbatch.sim.text import number, percent

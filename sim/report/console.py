@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.registry import REGISTRY
-from simbatch.sim.report.answer import answer
-from simbatch.sim.report.engine_text import WIDTH, engine_lines, header, replica_lines, router_line, row_of, sentences
+from simbatch.sim.report.engine_text import (
+    WIDTH,
+    answer,
+    engine_lines,
+    header,
+    replica_lines,
+    router_line,
+    row_of,
+    sentences,
+)
 from simbatch.sim.report.sessions import session_lines
 from simbatch.sim.text import number, percent, short_name, table, wrapped
 

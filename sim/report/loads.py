@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import shown
+from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.compare import OWN_FILES, certificates_of
-from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figures, Open
-from simbatch.sim.report.verdicts import same_notes, taken_notes
+from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figures, Open, same_notes, taken_notes
 from simbatch.sim.results import files
 from simbatch.sim.results.experiment import OverLoads, Point, SideBySide
 from simbatch.sim.scenario.chance import ONE_RUN
@@ -101,7 +100,7 @@ class LoadComparison(Figures, OverLoads):
 
     def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
         """Write compare.json, compare.csv, loads.png, loads.pdf, and with `html` report.html; returns their paths."""
-        from simbatch.sim.report.page.loads import loads_page
+        from simbatch.sim.report.page.compare import loads_page
         from simbatch.sim.report.page.page import page_writer
 
         writers: dict[str, Callable[[Path], None]] = {

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.metrics import curves
-from simbatch.sim.metrics.gaps import PooledGaps
-from simbatch.sim.metrics.latencies import duration_ps, latencies_ms
+from simbatch.sim.metrics.latencies import PooledGaps, duration_ps, latencies_ms
 from simbatch.sim.metrics.step_function import StepFunction
 from simbatch.sim.metrics.time_share import shares_per_bin
 from simbatch.sim.report import style

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.metrics.facts import RunFacts
+from simbatch.sim.metrics.columns import RunFacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,10 +13,9 @@ from typing import Any
 
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.files import plain
-from simbatch.sim.metrics.columns import RequestTable
-from simbatch.sim.metrics.facts import RunFacts
-from simbatch.sim.metrics.metric import HIGHER, LOWER, STEADY, Metric, value_at
+from simbatch.sim.metrics.columns import RequestTable, RunFacts
 from simbatch.sim.metrics.registry import possible, possible_difference, searchable
+from simbatch.sim.metrics.run_figures import HIGHER, LOWER, STEADY, Metric, value_at
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.metrics.summary import summary_of
 from simbatch.sim.statistics import CONFIDENCE, Interval, mean_interval, paired_difference, paired_ratio

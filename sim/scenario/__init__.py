@@ -1,8 +1,257 @@
-"""Scenario files: YAML with places, checked by pydantic, resolved to what the engine runs with."""
+"""Scenario files: YAML with places, checked by pydantic, resolved to what the engine runs with.
 
+Resolving fills in the defaults of the scenario's vLLM and checks its start rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from simbatch.sim.cost.host_section import HostFile
+from simbatch.sim.cost.memory import Settled
+from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import PolicyChoice, Scenario, SloSection
+from simbatch.sim.scenario.policy import ERROR, asks, is_own, prediction_problems
 from simbatch.sim.scenario.reading.source import parse_overrides
-from simbatch.sim.scenario.resolve import resolve
-from simbatch.sim.scenario.resolved import Resolved
+from simbatch.sim.scenario.resolved import Fleet, Resolved, ResolvedGroup, file_anywhere
+from simbatch.sim.scenario.rules import async_scheduling, batch_limits, capture_sizes, memory_share, start_problems
+from simbatch.sim.scheduler.config import (
+    NEWEST,
+    Changes,
+    EngineConfig,
+    changes_in,
+    default_of,
+    lacks,
+    unknown_settings,
+)
+from simbatch.sim.workload.chunk import Predictor
+
+T = TypeVar("T")
+
+
+def resolve(
+    scenario: Scenario,
+    policy: Policy | str | None = None,
+    predictor: Predictor | None = None,
+    changes: Changes | None = None,
+) -> Resolved:
+    """Look everything up and check it; `policy` takes the place of the scenario's, `predictor` that of its error.
+
+    `changes` are in force instead of those of the scenario's version of vLLM (versions.py).
+
+    Raises UserError with all problems of profile, policy and engine at their lines.
+    """
+    if isinstance(policy, str):
+        scenario, policy = scenario.with_policy(policy), None
+    collected: list[Problem] = []
+    profile, host_profile = load_profiles(scenario, collected)
+    chosen = policy or collect(collected, scenario.build_policy)
+    engine = None
+    if profile is not None:
+        engine = collect(collected, partial(resolve_engine, scenario.engine, profile, scenario.seed, changes))
+    foretold = False
+    if chosen is not None:
+        is_written = ERROR in scenario.policy.params if policy is None else is_own(policy)
+        foretold = bool(asks(chosen) and collect(collected, partial(_is_foretold, scenario)))
+        name = scenario.policy.name if policy is None else _class_name(chosen)
+        batching = _batching(scenario, chosen)
+        collected += _policy_problems(scenario, chosen, name, batching)
+        collected += prediction_problems(chosen, name, predictor, foretold=foretold, is_written=is_written)
+    if collected or profile is None or chosen is None or engine is None:
+        raise scenario.relocated(UserError(*collected))
+    engine = replace(engine, batching=batching)
+    resolved = Resolved(scenario, profile, chosen, name, engine, host_profile, foretold, predictor)
+    return resolved if scenario.cluster is None else replace(resolved, fleet=resolve_fleet(resolved, policy, predictor))
+
+
+def _is_foretold(scenario: Scenario) -> bool:
+    """Whether the scenario's trace has predictions; UserError where it cannot be opened."""
+    from simbatch.sim.workload.traces import foretells
+
+    trace = scenario.workload.trace
+    return trace is not None and foretells(trace, scenario.folder)
+
+
+def resolve_engine(
+    settings: EngineSettings, profile: Profile, seed: int = 0, changes: Changes | None = None
+) -> EngineConfig:
+    """The engine's settings on this profile; UserError when vLLM would not start with them."""
+    version = settings.vllm_version or NEWEST
+    if changes is None:
+        changes = changes_in(version)
+    _check_noise(settings, profile)
+    written = {name: getattr(settings, name) for name in settings.model_fields_set}
+    if unknown := unknown_settings(written, changes, version):
+        raise UserError(*unknown)
+    block_size = settings.block_size or profile.default_block_size
+    max_model_len = settings.max_model_len or profile.max_model_len
+    max_num_seqs, max_num_batched_tokens = batch_limits(settings, profile, max_model_len, changes)
+    same = {f.name for f in fields(EngineConfig)} & EngineSettings.model_fields.keys()
+    limits = max_num_seqs, max_num_batched_tokens
+    sizes = capture_sizes(settings, *limits, profile.default_max_capture_size, changes)
+    # asked also when overridden: vLLM measures its memory first and does not start without any
+    computed_blocks = profile.num_gpu_blocks_for(
+        memory_share(settings, profile, changes),
+        settings.kv_cache_dtype,
+        block_size,
+        Settled(*limits, len(sizes), default_of("graph_memory", changes)),
+    )
+    num_gpu_blocks = settings.num_gpu_blocks_override or computed_blocks
+    config = EngineConfig(
+        **{
+            **{name: getattr(settings, name) for name in same if not lacks(name, changes)},
+            **{name: default_of(name, changes) for name in same if lacks(name, changes)},
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "max_model_len": max_model_len,
+            "num_gpu_blocks": num_gpu_blocks,
+            "block_size": block_size,
+            "async_scheduling": async_scheduling(settings, profile, changes),
+            "vllm_version": version,
+            "changes": changes,
+            "host": profile.host_times(),
+            "front_end": profile.front_end_times() if settings.front_end else None,
+            "max_capture_size": sizes[-1] if sizes else 0,
+            "seed": seed,
+        }
+    )
+    problems = list(start_problems(config))
+    if problems:
+        raise UserError(*problems)
+    return config
+
+
+def _check_noise(settings: EngineSettings, profile: Profile) -> None:
+    if settings.step_noise and profile.noise is None:
+        rule = f"the profile {profile.name} has no distribution of noise to draw from"
+        raise UserError(Problem("engine.step_noise", rule, True, "remove it, or take a profile that has one"))
+
+
+def _batching(scenario: Scenario, policy: Policy) -> str:
+    """What the scenario says; where it leaves that open, what the policy supports, continuous before static."""
+    given = scenario.engine
+    if "batching" in given.model_fields_set or given.batching in policy.disciplines:
+        return given.batching
+    return policy.disciplines[0]
+
+
+def _policy_problems(scenario: Scenario, policy: Policy, name: str, batching: str) -> list[Problem]:
+    """Settings that this policy does not go with."""
+    problems = []
+    order = scenario.engine.scheduling_policy
+    if batching not in policy.disciplines:
+        rule = f"policy {name} does not support {batching} batching, only {' and '.join(policy.disciplines)}"
+        problems.append(Problem("engine.batching", rule, batching, "take another policy: see `simbatch policies`"))
+    if order == "priority" and name != "vllm":
+        rule = f"policy {name} owns the order of the queue, which vLLM's --scheduling-policy priority would set too"
+        problems.append(Problem("engine.scheduling_policy", rule, order, "remove it, or set policy: {name: vllm}"))
+    return problems
+
+
+def _class_name(policy: Policy) -> str:
+    kind = type(policy)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def resolve_fleet(resolved: Resolved, policy: Policy | None, predictor: Predictor | None) -> Fleet:
+    """The scenario's cluster, each group with an engine of its own."""
+    scenario = resolved.scenario
+    settings = scenario.cluster
+    assert settings is not None
+    collected: list[Problem] = [*settings.event_problems()]
+    router = collect(collected, scenario.build_router)
+    if settings.groups is None:
+        groups = [ResolvedGroup(resolved, settings.replicas or 1)]
+    else:
+        found = [
+            collect(collected, partial(_resolve_group, scenario, i, policy, predictor))
+            for i in range(len(settings.groups))
+        ]
+        groups = [
+            ResolvedGroup(one, group.replicas)
+            for one, group in zip(found, settings.groups, strict=True)
+            if one is not None
+        ]
+        collected += _mixed_problems([group.resolved for group in groups])
+    if collected or router is None:
+        raise scenario.relocated(UserError(*collected))
+    return Fleet(tuple(groups), router, file_anywhere(scenario, settings.router.name))
+
+
+def _resolve_group(scenario: Scenario, index: int, policy: Policy | None, predictor: Predictor | None) -> Resolved:
+    """One group of a cluster as a scenario of one engine."""
+    assert scenario.cluster is not None
+    assert scenario.cluster.groups is not None
+    group = scenario.cluster.groups[index]
+    engine = group.engine.model_dump(mode="json", include=group.engine.model_fields_set)
+    changes: dict[str, Any] = {f"engine.{key}": value for key, value in engine.items()}
+    if group.profile is not None:
+        changes["profile"] = group.profile
+    place = scenario.locate(("cluster", "groups", index))
+    return resolve(scenario.of_one_engine(changes, place), policy, predictor)
+
+
+def _mixed_problems(groups: list[Resolved]) -> Iterator[Problem]:
+    """What groups of one cluster may not differ in."""
+    models = {i: group.profile.model for i, group in enumerate(groups) if isinstance(group.profile, MeasuredProfile)}
+    first = next(iter(models.values()), None)
+    for i, model in models.items():
+        if model != first:
+            rule = f"all groups must serve one model, and the first one that names any serves {first}"
+            yield Problem(f"cluster.groups[{i}].profile", rule, model, "take a profile of that model")
+    for i, group in enumerate(groups):
+        if group.engine.block_size != groups[0].engine.block_size:
+            rule = f"all groups must have one block_size, and the first one has {groups[0].engine.block_size}"
+            mend = "set engine.block_size for all of them"
+            yield Problem(f"cluster.groups[{i}].engine.block_size", rule, group.engine.block_size, mend)
+
+
+def load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile | None, str | None]:
+    """The profile with the host and front end that the scenario wants, and whose they are if another's."""
+    from simbatch.sim.cost.by_name import load_profile, with_kv_cache
+
+    def own() -> Profile:
+        profile = load_profile(scenario.profile, folder=scenario.folder)
+        return with_kv_cache(profile, scenario.profile, scenario.engine.kv_cache_dtype)
+
+    profile = collect(problems, own)
+    if scenario.host is None:
+        return profile, None
+    other = collect(problems, partial(_load_host, scenario.host.profile, scenario.folder))
+    if profile is None or other is None:
+        return None, None
+    return profile.with_host_of(other), other.name
+
+
+def _load_host(reference: str, folder: Path) -> Profile | HostFile:
+    from simbatch.sim.cost.by_name import load_host
+    from simbatch.sim.cost.profile import HOST_KEYS
+
+    try:
+        profile = load_host(reference, folder=folder)
+    except UserError as error:
+        of_host = (replace(p, place="host.from") if p.place == "profile" else p for p in error.problems)
+        raise UserError(*of_host) from None
+    if not any(getattr(profile, key, None) for key in HOST_KEYS):
+        rule = f"the profile {profile.name} has neither a host nor a front_end section"
+        raise UserError(Problem("host.from", rule, reference, "name one that has, or remove it"))
+    return profile
+
+
+def collect(problems: list[Problem], get: Callable[[], T]) -> T | None:
+    """What `get` gives; None where it raises UserError, whose problems are added."""
+    try:
+        return get()
+    except UserError as error:
+        problems.extend(error.problems)
+        return None
+
 
 __all__ = ["PolicyChoice", "Resolved", "Scenario", "SloSection", "parse_overrides", "resolve"]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.workload.model import TrafficShape
 
 BLOCKS = 20  # that searches resample a trace in

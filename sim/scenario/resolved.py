@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.cost.by_name import shipped_names
-from simbatch.sim.cost.draws import LaunchDraws, NoiseDraws
+from simbatch.sim.cost.host import LaunchDraws, NoiseDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.plugins.policy import Policy

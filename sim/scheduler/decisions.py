@@ -12,9 +12,8 @@ from simbatch.sim.clock import to_ps
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.plugins.named import defined_at, place_of
 from simbatch.sim.plugins.policy import Plan, Policy
-from simbatch.sim.scheduler.batch import is_decoding, is_partial
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.request import KnownRequest
+from simbatch.sim.scheduler.request import KnownRequest, is_decoding, is_partial
 from simbatch.sim.scheduler.views import PolicyEngine, PolicyRequest, request_of, view_of
 from simbatch.sim.scheduler.waiting import FcfsQueue, LaneQueue, SortedQueue, WaitingQueue
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simbatch.sim.scheduler.batch import Batch
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.request import Batch, Request
 from simbatch.sim.scheduler.scheduler import Scheduler
 from simbatch.sim.scheduler.views import PolicyRequest, request_of
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from simbatch.sim.scheduler.batch import Batch, Entry, Refusal, has_prefill
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
-from simbatch.sim.scheduler.request import Request
+from simbatch.sim.scheduler.request import Batch, Entry, Refusal, Request, has_prefill
 from simbatch.sim.scheduler.waiting import WaitingQueue
 
 

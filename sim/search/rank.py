@@ -14,8 +14,8 @@ from functools import cached_property
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics import registry
-from simbatch.sim.metrics.metric import HIGHER, Metric
 from simbatch.sim.metrics.registry import REGISTRY, THROUGHPUT
+from simbatch.sim.metrics.run_figures import HIGHER, Metric
 from simbatch.sim.paths import user_path
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.results.experiment import Experiment

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.clock import to_ps
-from simbatch.sim.cost.trust import caveats, error_line
+from simbatch.sim.cost.uncertainty import caveats, error_line
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.facts import RunFacts, SloLimits
+from simbatch.sim.metrics.columns import RunFacts, SloLimits
 from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.workload.chunk import PredictedSource, Predictor, unread_of
 

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.columns import data_frame
-from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import shown
+from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.results import files
 from simbatch.sim.results.experiment import Experiment
 from simbatch.sim.results.runs import Summary, figures_of
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.search.cells import Cell, cells_of, replicated_cells
+from simbatch.sim.search.cells import Cell, CellStore, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
-from simbatch.sim.search.store import CellStore
 from simbatch.sim.search.sweep_grid import grid_of
 from simbatch.sim.text import duration_words, table
 

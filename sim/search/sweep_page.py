@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.sim.metrics.metric import HIGHER, Metric
 from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT, shown
+from simbatch.sim.metrics.run_figures import HIGHER, Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, around, border, heat, is_wide, limit, line, points
-from simbatch.sim.report.page.page import PageTable, ReportPage
-from simbatch.sim.report.page.settings import settings_tables, shared_warnings, trust_line, trust_of_all
+from simbatch.sim.report.page.page import (
+    PageTable,
+    ReportPage,
+    settings_tables,
+    shared_warnings,
+    trust_line,
+    trust_of_all,
+)
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.search.cells import Cell
 from simbatch.sim.search.sweep_plot import Drawing, Row, choose, label_of

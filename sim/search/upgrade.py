@@ -17,8 +17,8 @@ from simbatch.sim.engine.resources import Step
 from simbatch.sim.metrics.registry import PREEMPTIONS, THROUGHPUT, shown
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.runs import same_as
+from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.resolve import resolve
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.scheduler.config import CHANGES, Change, changes_in, short
 from simbatch.sim.search.simulate import listen

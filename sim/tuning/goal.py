@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from math import inf, isfinite
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.metric import HIGHER, LOWER, Metric
 from simbatch.sim.metrics.registry import ALIASES, GOODPUT, SLO_SHARE, searchable
+from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
 from simbatch.sim.results.runs import Means
 
 METRICS = searchable()

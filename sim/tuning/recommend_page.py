@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from simbatch.sim.metrics.metric import Metric
 from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO
+from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, limit, line, points, span
-from simbatch.sim.report.page.page import PageTable, ReportPage
-from simbatch.sim.report.page.settings import bands_table, settings_tables, trust_rows
+from simbatch.sim.report.page.page import PageTable, ReportPage, bands_table, settings_tables, trust_rows
 from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
 from simbatch.sim.tuning.recommend_report import all_notes, evidence, report, scenario_content, verdict
 from simbatch.sim.tuning.vllm_flags import arguments, command

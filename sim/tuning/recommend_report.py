@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.cost.trust import NO_REAL_RUN, caveats
+from simbatch.sim.cost.uncertainty import NO_REAL_RUN, caveats
 from simbatch.sim.files import write_json, write_yaml
 from simbatch.sim.metrics.registry import SLO_SHARE, WITHIN_SLO, shown
 from simbatch.sim.results.files import Writers, write_result
@@ -24,7 +24,7 @@ from simbatch.sim.tuning.recommend import (
 from simbatch.sim.tuning.recommend_cases import GB, LARGE_GB, SMALL_GB
 from simbatch.sim.tuning.recommend_doubts import banded_lines, beaten_lines, kept_words, stands_content
 from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, arguments, command, config_yaml, weight_notes
-from simbatch.sim.workload.lengths import Empirical
+from simbatch.sim.workload.sessions import Empirical
 
 FIGURES = shown("recommend")  # of a trial, beside its score
 FAR = 20  # times

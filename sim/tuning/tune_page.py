@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from simbatch.sim.metrics.metric import Metric
+from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report import style
-from simbatch.sim.report.answer import trust_of
+from simbatch.sim.report.engine_text import trust_of
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, limit, line, points, span
-from simbatch.sim.report.page.page import PageTable, ReportPage
-from simbatch.sim.report.page.settings import bands_table, settings_tables, trust_rows
+from simbatch.sim.report.page.page import PageTable, ReportPage, bands_table, settings_tables, trust_rows
 from simbatch.sim.scenario import resolve
 from simbatch.sim.tuning.finalists import TriedSettings, setting_words
 from simbatch.sim.tuning.space import values_of

@@ -20,8 +20,8 @@ from simbatch.sim.strict import MAX_TOKENS, priority_of
 from simbatch.sim.workload.arrivals import ClosedLoop, arrival_times
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.draws import Purpose, draw_shares, stream
-from simbatch.sim.workload.lengths import Empirical, FixedLength, Geometric, Length, Lognormal, Quantiles, Uniform
 from simbatch.sim.workload.model import Part, Prefix, TrafficShape, Workload
+from simbatch.sim.workload.sessions import Empirical, FixedLength, Geometric, Length, Lognormal, Quantiles, Uniform
 from simbatch.sim.workload.trace_model import Trace
 
 Ints = npt.NDArray[np.int64]

@@ -223,7 +223,7 @@ def _draw_run(described: Described | str, statistics: TraceStatistics, facts: di
     if isinstance(described, str) or described.judgement.refusals:
         _draw(statistics, facts, picture)
         return
-    from simbatch.sim.streams.picture import write_steps
+    from simbatch.sim.streams.described import write_steps
 
     name = Path(facts["path"]).name
     write_steps(

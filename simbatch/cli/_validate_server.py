@@ -13,9 +13,8 @@ import click
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.profiler.validate.figures import Bounds
     from simbatch.profiler.validate.on_server import Told
-    from simbatch.profiler.validate.validation import Validation
+    from simbatch.profiler.validate.validation import Bounds, Validation
     from simbatch.sim.scenario import Scenario
 
 

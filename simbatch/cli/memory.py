@@ -1,15 +1,26 @@
-"""`simbatch memory`: how large a batch fits into a GPU's memory, every figure with its formula."""
+"""`simbatch memory`: how large a batch fits into a GPU's memory, every figure with its formula.
+
+And `simbatch estimate`: a profile that nobody measured, from a model's shapes and a GPU's datasheet.
+"""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from simbatch.cli._options import gpu_options
+from simbatch.cli._output import check_folder, replacing
 from simbatch.cli._trace_options import columns_option
+from simbatch.sim.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from simbatch.profiler.model.roofline import Roofline
+    from simbatch.sim.cost.profile import MeasuredProfile
+
 
 Count = click.IntRange(min=1)
 _OF_MODELS = (
@@ -115,3 +126,161 @@ def _print_list(model: str | None, profile: str | None, flags: dict[str, Any], a
         click.echo(json.dumps([row._asdict() for row in rows], indent=2))
         return
     click.echo(table_of(rows, flags))
+
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("model", metavar="CONFIG", required=False)
+@gpu_options
+@click.option("--base", metavar="PROFILE", help="Start from a measured profile of the same model with larger weights.")
+@click.option("--quantization", metavar="NAME", help="awq, fp8 ...; default: what the model's config says.")
+@click.option("--kv-cache-dtype", default="auto", show_default=True, metavar="NAME", help="auto, fp8 ...")
+@click.option("--tensor-parallel-size", type=click.IntRange(1), default=1, show_default=True, metavar="N")
+@click.option("--experts-met", metavar="T:E,...", help="Experts that T tokens of a step meet, counted (even routing).")
+@click.option(
+    "--assume", metavar="ARCH", help="Estimate an unknown architecture as this one, as far as its config goes."
+)
+@click.option("--greedy", is_flag=True, help="Sampling at temperature 0; else as models' own configs have it.")
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the profile to this file too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the profile's JSON.")
+def estimate(model: str | None, output: Path | None, as_json: bool, base: str | None, **flags: Any) -> None:
+    """Estimate step times and memory of a model on a GPU that nobody measured.
+
+    CONFIG is a model's config.json, its folder, or a Hugging Face name that is known; nothing is downloaded. The
+    roofline: every kernel takes its launch, and then its bytes or its multiplications at a share of the datasheet's
+    rate that others measured. With --base: a measured profile, less what smaller weights need not read.
+    """
+    if model is None:
+        raise UserError(Problem("CONFIG", "is missing", mend="name a model's config.json, its folder, or its name"))
+    if output is not None:
+        check_output(output, Path(model))
+    limits = None
+    if base is not None:
+        estimated = scaled(base, Path(model), output, flags)
+    else:
+        limits = _limits(model, flags)
+        estimated = roofline(model, output, flags)
+    if as_json:
+        from simbatch.sim.cost.by_name import profile_json
+
+        click.echo(profile_json(estimated), nl=False)
+    else:
+        _show(estimated, limits)
+    if output is not None:
+        write(estimated, output)
+
+
+def _limits(model: str, flags: dict[str, Any]) -> Roofline:
+    """What the datasheet allows, for the shares of it."""
+    from simbatch.profiler.model.published import find_model
+    from simbatch.profiler.model.roofline import roofline_of
+    from simbatch.profiler.model.step_parts import routing_of
+    from simbatch.sim.cost.gpus import gpu_of
+
+    shape = flags["quantization"], flags["kv_cache_dtype"], flags["tensor_parallel_size"]
+    config = find_model(model, flags["assume"])[0]
+    routing = routing_of(flags["experts_met"], config)
+    return roofline_of(config, gpu_of(flags["gpu"], flags["gpu_spec"]), *shape, routing)
+
+
+def roofline(model: str, output: Path | None, flags: dict[str, Any], place: str = "--gpu") -> MeasuredProfile:
+    """From shapes and datasheet; `flags` are the command's own, by vLLM's names."""
+    from simbatch.profiler.model.estimates import roofline_profile
+    from simbatch.profiler.model.published import find_model
+    from simbatch.sim.cost.gpus import gpu_of
+
+    gpu = gpu_of(flags.get("gpu"), flags.get("gpu_spec"), place)
+    config, short, assumed = find_model(model, flags.get("assume"))
+    name = short if Path(model).exists() else model
+    return roofline_profile(
+        config,
+        gpu,
+        model=name,
+        quantisation=flags.get("quantization"),
+        kv_cache_dtype=flags.get("kv_cache_dtype") or "auto",
+        tensor_parallel_size=flags.get("tensor_parallel_size") or 1,
+        experts_met=flags.get("experts_met"),
+        greedy=bool(flags.get("greedy")),
+        command=_command(name, flags, output),
+        assumed=assumed,
+    )
+
+
+def scaled(base: str, model: Path, output: Path | None, flags: dict[str, Any]) -> MeasuredProfile:
+    """From the measured profile `base`, whose weights are stored smaller."""
+    from simbatch.profiler.importers.imported import estimate_profile
+
+    given = [
+        f"--{key.replace('_', '-')}"
+        for key in ("gpu", "gpu_spec", "experts_met", "assume")
+        if flags.get(key) is not None
+    ]
+    if given or flags["kv_cache_dtype"] != "auto" or flags["tensor_parallel_size"] != 1:
+        what = given[0] if given else "--kv-cache-dtype, --tensor-parallel-size"
+        raise UserError(Problem(what, "is the measured profile's own", mend="leave it out, or leave out --base"))
+    if flags["quantization"] is None:
+        raise UserError(Problem("--quantization", "how are the weights stored?", mend="awq, gptq, fp8 or int8"))
+    return estimate_profile(base, flags["quantization"], model, "FILE" if output is None else output.name)
+
+
+def _command(name: str, flags: dict[str, Any], output: Path | None) -> str:
+    given = {
+        "--gpu": flags.get("gpu"),
+        "--gpu-spec": flags.get("gpu_spec"),
+        "--quantization": flags.get("quantization"),
+        "--kv-cache-dtype": flags.get("kv_cache_dtype"),
+        "--tensor-parallel-size": flags.get("tensor_parallel_size"),
+        "--experts-met": flags.get("experts_met"),
+        "--assume": flags.get("assume"),
+    }
+    words = ["simbatch estimate", shlex.quote(name)]
+    words += [
+        f"{option} {shlex.quote(str(value))}" for option, value in given.items() if value not in (None, "auto", 1)
+    ]
+    words += ["--greedy"] if flags.get("greedy") else []
+    return " ".join([*words, f"-o {'FILE' if output is None else output.name}"])
+
+
+def check_output(output: Path, *read: Path | None) -> None:
+    """Raise UserError for a target that cannot be written, or that is read."""
+    from simbatch.sim.paths import check_target
+
+    if output.parent.exists():
+        check_target(output, [path for path in read if path is not None])
+    else:  # it is made
+        check_folder(output.parent, str(output))
+
+
+def write(estimated: MeasuredProfile, output: Path) -> None:
+    """Write the profile, and say where."""
+    from simbatch.sim.cost.by_name import write_profile
+
+    with replacing(output):
+        write_profile(estimated, output)
+    click.echo(f"{output}: {estimated.name}, an estimate", err=True)
+
+
+def _show(estimated: MeasuredProfile, limits: Roofline | None) -> None:
+    """Its memory, and what each batch size would see."""
+    from rich.console import Console
+
+    from simbatch.profiler.profile import predicted
+    from simbatch.sim.cost.by_name import profile_json
+    from simbatch.sim.text import wrapped
+
+    memory, console = estimated.memory, Console(highlight=False)
+    console.width = max(console.width, 110)
+    gpus = "" if estimated.tensor_parallel_size == 1 else f" on each of {estimated.tensor_parallel_size} GPUs"
+    tokens = (memory.num_gpu_blocks - 1) * memory.block_size
+    console.print(
+        f"{estimated.name}: an estimate; weights {memory.weights_bytes / 2**30:.1f} GiB{gpus}, KV cache {tokens:,} "
+        f"tokens ({memory.num_gpu_blocks:,} blocks of {memory.block_size}), max_model_len {estimated.max_model_len:,}",
+        soft_wrap=True,
+    )
+    lengths, content = predicted.lengths_within(estimated), json.loads(profile_json(estimated))
+    rows = predicted.predicted_batches(estimated, content, predicted.default_sizes(estimated), *lengths)
+    console.print(predicted.batch_table(rows, list(predicted.roofline_shares(limits, rows))))
+    for note in (*predicted.table_notes(estimated, rows, limits), *estimated.notes):
+        console.print("\n".join(wrapped([f"- {note}"])), soft_wrap=True)

@@ -222,7 +222,7 @@ def _show(measured: MeasuredFit, files: Files) -> None:
 
 def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> None:
     """The profile that `simbatch estimate` would write, from a config and a datasheet."""
-    from simbatch.cli.estimate import roofline, write
+    from simbatch.cli.memory import roofline, write
 
     if flags.keys() - _OF_ESTIMATES:
         names = ", ".join(f"--{key.replace('_', '-')}" for key in sorted(flags.keys() - _OF_ESTIMATES))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._profile_import import error_text, estimate, import_profile
+from simbatch.cli.fit import error_text, estimate, import_profile
 from simbatch.sim.cost.provenance import span
 
 if TYPE_CHECKING:

@@ -62,8 +62,8 @@ def sweep(
     are written to DIR, by default results/<name of FILE>-sweep.
     """
     from simbatch.sim.results.runs import unread_in
+    from simbatch.sim.search.cells import CellStore
     from simbatch.sim.search.run import run_kept
-    from simbatch.sim.search.store import CellStore
     from simbatch.sim.search.sweep import OWN_FILES, dry_run, planned, write_summary
     from simbatch.sim.search.sweep_grid import parse_over
 
@@ -132,10 +132,10 @@ def rank(
     """
     from simbatch.sim.results.runs import unread_in
     from simbatch.sim.scenario import Scenario
+    from simbatch.sim.search.cells import CellStore
     from simbatch.sim.search.rank import plan_ranking
     from simbatch.sim.search.rank_report import OWN_FILES, Ranking
     from simbatch.sim.search.run import run_kept
-    from simbatch.sim.search.store import CellStore
 
     _check(files, policies)
     plan = plan_ranking(with_trace_flags([Scenario.load(file) for file in files]), policies, replications)

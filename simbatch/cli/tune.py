@@ -14,7 +14,7 @@ from simbatch.cli._output import Output, progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.metrics.metric import Metric
+    from simbatch.sim.metrics.run_figures import Metric
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.run import Runner
     from simbatch.sim.tuning.goal import Goal, Limit
@@ -136,8 +136,8 @@ def _capacity(
     quiet: bool,
 ) -> tuple[str, list[Path], list[str]]:
     from simbatch.sim.report.page.page import page_writer
+    from simbatch.sim.tuning.ask_capacity import capacity_page
     from simbatch.sim.tuning.capacity import REPLICATIONS, capacity_limits, find_capacity
-    from simbatch.sim.tuning.capacity_page import capacity_page
     from simbatch.sim.tuning.capacity_report import report, save
     from simbatch.sim.tuning.goal import Goal
 
@@ -155,8 +155,8 @@ def _capacity(
 
 
 def _runner(scenario: Scenario, folder: Path, jobs: int, resume: bool, progress: Any) -> Runner:
+    from simbatch.sim.search.cells import CellStore
     from simbatch.sim.search.run import Runner
-    from simbatch.sim.search.store import CellStore
 
     return Runner(scenario, CellStore(folder / "cells"), jobs=jobs, resume=resume, progress=progress)
 

@@ -16,9 +16,8 @@ from simbatch.cli._validate_server import ServerFlags, server_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.profiler.validate.figures import Bounds
     from simbatch.profiler.validate.many import Many
-    from simbatch.profiler.validate.validation import Validation
+    from simbatch.profiler.validate.validation import Bounds, Validation
     from simbatch.sim.scenario import Scenario
 
 MIN_WIDTH = 130  # a row of the table stays on one line when piped
@@ -77,7 +76,7 @@ def validate(
     Figures and pictures are written to DIR, by default results/validate-<name of FILE>, with --recorded or --server
     -recorded or -server after it; those of several FILEs to DIR/<name of FILE>.
     """
-    from simbatch.profiler.validate.figures import Bounds
+    from simbatch.profiler.validate.validation import Bounds
 
     if [model is None, not recorded, not server].count(False) != 1:
         raise click.UsageError("name either a model with --engine, a server with --server, or a file with --recorded")
@@ -143,9 +142,9 @@ def _engine(
     """Scenarios on one start of a server; whether all keep to their bounds."""
     from simbatch.cli.profile import _extra as engine_args_of
     from simbatch.profiler.server.start import check_model, require_vllm
+    from simbatch.profiler.validate.matching import check_can_run, engine_options
     from simbatch.profiler.validate.on_engine import Job, validate_engine
     from simbatch.profiler.validate.on_server import ServerOptions
-    from simbatch.profiler.validate.settings import check_can_run, engine_options
     from simbatch.sim.scenario import resolve
 
     wanted, jobs, outputs = [], [], []

@@ -11,16 +11,15 @@ from collections.abc import Hashable
 from itertools import takewhile
 from typing import Any, Protocol
 
+from simbatch.serving.engine_facts import UNASKED, ServedRequest
 from simbatch.serving.options import PLACE
-from simbatch.serving.request import UNASKED, ServedRequest
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.model import CostModel, step_ps_beside
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import Policy
-from simbatch.sim.scheduler.batch import decoding, has_prefill
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
-from simbatch.sim.scheduler.request import KnownRequest
+from simbatch.sim.scheduler.request import KnownRequest, decoding, has_prefill
 from simbatch.sim.scheduler.views import PolicyEngine
 
 LOWEST = float("inf")  # priority: above every integer, so first to be preempted

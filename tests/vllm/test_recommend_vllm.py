@@ -1,12 +1,20 @@
-"""What `simbatch recommend` writes, put through vLLM's own argument parser."""
+"""What `simbatch recommend` writes, put through vLLM's own argument parser.
+
+Every flag of the installed vLLM's own parser has an answer in the table that `simbatch init` reads.
+"""
+
+from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from parity.serve_flags import differences, listed
 from simbatch.sim.cost.by_name import load_profile, shipped_names
+from simbatch.sim.scenario.flags import spellings
 from simbatch.sim.tuning.recommend import BatchChoice, CaseLoad, Recommendation
 from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
 from simbatch.sim.tuning.vllm_flags import arguments, command, config_yaml, vllm_serve
@@ -77,3 +85,15 @@ def test_what_is_off_is_said_as_vllm_says_it(parse, tmp_path):
     assert "--no-enable-prefix-caching" in command(given)
     assert parse(shlex.split(command(given))[1:]).enable_prefix_caching is False
     assert parse(["serve", "--config", str(file)]).enable_prefix_caching is False
+
+
+STATUSES = {"used", "no_effect", "not_simulated"}
+
+
+def test_every_flag_of_the_parser_has_an_answer():
+    actions = [action for action in listed(sys.executable)["actions"] if action["options"]]
+    assert len(actions) > 300
+    assert [*differences(actions)] == []
+    rows = [spellings()[option][0] for action in actions for option in action["options"] if option != "-h"]
+    assert {row.status for row in rows} == STATUSES
+    assert all(row.key or row.reason for row in rows)

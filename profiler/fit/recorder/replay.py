@@ -15,8 +15,7 @@ import numpy as np
 from simbatch.profiler.fit.recorder.moments import Moments
 from simbatch.profiler.records.steps import Floats, Ints, predict_s
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.draws import RATIO_SHIFT
-from simbatch.sim.cost.host import HostTimes, LaunchTimes
+from simbatch.sim.cost.host import RATIO_SHIFT, HostTimes, LaunchTimes
 from simbatch.sim.cost.host_section import HostSection
 from simbatch.sim.cost.model import CostModel
 

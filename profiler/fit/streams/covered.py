@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fit.streams.fit import MAX_CAPTURE, FittedSteps
-from simbatch.profiler.fit.streams.parts import Parts
+from simbatch.profiler.fit.streams.fit import MAX_CAPTURE, FittedSteps, Parts
 from simbatch.profiler.fit.streams.runs import Means, StreamRun
 from simbatch.profiler.fit.streams.worth import batch_span, bounds
 from simbatch.sim.cost.profile import Profile

@@ -17,10 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import OptimizeResult, least_squares
 
-from simbatch.profiler.fit.streams.columns import StepColumns, joined, windows_of
-from simbatch.profiler.fit.streams.decodes import basis, knots_of
+from simbatch.profiler.fit.streams.columns import StepColumns, basis, joined, knots_of, windows_of
 from simbatch.profiler.fit.streams.priors import Priors
-from simbatch.sim.streams.streams import Floats, Ints
+from simbatch.sim.streams.steps import Floats, Ints
 
 RARE = 0.01  # of the steps with prefills: fewer make no knot
 BLOCK = 12  # steps whose sum is compared

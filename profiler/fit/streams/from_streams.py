@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.profiler.fit.streams.covered import growth_of, range_of, seen_run, sure_of, taken_of
-from simbatch.profiler.fit.streams.fit import FittedSteps, content_of, fit_parts
-from simbatch.profiler.fit.streams.parts import Parts
+from simbatch.profiler.fit.streams.fit import FittedSteps, Parts, content_of, fit_parts
 from simbatch.profiler.fit.streams.priors import of_name, of_profile
 from simbatch.profiler.fit.streams.runs import Seen, StreamRun, budget_of, read_results, runs_of
 from simbatch.profiler.fit.streams.worth import (

@@ -21,8 +21,7 @@ from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.streams.batches import StepBatches, batches_of, infer_budget
 from simbatch.sim.streams.judge import Judgement, judge, without_standstills
-from simbatch.sim.streams.steps import RebuiltSteps, rebuild_steps
-from simbatch.sim.streams.streams import Streams
+from simbatch.sim.streams.steps import RebuiltSteps, Streams, rebuild_steps
 from simbatch.sim.workload.chunk import RequestChunk
 
 MAX_BYTES = 400 * 2**20  # some 150,000 requests of 128 tokens

@@ -12,11 +12,11 @@ from simbatch.sim.metrics.columns import request_ids
 from simbatch.sim.metrics.registry import LATENCIES
 from simbatch.sim.metrics.time_share import shares_per_bin
 from simbatch.sim.report import style
-from simbatch.sim.report.answer import answer
 from simbatch.sim.report.console import LATENCY_HEADERS, report
+from simbatch.sim.report.engine_text import answer
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, distribution, is_wide, limit, line, points
-from simbatch.sim.report.page.page import ReportPage
-from simbatch.sim.report.page.settings import (
+from simbatch.sim.report.page.page import (
+    ReportPage,
     bands_table,
     figures_table,
     groups_table,

@@ -15,8 +15,7 @@ from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.trace_model import Trace, settings_mistakes
 from simbatch.sim.workload.traces.columnar import ParquetReader
 from simbatch.sim.workload.traces.detect import detect, has_prompt, is_strange, unknown
-from simbatch.sim.workload.traces.lines import LinesReader, mentions
-from simbatch.sim.workload.traces.results import BenchReader
+from simbatch.sim.workload.traces.lines import BenchReader, LinesReader, mentions
 from simbatch.sim.workload.traces.rows import Head, Reader, Reading
 from simbatch.sim.workload.traces.source import TraceSource
 from simbatch.sim.workload.traces.tables import TableReader

@@ -21,8 +21,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.model import Features
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.engine.resources import Device, Host
-from simbatch.sim.scenario import Scenario
-from simbatch.sim.scenario.resolve import resolve
+from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.resolved import Resolved
 
 HostChoice = Literal["own", "profile"]
