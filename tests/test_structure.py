@@ -24,6 +24,7 @@ from benchmarks.architecture import (
     circles,
     classes_defined_twice,
     import_graph,
+    longest_chain,
     modules,
     page_with,
     picture,
@@ -39,6 +40,11 @@ LEANS_ON_ANOTHER = re.compile(r"(The same|See |As `|Like )")
 def test_no_import_goes_in_a_circle() -> None:
     """Neither one when a module is loaded, nor one in a function, nor one for the type checker."""
     assert circles(import_graph(when_loaded=False)) == []
+
+
+def test_an_import_leads_to_eleven_others_at_most() -> None:
+    """A chain of imports is what a reader follows down to understand a file; later imports in functions do not count."""
+    assert len(longest_chain(import_graph(when_loaded=True))) <= 12
 
 
 def test_a_public_class_has_a_name_of_its_own() -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ from simbatch.sim.cost.model import Features, features_of
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RunRecord
 from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.run_figures import Metric
-from simbatch.sim.report.result import Result
+
+if TYPE_CHECKING:
+    from simbatch.sim.report.result import Result
 
 Ints = NDArray[np.int64]
 
@@ -44,6 +46,8 @@ class RealRun:
     @cached_property
     def result(self) -> Result:
         """Its figures as a client counts them, from the send of a request on."""
+        from simbatch.sim.report.result import Result
+
         return Result(self.record, self.facts)
 
     def value(self, metric: Metric) -> float | None:
@@ -68,6 +72,8 @@ class RealRun:
     @cached_property
     def by_engine(self) -> Result | None:
         """Its figures as the engine counts them, from when it took a request in."""
+        from simbatch.sim.report.result import Result
+
         if self.taken_in_ps is None:
             return None
         requests = replace(

@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 from simbatch.profiler.records.recorded import GatheredRuns
-from simbatch.profiler.validate.on_recorded import validate_recorded
 from simbatch.profiler.validate.validation import CLIENT, REAL, Bounds, ComparedFigure, Validation
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario
@@ -182,6 +181,8 @@ def compare_recorded(
 
     A run that cannot be compared is named with the reason; UserError where none can.
     """
+    from simbatch.profiler.validate.on_recorded import validate_recorded
+
     if len(gathered.runs) == 1 and not gathered.passed_over:
         alone = gathered.runs[0]
         return validate_recorded(scenario, alone.run, source, bounds, alone.file)

@@ -17,7 +17,6 @@ from simbatch.profiler.records.requests import Requests
 from simbatch.profiler.records.samples import EngineFacts
 from simbatch.profiler.server.start import EngineOptions
 from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions, refuse_undoable
-from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.report.result import Result
@@ -140,6 +139,8 @@ def requests_of(scenario: Scenario) -> Requests:
 
 def simulate_requests(resolved: Resolved, requests: Requests) -> Result:
     """The simulation of these requests, every step kept."""
+    from simbatch.sim import engine
+
     try:
         record = engine.run(
             resolved.engine,

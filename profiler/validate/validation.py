@@ -2,10 +2,8 @@
 
 `step_figures` says where an error comes from: the steps that the real engine did, beside what the profile says that
 each of them takes. When the profile is right about the steps, an error left is the simulated scheduler's, the host's or
-the front end's; when it is not, the machine has drifted since it was measured, or the profile does not fit.
-
-The same code makes real figures and simulated ones, from `simbatch.sim.results`. `Bounds` say in percent how far a
-simulation may be off, and which figure each of them holds for.
+the front end's; when it is not, the machine has drifted since it was measured, or the profile does not fit. The same
+code makes real figures and simulated ones; `Bounds` say in percent how far a simulation may be off.
 """
 
 from __future__ import annotations

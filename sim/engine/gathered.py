@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from simbatch.sim.cost.model import Features, features_of
 from simbatch.sim.engine.decode_group import NOBODY, OUTSIDE
-from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import NOTHING, Step
 from simbatch.sim.scheduler.request import NEVER, Batch, Entry, Request, is_decode, is_partial
+
+if TYPE_CHECKING:
+    from simbatch.sim.engine.replica import Replica
 
 NO_ENTRIES = Batch([], [])
 

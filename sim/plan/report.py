@@ -11,7 +11,6 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_json, write_yaml
-from simbatch.sim.plan.content import content, limited_keys, scenario_content, serve_lines
 from simbatch.sim.plan.fleet import FleetPlan
 from simbatch.sim.plan.search import Sizing
 from simbatch.sim.plan.words import (
@@ -83,6 +82,8 @@ def report(plan: FleetPlan) -> str:
 
 def save(plan: FleetPlan, folder: Path, num_runs: int, more: Writers | None = None) -> list[Path]:
     """plan.json and the picture, and what `more` writes (a page); of a fleet its scenario and command lines too."""
+    from simbatch.sim.plan.content import content, scenario_content, serve_lines
+
     writers = {"plan.json": lambda path: write_json(path, content(plan)), **(more or {})}
     if plan.chosen is not None:
         chosen = plan.chosen
@@ -96,6 +97,8 @@ def save(plan: FleetPlan, folder: Path, num_runs: int, more: Writers | None = No
 
 
 def _lines(plan: FleetPlan) -> Iterator[str]:
+    from simbatch.sim.plan.content import serve_lines
+
     yield from wrapped([sentence(plan)])
     yield ""
     yield from table(*shapes(plan))
@@ -125,6 +128,8 @@ def _lines(plan: FleetPlan) -> Iterator[str]:
 
 
 def _doubts(plan: FleetPlan) -> Iterator[str]:
+    from simbatch.sim.plan.content import limited_keys
+
     if plan.banded is not None and (advice := plan.banded.bands.narrow(limited_keys(plan))) is not None:
         yield ""
         yield f"What to measure to narrow the band most: {advice}."

@@ -17,7 +17,6 @@ from simbatch.sim.report.engine_text import (
     row_of,
     sentences,
 )
-from simbatch.sim.report.sessions import session_lines
 from simbatch.sim.text import number, percent, short_name, table, wrapped
 
 PRINTED = ("mean", "median", "p90", "p95", "p99")  # of a latency
@@ -37,6 +36,8 @@ def report(summary: Mapping[str, Any], facts: RunFacts, *, verbose: bool = False
 
     `verbose`: every resolved setting of the engine too, and why nothing is said of the steady state.
     """
+    from simbatch.sim.report.sessions import session_lines
+
     ours = summary["simbatch"]
     lines = [
         *answer(summary),

@@ -17,7 +17,6 @@ from simbatch.sim.metrics.columns import RequestTable, RunFacts
 from simbatch.sim.metrics.registry import possible, possible_difference, searchable
 from simbatch.sim.metrics.run_figures import HIGHER, LOWER, STEADY, Metric, value_at
 from simbatch.sim.metrics.steady import OVERLOADED
-from simbatch.sim.metrics.summary import summary_of
 from simbatch.sim.statistics import CONFIDENCE, Interval, mean_interval, paired_difference, paired_ratio
 from simbatch.sim.text import number
 
@@ -40,6 +39,8 @@ class MeasuredRun:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The keys of `vllm bench serve`, and everything of ours under `simbatch`."""
+        from simbatch.sim.metrics.summary import summary_of
+
         summary = summary_of(self.record, self.facts)
         return {**summary, "simbatch": plain(summary["simbatch"])}
 

@@ -23,7 +23,6 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.named import Plugins, place_of
 from simbatch.sim.plugins.policy import POLICIES, Policy
 from simbatch.sim.plugins.router import ROUTERS, Router
-from simbatch.sim.scenario.problems import Hints, problems_of
 from simbatch.sim.scenario.reading.source import Source
 from simbatch.sim.workload.chunk import Predictor, name_of
 
@@ -41,6 +40,8 @@ def build_router(name: str, params: dict[str, Any], source: Source) -> Router:
 
 
 def _build(plugins: Plugins[T], name: str, params: dict[str, Any], source: Source) -> T:
+    from simbatch.sim.scenario.problems import Hints, problems_of
+
     try:
         return plugins.load(name, params, folder=source.folder)
     except ValidationError as error:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.cost.by_name import shipped_names
 from simbatch.sim.cost.host import LaunchDraws, NoiseDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.plugins.router import Router
 from simbatch.sim.scenario.engine import EngineSettings
-from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.policy import ERROR, OF_TRACE, STATED, asks
 from simbatch.sim.scenario.rules import capture_sizes, idle_keys, memory_share
 from simbatch.sim.scheduler.config import CHANGES, EngineConfig, lacks, untested
 from simbatch.sim.workload.chunk import Predictor, name_of
+
+if TYPE_CHECKING:
+    from simbatch.sim.scenario.model import Scenario
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ class Resolved:
     @property
     def profile_asked_for(self) -> str | None:
         """The scenario's profile, where another one was taken for the sake of `engine.kv_cache_dtype`."""
+        from simbatch.sim.cost.by_name import shipped_names
+
         asked = self.scenario.profile
         is_other = isinstance(asked, str) and asked in shipped_names() and asked != self.profile.name
         return str(asked) if is_other else None

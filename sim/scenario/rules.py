@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.cost.profile import Profile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.flags import spellings
 from simbatch.sim.scenario.reading.document import Key, KeyPath
-from simbatch.sim.scenario.reading.source import Source
 from simbatch.sim.scheduler.config import ALL, Changes, EngineConfig, default_of
+
+if TYPE_CHECKING:
+    from simbatch.sim.cost.profile import Profile
+    from simbatch.sim.scenario.reading.source import Source
 
 
 def async_scheduling(settings: EngineSettings, profile: Profile, changes: Changes) -> bool:

@@ -8,12 +8,15 @@ prefill or decode phase: a request wants `num_tokens + num_placeholders - num_co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.request import Batch, Entry, Refusal, Request, has_prefill
 from simbatch.sim.scheduler.waiting import WaitingQueue
+
+if TYPE_CHECKING:
+    from simbatch.sim.scheduler.decisions import Decisions
 
 
 class Cadence:

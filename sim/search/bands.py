@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.cost.uncertainty import PARTS, WORDS, deviations, factors, scaled, uncertainty_of
 from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE
 from simbatch.sim.metrics.run_figures import LOWER, Metric
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Resolved
-from simbatch.sim.search.cells import Settings
+
+if TYPE_CHECKING:
+    from simbatch.sim.search.cells import Settings
 
 NUM_DRAWS = 19
 NINE_IN_TEN = 1.645  # standard deviations to each side

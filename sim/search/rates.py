@@ -12,17 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.model import step_ps_alike
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.scenario import Resolved, Scenario
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.model import TrafficShape
 from simbatch.sim.workload.sessions import Sessions
 from simbatch.sim.workload.turns import rate_of
+
+if TYPE_CHECKING:
+    from simbatch.sim.scenario import Resolved, Scenario
 
 RATE_FLAG, MIN_RATES = "--rate", 2
 RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_rps")

@@ -18,7 +18,6 @@ from simbatch.sim.results.files import Writers, write_csv, write_result
 from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
 from simbatch.sim.search.rates import loads_of
 from simbatch.sim.text import number
-from simbatch.sim.tuning.capacity import Bound, Capacity
 from simbatch.sim.tuning.goal import METRICS
 from simbatch.sim.tuning.tune_files import OWN_FILES, limit_content
 from simbatch.sim.tuning.vllm_flags import set_flags
@@ -26,6 +25,8 @@ from simbatch.sim.tuning.vllm_flags import set_flags
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from simbatch.sim.tuning.capacity import Bound, Capacity
 
 
 SIZE = (8.0, 4.8)  # inches

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import inf, isfinite
+from typing import TYPE_CHECKING
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import ALIASES, GOODPUT, SLO_SHARE, searchable
 from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
-from simbatch.sim.results.runs import Means
+
+if TYPE_CHECKING:
+    from simbatch.sim.results.runs import Means
 
 METRICS = searchable()
 

@@ -16,7 +16,6 @@ from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.presets import Preset
 from simbatch.sim.workload.trace_model import Trace
-from simbatch.sim.workload.traces import open_trace
 
 SMALL_GB, LARGE_GB = 24, 80
 GB = 10**9  # so that what CUDA reports of a card of 80 GB (79.1 GiB) counts as 80 GB
@@ -169,6 +168,8 @@ def scenario_of(
 
 def _longest(traced: Mapping[str, Any]) -> tuple[int, int]:
     """The longest prompt and the longest output of a file."""
+    from simbatch.sim.workload.traces import open_trace
+
     longest = [0, 0]
     for chunk in open_trace(Trace(**traced), place="", wanted=("prompt", "output")).chunks():
         longest = [max(longest[0], *chunk.num_prompt_tokens), max(longest[1], *chunk.num_output_tokens)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.search.bands import HEADLINES
 from simbatch.sim.tuning.finalists import Stand
-from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
+
+if TYPE_CHECKING:
+    from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
 
 
 def kept_words(found: Recommendation, key: str, share: float) -> str:

@@ -3,11 +3,10 @@
 Throughput and latency change steadily with seats and tokens, so a surface through a dozen trials says where to look;
 the neighbours climb the last step, which a surface is too smooth to see; TPE, which draws by chance, finds what both
 have no idea of. What has been tried is never simulated again. Settings are asked for in rounds of fixed size, whatever
-the number of processes, and told in their order, so the same seed makes the same search anywhere.
-
-The surface: every figure that decides is a Gaussian process over the places on the axes: a plane and a Matérn 5/2
-deviation from it, whose reach is the likeliest of four. A setting is worth the improvement that is expected of it,
-times the probability that it keeps every limit; while nothing keeps them, that probability alone.
+the number of processes, and told in their order, so the same seed makes the same search anywhere. The surface: every
+figure that decides is a Gaussian process over the places on the axes: a plane and a Matérn 5/2 deviation from it, whose
+reach is the likeliest of four. A setting is worth the improvement that is expected of it, times the probability that it
+keeps every limit; while nothing keeps them, that probability alone.
 
 Sources: C. E. Rasmussen, C. K. I. Williams, Gaussian Processes for Machine Learning (2006), 2.2, 4.2 and 5.4;
 M. Schonlau, W. J. Welch, D. R. Jones, Global versus local search in constrained optimization of computer models (1998).

@@ -19,11 +19,12 @@ from simbatch.sim.statistics import Interval
 from simbatch.sim.tuning.finalists import TriedSettings, setting_words
 from simbatch.sim.tuning.goal import METRICS, Goal, Limit
 from simbatch.sim.tuning.space import SEQS
-from simbatch.sim.tuning.tune import Tuned
 from simbatch.sim.tuning.vllm_flags import own_policy, set_flags, vllm_serve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from simbatch.sim.tuning.tune import Tuned
 
 OWN_FILES = ("tune.json", "trials.csv", "tune.png", "capacity.png", "report.html")
 DEFAULT_COST = "p99_tpot_ms"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simbatch.serving.options import SCHEDULER_CLASS, refuse_undoable
 from simbatch.sim.cost.profile import MeasuredProfile
@@ -12,8 +12,10 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.engine import OURS
 from simbatch.sim.scenario.flags import serve_line
-from simbatch.sim.tuning.recommend import Recommendation
 from simbatch.sim.tuning.space import Settings
+
+if TYPE_CHECKING:
+    from simbatch.sim.tuning.recommend import Recommendation
 
 QUANTIZATION_FLAGS = ("awq", "gptq", "fp8")  # checkpoints in the other quantisations say it themselves
 

@@ -10,7 +10,6 @@ from typing import Protocol
 
 from simbatch.sim.clock import to_s
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.plugins.named import place_of
 
 CHUNK_SIZE = 65_536
 
@@ -97,6 +96,8 @@ class PredictedSource:
         try:
             predicted = self._predictor(request)
         except Exception as error:
+            from simbatch.sim.plugins.named import place_of
+
             place, mend = place_of(error, self._predictor)
             rule = f"predictor {name} failed for request {request.request_id}: {type(error).__name__}: {error}"
             raise UserError(Problem(place, rule, mend=mend)) from error

@@ -6,14 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from simbatch.profiler.fit.streams.columns import StepColumns, columns_of
-from simbatch.profiler.records.recorded import Recorded, read_recorded
 from simbatch.profiler.records.requests import Requests
-from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import Problem, UserError
@@ -23,6 +21,9 @@ from simbatch.sim.streams.batches import StepBatches, batches_of, infer_budget
 from simbatch.sim.streams.judge import Judgement, judge, without_standstills
 from simbatch.sim.streams.steps import RebuiltSteps, Streams, rebuild_steps
 from simbatch.sim.workload.chunk import RequestChunk
+
+if TYPE_CHECKING:
+    from simbatch.profiler.records.recorded import Recorded
 
 MAX_BYTES = 400 * 2**20  # some 150,000 requests of 128 tokens
 HEAD_BYTES = 1 << 16
@@ -82,6 +83,8 @@ def read_results(paths: Sequence[Path]) -> list[Seen]:
 
 
 def _read(path: Path) -> Seen:
+    from simbatch.profiler.records.recorded import read_recorded
+
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -195,6 +198,8 @@ def simulated(profile: dict[str, Any], settings: dict[str, Any], streams: Stream
 
 def served(profile: dict[str, Any], settings: dict[str, Any], streams: Streams, seed: int = 0) -> RunRecord:
     """The run, in the engine."""
+    from simbatch.sim import engine
+
     workload = {"num_prompts": 1, "request_rate": 1}
     lengths = {f"{name}_len": {"distribution": "fixed", "mean": 1} for name in ("prompt", "output")}
     content = {"profile": profile, "engine": settings, "workload": {**workload, **lengths}, "seed": seed}

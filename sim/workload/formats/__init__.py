@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
-from simbatch.sim.workload.columns import Format
+if TYPE_CHECKING:
+    from simbatch.sim.workload.columns import Format
+
 
 OURS = ("jsonl", "csv", "parquet")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from simbatch.sim.workload.columns import Columns, Row
 from simbatch.sim.workload.traces import values
 from simbatch.sim.workload.traces.texts import Texts
-from simbatch.sim.workload.traces.times import Clock, Times
 from simbatch.sim.workload.traces.values import Kind
+
+if TYPE_CHECKING:
+    from simbatch.sim.workload.traces.times import Clock, Times
 
 BATCH_ROWS = 16_384
 BATCH_HASHES = 1 << 18  # a batch ends early when its rows have so many hash_ids
