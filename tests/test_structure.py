@@ -43,7 +43,7 @@ def test_no_import_goes_in_a_circle() -> None:
 
 
 def test_an_import_leads_to_eleven_others_at_most() -> None:
-    """A chain of imports is what a reader follows down to understand a file; later imports in functions do not count."""
+    """A chain of imports is what a reader follows down to understand a file; imports in functions do not count."""
     assert len(longest_chain(import_graph(when_loaded=True))) <= 12
 
 
