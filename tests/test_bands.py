@@ -61,7 +61,9 @@ def test_a_draw_multiplies_the_times_of_its_part_alone() -> None:
 def test_what_is_in_doubt_follows_from_where_a_profile_comes_from() -> None:
     known = {name: uncertainty_of(load_profile(name, folder=Path())) for name in NAMES}
     composed, measured, computed, link = (known[name] for name in NAMES)
-    assert all(each.keys() == {*PARTS} - {"growth"} for each in known.values())
+    fitted_alone = {"growth"}  # how launches grow with the requests is doubted where streams told it
+    assert measured.keys() == {*PARTS}
+    assert all(each.keys() == {*PARTS} - fitted_alone for each in (composed, computed, link))
     assert measured["host"].spread < composed["host"].spread
     assert measured["num_gpu_blocks"].spread < composed["num_gpu_blocks"].spread
     assert composed["decode"].spread < computed["decode"].spread
@@ -214,7 +216,7 @@ def test_a_fit_without_a_nearest_profile_is_in_doubt_too() -> None:
     assert measured.streams is not None
     written = {"num_gpu_blocks": 2**20, "step_time": {"base_s": 0.01}}
     fitted = InlineProfile.model_validate({**written, "streams": measured.streams, "host": measured.host})
-    assert {*uncertainty_of(fitted)} == {"decode", "mixed", "host"}
+    assert {*uncertainty_of(fitted)} == {"decode", "mixed", "host", "growth"}
 
 
 def test_bands_hold_about_nine_in_ten_further_draws() -> None:

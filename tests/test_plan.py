@@ -224,7 +224,7 @@ def test_a_mixed_group_is_taken_where_it_is_cheaper_and_keeps_the_limits(tmp_pat
     """What is over for a second H100 goes to an L40S."""
     prices = parse_prices(["h100=3.5", "l40s=2"])
     kinds = kinds_of("Llama-3.1-8B", Wanted(gpus=["h100", "l40s"], prices=prices))
-    asked, limits = demand(38.0), (Limit.parse("p99_ttft_ms=900"), Limit.parse("p99_tpot_ms=70"))
+    asked, limits = demand(42.0), (Limit.parse("p99_ttft_ms=900"), Limit.parse("p99_tpot_ms=70"))
     runner = Runner(asked.scenario, jobs=1)
     ways: dict[str, Any] = {"routers": ["least_requests"], "seeds": [0], "rules": Rules(), "num_draws": 1}
     found = make_plan(asked, kinds, limits, runner, **ways)
