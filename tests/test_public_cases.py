@@ -138,7 +138,7 @@ SAID = (
     "log.csv: only text is simulated: num_images would add to the prompts",
     LEFT_OUT,
     "log.csv: columns not used: num_images, total_tokens",
-    "log.csv: 1 rows without output tokens were left out (on_empty: skip)",
+    "log.csv: 1 row without output tokens was left out (on_empty: skip)",
 )
 COMMANDS: dict[str, tuple[str, ...]] = {
     "run": ("run", "s.yaml", *FLAGS),

@@ -128,7 +128,7 @@ def test_convert_counts_what_it_skipped(tmp_path: Path) -> None:
     assert "t.csv:5 num_output_tokens" in refused("convert", tmp_path / "t.csv", tmp_path / "o.csv")
     assert not (tmp_path / "o.csv").exists()
     assert (
-        "1 rows without output tokens were left out"
+        "1 row without output tokens was left out"
         in call("convert", tmp_path / "t.csv", tmp_path / "o.csv", "--on-empty", "skip").stderr
     )
 

@@ -99,7 +99,7 @@ class TraceSource:
             total = self._conversations.num_read if self._has_turns else self._reader.count()
             if left := total - self._taken - self.skipped:
                 why = ", ".join(f"{key}: {value}" for key, value in limits.items())
-                yield f"{left:,} of its {total:,} rows were left out ({why})"
+                yield f"{left:,} of its {total:,} rows {'was' if left == 1 else 'were'} left out ({why})"
 
     def moment(self, since_ps: int) -> str | int | float:
         """What the file's own clock says so long after the first request, as `between` takes it; complete when read."""
@@ -112,7 +112,8 @@ class TraceSource:
         if self.ignored:
             lines.append(f"columns not used: {cut_short(sorted(self.ignored))}")
         if self.skipped:
-            lines.append(f"{self.skipped:,} rows without output tokens were left out (on_empty: skip)")
+            rows = "row without output tokens was" if self.skipped == 1 else "rows without output tokens were"
+            lines.append(f"{self.skipped:,} {rows} left out (on_empty: skip)")
         return [f"{self.path.name}: {line}" for line in lines]
 
     def chunks(self) -> Iterator[RequestChunk]:
