@@ -109,9 +109,7 @@ NAMES = {  # folders of ../shared/models whose configs have no name in them
     "more/granite-3.3-2b": "ibm-granite/granite-3.3-2b-instruct",
     "more/solar-10.7b": "upstage/SOLAR-10.7B-v1.0",
 }
-BY_HAND = (
-    Path(__file__).parent / "published_by_hand.json"
-)  # written down by hand; their counts of parameters are tested
+BY_HAND = Path(__file__).parent / "published_by_hand.json"  # not read from files; their counts of parameters are tested
 LONG = {"max_position_embeddings": 262_144}
 SAME_SHAPE = {  # published under more than one name
     "Qwen/Qwen2.5-Coder-7B-Instruct": ("Qwen/Qwen2.5-7B-Instruct", {}),

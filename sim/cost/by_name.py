@@ -172,16 +172,8 @@ def _is_same(first: str, second: str) -> bool:
     return _ALIASES.get(first, first) == _ALIASES.get(second, second)
 
 
-OPTIONAL = (
-    "host",
-    "front_end",
-    "noise",
-    "real_runs",
-    "streams",
-    "recorder",
-    "link",
-    "power",
-)  # not written where there are none
+# not written where there are none
+OPTIONAL = ("host", "front_end", "noise", "real_runs", "streams", "recorder", "link", "power")
 LAST = ("host", "front_end", "step_time", "noise")  # the long tables, below what a person reads
 
 

@@ -3,15 +3,11 @@
 A launch is of kind `graph` (no prefills, at most as many requests as the largest CUDA graph holds), `piecewise` (other
 batches of at most that many tokens) or `none` (the rest, and every batch where graphs are off).
 
-Seeded draws from spreads of times: of the device's steps, and of the host's launches.
+Draws are seeded: a stream is the raw output of PCG64, each draw an index into a table of equally likely ratios, and
+times are multiplied in integers: the same seed gives the same times on any machine and with any version of numpy.
+Nothing here needs pydantic.
 
-A stream is the raw output of PCG64, each draw an index into a table of equally likely ratios, and times are multiplied
-in integers: the same seed gives the same times on any machine and with any version of numpy. Nothing here needs
-pydantic.
-
-What attention costs in layers that look at a window of the newest tokens, on the integer picosecond clock.
-
-A decode after k computed tokens reads min(k, window) of them in such a layer, whatever k is:
+In layers that look at a window of the newest tokens a decode after k computed ones reads min(k, window) of them:
 
     window 4, decodes after 2, 3 and 9 tokens: 2 + 3 + 4 = 9 tokens, a step later 3 + 4 + 4 = 11, then 12 for ever
 

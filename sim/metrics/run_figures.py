@@ -1,6 +1,6 @@
 """The figures of one run, each computed when it is asked for: those of `vllm bench serve`, and ours of the engine.
 
-One figure of a run's summary: what it is called, how it is read, how it is computed.
+A `Metric` is one figure of a summary: what it is called, how it is read, how it is computed.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class FleetQuestion:
     max_gpus: int = 512
     replications: int = 1
     bands: bool = True
-    changes: Sequence[tuple[Mapping[str, Any], str]] = field(default=())
+    changes: Sequence[tuple[Mapping[str, Any], str | Mapping[str, str]]] = field(default=())
 
     @cached_property
     def asked(self) -> tuple[Demand, list[ReplicaKind]]:

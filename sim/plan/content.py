@@ -1,6 +1,6 @@
 """What makes a plan real, and the content of plan.json.
 
-Real it is by `vllm serve` for each replica, the router's settings, the scenario that gives it again.
+To make it real there are `vllm serve` lines, the router's settings, and a scenario that gives it again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine's steps, rebuilt from streams: the token times of a run, as its client saw them, in one flat column.
+"""The engine's steps, rebuilt from streams: from the times at which a client got its tokens.
 
 While it runs, a request has one token in every step: its j-th chunk came with step (first + j). So only one number a
 request is unknown, the step of its first token. Requests are laid beside the steps that those before them told, one

@@ -1,12 +1,11 @@
 """Which settings to try next: a smooth surface, the neighbours of the best so far, and Optuna's TPE, by turns.
 
 Throughput and latency change steadily with seats and tokens, so a surface through a dozen trials says where to look;
-the neighbours climb the last step, which a surface is too smooth to see; TPE, which draws by chance, finds what both
-have no idea of. What has been tried is never simulated again. Settings are asked for in rounds of fixed size, whatever
-the number of processes, and told in their order, so the same seed makes the same search anywhere. The surface: every
-figure that decides is a Gaussian process over the places on the axes: a plane and a Matérn 5/2 deviation from it, whose
-reach is the likeliest of four. A setting is worth the improvement that is expected of it, times the probability that it
-keeps every limit; while nothing keeps them, that probability alone.
+the neighbours climb the last step, which a surface is too smooth to see; TPE, by chance, finds what both know not.
+Rounds are of fixed size, whatever the processes, so a seed makes the same search anywhere. The
+surface: every figure that decides is a Gaussian process over the places on the axes: a plane and a Matérn 5/2 deviation
+from it, whose reach is the likeliest of four. A setting is worth the improvement expected of it, times the
+probability that it keeps every limit; while nothing keeps them, that probability alone.
 
 Sources: C. E. Rasmussen, C. K. I. Williams, Gaussian Processes for Machine Learning (2006), 2.2, 4.2 and 5.4;
 M. Schonlau, W. J. Welch, D. R. Jones, Global versus local search in constrained optimization of computer models (1998).
@@ -285,8 +284,8 @@ def _study_of(goal: Goal, seed: int) -> optuna.Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
-    directions = [up if more else down for more in goal.maximise]
+    way = optuna.study.StudyDirection
+    directions = [way.MAXIMIZE if more else way.MINIMIZE for more in goal.maximise]
     sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=NUM_STARTS, multivariate=True)
     return optuna.create_study(directions=directions, sampler=sampler)
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 HOST = "simbatch.host"  # among what a command's context keeps
-TRACE_FLAGS = "--columns, --between, --sort, --on-empty, --chars-per-token, --tokenizer"
 
 
 def gpu_options(command: Command) -> Command:
@@ -147,7 +146,7 @@ def load_scenario(
 
 
 def with_trace_flags(scenarios: Sequence[Scenario]) -> list[Scenario]:
-    """The scenarios, those of a trace with what the flags of `TRACE_FLAGS` say of it."""
+    """The scenarios, those of a trace with what the flags of `ROW_KEYS` say of it."""
     read = trace_flags()
     if read and all(scenario.workload.trace is None for scenario in scenarios):
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in read)
@@ -155,7 +154,8 @@ def with_trace_flags(scenarios: Sequence[Scenario]) -> list[Scenario]:
 
     def changed(scenario: Scenario) -> Scenario:
         is_traced = bool(read) and scenario.workload.trace is not None
-        return scenario.override(trace_changes(read), origin=TRACE_FLAGS) if is_traced else scenario
+        changes = trace_changes(read)
+        return scenario.override(changes, origin=trace_origins(changes)) if is_traced else scenario
 
     return [*map(changed, scenarios)]
 
@@ -164,3 +164,9 @@ def trace_changes(read: dict[str, Any]) -> dict[str, Any]:
     """What flags say of a trace, as dotted keys of a scenario."""
     columns = {f"workload.trace.columns.{kind}": name for kind, name in read.get("columns", {}).items()}
     return {**columns, **{f"workload.trace.{key}": value for key, value in read.items() if key != "columns"}}
+
+
+def trace_origins(changes: dict[str, Any]) -> dict[str, str]:
+    """The flag that each of `trace_changes` comes from."""
+    keys = {change: change.removeprefix("workload.trace.").partition(".")[0] for change in changes}
+    return {change: f"--{key.replace('_', '-')}" for change, key in keys.items()}

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._options import (
-    TRACE_FLAGS,
     html_option,
     jobs_option,
     trace_changes,
+    trace_origins,
     version_option,
     with_trace_flags,
 )
@@ -126,8 +126,9 @@ def _question(file: Path | None, asked: dict[str, Any]) -> FleetQuestion:
     scenario = None if file is None else Scenario.load(file)
     if scenario is not None and asked["trace"] is None:
         (scenario,) = with_trace_flags([scenario])
-    changes = [
-        ({} if file and asked["trace"] is None else trace_changes(reading_of(asked["trace"])), TRACE_FLAGS),
+    read = {} if file and asked["trace"] is None else trace_changes(reading_of(asked["trace"]))
+    changes: list[tuple[dict[str, Any], str | dict[str, str]]] = [
+        (read, trace_origins(read)),
         ({} if version is None else {"engine.vllm_version": version}, "--vllm-version"),
         (parse_overrides(asked["assignments"]), "--set"),
         ({} if seed is None else {"seed": seed}, "--seed"),

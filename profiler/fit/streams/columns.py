@@ -1,7 +1,6 @@
 """A run's rebuilt steps as columns of numbers, and its episodes side by side: what the parts of a fit look at.
 
-Steps of decodes alone between other such steps: how long they last by their number, with a context's price.
-
+How long steps of decodes alone last, by their number and with a context's price, is told between other such steps.
 Neither a launch of prefills nor a prefill on the device touches them, so the time from one to the next is their own:
 the device's, or the host's where that is longer. Steps alike (number of decodes, context within a tenth) are taken
 together by their mean; the knots are least squares over those cells.

@@ -67,8 +67,9 @@ class Source:
         return sorted(problems, key=position)
 
     def _is_whole_flag(self, origin: str, name: str) -> bool:
-        """Whether the flag itself says what it sets: `--seed`, `--policy`, `--host`."""
-        return name.removesuffix(".name").removesuffix(".from").removeprefix("cluster.") == origin.removeprefix("--")
+        """Whether the flag itself says what it sets: `--seed`, `--policy`, `--host`, `--on-empty`."""
+        name = name.removesuffix(".name").removesuffix(".from").removeprefix("cluster.").removeprefix("workload.trace.")
+        return name.replace("_", "-") == origin.removeprefix("--")
 
     def relocated(self, problem: Problem) -> Problem:
         """A problem whose place is one of our keys, with the line and column of it."""
