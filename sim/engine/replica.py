@@ -69,7 +69,7 @@ class Replica(ShownEngine):
         self._listens: bool = self.decisions.listens
         self.kv = kv_cache_of(config)
         kind = PlannedScheduler if self.decisions.plans else Scheduler
-        self.scheduler: Scheduler = kind(config, self.kv, self.decisions)
+        self.scheduler = kind(config, self.kv, self.decisions)  # declared above: mypyc would hold it twice
         self.scheduler.on_shed = self._shed
         if listener is not None:
             self.scheduler.on_preempt = listener.preempted
