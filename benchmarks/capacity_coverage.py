@@ -13,8 +13,8 @@ import argparse
 from statistics import fmean
 
 from simbatch.sim.scenario import Scenario
+from simbatch.sim.search import simulate
 from simbatch.sim.search.run import Runner
-from simbatch.sim.search.simulate import simulate
 from simbatch.sim.tuning.capacity import find_capacity
 from simbatch.sim.tuning.goal import Limit
 

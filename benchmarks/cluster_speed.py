@@ -27,7 +27,7 @@ from simbatch.sim.plugins.testing.cases import random_cluster
 from simbatch.sim.report.result import Result
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.search.simulate import run_facts
+from simbatch.sim.search import run_facts
 from simbatch.sim.workload import open_workload
 
 LEAST = "least_requests"

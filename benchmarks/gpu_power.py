@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.first_look import ENGINE, FILL_S, MEASURED, RECORDED, SERVED, Run, recorded_run, require, written_trace
 from simbatch import Scenario, simulate
-from simbatch.sim.cost.memory import GpuPower
+from simbatch.sim.cost.sections import GpuPower
 
 FITTED = ("c1", "p8", "p22")
 MIDDLE = (0.2, 0.8)

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.stream_fit import SHARED, require, write_runs
 from simbatch.profiler.fit.streams.runs import real_means, simulated_means, streams_of
-from simbatch.profiler.importers.imported import import_profile
+from simbatch.profiler.importers import import_profile
 from simbatch.profiler.importers.source import ImportRequest
 from simbatch.profiler.model.estimates import roofline_profile
 from simbatch.profiler.model.published import find_model

@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.first_look import RECORDED, require
 from benchmarks.gpu_power import fitted_power
+from simbatch.profiler.fit import fit_samples
 from simbatch.profiler.fit.facts import of_engine
-from simbatch.profiler.fit.from_samples import fit_samples
 from simbatch.profiler.fit.streams.from_streams import fit_streams
 from simbatch.profiler.model.config import model_config_of
 from simbatch.profiler.model.reserves import peak_of

@@ -18,7 +18,7 @@ from simbatch.sim.engine.resources import Host
 from simbatch.sim.metrics.curves import first_steps_ps
 from simbatch.sim.report import style
 from simbatch.sim.scenario import resolve
-from simbatch.sim.search.simulate import run_resolved
+from simbatch.sim.search import run_resolved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

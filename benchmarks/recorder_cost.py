@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from simbatch.serving.record_file import RotatingFile
+from simbatch.serving.processes import RotatingFile
 from simbatch.serving.recording import IN_FLIGHT, StepRecorder
 
 BATCHES = (1, 64, 256, 1024)

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.stream_planted import NOTHING, Planted, planted
-from simbatch.profiler.fit.recorder.from_recorder import RecorderProfile, fit_recorder
+from simbatch.profiler.fit.recorder import RecorderProfile, fit_recorder
 from simbatch.profiler.fit.streams.runs import requests_of
 from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.streams.steps import Streams
+from simbatch.sim.streams import Streams
 
 HOST = {
     "update": {"base_s": 2e-4, "per_seq_s": 1e-5},

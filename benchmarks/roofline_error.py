@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from simbatch.profiler.fit.two_regime import StepLimits, sample_steps
+from simbatch.profiler.importers import import_profile
 from simbatch.profiler.importers.core_package import SYSTEMS
-from simbatch.profiler.importers.imported import import_profile
 from simbatch.profiler.importers.source import ImportRequest
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.roofline import roofline_of
-from simbatch.profiler.records.steps import predict_s
+from simbatch.profiler.records import predict_s
 from simbatch.sim.cost.by_name import load_profile, shipped_names
 from simbatch.sim.cost.gpus import GPUS
 from simbatch.sim.cost.model import CostModel

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from simbatch.sim.results.runs import Means, Runs, Summary
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search.run import Runner
+from simbatch.sim.tuning import Tuned, default_trials, tune
 from simbatch.sim.tuning.goal import Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, TOKENS, Space, default_axes
-from simbatch.sim.tuning.tune import Tuned, default_trials, tune
 
 ROOT = Path(__file__).parents[1]
 LARGEST_SHARE = 1 / 5

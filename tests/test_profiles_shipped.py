@@ -17,7 +17,7 @@ from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.cli.profiles import profiles
 from simbatch.profiler.profile.predicted import roofline_of_profile
-from simbatch.profiler.records.steps import Steps
+from simbatch.profiler.records import Steps
 from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.model import step_ps_alike
