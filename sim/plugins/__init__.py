@@ -232,7 +232,7 @@ _OURS = tuple(
 )
 _OTHERS = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
-_BASES = {f"simbatch.sim.plugins.{name}" for name in ("named", "policy", "router")}
+_BASES = {__name__, f"{__name__}.policy", f"{__name__}.router"}
 
 
 def place_of(error: BaseException, own: object = None) -> tuple[str, str]:
