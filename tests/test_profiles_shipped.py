@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.remake_profiles import remake, with_real_runs
+from benchmarks.shipped_profiles import remake, with_real_runs
 from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.cli.profiles import profiles
@@ -33,7 +33,7 @@ SAMPLE = (
     "rtx4090-llama-3.1-8b-awq",
     "h100-gpt-oss-20b-mxfp4",
     "rtx3090-qwen2.5-7b-instruct-awq",
-)  # the others: python -m benchmarks.remake_profiles
+)  # the others: python -m benchmarks.shipped_profiles
 DECODE, OTHERS = 0.03, 0.06
 OURS = ("h100-llama-3.1-8b-awq", "h100-llama-3.1-8b-bf16-measured")  # python -m benchmarks.measured_profiles
 RESOLVED = ("rtx4090-llama-3.1-8b-bf16", *OURS)
