@@ -23,14 +23,14 @@ import numpy as np
 
 from benchmarks.stream_fit import SHARED, require, write_runs
 from simbatch.profiler.fit.streams.runs import real_means, simulated_means, streams_of
-from simbatch.profiler.importers.imported import import_profile
+from simbatch.profiler.importers import import_profile
 from simbatch.profiler.importers.source import ImportRequest
 from simbatch.profiler.model.estimates import GRAPH_MORE_S, roofline_profile
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.records.recorded import read_recorded
 from simbatch.sim.cost.gpus import GPUS
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.streams.steps import Streams
+from simbatch.sim.streams import Streams
 
 SETTINGS = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "enable_prefix_caching": False}
 
