@@ -200,7 +200,7 @@ def plan_memory(
 
     >>> from simbatch import plan_memory
     >>> plan_memory("Qwen/Qwen3-8B", "rtx4090", max_model_len=8192).kv_cache_tokens
-    32848
+    31216
     """
     config = model if isinstance(model, ModelConfig) else find_model(model, assume)[0]
     gpu = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)

@@ -47,9 +47,9 @@ NCCL_BYTES = {1: 0, 2: 358_612_992, 4: 411_041_792}  # aiconfigurator's datashee
 GRAPH_BYTES = 774 * 2**20 // (32 * 51)  # of a layer and size: vLLM 0.32, an H100, Llama-3.1-8B with its 51 sizes
 GRAPH_SIZES = 51
 # A first start compiles inside the profile run: the compiler tries whether kernels are faster together
-# (`benchmark_combo_kernel`, set by config/compilation.py since 0.12) on made-up arguments, a second table of embeddings
-# among them. Beside a larger peak it is not seen, and a restart finds the kernels in its cache. Qwen3-8B on an RTX 4090:
-# 1.16 GiB of table less a peak of 0.23 is 0.93; two starts differ by 0.95. One log (docs/memory.md) had two tables.
+# (`benchmark_combo_kernel`, set by config/compilation.py since 0.12) on made-up arguments, among them a second table of
+# embeddings. A restart finds the kernels in its cache. Qwen3-8B on an RTX 4090: 1.16 GiB of table above a peak of 0.23
+# are 0.93; two starts differ by 0.95. One log (docs/memory.md) had two tables.
 COMPILER_TRIES: Version = (0, 12)
 FIRST_STARTS, MOST_TABLES = 0.7, 2  # seven of the ten logs of docs/memory.md in which it shows are of first starts
 LATENT_CHUNK_TOKENS = 65_536  # of context that MLA unpacks at once at most (mla/common: chunked_prefill_workspace_size)
