@@ -44,7 +44,7 @@ def test_a_config_or_its_folder(llama, run):
     assert code == 0
     first, rest, model = out.splitlines()[:3]
     assert first.startswith("41,200 tokens of KV cache (")
-    assert " ".join([first, rest.strip()]).endswith("; vLLM starts only with --max-model-len 41728 or less")
+    assert " ".join([first, rest.strip()]).endswith("; vLLM starts only with --max-model-len 41184 or less")
     assert model == "llama-3.1-8b: 8,030,261,248 parameters, bf16 weights, on NVIDIA GeForce RTX 4090"
 
 

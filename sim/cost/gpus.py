@@ -182,8 +182,9 @@ def find_gpu(name: str, place: str = "--gpu") -> Gpu:
     if (gpu := known_gpu(name)) is not None:
         return gpu
     size = _size(gpu_key(name))
-    # what is left out may be another card: an RTX 6000 has half of an RTX 6000 Ada's memory
-    alike = [key for key in _BY_KEY if size and _size(key) == size and not key.startswith(gpu_key(name))]
+    alike = [key for key in _BY_KEY if size and _size(key) == size]
+    if gpu_key(name)[-1:].isdigit():  # a whole name, of another card: an RTX 6000 has half of an RTX 6000 Ada's memory
+        alike = []
     near = get_close_matches(gpu_key(name), alike, n=1, cutoff=0.5)
     guess = f"did you mean {_BY_KEY[near[0]].short}? " if near else ""
     own = "or give your own: --gpu-spec memory=24GiB,bandwidth=936GB/s,bf16_flops=71T,link=32GB/s"
