@@ -24,7 +24,7 @@ from simbatch import Scenario, UserError
 from simbatch.cli import main
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scheduler.config import ALL, CHANGES, NEWEST, changes_in, parse_version
-from simbatch.sim.search.simulate import run_resolved
+from simbatch.sim.search import run_resolved
 from simbatch.sim.search.upgrade import upgrade
 
 PAGE = versions_page.PAGE

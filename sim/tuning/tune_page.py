@@ -11,9 +11,9 @@ from simbatch.sim.report.engine_text import trust_of
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, limit, line, points, span
 from simbatch.sim.report.page.page import PageTable, ReportPage, bands_table, settings_tables, trust_rows
 from simbatch.sim.scenario import resolve
+from simbatch.sim.tuning import Tuned
 from simbatch.sim.tuning.finalists import TriedSettings, setting_words
 from simbatch.sim.tuning.space import values_of
-from simbatch.sim.tuning.tune import Tuned
 from simbatch.sim.tuning.tune_files import picture_axes
 from simbatch.sim.tuning.tune_report import confirmed, goal_words, marks, report, setting_cell, shown_metrics, verdict
 from simbatch.sim.tuning.vllm_flags import set_flags, vllm_serve

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from simbatch.sim.clock import to_s
-from simbatch.sim.files import replacing
-from simbatch.sim.paths import check_target
+from simbatch.sim.files import check_target, replacing
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 from simbatch.sim.workload.columns import REQUIRED, Format
 from simbatch.sim.workload.formats import FORMATS, TABLES
