@@ -1,13 +1,21 @@
-"""Files as this project writes them, beside their target and then renamed, never half there; and paths of users."""
+"""Files as this project writes them, beside their target and then renamed, never half there; and paths of users.
+
+`run.json` in every folder of results says how it came to be: which command, when, with which versions and code.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +173,48 @@ def check_target(path: Path, inputs: Iterable[Path] = ()) -> None:
     for other in map(stat_of, inputs):
         if other is not None and os.path.samestat(there, other):
             raise UserError(Problem(name, "would be written over what is read", mend="name another file"))
+
+
+PACKAGES = ("simbatch", "simpy", "numpy", "pyarrow", "matplotlib", "pydantic")
+
+GIT_S = 5.0  # that a repository may take to answer
+
+_command: ContextVar[str | None] = ContextVar("command", default=None)
+
+
+@contextmanager
+def issued_as(command: str) -> Iterator[None]:
+    """Whatever is written meanwhile was asked for by this command line."""
+    token = _command.set(command)
+    try:
+        yield
+    finally:
+        _command.reset(token)
+
+
+def origin() -> dict[str, Any]:
+    """`command` (None: from Python), `date` (of the wall clock here, with its zone), `git_commit` and `versions`."""
+    versions = {name: _version(name) for name in PACKAGES}
+    return {
+        "command": _command.get(),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def git_commit() -> str | None:
+    """Of the repository around the working directory, `-dirty` where tracked files differ from it; None without one."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=GIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # no git here, or a repository on a slow disk
+        return None
+    return done.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -16,7 +16,7 @@ import simbatch
 from benchmarks.one_step import NOTEBOOK, executed
 from simbatch import Policy, Scenario, UserError, capacity, compare, plan, simulate
 from simbatch.cli import main
-from simbatch.sim.origin import git_commit
+from simbatch.sim.files import git_commit
 from simbatch.sim.report.figures import Figures, parse_width
 from simbatch.sim.report.loads import LoadComparison
 from simbatch.sim.scheduler.config import CERTIFIED, NEWEST, certificate_of

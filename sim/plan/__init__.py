@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import ceil, inf
 from typing import Any
 
-from simbatch.sim.plan.demand import Demand
+from simbatch.sim.plan.demand import Demand, Verdict
 from simbatch.sim.plan.fleet import FleetBands, FleetPlan, Growth, Rules
 from simbatch.sim.plan.kinds import ReplicaKind
 from simbatch.sim.plan.search import Asking, Evaluate, FleetPart, KindSearch, Sizing, resolved_with, together
-from simbatch.sim.plan.verdict import Verdict
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.search.bands import NUM_DRAWS, all_settings, bands_from
 from simbatch.sim.tuning.goal import Limit
