@@ -41,8 +41,9 @@ def facts_of(model: str) -> ModelFacts | None:
 
 
 FILE = "published.json"
-# Endings of names that do not change a shape.
-VARIANT = re.compile(r"[-_](instruct|it|chat|base|hf|thinking|pt|\d{4}|v?0\.\d)$")
+# Words of names that do not change a shape. A version does: Mistral 7B 0.1 has windows, 0.3 has none.
+VARIANTS = {"instruct", "it", "chat", "base", "hf", "thinking", "reasoning", "pt"}
+DATE = re.compile(r"-\d{4}$")
 QUANTISED = {  # endings that say how a checkpoint is stored, and what that means
     **{key: {"quant_method": "awq", "bits": 4, "group_size": GROUP} for key in ("awq", "awq-4bit", "awq-int4")},
     "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": GROUP},
@@ -120,10 +121,7 @@ def _by_name(name: str, assume: str | None) -> tuple[ModelConfig, str, tuple[str
 
 
 def _known(name: str) -> str | None:
-    keys, key = _keys(), _key(name)
-    while key not in keys and VARIANT.search(key):
-        key = VARIANT.sub("", key)
-    return keys.get(key)
+    return next((found for form in _forms(name) if (found := _keys().get(form)) is not None), None)
 
 
 def _with_ending(name: str) -> tuple[str | None, str | None]:
@@ -138,14 +136,19 @@ def _with_ending(name: str) -> tuple[str | None, str | None]:
 
 @cache
 def _keys() -> dict[str, str]:
-    """Names and names without what does not change a shape, the plain ones first."""
-    found = {_key(name): name for name in published_models()}
-    for name in published_models():
-        key = _key(name)
-        while VARIANT.search(key):
-            key = VARIANT.sub("", key)
-            found.setdefault(key, name)
+    """Names, then those without what does not change a shape, then those without a date."""
+    found: dict[str, str] = {}
+    for forms in zip(*(_forms(name) for name in published_models()), strict=True):
+        for form, name in zip(forms, published_models(), strict=True):
+            found.setdefault(form, name)
     return found
+
+
+def _forms(name: str) -> tuple[str, str, str]:
+    """A name as it is, without its variant, and without its date too."""
+    key = _key(name)
+    plain = "-".join(word for word in re.split(r"[-_]", key) if word not in VARIANTS)
+    return key, plain, DATE.sub("", plain)
 
 
 def _key(name: str) -> str:
