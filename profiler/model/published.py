@@ -112,7 +112,8 @@ def _by_name(name: str, assume: str | None) -> tuple[ModelConfig, str, tuple[str
         raise _unknown(name)
     content, notes = published_models()[found], []
     if ending is not None:
-        content = {**content, "quantization_config": QUANTISED[ending]}
+        stored = QUANTISED.get(ending) or published_models()[ending]["quantization_config"]
+        content = {**content, "quantization_config": stored}
         notes.append(f"{name} is planned as {found} with {ending} weights: its own config.json is not in the table.")
     elif _key(found) != _key(name):
         notes.append(f"{name} is planned as {found}, which has its shape.")
@@ -125,12 +126,15 @@ def _known(name: str) -> str | None:
 
 
 def _with_ending(name: str) -> tuple[str | None, str | None]:
+    """A model, and how it is stored: an ending of QUANTISED, or what its maker stores so of another date."""
     lower = name.lower()
     for ending in sorted(QUANTISED, key=len, reverse=True):
         if lower.endswith(f"-{ending}") and (found := _known(name[: -len(ending) - 1])) is not None:
-            own = _keys().get(f"{_key(found)}-{ending}")  # as its maker stores it
-            is_makers = own is not None and own.partition("/")[0] == name.partition("/")[0]
-            return (own, None) if is_makers else (found, ending)
+            by_maker = (_keys().get(f"{form}-{ending}") for form in _forms(found))
+            own = next((one for one in by_maker if one and one.partition("/")[0] == name.partition("/")[0]), None)
+            if own is None:
+                return found, ending
+            return (own, None) if _key(own) == f"{_key(found)}-{ending}" else (found, own)
     return None, None
 
 
