@@ -118,7 +118,7 @@ def _write_png(drawing: Figure, file: IO[bytes]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    canvas = FigureCanvasAgg(drawing)
+    canvas: Any = FigureCanvasAgg(drawing)
     canvas.draw()
     opaque = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # three quarters of the bytes to pack
     opaque.save(file, "png", compress_level=3, dpi=(drawing.dpi, drawing.dpi))
