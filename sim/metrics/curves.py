@@ -172,14 +172,14 @@ def _held_over(record: RunRecord, values_of: Callable[[Rows], Ints]) -> StepFunc
 
     def pieces() -> Iterator[Curve]:
         for part, until, next_start in in_flight(record):
-            rows = record.segments[part]
-            times = np.stack([rows["start_ps"], until], axis=1)
-            values = np.stack([values_of(rows), np.zeros_like(until)], axis=1)
-            is_shown = np.ones(times.shape, dtype=np.bool_)
-            is_shown[:, 1] = until < next_start
-            yield Curve(times[is_shown], values[is_shown])
+            rows, idle = record.segments[part], np.flatnonzero(until < next_start)
+            times, values = rows["start_ps"], values_of(rows)
+            yield Curve(np.insert(times, idle + 1, until[idle]), np.insert(values, idle + 1, 0))
 
-    return Pieces(pieces)
+    def highest() -> int:
+        return max((int(values_of(rows).max()) for rows in slices(record.segments)), default=0)
+
+    return Pieces(pieces, highest)
 
 
 def _with_following(record: RunRecord) -> Iterator[tuple[slice, Rows, Ints]]:
@@ -215,16 +215,16 @@ def output_tokens_per_second(record: RunRecord) -> Floats:
     seconds = (record.client_first_token_ps[done] - origin_ps) // PS_PER_S
     totals = np.bincount(seconds, minlength=num_seconds).astype(np.float64)
     for rows in slices(record.token_rows):  # their times are the server's: the network comes later by as much for all
-        totals = _with_decoded(totals, rows[rows["num_decodes"] > 0], origin_ps - record.client_overhead_ps)
+        totals = _with_decoded(totals, rows, origin_ps - record.client_overhead_ps)
     return totals
 
 
 def _with_decoded(totals: Floats, rows: NDArray[np.void], origin_ps: int) -> Floats:
     """`totals` and what the spans add; a span is split by the seconds in which its steps' tokens come."""
-    decodes, steps, duration, slope = (
-        np.ascontiguousarray(rows[name]) for name in ("num_decodes", "num_steps", "duration_ps", "slope_ps")
-    )
-    begin = rows["start_ps"] - origin_ps
+    names = ("num_decodes", "num_steps", "duration_ps", "slope_ps", "start_ps")
+    is_span = rows["num_decodes"] > 0
+    decodes, steps, duration, slope, begin = (rows[name][is_span] for name in names)
+    begin -= origin_ps
     second = (begin + duration) // PS_PER_S
     last = (begin + first_steps_ps(duration, slope, steps)) // PS_PER_S
     whole = second == last
