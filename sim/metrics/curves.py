@@ -19,6 +19,8 @@ NEVER = np.iinfo(np.int64).max
 
 def span_ps(rows: Rows) -> Ints:
     """How long each of these segments lasts, from the begin of the first step to the device's end of the last."""
+    if not (rows["period_ps"] > 0).any():
+        return work_ps(rows)
     before_last = rows["num_steps"] - 1
     last_start = first_steps_ps(rows["period_ps"], rows["period_slope_ps"], before_last)
     paced = last_start + rows["duration_ps"] + rows["slope_ps"] * before_last
@@ -132,14 +134,14 @@ def in_flight(record: RunRecord) -> Iterator[tuple[slice, Ints, Ints]]:
 def begun_ps(record: RunRecord) -> Ints:
     """When requests were scheduled for the first time, in order of time."""
     scheduled = record.requests.scheduled_ps
-    return np.sort(scheduled[scheduled >= 0])
+    return np.sort(scheduled[scheduled >= 0], kind="stable")  # ten times as quick where it is in order, or nearly
 
 
 @kept
 def _until_ps(record: RunRecord) -> Ints:
     """Until when requests are in flight after each segment."""
     scheduled, finished = begun_ps(record), record.requests.finish_ps
-    finished = np.sort(finished[finished >= 0])
+    finished = np.sort(finished[finished >= 0], kind="stable")
     left_ps = np.full(len(scheduled) + 1, NEVER)  # [n]: when n requests have ended
     left_ps[0], left_ps[1 : len(finished) + 1] = 0, finished[: len(scheduled)]
     until_ps = record.segments["start_ps"] + spans_ps(record)
