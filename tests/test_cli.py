@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from simbatch.cli import BROKEN_PIPE, cli, exit_code_of, main
+from simbatch.cli import BROKEN_PIPE, cli, exit_code_of
 from simbatch.sim.compiled import is_compiled
+from tests import exit_code as run
 
 ROOT = Path(__file__).parents[1]
 TEXT = """\
@@ -57,13 +58,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("small.yaml").write_text(TEXT)
     Path("own.py").write_text(OWN_POLICY)
     return tmp_path
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 def simbatch(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from simbatch import Scenario, UserError, simulate
-from simbatch.cli import main
 from simbatch.sim.engine.explain import Event
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search import explain_request
+from tests import exit_code
 
 ROOT = Path(__file__).parents[1]
 STEP = {"base_s": 0.01, "per_prefill_token_s": 0, "per_decode_seq_s": 0, "per_context_token_s": 0}
@@ -95,14 +95,10 @@ def test_it_agrees_with_the_run(request_id: str) -> None:
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     file = str(ROOT / "scenarios" / "memory_pressure.yaml")
-    with pytest.raises(SystemExit) as ended:
-        main(["explain", file, "--request", "3", "--json"])
-    assert ended.value.code == 0
+    assert exit_code("explain", file, "--request", "3", "--json") == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert events[0]["what"].startswith("arrives")
-    with pytest.raises(SystemExit) as ended:
-        main(["explain", file, "--request", "nobody"])
-    assert ended.value.code == 2
+    assert exit_code("explain", file, "--request", "nobody") == 2
     assert re.search(r"--request: no request of this name .* \(got 'nobody'\)", capsys.readouterr().err)
 
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from simbatch.cli import main
 from simbatch.profiler.profile import Files
 from simbatch.profiler.profile.batches import BatchShape, Lived, batch_sizes, knee, row_of
 from simbatch.profiler.profile.measure import check_not_begun, open_samples
@@ -29,6 +28,7 @@ from simbatch.profiler.server.start import (
 )
 from simbatch.serving.engine_facts import quantisation_name
 from simbatch.sim.errors import UserError
+from tests import exit_code as run
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "tests" / "vllm" / "models"
@@ -150,12 +150,6 @@ def test_the_table_fits_short_models_and_little_memory():
     assert BatchShape.of(facts()) == (256, 32)
     assert BatchShape.of(facts(max_model_len=64)) == (48, 16)
     assert sum(BatchShape.of(facts(num_gpu_blocks=3))) <= 32
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return end.value.code
 
 
 def rows(*points, full_from=10**9):

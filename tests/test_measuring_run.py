@@ -11,12 +11,12 @@ import re
 import numpy as np
 import pytest
 
-from simbatch.cli import main
 from simbatch.profiler.fit import HeldOut
 from simbatch.profiler.profile.design import DENSE, WaveLimits, counts, draw, stream_tokens
 from simbatch.profiler.profile.stopping import MIN_WAVES, PATIENCE, SURE, Stopping
 from simbatch.profiler.records.samples import read_samples
 from simbatch.sim.cost.by_name import load_profile
+from tests import exit_code as run
 from tests.servers import StandInRecorder, StreamingServer, planted_s
 
 ENGINES = {
@@ -115,12 +115,6 @@ def test_a_small_memory_makes_smaller_batches():
     )
     assert limits.largest_batch < 20
     assert max(draw(limits, 0, index).num_decodes for index in range(100)) == limits.largest_batch
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return end.value.code
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from simbatch import Scenario, UserError, simulate
-from simbatch.cli import main
 from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.run import Runner
@@ -20,6 +19,7 @@ from simbatch.sim.tuning.goal import Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Space, axes_of, default_axes, seat_counts
 from simbatch.sim.tuning.tune_files import content, picture_axes
 from simbatch.sim.tuning.vllm_flags import policy_refusal, set_flags, vllm_serve
+from tests import exit_code
 
 SCENARIO: dict[str, Any] = {
     # every decode costs, so that seats buy throughput with latency: 10 ms and 1 ms for each
@@ -280,10 +280,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", *map(str, words)])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+    return exit_code("tune", *words)
 
 
 def test_the_command_answers_and_writes_its_evidence(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
