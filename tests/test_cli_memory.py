@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from simbatch.cli import cli, exit_code_of, main
+from tests import exit_code
 from tests.made_samples import LLAMA_8B, SHARED
 
 RUN = ["--gpu", "rtx4090", "--max-num-seqs", "128", "--max-num-batched-tokens", "2048"]
@@ -226,19 +227,19 @@ def test_schema_describes_every_engine_setting(capsys: pytest.CaptureFixture[str
 
 
 def test_policies_are_listed_with_their_source_and_told_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("policies") == 0
+    assert exit_code("policies") == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     first = [line.split()[0] for line in lines if not line.startswith(" ")]
     assert first == sorted(first)
     assert {"fixed", "vllm"} <= {*first}
     assert "(FastServe)" in " ".join(lines)
-    assert run("policies", "show", "nobody") == 2
-    assert run("routers", "show", "random") == run("policies", "show", "fixed") == 0
+    assert exit_code("policies", "show", "nobody") == 2
+    assert exit_code("routers", "show", "random") == exit_code("policies", "show", "fixed") == 0
     out = capsys.readouterr().out
     assert "fixed  (continuous and static batching)" in out
     assert "batch_size: whole number from 1, default 32" in out
-    assert run("policies", "--json") == 0
+    assert exit_code("policies", "--json") == 0
     listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert {"adaptive", "fixed", "priority", "vllm"} <= listed.keys()
     assert listed["adaptive"]["parameters"]["max_batch_size"]["default"] == 64
@@ -248,7 +249,7 @@ def test_a_profile_tells_what_each_batch_size_would_see(tmp_path: Path, capsys: 
     picture = tmp_path / "batches.png"
     lengths = ["--prompt-len", "256", "--output-len", "16"]
     arguments = ["profiles", "show", "rtx4090-llama-3.1-8b-bf16", "--batches", "64,1,8,256", *lengths]
-    assert run(*arguments, "--json", "--plot", str(picture)) == 0
+    assert exit_code(*arguments, "--json", "--plot", str(picture)) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["batch_size"] for row in rows] == [1, 8, 64, 256]
     assert [row["kv_full"] for row in rows] == [False, False, False, True]
@@ -257,12 +258,12 @@ def test_a_profile_tells_what_each_batch_size_would_see(tmp_path: Path, capsys: 
     assert rows[2]["kv_gib"] == 64 * 17 * 16 * 131_072 / 2**30
     assert rows[0]["step_ms"] < rows[2]["step_ms"]
     assert picture.stat().st_size > 10_000
-    assert run(*arguments) == 0
+    assert exit_code(*arguments) == 0
     assert "KV full: the batch needs more blocks" in capsys.readouterr().out
 
 
 def test_profiles_are_listed_by_gpu_and_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("profiles", "list", "--gpu", "NVIDIA H100 80GB HBM3", "--model", "Llama-3.1-70b", "--json") == 0
+    assert exit_code("profiles", "list", "--gpu", "NVIDIA H100 80GB HBM3", "--model", "Llama-3.1-70b", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert {facts["gpu"] for facts in found} == {"h100"}
     assert {facts["model"].rsplit("/", 1)[-1] for facts in found} == {"Llama-3.1-70B"}
