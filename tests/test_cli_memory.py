@@ -176,12 +176,12 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_every_command_has_its_help_line_and_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name in cli.list_commands(None):  # type: ignore[arg-type]
-        assert run(name, "--help") == 0
+        assert exit_code(name, "--help") == 0
         assert f"Usage: simbatch {name}" in capsys.readouterr().out
 
 
 def test_without_a_command_help_and_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run() == 2
+    assert exit_code() == 2
     assert "Commands" in capsys.readouterr().err
 
 
@@ -211,14 +211,14 @@ def test_a_bug_of_ours_keeps_its_traceback() -> None:
 
 
 def test_every_policy_names_its_source_and_the_meaning_of_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("policies", "--json") == 0
+    assert exit_code("policies", "--json") == 0
     for policy in json.loads(capsys.readouterr().out):
         assert "Source:" in policy["description"], policy["name"]
         assert all(parameter["description"] for parameter in policy["parameters"].values()), policy["name"]
 
 
 def test_schema_describes_every_engine_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("schema") == 0
+    assert exit_code("schema") == 0
     schema = json.loads(capsys.readouterr().out)
     settings = schema["$defs"]["EngineSettings"]["properties"]
     assert {"max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "batching"} <= settings.keys()
