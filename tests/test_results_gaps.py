@@ -196,7 +196,7 @@ SCENARIO = {
 
 def test_every_figure_is_in_the_summary_of_a_run_that_has_it() -> None:
     summary = simulate(Scenario.from_dict(SCENARIO | {"slo": {"ttft_ms": 9, "tpot_ms": 9, "e2el_ms": 99}})).summary
-    sessions = {key for key in REGISTRY if key.startswith(registry.SESSIONS)}  # `test_results_sessions.py` has some
+    sessions = {key for key in REGISTRY if key.startswith(registry.SESSIONS)}  # `test_cluster_results.py` has some
     without = {key for key, metric in REGISTRY.items() if metric.of(summary) is None} - sessions
     tenants = {"simbatch.fairness.tenants", "simbatch.fairness.least_fair_share_ratio"}  # there are none
     assert without == {*tenants, "simbatch.cluster.imbalance.share_of_load"}  # nor other replicas
