@@ -39,7 +39,13 @@ def halves(runs: Sequence[StreamRun], shape: ModelShape) -> float | None:
 def total_error(runs: Sequence[StepColumns], found: FittedSteps) -> float | None:
     """Of the time of all settled decodes and of all episodes."""
     problem = EpisodesProblem(runs, found.decode, found.problem.priors, MAX_CAPTURE, is_async=found.mixed.is_async)
-    ours, real = problem.total_s(found.mixed)
+    ours = real = 0.0
+    if problem.rows.size:
+        rows, lasts = problem.rows, problem.is_step.sum(axis=1) - 1
+        ours = float(problem.ends_s(*problem.times_s(found.mixed)).sum())
+        real = float(
+            (problem.all.update_s[rows[np.arange(len(rows)), lasts]] - problem.all.update_s[rows[:, 0] - 1]).sum()
+        )
     for run in runs:
         chosen = run.settled
         ours += float(found.decode.step_s(run.num_decodes, run.context)[chosen].sum())
