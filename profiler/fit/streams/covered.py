@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fit.streams.fit import MAX_CAPTURE, FittedSteps, Parts
+from simbatch.profiler.fit.streams.fit import FittedSteps, Parts
 from simbatch.profiler.fit.streams.runs import Means, StreamRun
 from simbatch.profiler.fit.streams.worth import batch_span, bounds
 from simbatch.sim.cost.profile import Profile
@@ -83,8 +83,8 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
         few = "" if fewest == NOT_AT_ALL else f" of fewer than {fewest:,} tokens"
         taken[key] = f"steps with prefills{few} hide behind launches, or are too few to tell them to {TOLD:.0%}"
     for kind, key, what in (
-        (1, "piecewise", f"up to {MAX_CAPTURE} tokens"),
-        (2, "none", f"above {MAX_CAPTURE} tokens"),
+        (1, "piecewise", f"up to {parts.priors.max_capture} tokens"),
+        (2, "none", f"above {parts.priors.max_capture} tokens"),
     ):
         if kind not in mixed.kinds:
             taken[f"launch {key}"] = f"no step with prefills of {what} was seen: in proportion to the other kind"

@@ -65,9 +65,7 @@ class FittedEpisodes(NamedTuple):
 class EpisodesProblem:
     """Predictions of episodes as a function of parameters; see the module."""
 
-    def __init__(
-        self, runs: Sequence[StepColumns], decode: Decode, priors: Priors, max_capture: int, *, is_async: bool = True
-    ) -> None:
+    def __init__(self, runs: Sequence[StepColumns], decode: Decode, priors: Priors, *, is_async: bool = True) -> None:
         self.decode, self.priors, self.is_async = decode, priors, is_async
         self.all, begins = joined(list(runs))
         windows = windows_of(runs)
@@ -89,7 +87,7 @@ class EpisodesProblem:
         self.usual_s: Floats | None = None
         self.spread(np.ones(1))
         self.begins = begins
-        self.kind = np.where(~self.has_prefill, 0, np.where(run.tokens + run.num_decodes <= max_capture, 1, 2))
+        self.kind = np.where(~self.has_prefill, 0, np.where(run.tokens + run.num_decodes <= priors.max_capture, 1, 2))
 
     def device_s(self, time_s: Floats) -> Floats:
         """Of every step."""
