@@ -53,7 +53,7 @@ from simbatch.sim.streams.steps import Streams
 
 PROFILES = ("h100-llama-3.1-8b-bf16", "l40s-llama-3.1-8b-bf16", "rtx4090-llama-3.1-8b-awq", "a100-llama-3.1-8b-bf16")
 KEYS = ("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_tpot_ms", "mean_e2el_ms", "output_throughput")
-FIRST = 500  # requests of other people's runs
+FIRST = 1000  # requests of other people's runs: their whole, so that loops stay full to the end
 NO_CACHE = {"enable_prefix_caching": False}
 CAPACITY = {"h100": 22.0, "l40s": 7.0, "rtx4090": 7.0, "a100": 12.0}  # roughly, so that loads are from light to heavy
 

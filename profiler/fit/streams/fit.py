@@ -94,12 +94,12 @@ class Parts:
         if not 0 < above < len(knots) - 1:
             return knots, time_s
         slope = (time_s[-1] - time_s[above]) / (knots[-1] - knots[above])
-        line_s = time_s[above - 1] + slope * (np.array([size, knots[above]]) - knots[above - 1])
-        if time_s[above] <= line_s[1]:
+        before, behind = int(knots[above - 1]), int(knots[above])
+        if time_s[above] <= time_s[above - 1] + slope * (behind - before):
             return knots, time_s
-        new = [(size, line_s[0])] * (knots[above - 1] < size) + [(size + 1, time_s[above])] * (size + 1 < knots[above])
-        counts, times_s = np.array(new).reshape(-1, 2).T
-        return np.insert(knots, above, counts.astype(int)), np.insert(time_s, above, times_s)
+        new, new_s = np.array([size, size + 1]), [time_s[above - 1] + slope * (size - before), time_s[above]]
+        lacks = (new > before) & (new < behind)
+        return np.insert(knots, above, new[lacks]), np.insert(time_s, above, np.array(new_s)[lacks])
 
     def host(self) -> dict[str, Any]:
         """The engine's thread's."""
