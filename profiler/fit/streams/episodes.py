@@ -98,10 +98,12 @@ class EpisodesProblem:
         return np.where(self.has_prefill, mixed, self.decode_s)
 
     def token_s(self, time_s: Floats) -> float:
-        """Mean slope of the knots."""
+        """Mean slope of the knots, of those above the largest CUDA graph if it can: a launch is no token's price."""
         if len(self.knots) < 2:
             return 0.0
-        return float((time_s[-1] - time_s[0]) / (self.knots[-1] - self.knots[0]))
+        first = int(np.searchsorted(self.knots, self.priors.max_capture, side="right"))
+        first = first if first < len(self.knots) - 1 else 0
+        return float((time_s[-1] - time_s[first]) / (self.knots[-1] - self.knots[first]))
 
     def launch_s(self, host: Floats) -> Floats:
         """Of every step."""
@@ -275,7 +277,7 @@ class EpisodesProblem:
         return max(1e-9, float(np.linalg.norm(np.array(self.running()) - np.mean(self.running() or [0.0]))))
 
     def ends_s(self, device_s: Floats, launch_s: Floats) -> Floats:
-        """How long each episode lasts, as predicted."""
+        """How long each episode is predicted to last."""
         return np.asarray(self.predict(device_s, launch_s)[np.arange(len(self.rows)), self.is_step.sum(axis=1) - 1])
 
     def launch_ratios(self, fitted: FittedEpisodes) -> Floats:

@@ -17,7 +17,7 @@ import numpy as np
 from simbatch.profiler.fit.streams.columns import Price, StepColumns, cells_of, context_price, fit_decodes
 from simbatch.profiler.fit.streams.episodes import SLOPE_HELD_S, Decode, EpisodesProblem, FittedEpisodes
 from simbatch.profiler.fit.streams.priors import ModelShape, Priors
-from simbatch.profiler.fit.streams.runs import Means, StreamRun, real_means, simulated
+from simbatch.profiler.fit.streams.runs import Means, StreamRun, chunk_of, real_means, simulated
 from simbatch.profiler.fit.streams.way_in import WayIn, fit_way_in
 from simbatch.profiler.records.steps import noise_quantiles
 from simbatch.sim.cost.provenance import HARDLY_TOLD
@@ -218,8 +218,8 @@ def _is_less(tried: Floats, found: Floats) -> bool:
     return bool(tried @ tried < 0.999 * (found @ found))
 
 
+FIRST_TOKEN_S, LEAST_TOKEN_S = 1e-5, 1e-7
 BETTER = 0.9  # of the cost: as little must synchronous steps have, for asynchronous is the default of vLLM
-BLURRED = 0.8  # of a gap: chunks that take as long say nothing of what one takes
 SPREAD_LEAST, SPREAD_STEPS = 0.1, 50
 
 
@@ -238,17 +238,17 @@ def fit_steps(runs: Sequence[StepColumns], shape: ModelShape) -> FittedSteps:
     if not len(cells.time_s):
         rule = "too few steps of decodes alone: no batch stays the same for long enough"
         raise UserError(Problem("FILES", rule, mend="give a result with more requests or longer outputs"))
-    token_s = 1e-5
+    token_s = FIRST_TOKEN_S
     for _ in range(2):  # a context's prior hangs on a prefill token's time, and that on the decodes beside it
         price = context_price(runs, shape.context * token_s)
-        decode = Decode(*fit_decodes(cells, price))
+        decode = Decode(*fit_decodes(runs, cells, price.price_s), price.price_s)
         priors = shape.priors(float(decode.time_s[0]))
         problem = EpisodesProblem(runs, decode, priors)
-        token_s = problem.first_slope()
-    if not problem.used.any():
-        rule = "no prompt was computed in a step that the streams show"
-        raise UserError(Problem("FILES", rule, mend="give a result with more requests"))
-    mixed = problem.solve()
+        if not problem.used.any():
+            rule = "no prompt was computed in a step that the streams show"
+            raise UserError(Problem("FILES", rule, mend="give a result with more requests"))
+        mixed = problem.solve()
+        token_s = max(LEAST_TOKEN_S, mixed.token_s)
     other = EpisodesProblem(runs, decode, priors, is_async=False)
     synchronous = other.solve()
     if synchronous.cost < BETTER * mixed.cost:
@@ -281,13 +281,6 @@ def fit_parts(
         settings = {**settings, "async_scheduling": steps.mixed.is_async}
         parts = refined(parts, runs, settings)
     return parts, steps
-
-
-def chunk_of(runs: Sequence[StreamRun]) -> float:
-    """What a chunk takes, s: of the runs whose steps it does not fill."""
-    told = [run.seen.judgement for run in runs if run.seen.judgement.chunk_s > 0]
-    clear = [each.chunk_s for each in told if each.share_of_gap < BLURRED] or [each.chunk_s for each in told]
-    return float(np.median(clear)) if clear else 0.0
 
 
 def spread_of(steps: FittedSteps) -> dict[str, Any] | None:
