@@ -253,8 +253,8 @@ def _growing(run: StepColumns) -> list[tuple[Floats, Floats]]:
     return parts
 
 
-def fit_decodes(runs: Sequence[StepColumns], cells: Cells, price: Price) -> tuple[Ints, Floats, float]:
-    """Knots, their times without context, s, and a context token's price; cells alike, and the sum of each run.
+def fit_decodes(runs: Sequence[StepColumns], cells: Cells, price_s: float) -> tuple[Ints, Floats]:
+    """Knots and their times without context, s, of cells alike and of the sum of each run.
 
     Of 12,374 steps 11,971 had ten decodes, 209 nine and 88 seven: a cell each, but the run is what the first ones took.
     """
@@ -263,10 +263,8 @@ def fit_decodes(runs: Sequence[StepColumns], cells: Cells, price: Price) -> tupl
     sums = np.array([_sum_of(run, knots) for run in runs if run.settled.any()])
     steps = np.vstack([basis(cells.num_decodes, knots), sums[:, :-3]])
     context, time_s, error_s = np.hstack([(cells.context, cells.time_s, cells.error_s), sums[:, -3:].T])
-    columns = np.column_stack([steps @ rising, context]) / error_s[:, None]
-    held = np.append(np.zeros(len(knots)), 1 / price.error_s)
-    solved, _ = nnls(np.vstack([columns, held]), np.append(time_s / error_s, price.price_s / price.error_s))
-    return knots, rising @ solved[:-1], float(solved[-1])
+    solved, _ = nnls(steps @ rising / error_s[:, None], (time_s - price_s * context) / error_s)
+    return knots, rising @ solved
 
 
 def _sum_of(run: StepColumns, knots: Ints) -> Floats:
