@@ -110,13 +110,13 @@ def test_a_launchs_floor_begins_behind_the_largest_graph(model: str, seen: dict[
 
 
 def test_rare_numbers_of_decodes_do_not_bend_what_the_run_took() -> None:
-    """300 steps of ten at 10 ms, and 30 of nine, round prefills, that took half as long again."""
+    """300 steps of ten at 10 ms, and 30 of nine that took half as long again: 12 ms, if they counted alike."""
     nothing = np.zeros(330)
     decodes, gaps_s = (np.repeat(values, (300, 30)) for values in ((10.0, 9.0), (0.010, 0.015)))
     lone = Lone(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))
     run = StepColumns(np.cumsum(gaps_s), decodes, 100 * decodes, nothing, nothing, nothing, nothing, lone)
     knots, time_s = fit_decodes([run], cells_of([run]), 0.0)
-    assert Decode(knots, time_s, 0.0).step_s(decodes, nothing).mean() == pytest.approx(gaps_s.mean(), rel=0.02)
+    assert Decode(knots, time_s, 0.0).step_s(decodes, nothing).mean() == pytest.approx(gaps_s.mean(), rel=0.03)
 
 
 def test_the_command_writes_a_profile_that_runs(files: list[Path], tmp_path: Path) -> None:
