@@ -5,9 +5,19 @@ profile from the stated uncertainty; how often its figures lie within the band o
 recorded: the real runs of a server on an H100 (../shared/gpu/h100-vllm-0.32, no part of the project), replayed by the
 kernel tables, which saw nothing of them: how many of the real figures lie within the band, and how wide the bands are.
 fitted: the same by a fit on p8 alone, which saw one of them. Draw i runs under seed i: a real run has a chance of its
-own, in its host's noise. left_out: c1, p8, p16 and p22 each by a fit on the others, and c16 by one on all.
-two: other people's servers (../shared/streams) by fits on two of their results, and every other run's means. What
-is not held stands in brackets: the ends of its band over the real one. docs/accuracy.md has all of them.
+own, in its host's noise. left_out: c1, p8, p16 and p22 each by a fit on the others, and c16 by one on all. What is not
+held stands in brackets: the ends of its band over the real one. docs/accuracy.md has all of them.
+
+`... resampling`: how far resamplings of one trace are apart, against traces of the same kind; how often their interval
+is right.
+
+    .venv/bin/python -m benchmarks.bands_coverage resampling [--traces 200] [--blocks 5,10,20,50,200]
+
+Many traces of each kind are drawn: 8,000 requests with exponential service through one server, at a load of 0.7, all
+over the same time. Each is resampled 8 times. `spread` is the root mean square of the resamplings' standard deviations
+over the standard deviation of the traces themselves: 1 is right. `holds` is how often t(7) times the deviation round
+the resamplings' mean holds the mean of all traces (95 % is right); `shrunk` the same for the interval of the mean,
+divided by sqrt(8), which would be right if resamplings were independent traces.
 """
 
 from __future__ import annotations
@@ -15,14 +25,15 @@ from __future__ import annotations
 import argparse
 import gzip
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import geometric_mean
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks import run_one_of
 from benchmarks.first_look import (
     FIGURES,
     MEASURED,
@@ -37,11 +48,10 @@ from benchmarks.first_look import (
     require,
     simulated_run,
 )
-from benchmarks.stream_fit import SERVERS, SHARED, chosen, write_runs
+from benchmarks.stream_fit import BandOverReal, band_line
 from simbatch import Scenario
 from simbatch.profiler.fit.streams.from_streams import fit_seen
-from simbatch.profiler.fit.streams.runs import METRICS, Seen, read_results, real_means, simulated_means, streams_of
-from simbatch.profiler.records.recorded import read_recorded
+from simbatch.profiler.fit.streams.runs import Seen, read_results
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.uncertainty import deviations, factors, scaled
@@ -49,12 +59,11 @@ from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.bands import NUM_DRAWS, Bands, drawn_settings
 from simbatch.sim.search.run import Runner
-from simbatch.sim.streams.steps import Streams
+from simbatch.sim.statistics import mean_interval
+from simbatch.sim.workload.traces.resample import draw_blocks
 
 PROFILES = ("h100-llama-3.1-8b-bf16", "l40s-llama-3.1-8b-bf16", "rtx4090-llama-3.1-8b-awq", "a100-llama-3.1-8b-bf16")
 KEYS = ("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_tpot_ms", "mean_e2el_ms", "output_throughput")
-FIRST = 1000  # requests of other people's runs: their whole, so that loops stay full to the end
-NO_CACHE = {"enable_prefix_caching": False}
 CAPACITY = {"h100": 22.0, "l40s": 7.0, "rtx4090": 7.0, "a100": 12.0}  # roughly, so that loads are from light to heavy
 
 
@@ -102,39 +111,15 @@ def random_coverage(number: int, jobs: int) -> None:
     print(f"| all | {100 * np.mean(everything):.1f} % of {len(everything):,} |")
 
 
-class BandOverReal(NamedTuple):
-    """A figure's band as shares of the real one."""
-
-    name: str
-    low: float
-    high: float
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the real one lies within."""
-        return self.low <= 1 <= self.high
-
-    @classmethod
-    def of(cls, name: str, drawn: Sequence[float], real: float) -> BandOverReal:
-        """From what the draws say."""
-        return cls(name, min(drawn) / real, max(drawn) / real)
-
-
 def recorded_coverage(folder: Path, profile: Profile, runs: Sequence[Run] = (*SERVED, *REPLAYED)) -> None:
     """Print of each run how many real figures are held, which not, and how wide the bands are."""
     total: list[bool] = []
     for run in runs:
         found = _bands(run, folder, profile)
         total += [band.is_held for band in found]
-        print(_line(run.name, found), flush=True)
+        print(band_line(run.name, found), flush=True)
     if len(runs) > 1:
         print(f"| all | {sum(total)} of {len(total)}: {100 * np.mean(total):.0f} % | |")
-
-
-def _line(name: str, found: Sequence[BandOverReal]) -> str:
-    missed = ", ".join(f"{band.name} ({band.low:.2f} to {band.high:.2f})" for band in found if not band.is_held)
-    width = geometric_mean(band.high / band.low for band in found)
-    return f"| {name} | {sum(band.is_held for band in found)} of {len(found)} | {missed or '-'} | x {width:.2f} |"
 
 
 def fitted_coverage(folder: Path) -> None:
@@ -149,36 +134,6 @@ def left_out_coverage(folder: Path) -> None:
     for run in SERVED:
         others = [other.name for other in SERVED if other.seen == "measured" and other is not run]
         recorded_coverage(folder, fit_seen(_seen(folder, others), is_judged=False).profile, [run])
-
-
-def two_coverage(streams: Path, only: str) -> None:
-    """Of other people's servers, how often real means are held by a fit on two other runs, and how wide bands are."""
-    for name, server in SERVERS.items():
-        if only not in name:
-            continue
-        with TemporaryDirectory() as temporary:
-            paths = write_runs(streams / f"{server.file}.json.gz", Path(temporary))
-            fitted = chosen(paths, server.fitted)
-            profile = fit_seen(read_results(fitted), is_judged=False).profile
-            others = [path for path in chosen(paths, server.others) if path not in fitted]
-            bands = [_means_bands(profile, streams_of(read_recorded(path))) for path in others]
-        for path, found in zip(others, bands, strict=True):
-            print(_line(path.stem[-48:], found), flush=True)
-        shares = [100 * np.mean([run[i].is_held for run in bands]) for i in range(len(METRICS))]
-        width = np.median([run[-1].high / run[-1].low for run in bands])
-        cells = " | ".join(f"{share:.0f} %" for share in (*shares, np.mean(shares)))
-        print(f"| {name} | {len(others)} | {cells} | {width:.1f} |", flush=True)
-
-
-def _means_bands(profile: Profile, streams: Streams) -> list[BandOverReal]:
-    """Of TTFT, TPOT and E2EL of its first requests."""
-    streams = streams.take(np.arange(len(streams)) < FIRST)
-    drawn = [
-        simulated_means(scaled(profile, factors(profile, deviations(0, draw))), NO_CACHE, streams, draw)
-        for draw in range(NUM_DRAWS)
-    ]
-    real = real_means(streams)
-    return [BandOverReal.of(name, [getattr(each, name) for each in drawn], getattr(real, name)) for name in METRICS]
 
 
 def _seen(folder: Path, names: Sequence[str]) -> list[Seen]:
@@ -205,15 +160,14 @@ def _bands(run: Run, folder: Path, base: Profile) -> list[BandOverReal]:
     return [BandOverReal.of(name, [each[name] for each in drawn], real[name]) for name in names]
 
 
-def main() -> None:
+def bands() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["random", "recorded", "fitted", "left_out", "two"])
+    parser.add_argument("what", choices=["random", "recorded", "fitted", "left_out"])
     parser.add_argument("--number", type=int, default=200, help="random scenarios")
     parser.add_argument("--jobs", type=int, default=-1)
     parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
     parser.add_argument("--profile", default=PROFILE, help=f"for the recorded runs; {MEASURED} is the fitted one")
-    parser.add_argument("--only", default="", help="with two: servers whose names have this")
     options = parser.parse_args()
     if options.what == "random":
         random_coverage(options.number, options.jobs)
@@ -221,11 +175,83 @@ def main() -> None:
         fitted_coverage(require(options.recorded))
     elif options.what == "left_out":
         left_out_coverage(require(options.recorded))
-    elif options.what == "two":
-        two_coverage(SHARED / "streams", options.only)
     else:
         recorded_coverage(require(options.recorded), load_profile(options.profile, folder=Path()))
 
 
+Floats = NDArray[np.float64]
+NUM_REQUESTS, LOAD, RESAMPLINGS, SPAN_S = 8_000, 0.7, 8, 8_000.0
+OF_WAITS: dict[str, Callable[[Floats], float]] = {
+    "mean": lambda waits: float(waits.mean()),
+    "P99": lambda waits: float(np.quantile(waits, 0.99)),
+}
+
+
+def poisson(rng: np.random.Generator) -> Floats:
+    return rng.exponential(1.0, NUM_REQUESTS)
+
+
+def bursty(rng: np.random.Generator) -> Floats:
+    return rng.gamma(0.25, 4.0, NUM_REQUESTS)
+
+
+def on_off(rng: np.random.Generator) -> Floats:
+    """2.5 times the rate for 20 s, half of it for 60 s."""
+    mass = np.cumsum(rng.exponential(1.0, NUM_REQUESTS))
+    cycle, rest = np.divmod(mass, 80.0)
+    within = np.where(rest <= 50, rest / 2.5, 20 + (rest - 50) / 0.5)
+    return np.diff(cycle * 80 + within, prepend=0.0)
+
+
+def waits_of(times_s: Floats, service_s: Floats) -> Floats:
+    """Lindley's recursion: the highest of the sums so far, less the lowest before."""
+    steps = np.append(0.0, service_s[:-1] - np.diff(times_s))
+    sums = np.cumsum(steps)
+    return sums - np.minimum.accumulate(sums)
+
+
+def resampled_traces() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--traces", type=int, default=200)
+    parser.add_argument("--blocks", default="5,10,20,50,200")
+    options = parser.parse_args()
+    for kind in (poisson, bursty, on_off):
+        rng = np.random.default_rng(1)
+        traces = []
+        for _ in range(options.traces):
+            gaps = kind(rng)
+            times_s = np.cumsum(gaps) * (SPAN_S / gaps.sum())
+            traces.append((times_s, rng.exponential(LOAD, NUM_REQUESTS)))
+        own = {name: np.array([figure(waits_of(*trace)) for trace in traces]) for name, figure in OF_WAITS.items()}
+        for blocks in map(int, options.blocks.split(",")):
+            found = [resampled(*trace, blocks, seed) for seed, trace in enumerate(traces)]
+            print(
+                kind.__name__, blocks, *(judged(own[name], [each[name] for each in found], name) for name in OF_WAITS)
+            )
+
+
+def resampled(times_s: Floats, service_s: Floats, blocks: int, seed: int) -> dict[str, list[float]]:
+    """Each figure of each resampling."""
+    found: dict[str, list[float]] = {name: [] for name in OF_WAITS}
+    times = np.rint(times_s * 1e9).astype(np.int64)
+    for i in range(RESAMPLINGS):
+        drawn = draw_blocks(times, blocks, np.random.default_rng([seed, i]))
+        waits = waits_of(drawn.arrival_ps / 1e9, service_s[drawn.row])
+        for name, figure in OF_WAITS.items():
+            found[name].append(figure(waits))
+    return found
+
+
+def judged(own: Floats, found: list[list[float]], name: str) -> str:
+    spread = np.sqrt(np.mean([np.var(each, ddof=1) for each in found])) / own.std(ddof=1)
+    truth = float(own.mean())
+    holds, shrunk = (
+        np.mean([mean_interval(each, is_resampled=is_resampled).holds(truth) for each in found])
+        for is_resampled in (True, False)
+    )
+    bias = np.mean(found) / truth - 1
+    return f"| {name}: spread {spread:.2f}, holds {holds:.1%}, shrunk {shrunk:.1%}, bias {bias:+.1%}"
+
+
 if __name__ == "__main__":
-    main()
+    run_one_of(bands, resampling=resampled_traces)

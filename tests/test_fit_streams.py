@@ -27,8 +27,8 @@ from simbatch.profiler.fit.streams.way_in import WayIn
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
+from simbatch.sim.streams import Streams, rebuild_steps
 from simbatch.sim.streams.batches import batches_of
-from simbatch.sim.streams.steps import Streams, rebuild_steps
 
 STREAMS = SHARED / "streams"
 

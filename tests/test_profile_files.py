@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from simbatch import Scenario, simulate
-from simbatch.profiler.fit.from_samples import fit_samples
+from simbatch.profiler.fit import fit_samples
 from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.profile import MeasuredProfile

@@ -14,7 +14,7 @@ from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_p
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.roofline import roofline_of
 from simbatch.profiler.model.step_parts import EVEN, routing_of
-from simbatch.profiler.records.steps import Steps, predict_s
+from simbatch.profiler.records import Steps, predict_s
 from simbatch.sim.cost.by_name import load_profile, profile_json
 from simbatch.sim.cost.gpus import GPUS, find_gpu, gpu_of
 from simbatch.sim.cost.model import step_ps_alike

@@ -17,7 +17,7 @@ from simbatch.profiler.model.quantisation import checked_quantisation
 from simbatch.profiler.model.reserves import ACTIVATIONS, GRAPHS, Limits, Reserve, memory_version, reserves, spread
 from simbatch.profiler.model.weights import Weights, weights_of
 from simbatch.sim.cost.gpus import GIB, Gpu, find_gpu
-from simbatch.sim.cost.memory import DEFAULT_GPU_MEMORY_UTILIZATION, Memory, Peak
+from simbatch.sim.cost.sections import DEFAULT_GPU_MEMORY_UTILIZATION, Memory, Peak
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.config import NEWEST, Version
 

@@ -17,7 +17,7 @@ from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.layers import Experts
 from simbatch.profiler.model.weights import local_vocab
 from simbatch.sim.cost.gpus import GIB, Gpu, default_max_capture_size
-from simbatch.sim.cost.memory import Peak
+from simbatch.sim.cost.sections import Peak
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.config import LAST_PATCH, NEWEST, Version, changes_in
 

@@ -206,8 +206,6 @@ class Replica(ShownEngine):
         for request in finished:
             if self.kv.shares:
                 self.kv.register(request, request.num_computed_tokens)
-                if request.answer_names:
-                    self.kv.name_answer(request)
             self.scheduler.end(request)
         if self.door.backlog is not None:
             self._ended += finished

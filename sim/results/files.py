@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
-from simbatch.sim.files import write_all, write_json
+from simbatch.sim.files import origin, write_all, write_json
 from simbatch.sim.metrics.columns import (
     COUNT_COLUMNS,
     LATER_TIME_COLUMNS,
@@ -29,7 +29,6 @@ from simbatch.sim.metrics.columns import (
     session_column,
     times_ps,
 )
-from simbatch.sim.origin import origin
 from simbatch.sim.scheduler.config import certificate_of
 
 if TYPE_CHECKING:

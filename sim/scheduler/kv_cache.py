@@ -51,9 +51,6 @@ class KVCache:
     def register(self, request: Request, num_tokens: int) -> None:
         """Let others find the full blocks among the first `num_tokens` tokens."""
 
-    def name_answer(self, request: Request) -> None:
-        """Let others find the full blocks of a request that has ended, those of its answer too."""
-
     def clear(self) -> None:
         """Forget everything, as a new engine."""
         self.free = self.num_usable

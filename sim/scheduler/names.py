@@ -47,6 +47,13 @@ def past(ranges: list[int], num: int) -> list[int]:
     return kept
 
 
+def joined(some: list[int], others: list[int]) -> list[int]:
+    """Both, one after the other: [3, 7] and [7, 9] are [3, 9], as a run of blocks goes by the name of its first."""
+    if some and others and some[-1] == others[0]:
+        return [*some[:-1], *others[1:]]
+    return [*some, *others]
+
+
 def num_alike(some: list[int], others: list[int]) -> int:
     """How many names both begin with."""
     num, i = 0, 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.kv_cache import KVCache
-from simbatch.sim.scheduler.names import FIRST_OWN, num_known, own_names
+from simbatch.sim.scheduler.names import joined, num_known, own_names
 from simbatch.sim.scheduler.request import NEVER, Request
 
 
@@ -139,15 +139,6 @@ class PrefixKVCache(KVCache):
             num_full = num_tokens // self.block_size
             self._name(request, num_full if num_full < request.num_names else request.num_names)
 
-    def name_answer(self, request: Request) -> None:
-        """Let others find the full blocks of a request that has ended, those of its answer too."""
-        if request.num_held > request.num_names:  # a preemption put them under names of its own
-            for run in self._held(request, request.num_held):
-                if run.name >= FIRST_OWN:
-                    self._forget(run)
-            request.num_held = request.num_names
-        request.share([*request.names, *request.answer_names])
-
     def clear(self) -> None:
         """Forget everything, as a new engine."""
         super().clear()
@@ -162,7 +153,14 @@ class PrefixKVCache(KVCache):
         return self.blocks(request.num_computed_tokens) - num_shared
 
     def release(self, request: Request) -> None:
-        """Blocks without a hash go to the front of the free list, cached ones to the back, tail first."""
+        """Blocks without a hash go to the front of the free list, cached ones to the back, tail first.
+
+        From now on others may find those of its answer, too. A preempted request may have ended before it runs again:
+        the step that was in flight brought its last token.
+        """
+        if request.answer_names:
+            request.share(joined(request.names, request.answer_names))
+            request.answer_names = []
         runs = self._let_go(request, request.num_registered_tokens // self.block_size)
         num_taken = self.blocks(request.num_computed_tokens)
         num_idle = num_hashless = 0

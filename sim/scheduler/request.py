@@ -95,7 +95,7 @@ class Request:
     # `index`, since only the request itself can hit them, after a preemption.
     names: list[int] = []  # noqa: RUF012
     num_names = 0  # blocks in `names`
-    answer_names: list[int] = []  # noqa: RUF012 - of the blocks behind those, which others may find once it has ended
+    answer_names: list[int] = []  # noqa: RUF012 - of the blocks behind, which others may find from its first release on
     num_held = 0  # its first blocks that the prefix cache has in its index
 
     def __init__(
