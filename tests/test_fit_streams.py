@@ -17,7 +17,7 @@ from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
-from simbatch.profiler.fit.streams.columns import Lone, StepColumns, cells_of, columns_of, fit_decodes
+from simbatch.profiler.fit.streams.columns import Lone, Price, StepColumns, cells_of, columns_of, fit_decodes
 from simbatch.profiler.fit.streams.episodes import Decode, FittedEpisodes
 from simbatch.profiler.fit.streams.fit import Parts, fit_steps
 from simbatch.profiler.fit.streams.from_streams import fit_streams
@@ -115,8 +115,8 @@ def test_rare_numbers_of_decodes_do_not_bend_what_the_run_took() -> None:
     decodes, gaps_s = (np.repeat(values, (300, 30)) for values in ((10.0, 9.0), (0.010, 0.015)))
     lone = Lone(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))
     run = StepColumns(np.cumsum(gaps_s), decodes, 100 * decodes, nothing, nothing, nothing, nothing, lone)
-    knots, time_s = fit_decodes([run], cells_of([run]), 0.0)
-    assert Decode(knots, time_s, 0.0).step_s(decodes, nothing).mean() == pytest.approx(gaps_s.mean(), rel=0.03)
+    decode = Decode(*fit_decodes([run], cells_of([run]), Price(1e-9, 1e-10, is_told=True)))
+    assert decode.step_s(decodes, 100 * decodes).mean() == pytest.approx(gaps_s.mean(), rel=0.03)
 
 
 def test_the_command_writes_a_profile_that_runs(files: list[Path], tmp_path: Path) -> None:

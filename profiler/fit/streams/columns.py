@@ -8,7 +8,7 @@ together by their mean; the knots are least squares over those cells, and over t
 A context's price is read off batches that stay the same while their contexts grow: t = f(n) + price * context +
 drift * (context / n), with f of every run and number its own, and one drift of steps with their age, which real servers
 have at small batches. What that leaves open is held near what other models have of their prefill's price; the
-cells, in which rarer numbers come with longer contexts, have no say in it.
+cells, in which rarer numbers come with longer contexts, may only lower it.
 """
 
 from __future__ import annotations
@@ -253,18 +253,23 @@ def _growing(run: StepColumns) -> list[tuple[Floats, Floats]]:
     return parts
 
 
-def fit_decodes(runs: Sequence[StepColumns], cells: Cells, price_s: float) -> tuple[Ints, Floats]:
-    """Knots and their times without context, s, of cells alike and of the sum of each run.
+def fit_decodes(runs: Sequence[StepColumns], cells: Cells, price: Price) -> tuple[Ints, Floats, float]:
+    """Knots, their times without context, s, and a context token's price, of cells alike and of the sum of each run.
 
     Of 12,374 steps 11,971 had ten decodes, 209 nine and 88 seven: a cell each, but the run is what the first ones took.
+    Such rare cells are slow for other reasons and stand at longer contexts: they may lower the price, and not raise it.
     """
     knots = knots_of(cells.num_decodes)
     rising = np.tril(np.ones((len(knots), len(knots))))  # times are sums of increments, none of them negative
     sums = np.array([_sum_of(run, knots) for run in runs if run.settled.any()])
-    steps = np.vstack([basis(cells.num_decodes, knots), sums[:, :-3]])
+    steps = np.vstack([basis(cells.num_decodes, knots), sums[:, :-3]]) @ rising
     context, time_s, error_s = np.hstack([(cells.context, cells.time_s, cells.error_s), sums[:, -3:].T])
-    solved, _ = nnls(steps @ rising / error_s[:, None], (time_s - price_s * context) / error_s)
-    return knots, rising @ solved
+    held = np.append(np.zeros(len(knots)), 1 / price.error_s)
+    columns = np.vstack([np.column_stack([steps, context]) / error_s[:, None], held])
+    solved, _ = nnls(columns, np.append(time_s / error_s, price.price_s / price.error_s))
+    price_s = min(float(solved[-1]), price.price_s)
+    increments, _ = nnls(steps / error_s[:, None], (time_s - price_s * context) / error_s)
+    return knots, rising @ increments, price_s
 
 
 def _sum_of(run: StepColumns, knots: Ints) -> Floats:

@@ -241,7 +241,7 @@ def fit_steps(runs: Sequence[StepColumns], shape: ModelShape) -> FittedSteps:
     token_s = FIRST_TOKEN_S
     for _ in range(2):  # a context's prior hangs on a prefill token's time, and that on the decodes beside it
         price = context_price(runs, shape.context * token_s)
-        decode = Decode(*fit_decodes(runs, cells, price.price_s), price.price_s)
+        decode = Decode(*fit_decodes(runs, cells, price))
         priors = shape.priors(float(decode.time_s[0]))
         problem = EpisodesProblem(runs, decode, priors)
         if not problem.used.any():
