@@ -137,13 +137,14 @@ _RULES = {
 class Strict(BaseModel):
     """No unknown keys, no text or booleans for numbers, no NaN or infinity, no changes afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # most of a command's models check nothing in it: each is built when it is first needed, which is half the time
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Lenient(BaseModel):
     """Part of what others write for themselves: what is read is checked, what is not read may be anything."""
 
-    model_config = ConfigDict(allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(allow_inf_nan=False, strict=True, defer_build=True)
 
 
 def checked(

@@ -101,7 +101,7 @@ def test_replicas_at_random_have_the_capacity_of_one_each() -> None:
     search, runner = KindSearch(kind, asked, LIMITS, [0, 1], ["random"], 64), Runner(asked.scenario, jobs=1)
     capacity, _ = together({0: search.capacity({})}, runner)[0]
     assert capacity is not None
-    fleets = [search.fleet(4 * capacity * share, 4, Option({}, "random")) for share in (0.85, 1.15)]
+    fleets = [search.fleet(4 * capacity * share, 4, Option({}, "random")) for share in (0.85, 1.25)]
     below, above = together({0: search.judge(fleets)}, runner)[0]
     assert below.is_kept
     assert not above.is_kept

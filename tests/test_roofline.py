@@ -213,7 +213,7 @@ def test_every_gpu_has_a_short_name_of_its_own_and_a_source():
 
 
 def test_no_card_of_another_size_is_guessed():
-    for wrong in ("rtx3080", "a100-20", "b100", "h10"):
+    for wrong in ("rtx3080", "a100-20", "b100", "h10", "RTX6000"):
         with pytest.raises(UserError, match="--gpu-spec") as error:
             find_gpu(wrong)
         assert "did you mean" not in str(error.value)
