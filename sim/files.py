@@ -19,8 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from simbatch.sim.errors import Problem, UserError
 
 
@@ -92,6 +90,8 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 
 def plain(value: Any) -> Any:
     """Mappings, sequences, numpy's scalars and paths as JSON and YAML know them."""
+    import numpy as np
+
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -21,6 +21,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.reading.document import MAX_VALUES, parse_document
 from simbatch.sim.scenario.reading.syntax import parse_plain
+from tests import exit_code
 from tests.test_docs import blocks, checkout
 from tests.wrong_scenarios import ALL, GOOD, Wrong, in_profile
 
@@ -157,9 +158,7 @@ def test_answer_says_where_what_which_and_how(
     for jargon in ("pydantic", "Input should", "NoneType", "str_type", "Error", "http"):
         assert jargon not in answer
 
-    with pytest.raises(SystemExit) as ended:
-        main(["run", "wrong.yaml"])
-    assert ended.value.code == 2
+    assert exit_code("run", "wrong.yaml") == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert f"error: {answer}" in printed.err
@@ -202,9 +201,7 @@ def test_unreadable_file(
     assert callable(make)
     (tmp_path / "burst.yaml").write_text(GOOD)
     make(tmp_path / "bursty.yaml")
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(tmp_path / "bursty.yaml")])
-    assert ended.value.code == 2
+    assert exit_code("run", str(tmp_path / "bursty.yaml")) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"error: {tmp_path / 'bursty.yaml'}")
     assert rule in message

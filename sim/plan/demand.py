@@ -126,11 +126,6 @@ class Demand:
     def _num_prompts(self, rate: float) -> int:
         return min(max(ceil(rate * self.seconds), MIN_REQUESTS), MAX_REQUESTS)
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether fewer requests are simulated than come in the time."""
-        return self.scenario.workload.trace is None and self.rate * self.seconds > MAX_REQUESTS
-
 
 def demand_of(scenario: Scenario, rate: float | None, growth: float = 1.0, seconds: float | None = None) -> Demand:
     """The scenario's traffic at `rate` requests per second (None: as it stands) times `growth`."""

@@ -183,12 +183,6 @@ class RebuiltSteps:
         """Of the prompts that ended in each step, whole."""
         return _sums(self.first, self.streams.num_prompt_tokens, len(self))
 
-    @cached_property
-    def of_chunk(self) -> Ints:
-        """In which step each chunk came, of regular requests; beside the last step for chunks without one."""
-        nth = np.arange(len(self.streams.time_s)) - np.repeat(self.streams.first[:-1], self.streams.number)
-        return self.first[self.streams.request] + nth
-
     def _change(self, values: Floats) -> Floats:
         """Sums over decoding requests as they change from step to step."""
         size = len(self) + 1

@@ -232,7 +232,7 @@ NUM_BLOCKS = 14  # a little more than one of the longest requests needs
 @pytest.fixture(scope="module")
 def engine():
     from simbatch.profiler.server.start import EngineOptions
-    from simbatch.profiler.validate.matching import policy_arguments
+    from simbatch.serving.options import policy_arguments
     from tests.vllm.engine_inside import EngineInside
 
     given = policy_arguments(scenario({"name": "fixed", "batch_size": 5}))

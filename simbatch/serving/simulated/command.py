@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simbatch.profiler.server.start import require_vllm
-from simbatch.profiler.validate.matching import check_can_run, policy_arguments
+from simbatch.profiler.validate.matching import check_can_run
+from simbatch.serving.options import policy_arguments
 from simbatch.serving.processes import ServerProcess, ended_by_signals, reserved
 from simbatch.serving.simulated.device import HostChoice, ServeSpec
 from simbatch.serving.simulated.model import Tokens, make_model
