@@ -23,6 +23,8 @@ class Links(NamedTuple):
     delay_ps: Sequence[int]
     waits: list[bool]
     num_lost: int  # rows whose parents the format cannot say
+    system: list[str] | None  # which system prompt a row's session begins with
+    num_system_tokens: int
 
 
 def links_of(source: RequestSource, form: Format) -> Links | None:
@@ -36,12 +38,14 @@ def links_of(source: RequestSource, form: Format) -> Links | None:
         raise UserError(Problem(f"--to {form.name}", rule, mend=mend))
     names = [name for chunk in source.chunks() for name in chunk.request_id or ()]
     waits = [num > 0 for num in turns.num_awaited]
+    system = None if turns.system is None else [str(turns.system[number]) for number in turns.session]
     if form.columns.session is None:
         chats = [_named(awaited, names) if awaited else NOBODY for awaited in awaited_of(turns)]
-        return Links([], chats, turns.delay_ps, waits, 0)
+        return Links([], chats, turns.delay_ps, waits, 0, system, turns.num_system_tokens)
     parents = _beside_order(turns, names)
     num_lost = 0 if form.columns.parent else sum(parent is not None for parent in parents)
-    return Links([turns.name(row) for row in range(len(turns))], parents, turns.delay_ps, waits, num_lost)
+    names = [turns.name(row) for row in range(len(turns))]
+    return Links(names, parents, turns.delay_ps, waits, num_lost, system, turns.num_system_tokens)
 
 
 def _beside_order(turns: Turns, names: Sequence[str]) -> list[str | int | list[str] | None]:
