@@ -4,32 +4,120 @@
 its memory; c16 and the replays had no say. `h100-llama-3.1-8b-awq`: the same, decodes quicker by what calls of two
 synchronous engines differ by, as far as its 855 samples reach. The files lie in ../shared/gpu/h100-vllm-0.32
 (--recorded) and are no part of the project; they are ours, and free to use.
+
+`... power`: what our H100 drew, a line through three runs of a server, two others predicted. Watts are read twice a
+second (gpu-state.csv.gz in ../shared/gpu/h100-vllm-0.32/serve; --recorded) and averaged over the middle of each run,
+from a fifth to four fifths of it; tokens are those of the requests sent then, in and out; how long the device is busy
+is simulated by the measured profile. c1, p8 and p22 are fitted on, c16 and p16 are not.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import sys
+from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.first_look import RECORDED, require
-from benchmarks.gpu_power import fitted_power
+import numpy as np
+
+from benchmarks import run_one_of
+from benchmarks.first_look import ENGINE, FILL_S, MEASURED, RECORDED, SERVED, Run, recorded_run, require, written_trace
+from simbatch import Scenario, simulate
+from simbatch.profiler.fit import fit_samples
 from simbatch.profiler.fit.facts import of_engine
-from simbatch.profiler.fit.from_samples import fit_samples
-from simbatch.profiler.fit.streams.from_streams import fit_streams
+from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_streams
 from simbatch.profiler.model.config import model_config_of
 from simbatch.profiler.model.reserves import peak_of
 from simbatch.profiler.records.samples import EngineFacts, read_samples
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.cost.by_name import profile_json, shipped_text
+from simbatch.sim.cost.by_name import load_profile, profile_json, shipped_text
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.provenance import RealRuns
-from simbatch.sim.cost.step_time import Knots, TwoRegimeStepTime
+from simbatch.sim.cost.sections import GpuPower
+from simbatch.sim.cost.step_time import Knots, StepTime, TwoRegimeStepTime
+
+FITTED_POWER = ("c1", "p8", "p22")
+MIDDLE = (0.2, 0.8)
+LOADED_MHZ = 1980.0  # the clock with a model loaded: below it stands before the server's start
+SOURCE = "power.draw of one H100 80GB HBM3 serving Llama-3.1-8B with vLLM 0.32, runs c1, p8 and p22 of 2026-11-27; ours"
+
+
+class Drawn(NamedTuple):
+    """A run's middle: how busy the device was, tokens per second in and out, and watts."""
+
+    busy_share: float
+    tokens_per_s: float
+    watts: float
+
+
+def drawn(run: Run, folder: Path) -> Drawn:
+    """Of one run of the server."""
+    result = json.loads(gzip.decompress((folder / "serve" / f"{run.name}.json.gz").read_bytes()))
+    end_s, duration_s = datetime.strptime(result["date"], "%Y%m%d-%H%M%S").timestamp(), result["duration"]
+    times, watts = states(folder)
+    begin, end = (end_s - (1 - share) * duration_s for share in MIDDLE)
+    recorded = recorded_run(run, folder)
+    tokens = recorded.num_prompt_tokens + recorded.num_output_tokens
+    low, high = (share * recorded.sent_s.max() for share in MIDDLE)
+    sent = tokens[(recorded.sent_s >= low) & (recorded.sent_s <= high)].sum() / (high - low)
+    with TemporaryDirectory() as temporary:
+        workload = written_trace(run, recorded, Path(temporary))
+        content = {"profile": MEASURED, "engine": ENGINE, "workload": workload}
+        summary = simulate(Scenario.from_dict(content)).summary
+    fill_s = FILL_S if run.num_known else 0.0
+    busy = min(1.0, summary["simbatch"]["device_busy_share"] * summary["duration"] / (summary["duration"] - fill_s))
+    return Drawn(busy, float(sent), float(watts[(times >= begin) & (times <= end)].mean()))
+
+
+def states(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Times and watts of the GPU's readings."""
+    lines = gzip.decompress((folder / "serve" / "gpu-state.csv.gz").read_bytes()).decode().splitlines()
+    rows = [line.split(", ") for line in lines]
+    times = [datetime.strptime(row[0], "%Y/%m/%d %H:%M:%S.%f").timestamp() for row in rows]
+    return np.array(times), np.array([float(row[2]) for row in rows])
+
+
+def idle_watts(folder: Path) -> float:
+    """The median of the readings between runs, the model loaded: those below 150 W at the full clock."""
+    lines = gzip.decompress((folder / "serve" / "gpu-state.csv.gz").read_bytes()).decode().splitlines()
+    rows = [line.split(", ") for line in lines]
+    return float(np.median([float(row[2]) for row in rows if float(row[1]) == LOADED_MHZ and float(row[2]) < 150]))
+
+
+def fitted_power(folder: Path) -> GpuPower:
+    """Least squares, relative to what was drawn; the error is the largest of the runs that had no say."""
+    idle_w = idle_watts(folder)
+    found = {run.name: drawn(run, folder) for run in SERVED}
+    known = [found[name] for name in FITTED_POWER]
+    columns = np.array([[each.busy_share / each.watts, each.tokens_per_s / each.watts] for each in known])
+    busy_w, per_token_j = np.linalg.lstsq(columns, np.array([1 - idle_w / each.watts for each in known]), rcond=None)[0]
+    line = GpuPower(
+        idle_w=round(idle_w, 1),
+        busy_w=round(float(busy_w), 1),
+        per_token_j=round(float(per_token_j), 5),
+        error=0,
+        source=SOURCE,
+    )
+    errors = {name: line.watts(each.busy_share, each.tokens_per_s) / each.watts - 1 for name, each in found.items()}
+    for name, error in errors.items():
+        said = " (fitted on)" if name in FITTED_POWER else ""
+        print(f"{name}: {found[name].watts:.0f} W, predicted {100 * error:+.1f} %{said}")
+    largest = max(abs(error) for name, error in errors.items() if name not in FITTED_POWER)
+    return line.model_copy(update={"error": round(largest, 3)})
+
+
+def power() -> None:
+    """Print the line and its errors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
+    print(fitted_power(require(parser.parse_args().recorded)).model_dump_json(indent=2))
+
 
 ROOT = Path(__file__).parents[1]
 BF16, AWQ = "h100-llama-3.1-8b-bf16-measured", "h100-llama-3.1-8b-awq"
@@ -40,7 +128,8 @@ OF_MACHINE = "host and front end are this virtual machine's, which is slow; `--h
 BF16_NOTES = (
     "fitted from the streams of vllm bench serve at temperature 0 (c1, p8, p16, p22: 1 to 90 requests at once, prompts "
     "of 160 to 1,440); c16 and three replays within one process had no say (docs/accuracy.md)",
-    "not told by the streams, in proportion to h100-llama-3.1-8b-bf16's: attention, a decode's context beside prefills",
+    "not told by the streams, in proportion to h100-llama-3.1-8b-bf16's: attention, a decode's context beside "
+    "prefills, steps of more than {tokens:,} tokens: fewer than thirty reached the next knot",
     OF_MACHINE,
     "memory: what vLLM resolved; reserve_bytes is what the parts that it names leave, not a measurement",
 )
@@ -51,6 +140,7 @@ AWQ_NOTES = (
     "no server was measured with AWQ; host and front end are the bf16 server's",
     OF_MACHINE,
 )
+FEW_STEPS = 30  # so many steps with prefills tell how long those of at least so many tokens are
 LEAST_S = 1.7e-3  # what reading the weights takes
 CONTEXT, MOST_SEQS = 512, 256
 
@@ -73,14 +163,43 @@ def bf16(folder: Path) -> MeasuredProfile:
         key: getattr(profile, key).model_copy(update={"source": source}) for key in ("host", "front_end")
     }
     assert profile.streams is not None
+    told = fewest_told(fitted)
+    step_time = beyond(told, profile.step_time)
     shares = [(run.fitted.ttft, run.fitted.tpot) for run in profile.streams.runs]
     sections["real_runs"] = RealRuns(
         runs=f"vllm serve 0.32: {', '.join(FITTED)}, which it was fitted on; docs/accuracy.md",
         mean_ttft=(min(ttft for ttft, _ in shares), max(ttft for ttft, _ in shares)),
         mean_tpot=(min(tpot for _, tpot in shares), max(tpot for _, tpot in shares)),
     )
-    said = {"source": source, "licence": "free to use", "notes": BF16_NOTES}
+    notes = tuple(note.format(tokens=told) for note in BF16_NOTES)
+    said = {"source": source, "licence": "free to use", "notes": notes, "step_time": step_time}
     return _named(profile, BF16, engine, {**said, **sections, "link": None, "power": fitted_power(folder)})
+
+
+def fewest_told(fitted: StreamProfile) -> int:
+    """The most tokens of a step's device time that so many steps tell: the largest such knot."""
+    columns = [run.columns for run in fitted.runs]
+    told = np.sort(np.concatenate([(each.tokens + each.num_decodes)[each.tokens > 0] for each in columns]))
+    return int(max(knot for knot in fitted.steps.mixed.knots if knot <= told[-FEW_STEPS]))
+
+
+def beyond(told: int, step_time: StepTime) -> TwoRegimeStepTime:
+    """A step time whose steps of more tokens are in proportion to the nearest profile's.
+
+    Two dozen steps of some 4,000 tokens, of several prompts each, made one of 8,192 last 22 % longer than its kernels;
+    now 12 %. Those of c16, which had no say, last no longer than their kernels.
+    """
+    nearest = load_profile(NEAREST, folder=Path()).step_time
+    assert isinstance(nearest, TwoRegimeStepTime)
+    assert isinstance(step_time, TwoRegimeStepTime)
+    ours, theirs = step_time.mixed.tokens, nearest.mixed.tokens
+    kept = [(count, time_s) for count, time_s in zip(ours.count, ours.time_s, strict=True) if count <= told]
+    share = kept[-1][1] / float(np.interp(told, theirs.count, theirs.time_s))
+    kept += [(n, round(share * time_s, 7)) for n, time_s in zip(theirs.count, theirs.time_s, strict=True) if n > told]
+    counts, times_s = zip(*kept, strict=True)
+    return step_time.model_copy(
+        update={"mixed": step_time.mixed.model_copy(update={"tokens": Knots(count=counts, time_s=times_s)})}
+    )
 
 
 def awq(folder: Path, of_server: MeasuredProfile) -> MeasuredProfile:
@@ -133,7 +252,7 @@ def _named(profile: MeasuredProfile, name: str, engine: EngineFacts, content: di
     return MeasuredProfile.model_validate({**kept, **facts, **own, "memory": memory, "name": name, **content})
 
 
-def main() -> None:
+def profiles() -> None:
     """Compare with what ships; exit code 1 when one differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
@@ -153,4 +272,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_one_of(profiles, power=power)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from parity.check import RECORDINGS, SESSIONS, TIMING, first_difference, load
-from parity.defaults import names_used, wrong_defaults
-from parity.random_cases import random_case, session_case, timed_session_case, timing_case
+from parity.fuzz import random_case, session_case, timed_session_case, timing_case
+from parity.serve_flags import names_used, wrong_defaults
 from parity.sources import NotToBeHadError, environment, site_of
 from parity.versions_page import CERTIFICATES, known_versions, write_page
 from simbatch.sim.scheduler.config import CHANGES

@@ -2,8 +2,19 @@
 
 from contextlib import suppress
 
+import pytest
+
 with suppress(ImportError):  # vLLM's environment has none
     from hypothesis import settings
 
     settings.register_profile("shared machine", deadline=None)
     settings.load_profile("shared machine")
+
+
+def exit_code(*arguments: object) -> int:
+    """What a command of `simbatch` ends with, run in this process."""
+    from simbatch.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments)])
+    return int(ended.value.code or 0)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from simbatch.cli import main
 from simbatch.sim.files import write_yaml
+from tests import exit_code
 from tests.bench_files import closed_loop, ran, scenario, vllm
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
@@ -87,9 +87,7 @@ def page_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         written = folder / name / "report.html"
         if not written.exists():
             words = [str(folder / places[word]) if word in places else word for word in COMMANDS[name].split()]
-            with pytest.raises(SystemExit) as ended:
-                main([*words, "--html", "--quiet", "-o", str(folder / name)])
-            assert ended.value.code == 0
+            assert exit_code(*words, "--html", "--quiet", "-o", str(folder / name)) == 0
         return written
 
     return page

@@ -12,8 +12,7 @@ import pytest
 
 from simbatch.sim.errors import UserError
 from simbatch.sim.json_values import JsonValue
-from simbatch.sim.workload.bench import BenchRun, BenchTotals, read_results, vllm
-from simbatch.sim.workload.bench.sending import CLOSED, sending_of
+from simbatch.sim.workload.bench import CLOSED, BenchRun, BenchTotals, read_results, sending_of, vllm
 from tests import bench_files as files
 
 RESULT = files.ran(files.closed_loop(4, num_prompts=30))

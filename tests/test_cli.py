@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from simbatch.cli import BROKEN_PIPE, cli, exit_code_of, main
+from simbatch.cli import BROKEN_PIPE
 from simbatch.sim.compiled import is_compiled
+from tests import exit_code as run
 
 ROOT = Path(__file__).parents[1]
 TEXT = """\
@@ -59,34 +60,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
 def simbatch(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "simbatch", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
-
-
-def test_help_imports_nothing_heavy() -> None:
-    heavy = ("numpy", "pydantic", "matplotlib", "pyarrow", "scipy", "simpy", "rich", "yaml", "pandas")
-    code = (
-        "import sys\nfrom simbatch.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
-    assert all(name in done.stdout for name in ("run", "compare", "trace", "profiles", "policies", "schema"))
-
-
-def test_every_command_has_its_help_line_and_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in cli.list_commands(None):  # type: ignore[arg-type]
-        assert run(name, "--help") == 0
-        assert f"Usage: simbatch {name}" in capsys.readouterr().out
 
 
 def test_version() -> None:
@@ -240,11 +216,6 @@ def test_mistakes_end_with_2_and_write_nothing(
     assert {path.name for path in folder.iterdir()} <= {"small.yaml", "own.py", "__pycache__"}
 
 
-def test_without_a_command_help_and_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run() == 2
-    assert "Commands" in capsys.readouterr().err
-
-
 def test_a_wrong_file_through_the_installed_command(folder: Path) -> None:
     (folder / "wrong.yaml").write_text(TEXT + "sede: 3\n")
     done = simbatch("run", "wrong.yaml", cwd=folder)
@@ -283,31 +254,6 @@ def test_nobody_reads_what_is_wrong(folder: Path) -> None:
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize(
-    ("raised", "code", "message"),
-    [
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (OSError(28, "No space left on device", "results/x"), 2, "error: results/x: No space left on device"),
-        (MemoryError(), 2, "error: not enough memory"),
-    ],
-    ids=["interrupt", "disk", "memory"],
-)
-def test_other_ends(raised: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def command() -> None:
-        raise raised
-
-    assert exit_code_of(command) == code
-    assert capsys.readouterr().err.startswith(message)
-
-
-def test_a_bug_of_ours_keeps_its_traceback() -> None:
-    def command() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        exit_code_of(command)
-
-
 def test_schema_in_the_repository_is_the_one_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """But for policies that are newer than it: a policy is one file and its test; `make docs` is for releases."""
     assert run("schema") == 0
@@ -323,13 +269,6 @@ def test_the_page_of_policies_is_what_is_printed(capsys: pytest.CaptureFixture[s
     kept = (ROOT / "docs" / "policies.md").read_text().split("\n## ")
     assert [section for section in kept if section.strip() not in map(str.strip, printed)] == [], "make docs"
     assert len(kept) > 14
-
-
-def test_every_policy_names_its_source_and_the_meaning_of_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("policies", "--json") == 0
-    for policy in json.loads(capsys.readouterr().out):
-        assert "Source:" in policy["description"], policy["name"]
-        assert all(parameter["description"] for parameter in policy["parameters"].values()), policy["name"]
 
 
 def test_schema_knows_every_key_of_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
@@ -354,55 +293,3 @@ def test_schema_knows_every_key_of_the_scenarios(capsys: pytest.CaptureFixture[s
         data = yaml.safe_load(file.read_text())
         check((), data, data)
     assert checked > 50
-
-
-def test_schema_describes_every_engine_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("schema") == 0
-    schema = json.loads(capsys.readouterr().out)
-    settings = schema["$defs"]["EngineSettings"]["properties"]
-    assert {"max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "batching"} <= settings.keys()
-    assert all(setting.get("description") for setting in settings.values())
-    assert all(setting.get("description") for setting in schema["$defs"]["Workload"]["properties"].values())
-
-
-def test_policies_are_listed_with_their_source_and_told_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("policies") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 100
-    first = [line.split()[0] for line in lines if not line.startswith(" ")]
-    assert first == sorted(first)
-    assert {"fixed", "vllm"} <= {*first}
-    assert "(FastServe)" in " ".join(lines)
-    assert run("policies", "show", "nobody") == 2
-    assert run("routers", "show", "random") == run("policies", "show", "fixed") == 0
-    out = capsys.readouterr().out
-    assert "fixed  (continuous and static batching)" in out
-    assert "batch_size: whole number from 1, default 32" in out
-    assert run("policies", "--json") == 0
-    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert {"adaptive", "fixed", "priority", "vllm"} <= listed.keys()
-    assert listed["adaptive"]["parameters"]["max_batch_size"]["default"] == 64
-
-
-def test_a_profile_tells_what_each_batch_size_would_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = tmp_path / "batches.png"
-    lengths = ["--prompt-len", "256", "--output-len", "16"]
-    arguments = ["profiles", "show", "rtx4090-llama-3.1-8b-bf16", "--batches", "64,1,8,256", *lengths]
-    assert run(*arguments, "--json", "--plot", str(picture)) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["batch_size"] for row in rows] == [1, 8, 64, 256]
-    assert [row["kv_full"] for row in rows] == [False, False, False, True]
-    throughput = [row["output_throughput"] for row in rows]
-    assert throughput[:3] == sorted(throughput[:3])
-    assert rows[2]["kv_gib"] == 64 * 17 * 16 * 131_072 / 2**30
-    assert rows[0]["step_ms"] < rows[2]["step_ms"]
-    assert picture.stat().st_size > 10_000
-    assert run(*arguments) == 0
-    assert "KV full: the batch needs more blocks" in capsys.readouterr().out
-
-
-def test_profiles_are_listed_by_gpu_and_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("profiles", "list", "--gpu", "NVIDIA H100 80GB HBM3", "--model", "Llama-3.1-70b", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {facts["gpu"] for facts in found} == {"h100"}
-    assert {facts["model"].rsplit("/", 1)[-1] for facts in found} == {"Llama-3.1-70B"}

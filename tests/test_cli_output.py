@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from simbatch import Scenario, simulate
-from simbatch.cli import main
 from simbatch.cli._output import progress_of
 from simbatch.cli.tune import _mode
 from simbatch.sim.search import sweep as sweep_module
+from tests import exit_code as run
 
 LEN = {"distribution": "fixed", "mean": 20}
 SCENARIO: dict[str, Any] = {
@@ -47,12 +47,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(yaml.safe_dump(SCENARIO))
     return tmp_path
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([*arguments])
-    return int(ended.value.code or 0)
 
 
 def origin(folder: str) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import yaml
 from PIL import Image
 
 from simbatch import Scenario, simulate
-from simbatch.cli import main
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.columns import SloLimits
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.runs import MetricRow
+from tests import exit_code
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 
@@ -144,9 +144,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(["compare", "small.yaml", "--jobs", "1", *arguments])
-    assert not ended.value.code
+    assert not exit_code("compare", "small.yaml", "--jobs", "1", *arguments)
     return capsys.readouterr().out
 
 

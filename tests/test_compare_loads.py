@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 from scipy import stats
 
-from simbatch.cli import main
 from simbatch.sim.report.loads_picture import spread
+from tests import exit_code as run
 
 FIXED = {"distribution": "fixed", "mean": 20}
 SCENARIO: dict[str, Any] = {
@@ -37,12 +37,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(yaml.safe_dump(SCENARIO))
     return tmp_path
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([*arguments])
-    return int(ended.value.code or 0)
 
 
 def compared(*arguments: str) -> dict[str, Any]:

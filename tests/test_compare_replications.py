@@ -16,13 +16,13 @@ import yaml
 from PIL import Image
 from scipy import stats
 
-from simbatch.cli import main
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
 from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.result import Result
-from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Difference
+from tests import exit_code as run
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 SCENARIO = {
@@ -44,12 +44,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(yaml.safe_dump({**SCENARIO, "policy": {"name": "fixed", "batch_size": 3}}))
     return tmp_path
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([*arguments])
-    return int(ended.value.code or 0)
 
 
 def compared(*arguments: str, file: str = "small.yaml") -> dict[str, Any]:

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from simbatch.sim.cost import InlineProfile, MeasuredProfile, MeasuredRange, load_profile
 from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.host import ATTENTION_SHIFT, WindowCost
-from simbatch.sim.cost.memory import Settled
 from simbatch.sim.cost.model import (
-    LinearCost,
     PiecewiseLinear,
     TwoRegimeCost,
     features_of,
@@ -23,6 +21,7 @@ from simbatch.sim.cost.model import (
     step_ps_alike,
     step_ps_beside,
 )
+from simbatch.sim.cost.sections import Settled
 from simbatch.sim.cost.step_time import LinearStepTime
 from simbatch.sim.engine.record import SEGMENT_DTYPE
 from simbatch.sim.errors import UserError
@@ -56,37 +55,6 @@ def test_linear_is_exact_in_whole_nanoseconds(base, per_prefill, per_seq, per_co
     decode_ns = base + per_seq * n + per_context * (context + n)
     assert cost.decode_ps(n) + cost.decode_context_ps * context == decode_ns * NS
     assert cost.mixed_ps(n, context, 300, 700, 1) == (decode_ns + per_prefill * 300 + per_context * 700) * NS
-
-
-def test_linear_by_hand():
-    cost = LinearCost(base_ps=100, per_prefill_token_ps=10, per_decode_seq_ps=5, per_context_token_ps=1)
-    # two decodes after 7 and 9 tokens: contexts 8 and 10
-    assert cost.decode_ps(2) + cost.decode_context_ps * 16 == 100 + 2 * 5 + 18
-    # and a chunk of 4 after 3
-    assert cost.mixed_ps(2, 16, 4, 7, 4 * (2 * 3 + 4)) == 100 + 2 * 5 + 18 + 4 * 10 + 7
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [(0, 16), (1, 16), (32, 17), (64, 19), (96, 21), (128, 22), (192, 25), (1280, 76)],
-)
-def test_piecewise_linear_is_constant_below_and_goes_on_above_its_knots(count, expected):
-    curve = PiecewiseLinear([1, 64, 128], [16, 19, 22])
-    assert curve(count) == expected
-    assert curve(count) == expected  # from the table the second time
-
-
-def test_one_knot_is_a_constant():
-    assert [PiecewiseLinear([5], [42])(count) for count in (0, 5, 9)] == [42, 42, 42]
-
-
-@given(count=st.integers(0, 5000), later=st.integers(0, 5000))
-def test_piecewise_linear_gives_the_same_in_any_order_of_asking(count, later):
-    knots, values = [1, 16, 256, 272], [10**10, 10**10 + 7, 2 * 10**10, 3 * 10**10]
-    both = PiecewiseLinear(knots, values)
-    asked = both(count), both(later)
-    assert asked == (PiecewiseLinear(knots, values)(count), PiecewiseLinear(knots, values)(later))
-    assert (asked[0] <= asked[1]) == (count <= later) or asked[0] == asked[1]
 
 
 def test_two_regime_by_hand():

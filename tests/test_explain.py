@@ -1,18 +1,26 @@
-"""`simbatch explain`: what the life of a request says must be what its steps show."""
+"""What the life of a request says must be what its steps show; and every run ends."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from simbatch import Scenario, UserError, simulate
-from simbatch.cli import main
+from simbatch.policies.vllm import VLLM
+from simbatch.sim.cost.host import HostTimes
 from simbatch.sim.engine.explain import Event
+from simbatch.sim.engine.record import FINISHED, REJECTED, UNFINISHED, RunRecord
+from simbatch.sim.metrics.steady import warnings_of
 from simbatch.sim.scenario import resolve
-from simbatch.sim.search.simulate import explain_request
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.search import explain_request
+from tests import exit_code
+from tests.engine_cases import random_case
+from tests.results_records import facts
 
 ROOT = Path(__file__).parents[1]
 STEP = {"base_s": 0.01, "per_prefill_token_s": 0, "per_decode_seq_s": 0, "per_context_token_s": 0}
@@ -95,14 +103,10 @@ def test_it_agrees_with_the_run(request_id: str) -> None:
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     file = str(ROOT / "scenarios" / "memory_pressure.yaml")
-    with pytest.raises(SystemExit) as ended:
-        main(["explain", file, "--request", "3", "--json"])
-    assert ended.value.code == 0
+    assert exit_code("explain", file, "--request", "3", "--json") == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert events[0]["what"].startswith("arrives")
-    with pytest.raises(SystemExit) as ended:
-        main(["explain", file, "--request", "nobody"])
-    assert ended.value.code == 2
+    assert exit_code("explain", file, "--request", "nobody") == 2
     assert re.search(r"--request: no request of this name .* \(got 'nobody'\)", capsys.readouterr().err)
 
 
@@ -127,3 +131,64 @@ def test_the_steps_of_a_life_have_their_times_on_host_and_device(tmp_path: Path)
         times_ps = row.schedule_ps, row.launched_ps, row.end_ps, row.updated_ps
         assert (event.schedule_s, event.launched_s, event.end_s, event.updated_s) == tuple(t / 1e12 for t in times_ps)
         assert event.schedule_s < event.launched_s <= event.end_s < event.updated_s
+
+
+STUCK = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 1024, "num_gpu_blocks": 5}
+
+
+SLOW = HostTimes(lag_ps=10**9, tail_ps=10**8, update_base_ps=10**8)
+
+
+def run_of(rows: list[tuple[int, int, int]], **settings: Any) -> RunRecord:
+    """A run of (arrival_ps, prompt, output) with 64 tokens of KV memory, if nothing else is said."""
+    case = random_case(1)
+    case.source.rows = [(*row, 0, ()) for row in rows]
+    case.source.max_concurrency = case.noise_seed = None
+    case.config, case.policy = EngineConfig(**STUCK | settings), VLLM()
+    return case.run()
+
+
+@pytest.mark.parametrize("host", [None, SLOW])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_prompt_that_never_fits_ends_the_run(is_async: bool, host: HostTimes | None) -> None:
+    """Nothing can be scheduled and nothing will change: the run is over after `MAX_EMPTY_STEPS` calls."""
+    record = run_of([(0, 10, 5), (1, 100, 5), (2, 10, 5)], async_scheduling=is_async, host=host)
+    assert record.requests.status.tolist() == [FINISHED, UNFINISHED, UNFINISHED]  # behind it nobody gets in
+    assert record.requests.num_output_tokens.tolist() == [5, 0, 0]
+    assert record.requests.scheduled_ps[1:].tolist() == [-1, -1]
+    assert "2 of 3 requests never finished: the engine was stuck." in warnings_of(record, facts())
+
+
+@pytest.mark.parametrize("host", [None, SLOW])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_requests_that_rotate_for_ever_end_the_run(
+    is_async: bool, host: HostTimes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt larger than the pool, admitted by its first chunk, preempts itself again and again: no token comes."""
+    monkeypatch.setattr("simbatch.sim.engine.stepwise.MAX_FRUITLESS_STEPS", 1000)
+    settings = {"scheduler_reserve_full_isl": False, "enable_prefix_caching": False}
+    record = run_of([(0, 100, 5), (0, 10, 5)], async_scheduling=is_async, host=host, **settings)
+    assert record.requests.status.tolist() == [UNFINISHED, UNFINISHED]
+    assert not record.requests.num_output_tokens.any()
+    assert 100 < record.num_preemptions <= 1001
+    assert record.num_steps <= 2 * 1001  # every other step is leapt over, and not counted
+    assert "2 of 2 requests never finished: the engine was stuck." in warnings_of(record, facts())
+
+
+@pytest.mark.parametrize("host", [None, SLOW])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_max_model_len_cuts_and_rejects(is_async: bool, host: HostTimes | None) -> None:
+    """A prompt must leave room for one token; outputs end where both together reach the limit, as in vLLM."""
+    settings = {"max_model_len": 100, "num_gpu_blocks": 50, "async_scheduling": is_async, "host": host}
+    record = run_of([(0, 90, 10), (0, 90, 11), (0, 99, 1), (0, 99, 50), (0, 100, 1), (0, 300, 5)], **settings)
+    assert record.requests.status.tolist() == [FINISHED] * 4 + [REJECTED] * 2
+    assert record.requests.num_output_tokens.tolist() == [10, 10, 1, 1, 0, 0]
+    assert record.num_truncated == 2  # not those that are rejected
+    assert record.requests.reason == {
+        4: "prompt of 100 tokens is not shorter than max_model_len (100)",
+        5: "prompt of 300 tokens is not shorter than max_model_len (100)",
+    }
+    assert warnings_of(record, facts()) == [
+        "2 of 6 requests were rejected; see the reasons.",
+        "2 of 6 requests had their output cut, as vLLM does where prompt and output reach max_model_len.",
+    ]

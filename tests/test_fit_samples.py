@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from simbatch.cli import main
 from simbatch.cli.fit import fit
+from simbatch.profiler.fit import fit_samples, held_out, request_overhead_s
 from simbatch.profiler.fit.choose import NUM_FOLDS, choose, folds
 from simbatch.profiler.fit.forms import forms_for
-from simbatch.profiler.fit.from_samples import fit_samples, held_out, request_overhead_s
 from simbatch.profiler.fit.two_regime import solve_robust
+from simbatch.profiler.records import MeasuredSteps, predict_s
 from simbatch.profiler.records.samples import Admission, Samples, read_samples, steps_of
-from simbatch.profiler.records.steps import MeasuredSteps, predict_s
 from simbatch.sim.cost.by_name import load_profile, write_profile
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import UserError
+from tests import exit_code
 from tests.made_samples import ENGINE, TRUTH, made_samples, write_samples
 
 REGIMES = ("decode", "prefill", "mixed")
@@ -372,9 +372,7 @@ def test_mistakes_end_with_2_and_write_nothing(file, tmp_path, capsys):
         [str(file), "-o", str(tmp_path / "no folder" / "x.json")],
         [str(file), "-o", str(file)],
     ):
-        with pytest.raises(SystemExit) as end:
-            main(["fit", *words])
-        assert end.value.code == 2
+        assert exit_code("fit", *words) == 2
         assert capsys.readouterr().err.startswith("error: ")
     assert not output.exists()
     assert read_samples(Path(file)).steps

@@ -25,8 +25,9 @@ from simbatch.profiler.fit.streams.runs import MAX_BYTES, read_results
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
-from simbatch.sim.streams.batches import batches_of
-from simbatch.sim.streams.steps import Streams, rebuild_steps
+from simbatch.sim.streams import Streams, rebuild_steps
+from simbatch.sim.streams.batches import batches_of, infer_budget
+from simbatch.sim.streams.judge import judge
 
 STREAMS = SHARED / "streams"
 
@@ -195,3 +196,29 @@ def test_two_loops_of_a_real_server_predict_its_others(tmp_path: Path) -> None:
         assert abs(error.e2el) < 0.05
         assert abs(error.tpot) < 0.08
         assert abs(error.ttft) < 0.25
+
+
+@pytest.mark.parametrize("seed", [1, 8])
+def test_simulated_streams_give_back_their_steps_and_the_budget(seed: int) -> None:
+    """Seed 1 has a budget of 2,048 tokens, seed 8 of 8,192; both have launches that are drawn, and a lag."""
+    given = planted(seed)
+    steps = rebuild_steps(streams_of(given, given.loads[1], seed, number=200))
+    assert steps.is_regular.all()
+    assert judge(steps).refusals == ()
+    budget = given.settings["max_num_batched_tokens"]
+    assert infer_budget([steps])[0] == budget
+    batches = batches_of(steps, budget)
+    assert batches.unplaced_tokens == 0
+    assert batches.prefill_tokens.sum() == steps.streams.num_prompt_tokens.sum()
+    assert (batches.prefill_tokens + batches.num_decodes <= budget * (1 + batches.num_hidden)).all()
+
+
+def test_a_prompt_longer_than_the_budget_goes_into_the_step_before() -> None:
+    """One decode; a prompt of 1,500 tokens ends in step 3, sent before step 1: 1,000 tokens a step hold it in two."""
+    streams = Streams.of([0.0, 0.025], [0.02, 0.025], [[0.01] * 5, [0.01] * 2], [100, 1500], [6, 3])
+    steps = rebuild_steps(streams)
+    assert steps.first.tolist() == [0, 3]
+    batches = batches_of(steps, 1000)
+    assert batches.prefill_tokens.tolist() == [100, 0, 999, 501, 0, 0]
+    assert batches.prefill_context.tolist() == [100, 0, 999, 1500, 0, 0]
+    assert batches.begun.tolist() == [0, 2]

@@ -14,8 +14,9 @@ from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile, profile_json, shipped_text
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchDraws, LaunchTimes
-from simbatch.sim.cost.host_section import Spread
+from simbatch.sim.cost.sections import Spread
 from simbatch.sim.scenario import resolve
+from tests import exit_code
 
 US = 10**6  # ps
 HOST: dict[str, Any] = {
@@ -147,9 +148,7 @@ def test_a_file_of_the_two_sections_alone_serves_as_well(folder: Path) -> None:
 def test_the_flag_does_the_same_and_the_result_says_whose_host_it_is(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", "x.yaml", "--host", "measured.json", "-o", "out"])
-    assert ended.value.code == 0
+    assert exit_code("run", "x.yaml", "--host", "measured.json", "-o", "out") == 0
     assert "Host and front end: of measured-host" in capsys.readouterr().out
     assert json.loads((folder / "out" / "summary.json").read_text())["simbatch"]["profile"]["host"] == "measured-host"
     assert f"host:\n  from: {folder / 'measured.json'}\n" in (folder / "out" / "scenario.yaml").read_text()
@@ -176,9 +175,7 @@ def test_the_flag_does_the_same_and_the_result_says_whose_host_it_is(
 )
 @pytest.mark.usefixtures("folder")
 def test_a_wrong_host_is_named(arguments: list[str], answer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", "x.yaml", *arguments])
-    assert ended.value.code == 2
+    assert exit_code("run", "x.yaml", *arguments) == 2
     assert answer in capsys.readouterr().err
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from simbatch.cli import main
 from simbatch.sim.cost.by_name import shipped_text
+from tests import exit_code
 
 PROFILE = "profile: {num_gpu_blocks: 1000, step_time: {base_s: 0.01}}\n"
 WORKLOAD = """\
@@ -25,12 +25,6 @@ TRACE = PROFILE + "workload: {trace: {path: FILE}}\n"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 OURS = "arrival_s,num_prompt_tokens,num_output_tokens\n"
 POLICY = "from simbatch import Policy\n"
-
-
-def exit_code(*arguments: object) -> object:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return ended.value.code
 
 
 def everything_in(folder: Path) -> dict[str, bytes | None]:

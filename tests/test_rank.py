@@ -10,10 +10,10 @@ import pytest
 import yaml
 from scipy import stats
 
-from simbatch.cli import main
 from simbatch.sim.plugins.policy import POLICIES as NAMED
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.rank import Judged, overall, plan_ranking, ranks_of
+from tests import exit_code
 
 FIXED = {"distribution": "fixed", "mean": 20}
 BASE: dict[str, Any] = {
@@ -47,9 +47,7 @@ def write(name: str, scenario: dict[str, Any], **workload: Any) -> None:
 
 
 def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["rank", *arguments])
-    return int(ended.value.code or 0)
+    return exit_code("rank", *arguments)
 
 
 def ranked(*arguments: str) -> dict[str, Any]:

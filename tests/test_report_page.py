@@ -12,11 +12,11 @@ import plotly.graph_objects as go
 import pytest
 
 from simbatch import Result, Scenario, simulate
-from simbatch.cli import main
 from simbatch.sim.files import write_yaml
 from simbatch.sim.report.page import run as run_page_module
 from simbatch.sim.report.page.page import PageTable, ReportPage, rendered
 from simbatch.sim.report.page.run import run_page
+from tests import exit_code
 from tests.bench_files import closed_loop, ran, scenario, vllm
 
 SCENARIO: dict[str, Any] = {
@@ -114,9 +114,7 @@ def test_without_plotly_it_is_said_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("simbatch.sim.report.page.page.find_spec", lambda _: None)
-    with pytest.raises(SystemExit) as ended:
-        main(["run", "bursty", "--html", "-o", str(tmp_path / "out")])
-    assert ended.value.code == 2
+    assert exit_code("run", "bursty", "--html", "-o", str(tmp_path / "out")) == 2
     assert "pip install 'simbatch[html]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -165,9 +163,7 @@ def test_each_command_writes_its_page(command: str, folder: Path, tmp_path: Path
     """An answer, charts that plotly takes, tables as wide as their headers."""
     words = [str(folder / word) if word.isupper() else word for word in command.split()]
     jobs = [] if words[0] == "validate" else ["--jobs", "1"]
-    with pytest.raises(SystemExit) as ended:
-        main([*words, *jobs, "--html", "--quiet", "-o", str(tmp_path)])
-    assert ended.value.code == 0
+    assert exit_code(*words, *jobs, "--html", "--quiet", "-o", str(tmp_path)) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     charts = charts_of(page)
     assert charts

@@ -1,4 +1,4 @@
-"""Pooled gaps are exact, and long arrays are worked on a piece at a time with the same figures."""
+"""Pooled gaps are exact, long arrays are worked on in pieces, and a figure is one entry of the registry."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch import Result, Scenario, simulate
-from simbatch.sim.metrics import columns
+from simbatch.sim.metrics import columns, registry
 from simbatch.sim.metrics.curves import first_steps_ps, output_tokens_per_second
 from simbatch.sim.metrics.latencies import PooledGaps
+from simbatch.sim.metrics.registry import REGISTRY, metrics_of, steady_metrics
+from simbatch.sim.metrics.run_figures import LOWER, Metric
 from simbatch.sim.metrics.step_function import Curve, Pieces
 from simbatch.sim.report import run_pictures
+from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result as ResultClass
+from simbatch.sim.search.sweep import sweep
+from simbatch.sim.tuning.goal import Limit
 
 PERCENTS = [0, 1, 12.5, 50, 90, 95, 99, 100]
 
@@ -176,3 +181,54 @@ def test_a_function_in_pieces_has_the_means_and_peaks_of_the_whole(function, edg
         np.testing.assert_allclose(means, expected_means, atol=1e-12)
         assert peaks.tolist() == expected_peaks
         assert whole.max == values.max()
+
+
+SCENARIO = {
+    "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}},
+    "workload": {
+        "num_prompts": 6,
+        "request_rate": 5,
+        "prompt_len": {"distribution": "fixed", "mean": 8},
+        "output_len": {"distribution": "fixed", "mean": 4},
+    },
+}
+
+
+def test_every_figure_is_in_the_summary_of_a_run_that_has_it() -> None:
+    summary = simulate(Scenario.from_dict(SCENARIO | {"slo": {"ttft_ms": 9, "tpot_ms": 9, "e2el_ms": 99}})).summary
+    sessions = {key for key in REGISTRY if key.startswith(registry.SESSIONS)}  # `test_cluster_results.py` has some
+    without = {key for key, metric in REGISTRY.items() if metric.of(summary) is None} - sessions
+    tenants = {"simbatch.fairness.tenants", "simbatch.fairness.least_fair_share_ratio"}  # there are none
+    assert without == {*tenants, "simbatch.cluster.imbalance.share_of_load"}  # nor other replicas
+    for key in summary.keys() - {"simbatch"}:
+        assert key in REGISTRY
+
+
+def test_labels_tell_figures_apart() -> None:
+    labels = [f"{metric.label} {metric.kind}" for metric in (*REGISTRY.values(), *steady_metrics())]
+    assert len(set(labels)) == len(labels)
+
+
+def test_a_new_figure_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "simbatch.queue.num_untouched"
+    metric = Metric(
+        key,
+        "Requests that waited for nobody",
+        LOWER,
+        "count",
+        lambda run: int((run.record.requests.scheduled_ps == run.record.requests.arrival_ps).sum()),
+        is_compared=True,
+        is_reported=True,
+    )
+    monkeypatch.setitem(registry.REGISTRY, key, metric)  # type: ignore[arg-type]
+    result = simulate(Scenario.from_dict(SCENARIO))
+    expected = int((result.requests["scheduled_s"] == result.requests["arrival_s"]).sum())
+    assert 0 < expected <= 6
+    assert result.summary["simbatch"]["queue"]["num_untouched"] == expected
+    assert f"Requests that waited for nobody:         {expected}" in result.text()
+    assert any(row.metric.key == key for row in Comparison({"a": result, "b": result}).rows)
+    assert key in {each.key for each in metrics_of([result.summary])}
+    (row,) = sweep(Scenario.from_dict(SCENARIO), {"engine.max_num_seqs": [4]}, jobs=1).rows
+    assert row["queue.num_untouched"] == expected
+    assert key in registry.searchable()
+    assert Limit(metric, expected - 1).excess(expected) > 0

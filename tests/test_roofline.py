@@ -1,6 +1,5 @@
 """Step times of what nobody measured: the roofline, and a measured profile with smaller weights."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,12 @@ from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_p
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.roofline import roofline_of
 from simbatch.profiler.model.step_parts import EVEN, routing_of
-from simbatch.profiler.records.steps import Steps, predict_s
+from simbatch.profiler.records import Steps, predict_s
 from simbatch.sim.cost.by_name import load_profile, profile_json
 from simbatch.sim.cost.gpus import GPUS, find_gpu, gpu_of
 from simbatch.sim.cost.model import step_ps_alike
 from simbatch.sim.errors import UserError
-from tests.made_samples import LLAMA_8B, llama, published
+from tests.made_samples import llama, published
 
 GPU = GPUS["rtx4090"]
 LIMITS = StepLimits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
@@ -213,7 +212,7 @@ def test_every_gpu_has_a_short_name_of_its_own_and_a_source():
 
 
 def test_no_card_of_another_size_is_guessed():
-    for wrong in ("rtx3080", "a100-20", "b100", "h10"):
+    for wrong in ("rtx3080", "a100-20", "b100", "h10", "RTX6000"):
         with pytest.raises(UserError, match="--gpu-spec") as error:
             find_gpu(wrong)
         assert "did you mean" not in str(error.value)
@@ -229,19 +228,6 @@ def test_a_datasheet_of_ones_own_stands_alone_or_changes_a_known_one():
     changed = gpu_of("h100", "memory=94GiB")
     assert (changed.short, changed.total_bytes) == ("h100", 94 * 2**30)
     assert changed.flops_per_s == GPUS["h100"].flops_per_s
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ("memory=24GiB", "bandwidth, bf16_flops missing"),
-        ("memory=24,bandwidth=1TB/s,bf16_flops=1T", "memory: must be a number with its unit"),
-        ("speed=3", "takes KEY=VALUE with the keys memory"),
-    ],
-)
-def test_a_wrong_datasheet_says_what_is_wrong(spec, said):
-    with pytest.raises(UserError, match=said):
-        gpu_of(None, spec)
 
 
 def model(name):
@@ -306,29 +292,3 @@ def test_kernel_tables_of_experts_and_mla_are_near_the_roofline():
         for num, table_ms in steps.items():
             ours_ms = 1e-9 * step_ps_alike(cost, num, num * 1024)
             assert ours_ms == pytest.approx(table_ms, rel=0.25), (name, num)
-
-
-def test_estimate_takes_a_name_and_any_gpu_and_writes_what_it_shows(tmp_path):
-    out = tmp_path / "mine.json"
-    spec = "memory=24GiB,bandwidth=936GB/s,bf16_flops=71T,name=mycard"
-    arguments = ["estimate", "Qwen/Qwen3-8B", "--gpu-spec", spec, "--quantization", "awq", "-o", str(out)]
-    shown = CliRunner().invoke(cli, arguments)
-    assert shown.exit_code == 0, shown.output
-    profile = load_profile(str(out), folder=Path())
-    assert (profile.name, profile.is_estimate) == ("mycard-qwen3-8b-awq", True)
-    assert profile.host.assumed
-    assert profile.command == (f"simbatch estimate Qwen/Qwen3-8B --gpu-spec {spec} --quantization awq -o mine.json")
-    assert "roofline: the shortest step" in shown.output
-
-
-def test_estimate_from_a_measured_profile_is_what_profiles_estimate_was(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
-    base = ["--base", "rtx4090-llama-3.1-8b-bf16", "--quantization", "awq", "-o"]
-    new = ["estimate", str(tmp_path), *base, str(tmp_path / "new.json")]
-    old = ["profiles", "estimate", "--model-config", str(tmp_path / "config.json"), *base, str(tmp_path / "old.json")]
-    for arguments in (new, old):
-        assert CliRunner().invoke(cli, arguments).exit_code == 0
-    first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("new", "old"))
-    assert first["step_time"] == second["step_time"]
-    refused = CliRunner().invoke(cli, [*new, "--gpu", "h100"])
-    assert "is the measured profile's own" in str(refused.exception)

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from simbatch import Scenario, sweep
-from simbatch.cli import main
 from simbatch.sim.scenario.reading.document import parse_document
 from simbatch.sim.search import sweep_plot
 from simbatch.sim.search.sweep import planned
 from simbatch.sim.statistics import mean_interval
+from tests import exit_code as run
 from tests.sweep_cases import WORKLOAD, YAML, toy
 
 ROOT = Path(__file__).parents[1]
@@ -31,12 +31,6 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "x.yaml"
     path.write_text(f"{YAML}sweep: {{'{SEATS}': [1, 8], '{RATE}': [2, 200]}}\n")
     return path
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([*map(str, arguments)])
-    return int(ended.value.code or 0)
 
 
 def test_a_row_has_the_settings_and_every_figure_of_its_cell(file: Path) -> None:

@@ -14,10 +14,10 @@ from typing import IO, Any
 import pytest
 
 from simbatch import UserError
-from simbatch.cli import main
 from simbatch.sim.search.cells import Cell, CellStore, cells_of, evaluate
 from simbatch.sim.search.run import run_cells
 from simbatch.sim.search.sweep import Sweep, planned, write_summary
+from tests import exit_code
 from tests.sweep_cases import SEATS, YAML, runs, toy, watched
 
 SIMBATCH = [sys.executable, "-m", "simbatch"]
@@ -25,9 +25,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def sweep(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["sweep", *map(str, arguments)])
-    return int(ended.value.code or 0)
+    return exit_code("sweep", *arguments)
 
 
 @pytest.fixture

@@ -13,19 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch import Scenario
-from simbatch.cli import main
 from simbatch.profiler.profile.batches import knee as batch_knee
 from simbatch.sim.metrics.registry import SLO_SHARE
 from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.search.run import Runner
 from simbatch.sim.statistics import find_knee, pareto_front
+from simbatch.sim.tuning import Tuned, tune
 from simbatch.sim.tuning.finalists import TriedSettings, equals, order
 from simbatch.sim.tuning.goal import METRICS, Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Point, Space
 from simbatch.sim.tuning.study import Search, _places, _surface, by_worth
-from simbatch.sim.tuning.tune import Tuned, tune
 from simbatch.sim.tuning.tune_files import content
 from simbatch.sim.tuning.tune_report import report
+from tests import exit_code
 
 SCENARIO: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},
@@ -134,9 +134,7 @@ tune: {engine.max_num_seqs: [2, 4, 8, 16]}
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", "mine.yaml", "--jobs", "1", *words])
-    assert ended.value.code == 0
+    assert exit_code("tune", "mine.yaml", "--jobs", "1", *words) == 0
     return capsys.readouterr().out
 
 

@@ -40,9 +40,9 @@ from simbatch.profiler.importers.source import (
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig, model_config_of, read_json
 from simbatch.profiler.model.published import published_config
 from simbatch.profiler.model.step_parts import SAMPLER_S, SAMPLER_SEQ_S, random_seq_s
-from simbatch.profiler.records.steps import Floats, Steps
+from simbatch.profiler.records import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu, find_gpu
-from simbatch.sim.cost.memory import KVCacheType
+from simbatch.sim.cost.sections import KVCacheType
 from simbatch.sim.errors import Problem, UserError
 
 PACKAGE, BACKEND = "aiconfigurator_core", "vllm"
@@ -198,8 +198,8 @@ def config_of(model: str, path: Path | None) -> tuple[dict[str, Any], dict[str, 
         names = sorted(one.name.removesuffix("_config.json").replace("--", "/") for one in folder.glob("*_config.json"))
         names = [name for name in names if not name.endswith("_hf_quant")]
         near = [name for name in names if model.rsplit("/", 1)[-1].lower()[:8] in name.lower()][:5]
-        guess = f"near it: {', '.join(near)}; " if near else ""
-        mend = f"{guess}or give its config.json: --model-config FILE (nothing is downloaded)"
+        guess = f"near it: {', '.join(near)}; or " if near else ""
+        mend = f"{guess}give its config.json: --model-config FILE (nothing is downloaded)"
         raise UserError(Problem("--model", "the package has no config of it", model, mend))
     beside = folder / found.name.replace("_config.json", "_hf_quant_config.json")
     return read_json(found), read_json(beside) if beside.is_file() else None

@@ -131,10 +131,6 @@ class KVLayout:
             return self.bytes_per_block // self.block_size
         return ceil(self.bytes_per_block * self.blocks_of(max_model_len) / max_model_len)
 
-    def logged_bytes_per_token(self, num_blocks: int, max_model_len: int) -> float:
-        """KV cache over the tokens that vLLM logs of it."""
-        return num_blocks * self.bytes_per_block / self.tokens(num_blocks, max_model_len)
-
 
 def kv_layout(
     config: ModelConfig,

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from simbatch.profiler.records import Requests
 from simbatch.profiler.records.recorded import Floats, Recorded
-from simbatch.profiler.records.requests import Requests
 from simbatch.profiler.records.samples import EngineFacts
 from simbatch.profiler.server.start import EngineOptions
-from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions, refuse_undoable
+from simbatch.serving.options import policy_arguments, refuse_undoable
 from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.report.result import Result
 from simbatch.sim.scenario import Resolved, Scenario
 from simbatch.sim.scenario.engine import OURS, EngineSettings
 from simbatch.sim.scheduler.config import parse_version
-from simbatch.sim.search.simulate import run_facts
+from simbatch.sim.search import run_facts
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk
 
@@ -180,15 +180,6 @@ def check_can_run(scenario: Scenario) -> None:
         problems += scenario.relocated(error).problems
     if problems:
         raise UserError(*problems)
-
-
-def policy_arguments(scenario: Scenario) -> dict[str, Any]:
-    """The engine arguments that run the scenario's policy in vLLM; none for vLLM's own scheduler."""
-    if scenario.policy.name == "vllm":
-        return {}
-    folder = scenario.folder.absolute()
-    options = PolicyOptions(scenario.policy.name, scenario.policy.params, scenario.profile, scenario.seed, folder)
-    return {"scheduler_cls": SCHEDULER_CLASS, "additional_config": options.additional_config()}
 
 
 def engine_options(

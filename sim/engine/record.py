@@ -230,7 +230,7 @@ class RunRecord:
         return np.where(engine_ps < 0, -1, engine_ps + self.client_overhead_ps) if known is None else known
 
 
-class Named(NamedTuple):
+class NamedRequests(NamedTuple):
     """Which requests each turn names as those that it waited for: `request[first[i]:first[i + 1]]`."""
 
     first: NDArray[np.int64]
@@ -238,7 +238,7 @@ class Named(NamedTuple):
     delay_ps: NDArray[np.int64]  # from the end of the last of them at its client to its sending; -1 without any
 
 
-def named_requests(record: RunRecord) -> Named:
+def named_requests(record: RunRecord) -> NamedRequests:
     """The requests that turns waited for, the one whose conversation a prompt goes on before the others.
 
     A turn is sent when those before it have ended, so the requests of a run have all that they name.
@@ -258,7 +258,7 @@ def named_requests(record: RunRecord) -> Named:
     ended = np.full(len(row), NEVER_PS)
     np.maximum.at(ended, waits, record.client_finish_ps[named])
     first = np.searchsorted(waits, np.arange(len(row) + 1))
-    return Named(first, named, np.where(np.diff(first) > 0, record.requests.arrival_ps - ended, NEVER_PS))
+    return NamedRequests(first, named, np.where(np.diff(first) > 0, record.requests.arrival_ps - ended, NEVER_PS))
 
 
 def differences(expected: RunRecord, found: RunRecord, what: str) -> Iterator[str]:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO
 from simbatch.sim.metrics.run_figures import Metric, value_at
-from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import seeds_of
@@ -37,11 +37,9 @@ from simbatch.sim.tuning.recommend_cases import UseCase
 
 Evaluate = Callable[[Sequence[tuple[dict[str, Any], int]]], list[Summary]]  # settings and seed each
 
-LOADS = (0.7, 0.5, 0.35, 0.25)
-PEAK = 1.25
+LOADS, PEAK = (0.7, 0.5, 0.35, 0.25), 1.25
 ENOUGH = 0.9  # of the requests within the SLO
-CLOSE = 0.01
-TOKENS_GAIN = 0.02
+CLOSE, TOKENS_GAIN = 0.01, 0.02
 NUM_SEEDS, NUM_FRESH = 5, 5
 SATURATED_FACTOR = 2  # so many times the requests, that filling and draining the batch count less
 UNITS = {GOODPUT: "req/s within the SLO", THROUGHPUT: "output tokens/s"}

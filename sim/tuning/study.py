@@ -29,7 +29,6 @@ from simbatch.sim.tuning.space import Point, Space
 if TYPE_CHECKING:
     import optuna
 
-
 Floats = NDArray[np.float64]
 
 REACHES = (0.2, 0.4, 0.8, 1.6)  # of the deviation, in lengths of an axis

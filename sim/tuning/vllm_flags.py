@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from simbatch.serving.options import SCHEDULER_CLASS, refuse_undoable
+from simbatch.serving.options import policy_arguments, refuse_undoable
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
@@ -41,24 +41,8 @@ def vllm_serve(scenario: Scenario, settings: Settings) -> str:
             continue
         if name in given.model_fields_set and value is not None and name not in OURS:
             flags[name] = value
-    return serve_line(model, flags | policy_flags(scenario, settings))
-
-
-def policy_flags(scenario: Scenario, settings: Settings) -> dict[str, Any]:
-    """What brings the policy into vLLM (docs/vllm-policies.md); none for vLLM's own, and for one that it cannot run."""
-    changed = scenario.override(settings)
-    name, params = changed.policy.name, changed.policy.params
-    if name == "vllm" or policy_refusal(scenario, settings):
-        return {}
-    is_file = name.endswith(".py") or ".py:" in name
-    content: dict[str, Any] = {"policy": {"name": name, **params}}
-    if isinstance(changed.profile, str):  # step times, for a policy that asks for them
-        content["profile"] = changed.profile
-    if "predictor_error" in changed.build_policy().parameters():
-        content["seed"] = changed.seed
-    if is_file or not isinstance(changed.profile, str) or changed.profile.endswith(".json"):
-        content["folder"] = str(changed.folder.absolute())
-    return {"scheduler_cls": SCHEDULER_CLASS, "additional_config": {"simbatch": content}}
+    is_refused = policy_refusal(scenario, settings) is not None
+    return serve_line(model, flags | ({} if is_refused else policy_arguments(resolved.scenario)))
 
 
 def policy_refusal(scenario: Scenario, settings: Settings) -> str | None:

@@ -50,7 +50,7 @@ class Turns:
     @property
     def num_sessions(self) -> int:
         """How many conversations there are."""
-        return max(self.session, default=-1) + 1
+        return int(np.asarray(self.session).max(initial=-1)) + 1
 
     def name(self, row: int) -> str:
         """What the row's session is called."""

@@ -12,8 +12,9 @@ from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.policy import build_policy
-from simbatch.sim.scenario.reading.source import Source
+from simbatch.sim.scenario.reading import Source
 
 SCHEDULER_CLASS = "simbatch.vllm_scheduler.PolicyScheduler"
 PLACE = "--additional-config simbatch"
@@ -57,12 +58,6 @@ class PolicyOptions:
         params = {key: value for key, value in policy.items() if key != "name"}
         return cls(policy["name"], params, given.get("profile"), seed, Path(given.get("folder", "")))
 
-    def additional_config(self) -> dict[str, Any]:
-        """What vLLM takes as `additional_config` to read these options again."""
-        policy = {"name": self.name, **self.params}
-        given = {"policy": policy, "profile": self.profile, "seed": self.seed, "folder": str(self.folder.absolute())}
-        return {"simbatch": {key: value for key, value in given.items() if value is not None}}
-
     def build(self) -> Policy:
         """A fresh policy; UserError at a name or parameter that does not exist, and for what vLLM cannot do."""
         data: dict[Any, Any] = {"policy": {"name": self.name, **self.params}}
@@ -82,6 +77,20 @@ class PolicyOptions:
             return load_profile(self.profile, folder=self.folder).cost_model(capture_sizes)
         except UserError as error:
             raise UserError(*(replace(p, place=f"{PLACE} {p.place}") for p in error.problems)) from error.__cause__
+
+
+def policy_arguments(scenario: Scenario) -> dict[str, Any]:
+    """The engine arguments that run a scenario's policy in vLLM (docs/vllm-policies.md); none for vLLM's own."""
+    name, profile = scenario.policy.name, scenario.profile
+    if name == "vllm":
+        return {}
+    content: dict[str, Any] = {"policy": {"name": name, **scenario.policy.params}, "profile": profile}
+    if "predictor_error" in scenario.build_policy().parameters():
+        content["seed"] = scenario.seed
+    is_shipped = isinstance(profile, str) and not profile.endswith(".json")
+    if not is_shipped or name.endswith(".py") or ".py:" in name:  # files are looked for from there
+        content["folder"] = str(scenario.folder.absolute())
+    return {"scheduler_cls": SCHEDULER_CLASS, "additional_config": {"simbatch": content}}
 
 
 def refuse_undoable(policy: Policy, place: str, name: str) -> None:

@@ -20,9 +20,8 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, json_value, json_values
 from simbatch.sim.text import cut_short
-from simbatch.sim.workload.bench.read import is_result, results_of
+from simbatch.sim.workload.bench import is_result, results_of, sending_of
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, read_text
-from simbatch.sim.workload.bench.sending import sending_of
 from simbatch.sim.workload.columns import Columns
 from simbatch.sim.workload.files import open_binary, open_text, text_errors
 from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Head, Reading, RowBatch, assemble, line_place

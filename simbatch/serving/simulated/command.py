@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simbatch.profiler.server.start import require_vllm
-from simbatch.profiler.validate.matching import check_can_run, policy_arguments
+from simbatch.profiler.validate.matching import check_can_run
+from simbatch.serving.options import policy_arguments
 from simbatch.serving.processes import ServerProcess, ended_by_signals, reserved
 from simbatch.serving.simulated.device import HostChoice, ServeSpec
 from simbatch.serving.simulated.model import Tokens, make_model
@@ -206,7 +207,7 @@ def prepare(options: ServeOptions) -> Prepared:
         rule = f"the profile {resolved.profile.name} has no host section"
         raise UserError(Problem("--host", rule, "profile", "leave it out, or take a profile that has one"))
     if options.steps is not None:
-        from simbatch.sim.paths import check_target
+        from simbatch.sim.files import check_target
 
         check_target(options.steps)
     others, named = in_the_profile(given, resolved.profile), given.named
