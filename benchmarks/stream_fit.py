@@ -3,8 +3,9 @@
 The streams lie in ../shared/streams (--streams; other people's, see the README there) and ../shared/gpu/h100-vllm-0.32
 (--recorded), and are no part of the project; exit code 2 where they are not there. Each file's runs are written as the
 client's JSON into a temporary folder, or with --write into FOLDER, and fitted by `simbatch fit`'s own code. Every run
-that was not fitted on is then simulated: in a closed loop as large, with its lengths. The H100's runs of SEEN are
-fitted together and with each left out, and simulated as they were sent. docs/accuracy.md has the tables.
+that was not fitted on is then simulated: in a closed loop as large, with its lengths. The H100's runs that had
+a say are fitted together and with each left out, and simulated as they were sent, c16 with its prefix hits. The tables
+stand in docs/accuracy.md.
 """
 
 from __future__ import annotations
@@ -16,25 +17,22 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.first_look import SERVED, Run, recorded_run
+from benchmarks.first_look import errors as look_errors
 from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_seen, fit_streams
-from simbatch.profiler.fit.streams.runs import (
-    METRICS,
-    Means,
-    read_results,
-    real_means,
-    served,
-    simulated_means,
-    streams_of,
-)
-from simbatch.profiler.records.recorded import read_recorded
+from simbatch.profiler.fit.streams.runs import METRICS, Means, read_results, real_means, simulated_means, streams_of
+from simbatch.profiler.records.recorded import Recorded, read_recorded
+from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.provenance import StreamFit
+from simbatch.sim.cost.uncertainty import deviations, factors, scaled
 from simbatch.sim.errors import UserError
-from simbatch.sim.metrics.latencies import latencies_ms
+from simbatch.sim.search.bands import NUM_DRAWS
 from simbatch.sim.streams import Streams
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -60,7 +58,7 @@ SERVERS = {
     ),
     "Qwen2.5-0.5B, RTX 5070 Ti, same day": Server("pillaiharish-rtx5070ti-qwen2.5-0.5b", r"day06_c(2|16)_", r"day06"),
 }
-OURS, SEEN, HELD_OUT, SEEDS = "our H100", ("c1", "p8", "p16", "p22"), "c16", 3
+OURS, SEEDS = "our H100", 3
 REFUSED = {
     "two engines": "scicom-h100-Llama-3.1-70B-tp4dp2",
     "SGLang": "scicom-sglang-h100-Qwen3-8B",
@@ -148,34 +146,83 @@ def _unjudged(profile: StreamProfile, path: Path) -> tuple[Means, Means]:
     return real, simulated_means(content, {"enable_prefix_caching": False}, streams).errors(real)
 
 
+class BandOverReal(NamedTuple):
+    """A figure's band as shares of the real one."""
+
+    name: str
+    low: float
+    high: float
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the real one lies within."""
+        return self.low <= 1 <= self.high
+
+    @classmethod
+    def of(cls, name: str, drawn: Sequence[float], real: float) -> BandOverReal:
+        """From what the draws say."""
+        return cls(name, min(drawn) / real, max(drawn) / real)
+
+
+def band_line(name: str, found: Sequence[BandOverReal]) -> str:
+    """How many are held, which not, and how wide they are."""
+    missed = ", ".join(f"{band.name} ({band.low:.2f} to {band.high:.2f})" for band in found if not band.is_held)
+    width = geometric_mean(band.high / band.low for band in found)
+    return f"| {name} | {sum(band.is_held for band in found)} of {len(found)} | {missed or '-'} | x {width:.2f} |"
+
+
+def two_coverage(streams: Path, only: str) -> None:
+    """Of other people's servers, how often real means are held by a fit on two other runs, and how wide bands are."""
+    for name, server in SERVERS.items():
+        if only not in name:
+            continue
+        with TemporaryDirectory() as temporary:
+            paths = write_runs(streams / f"{server.file}.json.gz", Path(temporary))
+            fitted = chosen(paths, server.fitted)
+            profile = fit_seen(read_results(fitted), is_judged=False).profile
+            others = [path for path in chosen(paths, server.others) if path not in fitted]
+            bands = [_means_bands(profile, streams_of(read_recorded(path))) for path in others]
+        for path, found in zip(others, bands, strict=True):
+            print(band_line(path.stem[-48:], found), flush=True)
+        shares = [100 * np.mean([run[i].is_held for run in bands]) for i in range(len(METRICS))]
+        width = np.median([run[-1].high / run[-1].low for run in bands])
+        cells = " | ".join(f"{share:.0f} %" for share in (*shares, np.mean(shares)))
+        print(f"| {name} | {len(others)} | {cells} | {width:.1f} |", flush=True)
+
+
+def _means_bands(profile: Profile, streams: Streams) -> list[BandOverReal]:
+    """Of TTFT, TPOT and E2EL."""
+    profiles = [scaled(profile, factors(profile, deviations(0, draw))) for draw in range(NUM_DRAWS)]
+    settings = {"enable_prefix_caching": False}
+    drawn = [simulated_means(each, settings, streams, draw) for draw, each in enumerate(profiles)]
+    real = real_means(streams)
+    return [BandOverReal.of(name, [getattr(each, name) for each in drawn], getattr(real, name)) for name in METRICS]
+
+
 def left_out_rows(folder: Path, recorded: Path) -> Iterator[str]:
-    """By run of our H100: errors of a fit on all of SEEN, and of one on the others alone, each the mean of SEEDS."""
-    paths = {}
-    for name in (*SEEN, HELD_OUT):
-        paths[name] = folder / f"{name}.json"
-        paths[name].write_bytes(gzip.decompress(require(recorded, f"serve/{name}.json.gz").read_bytes()))
-    seen = {name: read_results([path])[0] for name, path in paths.items()}
-    together = fit_seen([seen[name] for name in SEEN], is_judged=False)
-    for name, own in seen.items():
-        cells = [_figures(together, own.streams)]
-        if name in SEEN:
-            found = fit_seen([seen[other] for other in SEEN if other != name], is_judged=False)
+    """By run of our H100: errors of a fit on all that had a say, and of one on the others alone."""
+    runs = {run.name: (run, recorded_run(run, recorded)) for run in SERVED}
+    seen = {}
+    for run in SERVED:
+        path = folder / f"{run.name}.json"
+        path.write_bytes(gzip.decompress((recorded / "serve" / f"{run.name}.json.gz").read_bytes()))
+        if run.seen == "measured":
+            (seen[run.name],) = read_results([path])
+    together = fit_seen([*seen.values()], is_judged=False)
+    for name, own in runs.items():
+        cells = [_figures(together, *own)]
+        if name in seen:
+            found = fit_seen([each for other, each in seen.items() if other != name], is_judged=False)
             slope = "not told" if "launch per request" in _fit(found).taken else "told"
-            cells += [_figures(found, own.streams), slope]
+            cells += [_figures(found, *own), slope]
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def _figures(profile: StreamProfile, streams: Streams) -> str:
+def _figures(profile: StreamProfile, run: Run, recorded: Recorded) -> str:
     """Simulated over recorded, less 1, in per cent: mean TTFT, P99 TTFT, mean TPOT, mean E2EL."""
     content = profile.profile.model_dump(mode="json", exclude_defaults=True)
-    real, found = real_means(streams), []
-    real_ms = 1000 * np.percentile(streams.first_s - streams.sent_s, 99)
-    for seed in range(SEEDS):
-        record = served(content, {"enable_prefix_caching": False}, streams, seed)
-        latencies = latencies_ms(record, np.full(len(record.requests), True))
-        means = Means(*(float(latencies[name].mean()) for name in METRICS)).errors(real)
-        found.append((means.ttft, np.percentile(latencies["ttft"], 99) / real_ms - 1, means.tpot, means.e2el))
-    return ", ".join(f"{100 * value:+.1f}" for value in np.mean(found, axis=0))
+    found = look_errors(run, recorded, content, SEEDS)
+    return ", ".join(f"{100 * found[key]:+.1f}" for key in ("mean TTFT", "p99 TTFT", "mean TPOT", "mean E2EL"))
 
 
 def _fit(profile: StreamProfile) -> StreamFit:
@@ -202,6 +249,7 @@ def main() -> None:
     parser.add_argument("--recorded", type=Path, default=SHARED / "gpu" / "h100-vllm-0.32", help="the H100's runs")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write every run as the client's JSON, and end")
     parser.add_argument("--only", default="", help="servers whose names have this")
+    parser.add_argument("--bands", action="store_true", help="whether their bands hold the other runs' means, instead")
     parser.add_argument("--runs", action="store_true", help="a line for every run too")
     options = parser.parse_args()
     if options.write is not None:
@@ -209,6 +257,9 @@ def main() -> None:
             folder = options.write / path.name.removesuffix(".json.gz")
             folder.mkdir(parents=True, exist_ok=True)
             write_runs(path, folder)
+        return
+    if options.bands:
+        two_coverage(options.streams, options.only)
         return
     print("| server | fitted | predicted | E2EL | TPOT | TTFT |\n|---|---|---|---|---|---|")
     for name, server in SERVERS.items():

@@ -1,9 +1,10 @@
 """Hold a version of vLLM against the simulator: `python -m parity.conform 0.33.0 [...] --vllm-python PYTHON`.
 
-Its sources are fetched once (`sources.py`) and run on the CPU environment of another version. All recordings are
-recorded anew by its own scheduler, fresh random cases with them, and played here; its defaults are compared with the
-table (`sim/scheduler/config.py`), and the names that this project uses of its inside are looked for. What came of it
-is a certificate, `parity/certificates/VERSION.json`, and a row of docs/versions.md. Exits with 1 if anything differs.
+Its sources are fetched once (`sources.py`) and run on the CPU environment of another version. All recordings, those of
+sessions among them, are recorded anew by its own scheduler, fresh random cases with them, and played here; its defaults
+are compared with the table (`sim/scheduler/config.py`), and the names that this project uses of its inside are looked
+for. What came of it is a certificate, `parity/certificates/VERSION.json`, and a row of docs/versions.md. Exits with 1
+if anything differs.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from parity.check import RECORDINGS, TIMING, first_difference, load
-from parity.fuzz import random_case, timing_case
+from parity.check import RECORDINGS, SESSIONS, TIMING, first_difference, load
+from parity.fuzz import random_case, session_case, timed_session_case, timing_case
 from parity.serve_flags import names_used, wrong_defaults
 from parity.sources import NotToBeHadError, environment, site_of
 from parity.versions_page import CERTIFICATES, known_versions, write_page
@@ -36,13 +37,20 @@ DAY_S = 24 * 3600
 TURN_S = 100  # by turns, the second version is left out where the first took longer
 
 
-def certify(
-    version: str, python: str, num_fresh: int, num_timed: int, seed: int, planted: Sequence[str] = ()
-) -> dict[str, Any]:
+class Fresh(NamedTuple):
+    """How many fresh random cases there are of each kind, and the seed of the first; half of `sessions` have times."""
+
+    cases: int
+    timing: int
+    sessions: int
+    seed: int
+
+
+def certify(version: str, python: str, fresh: Fresh, planted: Sequence[str] = ()) -> dict[str, Any]:
     """The certificate of one version; `planted` are changes that are switched here, to see whether it notices."""
     folders = site_of(version, python)
     with tempfile.TemporaryDirectory() as work:
-        cases = _cases(num_fresh, num_timed, seed)
+        cases = _cases(fresh)
         parts = _write([case | {"vllm_version": version, "planted": list(planted)} for case in cases], Path(work))
         facts = _probe(parts, python, folders)
         paths = [path for part in parts for path in sorted(part.glob("*.json"))]
@@ -53,9 +61,10 @@ def certify(
     return {
         "version": version,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "seed": seed,
+        "seed": fresh.seed,
         "num_recordings": sum(not name.startswith(("fresh", "timed")) for name in played),
         "num_fresh": sum(name.startswith(("fresh", "timed")) for name in played),
+        "num_sessions": sum(case["name"] in played for case in cases if "system_prompts" in case),
         "with_times": facts["timed"],
         "differences": dict(sorted(differences.items())),
         "wrong_defaults": wrong_defaults(version, facts),
@@ -67,14 +76,21 @@ def certify(
 NOT_RECORDED = "not recorded"
 
 
-def _cases(num_fresh: int, num_timed: int, seed: int) -> list[dict[str, Any]]:
+def _cases(fresh: Fresh) -> list[dict[str, Any]]:
     """Those that ship and fresh ones."""
-    cases = [json.loads(path.read_text()) for folder in (RECORDINGS, TIMING) for path in sorted(folder.glob("*.json"))]
+    folders = RECORDINGS, TIMING, SESSIONS
+    cases = [json.loads(path.read_text()) for folder in folders for path in sorted(folder.glob("*.json"))]
     for case in cases:
         if "timing" in case and not case["name"].startswith("t_"):
             case["name"] = f"t_{case['name']}"
-    cases += [random_case(f"fresh-{seed + i}", seed + i) for i in range(num_fresh)]
-    cases += [timing_case(f"timed-{seed + i}", seed + i) for i in range(num_timed)]
+    num_timed = fresh.sessions // 2
+    for kind, make, count in (
+        ("fresh", random_case, fresh.cases),
+        ("timed", timing_case, fresh.timing),
+        ("fresh-sessions", session_case, fresh.sessions - num_timed),
+        ("timed-sessions", timed_session_case, num_timed),
+    ):
+        cases += [make(f"{kind}-{fresh.seed + i}", fresh.seed + i) for i in range(count)]
     return cases
 
 
@@ -135,6 +151,7 @@ def say(certificate: dict[str, Any], took_s: float) -> None:
     differences = certificate["differences"]
     num = certificate["num_recordings"] + certificate["num_fresh"]
     of = f"{certificate['num_recordings']} recordings and {certificate['num_fresh']} fresh cases"
+    of += f", {certificate['num_sessions']} of them of sessions"
     print(f"vLLM {certificate['version']}: {num - len(differences)} of {num} identical ({of}), {took_s:.0f} s")
     for name, said in list(differences.items())[:5]:
         print(f"{name}: the first difference is at {said}")
@@ -159,6 +176,7 @@ def main() -> int:
     parser.add_argument("--vllm-python", default=os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python"))
     parser.add_argument("--cases", type=int, default=80, help="fresh ones")
     parser.add_argument("--timing", type=int, default=40, help="fresh ones with times of host and device")
+    parser.add_argument("--sessions", type=int, default=40, help="fresh ones of sessions, half of them with times")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the fresh ones")
     parser.add_argument(
         "--plant", choices=sorted(CHANGES), action="append", default=[], help="switch a rule; implies --dry"
@@ -174,8 +192,8 @@ def main() -> int:
             print(f"vLLM {version}: skipped, the newest took long enough")
             continue
         try:
-            numbers = options.cases, options.timing, options.seed
-            certificate = certify(version, options.vllm_python, *numbers, options.plant)
+            fresh = Fresh(options.cases, options.timing, options.sessions, options.seed)
+            certificate = certify(version, options.vllm_python, fresh, options.plant)
         except NotToBeHadError as error:
             print(f"{error}; skipped")
             is_all_well = is_all_well and not options.versions

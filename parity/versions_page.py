@@ -43,7 +43,8 @@ with a warning.
 
 This page is made by `make conform VLLM={NEWEST}`, which holds one version against the simulator, in two minutes and
 without a GPU: it fetches that version's wheel, runs its Python files on the CPU build of another version, lets its own
-scheduler record all cases of `parity/recordings` anew, with fresh random ones, and plays them here.
+scheduler record all cases of `parity/recordings`, `parity/timing` and `parity/sessions` anew, with fresh random ones,
+and plays them here.
 
 ## What an upgrade changes
 
@@ -71,11 +72,11 @@ tests, 2026-11-28).
 
 Identical: the same steps, request by request and token by token, as that version's own scheduler decides. Recordings
 are of decisions and, from 0.24 on, of times on a virtual clock through its own engine loop (before, that loop had
-another form). Settings that a version does not have are left out of a case. The last columns compare with the
-certificate of the version before.
+another form). In those of sessions a client sends each turn when others have ended. Settings that a version does not
+have are left out of a case. The last columns compare with the certificate of the version before.
 
-| version | date | recordings | fresh cases | result | defaults that changed | used of its inside, and not there |
-|---|---|---|---|---|---|---|
+| version | date | recordings | fresh | sessions | result | defaults that changed | used of its inside, and not there |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -118,7 +119,8 @@ def _row(certificate: dict[str, Any], before: dict[str, Any] | None) -> str:
     times = "" if certificate["with_times"] else " (decisions)"
     cells = (
         certificate["version"], certificate["date"], f"{certificate['num_recordings']}{times}",
-        str(certificate["num_fresh"]), _result(certificate), ", ".join(changed) or "none", ", ".join(gone) or "none",
+        str(certificate["num_fresh"]), str(certificate.get("num_sessions", 0)), _result(certificate),
+        ", ".join(changed) or "none", ", ".join(gone) or "none",
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

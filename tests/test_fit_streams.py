@@ -17,11 +17,13 @@ from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
-from simbatch.profiler.fit.streams.columns import StepColumns, columns_of
-from simbatch.profiler.fit.streams.fit import fit_steps
+from simbatch.profiler.fit.streams.columns import Lone, Price, StepColumns, cells_of, columns_of, fit_decodes
+from simbatch.profiler.fit.streams.episodes import Decode, FittedEpisodes
+from simbatch.profiler.fit.streams.fit import Parts, fit_steps
 from simbatch.profiler.fit.streams.from_streams import fit_streams
 from simbatch.profiler.fit.streams.priors import of_name
 from simbatch.profiler.fit.streams.runs import MAX_BYTES, read_results
+from simbatch.profiler.fit.streams.way_in import WayIn
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
@@ -87,6 +89,35 @@ def columns_at(given: Planted, loads: tuple[int, ...]) -> list[StepColumns]:
     """What a fit sees of its loops."""
     steps = [rebuild_steps(streams_of(given, load, 0, number=200)) for load in loads]
     return [columns_of(each, batches_of(each, given.settings["max_num_batched_tokens"])) for each in steps]
+
+
+@pytest.mark.parametrize(
+    ("model", "seen", "jump"),
+    [
+        ("gpt-oss-120b", {1: 4, 176: 12, 1025: 62, 8192: 66}, {1024: 12.5, 1025: 62}),
+        ("org/dense-8B", {1: 3, 11: 3.5, 1033: 18, 8192: 54}, {512: 6, 513: 18}),
+        ("org/dense-70B", {1: 11, 1100: 50, 8192: 336}, {}),
+    ],
+)
+def test_a_launchs_floor_begins_behind_the_largest_graph(model: str, seen: dict[int, float], jump: dict[int, float]):
+    decode = Decode(np.array([1]), np.array([0.004]), 0.0)
+    knots, time_s = np.array([*seen]), np.array([*seen.values()]) / 1000
+    mixed = FittedEpisodes(0.0, True, (2,), knots, time_s, 0.0, {}, {})
+    parts = Parts(decode, mixed, WayIn(0, 0, 0, 0, 0, 0), 0.0, of_name(model).priors(0.004))
+    told = parts.step_time()["mixed"]["tokens"]
+    found = dict(zip(told["count"], told["time_s"], strict=True))
+    assert [*found] == sorted({*seen, *jump})
+    assert {count: 1000 * found[count] for count in jump} == pytest.approx(jump, rel=0.02)
+
+
+def test_rare_numbers_of_decodes_do_not_bend_what_the_run_took() -> None:
+    """300 steps of ten at 10 ms, and 30 of nine that took half as long again: 12 ms, if they counted alike."""
+    nothing = np.zeros(330)
+    decodes, gaps_s = (np.repeat(values, (300, 30)) for values in ((10.0, 9.0), (0.010, 0.015)))
+    lone = Lone(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))
+    run = StepColumns(np.cumsum(gaps_s), decodes, 100 * decodes, nothing, nothing, nothing, nothing, lone)
+    decode = Decode(*fit_decodes([run], cells_of([run]), Price(1e-9, 1e-10, is_told=True)))
+    assert decode.step_s(decodes, 100 * decodes).mean() == pytest.approx(gaps_s.mean(), rel=0.03)
 
 
 def test_the_command_writes_a_profile_that_runs(files: list[Path], tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simbatch.profiler.model import gpu_of_flags, plan_of
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig
-from simbatch.profiler.model.memory_answer import gpu_of_flags, plan_of
 from simbatch.profiler.model.memory_batch import held_blocks, lengths_of_flags
 from simbatch.profiler.model.memory_plan import MemoryPlan
 from simbatch.profiler.model.published import find_model, published_models

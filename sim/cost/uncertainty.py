@@ -75,6 +75,10 @@ ASSUMED_HOST = Uncertain(1.0, 0.7, "launches of 2 to 40 ms between machines, 8 t
 ASSUMED_FRONT_END = Uncertain(1.0, 0.6, "a request's way in of 5 to 40 ms between machines, 14 assumed (docs/hosts.md)")
 MEASURED_HOST = Uncertain(1.0, 0.15, "launches wander: one run's mean is known to a tenth at best (docs/accuracy.md)")
 MEASURED_FRONT_END = Uncertain(1.0, 0.2, "TTFT of runs not fitted on is off by 5 to 10 % (docs/accuracy.md)")
+ONE_LENGTH = 2.0  # the longest prompts of a fit over the shortest: less does not tell a delay from a price a token
+ONE_LENGTH_FRONT_END = Uncertain(
+    1.0, ASSUMED_FRONT_END.spread, "told by prompts of one length: of others no more is known than between machines"
+)
 NOT_TOLD_DEVICE = ("attention", "context beside prefills", "decode context")  # of a fit: another profile's, scaled
 REACH = 64  # requests: growth's factor is of a launch beside so many more than were seen
 ESTIMATED_BLOCKS = Uncertain(1.0, 0.06, "the planner against start-up logs: half within 6 % (docs/memory.md)")
@@ -148,7 +152,15 @@ def _around(profile: Profile) -> dict[str, Uncertain]:
             found["growth"] = Uncertain(1.0, REACH * growth.error_s / growth.launch_s, source)
     if profile.front_end is not None:
         found["front_end"] = ASSUMED_FRONT_END if profile.front_end.assumed else MEASURED_FRONT_END
+        if _has_one_length(profile):
+            found["front_end"] = ONE_LENGTH_FRONT_END
     return found
+
+
+def _has_one_length(profile: Profile) -> bool:
+    """Whether it was fitted to prompts that are all about as long."""
+    prompts = [] if profile.streams is None else [run.prompt_tokens for run in profile.streams.runs]
+    return bool(prompts) and max(high for _, high in prompts) < ONE_LENGTH * min(low for low, _ in prompts)
 
 
 def _blocks(profile: MeasuredProfile) -> Uncertain:

@@ -230,6 +230,37 @@ class RunRecord:
         return np.where(engine_ps < 0, -1, engine_ps + self.client_overhead_ps) if known is None else known
 
 
+class NamedRequests(NamedTuple):
+    """Which requests each turn names as those that it waited for: `request[first[i]:first[i + 1]]`."""
+
+    first: NDArray[np.int64]
+    request: NDArray[np.int64]
+    delay_ps: NDArray[np.int64]  # from the end of the last of them at its client to its sending; -1 without any
+
+
+def named_requests(record: RunRecord) -> NamedRequests:
+    """The requests that turns waited for, the one whose conversation a prompt goes on before the others.
+
+    A turn is sent when those before it have ended, so the requests of a run have all that they name.
+    """
+    from simbatch.sim.workload.turns import named_of  # a run without sessions needs none of it
+
+    turns, row = record.turns, record.requests.row
+    assert turns is not None
+    assert row is not None
+    waits, named = named_of(turns)
+    number = np.full(len(turns), -1)
+    number[row] = np.arange(len(row))
+    was_sent = number[waits] >= 0
+    waits, named = number[waits[was_sent]], number[named[was_sent]]
+    order = np.argsort(waits, kind="stable")
+    waits, named = waits[order], named[order]
+    ended = np.full(len(row), NEVER_PS)
+    np.maximum.at(ended, waits, record.client_finish_ps[named])
+    first = np.searchsorted(waits, np.arange(len(row) + 1))
+    return NamedRequests(first, named, np.where(np.diff(first) > 0, record.requests.arrival_ps - ended, NEVER_PS))
+
+
 def differences(expected: RunRecord, found: RunRecord, what: str) -> Iterator[str]:
     """Requests, and steps where they are kept, that fare otherwise in `found`; `what` was done to get it."""
     for name in (column.name for column in fields(expected.requests)):

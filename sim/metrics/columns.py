@@ -22,6 +22,7 @@ from simbatch.sim.engine.record import (
     STATUS_NAMES,
     RequestColumns,
     RunRecord,
+    named_requests,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ COUNT_COLUMNS = ("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", 
 TEXT_COLUMNS = ("status", "reason")
 FILE_COLUMNS = ("request_id", *TIME_COLUMNS, *COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *LATER_TIME_COLUMNS)
 TENANT = "tenant"  # after them, where anybody has one
-SESSION_COLUMNS = ("session_id", "turn")  # after them, where requests are turns of sessions
+# after them, where requests are turns of sessions; the last two where it is known what they have in common
+SESSION_COLUMNS = ("session_id", "turn", "parent", "delay", "system_prompt", "num_system_tokens")
 LATENCY_COLUMNS = ("ttft_s", "tpot_s", "e2el_s")
 
 
@@ -75,7 +77,8 @@ class RequestTable:
     NaN where something never came: the finish of an unfinished request, the TPOT of a single token. `first_token_s` and
     `finish_s` are the engine's; TTFT, TPOT and E2EL are what the client sees and are given for finished requests only.
     `reason` is None where nobody was turned away. There is a column `tenant` (text, or None) when anybody has one, and
-    where requests are turns of sessions `session_id` and `turn` (0 for the first).
+    where requests are turns of sessions `session_id` and `turn` (0 for the first), with `parent` (ids of the turns that
+    each waited for) and `delay` (s, from the end of the last of them to its sending, or NaN).
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -99,7 +102,7 @@ class RequestTable:
         if name == "status":
             return np.array(STATUS_NAMES, dtype=np.str_)[requests.status]
         if name in SESSION_COLUMNS and self._record.turns is not None:
-            return session_column(self._record, name)
+            return session_columns(self._record)[name]
         if name == TENANT and requests.tenant:
             return np.array(requests.tenant, dtype=np.object_)
         if name in TIME_COLUMNS or name in LATER_TIME_COLUMNS:
@@ -140,18 +143,28 @@ class RequestTable:
 
 def file_columns(record: RunRecord) -> tuple[str, ...]:
     """The columns of requests.parquet."""
-    has_tenants, has_sessions = bool(record.requests.tenant), record.turns is not None
-    return (*FILE_COLUMNS, *(TENANT,) * has_tenants, *SESSION_COLUMNS * has_sessions)
+    has_tenants = bool(record.requests.tenant)
+    num = 0 if record.turns is None else len(SESSION_COLUMNS) - 2 * (record.turns.system is None)
+    return (*FILE_COLUMNS, *(TENANT,) * has_tenants, *SESSION_COLUMNS[:num])
 
 
-def session_column(record: RunRecord, name: str, part: slice = slice(None)) -> NDArray[Any]:
-    """`session_id` or `turn` of each request of a part, where requests are turns of sessions."""
+def session_columns(record: RunRecord) -> dict[str, NDArray[Any]]:
+    """The columns of `SESSION_COLUMNS` that the run has."""
     turns, row = record.turns, record.requests.row
     assert turns is not None
     assert row is not None
-    if name == "turn":
-        return np.asarray(turns.turn, dtype=np.int64)[row[part]]
-    return np.array([turns.name(i) for i in row[part].tolist()], dtype=np.object_)
+    ids, named = np.array(request_ids(record), dtype=np.object_), named_requests(record)
+    parents = [tuple(each) for each in np.split(ids[named.request], named.first[1:-1])]
+    values = {
+        "session_id": np.array([turns.name(i) for i in row.tolist()], dtype=np.object_),
+        "turn": np.asarray(turns.turn, dtype=np.int64)[row],
+        "parent": np.fromiter(parents, dtype=np.object_, count=len(parents)),
+        "delay": seconds(named.delay_ps),
+    }
+    if turns.system is not None:
+        values["system_prompt"] = np.asarray(turns.system)[np.asarray(turns.session)[row]].astype(np.str_)
+        values["num_system_tokens"] = np.full(len(row), turns.num_system_tokens)
+    return values
 
 
 def times_ps(record: RunRecord, name: str) -> NDArray[np.int64]:

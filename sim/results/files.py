@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.compiled import is_compiled
-from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
+from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow, named_requests
 from simbatch.sim.files import origin, write_all, write_json
 from simbatch.sim.metrics.columns import (
     COUNT_COLUMNS,
@@ -25,8 +25,8 @@ from simbatch.sim.metrics.columns import (
     TIME_COLUMNS,
     bounds,
     file_columns,
+    kept,
     replica_of,
-    session_column,
     times_ps,
 )
 from simbatch.sim.scheduler.config import certificate_of
@@ -48,6 +48,7 @@ OWN_FILES = (
 )
 Writers = Mapping[str, Callable[[Path], None]]  # what writes each file, by its name
 STEPS_PER_ROW_GROUP = 20_000
+_named = kept(named_requests)
 MANY = 50_000  # numbers, from which on it pays to import pyarrow's functions
 STEP_TIMES = ("schedule", "launched", "start", "end", "updated")
 
@@ -70,7 +71,9 @@ def write_requests(path: Path, record: RunRecord) -> None:
     times = _times(record)
     schema = _requests_table(record, times, slice(0, 0)).schema
     # values worth a dictionary; the type stubs know only a bool
-    repeating: Any = [*COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *({TENANT, *SESSION_COLUMNS} & {*schema.names})]
+    unlike = {"parent", "delay"}
+    more = {TENANT, *SESSION_COLUMNS} & {*schema.names} - unlike
+    repeating: Any = [*COUNT_COLUMNS, *TEXT_COLUMNS, "replica", *more]
     with pq.ParquetWriter(path, schema, use_dictionary=repeating) as writer:
         for part in bounds(len(record.requests)):
             writer.write_table(_requests_table(record, times, part))
@@ -123,17 +126,33 @@ def _requests_table(record: RunRecord, times: Mapping[str, NDArray[np.int64]], p
     columns["reason"] = pa.nulls(part.stop - part.start, pa.string()) if reasons is None else _texts(reasons)
     columns["replica"] = _numbers(replica_of(requests)[part])
     if record.turns is not None:
-        session_id, turn = SESSION_COLUMNS
-        columns[session_id] = _session_ids(record, part)
-        columns[turn] = _numbers(session_column(record, turn, part))
+        columns |= _session_columns(record, part)
     columns["status"] = _ascii(np.array(STATUS_NAMES, dtype=np.bytes_)[requests.status[part]])
     return pa.table({name: columns[name] for name in file_columns(record)})
 
 
-def _session_ids(record: RunRecord, part: slice) -> pa.Array[Any]:
-    if record.turns is not None and record.turns.names is None and record.requests.row is not None:
-        return _decimals(np.asarray(record.turns.session, dtype=np.int64)[record.requests.row[part]])
-    return _texts(session_column(record, SESSION_COLUMNS[0], part).tolist())
+def _session_columns(record: RunRecord, part: slice) -> dict[str, pa.Array[Any]]:
+    """The session of each request, its turn, whom it waited for and how long after, and what its prompt begins with."""
+    import pyarrow as pa
+
+    turns, named = record.turns, _named(record)
+    assert turns is not None
+    assert record.requests.row is not None
+    row, first = record.requests.row[part], named.first[part.start : part.stop + 1]
+    session = np.asarray(turns.session, dtype=np.int64)[row]
+    parents = _ids_of(record, named.request[first[0] : first[-1]])
+    columns = {
+        "session_id": _decimals(session),
+        "turn": _numbers(np.asarray(turns.turn, dtype=np.int64)[row]),
+        "parent": pa.ListArray.from_arrays(pa.array((first - first[0]).astype(np.int32)), parents),
+        "delay": _seconds(named.delay_ps[part]),
+    }
+    if turns.names is not None:
+        columns["session_id"] = _texts([turns.name(i) for i in row.tolist()])
+    if turns.system is not None:
+        columns["system_prompt"] = _decimals(np.asarray(turns.system, dtype=np.int64)[session])
+        columns["num_system_tokens"] = _numbers(np.full(len(row), turns.num_system_tokens))
+    return columns
 
 
 def _seconds(column_ps: NDArray[np.int64]) -> pa.Array[Any]:
@@ -192,6 +211,11 @@ def _ids(record: RunRecord, part: slice) -> pa.Array[Any]:
     if record.requests.request_id:
         return _texts(record.requests.request_id[part])
     return _decimals(np.arange(part.start, part.stop))
+
+
+def _ids_of(record: RunRecord, indices: NDArray[np.int64]) -> pa.Array[Any]:
+    names = record.requests.request_id
+    return _texts([names[i] for i in indices.tolist()]) if names else _decimals(indices)
 
 
 def _steps_table(steps: list[StepRow], ids: pa.Array[Any]) -> pa.Table:

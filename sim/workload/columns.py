@@ -40,6 +40,8 @@ class Columns(NamedTuple):
     session: str | None = None
     parent: str | None = None
     delay: str | None = None
+    system_prompt: str | None = None
+    num_system_tokens: str | None = None
 
 
 @dataclass(frozen=True)

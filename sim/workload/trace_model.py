@@ -57,6 +57,8 @@ class TraceColumns(Strict):
     parent: Column | None = _column("request_id of the turn that a row waits for, or a list of them; -1: of none")
     delay: Column | None = _column("time from the end of what a row waits for to its sending")
     hash_ids: Column | None = _column("prefix hashes")
+    system_prompt: Column | None = _column("which system prompt the first prompt of a session begins with")
+    num_system_tokens: Column | None = _column("how many tokens a system prompt has, the same in all rows")
     predicted_output: Column | None = _column("predicted output tokens of each request, for policies that ask")
 
     @model_validator(mode="after")

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from graphlib import CycleError as Circle
+from graphlib import TopologicalSorter
 
 import numpy as np
+import numpy.typing as npt
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.workload.chunk import RequestSource
@@ -106,6 +109,43 @@ def awaited_of(turns: Turns) -> list[list[int]]:
         for follower in turns.waiting[turns.first[row] : turns.first[row + 1]]:
             awaited[follower].insert(0 if turns.parent[follower] == row else len(awaited[follower]), row)
     return awaited
+
+
+def named_of(turns: Turns) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pairs of a row and one that it names in a file, by rows: whose conversation it goes on, then whom it waits for.
+
+    A turn that goes on behind sub-requests names the turn before them too, which has ended when they have.
+    """
+    n, parents, waiting = len(turns), np.asarray(turns.parent), np.asarray(turns.waiting)
+    children = np.flatnonzero(parents != NO_ROW)
+    awaited = np.repeat(np.arange(n), np.diff(np.asarray(turns.first)))
+    found = np.unique(np.concatenate([waiting * n + awaited, children * n + parents[children]]))
+    row, named = np.divmod(found, max(n, 1))
+    order = np.lexsort((named, parents[row] != named, row))
+    return row[order], named[order]
+
+
+def with_systems(turns: Turns, names: Sequence[str | None] | None, counts: Sequence[int], num_tokens: int) -> Turns:
+    """The turns, sessions beginning with the system prompt that their first row names; without names with the same.
+
+    One whose row has no name, or a count of 0, shares its own with nobody.
+    """
+    of: dict[int, str | int] = {}
+    for row, session in enumerate(turns.session):
+        name = "" if names is None else names[row]
+        of.setdefault(session, session if name is None or not counts[row] else name)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(of.values()))}
+    return replace(turns, system=array("q", [numbers[name] for name in of.values()]), num_system_tokens=num_tokens)
+
+
+def circle_of(awaited: Sequence[Sequence[int]]) -> list[int]:
+    """Rows each of which waits for the next, the first one at the end again; ValueError where there are none."""
+    try:
+        TopologicalSorter(dict(enumerate(awaited))).prepare()
+    except Circle as error:
+        found: list[int] = error.args[1]
+        return found[::-1]
+    raise ValueError("no row waits for itself")
 
 
 class CycleError(ValueError):

@@ -83,7 +83,7 @@ def memory(
     MODEL is a Hugging Face name that the shipped table knows, a model's config.json, or its folder. No GPU is needed
     and nothing is downloaded.
     """
-    from simbatch.profiler.model.memory_answer import answer_of_model, answer_of_profile
+    from simbatch.profiler.model import answer_of_model, answer_of_profile
 
     as_json = flags.pop("as_json")
     if as_list:

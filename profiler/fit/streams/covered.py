@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fit.streams.fit import MAX_CAPTURE, FittedSteps, Parts
+from simbatch.profiler.fit.streams.fit import FittedSteps, Parts
 from simbatch.profiler.fit.streams.runs import Means, StreamRun
 from simbatch.profiler.fit.streams.worth import batch_span, bounds
 from simbatch.sim.cost.profile import Profile
@@ -77,14 +77,14 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     taken["context beside prefills"] = origin
     if not steps.price.is_told:
         taken["decode context"] = origin
-    mixed, shown = steps.mixed, steps.problem.shown(steps.mixed)
+    mixed, shown = steps.mixed, shown_of(steps)
     if fewest := told_from(steps):
         key = "prefill on the device" if fewest == NOT_AT_ALL else "small prefills on the device"
         few = "" if fewest == NOT_AT_ALL else f" of fewer than {fewest:,} tokens"
         taken[key] = f"steps with prefills{few} hide behind launches, or are too few to tell them to {TOLD:.0%}"
     for kind, key, what in (
-        (1, "piecewise", f"up to {MAX_CAPTURE} tokens"),
-        (2, "none", f"above {MAX_CAPTURE} tokens"),
+        (1, "piecewise", f"up to {parts.priors.max_capture} tokens"),
+        (2, "none", f"above {parts.priors.max_capture} tokens"),
     ):
         if kind not in mixed.kinds:
             taken[f"launch {key}"] = f"no step with prefills of {what} was seen: in proportion to the other kind"
@@ -103,9 +103,38 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     return taken
 
 
+NUDGE = 0.1
+
+
+def shown_of(steps: FittedSteps) -> dict[str, float]:
+    """Which share of prefills' device time, all and by knot, and of launches by kind, the episodes' times show.
+
+    The rest hides; that a noisy launch is sometimes the longer one does not tell how long it is.
+    """
+    problem, fitted = steps.problem, steps.mixed
+    if not problem.rows.size:
+        return {}
+    device_s, launch_s = problem.times_s(fitted)
+    knots_s = problem.rounds[:, None] * problem.basis * np.interp(problem.knots, fitted.knots, fitted.time_s)
+    nothing = np.zeros(len(device_s))
+    parts = {"prefill": (device_s * problem.has_prefill, nothing)}
+    parts |= {f"tokens_{knot}": (knots_s[:, i] * problem.has_prefill, nothing) for i, knot in enumerate(problem.knots)}
+    parts |= {f"launch {key}": (nothing, launch_s * (problem.kind == i)) for i, key in ((1, "piecewise"), (2, "none"))}
+    noise = problem.noise
+    problem.spread(np.ones(1))
+    before = problem.ends_s(device_s, launch_s).sum()
+    found = {}
+    for name, (device, launch) in parts.items():
+        after = problem.ends_s(device_s + NUDGE * device, launch_s + NUDGE * launch).sum()
+        all_s = float((device + launch)[problem.rows[problem.is_step]].sum())
+        found[name] = float(after - before) / (NUDGE * all_s) if all_s else 0.0
+    problem.noise = noise
+    return found
+
+
 def told_from(steps: FittedSteps) -> int:
     """Tokens of a step with prefills from which on these streams tell its device time; 0: of all, or `NOT_AT_ALL`."""
-    mixed, shown = steps.mixed, steps.problem.shown(steps.mixed)
+    mixed, shown = steps.mixed, shown_of(steps)
     if shown and shown["prefill"] < HIDES:
         return NOT_AT_ALL
     fewest = 0

@@ -27,7 +27,6 @@ TOTAL_SD, GAP_SD, FLOOR_S = 0.02, 0.3, 0.5e-3
 LONE_SD = 0.05
 ANCHOR_SD, BEND_SD = 0.15, 0.5
 HIDDEN_S, LAUNCH_SD = 1e-3, 1.5  # a launch may be e to that many times its prior; below a ms nothing shows
-NUDGE = 0.1
 SHARES = 200
 BINDS = 1.3  # times a decode's step: a launch that long shows in the gap before its step
 FEW = 5  # steps of a kind of launch, to speak of it
@@ -66,9 +65,7 @@ class FittedEpisodes(NamedTuple):
 class EpisodesProblem:
     """Predictions of episodes as a function of parameters; see the module."""
 
-    def __init__(
-        self, runs: Sequence[StepColumns], decode: Decode, priors: Priors, max_capture: int, *, is_async: bool = True
-    ) -> None:
+    def __init__(self, runs: Sequence[StepColumns], decode: Decode, priors: Priors, *, is_async: bool = True) -> None:
         self.decode, self.priors, self.is_async = decode, priors, is_async
         self.all, begins = joined(list(runs))
         windows = windows_of(runs)
@@ -90,7 +87,7 @@ class EpisodesProblem:
         self.usual_s: Floats | None = None
         self.spread(np.ones(1))
         self.begins = begins
-        self.kind = np.where(~self.has_prefill, 0, np.where(run.tokens + run.num_decodes <= max_capture, 1, 2))
+        self.kind = np.where(~self.has_prefill, 0, np.where(run.tokens + run.num_decodes <= priors.max_capture, 1, 2))
 
     def device_s(self, time_s: Floats) -> Floats:
         """Of every step."""
@@ -101,10 +98,12 @@ class EpisodesProblem:
         return np.where(self.has_prefill, mixed, self.decode_s)
 
     def token_s(self, time_s: Floats) -> float:
-        """Mean slope of the knots."""
+        """Mean slope of the knots, of those above the largest CUDA graph if it can: a launch is no token's price."""
         if len(self.knots) < 2:
             return 0.0
-        return float((time_s[-1] - time_s[0]) / (self.knots[-1] - self.knots[0]))
+        first = int(np.searchsorted(self.knots, self.priors.max_capture, side="right"))
+        first = first if first < len(self.knots) - 1 else 0
+        return float((time_s[-1] - time_s[first]) / (self.knots[-1] - self.knots[first]))
 
     def launch_s(self, host: Floats) -> Floats:
         """Of every step."""
@@ -134,21 +133,21 @@ class EpisodesProblem:
     def _longer(self, until_s: Floats, begin_s: Floats, launch_s: Floats, step: Ints) -> Floats:
         """The later of a moment and a launch's end, on average: the longer of a noisy launch and 20 ms is over both."""
         share = (until_s - begin_s) / np.maximum(launch_s, 1e-9)
-        over = np.interp(share, self._shares, self._over) + np.maximum(0, -share)
+        over = np.interp(share, *self.noise) + np.maximum(0, -share)
         noisy_s = until_s + launch_s * over
         return np.asarray(np.where(self.kind[step] > 0, noisy_s, np.maximum(until_s, begin_s + launch_s)))
 
     def weigh(self, fitted: FittedEpisodes) -> None:
         """From here on errors are shares of what was predicted: as shares of what was seen, slow steps weigh less."""
         if self.rows.size:
-            found = self.predict(*self._times(fitted))
+            found = self.predict(*self.times_s(fitted))
             self.usual_s = np.diff(found, axis=1, prepend=np.zeros((len(found), 1)))
 
     def spread(self, ratios: Floats) -> None:
         """From here on launches of prefills are that noisy."""
         ratios = ratios / ratios.mean()
-        self._shares = np.linspace(0, float(ratios.max()), SHARES)
-        self._over = np.maximum(0, ratios - self._shares[:, None]).mean(axis=1)
+        shares = np.linspace(0, float(ratios.max()), SHARES)
+        self.noise = shares, np.maximum(0, ratios - shares[:, None]).mean(axis=1)
 
     def residuals(self, parameters: Floats) -> Floats:
         """Of blocks' sums, gaps, lone requests, and what is held near its prior."""
@@ -277,60 +276,25 @@ class EpisodesProblem:
         """How far runs are from each other in that: the root of the sum of squares."""
         return max(1e-9, float(np.linalg.norm(np.array(self.running()) - np.mean(self.running() or [0.0]))))
 
-    def total_s(self, fitted: FittedEpisodes) -> tuple[float, float]:
-        """Predicted and real time of all episodes."""
-        if not self.rows.size:
-            return 0.0, 0.0
-        last = self.is_step.sum(axis=1) - 1
-        rows = np.arange(len(last))
-        found = self.predict(*self._times(fitted))[rows, last]
-        return float(found.sum()), float((self.all.update_s[self.rows[rows, last]] - self._begins()).sum())
-
-    def shown(self, fitted: FittedEpisodes) -> dict[str, float]:
-        """Which share of prefills' device time, all and by knot, and of launches by kind, the episodes' times show.
-
-        The rest hides; that a noisy launch is sometimes the longer one does not tell how long it is.
-        """
-        if not self.rows.size:
-            return {}
-        device_s, launch_s = self._times(fitted)
-        knots_s = self.rounds[:, None] * self.basis * np.interp(self.knots, fitted.knots, fitted.time_s)
-        nothing = np.zeros(len(device_s))
-        parts = {"prefill": (device_s * self.has_prefill, nothing)}
-        parts |= {f"tokens_{knot}": (knots_s[:, i] * self.has_prefill, nothing) for i, knot in enumerate(self.knots)}
-        parts |= {
-            f"launch {kind}": (nothing, launch_s * (self.kind == i)) for i, kind in ((1, "piecewise"), (2, "none"))
-        }
-        noise = self._shares, self._over
-        self.spread(np.ones(1))
-        before = self._all_s(device_s, launch_s)
-        found = {}
-        for name, (device, launch) in parts.items():
-            after = self._all_s(device_s + NUDGE * device, launch_s + NUDGE * launch)
-            all_s = float((device + launch)[self.rows[self.is_step]].sum())
-            found[name] = (after - before) / (NUDGE * all_s) if all_s else 0.0
-        self._shares, self._over = noise
-        return found
-
-    def _all_s(self, device_s: Floats, launch_s: Floats) -> float:
-        last, rows = self.is_step.sum(axis=1) - 1, np.arange(len(self.rows))
-        return float(self.predict(device_s, launch_s)[rows, last].sum())
+    def ends_s(self, device_s: Floats, launch_s: Floats) -> Floats:
+        """How long each episode is predicted to last."""
+        return np.asarray(self.predict(device_s, launch_s)[np.arange(len(self.rows)), self.is_step.sum(axis=1) - 1])
 
     def launch_ratios(self, fitted: FittedEpisodes) -> Floats:
         """Real over predicted launches, where a launch is what a step's tokens waited for."""
         if not self.rows.size or not self.is_async:
             return np.zeros(0)
-        _, launch_s = self._times(fitted)
+        _, launch_s = self.times_s(fitted)
         step = self.rows[:, 0]
         following = np.minimum(step + 1, len(launch_s) - 1)
         waits = (self.kind[step] == 0) & (self.kind[following] > 0)
         waits &= launch_s[following] > BINDS * self.decode_s[step]
-        return np.asarray((self.all.update_s[step] - self._begins())[waits] / launch_s[following][waits])
+        return np.asarray(
+            (self.all.update_s[step] - self.all.update_s[self.rows[:, 0] - 1])[waits] / launch_s[following][waits]
+        )
 
-    def _times(self, fitted: FittedEpisodes) -> tuple[Floats, Floats]:
+    def times_s(self, fitted: FittedEpisodes) -> tuple[Floats, Floats]:
+        """Of every step, on the device and of its launch."""
         host = np.array([fitted.host[name] for name in HOST])
         time_s = np.interp(self.knots, fitted.knots, fitted.time_s)
         return self.device_s(time_s), self.launch_s(host)
-
-    def _begins(self) -> Floats:
-        return np.asarray(self.all.update_s[self.rows[:, 0] - 1])

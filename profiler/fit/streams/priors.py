@@ -8,7 +8,7 @@ size^-0.65), and so does that of attention (1.5e-5 and 6e-6). Where no size is k
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ UNKNOWN_B = 30.0
 CONTEXT, CONTEXT_POWER = 1.7e-3, -0.65  # of 8B
 ATTENTION, ATTENTION_POWER = 1.5e-5, -0.42
 BESIDE = 1.5  # between profiles of two attention kernels (1) and of one (2.2)
+MAX_CAPTURE, OF_GPT_OSS = 512, 1024  # as vLLM has them, whose GptOssForCausalLMConfig overrides the usual
 GRAPH, LAUNCH = 0.3, 0.5  # of a decode's step: launches that nobody sees
 
 
@@ -33,6 +34,7 @@ class Priors(NamedTuple):
     graph_s: float
     launch_s: float
     per_seq: float = 0.0  # what a launch grows by with each running request, over the launch; 0: not known
+    max_capture: int = MAX_CAPTURE  # tokens of the largest CUDA graph
 
 
 class ModelShape(NamedTuple):
@@ -44,6 +46,7 @@ class ModelShape(NamedTuple):
     graph_s: float | None = None
     launch_s: float | None = None
     per_seq: float = 0.0
+    max_capture: int = MAX_CAPTURE
 
     def priors(self, decode_s: float) -> Priors:
         """With launches, if these are not known, as parts of the shortest decode."""
@@ -55,6 +58,7 @@ class ModelShape(NamedTuple):
             graph,
             LAUNCH * decode_s if self.launch_s is None else self.launch_s,
             self.per_seq,
+            self.max_capture,
         )
 
 
@@ -66,33 +70,39 @@ def of_name(model: str | None) -> ModelShape:
         CONTEXT * (size / 8) ** CONTEXT_POWER,
         BESIDE,
         ATTENTION * (size / 8) ** ATTENTION_POWER,
+        max_capture=_max_capture(model, MAX_CAPTURE),
     )
 
 
 def of_profile(profile: Profile) -> ModelShape:
     """Of the nearest profile."""
-    host = profile.host_times()
-    launches = _launches(host)
+    own = _launches(profile.host_times()) | {
+        "max_capture": _max_capture(getattr(profile, "model", None), profile.default_max_capture_size)
+    }
     step_time = profile.step_time
     if isinstance(step_time, LinearStepTime):
         token_s = step_time.per_prefill_token_s
         if token_s <= 0:
-            return of_name(None)._replace(**launches)
-        return ModelShape(step_time.per_context_token_s / token_s, 1.0, 0.0, **launches)
+            return of_name(None)._replace(**own)
+        return ModelShape(step_time.per_context_token_s / token_s, 1.0, 0.0, **own)
     mixed, decode = step_time.mixed, step_time.decode
     counts, times_s = np.array(mixed.tokens.count), np.array(mixed.tokens.time_s)
     token_s = float((times_s[-1] - times_s[0]) / max(1, counts[-1] - counts[0])) + mixed.per_prefill_context_token_s
     if token_s <= 0 or decode.per_context_token_s <= 0:
-        return of_name(None)._replace(**launches)
+        return of_name(None)._replace(**own)
     return ModelShape(
         decode.per_context_token_s / token_s,
         mixed.per_context_token_s / decode.per_context_token_s,
         mixed.per_attention_unit_s / token_s,
-        **launches,
+        **own,
     )
 
 
-def _launches(host: HostTimes | None) -> dict[str, float]:
+def _max_capture(model: str | None, default: int) -> int:
+    return OF_GPT_OSS if re.search("gpt.?oss", model or "", re.IGNORECASE) else default
+
+
+def _launches(host: HostTimes | None) -> dict[str, Any]:
     if host is None or not host.none.base_ps:
         return {}
     none = host.none

@@ -31,6 +31,7 @@ MODEL = re.compile(r'"model_id"\s*:\s*"([^"]*)"')
 MEND_SMALLER = "take a run of fewer requests (--num-prompts 1000 to 20000 tells the same)"
 MEND_DETAILED = "run vllm bench serve with --save-result --save-detailed"
 VLLM_BUDGETS = (2048, 8192, 16384)
+BLURRED = 0.8  # of a gap: chunks that take as long say nothing of what one takes
 UNPLACED = 0.02  # of the prompt tokens: a budget that contradicts more is not the server's
 
 
@@ -157,6 +158,13 @@ def runs_of(seen: Sequence[Seen], budget: int) -> list[StreamRun]:
     """The runs under a budget."""
     laid = [batches_of(each.steps, budget) for each in seen]
     return [StreamRun(each, batches, columns_of(each.steps, batches)) for each, batches in zip(seen, laid, strict=True)]
+
+
+def chunk_of(runs: Sequence[StreamRun]) -> float:
+    """What a chunk takes, s: of the runs whose steps it does not fill."""
+    told = [run.seen.judgement for run in runs if run.seen.judgement.chunk_s > 0]
+    clear = [each.chunk_s for each in told if each.share_of_gap < BLURRED] or [each.chunk_s for each in told]
+    return float(np.median(clear)) if clear else 0.0
 
 
 METRICS = ("ttft", "tpot", "e2el")

@@ -9,7 +9,7 @@ import numpy as np
 
 from simbatch.profiler.fit.streams.columns import StepColumns
 from simbatch.profiler.fit.streams.episodes import EpisodesProblem
-from simbatch.profiler.fit.streams.fit import MAX_CAPTURE, MOST_REQUESTS, FittedSteps, content_of, fit_parts, fit_steps
+from simbatch.profiler.fit.streams.fit import MOST_REQUESTS, FittedSteps, content_of, fit_parts, fit_steps
 from simbatch.profiler.fit.streams.priors import ModelShape
 from simbatch.profiler.fit.streams.runs import Means, StreamRun, real_means, simulated_means
 from simbatch.sim.errors import UserError
@@ -38,8 +38,14 @@ def halves(runs: Sequence[StreamRun], shape: ModelShape) -> float | None:
 
 def total_error(runs: Sequence[StepColumns], found: FittedSteps) -> float | None:
     """Of the time of all settled decodes and of all episodes."""
-    problem = EpisodesProblem(runs, found.decode, found.problem.priors, MAX_CAPTURE, is_async=found.mixed.is_async)
-    ours, real = problem.total_s(found.mixed)
+    problem = EpisodesProblem(runs, found.decode, found.problem.priors, is_async=found.mixed.is_async)
+    ours = real = 0.0
+    if problem.rows.size:
+        rows, lasts = problem.rows, problem.is_step.sum(axis=1) - 1
+        ours = float(problem.ends_s(*problem.times_s(found.mixed)).sum())
+        real = float(
+            (problem.all.update_s[rows[np.arange(len(rows)), lasts]] - problem.all.update_s[rows[:, 0] - 1]).sum()
+        )
     for run in runs:
         chosen = run.settled
         ours += float(found.decode.step_s(run.num_decodes, run.context)[chosen].sum())
@@ -183,7 +189,8 @@ def next_run(runs: Sequence[StreamRun], found: FittedSteps) -> str:
         shorter, longer = max(1, min(prompts) // 8), 4 * max(prompts)
         return f"a result with prompts of {shorter:,} tokens, or of {longer:,}: all had about {min(prompts):,}"
     if found.mixed.kinds in ((1,), (2,)):
-        small = f"at most {MAX_CAPTURE}" if found.mixed.kinds == (2,) else f"more than {MAX_CAPTURE}"
+        size = found.problem.priors.max_capture
+        small = f"at most {size}" if found.mixed.kinds == (2,) else f"more than {size}"
         return f"a result with steps of {small} tokens that have prefills: none was seen"
     return f"a result with more than {high:.0f} requests at once"
 

@@ -14,5 +14,7 @@ _COLUMNS = Columns(
     session="session_id",
     parent="parent",
     delay="delay",
+    system_prompt="system_prompt",
+    num_system_tokens="num_system_tokens",
 )
 FORMATS = [Format(kind, _COLUMNS, "s", 16, kind) for kind in ("jsonl", "csv", "parquet")]

@@ -31,7 +31,7 @@ _READERS: dict[str, Callable[[Path, Reading], Reader]] = {
     "parquet": ParquetReader,
 }
 OWN_ARRIVAL = FORMATS["csv"].columns.arrival
-_OF_SESSIONS = ("session", "parent", "delay")
+_OF_SESSIONS = ("session", "parent", "delay", "system_prompt", "num_system_tokens")
 
 
 def open_trace(

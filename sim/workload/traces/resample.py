@@ -17,6 +17,7 @@ Source: D. N. Politis, J. P. Romano, A circular block-resampling procedure for s
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import cached_property
@@ -165,7 +166,11 @@ def _copied(turns: Turns, rows: list[int]) -> Turns:
         [NO_ROW if other < 0 else start + int(place[other]) for start, other in zip(starts, parents, strict=True)],
         names,
     )
-    return replace(copied, max_sessions=turns.max_sessions)
+    system = turns.system
+    if system is not None:  # by session, of which there are more now
+        of = {copy: system[number] for copy, number in zip(copied.session, session[rows].tolist(), strict=True)}
+        system = array("q", of.values())
+    return replace(copied, max_sessions=turns.max_sessions, system=system, num_system_tokens=turns.num_system_tokens)
 
 
 def _stretched(arrival: Ints, span: int) -> Ints:

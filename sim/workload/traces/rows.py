@@ -68,6 +68,8 @@ class RowBatch:
     session: list[str | None] | None = None
     parent: list[tuple[str, ...] | None] | None = None  # ids; None: the row says nothing about it
     delay_ps: list[int] | None = None
+    system_prompt: list[str | None] | None = None
+    num_system_tokens: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.arrival)
@@ -96,7 +98,7 @@ class RowBatch:
                 return np.concatenate([np.asarray(part) for part in parts])
             if all(isinstance(part, np.ndarray) for part in parts):
                 return np.concatenate(parts)
-            blank = 0 if name in ("priority", "delay_ps") else None
+            blank = 0 if name in ("priority", "delay_ps", "num_system_tokens") else None
             whole = [value for part, b in zip(parts, batches, strict=True) for value in (part or [blank] * len(b))]
             return None if all(part is None for part in parts) else whole
 
@@ -186,6 +188,8 @@ def assemble(
         session=optional(columns.session, values.LABELS) if is_turn else None,
         parent=optional(columns.parent, values.PARENTS) if is_turn else None,
         delay_ps=optional(columns.delay, values.delays(reading.delay_ps)) if is_turn else None,
+        system_prompt=optional(columns.system_prompt, values.LABELS) if is_turn else None,
+        num_system_tokens=optional(columns.num_system_tokens, kind) if is_turn else None,
     )
 
 

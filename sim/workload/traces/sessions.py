@@ -12,8 +12,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from graphlib import CycleError as Circle
-from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +23,7 @@ from simbatch.sim.workload.columns import Columns
 from simbatch.sim.workload.trace_model import Trace
 from simbatch.sim.workload.traces.rows import Ints, RowBatch
 from simbatch.sim.workload.traces.times import MAX_PS
-from simbatch.sim.workload.turns import NO_ROW, CycleError, Turns, turns_of, whole_prompts
+from simbatch.sim.workload.turns import NO_ROW, CycleError, Turns, circle_of, turns_of, whole_prompts, with_systems
 
 Place = Callable[[int, str], str]  # of a line and a column
 Awaited = list[tuple[int, ...]]
@@ -43,20 +41,34 @@ class TurnRows(NamedTuple):
 
 
 def conversations_of(
-    rows: RowBatch, columns: Columns, place: Place, settings: Trace, bounds: tuple[int, int] | None
+    rows: RowBatch,
+    columns: Columns,
+    place: Place,
+    settings: Trace,
+    bounds: tuple[int, int] | None,
+    *,
+    are_sent: bool = False,
 ) -> TurnRows:
-    """What the settings leave of a file's rows; UserError at a row that breaks a rule of this module or its columns."""
+    """What the settings leave of a file's rows; UserError at a row that breaks a rule of this module or its columns.
+
+    `are_sent`: the times are when a run sent its turns, and none that waits has one of its own.
+    """
     reader = _SessionRows(rows, columns, place)
     reader.check_whole("request_id", "predicted_output")
     if settings.sort:
         reader.sort()
     reader.link()
+    told: tuple[str, ...] = ()
+    if are_sent:
+        reader.drop_times()
+        told = ("its times are when a run sent its requests: turns that wait go by their delay alone",)
     if bounds is not None:
         reader.keep_begun(*bounds)
     num_skipped = reader.drop_empty(skip=settings.on_empty == "skip")
     if settings.limit is not None:
         reader.keep_first(settings.limit)
-    return reader.finished(settings)._replace(num_skipped=num_skipped, num_read=len(rows))
+    found = reader.finished(settings)
+    return found._replace(notes=(*told, *found.notes), num_skipped=num_skipped, num_read=len(rows))
 
 
 class _SessionRows:
@@ -114,6 +126,10 @@ class _SessionRows:
                 if has_time[i]:
                     timed[name] = i
 
+    def drop_times(self) -> None:
+        """Leave rows that wait without a time of their own."""
+        self._rows.has_time = np.array([not others for others in self._awaited])
+
     def _numbers(self) -> dict[str, int]:
         """Rows by their ids, which parents name."""
         ids = self._rows.request_id
@@ -151,7 +167,7 @@ class _SessionRows:
         try:
             return turns_of(self._awaited, self._rows.delay_ps or [0] * len(self._rows), names=names)
         except CycleError:
-            circle = _circle(self._awaited)
+            circle = circle_of(self._awaited)
             rule = f"waits for itself: {' waits for '.join(ids[i] for i in circle[:MAX_NAMES])}"
             raise self._problem(circle[0], "parent", rule, NOTHING, "take one of them out of the circle") from None
 
@@ -214,7 +230,7 @@ class _SessionRows:
         rows = self._rows
         if not len(rows):
             return TurnRows(rows, [], None)
-        turns, notes = self._turns(), []
+        turns, notes = self._with_systems(self._turns()), []
         if not any(self._has_time()):
             notes.append("no row has a time: all sessions begin at once, or one a user with max_concurrency: USERS")
         else:
@@ -226,6 +242,16 @@ class _SessionRows:
         times = self._times(turns, settings.rate_scale)
         waits = any(turns.num_awaited)
         return TurnRows(rows, times, turns if waits else None, tuple(notes))
+
+    def _with_systems(self, turns: Turns) -> Turns:
+        """With the system prompts that the file names; UserError for two lengths of them."""
+        counts = self._rows.num_system_tokens or []
+        size = next((num for num in counts if num), 0)
+        if (other := next((i for i, num in enumerate(counts) if num not in (0, size)), None)) is not None:
+            rule = f"all system prompts have one length, and others here have {size}"
+            mend = "give prompts hash_ids instead, which say what is common"
+            raise self._problem(other, "num_system_tokens", rule, counts[other], mend)
+        return with_systems(turns, self._rows.system_prompt, counts, size) if size else turns
 
     def _check_times(self, turns: Turns) -> None:
         for i, (has_time, num) in enumerate(zip(self._has_time(), turns.num_awaited, strict=True)):
@@ -278,13 +304,3 @@ class _SessionRows:
             mend = "use between or limit, raise rate_scale, or check the column's unit"
             raise self._problem(i, "arrival", rule, NOTHING, mend)
         return times
-
-
-def _circle(awaited: Awaited) -> list[int]:
-    """Rows each of which waits for the next, the first one at the end again."""
-    try:
-        TopologicalSorter(dict(enumerate(awaited))).prepare()
-    except Circle as error:
-        found: list[int] = error.args[1]
-        return found[::-1]
-    raise AssertionError("turns_of found a circle")

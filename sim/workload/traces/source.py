@@ -22,6 +22,7 @@ from simbatch.sim.workload.traces.times import MAX_PS
 from simbatch.sim.workload.turns import Turns
 
 _SESSIONS = {"session", "conversation"}
+_SENT = {"turn", "client_finish_s"}  # columns of our requests.parquet, where arrival_s is when a request was sent
 _IMAGES = {"image", "images", "numimages", "video", "videos", "audio", "audios"}
 
 
@@ -154,7 +155,8 @@ class TraceSource:
             raise self._nothing()
         rows = RowBatch.joined(batches)
         bounds = None if self._settings.between is None else self._bounds(*self._settings.between)
-        found = conversations_of(rows, self._reader.columns, self._reader.place, self._settings, bounds)
+        columns, are_sent = self._reader.columns, self._reader.ignored >= _SENT and rows.delay_ps is not None
+        found = conversations_of(rows, columns, self._reader.place, self._settings, bounds, are_sent=are_sent)
         self.skipped = found.num_skipped
         if not len(found.rows):
             raise self._nothing()

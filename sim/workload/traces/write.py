@@ -31,6 +31,8 @@ class Links(NamedTuple):
     delay_ps: Sequence[int]
     waits: list[bool]
     num_lost: int  # rows whose parents the format cannot say
+    system: list[str] | None  # which system prompt a row's session begins with
+    num_system_tokens: int
 
 
 def links_of(source: RequestSource, form: Format) -> Links | None:
@@ -44,12 +46,14 @@ def links_of(source: RequestSource, form: Format) -> Links | None:
         raise UserError(Problem(f"--to {form.name}", rule, mend=mend))
     names = [name for chunk in source.chunks() for name in chunk.request_id or ()]
     waits = [num > 0 for num in turns.num_awaited]
+    system = None if turns.system is None else [str(turns.system[number]) for number in turns.session]
     if form.columns.session is None:
         chats = [_named(awaited, names) if awaited else NOBODY for awaited in awaited_of(turns)]
-        return Links([], chats, turns.delay_ps, waits, 0)
+        return Links([], chats, turns.delay_ps, waits, 0, system, turns.num_system_tokens)
     parents = _beside_order(turns, names)
     num_lost = 0 if form.columns.parent else sum(parent is not None for parent in parents)
-    return Links([turns.name(row) for row in range(len(turns))], parents, turns.delay_ps, waits, num_lost)
+    names = [turns.name(row) for row in range(len(turns))]
+    return Links(names, parents, turns.delay_ps, waits, num_lost, system, turns.num_system_tokens)
 
 
 def _beside_order(turns: Turns, names: Sequence[str]) -> list[str | int | list[str] | None]:
@@ -111,7 +115,7 @@ AZURE_START = datetime(2023, 11, 16)  # timestamps need a day; it is arbitrary, 
 _PS_PER_TICK = 10**5  # a timestamp's seventh decimal
 _ORDER = (
     *("request_id", "arrival", "prompt", "output", "priority", "tenant"),
-    *("session", "parent", "delay", "predicted_output", "hash_ids"),
+    *("session", "parent", "delay", "predicted_output", "hash_ids", "system_prompt", "num_system_tokens"),
 )
 
 
@@ -147,6 +151,8 @@ def write_trace(
     there = {"predicted_output": getattr(source, "foretells", False), "hash_ids": bool(old) or rehash is not None}
     there |= {"session": links is not None, "delay": links is not None}
     there["parent"] = links is not None and any(parent is not None for parent in links.parent)
+    has_systems = links is not None and links.system is not None
+    there |= {"system_prompt": has_systems, "num_system_tokens": has_systems}
     held = [kind for kind in _ORDER if getattr(form.columns, kind) and there.get(kind, True)]
     num_written = 0
     if links is not None:
@@ -182,6 +188,8 @@ def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None, links: Links |
         part = slice(first, first + n)
         columns |= {"session": links.session[part] or [""] * n, "parent": links.parent[part]}
         columns["delay"] = links.delay_ps[part]
+        columns["system_prompt"] = [None] * n if links.system is None else links.system[part]
+        columns["num_system_tokens"] = [links.num_system_tokens] * n
         waits = zip(chunk.arrival_ps, links.waits[part], strict=True)
         columns["arrival"] = [None if is_later and not ps else ps for ps, is_later in waits]
     if rehash:
@@ -194,6 +202,8 @@ def _rows(chunk: RequestChunk, first: int, rehash: Rehash | None, links: Links |
 def _note_links(links: Links, form: Format, losses: Losses) -> None:
     if links.num_lost:
         losses[f"{form.name} has no parent: turns wait for the row before them of their session"] += links.num_lost
+    if links.system is not None and form.columns.system_prompt is None:
+        losses[f"{form.name} has no system_prompt: sessions share none"] += len(links.system)
     num_delays = sum(map(bool, links.delay_ps))
     if num_delays and form.columns.delay is None:
         losses[f"{form.name} has no delay: left out"] += num_delays
@@ -282,9 +292,9 @@ def _parquet(path: Path, form: Format, held: Sequence[str]) -> Iterator[Write]:
     import pyarrow.parquet as pq
 
     kinds: dict[str, Any] = dict.fromkeys(("prompt", "output", "priority"), pa.int64())
-    kinds |= dict.fromkeys(("request_id", "tenant", "session"), pa.string())
+    kinds |= dict.fromkeys(("request_id", "tenant", "session", "system_prompt"), pa.string())
     kinds |= {"arrival": pa.float64(), "predicted_output": pa.float64(), "hash_ids": pa.list_(pa.int64())}
-    kinds |= {"delay": pa.float64(), "parent": pa.list_(pa.string())}
+    kinds |= {"delay": pa.float64(), "parent": pa.list_(pa.string()), "num_system_tokens": pa.int64()}
     schema = pa.schema([(getattr(form.columns, kind), kinds[kind]) for kind in held])
     with pq.ParquetWriter(path, schema) as table:
 
