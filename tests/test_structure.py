@@ -28,6 +28,7 @@ from benchmarks.architecture import (
     modules,
     page_with,
     picture,
+    rooms,
 )
 from simbatch import UserError
 from simbatch.cli import cli
@@ -40,6 +41,7 @@ LEANS_ON_ANOTHER = re.compile(r"(The same|See |As `|Like )")
 def test_no_import_goes_in_a_circle() -> None:
     """Neither one when a module is loaded, nor one in a function, nor one for the type checker."""
     assert circles(import_graph(when_loaded=False)) == []
+    assert circles(rooms(import_graph(when_loaded=True))) == []
 
 
 def test_an_import_leads_to_eleven_others_at_most() -> None:

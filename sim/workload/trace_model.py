@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from simbatch.sim.json_values import Count, Mistake, Strict, refuse
-from simbatch.sim.workload.columns import Said, Unit
-from simbatch.sim.workload.formats import FORMATS, RESULTS
+from simbatch.sim.workload.formats import FORMATS, RESULTS, Said, Unit
 
 if TYPE_CHECKING:
     TraceFormat = str

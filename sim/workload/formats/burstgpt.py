@@ -1,6 +1,6 @@
 """BurstGPT's traces of ChatGPT and GPT-4 at a campus, releases 1 to 3."""
 
-from simbatch.sim.workload.columns import Columns, Format
+from simbatch.sim.workload.formats import Columns, Format
 
 FORMATS = [
     Format(

@@ -6,7 +6,7 @@ Dynamo write conversations, chat_id and parent_chat_id are Bailian's.
 
 from collections.abc import Callable
 
-from simbatch.sim.workload.columns import Columns, Format, Row
+from simbatch.sim.workload.formats import Columns, Format, Row
 
 _COLUMNS = Columns("timestamp", "input_length", "output_length", hash_ids="hash_ids")
 _OF_SESSIONS = _COLUMNS._replace(session="session_id", delay="delay")

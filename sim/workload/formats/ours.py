@@ -1,6 +1,6 @@
 """Our own columns, in three kinds of files; a file of another's usual names is read as one of these."""
 
-from simbatch.sim.workload.columns import Columns, Format
+from simbatch.sim.workload.formats import Columns, Format
 
 _COLUMNS = Columns(
     "arrival_s",

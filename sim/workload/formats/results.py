@@ -1,6 +1,6 @@
 """Results of benchmarks' clients (`sim/workload/bench`), which are read whole; none is written."""
 
-from simbatch.sim.workload.columns import Columns, Format
+from simbatch.sim.workload.formats import Columns, Format
 
 _COLUMNS = Columns("start_times", "input_lens", "output_lens")
 _TOOLS = ("vllm_bench", "guidellm", "aiperf", "inference_perf")

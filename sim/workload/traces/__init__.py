@@ -8,9 +8,18 @@ from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import user_path
-from simbatch.sim.workload.columns import REQUIRED, Chosen, Columns, Format, Said, choose_columns
 from simbatch.sim.workload.files import check_file
-from simbatch.sim.workload.formats import FORMATS, OURS, RESULTS
+from simbatch.sim.workload.formats import (
+    FORMATS,
+    OURS,
+    REQUIRED,
+    RESULTS,
+    Chosen,
+    Columns,
+    Format,
+    Said,
+    choose_columns,
+)
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.trace_model import Trace, settings_mistakes
 from simbatch.sim.workload.traces.columnar import ParquetReader

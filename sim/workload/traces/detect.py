@@ -12,9 +12,8 @@ from simbatch.sim.json_values import JsonValue, json_value, json_values
 from simbatch.sim.text import cut_short
 from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf, is_result
 from simbatch.sim.workload.bench.run import keys_of, read_text
-from simbatch.sim.workload.columns import REQUIRED, Format, Said, length_of
 from simbatch.sim.workload.files import open_text, text_errors
-from simbatch.sim.workload.formats import FORMATS, OURS, RESULTS, TABLES
+from simbatch.sim.workload.formats import FORMATS, OURS, REQUIRED, RESULTS, TABLES, Format, Said, length_of
 from simbatch.sim.workload.traces.columnar import head_of_parquet
 from simbatch.sim.workload.traces.lines import flattened, head_of_lines, listed_in, rows_of
 from simbatch.sim.workload.traces.rows import Head

@@ -22,8 +22,8 @@ from simbatch.sim.json_values import JsonValue, json_value, json_values
 from simbatch.sim.text import cut_short
 from simbatch.sim.workload.bench import is_result, results_of, sending_of
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, read_text
-from simbatch.sim.workload.columns import Columns
 from simbatch.sim.workload.files import open_binary, open_text, text_errors
+from simbatch.sim.workload.formats import Columns
 from simbatch.sim.workload.traces.rows import BATCH_HASHES, BATCH_ROWS, Head, Reading, RowBatch, assemble, line_place
 from simbatch.sim.workload.traces.texts import Texts
 from simbatch.sim.workload.traces.times import Clock

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.workload.columns import Columns, Row
+from simbatch.sim.workload.formats import Columns, Row
 from simbatch.sim.workload.traces import values
 from simbatch.sim.workload.traces.texts import Texts
 from simbatch.sim.workload.traces.values import Kind

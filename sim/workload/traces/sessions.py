@@ -19,7 +19,7 @@ import numpy as np
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.text import MAX_NAMES
-from simbatch.sim.workload.columns import Columns
+from simbatch.sim.workload.formats import Columns
 from simbatch.sim.workload.trace_model import Trace
 from simbatch.sim.workload.traces.rows import Ints, RowBatch
 from simbatch.sim.workload.traces.times import MAX_PS

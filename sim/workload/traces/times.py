@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.workload.columns import Unit
 from simbatch.sim.workload.files import BadValueError
+from simbatch.sim.workload.formats import Unit
 from simbatch.sim.workload.traces.values import number_of
 
 Times = NDArray[Any]  # int64, or Python's integers where those do not fit

@@ -15,8 +15,7 @@ from simbatch.sim.clock import to_s
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import check_target, replacing
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
-from simbatch.sim.workload.columns import REQUIRED, Format
-from simbatch.sim.workload.formats import FORMATS, TABLES
+from simbatch.sim.workload.formats import FORMATS, REQUIRED, TABLES, Format
 from simbatch.sim.workload.traces.times import PS_PER_UNIT
 from simbatch.sim.workload.turns import Turns, awaited_of, turns_in
 
