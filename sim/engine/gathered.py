@@ -29,7 +29,6 @@ class Gathered:
         self.is_limited: bool = replica.inbox.is_limited
         self.decides_budget: bool = replica.decisions.decides_budget
         self.is_async = replica.config.async_scheduling
-        self.is_alone = True  # in its environment: nothing else can happen meanwhile
         self.refuses_chunks = not replica.config.enable_chunked_prefill
         # whether anybody would notice if the end of a step were written down a little before its time
         self.keeps_steps = replica.recorder.steps is not None
@@ -39,6 +38,8 @@ class Gathered:
             or self.keeps_steps
             or replica.door.backlog is not None
         )
+        # whether the gateway is told when a step is launched whom it ends, before the engine lets go of them
+        self.tells = self.is_async and not self.is_limited and not replica.door.is_static
         self.partials: list[Request] = []  # running requests whose prompt, or what is recomputed, is not done
         self.preempted: list[Request] = []  # to make room for the step that is being planned
         self.taken = 0  # blocks that the group has for its next round already
@@ -186,7 +187,7 @@ class Gathered:
         replica = self.replica
         if self.preempted or not self.has_stepped:
             return 1
-        if self.ending and (replica.scheduler.waiting or self.is_limited or not self.is_alone):
+        if self.ending and (replica.scheduler.waiting or self.is_limited):
             return 1
         if self.partials and self.decides_budget:  # it had nothing for them, and is asked again
             return 1

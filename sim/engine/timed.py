@@ -106,6 +106,11 @@ class Timed:
             self.let_go(device.free_ps)
             now.newest_ps = NEVER
 
+    def finish(self) -> None:
+        """Let the device finish the newest step, and take in its tokens."""
+        self.let_go(self.device.free_ps)
+        self.now.newest_ps = NEVER
+
     def let_go(self, end_ps: int) -> None:
         """Take in the tokens of the newest step, with which the device is done at `end_ps`."""
         now, replica = self.now, self.replica
