@@ -26,6 +26,7 @@ class Gathered:
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.group, self.windows = replica.group, replica.cost.windows
+        self.line = replica.scheduler.waiting.line
         self.is_limited: bool = replica.inbox.is_limited
         self.decides_budget: bool = replica.decisions.decides_budget
         self.is_async = replica.config.async_scheduling
@@ -184,14 +185,14 @@ class Gathered:
 
     def most_steps(self) -> int:
         """How many decode-only steps in a row change nothing, whenever they end; arrivals and blocks are not asked."""
-        replica = self.replica
         if self.preempted or not self.has_stepped:
             return 1
-        if self.ending and (replica.scheduler.waiting or self.is_limited):
+        if self.ending and (self.line or self.is_limited):
             return 1
         if self.partials and self.decides_budget:  # it had nothing for them, and is asked again
             return 1
-        return self.group.rounds_left
+        group = self.group
+        return group.rounds_left if group.num_growing else group.ends[0] - group.round
 
     def make_room(self, num_partial_blocks: int) -> bool:
         """Preempt the last admitted until the others' blocks suffice; False if that is not who goes, or how.

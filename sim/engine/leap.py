@@ -81,7 +81,7 @@ class Leap:
     def _go_on(self, inbox: Feed) -> bool:
         """Leap to where more must be known of who comes (True), or the stepwise loop is needed, or to the end."""
         replica, now, group, kv, steps = self.replica, self.gathered, self.group, self.kv, self.steps
-        door, scheduler, waiting, lane = replica.door, self.scheduler, self.scheduler.waiting, replica.lane
+        door, scheduler, line, lane = replica.door, self.scheduler, self.scheduler.waiting.line, replica.lane
         while True:
             planned = None
             if self.reach_ps == NEVER:
@@ -99,7 +99,7 @@ class Leap:
                     return False
                 if self.holds and door.is_held(replica.now_ps):
                     return False
-                if not now.preempted and (now.partials or (scheduler.may_admit and waiting)):
+                if not now.preempted and (now.partials or (scheduler.may_admit and line)):
                     planned = self._plan_prefills()
                 if not planned and not group.size:
                     if lane is not None and (planned is not None or replica.has_work):
@@ -145,13 +145,12 @@ class Leap:
     def _take_in(self, inbox: Feed) -> None:
         """Take in who has come: for nothing, or alone in the environment, so that the clock may just go on."""
         replica, scheduler = self.replica, self.scheduler
-        num_waiting, may_admit = len(scheduler.waiting), scheduler.may_admit
-        lane = replica.lane
+        has_waiting, may_admit, lane = bool(scheduler.waiting.line), scheduler.may_admit, replica.lane
         while inbox.next_ps <= replica.now_ps:
             replica.now_ps = inbox.take(replica.now_ps, self.add)
             if lane is not None and lane.horizon_ps <= replica.now_ps:  # others may have come meanwhile
                 break
-        if num_waiting and self.head_is_stable:
+        if has_waiting and self.head_is_stable:
             scheduler.may_admit = may_admit
 
     def _plan_prefills(self) -> dict[Request, int]:
@@ -176,7 +175,7 @@ class Leap:
                 scheduler.advance(request, total)
                 planned[request] = n
                 budget -= n
-        if scheduler.waiting and (scheduler.may_admit or not self.asked_on_change):
+        if scheduler.waiting.line and (scheduler.may_admit or not self.asked_on_change):
             scheduler.admit_waiting(planned, budget, scheduler.long_prefill_threshold())
         scheduler.may_admit = has_prefill(planned) if self.asked_on_change else bool(planned)
         group.ahead, self.replica.decoding_before = (0, 0), None

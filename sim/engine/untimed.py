@@ -120,7 +120,8 @@ class Untimed:
 
     def _longest(self) -> tuple[int, int, int]:
         """Decode-only steps in a row that change nothing, the first one's duration, slope; arrivals are not asked."""
-        group, windows, size, context_ps = self.group, self.windows, self.group.size, self.context_ps
+        group, windows, context_ps = self.group, self.windows, self.context_ps
+        size = group.size
         while size >= len(self.decode_ps):
             self.decode_ps.append(self.cost.decode_ps(len(self.decode_ps)))
         duration_ps, slope_ps = self.decode_ps[size] + context_ps * group.context, context_ps * size
