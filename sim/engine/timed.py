@@ -28,6 +28,7 @@ class Known(NamedTuple):
     slope_ps: int  # each further step lasts that much longer on the device, windows apart
     work_ps: int  # the front end's, for the chunks of one step
     is_drawn: bool  # the launch is noisy: each step has its own
+    features: Features  # one step's, without contexts: what its update asks
 
 
 Found = tuple[Pace, Known, int, int]
@@ -40,7 +41,7 @@ class Timed:
         replica = now.replica
         self.replica, self.now, self.group = replica, now, now.group
         self.device, self.host, self.kv, self.cost = replica.device, replica.host, replica.kv, replica.device.cost
-        self.front_end = replica.front_end
+        self.feed, self.front_end = replica.feed, replica.front_end
         self.is_async = now.is_async
         self.keeps_steps = now.keeps_steps
         self.write_segment, self.write_tokens = replica.recorder.segments.extend, replica.recorder.tokens.extend
@@ -136,24 +137,24 @@ class Timed:
         The first update takes in the newest step, each other one a step of this batch.
         """
         now, group, is_async = self.now, self.group, self.is_async
-        cut_ps, found = self.replica.cut_ps, self.found
-        self.found = None
+        replica, found = self.replica, self.found
+        cut_ps = self.feed.next_ps if replica.lane is None and self.feed is not None else replica.cut_ps
+        if found is not None:
+            self.found = None
         if found is None or found[0][9] > cut_ps:  # somebody comes before the end of what was found
             found = self._plan(cut_ps)
         if found is None:
             return False
         pace, known, duration_ps, slope_ps = found
-        kv, replica, device, num_free = self.kv, self.replica, self.device, self.kv.free + now.taken
-        num_decodes, context = group.size, group.context
-        num_steps, start_ps, period_ps, period_slope_ps, updated_ps, _, _, _, last_start_ps, last_ps, free_ps = pace
+        kv, device, num_decodes = self.kv, self.device, group.size
+        num_free = kv.free + now.taken
+        num_steps, start_ps, period_ps, period_slope_ps, _, _, _, _, last_start_ps, last_ps, free_ps = pace
         schedule_ps, num_blocks = replica.now_ps, group.blocks_for(num_steps)
         self.write_segment(pack_segment(
-            start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes, context,
-            0, 0, 0, len(replica.scheduler.running), replica.count_waiting(), num_free - num_blocks,
+            start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes,
+            group.context, 0, 0, 0, len(replica.scheduler.running), replica.count_waiting(), num_free - num_blocks,
         ))  # fmt: skip
-        if not is_async:
-            replica.send(updated_ps, num_decodes, num_decodes, num_decodes)
-        elif now.ending or now.noted or now.losing or self.keeps_steps:
+        if is_async and (now.ending or now.noted or now.losing or self.keeps_steps):
             # what they give back is handed out from the second step on
             kv.take(group.blocks_next - now.taken)
             now.taken = group.blocks_next
@@ -161,9 +162,12 @@ class Timed:
             replica.now_ps = schedule_ps + known.launch_ps
             self.let_go(device.free_ps)
             group.ahead = 0, 0
-        elif now.features[0] + now.features[5]:
-            replica.send(updated_ps, now.num_regular, now.features[0], now.num_regular)
-        self._send(pace, num_decodes)
+            self._send(pace, num_decodes, False, 0, 0)
+        elif is_async:
+            features = now.features
+            self._send(pace, num_decodes, features[0] + features[5] > 0, features[0], now.num_regular)
+        else:
+            self._send(pace, num_decodes, True, num_decodes, num_decodes)
         if self.keeps_steps:
             ended = self._walk(pace, known, duration_ps, slope_ps, schedule_ps)
         else:
@@ -175,7 +179,7 @@ class Timed:
             replica.publish()
         device.free_ps, replica.now_ps = free_ps, last_ps
         now.newest_ps, now.ending, now.noted = last_start_ps, ended, NOBODY
-        now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0, 0, 0)), num_decodes
+        now.features, now.num_regular = known.features, num_decodes
         if ended and now.refuses_chunks:
             now.close_preemptions()
         if not is_async:
@@ -210,7 +214,7 @@ class Timed:
         if most < 2:
             return None
         known = self._known.get(num_decodes) or self._learn(num_decodes)
-        launch_ps, update_ps, decode_ps, slope_ps, work_ps, is_drawn = known
+        launch_ps, update_ps, decode_ps, slope_ps, work_ps, is_drawn, _ = known
         if is_drawn:
             return None
         num_free = self.kv.free + now.taken
@@ -246,6 +250,7 @@ class Timed:
             self.cost.decode_context_ps * num_decodes,
             self.front_end.work_ps(num_decodes) if self.front_end is not None else 0,
             is_drawn,
+            Features(num_decodes, 0, 0, 0, 0, 0),
         )
         return known
 
@@ -259,24 +264,29 @@ class Timed:
         held_ps = front_end.held_ps if front_end.held_ps > pace[4] else pace[4]
         return held_ps + first_ps <= pace[5] and hold_ps <= (pace[6] if pace[0] > 2 else pace[5] - pace[4])
 
-    def _send(self, pace: Pace, num_decodes: int) -> None:
-        """The tokens of all updates but the first leave; the front end keeps up with them."""
-        replica, front_end = self.replica, self.front_end
+    def _send(self, pace: Pace, num_decodes: int, has_first: bool, num_before: int, num_regular: int) -> None:
+        """The tokens of all updates leave, those of the first one of another batch if it has not been let go before.
+
+        The front end keeps up with them.
+        """
+        replica, front_end, write = self.replica, self.front_end, self.write_tokens
         num_steps, _, _, _, updated_ps, second_ps, gap_ps, slope_ps, _, last_ps, _ = pace
         num_more, before_ps, work_ps = num_steps - 1, replica.sent_ps, 0
+        if has_first:
+            sent_ps = updated_ps if front_end is None else front_end.send(updated_ps, num_regular)
+            write(pack_tokens(before_ps, 1, sent_ps - before_ps, 0, num_before, num_regular))
+            before_ps = sent_ps
         if front_end is not None:
             work_ps = self._known[num_decodes].work_ps
             last_gap_ps = gap_ps + (num_more - 2) * slope_ps if num_more > 1 else second_ps - updated_ps
             front_end.send_alike(last_ps, last_gap_ps, num_more, num_decodes)
         first_ps = second_ps + work_ps - before_ps
         if first_ps == gap_ps - slope_ps:
-            self.write_tokens(pack_tokens(before_ps, num_more, first_ps, slope_ps, num_decodes, num_decodes))
-        elif num_more == 1:
-            self.write_tokens(pack_tokens(before_ps, 1, first_ps, 0, num_decodes, num_decodes))
+            write(pack_tokens(before_ps, num_more, first_ps, slope_ps, num_decodes, num_decodes))
         else:
-            self.write_tokens(pack_tokens(before_ps, 1, first_ps, 0, num_decodes, num_decodes))
-            before_ps += first_ps
-            self.write_tokens(pack_tokens(before_ps, num_more - 1, gap_ps, slope_ps, num_decodes, num_decodes))
+            write(pack_tokens(before_ps, 1, first_ps, 0, num_decodes, num_decodes))
+            if num_more > 1:
+                write(pack_tokens(before_ps + first_ps, num_more - 1, gap_ps, slope_ps, num_decodes, num_decodes))
         replica.sent_ps = last_ps + work_ps
 
     def _walk(self, pace: Pace, known: Known, duration_ps: int, slope_ps: int, schedule_ps: int) -> list[Request]:
