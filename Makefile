@@ -124,7 +124,7 @@ validate: $(VENV)-vllm/installed
 	$(VENV)-vllm/bin/python -m tests.vllm.accuracy
 
 profiles: $(VENV)/installed
-	$(BIN)/python -m benchmarks.remake_profiles
+	$(BIN)/python -m benchmarks.shipped_profiles
 	$(BIN)/python -m benchmarks.measured_profiles
 
 # An environment of its own, outside the checkout: it is large, and no checkout changes it.
@@ -163,7 +163,7 @@ site: | $(BIN)/python
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.engine_speed
-	$(BIN)/python -m benchmarks.corners
+	$(BIN)/python -m benchmarks.cluster_speed corners
 	$(BIN)/python -m benchmarks.engine_speed
 
 clean:

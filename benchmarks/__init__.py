@@ -1,1 +1,12 @@
 """Scripts that measure; no test times anything."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+def run_one_of(first: Callable[[], object], **others: Callable[[], object]) -> None:
+    """`python -m benchmarks.MODULE [NAME]`: one of the module's measurements, the first where none is named."""
+    name = sys.argv.pop(1) if sys.argv[1:] and sys.argv[1] in others else ""
+    others.get(name, first)()

@@ -6,6 +6,17 @@ recorded: the real runs of a server on an H100 (../shared/gpu/h100-vllm-0.32, no
 kernel tables, which saw nothing of them: how many of the real figures lie within the band, and how wide the bands are.
 fitted: the same by a fit on p8 alone, which saw one of them. Draw i runs under seed i: a real run has a chance of its
 own, in its host's noise. docs/accuracy.md has all three.
+
+`... resampling`: how far resamplings of one trace are apart, against traces of the same kind; how often their interval
+is right.
+
+    .venv/bin/python -m benchmarks.bands_coverage resampling [--traces 200] [--blocks 5,10,20,50,200]
+
+Many traces of each kind are drawn: 8,000 requests with exponential service through one server, at a load of 0.7, all
+over the same time. Each is resampled 8 times. `spread` is the root mean square of the resamplings' standard deviations
+over the standard deviation of the traces themselves: 1 is right. `holds` is how often t(7) times the deviation round
+the resamplings' mean holds the mean of all traces (95 % is right); `shrunk` the same for the interval of the mean,
+divided by sqrt(8), which would be right if resamplings were independent traces.
 """
 
 from __future__ import annotations
@@ -13,14 +24,16 @@ from __future__ import annotations
 import argparse
 import gzip
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import geometric_mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks import run_one_of
 from benchmarks.first_look import (
     FIGURES,
     MEASURED,
@@ -43,6 +56,8 @@ from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.bands import NUM_DRAWS, Bands, drawn_settings
 from simbatch.sim.search.run import Runner
+from simbatch.sim.statistics import mean_interval
+from simbatch.sim.workload.traces.resample import draw_blocks
 
 PROFILES = ("h100-llama-3.1-8b-bf16", "l40s-llama-3.1-8b-bf16", "rtx4090-llama-3.1-8b-awq", "a100-llama-3.1-8b-bf16")
 KEYS = ("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_tpot_ms", "mean_e2el_ms", "output_throughput")
@@ -133,7 +148,7 @@ def _held(run: Run, folder: Path, profile: str) -> Iterator[tuple[str, bool, flo
         yield name, min(values) <= real[name] <= max(values), max(values) / min(values)
 
 
-def main() -> None:
+def bands() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["random", "recorded", "fitted"])
@@ -150,5 +165,79 @@ def main() -> None:
         recorded_coverage(require(options.recorded), options.profile)
 
 
+Floats = NDArray[np.float64]
+NUM_REQUESTS, LOAD, RESAMPLINGS, SPAN_S = 8_000, 0.7, 8, 8_000.0
+OF_WAITS: dict[str, Callable[[Floats], float]] = {
+    "mean": lambda waits: float(waits.mean()),
+    "P99": lambda waits: float(np.quantile(waits, 0.99)),
+}
+
+
+def poisson(rng: np.random.Generator) -> Floats:
+    return rng.exponential(1.0, NUM_REQUESTS)
+
+
+def bursty(rng: np.random.Generator) -> Floats:
+    return rng.gamma(0.25, 4.0, NUM_REQUESTS)
+
+
+def on_off(rng: np.random.Generator) -> Floats:
+    """2.5 times the rate for 20 s, half of it for 60 s."""
+    mass = np.cumsum(rng.exponential(1.0, NUM_REQUESTS))
+    cycle, rest = np.divmod(mass, 80.0)
+    within = np.where(rest <= 50, rest / 2.5, 20 + (rest - 50) / 0.5)
+    return np.diff(cycle * 80 + within, prepend=0.0)
+
+
+def waits_of(times_s: Floats, service_s: Floats) -> Floats:
+    """Lindley's recursion: the highest of the sums so far, less the lowest before."""
+    steps = np.append(0.0, service_s[:-1] - np.diff(times_s))
+    sums = np.cumsum(steps)
+    return sums - np.minimum.accumulate(sums)
+
+
+def resampled_traces() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--traces", type=int, default=200)
+    parser.add_argument("--blocks", default="5,10,20,50,200")
+    options = parser.parse_args()
+    for kind in (poisson, bursty, on_off):
+        rng = np.random.default_rng(1)
+        traces = []
+        for _ in range(options.traces):
+            gaps = kind(rng)
+            times_s = np.cumsum(gaps) * (SPAN_S / gaps.sum())
+            traces.append((times_s, rng.exponential(LOAD, NUM_REQUESTS)))
+        own = {name: np.array([figure(waits_of(*trace)) for trace in traces]) for name, figure in OF_WAITS.items()}
+        for blocks in map(int, options.blocks.split(",")):
+            found = [resampled(*trace, blocks, seed) for seed, trace in enumerate(traces)]
+            print(
+                kind.__name__, blocks, *(judged(own[name], [each[name] for each in found], name) for name in OF_WAITS)
+            )
+
+
+def resampled(times_s: Floats, service_s: Floats, blocks: int, seed: int) -> dict[str, list[float]]:
+    """Each figure of each resampling."""
+    found: dict[str, list[float]] = {name: [] for name in OF_WAITS}
+    times = np.rint(times_s * 1e9).astype(np.int64)
+    for i in range(RESAMPLINGS):
+        drawn = draw_blocks(times, blocks, np.random.default_rng([seed, i]))
+        waits = waits_of(drawn.arrival_ps / 1e9, service_s[drawn.row])
+        for name, figure in OF_WAITS.items():
+            found[name].append(figure(waits))
+    return found
+
+
+def judged(own: Floats, found: list[list[float]], name: str) -> str:
+    spread = np.sqrt(np.mean([np.var(each, ddof=1) for each in found])) / own.std(ddof=1)
+    truth = float(own.mean())
+    holds, shrunk = (
+        np.mean([mean_interval(each, is_resampled=is_resampled).holds(truth) for each in found])
+        for is_resampled in (True, False)
+    )
+    bias = np.mean(found) / truth - 1
+    return f"| {name}: spread {spread:.2f}, holds {holds:.1%}, shrunk {shrunk:.1%}, bias {bias:+.1%}"
+
+
 if __name__ == "__main__":
-    main()
+    run_one_of(bands, resampling=resampled_traces)

@@ -18,7 +18,7 @@ from scipy.stats import t as student
 
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.search.simulate import run_resolved
+from simbatch.sim.search import run_resolved
 from simbatch.sim.workload import open_workload
 
 TRACE = Path(__file__).parents[2] / "shared" / "traces" / "mooncake" / "conversation_trace.jsonl"

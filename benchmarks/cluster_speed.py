@@ -7,6 +7,10 @@ the time and the memory of the whole process.
 `--soak 2000`: spans against stepping in as many random clusters, of one to six engines, alike or not, in open and
 closed loops, with and without times on host and front end, replicas that fail and drain, behind a router that ships
 or one that looks at everything there is to see.
+
+`... corners`: where an engine could fall off a cliff. Overload with long queues, many running requests and too few
+blocks, in microseconds of CPU per request; stepping and a policy that plans every step itself, in steps per CPU second.
+Synthetic requests, no file needed.
 """
 
 from __future__ import annotations
@@ -16,19 +20,29 @@ import copy
 import random
 import resource
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import run_one_of
 from benchmarks.engine_speed import AZURE, HOST, Repeated, azure_scenario, device_alone
+from simbatch.policies import EngineView, Plan, Policy, RequestView
+from simbatch.policies.priority import Priority
+from simbatch.policies.vllm import VLLM
 from simbatch.sim import engine
+from simbatch.sim.clock import PS_PER_MS, to_ps
 from simbatch.sim.compiled import is_compiled
+from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import Member, run_cluster
 from simbatch.sim.plugins.router import ROUTERS
 from simbatch.sim.plugins.testing.cases import random_cluster
 from simbatch.sim.report.result import Result
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.search.simulate import run_facts
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.search import run_facts
 from simbatch.sim.workload import open_workload
+from simbatch.sim.workload.chunk import RequestChunk
 
 LEAST = "least_requests"
 CASES = ((1, LEAST), (4, LEAST), (16, "round_robin"), (16, LEAST), (64, LEAST))
@@ -101,7 +115,7 @@ def soak(first: int, num_cases: int) -> None:
     print(f"{num_cases:,} clusters, {num_requests:,} requests: {wrong} differ ({took_s:.0f} s)")
 
 
-def main() -> None:
+def speed() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--azure", type=Path, default=AZURE)
@@ -130,5 +144,97 @@ def main() -> None:
         print(f"| {replicas} | `{router}` | {rate:,.0f} | {rate / lone:.2f} | {segments:,} |", flush=True)
 
 
+COST_70B = LinearCost(20 * PS_PER_MS, 100_000_000, 50_000_000, 10_000)
+
+
+@dataclass
+class Synthetic:
+    """Requests of 100 to 2,000 prompt and 20 to 500 output tokens, at a rate or, without one, all at once."""
+
+    count: int
+    rate_per_s: float = 0.0
+    lengths: tuple[int, int] | None = None
+    hash_block_tokens: int = 0
+    max_concurrency: int | None = None
+    skipped: int = 0
+
+    @property
+    def num_requests(self) -> int:
+        """How many there are."""
+        return self.count
+
+    def chunks(self) -> Iterator[RequestChunk]:
+        """All in one chunk."""
+        rng, now, rows = random.Random(3), 0, []
+        for _ in range(self.count):
+            now += to_ps(rng.expovariate(self.rate_per_s)) if self.rate_per_s else 0
+            rows.append((now, *(self.lengths or (rng.randint(100, 2000), rng.randint(20, 500)))))
+        yield RequestChunk(*(list(column) for column in zip(*rows, strict=True)))
+
+
+class WholePlan(Policy):
+    """vLLM's order, planned by hand at every step."""
+
+    def plan(self, running: Sequence[RequestView], waiting: Sequence[RequestView], engine: EngineView) -> Plan:
+        """Everybody who wants tokens, then whoever finds a seat."""
+        tokens = {request: n for request in running if (n := request.num_wanted_tokens)}
+        for request in waiting[: engine.max_num_seqs - len(running)]:
+            tokens[request] = request.num_wanted_tokens
+        return Plan(tokens)
+
+
+def overload() -> None:
+    """CPU per request under four loads."""
+    print(f"{'load':<30} {'caching':<8} {'policy':<9} {'us/request':>10} {'preempted':>10} {'running':>8}")
+    loads = (
+        ("light", Synthetic(20_000, 1.0), 40_000),
+        ("100,000 waiting", Synthetic(100_000), 200_000),
+        ("100,000 waiting, few blocks", Synthetic(100_000), 40_000),
+        ("20,000 waiting, fewer blocks", Synthetic(20_000), 10_000),
+    )
+    for name, source, num_gpu_blocks in loads:
+        for caching in (False, True):
+            for policy in (VLLM(), Priority(max_batch_size=1024)):
+                config = EngineConfig(
+                    max_num_seqs=1024,
+                    max_num_batched_tokens=8192,
+                    max_model_len=8192,
+                    num_gpu_blocks=num_gpu_blocks,
+                    enable_prefix_caching=caching,
+                    async_scheduling=True,
+                )
+                record = engine.run(config, COST_70B, policy, source)
+                per_request_us = record.event_loop_cpu_s / source.count * 1e6
+                print(
+                    f"{name:<30} {caching!s:<8} {type(policy).__name__:<9} {per_request_us:>10.1f}"
+                    f" {record.num_preemptions:>10,} {record.segments['num_running'].max():>8,}",
+                    flush=True,
+                )
+
+
+def stepping() -> None:
+    """Steps per CPU second at 32 decodes a step."""
+    print(f"\n{'steps one by one':<30} {'async':<8} {'steps/CPU s':>12}")
+    for name, policy, spans in (("stepwise", VLLM(), False), ("planned by the policy", WholePlan(), True)):
+        for is_async in (False, True):
+            config = EngineConfig(
+                max_num_seqs=32,
+                max_num_batched_tokens=2048,
+                max_model_len=8192,
+                num_gpu_blocks=10_000,
+                enable_prefix_caching=False,
+                async_scheduling=is_async,
+            )
+            cost = LinearCost(PS_PER_MS, 0, 0, 0)
+            record = engine.run(config, cost, policy, Synthetic(128, lengths=(10, 2000)), spans=spans)
+            print(f"{name:<30} {is_async!s:<8} {record.num_steps / record.event_loop_cpu_s:>12,.0f}", flush=True)
+
+
+def corners() -> None:
+    """Where an engine could fall off a cliff."""
+    overload()
+    stepping()
+
+
 if __name__ == "__main__":
-    main()
+    run_one_of(speed, corners=corners)

@@ -4,22 +4,32 @@
 its memory; c16 and the replays had no say. `h100-llama-3.1-8b-awq`: the same, decodes quicker by what calls of two
 synchronous engines differ by, as far as its 855 samples reach. The files lie in ../shared/gpu/h100-vllm-0.32
 (--recorded) and are no part of the project; they are ours, and free to use.
+
+`... power`: what our H100 drew, a line through three runs of a server, two others predicted. Watts are read twice a
+second (gpu-state.csv.gz in ../shared/gpu/h100-vllm-0.32/serve; --recorded) and averaged over the middle of each run,
+from a fifth to four fifths of it; tokens are those of the requests sent then, in and out; how long the device is busy
+is simulated by the measured profile. c1, p8 and p22 are fitted on, c16 and p16 are not.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import sys
+from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.first_look import RECORDED, require
-from benchmarks.gpu_power import fitted_power
+import numpy as np
+
+from benchmarks import run_one_of
+from benchmarks.first_look import ENGINE, FILL_S, MEASURED, RECORDED, SERVED, Run, recorded_run, require, written_trace
+from simbatch import Scenario, simulate
+from simbatch.profiler.fit import fit_samples
 from simbatch.profiler.fit.facts import of_engine
-from simbatch.profiler.fit.from_samples import fit_samples
 from simbatch.profiler.fit.streams.from_streams import fit_streams
 from simbatch.profiler.model.config import model_config_of
 from simbatch.profiler.model.reserves import peak_of
@@ -29,7 +39,85 @@ from simbatch.sim.cost.by_name import profile_json, shipped_text
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.provenance import RealRuns
+from simbatch.sim.cost.sections import GpuPower
 from simbatch.sim.cost.step_time import Knots, TwoRegimeStepTime
+
+FITTED_POWER = ("c1", "p8", "p22")
+MIDDLE = (0.2, 0.8)
+LOADED_MHZ = 1980.0  # the clock with a model loaded: below it stands before the server's start
+SOURCE = "power.draw of one H100 80GB HBM3 serving Llama-3.1-8B with vLLM 0.32, runs c1, p8 and p22 of 2026-11-27; ours"
+
+
+class Drawn(NamedTuple):
+    """A run's middle: how busy the device was, tokens per second in and out, and watts."""
+
+    busy_share: float
+    tokens_per_s: float
+    watts: float
+
+
+def drawn(run: Run, folder: Path) -> Drawn:
+    """Of one run of the server."""
+    result = json.loads(gzip.decompress((folder / "serve" / f"{run.name}.json.gz").read_bytes()))
+    end_s, duration_s = datetime.strptime(result["date"], "%Y%m%d-%H%M%S").timestamp(), result["duration"]
+    times, watts = states(folder)
+    begin, end = (end_s - (1 - share) * duration_s for share in MIDDLE)
+    recorded = recorded_run(run, folder)
+    tokens = recorded.num_prompt_tokens + recorded.num_output_tokens
+    low, high = (share * recorded.sent_s.max() for share in MIDDLE)
+    sent = tokens[(recorded.sent_s >= low) & (recorded.sent_s <= high)].sum() / (high - low)
+    with TemporaryDirectory() as temporary:
+        workload = written_trace(run, recorded, Path(temporary))
+        content = {"profile": MEASURED, "engine": ENGINE, "workload": workload}
+        summary = simulate(Scenario.from_dict(content)).summary
+    fill_s = FILL_S if run.num_known else 0.0
+    busy = min(1.0, summary["simbatch"]["device_busy_share"] * summary["duration"] / (summary["duration"] - fill_s))
+    return Drawn(busy, float(sent), float(watts[(times >= begin) & (times <= end)].mean()))
+
+
+def states(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Times and watts of the GPU's readings."""
+    lines = gzip.decompress((folder / "serve" / "gpu-state.csv.gz").read_bytes()).decode().splitlines()
+    rows = [line.split(", ") for line in lines]
+    times = [datetime.strptime(row[0], "%Y/%m/%d %H:%M:%S.%f").timestamp() for row in rows]
+    return np.array(times), np.array([float(row[2]) for row in rows])
+
+
+def idle_watts(folder: Path) -> float:
+    """The median of the readings between runs, the model loaded: those below 150 W at the full clock."""
+    lines = gzip.decompress((folder / "serve" / "gpu-state.csv.gz").read_bytes()).decode().splitlines()
+    rows = [line.split(", ") for line in lines]
+    return float(np.median([float(row[2]) for row in rows if float(row[1]) == LOADED_MHZ and float(row[2]) < 150]))
+
+
+def fitted_power(folder: Path) -> GpuPower:
+    """Least squares, relative to what was drawn; the error is the largest of the runs that had no say."""
+    idle_w = idle_watts(folder)
+    found = {run.name: drawn(run, folder) for run in SERVED}
+    known = [found[name] for name in FITTED_POWER]
+    columns = np.array([[each.busy_share / each.watts, each.tokens_per_s / each.watts] for each in known])
+    busy_w, per_token_j = np.linalg.lstsq(columns, np.array([1 - idle_w / each.watts for each in known]), rcond=None)[0]
+    line = GpuPower(
+        idle_w=round(idle_w, 1),
+        busy_w=round(float(busy_w), 1),
+        per_token_j=round(float(per_token_j), 5),
+        error=0,
+        source=SOURCE,
+    )
+    errors = {name: line.watts(each.busy_share, each.tokens_per_s) / each.watts - 1 for name, each in found.items()}
+    for name, error in errors.items():
+        said = " (fitted on)" if name in FITTED_POWER else ""
+        print(f"{name}: {found[name].watts:.0f} W, predicted {100 * error:+.1f} %{said}")
+    largest = max(abs(error) for name, error in errors.items() if name not in FITTED_POWER)
+    return line.model_copy(update={"error": round(largest, 3)})
+
+
+def power() -> None:
+    """Print the line and its errors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
+    print(fitted_power(require(parser.parse_args().recorded)).model_dump_json(indent=2))
+
 
 ROOT = Path(__file__).parents[1]
 BF16, AWQ = "h100-llama-3.1-8b-bf16-measured", "h100-llama-3.1-8b-awq"
@@ -133,7 +221,7 @@ def _named(profile: MeasuredProfile, name: str, engine: EngineFacts, content: di
     return MeasuredProfile.model_validate({**kept, **facts, **own, "memory": memory, "name": name, **content})
 
 
-def main() -> None:
+def profiles() -> None:
     """Compare with what ships; exit code 1 when one differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
@@ -153,4 +241,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_one_of(profiles, power=power)

@@ -1,16 +1,25 @@
 """docs/one-step.png: eight steps of a run on host, device and front end. `python -m benchmarks.one_step` (`make docs`).
 
 The times are round ones of the size that an H100's server has (docs/one-step.md); the run is a real simulation.
+
+`python -m benchmarks.one_step notebook` runs the notebook that ships anew, and stores what it shows.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import nbclient
+import nbformat
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import run_one_of
 from simbatch import Scenario
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import RunRecord, StepRow
@@ -18,10 +27,11 @@ from simbatch.sim.engine.resources import Host
 from simbatch.sim.metrics.curves import first_steps_ps
 from simbatch.sim.report import style
 from simbatch.sim.scenario import resolve
-from simbatch.sim.search.simulate import run_resolved
+from simbatch.sim.search import run_resolved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 
 PICTURE = Path(__file__).parents[1] / "docs" / "one-step.png"
 NUM_STEPS, FIRST_PREFILL, WARM_UP, NEIGHBOURS = 8, 2, 100, 3
@@ -177,5 +187,34 @@ def main(path: Path = PICTURE) -> list[Life]:
     return ways[first : first + NUM_STEPS]
 
 
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "invent-a-policy.ipynb"
+
+
+def executed(path: Path = NOTEBOOK) -> nbformat.NotebookNode:
+    """The notebook with the outputs of this Python, whatever kernels are installed; run in a folder of its own."""
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["IPYTHONDIR"], os.environ["JUPYTER_DATA_DIR"] = folder, f"{folder}/share/jupyter"
+        install = [sys.executable, "-m", "ipykernel", "install", "--prefix", folder]
+        subprocess.run(install, check=True, capture_output=True)
+        resources = {"metadata": {"path": folder}}
+        nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    return notebook
+
+
+def without_times(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """As it is stored: nothing of this machine or hour, so that the same notebook is the same file."""
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{i}"
+        cell.metadata = {}
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return notebook
+
+
+def notebook() -> None:
+    """Run the notebook that ships, and store what it shows."""
+    nbformat.write(without_times(executed()), NOTEBOOK)
+
+
 if __name__ == "__main__":
-    main()
+    run_one_of(main, notebook=notebook)

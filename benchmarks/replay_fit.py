@@ -27,7 +27,7 @@ from simbatch.profiler.fit.streams.columns import Lone, StepColumns
 from simbatch.profiler.fit.streams.fit import Parts, fit_steps, spread_of
 from simbatch.profiler.fit.streams.priors import of_profile
 from simbatch.profiler.fit.streams.way_in import WayIn
-from simbatch.profiler.records.steps import Steps
+from simbatch.profiler.records import Steps
 from simbatch.sim.cost.by_name import load_profile
 
 REPLAYS = ("heavy", "bursty", "light")

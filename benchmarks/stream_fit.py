@@ -35,7 +35,7 @@ from simbatch.profiler.records.recorded import read_recorded
 from simbatch.sim.cost.provenance import StreamFit
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.latencies import latencies_ms
-from simbatch.sim.streams.steps import Streams
+from simbatch.sim.streams import Streams
 
 SHARED = Path(__file__).parents[2] / "shared"
 UNIT_S = 1e-5  # of the files' times

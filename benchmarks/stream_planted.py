@@ -24,8 +24,8 @@ from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.streams import Streams, rebuild_steps
 from simbatch.sim.streams.judge import judge
-from simbatch.sim.streams.steps import Streams, rebuild_steps
 
 NOTHING = {
     **{"num_prompts": 1, "request_rate": 1},

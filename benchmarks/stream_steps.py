@@ -24,7 +24,7 @@ from simbatch.profiler.records.recorded import Recorded
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.streams.steps import rebuild_steps
+from simbatch.sim.streams import rebuild_steps
 
 NAMES = ("p8", "p16", "p22")
 LAGS = (1, 2, 3)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from parity.check import RECORDINGS, TIMING, first_difference, load
-from parity.defaults import names_used, wrong_defaults
-from parity.random_cases import random_case, timing_case
+from parity.fuzz import random_case, timing_case
+from parity.serve_flags import names_used, wrong_defaults
 from parity.sources import NotToBeHadError, environment, site_of
 from parity.versions_page import CERTIFICATES, known_versions, write_page
 from simbatch.sim.scheduler.config import CHANGES

@@ -158,7 +158,7 @@ def write_example() -> None:
     from simbatch import Scenario
     from simbatch.sim.scenario import resolve
     from simbatch.sim.scenario.reading.document import parse_document
-    from simbatch.sim.search.simulate import run_resolved
+    from simbatch.sim.search import run_resolved
     from simbatch.sim.search.upgrade import upgrade
 
     text = EXAMPLE.partition("```yaml\n")[2].partition("```")[0]

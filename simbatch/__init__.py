@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from simbatch.sim.plugins.policy import Policy
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Scenario
+    from simbatch.sim.search import simulate
     from simbatch.sim.search.compared import compare
-    from simbatch.sim.search.simulate import simulate
     from simbatch.sim.search.sweep import sweep
     from simbatch.sim.tuning.ask_capacity import capacity
 
@@ -50,7 +50,7 @@ _HOMES = {
     "compare": "simbatch.sim.search.compared",
     "plan": "simbatch.sim.plan.ask",
     "plan_memory": "simbatch.profiler.model.memory_plan",
-    "simulate": "simbatch.sim.search.simulate",
+    "simulate": "simbatch.sim.search",
     "sweep": "simbatch.sim.search.sweep",
 }
 

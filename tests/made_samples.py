@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from simbatch.profiler.model.config import model_config_of, read_model_config
+from simbatch.profiler.records import predict_s
 from simbatch.profiler.records.samples import (
     Admission,
     BatchEntry,
@@ -20,7 +21,6 @@ from simbatch.profiler.records.samples import (
     StepSample,
     steps_of,
 )
-from simbatch.profiler.records.steps import predict_s
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 
 MAX_SEQS, MAX_TOKENS = 32, 512

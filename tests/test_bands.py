@@ -13,8 +13,8 @@ from benchmarks.bands_coverage import random_scenario
 from simbatch import simulate
 from simbatch.cli import cli
 from simbatch.sim.cost.by_name import load_profile
-from simbatch.sim.cost.host_section import LaunchGrowth
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile
+from simbatch.sim.cost.sections import LaunchGrowth
 from simbatch.sim.cost.uncertainty import PARTS, deviations, factors, scaled, uncertainty_of
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.registry import REGISTRY

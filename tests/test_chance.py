@@ -21,12 +21,12 @@ from simbatch.sim.cost.step_time import Ratios, StepNoise
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import RESAMPLE, has_chance, resampling, runs_words, seeds_of
+from simbatch.sim.search import explain_request
 from simbatch.sim.search.run import Runner
-from simbatch.sim.search.simulate import explain_request
 from simbatch.sim.search.sweep import sweep
+from simbatch.sim.tuning import Tuned, tune
 from simbatch.sim.tuning.goal import Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, Axis, Space
-from simbatch.sim.tuning.tune import Tuned, tune
 from simbatch.sim.tuning.tune_files import content
 from simbatch.sim.tuning.tune_report import report
 

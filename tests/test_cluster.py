@@ -24,7 +24,7 @@ from simbatch.sim.plugins.testing.cases import MS, ClusterCase, ListSource, rand
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.search.simulate import explain_request, run_resolved
+from simbatch.sim.search import explain_request, run_resolved
 from tests.engine_cases import Case, itl_ps, random_case, timed_case
 from tests.test_cluster_results import BASE
 

@@ -28,7 +28,7 @@ from simbatch.sim.report.result import Result
 from simbatch.sim.results.files import requests_table
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.search.simulate import run_resolved, simulate
+from simbatch.sim.search import run_resolved, simulate
 from simbatch.sim.workload.turns import turns_of, whole_prompts
 from tests.engine_cases import random_case
 from tests.results_records import S, Toy, back_to_back, build, facts

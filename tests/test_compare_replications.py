@@ -21,7 +21,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
 from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.result import Result
-from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Difference
 from tests.results_records import MS, Toy, back_to_back, build, facts
 

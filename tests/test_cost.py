@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from simbatch.sim.cost import InlineProfile, MeasuredProfile, MeasuredRange, load_profile
 from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.host import ATTENTION_SHIFT, WindowCost
-from simbatch.sim.cost.memory import Settled
 from simbatch.sim.cost.model import (
     LinearCost,
     PiecewiseLinear,
@@ -23,6 +22,7 @@ from simbatch.sim.cost.model import (
     step_ps_alike,
     step_ps_beside,
 )
+from simbatch.sim.cost.sections import Settled
 from simbatch.sim.cost.step_time import LinearStepTime
 from simbatch.sim.engine.record import SEGMENT_DTYPE
 from simbatch.sim.errors import UserError

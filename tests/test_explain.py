@@ -12,7 +12,7 @@ from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.sim.engine.explain import Event
 from simbatch.sim.scenario import resolve
-from simbatch.sim.search.simulate import explain_request
+from simbatch.sim.search import explain_request
 
 ROOT = Path(__file__).parents[1]
 STEP = {"base_s": 0.01, "per_prefill_token_s": 0, "per_decode_seq_s": 0, "per_context_token_s": 0}

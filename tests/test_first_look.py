@@ -33,8 +33,8 @@ from benchmarks.one_step import main as draw_step
 from benchmarks.stream_steps import correlation, gaps_ms, launches, of_stream, slope
 from simbatch import Scenario
 from simbatch.profiler.fit.streams.way_in import WaitBounds, _through
+from simbatch.profiler.records import Requests
 from simbatch.profiler.records.recorded import Recorded
-from simbatch.profiler.records.requests import Requests
 from simbatch.sim.cost.by_name import shipped_text
 from simbatch.sim.cost.host import FrontEndTimes
 from simbatch.sim.engine.front_end import FrontEnd

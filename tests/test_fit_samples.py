@@ -11,12 +11,12 @@ from click.testing import CliRunner
 
 from simbatch.cli import main
 from simbatch.cli.fit import fit
+from simbatch.profiler.fit import fit_samples, held_out, request_overhead_s
 from simbatch.profiler.fit.choose import NUM_FOLDS, choose, folds
 from simbatch.profiler.fit.forms import forms_for
-from simbatch.profiler.fit.from_samples import fit_samples, held_out, request_overhead_s
 from simbatch.profiler.fit.two_regime import solve_robust
+from simbatch.profiler.records import MeasuredSteps, predict_s
 from simbatch.profiler.records.samples import Admission, Samples, read_samples, steps_of
-from simbatch.profiler.records.steps import MeasuredSteps, predict_s
 from simbatch.sim.cost.by_name import load_profile, write_profile
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import UserError

@@ -14,7 +14,7 @@ from benchmarks.recorder_planted import differences, given_back, served, server,
 from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
 from simbatch.cli.run import run as run_command
-from simbatch.profiler.fit.recorder.from_recorder import fit_recorder
+from simbatch.profiler.fit.recorder import fit_recorder
 from simbatch.profiler.fit.recorder.moments import moments_of, read_steps
 from simbatch.profiler.fit.recorder.replay import errors_of, gaps_of
 from simbatch.profiler.fit.two_regime import (
@@ -27,7 +27,7 @@ from simbatch.profiler.fit.two_regime import (
     sample_steps,
     solve,
 )
-from simbatch.profiler.records.steps import concatenate, predict_s
+from simbatch.profiler.records import concatenate, predict_s
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import UserError

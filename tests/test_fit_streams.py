@@ -25,8 +25,8 @@ from simbatch.profiler.fit.streams.runs import MAX_BYTES, read_results
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
+from simbatch.sim.streams import Streams, rebuild_steps
 from simbatch.sim.streams.batches import batches_of
-from simbatch.sim.streams.steps import Streams, rebuild_steps
 
 STREAMS = SHARED / "streams"
 

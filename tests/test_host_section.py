@@ -14,7 +14,7 @@ from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile, profile_json, shipped_text
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchDraws, LaunchTimes
-from simbatch.sim.cost.host_section import Spread
+from simbatch.sim.cost.sections import Spread
 from simbatch.sim.scenario import resolve
 
 US = 10**6  # ps

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from simbatch.cli import main
-from simbatch.profiler.fit.from_samples import HeldOut
+from simbatch.profiler.fit import HeldOut
 from simbatch.profiler.profile.design import DENSE, WaveLimits, counts, draw, stream_tokens
 from simbatch.profiler.profile.stopping import MIN_WAVES, PATIENCE, SURE, Stopping
 from simbatch.profiler.records.samples import read_samples

@@ -23,9 +23,9 @@ from simbatch.sim.report.compare_pictures import write_differences
 from simbatch.sim.report.perfetto import rows_of
 from simbatch.sim.search import sweep_plot
 from simbatch.sim.search.run import Runner
+from simbatch.sim.tuning import tune
 from simbatch.sim.tuning.goal import Goal, metric_of
 from simbatch.sim.tuning.space import Space, axes_of
-from simbatch.sim.tuning.tune import tune
 from simbatch.sim.tuning.tune_files import draw, picture_axes
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.traces.statistics import describe

@@ -14,7 +14,7 @@ from simbatch.cli import main
 from simbatch.policies.srpt import ShortestRemainingFirst
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.policy import asks
-from simbatch.sim.search.simulate import explain_request
+from simbatch.sim.search import explain_request
 from simbatch.sim.search.sweep import sweep
 from simbatch.sim.workload.chunk import Predictable
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from simbatch.profiler.fit.two_regime import StepLimits, sample_steps
-from simbatch.profiler.importers.imported import import_profile
+from simbatch.profiler.importers import import_profile
 from simbatch.profiler.importers.source import ImportRequest
-from simbatch.profiler.records.steps import predict_s
+from simbatch.profiler.records import predict_s
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.errors import UserError
 from tests.made_samples import LLAMA_8B

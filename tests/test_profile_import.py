@@ -8,11 +8,11 @@ from click.testing import CliRunner
 
 from simbatch.cli.profiles import profiles
 from simbatch.profiler.fit.two_regime import REGIMES, judge, judge_bands, sample_steps
-from simbatch.profiler.importers.imported import context_tokens, import_profile
+from simbatch.profiler.importers import context_tokens, import_profile
 from simbatch.profiler.importers.llmservingsim import OpTables
 from simbatch.profiler.importers.source import HELD_OUT_SEED, ImportRequest, LinkAllReduce
 from simbatch.profiler.model.config import read_model_config
-from simbatch.profiler.records.steps import Steps
+from simbatch.profiler.records import Steps
 from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.by_name import profile_json, shipped_text, write_profile
 from simbatch.sim.cost.provenance import Link

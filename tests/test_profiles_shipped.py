@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.remake_profiles import remake, with_real_runs
+from benchmarks.shipped_profiles import remake, with_real_runs
 from simbatch import Scenario, UserError, simulate
 from simbatch.cli import main
 from simbatch.cli.profiles import profiles
 from simbatch.profiler.profile.predicted import roofline_of_profile
-from simbatch.profiler.records.steps import Steps
+from simbatch.profiler.records import Steps
 from simbatch.sim.cost import load_profile
 from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.model import step_ps_alike
@@ -33,7 +33,7 @@ SAMPLE = (
     "rtx4090-llama-3.1-8b-awq",
     "h100-gpt-oss-20b-mxfp4",
     "rtx3090-qwen2.5-7b-instruct-awq",
-)  # the others: python -m benchmarks.remake_profiles
+)  # the others: python -m benchmarks.shipped_profiles
 DECODE, OTHERS = 0.03, 0.06
 OURS = ("h100-llama-3.1-8b-awq", "h100-llama-3.1-8b-bf16-measured")  # python -m benchmarks.measured_profiles
 RESOLVED = ("rtx4090-llama-3.1-8b-bf16", *OURS)

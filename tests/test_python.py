@@ -13,10 +13,10 @@ import pytest
 from matplotlib.figure import Figure
 
 import simbatch
-from benchmarks.notebook import PATH, executed
+from benchmarks.one_step import NOTEBOOK, executed
 from simbatch import Policy, Scenario, UserError, capacity, compare, plan, simulate
 from simbatch.cli import main
-from simbatch.sim.origin import git_commit
+from simbatch.sim.files import git_commit
 from simbatch.sim.report.figures import Figures, parse_width
 from simbatch.sim.report.loads import LoadComparison
 from simbatch.sim.scheduler.config import CERTIFIED, NEWEST, certificate_of
@@ -206,7 +206,7 @@ def test_run_json_has_the_commit_and_the_scheduler_s_certificate(
 
 def test_the_certificates_are_those_of_the_recordings() -> None:
     """A new version of vLLM that is found identical goes into CERTIFIED."""
-    found = [json.loads(path.read_text()) for path in (PATH.parents[1] / "parity" / "certificates").glob("*.json")]
+    found = [json.loads(path.read_text()) for path in (NOTEBOOK.parents[1] / "parity" / "certificates").glob("*.json")]
     identical = {each["version"] for each in found if not (each["differences"] or each["wrong_defaults"])}
     assert set(CERTIFIED) == identical
     assert certificate_of("0.27")["recorded_from"] == "0.27.1"
@@ -216,7 +216,7 @@ def test_the_certificates_are_those_of_the_recordings() -> None:
 def test_the_notebook_is_stored_as_it_runs_and_uses_public_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("IPYTHONDIR", "JUPYTER_DATA_DIR"):
         monkeypatch.setenv(name, "")  # `executed` sets them; so they are put back
-    stored = json.loads(PATH.read_text(encoding="utf-8"))
+    stored = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     code = "\n".join("".join(cell["source"]) for cell in stored["cells"])
     names = {name for line in re.findall(r"from simbatch import (.+)", code) for name in line.split(", ")}
     assert names <= {*simbatch.__all__}

@@ -14,7 +14,7 @@ import pytest
 
 from simbatch.profiler.fit.recorder.moments import moments_of, read_steps
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, is_recorded, stream
-from simbatch.serving.record_file import RotatingFile, record_file
+from simbatch.serving.processes import RotatingFile, record_file
 from simbatch.serving.recording import EVERY_S, IN_FLIGHT, DeviceClock, StepRecorder, device_ran
 from simbatch.sim.errors import UserError
 

@@ -14,7 +14,7 @@ from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_p
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.roofline import roofline_of
 from simbatch.profiler.model.step_parts import EVEN, routing_of
-from simbatch.profiler.records.steps import Steps, predict_s
+from simbatch.profiler.records import Steps, predict_s
 from simbatch.sim.cost.by_name import load_profile, profile_json
 from simbatch.sim.cost.gpus import GPUS, find_gpu, gpu_of
 from simbatch.sim.cost.model import step_ps_alike
@@ -213,7 +213,7 @@ def test_every_gpu_has_a_short_name_of_its_own_and_a_source():
 
 
 def test_no_card_of_another_size_is_guessed():
-    for wrong in ("rtx3080", "a100-20", "b100", "h10"):
+    for wrong in ("rtx3080", "a100-20", "b100", "h10", "RTX6000"):
         with pytest.raises(UserError, match="--gpu-spec") as error:
             find_gpu(wrong)
         assert "did you mean" not in str(error.value)

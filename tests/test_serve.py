@@ -13,8 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from simbatch.serving.processes import reserved
-from simbatch.serving.record_file import RotatingFile
+from simbatch.serving.processes import RotatingFile, reserved
 from simbatch.serving.recording import LineWriter
 from simbatch.serving.simulated import command, device
 from simbatch.serving.simulated.command import ServeOptions, engine_flags, in_the_profile, prepare, read_flags

@@ -8,12 +8,12 @@ import json
 
 import pytest
 
+from simbatch.profiler import server as tail_module
 from simbatch.profiler.fit.recorder.moments import read_steps
 from simbatch.profiler.records.lines import RecordedStep
-from simbatch.profiler.server import server as tail_module
+from simbatch.profiler.server import Tail
 from simbatch.profiler.server.http import Connection, Endpoint, run_loop
-from simbatch.profiler.server.server import Tail
-from simbatch.serving.record_file import RotatingFile
+from simbatch.serving.processes import RotatingFile
 from simbatch.sim.errors import UserError
 
 EVENTS = [{"choices": [{"text": "é"}]}, {"choices": [{"text": ""}]}, {"choices": [], "usage": {"completion_tokens": 2}}]

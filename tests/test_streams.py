@@ -14,10 +14,10 @@ from benchmarks.stream_planted import planted, streams_of
 from simbatch.cli.trace import trace
 from simbatch.sim.errors import UserError
 from simbatch.sim.report.result import Result
+from simbatch.sim.streams import Streams, rebuild_steps
 from simbatch.sim.streams.batches import batches_of, infer_budget
 from simbatch.sim.streams.described import Described
 from simbatch.sim.streams.judge import judge, without_standstills
-from simbatch.sim.streams.steps import Streams, rebuild_steps
 from tests import bench_files as files
 from tests.trace_files import read
 

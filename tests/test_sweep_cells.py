@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from simbatch import Scenario, UserError, simulate
 from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.sweep import Range
+from simbatch.sim.scenario.policy import Range
 from simbatch.sim.search.cells import Cell, CellStore, cells_of, evaluate
 from simbatch.sim.search.run import run_cells
 from simbatch.sim.search.sweep import planned

@@ -23,7 +23,7 @@ from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.metrics.registry import REGISTRY, bounds_of, metrics_of, possible, possible_difference, steady_metrics
 from simbatch.sim.metrics.run_figures import HIGHER, Metric
-from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Difference, Runs
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.statistics import Interval, mean_interval, paired_difference, paired_ratio

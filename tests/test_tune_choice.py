@@ -19,11 +19,11 @@ from simbatch.sim.metrics.registry import SLO_SHARE
 from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.search.run import Runner
 from simbatch.sim.statistics import find_knee, pareto_front
+from simbatch.sim.tuning import Tuned, tune
 from simbatch.sim.tuning.finalists import TriedSettings, equals, order
 from simbatch.sim.tuning.goal import METRICS, Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Point, Space
 from simbatch.sim.tuning.study import Search, _places, _surface, by_worth
-from simbatch.sim.tuning.tune import Tuned, tune
 from simbatch.sim.tuning.tune_files import content
 from simbatch.sim.tuning.tune_report import report
 

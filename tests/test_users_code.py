@@ -1,18 +1,28 @@
-"""Errors in a user's code name the user's file, line and code, and never a line of ours.
+"""Errors in a user's code or scenario: the user's file, line and value, the rule, and what to do; never a line of ours.
 
-docs/invent-a-policy.md: everything on it is run, and what is recorded is what is printed.
+Everything on docs/invent-a-policy.md is run, and what is recorded there is what is printed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from simbatch import Scenario, UserError, simulate
+from simbatch import simulate
 from simbatch.cli import main
+from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.scenario.reading.document import MAX_VALUES, parse_document
+from simbatch.sim.scenario.reading.syntax import parse_plain
 from tests.test_docs import blocks, checkout
+from tests.wrong_scenarios import ALL, GOOD, Wrong, in_profile
 
 HELPER = "def half(request):\n    return request.num_tokens / 2\n"
 WHERE = {
@@ -123,3 +133,168 @@ def test_the_page_from_idea_to_figure(checkout: Path, capsys: pytest.CaptureFixt
             assert [line for line in recorded.splitlines() if line not in shown] == [], command
     assert done == ["policies", "run", "compare", "tune"]
     assert (checkout / "results" / "long_prompts-loads" / "loads.pdf").read_bytes().startswith(b"%PDF")
+
+
+PROFILES = Path(__file__).parents[1] / "profiles"
+
+
+@pytest.mark.parametrize("wrong", ALL, ids=lambda wrong: wrong.name)
+def test_answer_says_where_what_which_and_how(
+    wrong: Wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.yaml").write_text(wrong.text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        resolve(Scenario.load("wrong.yaml"))
+    lines = [str(problem) for problem in caught.value.problems]
+    start = "wrong.yaml" + wrong.place
+    answer = next((line for line in lines if line.startswith(start) and wrong.rule in line), "")
+    assert answer, f"no problem at {start} with {wrong.rule!r} in {lines}"
+    assert wrong.mend in answer
+    if wrong.value:
+        assert "(got " in answer
+        assert wrong.value in answer
+    for jargon in ("pydantic", "Input should", "NoneType", "str_type", "Error", "http"):
+        assert jargon not in answer
+
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "wrong.yaml"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"error: {answer}" in printed.err
+    assert "Traceback" not in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]
+
+
+def test_there_are_at_least_forty() -> None:
+    assert len({wrong.text for wrong in ALL}) >= 40
+
+
+def test_several_problems_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(in_profile("0.01", "-1") + "sede: 1\nslo: {ttft_ms: x}\nengine: {max_num_seqs: 0}\n")
+    with pytest.raises(UserError) as caught:
+        Scenario.load(path)
+    places = [problem.place.rpartition("wrong.yaml:")[2] for problem in caught.value.problems]
+    assert places == [
+        "1:53 profile.step_time.base_s",
+        "7:1 sede",
+        "8:16 slo.ttft_ms",
+        "9:24 engine.max_num_seqs",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "rule", "mend"),
+    [
+        (lambda _: None, "cannot be read: No such file", "did you mean"),
+        (lambda path: path.mkdir(), "is a folder", "name the YAML file in it"),
+        (lambda path: path.write_bytes(b"seed: \xff\n"), "must be UTF-8 text", "save it as UTF-8"),
+        (lambda path: path.write_text("seed: 1", encoding="utf-16"), "is UTF-16", "save it as UTF-8"),
+        (lambda path: path.write_bytes(b"#" * 300_000), "is larger than", "workload: {trace: {path: ...}}"),
+    ],
+    ids=["missing", "folder", "latin-1", "utf-16", "huge"],
+)
+def test_unreadable_file(
+    make: object, rule: str, mend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert callable(make)
+    (tmp_path / "burst.yaml").write_text(GOOD)
+    make(tmp_path / "bursty.yaml")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(tmp_path / "bursty.yaml")])
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path / 'bursty.yaml'}")
+    assert rule in message
+    assert mend in message
+
+
+def test_a_host_is_taken_from_a_profile_that_has_one(tmp_path: Path) -> None:
+    content = json.loads((PROFILES / "h100-llama-3.1-8b-bf16.json").read_text("utf-8"))
+    lacking = {key: value for key, value in content.items() if key not in ("host", "front_end")}
+    (tmp_path / "device.json").write_text(json.dumps(lacking), encoding="utf-8")
+    (tmp_path / "wrong.yaml").write_text(GOOD + "host: {from: device.json}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="has neither a host nor a front_end section") as caught:
+        resolve(Scenario.load(tmp_path / "wrong.yaml"))
+    assert "wrong.yaml:7:14 host.from" in str(caught.value)
+    assert "name one that has" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e3", 1000.0),
+        ("1e-3", 0.001),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("+7", 7),
+        ("010", 10),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("true", True),
+        ("FALSE", False),
+        ("~", None),
+        ("", None),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("y", "y"),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("0b1", "0b1"),
+        ("2024-01-01", "2024-01-01"),
+        ("inf", "inf"),
+        ("nan", "nan"),
+        ("TrUe", "TrUe"),
+        ("1e", "1e"),
+        ("-", "-"),
+    ],
+)
+def test_scalars_of_yaml_1_2(text: str, value: object) -> None:
+    found = parse_plain(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", [".nan", "-.inf", "-.INF", "1e400", "-1e999"])
+def test_numbers_are_finite(text: str) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        parse_plain(text)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_value_or_an_error_that_says_why(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        value = parse_plain(text)
+        assert value is None or isinstance(value, (str, int, float, bool))
+
+
+@given(st.text(alphabet="ab01 :-[]{},'\"&*!|>%@`#\n\t.~<?\\", max_size=60))
+def test_any_text_is_a_mapping_or_a_user_error(text: str) -> None:
+    problems: tuple[Problem, ...] = ()
+    try:
+        document = parse_document(text, name="x.yaml")
+        assert isinstance(document.data, dict)
+        assert all(place.value.line >= 1 for place in document.places.values())
+    except UserError as error:
+        problems = error.problems
+    assert all(problem.place.startswith("x.yaml:") for problem in problems)
+
+
+def test_places_of_keys_and_values() -> None:
+    document = parse_document("a: 1\nb:\n  c: [x, {d: 2}]\n", name="x.yaml")
+    assert document.data == {"a": 1, "b": {"c": ["x", {"d": 2}]}}
+    assert document.places[("b", "c")] == ((3, 3), (3, 6))
+    assert document.places[("b", "c", 1, "d")] == ((3, 11), (3, 14))
+
+
+def test_quotes_make_text() -> None:
+    assert parse_document("a: '1'\nb: \"true\"\nc: ''\n", name="x").data == {"a": "1", "b": "true", "c": ""}
+
+
+def test_anchors_are_allowed_up_to_a_size() -> None:
+    document = parse_document("a: &x {n: 1}\nb: *x\nc: [*x, *x]\n", name="x")
+    assert document.data == {"a": {"n": 1}, "b": {"n": 1}, "c": [{"n": 1}, {"n": 1}]}
+    long: dict[str, Any] = parse_document("a: [" + "1," * (MAX_VALUES - 10) + "]", name="x").data  # type: ignore[assignment]
+    assert len(long["a"]) == MAX_VALUES - 10

@@ -13,8 +13,8 @@ import pytest
 
 from simbatch import Result, Scenario, UserError, simulate
 from simbatch.cli import main
+from simbatch.profiler.validate import Bounds, ComparedFigure, is_within
 from simbatch.profiler.validate.matching import as_resolved, check_can_run, engine_options
-from simbatch.profiler.validate.validation import Bounds, ComparedFigure, is_within
 from simbatch.serving.options import PolicyOptions
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.scenario import resolve

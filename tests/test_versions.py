@@ -16,15 +16,15 @@ import pytest
 from parity import sources, versions_page
 from parity.check import RECORDINGS, first_difference, load, recordings
 from parity.conform import by_turns, is_conform
-from parity.defaults import names_used
-from parity.random_cases import random_case
+from parity.fuzz import random_case
 from parity.recording import CaseLines
+from parity.serve_flags import names_used
 from parity.sources import NotToBeHadError, environment, site_of
 from simbatch import Scenario, UserError
 from simbatch.cli import main
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scheduler.config import ALL, CHANGES, NEWEST, changes_in, parse_version
-from simbatch.sim.search.simulate import run_resolved
+from simbatch.sim.search import run_resolved
 from simbatch.sim.search.upgrade import upgrade
 
 PAGE = versions_page.PAGE

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from simbatch.sim.errors import UserError
 from simbatch.sim.workload import arrivals
 from simbatch.sim.workload.arrivals import arrival_times
-from simbatch.sim.workload.draws import Purpose, stream
+from simbatch.sim.workload.chunk import Purpose, stream
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.synthetic import length_draw
 

@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from simbatch.profiler.fit.forms import Form, Parts
 from simbatch.profiler.fit.two_regime import figures
+from simbatch.profiler.records import Floats, Ints, MeasuredSteps, predict_s
 from simbatch.profiler.records.samples import StepSample
-from simbatch.profiler.records.steps import Floats, Ints, MeasuredSteps, predict_s
 from simbatch.sim.cost.provenance import ErrorFigures
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError

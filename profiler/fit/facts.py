@@ -9,7 +9,7 @@ from typing import Any
 from simbatch.profiler.records.samples import EngineFacts
 from simbatch.sim.cost.gpus import profile_name
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
-from simbatch.sim.strict import checked
+from simbatch.sim.json_values import checked
 
 NO_END = 2**30  # KV blocks where nobody says how many there are
 MAX_MODEL_LEN = 131_072

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simbatch.profiler.fit.two_regime import fit_decode, fit_mixed, mixed_terms, short, solve_robust
+from simbatch.profiler.records import Floats, Ints, MeasuredSteps
 from simbatch.profiler.records.samples import EngineFacts
-from simbatch.profiler.records.steps import Floats, Ints, MeasuredSteps
 from simbatch.sim.cost.gpus import GPUS
 
 if TYPE_CHECKING:
-    from simbatch.profiler.records.steps import MeasuredSteps
+    from simbatch.profiler.records import MeasuredSteps
 
 NUM_RIDGES = 24  # values of T* that are tried
 PRODUCT, DECODE_CONTEXT, MIXED_CONTEXT = 2, 5, 8  # columns of g, and of what a token of context costs

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simbatch.profiler.fit import FittedProfile
 from simbatch.profiler.fit.choose import REGIMES, errors_by_regime
-from simbatch.profiler.fit.from_samples import FittedProfile
 from simbatch.sim.cost.provenance import ErrorFigures, FitError
 from simbatch.sim.report.style import INK, colours, duration_text, figure, headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from simbatch.profiler.records.steps import Floats
+    from simbatch.profiler.records import Floats
 
 
 def report_text(fitted: FittedProfile) -> str:

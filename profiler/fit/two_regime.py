@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.records.steps import Floats, Steps, predict_s
+from simbatch.profiler.records import Floats, Steps, predict_s
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.provenance import ErrorFigures
 from simbatch.sim.cost.step_time import TwoRegimeStepTime

@@ -40,9 +40,9 @@ from simbatch.profiler.importers.source import (
 from simbatch.profiler.model.config import SHORT_DTYPES, ModelConfig, model_config_of, read_json
 from simbatch.profiler.model.published import published_config
 from simbatch.profiler.model.step_parts import SAMPLER_S, SAMPLER_SEQ_S, random_seq_s
-from simbatch.profiler.records.steps import Floats, Steps
+from simbatch.profiler.records import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu, find_gpu
-from simbatch.sim.cost.memory import KVCacheType
+from simbatch.sim.cost.sections import KVCacheType
 from simbatch.sim.errors import Problem, UserError
 
 PACKAGE, BACKEND = "aiconfigurator_core", "vllm"

@@ -24,7 +24,7 @@ from simbatch.profiler.fit.two_regime import StepLimits
 from simbatch.profiler.importers.llmservingsim_tables import AttentionTable, Floats, read_columns
 from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, LinkAllReduce, TableSource, fit_tables
 from simbatch.profiler.model.config import ModelConfig
-from simbatch.profiler.records.steps import Steps
+from simbatch.profiler.records import Steps
 from simbatch.sim.cost.gpus import GPUS, known_gpu
 from simbatch.sim.errors import Problem, UserError
 

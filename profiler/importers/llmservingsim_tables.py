@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.profiler.fit.two_regime import StepLimits
-from simbatch.profiler.records.steps import Steps
+from simbatch.profiler.records import Steps
 from simbatch.sim.errors import Problem, UserError
 
 Floats = NDArray[np.float64]

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from simbatch.profiler.fit.two_regime import REGIMES, StepLimits, fit_two_regime, judge, judge_bands, sample_steps
 from simbatch.profiler.model.config import ModelConfig, read_model_config
-from simbatch.profiler.records.steps import Floats, Steps, concatenate
-from simbatch.sim.cost.memory import KVCacheType
+from simbatch.profiler.records import Floats, Steps, concatenate
 from simbatch.sim.cost.provenance import DecodeRange, FitError, Link, MeasuredRange, MixedRange
+from simbatch.sim.cost.sections import KVCacheType
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
 

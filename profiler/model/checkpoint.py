@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
-from simbatch.profiler.model.quantisation import ALIASES, GROUP, WHOLE_COLUMN
+from simbatch.profiler.model.quantisation import ALIASES, AUTO_ROUND, GROUP, WHOLE_COLUMN
 from simbatch.sim.errors import Problem, UserError
 
 
@@ -96,10 +96,17 @@ def checkpoint_of(content: Mapping[str, Any] | None, place: str) -> Checkpoint:
     ignored: list[str] = []
     for key in ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules"):
         ignored += [str(name) for name in content.get(key) or ()]
+    ignored += _kept_by_auto_round(content.get("extra_config"))
     named, algorithm = _named(content, place), str(content.get("quant_algo") or "").lower()
     mixed = algorithm == "mixed_precision"
     default = None if mixed or _only_named(content) else _default(content, place)
     return Checkpoint(default, tuple(ignored), tuple(named), _kv_cache_dtype(content))
+
+
+def _kept_by_auto_round(extra: object) -> list[str]:
+    """Layers that AutoRound leaves in 16 bits."""
+    layers = extra.items() if isinstance(extra, Mapping) else ()
+    return [str(name) for name, own in layers if isinstance(own, Mapping) and own.get("bits", 4) >= 16]
 
 
 def quantisation_of(content: Mapping[str, Any] | None, place: str) -> str | None:
@@ -120,8 +127,8 @@ def _default(content: Mapping[str, Any], place: str) -> Stored:
     algorithm = content.get("quant_algo")
     if algorithm is not None:
         return _of_modelopt(str(algorithm), content, place)
-    if method in ("awq", "gptq") and bits in (4, 8, None):
-        name = str(method) if bits != 8 else "gptq8"
+    if method in ("awq", "gptq", *AUTO_ROUND) and bits in (4, 8, None):
+        name = "gptq8" if bits == 8 else "awq" if method == "awq" else "gptq"
         return Stored(name, _group_size(content.get("group_size"), place))
     if method == "fp8":
         return Stored("fp8_block" if content.get("weight_block_size") else "fp8")

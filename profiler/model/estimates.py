@@ -13,9 +13,8 @@ from simbatch.profiler.model.roofline import Roofline, knots, roofline_of
 from simbatch.profiler.model.step_parts import routing_of
 from simbatch.profiler.model.weights import weights_of
 from simbatch.sim.cost.gpus import GPUS, Gpu, profile_name
-from simbatch.sim.cost.host_section import FrontEndSection, HostSection
-from simbatch.sim.cost.memory import Memory
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.cost.sections import FrontEndSection, HostSection, Memory
 from simbatch.sim.cost.step_time import Knots, TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
 

@@ -142,7 +142,7 @@ def lengths_of(
         raise UserError(Problem(missing, "a request has a prompt and an output", mend="give both lengths"))
     if not prompt_cv and not output_cv:
         return RequestLengths(np.array([prompt_len]), np.array([output_len]), f"{prompt_len:,} + {output_len:,} tokens")
-    from simbatch.sim.workload.draws import Purpose, stream
+    from simbatch.sim.workload.chunk import Purpose, stream
     from simbatch.sim.workload.sessions import FixedLength, Length, Lognormal
     from simbatch.sim.workload.synthetic import length_draw
 

@@ -17,7 +17,7 @@ from simbatch.profiler.model.quantisation import checked_quantisation
 from simbatch.profiler.model.reserves import ACTIVATIONS, GRAPHS, Limits, Reserve, memory_version, reserves, spread
 from simbatch.profiler.model.weights import Weights, weights_of
 from simbatch.sim.cost.gpus import GIB, Gpu, find_gpu
-from simbatch.sim.cost.memory import DEFAULT_GPU_MEMORY_UTILIZATION, Memory, Peak
+from simbatch.sim.cost.sections import DEFAULT_GPU_MEMORY_UTILIZATION, Memory, Peak
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.config import NEWEST, Version
 
@@ -110,9 +110,14 @@ class MemoryPlan:
         """With all reserves at their best for nine of ten starts."""
         return self.layout.num_blocks(self.kv_cache_bytes + self.kv_more)
 
+    @property
+    def counts_requests(self) -> bool:
+        """Whether this vLLM logs tokens by requests of `max_model_len`; older ones take all groups for alike."""
+        return self.layout.is_uniform or self.limits.version >= TOKENS_BY_REQUESTS
+
     def tokens(self, num_blocks: int) -> int:
         """The `GPU KV cache size` that this vLLM logs of so many blocks."""
-        if self.limits.version < TOKENS_BY_REQUESTS:
+        if not self.counts_requests:
             return num_blocks // len(self.layout.groups) * self.layout.smallest_block_size
         return self.layout.tokens(num_blocks, self.limits.max_model_len)
 
@@ -195,7 +200,7 @@ def plan_memory(
 
     >>> from simbatch import plan_memory
     >>> plan_memory("Qwen/Qwen3-8B", "rtx4090", max_model_len=8192).kv_cache_tokens
-    32848
+    31216
     """
     config = model if isinstance(model, ModelConfig) else find_model(model, assume)[0]
     gpu = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)

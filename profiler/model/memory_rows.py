@@ -180,6 +180,10 @@ def _token(plan: MemoryPlan) -> Row:
         formula = f"2 x {first.num_layers} layers x {heads} KV heads x {keys} x {plan.kv_element_bytes} bytes"
     elif layout.is_uniform:
         formula = f"{layout.bytes_per_block:,} bytes a block of {first.num_layers} layers / {layout.block_size} tokens"
+    elif not plan.counts_requests:
+        groups, size = len(layout.groups), layout.smallest_block_size
+        value = -(-layout.bytes_per_block * groups // size)
+        formula = f"as this vLLM logs it: {layout.bytes_per_block:,} bytes a block x {groups} groups / {size} tokens"
     else:
         blocks, groups = layout.blocks_of(length), len(layout.groups)
         formula = f"of a request of {length:,}: {blocks:,} blocks in {groups} groups x {layout.bytes_per_block:,} bytes"

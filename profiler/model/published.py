@@ -14,7 +14,7 @@ from simbatch.profiler.model.config import ModelConfig, model_config_of, read_mo
 from simbatch.profiler.model.quantisation import GROUP
 from simbatch.sim.commands.settings import ModelFacts
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.paths import stat_of
+from simbatch.sim.files import stat_of
 
 SHORT = {"bitsandbytes": "bnb"}  # where profiles have another word
 

@@ -52,6 +52,7 @@ FORMATS = {
     "bitsandbytes": StorageFormat(4, 4, group=64),
 }
 QUANTISED = tuple(FORMATS)
+AUTO_ROUND = ("auto-round", "auto_round", "intel/auto-round", "inc")  # Intel's, packed as gptq
 # What else vLLM's --quantization calls them.
 ALIASES = {
     "awq_marlin": "awq",
@@ -65,6 +66,13 @@ ALIASES = {
     "modelopt_mxfp8": "mxfp8",
     "gpt_oss_mxfp4": "mxfp4",
     "experts_int8": "int8",
+    **dict.fromkeys(AUTO_ROUND, "gptq"),
+    "moe_wna16": "awq",
+    "fp8_per_tensor": "fp8",
+    "fp8_per_channel": "fp8",
+    "fp8_per_block": "fp8_block",
+    "int8_per_channel_weight_only": "int8",
+    "nvfp4_per_token": "nvfp4",
 }
 
 
@@ -93,7 +101,7 @@ def is_weight_only_4_bits(quantisation: str) -> bool:
 
 def checked_quantisation(quantisation: str, place: str = "--quantization") -> str:
     """Our name for it, where vLLM has several; UserError when it is none that is known."""
-    name = ALIASES.get(quantisation, quantisation)
+    name = ALIASES.get(quantisation.lower(), quantisation.lower())
     if name == "compressed-tensors":
         rule = "is a way to write a checkpoint, not a type of weights"
         mend = "leave it out where config.json says it, or write int4 or fp8"

@@ -17,7 +17,7 @@ from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.layers import Experts
 from simbatch.profiler.model.weights import local_vocab
 from simbatch.sim.cost.gpus import GIB, Gpu, default_max_capture_size
-from simbatch.sim.cost.memory import Peak
+from simbatch.sim.cost.sections import Peak
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.config import LAST_PATCH, NEWEST, Version, changes_in
 
@@ -46,10 +46,12 @@ COUNTS_DRIVER: Version = (0, 27)
 NCCL_BYTES = {1: 0, 2: 358_612_992, 4: 411_041_792}  # aiconfigurator's datasheets (Apache-2.0); the last for more
 GRAPH_BYTES = 774 * 2**20 // (32 * 51)  # of a layer and size: vLLM 0.32, an H100, Llama-3.1-8B with its 51 sizes
 GRAPH_SIZES = 51
-# A first start compiles inside the profile run, and what that takes counts as its peak: 0.47 GiB for Qwen3-32B in AWQ
-# on two RTX 4090 (vLLM's pull request 54479), 1.85 for Qwen3.8-27B on a Quadro RTX 8000 (1CatAI/1Cat-vLLM, 518). A
-# restart finds it done. Beside a larger peak of the sampler it is not seen.
-COMPILED_BYTES, MOST_COMPILED_BYTES = int(0.47 * GIB), int(1.85 * GIB)
+# A first start compiles inside the profile run: the compiler tries whether kernels are faster together
+# (`benchmark_combo_kernel`, set by config/compilation.py since 0.12) on made-up arguments, among them a second table of
+# embeddings. A restart finds the kernels in its cache. Qwen3-8B on an RTX 4090: 1.16 GiB of table above a peak of 0.23
+# are 0.93; two starts differ by 0.95. One log (docs/memory.md) had two tables.
+COMPILER_TRIES: Version = (0, 12)
+FIRST_STARTS, MOST_TABLES = 0.7, 2  # seven of the ten logs of docs/memory.md in which it shows are of first starts
 LATENT_CHUNK_TOKENS = 65_536  # of context that MLA unpacks at once at most (mla/common: chunked_prefill_workspace_size)
 ACTIVATIONS, GRAPHS, COMPILED = "activations", "CUDA graphs", "first compilation"
 VISION_BYTES = GIB  # the vision tower's own profile run
@@ -112,7 +114,7 @@ def reserves(config: ModelConfig, gpu: Gpu, limits: Limits) -> tuple[list[Reserv
     peak_formula = _peak_formula(config, peak, limits)
     parts = [
         Reserve(ACTIVATIONS, activation, activation // 2, int(1.6 * activation), peak_formula),
-        _compiled(peak, activation, limits),
+        _compiled(config, activation, limits),
         _graphs(config, gpu, limits),
         Reserve("rotary table", rotary, rotary, rotary, _rotary_formula(config)),
         _libraries(gpu, limits),
@@ -126,10 +128,14 @@ def reserves(config: ModelConfig, gpu: Gpu, limits: Limits) -> tuple[list[Reserv
 
 
 def spread(parts: Sequence[Reserve]) -> tuple[int, int]:
-    """How much less and how much more all parts together may be, which vary independently of each other."""
-    less = sqrt(sum((part.value - part.low) ** 2 for part in parts))
+    """How much less and how much more all parts together may be.
+
+    They vary independently of each other; but a restart compiles nothing, whatever the others are.
+    """
+    compiled = sum(part.value for part in parts if part.label == COMPILED)
+    less = sqrt(sum((part.value - part.low) ** 2 for part in parts if part.label != COMPILED))
     more = sqrt(sum((part.high - part.value) ** 2 for part in parts))
-    return int(less), int(more)
+    return compiled + int(less), int(more)
 
 
 def peak_of(
@@ -181,13 +187,14 @@ def _libraries(gpu: Gpu, limits: Limits) -> Reserve:
     return Reserve("CUDA and NCCL", base + links, int(0.02 * GIB), base + links + more, formula)
 
 
-def _compiled(peak: Peak, activation: int, limits: Limits) -> Reserve:
-    """What a first start's compilation adds to the peak: it runs the forward pass with buffers of its own."""
-    if limits.enforce_eager or not limits.has_new_engine:
-        return Reserve(COMPILED, 0, 0, 0, "none: nothing is compiled")
-    forward = peak.forward_bytes_per_token * peak.max_num_batched_tokens
-    value, most = (max(0, forward + more - activation) for more in (COMPILED_BYTES, MOST_COMPILED_BYTES))
-    return Reserve(COMPILED, value, 0, most, "of a first start, above the other peaks; a restart takes nothing")
+def _compiled(config: ModelConfig, activation: int, limits: Limits) -> Reserve:
+    """What a first start's compilation adds to the peak, weighed by how many starts are first ones."""
+    if limits.enforce_eager or limits.version < COMPILER_TRIES:
+        return Reserve(COMPILED, 0, 0, 0, "none: nothing is compiled" if limits.enforce_eager else "none before 0.12")
+    table = local_vocab(config, limits.tensor_parallel_size) * config.hidden_size * config.element_bytes
+    first, most = (max(0, tables * table - activation) for tables in (1, MOST_TABLES))
+    formula = f"{FIRST_STARTS} x what a first start's copy of the embeddings ({table:,} bytes) is above the other peaks"
+    return Reserve(COMPILED, int(FIRST_STARTS * first), 0, most, f"{formula}; a restart has none")
 
 
 def _graphs(config: ModelConfig, gpu: Gpu, limits: Limits) -> Reserve:

@@ -29,7 +29,7 @@ from simbatch.profiler.model.mixers import LatentAttention, Matrix
 from simbatch.profiler.model.quantisation import checked_quantisation, compute_dtype, is_weight_only_4_bits
 from simbatch.profiler.model.step_parts import EVEN, SAMPLER_S, SAMPLER_SEQ_S, AttentionCost, Routing, random_seq_s
 from simbatch.profiler.model.weights import layer_matrices, local_vocab
-from simbatch.profiler.records.steps import Floats, Steps
+from simbatch.profiler.records import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 

@@ -14,9 +14,9 @@ from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.kv_layout import stored_kv_type
 from simbatch.profiler.model.layers import Layer
 from simbatch.profiler.model.mixers import Attention, Kept, LatentAttention
-from simbatch.profiler.records.steps import Floats, Steps
+from simbatch.profiler.records import Floats, Steps
 from simbatch.sim.cost.gpus import Gpu
-from simbatch.sim.cost.memory import KV_ELEMENT_BYTES
+from simbatch.sim.cost.sections import KV_ELEMENT_BYTES
 from simbatch.sim.errors import Problem, UserError
 
 SAMPLER_S, SAMPLER_SEQ_S = 30e-6, 0.6e-6

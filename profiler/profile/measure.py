@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.fit.from_samples import HeldOut, held_out
+from simbatch.profiler.fit import HeldOut, held_out
 from simbatch.profiler.profile.batches import BatchShape, Lived, batch_sizes, row_of
 from simbatch.profiler.profile.design import draw
 from simbatch.profiler.profile.sections import way_of
@@ -15,8 +15,8 @@ from simbatch.profiler.profile.session import MeasuringSession, MeasuringTraffic
 from simbatch.profiler.profile.stopping import MAX_TABLE, MIN_WAVES, TRAFFIC, Budget, Stopping
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, StepClock, entries_of
 from simbatch.profiler.records.samples import Admission, EngineFacts, Samples, SampleWriter, StepSample, read_samples
+from simbatch.profiler.server import Tail
 from simbatch.profiler.server.client import Flight
-from simbatch.profiler.server.server import Tail
 from simbatch.sim.errors import Problem, UserError
 
 CANARY_EVERY = 0.1  # of the time budget

@@ -83,7 +83,7 @@ def roofline_shares(roofline: Roofline | None, rows: Sequence[dict[str, Any]]) -
     """
     import numpy as np
 
-    from simbatch.profiler.records.steps import Steps
+    from simbatch.profiler.records import Steps
 
     for row in rows:
         if roofline is None or not row["step_ms"] or row["kv_full"]:

@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simbatch.profiler.fit import FittedProfile, fit_samples, request_overhead_s
 from simbatch.profiler.fit.facts import own_name
-from simbatch.profiler.fit.from_samples import FittedProfile, fit_samples, request_overhead_s
-from simbatch.profiler.fit.recorder.from_recorder import RecorderProfile, Sections, sections_of
+from simbatch.profiler.fit.recorder import RecorderProfile, Sections, sections_of
 from simbatch.profiler.fit.recorder.moments import read_steps
 from simbatch.profiler.fit.report import report_text
 from simbatch.profiler.fit.two_regime import non_negative
+from simbatch.profiler.records import predict_s
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep
 from simbatch.profiler.records.samples import Samples, StepSample, steps_of
-from simbatch.profiler.records.steps import predict_s
 from simbatch.profiler.server.client import Flight
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import MeasuredProfile

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from simbatch.profiler.profile.design import DENSE, MIN_CONTEXT, Prompt, Wave, WaveLimits, counts, stream_tokens
+from simbatch.profiler.records import Requests
 from simbatch.profiler.records.lines import RecordedStep
-from simbatch.profiler.records.requests import Requests
 from simbatch.profiler.records.samples import EngineFacts
+from simbatch.profiler.server import Server
 from simbatch.profiler.server.client import Client, Driver, Flight, ServerGoneError
 from simbatch.profiler.server.http import now
 from simbatch.profiler.server.result import ServedRun
-from simbatch.profiler.server.server import Server
 from simbatch.sim.clock import to_ps
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_all, write_json

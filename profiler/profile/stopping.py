@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from simbatch.profiler.fit.from_samples import HeldOut
+from simbatch.profiler.fit import HeldOut
 
 MIN_WAVES = 40
 MAX_TABLE, TRAFFIC = 0.3, 0.2  # of the time budget; the waves have the rest

@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, RunRecord
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import JsonValue, json_values
+from simbatch.sim.json_values import JsonValue, Lenient, checked, json_values
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.strict import Lenient, checked
 from simbatch.sim.workload.arrivals import MAX_TIME_S
-from simbatch.sim.workload.bench import BenchRun, BenchTotals
+from simbatch.sim.workload.bench import BenchRun, BenchTotals, results_of
 from simbatch.sim.workload.bench.aiperf import SUMMARY_FILE
-from simbatch.sim.workload.bench.read import results_of
 from simbatch.sim.workload.bench.run import Tokens, read_text
 from simbatch.sim.workload.bench.sending import sending_of
 

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from simbatch.profiler.records.steps import Floats, Ints, Steps
+from simbatch.profiler.records import Floats, Ints, Steps
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import json_value
-from simbatch.sim.strict import checked
+from simbatch.sim.json_values import checked, json_value
 
 FORMAT = 1
 

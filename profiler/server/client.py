@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from simbatch.profiler.records.requests import Requests
+from simbatch.profiler.records import Requests
+from simbatch.profiler.server import WAIT_S, completion, reason_of
 from simbatch.profiler.server.http import Answer, Connections, Endpoint, connect, now
-from simbatch.profiler.server.server import WAIT_S, completion, reason_of
 from simbatch.sim.clock import PS_PER_S, to_ps, to_s
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.sessions import traffic_of

@@ -13,8 +13,7 @@ from pathlib import Path
 from runpy import run_path
 from typing import Any, NamedTuple
 
-from simbatch.serving.processes import ServerProcess, ended_by_signals
-from simbatch.serving.record_file import VARIABLE
+from simbatch.serving.processes import VARIABLE, ServerProcess, ended_by_signals
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.flags import flag_words
 

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from simbatch.profiler.records.recorded import GatheredRuns
-from simbatch.profiler.validate.validation import CLIENT, REAL, Bounds, ComparedFigure, Validation
+from simbatch.profiler.validate import CLIENT, REAL, Bounds, ComparedFigure, Validation
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from simbatch.profiler.records import Requests
 from simbatch.profiler.records.recorded import Floats, Recorded
-from simbatch.profiler.records.requests import Requests
 from simbatch.profiler.records.samples import EngineFacts
 from simbatch.profiler.server.start import EngineOptions
 from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions, refuse_undoable
@@ -23,7 +23,7 @@ from simbatch.sim.report.result import Result
 from simbatch.sim.scenario import Resolved, Scenario
 from simbatch.sim.scenario.engine import OURS, EngineSettings
 from simbatch.sim.scheduler.config import parse_version
-from simbatch.sim.search.simulate import run_facts
+from simbatch.sim.search import run_facts
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk
 

@@ -7,6 +7,7 @@ from io import StringIO
 from math import log10
 from typing import Any
 
+from simbatch.profiler.validate import CLIENT, ComparedFigure, Validation
 from simbatch.profiler.validate.many import SHOWN, Many
 from simbatch.profiler.validate.pictures import LATENCIES, REAL, SIMULATED, latencies_of, panels_of
 from simbatch.profiler.validate.report import (
@@ -18,7 +19,6 @@ from simbatch.profiler.validate.report import (
     show_many,
     verdict,
 )
-from simbatch.profiler.validate.validation import CLIENT, ComparedFigure, Validation
 from simbatch.sim.report import style
 from simbatch.sim.report.console import setting_text
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, distribution, is_wide, line, points, span

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.profiler.records.real_run import RealRun
+from simbatch.profiler.validate import CLIENT, Validation
 from simbatch.profiler.validate.many import Many
-from simbatch.profiler.validate.validation import CLIENT, Validation
 from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.files import write_json
 from simbatch.sim.metrics import curves

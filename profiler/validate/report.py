@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from simbatch.profiler.validate import CLIENT, ENGINE, REAL, ComparedFigure
 from simbatch.profiler.validate.many import SHOWN, Compared, Many
-from simbatch.profiler.validate.validation import CLIENT, ENGINE, REAL, ComparedFigure
 from simbatch.sim.text import number, percent
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from simbatch.profiler.validate.validation import Validation
+    from simbatch.profiler.validate import Validation
 
 SECTIONS = {
     CLIENT: "as the client counts",

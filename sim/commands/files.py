@@ -12,7 +12,7 @@ import yaml
 from simbatch.sim.commands.shell import Command, commands_in, in_image
 from simbatch.sim.cost.gpus import known_gpu
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.paths import read_at_most, stat_of
+from simbatch.sim.files import read_at_most, stat_of
 from simbatch.sim.scenario.flags import PASSED_OVER
 
 MAX_BYTES = 1 << 20

@@ -16,14 +16,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from simbatch.sim.cost import host_section, memory, provenance, step_time
-from simbatch.sim.cost.host_section import HostFile
+from simbatch.sim.cost import provenance, sections, step_time
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
+from simbatch.sim.cost.sections import HostFile
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.files import write_text
-from simbatch.sim.json_values import json_object
-from simbatch.sim.paths import read_at_most, shorten_path, stat_of, user_path
-from simbatch.sim.strict import checked
+from simbatch.sim.files import read_at_most, shorten_path, stat_of, user_path, write_text
+from simbatch.sim.json_values import checked, json_object
 
 MAX_BYTES = 16 * 2**20
 
@@ -120,7 +118,7 @@ def _validated(content: dict[str, Any], place: str, joint: str = " ") -> Profile
 def _all_keys(kind: type[BaseModel]) -> set[str]:
     parts: list[type[BaseModel]] = [
         part
-        for module in (host_section, memory, provenance, step_time)
+        for module in (sections, provenance, step_time)
         for part in vars(module).values()
         if isinstance(part, type) and issubclass(part, BaseModel)
     ]

@@ -88,7 +88,8 @@ GPUS = {
              {"bf16": 209.5, "fp8": 419, "int8": 838, "fp4": 1676}, 64, memory_from=TORCH, sheet=BLACKWELL),
         _gpu("rtxpro6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", 94.97, 1792, _FLOPS_6000, 64,
              memory_from=TORCH, sheet=AIC,
-             aliases="pro6000 rtxpro6000blackwell rtxpro6000blackwellworkstation rtx6000pro"),
+             aliases="pro6000 rtxpro6000blackwell rtxpro6000blackwellworkstation rtxpro6000max-q rtx6000pro "
+             "rtxpro6000blackwellmax-q"),
         _gpu("rtxpro4500", "NVIDIA RTX PRO 4500 Blackwell", 31.38, 896,
              {"bf16": 210.9, "fp8": 421.8, "int8": 421.8, "fp4": 843.5}, 64,
              memory_from=LOG, sheet=SHEET, aliases="pro4500"),
@@ -182,6 +183,8 @@ def find_gpu(name: str, place: str = "--gpu") -> Gpu:
         return gpu
     size = _size(gpu_key(name))
     alike = [key for key in _BY_KEY if size and _size(key) == size]
+    if gpu_key(name)[-1:].isdigit():  # a whole name, of another card: an RTX 6000 has half of an RTX 6000 Ada's memory
+        alike = []
     near = get_close_matches(gpu_key(name), alike, n=1, cutoff=0.5)
     guess = f"did you mean {_BY_KEY[near[0]].short}? " if near else ""
     own = "or give your own: --gpu-spec memory=24GiB,bandwidth=936GB/s,bf16_flops=71T,link=32GB/s"

@@ -10,20 +10,22 @@ from pydantic import Field, ValidationInfo, field_validator
 from simbatch.sim.clock import to_ps
 from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
-from simbatch.sim.cost.host_section import FrontEndSection, HostFile, HostSection
-from simbatch.sim.cost.memory import (
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.provenance import FitError, Link, MeasuredRange, RealRuns, RecorderFit, StreamFit
+from simbatch.sim.cost.sections import (
     DEFAULT_GPU_MEMORY_UTILIZATION,
     KV_ELEMENT_BYTES,
+    FrontEndSection,
     GpuPower,
+    HostFile,
+    HostSection,
     KVCacheType,
     Memory,
     Settled,
 )
-from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.provenance import FitError, Link, MeasuredRange, RealRuns, RecorderFit, StreamFit
 from simbatch.sim.cost.step_time import Seconds, StepNoise, StepTime
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.strict import Strict
+from simbatch.sim.json_values import Strict
 
 HOST_KEYS = ("host", "front_end", "request_overhead_s", "client_overhead_s")
 OLDER_KEYS = {"request_overhead_s": ("host", "admit.base_s"), "client_overhead_s": ("front_end", "network_s")}

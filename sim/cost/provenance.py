@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from simbatch.sim.strict import Strict
+from simbatch.sim.json_values import Strict
 
 SLICE_ROWS = 65_536
 

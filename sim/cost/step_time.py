@@ -19,7 +19,7 @@ from simbatch.sim.cost.model import (
     attention_of,
     step_ps_alike,
 )
-from simbatch.sim.strict import Strict
+from simbatch.sim.json_values import Strict
 
 # An hour: no step lasts longer, and sums of such steps stay inside 64 bits.
 MAX_STEP_S = 3600.0

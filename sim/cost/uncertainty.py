@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.sim.cost.host_section import LaunchGrowth
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.cost.sections import LaunchGrowth
 
 PARTS = ("decode", "mixed", "host", "front_end", "num_gpu_blocks", "growth")
 WORDS = {

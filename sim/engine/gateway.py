@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.plugins.named import place_of
+from simbatch.sim.plugins import place_of
 from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.names import one_by_one
 from simbatch.sim.scheduler.request import Request

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.metrics.columns import data_frame
-from simbatch.sim.plan import report
+from simbatch.sim.plan import make_plan, report
 from simbatch.sim.plan.content import content
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
 from simbatch.sim.plan.fleet import FleetPlan, Rules
@@ -25,7 +25,6 @@ from simbatch.sim.plan.kinds import (
     parse_gpus,
     parse_prices,
 )
-from simbatch.sim.plan.plan import make_plan
 from simbatch.sim.plan.search import ROUTERS
 from simbatch.sim.plan.words import sentence
 from simbatch.sim.report import style

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from simbatch.sim.cost.memory import kwh_per_million
-from simbatch.sim.plan.demand import Demand, Settings
+from simbatch.sim.cost.sections import kwh_per_million
+from simbatch.sim.plan.demand import Demand, Settings, Verdict
 from simbatch.sim.plan.kinds import ReplicaKind, per_million
 from simbatch.sim.plan.search import FleetPart, KindSearch, Sizing, settings_of_kind
-from simbatch.sim.plan.verdict import Verdict
 from simbatch.sim.search.bands import Bands
 from simbatch.sim.tuning.goal import Limit
 

@@ -16,8 +16,8 @@ from typing import Any
 from simbatch.sim.commands.choose import shape_of
 from simbatch.sim.cost.by_name import load_profile, shipped_names
 from simbatch.sim.cost.gpus import find_gpu, known_gpu
-from simbatch.sim.cost.memory import GpuPower
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.cost.sections import GpuPower
 from simbatch.sim.errors import Problem, UserError
 
 FLAG = "--price"

@@ -18,9 +18,8 @@ from math import ceil, inf
 from typing import Any, TypeVar
 
 from simbatch.sim.errors import UserError
-from simbatch.sim.plan.demand import Demand, Settings
+from simbatch.sim.plan.demand import Demand, Settings, Verdict
 from simbatch.sim.plan.kinds import ReplicaKind
-from simbatch.sim.plan.verdict import Verdict
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Resolved, resolve
 from simbatch.sim.tuning.goal import Limit

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.metrics.steady import OVERLOADED
+from simbatch.sim.plan.demand import REFUSED, Verdict
 from simbatch.sim.plan.search import Sizing
-from simbatch.sim.plan.verdict import REFUSED, Verdict
 from simbatch.sim.search.bands import Band
 from simbatch.sim.text import number
 from simbatch.sim.tuning.goal import Limit

@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from simbatch.sim.plugins.named import Plugins
+from simbatch.sim.plugins import Plugins
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.text import width
 

@@ -26,7 +26,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from simbatch.sim.plugins.named import Plugin, Plugins, SentRequest
+from simbatch.sim.plugins import Plugin, Plugins, SentRequest
 
 
 class RequestView(SentRequest, Protocol):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
-from simbatch.sim.plugins.named import Plugin, Plugins, SentRequest
+from simbatch.sim.plugins import Plugin, Plugins, SentRequest
 
 
 class RoutedRequest(SentRequest, Protocol):

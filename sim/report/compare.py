@@ -16,8 +16,7 @@ from simbatch.sim.metrics.registry import metrics_of
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report.figures import Figures, Open, best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.report.result import Result
-from simbatch.sim.results import files
-from simbatch.sim.results.experiment import Experiment, SideBySide
+from simbatch.sim.results import Experiment, SideBySide, files
 from simbatch.sim.results.runs import MetricRow, same_as
 from simbatch.sim.scheduler.config import certificate_of
 from simbatch.sim.text import table, wrapped

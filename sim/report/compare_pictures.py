@@ -15,7 +15,7 @@ from simbatch.sim.metrics.run_figures import HIGHER
 from simbatch.sim.report import style
 from simbatch.sim.report.figures import headline
 from simbatch.sim.report.run_pictures import arrivals, binned, end_s
-from simbatch.sim.results.experiment import SideBySide
+from simbatch.sim.results import SideBySide
 from simbatch.sim.results.runs import Difference, MeasuredRun
 from simbatch.sim.text import number, percent
 

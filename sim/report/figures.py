@@ -21,7 +21,7 @@ from simbatch.sim.metrics.registry import ALIASES, shown
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.console import in_place_of
-from simbatch.sim.results.experiment import Point, SideBySide
+from simbatch.sim.results import Point, SideBySide
 from simbatch.sim.results.files import write_csv
 from simbatch.sim.results.runs import Difference, MetricRow
 

@@ -13,8 +13,7 @@ from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.compare import OWN_FILES, certificates_of
 from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figures, Open, same_notes, taken_notes
-from simbatch.sim.results import files
-from simbatch.sim.results.experiment import OverLoads, Point, SideBySide
+from simbatch.sim.results import OverLoads, Point, SideBySide, files
 from simbatch.sim.scenario.chance import ONE_RUN
 from simbatch.sim.text import percent, table
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.figures import Open, num_columns
-from simbatch.sim.results.experiment import OverLoads, Point, SideBySide
+from simbatch.sim.results import OverLoads, Point, SideBySide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

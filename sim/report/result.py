@@ -6,9 +6,8 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from simbatch.sim.files import write_all, write_json, write_yaml
+from simbatch.sim.files import check_target, write_all, write_json, write_yaml
 from simbatch.sim.metrics.registry import STATISTIC_LABELS
-from simbatch.sim.paths import check_target
 from simbatch.sim.report import console
 from simbatch.sim.results import files
 from simbatch.sim.results.runs import MeasuredRun

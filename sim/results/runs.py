@@ -39,7 +39,7 @@ class MeasuredRun:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The keys of `vllm bench serve`, and everything of ours under `simbatch`."""
-        from simbatch.sim.metrics.summary import summary_of
+        from simbatch.sim.metrics import summary_of
 
         summary = summary_of(self.record, self.facts)
         return {**summary, "simbatch": plain(summary["simbatch"])}

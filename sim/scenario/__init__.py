@@ -11,15 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simbatch.sim.cost.host_section import HostFile
-from simbatch.sim.cost.memory import Settled
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.cost.sections import HostFile, Settled
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.model import PolicyChoice, Scenario, SloSection
 from simbatch.sim.scenario.policy import ERROR, asks, is_own, prediction_problems
-from simbatch.sim.scenario.reading.source import parse_overrides
+from simbatch.sim.scenario.reading import parse_overrides
 from simbatch.sim.scenario.resolved import Fleet, Resolved, ResolvedGroup, file_anywhere
 from simbatch.sim.scenario.rules import async_scheduling, batch_limits, capture_sizes, memory_share, start_problems
 from simbatch.sim.scheduler.config import (

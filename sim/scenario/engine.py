@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.json_values import Strict
 from simbatch.sim.scheduler.config import parse_version
-from simbatch.sim.strict import Strict
 
 _WITH_UNIT = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG])")
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.paths import is_dangling, stat_of
+from simbatch.sim.files import is_dangling, stat_of
 from simbatch.sim.scenario.reading.document import YamlDocument, parse_document, read_document
 
 AZURE = "Azure LLM inference trace 2023, {} (github.com/Azure/AzurePublicDataset, CC-BY-4.0)"

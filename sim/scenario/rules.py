@@ -19,7 +19,7 @@ from simbatch.sim.scheduler.config import ALL, Changes, EngineConfig, default_of
 
 if TYPE_CHECKING:
     from simbatch.sim.cost.profile import Profile
-    from simbatch.sim.scenario.reading.source import Source
+    from simbatch.sim.scenario.reading import Source
 
 
 def async_scheduling(settings: EngineSettings, profile: Profile, changes: Changes) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simbatch.sim.plugins.named import Plugins
+    from simbatch.sim.plugins import Plugins
 
 
 Schema = dict[str, Any]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from simbatch.sim.clock import to_ps
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.plugins.named import defined_at, place_of
+from simbatch.sim.plugins import defined_at, place_of
 from simbatch.sim.plugins.policy import Plan, Policy
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import KnownRequest, is_decoding, is_partial

@@ -21,7 +21,7 @@ from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
-from simbatch.sim.scenario.reading.source import plain_value
+from simbatch.sim.scenario.reading import plain_value
 from simbatch.sim.scenario.resolved import Fleet, Resolved
 
 
@@ -213,7 +213,7 @@ def _cells(
 def evaluate(cell: Cell) -> Summary:
     """Simulate: the content of summary.json. Raises UserError, its places after the cell's settings."""
     from simbatch.sim.files import plain
-    from simbatch.sim.search.simulate import simulate
+    from simbatch.sim.search import simulate
 
     try:
         scenario = Scenario.from_dict(cell.scenario, folder=cell.folder, name=cell.name)

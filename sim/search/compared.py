@@ -11,16 +11,16 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.loads import LoadComparison
-from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
+from simbatch.sim.search import run_resolved
 from simbatch.sim.search.cells import Cell, cells_of
 from simbatch.sim.search.rates import RATE_FLAG, at_rate, axis_of, parse_rates, unit_of
 from simbatch.sim.search.run import OnResult, Say, Watch, run_cells
-from simbatch.sim.search.simulate import run_resolved
 
 Candidate = str | Policy | Scenario
 Objects = Mapping[str, Policy]  # candidates that are policies without a name, by label

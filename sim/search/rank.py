@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.files import user_path
 from simbatch.sim.metrics import registry
 from simbatch.sim.metrics.registry import REGISTRY, THROUGHPUT
 from simbatch.sim.metrics.run_figures import HIGHER, Metric
-from simbatch.sim.paths import user_path
 from simbatch.sim.plugins.policy import POLICIES
-from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import NO_DIFFERENCE, Difference, Runs, Summary, Values
 from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario

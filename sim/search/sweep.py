@@ -14,8 +14,7 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.columns import data_frame
 from simbatch.sim.metrics.registry import shown
 from simbatch.sim.metrics.run_figures import Metric
-from simbatch.sim.results import files
-from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results import Experiment, files
 from simbatch.sim.results.runs import Summary, figures_of
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import Scenario
@@ -246,7 +245,7 @@ def _seconds_per_cell(cells: Sequence[Cell]) -> float | None:
 
 
 def _try(cell: Cell) -> float | None:
-    from simbatch.sim.search.simulate import simulate
+    from simbatch.sim.search import simulate
 
     scenario = Scenario.from_dict(cell.scenario, folder=cell.folder, name=cell.name)
     begin_s, num_ended = time.perf_counter(), 0

@@ -21,7 +21,7 @@ from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.scheduler.config import CHANGES, Change, changes_in, short
-from simbatch.sim.search.simulate import listen
+from simbatch.sim.search import listen
 from simbatch.sim.text import number, table
 
 Summary = Mapping[str, Any]

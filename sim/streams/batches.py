@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simbatch.sim.streams.steps import Ints, RebuiltSteps
+from simbatch.sim.streams import Ints, RebuiltSteps
 
 BUDGETS = tuple(2**k for k in range(8, 19))
 SUMS = ("num_prefills", "prefill_tokens", "prefill_context", "prefill_attention")

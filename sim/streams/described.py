@@ -15,9 +15,9 @@ import numpy as np
 from simbatch.sim.errors import UserError
 from simbatch.sim.files import replacing
 from simbatch.sim.report import style
+from simbatch.sim.streams import Floats, Ints, RebuiltSteps, Streams, rebuild_steps
 from simbatch.sim.streams.batches import BUDGETS, StepBatches, batches_of, infer_budget
 from simbatch.sim.streams.judge import BLURRED, Judgement, judge
-from simbatch.sim.streams.steps import Floats, Ints, RebuiltSteps, Streams, rebuild_steps
 from simbatch.sim.workload.bench import BenchRun, BenchTotals
 from simbatch.sim.workload.bench.sending import sending_of
 

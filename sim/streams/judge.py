@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simbatch.sim.streams.steps import Ints, RebuiltSteps, Streams, rebuild_steps
+from simbatch.sim.streams import Ints, RebuiltSteps, Streams, rebuild_steps
 
 FEW_REQUESTS = 8
 REGULAR = 0.8  # of the requests that have all their chunks: as many must keep step with the others

@@ -23,14 +23,14 @@ from statistics import median
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE, WITHIN_SLO
 from simbatch.sim.metrics.steady import OVERLOADED
-from simbatch.sim.results.experiment import Experiment
+from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
 from simbatch.sim.search.rates import Unit, at_load, loads_of, rounded, unit_of
+from simbatch.sim.tuning import Evaluate
 from simbatch.sim.tuning.goal import METRICS, Limit
 from simbatch.sim.tuning.space import Settings
-from simbatch.sim.tuning.tune import Evaluate
 
 IN_FLIGHT = REGISTRY["simbatch.mean_concurrent_requests"]
 STEPS = 128  # to a doubling

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.scenario import Resolved, Scenario, resolve
-from simbatch.sim.scenario.sweep import Range
+from simbatch.sim.scenario.policy import Range
 from simbatch.sim.tuning.goal import Limit
 
 Point = tuple[int, ...]

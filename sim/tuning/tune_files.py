@@ -24,7 +24,7 @@ from simbatch.sim.tuning.vllm_flags import own_policy, set_flags, vllm_serve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from simbatch.sim.tuning.tune import Tuned
+    from simbatch.sim.tuning import Tuned
 
 OWN_FILES = ("tune.json", "trials.csv", "tune.png", "capacity.png", "report.html")
 DEFAULT_COST = "p99_tpot_ms"

@@ -12,10 +12,10 @@ from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
 from simbatch.sim.statistics import RULE
 from simbatch.sim.text import broken, number, table, wrapped
+from simbatch.sim.tuning import Tuned, trade_off
 from simbatch.sim.tuning.finalists import CLOSE, DECIDES, TriedSettings, setting_words
 from simbatch.sim.tuning.goal import Goal
 from simbatch.sim.tuning.space import POLICY, values_of
-from simbatch.sim.tuning.tune import Tuned, trade_off
 from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, set_flags, vllm_serve, weight_notes
 
 NUM_SHOWN = 8

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.strict import Burstiness, Count, Duration, Mistake, Rate, Seconds, Strict, refuse
+from simbatch.sim.json_values import Burstiness, Count, Duration, Mistake, Rate, Seconds, Strict, refuse
 from simbatch.sim.workload.chunk import CHUNK_SIZE
 
 _RATE = "requests per second; here or beside `arrival`"

@@ -1,12 +1,18 @@
-"""Requests on their way from a workload to the engine: columns of up to 65,536, never a whole file in memory."""
+"""Requests on their way from a workload to the engine: columns of up to 65,536, never a whole file in memory.
+
+Each purpose of a workload draws from a random stream of its own, so that a change of one leaves the others' draws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from math import isfinite
 from numbers import Real
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import numpy as np
 
 from simbatch.sim.clock import to_s
 from simbatch.sim.errors import Problem, UserError
@@ -96,7 +102,7 @@ class PredictedSource:
         try:
             predicted = self._predictor(request)
         except Exception as error:
-            from simbatch.sim.plugins.named import place_of
+            from simbatch.sim.plugins import place_of
 
             place, mend = place_of(error, self._predictor)
             rule = f"predictor {name} failed for request {request.request_id}: {type(error).__name__}: {error}"
@@ -123,3 +129,40 @@ def _shown(chunk: RequestChunk, first: int) -> Iterator[Predictable]:
             chunk.priority[i] if chunk.priority else 0,
             chunk.tenant[i] if chunk.tenant else None,
         )
+
+
+T = TypeVar("T")
+
+
+class Purpose(IntEnum):
+    """What a stream is for; the numbers are part of what a seed means."""
+
+    ARRIVALS = 1
+    PROMPT_LEN = 2
+    OUTPUT_LEN = 3
+    PRIORITIES = 4
+    PREFIX = 5
+    TENANTS = 6
+    BLOCKS = 7
+    TURNS = 8
+    THINK_TIMES = 9
+    TOOL_TIMES = 10
+    TOOLS = 11
+    BRANCHES = 12
+    SYSTEM_PROMPTS = 13
+
+
+def stream(seed: int, purpose: Purpose, part: int | None = None) -> np.random.Generator:
+    """A fresh generator; the same seed, purpose and part of a mix give the same draws."""
+    parts = [] if part is None else [part + 1]  # numpy takes a 0 at the end for nothing
+    return np.random.default_rng([seed, int(purpose), *parts])
+
+
+def draw_shares(shares: Sequence[tuple[T, float]], rng: np.random.Generator, n: int) -> list[T] | None:
+    """A class or a tenant for each of `n` requests, drawn independently; None when there are no shares."""
+    if not shares:
+        return None
+    ends = np.cumsum([share for _, share in shares])
+    which = np.searchsorted(ends, rng.random(n) * ends[-1], side="right")
+    names = [name for name, _ in shares]
+    return [names[i] for i in which.tolist()]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.paths import is_dangling, shorten_path, stat_of
+from simbatch.sim.files import is_dangling, shorten_path, stat_of
 
 _PACKED: dict[bytes, Callable[[Path], object]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zX": lzma.open}
 _ZSTD = b"\x28\xb5\x2f\xfd"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from simbatch.sim.strict import Burstiness, Count, Mistake, Rate, Share, Strict, priority_of, refuse, rule_error
+from simbatch.sim.json_values import Burstiness, Count, Mistake, Rate, Share, Strict, priority_of, refuse, rule_error
 from simbatch.sim.workload.arrivals import Arrival, ClosedLoop, Gamma
 from simbatch.sim.workload.sessions import Length, Sessions
 from simbatch.sim.workload.trace_model import Trace

@@ -23,8 +23,7 @@ import numpy.typing as npt
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.workload.arrivals import arrival_times
-from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
-from simbatch.sim.workload.draws import Purpose, draw_shares, stream
+from simbatch.sim.workload.chunk import CHUNK_SIZE, Purpose, RequestChunk, draw_shares, stream
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.sessions import ExponentialTime, LognormalTime, Sessions, Time, UniformTime
 from simbatch.sim.workload.synthetic import length_draw

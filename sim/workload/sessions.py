@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simbatch.sim.strict import MAX_TOKENS, Count, Mistake, Seconds, Share, Strict, Tokens, refuse
+from simbatch.sim.json_values import MAX_TOKENS, Count, Mistake, Seconds, Share, Strict, Tokens, refuse
 from simbatch.sim.workload.arrivals import AllAtOnce, Arrival, ClosedLoop
 from simbatch.sim.workload.trace_model import (
     CHARS_PER_TOKEN,

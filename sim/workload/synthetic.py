@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from simbatch.sim.clock import to_ps
-from simbatch.sim.strict import MAX_TOKENS, priority_of
+from simbatch.sim.json_values import MAX_TOKENS, priority_of
 from simbatch.sim.workload.arrivals import ClosedLoop, arrival_times
-from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
-from simbatch.sim.workload.draws import Purpose, draw_shares, stream
+from simbatch.sim.workload.chunk import CHUNK_SIZE, Purpose, RequestChunk, draw_shares, stream
 from simbatch.sim.workload.model import Part, Prefix, TrafficShape, Workload
 from simbatch.sim.workload.sessions import Empirical, FixedLength, Geometric, Length, Lognormal, Quantiles, Uniform
 from simbatch.sim.workload.trace_model import Trace

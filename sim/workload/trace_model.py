@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simbatch.sim.strict import Count, Mistake, Strict, refuse
+from simbatch.sim.json_values import Count, Mistake, Strict, refuse
 from simbatch.sim.workload.columns import Said, Unit
 from simbatch.sim.workload.formats import FORMATS, RESULTS
 

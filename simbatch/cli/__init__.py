@@ -18,7 +18,7 @@ import click
 
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.errors import UserError
-from simbatch.sim.origin import issued_as
+from simbatch.sim.files import issued_as
 
 OK = 0
 USER_ERROR = 2

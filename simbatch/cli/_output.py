@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.paths import is_dangling, shorten_path, stat_of, why_not_writable
+from simbatch.sim.files import is_dangling, shorten_path, stat_of, why_not_writable
 from simbatch.sim.text import duration_words, wrapped
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def say_to(*, quiet: bool) -> Callable[[str], None]:
 
 def simulate_shown(resolved: Resolved, label: str, *, steps: bool = False, quiet: bool = False) -> Result:
     """Simulate; `label` names the bar on stderr."""
-    from simbatch.sim.search.simulate import run_resolved
+    from simbatch.sim.search import run_resolved
 
     with progress_of(label, resolved.scenario.workload.num_prompts, quiet=quiet) as progress:
         return run_resolved(resolved, steps=steps, progress=progress)

@@ -195,7 +195,7 @@ def describe_all(
 def _is_result(file: Path) -> bool:
     """Whether it is a benchmark's result, in detail enough for its streams."""
     from simbatch.sim.json_values import json_values
-    from simbatch.sim.workload.bench.read import is_detailed
+    from simbatch.sim.workload.bench import is_detailed
     from simbatch.sim.workload.bench.run import read_text
     from simbatch.sim.workload.formats import RESULTS
     from simbatch.sim.workload.traces.detect import detect

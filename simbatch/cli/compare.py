@@ -185,7 +185,7 @@ def _wanted_figure(
         if given := next(((flag, text) for flag, text in (("--metrics", metrics), ("--width", width)) if text), None):
             raise UserError(Problem(given[0], "is of a figure", given[1], "say where to: --figure F.pdf"))
         return None
-    from simbatch.sim.paths import check_target
+    from simbatch.sim.files import check_target
     from simbatch.sim.report.figures import BOTH_COLUMNS, check_figure, parse_width
 
     inches = BOTH_COLUMNS if width is None else parse_width(width)

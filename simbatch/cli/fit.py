@@ -49,15 +49,15 @@ def fit(
     (`simbatch.vllm_recorder`), a live server's own traffic too. Or one file of samples, the steps that `simbatch
     profile` wrote down.
     """
-    from simbatch.profiler.fit.from_samples import fit_samples
-    from simbatch.profiler.fit.recorder.from_recorder import fit_recorder
-    from simbatch.profiler.fit.recorder.from_recorder import report_dict as recorder_report
+    from simbatch.profiler.fit import fit_samples
+    from simbatch.profiler.fit.recorder import fit_recorder
+    from simbatch.profiler.fit.recorder import report_dict as recorder_report
     from simbatch.profiler.fit.report import plot_fit, report_dict, report_text
     from simbatch.profiler.fit.streams.from_streams import fit_streams
     from simbatch.profiler.fit.streams.from_streams import report_dict as stream_report
     from simbatch.profiler.records.lines import is_recorded
     from simbatch.profiler.records.samples import read_samples
-    from simbatch.sim.paths import check_target
+    from simbatch.sim.files import check_target
 
     for target in (output, plot):
         if target is not None:
@@ -176,7 +176,7 @@ def import_profile(
     aiconfigurator-core is a package with tables of nine GPUs: give --model and --gpu, and no DIR. Else DIR is
     LLMServingSim's `profile` folder of one model on one GPU. Host and front end are assumed, and marked so.
     """
-    from simbatch.profiler.importers import imported
+    from simbatch.profiler import importers
     from simbatch.profiler.importers.source import ImportRequest
 
     request = ImportRequest(
@@ -194,7 +194,7 @@ def import_profile(
         greedy=greedy,
     )
     check_output(output, model_config, run_meta)
-    _write_import(imported.import_profile(request), output)
+    _write_import(importers.import_profile(request), output)
 
 
 def _link(latency_us: float | None, gb_per_s: float | None) -> Link | None:
@@ -216,7 +216,7 @@ def _link(latency_us: float | None, gb_per_s: float | None) -> Link | None:
 @click.option("-o", "--output", type=FILE, required=True, help="File to write.")
 def estimate(base: str, quantization: str, model_config: Path, output: Path) -> None:
     """Estimate what quantised weights do to a measured profile: `simbatch estimate --base` by its older name."""
-    from simbatch.profiler.importers.imported import estimate_profile
+    from simbatch.profiler.importers import estimate_profile
 
     check_output(output, model_config)
     _write_import(estimate_profile(base, quantization, model_config, output.name), output)

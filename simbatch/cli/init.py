@@ -13,7 +13,7 @@ from simbatch.cli._trace_options import reading_of, trace_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.commands.init import Made
+    from simbatch.sim.commands import Made
 
 
 KINDS = (("used", "simulated"), ("no_effect", "no effect on scheduling"), ("not_simulated", "NOT simulated"))
@@ -51,9 +51,8 @@ def init(
     import json
 
     from simbatch.profiler.model.published import facts_of
-    from simbatch.sim.commands.init import Wish, make
-    from simbatch.sim.files import write_text
-    from simbatch.sim.paths import check_target
+    from simbatch.sim.commands import Wish, make
+    from simbatch.sim.files import check_target, write_text
     from simbatch.sim.scenario.presets import slo_of
 
     if trace is not None and preset is not None:
@@ -112,7 +111,7 @@ def list_scenarios(as_json: bool) -> None:
 def copy(name: str, target: Path | None) -> None:
     """Write the scenario NAME to a file, to be changed; a file that is there already is left alone."""
     from simbatch.sim.errors import Problem, UserError
-    from simbatch.sim.paths import check_target
+    from simbatch.sim.files import check_target
     from simbatch.sim.scenario.presets import shipped_scenario_text
 
     text = shipped_scenario_text(name)
@@ -169,7 +168,7 @@ def serve(profile: str, policy: str | None, output_len: str | None, **given: Any
     """
     from simbatch.serving.simulated.command import ServeOptions
     from simbatch.serving.simulated.command import serve as run
-    from simbatch.sim.scenario.reading.source import read_value
+    from simbatch.sim.scenario.reading import read_value
 
     chosen: Any = policy
     if policy is not None and policy.startswith("{"):

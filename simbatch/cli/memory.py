@@ -210,7 +210,7 @@ def roofline(model: str, output: Path | None, flags: dict[str, Any], place: str 
 
 def scaled(base: str, model: Path, output: Path | None, flags: dict[str, Any]) -> MeasuredProfile:
     """From the measured profile `base`, whose weights are stored smaller."""
-    from simbatch.profiler.importers.imported import estimate_profile
+    from simbatch.profiler.importers import estimate_profile
 
     given = [
         f"--{key.replace('_', '-')}"
@@ -245,7 +245,7 @@ def _command(name: str, flags: dict[str, Any], output: Path | None) -> str:
 
 def check_output(output: Path, *read: Path | None) -> None:
     """Raise UserError for a target that cannot be written, or that is read."""
-    from simbatch.sim.paths import check_target
+    from simbatch.sim.files import check_target
 
     if output.parent.exists():
         check_target(output, [path for path in read if path is not None])

@@ -196,8 +196,8 @@ def recommend(
     """
     from simbatch.sim.report.page.page import page_writer
     from simbatch.sim.search.run import Runner
+    from simbatch.sim.tuning.pages import recommend_page
     from simbatch.sim.tuning.recommend import recommend as search
-    from simbatch.sim.tuning.recommend_page import recommend_page
     from simbatch.sim.tuning.recommend_report import OWN_FILES, report, save
 
     traced = _traced(trace, preset)

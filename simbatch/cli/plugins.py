@@ -12,7 +12,7 @@ from simbatch.cli._output import progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.plugins.named import Plugins
+    from simbatch.sim.plugins import Plugins
     from simbatch.sim.plugins.testing import Checked
     from simbatch.sim.scenario import Scenario
 

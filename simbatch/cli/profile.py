@@ -13,7 +13,7 @@ from simbatch.cli._output import replacing
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.profiler.profile.run import Files, MeasuredFit
+    from simbatch.profiler.profile import Files, MeasuredFit
 
 Command = Callable[..., Any]
 _OF_ESTIMATES = {"quantization", "kv_cache_dtype", "tensor_parallel_size"}
@@ -91,7 +91,7 @@ def profile(
     Give the flags that you serve with. What was measured is kept beside FILE as it comes: after an interruption go on
     with --resume.
     """
-    from simbatch.sim.paths import check_target
+    from simbatch.sim.files import check_target
 
     check_target(output)
     if [model, roofline, url].count(None) != 2:
@@ -102,7 +102,7 @@ def profile(
         with replacing(output):
             _estimate(*roofline, given, output)
         return
-    from simbatch.profiler.profile.run import Files, Running
+    from simbatch.profiler.profile import Files, Running
     from simbatch.profiler.server.start import EngineOptions
 
     files = Files(output)
@@ -134,8 +134,8 @@ def _check_server(url: str | None, steps: Path | None, served_model: str | None,
 def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume: bool) -> MeasuredFit:
     import time
 
+    from simbatch.profiler.profile import Running, check_start, measure_profile
     from simbatch.profiler.profile.measure import check_not_begun
-    from simbatch.profiler.profile.run import Running, check_start, measure_profile
     from simbatch.profiler.profile.stopping import Budget, progress
 
     if isinstance(target, Running):

@@ -64,7 +64,7 @@ def show(name: str, as_json: bool, plot: Path | None, batches: str | None, promp
     With --batches: step, throughput, TTFT, TPOT, KV memory and share of the roofline by batch size, and the knee.
     """
     from simbatch.sim.cost.by_name import load_profile, profile_json
-    from simbatch.sim.paths import check_target
+    from simbatch.sim.files import check_target
 
     profile = load_profile(name, folder=Path())
     if plot is not None:

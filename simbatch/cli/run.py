@@ -65,7 +65,7 @@ def run(
 
     Results are written to DIR, by default results/<name of FILE>.
     """
-    from simbatch.sim.paths import check_target
+    from simbatch.sim.files import check_target
     from simbatch.sim.results.files import OWN_FILES
     from simbatch.sim.scenario import resolve
 
@@ -129,7 +129,7 @@ def explain(
     (S, L, D, U: docs/one-step.md). The scenario is simulated step by step, so this takes longer than a run.
     """
     from simbatch.sim.scenario import resolve
-    from simbatch.sim.search.simulate import explain_request
+    from simbatch.sim.search import explain_request
 
     scenario = load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version)
     events = explain_request(resolve(scenario), request_id)

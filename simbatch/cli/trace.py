@@ -10,7 +10,7 @@ import click
 
 from simbatch.cli._trace_options import reading_options, trace_settings, writing_options
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.paths import check_target, user_path
+from simbatch.sim.files import check_target, user_path
 
 if TYPE_CHECKING:
     from simbatch.sim.workload.chunk import RequestSource

@@ -108,9 +108,9 @@ def _tune(
     quiet: bool,
 ) -> tuple[str, list[Path], list[str]]:
     from simbatch.sim.report.page.page import page_writer
-    from simbatch.sim.tuning.tune import default_trials, tune
+    from simbatch.sim.tuning import default_trials, tune
+    from simbatch.sim.tuning.pages import tune_page
     from simbatch.sim.tuning.tune_files import save
-    from simbatch.sim.tuning.tune_page import tune_page
     from simbatch.sim.tuning.tune_report import report
 
     trials, replications, confirm, num_draws = sizes

@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import html_option, load_scenario, policy_option, scenario_options, version_option
+from simbatch.cli._options import (
+    ServerFlags,
+    html_option,
+    load_scenario,
+    policy_option,
+    scenario_options,
+    server_options,
+    version_option,
+)
 from simbatch.cli._output import Output
-from simbatch.cli._validate_server import ServerFlags, server_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from simbatch.profiler.validate import Bounds, Validation
     from simbatch.profiler.validate.many import Many
-    from simbatch.profiler.validate.validation import Bounds, Validation
     from simbatch.sim.scenario import Scenario
 
 MIN_WIDTH = 130  # a row of the table stays on one line when piped
@@ -76,7 +83,7 @@ def validate(
     Figures and pictures are written to DIR, by default results/validate-<name of FILE>, with --recorded or --server
     -recorded or -server after it; those of several FILEs to DIR/<name of FILE>.
     """
-    from simbatch.profiler.validate.validation import Bounds
+    from simbatch.profiler.validate import Bounds
 
     if [model is None, not recorded, not server].count(False) != 1:
         raise click.UsageError("name either a model with --engine, a server with --server, or a file with --recorded")
@@ -143,7 +150,7 @@ def _engine(
     from simbatch.cli.profile import _extra as engine_args_of
     from simbatch.profiler.server.start import check_model, require_vllm
     from simbatch.profiler.validate.matching import check_can_run, engine_options
-    from simbatch.profiler.validate.on_engine import Job, validate_engine
+    from simbatch.profiler.validate.on_recorded import Job, validate_engine
     from simbatch.profiler.validate.on_server import ServerOptions
     from simbatch.sim.scenario import resolve
 

@@ -13,7 +13,7 @@ from simbatch.sim.cost.model import CostModel
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scenario.policy import build_policy
-from simbatch.sim.scenario.reading.source import Source
+from simbatch.sim.scenario.reading import Source
 
 SCHEDULER_CLASS = "simbatch.vllm_scheduler.PolicyScheduler"
 PLACE = "--additional-config simbatch"

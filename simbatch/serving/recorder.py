@@ -19,7 +19,7 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from simbatch.serving.engine_facts import engine_facts, worker_memory
-from simbatch.serving.record_file import RECORD, RotatingFile, record_file
+from simbatch.serving.processes import RECORD, RotatingFile, record_file
 from simbatch.serving.recording import IN_FLIGHT, DeviceClock, StepInFlight, StepRecorder
 from simbatch.serving.scheduler import AsyncPolicyScheduler, PolicyScheduler
 

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
-from simbatch.serving.record_file import RotatingFile
+from simbatch.serving.processes import RotatingFile
 
 EVERY_S = 0.25  # clocks that differ by 50 millionths are 12 us apart by then
 MAX_WIDTH_S = 0.0002  # of the moment of an anchor; wider ones are for want of a better

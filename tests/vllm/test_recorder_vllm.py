@@ -14,9 +14,9 @@ import yaml
 from simbatch.profiler.fit.recorder.moments import read_steps
 from simbatch.profiler.records.lines import RecordedStep, stream
 from tests.vllm import engine_inside
+from tests.vllm.conftest import serving
 from tests.vllm.policy_cases import CaseClock, case_of
 from tests.vllm.test_policy_scheduler import policy_of
-from tests.vllm.vllm_server import serving
 
 RECORDER = "simbatch.vllm_recorder.RecordingScheduler"
 SEATS = 4

@@ -17,7 +17,7 @@ from simbatch.profiler.fit.choose import NUM_FOLDS, choose, errors_by_regime, st
 from simbatch.profiler.fit.forms import table_forms
 from simbatch.profiler.fit.recorder.moments import Flags, Moments
 from simbatch.profiler.fit.two_regime import bands
-from simbatch.profiler.records.steps import Floats, Ints, MeasuredSteps, Steps, concatenate, predict_s
+from simbatch.profiler.records import Floats, Ints, MeasuredSteps, Steps, concatenate, predict_s
 from simbatch.sim.cost.provenance import FitError
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError

@@ -18,8 +18,8 @@ import numpy as np
 from simbatch.profiler.fit.recorder.moments import GRAPH, NONE, PIECEWISE, Moments
 from simbatch.profiler.fit.streams.way_in import WaitBounds, WayIn, fit_bounds
 from simbatch.profiler.fit.two_regime import short, solve_robust
+from simbatch.profiler.records import Floats, Ints, noise_quantiles
 from simbatch.profiler.records.lines import RecordedRequest
-from simbatch.profiler.records.steps import Floats, Ints, noise_quantiles
 
 FEW = 10  # launches of a kind, to speak of it; slopes want more
 SLOPE_STEPS = 60

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.profiler.records import Floats, Ints, Steps
 from simbatch.profiler.records.lines import STEP_TIMES, Facts, RecordedRequest, RecordedStep, stream
-from simbatch.profiler.records.steps import Floats, Ints, Steps
 from simbatch.sim.errors import Problem, UserError
 
 

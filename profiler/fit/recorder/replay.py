@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simbatch.profiler.fit.recorder.moments import Moments
-from simbatch.profiler.records.steps import Floats, Ints, predict_s
+from simbatch.profiler.records import Floats, Ints, predict_s
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.host import RATIO_SHIFT, HostTimes, LaunchTimes
-from simbatch.sim.cost.host_section import HostSection
 from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.sections import HostSection
 
 DRAWS = 16
 ALIKE = 0.1  # of decodes and tokens, in logarithms

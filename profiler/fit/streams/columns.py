@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from simbatch.sim.streams import Floats, Ints, RebuiltSteps
 from simbatch.sim.streams.batches import StepBatches
-from simbatch.sim.streams.steps import Floats, Ints, RebuiltSteps
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from scipy.optimize import OptimizeResult, least_squares
 
 from simbatch.profiler.fit.streams.columns import StepColumns, basis, joined, knots_of, windows_of
 from simbatch.profiler.fit.streams.priors import Priors
-from simbatch.sim.streams.steps import Floats, Ints
+from simbatch.sim.streams import Floats, Ints
 
 RARE = 0.01  # of the steps with prefills: fewer make no knot
 BLOCK = 12  # steps whose sum is compared

@@ -19,10 +19,10 @@ from simbatch.profiler.fit.streams.episodes import SLOPE_HELD_S, Decode, Episode
 from simbatch.profiler.fit.streams.priors import ModelShape, Priors
 from simbatch.profiler.fit.streams.runs import Means, StreamRun, real_means, simulated
 from simbatch.profiler.fit.streams.way_in import WayIn, fit_way_in
-from simbatch.profiler.records.steps import noise_quantiles
+from simbatch.profiler.records import noise_quantiles
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.streams.steps import Floats, Streams
+from simbatch.sim.streams import Floats, Streams
 
 DIGITS = 4
 MOST_BELOW = 0.3  # of the smallest batch that was seen: how much shorter a step of one decode may be

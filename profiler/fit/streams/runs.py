@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from simbatch.profiler.fit.streams.columns import StepColumns, columns_of
-from simbatch.profiler.records.requests import Requests
+from simbatch.profiler.records import Requests
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.streams import RebuiltSteps, Streams, rebuild_steps
 from simbatch.sim.streams.batches import StepBatches, batches_of, infer_budget
 from simbatch.sim.streams.judge import Judgement, judge, without_standstills
-from simbatch.sim.streams.steps import RebuiltSteps, Streams, rebuild_steps
 from simbatch.sim.workload.chunk import RequestChunk
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from simbatch.profiler.fit.streams.fit import MAX_CAPTURE, MOST_REQUESTS, Fitted
 from simbatch.profiler.fit.streams.priors import ModelShape
 from simbatch.profiler.fit.streams.runs import Means, StreamRun, real_means, simulated_means
 from simbatch.sim.errors import UserError
-from simbatch.sim.streams.steps import Floats
+from simbatch.sim.streams import Floats
 
 ONE_POINT = 2.0  # 95 % of the batches over 5 %
 FEW_PREFILLS = 30

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from simbatch.sim.engine.record import RunRecord, differences
 from simbatch.sim.errors import UserError
-from simbatch.sim.plugins.named import Plugin
+from simbatch.sim.plugins import Plugin
 
 
 class BrokenRuleError(AssertionError):

@@ -39,7 +39,7 @@ from simbatch.sim.report.page.page import (
     trust_of_all,
 )
 from simbatch.sim.report.run_pictures import NUM_BINS, arrivals, binned
-from simbatch.sim.results.experiment import OverLoads, SideBySide
+from simbatch.sim.results import OverLoads, SideBySide
 from simbatch.sim.results.runs import Difference, MeasuredRun, MetricRow, Summary
 from simbatch.sim.text import percent
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.paths import read_at_most
+from simbatch.sim.files import read_at_most
 from simbatch.sim.scenario.reading.syntax import parse_plain, syntax_problem
 
 Key = str | int

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import JsonValue, json_values
-from simbatch.sim.strict import MAX_TOKENS, Lenient, checked
+from simbatch.sim.json_values import MAX_TOKENS, JsonValue, Lenient, checked, json_values
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Ints, Load, gaps_told, objects, read_text
 from simbatch.sim.workload.bench.vllm import is_number, rate_of
 

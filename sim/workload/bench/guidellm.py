@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import JsonValue
-from simbatch.sim.strict import Lenient, checked
+from simbatch.sim.json_values import JsonValue, Lenient, checked
 from simbatch.sim.workload.bench.run import BenchRun, Lasted, Load, Time, Tokens, objects
 from simbatch.sim.workload.bench.vllm import rate_of
 

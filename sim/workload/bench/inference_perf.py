@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import JsonValue
-from simbatch.sim.strict import Lenient, checked
+from simbatch.sim.json_values import JsonValue, Lenient, checked
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Load, Time, Tokens, gaps_told, objects
 from simbatch.sim.workload.bench.vllm import is_number, rate_of
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.strict import MAX_TOKENS
+from simbatch.sim.json_values import MAX_TOKENS
 from simbatch.sim.text import cut_short
 from simbatch.sim.workload.arrivals import MAX_TIME_S
 from simbatch.sim.workload.files import open_text, text_errors

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import JsonValue
-from simbatch.sim.strict import Lenient, checked
+from simbatch.sim.json_values import JsonValue, Lenient, checked
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Lasted, Load, Time, Tokens, gaps_told, objects
 
 VLLM, SGLANG = "vllm bench serve", "SGLang's bench_serving"

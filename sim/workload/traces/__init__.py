@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.paths import user_path
+from simbatch.sim.files import user_path
 from simbatch.sim.workload.columns import REQUIRED, Chosen, Columns, Format, Said, choose_columns
 from simbatch.sim.workload.files import check_file
 from simbatch.sim.workload.formats import FORMATS, OURS, RESULTS

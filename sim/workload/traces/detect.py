@@ -10,8 +10,7 @@ from pathlib import Path
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, json_value, json_values
 from simbatch.sim.text import cut_short
-from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf
-from simbatch.sim.workload.bench.read import is_result
+from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf, is_result
 from simbatch.sim.workload.bench.run import keys_of, read_text
 from simbatch.sim.workload.columns import REQUIRED, Format, Said, length_of
 from simbatch.sim.workload.files import open_text, text_errors

@@ -20,7 +20,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, json_value, json_values
 from simbatch.sim.text import cut_short
-from simbatch.sim.workload.bench.read import is_result, results_of
+from simbatch.sim.workload.bench import is_result, results_of
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, read_text
 from simbatch.sim.workload.bench.sending import sending_of
 from simbatch.sim.workload.columns import Columns

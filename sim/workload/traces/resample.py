@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk, RequestSource, unread_of
-from simbatch.sim.workload.draws import Purpose, stream
+from simbatch.sim.workload.chunk import CHUNK_SIZE, Purpose, RequestChunk, RequestSource, stream, unread_of
 from simbatch.sim.workload.turns import NO_ROW, Turns, awaited_of, turns_in, turns_of
 
 Ints = NDArray[np.int64]

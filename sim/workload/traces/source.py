@@ -12,9 +12,8 @@ import numpy as np
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.text import cut_short
-from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
+from simbatch.sim.workload.chunk import CHUNK_SIZE, Purpose, RequestChunk, draw_shares, stream
 from simbatch.sim.workload.columns import words_of
-from simbatch.sim.workload.draws import Purpose, draw_shares, stream
 from simbatch.sim.workload.files import BadValueError
 from simbatch.sim.workload.trace_model import Trace
 from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch

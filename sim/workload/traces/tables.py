@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.strict import MAX_TOKENS
+from simbatch.sim.json_values import MAX_TOKENS
 from simbatch.sim.workload.files import open_binary, text_errors
 from simbatch.sim.workload.traces.rows import BATCH_ROWS, Head, Reading, RowBatch, assemble, line_place
 from simbatch.sim.workload.traces.times import Times

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.strict import MAX_TOKENS
+from simbatch.sim.json_values import MAX_TOKENS
 
 JsonRow = dict[str, Any]
 _TALKS = ("messages", "conversations", "conversation")

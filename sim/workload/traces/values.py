@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.strict import MAX_TOKENS, priority_of
+from simbatch.sim.json_values import MAX_TOKENS, priority_of
 from simbatch.sim.workload.files import BadValueError
 
 T = TypeVar("T")

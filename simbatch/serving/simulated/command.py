@@ -206,7 +206,7 @@ def prepare(options: ServeOptions) -> Prepared:
         rule = f"the profile {resolved.profile.name} has no host section"
         raise UserError(Problem("--host", rule, "profile", "leave it out, or take a profile that has one"))
     if options.steps is not None:
-        from simbatch.sim.paths import check_target
+        from simbatch.sim.files import check_target
 
         check_target(options.steps)
     others, named = in_the_profile(given, resolved.profile), given.named

@@ -22,7 +22,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
 
 from simbatch.serving.engine_facts import engine_facts
-from simbatch.serving.record_file import RotatingFile
+from simbatch.serving.processes import RotatingFile
 from simbatch.serving.recording import LineWriter, batch_keys
 from simbatch.serving.simulated.device import HostLaunch, ServeSpec, VirtualGpu
 
