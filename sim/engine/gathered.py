@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from simbatch.sim.engine.replica import Replica
 
 NO_ENTRIES = Batch([], [])
+# What a step computes, who gets a token that does not come one step after the one before, who is scheduled for the
+# first time, whose last token it brings, and how many tokens follow one of the step before.
+Computed = tuple[Features, list[Request], list[Request], list[Request], int]
 
 
 class Gathered:
@@ -135,14 +138,10 @@ class Gathered:
             step.updated_ps = updated_ps
             replica.log_step(step, ended)
 
-    def compute(
-        self, planned: dict[Request, int], is_paused: bool
-    ) -> tuple[Features, list[Request], list[Request], list[Request], int]:
-        """Everybody's token of a step with prefills.
+    def compute(self, planned: dict[Request, int], is_paused: bool) -> Computed:
+        """Everybody's token of a step with prefills; if the device was idle before it (`is_paused`), none follows one.
 
-        Returns what it computes, who gets a token that does not come one step after the one before, who is scheduled
-        for the first time, whose last token it brings, and how many tokens follow one of the step before. The device
-        was idle before it if `is_paused`: then none does.
+        Who decodes beside them is counted, not looped over.
         """
         group, replica, partials = self.group, self.replica, self.partials
         number = replica.number

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from simbatch.sim.cost.model import Features
 from simbatch.sim.engine.decode_group import NOBODY
-from simbatch.sim.engine.gathered import NO_ENTRIES, Gathered
+from simbatch.sim.engine.gathered import NO_ENTRIES, Computed, Gathered
 from simbatch.sim.engine.pace import Pace, device_paced, host_paced, synchronous
 from simbatch.sim.engine.record import pack_segment, pack_tokens
-from simbatch.sim.engine.resources import Step
+from simbatch.sim.engine.resources import NOTHING, Step
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.request import NEVER, Batch, Request
 
@@ -41,7 +41,7 @@ class Timed:
         replica = now.replica
         self.replica, self.now, self.group = replica, now, now.group
         self.device, self.host, self.kv, self.cost = replica.device, replica.host, replica.kv, replica.device.cost
-        self.feed, self.front_end = replica.feed, replica.front_end
+        self.front_end = replica.front_end
         self.is_async = now.is_async
         self.keeps_steps = now.keeps_steps
         self.write_segment, self.write_tokens = replica.recorder.segments.extend, replica.recorder.tokens.extend
@@ -57,8 +57,7 @@ class Timed:
         """A step with prefills, or decode-only steps; the clock is after the last update then."""
         if planned:
             batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
-            features, noted, fresh, ended, num_regular = self.now.compute(planned, False)
-            self._launch(features, batch, noted, fresh, ended, num_regular)
+            self._launch(batch, self.now.compute(planned, False))
         elif not self._leap():
             self._step_alone()
 
@@ -72,19 +71,12 @@ class Timed:
         batch = now.batch({}) if self.keeps_steps else NO_ENTRIES
         num_regular = group.size - len(noted)
         features = _new(Features, (group.size, group.context, 0, 0, 0, 0, group.in_window, 0))
-        self._launch(features, batch, noted, NOBODY, group.advance(1), num_regular)
+        self._launch(batch, (features, noted, NOBODY, group.advance(1), num_regular))
 
-    def _launch(
-        self,
-        features: Features,
-        batch: Batch,
-        noted: list[Request],
-        fresh: list[Request],
-        ended: list[Request],
-        num_regular: int,
-    ) -> None:
+    def _launch(self, batch: Batch, computed: Computed) -> None:
         """Give the device a step, then take in the older one, or itself if there is to be one at a time."""
         replica, now, device = self.replica, self.now, self.device
+        features, noted, fresh, ended, num_regular = computed
         num_decodes, _, tokens, _, _, num_prefills, _, _ = features
         schedule_ps, was_free_ps, work_ps = replica.now_ps, device.free_ps, device.work_ps(features)
         times = replica.launch(num_decodes + num_prefills, num_prefills, num_decodes + tokens, work_ps)
@@ -136,25 +128,24 @@ class Timed:
 
         The first update takes in the newest step, each other one a step of this batch.
         """
-        now, group, is_async = self.now, self.group, self.is_async
-        replica, found = self.replica, self.found
-        cut_ps = self.feed.next_ps if replica.lane is None and self.feed is not None else replica.cut_ps
-        if found is not None:
-            self.found = None
+        now, group, is_async, replica = self.now, self.group, self.is_async, self.replica
+        cut_ps, found, self.found = replica.cut_ps, self.found, None
         if found is None or found[0][9] > cut_ps:  # somebody comes before the end of what was found
             found = self._plan(cut_ps)
         if found is None:
             return False
         pace, known, duration_ps, slope_ps = found
-        kv, device, num_decodes = self.kv, self.device, group.size
-        num_free = kv.free + now.taken
+        kv, device, num_decodes, num_free = self.kv, self.device, group.size, self.kv.free + now.taken
         num_steps, start_ps, period_ps, period_slope_ps, _, _, _, _, last_start_ps, last_ps, free_ps = pace
         schedule_ps, num_blocks = replica.now_ps, group.blocks_for(num_steps)
         self.write_segment(pack_segment(
             start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes,
             group.context, 0, 0, 0, len(replica.scheduler.running), replica.count_waiting(), num_free - num_blocks,
         ))  # fmt: skip
-        if is_async and (now.ending or now.noted or now.losing or self.keeps_steps):
+        before, num_regular = now.features, now.num_regular
+        if not is_async:
+            before, num_regular = known.features, num_decodes
+        elif now.ending or now.noted or now.losing or self.keeps_steps:
             # what they give back is handed out from the second step on
             kv.take(group.blocks_next - now.taken)
             now.taken = group.blocks_next
@@ -162,12 +153,8 @@ class Timed:
             replica.now_ps = schedule_ps + known.launch_ps
             self.let_go(device.free_ps)
             group.ahead = 0, 0
-            self._send(pace, num_decodes, False, 0, 0)
-        elif is_async:
-            features = now.features
-            self._send(pace, num_decodes, features[0] + features[5] > 0, features[0], now.num_regular)
-        else:
-            self._send(pace, num_decodes, True, num_decodes, num_decodes)
+            before = NOTHING
+        self._send(pace, known, before, num_regular)
         if self.keeps_steps:
             ended = self._walk(pace, known, duration_ps, slope_ps, schedule_ps)
         else:
@@ -264,20 +251,16 @@ class Timed:
         held_ps = front_end.held_ps if front_end.held_ps > pace[4] else pace[4]
         return held_ps + first_ps <= pace[5] and hold_ps <= (pace[6] if pace[0] > 2 else pace[5] - pace[4])
 
-    def _send(self, pace: Pace, num_decodes: int, has_first: bool, num_before: int, num_regular: int) -> None:
-        """The tokens of all updates leave, those of the first one of another batch if it has not been let go before.
-
-        The front end keeps up with them.
-        """
-        replica, front_end, write = self.replica, self.front_end, self.write_tokens
+    def _send(self, pace: Pace, known: Known, before: Features, num_regular: int) -> None:
+        """The tokens of all updates leave, the first ones of the batch `before`; the front end keeps up with them."""
+        replica, front_end, write, num_decodes = self.replica, self.front_end, self.write_tokens, known.features[0]
         num_steps, _, _, _, updated_ps, second_ps, gap_ps, slope_ps, _, last_ps, _ = pace
-        num_more, before_ps, work_ps = num_steps - 1, replica.sent_ps, 0
-        if has_first:
+        num_more, before_ps, work_ps = num_steps - 1, replica.sent_ps, known.work_ps
+        if before[0] + before[5]:
             sent_ps = updated_ps if front_end is None else front_end.send(updated_ps, num_regular)
-            write(pack_tokens(before_ps, 1, sent_ps - before_ps, 0, num_before, num_regular))
+            write(pack_tokens(before_ps, 1, sent_ps - before_ps, 0, before[0], num_regular))
             before_ps = sent_ps
         if front_end is not None:
-            work_ps = self._known[num_decodes].work_ps
             last_gap_ps = gap_ps + (num_more - 2) * slope_ps if num_more > 1 else second_ps - updated_ps
             front_end.send_alike(last_ps, last_gap_ps, num_more, num_decodes)
         first_ps = second_ps + work_ps - before_ps
