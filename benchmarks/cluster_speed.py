@@ -261,8 +261,7 @@ for line in sys.stdin:
     without = [] if "host" in json.loads(line) else ["host", "front_end"]
     config = replace(resolved.engine, **{name: None for name in without if hasattr(resolved.engine, name)})
     cost = (resolved if hasattr(resolved, "cost_model") else resolved.profile).cost_model()
-    source = Read(open_workload(resolved.scenario.workload, seed=0, folder=Path()))
-    begin_s = time.process_time()
+    source, begin_s = Read(open_workload(resolved.scenario.workload, seed=0, folder=Path())), time.process_time()
     engine.run(config, cost, resolved.policy, source)
     print(time.process_time() - begin_s, flush=True)
 """
@@ -292,8 +291,7 @@ def beside(repeat: int = 8) -> None:
             for name, (process, settings) in turns.items():
                 print(json.dumps(settings), file=process.stdin, flush=True)
                 found[name].append(float(process.stdout.readline()))
-        for process in (older, newer):
-            process.communicate()
+        _ = older.communicate(), newer.communicate()
     for name, seconds in found.items():
         print(f"{name:<20} {min(seconds):>8.3f} s {min(found['older']) / min(seconds):>7.2f}")
 
