@@ -114,6 +114,7 @@ LONG = {"max_position_embeddings": 262_144}
 SAME_SHAPE = {  # published under more than one name
     "Qwen/Qwen2.5-Coder-7B-Instruct": ("Qwen/Qwen2.5-7B-Instruct", {}),
     "Qwen/Qwen2.5-Coder-32B-Instruct": ("Qwen/Qwen2.5-32B", {"max_position_embeddings": 32_768}),
+    "mistralai/Mistral-7B-Instruct-v0.2": ("mistralai/Mistral-7B-v0.1", {"sliding_window": None}),
     "Qwen/Qwen3-4B-Instruct-2507": ("Qwen/Qwen3-4B", LONG),
     "Qwen/Qwen3-30B-A3B-Instruct-2507": ("Qwen/Qwen3-30B-A3B", LONG),
     "Qwen/Qwen3-Coder-30B-A3B-Instruct": ("Qwen/Qwen3-30B-A3B", LONG),

@@ -186,6 +186,21 @@ def test_a_variant_of_a_known_model_is_planned_as_it_and_said(name, quantisation
     assert notes[0].startswith(f"{name} is planned as Qwen/")
 
 
+@pytest.mark.parametrize(
+    ("name", "window", "length"),
+    [
+        ("mistralai/Mistral-7B-Instruct-v0.1", 4096, 32_768),
+        ("TheBloke/Mistral-7B-Instruct-v0.2-AWQ", None, 32_768),
+        ("mistralai/Mistral-7B-Instruct-v0.3", None, 32_768),
+        ("Qwen/Qwen3-4B-Thinking-2507", None, 262_144),
+        ("deepseek-ai/DeepSeek-R1-0528", None, 163_840),
+    ],
+)
+def test_versions_and_known_dates_of_a_name_count(name, window, length):
+    config = config_of(name)
+    assert (config.window, config.max_position_embeddings) == (window, length)
+
+
 def test_an_unknown_architecture_is_planned_when_one_is_assumed(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA_8B, "architectures": ["NewForCausalLM"]}))
     code, _, err = out_of(capsys, tmp_path, "--gpu", "h100")

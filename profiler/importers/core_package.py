@@ -198,8 +198,8 @@ def config_of(model: str, path: Path | None) -> tuple[dict[str, Any], dict[str, 
         names = sorted(one.name.removesuffix("_config.json").replace("--", "/") for one in folder.glob("*_config.json"))
         names = [name for name in names if not name.endswith("_hf_quant")]
         near = [name for name in names if model.rsplit("/", 1)[-1].lower()[:8] in name.lower()][:5]
-        guess = f"near it: {', '.join(near)}; " if near else ""
-        mend = f"{guess}or give its config.json: --model-config FILE (nothing is downloaded)"
+        guess = f"near it: {', '.join(near)}; or " if near else ""
+        mend = f"{guess}give its config.json: --model-config FILE (nothing is downloaded)"
         raise UserError(Problem("--model", "the package has no config of it", model, mend))
     beside = folder / found.name.replace("_config.json", "_hf_quant_config.json")
     return read_json(found), read_json(beside) if beside.is_file() else None

@@ -41,8 +41,9 @@ def facts_of(model: str) -> ModelFacts | None:
 
 
 FILE = "published.json"
-# Endings of names that do not change a shape.
-VARIANT = re.compile(r"[-_](instruct|it|chat|base|hf|thinking|pt|\d{4}|v?0\.\d)$")
+# Words of names that do not change a shape. A version does: Mistral 7B 0.1 has windows, 0.3 has none.
+VARIANTS = {"instruct", "it", "chat", "base", "hf", "thinking", "reasoning", "pt"}
+DATE = re.compile(r"-\d{4}$")
 QUANTISED = {  # endings that say how a checkpoint is stored, and what that means
     **{key: {"quant_method": "awq", "bits": 4, "group_size": GROUP} for key in ("awq", "awq-4bit", "awq-int4")},
     "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": GROUP},
@@ -111,7 +112,8 @@ def _by_name(name: str, assume: str | None) -> tuple[ModelConfig, str, tuple[str
         raise _unknown(name)
     content, notes = published_models()[found], []
     if ending is not None:
-        content = {**content, "quantization_config": QUANTISED[ending]}
+        stored = QUANTISED.get(ending) or published_models()[ending]["quantization_config"]
+        content = {**content, "quantization_config": stored}
         notes.append(f"{name} is planned as {found} with {ending} weights: its own config.json is not in the table.")
     elif _key(found) != _key(name):
         notes.append(f"{name} is planned as {found}, which has its shape.")
@@ -120,32 +122,37 @@ def _by_name(name: str, assume: str | None) -> tuple[ModelConfig, str, tuple[str
 
 
 def _known(name: str) -> str | None:
-    keys, key = _keys(), _key(name)
-    while key not in keys and VARIANT.search(key):
-        key = VARIANT.sub("", key)
-    return keys.get(key)
+    return next((found for form in _forms(name) if (found := _keys().get(form)) is not None), None)
 
 
 def _with_ending(name: str) -> tuple[str | None, str | None]:
+    """A model, and how it is stored: an ending of QUANTISED, or what its maker stores so of another date."""
     lower = name.lower()
     for ending in sorted(QUANTISED, key=len, reverse=True):
         if lower.endswith(f"-{ending}") and (found := _known(name[: -len(ending) - 1])) is not None:
-            own = _keys().get(f"{_key(found)}-{ending}")  # as its maker stores it
-            is_makers = own is not None and own.partition("/")[0] == name.partition("/")[0]
-            return (own, None) if is_makers else (found, ending)
+            by_maker = (_keys().get(f"{form}-{ending}") for form in _forms(found))
+            own = next((one for one in by_maker if one and one.partition("/")[0] == name.partition("/")[0]), None)
+            if own is None:
+                return found, ending
+            return (own, None) if _key(own) == f"{_key(found)}-{ending}" else (found, own)
     return None, None
 
 
 @cache
 def _keys() -> dict[str, str]:
-    """Names and names without what does not change a shape, the plain ones first."""
-    found = {_key(name): name for name in published_models()}
-    for name in published_models():
-        key = _key(name)
-        while VARIANT.search(key):
-            key = VARIANT.sub("", key)
-            found.setdefault(key, name)
+    """Names, then those without what does not change a shape, then those without a date."""
+    found: dict[str, str] = {}
+    for forms in zip(*(_forms(name) for name in published_models()), strict=True):
+        for form, name in zip(forms, published_models(), strict=True):
+            found.setdefault(form, name)
     return found
+
+
+def _forms(name: str) -> tuple[str, str, str]:
+    """A name as it is, without its variant, and without its date too."""
+    key = _key(name)
+    plain = "-".join(word for word in re.split(r"[-_]", key) if word not in VARIANTS)
+    return key, plain, DATE.sub("", plain)
 
 
 def _key(name: str) -> str:

@@ -92,10 +92,10 @@ class _Chosen:
     """Some rows, a column at a time: to copy them whole takes ten times as long."""
 
     def __init__(self, rows: NDArray[np.void], chosen: NDArray[np.bool_]) -> None:
-        self._rows, self._chosen = rows, chosen
+        self._rows, self._places = rows, np.flatnonzero(chosen)
 
     def __getitem__(self, name: str) -> NDArray[np.int64]:
-        column: NDArray[np.int64] = self._rows[name][self._chosen]
+        column: NDArray[np.int64] = self._rows[name][self._places]
         return column
 
 

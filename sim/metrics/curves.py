@@ -19,6 +19,8 @@ NEVER = np.iinfo(np.int64).max
 
 def span_ps(rows: Rows) -> Ints:
     """How long each of these segments lasts, from the begin of the first step to the device's end of the last."""
+    if not (rows["period_ps"] > 0).any():
+        return work_ps(rows)
     before_last = rows["num_steps"] - 1
     last_start = first_steps_ps(rows["period_ps"], rows["period_slope_ps"], before_last)
     paced = last_start + rows["duration_ps"] + rows["slope_ps"] * before_last
@@ -132,14 +134,14 @@ def in_flight(record: RunRecord) -> Iterator[tuple[slice, Ints, Ints]]:
 def begun_ps(record: RunRecord) -> Ints:
     """When requests were scheduled for the first time, in order of time."""
     scheduled = record.requests.scheduled_ps
-    return np.sort(scheduled[scheduled >= 0])
+    return np.sort(scheduled[scheduled >= 0], kind="stable")  # ten times as quick where it is in order, or nearly
 
 
 @kept
 def _until_ps(record: RunRecord) -> Ints:
     """Until when requests are in flight after each segment."""
     scheduled, finished = begun_ps(record), record.requests.finish_ps
-    finished = np.sort(finished[finished >= 0])
+    finished = np.sort(finished[finished >= 0], kind="stable")
     left_ps = np.full(len(scheduled) + 1, NEVER)  # [n]: when n requests have ended
     left_ps[0], left_ps[1 : len(finished) + 1] = 0, finished[: len(scheduled)]
     until_ps = record.segments["start_ps"] + spans_ps(record)
@@ -172,14 +174,14 @@ def _held_over(record: RunRecord, values_of: Callable[[Rows], Ints]) -> StepFunc
 
     def pieces() -> Iterator[Curve]:
         for part, until, next_start in in_flight(record):
-            rows = record.segments[part]
-            times = np.stack([rows["start_ps"], until], axis=1)
-            values = np.stack([values_of(rows), np.zeros_like(until)], axis=1)
-            is_shown = np.ones(times.shape, dtype=np.bool_)
-            is_shown[:, 1] = until < next_start
-            yield Curve(times[is_shown], values[is_shown])
+            rows, idle = record.segments[part], np.flatnonzero(until < next_start)
+            times, values = rows["start_ps"], values_of(rows)
+            yield Curve(np.insert(times, idle + 1, until[idle]), np.insert(values, idle + 1, 0))
 
-    return Pieces(pieces)
+    def highest() -> int:
+        return max((int(values_of(rows).max()) for rows in slices(record.segments)), default=0)
+
+    return Pieces(pieces, highest)
 
 
 def _with_following(record: RunRecord) -> Iterator[tuple[slice, Rows, Ints]]:
@@ -215,16 +217,16 @@ def output_tokens_per_second(record: RunRecord) -> Floats:
     seconds = (record.client_first_token_ps[done] - origin_ps) // PS_PER_S
     totals = np.bincount(seconds, minlength=num_seconds).astype(np.float64)
     for rows in slices(record.token_rows):  # their times are the server's: the network comes later by as much for all
-        totals = _with_decoded(totals, rows[rows["num_decodes"] > 0], origin_ps - record.client_overhead_ps)
+        totals = _with_decoded(totals, rows, origin_ps - record.client_overhead_ps)
     return totals
 
 
 def _with_decoded(totals: Floats, rows: NDArray[np.void], origin_ps: int) -> Floats:
     """`totals` and what the spans add; a span is split by the seconds in which its steps' tokens come."""
-    decodes, steps, duration, slope = (
-        np.ascontiguousarray(rows[name]) for name in ("num_decodes", "num_steps", "duration_ps", "slope_ps")
-    )
-    begin = rows["start_ps"] - origin_ps
+    names = ("num_decodes", "num_steps", "duration_ps", "slope_ps", "start_ps")
+    is_span = rows["num_decodes"] > 0
+    decodes, steps, duration, slope, begin = (rows[name][is_span] for name in names)
+    begin -= origin_ps
     second = (begin + duration) // PS_PER_S
     last = (begin + first_steps_ps(duration, slope, steps)) // PS_PER_S
     whole = second == last

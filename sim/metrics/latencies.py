@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import FINISHED, RunRecord
-from simbatch.sim.metrics.columns import SloLimits, bounds, decoding_ps, e2el_ps, let_in, slices, ttft_ps
+from simbatch.sim.metrics.columns import SloLimits, bounds, decoding_ps, e2el_ps, kept, let_in, slices, ttft_ps
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -47,22 +47,22 @@ class PooledGaps:
     weight: Ints
 
     @staticmethod
+    @kept
     def of(record: RunRecord) -> PooledGaps:
         """All gaps of a run as clients see them; those of unfinished requests too, which spans do not tell apart."""
-        num_spans = int(np.count_nonzero(record.token_rows["num_regular"] > 0))
-        size = num_spans + len(record.gaps)
-        pool = PooledGaps(*(np.empty(size, dtype=np.int64) for _ in range(4)))
-        pool.first[num_spans:] = record.gaps
-        pool.slope[num_spans:] = pool.count[num_spans:] = pool.weight[num_spans:] = 1
+        pool = PooledGaps(*(np.empty(len(record.token_rows) + len(record.gaps), dtype=np.int64) for _ in range(4)))
         end = 0
         for rows in slices(record.token_rows):
-            rows = rows[rows["num_regular"] > 0]
-            begin, end = end, end + len(rows)
+            is_span = rows["num_regular"] > 0  # a column at a time: a whole row is ten times what is asked of it
             names = ("duration_ps", "slope_ps", "num_steps", "num_regular")
-            spans = PooledGaps.from_progressions(*(rows[name] for name in names))
+            spans = PooledGaps.from_progressions(*(rows[name][is_span] for name in names))
+            begin, end = end, end + len(spans.first)
             pool.first[begin:end], pool.slope[begin:end] = spans.first, spans.slope
             pool.count[begin:end], pool.weight[begin:end] = spans.count, spans.weight
-        return pool
+        begin, end = end, end + len(record.gaps)
+        pool.first[begin:end] = record.gaps
+        pool.slope[begin:end] = pool.count[begin:end] = pool.weight[begin:end] = 1
+        return PooledGaps(pool.first[:end], pool.slope[:end], pool.count[:end], pool.weight[:end])
 
     @classmethod
     def from_progressions(cls, first: Ints, slope: Ints, count: Ints, weight: Ints) -> PooledGaps:

@@ -121,6 +121,12 @@ class Pieces(StepFunction):
     """A step function that is made piece by piece, anew for each question, so that it is never in memory whole."""
 
     make: Callable[[], Iterator[Curve]]
+    highest: Callable[[], int] | None = None  # where that is found without its pieces
+
+    @property
+    def max(self) -> int:
+        """The highest value, 0 for an empty function."""
+        return super().max if self.highest is None else self.highest()
 
     def pieces(self) -> Iterator[Curve]:
         """What `make` makes."""

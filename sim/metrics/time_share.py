@@ -105,7 +105,7 @@ def _flights(record: RunRecord, facts: RunFacts) -> Iterator[tuple[slice, Ints, 
 def _taken_in_ps(record: RunRecord) -> Ints:
     """When more than n of those who have begun had been taken in, for n = 0, 1, ..."""
     requests = record.requests
-    return np.append(np.sort(queued_ps(requests)[requests.scheduled_ps >= 0]), curves.NEVER)
+    return np.append(np.sort(queued_ps(requests)[requests.scheduled_ps >= 0], kind="stable"), curves.NEVER)
 
 
 def _up_to(edges: Ints, begin: Ints, end: Ints, amount: Ints) -> Floats:

@@ -12,6 +12,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.workload.chunk import RequestSource
 
@@ -45,7 +47,7 @@ class Turns:
     @property
     def num_sessions(self) -> int:
         """How many conversations there are."""
-        return max(self.session, default=-1) + 1
+        return int(np.asarray(self.session).max(initial=-1)) + 1
 
     def name(self, row: int) -> str:
         """What the row's session is called."""

@@ -77,6 +77,8 @@ class RowBatch:
 
         def pick(name: str) -> Any:
             column = getattr(self, name)
+            if isinstance(column, range):
+                column = np.arange(column.start, column.stop, column.step)
             if column is None or isinstance(column, np.ndarray):
                 return column if column is None else column[indices]
             return [column[i] for i in indices.tolist()]
