@@ -11,18 +11,27 @@ or one that looks at everything there is to see.
 `... corners`: where an engine could fall off a cliff. Overload with long queues, many running requests and too few
 blocks, in microseconds of CPU per request; stepping and a policy that plans every step itself, in steps per CPU second.
 Synthetic requests, no file needed.
+
+`... beside CHECKOUT`: one engine of an older checkout and of this one, a process each, by turns: least CPU seconds of
+`engine.run` on the Azure trace, read before; this one also with times of the host.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
+import os
 import random
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import run_one_of
 from benchmarks.engine_speed import AZURE, HOST, Repeated, azure_scenario, device_alone
@@ -236,5 +245,56 @@ def corners() -> None:
     stepping()
 
 
+PLAYER = """
+import json, sys, time
+from dataclasses import replace
+from pathlib import Path
+from simbatch.sim import engine
+from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.workload import open_workload
+class Read:
+    def __init__(self, source): self.source, self.read = source, list(source.chunks())
+    def __getattr__(self, name): return getattr(self.source, name)
+    def chunks(self): return iter(self.read)
+for line in sys.stdin:
+    resolved = resolve(Scenario.from_dict(json.loads(line)), "vllm")
+    without = [] if "host" in json.loads(line) else ["host", "front_end"]
+    config = replace(resolved.engine, **{name: None for name in without if hasattr(resolved.engine, name)})
+    cost = (resolved if hasattr(resolved, "cost_model") else resolved.profile).cost_model()
+    source, begin_s = Read(open_workload(resolved.scenario.workload, seed=0, folder=Path())), time.process_time()
+    engine.run(config, cost, resolved.policy, source)
+    print(time.process_time() - begin_s, flush=True)
+"""
+
+
+def player(checkout: Path, folder: Path) -> Any:
+    """A process that plays scenarios with the sources of a checkout."""
+    folder.joinpath("simbatch").mkdir(parents=True)
+    parts = [checkout / name for name in ("sim", "policies", "routers", "profiler", "profiles", "scenarios")]
+    for path in [*(checkout / "simbatch").iterdir(), *filter(Path.is_dir, parts)]:
+        (folder / "simbatch" / path.name).symlink_to(path)
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.Popen([sys.executable, "-c", PLAYER], env=environment, cwd=folder, **pipes)
+
+
+def beside(repeat: int = 8) -> None:
+    """Print CPU seconds, and speed as a share of the older checkout's."""
+    plain = azure_scenario(AZURE, enable_prefix_caching=False).model_dump(exclude_unset=True, mode="json")
+    hosted = {**plain, "engine": {**plain["engine"], "front_end": False}, "host": {"from": str(HOST)}}
+    with tempfile.TemporaryDirectory() as folder:
+        older = player(Path(sys.argv[1]).resolve(), Path(folder) / "older")
+        newer = player(Path(__file__).parents[1], Path(folder) / "newer")
+        turns = {"older": (older, plain), "this": (newer, plain), "this, host times": (newer, hosted)}
+        found: dict[str, list[float]] = {name: [] for name in turns}
+        for _ in range(repeat):
+            for name, (process, settings) in turns.items():
+                print(json.dumps(settings), file=process.stdin, flush=True)
+                found[name].append(float(process.stdout.readline()))
+        _ = older.communicate(), newer.communicate()
+    for name, seconds in found.items():
+        print(f"{name:<20} {min(seconds):>8.3f} s {min(found['older']) / min(seconds):>7.2f}")
+
+
 if __name__ == "__main__":
-    run_one_of(speed, corners=corners)
+    run_one_of(speed, corners=corners, beside=beside)

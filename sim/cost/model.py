@@ -127,13 +127,13 @@ class PiecewiseLinear:
         self._counts = tuple(counts)
         self._values = tuple(values_ps)
         self._sizes = tuple(capture_sizes)
-        self._table: list[int] = []
+        self.table: list[int] = []
 
     def __call__(self, count: int, /) -> int:
         """The value at `count` (0 or more), in ps."""
-        if count >= len(self._table):
-            self._table.extend(map(self._at, range(len(self._table), count + 1)))
-        return self._table[count]
+        if count >= len(self.table):
+            self.table.extend(map(self._at, range(len(self.table), count + 1)))
+        return self.table[count]
 
     def _at(self, count: int) -> int:
         count = padded(count, self._sizes)
@@ -174,6 +174,7 @@ class TwoRegimeCost:
         self.decode_context_ps = decode_context_ps
         self.windows = windows
         self._tokens = tokens
+        self._table = tokens.table
         self._seq_ps = seq_ps
         self._seq_token_ps = seq_token_ps
         self._context_ps = context_ps
@@ -184,8 +185,9 @@ class TwoRegimeCost:
         self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
     ) -> int:
         """A step with any prefill, in full, ps."""
+        num_tokens, table = prefill_tokens + num_decodes, self._table
         return (
-            self._tokens(prefill_tokens + num_decodes)
+            (table[num_tokens] if num_tokens < len(table) else self._tokens(num_tokens))
             + (self._seq_ps + self._seq_token_ps * prefill_tokens) * num_decodes
             + self._context_ps * decode_context
             + self._prefill_context_ps * prefill_context

@@ -32,7 +32,7 @@ class DecodeGroup:
         self._fills: list[int] = []  # heap of rounds in which windows fill, and how many in each
         self._num_filling: dict[int, int] = {}
         self._needing = [0] * block_size  # how many members need a block in rounds r with r % block_size == index
-        self._ends: list[int] = []  # heap of the rounds in which members get their last tokens
+        self.ends: list[int] = []  # heap of the rounds in which members get their last tokens
         self._ending: dict[int, list[Request]] = {}  # by such a round: whose that is, one at least
 
     def join(self, request: Request) -> None:
@@ -49,7 +49,7 @@ class DecodeGroup:
             self._ending[last_round].append(request)
         else:
             self._ending[last_round] = [request]
-            heappush(self._ends, last_round)
+            heappush(self.ends, last_round)
         if self.window:
             self._open_window(computed)
 
@@ -59,7 +59,7 @@ class DecodeGroup:
         self.context += num_rounds * self.size
         if self.num_growing:
             self._fill_windows(num_rounds)
-        ends = self._ends
+        ends = self.ends
         if not ends or ends[0] > self.round:
             self.blocks_next = self._needing[self.round % self.block_size]
             return NOBODY
@@ -78,8 +78,8 @@ class DecodeGroup:
         others.remove(request)
         if not others:
             del self._ending[last_round]
-            self._ends.remove(last_round)
-            heapify(self._ends)
+            self.ends.remove(last_round)
+            heapify(self.ends)
         self._take_out(request)
         self.blocks_next = self._needing[self.round % self.block_size]
 
@@ -96,7 +96,7 @@ class DecodeGroup:
         self._fills.clear()
         self._num_filling.clear()
         self._needing = [0] * self.block_size
-        self._ends.clear()
+        self.ends.clear()
         self._ending.clear()
         return members
 
@@ -113,7 +113,7 @@ class DecodeGroup:
 
         A window that is full after r rounds has grown in each of them, and not in the next: r + 1 rounds are alike.
         """
-        left = self._ends[0] - self.round
+        left = self.ends[0] - self.round
         if not self.num_growing:
             return left
         while self._fills[0] not in self._num_filling:  # who was to fill it has left

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from simbatch.sim.engine.replica import Replica
 
 NO_ENTRIES = Batch([], [])
+# What a step computes, who gets a token that does not come one step after the one before, who is scheduled for the
+# first time, whose last token it brings, and how many tokens follow one of the step before.
+Computed = tuple[Features, list[Request], list[Request], list[Request], int]
 
 
 class Gathered:
@@ -26,10 +29,10 @@ class Gathered:
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.group, self.windows = replica.group, replica.cost.windows
+        self.line = replica.scheduler.waiting.line
         self.is_limited: bool = replica.inbox.is_limited
         self.decides_budget: bool = replica.decisions.decides_budget
         self.is_async = replica.config.async_scheduling
-        self.is_alone = True  # in its environment: nothing else can happen meanwhile
         self.refuses_chunks = not replica.config.enable_chunked_prefill
         # whether anybody would notice if the end of a step were written down a little before its time
         self.keeps_steps = replica.recorder.steps is not None
@@ -39,6 +42,8 @@ class Gathered:
             or self.keeps_steps
             or replica.door.backlog is not None
         )
+        # whether the gateway is told when a step is launched whom it ends, before the engine lets go of them
+        self.tells = self.is_async and not self.is_limited and not replica.door.is_static
         self.partials: list[Request] = []  # running requests whose prompt, or what is recomputed, is not done
         self.preempted: list[Request] = []  # to make room for the step that is being planned
         self.taken = 0  # blocks that the group has for its next round already
@@ -133,14 +138,10 @@ class Gathered:
             step.updated_ps = updated_ps
             replica.log_step(step, ended)
 
-    def compute(
-        self, planned: dict[Request, int], is_paused: bool
-    ) -> tuple[Features, list[Request], list[Request], list[Request], int]:
-        """Everybody's token of a step with prefills.
+    def compute(self, planned: dict[Request, int], is_paused: bool) -> Computed:
+        """Everybody's token of a step with prefills; if the device was idle before it (`is_paused`), none follows one.
 
-        Returns what it computes, who gets a token that does not come one step after the one before, who is scheduled
-        for the first time, whose last token it brings, and how many tokens follow one of the step before. The device
-        was idle before it if `is_paused`: then none does.
+        Who decodes beside them is counted, not looped over.
         """
         group, replica, partials = self.group, self.replica, self.partials
         number = replica.number
@@ -183,14 +184,14 @@ class Gathered:
 
     def most_steps(self) -> int:
         """How many decode-only steps in a row change nothing, whenever they end; arrivals and blocks are not asked."""
-        replica = self.replica
         if self.preempted or not self.has_stepped:
             return 1
-        if self.ending and (replica.scheduler.waiting or self.is_limited or not self.is_alone):
+        if self.ending and (self.line or self.is_limited):
             return 1
         if self.partials and self.decides_budget:  # it had nothing for them, and is asked again
             return 1
-        return self.group.rounds_left
+        group = self.group
+        return group.rounds_left if group.num_growing else group.ends[0] - group.round
 
     def make_room(self, num_partial_blocks: int) -> bool:
         """Preempt the last admitted until the others' blocks suffice; False if that is not who goes, or how.

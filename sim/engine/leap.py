@@ -11,7 +11,7 @@ preempted. Otherwise the decodes are put back as the stepwise loop would have th
 | somebody listens (`explain`, parity) | every step is done | each is told |
 | the policy plans every step | every step is done | it sees every step |
 | `prefill_schedule_interval` holds prefills back | every step is done | steps since the last prefill are counted |
-| host or front end take time, beside other processes | every step is done | what those see must be of its time |
+| there are other processes in the environment | every step is done | what those see must be of its time |
 | no chunked prefill, a policy asked on changes | every step is done | an end lets a longer prompt in before its seat |
 | blocks run out, the victim is not the last admitted | that step is done | the loop over running requests decides |
 | several prefills under way, and not all fit the budget | that step is done | who gets how much hangs on the order |
@@ -38,7 +38,7 @@ from simbatch.sim.engine.gathered import Gathered
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.timed import Timed
-from simbatch.sim.engine.traffic import FAR, Feed
+from simbatch.sim.engine.traffic import Feed, Lane
 from simbatch.sim.engine.untimed import Untimed
 from simbatch.sim.scheduler.request import NEVER, Request, has_prefill
 
@@ -58,34 +58,36 @@ class Leap:
         self.asked_on_change: bool = self.decisions.asked_on_change
         self.head_is_stable: bool = self.decisions.head_is_stable
         now = self.gathered
+        self.holds: bool = self.decisions.holds
+        self.is_timed = replica.is_timed
+        self.steps: Timed | Untimed = Timed(now) if self.is_timed else Untimed(now)
         # whether the gateway is told when a step is launched whom it ends, before the engine lets go of them
-        self.tells = now.is_async and not replica.inbox.is_limited and not replica.door.is_static
+        self.tells = now.tells
         self.told: list[Request] = []  # of whom that was the last time, where host or front end take time
-        self.untimed = Untimed(now)
-        self.timed = Timed(now) if replica.is_timed else None
+        self.reach_ps = NEVER  # how far the decode-only steps to come reach, if it must be known first who comes
 
     def run(self, in_flight: deque[Step]) -> Generator[Any, Any, bool]:
         """Simulate until something needs the stepwise loop, or to the end; whether those who decode got tokens."""
-        replica = self.replica
-        is_alone = replica.env.peek() == inf  # and will be: others would have an event in the queue
-        self.gathered.is_alone = is_alone
-        inbox = self.feed
-        if not self.may_leap or inbox is None or (self.timed is not None and not is_alone):
+        now, group, inbox = self.gathered, self.group, self.feed
+        if not self.may_leap or inbox is None or self.replica.env.peek() < inf:
             return False
-        now, group, kv, device = self.gathered, self.group, self.kv, self.device
         now.gather(in_flight)
-        door, scheduler, waiting = replica.door, self.scheduler, self.scheduler.waiting
-        untimed, timed, holds = self.untimed, self.timed, bool(self.decisions.holds)
-        is_async, keeps_steps, lane = now.is_async, now.keeps_steps, replica.lane
+        while self._go_on(inbox):
+            yield None
+        has_given = now.has_stepped and group.size > 0
+        now.settle(in_flight)
+        return has_given
+
+    def _go_on(self, inbox: Feed) -> bool:
+        """Leap to where more must be known of who comes (True), or the stepwise loop is needed, or to the end."""
+        replica, now, group, kv, steps = self.replica, self.gathered, self.group, self.kv, self.steps
+        door, scheduler, line, lane = replica.door, self.scheduler, self.scheduler.waiting.line, replica.lane
         while True:
             planned = None
-            if untimed.left is None:
+            if self.reach_ps == NEVER:
                 if lane is not None and lane.horizon_ps <= replica.now_ps:
-                    while lane.horizon_ps <= replica.now_ps and not lane.is_down:  # `Replica.until_known`
-                        lane.wake_ps, lane.is_waiting = replica.now_ps + 1, False
-                        yield None
-                    if lane.is_down:
-                        break
+                    lane.wake_ps, lane.is_waiting = replica.now_ps + 1, False
+                    return not lane.is_down
                 if inbox.next_ps <= replica.now_ps or door.backlog:
                     self._take_in(inbox)
                     if lane is not None and lane.horizon_ps <= replica.now_ps:  # admissions took that long
@@ -94,93 +96,62 @@ class Leap:
                         door.form_batch(replica.now_ps)
                 # only now: whoever comes at the moment of a preemption is in the queue before who loses its seat
                 if (group.blocks_next > kv.free or now.partials) and needs_stepping(now):
-                    break
-                if holds and door.is_held(replica.now_ps):
-                    break
-                if not now.preempted and (now.partials or (scheduler.may_admit and waiting)):
+                    return False
+                if self.holds and door.is_held(replica.now_ps):
+                    return False
+                if not now.preempted and (now.partials or (scheduler.may_admit and line)):
                     planned = self._plan_prefills()
                 if not planned and not group.size:
                     if lane is not None and (planned is not None or replica.has_work):
                         replica.publish()
-                    if (yield from self._idle()) or now.preempted:
-                        now.close_preemptions()
-                        continue
-                    break
-            # nothing of a span shows before its end, unless tokens are on their way that end requests
-            is_due = untimed.left is not None or (not self.tells and (now.ending or now.noted or now.losing))
-            if lane is not None and not planned and not is_due:
-                # until nobody can come before the span's end, or somebody does: nothing of it shows before
-                reach_ps = untimed.reach_ps() if timed is None else timed.reach_ps()
-                while not lane.is_forced:
-                    next_ps = inbox.next_ps
-                    if reach_ps < next_ps:
-                        next_ps = reach_ps
-                    if next_ps <= lane.horizon_ps:
-                        break
-                    if timed is not None and now.ending and now.ending is not self.told:
-                        self.told = now.ending
-                        lane.tell(self.told, timed.leaves_ps())
-                    lane.wake_ps, lane.is_waiting = next_ps, True
-                    yield None
-            if timed is not None:
-                timed.advance(planned)
-                continue
-            schedule_ps = replica.now_ps
-            start_ps = device.free_ps if device.free_ps > schedule_ps else schedule_ps
-            newest_ps, ended = untimed.step(planned, start_ps) if planned else untimed.span(start_ps)
-            now.has_stepped = True
-            if lane is not None:
-                replica.publish()
-                if ended and self.tells:
-                    lane.tell(ended, device.free_ps)
-            if now.preempted or (ended and now.refuses_chunks):
-                now.close_preemptions()
-            if is_async and (now.ending or now.noted or keeps_steps):
-                if now.is_watched:
-                    yield from replica.wait_until(start_ps)
-                now.let_go(start_ps, start_ps)
-            wake_ps = newest_ps if is_async else device.free_ps
-            if wake_ps > replica.now_ps:
-                if not is_alone:
-                    yield replica.env.timeout(wake_ps - replica.env.now)
-                replica.now_ps = wake_ps
-            if is_async or ended or keeps_steps:
-                now.newest_ps, now.ending, now.step = newest_ps, ended, untimed.kept
-                if not is_async:
-                    now.let_go(wake_ps, wake_ps)
-        has_given = now.has_stepped and group.size > 0
-        now.settle(in_flight)
-        return has_given
+                    if now.newest_ps != NEVER:
+                        steps.finish()
+                        if not self.asked_on_change:
+                            scheduler.may_admit = True
+                    elif not now.preempted:
+                        if replica.has_work or replica.is_over:
+                            return False
+                        if lane is not None and (lane.is_down or inbox.next_ps > lane.horizon_ps):
+                            lane.wake_ps, lane.is_waiting = inbox.next_ps, True
+                            return not lane.is_down
+                        if inbox.next_ps > replica.now_ps:
+                            replica.now_ps = inbox.next_ps
+                    now.close_preemptions()
+                    continue
+            if lane is not None and not planned and not self._is_known(lane, inbox):
+                return True
+            steps.advance(planned)
+
+    def _is_known(self, lane: Lane, inbox: Feed) -> bool:
+        """Whether nobody can come before the end of the decode-only steps to come, or somebody does.
+
+        Nothing of them shows before their end, unless tokens are on their way that end requests.
+        """
+        now, steps = self.gathered, self.steps
+        if self.reach_ps == NEVER:
+            if not self.tells and (now.ending or now.noted or now.losing):
+                return True
+            self.reach_ps = steps.reach_ps()
+        next_ps = min(inbox.next_ps, self.reach_ps)
+        if lane.is_forced or next_ps <= lane.horizon_ps:
+            self.reach_ps = NEVER
+            return True
+        if self.is_timed and now.ending and now.ending is not self.told:
+            self.told = now.ending
+            lane.tell(self.told, steps.leaves_ps())
+        lane.wake_ps, lane.is_waiting = next_ps, True
+        return False
 
     def _take_in(self, inbox: Feed) -> None:
         """Take in who has come: for nothing, or alone in the environment, so that the clock may just go on."""
         replica, scheduler = self.replica, self.scheduler
-        num_waiting, may_admit = len(scheduler.waiting), scheduler.may_admit
-        lane = replica.lane
+        has_waiting, may_admit, lane = bool(scheduler.waiting.line), scheduler.may_admit, replica.lane
         while inbox.next_ps <= replica.now_ps:
             replica.now_ps = inbox.take(replica.now_ps, self.add)
             if lane is not None and lane.horizon_ps <= replica.now_ps:  # others may have come meanwhile
                 break
-        if num_waiting and self.head_is_stable:
+        if has_waiting and self.head_is_stable:
             scheduler.may_admit = may_admit
-
-    def _idle(self) -> Generator[Any, Any, bool]:
-        """Nobody can be scheduled: take in what is in flight, or wait for an arrival; False where there is neither."""
-        now, replica = self.gathered, self.replica
-        if now.newest_ps != NEVER:
-            if self.timed:
-                self.timed.let_go(self.device.free_ps)
-                now.newest_ps = NEVER
-            else:
-                yield from replica.wait_until(self.device.free_ps)
-                now.let_go(replica.now_ps, replica.now_ps)
-            if not self.asked_on_change:
-                self.scheduler.may_admit = True
-            return True
-        if replica.has_work or replica.is_over:
-            return False
-        yield from replica.until_sent(FAR)
-        return not (replica.is_over or (replica.lane is not None and replica.lane.is_down))
 
     def _plan_prefills(self) -> dict[Request, int]:
         """Who is computed beside the decodes: requests in mid-prefill, and new ones if they can be admitted."""
@@ -204,7 +175,7 @@ class Leap:
                 scheduler.advance(request, total)
                 planned[request] = n
                 budget -= n
-        if scheduler.waiting and (scheduler.may_admit or not self.asked_on_change):
+        if scheduler.waiting.line and (scheduler.may_admit or not self.asked_on_change):
             scheduler.admit_waiting(planned, budget, scheduler.long_prefill_threshold())
         scheduler.may_admit = has_prefill(planned) if self.asked_on_change else bool(planned)
         group.ahead, self.replica.decoding_before = (0, 0), None

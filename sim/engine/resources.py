@@ -17,7 +17,10 @@ class Host:
         self.lag_ps, self.tail_ps = times.lag_ps, times.tail_ps
         self.max_graph_requests = self.max_piecewise_tokens = max_capture_size
         self.draws = draws
-        self._launch = {GRAPH: times.graph, PIECEWISE: times.piecewise, NONE: times.none}
+        # of a batch, a request, a prefill and a token; whole graphs have none of the last two
+        self._launch = {GRAPH: (times.graph.base_ps, times.graph.per_seq_ps, 0, 0)}
+        for kind, each in ((PIECEWISE, times.piecewise), (NONE, times.none)):
+            self._launch[kind] = (each.base_ps, each.per_seq_ps, each.per_prefill_ps, each.per_token_ps)
 
     def kind(self, num_requests: int, num_prefills: int, num_tokens: int) -> str:
         """How a batch is launched: a whole CUDA graph, pieces of one, or none."""
@@ -28,10 +31,8 @@ class Host:
     def launch_ps(self, num_requests: int, num_prefills: int, num_tokens: int) -> int:
         """How long scheduling and launching a batch takes; the next draw, where launches of its kind are spread."""
         kind = self.kind(num_requests, num_prefills, num_tokens)
-        times = self._launch[kind]
-        mean_ps = times.base_ps + times.per_seq_ps * num_requests
-        if kind is not GRAPH:
-            mean_ps += times.per_prefill_ps * num_prefills + times.per_token_ps * num_tokens
+        base_ps, per_seq_ps, per_prefill_ps, per_token_ps = self._launch[kind]
+        mean_ps = base_ps + per_seq_ps * num_requests + per_prefill_ps * num_prefills + per_token_ps * num_tokens
         if self.draws is None or not self.draws.draws_for(kind):
             return mean_ps
         return self.draws.launch_ps(mean_ps, kind)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from simbatch.sim.cost.model import Features
 from simbatch.sim.engine.decode_group import NOBODY
-from simbatch.sim.engine.gathered import NO_ENTRIES, Gathered
+from simbatch.sim.engine.gathered import NO_ENTRIES, Computed, Gathered
 from simbatch.sim.engine.pace import Pace, device_paced, host_paced, synchronous
 from simbatch.sim.engine.record import pack_segment, pack_tokens
-from simbatch.sim.engine.resources import Step
+from simbatch.sim.engine.resources import NOTHING, Step
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.request import NEVER, Batch, Request
 
@@ -28,6 +28,7 @@ class Known(NamedTuple):
     slope_ps: int  # each further step lasts that much longer on the device, windows apart
     work_ps: int  # the front end's, for the chunks of one step
     is_drawn: bool  # the launch is noisy: each step has its own
+    features: Features  # one step's, without contexts: what its update asks
 
 
 Found = tuple[Pace, Known, int, int]
@@ -56,8 +57,7 @@ class Timed:
         """A step with prefills, or decode-only steps; the clock is after the last update then."""
         if planned:
             batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
-            features, noted, fresh, ended, num_regular = self.now.compute(planned, False)
-            self._launch(features, batch, noted, fresh, ended, num_regular)
+            self._launch(batch, self.now.compute(planned, False))
         elif not self._leap():
             self._step_alone()
 
@@ -71,19 +71,12 @@ class Timed:
         batch = now.batch({}) if self.keeps_steps else NO_ENTRIES
         num_regular = group.size - len(noted)
         features = _new(Features, (group.size, group.context, 0, 0, 0, 0, group.in_window, 0))
-        self._launch(features, batch, noted, NOBODY, group.advance(1), num_regular)
+        self._launch(batch, (features, noted, NOBODY, group.advance(1), num_regular))
 
-    def _launch(
-        self,
-        features: Features,
-        batch: Batch,
-        noted: list[Request],
-        fresh: list[Request],
-        ended: list[Request],
-        num_regular: int,
-    ) -> None:
+    def _launch(self, batch: Batch, computed: Computed) -> None:
         """Give the device a step, then take in the older one, or itself if there is to be one at a time."""
         replica, now, device = self.replica, self.now, self.device
+        features, noted, fresh, ended, num_regular = computed
         num_decodes, _, tokens, _, _, num_prefills, _, _ = features
         schedule_ps, was_free_ps, work_ps = replica.now_ps, device.free_ps, device.work_ps(features)
         times = replica.launch(num_decodes + num_prefills, num_prefills, num_decodes + tokens, work_ps)
@@ -105,6 +98,11 @@ class Timed:
         if not self.is_async:
             self.let_go(device.free_ps)
             now.newest_ps = NEVER
+
+    def finish(self) -> None:
+        """Let the device finish the newest step, and take in its tokens."""
+        self.let_go(self.device.free_ps)
+        self.now.newest_ps = NEVER
 
     def let_go(self, end_ps: int) -> None:
         """Take in the tokens of the newest step, with which the device is done at `end_ps`."""
@@ -130,24 +128,23 @@ class Timed:
 
         The first update takes in the newest step, each other one a step of this batch.
         """
-        now, group, is_async = self.now, self.group, self.is_async
-        cut_ps, found = self.replica.cut_ps, self.found
-        self.found = None
+        now, group, is_async, replica = self.now, self.group, self.is_async, self.replica
+        cut_ps, found, self.found = replica.cut_ps, self.found, None
         if found is None or found[0][9] > cut_ps:  # somebody comes before the end of what was found
             found = self._plan(cut_ps)
         if found is None:
             return False
         pace, known, duration_ps, slope_ps = found
-        kv, replica, device, num_free = self.kv, self.replica, self.device, self.kv.free + now.taken
-        num_decodes, context = group.size, group.context
-        num_steps, start_ps, period_ps, period_slope_ps, updated_ps, _, _, _, last_start_ps, last_ps, free_ps = pace
+        kv, device, num_decodes, num_free = self.kv, self.device, group.size, self.kv.free + now.taken
+        num_steps, start_ps, period_ps, period_slope_ps, _, _, _, _, last_start_ps, last_ps, free_ps = pace
         schedule_ps, num_blocks = replica.now_ps, group.blocks_for(num_steps)
         self.write_segment(pack_segment(
-            start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes, context,
-            0, 0, 0, len(replica.scheduler.running), replica.count_waiting(), num_free - num_blocks,
+            start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes,
+            group.context, 0, 0, 0, len(replica.scheduler.running), replica.count_waiting(), num_free - num_blocks,
         ))  # fmt: skip
+        before, num_regular = now.features, now.num_regular
         if not is_async:
-            replica.send(updated_ps, num_decodes, num_decodes, num_decodes)
+            before, num_regular = known.features, num_decodes
         elif now.ending or now.noted or now.losing or self.keeps_steps:
             # what they give back is handed out from the second step on
             kv.take(group.blocks_next - now.taken)
@@ -156,9 +153,8 @@ class Timed:
             replica.now_ps = schedule_ps + known.launch_ps
             self.let_go(device.free_ps)
             group.ahead = 0, 0
-        elif now.features[0] + now.features[5]:
-            replica.send(updated_ps, now.num_regular, now.features[0], now.num_regular)
-        self._send(pace, num_decodes)
+            before = NOTHING
+        self._send(pace, known, before, num_regular)
         if self.keeps_steps:
             ended = self._walk(pace, known, duration_ps, slope_ps, schedule_ps)
         else:
@@ -170,7 +166,7 @@ class Timed:
             replica.publish()
         device.free_ps, replica.now_ps = free_ps, last_ps
         now.newest_ps, now.ending, now.noted = last_start_ps, ended, NOBODY
-        now.features, now.num_regular = _new(Features, (num_decodes, context, 0, 0, 0, 0, 0, 0)), num_decodes
+        now.features, now.num_regular = known.features, num_decodes
         if ended and now.refuses_chunks:
             now.close_preemptions()
         if not is_async:
@@ -205,7 +201,7 @@ class Timed:
         if most < 2:
             return None
         known = self._known.get(num_decodes) or self._learn(num_decodes)
-        launch_ps, update_ps, decode_ps, slope_ps, work_ps, is_drawn = known
+        launch_ps, update_ps, decode_ps, slope_ps, work_ps, is_drawn, _ = known
         if is_drawn:
             return None
         num_free = self.kv.free + now.taken
@@ -241,6 +237,7 @@ class Timed:
             self.cost.decode_context_ps * num_decodes,
             self.front_end.work_ps(num_decodes) if self.front_end is not None else 0,
             is_drawn,
+            Features(num_decodes, 0, 0, 0, 0, 0),
         )
         return known
 
@@ -254,24 +251,25 @@ class Timed:
         held_ps = front_end.held_ps if front_end.held_ps > pace[4] else pace[4]
         return held_ps + first_ps <= pace[5] and hold_ps <= (pace[6] if pace[0] > 2 else pace[5] - pace[4])
 
-    def _send(self, pace: Pace, num_decodes: int) -> None:
-        """The tokens of all updates but the first leave; the front end keeps up with them."""
-        replica, front_end = self.replica, self.front_end
+    def _send(self, pace: Pace, known: Known, before: Features, num_regular: int) -> None:
+        """The tokens of all updates leave, the first ones of the batch `before`; the front end keeps up with them."""
+        replica, front_end, write, num_decodes = self.replica, self.front_end, self.write_tokens, known.features[0]
         num_steps, _, _, _, updated_ps, second_ps, gap_ps, slope_ps, _, last_ps, _ = pace
-        num_more, before_ps, work_ps = num_steps - 1, replica.sent_ps, 0
+        num_more, before_ps, work_ps = num_steps - 1, replica.sent_ps, known.work_ps
+        if before[0] + before[5]:
+            sent_ps = updated_ps if front_end is None else front_end.send(updated_ps, num_regular)
+            write(pack_tokens(before_ps, 1, sent_ps - before_ps, 0, before[0], num_regular))
+            before_ps = sent_ps
         if front_end is not None:
-            work_ps = self._known[num_decodes].work_ps
             last_gap_ps = gap_ps + (num_more - 2) * slope_ps if num_more > 1 else second_ps - updated_ps
             front_end.send_alike(last_ps, last_gap_ps, num_more, num_decodes)
         first_ps = second_ps + work_ps - before_ps
         if first_ps == gap_ps - slope_ps:
-            self.write_tokens(pack_tokens(before_ps, num_more, first_ps, slope_ps, num_decodes, num_decodes))
-        elif num_more == 1:
-            self.write_tokens(pack_tokens(before_ps, 1, first_ps, 0, num_decodes, num_decodes))
+            write(pack_tokens(before_ps, num_more, first_ps, slope_ps, num_decodes, num_decodes))
         else:
-            self.write_tokens(pack_tokens(before_ps, 1, first_ps, 0, num_decodes, num_decodes))
-            before_ps += first_ps
-            self.write_tokens(pack_tokens(before_ps, num_more - 1, gap_ps, slope_ps, num_decodes, num_decodes))
+            write(pack_tokens(before_ps, 1, first_ps, 0, num_decodes, num_decodes))
+            if num_more > 1:
+                write(pack_tokens(before_ps + first_ps, num_more - 1, gap_ps, slope_ps, num_decodes, num_decodes))
         replica.sent_ps = last_ps + work_ps
 
     def _walk(self, pace: Pace, known: Known, duration_ps: int, slope_ps: int, schedule_ps: int) -> list[Request]:

@@ -20,13 +20,50 @@ class Untimed:
         self.windows, self.context_ps = self.cost.windows, self.cost.decode_context_ps
         self.decode_ps: list[int] = []  # of a decode-only step but for its context, by the number of decodes
         self.write_segment = replica.recorder.segments.extend
-        self.keeps_steps = now.keeps_steps
+        self.keeps_steps, self.is_async = now.keeps_steps, now.is_async
         # of the span under way, where steps are kept one by one: steps, the next one's duration, slope, blocks
         self.left: tuple[int, int, int, int] | None = None
         self.longest: tuple[int, int, int] | None = None  # of the span to come, if `reach_ps` has found it
         self.kept: Step | None = None  # the newest step, where steps are kept
 
-    def step(self, planned: dict[Request, int], start_ps: int) -> tuple[int, list[Request]]:
+    def advance(self, planned: dict[Request, int] | None) -> None:
+        """A step with prefills, or decode-only steps; the clock is where the next one is planned then."""
+        self._advance(planned)
+        while self.left is not None:
+            self._advance(None)
+
+    def _advance(self, planned: dict[Request, int] | None) -> None:
+        """Launch steps, let go of the one before them, and let the clock run."""
+        now, replica, device, is_async = self.now, self.replica, self.device, self.is_async
+        start_ps = device.free_ps if device.free_ps > replica.now_ps else replica.now_ps
+        newest_ps, ended = self._step(planned, start_ps) if planned else self._span(start_ps)
+        now.has_stepped = True
+        if replica.lane is not None:
+            replica.publish()
+            if ended and now.tells:
+                replica.lane.tell(ended, device.free_ps)
+        if now.preempted or (ended and now.refuses_chunks):
+            now.close_preemptions()
+        if is_async and (now.ending or now.noted or self.keeps_steps):
+            if now.is_watched and start_ps > replica.now_ps:
+                replica.now_ps = start_ps
+            now.let_go(start_ps, start_ps)
+        wake_ps = newest_ps if is_async else device.free_ps
+        if wake_ps > replica.now_ps:
+            replica.now_ps = wake_ps
+        if is_async or ended or self.keeps_steps:
+            now.newest_ps, now.ending, now.step = newest_ps, ended, self.kept
+            if not is_async:
+                now.let_go(wake_ps, wake_ps)
+
+    def finish(self) -> None:
+        """Let the device finish the newest step, and take in its tokens."""
+        replica = self.replica
+        if self.device.free_ps > replica.now_ps:
+            replica.now_ps = self.device.free_ps
+        self.now.let_go(replica.now_ps, replica.now_ps)
+
+    def _step(self, planned: dict[Request, int], start_ps: int) -> tuple[int, list[Request]]:
         """A step with prefills, beside decodes: when it starts, whose last token it brings."""
         replica, device = self.replica, self.device
         batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
@@ -41,7 +78,7 @@ class Untimed:
             self._keep(start_ps, batch)
         return start_ps, ended
 
-    def span(self, start_ps: int) -> tuple[int, list[Request]]:
+    def _span(self, start_ps: int) -> tuple[int, list[Request]]:
         """Decode-only steps likewise; of a span that is under way the next one, where steps are kept."""
         now, group, device = self.now, self.group, self.device
         num_steps, duration_ps, slope_ps, num_blocks = self.left or self._plan_span(start_ps)
@@ -54,12 +91,13 @@ class Untimed:
             if now.is_watched:
                 self.replica.now_ps = start_ps
             group.ahead = 1, 1  # the first of the steps is under way
-            self.now.let_go(start_ps, start_ps)
+            now.let_go(start_ps, start_ps)
             group.ahead = 0, 0
-        self.kv.take(num_blocks - now.taken)
+        if num_blocks != now.taken:
+            self.kv.take(num_blocks - now.taken)
         now.taken = 0
-        device.free_ps = end_ps = start_ps + span_ps(num_steps, duration_ps, slope_ps)
-        newest_ps = end_ps - duration_ps - slope_ps * (num_steps - 1)
+        newest_ps = start_ps + (num_steps - 1) * duration_ps + slope_ps * ((num_steps - 1) * (num_steps - 2) // 2)
+        device.free_ps = newest_ps + duration_ps + slope_ps * (num_steps - 1)
         self.replica.number += num_steps
         if self.keeps_steps:
             self._keep(newest_ps, now.batch({}))
@@ -82,7 +120,8 @@ class Untimed:
 
     def _longest(self) -> tuple[int, int, int]:
         """Decode-only steps in a row that change nothing, the first one's duration, slope; arrivals are not asked."""
-        group, windows, size, context_ps = self.group, self.windows, self.group.size, self.context_ps
+        group, windows, context_ps = self.group, self.windows, self.context_ps
+        size = group.size
         while size >= len(self.decode_ps):
             self.decode_ps.append(self.cost.decode_ps(len(self.decode_ps)))
         duration_ps, slope_ps = self.decode_ps[size] + context_ps * group.context, context_ps * size
@@ -90,6 +129,10 @@ class Untimed:
             duration_ps += windows.decode_ps * group.in_window
             slope_ps += windows.decode_ps * group.num_growing
         return self.now.most_steps(), duration_ps, slope_ps
+
+    def leaves_ps(self) -> int:
+        """When the newest step's tokens will have left."""
+        return self.device.free_ps
 
     def _keep(self, start_ps: int, batch: Batch) -> None:
         """The step in full, for the record."""

@@ -38,7 +38,7 @@ class KVCache:
 
     def admit(self, request: Request, num_hits: int, num_tokens: int) -> None:
         """Give a waiting request its cached blocks and room for `num_tokens` tokens in all."""
-        self.free -= self.blocks(num_tokens)
+        self.free += -num_tokens // self.block_size  # what `blocks` says, below zero
 
     def grow(self, request: Request, num_tokens: int) -> None:
         """Give a running request room for `num_tokens` tokens in all."""
@@ -61,4 +61,4 @@ class KVCache:
 
     def release(self, request: Request) -> None:
         """Take all blocks back from a request that ended or was preempted."""
-        self.free += self.blocks(request.num_computed_tokens)
+        self.free -= -request.num_computed_tokens // self.block_size

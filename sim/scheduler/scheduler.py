@@ -152,12 +152,11 @@ class Scheduler:
         running, waiting, kv, decisions = self.running, self.waiting, self.kv, self.decisions
         sheds, decides_seats, has_cadence = self._sheds_head, self._decides_seats, self.cadence is not None
         num_seats = decisions.seats() if decides_seats else self._max_seats
-        num_waiting = len(waiting)
-        while budget > 0 and num_waiting and len(running) < num_seats:
+        line = waiting.line
+        while budget > 0 and line and len(running) < num_seats:
             request = waiting.head
             if sheds and (reason := decisions.shed(request)) is not None:
                 waiting.take()
-                num_waiting -= 1
                 self.on_shed(request, reason)
                 continue
             num_hits, num_idle = kv.lookup(request)
@@ -180,15 +179,14 @@ class Scheduler:
                 self.refusal = Refusal("blocks", num_blocks, kv.free, watermark)
                 return
             waiting.take()
-            num_waiting -= 1
             self.seat(request, num_hits, num_cached + n)
             planned[request] = n
             if has_cadence and request.num_tokens > num_cached + 1:
                 self._has_prefill = True
             budget -= n
-            if decides_seats and num_waiting:
+            if decides_seats and line:
                 num_seats = decisions.seats()
-        if num_waiting:
+        if line:
             self.refusal = Refusal("seats", len(running), num_seats) if budget > 0 else Refusal("budget")
 
     def seat(self, request: Request, num_hits: int, num_tokens: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sized
 from typing import Any, Generic, TypeVar
 
 from simbatch.sim.scheduler.request import KnownRequest
@@ -21,6 +21,7 @@ class FcfsQueue(Generic[R]):
         self.add, self.put_back = self._line.append, self._line.appendleft
         self.take, self.drop = self._line.popleft, self._line.remove
         self.count: Callable[[], int] = self._line.__len__
+        self.line: Sized = self._line  # not empty while anybody waits: quicker to ask than the queue itself
 
     def __len__(self) -> int:
         return len(self._line)
@@ -42,6 +43,7 @@ class SortedQueue(Generic[R]):
         self._key = key
         self._heap: list[tuple[Any, int, R]] = []  # always the same list
         self.count: Callable[[], int] = self._heap.__len__
+        self.line: Sized = self._heap
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -79,6 +81,7 @@ class LaneQueue(Generic[R]):
     def __init__(self, lane: Callable[[R], Hashable], key: Callable[[R], Any]) -> None:
         self._lane_of, self._key = lane, key
         self._lanes: dict[Hashable, deque[R]] = {}
+        self.line: Sized = self._lanes
         self._num_waiting = 0
 
     def __len__(self) -> int:
