@@ -187,7 +187,7 @@ def beyond(told: int, step_time: StepTime) -> TwoRegimeStepTime:
     """A step time whose steps of more tokens are in proportion to the nearest profile's.
 
     Two dozen steps of some 4,000 tokens, of several prompts each, made one of 8,192 last 22 % longer than its kernels;
-    now 12 %. Those of c16, which had no say, last no longer than their kernels.
+    now 12 %. Those of c16, to which nothing is fitted, last no longer than their kernels.
     """
     nearest = load_profile(NEAREST, folder=Path()).step_time
     assert isinstance(nearest, TwoRegimeStepTime)
