@@ -1,8 +1,11 @@
 """The machines that run the tests are shared: a test has a time limit of its own (pyproject), no example has one."""
 
+import os
 from contextlib import suppress
 
 import pytest
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist tells its workers 80: pages are as wide as without a terminal
 
 with suppress(ImportError):  # vLLM's environment has none
     from hypothesis import settings
