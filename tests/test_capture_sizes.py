@@ -75,6 +75,19 @@ def test_the_largest_is_512_and_1024_on_a_data_center_blackwell(
     assert capture_sizes(EngineSettings(), seqs, tokens, profile.default_max_capture_size)[-1] == largest
 
 
+def test_gpt_oss_has_83_sizes_up_to_1024_unless_they_are_written() -> None:
+    """As vLLM's GptOssForCausalLMConfig sets it, "from 67 to 83", whatever twice the seats are."""
+
+    def sizes(**engine: Any) -> tuple[int, ...]:
+        return resolve(scenario(**engine).override({"profile": "h100-gpt-oss-20b-mxfp4"})).capture_sizes
+
+    assert (len(sizes(max_num_seqs=64)), sizes(max_num_seqs=64)[-1]) == (83, 1024)
+    assert sizes(max_num_batched_tokens=768)[-1] == 768
+    assert sizes(max_cudagraph_capture_size=128)[-1] == 128
+    assert sizes(cudagraph_capture_sizes=[1, 8]) == (1, 8)
+    assert sizes(enforce_eager=True) == ()
+
+
 def test_a_cpu_captures_none() -> None:
     assert with_memory(SHIPPED, "cpu", 64).default_max_capture_size == 0
     assert capture_sizes(EngineSettings(max_cudagraph_capture_size=64), 256, 2048, 0) == ()

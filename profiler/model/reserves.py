@@ -16,7 +16,7 @@ from typing import NamedTuple
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.model.layers import Experts
 from simbatch.profiler.model.weights import local_vocab
-from simbatch.sim.cost.gpus import GIB, Gpu, default_max_capture_size
+from simbatch.sim.cost.gpus import GIB, Gpu, capture_size_of_model, default_max_capture_size
 from simbatch.sim.cost.sections import Peak
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scheduler.config import LAST_PATCH, NEWEST, Version, changes_in
@@ -216,12 +216,9 @@ def num_graph_sizes(config: ModelConfig, gpu: Gpu, limits: Limits) -> int:
     from simbatch.sim.scenario.engine import EngineSettings
     from simbatch.sim.scenario.rules import capture_sizes
 
-    largest = 1024 if config.architecture == "GptOssForCausalLM" else default_max_capture_size(gpu.short)
-    settings = EngineSettings(max_cudagraph_capture_size=largest if largest == 1024 else None)
-    tokens = max(limits.max_num_batched_tokens, 1)
-    return len(
-        capture_sizes(settings, limits.max_num_seqs, tokens, largest, changes_in(".".join(map(str, limits.version))))
-    )
+    batch = limits.max_num_seqs, max(limits.max_num_batched_tokens, 1), default_max_capture_size(gpu.short)
+    changes, of_model = changes_in(".".join(map(str, limits.version))), capture_size_of_model(config.architecture)
+    return len(capture_sizes(EngineSettings(), *batch, changes, of_model=of_model))
 
 
 def _latent_workspace(config: ModelConfig, limits: Limits) -> Reserve:

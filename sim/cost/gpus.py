@@ -182,9 +182,8 @@ def find_gpu(name: str, place: str = "--gpu") -> Gpu:
     if (gpu := known_gpu(name)) is not None:
         return gpu
     size = _size(gpu_key(name))
-    alike = [key for key in _BY_KEY if size and _size(key) == size]
-    if gpu_key(name)[-1:].isdigit():  # a whole name, of another card: an RTX 6000 has half of an RTX 6000 Ada's memory
-        alike = []
+    # a name that ends with its number is whole: an RTX 6000 is no RTX 6000 Ada, and has half of its memory
+    alike = [key for key in _BY_KEY if not gpu_key(name)[-1:].isdigit() and _size(key) == size]
     near = get_close_matches(gpu_key(name), alike, n=1, cutoff=0.5)
     guess = f"did you mean {_BY_KEY[near[0]].short}? " if near else ""
     own = "or give your own: --gpu-spec memory=24GiB,bandwidth=936GB/s,bf16_flops=71T,link=32GB/s"
@@ -272,6 +271,14 @@ def default_max_capture_size(gpu: str) -> int:
     if gpu == "cpu":
         return 0
     return 1024 if gpu in DATA_CENTER_BLACKWELL else 512
+
+
+GPT_OSS = re.compile(r"gpt[-_]?oss", re.IGNORECASE)  # in the name of a model or of an architecture
+
+
+def capture_size_of_model(model: str) -> int | None:
+    """`max_cudagraph_capture_size` that vLLM sets for a model where nobody does (model_executor/models/config.py)."""
+    return 1024 if GPT_OSS.search(model) else None
 
 
 def profile_name(gpu: str, model: str, quantisation: str, kv_cache_dtype: str, tensor_parallel_size: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import Field, ValidationInfo, field_validator
 
 from simbatch.sim.clock import to_ps
-from simbatch.sim.cost.gpus import default_batch_limits, default_max_capture_size
+from simbatch.sim.cost.gpus import capture_size_of_model, default_batch_limits, default_max_capture_size
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.provenance import FitError, Link, MeasuredRange, RealRuns, RecorderFit, StreamFit
@@ -79,6 +79,11 @@ class Profile(Strict):
     def default_max_capture_size(self) -> int:
         """The largest CUDA graph that vLLM 0.32 captures unasked on this GPU, in tokens; 0: it captures none."""
         return 512
+
+    @property
+    def capture_size_of_model(self) -> int | None:
+        """`max_cudagraph_capture_size` that vLLM sets for this model where nobody does; None for most."""
+        return None
 
     @property
     def is_gpu(self) -> bool:
@@ -228,6 +233,11 @@ class MeasuredProfile(Profile):
     def default_max_capture_size(self) -> int:
         """The largest CUDA graph that vLLM 0.32 captures unasked on this GPU, in tokens."""
         return default_max_capture_size(self.gpu)
+
+    @property
+    def capture_size_of_model(self) -> int | None:
+        """`max_cudagraph_capture_size` that vLLM sets for this model where nobody does; None for most."""
+        return capture_size_of_model(self.model)
 
     @property
     def compared(self) -> RealRuns | None:

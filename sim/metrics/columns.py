@@ -101,8 +101,8 @@ class RequestTable:
             return np.array(request_ids(self._record), dtype=np.str_)
         if name == "status":
             return np.array(STATUS_NAMES, dtype=np.str_)[requests.status]
-        if name in SESSION_COLUMNS and self._record.turns is not None:
-            return session_columns(self._record)[name]
+        if name in SESSION_COLUMNS and name in file_columns(self._record):
+            return session_column(self._record, name)
         if name == TENANT and requests.tenant:
             return np.array(requests.tenant, dtype=np.object_)
         if name in TIME_COLUMNS or name in LATER_TIME_COLUMNS:
@@ -148,23 +148,24 @@ def file_columns(record: RunRecord) -> tuple[str, ...]:
     return (*FILE_COLUMNS, *(TENANT,) * has_tenants, *SESSION_COLUMNS[:num])
 
 
-def session_columns(record: RunRecord) -> dict[str, NDArray[Any]]:
-    """The columns of `SESSION_COLUMNS` that the run has."""
+named = kept(named_requests)
+
+
+def session_column(record: RunRecord, name: str) -> NDArray[Any]:
+    """One of `SESSION_COLUMNS`, where requests are turns of sessions."""
     turns, row = record.turns, record.requests.row
     assert turns is not None
     assert row is not None
-    ids, named = np.array(request_ids(record), dtype=np.object_), named_requests(record)
-    parents = [tuple(each) for each in np.split(ids[named.request], named.first[1:-1])]
-    values = {
-        "session_id": np.array([turns.name(i) for i in row.tolist()], dtype=np.object_),
-        "turn": np.asarray(turns.turn, dtype=np.int64)[row],
-        "parent": np.fromiter(parents, dtype=np.object_, count=len(parents)),
-        "delay": seconds(named.delay_ps),
-    }
-    if turns.system is not None:
-        values["system_prompt"] = np.asarray(turns.system)[np.asarray(turns.session)[row]].astype(np.str_)
-        values["num_system_tokens"] = np.full(len(row), turns.num_system_tokens)
-    return values
+    if name == "session_id":
+        return np.array([turns.name(i) for i in row.tolist()], dtype=np.object_)
+    if name == "parent":
+        ids, first = np.array(request_ids(record), dtype=np.object_)[named(record).request], named(record).first
+        return np.fromiter(map(tuple, np.split(ids, first[1:-1])), dtype=np.object_, count=len(row))
+    if name == "delay":
+        return seconds(named(record).delay_ps)
+    if name == "system_prompt":
+        return np.asarray(turns.system)[np.asarray(turns.session)[row]].astype(np.str_)
+    return np.asarray(turns.turn, dtype=np.int64)[row] if name == "turn" else np.full(len(row), turns.num_system_tokens)
 
 
 def times_ps(record: RunRecord, name: str) -> NDArray[np.int64]:

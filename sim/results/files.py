@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.compiled import is_compiled
-from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow, named_requests
+from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
 from simbatch.sim.files import origin, write_all, write_json
 from simbatch.sim.metrics.columns import (
     COUNT_COLUMNS,
@@ -25,7 +25,7 @@ from simbatch.sim.metrics.columns import (
     TIME_COLUMNS,
     bounds,
     file_columns,
-    kept,
+    named,
     replica_of,
     times_ps,
 )
@@ -48,7 +48,6 @@ OWN_FILES = (
 )
 Writers = Mapping[str, Callable[[Path], None]]  # what writes each file, by its name
 STEPS_PER_ROW_GROUP = 20_000
-_named = kept(named_requests)
 MANY = 50_000  # numbers, from which on it pays to import pyarrow's functions
 STEP_TIMES = ("schedule", "launched", "start", "end", "updated")
 
@@ -135,17 +134,17 @@ def _session_columns(record: RunRecord, part: slice) -> dict[str, pa.Array[Any]]
     """The session of each request, its turn, whom it waited for and how long after, and what its prompt begins with."""
     import pyarrow as pa
 
-    turns, named = record.turns, _named(record)
+    turns, by_name = record.turns, named(record)
     assert turns is not None
     assert record.requests.row is not None
-    row, first = record.requests.row[part], named.first[part.start : part.stop + 1]
+    row, first = record.requests.row[part], by_name.first[part.start : part.stop + 1]
     session = np.asarray(turns.session, dtype=np.int64)[row]
-    parents = _ids_of(record, named.request[first[0] : first[-1]])
+    parents = _ids_of(record, by_name.request[first[0] : first[-1]])
     columns = {
         "session_id": _decimals(session),
         "turn": _numbers(np.asarray(turns.turn, dtype=np.int64)[row]),
         "parent": pa.ListArray.from_arrays(pa.array((first - first[0]).astype(np.int32)), parents),
-        "delay": _seconds(named.delay_ps[part]),
+        "delay": _seconds(by_name.delay_ps[part]),
     }
     if turns.names is not None:
         columns["session_id"] = _texts([turns.name(i) for i in row.tolist()])

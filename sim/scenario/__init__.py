@@ -94,7 +94,8 @@ def resolve_engine(
     max_num_seqs, max_num_batched_tokens = batch_limits(settings, profile, max_model_len, changes)
     same = {f.name for f in fields(EngineConfig)} & EngineSettings.model_fields.keys()
     limits = max_num_seqs, max_num_batched_tokens
-    sizes = capture_sizes(settings, *limits, profile.default_max_capture_size, changes)
+    default_max, of_model = profile.default_max_capture_size, profile.capture_size_of_model
+    sizes = capture_sizes(settings, *limits, default_max, changes, of_model=of_model)
     # asked also when overridden: vLLM measures its memory first and does not start without any
     computed_blocks = profile.num_gpu_blocks_for(
         memory_share(settings, profile, changes),

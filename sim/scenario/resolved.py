@@ -89,9 +89,9 @@ class Resolved:
     @property
     def capture_sizes(self) -> tuple[int, ...]:
         """Tokens of the CUDA graphs, rising."""
-        engine, default_max = self.engine, self.profile.default_max_capture_size
-        limits = engine.max_num_seqs, engine.max_num_batched_tokens
-        return capture_sizes(self.scenario.engine, *limits, default_max, engine.changes)
+        engine, profile = self.engine, self.profile
+        limits = engine.max_num_seqs, engine.max_num_batched_tokens, profile.default_max_capture_size
+        return capture_sizes(self.scenario.engine, *limits, engine.changes, of_model=profile.capture_size_of_model)
 
     def cost_model(self) -> CostModel:
         """How long the device takes for a step, under these settings."""

@@ -58,12 +58,19 @@ def memory_share(settings: EngineSettings, profile: Profile, changes: Changes) -
 
 
 def capture_sizes(
-    settings: EngineSettings, max_num_seqs: int, max_num_batched_tokens: int, default_max: int, changes: Changes = ALL
+    settings: EngineSettings,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    default_max: int,
+    changes: Changes = ALL,
+    *,
+    of_model: int | None = None,
 ) -> tuple[int, ...]:
     """Sizes of the CUDA graphs in tokens, rising: a batch of up to the largest is padded to the next of them.
 
-    None where there are no graphs. `default_max` is the GPU's, 0 where it has none. As vLLM makes them without
-    speculative decoding (`VllmConfig._set_cudagraph_sizes`, vllm/config/vllm.py).
+    None where there are no graphs. `default_max` is the GPU's, 0 where it has none; `of_model` what vLLM sets for the
+    model as if it were written. As vLLM makes them without speculative decoding (`VllmConfig._set_cudagraph_sizes`,
+    vllm/config/vllm.py).
 
     Raises UserError where vLLM does not start.
     """
@@ -75,7 +82,7 @@ def capture_sizes(
         raise UserError(Problem("engine.max_cudagraph_capture_size", rule, 0, "write enforce_eager: true instead"))
     if settings.cudagraph_capture_sizes is not None:
         return _given(settings.cudagraph_capture_sizes, largest, max_num_batched_tokens)
-    default_max = min(default_max, default_of("large_gpu_graphs", changes))
+    default_max, largest = min(default_max, default_of("large_gpu_graphs", changes)), largest or of_model
     odd = [max_num_batched_tokens] if "budget_graph" in changes else []
     odd += [max_num_seqs] if largest is None and "seats_graph" in changes else []
     largest = min(largest or min(2 * max_num_seqs, default_max), max_num_batched_tokens)

@@ -132,7 +132,6 @@ class Request:
         other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         other.names, other.num_names, other.answer_names = self.names, self.num_names, self.answer_names
         other.sent_again_ps, other.row = at_ps, self.row
-        other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
         return other
 
     def prompt_names(self, block_size: int) -> list[int]:

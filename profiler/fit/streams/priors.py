@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simbatch.sim.cost.gpus import capture_size_of_model, default_max_capture_size
 from simbatch.sim.cost.host import HostTimes
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.step_time import LinearStepTime
@@ -21,7 +22,7 @@ UNKNOWN_B = 30.0
 CONTEXT, CONTEXT_POWER = 1.7e-3, -0.65  # of 8B
 ATTENTION, ATTENTION_POWER = 1.5e-5, -0.42
 BESIDE = 1.5  # between profiles of two attention kernels (1) and of one (2.2)
-MAX_CAPTURE, OF_GPT_OSS = 512, 1024  # as vLLM has them, whose GptOssForCausalLMConfig overrides the usual
+MAX_CAPTURE = default_max_capture_size("h100")  # where the GPU is not known
 GRAPH, LAUNCH = 0.3, 0.5  # of a decode's step: launches that nobody sees
 
 
@@ -70,14 +71,14 @@ def of_name(model: str | None) -> ModelShape:
         CONTEXT * (size / 8) ** CONTEXT_POWER,
         BESIDE,
         ATTENTION * (size / 8) ** ATTENTION_POWER,
-        max_capture=_max_capture(model, MAX_CAPTURE),
+        max_capture=capture_size_of_model(model or "") or MAX_CAPTURE,
     )
 
 
 def of_profile(profile: Profile) -> ModelShape:
     """Of the nearest profile."""
     own = _launches(profile.host_times()) | {
-        "max_capture": _max_capture(getattr(profile, "model", None), profile.default_max_capture_size)
+        "max_capture": profile.capture_size_of_model or profile.default_max_capture_size
     }
     step_time = profile.step_time
     if isinstance(step_time, LinearStepTime):
@@ -96,10 +97,6 @@ def of_profile(profile: Profile) -> ModelShape:
         mixed.per_attention_unit_s / token_s,
         **own,
     )
-
-
-def _max_capture(model: str | None, default: int) -> int:
-    return OF_GPT_OSS if re.search("gpt.?oss", model or "", re.IGNORECASE) else default
 
 
 def _launches(host: HostTimes | None) -> dict[str, Any]:
