@@ -164,7 +164,8 @@ def session_column(record: RunRecord, name: str) -> NDArray[Any]:
     if name == "delay":
         return seconds(named(record).delay_ps)
     if name == "system_prompt":
-        return np.asarray(turns.system)[np.asarray(turns.session)[row]].astype(np.str_)
+        systems: NDArray[Any] = np.asarray(turns.system, dtype=np.int64)[np.asarray(turns.session)[row]]
+        return systems.astype(np.str_)
     return np.asarray(turns.turn, dtype=np.int64)[row] if name == "turn" else np.full(len(row), turns.num_system_tokens)
 
 
