@@ -66,7 +66,7 @@ def of_rates(scenario: Scenario) -> Load:
     rates, workload = rates_of(scenario), scenario.workload
     key, own = next(iter(rates.items()))
     if workload.trace is not None:
-        return Load(key, "req/s", own, _own_rate(_as_recorded(scenario)))
+        return Load(key, "req/s", own, own_rate(scenario))
     if workload.sessions is not None:
         return Load(key, "sessions/s", own)
     if workload.mix is not None:
@@ -134,9 +134,9 @@ def _users_of_trace(source: RequestSource) -> Load | None:
     return _users(OF_REQUESTS, source.max_concurrency, sum(map(len, source.chunks())))
 
 
-def _own_rate(source: RequestSource) -> float:
+def own_rate(scenario: Scenario) -> float:
     """Requests per second of a trace as it was recorded; UserError where no time passes in it."""
-    rate = rate_of(source)
+    rate = rate_of(_as_recorded(scenario))
     if rate is None:
         rule = "all requests of the trace arrive at one moment, so it has no rate"
         mend = "name a trace whose arrivals are apart, or add workload.max_concurrency: so many users at once"
