@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from simbatch import Scenario, UserError, compare
-from simbatch.sim.search.loads import Load, asked_users, load_of
+from simbatch.sim.search.loads import OfferedLoad, asked_users, load_of
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning.capacity import Capacity, find_capacity
 from simbatch.sim.tuning.capacity_report import content, report
@@ -132,5 +132,5 @@ def test_loads_that_make_no_sense(
 
 
 def test_a_value_of_a_load_is_a_change_of_the_scenario() -> None:
-    users = Load("workload.max_concurrency", "users", 4.0, is_users=True)
+    users = OfferedLoad("workload.max_concurrency", "users", 4.0, is_users=True)
     assert users.at(scenario({"num_prompts": 9, "request_rate": 5, **LENGTHS}), 7.0) == {"workload.max_concurrency": 7}

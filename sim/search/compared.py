@@ -19,7 +19,7 @@ from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search import run_resolved
 from simbatch.sim.search.cells import Cell, cells_of
-from simbatch.sim.search.loads import USERS_FLAG, Load, asked_users, of_rates
+from simbatch.sim.search.loads import USERS_FLAG, OfferedLoad, asked_users, of_rates
 from simbatch.sim.search.rates import RATE_FLAG, axis_of, parse_rates
 from simbatch.sim.search.run import OnResult, Say, Watch, run_cells
 
@@ -80,7 +80,7 @@ def loads_from(rates: Iterable[str], users: Iterable[str], places: tuple[str, st
     return parse_rates(asked, place=places[0]) if asked else []
 
 
-def load_asked(scenario: Scenario, *, by_users: bool) -> Load:
+def load_asked(scenario: Scenario, *, by_users: bool) -> OfferedLoad:
     """What the loads are values of; UserError where the scenario has no users, or no rate."""
     return asked_users(scenario) if by_users else of_rates(scenario)
 
@@ -127,7 +127,7 @@ def cells_under(
 
 def cells_at(
     candidates: Mapping[str, Resolved],
-    load: Load,
+    load: OfferedLoad,
     values: Sequence[float],
     seeds: Sequence[int],
     objects: Objects | None = None,
@@ -170,7 +170,7 @@ def replicated(
 
 def compared_at(
     candidates: Mapping[str, Resolved],
-    load: Load,
+    load: OfferedLoad,
     found: Mapping[str, Sequence[Summary]],
     values: Sequence[float],
     seeds: Sequence[int],

@@ -28,7 +28,7 @@ CLOSED = ("closed_loop", "all_at_once")  # whose requests come when others have 
 
 
 @dataclass(frozen=True)
-class Load:
+class OfferedLoad:
     """What a load's values mean: `times` one is requests per second; of users, how many, and `most` all there are.
 
     `key` is the first setting that it changes, and `own` its value in the scenario as it stands.
@@ -53,7 +53,7 @@ class Load:
         return {self.key: round(value)} if self.is_users else at_rate(scenario, value)
 
 
-def load_of(scenario: Scenario) -> Load:
+def load_of(scenario: Scenario) -> OfferedLoad:
     """What a search for the capacity raises: the users of a closed loop, else every rate. UserError without either."""
     if scenario.workload.trace is not None:
         return _of_trace(scenario)
@@ -61,21 +61,21 @@ def load_of(scenario: Scenario) -> Load:
     return users if users is not None and _is_closed(scenario) else of_rates(scenario)
 
 
-def of_rates(scenario: Scenario) -> Load:
+def of_rates(scenario: Scenario) -> OfferedLoad:
     """Requests per second; of a trace, whose key is a factor, by what the trace has of its own (it is read)."""
     rates, workload = rates_of(scenario), scenario.workload
     key, own = next(iter(rates.items()))
     if workload.trace is not None:
-        return Load(key, "req/s", own, own_rate(scenario))
+        return OfferedLoad(key, "req/s", own, own_rate(scenario))
     if workload.sessions is not None:
-        return Load(key, "sessions/s", own)
+        return OfferedLoad(key, "sessions/s", own)
     if workload.mix is not None:
         others = ", others in step" if len(workload.mix) > 1 else ""
-        return Load(key, f"req/s of {workload.mix[0].tenant}{others}", own)
-    return Load(key, f"req/s{WHICH.get(workload.resolved_arrival().process, '')}", own)
+        return OfferedLoad(key, f"req/s of {workload.mix[0].tenant}{others}", own)
+    return OfferedLoad(key, f"req/s{WHICH.get(workload.resolved_arrival().process, '')}", own)
 
 
-def users_of(scenario: Scenario) -> Load | None:
+def users_of(scenario: Scenario) -> OfferedLoad | None:
     """How many sessions or requests there are at once at most; None where nothing says so. A trace is read."""
     workload = scenario.workload
     if workload.trace is not None:
@@ -89,7 +89,7 @@ def users_of(scenario: Scenario) -> Load | None:
     return None if limit is None else _users(key, limit, workload.num_prompts)
 
 
-def asked_users(scenario: Scenario) -> Load:
+def asked_users(scenario: Scenario) -> OfferedLoad:
     """`users_of`, where a person asks for users; UserError where the scenario has none."""
     found = users_of(scenario)
     if found is None:
@@ -99,8 +99,8 @@ def asked_users(scenario: Scenario) -> Load:
     return found
 
 
-def _users(key: str, own: int, most: int | None, of_them: str = "requests") -> Load:
-    return Load(key, "users", float(own), what="number of users", of_them=of_them, is_users=True, most=most)
+def _users(key: str, own: int, most: int | None, of_them: str = "requests") -> OfferedLoad:
+    return OfferedLoad(key, "users", float(own), what="number of users", of_them=of_them, is_users=True, most=most)
 
 
 def _is_closed(scenario: Scenario) -> bool:
@@ -113,7 +113,7 @@ def _as_recorded(scenario: Scenario) -> RequestSource:
     return open_workload(as_it_is.workload, seed=scenario.seed, folder=scenario.folder)
 
 
-def _of_trace(scenario: Scenario) -> Load:
+def _of_trace(scenario: Scenario) -> OfferedLoad:
     """Of sessions with a limit their users; of requests the rate, where time passes in the file."""
     source = _as_recorded(scenario)
     users = _users_of_trace(source)
@@ -123,7 +123,7 @@ def _of_trace(scenario: Scenario) -> Load:
     return users if is_closed or rate_of(source) is None else of_rates(scenario)
 
 
-def _users_of_trace(source: RequestSource) -> Load | None:
+def _users_of_trace(source: RequestSource) -> OfferedLoad | None:
     """By the scenario's `max_concurrency`, or that of the run which the file is the result of."""
     turns = turns_in(source)
     if turns is not None:

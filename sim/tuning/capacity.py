@@ -28,7 +28,7 @@ from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
-from simbatch.sim.search.loads import Load, load_of
+from simbatch.sim.search.loads import OfferedLoad, load_of
 from simbatch.sim.search.rates import rounded
 from simbatch.sim.tuning import Evaluate
 from simbatch.sim.tuning.goal import METRICS, Limit
@@ -83,7 +83,7 @@ class Capacity:
     """
 
     scenario: Scenario
-    load: Load
+    load: OfferedLoad
     limits: tuple[Limit, ...]
     seeds: list[int]
     by_seed: dict[int, float | None]
@@ -157,7 +157,7 @@ class _Runs:
     def __init__(
         self,
         scenario: Scenario,
-        load: Load,
+        load: OfferedLoad,
         limits: Sequence[Limit],
         evaluate: Evaluate,
         more: Settings | None = None,
@@ -196,7 +196,7 @@ class _Runs:
         return float(max(1, round(rate))) if self._load.is_users else rounded(rate)
 
 
-def _last_step(load: Load) -> int:
+def _last_step(load: OfferedLoad) -> int:
     """Of a search upwards; more users than there are change nothing."""
     doublings = MAX_DOUBLINGS if load.most is None else max(0.0, log2(load.most / load.own))
     return min(MAX_DOUBLINGS * STEPS, ceil(doublings * STEPS))
