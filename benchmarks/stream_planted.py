@@ -158,15 +158,14 @@ def differences(given: Planted, found: StreamProfile) -> Iterator[tuple[str, flo
                 real.mixed_ps(n, 900 * n, tokens, tokens, attention),
             ),
         )
-    host = given.profile["host"]["launch"]
-    for key in ("piecewise", "none"):
+    host, problem = given.profile["host"]["launch"], found.steps.problem
+    for kind, key in ((1, "piecewise"), (2, "none")):
         if f"launch {key}" not in _fit(found).taken and _fit(found).sure[f"launch {key}"] <= HARDLY_TOLD:
             section = getattr(found.profile.host.launch, key)  # type: ignore[union-attr]
-            n = np.mean(given.loads)
-            yield (
-                f"launch {key}",
-                _less_one(section.base_s + section.per_seq_s * n + section.per_prefill_s, host[key]["base_s"]),
-            )
+            seen = problem.used & (problem.kind == kind)  # the mean launch of these, whatever it grows by
+            n, prefills = (float(column[seen].mean()) for column in (problem.all.num_decodes, problem.all.num_prefills))
+            ours = section.base_s + section.per_seq_s * n + section.per_prefill_s * prefills
+            yield f"launch {key}", _less_one(ours, host[key]["base_s"])
 
 
 def _fit(found: StreamProfile) -> Any:

@@ -94,12 +94,16 @@ class Parts:
         if not 0 < above < len(knots) - 1:
             return knots, time_s
         slope = (time_s[-1] - time_s[above]) / (knots[-1] - knots[above])
-        before, behind = int(knots[above - 1]), int(knots[above])
-        if time_s[above] <= time_s[above - 1] + slope * (behind - before):
+        last_s = time_s[above - 1] + slope * (size - int(knots[above - 1]))
+        tokens_s = slope * (int(knots[above]) - size - 1)
+        first_s = time_s[above] - tokens_s
+        if first_s <= last_s + slope:
             return knots, time_s
-        new, new_s = np.array([size, size + 1]), [time_s[above - 1] + slope * (size - before), time_s[above]]
-        lacks = (new > before) & (new < behind)
-        return np.insert(knots, above, new[lacks]), np.insert(time_s, above, np.array(new_s)[lacks])
+        if first_s - last_s > tokens_s:  # launches, then, which tokens hide behind
+            first_s = time_s[above]
+        new = np.array([size, size + 1])
+        lacks = ~np.isin(new, knots)
+        return np.insert(knots, above, new[lacks]), np.insert(time_s, above, np.array([last_s, first_s])[lacks])
 
     def host(self) -> dict[str, Any]:
         """The engine's thread's."""
