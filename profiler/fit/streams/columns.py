@@ -194,12 +194,12 @@ def _is_usual(times_s: Floats) -> NDArray[np.bool_]:
     return np.asarray(times_s <= max(np.quantile(times_s, 1 - TRIM), 1.5 * np.median(times_s)))
 
 
-def knots_of(counts: Floats, least: float = 1) -> Ints:
-    """Smallest count, one that at least so many reach, and one of every band between with at least so many of them.
+def knots_of(counts: Floats, least: float = 1, few: int = 1) -> Ints:
+    """Smallest count, one that `few` reach, and one of every band between with at least so many of them.
 
     Counts above the last knot go on along the line: three steps of a cohort's begin are no knot.
     """
-    low, high = float(counts.min()), float(np.sort(counts)[-min(len(counts), max(1, round(least)))])
+    low, high = float(counts.min()), float(np.sort(counts)[-min(len(counts), few)])
     band = np.floor(np.log(counts / low) / np.log(KNOT_RATIO) + 1e-9)
     knots = [low]
     for number in np.unique(band).tolist():

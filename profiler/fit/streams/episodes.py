@@ -29,7 +29,7 @@ ANCHOR_SD, BEND_SD = 0.15, 0.5
 HIDDEN_S, LAUNCH_SD = 1e-3, 1.5  # a launch may be e to that many times its prior; below a ms nothing shows
 SHARES = 200
 BINDS = 1.3  # times a decode's step: a launch that long shows in the gap before its step
-FEW = 5  # steps of a kind of launch, to speak of it
+FEW = 5  # steps of a kind of launch, to speak of it, and of so many tokens, to make a knot
 PIECES = 0.4  # a launch in pieces of a graph over one without: 0.6 on one server, 0.3 or less on another
 SLOPE_SD_S, SLOPE_HELD_S = 1e-4, 1e-6  # how near a launch's slope per request is held to its prior: told, not told
 MOOD = 0.1  # a run's launches as a whole are longer or shorter by that, whatever runs (docs/accuracy.md, first look)
@@ -79,7 +79,7 @@ class EpisodesProblem:
         used[run.lone.step] = True
         self.used = used
         counts = self.total[self.has_prefill & used]
-        seen = knots_of(counts, max(FEW, RARE * len(counts))) if len(counts) else np.array([2])
+        seen = knots_of(counts, max(FEW, RARE * len(counts)), FEW) if len(counts) else np.array([2])
         self.knots = np.unique(np.concatenate([[1], seen]))
         self.basis = basis(self.total, self.knots)
         self.decode_s = decode.step_s(run.num_decodes, run.context)
