@@ -1,9 +1,9 @@
 """The capacity: the highest request rate, or number of users, under which the limits are kept.
 
 A run is a figure of chance, so each seed gives an estimate of its own. All rates of the scenario are multiplied alike:
-the same gaps and lengths come at another pace (common random numbers). Of sessions in a closed loop it is the number of
-users (`workload.sessions.concurrency`). From the scenario's rate on it is doubled until
-it fails, or halved until it holds, then bisected to 1 / 128 of a doubling (0.54 %).
+the same gaps and lengths come at another pace (common random numbers). Of a closed loop it is the number of users, of
+sessions or of requests at once (`sim/search/loads.py`). From the scenario's own on it is doubled until it fails, or
+halved until it holds, then bisected to 1 / 128 of a doubling (0.54 %).
 
 The answer is a rate that holds, not the mean of those: from the lowest of the seeds' rates down, the first at which the
 limits are kept under at least 17 of 18 seeds, of which ten were not searched. A trace is resampled in blocks by each
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil, log2
 from statistics import median
 
 from simbatch.sim.errors import Problem, UserError
@@ -27,7 +28,8 @@ from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
-from simbatch.sim.search.rates import Unit, at_load, loads_of, rounded, unit_of
+from simbatch.sim.search.loads import OfferedLoad, load_of
+from simbatch.sim.search.rates import rounded
 from simbatch.sim.tuning import Evaluate
 from simbatch.sim.tuning.goal import METRICS, Limit
 from simbatch.sim.tuning.space import Settings
@@ -75,13 +77,13 @@ class Bound:
 
 @dataclass
 class Capacity:
-    """What came of it, rates as values of `unit.key`; `bound` is None when no rate holds, or none fails.
+    """What came of it, rates as values of `load.key`; `bound` is None when no rate holds, or none fails.
 
     `by_seed` has the highest rate that each seed keeps, `as_it_is` that of a trace that is not resampled.
     """
 
     scenario: Scenario
-    unit: Unit
+    load: OfferedLoad
     limits: tuple[Limit, ...]
     seeds: list[int]
     by_seed: dict[int, float | None]
@@ -125,25 +127,25 @@ class Capacity:
 
     def settings(self, rate: float) -> Settings:
         """The changes of the scenario that make it this rate."""
-        return at_load(self.scenario, rate)
+        return self.load.at(self.scenario, rate)
 
 
 def find_capacity(
     scenario: Scenario, limits: Sequence[Limit], evaluate: Evaluate, replications: int = REPLICATIONS
 ) -> Capacity:
     """Bisect the rate under each seed, side by side, then look for the bound that holds under others too."""
-    unit = unit_of(scenario)
-    runs = _Runs(scenario, tuple(limits), evaluate)
-    searches = [_Bisection(seed) for seed in seeds_of([scenario], replications)]
+    load = load_of(scenario)
+    runs = _Runs(scenario, load, tuple(limits), evaluate)
+    searches = [_Bisection(seed, _last_step(load)) for seed in seeds_of([scenario], replications)]
     runs.search(searches)
     by_seed = {search.seed: runs.rate(search) for search in searches}
-    found = Capacity(scenario, unit, tuple(limits), list(by_seed), by_seed)
+    found = Capacity(scenario, load, tuple(limits), list(by_seed), by_seed)
     if all(rate is not None for rate in by_seed.values()):
         found.bound = _bound(runs, searches)
     found.tried = runs.tried
     if is_resampled(scenario):
-        as_it_is = _Bisection(scenario.seed)
-        once = _Runs(scenario.override({RESAMPLE: None}), tuple(limits), evaluate, {RESAMPLE: None})
+        as_it_is = _Bisection(scenario.seed, _last_step(load))
+        once = _Runs(scenario.override({RESAMPLE: None}), load, tuple(limits), evaluate, {RESAMPLE: None})
         once.search([as_it_is])
         found.as_it_is = once.rate(as_it_is)
     return found
@@ -153,18 +155,23 @@ class _Runs:
     """Runs at rates that are steps from the scenario's own, `more` settings beside; `tried` remembers them."""
 
     def __init__(
-        self, scenario: Scenario, limits: Sequence[Limit], evaluate: Evaluate, more: Settings | None = None
+        self,
+        scenario: Scenario,
+        load: OfferedLoad,
+        limits: Sequence[Limit],
+        evaluate: Evaluate,
+        more: Settings | None = None,
     ) -> None:
         self._scenario, self._limits, self._evaluate = scenario, limits, evaluate
         self._more = resampling(scenario) if more is None else more
-        self._base, self._unit = next(iter(loads_of(scenario).values())), unit_of(scenario)
+        self._load = load
         self.table: Experiment[int] = Experiment()  # each seed is searched by itself
         self.tried: list[Tried] = []
 
     def at(self, asked: Sequence[tuple[int, int]]) -> list[Tried]:
         """Simulate: a seed and a step each."""
         rates = [self._rate(step) for _, step in asked]
-        settings = [at_load(self._scenario, rate) | self._more for rate in rates]
+        settings = [self._load.at(self._scenario, rate) | self._more for rate in rates]
         summaries = self._evaluate([(each, seed) for each, (seed, _) in zip(settings, asked, strict=True)])
         runs = []
         for (seed, step), rate, summary in zip(asked, rates, summaries, strict=True):
@@ -185,8 +192,14 @@ class _Runs:
         return None if search.held is None or search.failed is None else self._rate(search.held)
 
     def _rate(self, step: int) -> float:
-        rate = self._base * 2 ** (step / STEPS)
-        return float(max(1, round(rate))) if self._unit.is_whole else rounded(rate)
+        rate = self._load.own * 2 ** (step / STEPS)
+        return float(max(1, round(rate))) if self._load.is_users else rounded(rate)
+
+
+def _last_step(load: OfferedLoad) -> int:
+    """Of a search upwards; more users than there are change nothing."""
+    doublings = MAX_DOUBLINGS if load.most is None else max(0.0, log2(load.most / load.own))
+    return min(MAX_DOUBLINGS * STEPS, ceil(doublings * STEPS))
 
 
 def _bound(runs: _Runs, searches: Sequence[_Bisection]) -> Bound | None:
@@ -207,8 +220,8 @@ def _bound(runs: _Runs, searches: Sequence[_Bisection]) -> Bound | None:
 class _Bisection:
     """One seed's search: the highest step that held, the lowest that failed, what to try next."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, last: int) -> None:
+        self.seed, self.last = seed, last
         self.held: int | None = None
         self.failed: int | None = None
         self.is_alone = False
@@ -220,7 +233,7 @@ class _Bisection:
                 return 0
             return self.failed - STEPS if self.failed > -MAX_DOUBLINGS * STEPS and not self.is_alone else None
         if self.failed is None:
-            return self.held + STEPS if self.held < MAX_DOUBLINGS * STEPS else None
+            return min(self.held + STEPS, self.last) if self.held < self.last else None
         return (self.held + self.failed) // 2 if self.failed - self.held > 1 else None
 
     def tell(self, run: Tried) -> None:

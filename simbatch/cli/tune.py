@@ -34,7 +34,11 @@ Count = click.IntRange(min=1)
 @click.option("--limit", "limits", multiple=True, metavar="METRIC=N", help="--limit p99_tpot_ms=50. Can be repeated.")
 @click.option("--pareto", metavar="METRICS", help="The Pareto set of these: --pareto throughput,p99_ttft_ms.")
 @click.option("--knee", is_flag=True, help="Recommend the knee of the Pareto set (of throughput and p99_tpot_ms).")
-@click.option("--capacity", is_flag=True, help="Find the highest request rate that meets the SLO or the limits.")
+@click.option(
+    "--capacity",
+    is_flag=True,
+    help="Find the highest request rate, or number of users, that meets the SLO or the limits.",
+)
 @click.option("--over", multiple=True, metavar="KEY=VALUES", help="Search this key: --over engine.max_num_seqs=8,16.")
 @click.option("--trials", type=Count, metavar="N", help="Settings to try (a fifth of the combinations, 20 to 60).")
 @click.option(
