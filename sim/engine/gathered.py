@@ -128,19 +128,21 @@ class Gathered:
 
     def let_go(self, updated_ps: int, sent_ps: int) -> None:
         """The newest step's tokens exist: seats and blocks of those whose last ones they are, are free."""
-        replica, noted, losing, ended, step = self.replica, self.noted, self.losing, self.ending, self.step
-        self.newest_ps, self.ending, self.noted, self.step = NEVER, NOBODY, NOBODY, None
+        noted, ended = self.noted, self.ending
+        self.newest_ps, self.ending, self.noted = NEVER, NOBODY, NOBODY
         if noted:
-            replica.note_tokens(noted, updated_ps, sent_ps)
-        if losing:
-            self.losing = []
-            for request in losing:
+            self.replica.note_tokens(noted, updated_ps, sent_ps)
+        if self.losing:
+            for request in self.losing:
                 request.last_token_ps = sent_ps
+            self.losing = []
         if ended:
-            replica.release(ended, updated_ps, sent_ps)
-        if self.keeps_steps and step is not None and step.batch.entries:
-            step.updated_ps = updated_ps
-            replica.log_step(step, ended)
+            self.replica.release(ended, updated_ps, sent_ps)
+        if self.keeps_steps:
+            step, self.step = self.step, None
+            if step is not None and step.batch.entries:
+                step.updated_ps = updated_ps
+                self.replica.log_step(step, ended)
 
     def compute(self, planned: dict[Request, int], is_paused: bool) -> Computed:
         """Everybody's token of a step with prefills; if the device was idle before it (`is_paused`), none follows one.

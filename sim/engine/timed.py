@@ -26,7 +26,7 @@ class Known(NamedTuple):
     decode_ps: int  # the device's, without their contexts
     slope_ps: int  # each further step lasts that much longer on the device, windows apart
     work_ps: int  # the front end's, for the chunks of one step
-    is_drawn: bool  # the launch is noisy: each step has its own
+    is_drawn: bool  # launch or device are noisy: each step has times of its own
     features: Features  # one step's, without contexts: what its update asks
 
 
@@ -44,7 +44,6 @@ class Timed:
         self.is_async = now.is_async
         self.keeps_steps = now.keeps_steps
         self.write_segment, self.write_tokens = replica.recorder.segments.extend, replica.recorder.tokens.extend
-        self._never_leaps = self.device.noise is not None
         self._known: dict[int, Known] = {}
         self._update_ps, self._update_per_seq_ps = self.host.times.update_base_ps, self.host.times.update_per_seq_ps
         self._lag_ps, self._tail_ps = self.host.lag_ps, self.host.tail_ps
@@ -129,7 +128,9 @@ class Timed:
         The first update takes in the newest step, each other one a step of this batch.
         """
         now, group, replica, found, kv = self.now, self.group, self.replica, self.found, self.kv
-        cut_ps, self.found = replica.cut_ps(), None
+        cut_ps = replica.cut_ps()
+        if found is not None:
+            self.found = None
         if found is None or found[0][9] > cut_ps:  # somebody comes before the end of what was found
             found = self._plan(cut_ps)
             if found is None:
@@ -139,11 +140,11 @@ class Timed:
         self.device.free_ps = pace[10]
         num_blocks = self._log(pace, duration_ps, slope_ps)
         if self.is_async:
-            # what those whose last tokens it brings give back is handed out from the second step on
-            kv.take(group.blocks_next - now.taken)
-            now.taken = group.blocks_next
-            group.ahead = 1, 1
             replica.now_ps = schedule_ps + known.host.launch_ps
+            if now.ending or self.keeps_steps:  # what they give back is handed out from the second step on
+                kv.take(group.blocks_next - now.taken)
+                now.taken = group.blocks_next
+                group.ahead = 1, 1
             self.let_go(free_ps)
             group.ahead = 0, 0
         else:
@@ -205,11 +206,8 @@ class Timed:
         What decides is who sets their pace, and until when, and whether the front end keeps up with them.
         """
         now, group = self.now, self.group
-        is_async = self.is_async
-        if self._never_leaps or not now.has_stepped or (is_async and now.newest_ps == NEVER):
-            return None
-        most, num_decodes = now.most_steps(), group.size
-        if most < 2:
+        most, num_decodes, is_async = now.most_steps(), group.size, self.is_async
+        if most < 2 or (is_async and now.newest_ps == NEVER):
             return None
         known = self._known.get(num_decodes) or self._learn(num_decodes)
         host, decode_ps, slope_ps, work_ps, is_drawn, _ = known
@@ -223,7 +221,7 @@ class Timed:
             duration_ps += self._windows.decode_ps * group.in_window
             slope_ps += self._windows.decode_ps * group.num_growing
         schedule_ps, free_ps = self.replica.now_ps, self.device.free_ps
-        if self.is_async:
+        if is_async:
             if now.update_ps != host.update_ps:
                 host = host_part(host.launch_ps, host.update_ps, now.update_ps, self._lag_ps, self._tail_ps)
             pace = device_paced(schedule_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
@@ -237,8 +235,9 @@ class Timed:
 
     def _learn(self, num_decodes: int) -> Known:
         """What a batch of so many decodes takes; kept, since few sizes make up a run."""
-        is_drawn, update_ps = self.host.draws_for(num_decodes), self.host.update_ps(num_decodes)
-        launch_ps = 0 if is_drawn else self.host.launch_ps(num_decodes, 0, num_decodes)
+        is_drawn = self.device.noise is not None or self.host.draws_for(num_decodes)
+        update_ps = self.host.update_ps(num_decodes)
+        launch_ps = 0 if self.host.draws_for(num_decodes) else self.host.launch_ps(num_decodes, 0, num_decodes)
         known = self._known[num_decodes] = Known(
             host_part(launch_ps, update_ps, update_ps, self._lag_ps, self._tail_ps),
             self.cost.decode_ps(num_decodes),
