@@ -31,13 +31,8 @@ class Host:
     def launch_ps(self, num_requests: int, num_prefills: int, num_tokens: int) -> int:
         """How long scheduling and launching a batch takes; the next draw, where launches of its kind are spread."""
         kind = self.kind(num_requests, num_prefills, num_tokens)
-        mean_ps, per_seq_ps, per_prefill_ps, per_token_ps = self._launch[kind]
-        if per_seq_ps:
-            mean_ps += per_seq_ps * num_requests
-        if num_prefills:
-            mean_ps += per_prefill_ps * num_prefills
-        if per_token_ps:
-            mean_ps += per_token_ps * num_tokens
+        base_ps, per_seq_ps, per_prefill_ps, per_token_ps = self._launch[kind]
+        mean_ps = base_ps + per_seq_ps * num_requests + per_prefill_ps * num_prefills + per_token_ps * num_tokens
         draws = self.draws
         return mean_ps if draws is None or not draws.draws_for(kind) else draws.launch_ps(mean_ps, kind)
 

@@ -50,15 +50,22 @@ class Timed:
         self._context_ps, self._windows = self.cost.decode_context_ps, self.cost.windows
         self.found: Found | None = None  # of the steps to come, if `reach_ps` has looked
         self._running, self._count_waiting = replica.scheduler.running, replica.count_waiting
-        self._kept: Step | None = None  # the step launched last, where steps are kept
 
     def advance(self, planned: dict[Request, int] | None) -> None:
         """A step with prefills, or decode-only steps; the clock is after the last update then."""
         if planned:
             batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
             self._launch(batch, self.now.compute(planned, False))
-        elif not self._leap():
+            return
+        cut_ps, found = self.replica.cut_ps(), self.found
+        if found is not None:
+            self.found = None
+        if found is None or found[0][9] > cut_ps:  # somebody comes before the end of what was found
+            found = self._plan(cut_ps)
+        if found is None:
             self._step_alone()
+        else:
+            self._leap(found)
 
     def _step_alone(self) -> None:
         """One decode-only step."""
@@ -77,13 +84,13 @@ class Timed:
         replica, now, device = self.replica, self.now, self.device
         features, noted, fresh, ended, num_regular = computed
         num_decodes, _, tokens, _, _, num_prefills, _, _ = features
-        num_requests, schedule_ps, was_free_ps = num_decodes + num_prefills, replica.now_ps, device.free_ps
-        work_ps = device.work_ps(features)
+        schedule_ps, was_free_ps = replica.now_ps, device.free_ps
+        num_requests, work_ps = num_decodes + num_prefills, device.work_ps(features)
         times = replica.launch(num_requests, num_prefills, num_decodes + tokens, work_ps)
         replica.now_ps, start_ps, _ = times
         replica.log_batch(start_ps, work_ps, features, num_regular)
         if self.keeps_steps:
-            self._kept = Step(batch, schedule_ps, *times, features, replica.number, num_regular, NOBODY)
+            kept = Step(batch, schedule_ps, *times, features, replica.number, num_regular, NOBODY)
         for request in fresh:
             request.scheduled_ps = start_ps
         now.has_stepped = True
@@ -93,8 +100,10 @@ class Timed:
             now.close_preemptions()
         if self.is_async and now.newest_ps != NEVER:
             self.let_go(was_free_ps)
-        now.newest_ps, now.ending, now.noted, now.step = start_ps, ended, noted, self._kept
+        now.newest_ps, now.ending, now.noted = start_ps, ended, noted
         now.features, now.num_regular = features, num_regular
+        if self.keeps_steps:
+            now.step = kept
         now.update_ps = self._update_ps + self._update_per_seq_ps * num_requests
         if not self.is_async:
             self.let_go(device.free_ps)
@@ -122,19 +131,12 @@ class Timed:
         if now.ending or now.noted or now.losing or self.keeps_steps:
             now.let_go(replica.now_ps, replica.sent_ps)
 
-    def _leap(self) -> bool:
-        """Many decode-only steps at once, if they have a closed form; False where not.
+    def _leap(self, found: Found) -> None:
+        """Many decode-only steps at once, which have a closed form.
 
         The first update takes in the newest step, each other one a step of this batch.
         """
-        now, group, replica, found, kv = self.now, self.group, self.replica, self.found, self.kv
-        cut_ps = replica.cut_ps()
-        if found is not None:
-            self.found = None
-        if found is None or found[0][9] > cut_ps:  # somebody comes before the end of what was found
-            found = self._plan(cut_ps)
-            if found is None:
-                return False
+        now, group, replica = self.now, self.group, self.replica
         pace, known, duration_ps, slope_ps = found
         num_decodes, free_ps, schedule_ps = group.size, self.device.free_ps, replica.now_ps
         self.device.free_ps = pace[10]
@@ -142,7 +144,7 @@ class Timed:
         if self.is_async:
             replica.now_ps = schedule_ps + known.host.launch_ps
             if now.ending or self.keeps_steps:  # what they give back is handed out from the second step on
-                kv.take(group.blocks_next - now.taken)
+                self.kv.take(group.blocks_next - now.taken)
                 now.taken = group.blocks_next
                 group.ahead = 1, 1
             self.let_go(free_ps)
@@ -153,35 +155,33 @@ class Timed:
         if self.keeps_steps:
             ended = self._walk(pace, known, duration_ps, slope_ps, schedule_ps)
         else:
-            kv.take(num_blocks - now.taken)
+            self.kv.take(num_blocks - now.taken)
             replica.number += pace[0]
             ended = group.advance(pace[0])
         now.taken = 0
         if replica.lane is not None:
             replica.publish()
-        replica.now_ps, now.newest_ps, now.ending, now.noted = pace[9], pace[8], ended, NOBODY
+        replica.now_ps, now.newest_ps = pace[9], pace[8]
+        now.ending, now.noted = ended, NOBODY
         now.features, now.num_regular, now.update_ps = known.features, num_decodes, known.host.update_ps
         if ended and now.refuses_chunks:
             now.close_preemptions()
         if not self.is_async:
             now.let_go(replica.now_ps, replica.sent_ps)
-        return True
 
     def _log(self, pace: Pace, duration_ps: int, slope_ps: int) -> int:
         """Write a row for the steps; returns the blocks that they need."""
-        group, num_steps, period_ps, period_slope_ps = self.group, pace[0], pace[2], pace[3]
+        group, num_steps = self.group, pace[0]
         num_decodes, num_blocks = group.size, group.blocks_for(num_steps)
-        num_running, num_waiting = len(self._running), self._count_waiting()
-        num_free = self.kv.free + self.now.taken - num_blocks
-        if period_ps == duration_ps and period_slope_ps == slope_ps:
+        if pace[2] == duration_ps and pace[3] == slope_ps:
             self.write_segment(pack_span(
                 pace[1], num_steps, duration_ps, slope_ps, num_decodes, num_decodes, group.context,
-                num_running, num_waiting, num_free,
+                len(self._running), self._count_waiting(), self.kv.free + self.now.taken - num_blocks,
             ))  # fmt: skip
         else:
             self.write_segment(pack_paced(
-                pace[1], num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes,
-                group.context, num_running, num_waiting, num_free,
+                pace[1], num_steps, duration_ps, slope_ps, pace[2], pace[3], num_decodes, num_decodes, group.context,
+                len(self._running), self._count_waiting(), self.kv.free + self.now.taken - num_blocks,
             ))  # fmt: skip
         return num_blocks
 
