@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from simbatch.sim.cost.model import Features, features_of
-from simbatch.sim.engine.decode_group import NOBODY, OUTSIDE
+from simbatch.sim.engine.decode_group import NOBODY, OUTSIDE, by_seat
 from simbatch.sim.engine.resources import NOTHING, Step
 from simbatch.sim.scheduler.request import NEVER, Batch, Entry, Request, is_decode, is_partial
 
@@ -178,9 +178,7 @@ class Gathered:
             if request.num_tokens - request.num_prompt_tokens < request.max_tokens:
                 group.join(request)
             else:
-                ended = [*ended, request]
-        if len(ended) > 1:
-            ended = sorted(ended, key=lambda request: request.seat)
+                ended = sorted([*ended, request], key=by_seat)
         features = features_of(entries, num_decodes, context, windows, in_window)
         return features, noted, fresh, ended, num_regular
 

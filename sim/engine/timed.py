@@ -138,52 +138,56 @@ class Timed:
         """
         now, group, replica = self.now, self.group, self.replica
         pace, known, duration_ps, slope_ps = found
-        num_decodes, free_ps, schedule_ps = group.size, self.device.free_ps, replica.now_ps
-        self.device.free_ps = pace[10]
-        num_blocks = self._log(pace, duration_ps, slope_ps)
+        (
+            num_steps, start_ps, period_ps, period_slope_ps, updated_ps, second_ps, gap_ps, gap_slope_ps,
+            last_start_ps, last_ps, free_ps,
+        ) = pace  # fmt: skip
+        num_decodes, num_blocks, schedule_ps = group.size, group.blocks_for(num_steps), replica.now_ps
+        if period_ps == duration_ps and period_slope_ps == slope_ps:
+            self.write_segment(pack_span(
+                start_ps, num_steps, duration_ps, slope_ps, num_decodes, num_decodes, group.context,
+                len(self._running), self._count_waiting(), self.kv.free + now.taken - num_blocks,
+            ))  # fmt: skip
+        else:
+            self.write_segment(pack_paced(
+                start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes,
+                group.context, len(self._running), self._count_waiting(), self.kv.free + now.taken - num_blocks,
+            ))  # fmt: skip
         if self.is_async:
             replica.now_ps = schedule_ps + known.host.launch_ps
             if now.ending or self.keeps_steps:  # what they give back is handed out from the second step on
                 self.kv.take(group.blocks_next - now.taken)
                 now.taken = group.blocks_next
                 group.ahead = 1, 1
-            self.let_go(free_ps)
+            self.let_go(self.device.free_ps)
             group.ahead = 0, 0
         else:
-            replica.send(pace.updated_ps, num_decodes, num_decodes, num_decodes)
-        self._send(pace, known.work_ps, num_decodes)
+            replica.send(updated_ps, num_decodes, num_decodes, num_decodes)
+        sent_ps = replica.sent_ps
+        if self.front_end is None and second_ps - sent_ps == gap_ps - gap_slope_ps:  # mostly
+            self.write_tokens(
+                pack_tokens(sent_ps, num_steps - 1, second_ps - sent_ps, gap_slope_ps, num_decodes, num_decodes)
+            )
+            replica.sent_ps = last_ps
+        else:
+            self._send(pace, known.work_ps, num_decodes)
+        self.device.free_ps = free_ps
         if self.keeps_steps:
             ended = self._walk(pace, known, duration_ps, slope_ps, schedule_ps)
         else:
             self.kv.take(num_blocks - now.taken)
-            replica.number += pace[0]
-            ended = group.advance(pace[0])
+            replica.number += num_steps
+            ended = group.advance(num_steps)
         now.taken = 0
         if replica.lane is not None:
             replica.publish()
-        replica.now_ps, now.newest_ps = pace[9], pace[8]
+        replica.now_ps, now.newest_ps = last_ps, last_start_ps
         now.ending, now.noted = ended, NOBODY
         now.features, now.num_regular, now.update_ps = known.features, num_decodes, known.host.update_ps
         if ended and now.refuses_chunks:
             now.close_preemptions()
         if not self.is_async:
-            now.let_go(replica.now_ps, replica.sent_ps)
-
-    def _log(self, pace: Pace, duration_ps: int, slope_ps: int) -> int:
-        """Write a row for the steps; returns the blocks that they need."""
-        group, num_steps = self.group, pace[0]
-        num_decodes, num_blocks = group.size, group.blocks_for(num_steps)
-        if pace[2] == duration_ps and pace[3] == slope_ps:
-            self.write_segment(pack_span(
-                pace[1], num_steps, duration_ps, slope_ps, num_decodes, num_decodes, group.context,
-                len(self._running), self._count_waiting(), self.kv.free + self.now.taken - num_blocks,
-            ))  # fmt: skip
-        else:
-            self.write_segment(pack_paced(
-                pace[1], num_steps, duration_ps, slope_ps, pace[2], pace[3], num_decodes, num_decodes, group.context,
-                len(self._running), self._count_waiting(), self.kv.free + self.now.taken - num_blocks,
-            ))  # fmt: skip
-        return num_blocks
+            now.let_go(last_ps, replica.sent_ps)
 
     def reach_ps(self) -> int:
         """Where the clock is after as many decode-only steps as have a closed form, if nobody comes."""
