@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from simbatch.sim.cost.model import Features, features_of
+from simbatch.sim.cost.model import Features, Sums, sums_of
 from simbatch.sim.engine.decode_group import NOBODY, OUTSIDE, by_seat
-from simbatch.sim.engine.resources import NOTHING, Step
+from simbatch.sim.engine.resources import Step
 from simbatch.sim.scheduler.request import NEVER, Batch, Entry, Request, is_decode, is_partial
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NO_ENTRIES = Batch([], [])
 # What a step computes, who gets a token that does not come one step after the one before, who is scheduled for the
 # first time, whose last token it brings, and how many tokens follow one of the step before.
-Computed = tuple[Features, list[Request], list[Request], list[Request], int]
+Computed = tuple[Sums, list[Request], list[Request], list[Request], int]
 
 
 class Gathered:
@@ -50,9 +50,9 @@ class Gathered:
         self.has_stepped = False  # since they were gathered
         # of the step planned last, if it is in flight; it ends at the device's `free_ps`
         self.newest_ps = NEVER  # when the device begins it; NEVER: there is none
-        self.features = NOTHING  # what it computes, where host and front end take time
-        self.num_regular = 0
-        self.update_ps = 0  # how long it takes to take in its tokens
+        # where host and front end take time: whom it computes, and how long it takes to take in their tokens
+        self.num_requests = self.num_decodes = self.num_regular = 0
+        self.update_ps = 0
         self.step: Step | None = None  # in full, where steps are kept
         self.noted: list[Request] = []  # who gets a first token, or one that does not come one step after another
         self.ending: list[Request] = []  # whose last tokens it brings: their seats are not free yet
@@ -64,10 +64,10 @@ class Gathered:
         """Take the decodes together; tokens in flight count as received."""
         step = self.step = in_flight.popleft() if in_flight else None
         self.newest_ps, self.noted = (step.start_ps, step.noted) if step else (NEVER, [])
-        self.features, self.num_regular, self.update_ps = NOTHING, 0, 0
+        self.num_requests = self.num_decodes = self.num_regular = self.update_ps = 0
         if step is not None and (num_requests := step.features.num_requests):
-            self.features, self.num_regular = step.features, step.num_regular
-            self.update_ps = self.replica.host.update_ps(num_requests)
+            self.num_requests, self.num_decodes = num_requests, step.features.num_decodes
+            self.num_regular, self.update_ps = step.num_regular, self.replica.host.update_ps(num_requests)
         self.ending, self.partials = [], []
         for entry in step.batch.entries if step else ():
             request = entry.request
@@ -100,7 +100,8 @@ class Gathered:
                     request.last_token_ps = self.last_sent_ps
         if self.newest_ps != NEVER:
             begin_ps, end_ps = self.newest_ps, replica.device.free_ps
-            step = self.step or Step(NO_ENTRIES, begin_ps, begin_ps, begin_ps, end_ps, self.features, replica.number)
+            features = Features(self.num_decodes, 0, 0, 0, 0, self.num_requests - self.num_decodes)
+            step = self.step or Step(NO_ENTRIES, begin_ps, begin_ps, begin_ps, end_ps, features, replica.number)
             if self.has_stepped:
                 step.num_regular = self.num_regular
                 step.noted = self.noted  # none, where nothing but the device takes time: it is known when they come
@@ -179,8 +180,7 @@ class Gathered:
                 group.join(request)
             else:
                 ended = sorted([*ended, request], key=by_seat)
-        features = features_of(entries, num_decodes, context, windows, in_window)
-        return features, noted, fresh, ended, num_regular
+        return sums_of(entries, num_decodes, context, windows, in_window), noted, fresh, ended, num_regular
 
     def close_preemptions(self) -> None:
         """The step that preempted is planned, or there are more tokens for whole prompts: the next one may admit."""

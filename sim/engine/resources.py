@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, HostDraws, HostTimes, NoiseDraws
-from simbatch.sim.cost.model import CostModel, Features, step_ps
+from simbatch.sim.cost.model import CostModel, Features, Sums, step_ps
 from simbatch.sim.scheduler.request import NEVER, Batch, Request
 
 
@@ -57,12 +57,12 @@ class Device:
         self.noise = noise
         self.free_ps = 0  # end of the batch that was launched last
 
-    def work_ps(self, features: Features) -> int:
+    def work_ps(self, sums: Sums) -> int:
         """How long it works on a batch; the next draw, if its times are noisy."""
-        duration_ps = step_ps(self.cost, features)
+        duration_ps = step_ps(self.cost, sums)
         if self.noise is None:
             return duration_ps
-        return self.noise.step_ps(duration_ps, features.prefill_tokens > 0)
+        return self.noise.step_ps(duration_ps, sums[2] > 0)
 
 
 NOTHING = Features(0, 0, 0, 0, 0, 0)
