@@ -288,7 +288,7 @@ def step_ps_beside(cost: CostModel, decoding: tuple[int, int], num_tokens: int, 
     windows = cost.windows
     entries = [(num_tokens, num_computed, False)] if num_tokens else []
     in_window = windows.alike(*decoding) if windows is not None else 0
-    return step_ps(cost, features_of(entries, *decoding, windows, in_window))
+    return step_ps(cost, sums_of(entries, *decoding, windows, in_window))
 
 
 def step_ps_alike(
