@@ -53,7 +53,7 @@ class Gathered:
         # where host and front end take time: whom it computes, and how long it takes to take in their tokens
         self.num_requests = self.num_decodes = self.num_regular = 0
         self.update_ps = 0
-        self.step: Step | None = None  # in full, where steps are kept
+        self.step: Step | None = None  # in full, where steps are kept, or as long as there is no newer one
         self.noted: list[Request] = []  # who gets a first token, or one that does not come one step after another
         self.ending: list[Request] = []  # whose last tokens it brings: their seats are not free yet
         self.losing: list[Request] = []  # who has been preempted since, its token under way
@@ -100,8 +100,10 @@ class Gathered:
                     request.last_token_ps = self.last_sent_ps
         if self.newest_ps != NEVER:
             begin_ps, end_ps = self.newest_ps, replica.device.free_ps
-            features = Features(self.num_decodes, 0, 0, 0, 0, self.num_requests - self.num_decodes)
-            step = self.step or Step(NO_ENTRIES, begin_ps, begin_ps, begin_ps, end_ps, features, replica.number)
+            step = self.step if self.keeps_steps or not self.has_stepped else None
+            if step is None:
+                features = Features(self.num_decodes, 0, 0, 0, 0, self.num_requests - self.num_decodes)
+                step = Step(NO_ENTRIES, begin_ps, begin_ps, begin_ps, end_ps, features, replica.number)
             if self.has_stepped:
                 step.num_regular = self.num_regular
                 step.noted = self.noted  # none, where nothing but the device takes time: it is known when they come
