@@ -253,7 +253,10 @@ def sums_of(
     windows: WindowCost | None = None,
     decode_window: int = 0,
 ) -> Sums:
-    """The same, as the fields of `Features` in a plain tuple."""
+    """The fields of `Features` in a plain tuple.
+
+    Entries are (tokens, tokens computed before, whether it is a decode); the decodes beside them are counted already.
+    """
     num_prefills = tokens = context = attention = in_window = 0
     for n, computed, decodes in entries:
         if decodes:

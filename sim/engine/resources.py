@@ -30,7 +30,10 @@ class Host:
 
     def launch_ps(self, num_requests: int, num_prefills: int, num_tokens: int) -> int:
         """How long scheduling and launching a batch takes; the next draw, where launches of its kind are spread."""
-        kind = self.kind(num_requests, num_prefills, num_tokens)
+        if not num_prefills and num_requests <= self.max_graph_requests:  # as `kind`, one frame less for each launch
+            kind = GRAPH
+        else:
+            kind = PIECEWISE if num_tokens <= self.max_piecewise_tokens else NONE
         base_ps, per_seq_ps, per_prefill_ps, per_token_ps = self._launch[kind]
         mean_ps = base_ps + per_seq_ps * num_requests + per_prefill_ps * num_prefills + per_token_ps * num_tokens
         draws = self.draws

@@ -13,7 +13,7 @@ from simbatch.sim.cost.model import Features, Sums
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.gathered import NO_ENTRIES, Computed, Gathered
 from simbatch.sim.engine.pace import HostPart, Pace, PaceFields, device_paced, host_paced, synchronous
-from simbatch.sim.engine.record import pack_paced, pack_span, pack_token, pack_tokens
+from simbatch.sim.engine.record import pack_paced, pack_span, pack_step, pack_token, pack_tokens
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.request import NEVER, Batch, Request
@@ -83,12 +83,15 @@ class Timed:
         """Give the device a step, then take in the older one, or itself if there is to be one at a time."""
         replica, now, device = self.replica, self.now, self.device
         sums, noted, fresh, ended, num_regular = computed
-        num_decodes, _, tokens, _, _, num_prefills, _, _ = sums
+        num_decodes, context, tokens, _, attention, num_prefills, _, _ = sums
         schedule_ps, was_free_ps = replica.now_ps, device.free_ps
         num_requests, work_ps = num_decodes + num_prefills, device.work_ps(sums)
         times = replica.launch(num_requests, num_prefills, num_decodes + tokens, work_ps)
         replica.now_ps, start_ps, _ = times
-        replica.log_batch(start_ps, work_ps, sums, num_regular)
+        self.write_segment(pack_step(
+            start_ps, 1, work_ps, num_decodes, num_regular, context, tokens, num_prefills, attention,
+            len(self._running), self._count_waiting(), self.kv.free,
+        ))  # fmt: skip
         if self.keeps_steps:
             kept = Step(batch, schedule_ps, *times, Features(*sums), replica.number, num_regular, NOBODY)
         for request in fresh:
@@ -156,8 +159,9 @@ class Timed:
         if self.is_async:
             replica.now_ps = schedule_ps + known.host.launch_ps
             if now.ending or self.keeps_steps:  # what they give back is handed out from the second step on
-                self.kv.take(group.blocks_next - now.taken)
-                now.taken = group.blocks_next
+                if group.blocks_next != now.taken:
+                    self.kv.take(group.blocks_next - now.taken)
+                    now.taken = group.blocks_next
                 group.ahead = 1, 1
             self.let_go(self.device.free_ps)
             group.ahead = 0, 0
@@ -175,7 +179,8 @@ class Timed:
         if self.keeps_steps:
             ended = self._walk(Pace(*pace), known, duration_ps, slope_ps, schedule_ps)
         else:
-            self.kv.take(num_blocks - now.taken)
+            if num_blocks != now.taken:
+                self.kv.take(num_blocks - now.taken)
             replica.number += num_steps
             ended = group.advance(num_steps)
         now.taken = 0
