@@ -16,7 +16,8 @@ from simbatch.sim.results import files
 from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario.chance import ONE_RUN, runs_words
 from simbatch.sim.search.rank import NORMALISED, OUTPUT, WITHIN_SLO, Judged, PolicyStanding, RankingPlan, overall
-from simbatch.sim.text import percent, table
+from simbatch.sim.tables import table
+from simbatch.sim.text import percent
 
 OWN_FILES = ("ranking.md", "ranking.json")
 OTHERS = shown("rank")

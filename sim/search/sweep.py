@@ -21,7 +21,8 @@ from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, CellStore, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
 from simbatch.sim.search.sweep_grid import grid_of
-from simbatch.sim.text import duration_words, table
+from simbatch.sim.tables import table
+from simbatch.sim.text import duration_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +91,8 @@ class Sweep:
         rest = [f"... and {left_out:,} more settings in summary.csv"] if left_out else []
         means = [*self._means()]
         missing = [f"{self.num_missing:,} of {len(self.cells):,} cells are missing"] if self.num_missing else []
-        return "\n".join([*(line.rstrip() for line in table(header, lines)), *rest, *means, *missing])
+        shown_table = table(header, lines, num_names=len(self.keys))
+        return "\n".join([*shown_table, *rest, *means, *missing])
 
     def _means(self) -> Iterator[str]:
         """What the figures are means of, where several runs were asked for."""

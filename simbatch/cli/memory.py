@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._options import gpu_options
-from simbatch.cli._output import check_folder, replacing
+from simbatch.cli._output import check_folder, replacing, show_page
 from simbatch.cli._trace_options import columns_option
 from simbatch.sim.errors import Problem, UserError
 
@@ -102,7 +102,10 @@ def memory(
     if batches is not None or plot is not None:
         table = _by_batch(model, flags, batches, plot)
         content["batches"], text = table.content(), f"{text}\n\n{table.text()}"
-    click.echo(json.dumps(content, indent=2) if as_json else text)
+    if as_json:
+        click.echo(json.dumps(content, indent=2))
+    else:
+        show_page(text)
 
 
 def _by_batch(model: str | None, flags: dict[str, Any], batches: str | None, plot: Path | None) -> Any:
@@ -125,7 +128,7 @@ def _print_list(model: str | None, profile: str | None, flags: dict[str, Any], a
     if as_json:
         click.echo(json.dumps([row._asdict() for row in rows], indent=2))
         return
-    click.echo(table_of(rows, flags))
+    show_page(table_of(rows, flags))
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._output import progress_of
+from simbatch.cli._output import progress_of, show_page
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -149,9 +149,9 @@ def _check(test: Callable[..., Checked], made: object, place: str, cases: int, s
 
 def _say(name: str, cases: str, counts: str, checked: Checked) -> None:
     rules = ", ".join(checked.rules)
-    click.echo(f"{name} keeps to the rules in {checked.num_cases} random {cases} ({counts}): {rules}")
+    show_page(f"{name} keeps to the rules in {checked.num_cases} random {cases} ({counts}): {rules}")
     for rule, reason in checked.skipped.items():
-        click.echo(f"not checked: {rule}, since {reason}")
+        show_page(f"not checked: {rule}, since {reason}")
 
 
 _ONE = {"distribution": "fixed", "mean": 1}

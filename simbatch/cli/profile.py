@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._output import replacing
+from simbatch.cli._output import replacing, show_page
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> No
         )
     estimated = roofline(str(config), output, {**flags, "gpu": gpu}, place="--roofline GPU")
     memory = estimated.memory
-    click.echo(
+    show_page(
         f"{estimated.name}: {memory.num_gpu_blocks:,} KV blocks of {memory.block_size} tokens, "
         f"weights of {memory.weights_bytes / 2**30:.1f} GiB; {estimated.notes[0]}"
     )
