@@ -68,7 +68,7 @@ def table(
         return _lines(columns, width())
     num_names = num_names or max(1, num_left)
     if len(rows) > MAX_REPEATED:
-        parts = [*_parts(columns, width(), indent=INDENT)]
+        parts = [*_parts(columns, [column.with_broken_title for column in columns], width(), indent=INDENT)]
         blocks = [_blocks(part, width() - INDENT * (i > 0)) for i, part in enumerate(parts)]
         by_row = zip(*blocks, strict=True)
         return [" " * INDENT * (i > 0) + line for row in by_row for i, block in enumerate(row) for line in block]
@@ -78,19 +78,21 @@ def table(
         names, rest = [number], columns
     else:
         rest = columns[num_names:]
-    parts = [[*names, *part] for part in _parts(rest, width() - _least(names) - GAP)]
+    parts = [[*names, *part] for part in _parts(rest, [column.least for column in rest], width() - _least(names) - GAP)]
     lines = [["", *_lines(part, width())] for part in parts]
     return [line for part in lines for line in part][1:]
 
 
-def _parts(columns: Sequence[_Column], room: int, indent: int = 0) -> Iterator[list[_Column]]:
+def _parts(columns: Sequence[_Column], widths: Sequence[int], room: int, indent: int = 0) -> Iterator[list[_Column]]:
     """As many columns at a time as fit into `room`, `indent` less after the first time."""
     part: list[_Column] = []
-    for column in columns:
-        if part and _least([*part, column]) > room:
+    taken = 0
+    for column, wide in zip(columns, widths, strict=True):
+        if part and taken + wide > room:
             yield part
-            part, room, indent = [], room - indent, 0
+            part, taken, room, indent = [], 0, room - indent, 0
         part.append(column)
+        taken += wide + GAP
     yield part
 
 
