@@ -1,7 +1,7 @@
 """Tables within the page's width: `table`, whose figures are never cut and whose columns are never left out.
 
 What is too wide gives way in this order, and no more than it must:
-1. titles are broken between their words, texts between theirs (names not below `MIN_NAME`);
+1. titles are broken between their words, names and texts between theirs;
 2. the columns stand in parts of which each fits: below each other, the names repeated, or, of a list longer than
    a screen, on further lines of each row;
 3. where the names alone fill half the page, rows are numbered, and the parts repeat the numbers.
@@ -17,19 +17,25 @@ from simbatch.sim.text import width
 
 GAP = 2  # spaces between two columns
 INDENT = 2  # of a row's further lines
-MIN_NAME = 24  # columns, below which a name is not broken
+MIN_NAME, MIN_TEXT = 24, 12  # columns, below which a name or a text is not broken
 MAX_REPEATED = 20  # rows of a table whose parts stand below each other
 TITLE_PIECES = re.compile(r"[^\s_.]*(?:[_.]|\s|$)")
-TEXT_PIECES = re.compile(r"[^\s\-_/]*(?:[-_/](?!\d)|\s|$)")
+WORDS = re.compile(r"\S*(?:\s|$)")
+PARTS = re.compile(r"[^-_/]*(?:[-_/]|$)")  # of a word that is too long
 
 
 @dataclass(frozen=True)
 class _Column:
-    """`to_left`: of words, which may be broken; figures stand to the right and stay whole."""
+    """Names and texts stand to the left and may be broken down to `MIN_NAME` or their longest word; figures never."""
 
     title: str
     cells: tuple[str, ...]
-    to_left: bool
+    is_name: bool = False
+    is_text: bool = False
+
+    @property
+    def to_left(self) -> bool:
+        return self.is_name or self.is_text
 
     @property
     def natural(self) -> int:
@@ -44,7 +50,10 @@ class _Column:
     @property
     def least(self) -> int:
         whole = self.with_broken_title
-        return min(whole, MIN_NAME) if self.to_left else whole
+        if self.is_text:
+            words = (len(piece.rstrip()) for cell in self.cells for piece in _pieces(cell, WORDS))
+            return min(whole, max([MIN_TEXT, *words]))
+        return min(whole, MIN_NAME) if self.is_name else whole
 
 
 def table(
@@ -61,7 +70,7 @@ def table(
     broken over several lines. The first `num_names` (those names, where it is not said) tell rows apart.
     """
     columns = [
-        _Column(title, tuple(cells), i < num_left or title in texts or (not title and i > 0))
+        _Column(title, tuple(cells), i < num_left, title in texts or (not title and i >= max(1, num_left)))
         for i, (title, *cells) in enumerate(zip(header, *rows, strict=True))
     ]
     if _least(columns) <= width():
@@ -74,7 +83,7 @@ def table(
         return [" " * INDENT * (i > 0) + line for row in by_row for i, block in enumerate(row) for line in block]
     names = columns[:num_names]
     if _least(names) > width() // 2:
-        number = _Column("#", tuple(str(i) for i in range(1, len(rows) + 1)), to_left=False)
+        number = _Column("#", tuple(str(i) for i in range(1, len(rows) + 1)))
         names, rest = [number], columns
     else:
         rest = columns[num_names:]
@@ -123,7 +132,7 @@ def _blocks(columns: Sequence[_Column], room: int) -> list[list[str]]:
     high = max(map(len, titles))
     blocks = [_block(columns, widths, [[""] * (high - len(lines)) + lines for lines in titles])]
     for row in zip(*(column.cells for column in columns), strict=True):
-        cells = [_broken(cell, wide, TEXT_PIECES) for cell, wide in zip(row, widths, strict=True)]
+        cells = [_broken(cell, wide, WORDS) for cell, wide in zip(row, widths, strict=True)]
         blocks.append(_block(columns, widths, cells))
     return blocks
 
@@ -147,13 +156,14 @@ def _broken(text: str, wide: int, pieces: re.Pattern[str]) -> list[str]:
     lines = []
     for given in text.split("\n"):
         line = ""
-        for piece in [given] if _cells(given) <= wide else _pieces(given, pieces):
-            if line and _cells(line + piece.rstrip()) > wide:
-                lines.append(line.rstrip())
-                line = ""
-            *whole, piece = chop_cells(piece, wide) if _cells(piece.rstrip()) > wide else [piece]
-            lines += whole
-            line += piece
+        for word in [given] if _cells(given) <= wide else _pieces(given, pieces):
+            for part in [word] if _cells(word.rstrip()) <= wide else _pieces(word, PARTS):
+                if line and _cells(line + part.rstrip()) > wide:
+                    lines.append(line.rstrip())
+                    line = ""
+                *whole, rest = chop_cells(part, wide) if _cells(part.rstrip()) > wide else [part]
+                lines += whole
+                line += rest
         lines.append(line)
     return lines
 

@@ -12,6 +12,7 @@ from shutil import get_terminal_size
 MAX_NAME = 20
 MAX_NAMES = 8  # of many that a sentence lists
 WIDTH, MIN_WIDTH = 100, 60  # columns of a page
+LAST_VALUE = 44  # column, up to which what follows a value stands below it
 COMMAND = re.compile(r"\s*(?:vllm|simbatch) [a-z]")
 TOKEN = re.compile(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""")  # of a shell
 
@@ -66,8 +67,10 @@ def wrapped(lines: Iterable[str]) -> Iterator[str]:
         elif COMMAND.match(line):
             yield from _command(line)
         else:
-            gaps = [gap.end() for gap in re.finditer(r"\S\s{2,}(?=\S)", line[: width() // 2])]
-            start = gaps[-1] if gaps else len(line) - len(line.lstrip()) + 2
+            gaps = [gap.end() for gap in re.finditer(r"\S\s{2,}(?=\S)", line[: max(width() // 2, LAST_VALUE)])]
+            start = gaps[-1] if gaps else 0
+            if not gaps or max(map(len, line[start:].split())) > width() - start:
+                start = len(line) - len(line.lstrip()) + 2
             yield from textwrap.wrap(
                 line, width(), subsequent_indent=" " * start, break_on_hyphens=False, break_long_words=False
             )

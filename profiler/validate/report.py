@@ -183,7 +183,7 @@ def _table(many: Many) -> list[str]:
         for key in SHOWN:
             value = of(key)
             rows[-1] += ["", "-" if value is None else f"{value:.1%}" if "|" in name else f"{value:+.1%}"]
-    return [title, "", *table(header, rows, num_left=2, num_names=1)]
+    return [title, "", *table(header, rows, texts=("load",))]
 
 
 def cells_of_many(run: Compared) -> list[str]:

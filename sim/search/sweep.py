@@ -82,7 +82,7 @@ class Sweep:
     def text(self) -> str:
         """A line per setting, with the means of the main metrics."""
         metrics = shown("sweep", lambda metric: any(point.get(metric.key) is not None for point in self.points))
-        header = [*self.keys, *(metric.heading for metric in metrics), ""]
+        header = [*_titles(self.keys), *(metric.heading for metric in metrics), ""]
         lines = [
             [*(_setting(point[key]) for key in self.keys), *(_figure(point, each) for each in metrics), _remark(point)]
             for point in self.points[:MAX_LINES]
@@ -200,6 +200,12 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     names = dict.fromkeys(name for row in rows for name in row if name not in LAST)
     columns = [*names, *(name for name in LAST if rows and name in rows[0])]
     return columns, [[row.get(name) for name in columns] for row in rows]
+
+
+def _titles(keys: Sequence[str]) -> Sequence[str]:
+    """Without their sections, where that still tells them apart."""
+    short = ["policy" if key == "policy.name" else key.rpartition(".")[2] for key in keys]
+    return short if len({*short}) == len(short) else keys
 
 
 def _setting(value: Any) -> str:

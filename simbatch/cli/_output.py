@@ -72,7 +72,7 @@ class Output:
         elif not quiet:
             show_page("\n".join([text(), *lines]))
             kept = "" if cells is None else f" and {cells:,} cells"
-            click.echo(last or f"{len(written)} files{kept} in {self.folder}")
+            show_page(last or f"{len(written)} files{kept} in {self.folder}")
 
 
 def show_page(text: str) -> None:

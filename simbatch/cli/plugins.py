@@ -81,9 +81,7 @@ def _show(plugins: Plugins[Any], name: str) -> None:
     """All of it; where the name is nobody's, that it is."""
     from simbatch.sim.plugins.described import facts_of, lines_of
 
-    facts = facts_of(plugins, name)
-    _, _, more = facts["description"].partition("\n\n")
-    click.echo("\n".join([*lines_of(facts), *(["", more] if more else [])]))
+    show_page("\n".join(lines_of(facts_of(plugins, name))))
 
 
 def _checking(default_cases: int) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -120,15 +120,15 @@ def list_gpus(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(gpu) for gpu in GPUS.values()], indent=2))
         return
-    names = ("name", "GPU", "memory", "from", "GB/s", "bf16", "fp8", "int8", "fp4", "link", "datasheet")
+    names = ("name", "GPU", "memory", "GB/s", "bf16", "fp8", "int8", "fp4", "link", "memory from", "datasheet")
     rows = []
     for gpu in GPUS.values():
-        rates = [f"{gpu.flops_per_s[kind] / 1e12:g}" if kind in gpu.flops_per_s else "-" for kind in names[5:9]]
+        rates = [f"{gpu.flops_per_s[kind] / 1e12:g}" if kind in gpu.flops_per_s else "-" for kind in names[4:8]]
         memory, speed = f"{gpu.total_bytes / GIB:.2f}", f"{gpu.bandwidth_bytes_per_s / 1e9:g}"
         source = gpu.sheet.split(" (")[0]
         link = f"{gpu.link_bytes_per_s / 1e9:g}"
-        rows.append((gpu.short, gpu.name, memory, gpu.memory_from, speed, *rates, link, source))
-    show_page("\n".join(table(names, rows, num_left=2, texts=("from", "datasheet"))))
+        rows.append((gpu.short, gpu.name, memory, speed, *rates, link, gpu.memory_from, source))
+    show_page("\n".join(table(names, rows, num_left=2, texts=("memory from", "datasheet"))))
 
 
 profiles.add_command(import_profile)
