@@ -17,7 +17,7 @@ from simbatch.sim.text import width
 
 GAP = 2  # spaces between two columns
 INDENT = 2  # of a row's further lines
-MIN_NAME, MIN_TEXT = 24, 12  # columns, below which a name or a text is not broken
+MIN_NAME, MIN_TEXT = 24, 8  # columns, below which a name or a text is not broken
 MAX_REPEATED = 20  # rows of a table whose parts stand below each other
 TITLE_PIECES = re.compile(r"[^\s_.]*(?:[_.]|\s|$)")
 WORDS = re.compile(r"\S*(?:\s|$)")

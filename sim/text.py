@@ -67,13 +67,17 @@ def wrapped(lines: Iterable[str]) -> Iterator[str]:
         elif COMMAND.match(line):
             yield from _command(line)
         else:
-            gaps = [gap.end() for gap in re.finditer(r"\S\s{2,}(?=\S)", line[: max(width() // 2, LAST_VALUE)])]
-            start = gaps[-1] if gaps else 0
-            if not gaps or max(map(len, line[start:].split())) > width() - start:
-                start = len(line) - len(line.lstrip()) + 2
             yield from textwrap.wrap(
-                line, width(), subsequent_indent=" " * start, break_on_hyphens=False, break_long_words=False
+                line, width(), subsequent_indent=" " * _indent(line), break_on_hyphens=False, break_long_words=False
             )
+
+
+def _indent(line: str) -> int:
+    """Where what follows a line begins: below its value, if that fits there."""
+    gaps = [gap.end() for gap in re.finditer(r"\S\s{2,}(?=\S)", line[: max(width() // 2, LAST_VALUE)])]
+    if gaps and max(map(len, line[gaps[-1] :].split())) <= width() - gaps[-1]:
+        return gaps[-1]
+    return len(line) - len(line.lstrip()) + 2
 
 
 def _command(line: str) -> Iterator[str]:

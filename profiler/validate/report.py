@@ -170,20 +170,20 @@ def _notes(many: Many) -> Iterator[str]:
 
 
 def _table(many: Many) -> list[str]:
-    title = f"{many.runs[0].validation.name}: {len(many.runs)} real runs and their simulations (means)"
-    header = ["run", "load", "requests", "tokens in, out"]
-    for key in SHOWN:
-        header += [f"{HEADERS[key]} (ms)" if key.endswith("_ms") else HEADERS[key], "error"]
+    """A figure and its error share a column: they stay together where the table is in parts."""
+    title = f"{many.runs[0].validation.name}: {len(many.runs)} real runs and their simulations (means, and errors)"
+    figures = [f"{HEADERS[key]} (ms)" if key.endswith("_ms") else HEADERS[key] for key in SHOWN]
     rows = []
     for run, name in zip(many.runs, _short([run.name for run in many.runs]), strict=True):
-        rows.append([name, *cells_of_many(run)])
-    rows.append([""] * len(header))
+        load, requests, tokens, *cells = cells_of_many(run)
+        pairs = zip(cells[::2], cells[1::2], strict=True)
+        rows.append([name, load, requests, tokens, *(f"{figure} {error:>6}" for figure, error in pairs)])
+    rows.append([""] * (4 + len(SHOWN)))
     for name, of in (("median |error|", many.median_error), ("median error", many.bias)):
-        rows.append([name, "", "", ""])
-        for key in SHOWN:
-            value = of(key)
-            rows[-1] += ["", "-" if value is None else f"{value:.1%}" if "|" in name else f"{value:+.1%}"]
-    return [title, "", *table(header, rows, texts=("load",))]
+        errors = [of(key) for key in SHOWN]
+        texts = ["-" if value is None else f"{value:{'' if '|' in name else '+'}.1%}" for value in errors]
+        rows.append([name, "", "", "", *texts])
+    return [title, "", *table(("run", "load", "requests", "tokens in, out", *figures), rows, texts=("load",))]
 
 
 def cells_of_many(run: Compared) -> list[str]:

@@ -266,6 +266,8 @@ class ReplicatedComparison(Figures, SideBySide):
 
     def _notes(self, all_rows: bool) -> Iterator[str]:
         """What the table means, and what it does not say."""
+        if all_rows:
+            yield f"+ better than {self.labels[0]}, - worse, = no difference shown; > higher, < lower."
         yield from self.multiplicity()
         yield from same_notes(self.same, len(self.seeds))
         yield from taken_notes({label: runs[0] for label, runs in self.summaries.items()})
