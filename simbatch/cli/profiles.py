@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from simbatch.sim.cost.profile import Profile
     from simbatch.sim.cost.provenance import ErrorFigures, SeenRun
 
-SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
-
 
 @click.group()
 def profiles() -> None:
@@ -34,8 +32,8 @@ def list_profiles(gpu: str | None, model: str | None, as_json: bool) -> None:
     """List the profiles that ship.
 
     ~ marks a number of KV blocks that was estimated. decode, prefill and mixed are the fit's mean absolute errors, held
-    out; TTFT error is what real runs say of the simulation, where there are any. batch (sequences) and chunk (tokens)
-    are the largest that were measured.
+    out; TTFT error is what real runs say of the simulation, where there are any. `profiles show NAME` has the rest, as
+    the batches and chunks that were measured.
     """
     from simbatch.sim.cost.by_name import load_profile, shipped_names
 
@@ -43,7 +41,9 @@ def list_profiles(gpu: str | None, model: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_facts(profile) for profile in found], indent=2))
         return
-    show_page("\n".join(_table(found)))
+    show_page(
+        "\n".join([*_table(found), "what was measured of one, and how far to trust it: simbatch profiles show NAME"])
+    )
 
 
 @profiles.command()
@@ -224,32 +224,18 @@ def _leaves(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
 
 
 def _table(found: list[Profile]) -> list[str]:
-    names = (
-        "name",
-        "weights",
-        "KV",
-        "blocks",
-        "decode",
-        "prefill",
-        "mixed",
-        "TTFT error",
-        "batch",
-        "chunk",
-        "source",
-    )
+    """A line each; weights and KV cache are in the names."""
     rows = []
     for profile in found:
         facts = {key: str(value) for key, value in _facts(profile).items()}
-        error, measured = profile.fit_error, profile.measured
-        cache = SHORT_DTYPES.get(facts.get("kv_cache_dtype", "-"), facts.get("kv_cache_dtype", "-"))
+        error = profile.fit_error
         blocks, _, kind = facts.get("num_gpu_blocks", "-").partition(" ")
         shares = [_share(part) for part in (error.decode, error.prefill, error.mixed)] if error else ["-"] * 3
-        ends = [str(measured.decode.num_decodes[1]), str(measured.mixed.prefill_tokens[1])] if measured else ["-"] * 2
-        source = "estimate" if profile.is_estimate else facts.get("source", "-").split(" (")[0]
+        source = "estimate" if profile.is_estimate else facts.get("source", "-").split(" (")[0].removesuffix("-core")
         runs = "no real run" if profile.compared is None else span(profile.compared.mean_ttft)
-        counted = f"~{blocks}" if "est" in kind else blocks
-        rows.append((profile.name, facts.get("quantisation", "-"), cache, counted, *shares, runs, *ends, source))
-    return table(names, rows, texts=("weights", "KV", "source"))
+        rows.append((profile.name, f"~{blocks}" if "est" in kind else blocks, *shares, runs, source))
+    names = ("name", "blocks", "decode", "prefill", "mixed", "TTFT error", "source")
+    return table(names, rows, texts=("source",))
 
 
 def _share(figures: ErrorFigures) -> str:
