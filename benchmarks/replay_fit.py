@@ -24,7 +24,7 @@ from benchmarks.first_look import figures as figures_of
 from simbatch.profiler.fit.recorder.moments import Moments, kinds
 from simbatch.profiler.fit.recorder.replay import errors_of, gaps_of
 from simbatch.profiler.fit.streams.columns import Lone, StepColumns
-from simbatch.profiler.fit.streams.fit import Parts, fit_steps, spread_of
+from simbatch.profiler.fit.streams.fit import HELD, Parts, fit_steps, spread_of
 from simbatch.profiler.fit.streams.priors import of_profile
 from simbatch.profiler.fit.streams.way_in import WayIn
 from simbatch.profiler.records import Steps
@@ -114,8 +114,21 @@ def moments_of(replay: Replay) -> Moments:
 def fitted_parts(replays: list[Replay]) -> Parts:
     """Device and launches of these replays."""
     shape = of_profile(load_profile("h100-llama-3.1-8b-bf16", folder=Path()))
-    steps = fit_steps([columns_of(replay) for replay in replays], shape)
-    return Parts(steps.decode, steps.mixed, NO_FRONT_END, 0.0, steps.problem.priors, spread_of(steps))
+    runs = [columns_of(replay) for replay in replays]
+    steps = fit_steps(runs, shape)
+    parts = Parts(steps.decode, steps.mixed, NO_FRONT_END, 0.0, steps.problem.priors, spread_of(steps))
+    return parts.scaled(dict.fromkeys(HELD, 1.0) | {"decode": _standstills(runs, parts)})
+
+
+def _standstills(runs: list[StepColumns], parts: Parts) -> float:
+    """What decodes alone took, over what is fitted.
+
+    The knots leave standstills out, which may be the client's; `refined` makes the sum good by the requests' own times.
+    Recorded updates are the engine's: its standstills are in no other part, so that the sum is made good by itself.
+    """
+    took_s = sum(float(run.gaps_s[run.settled].sum()) for run in runs)
+    fitted = [parts.decode.step_s(run.num_decodes[run.settled], run.context[run.settled]) for run in runs]
+    return took_s / sum(float(each.sum()) for each in fitted)
 
 
 def main() -> None:

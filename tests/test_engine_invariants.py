@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.engine import Run
-from simbatch.sim.engine.pace import HostPart, Pace, device_paced, host_paced, synchronous
+from simbatch.sim.engine.pace import HostPart, Pace, device_paced, host_paced, host_part, synchronous
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord, StepRow
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.scheduler.config import EngineConfig
@@ -237,14 +237,14 @@ def test_a_run_leaves_nothing_behind() -> None:
 def host_parts(draw: st.DrawFn) -> HostPart:
     """Launch, update, update before, lag, tail; mostly the step before is of the same batch."""
     launch, update, other, lag, tail = draw(st.tuples(st.integers(0, 80), *(4 * [st.integers(0, 30)])))
-    return launch, update, draw(st.sampled_from([update, update, other])), lag, tail
+    return host_part(launch, update, draw(st.sampled_from([update, update, other])), lag, tail)
 
 
 def one_by_one(
     is_async: bool, schedule: int, free: int, d: int, s: int, host: HostPart, count: int
 ) -> list[tuple[int, ...]]:
     """(start, end, update) of decode-only steps by vLLM's two loops; the update is that of the step before if async."""
-    h, o, before, lag, tail = host
+    h, o, before, lag, tail, _, _ = host
     rows = []
     for k in range(count):
         start = max(free, schedule + lag)

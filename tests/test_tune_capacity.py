@@ -125,12 +125,12 @@ def test_a_trace_is_resampled_and_its_capacity_is_in_requests_per_second(tmp_pat
     assert found.bound is not None
     assert found.as_it_is is not None
     assert len({*found.by_seed.values()}) > 1  # eight times the same was a certainty that nobody has
-    assert found.unit.times == pytest.approx(399 / (TIMES[-1] - TIMES[0]))
+    assert found.load.times == pytest.approx(399 / (TIMES[-1] - TIMES[0]))
     own = {"workload.trace.rate_scale": found.as_it_is}
     assert simulate(scenario.override(own)).summary["p99_e2el_ms"] <= 40
-    per_s = found.bound.rate * found.unit.times
+    per_s = found.bound.rate * found.load.times
     assert f"Capacity: {per_s:.4g} req/s (rate_scale {found.bound.rate:.4g}), kept in" in report(found)
-    assert f"As it stands: {0.5 * found.unit.times:.4g} req/s (rate_scale 0.5), " in report(found)
+    assert f"As it stands: {0.5 * found.load.times:.4g} req/s (rate_scale 0.5), " in report(found)
     assert f"{0.5 / found.bound.rate:.0%} of the capacity" in report(found)
     assert "14 resamplings of the trace in 20 blocks of time" in report(found)
     answer = content(found, 1)
@@ -164,7 +164,7 @@ def test_how_many_users_at_once() -> None:
     scenario = Scenario.from_dict(data)
     found = capacity(scenario, "simbatch.sessions.median_later_ttft_ms=55", replications=1)
     assert found.bound is not None
-    assert (found.bound.rate, found.unit.words) == (14, "users")
+    assert (found.bound.rate, found.load.words) == (14, "users")
     assert found.settings(14) == {"workload.sessions.concurrency": 14}
     assert "Capacity: 14 users; with more the limits are broken." in report(found)
     assert content(found, 1)["set"] == "--set workload.sessions.concurrency=14"

@@ -15,7 +15,8 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario.chance import has_chance
 from simbatch.sim.scheduler.names import PrefixKeys, as_ranges, cut, num_alike, num_in, one_by_one, past
-from simbatch.sim.search.rates import at_rate, unit_of
+from simbatch.sim.search.loads import of_rates
+from simbatch.sim.search.rates import at_rate
 from simbatch.sim.workload import RequestSource, open_workload
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.model import Workload
@@ -110,7 +111,7 @@ def test_sessions_that_begin_at_a_rate() -> None:
     assert all(ps == 0 for ps, num in zip(chunk.arrival_ps, turns.num_awaited, strict=True) if num)
     assert rate_of(source) == pytest.approx(39 * PS_PER_S / (begins[-1] - begins[0]) * len(turns) / 40)
     assert at_rate(scenario, 2.0) == {"workload.sessions.arrival.request_rate": 2.0}
-    assert unit_of(scenario).words == "sessions/s"
+    assert of_rates(scenario).words == "sessions/s"
     assert has_chance(scenario)
 
 
@@ -156,7 +157,7 @@ def test_what_does_not_stand_beside_sessions() -> None:
 
 def test_users_have_no_rate() -> None:
     scenario = Scenario.from_dict({"profile": "h100-llama-3.1-8b-bf16", "workload": {"sessions": SECTION}})
-    with pytest.raises(UserError, match=r"users have no rate.*vary workload.sessions.concurrency"):
+    with pytest.raises(UserError, match=r"users have no rate.*vary their number: --users"):
         at_rate(scenario, 2.0)
 
 

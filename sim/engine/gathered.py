@@ -52,6 +52,7 @@ class Gathered:
         self.newest_ps = NEVER  # when the device begins it; NEVER: there is none
         self.features = NOTHING  # what it computes, where host and front end take time
         self.num_regular = 0
+        self.update_ps = 0  # how long it takes to take in its tokens
         self.step: Step | None = None  # in full, where steps are kept
         self.noted: list[Request] = []  # who gets a first token, or one that does not come one step after another
         self.ending: list[Request] = []  # whose last tokens it brings: their seats are not free yet
@@ -63,7 +64,10 @@ class Gathered:
         """Take the decodes together; tokens in flight count as received."""
         step = self.step = in_flight.popleft() if in_flight else None
         self.newest_ps, self.noted = (step.start_ps, step.noted) if step else (NEVER, [])
-        self.features, self.num_regular = (step.features, step.num_regular) if step else (NOTHING, 0)
+        self.features, self.num_regular, self.update_ps = NOTHING, 0, 0
+        if step is not None and (num_requests := step.features.num_requests):
+            self.features, self.num_regular = step.features, step.num_regular
+            self.update_ps = self.replica.host.update_ps(num_requests)
         self.ending, self.partials = [], []
         for entry in step.batch.entries if step else ():
             request = entry.request

@@ -42,36 +42,51 @@ class Pace(NamedTuple):
         return self.second_ps + span_ps(k - 1, self.gap_ps, self.gap_slope_ps) if k else self.updated_ps
 
 
-# What the host takes of a decode-only step of one batch, ps: launch, update, update before, lag, tail.
-HostPart = tuple[int, int, int, int, int]
+class HostPart(NamedTuple):
+    """What the host takes of a decode-only step of one batch, ps; made by `host_part`, once for a batch."""
+
+    launch_ps: int
+    update_ps: int
+    before_ps: int  # the update of the step before the first one
+    lag_ps: int
+    tail_ps: int
+    first_ps: int  # a device that is busy for so long after S begins each step where it ends the one before
+    enough_ps: int  # and it sets the pace, whatever else, if its steps last as long as this
+
+
+def host_part(launch_ps: int, update_ps: int, before_ps: int, lag_ps: int, tail_ps: int) -> HostPart:
+    """Of its terms."""
+    first_ps = max(lag_ps, launch_ps)
+    enough_ps = max(update_ps, before_ps) + max(first_ps, launch_ps + tail_ps)
+    return HostPart(launch_ps, update_ps, before_ps, lag_ps, tail_ps, first_ps, enough_ps)
 
 
 def device_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, most: int, cut_ps: int) -> Pace | None:
     """Asynchronous steps one after the other on the device; None where it is not the device that sets the pace."""
-    h, o, before, lag, tail = host
-    first = lag if lag > h else h
-    longest = o if o > before else before
-    if free_ps < schedule_ps + first or free_ps + d < schedule_ps + h + tail:
+    h, o, before, _, tail, first, enough = host
+    if free_ps - schedule_ps < first:
         return None
-    if d < longest + first or d + d + s < longest + h + tail:
-        return None
-    num_more, updated_ps = most - 1, free_ps + before
-    if updated_ps >= cut_ps:
-        num_more = 0
-    if num_more > 1 and num_more * (d + s * num_more) >= cut_ps - free_ps - o:  # at most, and quick to say
-        num_more = min(num_more, max(steps_until(cut_ps - free_ps - o, d, s), 1))
-    last_ps = free_ps + num_more * d + s * (num_more * (num_more - 1) // 2)  # the device begins the last step
-    free_after_ps, last_updated_ps = last_ps + d + num_more * s, last_ps + o if num_more else updated_ps
-    second_ps, gap_ps = free_ps + d + o, d + s
+    if d < enough:
+        longest, done = (o if o > before else before), h + tail
+        if free_ps + d < schedule_ps + done or d < longest + first or d + d + s < longest + done:
+            return None
+    updated_ps, left_ps = free_ps + before, cut_ps - free_ps - o
+    num_more = most - 1 if updated_ps < cut_ps else 0
+    after_ps = num_more * d + s * (num_more * (num_more - 1) // 2)  # until the device begins the last step
+    if after_ps >= left_ps and num_more > 1:
+        num_more, after_ps = fewest_steps(left_ps, d, s) if left_ps > 0 else (1, d)
+    last_ps = free_ps + after_ps
+    last_updated_ps = last_ps + o if num_more else updated_ps
     return _new(
         Pace,
-        (num_more + 1, free_ps, d, s, updated_ps, second_ps, gap_ps, s, last_ps, last_updated_ps, free_after_ps),
-    )
+        (num_more + 1, free_ps, d, s, updated_ps, free_ps + d + o, d + s, s, last_ps, last_updated_ps,
+         last_ps + d + num_more * s),
+    )  # fmt: skip
 
 
 def host_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, most: int, cut_ps: int) -> Pace | None:
     """Asynchronous steps whose launches follow one another; None where it is not the host that sets the pace."""
-    h, o, before, lag, tail = host
+    h, o, before, lag, tail, _, _ = host
     first = lag if lag < h else h
     gap_ps, gap_before_ps = h + o, h + before
     # a step must be done that long after its begin, or the next one finds the device busy
@@ -97,7 +112,7 @@ def host_paced(schedule_ps: int, free_ps: int, d: int, s: int, host: HostPart, m
 
 def synchronous(schedule_ps: int, d: int, s: int, host: HostPart, most: int, cut_ps: int) -> Pace:
     """Steps of which each begins when the one before is taken in."""
-    h, o, _, lag, tail = host
+    h, o, _, lag, tail, _, _ = host
     launch_ps = h + max(tail, 0)
     if lag + d > launch_ps:  # the device's time decides, now and later
         gap_ps, slope_ps, num_steps = lag + d + o, s, most
@@ -126,14 +141,21 @@ def span_ps(num_steps: int, duration_ps: int, slope_ps: int) -> int:
 
 def steps_until(time_ps: int, duration_ps: int, slope_ps: int) -> int:
     """The fewest such steps that last `time_ps` or longer."""
-    if time_ps <= 0:
-        return 0
+    return fewest_steps(time_ps, duration_ps, slope_ps)[0] if time_ps > 0 else 0
+
+
+def fewest_steps(time_ps: int, duration_ps: int, slope_ps: int) -> tuple[int, int]:
+    """The fewest such steps that last `time_ps`, which is above 0, or longer, and how long they last."""
     if not slope_ps:
-        return -(-time_ps // duration_ps)
+        j = -(-time_ps // duration_ps)
+        return j, j * duration_ps
     b = float(2 * duration_ps - slope_ps)  # slope*j^2 + b*j >= 2*time; floats find it, or a neighbour
-    j = int((sqrt(b * b + 8.0 * float(slope_ps) * float(time_ps)) - b) / (2.0 * float(slope_ps)))
-    while j * duration_ps + slope_ps * (j * (j - 1) // 2) < time_ps:
-        j += 1
-    while (j - 1) * duration_ps + slope_ps * ((j - 1) * (j - 2) // 2) >= time_ps:
-        j -= 1
-    return j
+    j = int((sqrt(b * b + 8.0 * float(slope_ps) * float(time_ps)) - b) / (2.0 * float(slope_ps))) + 1
+    last_ps = duration_ps + slope_ps * (j - 1)  # the newest of them
+    lasts_ps = j * duration_ps + slope_ps * (j * (j - 1) // 2)
+    while lasts_ps < time_ps:
+        j, last_ps = j + 1, last_ps + slope_ps
+        lasts_ps += last_ps
+    while lasts_ps - last_ps >= time_ps:
+        j, lasts_ps, last_ps = j - 1, lasts_ps - last_ps, last_ps - slope_ps
+    return j, lasts_ps

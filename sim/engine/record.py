@@ -40,9 +40,9 @@ SEGMENT_FIELDS = (
     "free_blocks",  # after the last step
 )
 SEGMENT_DTYPE = np.dtype([(name, np.int64) for name in SEGMENT_FIELDS])
-pack_segment = Struct(f"={len(SEGMENT_FIELDS)}q").pack  # a row's bytes: a third of what a growing list of ints takes
-# Rows of which some fields are always 0, which need not be converted: of a span whose steps follow on each other
-# without prefills (period, prefills), and of one step (slope, period).
+# A row's bytes: a third of what a growing list of ints takes. Fields that are always 0 need not be converted: prefills
+# in a span, its period too if its steps follow on each other, and of one step slope and period.
+pack_paced = Struct("=9q24x3q").pack
 pack_span = Struct("=4q16x3q24x3q").pack
 pack_step = Struct("=3q24x9q").pack
 
@@ -57,6 +57,7 @@ TOKEN_FIELDS = (
 )
 TOKEN_DTYPE = np.dtype([(name, np.int64) for name in TOKEN_FIELDS])
 pack_tokens = Struct(f"={len(TOKEN_FIELDS)}q").pack
+pack_token = Struct("=3q8x2q").pack  # of one step
 
 
 class StepRow(NamedTuple):

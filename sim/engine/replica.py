@@ -19,7 +19,7 @@ from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.door import Door, Inbox, ShownEngine
 from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.record import pack_step, pack_tokens
+from simbatch.sim.engine.record import pack_step, pack_token
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.resources import Device, Host, Step
 from simbatch.sim.engine.traffic import FAR, Feed, Lane
@@ -148,7 +148,6 @@ class Replica(ShownEngine):
         if next_ps < FAR:
             yield from self.wait_until(next_ps)
 
-    @property
     def cut_ps(self) -> int:
         """When somebody comes, or may come: nothing is known of the time after it."""
         next_ps, lane = self.inbox.next_ps if self.feed is None else self.feed.next_ps, self.lane
@@ -183,7 +182,7 @@ class Replica(ShownEngine):
             return updated_ps
         before_ps = self.sent_ps
         self.sent_ps = updated_ps if self.front_end is None else self.front_end.send(updated_ps, num_chunks)
-        self._write_tokens(pack_tokens(before_ps, 1, self.sent_ps - before_ps, 0, num_decodes, num_regular))
+        self._write_tokens(pack_token(before_ps, 1, self.sent_ps - before_ps, num_decodes, num_regular))
         return self.sent_ps
 
     def note_tokens(self, requests: list[Request], updated_ps: int, sent_ps: int) -> None:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from simbatch.sim.cost.model import Features
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.gathered import NO_ENTRIES, Computed, Gathered
-from simbatch.sim.engine.pace import Pace, device_paced, host_paced, synchronous
-from simbatch.sim.engine.record import pack_segment, pack_tokens
+from simbatch.sim.engine.pace import HostPart, Pace, device_paced, host_paced, host_part, synchronous
+from simbatch.sim.engine.record import pack_paced, pack_span, pack_token, pack_tokens
 from simbatch.sim.engine.resources import NOTHING, Step
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.request import NEVER, Batch, Request
@@ -22,8 +22,7 @@ from simbatch.sim.scheduler.request import NEVER, Batch, Request
 class Known(NamedTuple):
     """What steps of so many decodes and nothing else take, ps."""
 
-    launch_ps: int
-    update_ps: int
+    host: HostPart  # the step before the first one is of as many decodes
     decode_ps: int  # the device's, without their contexts
     slope_ps: int  # each further step lasts that much longer on the device, windows apart
     work_ps: int  # the front end's, for the chunks of one step
@@ -51,6 +50,7 @@ class Timed:
         self._lag_ps, self._tail_ps = self.host.lag_ps, self.host.tail_ps
         self._context_ps, self._windows = self.cost.decode_context_ps, self.cost.windows
         self.found: Found | None = None  # of the steps to come, if `reach_ps` has looked
+        self._running, self._count_waiting = replica.scheduler.running, replica.count_waiting
         self._kept: Step | None = None  # the step launched last, where steps are kept
 
     def advance(self, planned: dict[Request, int] | None) -> None:
@@ -78,8 +78,9 @@ class Timed:
         replica, now, device = self.replica, self.now, self.device
         features, noted, fresh, ended, num_regular = computed
         num_decodes, _, tokens, _, _, num_prefills, _, _ = features
-        schedule_ps, was_free_ps, work_ps = replica.now_ps, device.free_ps, device.work_ps(features)
-        times = replica.launch(num_decodes + num_prefills, num_prefills, num_decodes + tokens, work_ps)
+        num_requests, schedule_ps, was_free_ps = num_decodes + num_prefills, replica.now_ps, device.free_ps
+        work_ps = device.work_ps(features)
+        times = replica.launch(num_requests, num_prefills, num_decodes + tokens, work_ps)
         replica.now_ps, start_ps, _ = times
         replica.log_batch(start_ps, work_ps, features, num_regular)
         if self.keeps_steps:
@@ -95,6 +96,7 @@ class Timed:
             self.let_go(was_free_ps)
         now.newest_ps, now.ending, now.noted, now.step = start_ps, ended, noted, self._kept
         now.features, now.num_regular = features, num_regular
+        now.update_ps = self._update_ps + self._update_per_seq_ps * num_requests
         if not self.is_async:
             self.let_go(device.free_ps)
             now.newest_ps = NEVER
@@ -106,72 +108,81 @@ class Timed:
 
     def let_go(self, end_ps: int) -> None:
         """Take in the tokens of the newest step, with which the device is done at `end_ps`."""
-        now, replica = self.now, self.replica
-        features, noted = now.features, now.noted
-        num_decodes = features[0]
-        if num_requests := num_decodes + features[5]:
-            now_ps = end_ps if end_ps > replica.now_ps else replica.now_ps
-            replica.now_ps = now_ps = now_ps + self._update_ps + self._update_per_seq_ps * num_requests
-            num_regular = now.num_regular
+        now, replica, features = self.now, self.replica, self.now.features
+        if features is not NOTHING:
+            if end_ps < replica.now_ps:
+                end_ps = replica.now_ps
+            replica.now_ps = now_ps = end_ps + now.update_ps
             if self.front_end is None:
-                self.write_tokens(
-                    pack_tokens(replica.sent_ps, 1, now_ps - replica.sent_ps, 0, num_decodes, num_regular)
-                )
+                before_ps = replica.sent_ps
+                self.write_tokens(pack_token(before_ps, 1, now_ps - before_ps, features[0], now.num_regular))
                 replica.sent_ps = now_ps
             else:
-                replica.send(now_ps, num_regular + len(noted), num_decodes, num_regular)
-        if now.ending or noted or now.losing or self.keeps_steps:
-            self.now.let_go(replica.now_ps, replica.sent_ps)
+                num_regular = now.num_regular
+                replica.send(now_ps, num_regular + len(now.noted), features[0], num_regular)
+        if now.ending or now.noted or now.losing or self.keeps_steps:
+            now.let_go(replica.now_ps, replica.sent_ps)
 
     def _leap(self) -> bool:
         """Many decode-only steps at once, if they have a closed form; False where not.
 
         The first update takes in the newest step, each other one a step of this batch.
         """
-        now, group, is_async, replica = self.now, self.group, self.is_async, self.replica
-        cut_ps, found, self.found = replica.cut_ps, self.found, None
+        now, group, replica, found, kv = self.now, self.group, self.replica, self.found, self.kv
+        cut_ps, self.found = replica.cut_ps(), None
         if found is None or found[0][9] > cut_ps:  # somebody comes before the end of what was found
             found = self._plan(cut_ps)
-        if found is None:
-            return False
+            if found is None:
+                return False
         pace, known, duration_ps, slope_ps = found
-        kv, device, num_decodes, num_free = self.kv, self.device, group.size, self.kv.free + now.taken
-        num_steps, start_ps, period_ps, period_slope_ps, _, _, _, _, last_start_ps, last_ps, free_ps = pace
-        schedule_ps, num_blocks = replica.now_ps, group.blocks_for(num_steps)
-        self.write_segment(pack_segment(
-            start_ps, num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes,
-            group.context, 0, 0, 0, len(replica.scheduler.running), replica.count_waiting(), num_free - num_blocks,
-        ))  # fmt: skip
-        before, num_regular = now.features, now.num_regular
-        if not is_async:
-            before, num_regular = known.features, num_decodes
-        elif now.ending or now.noted or now.losing or self.keeps_steps:
-            # what they give back is handed out from the second step on
+        num_decodes, free_ps, schedule_ps = group.size, self.device.free_ps, replica.now_ps
+        self.device.free_ps = pace[10]
+        num_blocks = self._log(pace, duration_ps, slope_ps)
+        if self.is_async:
+            # what those whose last tokens it brings give back is handed out from the second step on
             kv.take(group.blocks_next - now.taken)
             now.taken = group.blocks_next
             group.ahead = 1, 1
-            replica.now_ps = schedule_ps + known.launch_ps
-            self.let_go(device.free_ps)
+            replica.now_ps = schedule_ps + known.host.launch_ps
+            self.let_go(free_ps)
             group.ahead = 0, 0
-            before = NOTHING
-        self._send(pace, known, before, num_regular)
+        else:
+            replica.send(pace.updated_ps, num_decodes, num_decodes, num_decodes)
+        self._send(pace, known.work_ps, num_decodes)
         if self.keeps_steps:
             ended = self._walk(pace, known, duration_ps, slope_ps, schedule_ps)
         else:
             kv.take(num_blocks - now.taken)
-            replica.number += num_steps
-            ended = group.advance(num_steps)
+            replica.number += pace[0]
+            ended = group.advance(pace[0])
         now.taken = 0
         if replica.lane is not None:
             replica.publish()
-        device.free_ps, replica.now_ps = free_ps, last_ps
-        now.newest_ps, now.ending, now.noted = last_start_ps, ended, NOBODY
-        now.features, now.num_regular = known.features, num_decodes
+        replica.now_ps, now.newest_ps, now.ending, now.noted = pace[9], pace[8], ended, NOBODY
+        now.features, now.num_regular, now.update_ps = known.features, num_decodes, known.host.update_ps
         if ended and now.refuses_chunks:
             now.close_preemptions()
-        if not is_async:
-            now.let_go(last_ps, replica.sent_ps)
+        if not self.is_async:
+            now.let_go(replica.now_ps, replica.sent_ps)
         return True
+
+    def _log(self, pace: Pace, duration_ps: int, slope_ps: int) -> int:
+        """Write a row for the steps; returns the blocks that they need."""
+        group, num_steps, period_ps, period_slope_ps = self.group, pace[0], pace[2], pace[3]
+        num_decodes, num_blocks = group.size, group.blocks_for(num_steps)
+        num_running, num_waiting = len(self._running), self._count_waiting()
+        num_free = self.kv.free + self.now.taken - num_blocks
+        if period_ps == duration_ps and period_slope_ps == slope_ps:
+            self.write_segment(pack_span(
+                pace[1], num_steps, duration_ps, slope_ps, num_decodes, num_decodes, group.context,
+                num_running, num_waiting, num_free,
+            ))  # fmt: skip
+        else:
+            self.write_segment(pack_paced(
+                pace[1], num_steps, duration_ps, slope_ps, period_ps, period_slope_ps, num_decodes, num_decodes,
+                group.context, num_running, num_waiting, num_free,
+            ))  # fmt: skip
+        return num_blocks
 
     def reach_ps(self) -> int:
         """Where the clock is after as many decode-only steps as have a closed form, if nobody comes."""
@@ -201,7 +212,7 @@ class Timed:
         if most < 2:
             return None
         known = self._known.get(num_decodes) or self._learn(num_decodes)
-        launch_ps, update_ps, decode_ps, slope_ps, work_ps, is_drawn, _ = known
+        host, decode_ps, slope_ps, work_ps, is_drawn, _ = known
         if is_drawn:
             return None
         num_free = self.kv.free + now.taken
@@ -212,16 +223,13 @@ class Timed:
             duration_ps += self._windows.decode_ps * group.in_window
             slope_ps += self._windows.decode_ps * group.num_growing
         schedule_ps, free_ps = self.replica.now_ps, self.device.free_ps
-        if is_async:
-            features, before_ps = now.features, update_ps
-            if (num_before := features[0] + features[5]) != num_decodes:
-                before_ps = self._update_ps + self._update_per_seq_ps * num_before if num_before else 0
-            host = launch_ps, update_ps, before_ps, self._lag_ps, self._tail_ps
+        if self.is_async:
+            if now.update_ps != host.update_ps:
+                host = host_part(host.launch_ps, host.update_ps, now.update_ps, self._lag_ps, self._tail_ps)
             pace = device_paced(schedule_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
             if pace is None:
                 pace = host_paced(schedule_ps, free_ps, duration_ps, slope_ps, host, most, cut_ps)
         else:
-            host = launch_ps, update_ps, update_ps, self._lag_ps, self._tail_ps
             pace = synchronous(schedule_ps, duration_ps, slope_ps, host, most, cut_ps)
         if pace is None or pace[0] < 2 or not (self.front_end is None or self._keeps_up(pace, work_ps)):
             return None
@@ -229,10 +237,10 @@ class Timed:
 
     def _learn(self, num_decodes: int) -> Known:
         """What a batch of so many decodes takes; kept, since few sizes make up a run."""
-        is_drawn = self.host.draws_for(num_decodes)
+        is_drawn, update_ps = self.host.draws_for(num_decodes), self.host.update_ps(num_decodes)
+        launch_ps = 0 if is_drawn else self.host.launch_ps(num_decodes, 0, num_decodes)
         known = self._known[num_decodes] = Known(
-            0 if is_drawn else self.host.launch_ps(num_decodes, 0, num_decodes),
-            self._update_ps + self._update_per_seq_ps * num_decodes,
+            host_part(launch_ps, update_ps, update_ps, self._lag_ps, self._tail_ps),
             self.cost.decode_ps(num_decodes),
             self.cost.decode_context_ps * num_decodes,
             self.front_end.work_ps(num_decodes) if self.front_end is not None else 0,
@@ -251,32 +259,28 @@ class Timed:
         held_ps = front_end.held_ps if front_end.held_ps > pace[4] else pace[4]
         return held_ps + first_ps <= pace[5] and hold_ps <= (pace[6] if pace[0] > 2 else pace[5] - pace[4])
 
-    def _send(self, pace: Pace, known: Known, before: Features, num_regular: int) -> None:
-        """The tokens of all updates leave, the first ones of the batch `before`; the front end keeps up with them."""
-        replica, front_end, write, num_decodes = self.replica, self.front_end, self.write_tokens, known.features[0]
+    def _send(self, pace: Pace, work_ps: int, num_decodes: int) -> None:
+        """The tokens of all updates but the first one leave; the front end keeps up with them."""
+        replica, write = self.replica, self.write_tokens
         num_steps, _, _, _, updated_ps, second_ps, gap_ps, slope_ps, _, last_ps, _ = pace
-        num_more, before_ps, work_ps = num_steps - 1, replica.sent_ps, known.work_ps
-        if before[0] + before[5]:
-            sent_ps = updated_ps if front_end is None else front_end.send(updated_ps, num_regular)
-            write(pack_tokens(before_ps, 1, sent_ps - before_ps, 0, before[0], num_regular))
-            before_ps = sent_ps
-        if front_end is not None:
+        num_more, before_ps = num_steps - 1, replica.sent_ps
+        if self.front_end is not None:
             last_gap_ps = gap_ps + (num_more - 2) * slope_ps if num_more > 1 else second_ps - updated_ps
-            front_end.send_alike(last_ps, last_gap_ps, num_more, num_decodes)
+            self.front_end.send_alike(last_ps, last_gap_ps, num_more, num_decodes)
         first_ps = second_ps + work_ps - before_ps
+        replica.sent_ps = last_ps + work_ps
         if first_ps == gap_ps - slope_ps:
             write(pack_tokens(before_ps, num_more, first_ps, slope_ps, num_decodes, num_decodes))
-        else:
-            write(pack_tokens(before_ps, 1, first_ps, 0, num_decodes, num_decodes))
-            if num_more > 1:
-                write(pack_tokens(before_ps + first_ps, num_more - 1, gap_ps, slope_ps, num_decodes, num_decodes))
-        replica.sent_ps = last_ps + work_ps
+            return
+        write(pack_token(before_ps, 1, first_ps, num_decodes, num_decodes))
+        if num_more > 1:
+            write(pack_tokens(before_ps + first_ps, num_more - 1, gap_ps, slope_ps, num_decodes, num_decodes))
 
     def _walk(self, pace: Pace, known: Known, duration_ps: int, slope_ps: int, schedule_ps: int) -> list[Request]:
         """The steps one by one, each kept in full; returns whose last tokens the last one brings."""
         now, group, number, ended = self.now, self.group, self.replica.number, NOBODY
         num_decodes, context = group.size, group.context
-        launch_ps, tail_ps = known.launch_ps, self._tail_ps
+        launch_ps, tail_ps = known.host.launch_ps, self._tail_ps
         for k in range(pace.num_steps):
             self.kv.take(group.blocks_next - now.taken)
             now.taken = 0

@@ -147,7 +147,7 @@ class Untimed:
         if self.device.noise is not None:
             num_steps, duration_ps, slope_ps = 1, self.device.noise.step_ps(duration_ps, has_prefill=False), 0
         elif num_steps > 1:
-            time_left_ps = self.replica.cut_ps - start_ps
+            time_left_ps = self.replica.cut_ps() - start_ps
             if num_steps * (duration_ps + slope_ps * num_steps) > time_left_ps:  # at most, and quick to say
                 before = steps_until(time_left_ps, duration_ps, slope_ps)  # a plan can see the next arrival before
                 num_steps = min(num_steps, before + 1 if now.is_async else max(before, 1))

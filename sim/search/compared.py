@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from typing import Any
@@ -19,10 +19,12 @@ from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search import run_resolved
 from simbatch.sim.search.cells import Cell, cells_of
-from simbatch.sim.search.rates import RATE_FLAG, at_rate, axis_of, parse_rates, unit_of
+from simbatch.sim.search.loads import USERS_FLAG, OfferedLoad, asked_users, of_rates
+from simbatch.sim.search.rates import RATE_FLAG, axis_of, parse_rates
 from simbatch.sim.search.run import OnResult, Say, Watch, run_cells
 
 Candidate = str | Policy | Scenario
+FLAGS = (RATE_FLAG, USERS_FLAG)
 Objects = Mapping[str, Policy]  # candidates that are policies without a name, by label
 
 
@@ -31,33 +33,56 @@ def compare(
     candidates: Mapping[str, Candidate] | Sequence[str] = (),
     *,
     rates: Sequence[float] | None = None,
+    users: Sequence[int] | None = None,
     replications: int = 1,
     bonferroni: bool = False,
     jobs: int = -1,
     say: Say | None = None,
 ) -> Comparison | ReplicatedComparison | LoadComparison:
-    """Simulate candidates on the same arrivals, under `replications` seeds each, at each of `rates`.
+    """Simulate candidates on the same arrivals, under `replications` seeds each, at each of `rates` or of `users`.
 
     A candidate is a policy (its name, or an object) or a scenario; each is compared with the first. One alone is
-    compared with the scenario as it stands; none, with `rates`, is the scenario's own load curve. `rates` are in
-    requests per second (of a trace: of its rate_scale); `jobs` processes (-1: one per core). Raises UserError.
+    compared with the scenario as it stands; none, with loads, is the scenario's own load curve. `rates` are in
+    requests per second (of a trace: of its rate_scale), `users` numbers of sessions or requests at once; `jobs`
+    processes (-1: one per core). Raises UserError.
     """
-    chosen = _candidates(scenario, candidates, least=1 if rates else 2)
+    chosen = _candidates(scenario, candidates, least=1 if rates or users else 2)
     objects = {label: each for label, each in chosen.items() if isinstance(each, Policy)}
     resolved = {label: _resolved(scenario, each) for label, each in chosen.items()}
     seeds = seeds_of((each.scenario for each in resolved.values()), replications)
     if len(seeds) > 1:
         resolved = {label: _resampled(each, objects.get(label)) for label, each in resolved.items()}
-    if rates:
-        loads = parse_rates([repr(float(rate)) for rate in rates], place="rates")
-        found = summaries_of(cells_at(resolved, loads, seeds, objects), _unwatched, say, jobs=jobs)
-        return compared_at(resolved, found, loads, seeds, bonferroni=bonferroni)
+    if rates or users:
+        loads = loads_from(map(_written, rates or ()), map(_written, users or ()), ("rates", "users"))
+        load = load_asked(next(iter(resolved.values())).scenario, by_users=bool(users))
+        found = summaries_of(cells_at(resolved, load, loads, seeds, objects), _unwatched, say, jobs=jobs)
+        return compared_at(resolved, load, found, loads, seeds, bonferroni=bonferroni)
     cells = cells_under(resolved, seeds[1:], objects)
     first = Comparison({label: run_resolved(each) for label, each in resolved.items()})
     if len(seeds) == 1:
         return first
     others = summaries_of(cells, _unwatched, say, jobs=jobs)
     return replicated(first, resolved, others, seeds, bonferroni=bonferroni)
+
+
+def _written(value: float) -> str:
+    return repr(float(value))
+
+
+def loads_from(rates: Iterable[str], users: Iterable[str], places: tuple[str, str] = FLAGS) -> list[float]:
+    """The loads that are asked for, ascending: rates, or numbers of users; UserError where it is both."""
+    asked, at_once = [*rates], [*users]
+    if asked and at_once:
+        mend = "name one of them"
+        raise UserError(Problem(places[1], f"is a load, and so is {places[0]}", ",".join(at_once), mend))
+    if at_once:
+        return parse_rates(at_once, place=places[1], whole=True)
+    return parse_rates(asked, place=places[0]) if asked else []
+
+
+def load_asked(scenario: Scenario, *, by_users: bool) -> OfferedLoad:
+    """What the loads are values of; UserError where the scenario has no users, or no rate."""
+    return asked_users(scenario) if by_users else of_rates(scenario)
 
 
 def _candidates(
@@ -101,13 +126,17 @@ def cells_under(
 
 
 def cells_at(
-    candidates: Mapping[str, Resolved], rates: Sequence[float], seeds: Sequence[int], objects: Objects | None = None
+    candidates: Mapping[str, Resolved],
+    load: OfferedLoad,
+    values: Sequence[float],
+    seeds: Sequence[int],
+    objects: Objects | None = None,
 ) -> dict[str, list[Cell]]:
-    """Each candidate at each rate under each seed, in that order, checked."""
+    """Each candidate at each of the load's values under each seed, in that order, checked."""
     cells, policies = {}, objects or {}
     for label, resolved in candidates.items():
-        settings = [at_rate(resolved.scenario, rate) for rate in rates]
-        places = [dict.fromkeys(chosen, RATE_FLAG) for chosen in settings]
+        settings = [load.at(resolved.scenario, value) for value in values]
+        places = [dict.fromkeys(chosen, FLAGS[load.is_users]) for chosen in settings]
         cells[label] = cells_of(resolved.scenario, settings, seeds, places=places, policy=policies.get(label))
     return cells
 
@@ -141,8 +170,9 @@ def replicated(
 
 def compared_at(
     candidates: Mapping[str, Resolved],
+    load: OfferedLoad,
     found: Mapping[str, Sequence[Summary]],
-    rates: Sequence[float],
+    values: Sequence[float],
     seeds: Sequence[int],
     *,
     bonferroni: bool,
@@ -151,12 +181,12 @@ def compared_at(
     of_trace = any(is_resampled(each.scenario) for each in candidates.values())
     experiment: Experiment[str] = Experiment(is_resampled=of_trace and len(seeds) > 1)
     for label, summaries in found.items():
-        for (rate, seed), summary in zip(product(rates, seeds), summaries, strict=True):
-            experiment.add(label, seed, summary, rate)
+        for (value, seed), summary in zip(product(values, seeds), summaries, strict=True):
+            experiment.add(label, seed, summary, value)
     first = next(iter(candidates.values()))
     scenario = first.scenario
-    limits = {name.removesuffix("_ms"): limit for name, limit in scenario.slo.model_dump(exclude_none=True).items()}
+    limits = {name.removesuffix("_ms"): limit for name, limit in scenario.slo.of_requests().items()}
     may_vary = of_trace or any(has_chance(each.scenario) for each in candidates.values())
-    unit, axis = unit_of(scenario), axis_of(scenario)
-    told: tuple[Any, ...] = (axis, experiment, limits, bonferroni, may_vary, first.dump(), unit.times)
-    return LoadComparison(scenario.name, unit.key, *told)
+    axis = load.axis if load.is_users else axis_of(scenario)
+    told: tuple[Any, ...] = (axis, experiment, limits, bonferroni, may_vary, first.dump(), load.times)
+    return LoadComparison(scenario.name, load.key, *told)

@@ -11,29 +11,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.model import step_ps_alike
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.model import TrafficShape
 from simbatch.sim.workload.sessions import Sessions
-from simbatch.sim.workload.turns import rate_of
 
 if TYPE_CHECKING:
     from simbatch.sim.scenario import Resolved, Scenario
 
 RATE_FLAG, MIN_RATES = "--rate", 2
 RATES = ("request_rate", "off_request_rate", "ramp_up_start_rps", "ramp_up_end_rps")
-USERS = "workload.sessions.concurrency"  # of whom there is a number, and no rate
-WHICH = {"on_off": " in bursts", "daily": " on average", "ramp": " at the start"}  # what a process's first rate is
 
 
-def parse_rates(texts: Sequence[str], place: str = RATE_FLAG) -> list[float]:
-    """`("2,4", "6")` as 2, 4, 6, in ascending order; UserError at `place` at what is no rate."""
+def parse_rates(texts: Sequence[str], place: str = RATE_FLAG, *, whole: bool = False) -> list[float]:
+    """`("2,4", "6")` as 2, 4, 6, in ascending order; UserError at `place` at what is no rate, or not `whole`."""
     parts = [part.strip() for text in texts for part in text.split(",")]
     rates = []
     for part in parts:
@@ -41,37 +36,17 @@ def parse_rates(texts: Sequence[str], place: str = RATE_FLAG) -> list[float]:
             rate = float(part)
         except ValueError:
             rate = math.nan
-        if not (rate > 0 and math.isfinite(rate)):
-            raise UserError(Problem(place, "must be numbers above 0", part, f"for example {place} 1,2,3"))
+        if not (rate > 0 and math.isfinite(rate)) or (whole and not rate.is_integer()):
+            rule = f"must be {'whole ' if whole else ''}numbers above 0"
+            raise UserError(Problem(place, rule, part, f"for example {place} 1,2,3"))
         rates.append(rate)
     twice = next((rate for rate in rates if rates.count(rate) > 1), None)
     if twice is not None:
-        raise UserError(Problem(place, "is named twice", f"{twice:g}", "name each rate once"))
+        raise UserError(Problem(place, "is named twice", f"{twice:g}", "name each once"))
     if len(rates) < MIN_RATES:
         mend = f"for example {place} {rates[0]:g},{2 * rates[0]:g}"
-        raise UserError(Problem(place, "needs at least two rates", f"{rates[0]:g}", mend))
+        raise UserError(Problem(place, f"needs at least two {'numbers' if whole else 'rates'}", f"{rates[0]:g}", mend))
     return sorted(rates)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """How the value of a scenario's first rate is said: `times` it is requests per second; of users, how many."""
-
-    key: str
-    words: str
-    times: float = 1.0
-    what: str = "rate"
-    of_them: str = "requests"
-
-    @property
-    def axis(self) -> str:
-        """What an axis of it is called."""
-        return self.words if self.is_whole else f"{self.what} ({self.words})"
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether only whole numbers will do."""
-        return self.key == USERS
 
 
 def axis_of(scenario: Scenario) -> str:
@@ -87,31 +62,6 @@ def axis_of(scenario: Scenario) -> str:
     process = getattr(workload.arrival, "process", "gamma")
     what = {"on_off": "request rate in bursts", "daily": "mean request rate", "ramp": "request rate at the start"}
     return f"{what.get(process, 'request rate')} (req/s)"
-
-
-def unit_of(scenario: Scenario) -> Unit:
-    """Requests per second; of a trace, whose key is a factor, by what the trace has of its own (it is read)."""
-    key, workload = next(iter(loads_of(scenario))), scenario.workload
-    if key == USERS:
-        return Unit(key, "users", what="number of users", of_them="sessions")
-    if workload.trace is not None:
-        return Unit(key, "req/s", own_rate(scenario))
-    if workload.sessions is not None:
-        return Unit(key, "sessions/s")
-    if workload.mix is not None:
-        others = ", others in step" if len(workload.mix) > 1 else ""
-        return Unit(key, f"req/s of {workload.mix[0].tenant}{others}")
-    return Unit(key, f"req/s{WHICH.get(workload.resolved_arrival().process, '')}")
-
-
-def own_rate(scenario: Scenario) -> float:
-    """Requests per second of a trace as it was recorded; UserError where no time passes in it."""
-    as_it_is = scenario.override({"workload.trace.rate_scale": 1.0, "workload.trace.resample_blocks": None})
-    rate = rate_of(open_workload(as_it_is.workload, seed=scenario.seed, folder=scenario.folder))
-    if rate is None:
-        rule = "all requests of the trace arrive at one moment, so it has no rate"
-        raise UserError(Problem("workload.trace.path", rule, mend="name a trace whose arrivals are apart"))
-    return rate
 
 
 def rates_of(scenario: Scenario) -> dict[str, float]:
@@ -135,7 +85,7 @@ def rates_of(scenario: Scenario) -> dict[str, float]:
 def _session_rates(sessions: Sessions) -> dict[str, float]:
     """Of sessions that begin at a rate; UserError for users, who are a number."""
     if sessions.concurrency is not None:
-        rule, mend = "users have no rate", "vary workload.sessions.concurrency, or give sessions an arrival"
+        rule, mend = "users have no rate", "vary their number: --users 50,100,200; or give sessions an arrival"
         raise UserError(Problem("workload.sessions.concurrency", rule, sessions.concurrency, mend))
     found = {name: getattr(sessions.arrival, name, None) for name in RATES}
     rates = {f"workload.sessions.arrival.{name}": rate for name, rate in found.items() if rate}
@@ -143,19 +93,6 @@ def _session_rates(sessions: Sessions) -> dict[str, float]:
         rule, mend = "has no rate that could be raised", "take a process with one: gamma, poisson, on_off"
         raise UserError(Problem("workload.sessions.arrival", rule, mend=mend))
     return rates
-
-
-def loads_of(scenario: Scenario) -> dict[str, float]:
-    """What a search for the capacity raises: the users of a closed loop of sessions, else every rate."""
-    sessions = scenario.workload.sessions
-    if sessions is not None and sessions.concurrency is not None:
-        return {USERS: float(sessions.concurrency)}
-    return rates_of(scenario)
-
-
-def at_load(scenario: Scenario, load: float) -> dict[str, Any]:
-    """The changes that make it so many users, or this first rate."""
-    return {USERS: round(load)} if USERS in loads_of(scenario) else at_rate(scenario, load)
 
 
 def at_rate(scenario: Scenario, rate: float) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from simbatch.sim.report.page.charts import PageChart, Panel, is_wide, limit, li
 from simbatch.sim.report.page.page import PageTable, ReportPage, page_writer, settings_tables, trust_rows
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search.cells import CellStore
-from simbatch.sim.search.rates import loads_of
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning import capacity_report
 from simbatch.sim.tuning.capacity import REPLICATIONS, Capacity, capacity_limits, find_capacity
@@ -37,7 +36,7 @@ MAX_LABEL = 30  # characters before a colon that are a label
 
 def capacity_page(found: Capacity) -> ReportPage:
     """The answer as the console has it, and where it comes from."""
-    lines, own_rate = report(found).splitlines(), loads_of(found.scenario)[found.unit.key]
+    lines, own_rate = report(found).splitlines(), found.load.own
     first = min(found.tried, key=lambda run: abs(run.rate - own_rate)).runs.summaries[0]["simbatch"]
     title, about, *answer = [line for line in lines if line]
     return ReportPage(
@@ -63,7 +62,7 @@ def _pairs(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 def _by_rate(found: Capacity, bound: Limit, own_rate: float) -> PageChart:
     """The limited figure over the rate."""
-    metric, per_s = bound.metric, found.unit.times
+    metric, per_s = bound.metric, found.load.times
     scale = 100 if metric.is_share else 1
     traces = []
     for is_met, name, colour in ((True, "holds", HOLDS), (False, "fails", FAILS)):
@@ -82,22 +81,22 @@ def _by_rate(found: Capacity, bound: Limit, own_rate: float) -> PageChart:
     traces.append(line("as it stands", [own_rate * per_s] * 2, ends, OWN, "as it stands", line={"dash": "dot"}))
     unit = f"{metric.title} (%)" if metric.is_share else metric.label
     panel = Panel(unit, traces)
-    return PageChart(metric.title, found.unit.axis, [panel], is_log_x=is_wide(left, right), size="wide")
+    return PageChart(metric.title, found.load.axis, [panel], is_log_x=is_wide(left, right), size="wide")
 
 
 def _by_seed(found: Capacity) -> Iterator[PageChart]:
     """The highest rate that each seed keeps: how much is chance."""
-    known = {seed: rate * found.unit.times for seed, rate in found.by_seed.items() if rate is not None}
+    known = {seed: rate * found.load.times for seed, rate in found.by_seed.items() if rate is not None}
     if len(known) < 2:
         return
     seeds = [f"{seed}" for seed in known]
-    traces = [points(f"highest {found.unit.what} kept", seeds, [*known.values()], HOLDS, "seed %{x}: %{y:.4~g}")]
+    traces = [points(f"highest {found.load.what} kept", seeds, [*known.values()], HOLDS, "seed %{x}: %{y:.4~g}")]
     if found.bound is not None:
-        at = found.bound.rate * found.unit.times
+        at = found.bound.rate * found.load.times
         traces.append(line("capacity", [seeds[0], seeds[-1]], [at, at], BOUND, f"{at:.4g}"))
-    panel = Panel(found.unit.axis, traces)
+    panel = Panel(found.load.axis, traces)
     yield PageChart(
-        f"How much is chance: the highest {found.unit.what} of each seed",
+        f"How much is chance: the highest {found.load.what} of each seed",
         "seed",
         [panel],
         size="wide",
@@ -109,14 +108,14 @@ def _table(found: Capacity) -> PageTable:
     metrics = [each.metric for each in found.limits]
     rows = [
         (
-            f"{run.rate * found.unit.times:.4g}",
+            f"{run.rate * found.load.times:.4g}",
             str(run.seed),
             *(metric.text(run.means[metric.key]) for metric in metrics),
             "; ".join(run.broken) or "holds",
         )
         for run in sorted(found.tried, key=lambda run: (run.rate, run.seed))
     ]
-    header = (found.unit.words, "seed", *(metric.label for metric in metrics), "")
+    header = (found.load.words, "seed", *(metric.label for metric in metrics), "")
     return PageTable("Every run", header, rows, "Every figure is in trials.csv.")
 
 
@@ -131,7 +130,7 @@ class CapacityAnswer:
     def rate(self) -> float | None:
         """Requests per second, kept in 17 of 18 seeds; None where no rate holds, or none fails."""
         bound = self.found.bound
-        return None if bound is None else bound.rate * self.found.unit.times
+        return None if bound is None else bound.rate * self.found.load.times
 
     @property
     def binds(self) -> Mapping[str, int]:
@@ -153,7 +152,7 @@ class CapacityAnswer:
 
     def table(self) -> list[dict[str, Any]]:
         """A row per run: `rate` (req/s), `seed`, whether it `met` the limits, those that are `broken`, every figure."""
-        times = self.found.unit.times
+        times = self.found.load.times
         return [
             {
                 "rate": run.rate * times,
@@ -198,7 +197,7 @@ def capacity(
     """
     given = [Limit.parse(f"{name}={bound!r}") for name, bound in (limits or {}).items()]
     kept = capacity_limits(scenario, given)
-    Goal((), kept).check_slo(bool(scenario.slo.model_dump(exclude_none=True)))
+    Goal((), kept).check_slo(scenario.slo)
     store = None if folder is None else CellStore(Path(folder, "cells"))
     runner = Runner(scenario, store, jobs=jobs)
     return CapacityAnswer(find_capacity(scenario, kept, runner, replications), runner.num_runs)

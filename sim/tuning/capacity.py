@@ -1,9 +1,9 @@
 """The capacity: the highest request rate, or number of users, under which the limits are kept.
 
 A run is a figure of chance, so each seed gives an estimate of its own. All rates of the scenario are multiplied alike:
-the same gaps and lengths come at another pace (common random numbers). Of sessions in a closed loop it is the number of
-users (`workload.sessions.concurrency`). From the scenario's rate on it is doubled until
-it fails, or halved until it holds, then bisected to 1 / 128 of a doubling (0.54 %).
+the same gaps and lengths come at another pace (common random numbers). Of a closed loop it is the number of users, of
+sessions or of requests at once (`sim/search/loads.py`). From the scenario's own on it is doubled until it fails, or
+halved until it holds, then bisected to 1 / 128 of a doubling (0.54 %).
 
 The answer is a rate that holds, not the mean of those: from the lowest of the seeds' rates down, the first at which the
 limits are kept under at least 17 of 18 seeds, of which ten were not searched. A trace is resampled in blocks by each
@@ -18,16 +18,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil, log2
 from statistics import median
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE, WITHIN_SLO
+from simbatch.sim.metrics.registry import REGISTRY, SESSION_SLO, SESSIONS_WITHIN_SLO, SLO_SHARE, WITHIN_SLO
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
-from simbatch.sim.search.rates import Unit, at_load, loads_of, rounded, unit_of
+from simbatch.sim.search.loads import OfferedLoad, load_of
+from simbatch.sim.search.rates import rounded
 from simbatch.sim.tuning import Evaluate
 from simbatch.sim.tuning.goal import METRICS, Limit
 from simbatch.sim.tuning.space import Settings
@@ -40,7 +42,11 @@ REPLICATIONS = 8
 FRESH = 10  # seeds that were not searched, under which the bound must hold too
 ONE_MAY_FAIL_OF = 18
 DOWN = 4  # steps from a rate that too many seeds break to the next one (2.2 %)
-DEFAULT_SHARE = 0.99  # of the requests within the SLO
+DEFAULT_SHARE = 0.99  # of the requests, and of the sessions, within the SLO
+PARTS_OF_SLO = {  # by the share of all within it: the shares within each limit, by what this is called under `slo`
+    WITHIN_SLO: ({name: name for name in ("ttft", "tpot", "e2el")}, SLO_SHARE),
+    SESSIONS_WITHIN_SLO: ({f"session_{name}": name for name in ("duration", "without_thinking")}, SESSION_SLO),
+}
 
 
 @dataclass(frozen=True)
@@ -75,13 +81,13 @@ class Bound:
 
 @dataclass
 class Capacity:
-    """What came of it, rates as values of `unit.key`; `bound` is None when no rate holds, or none fails.
+    """What came of it, rates as values of `load.key`; `bound` is None when no rate holds, or none fails.
 
     `by_seed` has the highest rate that each seed keeps, `as_it_is` that of a trace that is not resampled.
     """
 
     scenario: Scenario
-    unit: Unit
+    load: OfferedLoad
     limits: tuple[Limit, ...]
     seeds: list[int]
     by_seed: dict[int, float | None]
@@ -125,25 +131,25 @@ class Capacity:
 
     def settings(self, rate: float) -> Settings:
         """The changes of the scenario that make it this rate."""
-        return at_load(self.scenario, rate)
+        return self.load.at(self.scenario, rate)
 
 
 def find_capacity(
     scenario: Scenario, limits: Sequence[Limit], evaluate: Evaluate, replications: int = REPLICATIONS
 ) -> Capacity:
     """Bisect the rate under each seed, side by side, then look for the bound that holds under others too."""
-    unit = unit_of(scenario)
-    runs = _Runs(scenario, tuple(limits), evaluate)
-    searches = [_Bisection(seed) for seed in seeds_of([scenario], replications)]
+    load = load_of(scenario)
+    runs = _Runs(scenario, load, tuple(limits), evaluate)
+    searches = [_Bisection(seed, _last_step(load)) for seed in seeds_of([scenario], replications)]
     runs.search(searches)
     by_seed = {search.seed: runs.rate(search) for search in searches}
-    found = Capacity(scenario, unit, tuple(limits), list(by_seed), by_seed)
+    found = Capacity(scenario, load, tuple(limits), list(by_seed), by_seed)
     if all(rate is not None for rate in by_seed.values()):
         found.bound = _bound(runs, searches)
     found.tried = runs.tried
     if is_resampled(scenario):
-        as_it_is = _Bisection(scenario.seed)
-        once = _Runs(scenario.override({RESAMPLE: None}), tuple(limits), evaluate, {RESAMPLE: None})
+        as_it_is = _Bisection(scenario.seed, _last_step(load))
+        once = _Runs(scenario.override({RESAMPLE: None}), load, tuple(limits), evaluate, {RESAMPLE: None})
         once.search([as_it_is])
         found.as_it_is = once.rate(as_it_is)
     return found
@@ -153,18 +159,23 @@ class _Runs:
     """Runs at rates that are steps from the scenario's own, `more` settings beside; `tried` remembers them."""
 
     def __init__(
-        self, scenario: Scenario, limits: Sequence[Limit], evaluate: Evaluate, more: Settings | None = None
+        self,
+        scenario: Scenario,
+        load: OfferedLoad,
+        limits: Sequence[Limit],
+        evaluate: Evaluate,
+        more: Settings | None = None,
     ) -> None:
         self._scenario, self._limits, self._evaluate = scenario, limits, evaluate
         self._more = resampling(scenario) if more is None else more
-        self._base, self._unit = next(iter(loads_of(scenario).values())), unit_of(scenario)
+        self._load = load
         self.table: Experiment[int] = Experiment()  # each seed is searched by itself
         self.tried: list[Tried] = []
 
     def at(self, asked: Sequence[tuple[int, int]]) -> list[Tried]:
         """Simulate: a seed and a step each."""
         rates = [self._rate(step) for _, step in asked]
-        settings = [at_load(self._scenario, rate) | self._more for rate in rates]
+        settings = [self._load.at(self._scenario, rate) | self._more for rate in rates]
         summaries = self._evaluate([(each, seed) for each, (seed, _) in zip(settings, asked, strict=True)])
         runs = []
         for (seed, step), rate, summary in zip(asked, rates, summaries, strict=True):
@@ -185,8 +196,14 @@ class _Runs:
         return None if search.held is None or search.failed is None else self._rate(search.held)
 
     def _rate(self, step: int) -> float:
-        rate = self._base * 2 ** (step / STEPS)
-        return float(max(1, round(rate))) if self._unit.is_whole else rounded(rate)
+        rate = self._load.own * 2 ** (step / STEPS)
+        return float(max(1, round(rate))) if self._load.is_users else rounded(rate)
+
+
+def _last_step(load: OfferedLoad) -> int:
+    """Of a search upwards; more users than there are change nothing."""
+    doublings = MAX_DOUBLINGS if load.most is None else max(0.0, log2(load.most / load.own))
+    return min(MAX_DOUBLINGS * STEPS, ceil(doublings * STEPS))
 
 
 def _bound(runs: _Runs, searches: Sequence[_Bisection]) -> Bound | None:
@@ -207,8 +224,8 @@ def _bound(runs: _Runs, searches: Sequence[_Bisection]) -> Bound | None:
 class _Bisection:
     """One seed's search: the highest step that held, the lowest that failed, what to try next."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, last: int) -> None:
+        self.seed, self.last = seed, last
         self.held: int | None = None
         self.failed: int | None = None
         self.is_alone = False
@@ -220,7 +237,7 @@ class _Bisection:
                 return 0
             return self.failed - STEPS if self.failed > -MAX_DOUBLINGS * STEPS and not self.is_alone else None
         if self.failed is None:
-            return self.held + STEPS if self.held < MAX_DOUBLINGS * STEPS else None
+            return min(self.held + STEPS, self.last) if self.held < self.last else None
         return (self.held + self.failed) // 2 if self.failed - self.held > 1 else None
 
     def tell(self, run: Tried) -> None:
@@ -233,14 +250,15 @@ class _Bisection:
 
 
 def capacity_limits(scenario: Scenario, limits: Sequence[Limit]) -> tuple[Limit, ...]:
-    """What must hold: the limits given, or that 99 % of the requests are within the SLO; UserError without either."""
+    """What must hold: the limits given, or that 99 % of requests and sessions keep their SLO; UserError without any."""
     if limits:
         return tuple(limits)
-    if not any(scenario.slo.model_dump(exclude_none=True)):
+    kept = {WITHIN_SLO: scenario.slo.of_requests(), SESSIONS_WITHIN_SLO: scenario.slo.of_sessions()}
+    if not any(kept.values()):
         rule = "a capacity is the highest rate that meets something, and the scenario has no SLO"
         mend = "for example: --set 'slo={ttft_ms: 1000, tpot_ms: 50}', or --limit p99_ttft_ms=1000"
         raise UserError(Problem("slo", rule, mend=mend))
-    return (Limit(METRICS[WITHIN_SLO], DEFAULT_SHARE),)
+    return tuple(Limit(METRICS[key], DEFAULT_SHARE) for key, given in kept.items() if given)
 
 
 def _tried(step: int, seed: int, rate: float, runs: Runs, limits: Sequence[Limit]) -> Tried:
@@ -249,12 +267,13 @@ def _tried(step: int, seed: int, rate: float, runs: Runs, limits: Sequence[Limit
 
 
 def _broken(limit: Limit, means: Means) -> list[str]:
-    """The limit if it is broken; of a share of requests within the SLO, the latencies that lower it most."""
+    """The limit if it is broken; of a share within the SLO, the latencies that lower it most."""
     if limit.excess(means[limit.metric.key]) <= 0:
         return []
-    if limit.metric.key != WITHIN_SLO:
+    if limit.metric.key not in PARTS_OF_SLO:
         return [str(limit)]
-    shares = {name: means[f"{SLO_SHARE}{name}"] for name in ("ttft", "tpot", "e2el")}
+    parts, prefix = PARTS_OF_SLO[limit.metric.key]
+    shares = {name: means[f"{prefix}{key}"] for name, key in parts.items()}
     measured = {name: share for name, share in shares.items() if share is not None}
     return [f"slo.{name}_ms" for name, share in measured.items() if share == min(measured.values())]
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO
+from simbatch.sim.metrics.registry import REGISTRY, SESSIONS, SESSIONS_WITHIN_SLO, WITHIN_SLO
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.report import style
 from simbatch.sim.results.files import Writers, write_csv, write_result
 from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
-from simbatch.sim.search.rates import loads_of
 from simbatch.sim.text import number
 from simbatch.sim.tuning.goal import METRICS
 from simbatch.sim.tuning.tune_files import OWN_FILES, limit_content
@@ -48,7 +47,7 @@ def draw(drawing: Figure, found: Capacity) -> None:
     style.headline(drawing, f"{found.scenario.name}: capacity under {seeds} seed{'s' if seeds > 1 else ''}")
     axes = drawing.add_subplot()
     axes.set(
-        xlabel=found.unit.axis,
+        xlabel=found.load.axis,
         ylabel=metric.title,
         title=_binds(found, metric),
     )
@@ -60,8 +59,8 @@ def draw(drawing: Figure, found: Capacity) -> None:
         text = style.duration_text(bound) if metric.kind == "ms" else metric.text(bound)
         axes.axhline(bound, color=style.LIMIT, linestyle="--", linewidth=1.2, label=f"limit {text}")
     if found.bound is not None:
-        rate = found.bound.rate * found.unit.times
-        label = f"{rate:.4g} {found.unit.words}, kept in {found.bound.kept} of {seeds}"
+        rate = found.bound.rate * found.load.times
+        label = f"{rate:.4g} {found.load.words}, kept in {found.bound.kept} of {seeds}"
         axes.axvline(rate, color=style.PALETTE[2], linewidth=1.4, label=label)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4)
 
@@ -75,20 +74,22 @@ def shown_metric(found: Capacity) -> tuple[Metric, float | None]:
     if name == OVERLOADED:
         return QUEUE, None
     latency = name.removeprefix("slo.").removesuffix("_ms")
-    return REGISTRY[f"p99_{latency}_ms"], getattr(found.scenario.slo, f"{latency}_ms")
+    of_session = latency.removeprefix("session_")
+    key = f"p99_{latency}_ms" if of_session == latency else f"{SESSIONS}p99_{of_session}_ms"
+    return REGISTRY[key], getattr(found.scenario.slo, f"{latency}_ms")
 
 
 def _binds(found: Capacity, metric: Metric) -> str:
     words = {OVERLOADED: "a queue that keeps growing"}
     names = [words.get(name, name) for name in found.binding()]
     what = f"what binds: {', '.join(names)}" if names else metric.title
-    limited = [limit for limit in found.limits if limit.metric.key == WITHIN_SLO]
+    limited = [limit for limit in found.limits if limit.metric.key in (WITHIN_SLO, SESSIONS_WITHIN_SLO)]
     return f"{what} ({100 * limited[0].bound:g} % must be within the SLO)" if limited else what
 
 
 def _draw_runs(axes: Axes, found: Capacity, metric: Metric) -> list[float]:
     """Draw those near the capacity, and return what is shown."""
-    centre, times = (found.bound.rate if found.bound else None), found.unit.times
+    centre, times = (found.bound.rate if found.bound else None), found.load.times
     near = [run for run in found.tried if centre is None or NEAR[0] <= run.rate / centre <= NEAR[1]]
     shown: list[float] = []
     for is_met, marker, colour, label in ((True, "o", style.PALETTE[0], "holds"), (False, "x", FAILS, "fails")):
@@ -143,20 +144,20 @@ def content(found: Capacity, num_runs: int) -> dict[str, Any]:
         "scenario": found.scenario.name,
         "seeds": found.seeds,
         "resample_blocks": num_blocks(found.scenario),
-        "goal": {"capacity": found.unit.key, "limits": [limit_content(limit) for limit in found.limits]},
+        "goal": {"capacity": found.load.key, "limits": [limit_content(limit) for limit in found.limits]},
         "num_runs": num_runs,
         "feasible": found.is_feasible,
         "rate": bound
         and {
             "bound": bound.rate,
-            "bound_per_s": bound.rate * found.unit.times,
+            "bound_per_s": bound.rate * found.load.times,
             "kept_in": bound.kept,
             "of_seeds": len(bound.seeds),
             "median": found.median,
         },
-        "per_s": {"unit": found.unit.words, "times": found.unit.times},
-        "rate_as_it_stands": loads_of(found.scenario)[found.unit.key],
-        "load": bound and loads_of(found.scenario)[found.unit.key] / bound.rate,
+        "per_s": {"unit": found.load.words, "times": found.load.times},
+        "rate_as_it_stands": found.load.own,
+        "load": bound and found.load.own / bound.rate,
         "rate_by_seed": {str(seed): rate for seed, rate in found.by_seed.items()},
         "rate_of_the_trace_as_it_is": found.as_it_is,
         "lowest_tried": found.lowest,
@@ -169,23 +170,20 @@ def content(found: Capacity, num_runs: int) -> dict[str, Any]:
 
 def _lines(found: Capacity) -> Iterator[str]:
     limits = " and ".join(map(str, found.limits))
-    yield f"{found.scenario.name}: the highest {found.unit.what} with {limits}, and without a queue that keeps growing"
+    yield f"{found.scenario.name}: the highest {found.load.what} with {limits}, and without a queue that keeps growing"
     yield from _runs(found)
     yield ""
     if found.bound is not None:
         yield from _answer(found, found.bound)
     elif not found.is_feasible:
-        yield f"No {found.unit.what} holds, not even {_per_s(found, found.lowest)}; the lowest that was tried:"
+        yield f"No {found.load.what} holds, not even {_per_s(found, found.lowest)}; the lowest that was tried:"
         run = min(found.tried, key=lambda run: run.rate)
         yield from (f"  {limit.metric.key} {number(run.means[limit.metric.key])}" for limit in found.limits)
     elif found.median is None:
         highest = _per_s(found, found.highest)
-        too_few = f"{found.scenario.name} has too few {found.unit.of_them}"
-        yield f"No {found.unit.what} fails under every seed, up to {highest}: {too_few}"
-        raised = "workload.sessions.num_sessions" if found.unit.is_whole else "workload.num_prompts"
-        yield f"to overload it, or lets in only so many at once (max_concurrency). Raise {raised}."
+        yield f"No {found.load.what} fails under every seed, up to {highest}: {found.scenario.name} {_never(found)}"
     else:
-        yield f"Each seed keeps some {found.unit.what}, and all together none, down to {_per_s(found, found.lowest)}."
+        yield f"Each seed keeps some {found.load.what}, and all together none, down to {_per_s(found, found.lowest)}."
     if binds := found.binding():
         where = "just above it" if found.bound is not None else "at the lowest rate" if not found.is_feasible else ""
         total = len(found.seeds)
@@ -193,7 +191,7 @@ def _lines(found: Capacity) -> Iterator[str]:
         yield f"What binds {where}: {words}".replace("  ", " ")
     if found.bound is not None and found.is_upper_bound:
         yield "Only the growing queue decides, which shows late: an upper bound, a few percent high in runs of a"
-        yield "thousand requests. Raise workload.num_prompts, or limit a latency."
+        yield f"thousand requests. {_more(found)}, or limit a latency."
 
 
 def _runs(found: Capacity) -> Iterator[str]:
@@ -204,12 +202,13 @@ def _runs(found: Capacity) -> Iterator[str]:
     yield f"{len(found.tried)} runs under seeds {found.seeds[0]} to {(found.bound or found).seeds[-1]}"
     if is_resampled(found.scenario):
         runs = runs_words(found.scenario, len((found.bound or found).seeds))
-        yield f"The trace leaves nothing to the seed: these are {runs}, at its own mean rate times rate_scale."
+        pace = "" if found.load.is_users else ", at its own mean rate times rate_scale"
+        yield f"The trace leaves nothing to the seed: these are {runs}{pace}."
 
 
 def _answer(found: Capacity, bound: Bound) -> Iterator[str]:
     num, searched = len(bound.seeds), len(found.seeds)
-    higher = "with more" if found.unit.is_whole else "at a rate 0.5 % higher"
+    higher = "with more" if found.load.is_users else "at a rate 0.5 % higher"
     if num == 1:
         yield f"Capacity: {_per_s(found, bound.rate)}; {higher} the limits are broken."
     else:
@@ -218,21 +217,38 @@ def _answer(found: Capacity, bound: Bound) -> Iterator[str]:
         yield f"Half of the {searched} keep {_per_s(found, found.median)}; by seed:{_by_seed(found)}"
     if found.as_it_is is not None:
         yield f"The trace as it is, one run at each rate: {_per_s(found, found.as_it_is)}"
-    own = loads_of(found.scenario)[found.unit.key]
+    own = found.load.own
     yield f"As it stands: {_per_s(found, own)}, {own / bound.rate:.0%} of the capacity"
     yield f"To run at it: {set_flags(found.settings(bound.rate))}"
+
+
+def _never(found: Capacity) -> str:
+    """Why no load may fail, and what to raise."""
+    late = ", or lets in only so many at once (max_concurrency)"
+    if found.load.is_users:
+        late = ", or they come too seldom for more to be there at once" if found.scenario.workload.trace else ""
+    return f"has too few {found.load.of_them}\nto overload it{late}. {_more(found)}."
+
+
+def _more(found: Capacity) -> str:
+    """How a longer run is had."""
+    workload = found.scenario.workload
+    if workload.trace is not None:
+        return "Take a longer trace" + (", or raise rate_scale" if found.load.is_users else "")
+    return f"Raise workload.{'sessions.num_sessions' if workload.sessions else 'num_prompts'}"
 
 
 def _per_s(found: Capacity, rate: float | None) -> str:
     """With its unit, and for a trace the factor that makes it."""
     if rate is None:
         return "-"
-    factor = f" (rate_scale {rate:.4g})" if is_resampled(found.scenario) else ""
-    return f"{rate * found.unit.times:.4g} {found.unit.words}{factor}"
+    factor = f" (rate_scale {rate:.4g})" if found.load.key.endswith("rate_scale") else ""
+    words = "user" if found.load.is_users and rate == 1 else found.load.words
+    return f"{rate * found.load.times:.4g} {words}{factor}"
 
 
 def _by_seed(found: Capacity) -> str:
-    return "".join(f" {rate * found.unit.times:.4g}" for rate in found.by_seed.values() if rate is not None)
+    return "".join(f" {rate * found.load.times:.4g}" for rate in found.by_seed.values() if rate is not None)
 
 
 def _words(name: str) -> str:
@@ -242,4 +258,4 @@ def _words(name: str) -> str:
 def _write_runs(path: Path, found: Capacity) -> None:
     runs = sorted(found.tried, key=lambda run: (run.seed, run.rate))
     rows = [[run.seed, run.rate, run.is_met, "; ".join(run.broken), *run.means.values()] for run in runs]
-    write_csv(path, ["seed", found.unit.key, "met", "broken", *METRICS], rows)
+    write_csv(path, ["seed", found.load.key, "met", "broken", *METRICS], rows)

@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     help="Compare at each of these request rates (req/s; on a trace: of rate_scale), and draw them.",
 )
 @click.option(
+    "--users",
+    "users",
+    multiple=True,
+    metavar="N1,N2,...",
+    help="Instead, at each of these numbers of users at once: sessions, or requests under max_concurrency.",
+)
+@click.option(
     "--replications",
     type=click.IntRange(min=1),
     default=1,
@@ -71,6 +78,7 @@ def compare(
     versions: tuple[str, ...],
     routers: tuple[str, ...],
     rates: tuple[str, ...],
+    users: tuple[str, ...],
     replications: int,
     bonferroni: bool,
     bands: bool,
@@ -87,22 +95,22 @@ def compare(
 
     A policy that the scenario has keeps its parameters there; any other runs with its defaults. With --replications,
     all run under the same seeds, and each is compared with the first by the differences seed by seed. With --rate, at
-    each of several loads: the first rate of the scenario is set to it, and all others are changed as many times; one
-    candidate will do then. With --vllm-version, what the upgrade from the first version changes is told: the first step
-    that differs, and what each rule or default does alone. The table, its numbers and the pictures are written to DIR,
-    by default results/<name of FILE>-compare, with --rate results/<name of FILE>-loads. --figure draws the chosen
+    each of several loads: the first rate of the scenario is set to it, and all others are changed as many times; with
+    --users, so many sessions (or requests) are let in at once; one candidate will do then. With --vllm-version, what
+    the upgrade from the first version changes is told: the first step that differs, and what each rule or default does
+    alone. The table, its numbers and the pictures are written to DIR,
+    by default results/<name of FILE>-compare, with loads results/<name of FILE>-loads. --figure draws the chosen
     --metrics for a paper, and writes what it shows as a CSV of the same name beside it.
     """
     from simbatch.sim.report.compare import OWN_FILES, Comparison
     from simbatch.sim.scenario import resolve
     from simbatch.sim.scenario.chance import ONE_RUN, seeds_of
-    from simbatch.sim.search.compared import cells_under, replicated, summaries_of
-    from simbatch.sim.search.rates import parse_rates
+    from simbatch.sim.search.compared import cells_under, loads_from, replicated, summaries_of
 
-    loads = parse_rates(rates) if rates else []
+    loads = loads_from(rates, users)
     if bands and (loads or replications > 1):
         rule = "are drawn for one load and one seed"
-        raise UserError(Problem("--bands", rule, mend="leave out --rate and --replications, or --bands"))
+        raise UserError(Problem("--bands", rule, mend="leave out --rate, --users and --replications, or --bands"))
     named = {"--policy": policies, "--profile": profiles, "--router": routers, "--vllm-version": versions}
     candidates = _candidates(file, assignments, seed, named, least=1 if loads else 2)
     seeds = seeds_of((resolved.scenario for resolved in candidates.values()), replications)
@@ -111,7 +119,7 @@ def compare(
     drawn = _wanted_figure(metrics, figure, width)
     output = Output(folder, f"{file.stem}-{'loads' if loads else 'compare'}", OWN_FILES)
     if loads:
-        at_loads = _compared_at(candidates, loads, seeds, bonferroni, jobs, quiet)
+        at_loads = _compared_at(candidates, loads, seeds, bonferroni, jobs, quiet, by_users=bool(users))
         _show(at_loads, output, drawn, html=html, all_rows=True, as_json=as_json, quiet=quiet)
         return
     cells = cells_under(candidates, seeds[1:])
@@ -141,17 +149,21 @@ def _banded(
 
 def _compared_at(
     candidates: dict[str, Resolved],
-    rates: list[float],
+    values: list[float],
     seeds: Sequence[int],
     bonferroni: bool,
     jobs: int,
     quiet: bool,
+    *,
+    by_users: bool,
 ) -> LoadComparison:
     """At several loads."""
-    from simbatch.sim.search.compared import cells_at, compared_at, summaries_of
+    from simbatch.sim.search.compared import cells_at, compared_at, load_asked, summaries_of
 
-    found = summaries_of(cells_at(candidates, rates, seeds), _watch(quiet), say_to(quiet=quiet), jobs=jobs)
-    return compared_at(candidates, found, rates, seeds, bonferroni=bonferroni)
+    load = load_asked(next(iter(candidates.values())).scenario, by_users=by_users)
+    cells = cells_at(candidates, load, values, seeds)
+    found = summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs)
+    return compared_at(candidates, load, found, values, seeds, bonferroni=bonferroni)
 
 
 def _show(
@@ -235,7 +247,7 @@ def _candidates(
     each: list[list[str | None]] = [[*names] or [None] for names in named.values()]
     chosen = list(product(*each))
     if len(chosen) < least:
-        mend = "for example: --policy fixed --policy adaptive; or one at several loads: --rate 1,2,4"
+        mend = "for example: --policy fixed --policy adaptive; or one at several loads: --rate 1,2,4, --users 50,100"
         given = " ".join(name for name in chosen[0] if name)
         rule = "needs at least two policies, profiles, routers or versions of vLLM"
         raise UserError(Problem("compare", rule, given or NOTHING, mend))
