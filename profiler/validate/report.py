@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from simbatch.profiler.validate import CLIENT, ENGINE, REAL, ComparedFigure
 from simbatch.profiler.validate.many import SHOWN, Compared, Many
@@ -32,6 +32,9 @@ def _parts(validation: Validation) -> Iterator[RenderableType]:
     if validation.steps:
         yield ""
         yield _step_table(validation)
+    if validation.turns:
+        yield ""
+        yield _turn_table(validation)
     yield ""
     profile = validation.simulated.result.summary["simbatch"]["profile"]
     if "load" in validation.source:
@@ -110,6 +113,30 @@ def _step_table(validation: Validation) -> Table:
     if validation.admission_ms is not None:
         real, profile = (number(validation.admission_ms[side], 3) for side in ("real", "profile"))
         table.add_row("taking a request in", "", real, profile, "")
+    return table
+
+
+TURN_COLUMNS = ("turn", "requests", "mean TTFT, real (ms)", "simulated", "error", "from the cache, real", "simulated")
+
+
+def turn_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a turn has below `TURN_COLUMNS`."""
+    ttft, hits = row["mean_ttft_ms"], row["cached_tokens_share"]
+    error = "-" if not ttft["real"] or ttft["simulated"] is None else f"{ttft['simulated'] / ttft['real'] - 1:+.1%}"
+    turn = str(row["turn"]) if row["turn"] == row["last_turn"] else f"{row['turn']}-{row['last_turn']}"
+    times = (number(ttft["real"], 1), number(ttft["simulated"], 1))
+    return (turn, f"{row['num_requests']:,}", *times, error, percent(hits["real"]), percent(hits["simulated"]))
+
+
+def _turn_table(validation: Validation) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, title="sessions, turn by turn", title_justify="left", pad_edge=False)
+    for header in TURN_COLUMNS:
+        table.add_column(header, justify="right")
+    for row in validation.turns:
+        table.add_row(*turn_cells(row))
     return table
 
 
