@@ -11,11 +11,13 @@ from simbatch.profiler.validate.many import SHOWN, Many
 from simbatch.profiler.validate.pictures import LATENCIES, REAL, SIMULATED, latencies_of, panels_of
 from simbatch.profiler.validate.report import (
     HEADERS,
+    TURN_COLUMNS,
     cells_of_many,
     figure_cells,
     figure_headers,
     text_of,
     text_of_many,
+    turn_cells,
     verdict,
 )
 from simbatch.sim.report import style
@@ -44,7 +46,7 @@ def _page(found: Validation) -> ReportPage:
         answer=[*_answer(found), *([("Bounds", verdict(found))] if has_bounds else [])],
         warnings=[note for note in found.all_notes if note.startswith(WARNED)],
         charts=[*_error_chart(found.figures), *_distributions(found), *_time_chart(found)],
-        tables=[PageTable("Every figure", header, rows), *_steps(found), _notes(found.all_notes)],
+        tables=[PageTable("Every figure", header, rows), *_steps(found), *_turns(found), _notes(found.all_notes)],
         settings=[_source(found), *settings_tables(ours)],
         trust=[*trust_rows(ours)],
         scenario=facts.scenario,
@@ -142,6 +144,11 @@ def _steps(found: Validation) -> Iterator[PageTable]:
     if rows:
         title = "Where an error comes from: the real engine's steps, and what the profile says of them"
         yield PageTable(title, ("steps", "number", "real, mean (ms)", "profile (ms)", "error"), rows)
+
+
+def _turns(found: Validation) -> Iterator[PageTable]:
+    if found.turns:
+        yield PageTable("Sessions, turn by turn", TURN_COLUMNS, [turn_cells(row) for row in found.turns])
 
 
 def _notes(notes: list[str]) -> PageTable:

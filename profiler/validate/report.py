@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from simbatch.profiler.validate import CLIENT, ENGINE, REAL, ComparedFigure
 from simbatch.profiler.validate.many import SHOWN, Compared, Many
@@ -29,6 +29,9 @@ def _parts(validation: Validation) -> Iterator[str]:
     if validation.steps:
         yield ""
         yield from _step_table(validation)
+    if validation.turns:
+        rows = [turn_cells(row) for row in validation.turns]
+        yield from ("", "sessions, turn by turn", "", *table(TURN_COLUMNS, rows))
     yield ""
     profile = validation.simulated.result.summary["simbatch"]["profile"]
     if "load" in validation.source:
@@ -99,6 +102,18 @@ def _step_table(validation: Validation) -> list[str]:
         real, profile = (number(validation.admission_ms[side], 3) for side in ("real", "profile"))
         rows.append(("taking a request in", "", real, profile, ""))
     return [title, "", *table(("steps", "number", "real, mean (ms)", "profile (ms)", "error"), rows)]
+
+
+TURN_COLUMNS = ("turn", "requests", "mean TTFT, real (ms)", "simulated", "error", "from the cache, real", "simulated")
+
+
+def turn_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a turn has below `TURN_COLUMNS`."""
+    ttft, hits = row["mean_ttft_ms"], row["cached_tokens_share"]
+    error = "-" if not ttft["real"] or ttft["simulated"] is None else f"{ttft['simulated'] / ttft['real'] - 1:+.1%}"
+    turn = str(row["turn"]) if row["turn"] == row["last_turn"] else f"{row['turn']}-{row['last_turn']}"
+    times = (number(ttft["real"], 1), number(ttft["simulated"], 1))
+    return (turn, f"{row['num_requests']:,}", *times, error, percent(hits["real"]), percent(hits["simulated"]))
 
 
 def verdict(validation: Validation) -> str:
