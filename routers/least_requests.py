@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from simbatch.sim.plugins.router import ReplicaView, RequestView, Router
+from simbatch.sim.plugins.router import Router
 
 
 class LeastRequests(Router):
@@ -16,11 +15,4 @@ class LeastRequests(Router):
 
     known_as = "nginx's least_conn"
     draws: ClassVar = False
-
-    def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> ReplicaView:
-        """All books are looked at."""
-        best, fewest = replicas[0], replicas[0].num_requests
-        for replica in replicas:  # half of what `min` with a key takes, for every request
-            if (num_requests := replica.num_requests) < fewest:
-                best, fewest = replica, num_requests
-        return best
+    least: ClassVar = ("num_requests",)

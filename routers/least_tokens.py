@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import ClassVar
 
 from simbatch.sim.plugins.router import ReplicaView, RequestView, Router
-
-_num_tokens = attrgetter("num_tokens", "num_requests")
 
 
 class LeastTokens(Router):
@@ -20,10 +17,7 @@ class LeastTokens(Router):
 
     known_as = "Dynamo"
     draws: ClassVar = False
-
-    def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> ReplicaView:
-        """All books are looked at."""
-        return min(replicas, key=_num_tokens)
+    least: ClassVar = ("num_tokens", "num_requests")
 
     def why(self, request: RequestView, replicas: Sequence[ReplicaView]) -> str:
         """What is in flight."""

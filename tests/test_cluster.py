@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from simbatch.policies.vllm import VLLM
 from simbatch.routers import ReplicaView, RequestView, Router
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import ClusterRun, Member, Switch, run_cluster
-from simbatch.sim.engine.gateway import GatewayReplica, GatewayRequest
+from simbatch.sim.engine.gateway import Gateway, GatewayReplica, GatewayRequest
 from simbatch.sim.engine.record import FINISHED, UNFINISHED, RunRecord
 from simbatch.sim.metrics.curves import computed_tokens
 from simbatch.sim.plugins.router import ROUTERS
@@ -306,3 +307,27 @@ def test_all_turns_of_a_session_go_to_one_replica() -> None:
         to.setdefault(request.tenant, set()).add(chosen_by.route(GatewayRequest(request, 16), views).index)
     assert all(len(replicas) == 1 for replicas in to.values())
     assert len(set.union(*to.values())) == 5
+
+
+def test_the_gateway_compares_books_as_the_router_would() -> None:
+    """A router that only compares books is not asked; one that says so and has a `route` of its own is."""
+    drawn = random.Random(3)
+    sizes = {"group": 0, "profile": "p", "block_size": 16, "num_gpu_blocks": 9, "max_num_seqs": 9}
+    for name in ("least_requests", "least_tokens"):
+        chosen_by = router(name)
+        views = [GatewayReplica(i, None, **sizes) for i in range(7)]
+        gateway = Gateway(chosen_by, views, lambda: 0.0)
+        for i in range(300):
+            if i % 50 == 0:
+                gateway.set_up(i // 50, is_up=False)
+            request = Request(i, f"r{i}", 0, drawn.randrange(1, 4), 10)
+            gateway.look(0)
+            expected = chosen_by.route(GatewayRequest(request, 16), gateway.up).index
+            assert gateway.choose(request, 0) == expected
+            gateway.left(expected, request, drawn.randrange(2))
+
+    class Last(type(router("least_requests"))):
+        def route(self, request, replicas):
+            return replicas[-1]
+
+    assert Gateway(Last(), views, lambda: 0.0).choose(request, 0) == 6

@@ -105,6 +105,10 @@ class Gateway:
         self._coming: list[tuple[int, int, int, int]] = []
         self._number = 0
         self._draw = draw
+        # by whether a book counts tokens; none where the router is asked
+        self._by_tokens: list[bool] = []
+        if type(router).route is Router.route:
+            self._by_tokens = [book == "num_tokens" for book in router.least]
 
     def start(self) -> None:
         """Tell the router whom it has."""
@@ -116,8 +120,28 @@ class Gateway:
             self._fail("start", error, 0)
 
     def choose(self, request: Request, at_ps: int) -> int:
-        """Ask the router where to send a request, and enter it in the books; the number of the replica."""
+        """Where the router sends a request, which is entered in the books; the number of the replica."""
         self.look(at_ps)
+        chosen = self._with_least() if self._by_tokens else self._asked(request, at_ps)
+        if self.on_routed is not None:
+            self.on_routed(request, at_ps, chosen.index)
+        self.enter(chosen, request)
+        return chosen.index
+
+    def _with_least(self) -> GatewayReplica:
+        """What `route` of a router that only compares books returns."""
+        best = self.up[0]
+        for view in self.up:
+            for is_tokens in self._by_tokens:
+                ours = view.num_tokens if is_tokens else view.num_requests
+                least = best.num_tokens if is_tokens else best.num_requests
+                if ours != least:
+                    if ours < least:
+                        best = view
+                    break
+        return best
+
+    def _asked(self, request: Request, at_ps: int) -> GatewayReplica:
         view = GatewayRequest(request, self.views[0].block_size)
         try:
             chosen = self.router.route(view, self.up)
@@ -128,10 +152,7 @@ class Gateway:
         if not isinstance(chosen, GatewayReplica) or not chosen.is_up:
             rule = f"route must return one of the replicas that it was given, for request {request.request_id}"
             self._refuse(rule, chosen, at_ps)
-        if self.on_routed is not None:
-            self.on_routed(request, at_ps, chosen.index)
-        self.enter(chosen, request)
-        return chosen.index
+        return chosen
 
     def set_up(self, index: int, is_up: bool) -> None:
         """A replica may be sent requests from now on, or not."""
