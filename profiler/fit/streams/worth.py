@@ -53,9 +53,7 @@ def total_error(runs: Sequence[StepColumns], found: FittedSteps) -> float | None
     return ours / real - 1 if real else None
 
 
-def predicted(
-    run: StreamRun, runs: Sequence[StreamRun], shape: ModelShape, settings: dict[str, Any]
-) -> Means | None:
+def predicted(run: StreamRun, runs: Sequence[StreamRun], shape: ModelShape, settings: dict[str, Any]) -> Means | None:
     """How far a run is predicted by a fit on the others; None where there is none."""
     others = [other for other in runs if other is not run]
     if not others:
