@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+MORE = (
+    "#332288",
+    "#777777",
+    "#B2DF8A",
+    "#8B4513",
+    "#999933",
+    "#882255",
+    "#FFB6C1",
+    "#7F3C8D",
+)  # as far apart in CIELAB
 LIMIT = "#D55E00"  # SLOs, and nothing else
 INK = "#333333"
 DPI = 110
@@ -208,8 +218,9 @@ def sorted_shares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
-    """One colour per label, in the order of the palette."""
-    return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
+    """One colour per label, in the order of the palette; sixteen differ, as many as there are policies."""
+    every = (*PALETTE, *MORE)
+    return {label: every[i % len(every)] for i, label in enumerate(labels)}
 
 
 def label_apart(axes: Axes, points: Sequence[tuple[float, float, str]], *, fontsize: float = 8, **text: Any) -> None:
