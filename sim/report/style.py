@@ -30,7 +30,7 @@ MORE = (
     "#882255",
     "#FFB6C1",
     "#7F3C8D",
-)  # as far apart in CIELAB
+)  # as far apart
 LIMIT = "#D55E00"  # SLOs, and nothing else
 INK = "#333333"
 DPI = 110
