@@ -23,6 +23,7 @@ from simbatch.sim.report import run_pictures
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result as ResultClass
 from simbatch.sim.search.sweep import sweep
+from simbatch.sim.statistics import linear_percentiles
 from simbatch.sim.tuning.goal import Limit
 
 PERCENTS = [0, 1, 12.5, 50, 90, 95, 99, 100]
@@ -44,6 +45,19 @@ def pool(progressions):
 def expand(progressions):
     parts = [np.repeat(first + slope * np.arange(count), weight) for first, slope, count, weight in progressions]
     return np.concatenate(parts).astype(np.int64)
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=40))
+def test_percentiles_are_numpys_to_the_last_digit(values):
+    assert linear_percentiles(np.array(values), PERCENTS) == np.percentile(values, PERCENTS).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
+def test_intervals_are_counted_at_each_moment(pairs):
+    spans = [(min(pair), max(pair)) for pair in pairs]
+    curve = Curve.counting(*np.array(spans, dtype=np.int64).reshape(-1, 2).T)
+    assert curve.times.tolist() == sorted({moment for span in spans for moment in span})
+    assert curve.values.tolist() == [sum(a <= t < b for a, b in spans) for t in curve.times.tolist()]
 
 
 @given(st.lists(rows, min_size=1, max_size=12))

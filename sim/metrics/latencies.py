@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.metrics.columns import SloLimits, bounds, decoding_ps, e2el_ps, kept, let_in, slices, ttft_ps
+from simbatch.sim.statistics import between, linear_percentiles, rank_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -109,7 +110,8 @@ class PooledGaps:
 
     def percentiles_ps(self, percents: Sequence[float]) -> list[float]:
         """Percentiles (ps) that `numpy.percentile` would give for the expanded multiset (method `linear`)."""
-        return [self._percentile(percent) for percent in percents]
+        ranks = (rank_of(percent, self.size) for percent in percents)
+        return [between(*self.order_statistics(rank), share) for rank, share in ranks]
 
     def order_statistics(self, rank: int) -> tuple[int, int]:
         """The gaps of rank `rank` and `rank + 1` in ascending order, from 0; the last one twice at the end."""
@@ -137,20 +139,12 @@ class PooledGaps:
             values = part.first[row] + part.slope[row] * position
             mass += np.bincount(_bins(values), weights=(part.mass / pieces)[row], minlength=NUM_BINS)
         used = np.flatnonzero(mass)
-        ends = ((used + (BIN_ORIGIN + 1)) << BIN_SHIFT).view(np.float64)
-        return ends, np.cumsum(mass[used]) / self.size
+        return _begin_of(used + 1), np.cumsum(mass[used]) / self.size
 
     def _parts(self) -> Iterator[PooledGaps]:
         """The rows in slices, as views."""
         for part in bounds(len(self.first)):
             yield PooledGaps(self.first[part], self.slope[part], self.count[part], self.weight[part])
-
-    def _percentile(self, percent: float) -> float:
-        position = (self.size - 1) * (percent / 100)
-        rank = min(math.floor(position), self.size - 1)
-        low, high = self.order_statistics(rank)
-        share = position - rank
-        return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
 
     @cached_property
     def _num_by_bin(self) -> tuple[Ints, Ints]:
@@ -164,7 +158,9 @@ class PooledGaps:
 
     def _reaching_into(self, low: int, high: int) -> PooledGaps:
         """The rows with a value that may be in the bins from `low` to `high`."""
-        parts = [part._only((_bins(part.first) <= high) & (_bins(part.last) >= low)) for part in self._parts()]
+        # compared with the floats that a bin stands between, no value's own bin has to be found
+        begin, end = _begin_of(np.array([low, high + 1])).tolist()
+        parts = [part._only((part.first < end) & ((part.last >= begin) | (low == 0))) for part in self._parts()]
         columns = ([getattr(part, name) for part in parts] for name in ("first", "slope", "count", "weight"))
         return PooledGaps(*map(np.concatenate, columns))
 
@@ -206,6 +202,11 @@ def _bins(values: NDArray[np.generic]) -> Ints:
     bits: Ints = values.astype(np.float64).view(np.int64) >> BIN_SHIFT
     bits -= BIN_ORIGIN
     return np.maximum(bits, 0, out=bits)
+
+
+def _begin_of(bins: Ints) -> Floats:
+    """The least float of each bin but the first, which has all below it."""
+    return ((bins + BIN_ORIGIN) << BIN_SHIFT).view(np.float64)
 
 
 def _exact_dot(weights: Ints, values: Ints) -> int:
@@ -262,7 +263,7 @@ def describe(values_ms: NDArray[np.float64]) -> dict[str, Number]:
     """Mean, median, population deviation and linear percentiles; None without values."""
     if not len(values_ms):
         return dict.fromkeys(STATISTICS)
-    median, *percentiles = np.percentile(values_ms, PERCENTS)
+    median, *percentiles = linear_percentiles(values_ms, PERCENTS)
     figures = (values_ms.mean(), median, values_ms.std(), *percentiles)
     return {name: float(figure) for name, figure in zip(STATISTICS, figures, strict=True)}
 
@@ -294,7 +295,6 @@ def _latency_ps(record: RunRecord, name: str) -> NDArray[np.int64]:
     several = record.requests.num_output_tokens > 1
     num_gaps = record.requests.num_output_tokens[several] - 1
     tpot_ps = np.zeros(len(several), dtype=np.int64)
-    tpot_ps[several] = -(
-        -decoding_ps(record, several) // num_gaps
-    )  # rounded up: above a whole limit exactly when the quotient is
+    # rounded up: above a whole limit exactly when the quotient is
+    tpot_ps[several] = -(-decoding_ps(record, several) // num_gaps)
     return tpot_ps
