@@ -19,7 +19,7 @@ from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.columns import RunFacts, let_in
 from simbatch.sim.metrics.curves import output_tokens_per_second
-from simbatch.sim.metrics.groups import mean_normalised_latency_ms
+from simbatch.sim.metrics.groups import mean_or_none, normalised_latencies_ms
 from simbatch.sim.metrics.latencies import (
     Bools,
     Number,
@@ -108,7 +108,7 @@ class RunFigures:
 
     def mean_normalised_latency_ms(self) -> float | None:
         """Of the finished requests, E2EL per output token."""
-        return mean_normalised_latency_ms(self.record, self.done)
+        return mean_or_none(normalised_latencies_ms(self.record))
 
     def mean_waiting(self) -> float | None:
         """Requests that arrived and were not yet scheduled for the first time, over time (Little's law)."""

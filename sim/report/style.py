@@ -200,7 +200,7 @@ def count_axis(axes: Axes, highest: float) -> None:
 def sorted_shares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Values in order and the share of all up to each, as many as are drawn; `values` has one at least."""
     chosen = _evenly(len(values))
-    return np.partition(values, chosen)[chosen], (chosen + 1) / len(values)
+    return np.sort(values)[chosen], (chosen + 1) / len(values)
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
