@@ -11,15 +11,17 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from simbatch import Result, Scenario, UserError, compare, simulate, sweep
 from simbatch.cli import main
 from simbatch.sim.report import run_pictures, step_times, style
 from simbatch.sim.report.compare import ReplicatedComparison
-from simbatch.sim.report.compare_pictures import write_differences
+from simbatch.sim.report.compare_pictures import write_comparison, write_differences
 from simbatch.sim.report.perfetto import rows_of
 from simbatch.sim.search import sweep_plot
 from simbatch.sim.search.run import Runner
@@ -109,6 +111,22 @@ def test_differences_are_the_headline_rows(drawn: list[Figure], tmp_path: Path) 
     assert 3 <= len(names) <= 8
     assert figure.axes[0].get_xscale() == "log"
     assert names[0] == "Request goodput (req/s)  →"
+
+
+def test_candidates_that_run_alike_are_both_seen(drawn: list[Figure], tmp_path: Path) -> None:
+    """Pixels of either colour, where one line lies on the other all the way."""
+    result = simulate(SCENARIO)
+    write_comparison(tmp_path / "compare.png", {"one": result, "other": result})
+    _, queue, batch, *distributions = drawn[0].axes[:6]
+    canvas = FigureCanvasAgg(drawn[0])
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3]
+    for axes in (queue, batch, *distributions):
+        left, bottom, right, top = (round(edge) for edge in axes.get_window_extent().extents)
+        inside = pixels[bottom:top, left:right]
+        for colour in style.colours(["one", "other"]).values():
+            near = np.abs(inside - 255 * np.array(to_rgb(colour))).max(axis=2) < 40
+            assert near.sum() > 100, (axes.get_title(loc="left"), colour)
 
 
 def test_a_timeline_shows_who_was_preempted(drawn: list[Figure], tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ class PooledGaps:
         """
         mass, is_short = np.zeros(NUM_BINS), len(self.first) <= MAX_SKETCH_ROWS
         for part in self._parts():
-            values, weights = part.first + part.slope * (0.5 * part.count - 0.5), part.mass.astype(np.float64)
+            middle: Floats = (part.count - 1) / 2
+            values, weights = part.first + part.slope * middle, part.mass.astype(np.float64)
             if is_short:
                 values, weights = part._in_pieces()
             mass += np.bincount(_bins(values), weights=weights, minlength=NUM_BINS)

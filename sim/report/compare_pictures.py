@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import log
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.engine.record import FINISHED
 from simbatch.sim.metrics import curves
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NUM_BINS = 250
 MAX_NAMED = 4
+BESIDE = 1.3  # points: a pixel of the line below on either side
 Figures = tuple[str, dict[str, float | None], Callable[[float | None], str]]  # title, by candidate, as text
 LEGEND_EXTRA, LEGEND_WIDTH = 8, 130  # characters: line and space beside a label; what fits beside the title
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2EL"}
@@ -59,11 +60,12 @@ def _timelines(drawing: Figure, grid: GridSpec, results: Mapping[str, MeasuredRu
         axes.tick_params(labelbottom=False)
     edges, _, peak = arrivals(next(iter(records.values())), NUM_BINS)
     top.stairs(peak, edges / divisor, fill=True, color="#8A8A8A", linewidth=0)
-    for label, record in records.items():
+    for i, (label, record) in enumerate(records.items()):
+        look: dict[str, Any] = {"color": colours[label], "linewidth": style.line_width(i, len(records), BESIDE)}
         edges, _, peak = binned(curves.waiting_with_preempted(record), record, NUM_BINS)
-        queue.stairs(peak, edges / divisor, color=colours[label], linewidth=1.5, label=label)
+        queue.stairs(peak, edges / divisor, label=label, **look)
         edges, mean, _ = binned(curves.batch_size(record), record, NUM_BINS)
-        batch.stairs(mean, edges / divisor, color=colours[label], linewidth=1.5)
+        batch.stairs(mean, edges / divisor, **look)
     for axes, name, unit in (
         (top, "arrivals", "requests/s"),
         (queue, "waiting (peaks)", "requests"),
@@ -93,9 +95,10 @@ def _distribution(axes: Axes, name: str, results: Mapping[str, MeasuredRun], col
         axes.set_title(f"SLO {style.duration_text(limit)}", loc="right", color=style.LIMIT, fontsize=9)
         bounds.append(limit)
     style.latency_axis(axes, min(bounds), max(bounds), max_labels=5)
-    for label, v in values.items():
+    for i, (label, v) in enumerate(values.items()):
         if len(v):
-            style.cdf(axes, *style.sorted_shares(v), color=colours[label], linewidth=1.6)
+            width = style.line_width(i, len(values), BESIDE)
+            style.cdf(axes, *style.sorted_shares(v), color=colours[label], linewidth=width)
 
 
 def _bars(drawing: Figure, grid: GridSpec, results: Mapping[str, MeasuredRun], colours: Mapping[str, str]) -> None:

@@ -30,7 +30,6 @@ COLOURS = style.PALETTE[:7]  # yellow is too light for a line
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "<", ">", "*", "p", "h")
 LABEL_POINTS = 7.0
-THIN, STEP, MAX_STEPS = 1.1, 0.65, 4  # points: of the last line, and how much wider the ones under it are
 
 
 def draw(open_figure: Open, compared: OverLoads, metrics: Sequence[Metric], width: float) -> Figure:
@@ -197,7 +196,7 @@ def _look(i: int, num: int) -> dict[str, Any]:
     return {
         "color": COLOURS[i % len(COLOURS)],
         "linestyle": LINES[i % len(LINES)] if i else "-",
-        "linewidth": THIN + STEP * min(num - 1 - i, MAX_STEPS),
+        "linewidth": style.line_width(i, num),
         "marker": MARKERS[i % len(MARKERS)],
     }
 

@@ -47,8 +47,7 @@ RC: dict[str, Any] = {
 CURVE_POINTS = 400
 MAX_TITLE = 130  # characters
 LOG_FROM = 15  # axes are logarithmic when the highest value is that many times the lowest
-
-
+THIN, STEP, MAX_STEPS = 1.1, 0.65, 4  # points: of the last line, and how much wider the ones under it are
 KINDS = ("png", "pdf", "svg")
 
 
@@ -129,6 +128,11 @@ def title(drawing: Figure, what: str, facts: RunFacts) -> None:
     parameters = ", ".join(f"{key} {value}" for key, value in facts.policy_params.items() if value is not None)
     policy = f"{facts.policy} ({parameters})" if 0 < len(parameters) < 70 else facts.policy
     headline(drawing, f"{what}: {facts.scenario_name}, policy {policy}")
+
+
+def line_width(i: int, num: int, step: float = STEP) -> float:
+    """Of the i-th of so many lines, in points: where all of them run alike, each shows beside the next."""
+    return THIN + step * min(num - 1 - i, MAX_STEPS)
 
 
 def headline(drawing: Figure, text: str) -> None:
