@@ -278,7 +278,8 @@ def test_the_reference_has_every_trace_format() -> None:
 def test_the_reference_has_every_key_of_the_summary_and_no_other(result: Result) -> None:
     few = {"workload.num_prompts": 20, "cluster.replicas": 2}
     cluster = simulate(Scenario.load("bursty").override(few)).summary["simbatch"]["cluster"]
-    sessions = {key.removeprefix(SESSIONS): 0 for key in REGISTRY if key.startswith(SESSIONS)} | {"turns": []}
+    sessions = {key.removeprefix(SESSIONS): 0 for key in REGISTRY if key.startswith(SESSIONS)}
+    sessions |= {"turns": [], "slo.duration_ms": 0, "slo.without_thinking_ms": 0}
     ours = {**result.summary["simbatch"], "cluster": cluster, "sessions": sessions}
     documented, engine = (names(section(title)) for title in ("summary.json", "engine"))
     policy = names(read("docs/policies.md")) | {"name"}

@@ -84,7 +84,12 @@ def _ours(figures: RunFigures, ours: Ours) -> dict[str, Any]:
     if figures.sessions is None:
         sessions = {}
     else:
-        sessions["sessions"]["turns"] = figures.sessions.by_turn()
+        limits = facts.slo.session_limits()
+        sessions["sessions"] |= {
+            "slo": {f"{name}_ms": limit for name, limit in limits.items()},
+            "slo_share": figures.session_slo_share(),
+            "turns": figures.sessions.by_turn(),
+        }
     return {
         **_setting(facts),
         "requests": counts(record, everybody),

@@ -240,10 +240,17 @@ class SloLimits:
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     e2el_ms: float | None = None
+    session_duration_ms: float | None = None
+    session_without_thinking_ms: float | None = None
 
     def limits(self) -> dict[str, float]:
-        """The limits that are set, `{"ttft": 1000.0, ...}` in ms, always in the order ttft, tpot, e2el."""
+        """The limits on a request that are set, `{"ttft": 1000.0, ...}` in ms, in the order ttft, tpot, e2el."""
         given = {"ttft": self.ttft_ms, "tpot": self.tpot_ms, "e2el": self.e2el_ms}
+        return {name: float(limit) for name, limit in given.items() if limit is not None}
+
+    def session_limits(self) -> dict[str, float]:
+        """Those on a whole session, `{"duration": 60000.0, "without_thinking": 20000.0}` in ms."""
+        given = {"duration": self.session_duration_ms, "without_thinking": self.session_without_thinking_ms}
         return {name: float(limit) for name, limit in given.items() if limit is not None}
 
 

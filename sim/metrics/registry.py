@@ -22,6 +22,8 @@ LATENCIES = ("ttft", "tpot", "itl", "e2el")
 SESSIONS = "simbatch.sessions."
 STATISTIC_LABELS = {"mean": "Mean", "median": "Median", "std": "Std", "p90": "P90", "p95": "P95", "p99": "P99"}
 GOODPUT, THROUGHPUT, SLO_SHARE = "request_goodput", "output_throughput", "simbatch.slo_share."
+SESSION_GOODPUT, SESSION_SLO = f"{SESSIONS}goodput", f"{SESSIONS}slo_share."
+SESSIONS_WITHIN_SLO = f"{SESSION_SLO}all"
 WITHIN_SLO, NORMALISED = f"{SLO_SHARE}all", "simbatch.mean_normalised_latency_ms"
 PREEMPTIONS, TENANTS = "simbatch.num_preemptions", "simbatch.fairness.tenants"
 ONLY_WITH = {  # what a figure needs to be worth a row
@@ -32,14 +34,15 @@ ALIASES = {"throughput": THROUGHPUT, "goodput": GOODPUT, "slo_share": WITHIN_SLO
 # what a page with room for a few figures shows of them, in this order; what nobody measured is left out
 SHOWN: Mapping[str, Sequence[str]] = {
     "compare": (
-        *(GOODPUT, WITHIN_SLO, PREEMPTIONS, "p99_ttft_ms", "p99_tpot_ms", THROUGHPUT),
+        *(GOODPUT, WITHIN_SLO, SESSION_GOODPUT, SESSIONS_WITHIN_SLO),
+        *(PREEMPTIONS, "p99_ttft_ms", "p99_tpot_ms", THROUGHPUT),
         *(f"{SESSIONS}p99_duration_ms", "p99_e2el_ms", TENANTS, "request_throughput"),
     ),
     "compare.png": (WITHIN_SLO, "request_throughput", THROUGHPUT, "p99_ttft_ms"),
-    "loads": ("p99_ttft_ms", NORMALISED, WITHIN_SLO, TENANTS, "p99_tpot_ms", THROUGHPUT),
+    "loads": ("p99_ttft_ms", NORMALISED, WITHIN_SLO, SESSIONS_WITHIN_SLO, TENANTS, "p99_tpot_ms", THROUGHPUT),
     "rank": (GOODPUT, "p99_ttft_ms", "p99_tpot_ms", TENANTS),
     "recommend": (GOODPUT, WITHIN_SLO, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms", PREEMPTIONS),
-    "sweep": ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms"),
+    "sweep": ("request_throughput", GOODPUT, SESSION_GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms"),
     "sweep.png": ("request_throughput", GOODPUT, THROUGHPUT, "p99_ttft_ms", "p99_tpot_ms"),
     "tune": (THROUGHPUT, GOODPUT, "p99_ttft_ms", "p99_tpot_ms"),
     "upgrade": (
@@ -99,6 +102,13 @@ def _sessions() -> Iterator[Metric]:
     yield _of_sessions("max_concurrent", "Sessions at once, max", None, "count", SessionFigures.max_concurrent)
     throughput = ("throughput", "Session throughput (sessions/s)")
     yield _of_sessions(*throughput, HIGHER, "number", SessionFigures.throughput, is_compared=True)
+    within = "Sessions within SLO"
+    yield Metric(
+        SESSION_GOODPUT, "Session goodput (sessions/s)", HIGHER, "number", RunFigures.session_goodput, is_compared=True
+    )
+    for name in ("all", "duration", "without_thinking"):  # computed together
+        label = within if name == "all" else f"{within}, {name.replace('_', ' ')}"
+        yield Metric(f"{SESSION_SLO}{name}", label, HIGHER, "share", is_compared=name == "all")
     for name, label in (("duration", "session"), ("without_thinking", "session, thinking excluded")):
         for statistic in STATISTICS:
             yield _of_sessions(

@@ -86,6 +86,20 @@ class RunFigures:
         slo = self.facts.slo
         return ratio(int(within_slo(self.record, slo).sum()), self.duration_s()) if slo.limits() else None
 
+    def session_goodput(self) -> float | None:
+        """Sessions within every limit on sessions per second; None without sessions, or without such a limit."""
+        limits = self.facts.slo.session_limits()
+        return ratio(self.sessions.num_within(limits), self.duration_s()) if self.sessions and limits else None
+
+    def session_slo_share(self) -> dict[str, Number]:
+        """Of all sessions, those within all limits and within each; empty without sessions, or without such a limit."""
+        limits = self.facts.slo.session_limits()
+        if self.sessions is None or not limits:
+            return {}
+        asked = {"all": limits, **{name: {name: limit} for name, limit in limits.items()}}
+        total = self.sessions.num_sessions()
+        return {name: ratio(self.sessions.num_within(each), total) for name, each in asked.items()}
+
     def output_throughput(self) -> float | None:
         """Output tokens per second."""
         return ratio(self.num_output_tokens(), self.duration_s())

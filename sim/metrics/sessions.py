@@ -11,6 +11,7 @@ prefix cache (it was evicted, or is on another replica) is computed again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, NEVER_PS, RunRecord
 from simbatch.sim.metrics.columns import let_in, ttft_ps
-from simbatch.sim.metrics.latencies import Bools, Number, describe, duration_ps, ratio
+from simbatch.sim.metrics.latencies import MAX_INT64, Bools, Number, describe, duration_ps, ratio
 from simbatch.sim.metrics.step_function import Curve
 from simbatch.sim.workload.turns import Turns
 
@@ -63,6 +64,13 @@ class SessionFigures:
     def throughput(self) -> float | None:
         """Completed sessions per second."""
         return ratio(self.num_completed(), duration_ps(self.record) / PS_PER_S)
+
+    def num_within(self, limits: Mapping[str, float]) -> int:
+        """Completed sessions within all of these limits (ms by `duration`, `without_thinking`); in whole ps."""
+        good = self._is_completed.copy()
+        for name, limit_ms in limits.items():
+            good &= self._times_ps[name] <= min(round(limit_ms * PS_PER_MS), MAX_INT64)
+        return int(good.sum())
 
     def max_concurrent(self) -> int:
         """The most sessions at once, from the first sending to the last token."""
@@ -162,9 +170,13 @@ class SessionFigures:
 
     @cached_property
     def _latencies(self) -> dict[str, dict[str, Number]]:
+        return {name: describe(ps[self._is_completed] / PS_PER_MS) for name, ps in self._times_ps.items()}
+
+    @cached_property
+    def _times_ps(self) -> dict[str, Ints]:
+        """By session."""
         begun, ended = self._bounds_ps
-        times_ps = {"duration": ended - begun, "without_thinking": self._in_flight_ps()}
-        return {name: describe(ps[self._is_completed] / PS_PER_MS) for name, ps in times_ps.items()}
+        return {"duration": ended - begun, "without_thinking": self._in_flight_ps()}
 
     @cached_property
     def _bounds_ps(self) -> tuple[Ints, Ints]:

@@ -82,11 +82,10 @@ class FleetQuestion:
     def kept(self) -> tuple[Limit, ...]:
         """The limits, or that 99 % of the requests keep the scenario's SLO; UserError without either."""
         scenario = self.asked[0].scenario
-        has_slo = bool(scenario.slo.model_dump(exclude_none=True))
-        if not (self.limits or has_slo):
+        if not (self.limits or scenario.slo.model_dump(exclude_none=True)):
             mend = "for example --limit p99_ttft_ms=1000 --limit p99_tpot_ms=50"
             raise UserError(Problem("--limit", "a fleet is planned for limits, and there are none", NOTHING, mend))
-        Goal((), tuple(self.limits)).check_slo(has_slo)
+        Goal((), tuple(self.limits)).check_slo(scenario.slo)
         return capacity_limits(scenario, self.limits)
 
     def answer(

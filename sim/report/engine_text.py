@@ -178,7 +178,7 @@ MIN_WAIT = 0.1  # of the time, from which on a wait for host or front end is wor
 def answer(summary: Mapping[str, Any]) -> Iterator[str]:
     """The four lines; `summary` as in summary.json."""
     ours = summary["simbatch"]
-    yield f"SLO: {_kept(summary)}."
+    yield f"SLO: {'; '.join([_kept(summary), *_kept_by_sessions(summary)])}."
     yield f"What binds: {' and '.join(_binding(ours)) or 'nothing but the time that steps take'}."
     yield f"Load: {_load(ours)}."
     yield f"Trust: {trust_of(ours['profile'])}."
@@ -189,13 +189,20 @@ def _kept(summary: Mapping[str, Any]) -> str:
     shares = {name: share for name, share in ours["slo_share"].items() if share is not None}
     if not shares:
         tails = ", ".join(f"{name.upper()} {number(summary[f'p99_{name}_ms'], 0)} ms" for name in ("ttft", "tpot"))
-        return f"none is set; P99 {tails}, {number(summary['output_throughput'])} output tok/s"
+        none = "none is set" if not ours.get("sessions", {}).get("slo") else "none on requests"
+        return f"{none}; P99 {tails}, {number(summary['output_throughput'])} output tok/s"
     kept = f"{percent(shares.pop('all'))} of {ours['requests']['total']:,} requests keep it"
     worst = min(shares, key=lambda name: shares[name], default=None)
     if worst is None or shares[worst] == 1:
         return kept
     limit = ours["slo"][f"{worst}_ms"]
     return f"{kept}; {worst.upper()} breaks it most ({percent(shares[worst])} are within {limit:g} ms)"
+
+
+def _kept_by_sessions(summary: Mapping[str, Any]) -> Iterator[str]:
+    sessions = summary["simbatch"].get("sessions", {})
+    if (share := sessions.get("slo_share", {}).get("all")) is not None:
+        yield f"{percent(share)} of {sessions['num_sessions']:,} sessions keep theirs"
 
 
 def _binding(ours: Mapping[str, Any]) -> Iterator[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 6  # turns on the console: the first ones and the last
 MAX_DRAWN = 200  # turns
 MIN_REQUESTS = 5  # of a turn that is drawn, unless no turn has as many
+LABELS = {"duration": "Time to finish", "without_thinking": "Without thinking"}
 COLUMNS = ("turn", "requests", "TTFT mean", "TTFT median", "TTFT p99", "prompt tokens", "cached")
 
 
@@ -32,7 +33,9 @@ def session_lines(sessions: Mapping[str, Any] | None) -> Iterator[str]:
     if sessions["num_turns_not_sent"]:
         yield row_of("Turns not sent since theirs had ended:", f"{sessions['num_turns_not_sent']:,}")
     yield row_of("Sessions at once, max:", f"{sessions['max_concurrent']:,}")
-    for name, label in (("duration", "Time to finish"), ("without_thinking", "Without thinking")):
+    for label, text in slo_rows(sessions):
+        yield row_of(f"{label}:", text)
+    for name, label in LABELS.items():
         figures = " / ".join(number(sessions[f"{statistic}_{name}_ms"], 1) for statistic in ("mean", "p99"))
         yield row_of(f"{label}, mean / P99:", figures)
     if sessions["num_recomputed_tokens"]:
@@ -40,12 +43,24 @@ def session_lines(sessions: Mapping[str, Any] | None) -> Iterator[str]:
         yield row_of("Conversation computed again (tokens):", f"{sessions['num_recomputed_tokens']:,} ({share})")
     rows = sessions["turns"]
     shown = rows if len(rows) <= MAX_ROWS else [*rows[: MAX_ROWS - 1], rows[-1]]
-    yield from table(COLUMNS, [_cells(row) for row in shown])
+    yield from table(COLUMNS, [turn_cells(row) for row in shown])
     if len(rows) > len(shown):
         yield f"(turns {shown[-2]['turn'] + 1} to {shown[-1]['turn'] - 1} in summary.json)"
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def slo_rows(sessions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How many sessions kept each limit that is set, and all of them; `sessions` as in summary.json."""
+    if not (shares := sessions["slo_share"]):
+        return
+    for key, limit in sessions["slo"].items():
+        name = key.removesuffix("_ms")
+        yield f"{LABELS[name]} <= {limit:g} ms", percent(shares[name])
+    yield "Sessions within SLO", percent(shares["all"])
+    yield "Session goodput (sessions/s)", number(sessions["goodput"], 3)
+
+
+def turn_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a turn has below `COLUMNS`."""
     return (
         str(row["turn"]) if row["turn"] == row["last_turn"] else f"{row['turn']}-{row['last_turn']}",
         f"{row['num_requests']:,}",

@@ -71,12 +71,31 @@ class PolicyChoice(Strict):
         return dict(self.model_extra or {})
 
 
+OF_A_SESSION = "session_"
+
+
 class SloSection(Strict):
-    """What a user must get for a request to count as good, in ms, as in `vllm bench serve --goodput`."""
+    """What a user must get for a request to count as good, in ms, as in `vllm bench serve --goodput`; or a session."""
 
     ttft_ms: Milliseconds | None = Field(default=None, description="time to first token, ms")
     tpot_ms: Milliseconds | None = Field(default=None, description="time per output token after the first, ms")
     e2el_ms: Milliseconds | None = Field(default=None, description="end-to-end latency, ms")
+    session_duration_ms: Milliseconds | None = Field(
+        default=None, description="from the sending of a session's first turn to the last token of its last one, ms"
+    )
+    session_without_thinking_ms: Milliseconds | None = Field(
+        default=None, description="of that the time with a turn in flight: without think time and tools, ms"
+    )
+
+    def of_requests(self) -> dict[str, float]:
+        """The limits on a request that are set, `{"ttft_ms": 1000.0}`."""
+        given: dict[str, float] = self.model_dump(exclude_none=True)
+        return {key: limit for key, limit in given.items() if not key.startswith(OF_A_SESSION)}
+
+    def of_sessions(self) -> dict[str, float]:
+        """The limits on a whole session that are set, `{"session_duration_ms": 60000.0}`."""
+        given: dict[str, float] = self.model_dump(exclude_none=True)
+        return {key: limit for key, limit in given.items() if key.startswith(OF_A_SESSION)}
 
 
 class HostChoice(Strict):

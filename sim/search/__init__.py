@@ -16,6 +16,7 @@ from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.workload.chunk import PredictedSource, Predictor, unread_of
+from simbatch.sim.workload.turns import turns_in
 
 if TYPE_CHECKING:
     from simbatch.sim.engine import Member
@@ -125,6 +126,10 @@ def _requests(resolved: Resolved) -> RequestSource:
 
     scenario = resolved.scenario
     source = open_workload(scenario.workload, seed=scenario.seed, folder=scenario.folder)
+    if (limits := scenario.slo.of_sessions()) and turns_in(source) is None:
+        key, limit = next(iter(limits.items()))
+        rule, mend = "is a limit on sessions, and the workload has none", "add workload.sessions, or leave it out"
+        raise UserError(Problem(f"slo.{key}", rule, limit, mend))
     return source if resolved.predictor is None else PredictedSource(source, resolved.predictor)
 
 

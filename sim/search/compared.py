@@ -185,7 +185,7 @@ def compared_at(
             experiment.add(label, seed, summary, value)
     first = next(iter(candidates.values()))
     scenario = first.scenario
-    limits = {name.removesuffix("_ms"): limit for name, limit in scenario.slo.model_dump(exclude_none=True).items()}
+    limits = {name.removesuffix("_ms"): limit for name, limit in scenario.slo.of_requests().items()}
     may_vary = of_trace or any(has_chance(each.scenario) for each in candidates.values())
     axis = load.axis if load.is_users else axis_of(scenario)
     told: tuple[Any, ...] = (axis, experiment, limits, bonferroni, may_vary, first.dump(), load.times)

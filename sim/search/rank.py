@@ -26,7 +26,9 @@ from simbatch.sim.search.cells import Cell, cells_of
 from simbatch.sim.statistics import CONFIDENCE
 from simbatch.sim.text import percent
 
-WITHIN_SLO, OUTPUT, NORMALISED = (REGISTRY[key] for key in (registry.WITHIN_SLO, THROUGHPUT, registry.NORMALISED))
+WITHIN_SLO, SESSIONS_WITHIN_SLO, OUTPUT, NORMALISED = (
+    REGISTRY[key] for key in (registry.WITHIN_SLO, registry.SESSIONS_WITHIN_SLO, THROUGHPUT, registry.NORMALISED)
+)
 MIN_POLICIES = 2
 REPLICATIONS = 10
 
@@ -48,8 +50,10 @@ class RankedScenario:
     @property
     def judge(self) -> Metric:
         """The figure that decides."""
-        if self.scenario.slo.model_dump(exclude_none=True):
+        if self.scenario.slo.of_requests():
             return WITHIN_SLO
+        if self.scenario.slo.of_sessions():
+            return SESSIONS_WITHIN_SLO
         process = getattr(self.scenario.workload.arrival, "process", None)
         return OUTPUT if process == "all_at_once" else NORMALISED
 
@@ -104,7 +108,7 @@ class Judged:
         for policy, cells in entry.cells.items():
             for cell in cells:
                 experiment.add(policy, cell.seed, summaries[cell.key])
-        if entry.judge is WITHIN_SLO:
+        if entry.judge in (WITHIN_SLO, SESSIONS_WITHIN_SLO):
             return cls(entry, experiment, entry.left_out)
         rejected = {policy: runs.rejected_share for policy, _, runs in experiment}
         fewest = min(rejected.values())

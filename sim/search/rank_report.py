@@ -15,7 +15,16 @@ from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.results import files
 from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario.chance import ONE_RUN, runs_words
-from simbatch.sim.search.rank import NORMALISED, OUTPUT, WITHIN_SLO, Judged, PolicyStanding, RankingPlan, overall
+from simbatch.sim.search.rank import (
+    NORMALISED,
+    OUTPUT,
+    SESSIONS_WITHIN_SLO,
+    WITHIN_SLO,
+    Judged,
+    PolicyStanding,
+    RankingPlan,
+    overall,
+)
 from simbatch.sim.text import percent, table
 
 OWN_FILES = ("ranking.md", "ranking.json")
@@ -23,6 +32,7 @@ OTHERS = shown("rank")
 BEST, EQUAL = "best", "not told apart from the best"
 WORDS = {
     WITHIN_SLO.key: "the share of requests within the SLO",
+    SESSIONS_WITHIN_SLO.key: "the share of sessions within the SLO",
     OUTPUT.key: "output tokens per second (no SLO, everything arrives at once)",
     NORMALISED.key: "the mean latency per output token (no SLO)",
 }

@@ -17,7 +17,7 @@ from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.results import Experiment, files
 from simbatch.sim.results.runs import Summary, figures_of
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
-from simbatch.sim.scenario.model import Scenario
+from simbatch.sim.scenario.model import OF_A_SESSION, Scenario
 from simbatch.sim.search.cells import Cell, CellStore, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
 from simbatch.sim.search.sweep_grid import grid_of
@@ -67,7 +67,12 @@ class Sweep:
         """The SLO in ms, by latency, where it is the same for all cells."""
         slo = [cell.scenario.get("slo") or {} for cell in self.cells]
         is_one = all(each == slo[0] for each in slo)
-        return {name.removesuffix("_ms"): limit for name, limit in slo[0].items() if limit} if is_one and slo else {}
+        given = slo[0] if is_one and slo else {}
+        return {
+            name.removesuffix("_ms"): limit
+            for name, limit in given.items()
+            if limit and not name.startswith(OF_A_SESSION)
+        }
 
     @property
     def num_missing(self) -> int:

@@ -197,7 +197,7 @@ def capacity(
     """
     given = [Limit.parse(f"{name}={bound!r}") for name, bound in (limits or {}).items()]
     kept = capacity_limits(scenario, given)
-    Goal((), kept).check_slo(bool(scenario.slo.model_dump(exclude_none=True)))
+    Goal((), kept).check_slo(scenario.slo)
     store = None if folder is None else CellStore(Path(folder, "cells"))
     runner = Runner(scenario, store, jobs=jobs)
     return CapacityAnswer(find_capacity(scenario, kept, runner, replications), runner.num_runs)

@@ -22,7 +22,7 @@ from math import ceil, log2
 from statistics import median
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE, WITHIN_SLO
+from simbatch.sim.metrics.registry import REGISTRY, SESSION_SLO, SESSIONS_WITHIN_SLO, SLO_SHARE, WITHIN_SLO
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Means, Runs
@@ -42,7 +42,11 @@ REPLICATIONS = 8
 FRESH = 10  # seeds that were not searched, under which the bound must hold too
 ONE_MAY_FAIL_OF = 18
 DOWN = 4  # steps from a rate that too many seeds break to the next one (2.2 %)
-DEFAULT_SHARE = 0.99  # of the requests within the SLO
+DEFAULT_SHARE = 0.99  # of the requests, and of the sessions, within the SLO
+PARTS_OF_SLO = {  # by the share of all within it: the shares within each limit, by what this is called under `slo`
+    WITHIN_SLO: ({name: name for name in ("ttft", "tpot", "e2el")}, SLO_SHARE),
+    SESSIONS_WITHIN_SLO: ({f"session_{name}": name for name in ("duration", "without_thinking")}, SESSION_SLO),
+}
 
 
 @dataclass(frozen=True)
@@ -246,14 +250,15 @@ class _Bisection:
 
 
 def capacity_limits(scenario: Scenario, limits: Sequence[Limit]) -> tuple[Limit, ...]:
-    """What must hold: the limits given, or that 99 % of the requests are within the SLO; UserError without either."""
+    """What must hold: the limits given, or that 99 % of requests and sessions keep their SLO; UserError without any."""
     if limits:
         return tuple(limits)
-    if not any(scenario.slo.model_dump(exclude_none=True)):
+    kept = {WITHIN_SLO: scenario.slo.of_requests(), SESSIONS_WITHIN_SLO: scenario.slo.of_sessions()}
+    if not any(kept.values()):
         rule = "a capacity is the highest rate that meets something, and the scenario has no SLO"
         mend = "for example: --set 'slo={ttft_ms: 1000, tpot_ms: 50}', or --limit p99_ttft_ms=1000"
         raise UserError(Problem("slo", rule, mend=mend))
-    return (Limit(METRICS[WITHIN_SLO], DEFAULT_SHARE),)
+    return tuple(Limit(METRICS[key], DEFAULT_SHARE) for key, given in kept.items() if given)
 
 
 def _tried(step: int, seed: int, rate: float, runs: Runs, limits: Sequence[Limit]) -> Tried:
@@ -262,12 +267,13 @@ def _tried(step: int, seed: int, rate: float, runs: Runs, limits: Sequence[Limit
 
 
 def _broken(limit: Limit, means: Means) -> list[str]:
-    """The limit if it is broken; of a share of requests within the SLO, the latencies that lower it most."""
+    """The limit if it is broken; of a share within the SLO, the latencies that lower it most."""
     if limit.excess(means[limit.metric.key]) <= 0:
         return []
-    if limit.metric.key != WITHIN_SLO:
+    if limit.metric.key not in PARTS_OF_SLO:
         return [str(limit)]
-    shares = {name: means[f"{SLO_SHARE}{name}"] for name in ("ttft", "tpot", "e2el")}
+    parts, prefix = PARTS_OF_SLO[limit.metric.key]
+    shares = {name: means[f"{prefix}{key}"] for name, key in parts.items()}
     measured = {name: share for name, share in shares.items() if share is not None}
     return [f"slo.{name}_ms" for name, share in measured.items() if share == min(measured.values())]
 

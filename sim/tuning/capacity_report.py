@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO
+from simbatch.sim.metrics.registry import REGISTRY, SESSIONS, SESSIONS_WITHIN_SLO, WITHIN_SLO
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.report import style
@@ -74,14 +74,16 @@ def shown_metric(found: Capacity) -> tuple[Metric, float | None]:
     if name == OVERLOADED:
         return QUEUE, None
     latency = name.removeprefix("slo.").removesuffix("_ms")
-    return REGISTRY[f"p99_{latency}_ms"], getattr(found.scenario.slo, f"{latency}_ms")
+    of_session = latency.removeprefix("session_")
+    key = f"p99_{latency}_ms" if of_session == latency else f"{SESSIONS}p99_{of_session}_ms"
+    return REGISTRY[key], getattr(found.scenario.slo, f"{latency}_ms")
 
 
 def _binds(found: Capacity, metric: Metric) -> str:
     words = {OVERLOADED: "a queue that keeps growing"}
     names = [words.get(name, name) for name in found.binding()]
     what = f"what binds: {', '.join(names)}" if names else metric.title
-    limited = [limit for limit in found.limits if limit.metric.key == WITHIN_SLO]
+    limited = [limit for limit in found.limits if limit.metric.key in (WITHIN_SLO, SESSIONS_WITHIN_SLO)]
     return f"{what} ({100 * limited[0].bound:g} % must be within the SLO)" if limited else what
 
 
@@ -241,7 +243,8 @@ def _per_s(found: Capacity, rate: float | None) -> str:
     if rate is None:
         return "-"
     factor = f" (rate_scale {rate:.4g})" if found.load.key.endswith("rate_scale") else ""
-    return f"{rate * found.load.times:.4g} {found.load.words}{factor}"
+    words = "user" if found.load.is_users and rate == 1 else found.load.words
+    return f"{rate * found.load.times:.4g} {words}{factor}"
 
 
 def _by_seed(found: Capacity) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import product
 from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import ALIASES, GOODPUT, SLO_SHARE, searchable
+from simbatch.sim.metrics.registry import ALIASES, GOODPUT, SESSION_GOODPUT, SESSION_SLO, SLO_SHARE, searchable
 from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
 
 if TYPE_CHECKING:
     from simbatch.sim.results.runs import Means
+    from simbatch.sim.scenario.model import SloSection
 
 METRICS = searchable()
 
@@ -73,12 +75,17 @@ class Goal:
     metrics: tuple[Metric, ...]
     limits: tuple[Limit, ...] = ()
 
-    def check_slo(self, has_slo: bool) -> None:
+    def check_slo(self, slo: SloSection) -> None:
         """UserError when a figure needs SLOs and the scenario has none."""
-        for metric in (*self.metrics, *(limit.metric for limit in self.limits)):
-            if not has_slo and (metric.key == GOODPUT or metric.key.startswith(SLO_SHARE)):
-                rule = f"{metric.key} counts requests within the SLO, and the scenario has none"
-                raise UserError(Problem("slo", rule, mend="for example: --set 'slo={ttft_ms: 1000, tpot_ms: 50}'"))
+        needs = {
+            (GOODPUT, SLO_SHARE): ("requests", slo.of_requests(), "{ttft_ms: 1000, tpot_ms: 50}"),
+            (SESSION_GOODPUT, SESSION_SLO): ("sessions", slo.of_sessions(), "{session_without_thinking_ms: 60000}"),
+        }
+        named = (*self.metrics, *(limit.metric for limit in self.limits))
+        for metric, (names, (what, given, example)) in product(named, needs.items()):
+            if not given and metric.key.startswith(names):
+                rule = f"{metric.key} counts {what} within the SLO, and the scenario has none"
+                raise UserError(Problem("slo", rule, mend=f"for example: --set 'slo={example}'"))
 
     @property
     def maximise(self) -> list[bool]:

@@ -124,8 +124,7 @@ class Recommendation:
     @property
     def slo(self) -> dict[str, float]:
         """The limits that are set, ms."""
-        limits: dict[str, float] = self.scenario.slo.model_dump(exclude_none=True)
-        return limits
+        return self.scenario.slo.of_requests()
 
     @property
     def best(self) -> TriedChoice:
@@ -165,7 +164,7 @@ class _Search:
 
     def __init__(self, case: UseCase, scenario: Scenario, profile: MeasuredProfile, evaluate: Evaluate) -> None:
         self.case, self.scenario, self._evaluate = case, scenario, evaluate
-        self.goal = GOODPUT if scenario.slo.model_dump(exclude_none=True) else THROUGHPUT
+        self.goal = GOODPUT if scenario.slo.of_requests() else THROUGHPUT
         self.default = BatchChoice(profile.default_max_num_seqs, profile.default_max_num_batched_tokens)
         self.prior = BatchChoice(case.prior(profile.memory.total_bytes), self.default.max_num_batched_tokens)
         self.seeds = seeds_of([scenario], NUM_SEEDS)

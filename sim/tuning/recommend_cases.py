@@ -114,7 +114,7 @@ def case_of(case: UseCase, scenario: Scenario) -> UseCase:
     return replace(
         case,
         words=f"that of {scenario.name}, {workload.request_rate:g} req/s",
-        slo=scenario.slo.model_dump(exclude_none=True),
+        slo=scenario.slo.of_requests(),
         num_prompts=workload.num_prompts or case.num_prompts,
         burstiness=workload.burstiness,
     )

@@ -93,7 +93,7 @@ def tune(
     if capacity:
         text, written, unread = _capacity(scenario, kept, output.folder, replications, jobs, html, resume, quiet)
     else:
-        goal = _goal(maximize or ("goodput" if _has_slo(scenario) else "throughput"), pareto, knee, kept)
+        goal = _goal(maximize or _default_goal(scenario), pareto, knee, kept)
         space = _space(scenario, goal, over, knee)
         sizes = (trials, replications or 1, confirm, 0 if no_bands else NUM_DRAWS)
         text, written, unread = _tune(space, goal, output.folder, sizes, knee, jobs, html, resume, quiet)
@@ -118,7 +118,7 @@ def _tune(
     from simbatch.sim.tuning.tune_report import report
 
     trials, replications, confirm, num_draws = sizes
-    goal.check_slo(_has_slo(space.scenario))
+    goal.check_slo(space.scenario.slo)
     trials = default_trials(space) if trials is None else trials
     total = trials * replications + 2 * (confirm + num_draws)
     ways: dict[str, Any] = {"trials": trials, "replications": replications, "confirm": confirm, "num_draws": num_draws}
@@ -150,7 +150,7 @@ def _capacity(
         rule = "a bound needs at least two seeds"
         raise UserError(Problem("--replications", rule, replications, "leave it out for 8"))
     limits = capacity_limits(scenario, limits)
-    Goal((), limits).check_slo(_has_slo(scenario))
+    Goal((), limits).check_slo(scenario.slo)
     with progress_of("capacity", None, quiet=quiet) as progress:
         runner = _runner(scenario, folder, jobs, resume, progress)
         found = find_capacity(scenario, limits, runner, replications)
@@ -172,8 +172,13 @@ def _mode(pareto: str | None, knee: bool, capacity: bool) -> str:
     return "knee" if knee else "pareto" if pareto else "tune"
 
 
-def _has_slo(scenario: Scenario) -> bool:
-    return bool(scenario.slo.model_dump(exclude_none=True))
+def _default_goal(scenario: Scenario) -> str:
+    """What to make large where nobody says."""
+    from simbatch.sim.metrics.registry import SESSION_GOODPUT
+
+    if scenario.slo.of_requests():
+        return "goodput"
+    return SESSION_GOODPUT if scenario.slo.of_sessions() else "throughput"
 
 
 def _goal(maximize: str, pareto: str | None, knee: bool, limits: tuple[Limit, ...]) -> Goal:

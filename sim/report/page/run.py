@@ -25,6 +25,7 @@ from simbatch.sim.report.page.page import (
     settings_tables,
     trust_rows,
 )
+from simbatch.sim.report.page.sessions import session_tables, turn_charts
 from simbatch.sim.report.run_pictures import NUM_BINS, Series, arrivals, binned, distributions, edges_ps, end_s
 from simbatch.sim.results.runs import MeasuredRun
 from simbatch.sim.text import percent
@@ -44,11 +45,18 @@ def run_page(result: MeasuredRun) -> ReportPage:
         about=f"{ours['requests']['total']:,} requests on {facts.profile}, simulated by simbatch run",
         answer=pairs([*answer(summary)]),
         warnings=ours["warnings"],
-        charts=[*_latency_charts(result), _time_chart(result), *_arrival_chart(result), *_replica_chart(result)],
+        charts=[
+            *_latency_charts(result),
+            *turn_charts(ours),
+            _time_chart(result),
+            *_arrival_chart(result),
+            *_replica_chart(result),
+        ],
         tables=[
             latency_table(summary),
             figures_table(summary),
             *bands_table(ours.get("bands"), lambda metric: metric.of(summary)),
+            *session_tables(ours),
             *groups_table(ours),
         ],
         settings=[*settings_tables(ours)],
