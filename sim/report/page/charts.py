@@ -192,7 +192,7 @@ def distribution(name: str, values: Floats, shares: Floats, colour: str, **look:
 
 
 def beside(traces: Sequence[Trace]) -> list[Trace]:
-    """Lines in the order in which they are drawn, the lower the wider: where they run alike, each shows beside the next."""
+    """Lines in the order in which they are drawn, each wider than the next: where two run alike, both show."""
     num = len(traces)
     widths = [PX * line_width(i, num, BESIDE) for i in range(num)]
     return [
