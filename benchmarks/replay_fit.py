@@ -14,12 +14,14 @@ docs/accuracy.md has the tables.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.first_look import RECORDED, Run, real_figures, recorded_run, require, simulated_run
+from benchmarks.first_look import MEASURED, PROFILE, RECORDED, Run, real_figures, recorded_run, require, simulated_run
 from benchmarks.first_look import figures as figures_of
 from simbatch.profiler.fit.recorder.moments import Moments, kinds
 from simbatch.profiler.fit.recorder.replay import errors_of, gaps_of
@@ -27,11 +29,12 @@ from simbatch.profiler.fit.streams.columns import Lone, StepColumns
 from simbatch.profiler.fit.streams.fit import HELD, Parts, fit_steps, spread_of
 from simbatch.profiler.fit.streams.priors import of_profile
 from simbatch.profiler.fit.streams.way_in import WayIn
-from simbatch.profiler.records import Steps
+from simbatch.profiler.records import Steps, predict_s
 from simbatch.sim.cost.by_name import load_profile
 
 REPLAYS = ("heavy", "bursty", "light")
 FITTED = ("heavy", "bursty")
+LONG, LAUNCH_S = (2500, 3200, 4000, 5000, 8193), 30e-3
 IDLE_S = 5e-3  # between an update and the next schedule(): the engine had nothing to do
 NO_FRONT_END = WayIn(0.0, 0.0, 0.0, 0.0, 0.0, 0)
 
@@ -131,6 +134,30 @@ def _standstills(runs: list[StepColumns], parts: Parts) -> float:
     return took_s / sum(float(each.sum()) for each in fitted)
 
 
+def long_steps(replays: Iterable[Replay]) -> None:
+    """Print how long steps of many tokens take the device, over the kernel tables and over the measured profile.
+
+    Behind two steps of decodes alone a step begins on the device when the decodes are done; where the update comes
+    later than any launch of the next step takes, it shows the end.
+    """
+    costs = [load_profile(name, folder=Path()).cost_model() for name in (PROFILE, MEASURED)]
+    rows: list[tuple[float, ...]] = []
+    for replay in replays:
+        steps, gaps_s = replay.steps, columns_of(replay).gaps_s
+        tables_s, measured_s = (predict_s(cost, steps) for cost in costs)
+        decodes = steps.num_prefills == 0
+        shows = (steps.num_tokens >= LONG[0]) & (gaps_s > LAUNCH_S)
+        for k in np.flatnonzero(shows[2:] & decodes[1:-1] & decodes[:-2]) + 2:
+            took_s = gaps_s[k - 1] + gaps_s[k] - measured_s[k - 1]
+            rows.append((steps.num_tokens[k], took_s, tables_s[k], measured_s[k]))
+    found = np.array(rows)
+    print("| tokens | steps | over the tables | over the measured profile |\n|---|---|---|---|")
+    for low, high in pairwise(LONG):
+        tokens, took, tables, measured = found[(found[:, 0] >= low) & (found[:, 0] < high)].T
+        over = [f"{took.sum() / other.sum():.3f}" for other in (tables, measured)]
+        print(f"| {low:,} to {high - 1:,} | {len(tokens)} | {' | '.join(over)} |")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,7 +166,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = require(options.recorded)
     replays = {name: read_replay(name, folder) for name in REPLAYS}
-    print("| fitted on | replay | gaps | mean, ms | mean error | noise | total |\n|---|---|---|---|---|---|---|")
+    long_steps(replays.values())
+    print("\n| fitted on | replay | gaps | mean, ms | mean error | noise | total |\n|---|---|---|---|---|---|---|")
     tables = []
     for names in (FITTED, ("light",), REPLAYS):
         parts = fitted_parts([replays[name] for name in names])

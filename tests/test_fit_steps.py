@@ -119,6 +119,20 @@ def test_a_file_without_facts_takes_the_nearest_profiles_memory(tmp_path: Path) 
     )
 
 
+def test_a_device_that_is_done_before_its_launch_returns_has_no_tail(tmp_path: Path) -> None:
+    given = server(3)
+    launch = given.profile["host"]["launch"] | {"piecewise": {"base_s": 0.5}, "none": {"base_s": 0.5}}
+    slow = given._replace(profile={**given.profile, "host": {**given.profile["host"], "launch": launch}})
+    path = write_recorded(tmp_path / "steps.jsonl", served(slow, 3, 3, 60)[0], slow, has_device=True)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    bound = [line for line in lines if "d1" in line and line["d1"] - line["m1"] < 1e-4]
+    assert len(bound) > 20
+    for line in bound:  # as on the virtual device of `simbatch serve --host profile`
+        line["d1"] = line["m1"] - 1e-4
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert fit_recorder([path]).sections.host["tail_s"] == 0
+
+
 def test_files_of_two_servers_are_refused(tmp_path: Path) -> None:
     one, other = written(tmp_path / "a.jsonl", model="a"), written(tmp_path / "b.jsonl", model="b")
     with pytest.raises(UserError, match="another server"):

@@ -122,7 +122,10 @@ def _refusals(found: Judgement) -> list[str]:
             "(speculative decoding, or several steps a schedule): a chunk is no step's"
         )
     elif found.share_missing > MISSING_REFUSE:
-        reasons.append(f"{found.share_missing:.1%} of the tokens have no chunk of their own")
+        reasons.append(
+            f"{found.share_missing:.1%} of the tokens have no chunk of their own: server or client fell behind and put "
+            "several into one; give them more cores, or less concurrency"
+        )
     elif found.share_whole < WHOLE:
         reasons.append(
             f"only {found.share_whole:.0%} of the requests have a chunk for each token: the client read several at "

@@ -171,12 +171,15 @@ def _begins(runs: list[Moments], predicted: Floats, lag_s: float) -> tuple[Float
 
 
 def _tail(runs: list[Moments], predicted: Floats, most: Floats, exact: Flags) -> float:
-    """From a launch's return to the step's end where the launch was the longer by far; told by the device's times."""
+    """From a launch's return to the step's end where the launch was the longer by far; told by the device's times.
+
+    0 where the device is done before the launch returns, as a virtual one may be.
+    """
     if not any(run.has_device for run in runs):
         return 0.0
     after = np.concatenate([run.done_s - run.launched_s for run in runs])
     chosen = ~exact & (predicted < 0.7 * most) & (np.abs(after) < TIGHT_S)
-    return float(np.median(after[chosen])) if chosen.sum() >= FEW else 0.0
+    return max(0.0, float(np.median(after[chosen]))) if chosen.sum() >= FEW else 0.0
 
 
 def _error(data: MeasuredSteps, held_out_s: Floats, choice: Any) -> FitError:
