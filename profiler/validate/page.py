@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import StringIO
 from math import log10
 from typing import Any
 
@@ -16,8 +15,8 @@ from simbatch.profiler.validate.report import (
     cells_of_many,
     figure_cells,
     figure_headers,
-    show,
-    show_many,
+    text_of,
+    text_of_many,
     turn_cells,
     verdict,
 )
@@ -28,7 +27,6 @@ from simbatch.sim.report.page.page import PageTable, ReportPage, settings_tables
 from simbatch.sim.report.run_pictures import NUM_BINS, binned
 from simbatch.sim.text import number
 
-WIDTH = 160  # columns of the console's text
 WARNED = "simulated: "  # what a note begins with that is a warning of the simulation
 
 
@@ -53,7 +51,7 @@ def _page(found: Validation) -> ReportPage:
         trust=[*trust_rows(ours)],
         scenario=facts.scenario,
         seeds=[facts.seed],
-        text=_console(found),
+        text=text_of(found),
     )
 
 
@@ -162,18 +160,6 @@ def _source(found: Validation) -> PageTable:
     return PageTable("The real side", ("", ""), rows, num_left=2)
 
 
-def _console(found: Validation | Many) -> str:
-    from rich.console import Console
-
-    page = Console(width=WIDTH, color_system=None, file=StringIO(), legacy_windows=False)
-    with page.capture() as printed:
-        if isinstance(found, Many):
-            show_many(page, found)
-        else:
-            show(page, found)
-    return "\n".join(text.rstrip() for text in printed.get().splitlines())
-
-
 def _many_page(found: Many) -> ReportPage:
     first, worst = found.runs[0].validation, found.worst
     facts, ours = worst.validation.simulated.facts, worst.validation.simulated.result.summary["simbatch"]
@@ -195,7 +181,7 @@ def _many_page(found: Many) -> ReportPage:
         trust=[*trust_rows(ours)],
         scenario=facts.scenario,
         seeds=[facts.seed],
-        text=_console(found),
+        text=text_of_many(found),
     )
 
 
