@@ -1,64 +1,26 @@
-"""Numbers, shares, names and tables as people read them."""
+"""Numbers, shares, names and sentences as people read them; tables.py has the tables."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from io import StringIO
+from collections.abc import Iterable, Iterator
 from shutil import get_terminal_size
 
 MAX_NAME = 20
 MAX_NAMES = 8  # of many that a sentence lists
-NO_BREAK = "\ue000"  # stands for a space at a cell's end, which rich would take away
-WIDTH = 100  # columns of a page
-MIN_NAME, MIN_TITLE = 24, 12  # columns, below which a name or a title is not broken
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int = 1) -> list[str]:
-    """Lines of a table: the first `num_left` columns to the left, the others to the right, two spaces between them.
-
-    As wide as it needs to be; where that is more than `width()`, names are broken over several lines, figures never.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="", expand=False)
-    least = 0
-    for i, (title, *cells) in enumerate(zip(header, *rows, strict=True)):
-        is_name = i < num_left
-        longest = max((max(map(len, cell.split("\n"))) for cell in cells), default=0)
-        narrowest = min(longest, MIN_NAME) if is_name else longest
-        least += max(narrowest, min(MIN_TITLE, len(title))) + 2
-        grid.add_column(
-            Text(_kept(title)), justify="left" if is_name else "right", min_width=narrowest, overflow="fold"
-        )
-    for row in rows:
-        grid.add_row(*(Text(_kept(cell)) for cell in row))
-    page = Console(
-        width=max(width(), least), color_system=None, file=StringIO(), legacy_windows=False, force_jupyter=False
-    )
-    with page.capture() as printed:
-        page.print(grid)
-    return [line.replace(NO_BREAK, " ").rstrip() for line in printed.get().splitlines()]
-
-
-def _kept(cell: str) -> str:
-    """With the spaces round it, which would be taken away: a star may stand in the place of one."""
-    words = cell.strip(" ")
-    left, _, right = cell.partition(words) if words else (cell, "", "")
-    return NO_BREAK * len(left) + words + NO_BREAK * len(right)
+WIDTH, MIN_WIDTH = 100, 60  # columns of a page
+LAST_VALUE = 44  # column, up to which what follows a value stands below it
+COMMAND = re.compile(r"\s*(?:vllm|simbatch) [a-z]")
+TOKEN = re.compile(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""")  # of a shell
 
 
 def width() -> int:
-    """Columns of a page: 100, or those of a terminal that has fewer, but not below 60."""
-    return max(60, min(WIDTH, get_terminal_size().columns)) if sys.stdout.isatty() else WIDTH
-
-
-def broken(name: str) -> str:
-    """A long name of a setting as the title of a narrow column, `max_num_` above `batched_` above `tokens`."""
-    return name if len(name) <= MIN_TITLE else name.replace("_", "_\n")
+    """Columns of a page: 100, or those of COLUMNS or a terminal where there are fewer, but not below 60."""
+    is_told = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return max(MIN_WIDTH, min(WIDTH, get_terminal_size().columns)) if is_told else WIDTH
 
 
 def number(value: float | None, decimals: int = 2) -> str:
@@ -95,10 +57,45 @@ def duration_words(seconds: float) -> str:
 
 
 def wrapped(lines: Iterable[str]) -> Iterator[str]:
-    """Sentences and lists broken to the page, what follows indented; tables, which have two spaces, as they are."""
+    """Lines broken to the page, what follows indented: below the value of `key   value`, else by two more spaces.
+
+    Commands are broken before a flag and with a backslash, so that a shell takes them; no word is broken.
+    """
     for line in lines:
-        is_long = len(line) > width() and "  " not in line
-        yield from textwrap.wrap(line, width(), subsequent_indent="  ", break_on_hyphens=False) if is_long else [line]
+        if len(line) <= width():
+            yield line
+        elif COMMAND.match(line):
+            yield from _command(line)
+        else:
+            yield from textwrap.wrap(
+                line, width(), subsequent_indent=" " * _indent(line), break_on_hyphens=False, break_long_words=False
+            )
+
+
+def _indent(line: str) -> int:
+    """Where what follows a line begins: below its value, if that fits there."""
+    gaps = [gap.end() for gap in re.finditer(r"\S\s{2,}(?=\S)", line[: max(width() // 2, LAST_VALUE)])]
+    if gaps and max(map(len, line[gaps[-1] :].split())) <= width() - gaps[-1]:
+        return gaps[-1]
+    return len(line) - len(line.lstrip()) + 2
+
+
+def _command(line: str) -> Iterator[str]:
+    first = line[: len(line) - len(line.lstrip())]
+    words: list[str] = []  # a flag with its value
+    for token in TOKEN.findall(line):
+        if words and words[-1].startswith("-") and " " not in words[-1] and not token.startswith("-"):
+            words[-1] += f" {token}"
+        else:
+            words.append(token)
+    row = first + words[0]
+    for word in words[1:]:
+        if len(row) + len(word) + 1 > width() - 2:
+            yield row + " \\"
+            row = f"{first}    {word}"
+        else:
+            row += f" {word}"
+    yield row
 
 
 def cut_short(names: Iterable[object]) -> str:

@@ -9,6 +9,7 @@ import threading
 import time
 
 STEP_S = 0.02
+BLOCK = 16
 MODEL = "stand-in"
 HANGS = "hangs"  # no answer at all
 METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",num_gpu_blocks="600"} 1.0\n'
@@ -37,7 +38,8 @@ class StreamingServer:
         self.bodies, self.max_at_once = [], 0
         self._max_model_len, self._answer, self._lives, self._metrics = max_model_len, answer, lives, metrics
         self._running, self._writers, self._num_ended, self._at_once = [], set(), 0, at_once
-        self.tells_token_ids = True
+        self.tells_token_ids, self.tells_hits = True, True
+        self._served = set()  # beginnings of whole blocks
         self._is_up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
@@ -121,6 +123,15 @@ class StreamingServer:
             _whole(writer, 404, json.dumps({"detail": "Not Found"}))
         await writer.drain()
 
+    def _hits(self, prompt, num_output_tokens):
+        """Tokens that earlier prompts and answers begin with too, in whole blocks, the last token left out."""
+        answer = [self.token_id(len(prompt), number + 1) for number in range(num_output_tokens - 1)]
+        text = [*prompt, *answer]
+        ends = range(BLOCK, len(text) + 1, BLOCK)
+        known = [end for end in ends if tuple(text[:end]) in self._served and end < len(prompt)]
+        self._served |= {tuple(text[:end]) for end in ends}
+        return max(known, default=0)
+
     async def _stream(self, request, body, writer):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         self._running.append(request)
@@ -134,7 +145,10 @@ class StreamingServer:
                 choice["token_ids"] = [self.token_id(request.num_prompt_tokens, number - i) for i in range(new)][::-1]
             _event(writer, {"choices": [choice]})
         self._running.remove(request)
-        _event(writer, {"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
+        usage = {"completion_tokens": body["max_tokens"], "prompt_tokens_details": None}
+        if self.tells_hits:
+            usage["prompt_tokens_details"] = {"cached_tokens": self._hits(body["prompt"], body["max_tokens"])}
+        _event(writer, {"choices": [], "usage": usage})
         _event(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,9 +241,8 @@ def test_the_memory_table_says_what_is_left_of_vllm_s_share():
     parts = {"weights_bytes": 8 * 2**30, "activation_bytes": 2**30, "graphs_bytes": 2**29, "kv_cache_bytes": 10 * 2**30}
     on_gpu = facts(gpu="rtx4090", total_bytes=24 * 2**30, **parts)  # vLLM may take 0.9 of them, 21.6 GiB
     table = memory_table(on_gpu, {**parts, "kv_cache_bytes": 9 * 2**30})
-    label, real, planned, _ = (list(column.cells)[-1] for column in table.columns)
-    assert (label, real, planned) == ("left of vLLM's share", "2,150.4 MiB", "3,174.4 MiB")
-    assert list(memory_table(facts(weights_bytes=1), parts).columns[1].cells)[-1] == "-"
+    assert re.split(" {2,}", table[-1]) == ["left of vLLM's share", "2,150.4 MiB", "3,174.4 MiB", "-"]
+    assert memory_table(facts(weights_bytes=1), parts)[-1].split()[-3] == "-"
 
 
 def test_utilisation_is_a_share_of_the_datasheet_s_bandwidth():

@@ -126,9 +126,8 @@ def test_orders_that_the_hardware_demands():
 
 def test_the_list_fits_on_lines_and_says_what_tells_profiles_apart():
     lines = CliRunner().invoke(profiles, ["list"]).output.splitlines()
-    assert len(lines) == 1 + len(shipped_names())
-    assert max(map(len, lines)) <= 140
-    assert not any("…" in line for line in lines)
+    assert len(lines) == 1 + len(shipped_names()) + 1
+    assert max(map(len, lines)) <= 100
     by_name = {line.split()[0]: line for line in lines[1:]}
     assert "2588" in by_name["rtx4090-llama-3.1-8b-bf16"]
     assert "LLMServingSim" in by_name["rtx4090-llama-3.1-8b-bf16"]

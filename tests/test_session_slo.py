@@ -119,3 +119,14 @@ def test_what_counts_sessions_needs_a_limit_on_them(tmp_path: Path, capsys: pyte
     (tmp_path / "mine.yaml").write_text(str(scenario({"ttft_ms": 100}).dump()))
     assert exit_code("tune", tmp_path / "mine.yaml", "--maximize", "simbatch.sessions.goodput", "--jobs", "1") == 2
     assert "counts sessions within the SLO" in capsys.readouterr().err
+
+
+def test_a_turn_that_the_server_refuses_ends_its_session() -> None:
+    """One request may wait beside the one that runs; of four users the others get 503, and send nothing more."""
+    of = scenario({"session_duration_ms": 100000}, users=4, max_num_queued_reqs=1)
+    summary = simulate(of).summary
+    ours = summary["simbatch"]["sessions"]
+    refused = summary["simbatch"]["requests"]["refused"]
+    assert refused == ours["ended_early"] > 0
+    assert summary["completed"] + refused + ours["num_turns_not_sent"] == 40 * 5
+    assert ours["completed"] == 40 - refused

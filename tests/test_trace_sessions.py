@@ -182,6 +182,12 @@ def test_users_tenants_and_classes_are_of_sessions(tmp_path: Path) -> None:
     assert set(tenants) == {"x", "y"}
 
 
+def test_a_row_without_a_tenant_has_its_session_s(tmp_path: Path) -> None:
+    rows = [row("a", 0), row("b", 0, tenant="y"), row("a", 1, tenant="x"), row("c", 1), row("b", 2)]
+    chunk = next(source_of(write_lines(tmp_path / "t.jsonl", rows)).chunks())
+    assert chunk.tenant == ["x", "y", "x", None, "y"]
+
+
 BAD: list[tuple[list[Row], str]] = [
     ([row("a", 0), row("a", None, delay=-1)], r":2 delay: a delay must not be negative .got -1"),
     ([row("a", 0), row("a", None, delay="soon")], r":2 delay: must be a time in plain numbers"),
@@ -199,6 +205,10 @@ BAD: list[tuple[list[Row], str]] = [
     ([row("a", 0, request_id="x", parent=[]), row("a", 1, request_id="x")], r":2 request_id: stands twice: first in"),
     ([row("a", 0), row("a", 1, parent="x")], r":2 parent: names requests by their ids, and rows have none"),
     ([row("a", 0, request_id="x"), row("a", 1)], r":2 request_id: a request_id must not be empty"),
+    (
+        [row("a", 0, tenant="x"), row("a", 1), row("a", 2, tenant="y")],
+        r":3 tenant: a session is one tenant's, and this one is x's in .*t.jsonl:1 .got 'y'.; give sessions of two",
+    ),
     ([row({"id": 3}, 0)], r":1 session_id: must be text or a whole number"),
 ]
 

@@ -274,9 +274,26 @@ def test_turns_are_sent_when_others_have_ended_and_go_on_with_what_was_said(runn
         assert (prompts[second][n : n + num_answer] == said) is (tells or not said)
     assert [len(prompts[row]) for row in range(6)] == [40, 70, 90, 33, 60, 62]
     assert ("does not tell all token ids" in done.output) is not tells
-    figures = {figure["key"]: figure for figure in json.loads((out / "validation.json").read_text())["figures"]}
+    found = json.loads((out / "validation.json").read_text())
+    figures = {figure["key"]: figure for figure in found["figures"]}
     session = figures["simbatch.sessions.mean_duration_ms"]
-    assert session["median"] == pytest.approx(session["simulated"], rel=0.25)
+    assert session["median"] > 0.95 * session["simulated"]  # a busy machine is slower, none is faster
+    hits = [row["cached_tokens_share"] for row in found["turns"]]
+    assert [each["simulated"] for each in hits] == [0, (32 + 32) / 130, (64 + 48) / 152]
+    # what another text than the answer stands before is not found: of 70 tokens behind 40 and 5
+    assert [each["real"] for each in hits] == [0, (32 + 32) / 130, (64 + 48) / 152] if tells else hits
+    assert "sessions, turn by turn" in done.output
+
+
+def test_a_server_that_tells_no_hits_is_told(runner, serving, sessions, tmp_path):
+    server = serving()
+    server.tells_hits = False
+    done = validate(runner, sessions, "--server", server.url, "-o", str(tmp_path / "out"), "--html")
+    assert "hit rates by turn left out" in " ".join(done.output.split())
+    turns = json.loads((tmp_path / "out" / "validation.json").read_text())["turns"]
+    assert [row["cached_tokens_share"]["real"] for row in turns] == [None] * 3
+    assert [row["num_requests"] for row in turns] == [2, 2, 2]
+    assert "Sessions, turn by turn" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_turn_that_fails_ends_its_session(runner, serving, sessions, tmp_path):

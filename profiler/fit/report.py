@@ -11,6 +11,7 @@ from simbatch.profiler.fit import FittedProfile
 from simbatch.profiler.fit.choose import REGIMES, errors_by_regime
 from simbatch.sim.cost.provenance import ErrorFigures, FitError
 from simbatch.sim.report.style import INK, colours, duration_text, figure, headline
+from simbatch.sim.tables import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,14 +25,15 @@ def report_text(fitted: FittedProfile) -> str:
     lines = [
         f"{fitted.profile.name}: {error.design}",
         "",
-        _row("steps", "number", "MAPE", "p95", "bias", "noise floor"),
     ]
-    lines += [_figures(regime, getattr(error, regime), error.noise_floor.get(regime)) for regime in REGIMES]
-    lines += [_figures(f"decode, {band} seqs", figures, None) for band, figures in error.decode_bands.items()]
-    lines += ["", _row("form", *REGIMES, "chosen for")]
+    rows = [_figures(regime, getattr(error, regime), error.noise_floor.get(regime)) for regime in REGIMES]
+    rows += [_figures(f"decode, {band} seqs", figures, None) for band, figures in error.decode_bands.items()]
+    lines += [*table(("steps", "number", "MAPE", "p95", "bias", "noise floor"), rows), ""]
+    forms = []
     for form, shares in error.forms.items():
         parts = [part for part, chosen in fitted.choice.chosen.items() if chosen == form]
-        lines.append(_row(form, *(f"{shares[regime]:.1%}" for regime in REGIMES), ", ".join(parts)))
+        forms.append((form, *(f"{shares[regime]:.1%}" for regime in REGIMES), ", ".join(parts)))
+    lines += table(("form", *REGIMES, "chosen for"), forms, texts=("chosen for",))
     lines += ["", *(f"- {note}" for note in fitted.profile.notes)]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -50,13 +52,9 @@ def report_dict(fitted: FittedProfile) -> dict[str, Any]:
     }
 
 
-def _figures(what: str, error: ErrorFigures, floor: float | None) -> str:
+def _figures(what: str, error: ErrorFigures, floor: float | None) -> tuple[str, ...]:
     shares = (f"{error.mape:.1%}", f"{error.p95:.1%}", f"{error.bias:+.1%}", "-" if floor is None else f"{floor:.1%}")
-    return _row(what, f"{error.num_steps:,}", *shares)
-
-
-def _row(first: str, *others: str) -> str:
-    return f"{first:<22}" + "".join(f"{other:>13}" for other in others)
+    return what, f"{error.num_steps:,}", *shares
 
 
 def _error(fitted: FittedProfile) -> FitError:

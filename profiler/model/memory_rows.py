@@ -213,6 +213,9 @@ def layout_groups(layout: KVLayout) -> str:
     return f"the KV cache has {len(names)} groups of {layout.groups[0].num_layers} layers: {', '.join(counts)}"
 
 
+MIN_FORMULA, INDENT = 24, 4  # columns beside the figures, below which a formula stands under them, so far in
+
+
 @dataclass(frozen=True)
 class MemoryAnswer:
     """What `simbatch memory` answers: head lines, facts for JSON, rows, and notes."""
@@ -240,9 +243,11 @@ class MemoryAnswer:
         lines: list[str] = []
         for label, size, mark, between, formula in shown:
             begin = f"{label:<{name}}  {mark}{size:>{value}}  {between:<{bounds}}  "
-            lines += wrap(formula, width(), initial_indent=begin, subsequent_indent=" " * len(begin)) or [
-                begin.rstrip()
-            ]
+            if width() - len(begin) >= MIN_FORMULA and formula:
+                lines += wrap(formula, width(), initial_indent=begin, subsequent_indent=" " * len(begin))
+            else:
+                below = " " * INDENT
+                lines += [begin.rstrip(), *wrap(formula, width(), initial_indent=below, subsequent_indent=below)]
         legend = []
         if any(not row.is_exact for row in self.rows):
             legend = ["~ estimated, or made of what is; the range holds for nine of ten starts"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,7 @@ from simbatch.profiler.records.lines import RecordedStep, durations_s
 from simbatch.profiler.records.samples import EngineFacts
 from simbatch.sim.report.style import INK, LIMIT, PALETTE, duration_text, figure, headline
 from simbatch.sim.statistics import RULE, find_knee
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from simbatch.sim.tables import table
 
 PROMPT_LEN, OUTPUT_LEN = 256, 32
 KNEE_FIGURES = "throughput over step latency, without rows that are kv_full"
@@ -93,10 +91,8 @@ def knee(rows: Sequence[dict[str, Any]]) -> int | None:
 MIB = 2**20
 
 
-def batch_table(rows: Sequence[dict[str, Any]], facts: EngineFacts, shares: Sequence[float | None]) -> Table:
+def batch_table(rows: Sequence[dict[str, Any]], facts: EngineFacts, shares: Sequence[float | None]) -> list[str]:
     """One row per batch size; `shares` are the utilisations, None where there is no datasheet."""
-    from rich.table import Table
-
     columns = (
         "batch",
         "output tok/s",
@@ -109,11 +105,9 @@ def batch_table(rows: Sequence[dict[str, Any]], facts: EngineFacts, shares: Sequ
         "roofline",
         "",
     )
-    table = Table(*columns, box=None)
-    for column in table.columns[:-1]:
-        column.justify = "right"
+    lines = []
     for row, share in zip(rows, shares, strict=True):
-        table.add_row(
+        cells = (
             str(row["batch_size"]),
             f"{row['output_throughput']:,.0f}",
             _ms(row["step_ms"]),
@@ -125,7 +119,8 @@ def batch_table(rows: Sequence[dict[str, Any]], facts: EngineFacts, shares: Sequ
             "-" if share is None else f"{share:.0%}",
             "kv_full" if row["kv_full"] else "",
         )
-    return table
+        lines.append(cells)
+    return table(columns, lines, num_left=0)
 
 
 def batch_notes(rows: Sequence[dict[str, Any]], facts: EngineFacts, no_roofline: str) -> list[str]:

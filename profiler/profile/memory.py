@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from simbatch.profiler.model.weights import weights_of
 from simbatch.profiler.records.samples import BatchEntry, EngineFacts, StepSample, steps_of
 from simbatch.sim.cost.gpus import GPUS
 from simbatch.sim.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from simbatch.sim.tables import table
 
 MIB = 2**20
 
@@ -90,20 +88,16 @@ def _share(roofline: Any, row: dict[str, Any]) -> float | None:
     return float(np.asarray(roofline.utilisation(steps, duration_s))[0])
 
 
-def memory_table(facts: EngineFacts, planned: dict[str, int]) -> Table:
+def memory_table(facts: EngineFacts, planned: dict[str, int]) -> list[str]:
     """Memory of one GPU: as vLLM says, as the planner predicts, and the difference."""
-    from rich.table import Table
-
-    table = Table("memory", "vLLM", "planned", "difference", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    rows: list[tuple[str, ...]] = []
     for label, key, is_bytes in _MEMORY:
         real, plan = getattr(facts, key), planned.get(key)
         difference = "-" if real is None or plan is None else _difference(real, plan)
-        table.add_row(label, _amount(real, is_bytes), _amount(plan, is_bytes), difference)
+        rows.append((label, _amount(real, is_bytes), _amount(plan, is_bytes), difference))
     left = (_left(facts, parts) for parts in (facts.model_dump(), planned))
-    table.add_row("left of vLLM's share", *(_amount(amount, is_bytes=True) for amount in left), "-")
-    return table
+    rows.append(("left of vLLM's share", *(_amount(amount, is_bytes=True) for amount in left), "-"))
+    return table(("memory", "vLLM", "planned", "difference"), rows)
 
 
 def _left(facts: EngineFacts, parts: Mapping[str, Any]) -> int | None:

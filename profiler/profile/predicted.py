@@ -11,10 +11,9 @@ from simbatch.sim.cost.gpus import GIB, GPUS
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import UserError
 from simbatch.sim.statistics import RULE
+from simbatch.sim.tables import table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from simbatch.profiler.model.roofline import Roofline
 
 LARGEST = 256  # of the sizes that are shown unasked
@@ -109,29 +108,18 @@ def roofline_of_profile(profile: Profile) -> Roofline | None:
         return None
 
 
-def batch_table(rows: Sequence[dict[str, Any]], shares: Sequence[float | None]) -> Table:
+def batch_table(rows: Sequence[dict[str, Any]], shares: Sequence[float | None]) -> list[str]:
     """One row a batch size, the knee marked."""
-    from rich.table import Table
-
-    table = Table(*COLUMNS, box=None, pad_edge=False)
-    for column in table.columns[:-1]:
-        column.justify = "right"
-    at = knee(rows)
+    at, lines = knee(rows), []
     for row, share in zip(rows, shares, strict=True):
         latencies = [_ms(row[key]) for key in ("ttft_ms", "tpot_ms", "e2el_ms")]
         kv = f"{row['kv_gib']:.2f}" if row["kv_gib"] else "-"
         marks = ["knee"] if row["batch_size"] == at else []
         marks += ["KV full"] if row["kv_full"] else []
-        table.add_row(
-            str(row["batch_size"]),
-            _ms(row["step_ms"]),
-            f"{row['output_throughput']:,.0f}",
-            *latencies,
-            kv,
-            "-" if share is None else f"{share:.0%}",
-            ", ".join(marks),
-        )
-    return table
+        figures = (_ms(row["step_ms"]), f"{row['output_throughput']:,.0f}", *latencies, kv)
+        used = "-" if share is None else f"{share:.0%}"
+        lines.append((str(row["batch_size"]), *figures, used, ", ".join(marks)))
+    return table(COLUMNS, lines, num_left=0)
 
 
 def table_notes(profile: Profile, rows: Sequence[dict[str, Any]], roofline: Roofline | None) -> list[str]:

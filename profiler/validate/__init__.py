@@ -14,13 +14,9 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from simbatch.profiler.records.lines import durations_s
-from simbatch.profiler.records.real_run import AnyRun, RealRun, features
-from simbatch.sim.clock import PS_PER_MS, PS_PER_S
-from simbatch.sim.cost.model import CostModel, step_ps
+from simbatch.profiler.records.real_run import AnyRun, RealRun
+from simbatch.profiler.validate.parts import UNTOLD_HITS, step_figures, turn_figures
+from simbatch.sim.cost.model import CostModel
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import REGISTRY, SESSIONS
 from simbatch.sim.metrics.run_figures import Metric
@@ -188,22 +184,6 @@ def _latency(statistic: str, name: str) -> Metric:
     return REGISTRY[f"{statistic}_{name}_ms"]
 
 
-def step_figures(runs: Sequence[RealRun], cost: CostModel) -> list[dict[str, Any]]:
-    """Per regime: how many steps, what they took on average and what the profile says of them, ms."""
-    found: dict[str, list[tuple[float, int]]] = {"decode-only": [], "with prefills": []}
-    for run in runs:
-        for step, took_s in durations_s(run.lines):
-            pair = took_s * PS_PER_S, step_ps(cost, features(step, cost.windows))
-            found["with prefills" if step.prefills else "decode-only"].append(pair)
-    return [_row(regime, np.array(pairs, dtype=np.float64)) for regime, pairs in found.items() if pairs]
-
-
-def _row(regime: str, pairs: NDArray[np.float64]) -> dict[str, Any]:
-    real_ms, profile_ms = pairs.mean(axis=0) / PS_PER_MS
-    figures = {"real_ms": float(real_ms), "profile_ms": float(profile_ms), "error": float(profile_ms / real_ms - 1)}
-    return {"regime": regime, "num_steps": len(pairs), **figures}
-
-
 REAL = "real: "  # what notes on a real run begin with
 NOISY = 0.15  # a spread of a mean that makes its error worth little
 
@@ -229,6 +209,11 @@ class Validation:
     def steps(self) -> list[dict[str, Any]]:
         """The real steps beside what the profile says of them; empty where no steps were recorded."""
         return step_figures(self.recorded, self.cost)
+
+    @cached_property
+    def turns(self) -> list[dict[str, Any]]:
+        """TTFT and hit rate of sessions, turn by turn, real and simulated; empty where there are no sessions."""
+        return turn_figures(self.recorded, self.simulated)
 
     @property
     def recorded(self) -> list[RealRun]:
@@ -260,7 +245,8 @@ class Validation:
     def all_notes(self) -> list[str]:
         """What a reader of the figures must know."""
         warnings = self.simulated.result.summary["simbatch"]["warnings"]
-        return [*self.notes, *self._untold(), *self._noise(), *(f"simulated: {text}" for text in warnings)]
+        untold = [UNTOLD_HITS] if self.turns and self.turns[-1]["cached_tokens_share"]["real"] is None else []
+        return [*self.notes, *untold, *self._untold(), *self._noise(), *(f"simulated: {text}" for text in warnings)]
 
     def _untold(self) -> Iterator[str]:
         """What was left out, once for each reason."""
@@ -293,6 +279,7 @@ class Validation:
             "num_requests": len(self.simulated.record.requests),
             "figures": [figure.as_dict() for figure in self.figures],
             "steps": self.steps,
+            "turns": self.turns,
             "admission_ms": self.admission_ms,
             "bounds": None if self.bounds is None else dict(self.bounds.shares),
             "is_within_bounds": None if self.bounds is None else self.is_within_bounds,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import StringIO
 from math import log10
 from typing import Any
 
@@ -12,11 +11,13 @@ from simbatch.profiler.validate.many import SHOWN, Many
 from simbatch.profiler.validate.pictures import LATENCIES, REAL, SIMULATED, latencies_of, panels_of
 from simbatch.profiler.validate.report import (
     HEADERS,
+    TURN_COLUMNS,
     cells_of_many,
     figure_cells,
     figure_headers,
-    show,
-    show_many,
+    text_of,
+    text_of_many,
+    turn_cells,
     verdict,
 )
 from simbatch.sim.report import style
@@ -26,7 +27,6 @@ from simbatch.sim.report.page.page import PageTable, ReportPage, settings_tables
 from simbatch.sim.report.run_pictures import NUM_BINS, binned
 from simbatch.sim.text import number
 
-WIDTH = 160  # columns of the console's text
 WARNED = "simulated: "  # what a note begins with that is a warning of the simulation
 
 
@@ -46,12 +46,12 @@ def _page(found: Validation) -> ReportPage:
         answer=[*_answer(found), *([("Bounds", verdict(found))] if has_bounds else [])],
         warnings=[note for note in found.all_notes if note.startswith(WARNED)],
         charts=[*_error_chart(found.figures), *_distributions(found), *_time_chart(found)],
-        tables=[PageTable("Every figure", header, rows), *_steps(found), _notes(found.all_notes)],
+        tables=[PageTable("Every figure", header, rows), *_steps(found), *_turns(found), _notes(found.all_notes)],
         settings=[_source(found), *settings_tables(ours)],
         trust=[*trust_rows(ours)],
         scenario=facts.scenario,
         seeds=[facts.seed],
-        text=_console(found),
+        text=text_of(found),
     )
 
 
@@ -146,6 +146,11 @@ def _steps(found: Validation) -> Iterator[PageTable]:
         yield PageTable(title, ("steps", "number", "real, mean (ms)", "profile (ms)", "error"), rows)
 
 
+def _turns(found: Validation) -> Iterator[PageTable]:
+    if found.turns:
+        yield PageTable("Sessions, turn by turn", TURN_COLUMNS, [turn_cells(row) for row in found.turns])
+
+
 def _notes(notes: list[str]) -> PageTable:
     return PageTable("What to know of it", ("",), [(note,) for note in notes if not note.startswith(WARNED)])
 
@@ -153,18 +158,6 @@ def _notes(notes: list[str]) -> PageTable:
 def _source(found: Validation) -> PageTable:
     rows = [(key, setting_text(value)) for key, value in found.source.items() if not isinstance(value, (dict, list))]
     return PageTable("The real side", ("", ""), rows, num_left=2)
-
-
-def _console(found: Validation | Many) -> str:
-    from rich.console import Console
-
-    page = Console(width=WIDTH, color_system=None, file=StringIO(), legacy_windows=False)
-    with page.capture() as printed:
-        if isinstance(found, Many):
-            show_many(page, found)
-        else:
-            show(page, found)
-    return "\n".join(text.rstrip() for text in printed.get().splitlines())
 
 
 def _many_page(found: Many) -> ReportPage:
@@ -188,7 +181,7 @@ def _many_page(found: Many) -> ReportPage:
         trust=[*trust_rows(ours)],
         scenario=facts.scenario,
         seeds=[facts.seed],
-        text=_console(found),
+        text=text_of_many(found),
     )
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from simbatch.profiler.validate import CLIENT, ENGINE, REAL, ComparedFigure
 from simbatch.profiler.validate.many import SHOWN, Compared, Many
-from simbatch.sim.text import number, percent
+from simbatch.sim.tables import table
+from simbatch.sim.text import number, percent, wrapped
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.table import Table
-
     from simbatch.profiler.validate import Validation
 
 SECTIONS = {
@@ -21,17 +19,19 @@ SECTIONS = {
 }
 
 
-def show(console: Console, validation: Validation) -> None:
+def text_of(validation: Validation) -> str:
     """The whole report."""
-    for part in _parts(validation):
-        console.print(part, markup=False)
+    return "\n".join(wrapped(_parts(validation)))
 
 
-def _parts(validation: Validation) -> Iterator[RenderableType]:
-    yield _figure_table(validation)
+def _parts(validation: Validation) -> Iterator[str]:
+    yield from (f"{validation.name}: real and simulated", "", *_figure_table(validation))
     if validation.steps:
         yield ""
-        yield _step_table(validation)
+        yield from _step_table(validation)
+    if validation.turns:
+        rows = [turn_cells(row) for row in validation.turns]
+        yield from ("", "sessions, turn by turn", "", *table(TURN_COLUMNS, rows))
     yield ""
     profile = validation.simulated.result.summary["simbatch"]["profile"]
     if "load" in validation.source:
@@ -42,24 +42,20 @@ def _parts(validation: Validation) -> Iterator[RenderableType]:
         yield verdict(validation)
 
 
-def _figure_table(validation: Validation) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+def _figure_table(validation: Validation) -> list[str]:
     repeats, has_bounds = len(validation.real), validation.bounds is not None
-    table = Table(box=SIMPLE_HEAD, title=f"{validation.name}: real and simulated", title_justify="left", pad_edge=False)
-    table.add_column(SECTIONS[CLIENT])
-    for header in figure_headers(repeats, has_bounds):
-        table.add_column(header, justify="right")
+    headers = figure_headers(repeats, has_bounds)
+    rows: list[Sequence[str]] = []
+    nothing = [""] * len(headers)
     previous: ComparedFigure | None = None
     for figure in validation.figures:
         if previous is not None and _group(previous) != _group(figure):
-            table.add_section()
+            rows.append(["", *nothing])
         if previous is not None and previous.clock != figure.clock:
-            table.add_row(SECTIONS[figure.clock], style="bold")
-        table.add_row(*figure_cells(figure, repeats > 1, has_bounds))
+            rows.append([SECTIONS[figure.clock], *nothing])
+        rows.append(figure_cells(figure, repeats > 1, has_bounds))
         previous = figure
-    return table
+    return table([SECTIONS[CLIENT], *headers], rows)
 
 
 def figure_headers(repeats: int, has_bounds: bool) -> list[str]:
@@ -95,22 +91,29 @@ def _group(figure: ComparedFigure) -> str:
     return f"{figure.clock} {latency or key.startswith('simbatch')}"
 
 
-def _step_table(validation: Validation) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+def _step_table(validation: Validation) -> list[str]:
     title = "where an error comes from: the real engine's own steps, and what the profile says of them"
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for header in ("steps", "number", "real, mean (ms)", "profile (ms)", "error"):
-        table.add_column(header, justify="left" if header == "steps" else "right")
+    rows = []
     for row in validation.steps:
         error = "" if row["error"] is None else f"{row['error']:+.1%}"
         figures = (number(row["real_ms"], 3), number(row["profile_ms"], 3), error)
-        table.add_row(row["regime"], f"{row['num_steps']:,}", *figures)
+        rows.append((row["regime"], f"{row['num_steps']:,}", *figures))
     if validation.admission_ms is not None:
         real, profile = (number(validation.admission_ms[side], 3) for side in ("real", "profile"))
-        table.add_row("taking a request in", "", real, profile, "")
-    return table
+        rows.append(("taking a request in", "", real, profile, ""))
+    return [title, "", *table(("steps", "number", "real, mean (ms)", "profile (ms)", "error"), rows)]
+
+
+TURN_COLUMNS = ("turn", "requests", "mean TTFT, real (ms)", "simulated", "error", "from the cache, real", "simulated")
+
+
+def turn_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a turn has below `TURN_COLUMNS`."""
+    ttft, hits = row["mean_ttft_ms"], row["cached_tokens_share"]
+    error = "-" if not ttft["real"] or ttft["simulated"] is None else f"{ttft['simulated'] / ttft['real'] - 1:+.1%}"
+    turn = str(row["turn"]) if row["turn"] == row["last_turn"] else f"{row['turn']}-{row['last_turn']}"
+    times = (number(ttft["real"], 1), number(ttft["simulated"], 1))
+    return (turn, f"{row['num_requests']:,}", *times, error, percent(hits["real"]), percent(hits["simulated"]))
 
 
 def verdict(validation: Validation) -> str:
@@ -132,14 +135,13 @@ MAX_OUTSIDE = 5  # runs that are named
 MAX_NOTES = 12  # sentences that hold for some of the runs
 
 
-def show_many(console: Console, many: Many) -> None:
+def text_of_many(many: Many) -> str:
     """The whole report."""
-    for part in _parts_of_many(many):
-        console.print(part, markup=False)
+    return "\n".join(wrapped(_parts_of_many(many)))
 
 
-def _parts_of_many(many: Many) -> Iterator[RenderableType]:
-    yield _table(many)
+def _parts_of_many(many: Many) -> Iterator[str]:
+    yield from _table(many)
     yield ""
     worst = many.worst
     errors = ", ".join(f"{HEADERS[key]} {_percent(worst.error(key))}" for key in SHOWN if worst.error(key) is not None)
@@ -182,30 +184,21 @@ def _notes(many: Many) -> Iterator[str]:
         yield f"- and {len(holds) - MAX_NOTES} more, in validation.json"
 
 
-def _table(many: Many) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    title = f"{many.runs[0].validation.name}: {len(many.runs)} real runs and their simulations (means)"
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    table.add_column("load", no_wrap=True)
-    for header in ("requests", "tokens in, out"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for key in SHOWN:
-        unit = " (ms)" if key.endswith("_ms") else ""
-        table.add_column(f"{HEADERS[key]}{unit}", justify="right", no_wrap=True)
-        table.add_column("error", justify="right", no_wrap=True)
+def _table(many: Many) -> list[str]:
+    """A figure and its error share a column: they stay together where the table is in parts."""
+    title = f"{many.runs[0].validation.name}: {len(many.runs)} real runs and their simulations (means, and errors)"
+    figures = [f"{HEADERS[key]} (ms)" if key.endswith("_ms") else HEADERS[key] for key in SHOWN]
+    rows = []
     for run, name in zip(many.runs, _short([run.name for run in many.runs]), strict=True):
-        table.add_row(name, *cells_of_many(run))
-    table.add_section()
+        load, requests, tokens, *cells = cells_of_many(run)
+        pairs = zip(cells[::2], cells[1::2], strict=True)
+        rows.append([name, load, requests, tokens, *(f"{figure} {error:>6}" for figure, error in pairs)])
+    rows.append([""] * (4 + len(SHOWN)))
     for name, of in (("median |error|", many.median_error), ("median error", many.bias)):
-        row = [name, "", "", ""]
-        for key in SHOWN:
-            value = of(key)
-            row += ["", "-" if value is None else f"{value:.1%}" if "|" in name else f"{value:+.1%}"]
-        table.add_row(*row, style="bold")
-    return table
+        errors = [of(key) for key in SHOWN]
+        texts = ["-" if value is None else f"{value:{'' if '|' in name else '+'}.1%}" for value in errors]
+        rows.append([name, "", "", "", *texts])
+    return [title, "", *table(("run", "load", "requests", "tokens in, out", *figures), rows, texts=("load",))]
 
 
 def cells_of_many(run: Compared) -> list[str]:

@@ -24,7 +24,8 @@ from simbatch.sim.plan.words import (
 )
 from simbatch.sim.report import style
 from simbatch.sim.results.files import Writers, write_result
-from simbatch.sim.text import number, table, width, wrapped
+from simbatch.sim.tables import table
+from simbatch.sim.text import number, width, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,24 +106,18 @@ def _lines(plan: FleetPlan) -> Iterator[str]:
     yield ""
     yield "What limits each:"
     for sizing in plan.ranked:
-        yield from wrap(
-            f"{shape_label(sizing)}: {limited_by(plan, sizing)}",
-            width(),
-            initial_indent="  ",
-            subsequent_indent="    ",
-            break_on_hyphens=False,
-        )
+        yield from wrapped([f"  {shape_label(sizing)}: {limited_by(plan, sizing)}"])
     yield from wrapped(mixed_lines(plan))
     if plan.other_weights:
         yield from wrapped([f"Other weights on the same GPU: {'; '.join(other_weights_lines(plan))}."])
     if plan.chosen is not None:
         yield ""
         yield "To start it:"
-        for line in serve_lines(plan):  # commands stay on one line, to be copied
+        for line in serve_lines(plan):
             yield from (
                 wrap(line, width(), initial_indent="  ", subsequent_indent="  #   ", break_on_hyphens=False)
-                if (line.startswith("#"))
-                else [f"  {line}"]
+                if line.startswith("#")
+                else wrapped([f"  {line}"])
             )
     yield from wrapped(_doubts(plan))
 

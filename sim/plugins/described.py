@@ -57,6 +57,10 @@ def lines_of(facts: dict[str, Any]) -> Iterator[str]:
         meaning = f" - {parameter['description']}" if parameter["description"] else ""
         text = f"{key}: {parameter['type']}, default {parameter['default']}{meaning}"
         yield from wrap(text, width(), initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False)
+    _, _, more = facts["description"].partition("\n\n")
+    for paragraph in filter(None, more.split("\n\n")):
+        yield ""
+        yield from wrap(paragraph, width(), break_on_hyphens=False)
 
 
 def section_of(policy: dict[str, Any]) -> str:

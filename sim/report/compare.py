@@ -19,7 +19,8 @@ from simbatch.sim.report.result import Result
 from simbatch.sim.results import Experiment, SideBySide, files
 from simbatch.sim.results.runs import MetricRow, same_as
 from simbatch.sim.scheduler.config import certificate_of
-from simbatch.sim.text import table, wrapped
+from simbatch.sim.tables import table
+from simbatch.sim.text import wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -213,7 +214,7 @@ class ReplicatedComparison(Figures, SideBySide):
                 (row.metric.label, row.text(base), row.text(other), *difference.cells(short=not all_rows))
                 for row, difference in chosen
             ]
-            lines += [*_table((f"{other} against {base}", base, other, *columns), rows), ""]
+            lines += [*table((f"{other} against {base}", base, other, *columns), rows), ""]
             if not all_rows:
                 lines += [*said([difference for _, difference in chosen], other, base)]
                 lines += [*left_out(len(every) - len(chosen)), ""]
@@ -265,6 +266,8 @@ class ReplicatedComparison(Figures, SideBySide):
 
     def _notes(self, all_rows: bool) -> Iterator[str]:
         """What the table means, and what it does not say."""
+        if all_rows:
+            yield f"+ better than {self.labels[0]}, - worse, = no difference shown; > higher, < lower."
         yield from self.multiplicity()
         yield from same_notes(self.same, len(self.seeds))
         yield from taken_notes({label: runs[0] for label, runs in self.summaries.items()})
@@ -286,9 +289,3 @@ def certificates_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     """What run.json says of the scheduler of each candidate."""
     versions = {label: summary["simbatch"]["engine"].get("vllm_version") for label, summary in summaries.items()}
     return {"scheduler": {label: certificate_of(version) for label, version in versions.items() if version}}
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """As everywhere, with the verdicts to the left."""
-    width = max(len(row[-1]) for row in rows)
-    return table(header, [(*row[:-1], row[-1].ljust(width)) for row in rows])

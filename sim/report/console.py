@@ -17,7 +17,8 @@ from simbatch.sim.report.engine_text import (
     row_of,
     sentences,
 )
-from simbatch.sim.text import number, percent, short_name, table, wrapped
+from simbatch.sim.tables import table
+from simbatch.sim.text import number, percent, short_name, wrapped
 
 PRINTED = ("mean", "median", "p90", "p95", "p99")  # of a latency
 LATENCY_HEADERS = {

@@ -13,7 +13,8 @@ from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.metrics.time_share import FULL, KINDS
-from simbatch.sim.text import number, percent, short_name, table
+from simbatch.sim.tables import table
+from simbatch.sim.text import number, percent, short_name
 
 WIDTH = 50
 

@@ -14,13 +14,13 @@ from simbatch.sim.report import style
 from simbatch.sim.report.compare import OWN_FILES, certificates_of
 from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figures, Open, same_notes, taken_notes
 from simbatch.sim.results import OverLoads, Point, SideBySide, files
+from simbatch.sim.results.runs import MARKS
 from simbatch.sim.scenario.chance import ONE_RUN
-from simbatch.sim.text import percent, table
+from simbatch.sim.tables import table
+from simbatch.sim.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MARKS = {"better": "+", "worse": "-", "higher": ">", "lower": "<", "no difference shown": "="}
 
 
 class LoadComparison(Figures, OverLoads):

@@ -12,7 +12,8 @@ from simbatch.sim.metrics.sessions import SessionFigures
 from simbatch.sim.report import style
 from simbatch.sim.report.engine_text import header, row_of
 from simbatch.sim.results.runs import MeasuredRun
-from simbatch.sim.text import number, percent, table
+from simbatch.sim.tables import table
+from simbatch.sim.text import number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -182,6 +182,7 @@ def _flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, fl
 NO_DIFFERENCE = "no difference shown"
 NOT_MEASURED = "not measured"
 SHORT = {NO_DIFFERENCE: "not told apart"}  # where there is little room
+MARKS = {"better": "+", "worse": "-", "higher": ">", "lower": "<", NO_DIFFERENCE: "="}  # where there is none
 MIN_PAIRS = 2
 
 
@@ -231,16 +232,18 @@ class Difference:
         return "better" if is_higher == (self.metric.better == HIGHER) else "worse"
 
     def cells(self, *, short: bool = False) -> tuple[str, ...]:
-        """Difference, its interval, the interval in percent, verdict; `short`: without the percent."""
+        """Difference, its interval, the interval in percent, the verdict's mark; `short`: without percent, in words."""
         if self.interval is None:
-            cells: tuple[str, ...] = ("-", "-", "-", self.verdict)
+            cells: tuple[str, ...] = ("-", "-", "-")
         elif not self.interval.low < self.interval.high and not self.interval.estimate:
-            cells = ("0", "equal in every run", "-", self.verdict)
+            cells = ("0", "equal in every run", "-")
         else:
             span = f"{self._signed(self.interval.low)} to {self._signed(self.interval.high)}"
             relative = "-" if self.ratio is None else f"{_percent(self.ratio.low)} to {_percent(self.ratio.high)}"
-            cells = (self._signed(self.interval.estimate), span, relative, self.verdict)
-        return (*cells[:2], SHORT.get(self.verdict, self.verdict)) if short else cells
+            cells = (self._signed(self.interval.estimate), span, relative)
+        if short:
+            return *cells[:2], SHORT.get(self.verdict, self.verdict)
+        return *cells[:3], MARKS.get(self.verdict, "")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for compare.json; `relative` is the ratio of the means minus 1."""

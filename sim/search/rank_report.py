@@ -25,7 +25,8 @@ from simbatch.sim.search.rank import (
     RankingPlan,
     overall,
 )
-from simbatch.sim.text import percent, table
+from simbatch.sim.tables import table
+from simbatch.sim.text import percent
 
 OWN_FILES = ("ranking.md", "ranking.json")
 OTHERS = shown("rank")

@@ -21,7 +21,8 @@ from simbatch.sim.scenario.model import OF_A_SESSION, Scenario
 from simbatch.sim.search.cells import Cell, CellStore, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
 from simbatch.sim.search.sweep_grid import grid_of
-from simbatch.sim.text import duration_words, table
+from simbatch.sim.tables import table
+from simbatch.sim.text import duration_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +87,7 @@ class Sweep:
     def text(self) -> str:
         """A line per setting, with the means of the main metrics."""
         metrics = shown("sweep", lambda metric: any(point.get(metric.key) is not None for point in self.points))
-        header = [*self.keys, *(metric.heading for metric in metrics), ""]
+        header = [*_titles(self.keys), *(metric.heading for metric in metrics), ""]
         lines = [
             [*(_setting(point[key]) for key in self.keys), *(_figure(point, each) for each in metrics), _remark(point)]
             for point in self.points[:MAX_LINES]
@@ -95,7 +96,8 @@ class Sweep:
         rest = [f"... and {left_out:,} more settings in summary.csv"] if left_out else []
         means = [*self._means()]
         missing = [f"{self.num_missing:,} of {len(self.cells):,} cells are missing"] if self.num_missing else []
-        return "\n".join([*(line.rstrip() for line in table(header, lines)), *rest, *means, *missing])
+        shown_table = table(header, lines, num_names=len(self.keys))
+        return "\n".join([*shown_table, *rest, *means, *missing])
 
     def _means(self) -> Iterator[str]:
         """What the figures are means of, where several runs were asked for."""
@@ -203,6 +205,12 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     names = dict.fromkeys(name for row in rows for name in row if name not in LAST)
     columns = [*names, *(name for name in LAST if rows and name in rows[0])]
     return columns, [[row.get(name) for name in columns] for row in rows]
+
+
+def _titles(keys: Sequence[str]) -> Sequence[str]:
+    """Without their sections, where that still tells them apart."""
+    short = ["policy" if key == "policy.name" else key.rpartition(".")[2] for key in keys]
+    return short if len({*short}) == len(short) else keys
 
 
 def _setting(value: Any) -> str:

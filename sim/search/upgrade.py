@@ -22,7 +22,8 @@ from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.scheduler.config import CHANGES, Change, changes_in, short
 from simbatch.sim.search import listen
-from simbatch.sim.text import number, table
+from simbatch.sim.tables import table
+from simbatch.sim.text import number
 
 Summary = Mapping[str, Any]
 METRICS = shown("upgrade")

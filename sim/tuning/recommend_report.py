@@ -11,7 +11,8 @@ from simbatch.sim.cost.uncertainty import NO_REAL_RUN, caveats
 from simbatch.sim.files import write_json, write_yaml
 from simbatch.sim.metrics.registry import SLO_SHARE, WITHIN_SLO, shown
 from simbatch.sim.results.files import Writers, write_result
-from simbatch.sim.text import number, percent, table
+from simbatch.sim.tables import table
+from simbatch.sim.text import number, percent
 from simbatch.sim.tuning.recommend import (
     CLOSE,
     ENOUGH,
@@ -137,8 +138,7 @@ def shown_trials(found: Recommendation) -> list[TriedChoice]:
 def _evidence(found: Recommendation) -> list[str]:
     both = "" if found.load.rate is None else ", mean of both loads; the other figures are at the lower load"
     header, rows = evidence(found)
-    narrow = ["max_num_\nseqs", "tokens\na step", *header[2:]]
-    return [f"evidence (score: {found.unit}{both}):", *table(narrow, rows)]
+    return [f"evidence (score: {found.unit}{both}):", *table(header, rows, num_names=2)]
 
 
 def evidence(found: Recommendation) -> tuple[list[str], list[list[str]]]:

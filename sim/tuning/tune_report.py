@@ -11,7 +11,8 @@ from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
 from simbatch.sim.statistics import RULE
-from simbatch.sim.text import broken, number, table, wrapped
+from simbatch.sim.tables import table
+from simbatch.sim.text import number, wrapped
 from simbatch.sim.tuning import Tuned, trade_off
 from simbatch.sim.tuning.finalists import CLOSE, DECIDES, TriedSettings, setting_words
 from simbatch.sim.tuning.goal import Goal
@@ -63,7 +64,7 @@ def _table(tuned: Tuned) -> Iterator[str]:
     listed = groups if tuned.front else groups[:NUM_SHOWN]
     if not any(tuned.baseline in group for group in listed):
         listed = [*listed, [tuned.baseline]]
-    titles = ["policy" if axis.key == POLICY else broken(axis.key.rpartition(".")[2]) for axis in axes]
+    titles = ["policy" if axis.key == POLICY else axis.key.rpartition(".")[2] for axis in axes]
     header = ["", *titles, *(metric.heading or metric.label for metric in metrics), ""]
     rows = [
         [
@@ -74,8 +75,7 @@ def _table(tuned: Tuned) -> Iterator[str]:
         ]
         for group in listed
     ]
-    width = max(len(row[-1]) for row in rows)
-    yield from table(header, [[*row[:-1], row[-1].ljust(width)] for row in rows])
+    yield from table(header, rows, num_names=1 + len(axes))
     if any(trial.overloaded for group in listed for trial in group):
         yield "overloaded: the queue kept growing, so latencies say how long the run was"
 

@@ -208,6 +208,19 @@ def whole_prompts(turns: Turns, num_new_tokens: Sequence[int], num_output_tokens
     return lengths
 
 
+def short_prompts(turns: Turns, num_prompt_tokens: npt.NDArray[np.int64]) -> list[str]:
+    """What to say where prompts look as if they were the new part alone."""
+    parents = np.array(turns.parent)
+    later = np.flatnonzero(parents != NO_ROW)
+    num_short = int((num_prompt_tokens[later] < num_prompt_tokens[parents[later]]).sum())
+    if not num_short:
+        return []
+    return [
+        f"{num_short:,} of {len(later):,} later turns have a shorter prompt than the turn before, and share "
+        "nothing with it; are prompts the new part alone? prompt_is: new"
+    ]
+
+
 def rate_of(source: RequestSource) -> float | None:
     """Requests per second by when they arrive, and turns of sessions by when these begin; None where no time passes."""
     turns, first, last = turns_in(source), FAR, 0

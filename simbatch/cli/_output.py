@@ -70,9 +70,14 @@ class Output:
                 click.echo(line, err=True)
             click.echo((self.folder / json_file).read_text(encoding="utf-8"), nl=False)
         elif not quiet:
-            click.echo("\n".join([text(), *lines]))
+            show_page("\n".join([text(), *lines]))
             kept = "" if cells is None else f" and {cells:,} cells"
-            click.echo(last or f"{len(written)} files{kept} in {self.folder}")
+            show_page(last or f"{len(written)} files{kept} in {self.folder}")
+
+
+def show_page(text: str) -> None:
+    """`text` on stdout, no line of it wider than the page."""
+    click.echo("\n".join(wrapped(text.split("\n"))))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.tables import table
 
 if TYPE_CHECKING:
     from simbatch.sim.streams.described import Described
@@ -46,8 +47,8 @@ def description(facts: dict[str, Any]) -> str:
         lines.append(line("Skipped (no output tokens)", f"{facts['skipped']:,}"))
     if facts["ignored_columns"]:
         lines.append(line("Columns not used", ", ".join(facts["ignored_columns"])))
-    lines += ["", "Tokens".ljust(10) + "".join(name.rjust(9) for name in _COLUMNS) + "total".rjust(14)]
-    lines += [_lengths(name, facts[f"num_{name}_tokens"]) for name in ("prompt", "output")]
+    rows = [_lengths(name, facts[f"num_{name}_tokens"]) for name in ("prompt", "output")]
+    lines += ["", *table(("Tokens", *_COLUMNS, "total"), rows)]
     return "\n".join(lines)
 
 
@@ -79,9 +80,9 @@ def _classes(value: dict[str, int] | int) -> str:
     return ", ".join(f"{level}: {n:,}" for level, n in value.items()) if isinstance(value, dict) else f"{value:,}"
 
 
-def _lengths(name: str, summary: dict[str, float]) -> str:
+def _lengths(name: str, summary: dict[str, float]) -> tuple[str, ...]:
     cells = [f"{summary[key]:.2f}" if key == "cv" else f"{summary[key]:,.0f}" for key in _COLUMNS]
-    return name.ljust(10) + "".join(cell.rjust(9) for cell in cells) + f"{summary['total']:,}".rjust(14)
+    return name, *cells, f"{summary['total']:,}"
 
 
 GAPS = (

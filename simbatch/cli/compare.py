@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from simbatch.cli._options import bands_option, html_option, jobs_option, load_scenario, scenario_options
-from simbatch.cli._output import Output, bands_shown, cells_shown, say_to, simulate_shown
+from simbatch.cli._output import Output, bands_shown, cells_shown, say_to, show_page, simulate_shown
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def compare(
         comparison = replicated(Comparison(results), candidates, others, seeds, bonferroni=bonferroni)
     _show(comparison, output, drawn, html=html, all_rows=all_rows, as_json=as_json, quiet=quiet)
     if len(seeds) < replications and not (quiet or as_json):
-        click.echo(f"NOTE: {ONE_RUN}; there is no interval.")
+        show_page(f"NOTE: {ONE_RUN}; there is no interval.")
 
 
 def _banded(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._output import replacing
+from simbatch.cli._output import replacing, show_page
 from simbatch.cli.memory import check_output
 
 if TYPE_CHECKING:
@@ -91,7 +91,10 @@ def fit(
         )
         _write(streams.profile, output)
         shown = stream_report(streams) if as_json else streams.text()
-    click.echo(shown if isinstance(shown, str) else json.dumps(shown, indent=2, ensure_ascii=False))
+    if isinstance(shown, str):
+        show_page(shown)
+    else:
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     for target in (output, plot):
         if target is not None:
             click.echo(f"{target}: written", err=True)

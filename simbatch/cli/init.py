@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._output import show_page
 from simbatch.cli._trace_options import reading_of, trace_options
 from simbatch.sim.errors import Problem, UserError
 
@@ -63,7 +64,7 @@ def init(
     if as_json:
         click.echo(json.dumps(made.as_json(), indent=2))
     else:
-        click.echo(_report(made, target))
+        show_page(_report(made, target))
 
 
 def _report(made: Made, target: Path) -> str:

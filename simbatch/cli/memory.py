@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._options import gpu_options
-from simbatch.cli._output import check_folder, replacing
+from simbatch.cli._output import check_folder, replacing, show_page
 from simbatch.cli._trace_options import columns_option
 from simbatch.sim.errors import Problem, UserError
 
@@ -102,7 +102,10 @@ def memory(
     if batches is not None or plot is not None:
         table = _by_batch(model, flags, batches, plot)
         content["batches"], text = table.content(), f"{text}\n\n{table.text()}"
-    click.echo(json.dumps(content, indent=2) if as_json else text)
+    if as_json:
+        click.echo(json.dumps(content, indent=2))
+    else:
+        show_page(text)
 
 
 def _by_batch(model: str | None, flags: dict[str, Any], batches: str | None, plot: Path | None) -> Any:
@@ -125,7 +128,7 @@ def _print_list(model: str | None, profile: str | None, flags: dict[str, Any], a
     if as_json:
         click.echo(json.dumps([row._asdict() for row in rows], indent=2))
         return
-    click.echo(table_of(rows, flags))
+    show_page(table_of(rows, flags))
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -264,23 +267,18 @@ def write(estimated: MeasuredProfile, output: Path) -> None:
 
 def _show(estimated: MeasuredProfile, limits: Roofline | None) -> None:
     """Its memory, and what each batch size would see."""
-    from rich.console import Console
-
     from simbatch.profiler.profile import predicted
     from simbatch.sim.cost.by_name import profile_json
-    from simbatch.sim.text import wrapped
 
-    memory, console = estimated.memory, Console(highlight=False)
-    console.width = max(console.width, 110)
+    memory = estimated.memory
     gpus = "" if estimated.tensor_parallel_size == 1 else f" on each of {estimated.tensor_parallel_size} GPUs"
     tokens = (memory.num_gpu_blocks - 1) * memory.block_size
-    console.print(
+    first = (
         f"{estimated.name}: an estimate; weights {memory.weights_bytes / 2**30:.1f} GiB{gpus}, KV cache {tokens:,} "
-        f"tokens ({memory.num_gpu_blocks:,} blocks of {memory.block_size}), max_model_len {estimated.max_model_len:,}",
-        soft_wrap=True,
+        f"tokens ({memory.num_gpu_blocks:,} blocks of {memory.block_size}), max_model_len {estimated.max_model_len:,}"
     )
     lengths, content = predicted.lengths_within(estimated), json.loads(profile_json(estimated))
     rows = predicted.predicted_batches(estimated, content, predicted.default_sizes(estimated), *lengths)
-    console.print(predicted.batch_table(rows, list(predicted.roofline_shares(limits, rows))))
-    for note in (*predicted.table_notes(estimated, rows, limits), *estimated.notes):
-        console.print("\n".join(wrapped([f"- {note}"])), soft_wrap=True)
+    notes = [f"- {note}" for note in (*predicted.table_notes(estimated, rows, limits), *estimated.notes)]
+    lines = predicted.batch_table(rows, list(predicted.roofline_shares(limits, rows)))
+    show_page("\n".join([first, *lines, *notes]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._output import progress_of
+from simbatch.cli._output import progress_of, show_page
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -81,9 +81,7 @@ def _show(plugins: Plugins[Any], name: str) -> None:
     """All of it; where the name is nobody's, that it is."""
     from simbatch.sim.plugins.described import facts_of, lines_of
 
-    facts = facts_of(plugins, name)
-    _, _, more = facts["description"].partition("\n\n")
-    click.echo("\n".join([*lines_of(facts), *(["", more] if more else [])]))
+    show_page("\n".join(lines_of(facts_of(plugins, name))))
 
 
 def _checking(default_cases: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -149,9 +147,9 @@ def _check(test: Callable[..., Checked], made: object, place: str, cases: int, s
 
 def _say(name: str, cases: str, counts: str, checked: Checked) -> None:
     rules = ", ".join(checked.rules)
-    click.echo(f"{name} keeps to the rules in {checked.num_cases} random {cases} ({counts}): {rules}")
+    show_page(f"{name} keeps to the rules in {checked.num_cases} random {cases} ({counts}): {rules}")
     for rule, reason in checked.skipped.items():
-        click.echo(f"not checked: {rule}, since {reason}")
+        show_page(f"not checked: {rule}, since {reason}")
 
 
 _ONE = {"distribution": "fixed", "mean": 1}

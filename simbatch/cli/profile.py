@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._output import replacing
+from simbatch.cli._output import replacing, show_page
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 _OF_ESTIMATES = {"quantization", "kv_cache_dtype", "tensor_parallel_size"}
 NOT_QUIET = 1.2  # slowest over fastest canary
-MIN_WIDTH = 130  # a row of the tables stays on one line when piped
 
 
 def _engine_options(command: Command) -> Command:
@@ -191,25 +190,16 @@ def _extra(assignments: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _show(measured: MeasuredFit, files: Files) -> None:
-    from rich.console import Console
-
     from simbatch.profiler.profile.batches import batch_notes, batch_table
     from simbatch.profiler.profile.memory import memory_table, planned_memory, utilisation
 
     facts, rows = measured.samples.engine, measured.samples.batches
-    console = Console(highlight=False)
-    console.width = max(console.width, MIN_WIDTH)
     shares, no_roofline = utilisation(facts, rows)
-    console.print(batch_table(rows, facts, shares))
     cut = [note["text"] for note in measured.samples.notes if "batch table" in note.get("text", "")][-1:]
-    for note in (*batch_notes(rows, facts, no_roofline), *cut):
-        console.print(f"- {note}", markup=False, soft_wrap=True)
     planned, how = planned_memory(facts)
-    console.print()
-    console.print(memory_table(facts, planned))
-    console.print(f"- {how}", markup=False, soft_wrap=True)
-    console.print()
-    console.print(measured.fitted.text, markup=False, soft_wrap=True)
+    notes = [f"- {note}" for note in (*batch_notes(rows, facts, no_roofline), *cut)]
+    lines = [*batch_table(rows, facts, shares), *notes, "", *memory_table(facts, planned), f"- {how}"]
+    show_page("\n".join([*lines, "", measured.fitted.text]))
     if (times := measured.canary_ratio) > NOT_QUIET:
         click.echo(
             f"warning: the machine was not quiet: one step took {times:.1f} times as long at one time as at another; "
@@ -232,7 +222,7 @@ def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> No
         )
     estimated = roofline(str(config), output, {**flags, "gpu": gpu}, place="--roofline GPU")
     memory = estimated.memory
-    click.echo(
+    show_page(
         f"{estimated.name}: {memory.num_gpu_blocks:,} KV blocks of {memory.block_size} tokens, "
         f"weights of {memory.weights_bytes / 2**30:.1f} GiB; {estimated.notes[0]}"
     )

@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._output import show_page
 from simbatch.cli.fit import error_text, estimate, import_profile
 from simbatch.sim.cost.provenance import span
+from simbatch.sim.tables import table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from simbatch.sim.cost.profile import Profile
     from simbatch.sim.cost.provenance import ErrorFigures, SeenRun
-
-SHORT_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
-MIN_WIDTH = 140  # a row of `list` stays on one line when piped
 
 
 @click.group()
@@ -35,8 +32,8 @@ def list_profiles(gpu: str | None, model: str | None, as_json: bool) -> None:
     """List the profiles that ship.
 
     ~ marks a number of KV blocks that was estimated. decode, prefill and mixed are the fit's mean absolute errors, held
-    out; TTFT error is what real runs say of the simulation, where there are any. batch (sequences) and chunk (tokens)
-    are the largest that were measured.
+    out; TTFT error is what real runs say of the simulation, where there are any. `profiles show NAME` has the rest, as
+    the batches and chunks that were measured.
     """
     from simbatch.sim.cost.by_name import load_profile, shipped_names
 
@@ -44,11 +41,9 @@ def list_profiles(gpu: str | None, model: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_facts(profile) for profile in found], indent=2))
         return
-    from rich.console import Console
-
-    console = Console()
-    console.width = max(console.width, MIN_WIDTH)
-    console.print(_table(found))
+    show_page(
+        "\n".join([*_table(found), "what was measured of one, and how far to trust it: simbatch profiles show NAME"])
+    )
 
 
 @profiles.command()
@@ -79,8 +74,7 @@ def show(name: str, as_json: bool, plot: Path | None, batches: str | None, promp
     if as_json:
         click.echo(profile_json(profile), nl=False)
         return
-    for key, value in _facts(profile).items():
-        click.echo(f"{key:<23} {value}")
+    show_page("\n".join(f"{key:<22}  {value}" for key, value in _facts(profile).items()))
 
 
 def _show_batches(
@@ -98,15 +92,8 @@ def _show_batches(
         shown = [{**row, "roofline_share": share} for row, share in zip(rows, shares, strict=True)]
         click.echo(json.dumps(shown, indent=2))
         return
-    from rich.console import Console
-
-    from simbatch.sim.text import wrapped
-
-    console = Console(highlight=False)
-    console.width = max(console.width, 110)
-    console.print(predicted.batch_table(rows, shares))
-    for note in predicted.table_notes(profile, rows, roofline):
-        console.print("\n".join(wrapped([f"- {note}"])), soft_wrap=True)
+    notes = [f"- {note}" for note in predicted.table_notes(profile, rows, roofline)]
+    show_page("\n".join([*predicted.batch_table(rows, shares), *notes]))
 
 
 def _sizes(text: str) -> list[int]:
@@ -133,21 +120,15 @@ def list_gpus(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(gpu) for gpu in GPUS.values()], indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    names = ("name", "GPU", "memory", "from", "GB/s", "bf16", "fp8", "int8", "fp4", "link", "datasheet")
-    table = Table(*names, box=None, pad_edge=False)
+    names = ("name", "GPU", "memory", "GB/s", "bf16", "fp8", "int8", "fp4", "link", "memory from", "datasheet")
+    rows = []
     for gpu in GPUS.values():
-        rates = [f"{gpu.flops_per_s[kind] / 1e12:g}" if kind in gpu.flops_per_s else "-" for kind in names[5:9]]
+        rates = [f"{gpu.flops_per_s[kind] / 1e12:g}" if kind in gpu.flops_per_s else "-" for kind in names[4:8]]
         memory, speed = f"{gpu.total_bytes / GIB:.2f}", f"{gpu.bandwidth_bytes_per_s / 1e9:g}"
         source = gpu.sheet.split(" (")[0]
-        table.add_row(
-            gpu.short, gpu.name, memory, gpu.memory_from, speed, *rates, f"{gpu.link_bytes_per_s / 1e9:g}", source
-        )
-    console = Console()
-    console.width = max(console.width, 160)
-    console.print(table)
+        link = f"{gpu.link_bytes_per_s / 1e9:g}"
+        rows.append((gpu.short, gpu.name, memory, speed, *rates, link, gpu.memory_from, source))
+    show_page("\n".join(table(names, rows, num_left=2, texts=("memory from", "datasheet"))))
 
 
 profiles.add_command(import_profile)
@@ -242,37 +223,19 @@ def _leaves(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
             yield name, value
 
 
-def _table(found: list[Profile]) -> Table:
-    from rich.table import Table
-
-    names = (
-        "name",
-        "weights",
-        "KV",
-        "blocks",
-        "decode",
-        "prefill",
-        "mixed",
-        "TTFT error",
-        "batch",
-        "chunk",
-        "source",
-    )
-    table = Table(*names, box=None, pad_edge=False)
+def _table(found: list[Profile]) -> list[str]:
+    """A line each; weights and KV cache are in the names."""
+    rows = []
     for profile in found:
         facts = {key: str(value) for key, value in _facts(profile).items()}
-        error, measured = profile.fit_error, profile.measured
-        cache = SHORT_DTYPES.get(facts.get("kv_cache_dtype", "-"), facts.get("kv_cache_dtype", "-"))
+        error = profile.fit_error
         blocks, _, kind = facts.get("num_gpu_blocks", "-").partition(" ")
         shares = [_share(part) for part in (error.decode, error.prefill, error.mixed)] if error else ["-"] * 3
-        ends = [str(measured.decode.num_decodes[1]), str(measured.mixed.prefill_tokens[1])] if measured else ["-"] * 2
-        source = "estimate" if profile.is_estimate else facts.get("source", "-").split(" (")[0]
+        source = "estimate" if profile.is_estimate else facts.get("source", "-").split(" (")[0].removesuffix("-core")
         runs = "no real run" if profile.compared is None else span(profile.compared.mean_ttft)
-        counted = f"~{blocks}" if "est" in kind else blocks
-        table.add_row(profile.name, facts.get("quantisation", "-"), cache, counted, *shares, runs, *ends, source)
-    for column in table.columns:
-        column.no_wrap = True
-    return table
+        rows.append((profile.name, f"~{blocks}" if "est" in kind else blocks, *shares, runs, source))
+    names = ("name", "blocks", "decode", "prefill", "mixed", "TTFT error", "source")
+    return table(names, rows, texts=("source",))
 
 
 def _share(figures: ErrorFigures) -> str:

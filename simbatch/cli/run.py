@@ -19,7 +19,7 @@ from simbatch.cli._options import (
     scenario_options,
     version_option,
 )
-from simbatch.cli._output import Output, bands_shown, simulate_shown
+from simbatch.cli._output import Output, bands_shown, show_page, simulate_shown
 from simbatch.cli._trace_options import trace_options
 
 if TYPE_CHECKING:
@@ -137,15 +137,16 @@ def explain(
         for event in events:
             click.echo(json.dumps(event._asdict()))
         return
-    click.echo(f"request {request_id}")
+    lines = [f"request {request_id}"]
     for event in events:
         steps = "" if event.step is None else f"step {event.step}"
         times = f" (x {event.num_steps})" if event.num_steps > 1 else ""
-        click.echo(f"{event.time_s:12.3f} s  {steps:<12} {event.what}{times}")
+        lines.append(f"{event.time_s:12.3f} s  {steps:<12} {event.what}{times}")
         if (line := _step_line(event)) is not None:
-            click.echo(f"{'':<29}{line}")
+            lines.append(f"{'':<29}{line}")
     if any(event.schedule_s is not None for event in events):
-        click.echo(LEGEND)
+        lines.append(LEGEND)
+    show_page("\n".join(lines))
 
 
 def _step_line(event: Event) -> str | None:

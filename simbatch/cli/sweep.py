@@ -18,10 +18,9 @@ from simbatch.cli._options import (
     version_option,
     with_trace_flags,
 )
-from simbatch.cli._output import Output, cells_shown, say_to
+from simbatch.cli._output import Output, cells_shown, say_to, show_page
 from simbatch.cli._trace_options import trace_options
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.text import wrapped
 
 
 @click.command()
@@ -76,7 +75,10 @@ def sweep(
     mine, store = plan.cells[part], CellStore(output.folder / "cells")
     if is_dry:
         content, text = dry_run(mine, store, jobs)
-        click.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text)
+        if as_json:
+            click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        else:
+            show_page(text)
         return
     watch = partial(cells_shown, plan.name, quiet=quiet)
     try:
@@ -90,8 +92,8 @@ def sweep(
         content = {"scenario": plan.name, "num_cells": len(plan.cells), "missing": done.num_missing, "rows": done.rows}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     elif not quiet:
-        lines = wrapped(f"WARNING: {line}" for line in unread_in(done.summaries.values()))
-        click.echo("\n".join([done.text(), *lines]))
+        lines = [f"WARNING: {line}" for line in unread_in(done.summaries.values())]
+        show_page("\n".join([done.text(), *lines]))
         click.echo(f"{len(written)} files and {len(done.rows):,} cells in {output.folder}")
 
 

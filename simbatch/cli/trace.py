@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._output import show_page
 from simbatch.cli._trace_options import reading_options, trace_settings, writing_options
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import check_target, user_path
@@ -59,7 +60,7 @@ def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -
         click.echo(json.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
         return
     parts = [[description(facts), *(stream_lines(facts["stream"]) if facts.get("stream") else [])] for facts in told]
-    click.echo("\n\n".join("\n".join(part) for part in parts))
+    show_page("\n\n".join("\n".join(part) for part in parts))
 
 
 @trace.command()

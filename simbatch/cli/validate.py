@@ -19,7 +19,7 @@ from simbatch.cli._options import (
     server_options,
     version_option,
 )
-from simbatch.cli._output import Output
+from simbatch.cli._output import Output, show_page
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from simbatch.profiler.validate.many import Many
     from simbatch.sim.scenario import Scenario
 
-MIN_WIDTH = 130  # a row of the table stays on one line when piped
-MIN_WIDTH_MANY = 160  # the same of many runs
 OUTSIDE = 1  # exit code
 
 
@@ -214,8 +212,10 @@ class Show:
 
     def __call__(self, validation: Validation | Many, output: Output) -> bool:
         """Write and show it; whether it keeps to its bounds."""
+        from simbatch.profiler.validate.many import Many
         from simbatch.profiler.validate.page import validation_page
         from simbatch.profiler.validate.pictures import save
+        from simbatch.profiler.validate.report import text_of, text_of_many
         from simbatch.sim.report.page.page import page_writer
 
         page = page_writer(partial(validation_page, validation), html=self.html)
@@ -224,19 +224,6 @@ class Show:
         if self.as_json:
             click.echo((output.folder / "validation.json").read_text(encoding="utf-8"), nl=False)
         elif not self.quiet:
-            self._print(validation)
+            show_page(text_of_many(validation) if isinstance(validation, Many) else text_of(validation))
             click.echo(f"{len(written)} files in {output.folder}")
         return validation.is_within_bounds
-
-    def _print(self, validation: Validation | Many) -> None:
-        from rich.console import Console
-
-        from simbatch.profiler.validate.many import Many
-        from simbatch.profiler.validate.report import show, show_many
-
-        console = Console(highlight=False)
-        console.width = max(console.width, MIN_WIDTH_MANY if isinstance(validation, Many) else MIN_WIDTH)
-        if isinstance(validation, Many):
-            show_many(console, validation)
-        else:
-            show(console, validation)

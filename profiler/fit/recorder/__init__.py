@@ -24,6 +24,7 @@ from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.provenance import GapFigures, MeasuredRange, RecorderFit
 from simbatch.sim.cost.sections import HostSection
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.tables import table
 
 SAME = ("model", "tensor_parallel_size", "async_scheduling", "kv_cache_dtype", "vllm_version")
 FOLDS = 4
@@ -189,13 +190,12 @@ def report_text(fitted: RecorderProfile) -> str:
         f"{fitted.profile.name}: {fit.steps:,} steps and {fit.requests:,} requests of {fit.recorded_s:,.0f} s, "
         f"{'asynchronous' if fit.async_scheduling else 'synchronous'} scheduling, device times by {clock}",
         "",
-        _row("device, held out", "steps", "MAPE", "p95", "bias"),
     ]
+    rows = []
     for regime in REGIMES:
         error = getattr(fit.error, regime)
-        lines.append(
-            _row(regime, f"{error.num_steps:,}", f"{error.mape:.1%}", f"{error.p95:.1%}", f"{error.bias:+.1%}")
-        )
+        rows.append((regime, f"{error.num_steps:,}", f"{error.mape:.1%}", f"{error.p95:.1%}", f"{error.bias:+.1%}"))
+    lines += table(("device, held out", "steps", "MAPE", "p95", "bias"), rows)
     shares = ", ".join(f"{share:.0%} of {name} steps" for name, share in fit.device_shows.items())
     lines += [f"(shows in {shares}; the rest hides behind launches)", ""]
     if fit.gaps is not None:
@@ -230,7 +230,3 @@ def _host(host: dict[str, Any], numbers: dict[str, int]) -> list[str]:
         if told:
             lines.append(f"  {name:<26}{told}")
     return lines
-
-
-def _row(first: str, *others: str) -> str:
-    return f"{first:<22}" + "".join(f"{other:>10}" for other in others)

@@ -24,6 +24,7 @@ from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
 from simbatch.sim.cost.provenance import MeanErrors, MeasuredRange, SeenRun, StreamFit
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.tables import table
 
 NO_END = 2**30  # KV blocks where the cache was never full
 MAX_MODEL_LEN = 131_072
@@ -157,21 +158,14 @@ def report_text(fitted: StreamProfile) -> str:
         f"the server: max_num_batched_tokens {fit.max_num_batched_tokens:,}{limit}, "
         f"{'asynchronous' if fit.async_scheduling else 'synchronous'} scheduling",
         "",
-        _row("result", "requests", "steps", "batch", "prompts", "TTFT", "TPOT", "E2EL"),
     ]
+    rows: list[Sequence[str]] = []
     for run in fit.runs:
-        lines.append(
-            _row(
-                run.file,
-                f"{run.requests:,}",
-                f"{run.steps:,}",
-                _span(run.batch),
-                _span(run.prompt_tokens),
-                *_errors(run.fitted),
-            )
-        )
+        seen = f"{run.requests:,}", f"{run.steps:,}", _span(run.batch), _span(run.prompt_tokens)
+        rows.append((run.file, *seen, *_errors(run.fitted)))
         if run.predicted is not None:
-            lines.append(_row("  from the others alone", "", "", "", "", *_errors(run.predicted)))
+            rows.append(("  from the others alone", "", "", "", "", *_errors(run.predicted)))
+    lines += table(("result", "requests", "steps", "batch", "prompts", "TTFT", "TPOT", "E2EL"), rows)
     if fit.halves is not None:
         lines.append(f"first halves predict the time of the second ones' steps {fit.halves:+.1%} off")
     lines += ["", "how sure (standard error over value):"]
@@ -203,8 +197,3 @@ def _errors(errors: MeanErrors) -> tuple[str, str, str]:
 
 def _span(pair: tuple[int, int]) -> str:
     return f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,}-{pair[1]:,}"
-
-
-def _row(first: str, *others: str) -> str:
-    shown = first if len(first) <= 34 else f"...{first[-31:]}"
-    return f"{shown:<36}" + "".join(f"{other:>12}" for other in others)

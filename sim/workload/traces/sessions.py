@@ -21,9 +21,17 @@ from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.text import MAX_NAMES
 from simbatch.sim.workload.formats import Columns
 from simbatch.sim.workload.trace_model import Trace
-from simbatch.sim.workload.traces.rows import Ints, RowBatch
+from simbatch.sim.workload.traces.rows import RowBatch
 from simbatch.sim.workload.traces.times import MAX_PS
-from simbatch.sim.workload.turns import NO_ROW, CycleError, Turns, circle_of, turns_of, whole_prompts, with_systems
+from simbatch.sim.workload.turns import (
+    CycleError,
+    Turns,
+    circle_of,
+    short_prompts,
+    turns_of,
+    whole_prompts,
+    with_systems,
+)
 
 Place = Callable[[int, str], str]  # of a line and a column
 Awaited = list[tuple[int, ...]]
@@ -81,6 +89,9 @@ class _SessionRows:
     def _problem(self, i: int, kind: str, rule: str, value: object, mend: str) -> UserError:
         column = getattr(self._columns, kind) or ""
         return UserError(Problem(self._place(int(self._rows.lines[i]), column), rule, value, mend))
+
+    def _where(self, i: int) -> str:
+        return self._place(int(self._rows.lines[i]), "")
 
     def _has_time(self) -> list[bool]:
         there = self._rows.has_time
@@ -142,7 +153,7 @@ class _SessionRows:
         for i, name in enumerate(ids):
             other = numbers.setdefault(name, i)
             if other != i:
-                rule = f"stands twice: first in {self._place(int(self._rows.lines[other]), '')}"
+                rule = f"stands twice: first in {self._where(other)}"
                 raise self._problem(i, "request_id", rule, name, "give every row its own, parents name them")
         return numbers
 
@@ -231,6 +242,7 @@ class _SessionRows:
         if not len(rows):
             return TurnRows(rows, [], None)
         turns, notes = self._with_systems(self._turns()), []
+        self._share_tenants(turns.session)
         if not any(self._has_time()):
             notes.append("no row has a time: all sessions begin at once, or one a user with max_concurrency: USERS")
         else:
@@ -238,7 +250,7 @@ class _SessionRows:
         if settings.prompt_is == "new":
             notes += self._lengthen(turns)
         else:
-            notes += self._short_prompts(turns)
+            notes += short_prompts(turns, rows.num_prompt_tokens)
         times = self._times(turns, settings.rate_scale)
         waits = any(turns.num_awaited)
         return TurnRows(rows, times, turns if waits else None, tuple(notes))
@@ -252,6 +264,17 @@ class _SessionRows:
             mend = "give prompts hash_ids instead, which say what is common"
             raise self._problem(other, "num_system_tokens", rule, counts[other], mend)
         return with_systems(turns, self._rows.system_prompt, counts, size) if size else turns
+
+    def _share_tenants(self, session: Sequence[int]) -> None:
+        """A row without a tenant has its session's; UserError for a session of two."""
+        tenants, first = self._rows.tenant or [], dict[int, int]()
+        for i, tenant in enumerate(tenants):
+            before = i if tenant is None else first.setdefault(session[i], i)
+            if tenants[before] != tenant:
+                rule = f"a session is one tenant's, and this one is {tenants[before]}'s in {self._where(before)}"
+                raise self._problem(i, "tenant", rule, tenant, "give sessions of two tenants names of their own")
+        if tenants:
+            self._rows.tenant = [tenants[first[number]] if number in first else None for number in session]
 
     def _check_times(self, turns: Turns) -> None:
         for i, (has_time, num) in enumerate(zip(self._has_time(), turns.num_awaited, strict=True)):
@@ -269,19 +292,6 @@ class _SessionRows:
             return []
         rows.hash_ids = None
         return ["hash_ids are not used: they name blocks of what is new, and prompts go on their conversation"]
-
-    def _short_prompts(self, turns: Turns) -> list[str]:
-        """Whether prompts look as if they were the new part alone."""
-        lengths = self._rows.num_prompt_tokens
-        parents = np.array(turns.parent)
-        later: Ints = np.flatnonzero(parents != NO_ROW)
-        num_short = int((lengths[later] < lengths[parents[later]]).sum())
-        if not num_short:
-            return []
-        return [
-            f"{num_short:,} of {len(later):,} later turns have a shorter prompt than the turn before, and share "
-            "nothing with it; are prompts the new part alone? prompt_is: new"
-        ]
 
     def _times(self, turns: Turns, scale: float) -> list[int]:
         """Since the first session's beginning, ps; 0 for a row without a time, which others decide."""
