@@ -48,6 +48,7 @@ CURVE_POINTS = 400
 MAX_TITLE = 130  # characters
 LOG_FROM = 15  # axes are logarithmic when the highest value is that many times the lowest
 THIN, STEP, MAX_STEPS = 1.1, 0.65, 4  # points: of the last line, and how much wider the ones under it are
+BESIDE = 1.3  # points: such a step leaves a pixel of the line below on either side
 KINDS = ("png", "pdf", "svg")
 
 
