@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.engine import Run
-from simbatch.sim.engine.pace import HostPart, Pace, device_paced, host_paced, host_part, synchronous
+from simbatch.sim.engine.pace import HostPart, Pace, device_paced, host_paced, synchronous
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord, StepRow
 from simbatch.sim.engine.replica import Replica
 from simbatch.sim.scheduler.config import EngineConfig
@@ -237,14 +237,14 @@ def test_a_run_leaves_nothing_behind() -> None:
 def host_parts(draw: st.DrawFn) -> HostPart:
     """Launch, update, update before, lag, tail; mostly the step before is of the same batch."""
     launch, update, other, lag, tail = draw(st.tuples(st.integers(0, 80), *(4 * [st.integers(0, 30)])))
-    return host_part(launch, update, draw(st.sampled_from([update, update, other])), lag, tail)
+    return HostPart(launch, update, draw(st.sampled_from([update, update, other])), lag, tail)
 
 
 def one_by_one(
     is_async: bool, schedule: int, free: int, d: int, s: int, host: HostPart, count: int
 ) -> list[tuple[int, ...]]:
     """(start, end, update) of decode-only steps by vLLM's two loops; the update is that of the step before if async."""
-    h, o, before, lag, tail, _, _ = host
+    h, o, before, lag, tail = host.launch_ps, host.update_ps, host.before_ps, host.lag_ps, host.tail_ps
     rows = []
     for k in range(count):
         start = max(free, schedule + lag)
@@ -265,13 +265,10 @@ def test_a_pace_is_what_the_loop_does(
 ) -> None:
     """A closed form has the starts, updates and end of vLLM's loop, and stops for who comes."""
     is_async, cut = form is not synchronous, cut or FAR
-    pace: Pace | None
-    if is_async:
-        pace = form(schedule, free, d, s, host, most, cut)
-    else:
-        pace, free = synchronous(schedule, d, s, host, most, cut), 0  # the step before has been taken in
-    if pace is None:
+    fields = form(schedule, *((free,) if is_async else ()), d, s, host, most, cut)
+    if fields is None:
         return
+    pace, free = Pace(*fields), free if is_async else 0  # synchronous: the step before has been taken in
     rows = one_by_one(is_async, schedule, free, d, s, host, pace.num_steps)
     assert 1 <= pace.num_steps <= most
     assert [pace.start_of(k) for k in range(pace.num_steps)] == [row[0] for row in rows]

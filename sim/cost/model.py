@@ -226,7 +226,8 @@ class Features(NamedTuple):
         return self.num_decodes + self.prefill_tokens
 
 
-_new = tuple.__new__  # in the engine's loops: a third of what the constructor takes
+# The same as a plain tuple, which the engine's loops unpack in a third of the time.
+Sums = tuple[int, int, int, int, int, int, int, int]
 
 
 def is_decode(num_tokens: int, num_computed_tokens: int, num_prompt_tokens: int, samples: bool = True) -> bool:
@@ -242,6 +243,20 @@ def features_of(
     decode_window: int = 0,
 ) -> Features:
     """Of entries (tokens, tokens computed before, whether it is a decode), beside decodes that are counted already."""
+    return Features(*sums_of(entries, num_decodes, decode_context, windows, decode_window))
+
+
+def sums_of(
+    entries: Iterable[tuple[int, int, bool]],
+    num_decodes: int = 0,
+    decode_context: int = 0,
+    windows: WindowCost | None = None,
+    decode_window: int = 0,
+) -> Sums:
+    """The fields of `Features` in a plain tuple.
+
+    Entries are (tokens, tokens computed before, whether it is a decode); the decodes beside them are counted already.
+    """
     num_prefills = tokens = context = attention = in_window = 0
     for n, computed, decodes in entries:
         if decodes:
@@ -256,14 +271,12 @@ def features_of(
             attention += n * (2 * computed + n)
             if windows is not None:
                 in_window += windows.units(n, computed)
-    return _new(
-        Features, (num_decodes, decode_context, tokens, context, attention, num_prefills, decode_window, in_window)
-    )
+    return num_decodes, decode_context, tokens, context, attention, num_prefills, decode_window, in_window
 
 
-def step_ps(cost: CostModel, features: Features) -> int:
+def step_ps(cost: CostModel, sums: Sums) -> int:
     """How long the device works on a step."""
-    num_decodes, context, tokens, prefill_context, attention, _, decode_window, prefill_window = features
+    num_decodes, context, tokens, prefill_context, attention, _, decode_window, prefill_window = sums
     if tokens:
         duration_ps = cost.mixed_ps(num_decodes, context, tokens, prefill_context, attention)
     else:
@@ -278,7 +291,7 @@ def step_ps_beside(cost: CostModel, decoding: tuple[int, int], num_tokens: int, 
     windows = cost.windows
     entries = [(num_tokens, num_computed, False)] if num_tokens else []
     in_window = windows.alike(*decoding) if windows is not None else 0
-    return step_ps(cost, features_of(entries, *decoding, windows, in_window))
+    return step_ps(cost, sums_of(entries, *decoding, windows, in_window))
 
 
 def step_ps_alike(

@@ -37,14 +37,14 @@ class DecodeGroup:
 
     def join(self, request: Request) -> None:
         """Take in a request that wants one token a round from now on."""
-        computed = request.num_computed_tokens
-        request.joined_round = self.round
+        computed, block_size = request.num_computed_tokens, self.block_size
+        request.joined_round = this = self.round
         self.size += 1
         self.context += computed
-        if not computed % self.block_size:
+        if not computed % block_size:
             self.blocks_next += 1
-        self._needing[(self.round - computed) % self.block_size] += 1
-        last_round = self.round + request.max_tokens - request.num_tokens + request.num_prompt_tokens
+        self._needing[(this - computed) % block_size] += 1
+        last_round = this + request.max_tokens - request.num_tokens + request.num_prompt_tokens
         if last_round in self._ending:
             self._ending[last_round].append(request)
         else:
@@ -55,20 +55,18 @@ class DecodeGroup:
 
     def advance(self, num_rounds: int) -> list[Request]:
         """Every member gets that many tokens; returns those whose last one that was, in order of admission."""
-        self.round += num_rounds
+        self.round = this = self.round + num_rounds
         self.context += num_rounds * self.size
         if self.num_growing:
             self._fill_windows(num_rounds)
-        ends = self.ends
-        if not ends or ends[0] > self.round:
-            self.blocks_next = self._needing[self.round % self.block_size]
-            return NOBODY
-        ended = self._ending.pop(heappop(ends))
-        if len(ended) > 1:
-            ended.sort(key=by_seat)
-        for request in ended:
-            self._take_out(request)
-        self.blocks_next = self._needing[self.round % self.block_size]
+        ends, ended = self.ends, NOBODY
+        if ends and ends[0] <= this:
+            ended = self._ending.pop(heappop(ends))
+            if len(ended) > 1:
+                ended.sort(key=by_seat)
+            for request in ended:
+                self._take_out(request)
+        self.blocks_next = self._needing[this % self.block_size]
         return ended
 
     def leave(self, request: Request) -> None:
@@ -122,13 +120,13 @@ class DecodeGroup:
 
     def blocks_for(self, num_rounds: int) -> int:
         """KV blocks that the members need over the next rounds."""
-        needing, first = self._needing, self.round % self.block_size
-        if first + num_rounds <= self.block_size:
+        needing, block_size = self._needing, self.block_size
+        first = self.round % block_size
+        if first + num_rounds <= block_size:
             return sum(needing[first : first + num_rounds])
-        whole, rest = divmod(num_rounds, self.block_size)
-        num_blocks = whole * self.size + sum(needing[first : first + rest])
-        over = first + rest - self.block_size
-        return num_blocks + sum(needing[:over]) if over > 0 else num_blocks
+        last = first + num_rounds % block_size
+        num_blocks = num_rounds // block_size * self.size + sum(needing[first:last])
+        return num_blocks + sum(needing[: last - block_size]) if last > block_size else num_blocks
 
     def rounds_within(self, num_rounds: int, num_blocks: int) -> int:
         """How many rounds, `num_rounds` at most, can be had for `num_blocks` blocks."""
@@ -144,12 +142,12 @@ class DecodeGroup:
         return low
 
     def _take_out(self, request: Request) -> None:
-        self._catch_up(request)
+        computed = self._catch_up(request)
         self.size -= 1
-        self.context -= request.num_computed_tokens
-        self._needing[(self.round - request.num_computed_tokens) % self.block_size] -= 1
+        self.context -= computed
+        self._needing[(self.round - computed) % self.block_size] -= 1
         if self.window:
-            self._close_window(request.num_computed_tokens)
+            self._close_window(computed)
 
     def _open_window(self, computed: int) -> None:
         """Of a new member."""
@@ -186,11 +184,12 @@ class DecodeGroup:
         if not self._num_filling[fills]:
             del self._num_filling[fills]
 
-    def _catch_up(self, request: Request) -> None:
+    def _catch_up(self, request: Request) -> int:
         num_rounds = self.round - request.joined_round
-        request.num_computed_tokens += num_rounds
+        request.num_computed_tokens = computed = request.num_computed_tokens + num_rounds
         request.num_tokens += num_rounds
         request.joined_round = OUTSIDE
+        return computed
 
 
 def by_seat(request: Request) -> int:

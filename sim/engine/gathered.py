@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from simbatch.sim.cost.model import Features, features_of
-from simbatch.sim.engine.decode_group import NOBODY, OUTSIDE
-from simbatch.sim.engine.resources import NOTHING, Step
+from simbatch.sim.cost.model import Features, Sums, sums_of
+from simbatch.sim.engine.decode_group import NOBODY, OUTSIDE, by_seat
+from simbatch.sim.engine.resources import Step
 from simbatch.sim.scheduler.request import NEVER, Batch, Entry, Request, is_decode, is_partial
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NO_ENTRIES = Batch([], [])
 # What a step computes, who gets a token that does not come one step after the one before, who is scheduled for the
 # first time, whose last token it brings, and how many tokens follow one of the step before.
-Computed = tuple[Features, list[Request], list[Request], list[Request], int]
+Computed = tuple[Sums, list[Request], list[Request], list[Request], int]
 
 
 class Gathered:
@@ -50,10 +50,10 @@ class Gathered:
         self.has_stepped = False  # since they were gathered
         # of the step planned last, if it is in flight; it ends at the device's `free_ps`
         self.newest_ps = NEVER  # when the device begins it; NEVER: there is none
-        self.features = NOTHING  # what it computes, where host and front end take time
-        self.num_regular = 0
-        self.update_ps = 0  # how long it takes to take in its tokens
-        self.step: Step | None = None  # in full, where steps are kept
+        # where host and front end take time: whom it computes, and how long it takes to take in their tokens
+        self.num_requests = self.num_decodes = self.num_regular = 0
+        self.update_ps = 0
+        self.step: Step | None = None  # in full, where steps are kept, or as long as there is no newer one
         self.noted: list[Request] = []  # who gets a first token, or one that does not come one step after another
         self.ending: list[Request] = []  # whose last tokens it brings: their seats are not free yet
         self.losing: list[Request] = []  # who has been preempted since, its token under way
@@ -64,10 +64,10 @@ class Gathered:
         """Take the decodes together; tokens in flight count as received."""
         step = self.step = in_flight.popleft() if in_flight else None
         self.newest_ps, self.noted = (step.start_ps, step.noted) if step else (NEVER, [])
-        self.features, self.num_regular, self.update_ps = NOTHING, 0, 0
+        self.num_requests = self.num_decodes = self.num_regular = self.update_ps = 0
         if step is not None and (num_requests := step.features.num_requests):
-            self.features, self.num_regular = step.features, step.num_regular
-            self.update_ps = self.replica.host.update_ps(num_requests)
+            self.num_requests, self.num_decodes = num_requests, step.features.num_decodes
+            self.num_regular, self.update_ps = step.num_regular, self.replica.host.update_ps(num_requests)
         self.ending, self.partials = [], []
         for entry in step.batch.entries if step else ():
             request = entry.request
@@ -100,7 +100,10 @@ class Gathered:
                     request.last_token_ps = self.last_sent_ps
         if self.newest_ps != NEVER:
             begin_ps, end_ps = self.newest_ps, replica.device.free_ps
-            step = self.step or Step(NO_ENTRIES, begin_ps, begin_ps, begin_ps, end_ps, self.features, replica.number)
+            step = self.step if self.keeps_steps or not self.has_stepped else None
+            if step is None:
+                features = Features(self.num_decodes, 0, 0, 0, 0, self.num_requests - self.num_decodes)
+                step = Step(NO_ENTRIES, begin_ps, begin_ps, begin_ps, end_ps, features, replica.number)
             if self.has_stepped:
                 step.num_regular = self.num_regular
                 step.noted = self.noted  # none, where nothing but the device takes time: it is known when they come
@@ -128,19 +131,21 @@ class Gathered:
 
     def let_go(self, updated_ps: int, sent_ps: int) -> None:
         """The newest step's tokens exist: seats and blocks of those whose last ones they are, are free."""
-        replica, noted, losing, ended, step = self.replica, self.noted, self.losing, self.ending, self.step
-        self.newest_ps, self.ending, self.noted, self.step = NEVER, NOBODY, NOBODY, None
+        noted, ended = self.noted, self.ending
+        self.newest_ps, self.ending, self.noted = NEVER, NOBODY, NOBODY
         if noted:
-            replica.note_tokens(noted, updated_ps, sent_ps)
-        if losing:
-            self.losing = []
-            for request in losing:
+            self.replica.note_tokens(noted, updated_ps, sent_ps)
+        if self.losing:
+            for request in self.losing:
                 request.last_token_ps = sent_ps
+            self.losing = []
         if ended:
-            replica.release(ended, updated_ps, sent_ps)
-        if self.keeps_steps and step is not None and step.batch.entries:
-            step.updated_ps = updated_ps
-            replica.log_step(step, ended)
+            self.replica.release(ended, updated_ps, sent_ps)
+        if self.keeps_steps:
+            step, self.step = self.step, None
+            if step is not None and step.batch.entries:
+                step.updated_ps = updated_ps
+                self.replica.log_step(step, ended)
 
     def compute(self, planned: dict[Request, int], is_paused: bool) -> Computed:
         """Everybody's token of a step with prefills; if the device was idle before it (`is_paused`), none follows one.
@@ -176,11 +181,8 @@ class Gathered:
             if request.num_tokens - request.num_prompt_tokens < request.max_tokens:
                 group.join(request)
             else:
-                ended = [*ended, request]
-        if len(ended) > 1:
-            ended = sorted(ended, key=lambda request: request.seat)
-        features = features_of(entries, num_decodes, context, windows, in_window)
-        return features, noted, fresh, ended, num_regular
+                ended = sorted([*ended, request], key=by_seat)
+        return sums_of(entries, num_decodes, context, windows, in_window), noted, fresh, ended, num_regular
 
     def close_preemptions(self) -> None:
         """The step that preempted is planned, or there are more tokens for whole prompts: the next one may admit."""

@@ -99,7 +99,7 @@ class Leap:
                     return False
                 if self.holds and door.is_held(replica.now_ps):
                     return False
-                if not now.preempted and (now.partials or (scheduler.may_admit and line)):
+                if (now.partials or (line and scheduler.may_admit)) and not now.preempted:
                     planned = self._plan_prefills()
                 if not planned and not group.size:
                     if lane is not None and (planned is not None or replica.has_work):

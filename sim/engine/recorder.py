@@ -163,8 +163,10 @@ class Recorder:
         self.first_token_ps[i] = request.first_token_ps
         self.finish_ps[i] = request.finish_ps
         self.num_output_tokens[i] = request.max_tokens
-        if self.is_timed:
-            self._write_sent(request)
+        if self.is_timed:  # as `_write_sent`, one frame less for each request
+            self.queued_ps[i] = request.queued_ps
+            self.first_sent_ps[i] = request.first_sent_ps
+            self.finish_sent_ps[i] = request.finish_sent_ps
         if request.num_cached_tokens:
             self.num_cached_tokens[i] = request.num_cached_tokens
         if request.num_preemptions:

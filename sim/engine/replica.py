@@ -14,7 +14,7 @@ from typing import Any
 import simpy
 
 from simbatch.sim.cost.host import HostDraws, HostTimes, NoiseDraws
-from simbatch.sim.cost.model import CostModel, Features
+from simbatch.sim.cost.model import CostModel, Sums
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.door import Door, Inbox, ShownEngine
 from simbatch.sim.engine.front_end import FrontEnd
@@ -255,9 +255,9 @@ class Replica(ShownEngine):
         """The policy drops a request that waits."""
         self.door.turn_away(request, reason, self.now_ps)
 
-    def log_batch(self, start_ps: int, work_ps: int, features: Features, num_regular: int) -> None:
+    def log_batch(self, start_ps: int, work_ps: int, sums: Sums, num_regular: int) -> None:
         """Write a row for one step that the device has been given."""
-        num_decodes, context, tokens, _, attention, num_prefills, _, _ = features
+        num_decodes, context, tokens, _, attention, num_prefills, _, _ = sums
         self._write_segment(pack_step(
             start_ps, 1, work_ps, num_decodes, num_regular, context, tokens, num_prefills, attention,
             len(self.scheduler.running), self.count_waiting(), self.kv.free,

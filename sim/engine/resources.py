@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE, HostDraws, HostTimes, NoiseDraws
-from simbatch.sim.cost.model import CostModel, Features, step_ps
+from simbatch.sim.cost.model import CostModel, Features, Sums, step_ps
 from simbatch.sim.scheduler.request import NEVER, Batch, Request
 
 
@@ -30,12 +30,14 @@ class Host:
 
     def launch_ps(self, num_requests: int, num_prefills: int, num_tokens: int) -> int:
         """How long scheduling and launching a batch takes; the next draw, where launches of its kind are spread."""
-        kind = self.kind(num_requests, num_prefills, num_tokens)
+        if not num_prefills and num_requests <= self.max_graph_requests:  # as `kind`, one frame less for each launch
+            kind = GRAPH
+        else:
+            kind = PIECEWISE if num_tokens <= self.max_piecewise_tokens else NONE
         base_ps, per_seq_ps, per_prefill_ps, per_token_ps = self._launch[kind]
         mean_ps = base_ps + per_seq_ps * num_requests + per_prefill_ps * num_prefills + per_token_ps * num_tokens
-        if self.draws is None or not self.draws.draws_for(kind):
-            return mean_ps
-        return self.draws.launch_ps(mean_ps, kind)
+        draws = self.draws
+        return mean_ps if draws is None or not draws.draws_for(kind) else draws.launch_ps(mean_ps, kind)
 
     def draws_for(self, num_decodes: int) -> bool:
         """Whether the launch of so many decodes and nothing else is drawn."""
@@ -58,12 +60,12 @@ class Device:
         self.noise = noise
         self.free_ps = 0  # end of the batch that was launched last
 
-    def work_ps(self, features: Features) -> int:
+    def work_ps(self, sums: Sums) -> int:
         """How long it works on a batch; the next draw, if its times are noisy."""
-        duration_ps = step_ps(self.cost, features)
+        duration_ps = step_ps(self.cost, sums)
         if self.noise is None:
             return duration_ps
-        return self.noise.step_ps(duration_ps, features.prefill_tokens > 0)
+        return self.noise.step_ps(duration_ps, sums[2] > 0)
 
 
 NOTHING = Features(0, 0, 0, 0, 0, 0)

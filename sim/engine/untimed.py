@@ -67,13 +67,13 @@ class Untimed:
         """A step with prefills, beside decodes: when it starts, whose last token it brings."""
         replica, device = self.replica, self.device
         batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
-        features, noted, fresh, ended, num_regular = self.now.compute(planned, start_ps > device.free_ps)
-        work_ps = device.work_ps(features)
+        sums, noted, fresh, ended, num_regular = self.now.compute(planned, start_ps > device.free_ps)
+        work_ps = device.work_ps(sums)
         device.free_ps = end_ps = start_ps + work_ps
         for request in fresh:
             request.scheduled_ps = start_ps
         replica.note_tokens(noted, end_ps, end_ps)
-        replica.log_batch(start_ps, work_ps, features, num_regular)
+        replica.log_batch(start_ps, work_ps, sums, num_regular)
         if self.keeps_steps:
             self._keep(start_ps, batch)
         return start_ps, ended

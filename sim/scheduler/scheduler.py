@@ -149,8 +149,9 @@ class Scheduler:
 
     def admit_waiting(self, planned: dict[Request, int], budget: int, threshold: int) -> None:
         """Admit from the head of the queue while seats, budget and blocks last; nobody jumps the head."""
-        running, waiting, kv, decisions = self.running, self.waiting, self.kv, self.decisions
-        sheds, decides_seats, has_cadence = self._sheds_head, self._decides_seats, self.cadence is not None
+        running, waiting, kv = self.running, self.waiting, self.kv
+        decisions, has_cadence = self.decisions, self.cadence is not None
+        sheds, decides_seats = self._sheds_head, self._decides_seats
         num_seats = decisions.seats() if decides_seats else self._max_seats
         line = waiting.line
         while budget > 0 and line and len(running) < num_seats:

@@ -73,11 +73,16 @@ def fit_host(runs: list[Moments], device_s: Floats, lag_s: float, tail_s: float)
 
 
 def _between(runs: list[Moments]) -> tuple[float, dict[str, float]]:
-    """What the thread takes between an update and schedule(): of itself, and for requests that it takes in there."""
+    """What the thread takes between an update and schedule(): of itself, and for requests that it takes in there.
+
+    With a step in flight it waits for nobody, so that its standstills count; without, the slowest may be waits.
+    """
     loop_s = np.concatenate([run.loop_s for run in runs])
     number, tokens = (np.concatenate([getattr(run, name) for run in runs]) for name in ("num_added", "added_tokens"))
-    of_itself = loop_s[np.isfinite(loop_s) & (number == 0)]
-    alone_s = float(np.mean(_kept(of_itself))) if len(of_itself) else 0.0
+    of_itself = np.isfinite(loop_s) & (number == 0)
+    in_flight = of_itself & (np.concatenate([run.in_flight for run in runs]) > 0)
+    values = loop_s[in_flight] if in_flight.any() else _kept(loop_s[of_itself])
+    alone_s = float(values.mean()) if len(values) else 0.0
     rows = np.isfinite(loop_s) & (number > 0)
     if rows.sum() < FEW:
         return alone_s, {}
@@ -87,8 +92,8 @@ def _between(runs: list[Moments]) -> tuple[float, dict[str, float]]:
 
 
 def _kept(values: Floats) -> Floats:
-    """Without the slowest hundredth: there the thread waited, or stood still."""
-    return values[values <= np.quantile(values, 0.99)]
+    """Without the slowest hundredth."""
+    return values[values <= np.quantile(values, 0.99)] if len(values) else values
 
 
 def _launches(run: Moments, loop_s: float) -> Floats:
