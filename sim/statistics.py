@@ -49,6 +49,25 @@ class Interval:
         return (self.high - self.low) / 2
 
 
+def linear_percentiles(values: NDArray[np.float64], percents: Sequence[float]) -> list[float]:
+    """What `numpy.percentile` gives by its method `linear`, by one sort for all of them; one value at least."""
+    ordered, last = np.sort(values), len(values) - 1
+    ranks = [rank_of(percent, len(values)) for percent in percents]
+    return [between(float(ordered[rank]), float(ordered[min(rank + 1, last)]), share) for rank, share in ranks]
+
+
+def rank_of(percent: float, size: int) -> tuple[int, float]:
+    """The rank, from 0, at or below a percentile of `size` values, and what share of the way to the next one it is."""
+    position = (size - 1) * (percent / 100)
+    rank = min(int(position), size - 1)
+    return rank, position - rank
+
+
+def between(low: float, high: float, share: float) -> float:
+    """What stands that share of the way from `low` to `high`, rounded as numpy does it."""
+    return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
+
+
 def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE, *, is_resampled: bool = False) -> Interval:
     """Of the mean that the values were drawn around; ValueError at fewer than two values."""
     sample = _sample(values)

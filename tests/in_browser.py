@@ -147,6 +147,12 @@ def test_the_page_reads_on_a_phone(name: str, browser: webdriver.Chrome, page_of
     assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE[0]
     assert all(chart["width"] <= PHONE[0] for chart in charts(browser))
     assert browser.execute_script("return document.querySelector('.chart').layout.dragmode") is False
+    heights = (
+        "return [...document.querySelectorAll('.chart .nsewdrag')].map(panel => panel.getBoundingClientRect().height)"
+    )
+    assert min(browser.execute_script(heights)) > 70  # a long legend takes no room from the curves
+    hidden = "return [...document.querySelectorAll('.chart .scrollbar')].filter(bar => bar.getBBox().height > 0).length"
+    assert browser.execute_script(hidden) == 0
 
 
 @pytest.mark.parametrize("name", COMMANDS)

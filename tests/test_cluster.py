@@ -19,7 +19,7 @@ from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import ClusterRun, Member, Switch, run_cluster
 from simbatch.sim.engine.gateway import Gateway, GatewayReplica, GatewayRequest
 from simbatch.sim.engine.record import FINISHED, UNFINISHED, RunRecord
-from simbatch.sim.metrics.curves import computed_tokens
+from simbatch.sim.metrics.curves import totals
 from simbatch.sim.plugins.router import ROUTERS
 from simbatch.sim.plugins.testing.cases import MS, ClusterCase, ListSource, random_cluster
 from simbatch.sim.scenario import Scenario, resolve
@@ -247,7 +247,7 @@ def test_lost_work_is_counted_and_done_again() -> None:
         assert record.num_sent_again > 2
         assert (record.requests.status == FINISHED).all()
         assert (record.requests.num_output_tokens == 50).all()
-        assert computed_tokens(record) == computed_tokens(whole) + record.num_lost_tokens
+        assert totals(record).num_tokens == totals(whole).num_tokens + record.num_lost_tokens
         assert record.requests.replica is not None
         at_fail = (record.requests.arrival_ps > 300 * MS) & (record.requests.arrival_ps < 600 * MS)
         assert (record.requests.replica[at_fail] == 0).all()

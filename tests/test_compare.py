@@ -15,6 +15,8 @@ from simbatch import Scenario, simulate
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.columns import SloLimits
 from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.plugins.policy import POLICIES
+from simbatch.sim.report import style
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.runs import MetricRow
@@ -217,3 +219,8 @@ def test_the_tenants_example_says_what_is_true() -> None:
     assert noisy == ["39 %", "40 %"]
     for figure in ("66 %", "57 %", "1.00", "0.94", *noisy, "--policy vllm --policy fair"):
         assert figure in text
+
+
+def test_as_many_candidates_as_there_are_policies_have_a_colour_each() -> None:
+    names = POLICIES.names()
+    assert len({*style.colours(names).values()}) == len(names)

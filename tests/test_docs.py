@@ -345,6 +345,7 @@ def test_commands_on_a_page_are_there_with_their_flags(page: str) -> None:
     text = read(page).replace("\\\n", " ")
     lines = [line for block in BLOCK.finditer(text) for line in block[2].splitlines() if line.startswith("simbatch ")]
     for line in [*lines, *re.findall(r"`(simbatch [^`\n]+)`", BLOCK.sub("", text))]:
+        assert " scenarios/" not in line, "a wheel has them by name"
         command = re.sub(r"\"[^\"]*\"|'[^']*'", "TEXT", line.partition(" #")[0].partition(" -- ")[0])
         words = command.split()[1:]
         path = next((path for path in (tuple(words[:2]), tuple(words[:1])) if path in flags), None)

@@ -20,7 +20,7 @@ from simbatch.cli.profiles import show
 from simbatch.profiler.fit.streams.columns import Lone, Price, StepColumns, cells_of, columns_of, fit_decodes
 from simbatch.profiler.fit.streams.episodes import Decode, FittedEpisodes
 from simbatch.profiler.fit.streams.fit import Parts, fit_steps
-from simbatch.profiler.fit.streams.from_streams import fit_streams
+from simbatch.profiler.fit.streams.from_streams import fit_streams, num_parts
 from simbatch.profiler.fit.streams.priors import of_name
 from simbatch.profiler.fit.streams.runs import MAX_BYTES, read_results
 from simbatch.profiler.fit.streams.way_in import WayIn
@@ -146,7 +146,9 @@ def test_the_command_writes_a_profile_that_runs(files: list[Path], tmp_path: Pat
 
 
 def test_the_nearest_profile_gives_memory_and_is_named(files: list[Path]) -> None:
-    found = fit_streams(files, nearest="h100-llama-3.1-8b-bf16", name="mine")
+    told: list[int] = []
+    found = fit_streams(files, nearest="h100-llama-3.1-8b-bf16", name="mine", progress=told.append)
+    assert told == [*range(1, 1 + num_parts(len(files)))]
     nearest = load_profile("h100-llama-3.1-8b-bf16", folder=Path())
     assert found.profile.num_gpu_blocks_for() == nearest.num_gpu_blocks_for()
     fitted = found.profile.streams

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from simbatch import Result, Scenario, simulate
 from simbatch.sim.files import write_yaml
 from simbatch.sim.report.page import run as run_page_module
+from simbatch.sim.report.page.charts import beside, line
 from simbatch.sim.report.page.page import PageTable, ReportPage, rendered
 from simbatch.sim.report.page.run import run_page
 from tests import exit_code
@@ -57,9 +59,9 @@ def without_plotly(page: str) -> str:
 
 def test_the_answer_stands_above_the_charts(page: str, result: Result) -> None:
     """Word for word the four lines of the console."""
-    text = without_plotly(page)
-    for line in result.text().splitlines()[:4]:
-        label, _, sentence = line.partition(": ")
+    text = re.sub(r"</?(?:code|span)[^>]*>", "", without_plotly(page))
+    for answer in result.text().splitlines()[:4]:
+        label, _, sentence = answer.partition(": ")
         at = text.index(f"<dt>{label}</dt><dd>{sentence}</dd>")
         assert at < text.index("<h2>Charts</h2>")
 
@@ -108,6 +110,27 @@ def test_what_users_name_cannot_end_the_page() -> None:
     table = PageTable(evil, (evil,), [(evil,)])
     page = ReportPage(evil, evil, [(evil, evil)], [], [table], [table], [(evil, evil)], {evil: evil}, [0], evil, [evil])
     assert "<script>alert" not in without_plotly(rendered(page))
+
+
+def test_a_flag_stays_in_one_line_and_a_setting_is_broken_where_its_words_end() -> None:
+    table = PageTable("", ("setting",), [("engine.max_num_seqs",), ("1.5",)])
+    answer = [("Room", "`simbatch tune --capacity`, or --rate <3>"), ("To run it", "simbatch run a --seed 1")]
+    page = rendered(ReportPage("t", "a", answer, [], [table], [], [], {}, [0], "text", ["see `--host`"]))
+    assert (
+        "<code>simbatch tune <span class=flag>--capacity</span></code>, or <code><span class=flag>--rate</span>" in page
+    )
+    assert "<code>simbatch run a <span class=flag>--seed</span> 1</code>" in page
+    assert "<code><span class=flag>--host</span></code>" in page
+    assert "&lt;3&gt;" in page
+    assert "engine.<wbr>max_<wbr>num_<wbr>seqs" in page
+    assert "1.5</td>" in page
+
+
+def test_candidates_that_run_alike_are_drawn_one_wider_than_the_next() -> None:
+    drawn = beside([line(name, [0, 1], [1, 1], "#000000", "") for name in ("a", "b", "c")])
+    widths = [trace["line"]["width"] for trace in drawn]
+    assert widths == sorted(widths, reverse=True)
+    assert min(wide - narrow for wide, narrow in pairwise(widths)) >= 2  # px: one of the line below on either side
 
 
 def test_without_plotly_it_is_said_before_anything_runs(

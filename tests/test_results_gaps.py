@@ -23,6 +23,7 @@ from simbatch.sim.report import run_pictures
 from simbatch.sim.report.compare import Comparison
 from simbatch.sim.report.result import Result as ResultClass
 from simbatch.sim.search.sweep import sweep
+from simbatch.sim.statistics import linear_percentiles
 from simbatch.sim.tuning.goal import Limit
 
 PERCENTS = [0, 1, 12.5, 50, 90, 95, 99, 100]
@@ -46,12 +47,25 @@ def expand(progressions):
     return np.concatenate(parts).astype(np.int64)
 
 
+@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=40))
+def test_percentiles_are_numpys_to_the_last_digit(values):
+    assert linear_percentiles(np.array(values), PERCENTS) == np.percentile(values, PERCENTS).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
+def test_intervals_are_counted_at_each_moment(pairs):
+    spans = [(min(pair), max(pair)) for pair in pairs]
+    curve = Curve.counting(*np.array(spans, dtype=np.int64).reshape(-1, 2).T)
+    assert curve.times.tolist() == sorted({moment for span in spans for moment in span})
+    assert curve.values.tolist() == [sum(a <= t < b for a, b in spans) for t in curve.times.tolist()]
+
+
 @given(st.lists(rows, min_size=1, max_size=12))
 def test_statistics_are_those_of_the_expanded_multiset(progressions):
     gaps, expanded = pool(progressions), expand(progressions)
     assert gaps.size == len(expanded)
     np.testing.assert_allclose(gaps.percentiles_ps(PERCENTS), np.percentile(expanded, PERCENTS), rtol=1e-14)
-    assert gaps.mean_ps() == sum(map(int, expanded)) / len(expanded)
+    assert gaps.mean_ps == sum(map(int, expanded)) / len(expanded)
     assert gaps.std_ps() == pytest.approx(expanded.std(), rel=1e-9, abs=1e-7 * expanded.mean() + 1e-9)
 
 
@@ -68,7 +82,7 @@ def test_splitting_spans_into_steps_changes_nothing(progressions):
     steps = [(first + j * slope, 0, 1, weight) for first, slope, count, weight in progressions for j in range(count)]
     spans, single = pool(progressions), pool(steps)
     assert spans.percentiles_ps(PERCENTS) == single.percentiles_ps(PERCENTS)
-    assert spans.mean_ps() == single.mean_ps()
+    assert spans.mean_ps == single.mean_ps
 
 
 def test_a_falling_progression_is_a_rising_one_read_backwards():
@@ -78,7 +92,7 @@ def test_a_falling_progression_is_a_rising_one_read_backwards():
 def test_sums_beyond_int64_are_exact():
     day = 86_400 * 10**12
     gaps = pool([(day, 0, 1000, 1000), (day + 32, 0, 1000, 1000)])
-    assert gaps.mean_ps() == day + 16
+    assert gaps.mean_ps == day + 16
     assert gaps.percentiles_ps([50]) == [day + 16]
 
 

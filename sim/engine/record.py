@@ -207,7 +207,7 @@ class RunRecord:
             replicas=(),
         )
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """Steps simulated, spans counted in full."""
         return int(self.segments["num_steps"].sum())

@@ -211,6 +211,7 @@ def ttft_ps(record: RunRecord) -> NDArray[np.int64]:
     return record.client_first_token_ps - record.requests.arrival_ps
 
 
+@kept
 def e2el_ps(record: RunRecord) -> NDArray[np.int64]:
     """Finish minus send, as the client sees it; only meaningful for finished requests."""
     return record.client_finish_ps - record.requests.arrival_ps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,6 @@ NEVER = np.iinfo(np.int64).max
 
 def span_ps(rows: Rows) -> Ints:
     """How long each of these segments lasts, from the begin of the first step to the device's end of the last."""
-    if not (rows["period_ps"] > 0).any():
-        return work_ps(rows)
     before_last = rows["num_steps"] - 1
     last_start = first_steps_ps(rows["period_ps"], rows["period_slope_ps"], before_last)
     paced = last_start + rows["duration_ps"] + rows["slope_ps"] * before_last
@@ -35,14 +34,19 @@ def work_ps(rows: Rows) -> Ints:
 @kept
 def spans_ps(record: RunRecord) -> Ints:
     """How long each of its segments lasts."""
-    return _column(record, span_ps)
+    return works_ps(record) if _is_gapless(record) else _column(record, span_ps)
 
 
 @kept
 def works_ps(record: RunRecord) -> Ints:
-    """How long the device works in each of its segments; where each step follows on the one before it is all."""
-    is_gapless = not any((rows["period_ps"] > 0).any() for rows in slices(record.segments))
-    return spans_ps(record) if is_gapless else _column(record, work_ps)
+    """How long the device works in each of its segments."""
+    return _column(record, work_ps)
+
+
+@kept
+def _is_gapless(record: RunRecord) -> bool:
+    """Whether each step of a segment follows on the one before, so that the device's work is all there is."""
+    return not any((rows["period_ps"] > 0).any() for rows in slices(record.segments))
 
 
 def _column(record: RunRecord, values_of: Callable[[Rows], Ints]) -> Ints:
@@ -192,12 +196,25 @@ def _with_following(record: RunRecord) -> Iterator[tuple[slice, Rows, Ints]]:
         yield part, record.segments[part], np.append(starts[part][1:], following_ps)
 
 
-def computed_tokens(record: RunRecord) -> int:
-    """Tokens that all steps computed, prompts and decodes, those computed again among them."""
-    computed = 0
+class Totals(NamedTuple):
+    """Over all steps: the tokens that they computed, those computed again too, their requests, the most requests."""
+
+    num_tokens: int
+    num_requests: int
+    max_requests: int
+
+
+@kept
+def totals(record: RunRecord) -> Totals:
+    """In one pass over the rows: each column that is read is a walk through all of them."""
+    num_tokens = num_requests = most = 0
     for rows in slices(record.segments):
-        computed += int((rows["prefill_tokens"] + rows["num_decodes"] * rows["num_steps"]).sum())
-    return computed
+        steps, decodes = np.ascontiguousarray(rows["num_steps"]), np.ascontiguousarray(rows["num_decodes"])
+        sizes = decodes + rows["num_prefills"]
+        num_tokens += int(rows["prefill_tokens"].sum()) + int(np.dot(decodes, steps))
+        num_requests += int(np.dot(sizes, steps))
+        most = max(most, int(sizes.max()))
+    return Totals(num_tokens, num_requests, most)
 
 
 Floats = NDArray[np.float64]
@@ -222,11 +239,10 @@ def output_tokens_per_second(record: RunRecord) -> Floats:
 
 
 def _with_decoded(totals: Floats, rows: NDArray[np.void], origin_ps: int) -> Floats:
-    """`totals` and what the spans add; a span is split by the seconds in which its steps' tokens come."""
+    """`totals` and what the spans add, rows without decodes nothing; a span is split by the seconds of its tokens."""
     names = ("num_decodes", "num_steps", "duration_ps", "slope_ps", "start_ps")
-    is_span = rows["num_decodes"] > 0
-    decodes, steps, duration, slope, begin = (rows[name][is_span] for name in names)
-    begin -= origin_ps
+    decodes, steps, duration, slope, begin = (np.ascontiguousarray(rows[name]) for name in names)
+    begin = begin - origin_ps
     second = (begin + duration) // PS_PER_S
     last = (begin + first_steps_ps(duration, slope, steps)) // PS_PER_S
     whole = second == last

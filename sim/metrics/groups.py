@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, STATUS_NAMES, RunRecord
-from simbatch.sim.metrics.columns import RunFacts, e2el_ps, let_in, request_ids
+from simbatch.sim.metrics.columns import RunFacts, e2el_ps, kept, let_in, request_ids
 from simbatch.sim.metrics.latencies import Bools, describe, duration_ps, keyed, latencies_ms, ratio, within_slo
 
 MAX_TENANTS = 20
@@ -109,14 +109,15 @@ class Groups:
     def block(self, chosen: Bools) -> dict[str, Any]:
         """What the chosen requests felt."""
         record, good = self.record, self._within.get("all")
-        done = chosen & (record.requests.status == FINISHED)
+        finished = record.requests.status == FINISHED
+        done = chosen & finished
         longest_ps = int(self.waits_ps[chosen].max(initial=-1))
         block: dict[str, Any] = {
             "requests": counts(record, chosen),
             "request_goodput": None if good is None else ratio(int(good[chosen].sum()), self._duration_s),
             "slo_share": self.slo_share(chosen),
             "longest_wait_ms": None if longest_ps < 0 else longest_ps / PS_PER_MS,
-            "mean_normalised_latency_ms": mean_normalised_latency_ms(record, done),
+            "mean_normalised_latency_ms": mean_or_none(normalised_latencies_ms(record)[chosen[finished]]),
         }
         for name, values in latencies_ms(record, done).items():
             block |= keyed(name, describe(values))
@@ -150,15 +151,17 @@ def counts(record: RunRecord, chosen: Bools) -> dict[str, int]:
     return {"total": len(status), **by_status}
 
 
-def normalised_latencies_ms(record: RunRecord, chosen: Bools) -> Floats:
-    """E2EL per output token (ms) of the chosen finished requests, as in the papers of Orca and vLLM."""
-    tokens = record.requests.num_output_tokens[chosen]
-    return e2el_ps(record)[chosen] / np.maximum(tokens, 1) / PS_PER_MS
+@kept
+def normalised_latencies_ms(record: RunRecord) -> Floats:
+    """E2EL per output token (ms) of the finished requests, as in the papers of Orca and vLLM."""
+    finished = record.requests.status == FINISHED
+    values: Floats = e2el_ps(record)[finished] / np.maximum(record.requests.num_output_tokens[finished], 1)
+    values /= PS_PER_MS
+    return values
 
 
-def mean_normalised_latency_ms(record: RunRecord, chosen: Bools) -> float | None:
-    """Their mean, None without any."""
-    values = normalised_latencies_ms(record, chosen)
+def mean_or_none(values: Floats) -> float | None:
+    """The mean, None without any."""
     return float(values.mean()) if len(values) else None
 
 
@@ -182,7 +185,7 @@ def fairness(record: RunRecord, tenants: Tenants, ratios: Floats) -> dict[str, A
     """The block `fairness` of summary.json: over tenants by their shares, over requests by the rate that they felt."""
     known = ratios[~np.isnan(ratios)]
     worst = int(np.nanargmin(ratios)) if len(known) else None
-    rates = 1 / normalised_latencies_ms(record, record.requests.status == FINISHED)
+    rates = 1 / normalised_latencies_ms(record)
     return {
         "tenants": jain_index(known) if len(known) > 1 else None,
         "least_served_tenant": None if worst is None else tenants.names[worst],

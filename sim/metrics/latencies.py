@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.metrics.columns import SloLimits, bounds, decoding_ps, e2el_ps, kept, let_in, slices, ttft_ps
+from simbatch.sim.statistics import between, linear_percentiles, rank_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-LIMB_BITS = 20  # sum of weights * 2**20 stays inside int64 for 8e12 gaps
+LIMB_BITS, LIMB = 20, (1 << 20) - 1  # sum of weights * 2**20 stays inside int64 for 8e12 gaps
 MAX_INT64 = int(np.iinfo(np.int64).max)
 # A bin holds the values whose floats agree in their exponent and the first 12 bits after the point: 0.024 % wide.
 BIN_SHIFT = 52 - 12
@@ -59,9 +60,8 @@ class PooledGaps:
             begin, end = end, end + len(spans.first)
             pool.first[begin:end], pool.slope[begin:end] = spans.first, spans.slope
             pool.count[begin:end], pool.weight[begin:end] = spans.count, spans.weight
-        begin, end = end, end + len(record.gaps)
-        pool.first[begin:end] = record.gaps
-        pool.slope[begin:end] = pool.count[begin:end] = pool.weight[begin:end] = 1
+        rest = slice(end, end := end + len(record.gaps))
+        pool.first[rest], pool.slope[rest], pool.count[rest], pool.weight[rest] = record.gaps, 1, 1, 1
         return PooledGaps(pool.first[:end], pool.slope[:end], pool.count[:end], pool.weight[:end])
 
     @classmethod
@@ -91,6 +91,7 @@ class PooledGaps:
         """How many gaps there are."""
         return int(np.dot(self.weight, self.count))
 
+    @cached_property
     def mean_ps(self) -> float:
         """The mean: an exact integer sum, divided once."""
         return sum(_exact_dot(part.mass, part.first + part.last) for part in self._parts()) / (2 * self.size)
@@ -100,7 +101,7 @@ class PooledGaps:
 
         A progression of m varies round its own middle by s*s*(m*m - 1)/12.
         """
-        mean, total = self.mean_ps(), 0.0
+        mean, total = self.mean_ps, 0.0
         for part in self._parts():
             middle = (part.first + part.last) / 2 - mean
             inside = part.slope.astype(np.float64) ** 2 * (part.count.astype(np.float64) ** 2 - 1) / 12
@@ -109,7 +110,8 @@ class PooledGaps:
 
     def percentiles_ps(self, percents: Sequence[float]) -> list[float]:
         """Percentiles (ps) that `numpy.percentile` would give for the expanded multiset (method `linear`)."""
-        return [self._percentile(percent) for percent in percents]
+        ranks = (rank_of(percent, self.size) for percent in percents)
+        return [between(*self.order_statistics(rank), share) for rank, share in ranks]
 
     def order_statistics(self, rank: int) -> tuple[int, int]:
         """The gaps of rank `rank` and `rank + 1` in ascending order, from 0; the last one twice at the end."""
@@ -119,38 +121,36 @@ class PooledGaps:
         rows = self._reaching_into(low, high)
         num_below = int(ended[low - 1]) if low else 0
         value = rows._least_with(wanted - num_below)
-        if wanted == self.size or num_below + rows._num_up_to(value) > wanted:
-            return value, value
-        return value, min(rows._next_after(value), self._next_first(value))
+        is_shared = wanted == self.size or num_below + rows._num_up_to(value) > wanted
+        return value, value if is_shared else min(rows._next_after(value), self._next_first(value))
 
     def sketch(self) -> tuple[Floats, Floats]:
         """Values (ps, ascending, one per bin) and the shares up to them, good enough to draw.
 
         A row counts in a few equal pieces, or at its middle where there are many rows.
         """
-        mass = np.zeros(NUM_BINS)
+        mass, is_short = np.zeros(NUM_BINS), len(self.first) <= MAX_SKETCH_ROWS
         for part in self._parts():
-            pieces = np.minimum(part.count, SKETCH_PIECES if len(self.first) <= MAX_SKETCH_ROWS else 1)
-            row = np.repeat(np.arange(len(pieces)), pieces)
-            piece = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-            position = (piece + 0.5) / pieces[row] * part.count[row] - 0.5
-            values = part.first[row] + part.slope[row] * position
-            mass += np.bincount(_bins(values), weights=(part.mass / pieces)[row], minlength=NUM_BINS)
+            middle: Floats = (part.count - 1) / 2
+            values, weights = part.first + part.slope * middle, part.mass.astype(np.float64)
+            if is_short:
+                values, weights = part._in_pieces()
+            mass += np.bincount(_bins(values), weights=weights, minlength=NUM_BINS)
         used = np.flatnonzero(mass)
-        ends = ((used + (BIN_ORIGIN + 1)) << BIN_SHIFT).view(np.float64)
-        return ends, np.cumsum(mass[used]) / self.size
+        return _begin_of(used + 1), np.cumsum(mass[used]) / self.size
+
+    def _in_pieces(self) -> tuple[Floats, Floats]:
+        """The middles of a few equal pieces of each row, and for how many gaps each stands."""
+        pieces = np.minimum(self.count, SKETCH_PIECES)
+        row = np.repeat(np.arange(len(pieces)), pieces)
+        piece = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        position = (piece + 0.5) / pieces[row] * self.count[row] - 0.5
+        return self.first[row] + self.slope[row] * position, (self.mass / pieces)[row]
 
     def _parts(self) -> Iterator[PooledGaps]:
         """The rows in slices, as views."""
         for part in bounds(len(self.first)):
             yield PooledGaps(self.first[part], self.slope[part], self.count[part], self.weight[part])
-
-    def _percentile(self, percent: float) -> float:
-        position = (self.size - 1) * (percent / 100)
-        rank = min(math.floor(position), self.size - 1)
-        low, high = self.order_statistics(rank)
-        share = position - rank
-        return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
 
     @cached_property
     def _num_by_bin(self) -> tuple[Ints, Ints]:
@@ -164,8 +164,10 @@ class PooledGaps:
 
     def _reaching_into(self, low: int, high: int) -> PooledGaps:
         """The rows with a value that may be in the bins from `low` to `high`."""
-        parts = [part._only((_bins(part.first) <= high) & (_bins(part.last) >= low)) for part in self._parts()]
-        columns = ([getattr(part, name) for part in parts] for name in ("first", "slope", "count", "weight"))
+        # compared with the floats that a bin stands between, no value's own bin has to be found
+        begin, end = _begin_of(np.array([low, high + 1])).tolist()
+        parts = [part._only((part.first < end) & ((part.last >= begin) | (low == 0))) for part in self._parts()]
+        columns = zip(*((part.first, part.slope, part.count, part.weight) for part in parts), strict=True)
         return PooledGaps(*map(np.concatenate, columns))
 
     def _only(self, chosen: NDArray[np.bool_]) -> PooledGaps:
@@ -208,14 +210,16 @@ def _bins(values: NDArray[np.generic]) -> Ints:
     return np.maximum(bits, 0, out=bits)
 
 
+def _begin_of(bins: Ints) -> Floats:
+    """The least float of each bin but the first, which has all below it."""
+    return ((bins + BIN_ORIGIN) << BIN_SHIFT).view(np.float64)
+
+
 def _exact_dot(weights: Ints, values: Ints) -> int:
     """The sum of weights * values as a Python integer, where int64 would overflow; values from 0 to 2**62."""
     total = 0
-    for shift in range(0, 60, LIMB_BITS):
-        limb = values >> shift
-        if shift < 60 - LIMB_BITS:
-            limb &= (1 << LIMB_BITS) - 1
-        total += int((weights * limb).sum()) << shift
+    for shift, mask in ((0, LIMB), (LIMB_BITS, LIMB), (2 * LIMB_BITS, -1)):
+        total += int((weights * ((values >> shift) & mask)).sum()) << shift
     return total
 
 
@@ -231,8 +235,8 @@ def duration_ps(record: RunRecord) -> int:
     finished, turned_away = requests.status == FINISHED, ~let_in(requests)
     if not (finished | turned_away).any():
         return record.end_ps
-    last_finish = int(record.client_finish_ps[finished].max(initial=0))
-    return max(last_finish, int(requests.arrival_ps[turned_away].max(initial=0)))
+    ends_ps = (record.client_finish_ps[finished], requests.arrival_ps[turned_away])
+    return max(int(times.max(initial=0)) for times in ends_ps)
 
 
 def latencies_ms(record: RunRecord, chosen: Bools) -> dict[str, NDArray[np.float64]]:
@@ -262,7 +266,7 @@ def describe(values_ms: NDArray[np.float64]) -> dict[str, Number]:
     """Mean, median, population deviation and linear percentiles; None without values."""
     if not len(values_ms):
         return dict.fromkeys(STATISTICS)
-    median, *percentiles = np.percentile(values_ms, PERCENTS)
+    median, *percentiles = linear_percentiles(values_ms, PERCENTS)
     figures = (values_ms.mean(), median, values_ms.std(), *percentiles)
     return {name: float(figure) for name, figure in zip(STATISTICS, figures, strict=True)}
 
@@ -272,7 +276,7 @@ def describe_gaps(gaps: PooledGaps) -> dict[str, Number]:
     if not gaps.size:
         return dict.fromkeys(STATISTICS)
     median, *percentiles = gaps.percentiles_ps(PERCENTS)
-    figures = (gaps.mean_ps(), median, gaps.std_ps(), *percentiles)
+    figures = (gaps.mean_ps, median, gaps.std_ps(), *percentiles)
     return {name: figure / PS_PER_MS for name, figure in zip(STATISTICS, figures, strict=True)}
 
 
@@ -287,14 +291,10 @@ def ratio(numerator: float, denominator: float) -> float | None:
 
 
 def _latency_ps(record: RunRecord, name: str) -> NDArray[np.int64]:
-    if name == "ttft":
-        return ttft_ps(record)
-    if name == "e2el":
-        return e2el_ps(record)
+    if name != "tpot":
+        return ttft_ps(record) if name == "ttft" else e2el_ps(record)
     several = record.requests.num_output_tokens > 1
-    num_gaps = record.requests.num_output_tokens[several] - 1
     tpot_ps = np.zeros(len(several), dtype=np.int64)
-    tpot_ps[several] = -(
-        -decoding_ps(record, several) // num_gaps
-    )  # rounded up: above a whole limit exactly when the quotient is
+    # rounded up: above a whole limit exactly when the quotient is
+    tpot_ps[several] = -(-decoding_ps(record, several) // (record.requests.num_output_tokens[several] - 1))
     return tpot_ps

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.metrics import curves
-from simbatch.sim.metrics.columns import RunFacts, let_in, slices
+from simbatch.sim.metrics.columns import RunFacts, let_in
 from simbatch.sim.metrics.curves import output_tokens_per_second
-from simbatch.sim.metrics.groups import mean_normalised_latency_ms
+from simbatch.sim.metrics.groups import mean_or_none, normalised_latencies_ms
 from simbatch.sim.metrics.latencies import (
     Bools,
     Number,
@@ -122,7 +122,7 @@ class RunFigures:
 
     def mean_normalised_latency_ms(self) -> float | None:
         """Of the finished requests, E2EL per output token."""
-        return mean_normalised_latency_ms(self.record, self.done)
+        return mean_or_none(normalised_latencies_ms(self.record))
 
     def mean_waiting(self) -> float | None:
         """Requests that arrived and were not yet scheduled for the first time, over time (Little's law)."""
@@ -143,11 +143,11 @@ class RunFigures:
 
     def mean_batch(self) -> float | None:
         """Requests per step, decodes and prefills together; over steps."""
-        return self._batch[0]
+        return ratio(curves.totals(self.record).num_requests, self.record.num_steps)
 
     def max_batch(self) -> int:
         """The most in a step."""
-        return self._batch[1]
+        return curves.totals(self.record).max_requests
 
     def mean_kv_use(self) -> float | None:
         """Share of the usable blocks that is taken, over time."""
@@ -167,7 +167,7 @@ class RunFigures:
 
     def recomputed_tokens_share(self) -> float | None:
         """Their share of all tokens computed."""
-        return ratio(self.record.num_recomputed_tokens, curves.computed_tokens(self.record))
+        return ratio(self.record.num_recomputed_tokens, curves.totals(self.record).num_tokens)
 
     def mean_concurrent_requests(self) -> float | None:
         """Requests in the system on average, over time: the finished ones, from send to response."""
@@ -207,15 +207,6 @@ class RunFigures:
     @cached_property
     def _waits(self) -> dict[str, Number]:
         return describe(self._wait_ps / PS_PER_MS)
-
-    @cached_property
-    def _batch(self) -> tuple[float | None, int]:
-        weighted = highest = 0
-        for rows in slices(self.record.segments):
-            sizes = curves.batch_sizes(rows)
-            weighted += int((sizes * rows["num_steps"]).sum())
-            highest = max(highest, int(sizes.max()))
-        return ratio(weighted, self.record.num_steps), highest
 
 
 LOWER, HIGHER = "lower", "higher"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord
 from simbatch.sim.metrics.columns import RunFacts, decoding_ps, e2el_ps, let_in, ttft_ps
-from simbatch.sim.metrics.curves import computed_tokens, used_blocks, waiting
+from simbatch.sim.metrics.curves import totals, used_blocks, waiting
 from simbatch.sim.metrics.latencies import duration_ps
 from simbatch.sim.metrics.step_function import Curve
 from simbatch.sim.statistics import MIN_BATCH, NUM_BATCHES, NUM_PERIODS, BatchMeans, Interval, NoClaim, keeps_growing
@@ -85,7 +85,7 @@ def _is_thrashing(record: RunRecord) -> bool:
 
 def _preemption_text(record: RunRecord) -> str:
     """How many, what they cost, and what to do."""
-    count, share = record.num_preemptions, record.num_recomputed_tokens / max(1, computed_tokens(record))
+    count, share = record.num_preemptions, record.num_recomputed_tokens / max(1, totals(record).num_tokens)
     is_full = used_blocks(record).max >= FULL * record.num_usable_blocks
     mend = (
         "Lower engine.max_num_seqs, or give it more KV blocks." if is_full else "It is the policy that preempts them."

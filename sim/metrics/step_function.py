@@ -58,12 +58,11 @@ class Curve(StepFunction):
     @classmethod
     def counting(cls, begins: Ints, ends: Ints) -> Curve:
         """How many of the half-open intervals [begin, end) hold each moment."""
-        times = np.concatenate([ends, begins])
-        changes = np.repeat(np.array([-1, 1]), [len(ends), len(begins)])
-        order = np.argsort(times, kind="stable")
-        times, values = times[order], np.cumsum(changes[order])
-        is_last = np.append(times[1:] != times[:-1], True)[: len(times)]
-        return cls(times[is_last], values[is_last])
+        # What a moment changes is its lowest bit, 1 for a begin: numbers are sorted, and nothing is put in their order.
+        marked = np.concatenate([ends << 1, (begins << 1) | 1])
+        marked.sort(kind="stable")  # which is quick where they are two series that are nearly in order
+        values = np.cumsum(((marked & 1) << 1) - 1)
+        return cls._at_last(marked >> 1, values)
 
     @classmethod
     def total(cls, functions: Sequence[StepFunction]) -> Curve:
@@ -74,8 +73,13 @@ class Curve(StepFunction):
         times = np.concatenate([piece.times for piece in pieces])
         changes = np.concatenate([np.diff(piece.values, prepend=0) for piece in pieces])
         order = np.argsort(times, kind="stable")
-        times, values = times[order], np.cumsum(changes[order])
-        is_last = np.append(times[1:] != times[:-1], True)
+        return cls._at_last(times[order], np.cumsum(changes[order]))
+
+    @classmethod
+    def _at_last(cls, times: Ints, values: Ints) -> Curve:
+        """What holds when all changes of a moment are made."""
+        is_last = np.ones(len(times), dtype=np.bool_)
+        np.not_equal(times[1:], times[:-1], out=is_last[:-1])
         return cls(times[is_last], values[is_last])
 
     def pieces(self) -> Iterator[Curve]:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 NUM_BINS = 250
 MAX_NAMED = 4
-BESIDE = 1.3  # points: a pixel of the line below on either side
 Figures = tuple[str, dict[str, float | None], Callable[[float | None], str]]  # title, by candidate, as text
 LEGEND_EXTRA, LEGEND_WIDTH = 8, 130  # characters: line and space beside a label; what fits beside the title
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2EL"}
@@ -61,7 +60,7 @@ def _timelines(drawing: Figure, grid: GridSpec, results: Mapping[str, MeasuredRu
     edges, _, peak = arrivals(next(iter(records.values())), NUM_BINS)
     top.stairs(peak, edges / divisor, fill=True, color="#8A8A8A", linewidth=0)
     for i, (label, record) in enumerate(records.items()):
-        look: dict[str, Any] = {"color": colours[label], "linewidth": style.line_width(i, len(records), BESIDE)}
+        look: dict[str, Any] = {"color": colours[label], "linewidth": style.line_width(i, len(records), style.BESIDE)}
         edges, _, peak = binned(curves.waiting_with_preempted(record), record, NUM_BINS)
         queue.stairs(peak, edges / divisor, label=label, **look)
         edges, mean, _ = binned(curves.batch_size(record), record, NUM_BINS)
@@ -97,7 +96,7 @@ def _distribution(axes: Axes, name: str, results: Mapping[str, MeasuredRun], col
     style.latency_axis(axes, min(bounds), max(bounds), max_labels=5)
     for i, (label, v) in enumerate(values.items()):
         if len(v):
-            width = style.line_width(i, len(values), BESIDE)
+            width = style.line_width(i, len(values), style.BESIDE)
             style.cdf(axes, *style.sorted_shares(v), color=colours[label], linewidth=width)
 
 

@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+MORE = (
+    "#332288",
+    "#777777",
+    "#B2DF8A",
+    "#8B4513",
+    "#999933",
+    "#882255",
+    "#FFB6C1",
+    "#7F3C8D",
+)  # as far apart
 LIMIT = "#D55E00"  # SLOs, and nothing else
 INK = "#333333"
 DPI = 110
@@ -48,6 +58,7 @@ CURVE_POINTS = 400
 MAX_TITLE = 130  # characters
 LOG_FROM = 15  # axes are logarithmic when the highest value is that many times the lowest
 THIN, STEP, MAX_STEPS = 1.1, 0.65, 4  # points: of the last line, and how much wider the ones under it are
+BESIDE = 1.3  # points: such a step leaves a pixel of the line below on either side
 KINDS = ("png", "pdf", "svg")
 
 
@@ -204,12 +215,13 @@ def count_axis(axes: Axes, highest: float) -> None:
 def sorted_shares(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Values in order and the share of all up to each, as many as are drawn; `values` has one at least."""
     chosen = _evenly(len(values))
-    return np.partition(values, chosen)[chosen], (chosen + 1) / len(values)
+    return np.sort(values)[chosen], (chosen + 1) / len(values)
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
-    """One colour per label, in the order of the palette."""
-    return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
+    """One colour per label, in the order of the palette; sixteen differ, as many as there are policies."""
+    every = (*PALETTE, *MORE)
+    return {label: every[i % len(every)] for i, label in enumerate(labels)}
 
 
 def label_apart(axes: Axes, points: Sequence[tuple[float, float, str]], *, fontsize: float = 8, **text: Any) -> None:

@@ -140,10 +140,12 @@ def _session_columns(record: RunRecord, part: slice) -> dict[str, pa.Array[Any]]
     row, first = record.requests.row[part], by_name.first[part.start : part.stop + 1]
     session = np.asarray(turns.session, dtype=np.int64)[row]
     parents = _ids_of(record, by_name.request[first[0] : first[-1]])
+    offsets = pa.py_buffer(np.ascontiguousarray(first - first[0], dtype=np.int32).data)
+    begins: Any = pa.Array.from_buffers(pa.int32(), len(first), [None, offsets])  # `array` would import pandas
     columns = {
         "session_id": _decimals(session),
         "turn": _numbers(np.asarray(turns.turn, dtype=np.int64)[row]),
-        "parent": pa.ListArray.from_arrays(pa.array((first - first[0]).astype(np.int32)), parents),
+        "parent": pa.ListArray.from_arrays(begins, parents),
         "delay": _seconds(by_name.delay_ps[part]),
     }
     if turns.names is not None:

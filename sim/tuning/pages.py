@@ -177,7 +177,13 @@ def _table(tuned: Tuned) -> PageTable:
 
 
 CHOSEN, TABLE, DEFAULT = style.PALETTE[2], style.PALETTE[3], style.INK
-CURVES = (*style.PALETTE[:2], style.PALETTE[4], *style.PALETTE[6:], "#8A8A8A")
+CURVES = (
+    *style.PALETTE[:2],
+    style.PALETTE[4],
+    style.PALETTE[6],
+    "#8C510A",
+    "#8A8A8A",
+)  # no yellow: one of them is all there is
 MARKED = ("p99_ttft_ms", "p99_tpot_ms")
 
 

@@ -43,7 +43,10 @@ def shown_metrics(tuned: Tuned) -> list[Metric]:
 def _head(tuned: Tuned) -> Iterator[str]:
     space, seeds = tuned.space, tuned.seeds
     axes = ", ".join(f"{axis.key} ({len(axis.values)})" for axis in space.axes)
+    profile = resolve(tuned.scenario).profile
+    model = f", {profile.model}" if isinstance(profile, MeasuredProfile) else ""
     yield f"{tuned.scenario.name}: {goal_words(tuned.goal)}"
+    yield f"on: {profile.name}{model}"
     yield f"searched: {axes}; {len(space.points):,} combinations"
     under = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}; figures are means"
     yield f"tried: {len(tuned.trials):,}, the scenario as it stands among them, under {under}"

@@ -20,6 +20,10 @@ from simbatch.sim.compiled import is_compiled
 from simbatch.sim.errors import UserError
 from simbatch.sim.files import issued_as
 
+# Large arrays in ordinary pages: where numpy asks for huge ones, which is its default, the kernel clears 2 MiB at a
+# time for each of them, half a second for the figures of a million requests. numpy reads this when it is imported.
+os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
+
 OK = 0
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._output import replacing, show_page
+from simbatch.cli._output import progress_of, replacing, show_page
 from simbatch.cli.memory import check_output
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def fit(
     from simbatch.profiler.fit.recorder import fit_recorder
     from simbatch.profiler.fit.recorder import report_dict as recorder_report
     from simbatch.profiler.fit.report import plot_fit, report_dict, report_text
-    from simbatch.profiler.fit.streams.from_streams import fit_streams
+    from simbatch.profiler.fit.streams.from_streams import fit_streams, num_parts
     from simbatch.profiler.fit.streams.from_streams import report_dict as stream_report
     from simbatch.profiler.records.lines import is_recorded
     from simbatch.profiler.records.samples import read_samples
@@ -82,13 +82,9 @@ def fit(
         shown = report_dict(samples) if as_json else report_text(samples)
     else:
         _refuse({"--plot": plot}, "draws a file of samples, and FILES are results of a server")
-        streams = fit_streams(
-            files,
-            nearest=nearest,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            name=name,
-        )
+        limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+        with progress_of("fit", num_parts(len(files)), quiet=False) as progress:
+            streams = fit_streams(files, nearest=nearest, name=name, progress=progress, **limits)
         _write(streams.profile, output)
         shown = stream_report(streams) if as_json else streams.text()
     if isinstance(shown, str):

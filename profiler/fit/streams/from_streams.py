@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simbatch.profiler.fit.streams.covered import growth_of, range_of, seen_run, sure_of, taken_of
 from simbatch.profiler.fit.streams.fit import FittedSteps, Parts, content_of, fit_parts
@@ -31,6 +32,9 @@ MAX_MODEL_LEN = 131_072
 SEATS = 1024  # while fitting, where no limit is known: more than any result had at once
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class StreamProfile:
     """A profile, the parts that it was made of, and what to run next."""
@@ -53,15 +57,25 @@ def fit_streams(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
     name: str | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> StreamProfile:
-    """Fit a profile to detailed results of one server; raises UserError with the reasons where they cannot tell."""
+    """Fit a profile to detailed results of one server; raises UserError with the reasons where they cannot tell.
+
+    `progress` is told the number of its parts that are done, of `num_parts`.
+    """
     return fit_seen(
         read_results(paths),
         nearest=None if nearest is None else load_profile(nearest, folder=Path()),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         name=name,
+        progress=progress,
     )
+
+
+def num_parts(num_results: int) -> int:
+    """Of a fit: reading, fitting, and of each result what is simulated, from all and from the others."""
+    return 2 + 2 * num_results
 
 
 def fit_seen(
@@ -72,12 +86,20 @@ def fit_seen(
     max_num_batched_tokens: int | None = None,
     name: str | None = None,
     is_judged: bool = True,
+    progress: Callable[[int], None] | None = None,
 ) -> StreamProfile:
     """Fit a profile to results that have been read; without `is_judged` no run is predicted from the others."""
+    done = count(1)
+
+    def tell(part: T) -> T:
+        if progress is not None:
+            progress(next(done))
+        return part
+
     shape = of_name(next((each.model for each in seen if each.model), None)) if nearest is None else of_profile(nearest)
     default = None if nearest is None else nearest.default_max_num_batched_tokens
     budget, unsure = budget_of(seen, max_num_batched_tokens, default)
-    runs = runs_of(seen, budget)
+    runs = tell(runs_of(seen, budget))
     if (why := different_servers(runs)) is not None:
         raise UserError(Problem("FILES", f"are of different servers: {why}", mend="fit them apart"))
     seats = max_num_seqs or max((limit for run in runs if (limit := limit_of(run)[0])), default=None)
@@ -86,10 +108,10 @@ def fit_seen(
         "max_num_seqs": min(seats or SEATS, budget),
         "enable_prefix_caching": False,
     }
-    parts, steps = fit_parts(runs, shape, settings)
+    parts, steps = tell(fit_parts(runs, shape, settings))
     settings["async_scheduling"] = steps.mixed.is_async
-    fitted = [errors_of(content_of(parts), settings, run) for run in runs]
-    others = predicted(runs, shape, settings) if is_judged else [None] * len(runs)
+    fitted = [tell(errors_of(content_of(parts), settings, run)) for run in runs]
+    others = [tell(predicted(run, runs, shape, settings)) if is_judged else None for run in runs]
     taken = taken_of(parts, steps, runs, nearest)
     if unsure is not None:
         taken["max_num_batched_tokens"] = f"{unsure}; {budget:,} is {'the nearest profile' if nearest else 'vLLM'}'s"

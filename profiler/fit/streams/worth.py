@@ -53,18 +53,16 @@ def total_error(runs: Sequence[StepColumns], found: FittedSteps) -> float | None
     return ours / real - 1 if real else None
 
 
-def predicted(runs: Sequence[StreamRun], shape: ModelShape, settings: dict[str, Any]) -> list[Means | None]:
-    """How far each run is predicted by a fit on the others."""
-    found: list[Means | None] = []
-    for run in runs:
-        others = [other for other in runs if other is not run]
-        try:
-            parts, steps = fit_parts(others, shape, settings)
-        except (UserError, ValueError):
-            found.append(None)
-            continue
-        found.append(errors_of(content_of(parts), {**settings, "async_scheduling": steps.mixed.is_async}, run))
-    return found if len(runs) > 1 else [None] * len(runs)
+def predicted(run: StreamRun, runs: Sequence[StreamRun], shape: ModelShape, settings: dict[str, Any]) -> Means | None:
+    """How far a run is predicted by a fit on the others; None where there is none."""
+    others = [other for other in runs if other is not run]
+    if not others:
+        return None
+    try:
+        parts, steps = fit_parts(others, shape, settings)
+    except (UserError, ValueError):
+        return None
+    return errors_of(content_of(parts), {**settings, "async_scheduling": steps.mixed.is_async}, run)
 
 
 def errors_of(content: dict[str, Any], settings: dict[str, Any], run: StreamRun) -> Means:

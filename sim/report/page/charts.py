@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simbatch.sim.report.style import INK, LIMIT, LOG_FROM
+from simbatch.sim.report.style import BESIDE, INK, LIMIT, LOG_FROM, line_width
 
 Trace = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -24,6 +24,7 @@ HEIGHT, SMALL, PANEL_HEIGHT, LEGEND_HEIGHT, ROW_HEIGHT = 330, 220, 175, 100, 22 
 GAP = 0.07  # of the height, between panels
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 MAX_TITLE = 20  # characters of a line beside one of several panels
+PX = 1.8  # a point of the pictures: the thinnest line has 2 px
 DIGITS = 6  # that a number in the file has; no screen shows more
 GRID = "#E4E4E4"
 MANY_DECADES = 2000  # a ratio, from which on a logarithmic axis has a mark a decade
@@ -188,6 +189,16 @@ def distribution(name: str, values: Floats, shares: Floats, colour: str, **look:
     """How many percent are up to each of `values` (ms, ascending); `shares` from 0 to 1."""
     x, y = np.append(values[:1], values), np.append(0.0, 100 * shares)
     return line(name, x, y, colour, "%{y:.1f} % within %{x:,.1f} ms", line={"shape": "hv", **look})
+
+
+def beside(traces: Sequence[Trace]) -> list[Trace]:
+    """Lines in the order in which they are drawn, each wider than the next: where two run alike, both show."""
+    num = len(traces)
+    widths = [PX * line_width(i, num, BESIDE) for i in range(num)]
+    return [
+        {**trace, "line": {**trace["line"], "width": round(width, 2)}}
+        for trace, width in zip(traces, widths, strict=True)
+    ]
 
 
 def limit(name: str, x: Sequence[float], y: Sequence[float], **others: Any) -> Trace:

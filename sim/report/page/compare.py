@@ -23,6 +23,7 @@ from simbatch.sim.report.page.charts import (
     Trace,
     around,
     bars,
+    beside,
     distribution,
     is_wide,
     limit,
@@ -158,9 +159,9 @@ def _run_charts(results: Results) -> Iterator[PageChart]:
                 traces.append(distribution(label, *style.sorted_shares(values), colours[label]))
                 low, high = min(low, float(values.min())), max(high, float(values.max()))
         if traces:
-            if (bound := limits.get(name)) is not None:
-                traces.append(limit(f"SLO {bound:g} ms", [bound, bound], [0, 100]))
-            axis, panel = f"{name.upper()} (ms)", Panel("% of requests", traces, top=101)
+            bound = limits.get(name)
+            slo = [] if bound is None else [limit(f"SLO {bound:g} ms", [bound, bound], [0, 100])]
+            axis, panel = f"{name.upper()} (ms)", Panel("% of requests", [*beside(traces), *slo], top=101)
             is_log = is_wide(low, high)
             yield PageChart(f"{name.upper()} by candidate", axis, [panel], is_log_x=is_log, size="third")
     yield _time_chart(results, colours)
@@ -177,7 +178,7 @@ def _time_chart(results: Results, colours: Mapping[str, str]) -> PageChart:
             edges, mean, _ = binned(curve(result.record), result.record)
             legend = {"legendgroup": label, "showlegend": unit == "waiting"}
             traces.append(line(label, edges[:-1], mean, colours[label], "%{y:,.4~g}", **look, **legend))
-        panels.append(Panel(unit, traces))
+        panels.append(Panel(unit, beside(traces)))
     seed = f" of seed {first.facts.seed}" if len(results) > 1 else ""
     note = f"The run{seed} of each candidate; means over {NUM_BINS} equal parts."
     return PageChart("What happens when", "time (s)", panels, note, size="wide")
@@ -283,6 +284,7 @@ def _load_chart(over: OverLoads, metric: Metric) -> PageChart:
         others = {"mode": "lines+markers", **({"error_y": whiskers} if whiskers else {})}
         traces.append(line(label, over.rates, mean, colours[label], "%{y:,.4~g} at %{x:g}", **others))
         drawn += [value for value in mean if value is not None]
+    traces = beside(traces)
     if (bound := over.limits.get(metric.key.removeprefix("p99_").removesuffix("_ms"))) is not None:
         traces.append(limit(f"SLO {bound:g} ms", [over.rates[0], over.rates[-1]], [bound, bound]))
     is_log = metric.kind == "ms" and bool(drawn) and is_wide(min(drawn), max(drawn))

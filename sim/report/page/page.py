@@ -7,6 +7,7 @@ Every page says alike of a run: its settings, how far its profile can be trusted
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -89,7 +90,7 @@ def rendered(page: ReportPage) -> str:
         title=escape(page.title),
         about=escape(page.about),
         answer=_pairs(page.answer),
-        warnings="".join(f"<p class=warning>{escape(warning)}</p>" for warning in page.warnings),
+        warnings="".join(f"<p class=warning>{_prose(warning)}</p>" for warning in page.warnings),
         charts="".join(_figure(i, chart) for i, chart in enumerate(page.charts)),
         tables="".join(map(_table, page.tables)),
         settings="".join(map(_table, page.settings)),
@@ -104,14 +105,22 @@ def rendered(page: ReportPage) -> str:
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
     """`To run it` and the like are followed by what is typed."""
-    cells = ((label, escape(text), label.startswith(("To ", "Command"))) for label, text in pairs)
+    cells = ((label, text, label.startswith(("To ", "Command"))) for label, text in pairs)
     return "".join(
-        f"<dt>{escape(label)}</dt><dd>{_code(text) if is_code else text}</dd>" for label, text, is_code in cells
+        f"<dt>{escape(label)}</dt><dd>{_code(escape(text)) if is_code else _prose(text)}</dd>"
+        for label, text, is_code in cells
     )
 
 
 def _code(text: str) -> str:
-    return f"<code>{text}</code>"
+    """Of what is escaped; a flag stays on one line."""
+    flags = re.sub(r"(?<![\w-])--[a-z][\w-]*", r"<span class=flag>\g<0></span>", text)
+    return f"<code>{flags}</code>"
+
+
+def _prose(text: str) -> str:
+    """What stands in backticks, and flags, as code."""
+    return re.sub(r"`([^`]+)`|(?<![\w`-])--[a-z][\w-]*", lambda found: _code(found[1] or found[0]), escape(text))
 
 
 def _figure(number: int, chart: PageChart) -> str:
@@ -133,7 +142,8 @@ def _table(table: PageTable) -> str:
 
 
 def _row(tag: str, cells: Sequence[str], num_left: int) -> str:
-    each = (f"<{tag}{' class=name' if i < num_left else ''}>{escape(cell)}</{tag}>" for i, cell in enumerate(cells))
+    broken = (re.sub(r"(?<=[a-z])[._](?=[a-z])", r"\g<0><wbr>", escape(cell)) for cell in cells)
+    each = (f"<{tag}{' class=name' if i < num_left else ''}>{cell}</{tag}>" for i, cell in enumerate(broken))
     return f"<tr>{''.join(each)}</tr>"
 
 

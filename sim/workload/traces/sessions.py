@@ -191,11 +191,17 @@ class _SessionRows:
 
     def keep_begun(self, start: int, end: int) -> None:
         """Sessions whose first time is from `start` on and before `end`, ps on the file's clock since its first."""
-        sessions, begun = self._turns().session, dict[int, int]()
+        sessions = self._turns().session
+        begun = self._begun(sessions)
+        self._keep([session in begun and start <= begun[session] < end for session in sessions])
+
+    def _begun(self, sessions: Sequence[int]) -> dict[int, int]:
+        """The first time of each session, ps, of those that have one; `sessions`: which one each row is of."""
+        begun: dict[int, int] = {}
         for own, has_time, session in zip(self._rows.arrival.tolist(), self._has_time(), sessions, strict=True):
             if has_time:
                 begun[session] = min(own, begun.get(session, own))
-        self._keep([session in begun and start <= begun[session] < end for session in sessions])
+        return begun
 
     def drop_empty(self, *, skip: bool) -> int:
         """Leave out rows without output tokens; returns how many, UserError for them unless they are to be skipped."""
@@ -228,12 +234,9 @@ class _SessionRows:
     def keep_first(self, limit: int) -> None:
         """The first rows, without those that wait for later ones."""
         keep = [i < limit for i in range(len(self._awaited))]
-        is_whole = False
-        while not is_whole:
-            lost = [i for i in range(min(limit, len(keep))) if keep[i] and not all(keep[o] for o in self._awaited[i])]
+        while lost := [i for i, stays in enumerate(keep) if stays and not all(keep[o] for o in self._awaited[i])]:
             for i in lost:
                 keep[i] = False
-            is_whole = not lost
         self._keep(keep)
 
     def finished(self, settings: Trace) -> TurnRows:
@@ -295,19 +298,12 @@ class _SessionRows:
 
     def _times(self, turns: Turns, scale: float) -> list[int]:
         """Since the first session's beginning, ps; 0 for a row without a time, which others decide."""
-        own, has_time = self._rows.arrival.tolist(), self._has_time()
-        begun: dict[int, int] = {}
-        for time, there, session in zip(own, has_time, turns.session, strict=True):
-            if there:
-                begun[session] = min(time, begun.get(session, time))
+        begun = self._begun(turns.session)
         origin = min(begun.values(), default=0)
-        starts = {
-            session: round((time - origin) / scale) if scale != 1 else time - origin for session, time in begun.items()
-        }
-        times = [
-            starts[session] + time - begun[session] if there else 0
-            for time, there, session in zip(own, has_time, turns.session, strict=True)
-        ]
+        since = ((session, time - origin) for session, time in begun.items())
+        later = {session: (ps if scale == 1 else round(ps / scale)) - begun[session] for session, ps in since}
+        rows = zip(self._rows.arrival.tolist(), self._has_time(), turns.session, strict=True)
+        times = [time + later[session] if has_time else 0 for time, has_time, session in rows]
         if max(times) > MAX_PS:
             i = times.index(max(times))
             rule = f"is {times[i] / PS_PER_S:.0f} s after the first one, and the clock holds {MAX_PS / PS_PER_S:.0f} s"

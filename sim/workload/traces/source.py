@@ -123,7 +123,6 @@ class TraceSource:
         if self._has_turns:
             yield from self._turn_chunks()
             return
-        first: int | None = None
         last = None
         priorities, tenants = (stream(self._seed, purpose) for purpose in (Purpose.PRIORITIES, Purpose.TENANTS))
         limit = self._settings.limit
@@ -131,11 +130,11 @@ class TraceSource:
             kept = self._without_empty(batch, None if limit is None else limit - num_requests)
             if len(kept):
                 last = self._check(kept, last)
-                first = self._first = int(kept.arrival[0]) if first is None else first
+                self._first = self._first if num_requests else int(kept.arrival[0])
                 num_requests += len(kept)
-                drawn = (draw_shares(self._priorities, priorities, len(kept)),)
-                times = self._times(kept, first)
-                yield self._chunk(kept, times, *drawn, draw_shares(self._tenants, tenants, len(kept)))
+                levels = draw_shares(self._priorities, priorities, len(kept))
+                names = draw_shares(self._tenants, tenants, len(kept))
+                yield self._chunk(kept, self._times(kept), levels, names)
             if num_requests == limit:
                 break
         if num_requests == 0:
@@ -184,24 +183,22 @@ class TraceSource:
         """The rows between the bounds, in the file's order or sorted by arrival."""
         if not self._settings.sort:
             yield from self._between()
-            return
-        if not (batches := list(self._between())):
-            return
-        whole = RowBatch.joined(batches)
-        order = np.argsort(whole.arrival, kind="stable")
-        for begin in range(0, len(order), CHUNK_SIZE):
-            yield whole.keep(order[begin : begin + CHUNK_SIZE])
+        elif batches := list(self._between()):
+            whole = RowBatch.joined(batches)
+            order = np.argsort(whole.arrival, kind="stable")
+            for begin in range(0, len(order), CHUNK_SIZE):
+                yield whole.keep(order[begin : begin + CHUNK_SIZE])
 
     def _between(self) -> Iterator[RowBatch]:
+        if (between := self._settings.between) is None:
+            yield from self._reader.batches()
+            return
         bounds: tuple[int, int] | None = None
         for batch in self._reader.batches():
-            if self._settings.between is None:
-                yield batch
-                continue
-            bounds = bounds or self._bounds(*self._settings.between)
-            inside: Ints = np.flatnonzero((batch.arrival >= bounds[0]) & (batch.arrival < bounds[1]))
+            begin, end = bounds = bounds or self._bounds(*between)
+            inside: Ints = np.flatnonzero((batch.arrival >= begin) & (batch.arrival < end))
             yield batch if len(inside) == len(batch) else batch.keep(inside)
-            if not self._settings.sort and len(batch) and batch.arrival[-1] >= bounds[1]:
+            if not self._settings.sort and len(batch) and batch.arrival[-1] >= end:
                 return
 
     def _bounds(self, start: object, end: object) -> tuple[int, int]:
@@ -267,8 +264,8 @@ class TraceSource:
     def _check_hashes(self, batch: RowBatch, rows: list[tuple[int, ...] | None]) -> None:
         h, columns = self.hash_block_tokens, self._reader.columns
         for i, (hashes, prompt) in enumerate(zip(rows, batch.num_prompt_tokens.tolist(), strict=True)):
-            if hashes is not None and not prompt // h <= len(hashes) <= -(-prompt // h):
-                low, high = prompt // h, -(-prompt // h)
+            low, high = prompt // h, -(-prompt // h)
+            if hashes is not None and not low <= len(hashes) <= high:
                 expected = f"{low} or {high}" if low != high else f"{low}"
                 rule = f"a prompt of {prompt} tokens has {expected} hashes of {h} tokens each"
                 mend = "set hash_block_tokens to what one hash stands for"
@@ -293,11 +290,11 @@ class TraceSource:
             hash_ids=None if batch.hash_ids is None else [hashes or () for hashes in batch.hash_ids],
         )
 
-    def _times(self, batch: RowBatch, first: int) -> list[int]:
+    def _times(self, batch: RowBatch) -> list[int]:
         """Since the first request, at the rate that is asked for; UserError beyond the clock's range."""
         if not self._has_order:
             return [0] * len(batch)
-        since, scale = batch.arrival - first, self._settings.rate_scale
+        since, scale = batch.arrival - self._first, self._settings.rate_scale
         last_ps = int(since[-1]) / scale
         if last_ps > MAX_PS:
             clock_s = f"{MAX_PS / PS_PER_S:.0f} s (106 days)"

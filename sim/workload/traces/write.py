@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -80,7 +82,7 @@ class Rehash:
 
     def __init__(self, old: int, new: int) -> None:
         self._old, self._new = old, new
-        self._num_private = 0
+        self._private = count(1, 2).__next__  # odd; what is shared is even
         self._splits = old % new == 0
 
     def __call__(self, hash_ids: tuple[int, ...], num_prompt_tokens: int) -> tuple[int, ...]:
@@ -91,10 +93,6 @@ class Rehash:
         return tuple(
             self._name(hash_ids, i * new, end) if end <= covered else self._private() for i, end in enumerate(ends)
         )
-
-    def _private(self) -> int:
-        self._num_private += 1
-        return 2 * self._num_private - 1  # odd; what is shared is even
 
     def _name(self, hash_ids: tuple[int, ...], start: int, end: int) -> int:
         old, new = self._old, self._new
@@ -144,14 +142,12 @@ def write_trace(
     losses, form = Losses(), FORMATS[to]
     links = links_of(source, form)
     old = source.hash_block_tokens
-    rehash = None
-    if to in HOLDS_HASHES and (regroup if old else to in NEEDS_HASHES):
-        rehash = Rehash(old or hash_block_tokens, hash_block_tokens)
+    is_renamed = to in HOLDS_HASHES and (regroup if old else to in NEEDS_HASHES)
+    rehash = Rehash(old or hash_block_tokens, hash_block_tokens) if is_renamed else None
     there = {"predicted_output": getattr(source, "foretells", False), "hash_ids": bool(old) or rehash is not None}
-    there |= {"session": links is not None, "delay": links is not None}
+    there |= dict.fromkeys(("session", "delay"), links is not None)
     there["parent"] = links is not None and any(parent is not None for parent in links.parent)
-    has_systems = links is not None and links.system is not None
-    there |= {"system_prompt": has_systems, "num_system_tokens": has_systems}
+    there |= dict.fromkeys(("system_prompt", "num_system_tokens"), links is not None and links.system is not None)
     held = [kind for kind in _ORDER if getattr(form.columns, kind) and there.get(kind, True)]
     num_written = 0
     if links is not None:
@@ -209,12 +205,9 @@ def _note_links(links: Links, form: Format, losses: Losses) -> None:
 
 
 def _note_losses(chunk: RequestChunk, form: Format, losses: Losses) -> None:
-    labels: dict[str, Sequence[object] | None] = {"request_id": chunk.request_id, "tenant": chunk.tenant}
-    labels |= {"priority": chunk.priority, "predicted_output": chunk.predicted_output_tokens}
-    labels["hash_ids"] = chunk.hash_ids
-    for kind, found in labels.items():
-        number = sum(map(bool, found or ()))
-        if number and getattr(form.columns, kind) is None:
+    for kind in ("request_id", "tenant", "priority", "predicted_output", "hash_ids"):
+        found = getattr(chunk, "predicted_output_tokens" if kind == "predicted_output" else kind)
+        if getattr(form.columns, kind) is None and (number := sum(map(bool, found or ()))):
             losses[f"{form.name} has no {getattr(OWN, kind)}: left out"] += number
 
 
@@ -267,8 +260,6 @@ def _lines(file: IO[str], form: Format, held: Sequence[str]) -> Write:
 
 
 def _csv(file: IO[str], form: Format, held: Sequence[str]) -> Write:
-    import csv
-
     table = csv.writer(file, lineterminator="\n")
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # the other forgets to quote \r
     table.writerow([getattr(form.columns, kind) for kind in held])

@@ -1,0 +1,105 @@
+"""Every command that README and docs show, typed in an empty folder: `make docs-commands`, not `make test`.
+
+A page's commands run in its order, in one folder, with the files that the page itself says to write; what a reader
+brings is stood in for by `tests/docs_files.py`. `SIMBATCH_BIN` is the folder of the `simbatch` to run, by default the
+checkout's. Long ones are shortened by `FEWER`; with `DOCS_WHOLE=1` each is typed as it stands there (half an hour).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs_files import FILES, write_file
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(os.environ.get("SIMBATCH_BIN", Path(sys.executable).parent)).resolve()
+IS_WHOLE = bool(os.environ.get("DOCS_WHOLE"))
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+SHELL = ("", "sh", "bash", "console")
+PROGRAMS = ("simbatch", "python", "python3", "pip", "make", "vllm", "dask", "sbatch", "bash")
+OWN_FILE = re.compile(
+    r"(?:[Pp]ut this into `([\w.]+)`[^\n]*:\n\n)?```\w*\n(?:# ([\w.]+\.py)\n)?(.*?)^```$", re.DOTALL | re.M
+)
+NOT_RUN = {
+    r"^(SIMBATCH_\w+=\S+ )?vllm ": "needs vLLM",
+    r"^simbatch (serve|profile) ": "needs vLLM: make test-vllm runs them",
+    r"^simbatch validate .*--(engine|server) ": "needs vLLM, or a server: make test-vllm runs them",
+    r"^pip install ": "changes the environment that is tried",
+    r"^python3 -m venv ": "the environment that is tried is one",
+    r"^make ": "of a checkout's own environment: .ci/run runs them",
+    r"^(dask|sbatch) |--scheduler tcp:": "needs a cluster: tests/test_sweep_run.py has one of this machine",
+    r"^python3 benchmarks/on_gpu.py |^bash GPULAB/": "needs a GPU",
+    r"^python -m benchmarks.gateway_sessions ": "needs two servers and a gateway",
+    r" --tokenizer ": "needs the package tokenizers and a model's file",
+    r" RUN/requests.jsonl | gpu/llmservingsim/": "needs measurements of others, which do not ship",
+}
+SYNTHETIC = "bursty|steady|long_prompts|static_batches|sweep"
+FEWER = {  # the last of an option given twice counts
+    rf"^simbatch (run|compare|sweep|tune) ({SYNTHETIC}) ": "--set workload.num_prompts=60",
+    r" --replications (?!2)|^simbatch rank ": "--replications 2",
+    r"^simbatch rank (?!.*--policy)": "--policy vllm --policy fair",
+    r"^simbatch tune (?!.*--capacity)": "--trials 4 --confirm 0 --no-bands",
+    r"^simbatch plan ": "--seconds 10 --no-bands",
+    r"^simbatch policies check .*--cases": "--cases 10",
+}
+
+
+def commands(page: str) -> Iterator[str]:
+    """Those of its blocks, without prompts and comments; where it is tables of walks, the first cell of each row."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for block in re.finditer(rf"{BLOCK.pattern}|^\| `(simbatch [^`]+)` \| [\d.]+ \|", text, BLOCK.flags):
+        language, body, cell = block.groups()
+        lines = [cell] if cell else body.replace("\\\n", " ").splitlines() if language in SHELL else []
+        for line in lines:
+            command = re.sub(r"\s+", " ", re.sub(r"\s+#\s.*", "", line).removeprefix("$ ")).strip()
+            words = [word for word in command.split() if not re.match(r"[A-Z_]+=", word)]
+            if words and words[0] in PROGRAMS:
+                yield command
+
+
+def why_not(command: str) -> list[str]:
+    return [pattern for pattern in NOT_RUN if re.search(pattern, command)]
+
+
+def run(command: str, folder: Path) -> str:
+    """Types it; what is wrong with it, or nothing."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "COLUMNS")}
+    environment |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "MPLBACKEND": "agg", "NO_COLOR": "1"}
+    more = "" if IS_WHOLE else " ".join(words for pattern, words in FEWER.items() if re.search(pattern, command))
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {more}"], cwd=folder, env=environment, text=True, capture_output=True, check=False
+    )
+    return "" if done.returncode == 0 else f"$ {command}\n{done.stderr or done.stdout}(exit {done.returncode})"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(not why_not(line) for line in commands(page))])
+def test_every_command_of_a_page_works(page: str, tmp_path: Path) -> None:
+    assert shutil.which("simbatch", path=str(BIN)), f"no simbatch in {BIN}"
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for before, inside, content in OWN_FILE.findall(text):
+        if before or inside:
+            (tmp_path / (before or inside)).write_text(content, encoding="utf-8")
+    wrong = []
+    for command in commands(page):
+        if why_not(command):
+            continue
+        for name in FILES:
+            if re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", command) and not (tmp_path / name).exists():
+                write_file(name, tmp_path)
+        wrong += filter(None, [run(command, tmp_path)])
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_not_run_and_what_is_brought_is_named_by_a_page() -> None:
+    shown = [command for page in PAGES for command in commands(page)]
+    assert [pattern for pattern in (*NOT_RUN, *FEWER) if not any(re.search(pattern, line) for line in shown)] == []
+    assert [name for name in FILES if not any(name in line and not why_not(line) for line in shown)] == []
