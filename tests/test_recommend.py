@@ -259,12 +259,14 @@ def test_published_traffic_takes_the_place_of_a_use_cases():
     assert scenario.engine.max_model_len == 2560 + 2048 + 1000
 
 
-def test_a_scenario_is_tried_at_its_own_rate_and_a_quarter_more():
-    scenario = Scenario.load("steady")
+@pytest.mark.parametrize("burstiness", [1.0, None])
+def test_a_scenario_is_tried_at_its_own_rate_and_a_quarter_more(burstiness):
+    scenario = Scenario.load("steady").override({"workload.burstiness": burstiness})
     loaded = load_profile(PROFILE, folder=Path())
     case = case_of(USE_CASES["mixed"], scenario)
     engine = Engine(lambda seqs, tokens, rate: 5.0)
     kept = recommend(case, scenario, loaded, engine, scenario.workload.request_rate)
+    assert {"workload.request_rate", "workload.burstiness"} <= {*engine.asked[0][0]}, "else at once is refused"
     rates = {asked.get("workload.request_rate", 0) for asked, _ in engine.asked}
     assert rates == {None, 1.5, 1.875}
     assert kept.slo == {"ttft_ms": 500, "tpot_ms": 40}

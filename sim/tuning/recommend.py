@@ -260,7 +260,7 @@ class _Search:
 
     @property
     def _has_rate(self) -> bool:
-        return self.case.burstiness is not None
+        return self.scenario.workload.request_rate is not None
 
     def _try(self, choices: Iterable[BatchChoice]) -> None:
         new = sorted(set(choices) - self.trials.keys())
