@@ -37,7 +37,9 @@ def sweep_page(
 ) -> ReportPage:
     """Of the settings that are there: `points_` a row each, `summaries` by the key of the cell."""
     has_slo = any(point.get(GOODPUT) is not None for point in points_)
-    metrics = shown("sweep", lambda metric: metric.key != (THROUGHPUT if has_slo else GOODPUT))
+    unused = THROUGHPUT if has_slo else GOODPUT
+    known = {key for point in points_ for key, value in point.items() if value is not None}
+    metrics = shown("sweep", lambda metric: metric.key != unused and metric.key in known)
     by_label = {cell.label(): summaries[cell.key] for cell in cells if cell.key in summaries}
     first = next(iter(by_label.values()))
     limits = {key.removesuffix("_ms"): bound for key, bound in first["simbatch"]["slo"].items() if bound is not None}
