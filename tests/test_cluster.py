@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simbatch import UserError
 from simbatch.policies.vllm import VLLM
 from simbatch.routers import ReplicaView, RequestView, Router
 from simbatch.sim.cost.model import LinearCost
@@ -331,3 +332,9 @@ def test_the_gateway_compares_books_as_the_router_would() -> None:
             return replicas[-1]
 
     assert Gateway(Last(), views, lambda: 0.0).choose(request, 0) == 6
+
+    class Misspelt(Router):
+        least = ("num_request",)
+
+    with pytest.raises(UserError, match=r"router Misspelt: `least` may name the books num_requests and num_tokens"):
+        Gateway(Misspelt(), views, lambda: 0.0)

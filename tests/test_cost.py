@@ -14,12 +14,13 @@ from simbatch.sim.cost import InlineProfile, MeasuredProfile, MeasuredRange, loa
 from simbatch.sim.cost.by_name import shipped_names, shipped_text
 from simbatch.sim.cost.host import ATTENTION_SHIFT, WindowCost
 from simbatch.sim.cost.model import (
+    Features,
     PiecewiseLinear,
     TwoRegimeCost,
-    features_of,
     step_ps,
     step_ps_alike,
     step_ps_beside,
+    sums_of,
 )
 from simbatch.sim.cost.sections import Settled
 from simbatch.sim.cost.step_time import LinearStepTime
@@ -280,13 +281,13 @@ def test_windows_add_what_is_inside_them():
     cost = two_regime(windows=windows)
     plain = two_regime()
     entries = [(1, k, True) for k in (2, 3, 9)]
-    features = features_of(entries, windows=windows)
+    features = Features(*sums_of(entries, windows=windows))
     assert features.decode_window == 2 + 3 + 4
     assert step_ps(cost, features) - step_ps(plain, features) == 90
     # the tokens of a prompt of 6 count 1 + 3 + 5 + 7 + 8 + 8, in one chunk or in two
     assert windows.units(6, 0) == 32 == windows.units(3, 0) + windows.units(3, 3)
     assert windows.units(3, 0) == 3 * 3
-    mixed = features_of([*entries, (6, 0, False)], windows=windows)
+    mixed = Features(*sums_of([*entries, (6, 0, False)], windows=windows))
     assert step_ps(cost, mixed) - step_ps(plain, mixed) == 25 * 9 + 3 * 32
     assert step_ps_beside(cost, (3, 14), 6, 0) - step_ps_beside(plain, (3, 14), 6, 0) == 25 * 12 + 3 * 32
     assert step_ps_alike(cost, 3, 9, 6, 6, 36) == step_ps(cost, mixed._replace(decode_context=9))

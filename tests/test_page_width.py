@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from simbatch.sim.files import write_yaml
 from simbatch.sim.tables import table
 from simbatch.sim.text import wrapped
 from tests import exit_code
-from tests.bench_files import closed_loop, ran, vllm
-from tests.test_report_page import THEORY
+from tests.test_report_page import with_files
 
 SEARCH = "--over engine.max_num_seqs=2,64 --over engine.max_num_batched_tokens=256,512 --over policy.name=vllm,sjf"
 COMMANDS = (
@@ -51,10 +48,7 @@ FOLDERS = {"run", "compare", "sweep", "tune", "rank", "plan", "validate"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pages")
-    write_yaml(folder / "FILE", THEORY)
-    for name, users in (("RESULT", 4), ("OTHER", 8)):
-        (folder / name).write_text(json.dumps(vllm(ran(closed_loop(users)))), encoding="utf-8")
+    folder = with_files(tmp_path_factory.mktemp("pages"))
     (folder / "LINE").write_text("vllm serve Qwen/Qwen3-32B --max-num-seqs 64 --swap-space 4", encoding="utf-8")
     return folder
 

@@ -174,7 +174,11 @@ COMMANDS = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("commands")
+    return with_files(tmp_path_factory.mktemp("commands"))
+
+
+def with_files(folder: Path) -> Path:
+    """What the commands of pages' tests read: a scenario and two benchmark results."""
     write_yaml(folder / "FILE", THEORY)
     for name, users in (("RESULT", 4), ("OTHER", 8)):
         (folder / name).write_text(json.dumps(vllm(ran(closed_loop(users)))), encoding="utf-8")

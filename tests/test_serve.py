@@ -20,7 +20,7 @@ from simbatch.serving.simulated.command import ServeOptions, engine_flags, in_th
 from simbatch.serving.simulated.device import ServeSpec, VirtualGpu
 from simbatch.serving.simulated.model import AnswerLengths, MadeUpAnswer, Tokens, allowed_token, made_up_logprobs
 from simbatch.sim.cost.by_name import load_profile, shipped_text
-from simbatch.sim.cost.model import features_of
+from simbatch.sim.cost.model import Features, sums_of
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 
@@ -151,7 +151,11 @@ HOST = {
     "lag_s": 0.003,
     "tail_s": 0.0005,
 }
-DECODES, SMALL, LARGE = features_of([], 10, 0), features_of([(100, 0, False)]), features_of([(1000, 0, False)])
+DECODES, SMALL, LARGE = (
+    Features(*sums_of([], 10, 0)),
+    Features(*sums_of([(100, 0, False)])),
+    Features(*sums_of([(1000, 0, False)])),
+)
 
 
 class Clock:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, durations_s
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.host import WindowCost
-from simbatch.sim.cost.model import Features, features_of
+from simbatch.sim.cost.model import Features, sums_of
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RunRecord
 from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.run_figures import Metric
@@ -154,7 +154,7 @@ def features(step: RecordedStep, windows: WindowCost | None = None) -> Features:
     """What a step computed; decodes are taken to have as much context each, where windows ask."""
     prefills = ((tokens, computed, False) for computed, tokens in step.prefills)
     in_window = 0 if windows is None else windows.alike(step.num_decodes, step.context_tokens)
-    return features_of(prefills, step.num_decodes, step.context_tokens, windows, in_window)
+    return Features(*sums_of(prefills, step.num_decodes, step.context_tokens, windows, in_window))
 
 
 def _segments(lines: Lines, origin_s: float) -> NDArray[Any]:

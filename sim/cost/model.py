@@ -235,17 +235,6 @@ def is_decode(num_tokens: int, num_computed_tokens: int, num_prompt_tokens: int,
     return samples and num_tokens == 1 and num_computed_tokens >= num_prompt_tokens
 
 
-def features_of(
-    entries: Iterable[tuple[int, int, bool]],
-    num_decodes: int = 0,
-    decode_context: int = 0,
-    windows: WindowCost | None = None,
-    decode_window: int = 0,
-) -> Features:
-    """Of entries (tokens, tokens computed before, whether it is a decode), beside decodes that are counted already."""
-    return Features(*sums_of(entries, num_decodes, decode_context, windows, decode_window))
-
-
 def sums_of(
     entries: Iterable[tuple[int, int, bool]],
     num_decodes: int = 0,
@@ -253,9 +242,9 @@ def sums_of(
     windows: WindowCost | None = None,
     decode_window: int = 0,
 ) -> Sums:
-    """The fields of `Features` in a plain tuple.
+    """What `Features` has, of entries (tokens, tokens computed before, whether it is a decode).
 
-    Entries are (tokens, tokens computed before, whether it is a decode); the decodes beside them are counted already.
+    The decodes beside them are counted already.
     """
     num_prefills = tokens = context = attention = in_window = 0
     for n, computed, decodes in entries:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, Protocol
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins import place_of
-from simbatch.sim.plugins.router import Router
+from simbatch.sim.plugins.router import BOOKS, Router
 from simbatch.sim.scheduler.names import one_by_one
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.scheduler.views import SentView
@@ -107,6 +107,9 @@ class Gateway:
         self._draw = draw
         # by whether a book counts tokens; none where the router is asked
         self._by_tokens: list[bool] = []
+        if not set(router.least) <= set(BOOKS):
+            rule = f"`least` may name the books {' and '.join(BOOKS)}, in a tuple"
+            raise UserError(Problem(f"router {type(router).__name__}", rule, router.least, 'least = ("num_requests",)'))
         if type(router).route is Router.route:
             self._by_tokens = [book == "num_tokens" for book in router.least]
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.cost.model import features_of
+from simbatch.sim.cost.model import Features, sums_of
 from simbatch.sim.engine.resources import Step
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.request import Batch, Entry, Request
@@ -117,9 +117,11 @@ class Stepwise:
 
     def _launched(self, batch: Batch) -> Step:
         replica, schedule_ps = self.replica, self.replica.now_ps
-        features = features_of(
-            [(entry.num_tokens, entry.num_computed_tokens, entry.is_decode) for entry in batch.entries],
-            windows=replica.cost.windows,
+        features = Features(
+            *sums_of(
+                [(entry.num_tokens, entry.num_computed_tokens, entry.is_decode) for entry in batch.entries],
+                windows=replica.cost.windows,
+            )
         )
         work_ps, was_free_ps = replica.device.work_ps(features), replica.device.free_ps
         times = replica.launch(features.num_requests, features.num_prefills, features.num_tokens, work_ps)

@@ -244,15 +244,14 @@ class Timed:
 
     def _learn(self, num_decodes: int) -> Known:
         """What a batch of so many decodes takes; kept, since few sizes make up a run."""
-        is_drawn = self.device.noise is not None or self.host.draws_for(num_decodes)
-        update_ps = self.host.update_ps(num_decodes)
-        launch_ps = 0 if self.host.draws_for(num_decodes) else self.host.launch_ps(num_decodes, 0, num_decodes)
+        update_ps, draws = self.host.update_ps(num_decodes), self.host.draws_for(num_decodes)
+        launch_ps = 0 if draws else self.host.launch_ps(num_decodes, 0, num_decodes)
         known = self._known[num_decodes] = Known(
             HostPart(launch_ps, update_ps, update_ps, self._lag_ps, self._tail_ps),
             self.cost.decode_ps(num_decodes),
             self.cost.decode_context_ps * num_decodes,
             self.front_end.work_ps(num_decodes) if self.front_end is not None else 0,
-            is_drawn,
+            draws or self.device.noise is not None,
         )
         return known
 

@@ -58,6 +58,9 @@ class ReplicaView(Protocol):
         """How many tokens of the prompt, from the first on, are in its prefix cache: the engine says so."""
 
 
+BOOKS = ("num_requests", "num_tokens")  # that a gateway compares itself
+
+
 class Router(Plugin):
     """Sends every request to a replica.
 
@@ -75,7 +78,7 @@ class Router(Plugin):
     known_as: ClassVar[str] = ""  # what the field calls it: the system that it comes from
     draws: ClassVar[bool] = True  # whether it may call `draw`, so that another seed may be another run
     # books that are all it compares: to the replica with the least of the first, of equals of the next, of equals the
-    # first; the gateway then does so itself, in a fifth of the time, and does not ask `route`
+    # first; the gateway then does so itself, in compiled code, and does not ask `route`
     least: ClassVar[tuple[Literal["num_requests", "num_tokens"], ...]] = ()
 
     def start(self, replicas: Sequence[ReplicaView], draw: Callable[[], float]) -> None:

@@ -29,7 +29,7 @@ from benchmarks.serve_planted import differences, measured
 from parity.serve_flags import differences as flag_differences
 from parity.serve_flags import listed
 from simbatch.sim.cost.by_name import load_profile, shipped_names
-from simbatch.sim.cost.model import features_of, step_ps
+from simbatch.sim.cost.model import Features, step_ps, sums_of
 from simbatch.sim.scenario.flags import spellings
 from simbatch.sim.tuning.recommend import BatchChoice, CaseLoad, Recommendation
 from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
@@ -136,7 +136,7 @@ def test_streams_take_a_gpus_time(streamed):
     alone_ms = cost.decode_ps(1) / 1e9
     tpot_ms = np.array([row.tpot_ms for row in rows])
     assert alone_ms < tpot_ms.mean() < 5 * alone_ms
-    first_ms = step_ps(cost, features_of([(100, 0, False)])) / 1e9
+    first_ms = step_ps(cost, Features(*sums_of([(100, 0, False)]))) / 1e9
     assert first_ms < min(row.ttft_ms for row in rows)
     assert np.mean([row.ttft_ms for row in rows]) < 500
 
@@ -150,7 +150,7 @@ def test_the_log_has_every_step_with_the_profiles_times(served, streamed):
     assert sum("add" in line for line in lines) >= NUM_REQUESTS
     cost = load_profile(PROFILE, folder=Path()).cost_model()
     for step in steps:
-        features = features_of(((n, done, False) for done, n in step["pre"]), step["nd"], step["ctx"])
+        features = Features(*sums_of(((n, done, False) for done, n in step["pre"]), step["nd"], step["ctx"]))
         assert step["d1"] - step["d0"] == pytest.approx(step_ps(cost, features) / 1e12, abs=3e-6)
         assert step["s0"] <= step["s1"] <= step["x0"] <= step["x1"] <= step["m0"] <= step["m1"] <= step["u0"]
         assert step["d1"] - 2e-6 <= step["u0"] <= step["u1"]

@@ -21,7 +21,7 @@ from simbatch.serving.recording import device_ran
 from simbatch.serving.simulated import rounds
 from simbatch.serving.simulated.device import ServeSpec, VirtualGpu, wait_until
 from simbatch.serving.simulated.model import AnswerLengths, MadeUpAnswer, allowed_token, made_up_logprobs
-from simbatch.sim.cost.model import features_of, is_decode
+from simbatch.sim.cost.model import Features, is_decode, sums_of
 
 LAYER = "model.layers.0.self_attn.attn"
 Entry = tuple[str, int, int, bool, int | None]  # request, tokens, computed before, whether it decodes, what it gets
@@ -85,7 +85,9 @@ class SimulatedWorker(WorkerBase):  # type: ignore[misc]
         if not scheduler_output.total_num_scheduled_tokens:
             return ModelRunnerOutput(req_ids=[], req_id_to_index={})
         entries = list(self._entries(scheduler_output))
-        features = features_of(((n, done, decodes) for _, n, done, decodes, _ in entries), windows=self._gpu.windows)
+        features = Features(
+            *sums_of(((n, done, decodes) for _, n, done, decodes, _ in entries), windows=self._gpu.windows)
+        )
         step = None if self._rounds is None else self._rounds.step_of(scheduler_output)
         launch = self._gpu.launch(features)
         self._gpu.wait_for_launch(launch)
