@@ -50,6 +50,7 @@ BF16_NOTES = (
     "not told by the streams: a decode's context beside prefills, in proportion to h100-llama-3.1-8b-bf16's; steps of "
     "more than {tokens:,} tokens, of which fewer than thirty reached the next knot, and attention: {share:.3f} of the "
     "same's, as steps of {long:,} tokens and more took in three replays within one process (benchmarks/replay_fit.py)",
+    "nor how much of a request's way in is work, which others wait for: as h100-llama-3.1-8b-bf16's; the rest is delay",
     OF_MACHINE,
     "memory: what vLLM resolved; reserve_bytes is what the parts that it names leave, not a measurement",
 )
@@ -66,15 +67,24 @@ CONTEXT, MOST_SEQS = 512, 256
 
 
 SETTINGS = {"max_num_seqs": 256, "max_num_batched_tokens": 8192}
+ENGINE = {**SETTINGS, "enable_prefix_caching": False, "async_scheduling": True}
 
 
 @dataclass(frozen=True)
-class WithLongSteps(Parts):
-    """Of more tokens than `told`, steps in proportion to kernel tables: two dozen of several prompts tell no line."""
+class WithOthers(Parts):
+    """With what the streams do not tell: steps of more tokens than `told` (two dozen of several prompts tell no line).
+
+    Nor how much of a request's way in is work, which others wait for, and how much delay: from 0.2 to 3.2 ms of it the
+    four runs' means are met alike, and cohorts come out differently.
+    """
 
     tables: TwoRegimeStepTime | None = None
     told: int = 0
     share: float = 1.0
+
+    def scaled(self, factors: dict[str, float]) -> Parts:
+        """With times multiplied, but for that work."""
+        return super().scaled({**factors, "work": 1.0})
 
     def step_time(self) -> dict[str, Any]:
         """The streams' up to `told` tokens; from where the replays tell on theirs, and attention."""
@@ -104,9 +114,8 @@ def bf16(folder: Path) -> MeasuredProfile:
     source = f"our H100 (streams of a server: {MACHINE})"
     assert profile.host is not None
     assert profile.streams is not None
-    parts = with_long_steps(fitted, folder)
-    settings = {**SETTINGS, "enable_prefix_caching": False, "async_scheduling": True}
-    fits = [MeanErrors(**errors_of(content_of(parts), settings, run)._asdict()) for run in fitted.runs]
+    parts = with_others(fitted, folder)
+    fits = [MeanErrors(**errors_of(content_of(parts), ENGINE, run)._asdict()) for run in fitted.runs]
     own = parts.sections()
     sections: dict[str, Any] = {
         "step_time": own["step_time"],
@@ -132,22 +141,28 @@ def bf16(folder: Path) -> MeasuredProfile:
     return _named(profile, BF16, engine, {**said, **sections, "link": None})
 
 
-def with_long_steps(fitted: StreamProfile, folder: Path) -> WithLongSteps:
-    """The runs' parts, fitted beside long steps that take what those of the replays took, as a share of the tables."""
+def with_others(fitted: StreamProfile, folder: Path) -> WithOthers:
+    """The runs' parts, fitted beside long steps that take what the replays' took, and the nearest profile's work."""
     tables, decode = load_profile(NEAREST, folder=Path()), fitted.steps.decode
     assert isinstance(tables.step_time, TwoRegimeStepTime)
+    assert tables.front_end is not None
     replays = [read_replay(name, folder) for name in REPLAYS]
     found = long_steps(replays, lambda steps: decode.step_s(steps.num_decodes, steps.decode_context))
-    share = round(over(found, tables.cost_model()), 3)
     parts = parts_of(fitted.runs, fitted.steps)
-    pinned = WithLongSteps(**vars(parts), tables=tables.step_time, told=fewest_told(fitted), share=share)
-    settings = {**SETTINGS, "enable_prefix_caching": False, "async_scheduling": True}
-    best = refined(pinned, fitted.runs, settings)
-    assert isinstance(best, WithLongSteps)
+    work = {key: getattr(tables.front_end, key) for key in ("per_request_s", "per_prompt_token_s")}
+    prompt = float(np.mean(np.concatenate([run.seen.streams.num_prompt_tokens for run in fitted.runs])))
+    more_s = sum(
+        factor * (getattr(parts.way_in, key) - work[key]) for key, factor in zip(work, (1, prompt), strict=True)
+    )
+    way_in = parts.way_in._replace(**work, delay_s=parts.way_in.delay_s + more_s)
+    others = {"told": most_told(fitted), "share": round(over(found, tables.cost_model()), 3)}
+    begin = WithOthers(**{**vars(parts), "way_in": way_in}, tables=tables.step_time, **others)
+    best = refined(begin, fitted.runs, ENGINE)
+    assert isinstance(best, WithOthers)
     return best
 
 
-def fewest_told(fitted: StreamProfile) -> int:
+def most_told(fitted: StreamProfile) -> int:
     """The most tokens of a step's device time that so many steps tell: the largest such knot."""
     columns = [run.columns for run in fitted.runs]
     told = np.sort(np.concatenate([(each.tokens + each.num_decodes)[each.tokens > 0] for each in columns]))
