@@ -37,6 +37,13 @@ _POWERS = np.array([10.0**k for k in range(13)])
 _WHOLE_POWERS = np.array([10**k for k in range(13)], dtype=np.int64)
 
 
+def too_late(since_ps: float) -> tuple[str, str, str]:
+    """Rule, value and mend of a time that no clock holds, ps since the first request; those of a `Problem`."""
+    rule = f"is {since_ps / PS_PER_S:.0f} s after the trace's first request"
+    rule += f", and the clock holds {MAX_PS / PS_PER_S:.0f} s (106 days)"
+    return rule, NOTHING, "use between or limit, raise rate_scale, or check the column's unit"
+
+
 class Clock:
     """The clock of one file; `unit` None is told by the first value, `assumed` when it says nothing either."""
 
