@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.errors import NOTHING, Nothing, Problem, UserError
 from simbatch.sim.workload.files import BadValueError
 from simbatch.sim.workload.formats import Unit
 from simbatch.sim.workload.traces.values import number_of
@@ -37,7 +37,7 @@ _POWERS = np.array([10.0**k for k in range(13)])
 _WHOLE_POWERS = np.array([10**k for k in range(13)], dtype=np.int64)
 
 
-def too_late(since_ps: float) -> tuple[str, str, str]:
+def too_late(since_ps: float) -> tuple[str, Nothing, str]:
     """Rule, value and mend of a time that no clock holds, ps since the first request; those of a `Problem`."""
     rule = f"is {since_ps / PS_PER_S:.0f} s after the trace's first request"
     rule += f", and the clock holds {MAX_PS / PS_PER_S:.0f} s (106 days)"
