@@ -1,4 +1,4 @@
-"""Profiles that are known, given back by their own streams: `python -m benchmarks.stream_planted [--number N] [--first SEED]`.
+"""Profiles that are known, given back by their own streams: `python -m benchmarks.stream_planted [--number N]`.
 
 Random profiles (device, launches and their spread, front end) serve two workloads each in the engine; what a client
 would have seen, with a lag from chunk to chunk, is fitted, and laid beside what was planted: how long decodes and steps

@@ -82,8 +82,7 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     if not steps.price.is_told:
         taken["decode context"] = origin
     mixed, shown = steps.mixed, shown_of(steps)
-    if (few := _prefills_told(steps, runs[0].batches.max_num_batched_tokens)) is not None:
-        taken["prefill on the device"] = few
+    taken |= _prefills_told(steps, runs[0].batches.max_num_batched_tokens)
     for kind, key, what in (
         (1, "piecewise", f"up to {parts.priors.max_capture} tokens"),
         (2, "none", f"above {parts.priors.max_capture} tokens"),
@@ -144,15 +143,15 @@ def is_told(steps: FittedSteps, tokens: Floats) -> NDArray[np.bool_]:
     return np.asarray(told & ~(basis(tokens, mixed.knots) != 0)[:, unsure].any(axis=1))  # nor either of its knots
 
 
-def _prefills_told(steps: FittedSteps, budget: int) -> str | None:
-    """Of which steps with prefills the device's time is told, if not of all."""
+def _prefills_told(steps: FittedSteps, budget: int) -> dict[str, str]:
+    """Of which steps with prefills the device's time is told; nothing if of all."""
     knots = steps.mixed.knots
     knots = knots[1:] if len(knots) > 1 else knots  # the first is held near a decode
     between = np.geomspace(knots[0], max(budget, knots[0]), PLACES).round()
     places = np.unique(np.concatenate([knots.astype(np.float64), between]))
     told = np.concatenate([[False], is_told(steps, places), [False]])
     if told[1:-1].all():
-        return None
+        return {}
     why = f"hide behind launches, or are too few to tell their time to {WITHIN:.0%}"
     begins, ends = (np.flatnonzero(np.diff(told.astype(np.int8)) == sign) for sign in (1, -1))
     spans = [
@@ -160,8 +159,8 @@ def _prefills_told(steps: FittedSteps, budget: int) -> str | None:
         for begin, end in zip(begins, ends, strict=True)
     ]
     if not spans:
-        return f"steps with prefills {why}"
-    return f"told of steps of {' and '.join(spans)} tokens; others {why}"
+        return {"prefill on the device": f"steps with prefills {why}"}
+    return {"some prefills on the device": f"told of steps of {' and '.join(spans)} tokens; others {why}"}
 
 
 def _slope_told(steps: FittedSteps, nearest: Profile | None) -> str:

@@ -227,8 +227,7 @@ class EpisodesProblem:
         elif seen == (1,):
             host[2] = host[1] / PIECES
         named = dict(zip(HOST, host.tolist(), strict=True))
-        covariance = covariance_of(self, best)
-        sure = self._sure(covariance, *self.unpack(best.x))
+        sure = self._sure(covariance := covariance_of(self, best), *self.unpack(best.x))
         return FittedEpisodes(
             *(float(best.cost), self.is_async, seen, self.knots, time_s, self.token_s(time_s), named, sure, covariance)
         )
