@@ -7,7 +7,7 @@ had taken no time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.profiler.records.real_run import seen_outside
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, RunRecord
+from simbatch.sim.engine.record import FINISHED, RequestColumns, RunRecord
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, Lenient, checked, json_values
 from simbatch.sim.scheduler.config import EngineConfig
@@ -24,11 +25,9 @@ from simbatch.sim.workload.arrivals import MAX_TIME_S
 from simbatch.sim.workload.bench import BenchRun, BenchTotals, results_of, sending_of
 from simbatch.sim.workload.bench.aiperf import SUMMARY_FILE
 from simbatch.sim.workload.bench.run import Tokens, read_text
-from simbatch.sim.workload.turns import Turns
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-NO_GAPS = np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -93,24 +92,6 @@ class Recorded:
             request_id=None if self.request_id is None else self.request_id.tolist(),
         )
         return seen_outside(requests, () if self.gaps_s is None else self.gaps_s, config)
-
-
-def seen_outside(
-    requests: RequestColumns, gaps_s: Iterable[Floats], config: EngineConfig, turns: Turns | None = None
-) -> RunRecord:
-    """A run of such an engine of which only requests and the gaps between their tokens (s) are known, and no steps."""
-    return RunRecord(
-        requests=requests,
-        segments=np.zeros(0, dtype=SEGMENT_DTYPE),
-        gaps=np.round(np.concatenate([NO_GAPS, *gaps_s]) * PS_PER_S).astype(np.int64),
-        num_preemptions=0,
-        end_ps=int(requests.finish_ps.max(initial=0)),
-        num_gpu_blocks=config.num_gpu_blocks,
-        block_size=config.block_size,
-        client_overhead_ps=0,
-        event_loop_cpu_s=0.0,
-        turns=turns,
-    )
 
 
 AnyRecorded = Recorded | BenchRun | BenchTotals

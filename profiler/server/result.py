@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.records.real_run import Lines, RealRun, with_steps
-from simbatch.profiler.records.recorded import seen_outside
+from simbatch.profiler.records.real_run import Lines, RealRun, seen_outside, with_steps
 from simbatch.profiler.server.client import Sent
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, NEVER_PS, RequestColumns
