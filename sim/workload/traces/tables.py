@@ -197,7 +197,7 @@ class TableReader:
 
 
 def _array(column: Any) -> NDArray[Any]:
-    """Numbers or times of 64 bits, as they lie in memory; pyarrow's `to_numpy` would import pandas, which takes 0.2 s."""
+    """Numbers or times of 64 bits, as they lie in memory; pyarrow's `to_numpy` would import pandas, 0.2 s."""
     import pyarrow as pa
 
     kind = np.float64 if column.type == pa.float64() else np.int64
