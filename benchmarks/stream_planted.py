@@ -22,6 +22,7 @@ from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
+from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.streams import Streams, rebuild_steps
@@ -86,15 +87,15 @@ def planted(seed: int) -> Planted:
     return Planted(profile, settings, (int(rng.integers(3, 9)), int(rng.integers(30, 60))))
 
 
-def streams_of(given: Planted, load: int, seed: int, number: int = 400) -> Streams:
-    """What a client sees of `load` requests at once."""
+def served(given: Planted, load: int, seed: int, number: int = 400) -> RunRecord:
+    """`load` requests at once in the engine."""
     rng = np.random.default_rng([seed, load])
     prompts = np.minimum(rng.lognormal(6.3, 0.7, number).astype(np.int64) + 16, 6000)
     outputs = rng.integers(40, 200, number)
     asked = Streams.of(np.zeros(number), np.ones(number), [[]] * number, prompts, outputs, load)
     content = {"profile": given.profile, "engine": given.settings, "workload": NOTHING, "seed": seed}
     resolved = resolve(Scenario.from_dict(content))
-    record = engine.run(
+    return engine.run(
         resolved.engine,
         resolved.cost_model(),
         resolved.policy,
@@ -102,6 +103,12 @@ def streams_of(given: Planted, load: int, seed: int, number: int = 400) -> Strea
         steps=True,
         host_noise=resolved.host_noise(),
     )
+
+
+def streams_of(given: Planted, load: int, seed: int, number: int = 400) -> Streams:
+    """What a client sees of `load` requests at once."""
+    record = served(given, load, seed, number)
+    prompts, outputs = record.requests.num_prompt_tokens, record.requests.num_output_tokens
     times = _token_times(record.steps or [], prompts, given.profile["front_end"])
     sent = record.requests.arrival_ps / PS_PER_S
     ttft = [own[0] - begin for own, begin in zip(times, sent, strict=True)]

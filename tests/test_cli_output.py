@@ -17,6 +17,7 @@ import yaml
 from simbatch import Scenario, simulate
 from simbatch.cli._output import progress_of, working
 from simbatch.cli.tune import _mode
+from simbatch.sim.scheduler.config import NEWEST
 from simbatch.sim.search import sweep as sweep_module
 from tests import exit_code as run
 
@@ -55,6 +56,13 @@ def origin(folder: str) -> dict[str, Any]:
     return content
 
 
+def schedulers(said: Any) -> set[str]:
+    """The versions of vLLM of one certificate, of a list, or of one for each name."""
+    several = said if isinstance(said, list) else [said] if "certificate" in said else [*said.values()]
+    assert {one["certificate"] for one in several} == {"identical"}
+    return {one["vllm_version"] for one in several}
+
+
 def test_every_mode_has_a_folder_with_its_command_and_date() -> None:
     before = datetime.now().astimezone() - timedelta(seconds=1)
     for name, command in COMMANDS.items():
@@ -64,7 +72,16 @@ def test_every_mode_has_a_folder_with_its_command_and_date() -> None:
         assert found["command"] == " ".join(["simbatch", *command, *jobs, "--quiet"])
         assert before < datetime.fromisoformat(found["date"]) <= datetime.now().astimezone()
         assert found["versions"]["simbatch"] == version("simbatch")
+        assert schedulers(found["scheduler"]) == {NEWEST}
     assert {path.name for path in Path("results").iterdir()} == set(COMMANDS)
+
+
+def test_every_scheduler_that_was_tried_is_named() -> None:
+    versions = ("--over", "engine.vllm_version=0.12.0,0.27", "--quiet", "--jobs", "1")
+    for command in (("sweep", "small.yaml"), ("tune", "small.yaml", "--confirm", "0")):
+        assert run(*command, *versions) == 0
+        as_it_stands = {NEWEST} if command[0] == "tune" else set()
+        assert schedulers(origin(f"results/small-{command[0]}")["scheduler"]) == {"0.12.0", "0.27", *as_it_stands}
 
 
 def test_what_a_mode_of_tune_is_called() -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 HEIGHT = 2.3  # inches of a row of panels
-COLOURS = style.PALETTE[:7]  # yellow is too light for a line
+COLOURS = style.PALETTE[:6]  # yellow is too light for a line
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "<", ">", "*", "p", "h")
 LABEL_POINTS = 7.0

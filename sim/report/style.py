@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#F0E442")  # the eighth is LIMIT
 MORE = (
     "#332288",
     "#777777",
@@ -30,6 +30,7 @@ MORE = (
     "#882255",
     "#FFB6C1",
     "#7F3C8D",
+    "#00CED1",
 )  # as far apart
 LIMIT = "#D55E00"  # SLOs, and nothing else
 INK = "#333333"

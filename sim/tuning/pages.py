@@ -180,7 +180,7 @@ CHOSEN, TABLE, DEFAULT = style.PALETTE[2], style.PALETTE[3], style.INK
 CURVES = (
     *style.PALETTE[:2],
     style.PALETTE[4],
-    style.PALETTE[6],
+    style.PALETTE[5],
     "#8C510A",
     "#8A8A8A",
 )  # no yellow: one of them is all there is

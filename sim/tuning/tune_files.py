@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from simbatch.sim.tuning import Tuned
 
 OWN_FILES = ("tune.json", "trials.csv", "tune.png", "capacity.png", "report.html")
+VERSION = "engine.vllm_version"
 DEFAULT_COST = "p99_tpot_ms"
 
 
@@ -38,7 +39,14 @@ def save(tuned: Tuned, folder: Path, num_runs: int, more: Writers | None = None)
         "trials.csv": lambda path: write_trials(path, tuned),
         "tune.png": lambda path: draw(path, tuned, picture_axes(tuned.goal)),
     }
-    return write_result(folder, writers, OWN_FILES)
+    return write_result(folder, writers, OWN_FILES, _versions(tuned))
+
+
+def _versions(tuned: Tuned) -> list[str]:
+    """Of vLLM, all that were searched."""
+    searched = (axis for axis in tuned.space.axes if axis.key == VERSION)
+    tried = [tuned.scenario.override({VERSION: value}) for axis in searched for value in axis.values]
+    return [scenario.engine.simulated_version for scenario in (tuned.scenario, *tried)]
 
 
 def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:
