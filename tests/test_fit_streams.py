@@ -66,7 +66,7 @@ def written(path: Path, content: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("seed", [4, 9, 42])
 def test_what_was_planted_is_given_back(seed: int) -> None:
-    """Device times within 3 %, launches within 10 %; what hides is not claimed (4: prefills; 42: launches of graphs)."""
+    """Device times within 3 %, launches within 10 %; what hides is not claimed (4: prefills; 42: graphs)."""
     given, found = given_back(seed, 200)
     shares = dict(differences(given, found))
     assert all(abs(share) <= (0.1 if "launch" in name else 0.03) for name, share in shares.items()), shares
