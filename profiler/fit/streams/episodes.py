@@ -218,8 +218,7 @@ class EpisodesProblem:
         ]
         *usual, other = found
         best = min(usual, key=lambda each: float(each.cost))
-        if other.cost < CLEARLY * best.cost:
-            best = other
+        best = other if other.cost < CLEARLY * best.cost else best
         time_s, host = self.unpack(best.x)
         seen = tuple(kind for kind in (1, 2) if (self.kind[self.used] == kind).sum() >= FEW)
         if seen == (2,):
@@ -227,10 +226,10 @@ class EpisodesProblem:
         elif seen == (1,):
             host[2] = host[1] / PIECES
         named = dict(zip(HOST, host.tolist(), strict=True))
-        sure = self._sure(covariance := covariance_of(self, best), *self.unpack(best.x))
-        return FittedEpisodes(
-            *(float(best.cost), self.is_async, seen, self.knots, time_s, self.token_s(time_s), named, sure, covariance)
-        )
+        covariance = covariance_of(best, self.is_step, len(self.all.lone.step), len(self.knots))
+        sure, token_s = self._sure(covariance, time_s, host), self.token_s(time_s)
+        cost = float(best.cost)
+        return FittedEpisodes(cost, self.is_async, seen, self.knots, time_s, token_s, named, sure, covariance)
 
     def _starts(self, hidden: Floats) -> list[Floats]:
         """Launches hidden; as long as the gap that they would fill, before their step or its own; only prefills' so."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simbatch.profiler.fit.streams.columns import BLOCK, basis
 from simbatch.sim.streams import Floats, Ints
@@ -17,27 +18,25 @@ from simbatch.sim.streams import Floats, Ints
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
 
-    from simbatch.profiler.fit.streams.episodes import EpisodesProblem
 
-
-def covariance_of(problem: EpisodesProblem, found: OptimizeResult) -> Floats:
-    """Of the knots' times and the host's, s^2; [value, value]."""
-    episode = _episodes(problem)
+def covariance_of(found: OptimizeResult, is_step: NDArray[np.bool_], num_lone: int, num_knots: int) -> Floats:
+    """Of the knots' times and the host's, s^2; [value, value]. `is_step` is [episode, place]."""
+    episode = _episodes(is_step, num_lone)
     scores = np.zeros((int(episode.max(initial=-1)) + 1, len(found.x)))
     np.add.at(scores, episode, (found.fun[:, None] * found.jac)[: len(episode)])
     held = found.jac[len(episode) :]
     inverse = np.linalg.pinv(found.jac.T @ found.jac)
-    number, whole = len(problem.knots), np.eye(len(found.x))
-    whole[:number, :number] = np.tril(np.ones((number, number)))  # knots' times are sums of increments
+    whole = np.eye(len(found.x))
+    whole[:num_knots, :num_knots] = np.tril(np.ones((num_knots, num_knots)))  # knots' times are sums of increments
     covariance = whole @ inverse @ (scores.T @ scores + held.T @ held) @ inverse @ whole.T
     return np.asarray(covariance)
 
 
-def _episodes(problem: EpisodesProblem) -> Ints:
+def _episodes(is_step: NDArray[np.bool_], num_lone: int) -> Ints:
     """Of each residual but the priors' the episode, or the lone request."""
-    is_step, length = problem.is_step, problem.is_step.sum(axis=1)
+    length = is_step.sum(axis=1)
     blocks = [np.flatnonzero(length > begin) for begin in range(0, is_step.shape[1], BLOCK)]
-    return np.concatenate([np.nonzero(is_step)[0], *blocks, len(length) + np.arange(len(problem.all.lone.step))])
+    return np.concatenate([np.nonzero(is_step)[0], *blocks, len(length) + np.arange(num_lone)])
 
 
 def share_at(tokens: Floats, knots: Ints, time_s: Floats, covariance: Floats) -> Floats:
