@@ -1,9 +1,9 @@
 """Every figure that a run is judged by, once: its key, label, unit, which end is better, and how it is computed.
 
 Summaries, console, comparisons, sweeps, searches, rankings, validations and pictures all take it from here: a new
-figure is an entry of `REGISTRY`. With `compute` it gets into summary.json under its key (dots between the levels), and
-with `is_compared` it is a row of every comparison, with `is_reported` a row of the console's block on the engine; one
-that has a better end can be searched for and limited.
+figure is an entry of `REGISTRY`. Its key begins with `simbatch.`, unless `vllm bench serve` has it. With `compute` it
+gets into summary.json under its key (dots between the levels), with `is_compared` it is a row of every comparison, with
+`is_reported` a row of the console's block on the engine; one that has a better end can be searched for and limited.
 """
 
 from __future__ import annotations
