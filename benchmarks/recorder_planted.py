@@ -22,17 +22,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks import run_one_of
-from benchmarks.stream_planted import NOTHING, Planted, planted
+from benchmarks.stream_planted import Planted, planted, served
 from simbatch.profiler.fit.recorder import RecorderProfile, fit_recorder
-from simbatch.profiler.fit.streams.runs import requests_of
 from simbatch.serving.processes import RotatingFile
 from simbatch.serving.recording import IN_FLIGHT, StepRecorder
-from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.streams import Streams
 
 HOST = {
     "update": {"base_s": 2e-4, "per_seq_s": 1e-5},
@@ -46,25 +42,6 @@ def server(seed: int, *, is_async: bool = True) -> Planted:
     given = planted(seed)
     profile = {**given.profile, "host": {**given.profile["host"], **HOST}}
     return Planted(profile, {**given.settings, "async_scheduling": is_async}, given.loads)
-
-
-def served(given: Planted, load: int, seed: int, number: int = 200) -> tuple[RunRecord, Streams]:
-    """`load` requests at once in the engine."""
-    rng = np.random.default_rng([seed, load])
-    prompts = np.minimum(rng.lognormal(6.3, 0.7, number).astype(np.int64) + 16, 6000)
-    outputs = rng.integers(40, 200, number)
-    asked = Streams.of(np.zeros(number), np.ones(number), [[]] * number, prompts, outputs, load)
-    content = {"profile": given.profile, "engine": given.settings, "workload": NOTHING, "seed": seed}
-    resolved = resolve(Scenario.from_dict(content))
-    record = engine.run(
-        resolved.engine,
-        resolved.cost_model(),
-        resolved.policy,
-        requests_of(asked),
-        steps=True,
-        host_noise=resolved.host_noise(),
-    )
-    return record, asked
 
 
 def recorded_lines(record: RunRecord, given: Planted, *, has_device: bool) -> Iterator[dict[str, Any]]:
@@ -122,7 +99,7 @@ def given_back(
     with TemporaryDirectory() as folder:
         paths = [
             write_recorded(
-                Path(folder) / f"load{load}.jsonl", served(given, load, seed, number)[0], given, has_device=has_device
+                Path(folder) / f"load{load}.jsonl", served(given, load, seed, number), given, has_device=has_device
             )
             for load in given.loads
         ]

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.fit.streams.covered import told_from
+from simbatch.profiler.fit.streams.covered import is_told
 from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_seen
 from simbatch.profiler.fit.streams.runs import Seen, requests_of
 from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
+from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.streams import Streams, rebuild_steps
@@ -86,15 +87,15 @@ def planted(seed: int) -> Planted:
     return Planted(profile, settings, (int(rng.integers(3, 9)), int(rng.integers(30, 60))))
 
 
-def streams_of(given: Planted, load: int, seed: int, number: int = 400) -> Streams:
-    """What a client sees of `load` requests at once."""
+def served(given: Planted, load: int, seed: int, number: int = 400) -> RunRecord:
+    """`load` requests at once in the engine."""
     rng = np.random.default_rng([seed, load])
     prompts = np.minimum(rng.lognormal(6.3, 0.7, number).astype(np.int64) + 16, 6000)
     outputs = rng.integers(40, 200, number)
     asked = Streams.of(np.zeros(number), np.ones(number), [[]] * number, prompts, outputs, load)
     content = {"profile": given.profile, "engine": given.settings, "workload": NOTHING, "seed": seed}
     resolved = resolve(Scenario.from_dict(content))
-    record = engine.run(
+    return engine.run(
         resolved.engine,
         resolved.cost_model(),
         resolved.policy,
@@ -102,6 +103,12 @@ def streams_of(given: Planted, load: int, seed: int, number: int = 400) -> Strea
         steps=True,
         host_noise=resolved.host_noise(),
     )
+
+
+def streams_of(given: Planted, load: int, seed: int, number: int = 400) -> Streams:
+    """What a client sees of `load` requests at once."""
+    record = served(given, load, seed, number)
+    prompts, outputs = record.requests.num_prompt_tokens, record.requests.num_output_tokens
     times = _token_times(record.steps or [], prompts, given.profile["front_end"])
     sent = record.requests.arrival_ps / PS_PER_S
     ttft = [own[0] - begin for own, begin in zip(times, sent, strict=True)]
@@ -145,9 +152,8 @@ def differences(given: Planted, found: StreamProfile) -> Iterator[tuple[str, flo
                 real.decode_ps(n) + real.decode_context_ps * context,
             ),
         )
-    fewest = told_from(found.steps)
     for tokens in (budget // 4, budget // 2, budget - given.loads[1]):
-        if tokens + given.loads[1] < fewest:
+        if not is_told(found.steps, np.array([tokens + given.loads[1]]))[0]:
             continue
         n, mean = given.loads[1], min(tokens, 600)
         attention = tokens * mean
@@ -180,9 +186,10 @@ def main() -> None:
     """Print a line a profile, and the quantiles."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=50, help="random profiles")
-    number = parser.parse_args().number
+    parser.add_argument("--first", type=int, default=0, help="the seed of the first one")
+    options = parser.parse_args()
     table: dict[str, list[float]] = {}
-    for seed in range(number):
+    for seed in range(options.first, options.first + options.number):
         try:
             shares = dict(differences(*given_back(seed)))
         except UserError as refused:

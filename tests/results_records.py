@@ -19,6 +19,7 @@ from simbatch.sim.engine.record import (
     StepRow,
 )
 from simbatch.sim.metrics.columns import RunFacts
+from simbatch.sim.scheduler.config import NEWEST
 
 MS = 10**9  # ps
 S = 10**12
@@ -118,7 +119,8 @@ def build(
 
 
 def facts(**changes: Any) -> RunFacts:
-    return RunFacts(**{"scenario_name": "toy", "scenario": {}, "policy": "vllm", "profile": "inline", **changes})
+    toy = {"scenario_name": "toy", "scenario": {}, "policy": "vllm", "profile": "inline"}
+    return RunFacts(**{**toy, "engine": {"vllm_version": NEWEST}, **changes})
 
 
 def _row(toys: list[Toy], steps: list[Step], k: int, gaps: list[int], num_gpu_blocks: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 import yaml
 
 from simbatch import Scenario, simulate
-from simbatch.cli._output import progress_of
+from simbatch.cli._output import progress_of, working
 from simbatch.cli.tune import _mode
+from simbatch.sim.scheduler.config import NEWEST
 from simbatch.sim.search import sweep as sweep_module
 from tests import exit_code as run
 
@@ -54,6 +56,13 @@ def origin(folder: str) -> dict[str, Any]:
     return content
 
 
+def schedulers(said: Any) -> set[str]:
+    """The versions of vLLM of one certificate, of a list, or of one for each name."""
+    several = said if isinstance(said, list) else [said] if "certificate" in said else [*said.values()]
+    assert {one["certificate"] for one in several} == {"identical"}
+    return {one["vllm_version"] for one in several}
+
+
 def test_every_mode_has_a_folder_with_its_command_and_date() -> None:
     before = datetime.now().astimezone() - timedelta(seconds=1)
     for name, command in COMMANDS.items():
@@ -63,7 +72,16 @@ def test_every_mode_has_a_folder_with_its_command_and_date() -> None:
         assert found["command"] == " ".join(["simbatch", *command, *jobs, "--quiet"])
         assert before < datetime.fromisoformat(found["date"]) <= datetime.now().astimezone()
         assert found["versions"]["simbatch"] == version("simbatch")
+        assert schedulers(found["scheduler"]) == {NEWEST}
     assert {path.name for path in Path("results").iterdir()} == set(COMMANDS)
+
+
+def test_every_scheduler_that_was_tried_is_named() -> None:
+    versions = ("--over", "engine.vllm_version=0.12.0,0.27", "--quiet", "--jobs", "1")
+    for command in (("sweep", "small.yaml"), ("tune", "small.yaml", "--confirm", "0")):
+        assert run(*command, *versions) == 0
+        as_it_stands = {NEWEST} if command[0] == "tune" else set()
+        assert schedulers(origin(f"results/small-{command[0]}")["scheduler"]) == {"0.12.0", "0.27", *as_it_stands}
 
 
 def test_what_a_mode_of_tune_is_called() -> None:
@@ -175,3 +193,31 @@ def test_progress_is_lines_where_there_is_no_terminal(
         for ended in (10, 20, 60):
             tell(ended)
     assert capsys.readouterr().err == "tune: 20 of 100, 48 s left\ntune: 60 of 100, 16 s left\n"
+
+
+def test_work_that_nobody_counts_says_how_long_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds, said = iter([0.0, 3.0, 13.0]), threading.Event()
+    waits = iter([False, False, True])
+
+    class Ended:
+        """Three seconds pass, then ten, then the work is over."""
+
+        def wait(self, _: float) -> bool:
+            is_over = next(waits)
+            if is_over:
+                said.set()
+            return is_over
+
+        def set(self) -> None:
+            """Nothing waits for it."""
+
+    fake = SimpleNamespace(Event=Ended, Thread=threading.Thread)
+    monkeypatch.setattr("simbatch.cli._output.threading", fake)
+    monkeypatch.setattr("simbatch.cli._output.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    with working("fit of samples"):
+        said.wait()
+    assert capsys.readouterr().err == "fit of samples: 3 s so far\nfit of samples: 13 s so far\n"
+    with working("fit of samples", quiet=True):
+        assert capsys.readouterr().err == ""

@@ -6,7 +6,7 @@ Where a recorder was in its server: when requests were taken in, and which steps
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,11 @@ from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, durat
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.host import WindowCost
 from simbatch.sim.cost.model import Features, sums_of
-from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RunRecord
+from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RequestColumns, RunRecord
 from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.workload.turns import Turns
 
 if TYPE_CHECKING:
     from simbatch.sim.report.result import Result
@@ -170,3 +172,21 @@ def _segments(lines: Lines, origin_s: float) -> NDArray[Any]:
 
 def _ps(time_s: float) -> int:
     return round(time_s * PS_PER_S)
+
+
+def seen_outside(
+    requests: RequestColumns, gaps_s: Iterable[NDArray[np.float64]], config: EngineConfig, turns: Turns | None = None
+) -> RunRecord:
+    """A run of such an engine of which only requests and the gaps between their tokens (s) are known, and no steps."""
+    return RunRecord(
+        requests=requests,
+        segments=np.zeros(0, dtype=SEGMENT_DTYPE),
+        gaps=np.round(np.concatenate([np.zeros(0), *gaps_s]) * PS_PER_S).astype(np.int64),
+        num_preemptions=0,
+        end_ps=int(requests.finish_ps.max(initial=0)),
+        num_gpu_blocks=config.num_gpu_blocks,
+        block_size=config.block_size,
+        client_overhead_ps=0,
+        event_loop_cpu_s=0.0,
+        turns=turns,
+    )

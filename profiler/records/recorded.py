@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.profiler.records.real_run import seen_outside
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, RunRecord
+from simbatch.sim.engine.record import FINISHED, RequestColumns, RunRecord
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, Lenient, checked, json_values
 from simbatch.sim.scheduler.config import EngineConfig
@@ -27,7 +28,6 @@ from simbatch.sim.workload.bench.run import Tokens, read_text
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-NO_GAPS = np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,7 @@ class Recorded:
             status=np.full(n, FINISHED, dtype=np.int8),
             request_id=None if self.request_id is None else self.request_id.tolist(),
         )
-        gaps = np.concatenate([NO_GAPS, *self.gaps_s]) if self.gaps_s is not None else NO_GAPS
-        return RunRecord(
-            requests=requests,
-            segments=np.zeros(0, dtype=SEGMENT_DTYPE),
-            gaps=np.round(gaps * PS_PER_S).astype(np.int64),
-            num_preemptions=0,
-            end_ps=int(requests.finish_ps.max(initial=0)),
-            num_gpu_blocks=config.num_gpu_blocks,
-            block_size=config.block_size,
-            client_overhead_ps=0,
-            event_loop_cpu_s=0.0,
-        )
+        return seen_outside(requests, () if self.gaps_s is None else self.gaps_s, config)
 
 
 AnyRecorded = Recorded | BenchRun | BenchTotals

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.records.real_run import Lines, RealRun, with_steps
+from simbatch.profiler.records.real_run import Lines, RealRun, seen_outside, with_steps
 from simbatch.profiler.server.client import Sent
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.engine.record import FINISHED, NEVER_PS, SEGMENT_DTYPE, RequestColumns, RunRecord
+from simbatch.sim.engine.record import FINISHED, NEVER_PS, RequestColumns
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import plain, write_all, write_json
 from simbatch.sim.json_values import json_object
@@ -72,19 +72,7 @@ class ServedRun:
             status=np.full(n, FINISHED, dtype=np.int8),
             row=None if turns is None else np.array([row.row for row in good], dtype=np.int64),
         )
-        record = RunRecord(
-            requests=requests,
-            segments=np.zeros(0, dtype=SEGMENT_DTYPE),
-            gaps=_ps(np.concatenate([np.zeros(0), *gaps])),
-            num_preemptions=0,
-            end_ps=int(requests.finish_ps.max(initial=0)),
-            num_gpu_blocks=config.num_gpu_blocks,
-            block_size=config.block_size,
-            client_overhead_ps=0,
-            event_loop_cpu_s=0.0,
-            turns=turns,
-        )
-        run = RealRun(record, facts, None, [gap.tolist() for gap in gaps])
+        run = RealRun(seen_outside(requests, gaps, config, turns), facts, None, [gap.tolist() for gap in gaps])
         indices = [index for index, row in enumerate(self.rows) if not row.error]
         return with_steps(run, self.lines, indices, self.origin_s) if self.lines else run
 

@@ -46,7 +46,9 @@ def save(validation: Validation | Many, folder: Path, more: Writers | None = Non
     elif validation.recorded:
         writers["latency.png"] = lambda path: write_latency(path, validation)
         writers["timeline.png"] = lambda path: write_timeline(path, validation)
-    return write_result(folder, writers, OWN_FILES)
+    runs = [run.validation for run in validation.runs] if isinstance(validation, Many) else [validation]
+    versions = [str(run.simulated.facts.engine["vllm_version"]) for run in runs]
+    return write_result(folder, writers, OWN_FILES, versions)
 
 
 def write_latency(path: Path, validation: Validation) -> None:

@@ -132,10 +132,7 @@ def run(
     this = Run(
         config, cost, policy, source, steps=steps, spans=spans, progress=progress, noise=noise, host_noise=host_noise
     )
-    loaded_before_s = this.traffic.load_cpu_s
-    begin_s = time.process_time()
-    this.env.run()
-    return this.record(time.process_time() - begin_s - (this.traffic.load_cpu_s - loaded_before_s))
+    return _played(this)
 
 
 def explain(
@@ -180,6 +177,11 @@ def run_cluster(
         spans=spans,
         progress=progress,
     )
+    return _played(this)
+
+
+def _played(this: Run | ClusterRun) -> RunRecord:
+    """Play a run to its end; its processor time is the event loop's, without what reading the requests takes."""
     loaded_before_s = this.traffic.load_cpu_s
     begin_s = time.process_time()
     this.env.run()

@@ -41,8 +41,7 @@ class Timed:
         self.replica, self.now, self.group = replica, now, now.group
         self.device, self.host, self.kv, self.cost = replica.device, replica.host, replica.kv, replica.device.cost
         self.front_end = replica.front_end
-        self.is_async = now.is_async
-        self.keeps_steps = now.keeps_steps
+        self.is_async, self.keeps_steps = now.is_async, now.keeps_steps
         self.write_segment, self.write_tokens = replica.recorder.segments.extend, replica.recorder.tokens.extend
         self._known: dict[int, Known] = {}
         self._update_ps, self._update_per_seq_ps = self.host.times.update_base_ps, self.host.times.update_per_seq_ps
@@ -54,12 +53,10 @@ class Timed:
     def advance(self, planned: dict[Request, int] | None) -> None:
         """A step with prefills, or decode-only steps; the clock is after the last update then."""
         if planned:
-            batch = self.now.batch(planned) if self.keeps_steps else NO_ENTRIES
-            self._launch(batch, self.now.compute(planned, False))
+            self._launch(self.now.batch(planned) if self.keeps_steps else NO_ENTRIES, self.now.compute(planned, False))
             return
         cut_ps, found = self.replica.cut_ps(), self.found
-        if found is not None:
-            self.found = None
+        self.found = None
         if found is None or found[0][9] > cut_ps:  # somebody comes before the end of what was found
             found = self._plan(cut_ps)
         if found is None:
@@ -109,8 +106,7 @@ class Timed:
             now.step = kept
         now.update_ps = self._update_ps + self._update_per_seq_ps * num_requests
         if not self.is_async:
-            self.let_go(device.free_ps)
-            now.newest_ps = NEVER
+            self.finish()
 
     def finish(self) -> None:
         """Let the device finish the newest step, and take in its tokens."""
@@ -129,8 +125,7 @@ class Timed:
                 self.write_tokens(pack_token(before_ps, 1, now_ps - before_ps, now.num_decodes, now.num_regular))
                 replica.sent_ps = now_ps
             else:
-                num_regular = now.num_regular
-                replica.send(now_ps, num_regular + len(now.noted), now.num_decodes, num_regular)
+                replica.send(now_ps, now.num_regular + len(now.noted), now.num_decodes, now.num_regular)
         if now.ending or now.noted or now.losing or self.keeps_steps:
             now.let_go(replica.now_ps, replica.sent_ps)
 

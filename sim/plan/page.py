@@ -17,7 +17,6 @@ from simbatch.sim.scenario import resolve
 from simbatch.sim.tuning.goal import Limit
 
 CHOSEN, OTHER = style.PALETTE[2], style.PALETTE[0]
-COLOURS = [colour for colour in style.PALETTE if colour != style.LIMIT]
 HOURS_A_MONTH = 730
 
 
@@ -69,7 +68,7 @@ def _cost_chart(plan: FleetPlan, each: Limit) -> PageChart:
         if cost is None or value is None:
             continue
         look = {"symbol": "star", "size": 16} if sizing is plan.chosen else {"size": 10}
-        colour = COLOURS[i % len(COLOURS)]
+        colour = style.PALETTE[i % len(style.PALETTE)]
         name = fleet_label(plan, sizing)
         hover = "%{x:,.2f}, %{y:,.4~g}"
         traces.append(points(name, [cost], [scale * value], colour, hover, marker=look))

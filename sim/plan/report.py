@@ -94,7 +94,8 @@ def save(plan: FleetPlan, folder: Path, num_runs: int, more: Writers | None = No
         )
     if any(plan.cost_per_hour(sizing) is not None for sizing in plan.sizings):
         writers["plan.png"] = lambda path: write(path, plan)
-    return write_result(folder, writers, OWN_FILES, {"simulations": num_runs})
+    versions = [plan.demand.scenario.engine.simulated_version]
+    return write_result(folder, writers, OWN_FILES, versions, {"simulations": num_runs})
 
 
 def _lines(plan: FleetPlan) -> Iterator[str]:

@@ -17,8 +17,7 @@ from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report.figures import Figures, Open, best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import Experiment, SideBySide, files
-from simbatch.sim.results.runs import MetricRow, same_as
-from simbatch.sim.scheduler.config import certificate_of
+from simbatch.sim.results.runs import MetricRow, marked, same_as, unread_in
 from simbatch.sim.tables import table
 from simbatch.sim.text import wrapped
 
@@ -114,9 +113,10 @@ class Comparison(Figures):
             lines.append("NOTE: the candidates did not get the same requests at the same times.")
         warnings = {label: result.summary["simbatch"]["warnings"] for label, result in self.results.items()}
         of_all = [warning for warning in next(iter(warnings.values())) if all(warning in w for w in warnings.values())]
+        unread = unread_in(result.summary for result in self.results.values())
         for label, own in warnings.items():
-            lines += [f"WARNING: {label}: {warning}" for warning in own if warning not in of_all]
-        lines += [f"WARNING: {warning}" for warning in of_all]
+            lines += [marked(warning, unread, f"{label}: ") for warning in own if warning not in of_all]
+        lines += [marked(warning, unread) for warning in of_all]
         for further in [*self.upgrades, *([self.bands] if self.bands is not None else [])]:
             lines += ["", *further.lines()]
         return "\n".join(wrapped(line.rstrip() for line in lines))
@@ -133,7 +133,7 @@ class Comparison(Figures):
                 label: {
                     "policy": result.summary["simbatch"]["policy"],
                     "profile": result.facts.profile,
-                    "vllm_version": result.summary["simbatch"]["engine"].get("vllm_version"),
+                    "vllm_version": files.version_of(result.summary),
                 }
                 for label, result in self.results.items()
             },
@@ -154,8 +154,8 @@ class Comparison(Figures):
             "compare.png": lambda path: compare_pictures.write_comparison(path, self.results),
             **page_writer(lambda: comparison_page(self.results, self.rows, self.text(all_rows=True)), html=html),
         }
-        facts = certificates_of({label: result.summary for label, result in self.results.items()})
-        return files.write_result(Path(folder), writers, OWN_FILES, facts)
+        versions = {label: files.version_of(result.summary) for label, result in self.results.items()}
+        return files.write_result(Path(folder), writers, OWN_FILES, versions)
 
     def _write_csv(self, path: Path) -> None:
         rows = [[row.metric.key, row.metric.better, *row.values.values()] for row in self.rows]
@@ -250,8 +250,8 @@ class ReplicatedComparison(Figures, SideBySide):
             "differences.png": lambda path: compare_pictures.write_differences(path, self.first.name, self),
             **page_writer(lambda: replicated_page(self, self.first.results, self.text(all_rows=True)), html=html),
         }
-        facts = certificates_of({label: runs[0] for label, runs in self.summaries.items()})
-        return files.write_result(Path(folder), writers, OWN_FILES, facts)
+        versions = {label: files.version_of(runs[0]) for label, runs in self.summaries.items()}
+        return files.write_result(Path(folder), writers, OWN_FILES, versions)
 
     def _write_csv(self, path: Path) -> None:
         others = self.labels[1:]
@@ -283,9 +283,3 @@ class ReplicatedComparison(Figures, SideBySide):
                     f"WARNING: {label}: overloaded in {num} of {len(self.seeds)} runs: the queue kept growing, and the "
                     "means say how long the runs were."
                 )
-
-
-def certificates_of(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What run.json says of the scheduler of each candidate."""
-    versions = {label: summary["simbatch"]["engine"].get("vllm_version") for label, summary in summaries.items()}
-    return {"scheduler": {label: certificate_of(version) for label, version in versions.items() if version}}

@@ -11,9 +11,9 @@ from simbatch.sim.files import write_json
 from simbatch.sim.metrics.registry import shown
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report import style
-from simbatch.sim.report.compare import OWN_FILES, certificates_of
+from simbatch.sim.report.compare import OWN_FILES
 from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figures, Open, same_notes, taken_notes
-from simbatch.sim.results import OverLoads, Point, SideBySide, files
+from simbatch.sim.results import ALIKE, OverLoads, Point, SideBySide, files
 from simbatch.sim.results.runs import MARKS
 from simbatch.sim.scenario.chance import ONE_RUN
 from simbatch.sim.tables import table
@@ -109,8 +109,8 @@ class LoadComparison(Figures, OverLoads):
             "loads.pdf": lambda path: self._draw_to(path, "pdf"),
             **page_writer(lambda: loads_page(self, self.shown, self.text()), html=html),
         }
-        facts = certificates_of({label: runs[0] for label, runs in self.at[0].summaries.items()})
-        return files.write_result(Path(folder), writers, OWN_FILES, facts)
+        versions = {label: files.version_of(runs[0]) for label, runs in self.at[0].summaries.items()}
+        return files.write_result(Path(folder), writers, OWN_FILES, versions)
 
     def _draw_to(self, path: Path, kind: str) -> None:
         self.draw(partial(style.figure, path, kind=kind, rc=RC, dpi=DPI), self.shown, BOTH_COLUMNS)
@@ -146,12 +146,17 @@ class LoadComparison(Figures, OverLoads):
     def _multiplicity(self) -> Iterator[str]:
         """How many comparisons the table has; more stand in compare.csv."""
         first = self.at[0]
+        others = len(self.labels) - 1 - len(self.same)
+        if not others:
+            yield ALIKE
+            return
         if first.bonferroni:
             yield from first.multiplicity()
             return
-        num = len(self.shown) * len(self.rates) * (len(self.labels) - 1)
+        num = len(self.shown) * len(self.rates) * others
         chance = f"of those without a true difference, 1 in {1 / (1 - first.confidence):.0f} shows one"
-        yield f"{num} comparisons, each at {100 * first.confidence:g} % by itself: {chance}; see --bonferroni."
+        counted = f"{num} comparison{'' if num == 1 else 's'}, each at {100 * first.confidence:g} % by itself"
+        yield f"{counted}: {chance}; see --bonferroni."
 
 
 def _cell(point: Point, metric: Metric) -> str:

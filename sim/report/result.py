@@ -44,8 +44,8 @@ class Result(MeasuredRun):
         if self.record.steps is not None:
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
         writers |= page_writer(lambda: run_page(self), html=html)
-        facts = files.run_facts(self.record, self.wall_s, self.facts.engine.get("vllm_version"))
-        return files.write_result(Path(folder), writers, files.OWN_FILES, facts)
+        facts = files.run_facts(self.record, self.wall_s)
+        return files.write_result(Path(folder), writers, files.OWN_FILES, [self.facts.engine["vllm_version"]], facts)
 
     def write_perfetto(self, path: Path | str) -> Path:
         """Write the run's timeline for ui.perfetto.dev, gzip-compressed where the name ends in `.gz`; returns the path.

@@ -17,6 +17,8 @@ from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.results.runs import Difference, MetricRow, Runs, Summary, Values, figures_of, same_as, unread_in
 from simbatch.sim.statistics import CONFIDENCE, mean_interval
 
+ALIKE = "Nothing to tell apart: every request fared alike under all candidates, in every run."
+
 C = TypeVar("C", bound=Hashable)  # how candidates are named: labels, settings, numbers of trials
 
 
@@ -198,6 +200,9 @@ class SideBySide:
     def multiplicity(self) -> Iterator[str]:
         """How many comparisons there are, and what the confidence then means."""
         each = len(self.labels) - 1
+        if len(self.same) == each:
+            yield ALIKE
+            return
         if each > 1 and self.bonferroni:
             yield (
                 f"The {each} intervals of a metric hold together at {100 * self.confidence:g} % (Bonferroni); "
@@ -207,7 +212,8 @@ class SideBySide:
         compared = (each for row in self.differences for each in row if each.other not in self.same)
         total = sum(difference.interval is not None for difference in compared)
         yield (
-            f"{total} comparisons, each at {100 * self.confidence:g} % by itself: of those without a true difference, "
+            f"{total} comparison{'' if total == 1 else 's'}, each at {100 * self.confidence:g} % by itself: "
+            "of those without a true difference, "
             f"1 in {1 / (1 - self.confidence):.0f} shows one{'; see --bonferroni' if each > 1 else ''}."
         )
 

@@ -46,6 +46,7 @@ OWN_FILES = (
     "sessions.png",
     "report.html",
 )
+Versions = Mapping[str, str] | Sequence[str]  # by name, or of all
 Writers = Mapping[str, Callable[[Path], None]]  # what writes each file, by its name
 STEPS_PER_ROW_GROUP = 20_000
 MANY = 50_000  # numbers, from which on it pays to import pyarrow's functions
@@ -56,10 +57,14 @@ def write_result(
     folder: Path,
     writers: Mapping[str, Callable[[Path], None]],
     own: tuple[str, ...],
+    versions: Versions,
     facts: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """`write_all` with run.json: how the result came to be, and `facts`; what else is in `own` goes away."""
-    content = {**origin(), **(facts or {})}
+    """`write_all` with run.json: how the result came to be, and `facts`; what else is in `own` goes away.
+
+    `versions`: of the vLLM that was simulated, each of whose schedulers has a certificate or none.
+    """
+    content = {**origin(), **_scheduler(versions), **(facts or {})}
     return write_all(folder, {**writers, RUN_FILE: lambda path: write_json(path, content)}, own)
 
 
@@ -94,11 +99,24 @@ def write_steps(path: Path, record: RunRecord) -> None:
             writer.write_table(_steps_table(steps[begin : begin + STEPS_PER_ROW_GROUP], ids))
 
 
-def run_facts(record: RunRecord, wall_s: float | None, vllm_version: str | None = None) -> dict[str, Any]:
-    """What run.json says of a simulation: its scheduler's certificate, and what depends on machine and clock."""
-    certificate = {} if vllm_version is None else {"scheduler": certificate_of(vllm_version)}
+def version_of(summary: Mapping[str, Any]) -> str:
+    """Which vLLM's scheduler a run's figures are of."""
+    return str(summary["simbatch"]["engine"]["vllm_version"])
+
+
+def _scheduler(versions: Versions) -> dict[str, Any]:
+    """What run.json says of the scheduler: one certificate, one for each name, or a list of those that differ."""
+    if isinstance(versions, Mapping):
+        return {"scheduler": {name: certificate_of(version) for name, version in versions.items()}}
+    certificates = [certificate_of(version) for version in dict.fromkeys(versions)]
+    if not certificates:
+        return {}
+    return {"scheduler": certificates[0] if len(certificates) == 1 else certificates}
+
+
+def run_facts(record: RunRecord, wall_s: float | None) -> dict[str, Any]:
+    """What run.json says of a simulation that depends on machine and clock."""
     return {
-        **certificate,
         "wall_s": wall_s,
         "compiled": is_compiled(),
         "event_loop_cpu_s": record.event_loop_cpu_s,

@@ -22,7 +22,6 @@ from simbatch.sim.scenario.reading import parse_overrides
 from simbatch.sim.scenario.resolved import Fleet, Resolved, ResolvedGroup, file_anywhere
 from simbatch.sim.scenario.rules import async_scheduling, batch_limits, capture_sizes, memory_share, start_problems
 from simbatch.sim.scheduler.config import (
-    NEWEST,
     Changes,
     EngineConfig,
     changes_in,
@@ -82,7 +81,7 @@ def resolve_engine(
     settings: EngineSettings, profile: Profile, seed: int = 0, changes: Changes | None = None
 ) -> EngineConfig:
     """The engine's settings on this profile; UserError when vLLM would not start with them."""
-    version = settings.vllm_version or NEWEST
+    version = settings.simulated_version
     if changes is None:
         changes = changes_in(version)
     _check_noise(settings, profile)

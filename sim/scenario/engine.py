@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import Strict
-from simbatch.sim.scheduler.config import parse_version
+from simbatch.sim.scheduler.config import NEWEST, parse_version
 
 _WITH_UNIT = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG])")
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -126,6 +126,11 @@ class EngineSettings(Strict):
         default=True, description="ours: false leaves the server's processes out, as a replay in one process does"
     )
     host_noise: bool = Field(default=True, description="ours: draw launch times from the spread of the profile's host")
+
+    @property
+    def simulated_version(self) -> str:
+        """Whose rules and defaults hold."""
+        return self.vllm_version or NEWEST
 
 
 _NAME = re.compile(r"[\w.:/-]+")

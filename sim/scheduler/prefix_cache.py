@@ -282,18 +282,15 @@ class PrefixKVCache(KVCache):
     def _forget(self, run: BlockRun) -> None:
         """A run is evicted; where it was one of several copies the oldest that is left is the one to hit."""
         name = run.name
-        others = self._copies.get(name) if self._copies else None
-        is_first = self._runs.get(name) is run
-        if others is None:
-            if is_first:
-                del self._runs[name]
-            return
-        if is_first:
-            self._runs[name] = others.pop(0)
-        else:
+        others = self._copies.pop(name, None) if self._copies else None
+        if self._runs.get(name) is run:
+            del self._runs[name]
+            if others:
+                self._runs[name] = others.pop(0)
+        elif others:
             others.remove(run)
-        if not others:
-            del self._copies[name]
+        if others:
+            self._copies[name] = others
 
 
 def kv_cache_of(config: EngineConfig) -> KVCache:

@@ -116,7 +116,9 @@ class Ranking:
             "ranking.md": lambda path: _write(path, self.markdown()),
             "ranking.json": lambda path: write_json(path, self.as_dict()),
         }
-        return files.write_result(Path(folder), writers, OWN_FILES)
+        scenarios = [judged.entry.scenario for judged in self.judged]
+        versions = {scenario.name: scenario.engine.simulated_version for scenario in scenarios}
+        return files.write_result(Path(folder), writers, OWN_FILES, versions)
 
     def _left_out(self) -> Iterator[str]:
         if self.plan.left_out:

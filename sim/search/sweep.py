@@ -126,8 +126,9 @@ class Sweep:
         if (drawing := sweep_plot.choose(self.points, self.keys, self._limits)) is not None:
             writers["sweep.png"] = lambda path: sweep_plot.write(path, self.name, drawing)
         page = partial(sweep_page, self.name, self.keys, self.points, self.cells, self.summaries, self.text())
+        versions = [files.version_of(summary) for summary in self.summaries.values()]
         writers |= page_writer(page, html=html and bool(self.rows))
-        return files.write_result(Path(folder), writers, OWN_FILES)
+        return files.write_result(Path(folder), writers, OWN_FILES, versions)
 
     def __repr__(self) -> str:
         return f"Sweep({self.name}: {len(self.points):,} settings, {len(self.rows):,} of {len(self.cells):,} cells)"

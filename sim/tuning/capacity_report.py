@@ -134,7 +134,7 @@ def save(found: Capacity, folder: Path, num_runs: int, more: Writers | None = No
         "trials.csv": lambda path: _write_runs(path, found),
         "capacity.png": lambda path: write(path, found),
     }
-    return write_result(folder, writers, OWN_FILES)
+    return write_result(folder, writers, OWN_FILES, [found.scenario.engine.simulated_version])
 
 
 def content(found: Capacity, num_runs: int) -> dict[str, Any]:

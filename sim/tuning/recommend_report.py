@@ -240,7 +240,7 @@ def save(found: Recommendation, folder: Path, more: Writers | None = None) -> li
         "scenario.yaml": lambda path: write_yaml(path, scenario_content(found)),
         **(more or {}),
     }
-    return write_result(folder, writers, OWN_FILES)
+    return write_result(folder, writers, OWN_FILES, [found.scenario.engine.simulated_version])
 
 
 def content(found: Recommendation) -> dict[str, Any]:

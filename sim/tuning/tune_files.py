@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from simbatch.sim.tuning import Tuned
 
 OWN_FILES = ("tune.json", "trials.csv", "tune.png", "capacity.png", "report.html")
+VERSION = "engine.vllm_version"
 DEFAULT_COST = "p99_tpot_ms"
 
 
@@ -38,7 +39,14 @@ def save(tuned: Tuned, folder: Path, num_runs: int, more: Writers | None = None)
         "trials.csv": lambda path: write_trials(path, tuned),
         "tune.png": lambda path: draw(path, tuned, picture_axes(tuned.goal)),
     }
-    return write_result(folder, writers, OWN_FILES)
+    return write_result(folder, writers, OWN_FILES, _versions(tuned))
+
+
+def _versions(tuned: Tuned) -> list[str]:
+    """Of vLLM, all that were searched."""
+    searched = (axis for axis in tuned.space.axes if axis.key == VERSION)
+    tried = [tuned.scenario.override({VERSION: value}) for axis in searched for value in axis.values]
+    return [scenario.engine.simulated_version for scenario in (tuned.scenario, *tried)]
 
 
 def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:
@@ -205,7 +213,8 @@ def _label(axes: Axes, tuned: Tuned, measured: Sequence[TriedSettings], up: Metr
         words = [str(value["name"] if isinstance(value, dict) else value) for value in trial.settings.values()]
         places.setdefault((x, y), " / ".join(words) or "as it stands")
     drawn = [(x, y, words) for (x, y), words in places.items()]
-    style.label_apart(axes, drawn, fontsize=7, color=style.INK)
+    bounds = [limit.bound for limit in tuned.goal.limits if limit.metric.key == right.key]
+    style.label_apart(axes, drawn, fontsize=7, uncrossed=bounds, color=style.INK)
     keys = " / ".join(key.rpartition(".")[2] for key in ranked[0].settings)
     axes.set_title(f"beside the points: {keys}", fontsize=8, color="#777777")
 

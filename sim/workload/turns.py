@@ -138,7 +138,7 @@ def with_systems(turns: Turns, names: Sequence[str | None] | None, counts: Seque
     return replace(turns, system=array("q", [numbers[name] for name in of.values()]), num_system_tokens=num_tokens)
 
 
-def circle_of(awaited: Sequence[Sequence[int]]) -> list[int]:
+def _circle_of(awaited: Sequence[Sequence[int]]) -> list[int]:
     """Rows each of which waits for the next, the first one at the end again; ValueError where there are none."""
     try:
         TopologicalSorter(dict(enumerate(awaited))).prepare()
@@ -149,11 +149,11 @@ def circle_of(awaited: Sequence[Sequence[int]]) -> list[int]:
 
 
 class CycleError(ValueError):
-    """Rows wait for each other; `row` is one of them."""
+    """Rows wait for each other: in `circle` each waits for the next, and the last one is the first again."""
 
-    def __init__(self, row: int) -> None:
-        super().__init__(f"row {row} waits for itself")
-        self.row = row
+    def __init__(self, circle: list[int]) -> None:
+        super().__init__(f"row {circle[0]} waits for itself")
+        self.circle = circle
 
 
 def _roots(awaited: Sequence[Sequence[int]]) -> list[int]:
@@ -186,7 +186,7 @@ def _in_order(awaited: Sequence[Sequence[int]], first: array[int], waiting: arra
             if not left[follower]:
                 ready.append(follower)
     if num < len(left):
-        raise CycleError(next(row for row, count in enumerate(left) if count))
+        raise CycleError(_circle_of(awaited))
 
 
 def whole_prompts(turns: Turns, num_new_tokens: Sequence[int], num_output_tokens: Sequence[int]) -> list[int]:

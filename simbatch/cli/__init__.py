@@ -6,6 +6,7 @@ on stderr and an exit code.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import shlex
@@ -162,6 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 2 for what the user must mend, 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
+    atexit.register(gc.freeze)  # no last look for circles among all that ever was: 0.2 s of a process that goes anyway
     if "_SIMBATCH_COMPLETE" in os.environ:  # a shell asks for completions
         cli.main(given, prog_name="simbatch")
     sys.exit(exit_code_of(lambda: _invoke(given)))

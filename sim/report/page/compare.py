@@ -71,7 +71,8 @@ def replicated_page(compared: SideBySide, results: Results, text: str) -> Report
     for i, other in enumerate(others):
         sentence = " ".join(said([differences[i] for _, differences in chosen], other, base))
         answer.append((other, sentence.partition(": ")[2]))
-    answer.append(("How sure", " ".join(compared.multiplicity())))
+    if others:
+        answer.append(("How sure", " ".join(compared.multiplicity())))
     charts = [*_forest(chosen, base, others), *_bar_charts([row for row, _ in chosen], compared), *_run_charts(results)]
     tables = [_differences(every, i, base, other) for i, other in enumerate(others)]
     return _page(results, answer, charts, tables, compared.seeds, text)

@@ -22,16 +22,8 @@ from simbatch.sim.text import MAX_NAMES
 from simbatch.sim.workload.formats import Columns
 from simbatch.sim.workload.trace_model import Trace
 from simbatch.sim.workload.traces.rows import RowBatch
-from simbatch.sim.workload.traces.times import MAX_PS
-from simbatch.sim.workload.turns import (
-    CycleError,
-    Turns,
-    circle_of,
-    short_prompts,
-    turns_of,
-    whole_prompts,
-    with_systems,
-)
+from simbatch.sim.workload.traces.times import MAX_PS, too_late
+from simbatch.sim.workload.turns import CycleError, Turns, short_prompts, turns_of, whole_prompts, with_systems
 
 Place = Callable[[int, str], str]  # of a line and a column
 Awaited = list[tuple[int, ...]]
@@ -177,8 +169,8 @@ class _SessionRows:
         names = [ids[i] if name is None else name for i, name in enumerate(self._names())]
         try:
             return turns_of(self._awaited, self._rows.delay_ps or [0] * len(self._rows), names=names)
-        except CycleError:
-            circle = circle_of(self._awaited)
+        except CycleError as error:
+            circle = error.circle
             rule = f"waits for itself: {' waits for '.join(ids[i] for i in circle[:MAX_NAMES])}"
             raise self._problem(circle[0], "parent", rule, NOTHING, "take one of them out of the circle") from None
 
@@ -250,12 +242,9 @@ class _SessionRows:
             notes.append("no row has a time: all sessions begin at once, or one a user with max_concurrency: USERS")
         else:
             self._check_times(turns)
-        if settings.prompt_is == "new":
-            notes += self._lengthen(turns)
-        else:
-            notes += short_prompts(turns, rows.num_prompt_tokens)
-        times = self._times(turns, settings.rate_scale)
-        waits = any(turns.num_awaited)
+        is_new = settings.prompt_is == "new"
+        notes += self._lengthen(turns) if is_new else short_prompts(turns, rows.num_prompt_tokens)
+        times, waits = self._times(turns, settings.rate_scale), any(turns.num_awaited)
         return TurnRows(rows, times, turns if waits else None, tuple(notes))
 
     def _with_systems(self, turns: Turns) -> Turns:
@@ -306,7 +295,5 @@ class _SessionRows:
         times = [time + later[session] if has_time else 0 for time, has_time, session in rows]
         if max(times) > MAX_PS:
             i = times.index(max(times))
-            rule = f"is {times[i] / PS_PER_S:.0f} s after the first one, and the clock holds {MAX_PS / PS_PER_S:.0f} s"
-            mend = "use between or limit, raise rate_scale, or check the column's unit"
-            raise self._problem(i, "arrival", rule, NOTHING, mend)
+            raise self._problem(i, "arrival", *too_late(times[i]))
         return times

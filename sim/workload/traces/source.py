@@ -18,7 +18,7 @@ from simbatch.sim.workload.formats import words_of
 from simbatch.sim.workload.trace_model import Trace
 from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch
 from simbatch.sim.workload.traces.sessions import TurnRows, conversations_of
-from simbatch.sim.workload.traces.times import MAX_PS
+from simbatch.sim.workload.traces.times import MAX_PS, too_late
 from simbatch.sim.workload.turns import Turns
 
 _SESSIONS = {"session", "conversation"}
@@ -57,8 +57,7 @@ class TraceSource:
         self.skipped = 0
         self._notes = notes
         self._reader, self._settings, self._has_order = reader, settings, has_order
-        self._users = max_concurrency if has_turns else None
-        self._has_turns = has_turns
+        self._has_turns, self._users = has_turns, max_concurrency if has_turns else None
         self._priorities, self._tenants, self._seed = priorities or [], tenants or [], seed
         self._taken: int | None = None  # rows, when all is read
         self._first = 0  # when the first of them came, ps since the file's first row
@@ -123,9 +122,8 @@ class TraceSource:
         if self._has_turns:
             yield from self._turn_chunks()
             return
-        last = None
+        last, limit = None, self._settings.limit
         priorities, tenants = (stream(self._seed, purpose) for purpose in (Purpose.PRIORITIES, Purpose.TENANTS))
-        limit = self._settings.limit
         for batch in self._ordered():
             kept = self._without_empty(batch, None if limit is None else limit - num_requests)
             if len(kept):
@@ -252,12 +250,12 @@ class TraceSource:
             raise self._error(batch, i, columns.prompt, rule, NOTHING, "fill it in, or remove the row")
         if self._has_ids is None:
             self._has_ids = batch.request_id is not None
-        elif self._has_ids != (batch.request_id is not None):
-            rule, mend = "stands in some rows only", "give every row one, or none"
-            raise self._error(batch, 0, columns.request_id, rule, NOTHING, mend)
-        if self.foretells != (batch.predicted_output_tokens is not None):
-            rule = "stands in some rows only"
-            raise self._error(batch, 0, columns.predicted_output, rule, NOTHING, "give every row a prediction, or none")
+        ids = columns.request_id, self._has_ids, batch.request_id
+        predictions = columns.predicted_output, self.foretells, batch.predicted_output_tokens
+        for column, is_given, values in (ids, predictions):
+            if is_given != (values is not None):
+                rule = "stands in some rows only"
+                raise self._error(batch, 0, column, rule, NOTHING, "give every row one, or none")
         if batch.hash_ids is not None:
             self._check_hashes(batch, batch.hash_ids)
 
@@ -297,10 +295,6 @@ class TraceSource:
         since, scale = batch.arrival - self._first, self._settings.rate_scale
         last_ps = int(since[-1]) / scale
         if last_ps > MAX_PS:
-            clock_s = f"{MAX_PS / PS_PER_S:.0f} s (106 days)"
-            rule = f"is {last_ps / PS_PER_S:.0f} s after the trace's first request, and the clock holds {clock_s}"
-            mend = "use between or limit, raise rate_scale, or check the column's unit"
-            raise self._error(batch, len(batch) - 1, self._reader.columns.arrival, rule, NOTHING, mend)
-        if scale != 1:
-            since = np.rint(since.astype(np.float64) / scale)
+            raise self._error(batch, len(batch) - 1, self._reader.columns.arrival, *too_late(last_ps))
+        since = since if scale == 1 else np.rint(since.astype(np.float64) / scale)
         return list(since.astype(np.int64).tolist())

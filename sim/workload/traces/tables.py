@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import MAX_TOKENS
+from simbatch.sim.workload.chunk import CHUNK_SIZE
 from simbatch.sim.workload.files import open_binary, text_errors
 from simbatch.sim.workload.traces.rows import BATCH_ROWS, Head, Reading, RowBatch, assemble, line_place
 from simbatch.sim.workload.traces.times import Times
 
 _FIELD_LIMIT = 1 << 24  # characters; a long prompt's hash_ids are one field
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 21
 _LONGEST = 1 << 26  # bytes of a block that a quote holds open
 _SEPARATORS = ",;\t|"
 _BIG_DIGITS = 16  # an integer of so many digits (Unix time in ns) is more than a double holds
@@ -154,7 +156,7 @@ class TableReader:
             return None
         if table.num_rows != data.count(b"\n") + (not data.endswith(b"\n")) or not table.num_rows:
             return None
-        lengths = {name: table.column(str(self._index[name])).to_numpy() for name in columns[1:3] if name is not None}
+        lengths = {name: _array(table.column(str(self._index[name]))) for name in columns[1:3] if name is not None}
         if any(tokens.min() < 0 or tokens.max() > MAX_TOKENS for tokens in lengths.values()):
             return None
         times: Times | None = None
@@ -171,11 +173,9 @@ class TableReader:
         return assemble(self._reading, self.place, range(line, line + table.num_rows), find, times=times)
 
     def _times(self, column: Any) -> Times | None:
-        import pyarrow as pa
-
         if self._unit == "iso":
-            return self.clock.from_ns(column.cast(pa.int64()).to_numpy())
-        return self.clock.from_numbers(column.to_numpy())
+            return self.clock.from_ns(_array(column))
+        return self.clock.from_numbers(_array(column))
 
     def _by_fields(self, line: int, text: str) -> Iterator[RowBatch]:
         rows = list(_fields(self._path, line, text, self._reading.head.delimiter))
@@ -196,6 +196,15 @@ class TableReader:
         return assemble(self._reading, self.place, lines, find)
 
 
+def _array(column: Any) -> NDArray[Any]:
+    """Numbers or times of 64 bits, as they lie in memory; pyarrow's `to_numpy` would import pandas, 0.2 s."""
+    import pyarrow as pa
+
+    kind = np.float64 if column.type == pa.float64() else np.int64
+    parts = (np.frombuffer(part.buffers()[1], kind, len(part), 8 * part.offset) for part in column.chunks)
+    return np.concatenate([*parts])
+
+
 def _num_rows(path: Path, block: bytes, delimiter: str) -> int:
     if b'"' in block:  # a field may hold line ends
         return sum(1 for _ in _fields(path, 1, block.decode(), delimiter))
@@ -203,8 +212,8 @@ def _num_rows(path: Path, block: bytes, delimiter: str) -> int:
 
 
 def _parts(batch: RowBatch) -> Iterator[RowBatch]:
-    if len(batch) <= BATCH_ROWS:
+    if len(batch) <= CHUNK_SIZE:
         yield batch
         return
-    for first in range(0, len(batch), BATCH_ROWS):
-        yield batch.keep(np.arange(first, min(first + BATCH_ROWS, len(batch))))
+    for first in range(0, len(batch), CHUNK_SIZE):
+        yield batch.keep(np.arange(first, min(first + CHUNK_SIZE, len(batch))))

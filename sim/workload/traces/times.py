@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.errors import NOTHING, Nothing, Problem, UserError
 from simbatch.sim.workload.files import BadValueError
 from simbatch.sim.workload.formats import Unit
 from simbatch.sim.workload.traces.values import number_of
@@ -35,6 +35,13 @@ _UNIX_S = (5e8, 5e9)  # 1985 to 2128: a number in it is Unix time in s, in a tho
 _EDGES = 9.0 * 10.0 ** np.arange(3, 16)  # below 9e3 twelve decimals are exact in a double, below 9e4 eleven, ...
 _POWERS = np.array([10.0**k for k in range(13)])
 _WHOLE_POWERS = np.array([10**k for k in range(13)], dtype=np.int64)
+
+
+def too_late(since_ps: float) -> tuple[str, Nothing, str]:
+    """Rule, value and mend of a time that no clock holds, ps since the first request; those of a `Problem`."""
+    rule = f"is {since_ps / PS_PER_S:.0f} s after the trace's first request"
+    rule += f", and the clock holds {MAX_PS / PS_PER_S:.0f} s (106 days)"
+    return rule, NOTHING, "use between or limit, raise rate_scale, or check the column's unit"
 
 
 class Clock:
