@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.fit.streams.covered import told_from
+from simbatch.profiler.fit.streams.covered import is_told
 from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_seen
 from simbatch.profiler.fit.streams.runs import Seen, requests_of
 from simbatch.sim import engine
@@ -152,9 +152,8 @@ def differences(given: Planted, found: StreamProfile) -> Iterator[tuple[str, flo
                 real.decode_ps(n) + real.decode_context_ps * context,
             ),
         )
-    fewest = told_from(found.steps)
     for tokens in (budget // 4, budget // 2, budget - given.loads[1]):
-        if tokens + given.loads[1] < fewest:
+        if not is_told(found.steps, np.array([tokens + given.loads[1]]))[0]:
             continue
         n, mean = given.loads[1], min(tokens, 600)
         attention = tokens * mean
@@ -187,9 +186,10 @@ def main() -> None:
     """Print a line a profile, and the quantiles."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=50, help="random profiles")
-    number = parser.parse_args().number
+    parser.add_argument("--first", type=int, default=0, help="the seed of the first one")
+    options = parser.parse_args()
     table: dict[str, list[float]] = {}
-    for seed in range(number):
+    for seed in range(options.first, options.first + options.number):
         try:
             shares = dict(differences(*given_back(seed)))
         except UserError as refused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from simbatch import Scenario, simulate
-from simbatch.cli._output import progress_of
+from simbatch.cli._output import progress_of, working
 from simbatch.cli.tune import _mode
 from simbatch.sim.scheduler.config import NEWEST
 from simbatch.sim.search import sweep as sweep_module
@@ -192,3 +193,31 @@ def test_progress_is_lines_where_there_is_no_terminal(
         for ended in (10, 20, 60):
             tell(ended)
     assert capsys.readouterr().err == "tune: 20 of 100, 48 s left\ntune: 60 of 100, 16 s left\n"
+
+
+def test_work_that_nobody_counts_says_how_long_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds, said = iter([0.0, 3.0, 13.0]), threading.Event()
+    waits = iter([False, False, True])
+
+    class Ended:
+        """Three seconds pass, then ten, then the work is over."""
+
+        def wait(self, _: float) -> bool:
+            is_over = next(waits)
+            if is_over:
+                said.set()
+            return is_over
+
+        def set(self) -> None:
+            """Nothing waits for it."""
+
+    fake = SimpleNamespace(Event=Ended, Thread=threading.Thread)
+    monkeypatch.setattr("simbatch.cli._output.threading", fake)
+    monkeypatch.setattr("simbatch.cli._output.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    with working("fit of samples"):
+        said.wait()
+    assert capsys.readouterr().err == "fit of samples: 3 s so far\nfit of samples: 13 s so far\n"
+    with working("fit of samples", quiet=True):
+        assert capsys.readouterr().err == ""

@@ -130,7 +130,7 @@ def test_the_figure_of_a_paper_has_a_tidy_table_beside_it(
         (["--figure", "none/F.pdf"], "there is no such folder"),
         (["--figure", "F.pdf", "--width", "wide"], "must be a length"),
         (["--figure", "F.pdf", "--width", "1mm"], "must be 2 to 40 inches"),
-        (["--metrics", "goodput"], "is of a figure"),
+        (["--metrics", "goodput"], "says what a figure shows"),
     ],
 )
 def test_a_figure_that_cannot_be_is_said_before_anything_runs(

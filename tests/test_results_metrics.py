@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch.sim.metrics.columns import SloLimits
+from simbatch.sim.metrics.registry import REGISTRY, SESSIONS
 from simbatch.sim.report.result import Result
 from tests.results_records import (
     MS,
@@ -268,3 +269,19 @@ def test_spans_and_single_steps_say_the_same(run):
     for key in ("num_steps", "queue", "classes", "device_busy_share", "mean_concurrent_requests", "host_wait_after"):
         assert spans["simbatch"][key] == single["simbatch"][key]
     assert spans["simbatch"]["batch_size"] == single["simbatch"]["batch_size"]
+
+
+def test_every_figure_that_is_computed_stands_in_the_summary_under_its_key() -> None:
+    """One whose key is neither vLLM's nor begins with `simbatch.` would be lost there."""
+    toys, steps = by_hand()
+    summary = Result(build(toys, steps), facts()).summary
+
+    def stands(key: str) -> bool:
+        level = summary
+        *levels, name = key.split(".")
+        for each in levels:
+            level = level.get(each, {})
+        return name in level
+
+    computed = [key for key, metric in REGISTRY.items() if metric.compute is not None and not key.startswith(SESSIONS)]
+    assert [key for key in computed if not stands(key)] == []

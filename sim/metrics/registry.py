@@ -1,9 +1,9 @@
 """Every figure that a run is judged by, once: its key, label, unit, which end is better, and how it is computed.
 
 Summaries, console, comparisons, sweeps, searches, rankings, validations and pictures all take it from here: a new
-figure is an entry of `REGISTRY`. With `compute` it gets into summary.json under its key (dots between the levels), and
-with `is_compared` it is a row of every comparison, with `is_reported` a row of the console's block on the engine; one
-that has a better end can be searched for and limited.
+figure is an entry of `REGISTRY`. Its key begins with `simbatch.`, unless `vllm bench serve` has it. With `compute` it
+gets into summary.json under its key (dots between the levels), with `is_compared` it is a row of every comparison, with
+`is_reported` a row of the console's block on the engine; one that has a better end can be searched for and limited.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _throughputs() -> Iterator[Metric]:
     yield Metric("total_input_tokens", "Total input tokens", None, "count", RunFigures.num_input_tokens)
     yield Metric("total_output_tokens", "Total generated tokens", None, "count", RunFigures.num_output_tokens)
     yield _rate("request_throughput", "Request throughput (req/s)", RunFigures.request_throughput, "req/s")
-    yield _rate(GOODPUT, "Request goodput (req/s)", RunFigures.request_goodput, "goodput")
+    yield _rate(GOODPUT, "Request goodput (req/s)", RunFigures.request_goodput, "goodput req/s")
     for name in ("all", "ttft", "tpot", "e2el"):  # computed with the classes' and the tenants'
         label = "Requests within SLO" if name == "all" else f"Requests within SLO, {name.upper()}"
         yield Metric(f"{SLO_SHARE}{name}", label, HIGHER, "share", is_compared=name == "all", heading="within SLO")

@@ -174,13 +174,15 @@ def _is_drawn(difference: Difference) -> bool:
 
 def _draw(axes: Axes, difference: Difference, place: float, colour: str) -> None:
     ratio = difference.ratio
-    if ratio is None or not _is_drawn(difference):
+    if ratio is None:
         return
-    low, high = max(ratio.low, 1 / WIDEST), min(ratio.high, WIDEST)
+    low, high = (min(max(bound, 1 / WIDEST), WIDEST) for bound in (ratio.low, ratio.high))
     axes.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
-    for bound, edge, marker in ((ratio.low, low, "<"), (ratio.high, high, ">")):
-        if bound != edge:
+    for is_outside, edge, marker in ((ratio.low < low, low, "<"), (ratio.high > high, high, ">")):
+        if is_outside:
             axes.plot([edge], [place], marker=marker, color=colour, markersize=6)
+    if low == high != 1:  # all of it is outside
+        return
     is_shown = difference.verdict in ("better", "worse")
     middle = min(max(ratio.estimate, low), high)
     axes.plot([middle], [place], "o", color=colour, markerfacecolor=colour if is_shown else "white", markersize=6)
@@ -192,7 +194,7 @@ def _decorate(axes: Axes, rows: Sequence[Sequence[Difference]]) -> None:
 
     axes.set_xscale("log")
     axes.axvline(1.0, color=style.INK, linewidth=0.9, zorder=0.5)
-    bounds = [bound for row in rows for d in row if d.ratio and _is_drawn(d) for bound in (d.ratio.low, d.ratio.high)]
+    bounds = [bound for row in rows for d in row if d.ratio for bound in (d.ratio.low, d.ratio.high)]
     low, high = max(min(*bounds, 0.97), 1 / WIDEST), min(max(*bounds, 1.03), WIDEST)
     axes.set_xlim(low / 1.06, high * 1.06)
     ticks: list[float] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ _RUN_FILE = "run.json"
 _OTHER = "name another folder"
 NUM_LINES = 10  # of progress over cells, where there is no bar
 LINE_S = 10.0  # between two lines of other progress
+FIRST_S = 3.0  # before the first line of work that cannot be counted
 
 
 class Output:
@@ -64,7 +66,7 @@ class Output:
         `unread`: how traces were read, where the text does not say it.
         """
         self.say_replaced(quiet=quiet)
-        lines = [] if quiet else [*wrapped(f"WARNING: {line}" for line in unread)]
+        lines = [] if quiet else [*wrapped(f"NOTE: {line}" for line in unread)]
         if json_file is not None:
             for line in lines:
                 click.echo(line, err=True)
@@ -178,6 +180,44 @@ def _bar(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield lambda ended: bar.update(task, completed=ended)
+
+
+@contextmanager
+def working(name: str, *, quiet: bool = False) -> Iterator[None]:
+    """Says how long work goes on of which nobody counts the parts: for a person a clock, for a log lines."""
+    if quiet:
+        yield
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            bar.add_task(name, total=None)
+            yield
+    else:
+        with _lines(name):
+            yield
+
+
+@contextmanager
+def _lines(name: str) -> Iterator[None]:
+    """A line after three seconds, then one every ten, from a thread beside the work."""
+    begin_s, ended = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        wait_s = FIRST_S
+        while not ended.wait(wait_s):
+            print(f"{name}: {duration_words(time.monotonic() - begin_s)} so far", file=sys.stderr, flush=True)
+            wait_s = LINE_S
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

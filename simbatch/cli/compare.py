@@ -195,7 +195,8 @@ def _wanted_figure(
     """What draws it, checked before anything runs; None where nobody wants one."""
     if figure is None:
         if given := next(((flag, text) for flag, text in (("--metrics", metrics), ("--width", width)) if text), None):
-            raise UserError(Problem(given[0], "is of a figure", given[1], "say where to: --figure F.pdf"))
+            rule = "says what a figure shows, and none is asked for"
+            raise UserError(Problem(given[0], rule, given[1], "add --figure F.pdf"))
         return None
     from simbatch.sim.files import check_target
     from simbatch.sim.report.figures import BOTH_COLUMNS, check_figure, parse_width

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._output import progress_of, replacing, show_page
+from simbatch.cli._output import progress_of, replacing, show_page, working
 from simbatch.cli.memory import check_output
 
 if TYPE_CHECKING:
@@ -66,14 +66,16 @@ def fit(
     if all(map(is_recorded, files)):
         limits = {"--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens}
         _refuse({**limits, "--plot": plot}, "is not for a recorder's files, which say it themselves")
-        recorded = fit_recorder(files, nearest=nearest, name=name)
+        with working("fit of a recorder's files"):
+            recorded = fit_recorder(files, nearest=nearest, name=name)
         _write(recorded.profile, output)
         shown = recorder_report(recorded) if as_json else recorded.text()
     elif _are_samples(files):
         own = {"--profile": nearest, "--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens}
         _refuse(own, "is for results of a server; a file of samples says it itself")
-        read = read_samples(files[0])
-        samples = fit_samples(read, name=name)
+        with working("fit of samples"):
+            read = read_samples(files[0])
+            samples = fit_samples(read, name=name)
         if plot is not None:
             plot_fit(samples, plot)
         _write(samples.profile, output)

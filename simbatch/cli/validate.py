@@ -122,15 +122,18 @@ def _output(folder: Path | None, file: Path, mode: str, flags: dict[str, Any]) -
 def _recorded(
     scenario: Scenario, paths: tuple[Path, ...], source: str | None, bounds: Bounds | None, quiet: bool
 ) -> Validation | Many:
-    from simbatch.cli._output import progress_of
+    from simbatch.cli._output import progress_of, working
     from simbatch.profiler.records.recorded import gather
     from simbatch.profiler.validate.many import compare_recorded
     from simbatch.sim.scenario import resolve
 
     resolve(scenario)  # its mistakes, before any time is spent
-    gathered = gather(paths)
-    number = len(gathered.runs)
-    with progress_of("simulating", number, quiet=quiet or number == 1) as progress:
+    with working("reading", quiet=quiet):
+        gathered = gather(paths)
+    if (number := len(gathered.runs)) == 1:
+        with working("simulating", quiet=quiet):
+            return compare_recorded(scenario, gathered, source, bounds)
+    with progress_of("simulating", number, quiet=quiet) as progress:
         return compare_recorded(scenario, gathered, source, bounds, progress)
 
 

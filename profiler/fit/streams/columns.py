@@ -115,10 +115,11 @@ def joined(runs: list[StepColumns]) -> tuple[StepColumns, Ints]:
 
 
 MOST_STEPS, MOST_EPISODES = 60, 800  # longer ones are cut, more are left out evenly
+BLOCK = 12  # steps of an episode whose sum is compared
 
 
 class Windows(NamedTuple):
-    """Episodes side by side: [episode, place], padded; and per place whether it is one."""
+    """Episodes side by side, the longest first: [episode, place], padded; and per place whether it is one."""
 
     steps: Ints
     run: Ints
@@ -142,7 +143,8 @@ def windows_of(runs: Sequence[StepColumns]) -> Windows:
     rows = (
         [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, MOST_EPISODES).round().astype(int))] if rows else []
     )
-    longest = max((len(steps) for _, steps in rows), default=0)
+    rows.sort(key=lambda row: -len(row[1]))
+    longest = len(rows[0][1]) if rows else 0
     table = np.zeros((len(rows), longest), dtype=np.int64)
     is_step = np.zeros((len(rows), longest), dtype=bool)
     for row, (_, steps) in enumerate(rows):

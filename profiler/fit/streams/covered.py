@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from simbatch.profiler.fit.streams.columns import basis
 from simbatch.profiler.fit.streams.fit import FittedSteps, Parts
 from simbatch.profiler.fit.streams.runs import Means, StreamRun
+from simbatch.profiler.fit.streams.sure import share_at
 from simbatch.profiler.fit.streams.worth import batch_span, bounds
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
+from simbatch.sim.streams import Floats
 
 DIGITS = 4
 
@@ -65,8 +68,9 @@ def growth_of(steps: FittedSteps) -> dict[str, float] | None:
 
 
 HIDES = 0.4  # the share of a time that shows
-TOLD = 0.02  # a standard error of a prefill's time
-NOT_AT_ALL = 2**31  # tokens of no step
+WITHIN = 0.03  # of a prefill's time: what is called told lies that near, in 19 of 20 cases
+TOLD = WITHIN / 1.96  # as a standard error
+PLACES = 400  # numbers of tokens that are looked at
 
 
 def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], nearest: Profile | None) -> dict[str, str]:
@@ -78,10 +82,7 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     if not steps.price.is_told:
         taken["decode context"] = origin
     mixed, shown = steps.mixed, shown_of(steps)
-    if fewest := told_from(steps):
-        key = "prefill on the device" if fewest == NOT_AT_ALL else "small prefills on the device"
-        few = "" if fewest == NOT_AT_ALL else f" of fewer than {fewest:,} tokens"
-        taken[key] = f"steps with prefills{few} hide behind launches, or are too few to tell them to {TOLD:.0%}"
+    taken |= _prefills_told(steps, runs[0].batches.max_num_batched_tokens)
     for kind, key, what in (
         (1, "piecewise", f"up to {parts.priors.max_capture} tokens"),
         (2, "none", f"above {parts.priors.max_capture} tokens"),
@@ -132,16 +133,34 @@ def shown_of(steps: FittedSteps) -> dict[str, float]:
     return found
 
 
-def told_from(steps: FittedSteps) -> int:
-    """Tokens of a step with prefills from which on these streams tell its device time; 0: of all, or `NOT_AT_ALL`."""
+def is_told(steps: FittedSteps, tokens: Floats) -> NDArray[np.bool_]:
+    """Whether these streams tell how long the device takes for steps with prefills, of so many tokens each."""
     mixed, shown = steps.mixed, shown_of(steps)
-    if shown and shown["prefill"] < HIDES:
-        return NOT_AT_ALL
-    fewest = 0
-    for knot, following in pairwise([*mixed.knots[1:].tolist(), NOT_AT_ALL]):  # the first is held near a decode
-        if mixed.sure[f"tokens_{knot}"] > TOLD or (shown and shown[f"tokens_{knot}"] < HIDES):
-            fewest = following
-    return fewest
+    unsure = np.array([mixed.sure[f"tokens_{knot}"] > TOLD for knot in mixed.knots])
+    if shown:
+        unsure |= np.array([min(shown[f"tokens_{knot}"], shown["prefill"]) < HIDES for knot in mixed.knots])
+    told = share_at(tokens, mixed.knots, mixed.time_s, mixed.covariance) <= TOLD
+    return np.asarray(told & ~(basis(tokens, mixed.knots) != 0)[:, unsure].any(axis=1))  # nor either of its knots
+
+
+def _prefills_told(steps: FittedSteps, budget: int) -> dict[str, str]:
+    """Of which steps with prefills the device's time is told; nothing if of all."""
+    knots = steps.mixed.knots
+    knots = knots[1:] if len(knots) > 1 else knots  # the first is held near a decode
+    between = np.geomspace(knots[0], max(budget, knots[0]), PLACES).round()
+    places = np.unique(np.concatenate([knots.astype(np.float64), between]))
+    told = np.concatenate([[False], is_told(steps, places), [False]])
+    if told[1:-1].all():
+        return {}
+    why = f"hide behind launches, or are too few to tell their time to {WITHIN:.0%}"
+    begins, ends = (np.flatnonzero(np.diff(told.astype(np.int8)) == sign) for sign in (1, -1))
+    spans = [
+        " to ".join(f"{place:,.0f}" for place in np.unique(places[[begin, end - 1]]))
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+    if not spans:
+        return {"prefill on the device": f"steps with prefills {why}"}
+    return {"some prefills on the device": f"told of steps of {' and '.join(spans)} tokens; others {why}"}
 
 
 def _slope_told(steps: FittedSteps, nearest: Profile | None) -> str:

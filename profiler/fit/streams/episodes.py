@@ -15,20 +15,21 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import OptimizeResult, least_squares
+from scipy.optimize import least_squares
 
-from simbatch.profiler.fit.streams.columns import StepColumns, basis, joined, knots_of, windows_of
+from simbatch.profiler.fit.streams.columns import BLOCK, StepColumns, basis, joined, knots_of, windows_of
 from simbatch.profiler.fit.streams.priors import Priors
+from simbatch.profiler.fit.streams.sure import covariance_of
 from simbatch.sim.streams import Floats, Ints
 
 RARE = 0.01  # of the steps with prefills: fewer make no knot
-BLOCK = 12  # steps whose sum is compared
 TOTAL_SD, GAP_SD, FLOOR_S = 0.02, 0.3, 0.5e-3
 LONE_SD = 0.05
 ANCHOR_SD, BEND_SD = 0.15, 0.5
 HIDDEN_S, LAUNCH_SD = 1e-3, 1.5  # a launch may be e to that many times its prior; below a ms nothing shows
 SHARES = 200
 BINDS = 1.3  # times a decode's step: a launch that long shows in the gap before its step
+CLEARLY = 0.99  # of the cost: where two begins end as well, the usual one's end stays
 FEW = 5  # steps of a kind of launch, to speak of it, and of so many tokens, to make a knot
 PIECES = 0.4  # a launch in pieces of a graph over one without: 0.6 on one server, 0.3 or less on another
 SLOPE_SD_S, SLOPE_HELD_S = 1e-4, 1e-6  # how near a launch's slope per request is held to its prior: told, not told
@@ -60,6 +61,7 @@ class FittedEpisodes(NamedTuple):
     token_s: float  # mean slope
     host: dict[str, float]
     sure: dict[str, float]  # standard error over value, by name
+    covariance: Floats  # of the knots' times first, s^2
 
 
 class EpisodesProblem:
@@ -85,9 +87,9 @@ class EpisodesProblem:
         self.decode_s = decode.step_s(run.num_decodes, run.context)
         self.slope_sd_s = SLOPE_SD_S
         self.usual_s: Floats | None = None
-        self.spread(np.ones(1))
         self.begins = begins
         self.kind = np.where(~self.has_prefill, 0, np.where(run.tokens + run.num_decodes <= priors.max_capture, 1, 2))
+        self.spread(np.ones(1))
 
     def device_s(self, time_s: Floats) -> Floats:
         """Of every step."""
@@ -118,16 +120,15 @@ class EpisodesProblem:
         begin_s = update_s[rows[:, 0] - 1]
         free, before, older = begin_s, begin_s, update_s[rows[:, 0] - 2]
         found = np.zeros(rows.shape)
-        for place in range(rows.shape[1]):
-            step = rows[:, place]
-            if not self.is_async:
+        for place, number in enumerate(self.is_step.sum(axis=0).tolist()):  # the longest episodes stand first
+            step, free, before, older = rows[:number, place], free[:number], before[:number], older[:number]
+            if self.is_async:
+                following = np.minimum(step + 1, len(update_s) - 1)
+                free = self._longer(np.maximum(free, older) + device_s[step], older, launch_s[step], step)
+                older, before = before, self._longer(free, before, launch_s[following], following)
+            else:
                 before = before + np.maximum(device_s[step], launch_s[step])
-                found[:, place] = before - begin_s
-                continue
-            following = np.minimum(step + 1, len(update_s) - 1)
-            free = self._longer(np.maximum(free, older) + device_s[step], older, launch_s[step], step)
-            older, before = before, self._longer(free, before, launch_s[following], following)
-            found[:, place] = before - begin_s
+            found[:number, place] = before - begin_s[:number]
         return found
 
     def _longer(self, until_s: Floats, begin_s: Floats, launch_s: Floats, step: Ints) -> Floats:
@@ -141,7 +142,7 @@ class EpisodesProblem:
         """From here on errors are shares of what was predicted: as shares of what was seen, slow steps weigh less."""
         if self.rows.size:
             found = self.predict(*self.times_s(fitted))
-            self.usual_s = np.diff(found, axis=1, prepend=np.zeros((len(found), 1)))
+            self.usual_s = np.maximum(0.0, np.diff(found, axis=1, prepend=np.zeros((len(found), 1))))
 
     def spread(self, ratios: Floats) -> None:
         """From here on launches of prefills are that noisy."""
@@ -203,7 +204,7 @@ class EpisodesProblem:
         return held
 
     def solve(self) -> FittedEpisodes:
-        """The parameters that predict best, from two begins: launches that hide behind the device, or that do not."""
+        """The parameters that predict best, from the begins of `_starts`."""
         first = float(self.decode.step_s(np.array([1.0]), np.array([0.0]))[0])
         increments = np.diff(self.knots, prepend=self.knots[0]) * self.first_slope()
         increments[0] = first
@@ -213,9 +214,11 @@ class EpisodesProblem:
             least_squares(
                 self.residuals, np.concatenate([increments, host]), bounds=(0, np.inf), x_scale=scale, max_nfev=60
             )
-            for host in (hidden, self._shown(hidden))
+            for host in self._starts(hidden)
         ]
-        best = min(found, key=lambda each: float(each.cost))
+        *usual, other = found
+        best = min(usual, key=lambda each: float(each.cost))
+        best = other if other.cost < CLEARLY * best.cost else best
         time_s, host = self.unpack(best.x)
         seen = tuple(kind for kind in (1, 2) if (self.kind[self.used] == kind).sum() >= FEW)
         if seen == (2,):
@@ -223,14 +226,14 @@ class EpisodesProblem:
         elif seen == (1,):
             host[2] = host[1] / PIECES
         named = dict(zip(HOST, host.tolist(), strict=True))
-        return FittedEpisodes(
-            float(best.cost), self.is_async, seen, self.knots, time_s, self.token_s(time_s), named, self._sure(best)
-        )
+        covariance = covariance_of(best, self.is_step, len(self.all.lone.step), len(self.knots))
+        sure, token_s = self._sure(covariance, time_s, host), self.token_s(time_s)
+        cost = float(best.cost)
+        return FittedEpisodes(cost, self.is_async, seen, self.knots, time_s, token_s, named, sure, covariance)
 
-    def _shown(self, hidden: Floats) -> Floats:
-        """Launches as long as the gap that they would fill: the one before their step, or their step's own."""
+    def _starts(self, hidden: Floats) -> list[Floats]:
+        """Launches hidden; as long as the gap that they would fill, before their step or its own; only prefills' so."""
         host, gaps = hidden.copy(), np.diff(self.all.update_s, prepend=self.all.update_s[0])
-        host[0] = 0.9 * float(self.decode.time_s[0])
         busy = self.all.num_decodes > 0
         for kind in (1, 2):
             chosen = np.flatnonzero((self.kind == kind) & busy & np.roll((self.kind == 0) & busy, 1))
@@ -239,7 +242,9 @@ class EpisodesProblem:
                 host[kind] = float(np.median(gaps[chosen - 1]))
             elif len(chosen):
                 host[kind] = float(np.quantile(gaps[chosen], 0.1))
-        return host
+        graphs = host.copy()
+        graphs[0] = 0.9 * float(self.decode.time_s[0])
+        return [hidden, graphs, host]
 
     def first_slope(self) -> float:
         """A token's price by plain ratio: what steps with prefills took beyond a decode, over their tokens."""
@@ -252,15 +257,9 @@ class EpisodesProblem:
             return float(max(1e-7, (self.all.lone.ttft_s - first_s).sum() / max(1.0, self.all.lone.prompt.sum())))
         return float(max(1e-7, (gaps[chosen] - first_s).sum() / self.all.tokens[chosen].sum()))
 
-    def _sure(self, found: OptimizeResult) -> dict[str, float]:
-        jacobian = found.jac
-        covariance = np.linalg.pinv(jacobian.T @ jacobian)
-        spread = 2 * found.cost / max(1, len(found.fun) - len(found.x))  # residuals are in guessed units
-        whole = np.eye(len(found.x))
-        number = len(self.knots)
-        whole[:number, :number] = np.tril(np.ones((number, number)))  # knots' times are sums of increments
-        errors = np.sqrt(np.maximum(0.0, np.diag(whole @ covariance @ whole.T)) * spread)
-        values = np.maximum(whole @ found.x, 1e-9)
+    def _sure(self, covariance: Floats, time_s: Floats, host: Floats) -> dict[str, float]:
+        """Standard errors over values, by name."""
+        errors, values = np.sqrt(np.maximum(0.0, np.diag(covariance))), np.maximum(np.concatenate([time_s, host]), 1e-9)
         names = [f"tokens_{knot}" for knot in self.knots] + list(HOST)
         slope = names.index("per_seq_s")
         errors[slope] = np.hypot(errors[slope], MOOD * float(values[names.index("none_s")]) / self._apart())
