@@ -23,7 +23,7 @@ def beside(work: Callable[[], T]) -> Iterator[Callable[[], T]]:
     def run() -> None:
         try:
             found.append(work())
-        except BaseException as error:  # noqa: BLE001  (it belongs to who waits for the result)
+        except BaseException as error:  # it belongs to who waits for the result
             errors.append(error)
 
     def result() -> T:
