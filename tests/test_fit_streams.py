@@ -193,18 +193,25 @@ def refused(files: list[Path], capsys: pytest.CaptureFixture[str], rule: str) ->
 
 
 def test_results_of_two_servers_are_refused(contents: list[dict[str, Any]], tmp_path: Path) -> None:
-    slower = {
-        **contents[1],
-        **{"start_times": [2 * time for time in contents[1]["start_times"]]},
-        **{"ttfts": [2 * time for time in contents[1]["ttfts"]]},
-        **{"itls": [[2 * time for time in itl] for itl in contents[1]["itls"]]},
-    }
-    files = [written(tmp_path / "a.json", contents[1]), written(tmp_path / "b.json", slower)]
+    files = [written(tmp_path / "a.json", contents[1]), written(tmp_path / "b.json", slower(contents[1], 2))]
     with pytest.raises(UserError, match=r"are of different servers: .* decodes of"):
+        fit_streams(files)
+    files[1] = written(tmp_path / "b.json", slower(contents[0], 3))  # no step of one is like any of the other
+    with pytest.raises(UserError, match=r"no profile is that of all .* b\.json is -\d+% off in E2EL and a\.json is \+"):
         fit_streams(files)
     files[1] = written(tmp_path / "c.json", {**contents[0], "model_id": "other"})
     with pytest.raises(UserError, match="are of different models: org/planted-8B, other"):
         read_results(files)
+
+
+def slower(content: dict[str, Any], times: float) -> dict[str, Any]:
+    """The same requests on a server that takes so many times as long."""
+    return {
+        **content,
+        **{"start_times": [times * time for time in content["start_times"]]},
+        **{"ttfts": [times * time for time in content["ttfts"]]},
+        **{"itls": [[times * time for time in itl] for itl in content["itls"]]},
+    }
 
 
 def test_a_budget_that_the_steps_contradict_is_refused(files: list[Path]) -> None:

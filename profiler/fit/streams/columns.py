@@ -239,9 +239,11 @@ def context_price(runs: Sequence[StepColumns], prior_s: float) -> Price:
     error_s = float(np.sqrt(variance + (SYSTEMATIC * solved[0]) ** 2 + (SYSTEMATIC * solved[1] / largest) ** 2))
     if not 0 < error_s < np.inf:
         return prior
-    weights = np.array([1 / error_s**2, 1 / prior.error_s**2])
-    price_s = float(weights @ [solved[0], prior_s] / weights.sum())
-    return Price(max(price_s, LEAST * prior_s), float(weights.sum() ** -0.5), bool(error_s < prior.error_s))
+    found_s = max(abs(float(solved[0])), LEAST * prior_s)  # weighed as ratios: prices of models differ by factors
+    weights = np.array([(found_s / error_s) ** 2, PRIOR_SD**-2])
+    at = np.log([max(float(solved[0]), LEAST * prior_s), prior_s])
+    price_s = float(np.exp(weights @ at / weights.sum()))
+    return Price(price_s, price_s * float(weights.sum() ** -0.5), bool(weights[0] > weights[1]))
 
 
 def _growing(run: StepColumns) -> list[tuple[Floats, Floats]]:
