@@ -14,7 +14,7 @@ docs/accuracy.md has the tables.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from simbatch.profiler.fit.streams.priors import of_profile
 from simbatch.profiler.fit.streams.way_in import WayIn
 from simbatch.profiler.records import Steps, predict_s
 from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.model import CostModel
 
 REPLAYS = ("heavy", "bursty", "light")
 FITTED = ("heavy", "bursty")
@@ -134,28 +135,47 @@ def _standstills(runs: list[StepColumns], parts: Parts) -> float:
     return took_s / sum(float(each.sum()) for each in fitted)
 
 
-def long_steps(replays: Iterable[Replay]) -> None:
-    """Print how long steps of many tokens take the device, over the kernel tables and over the measured profile.
+class LongStep(NamedTuple):
+    """A step of many tokens that shows both its ends: what it took the device, s."""
+
+    replay: Replay
+    place: int
+    took_s: float
+
+
+def long_steps(replays: Iterable[Replay], decode_s: Callable[[Steps], Any]) -> list[LongStep]:
+    """Those of so many tokens; `decode_s` says how long decodes alone take the device.
 
     Behind two steps of decodes alone a step begins on the device when the decodes are done; where the update comes
     later than any launch of the next step takes, it shows the end.
     """
-    costs = [load_profile(name, folder=Path()).cost_model() for name in (PROFILE, MEASURED)]
-    rows: list[tuple[float, ...]] = []
+    found = []
     for replay in replays:
         steps, gaps_s = replay.steps, columns_of(replay).gaps_s
-        tables_s, measured_s = (predict_s(cost, steps) for cost in costs)
-        decodes = steps.num_prefills == 0
+        before_s, decodes = decode_s(steps), steps.num_prefills == 0
         shows = (steps.num_tokens >= LONG[0]) & (gaps_s > LAUNCH_S)
-        for k in np.flatnonzero(shows[2:] & decodes[1:-1] & decodes[:-2]) + 2:
-            took_s = gaps_s[k - 1] + gaps_s[k] - measured_s[k - 1]
-            rows.append((steps.num_tokens[k], took_s, tables_s[k], measured_s[k]))
-    found = np.array(rows)
+        places = np.flatnonzero(shows[2:] & decodes[1:-1] & decodes[:-2]) + 2
+        found += [LongStep(replay, int(k), float(gaps_s[k - 1] + gaps_s[k] - before_s[k - 1])) for k in places]
+    return found
+
+
+def over(steps: Iterable[LongStep], cost: CostModel) -> float:
+    """What they took over what a cost model says, of their sums."""
+    chosen = list(steps)
+    said_s = [float(predict_s(cost, each.replay.steps)[each.place]) for each in chosen]
+    return sum(each.took_s for each in chosen) / sum(said_s)
+
+
+def print_long_steps(replays: Iterable[Replay]) -> None:
+    """Print how long steps of many tokens take the device, over the kernel tables and over the measured profile."""
+    tables, measured = (load_profile(name, folder=Path()).cost_model() for name in (PROFILE, MEASURED))
+    found = long_steps(replays, lambda steps: predict_s(measured, steps))
     print("| tokens | steps | over the tables | over the measured profile |\n|---|---|---|---|")
-    for low, high in pairwise(LONG):
-        tokens, took, tables, measured = found[(found[:, 0] >= low) & (found[:, 0] < high)].T
-        over = [f"{took.sum() / other.sum():.3f}" for other in (tables, measured)]
-        print(f"| {low:,} to {high - 1:,} | {len(tokens)} | {' | '.join(over)} |")
+    for low, high in [*pairwise(LONG), (LONG[0], LONG[-1])]:
+        chosen = [each for each in found if low <= each.replay.steps.num_tokens[each.place] < high]
+        print(
+            f"| {low:,} to {high - 1:,} | {len(chosen)} | {over(chosen, tables):.3f} | {over(chosen, measured):.3f} |"
+        )
 
 
 def main() -> None:
@@ -166,7 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = require(options.recorded)
     replays = {name: read_replay(name, folder) for name in REPLAYS}
-    long_steps(replays.values())
+    print_long_steps(replays.values())
     print("\n| fitted on | replay | gaps | mean, ms | mean error | noise | total |\n|---|---|---|---|---|---|---|")
     tables = []
     for names in (FITTED, ("light",), REPLAYS):

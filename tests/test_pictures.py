@@ -113,6 +113,39 @@ def test_differences_are_the_headline_rows(drawn: list[Figure], tmp_path: Path) 
     assert names[0] == "Request goodput (req/s)  →"
 
 
+def test_whoever_has_none_of_it_or_as_much_is_drawn_too(drawn: list[Figure], tmp_path: Path) -> None:
+    """A hollow point where all runs are equal, an arrow to the left where nothing is left."""
+    seats = {"few": SCENARIO, "as few": SCENARIO, "one": SCENARIO.override({SEATS: 1})}
+    compared = compare(SCENARIO, seats, replications=2, jobs=1)
+    assert isinstance(compared, ReplicatedComparison)
+    write_differences(tmp_path / "differences.png", "small", compared)
+    axes = drawn[0].axes[0]
+    colours = style.colours(compared.labels)
+    markers = {
+        label: [line for line in axes.lines if line.get_color() == colours[label]] for label in ("as few", "one")
+    }
+    assert any(line.get_markerfacecolor() == "white" for line in markers["as few"])
+    row = [difference.other for difference in compared.differences[0]].index("one")
+    gone = [ds[row] for ds in compared.differences if ds[row].ratio is not None and ds[row].ratio.high < 1 / 20]
+    assert len([line for line in markers["one"] if line.get_marker() == "<"]) >= min(len(gone), 1)
+
+
+def test_labels_stay_inside_and_off_the_limit(tmp_path: Path) -> None:
+    with style.figure(tmp_path / "labels.png", 4, 3) as drawing:
+        axes = drawing.add_subplot()
+        axes.set(xlim=(0, 10), ylim=(0, 10))
+        points = [(0.2, 0.1, "below"), (9.9, 9.9, "above"), (4.8, 5.0, "beside the limit"), (5.0, 0.1, "low")]
+        style.label_apart(axes, points, uncrossed=[5.0])
+        drawing.canvas.draw()
+        boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+        inside, limit = axes.get_window_extent(), axes.transData.transform((5.0, 0))[0]
+    assert {"below", "above", "beside the limit"} <= boxes.keys()
+    for name, box in boxes.items():
+        assert inside.y0 <= box.y0 + 3, name
+        assert box.y1 <= inside.y1 + 3, name
+        assert not box.x0 < limit < box.x1, name
+
+
 def test_candidates_that_run_alike_are_both_seen(drawn: list[Figure], tmp_path: Path) -> None:
     """Pixels of either colour, where one line lies on the other all the way."""
     result = simulate(SCENARIO)

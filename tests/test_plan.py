@@ -296,4 +296,4 @@ def test_energy_is_told_where_a_profile_knows_its_power() -> None:
     assert told["h100"] is not None
     assert 0.05 < told["h100"] < 0.3  # 400 to 700 W at 1,200 output tokens a second
     assert "kWh/M out" in report(found)
-    assert "is an estimate, within 4% on runs that it had not seen" in report(found)
+    assert "is an estimate, within 5% on runs that it had not seen" in report(found)

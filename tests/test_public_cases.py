@@ -173,7 +173,7 @@ def test_the_same_sentences_everywhere(command: tuple[str, ...], capsys: pytest.
     assert run(*command, *jobs, "-o", "out") == 0
     shown = one_line(capsys.readouterr().out)
     for sentence in SAID:
-        assert shown.count(f"WARNING: {sentence}") == 1
+        assert shown.count(f"NOTE: {sentence}") == 1
     if command[0] == "run":
         ours: dict[str, Any] = json.loads(Path("out/summary.json").read_text())["simbatch"]
         assert ours["unread"] == [*SAID]
@@ -185,7 +185,7 @@ def test_init_writes_how_the_trace_is_read(capsys: pytest.CaptureFixture[str]) -
     assert run("init", line, "--gpu", "h100", "--trace", "log.csv", *FLAGS, "-o", "made.yaml") == 0
     capsys.readouterr()
     assert run("run", "made.yaml", "-o", "out") == 0
-    assert f"WARNING: {LEFT_OUT}" in one_line(capsys.readouterr().out)
+    assert f"NOTE: {LEFT_OUT}" in one_line(capsys.readouterr().out)
 
 
 def test_recommend_takes_the_lengths_of_a_trace() -> None:

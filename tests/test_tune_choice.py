@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.search.run import Runner
 from simbatch.sim.statistics import find_knee, pareto_front
 from simbatch.sim.tuning import Tuned, tune
-from simbatch.sim.tuning.finalists import TriedSettings, equals, order
+from simbatch.sim.tuning.finalists import DrawnGain, Finalists, TriedSettings, equals, order
 from simbatch.sim.tuning.goal import METRICS, Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Point, Space
 from simbatch.sim.tuning.study import Search, _places, _surface, by_worth
@@ -110,6 +112,21 @@ def test_goodput_tells_them_apart() -> None:
     assert found.recommended is found.best
     assert found.best.means["request_goodput"] == max(each.means["request_goodput"] or 0 for each in found.trials)
     assert "Recommended:" in report(found)
+
+
+@pytest.mark.parametrize(("limits", "ratios", "label"), [
+    ((), (1.1, 1.2), "Recommended:"),
+    ((), (0.9, 1.2), "If anything is to change:"),
+    (("p99_ttft_ms=100",), (0.9, 1.2), "Recommended:"),  # which the scenario as it stands does not keep
+])  # fmt: skip
+def test_what_no_draw_shows_is_not_recommended(limits: tuple[str, ...], ratios: tuple[float, ...], label: str) -> None:
+    scenario = Scenario.from_dict({**SCENARIO, "engine": {"max_num_seqs": 1}})
+    found = search(scenario, "goodput", *limits)
+    bands = SimpleNamespace(alone=["host"], draws=[0, 1], narrow=lambda keys: None, of=lambda metric: None)
+    finalists: Any = Finalists(bands, DrawnGain(ratios), within_limits=2)  # type: ignore[arg-type]
+    text = report(replace(found, finalists=finalists))
+    assert label in text
+    assert ("may as well stay" in text) == label.startswith("If")
 
 
 @pytest.mark.parametrize(

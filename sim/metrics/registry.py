@@ -59,7 +59,7 @@ def _throughputs() -> Iterator[Metric]:
     yield Metric("total_input_tokens", "Total input tokens", None, "count", RunFigures.num_input_tokens)
     yield Metric("total_output_tokens", "Total generated tokens", None, "count", RunFigures.num_output_tokens)
     yield _rate("request_throughput", "Request throughput (req/s)", RunFigures.request_throughput, "req/s")
-    yield _rate(GOODPUT, "Request goodput (req/s)", RunFigures.request_goodput, "goodput")
+    yield _rate(GOODPUT, "Request goodput (req/s)", RunFigures.request_goodput, "goodput req/s")
     for name in ("all", "ttft", "tpot", "e2el"):  # computed with the classes' and the tenants'
         label = "Requests within SLO" if name == "all" else f"Requests within SLO, {name.upper()}"
         yield Metric(f"{SLO_SHARE}{name}", label, HIGHER, "share", is_compared=name == "all", heading="within SLO")

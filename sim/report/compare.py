@@ -17,7 +17,7 @@ from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report.figures import Figures, Open, best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import Experiment, SideBySide, files
-from simbatch.sim.results.runs import MetricRow, same_as
+from simbatch.sim.results.runs import MetricRow, marked, same_as, unread_in
 from simbatch.sim.tables import table
 from simbatch.sim.text import wrapped
 
@@ -113,9 +113,10 @@ class Comparison(Figures):
             lines.append("NOTE: the candidates did not get the same requests at the same times.")
         warnings = {label: result.summary["simbatch"]["warnings"] for label, result in self.results.items()}
         of_all = [warning for warning in next(iter(warnings.values())) if all(warning in w for w in warnings.values())]
+        unread = unread_in(result.summary for result in self.results.values())
         for label, own in warnings.items():
-            lines += [f"WARNING: {label}: {warning}" for warning in own if warning not in of_all]
-        lines += [f"WARNING: {warning}" for warning in of_all]
+            lines += [marked(warning, unread, f"{label}: ") for warning in own if warning not in of_all]
+        lines += [marked(warning, unread) for warning in of_all]
         for further in [*self.upgrades, *([self.bands] if self.bands is not None else [])]:
             lines += ["", *further.lines()]
         return "\n".join(wrapped(line.rstrip() for line in lines))

@@ -17,6 +17,7 @@ from simbatch.sim.report.engine_text import (
     row_of,
     sentences,
 )
+from simbatch.sim.results.runs import marked
 from simbatch.sim.tables import table
 from simbatch.sim.text import number, percent, short_name, wrapped
 
@@ -54,7 +55,7 @@ def report(summary: Mapping[str, Any], facts: RunFacts, *, verbose: bool = False
         *_origin_lines(ours, verbose),
         *_trace_lines(facts),
         *steady_lines(ours["steady_state"], verbose),
-        *(f"WARNING: {warning}" for warning in ours["warnings"]),
+        *(marked(warning, ours.get("unread", ())) for warning in ours["warnings"]),
     ]
     return "\n".join(wrapped(lines))
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 HEIGHT = 2.3  # inches of a row of panels
-COLOURS = style.PALETTE[:6]  # yellow is too light for a line
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "<", ">", "*", "p", "h")
 LABEL_POINTS = 7.0
@@ -194,7 +193,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 def _look(i: int, num: int) -> dict[str, Any]:
     """Of the i-th of so many lines."""
     return {
-        "color": COLOURS[i % len(COLOURS)],
+        "color": style.PALETTE[i % len(style.PALETTE)],
         "linestyle": LINES[i % len(LINES)] if i else "-",
         "linewidth": style.line_width(i, num),
         "marker": MARKERS[i % len(MARKERS)],

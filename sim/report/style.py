@@ -1,6 +1,6 @@
 """How our pictures look: matplotlib's object API alone (pyplot is slow to import), colours that all can tell apart.
 
-Colours: Okabe and Ito, https://jfly.uni-koeln.de/color/.
+Colours: Okabe and Ito, https://jfly.uni-koeln.de/color/, but for yellow, which is too light for a line.
 """
 
 from __future__ import annotations
@@ -20,18 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#F0E442")  # the eighth is LIMIT
-MORE = (
-    "#332288",
-    "#777777",
-    "#B2DF8A",
-    "#8B4513",
-    "#999933",
-    "#882255",
-    "#FFB6C1",
-    "#7F3C8D",
-    "#00CED1",
-)  # as far apart
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#332288", "#777777")
+MORE = ("#B2DF8A", "#8B4513", "#999933", "#882255", "#FFB6C1", "#7F3C8D", "#00CED1", "#F0E442")  # yellow is the palest
 LIMIT = "#D55E00"  # SLOs, and nothing else
 INK = "#333333"
 DPI = 110
@@ -225,24 +215,34 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
     return {label: every[i % len(every)] for i, label in enumerate(labels)}
 
 
-def label_apart(axes: Axes, points: Sequence[tuple[float, float, str]], *, fontsize: float = 8, **text: Any) -> None:
+def label_apart(
+    axes: Axes,
+    points: Sequence[tuple[float, float, str]],
+    *,
+    fontsize: float = 8,
+    uncrossed: Sequence[float] = (),
+    **text: Any,
+) -> None:
     """A text beside each point, where it covers no other one: right of it or left, above, level or below.
 
-    The axes' limits must be set. The first are placed first; a text for which there is no room is left out.
+    The axes' limits must be set; `uncrossed`: where on the x axis lines stand that no text may cross. The first are
+    placed first; a text for which there is no room is left out.
     """
     width = 0.6 * fontsize
     taken: list[tuple[float, float, float, float]] = []
     points_per_pixel = 72 / axes.figure.dpi
     places = [axes.transData.transform((x, y)) * points_per_pixel for x, y, _ in points]
     box = axes.bbox
-    left, right = box.x0 * points_per_pixel, box.x1 * points_per_pixel
+    left, low, right, high = (edge * points_per_pixel for edge in box.extents)
+    lines = [float(axes.transData.transform((x, 0))[0]) * points_per_pixel for x in uncrossed]
     for (x, y, label), place in zip(points, places, strict=True):
         for dx, dy in ((7, 3), (7, -9), (-7, 3), (-7, -9), (7, 12), (-7, 12), (7, -18), (-7, -18)):
             begin = float(place[0]) + (dx if dx > 0 else dx - width * len(label))
             bottom = float(place[1]) + dy
             area = (begin, bottom, begin + width * len(label), bottom + fontsize)
             hits = any(_overlap(area, other) for other in taken) or any(_holds(area, other) for other in places)
-            if hits or begin < left or area[2] > right:
+            is_inside = left <= area[0] and area[2] <= right and low <= area[1] and area[3] <= high
+            if hits or not is_inside or any(area[0] < line < area[2] for line in lines):
                 continue
             taken.append(area)
             side: Any = "left" if dx > 0 else "right"

@@ -5,7 +5,7 @@ Of one metric of several candidates: who is best, how far two differ over the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -117,6 +117,11 @@ def refusal_of(summary: Summary) -> str | None:
     """Why a run says nothing of the steady state."""
     reason: str | None = value_at(summary, f"{STEADY}.refused")
     return reason
+
+
+def marked(warning: str, unread: Collection[str], whose: str = "") -> str:
+    """`WARNING: ...`; a NOTE where it only says how a trace was read."""
+    return f"{'NOTE' if warning in unread else 'WARNING'}: {whose}{warning}"
 
 
 def unread_in(summaries: Iterable[Summary]) -> list[str]:

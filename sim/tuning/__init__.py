@@ -96,6 +96,12 @@ class Tuned:
         has_no_best = len(self.goal.metrics) > 1 and self.knee is None and bool(self.front)
         return None if has_no_best or self.do_arrivals_bind else self.best
 
+    @property
+    def may_stay(self) -> bool:
+        """Whether the scenario as it stands keeps the limits, and not every draw of the profile's doubts gains."""
+        gain = None if self.finalists is None else self.finalists.gain
+        return self.goal.is_met(self.baseline.means) and gain is not None and not gain.is_shown
+
     def _order(self, trial: TriedSettings) -> tuple[float, ...]:
         return order(self.scenario, trial)
 

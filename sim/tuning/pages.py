@@ -18,9 +18,18 @@ from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
 from simbatch.sim.tuning.recommend_report import all_notes, evidence, scenario_content
 from simbatch.sim.tuning.recommend_report import report as recommended_report
 from simbatch.sim.tuning.recommend_report import verdict as recommended_verdict
-from simbatch.sim.tuning.space import values_of
+from simbatch.sim.tuning.space import POLICY, values_of
 from simbatch.sim.tuning.tune_files import picture_axes
-from simbatch.sim.tuning.tune_report import confirmed, goal_words, marks, report, setting_cell, shown_metrics, verdict
+from simbatch.sim.tuning.tune_report import (
+    advice_label,
+    confirmed,
+    goal_words,
+    marks,
+    report,
+    setting_cell,
+    shown_metrics,
+    verdict,
+)
 from simbatch.sim.tuning.vllm_flags import arguments, command, set_flags, vllm_serve
 
 TRIED, BROKEN, FRONT, BEST, BASELINE = "#8A8A8A", "#C8C8C8", *style.PALETTE[:1], *style.PALETTE[2:4]
@@ -52,8 +61,7 @@ def _answer(tuned: Tuned) -> Iterator[tuple[str, str]]:
             f"{metric.title} {metric.text(trial.means[metric.key])} ({metric.text(own.means[metric.key])} as it stands)"
             for metric in dict.fromkeys(metrics)
         )
-        label = "Recommended" if tuned.is_feasible else "Least bad"
-        yield label, f"{setting_words(trial.settings)}: {', '.join(figures)}."
+        yield advice_label(tuned), f"{setting_words(trial.settings)}: {', '.join(figures)}."
     if said := " ".join(verdict(tuned)):
         yield "Verdict", said
     if sure := " ".join(confirmed(tuned)):
@@ -142,7 +150,7 @@ def _by_key(tuned: Tuned) -> Iterator[PageChart]:
             names = sorted({cell for trace in traces for cell in trace["x"]}, key=_order)
             ticks = {"type": "category", "categoryorder": "array", "categoryarray": names}
             yield PageChart(
-                f"By {axis.key.rpartition('.')[2]}",
+                f"By {'policy' if axis.key == POLICY else axis.key.rpartition('.')[2]}",
                 axis.key,
                 [Panel(_unit(metric), traces)],
                 size="third",
@@ -183,7 +191,7 @@ CURVES = (
     style.PALETTE[5],
     "#8C510A",
     "#8A8A8A",
-)  # no yellow: one of them is all there is
+)
 MARKED = ("p99_ttft_ms", "p99_tpot_ms")
 
 

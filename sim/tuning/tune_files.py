@@ -213,7 +213,8 @@ def _label(axes: Axes, tuned: Tuned, measured: Sequence[TriedSettings], up: Metr
         words = [str(value["name"] if isinstance(value, dict) else value) for value in trial.settings.values()]
         places.setdefault((x, y), " / ".join(words) or "as it stands")
     drawn = [(x, y, words) for (x, y), words in places.items()]
-    style.label_apart(axes, drawn, fontsize=7, color=style.INK)
+    bounds = [limit.bound for limit in tuned.goal.limits if limit.metric.key == right.key]
+    style.label_apart(axes, drawn, fontsize=7, uncrossed=bounds, color=style.INK)
     keys = " / ".join(key.rpartition(".")[2] for key in ranked[0].settings)
     axes.set_title(f"beside the points: {keys}", fontsize=8, color="#777777")
 

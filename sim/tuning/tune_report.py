@@ -194,7 +194,7 @@ def _advice(tuned: Tuned) -> Iterator[str]:
     others = (warning for warning in tuned.best.warnings if not warning.startswith("Overloaded"))  # has its mark
     yield from (f"WARNING (*): {warning}" for warning in others)
     yield ""
-    yield "Recommended:" if tuned.is_feasible else "Least bad:"
+    yield f"{advice_label(tuned)}:"
     yield f"  simbatch run FILE {set_flags(settings)}" if settings else "  the scenario as it stands"
     yield f"  {vllm_serve(tuned.scenario, settings)}"
     if policy := own_policy(tuned.scenario, settings):
@@ -204,6 +204,13 @@ def _advice(tuned: Tuned) -> Iterator[str]:
     profile = resolve(tuned.scenario.override(settings)).profile
     if isinstance(profile, MeasuredProfile):
         yield from (f"  ({note})" for note in weight_notes(profile))
+
+
+def advice_label(tuned: Tuned) -> str:
+    """What the settings below are."""
+    if tuned.may_stay:
+        return "If anything is to change"
+    return "Recommended" if tuned.is_feasible else "Least bad"
 
 
 def confirmed(tuned: Tuned) -> Iterator[str]:
@@ -246,7 +253,7 @@ def _finalists(tuned: Tuned) -> Iterator[str]:
         )
         yield f"{draws} the limits are kept {found.within_limits} times ({kept})."
     if found.gain is not None:
-        inside = "" if found.gain.is_shown else ", inside the band: the scenario as it stands may as well stay"
+        inside = ", inside the band: the scenario as it stands may as well stay" if tuned.may_stay else ""
         yield f"{draws} {goal.metrics[0].key} changes by {found.gain.text()}{inside}."
     if (advice := found.bands.narrow([goal.metrics[0].key, *(limit.metric.key for limit in goal.limits)])) is not None:
         yield f"What to measure to narrow this most: {advice}."

@@ -66,7 +66,7 @@ class Output:
         `unread`: how traces were read, where the text does not say it.
         """
         self.say_replaced(quiet=quiet)
-        lines = [] if quiet else [*wrapped(f"WARNING: {line}" for line in unread)]
+        lines = [] if quiet else [*wrapped(f"NOTE: {line}" for line in unread)]
         if json_file is not None:
             for line in lines:
                 click.echo(line, err=True)

@@ -92,7 +92,7 @@ def sweep(
         content = {"scenario": plan.name, "num_cells": len(plan.cells), "missing": done.num_missing, "rows": done.rows}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
     elif not quiet:
-        lines = [f"WARNING: {line}" for line in unread_in(done.summaries.values())]
+        lines = [f"NOTE: {line}" for line in unread_in(done.summaries.values())]
         show_page("\n".join([done.text(), *lines]))
         click.echo(f"{len(written)} files and {len(done.rows):,} cells in {output.folder}")
 

@@ -268,23 +268,21 @@ def fit_steps(runs: Sequence[StepColumns], shape: ModelShape) -> FittedSteps:
     return FittedSteps(decode, mixed, price, problem)
 
 
-def fit_parts(
-    runs: Sequence[StreamRun], shape: ModelShape, settings: dict[str, Any], *, is_refined: bool = True
-) -> tuple[Parts, FittedSteps]:
+def fit_parts(runs: Sequence[StreamRun], shape: ModelShape, settings: dict[str, Any]) -> tuple[Parts, FittedSteps]:
     """All parts; `settings` are the engine's."""
     steps = fit_steps([run.columns for run in runs], shape)
-    chunk_s = chunk_of(runs)
+    return refined(parts_of(runs, steps), runs, {**settings, "async_scheduling": steps.mixed.is_async}), steps
+
+
+def parts_of(runs: Sequence[StreamRun], steps: FittedSteps) -> Parts:
+    """What the steps said, and the way in, before the runs' means have a say."""
     way_in = fit_way_in(
         [(run.seen.steps, run.batches) for run in runs],
-        chunk_s,
+        chunk_of(runs),
         steps.mixed.host["lone_s"],
         is_async=steps.mixed.is_async,
     )
-    parts = Parts(steps.decode, steps.mixed, way_in, way_in.chunk_s, steps.problem.priors, spread_of(steps))
-    if is_refined:
-        settings = {**settings, "async_scheduling": steps.mixed.is_async}
-        parts = refined(parts, runs, settings)
-    return parts, steps
+    return Parts(steps.decode, steps.mixed, way_in, way_in.chunk_s, steps.problem.priors, spread_of(steps))
 
 
 def spread_of(steps: FittedSteps) -> dict[str, Any] | None:
