@@ -1,8 +1,9 @@
 """Steps of decodes alone: how long they last, by their number, and what a token of context costs them.
 
 They are told between other such steps, which neither a launch of prefills nor a prefill on the device touches: the
-time from one to the next is their own, the device's, or the host's where that is longer. Steps alike (number of decodes, context within a tenth) are taken
-together by their mean; the knots are least squares over those cells, and over the sum of each run.
+time from one to the next is their own, the device's, or the host's where that is longer. Steps alike (number of
+decodes, context within a tenth) are taken together by their mean; the knots are least squares over those cells, and
+over the sum of each run.
 
 A context's price is read off batches that stay the same while their contexts grow: t = f(n) + price * context +
 drift * (context / n), with f of every run and number its own, and one drift of steps with their age, which real servers
