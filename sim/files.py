@@ -11,14 +11,16 @@ import platform
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from simbatch.sim.beside import beside
 from simbatch.sim.errors import Problem, UserError
 
 
@@ -40,11 +42,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]], own: tuple[str, ...] = ()) -> list[Path]:
+def write_all(
+    folder: Path, writers: Mapping[str, Callable[[Path], None]], own: tuple[str, ...] = (), aside: Collection[str] = ()
+) -> list[Path]:
     """Let each writer write its file under a temporary name, rename them all, remove what else is in `own`.
 
-    Returns the files in the order of `writers`. Raises UserError when the folder cannot be written to; an earlier
-    result is then as it was.
+    Those of `aside` write in threads of their own, beside the others. Returns the files in the order of `writers`.
+    Raises UserError when the folder cannot be written to; an earlier result is then as it was.
     """
     targets = {folder / name: writer for name, writer in writers.items()}
     blocked = next((target for target in targets if target.is_dir()), None)
@@ -55,8 +59,11 @@ def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]], own: 
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:  # it is left in the other direction: the last file is renamed last
             temporary = {target: stack.enter_context(replacing(target)) for target in reversed(targets)}
+            for name in aside:
+                stack.enter_context(beside(partial(writers[name], temporary[folder / name])))
             for target, writer in targets.items():
-                writer(temporary[target])
+                if target.name not in aside:
+                    writer(temporary[target])
         for name in set(own) - writers.keys():
             (folder / name).unlink(missing_ok=True)
     except OSError as error:

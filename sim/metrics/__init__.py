@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from simbatch.sim.beside import beside
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, RunRecord
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.columns import RunFacts, let_in
 from simbatch.sim.metrics.groups import Groups, Tenants, counts, fair_share_ratios, fairness
-from simbatch.sim.metrics.latencies import STATISTICS, Number, duration_ps, ratio
+from simbatch.sim.metrics.latencies import STATISTICS, Number, PooledGaps, describe_gaps, duration_ps, ratio
 from simbatch.sim.metrics.registry import LATENCIES, REGISTRY
 from simbatch.sim.metrics.run_figures import RunFigures
 from simbatch.sim.metrics.steady import steady_state, warnings_of
@@ -43,8 +44,9 @@ OURS = "simbatch."
 
 def summary_of(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
     """The content of summary.json."""
-    figures = RunFigures(record, facts)
-    computed = {key: metric.compute(figures) for key, metric in REGISTRY.items() if metric.compute is not None}
+    with beside(lambda: describe_gaps(PooledGaps.of(record))) as gaps:
+        figures = RunFigures(record, facts, gaps)
+        computed = {key: metric.compute(figures) for key, metric in REGISTRY.items() if metric.compute is not None}
     return {
         **{key: computed[key] for key in VLLM_KEYS},
         "simbatch": _ours(figures, Ours(computed)),

@@ -23,9 +23,7 @@ from simbatch.sim.metrics.groups import mean_or_none, normalised_latencies_ms
 from simbatch.sim.metrics.latencies import (
     Bools,
     Number,
-    PooledGaps,
     describe,
-    describe_gaps,
     duration_ps,
     latencies_ms,
     ratio,
@@ -36,10 +34,13 @@ from simbatch.sim.text import number, percent, plus_minus
 
 
 class RunFigures:
-    """What the metrics of the registry ask of a run; shares are of 1, None where nothing was measured."""
+    """What the metrics of the registry ask of a run; shares are of 1, None where nothing was measured.
 
-    def __init__(self, record: RunRecord, facts: RunFacts) -> None:
-        self.record, self.facts = record, facts
+    `gaps` gives the statistics of inter-token latency, which are found beside the others.
+    """
+
+    def __init__(self, record: RunRecord, facts: RunFacts, gaps: Callable[[], dict[str, Number]]) -> None:
+        self.record, self.facts, self._gaps = record, facts, gaps
 
     @cached_property
     def done(self) -> Bools:
@@ -196,7 +197,7 @@ class RunFigures:
     @cached_property
     def _latencies(self) -> dict[str, dict[str, Number]]:
         found = {name: describe(values) for name, values in self._spans.items()}
-        return {**found, "itl": describe_gaps(PooledGaps.of(self.record))}
+        return {**found, "itl": self._gaps()}
 
     @cached_property
     def _wait_ps(self) -> NDArray[np.int64]:

@@ -44,8 +44,9 @@ class Result(MeasuredRun):
         if self.record.steps is not None:
             writers["steps.parquet"] = lambda path: files.write_steps(path, self.record)
         writers |= page_writer(lambda: run_page(self), html=html)
-        facts = files.run_facts(self.record, self.wall_s)
-        return files.write_result(Path(folder), writers, files.OWN_FILES, [self.facts.engine["vllm_version"]], facts)
+        facts, versions = files.run_facts(self.record, self.wall_s), [self.facts.engine["vllm_version"]]
+        aside = [] if "summary" in vars(self) else ["requests.parquet"]  # beside the figures, not beside pictures
+        return files.write_result(Path(folder), writers, files.OWN_FILES, versions, facts, aside)
 
     def write_perfetto(self, path: Path | str) -> Path:
         """Write the run's timeline for ui.perfetto.dev, gzip-compressed where the name ends in `.gz`; returns the path.

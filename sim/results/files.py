@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,13 +59,14 @@ def write_result(
     own: tuple[str, ...],
     versions: Versions,
     facts: Mapping[str, Any] | None = None,
+    aside: Collection[str] = (),
 ) -> list[Path]:
     """`write_all` with run.json: how the result came to be, and `facts`; what else is in `own` goes away.
 
     `versions`: of the vLLM that was simulated, each of whose schedulers has a certificate or none.
     """
     content = {**origin(), **_scheduler(versions), **(facts or {})}
-    return write_all(folder, {**writers, RUN_FILE: lambda path: write_json(path, content)}, own)
+    return write_all(folder, {**writers, RUN_FILE: lambda path: write_json(path, content)}, own, aside)
 
 
 def write_requests(path: Path, record: RunRecord) -> None:
