@@ -17,7 +17,8 @@ from simbatch import Scenario, simulate
 from simbatch.cli import main
 from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
-from simbatch.profiler.fit.streams.columns import Lone, Price, StepColumns, cells_of, columns_of, fit_decodes
+from simbatch.profiler.fit.streams.columns import Lone, StepColumns, columns_of
+from simbatch.profiler.fit.streams.decodes import Price, cells_of, context_price, fit_decodes
 from simbatch.profiler.fit.streams.episodes import Decode, FittedEpisodes
 from simbatch.profiler.fit.streams.fit import Parts, fit_steps
 from simbatch.profiler.fit.streams.from_streams import fit_streams, num_parts
@@ -120,6 +121,25 @@ def test_rare_numbers_of_decodes_do_not_bend_what_the_run_took() -> None:
     assert decode.step_s(decodes, 100 * decodes).mean() == pytest.approx(gaps_s.mean(), rel=0.03)
 
 
+def test_a_context_price_is_what_batches_agree_on() -> None:
+    """Three times what is usual: where the slopes of three batches agree, and held near the usual where they do not."""
+
+    def batch(n: int, price_s: float) -> StepColumns:
+        nothing, context = np.zeros(200), n * (500.0 + np.arange(200))
+        lone = Lone(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))
+        return StepColumns(
+            np.cumsum(0.01 + price_s * context), np.full(200, n), context, nothing, nothing, nothing, nothing, lone
+        )
+
+    usual_s, real_s = 1e-8, 3e-8
+    agree = context_price([batch(n, real_s) for n in (4, 8, 32)], usual_s)
+    apart = context_price([batch(4, 5 * real_s), batch(8, -real_s), batch(32, real_s)], usual_s)
+    assert agree.price_s == pytest.approx(real_s, rel=0.01)
+    assert agree.is_told
+    assert apart.price_s < 0.7 * real_s
+    assert not apart.is_told
+
+
 def test_the_command_writes_a_profile_that_runs(files: list[Path], tmp_path: Path) -> None:
     target = tmp_path / "mine.json"
     done = CliRunner().invoke(fit, [*map(str, files), "-o", str(target)], catch_exceptions=False)
@@ -193,18 +213,25 @@ def refused(files: list[Path], capsys: pytest.CaptureFixture[str], rule: str) ->
 
 
 def test_results_of_two_servers_are_refused(contents: list[dict[str, Any]], tmp_path: Path) -> None:
-    slower = {
-        **contents[1],
-        **{"start_times": [2 * time for time in contents[1]["start_times"]]},
-        **{"ttfts": [2 * time for time in contents[1]["ttfts"]]},
-        **{"itls": [[2 * time for time in itl] for itl in contents[1]["itls"]]},
-    }
-    files = [written(tmp_path / "a.json", contents[1]), written(tmp_path / "b.json", slower)]
+    files = [written(tmp_path / "a.json", contents[1]), written(tmp_path / "b.json", slower(contents[1], 2))]
     with pytest.raises(UserError, match=r"are of different servers: .* decodes of"):
+        fit_streams(files)
+    files[1] = written(tmp_path / "b.json", slower(contents[0], 3))  # no step of one is like any of the other
+    with pytest.raises(UserError, match=r"no profile is that of all .* b\.json is -\d+% off in E2EL and a\.json is \+"):
         fit_streams(files)
     files[1] = written(tmp_path / "c.json", {**contents[0], "model_id": "other"})
     with pytest.raises(UserError, match="are of different models: org/planted-8B, other"):
         read_results(files)
+
+
+def slower(content: dict[str, Any], times: float) -> dict[str, Any]:
+    """The same requests on a server that takes so many times as long."""
+    return {
+        **content,
+        **{"start_times": [times * time for time in content["start_times"]]},
+        **{"ttfts": [times * time for time in content["ttfts"]]},
+        **{"itls": [[times * time for time in itl] for itl in content["itls"]]},
+    }
 
 
 def test_a_budget_that_the_steps_contradict_is_refused(files: list[Path]) -> None:

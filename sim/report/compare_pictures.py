@@ -172,11 +172,26 @@ def _is_drawn(difference: Difference) -> bool:
     return ratio is not None and ratio.estimate > 0 and ratio.low < ratio.high
 
 
+def clipped(ratio: float) -> float:
+    """As far as it is drawn."""
+    return min(max(ratio, 1 / WIDEST), WIDEST)
+
+
+def percent_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Ratios from `low` to `high` that stand apart on a logarithmic axis, and each as a difference in percent."""
+    ticks: list[float] = []
+    for tick in TICKS:
+        distance = TICK_DISTANCE * log(high / low)
+        if low <= tick <= high and all(abs(log(tick / other)) > distance for other in ticks):
+            ticks.append(tick)
+    return ticks, [f"{100 * (tick - 1):+.0f} %" if tick != 1 else "0" for tick in ticks]
+
+
 def _draw(axes: Axes, difference: Difference, place: float, colour: str) -> None:
     ratio = difference.ratio
     if ratio is None:
         return
-    low, high = (min(max(bound, 1 / WIDEST), WIDEST) for bound in (ratio.low, ratio.high))
+    low, high = clipped(ratio.low), clipped(ratio.high)
     axes.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
     for is_outside, edge, marker in ((ratio.low < low, low, "<"), (ratio.high > high, high, ">")):
         if is_outside:
@@ -195,15 +210,10 @@ def _decorate(axes: Axes, rows: Sequence[Sequence[Difference]]) -> None:
     axes.set_xscale("log")
     axes.axvline(1.0, color=style.INK, linewidth=0.9, zorder=0.5)
     bounds = [bound for row in rows for d in row if d.ratio for bound in (d.ratio.low, d.ratio.high)]
-    low, high = max(min(*bounds, 0.97), 1 / WIDEST), min(max(*bounds, 1.03), WIDEST)
+    low, high = clipped(min(*bounds, 0.97)), clipped(max(*bounds, 1.03))
     axes.set_xlim(low / 1.06, high * 1.06)
-    ticks: list[float] = []
-    for tick in TICKS:
-        distance = TICK_DISTANCE * log(high / low)
-        if low <= tick <= high and all(abs(log(tick / other)) > distance for other in ticks):
-            ticks.append(tick)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(ticks, [f"{100 * (tick - 1):+.0f} %" if tick != 1 else "0" for tick in ticks])
+    axes.set_xticks(*percent_ticks(low, high))
     names = [f"{row[0].metric.label}  {'→' if row[0].metric.better == HIGHER else '←'}" for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -18,7 +18,7 @@ from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
 from simbatch.sim.tuning.recommend_report import all_notes, evidence, scenario_content
 from simbatch.sim.tuning.recommend_report import report as recommended_report
 from simbatch.sim.tuning.recommend_report import verdict as recommended_verdict
-from simbatch.sim.tuning.space import values_of
+from simbatch.sim.tuning.space import POLICY, values_of
 from simbatch.sim.tuning.tune_files import picture_axes
 from simbatch.sim.tuning.tune_report import (
     advice_label,
@@ -150,7 +150,7 @@ def _by_key(tuned: Tuned) -> Iterator[PageChart]:
             names = sorted({cell for trace in traces for cell in trace["x"]}, key=_order)
             ticks = {"type": "category", "categoryorder": "array", "categoryarray": names}
             yield PageChart(
-                f"By {axis.key.rpartition('.')[2]}",
+                f"By {'policy' if axis.key == POLICY else axis.key.rpartition('.')[2]}",
                 axis.key,
                 [Panel(_unit(metric), traces)],
                 size="third",

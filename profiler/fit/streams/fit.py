@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simbatch.profiler.fit.streams.columns import Price, StepColumns, cells_of, context_price, fit_decodes
+from simbatch.profiler.fit.streams.columns import StepColumns
+from simbatch.profiler.fit.streams.decodes import Price, cells_of, context_price, fit_decodes
 from simbatch.profiler.fit.streams.episodes import SLOPE_HELD_S, Decode, EpisodesProblem, FittedEpisodes
 from simbatch.profiler.fit.streams.priors import ModelShape, Priors
 from simbatch.profiler.fit.streams.runs import Means, StreamRun, chunk_of, real_means, simulated
@@ -167,7 +168,6 @@ def refined(parts: Parts, runs: Sequence[StreamRun], settings: dict[str, Any]) -
     """The parts with the factors that meet the runs best."""
     names, held = list(HELD), np.array(list(HELD.values()))
     chosen = [_wanted(run) for run in runs]
-
     seeds = range(SEEDS if parts.spread else 1)
 
     def misses(logs: Floats) -> Floats:

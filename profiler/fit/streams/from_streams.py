@@ -17,6 +17,7 @@ from simbatch.profiler.fit.streams.worth import (
     errors_of,
     halves,
     limit_of,
+    met_by_none,
     next_run,
     predicted,
     warnings_of,
@@ -111,6 +112,8 @@ def fit_seen(
     parts, steps = tell(fit_parts(runs, shape, settings))
     settings["async_scheduling"] = steps.mixed.is_async
     fitted = [tell(errors_of(content_of(parts), settings, run)) for run in runs]
+    if (why := met_by_none(runs, fitted)) is not None:
+        raise UserError(Problem("FILES", why, mend="fit results of one server and one way to start it"))
     others = [tell(predicted(run, runs, shape, settings)) if is_judged else None for run in runs]
     taken = taken_of(parts, steps, runs, nearest)
     if unsure is not None:

@@ -84,6 +84,16 @@ def different_servers(runs: Sequence[StreamRun]) -> str | None:
     return None
 
 
+def met_by_none(runs: Sequence[StreamRun], fitted: Sequence[Means]) -> str | None:
+    """Why no one profile is that of all results: what makes one of them right makes another one wrong."""
+    errors = [each.e2el for each in fitted]
+    least, most = int(np.argmin(errors)), int(np.argmax(errors))
+    if (1 + errors[most]) / (1 + errors[least]) - 1 <= DIFFERS:
+        return None
+    parts = (f"{runs[i].seen.name} is {errors[i]:+.0%} off in E2EL" for i in (least, most))
+    return f"no profile is that of all of them: of the best one {' and '.join(parts)}"
+
+
 def _alike(
     one: StepColumns, other: StepColumns
 ) -> Iterator[tuple[tuple[float, float, float], tuple[float, float, float]]]:

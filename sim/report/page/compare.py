@@ -16,6 +16,7 @@ from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report import style
+from simbatch.sim.report.compare_pictures import clipped, percent_ticks
 from simbatch.sim.report.figures import best_in, headline, said
 from simbatch.sim.report.page.charts import (
     PageChart,
@@ -192,7 +193,7 @@ def _forest(
     colours = style.colours([base, *others])
     chosen = [pair for pair in chosen if any(difference.ratio is not None for difference in pair[1])]
     names = [row.metric.title for row, _ in chosen]
-    traces = []
+    traces, ends = [], [0.97, 1.03]
     for i, other in enumerate(others):
         known = [
             (place, found.ratio, found.verdict)
@@ -203,30 +204,27 @@ def _forest(
             continue
         places = [place + 0.6 * ((i + 1) / (len(others) + 1) - 0.5) for place, _, _ in known]
         mean, low, high = (
-            [100 * (getattr(ratio, end) - 1) for _, ratio, _ in known] for end in ("estimate", "low", "high")
+            [clipped(getattr(ratio, end)) for _, ratio, _ in known] for end in ("estimate", "low", "high")
         )
+        ends += [*low, *high]
         texts = [
-            f"{names[place]}: {a:+.1f} to {b:+.1f} %, {verdict}"
-            for (place, _, verdict), a, b in zip(known, low, high, strict=True)
+            f"{names[place]}: {100 * (ratio.low - 1):+.1f} to {100 * (ratio.high - 1):+.1f} %, {verdict}"
+            for place, ratio, verdict in known
         ]
         whiskers = {"error_x": around(mean, low, high), "text": texts}
         traces.append(points(other, mean, places, colours[other], "%{text}", **whiskers))
     if not traces:
         return
-    traces.append(line(base, [0, 0], [-0.5, len(names) - 0.5], colours[base], base, line={"width": 1.2}))
+    traces.append(line(base, [1, 1], [-0.5, len(names) - 0.5], colours[base], base, line={"width": 1.2}))
     axis = {"tickvals": [*range(len(names))], "ticktext": names, "range": [len(names) - 0.5, -0.5]}
     note = (
         "Dots: differences of the means; lines: intervals over the seeds, pair by pair. "
-        "One that crosses the line shows no difference."
+        "One that crosses the line shows no difference. The axis is logarithmic."
     )
-    yield PageChart(
-        f"Against {base}",
-        f"difference from {base} (%)",
-        [Panel("", traces, axis=axis)],
-        note,
-        size="wide",
-        num_rows=len(names),
-    )
+    values, texts = percent_ticks(min(ends), max(ends))
+    ticks = {"type": "log", "tickvals": values, "ticktext": texts}
+    panels, x = [Panel("", traces, axis=axis)], f"difference from {base}"
+    yield PageChart(f"Against {base}", x, panels, note, size="wide", num_rows=len(names), x_axis=ticks)
 
 
 def _differences(every: Sequence[tuple[MetricRow, Sequence[Difference]]], i: int, base: str, other: str) -> PageTable:
