@@ -59,7 +59,7 @@ def test_what_was_planted_is_given_back(seed: int, has_device: bool) -> None:
 
 def test_synchronous_steps_have_their_launch_inside(tmp_path: Path) -> None:
     given = server(0, is_async=False)
-    path = write_recorded(tmp_path / "steps.jsonl", served(given, 8, 0, 100)[0], given, has_device=False)
+    path = write_recorded(tmp_path / "steps.jsonl", served(given, 8, 0, 100), given, has_device=False)
     found = fit_recorder([path])
     real, ours = load_profile(given.profile, folder=Path()).cost_model(), found.profile.cost_model()
     lag_ps = 10**9  # nobody can tell it from the device's time here
@@ -71,7 +71,7 @@ def test_synchronous_steps_have_their_launch_inside(tmp_path: Path) -> None:
 
 def test_the_true_times_replay_their_own_record(tmp_path: Path) -> None:
     given = server(6)  # without spread
-    path = write_recorded(tmp_path / "steps.jsonl", served(given, 3, 6, 60)[0], given, has_device=True)
+    path = write_recorded(tmp_path / "steps.jsonl", served(given, 3, 6, 60), given, has_device=True)
     run, true = moments_of(read_steps(path)), load_profile(given.profile, folder=Path())
     assert true.host is not None
     errors = errors_of([gaps_of(run, true.cost_model(), true.host)])
@@ -83,7 +83,7 @@ def test_the_true_times_replay_their_own_record(tmp_path: Path) -> None:
 
 def written(path: Path, seed: int = 0, **facts: Any) -> Path:
     given = server(seed)
-    write_recorded(path, served(given, 8, seed, 60)[0], given, has_device=True)
+    write_recorded(path, served(given, 8, seed, 60), given, has_device=True)
     first, *others = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join([json.dumps({**json.loads(first), **facts}) + "\n", *others]), encoding="utf-8")
     return path
@@ -123,7 +123,7 @@ def test_a_device_that_is_done_before_its_launch_returns_has_no_tail(tmp_path: P
     given = server(3)
     launch = given.profile["host"]["launch"] | {"piecewise": {"base_s": 0.5}, "none": {"base_s": 0.5}}
     slow = given._replace(profile={**given.profile, "host": {**given.profile["host"], "launch": launch}})
-    path = write_recorded(tmp_path / "steps.jsonl", served(slow, 3, 3, 60)[0], slow, has_device=True)
+    path = write_recorded(tmp_path / "steps.jsonl", served(slow, 3, 3, 60), slow, has_device=True)
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     bound = [line for line in lines if "d1" in line and line["d1"] - line["m1"] < 1e-4]
     assert len(bound) > 20
