@@ -54,9 +54,10 @@ OTHERS = (
     # above 60 sequences its memory was full, and how much it had is not published
     Server("Qwen/Qwen3.6-27B", "scicom-l40s-Qwen3.6-27B", "l40s", 2, r"_c(1|10)_|in(128|1024)_.*_c50_", "bf16", 2048),
 )
-# Where a derivation begins, and stays near: our own H100's launches and front end (h100-llama-3.1-8b-bf16-measured;
-# another machine, one GPU). Of the way in the 8 ms that published stages of requests say; the floor of a whole step is
-# no more than one of a model of 0.5B on an RTX 5070 Ti lasts, 2.2 ms, and 1.1 ms for eight GPUs (published stages).
+# Where a derivation begins, and stays near: our own H100's launches (another machine, one GPU; as an earlier fit had
+# them, within 5 % of today's) and a request's work on a real server over a virtual device. Of the way in the 8 ms that
+# published stages of requests say; the floor of a whole step is no more than one of a model of 0.5B on an RTX 5070 Ti
+# lasts, 2.2 ms, and 1.1 ms for eight GPUs (published stages).
 START = {
     **{"graph": 3.3e-3, "piecewise": 9.0e-3, "none": 14.2e-3, "prefill": 3.3e-3},
     **{"per_request_s": 2.0e-3, "per_prompt_token_s": 1.0e-6, "per_chunk_s": 1.25e-5, "network_s": 8.0e-3},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,21 @@ def test_a_command_is_broken_so_that_a_shell_takes_it(monkeypatch: pytest.Monkey
     assert len(lines) > 1
     assert max(map(len, lines)) <= 60
     assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(command)
+
+
+@pytest.mark.parametrize(("is_terminal", "num_lines"), [(True, 2), (False, 1)])
+def test_an_error_is_broken_for_a_person_alone(
+    is_terminal: bool,
+    num_lines: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    assert exit_code("run", "FILE", "--set", "engine.max_num_batched_tokens=twothousandandfortyeight") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == num_lines
+    assert said[0].startswith("error: --set engine.max_num_batched_tokens")
+    assert max(map(len, said)) <= 60 or not is_terminal

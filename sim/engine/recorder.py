@@ -103,8 +103,8 @@ class Recorder:
         """Make room for the requests of a chunk."""
         n = len(chunk.arrival_ps)
         never, zeros = array("q", [NEVER]) * n, array("q", [0]) * n
-        self.arrival_ps.extend(chunk.arrival_ps)
-        self.num_prompt_tokens.extend(chunk.num_prompt_tokens)
+        self.arrival_ps.extend(array("q", chunk.arrival_ps))  # an array is copied whole, a list number by number
+        self.num_prompt_tokens.extend(array("q", chunk.num_prompt_tokens))
         self.priority.extend(chunk.priority or zeros)
         for column in (self.scheduled_ps, self.first_token_ps, self.finish_ps):
             column.extend(never)

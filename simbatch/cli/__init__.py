@@ -73,8 +73,11 @@ def _of_file(error: OSError) -> str:
 
 
 def _say(line: str) -> None:
+    """A line on stderr: broken to the page for a person, in one piece for a pipe, so that grep finds all of it."""
+    from simbatch.sim.text import wrapped
+
     try:
-        print(line, file=sys.stderr, flush=True)
+        print("\n".join(wrapped([line])) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
     except BrokenPipeError:  # 2>&1 | head; what is left in the buffer would fail again at exit, with a code of its own
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
