@@ -18,10 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from simbatch.profiler.fit.streams.covered import is_told
+from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_streams
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import Profile
 
@@ -93,39 +95,49 @@ def serving(profile: Path, steps: Path) -> Iterator[str]:
         server.wait(WAIT_S)
 
 
-def measured(seed: int, folder: Path, minutes: float) -> tuple[Profile, dict[str, Profile]]:
-    """What was planted, and what profile, the recorder's steps and the streams alone say of it."""
+class Found(NamedTuple):
+    """What profile, recorder or streams say; `streams`: the fit of streams, which knows what they do not tell."""
+
+    profile: Profile
+    streams: StreamProfile | None = None
+
+
+def measured(seed: int, folder: Path, minutes: float) -> tuple[Profile, dict[str, Found]]:
+    """What was planted, and what is found, by who says so."""
     given, steps, target = folder / f"planted-{seed}.json", folder / "steps.jsonl", folder / "profile.json"
     given.write_text(json.dumps(planted(seed)), encoding="utf-8")
     with serving(given, steps) as url:
         limits = ("--budget-minutes", minutes, "-o", target)
         subprocess.run(command("profile", "--server", url, "--steps", steps, *limits), check=True)
     streams = [folder / f"profile.traffic-{name}.json" for name in LOADS]
-    own = ("--max-num-seqs", SEATS, "--max-num-batched-tokens", BUDGET)
     subprocess.run(command("fit", steps, "-o", folder / "recorder.json"), check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(command("fit", *streams, *own, "-o", folder / "streams.json"), check=True, stdout=subprocess.DEVNULL)
-    names = ("profile", "recorder", "streams")
-    found = {name: load_profile(str(folder / f"{name}.json"), folder=folder) for name in names}
-    return load_profile(str(given), folder=folder), found
+    found = {name: Found(load_profile(str(folder / f"{name}.json"), folder=folder)) for name in ("profile", "recorder")}
+    fitted = fit_streams(streams, name="streams", max_num_seqs=SEATS, max_num_batched_tokens=BUDGET)
+    return load_profile(str(given), folder=folder), {**found, "streams": Found(fitted.profile, fitted)}
 
 
-def differences(given: Profile, found: Profile) -> dict[str, float]:
+def differences(given: Profile, found: Found) -> dict[str, float]:
     """What was found over what was planted, less 1: decodes and prefills on the device, launches by kind.
 
-    Launches that a fit from streams does not claim to know are left out.
+    What a fit from streams does not claim to know is left out: larger batches than it saw, prefills and launches that
+    it says are not told.
     """
-    shares, (real, ours) = {}, (profile.cost_model() for profile in (given, found))
-    for n in (1, 4, 16, SEATS):
+    profile, fitted = found
+    streams = getattr(profile, "streams", None)
+    shares, (real, ours) = {}, (each.cost_model() for each in (given, profile))
+    most = SEATS if streams is None else max(run.batch[1] for run in streams.runs)
+    for n in (n for n in (1, 4, 16, SEATS) if n <= most):
         pair = [cost.decode_ps(n) + cost.decode_context_ps * CONTEXT * n for cost in (real, ours)]
         shares[f"decode of {n}"] = pair[1] / pair[0] - 1
     for tokens in (64, 500, 1500):
+        if fitted is not None and not is_told(fitted.steps, np.array([4.0 + tokens]))[0]:
+            continue
         step = (4, 4 * CONTEXT, tokens, tokens, tokens * tokens)
         shares[f"prefill of {tokens}"] = ours.mixed_ps(*step) / real.mixed_ps(*step) - 1
-    streams = getattr(found, "streams", None)
     for kind, batch in KINDS.items():
         if streams is not None and (f"launch {kind}" in streams.taken or f"launch {kind}" not in streams.sure):
             continue
-        pair_s = [_launch_s(profile, kind, batch) for profile in (given, found)]
+        pair_s = [_launch_s(each, kind, batch) for each in (given, profile)]
         shares[f"launch of {kind}"] = pair_s[1] / pair_s[0] - 1
     return shares
 
@@ -153,8 +165,8 @@ def main() -> None:
     for seed in range(options.first, options.first + options.number):
         with TemporaryDirectory() as folder:
             given, found = measured(seed, Path(folder), options.minutes)
-        for name, profile in found.items():
-            shares = differences(given, profile)
+        for name, one in found.items():
+            shares = differences(given, one)
             print(f"{seed} {name:<9}" + ", ".join(f"{key} {share:+.1%}" for key, share in shares.items()), flush=True)
             for key, share in shares.items():
                 part = name, key.split(" of ")[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Thread
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,25 +17,7 @@ def beside(work: Callable[[], T]) -> Iterator[Callable[[], T]]:
     Not for what is Python for the most part, nor beside it: each of its calls would wait 5 ms for its turn. Raises what
     `work` raises, where its result is asked for or the block ends.
     """
-    found: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            found.append(work())
-        except BaseException as error:  # it belongs to who waits for the result
-            errors.append(error)
-
-    def result() -> T:
-        thread.join()
-        if errors:
-            raise errors[0]
-        return found[0]
-
-    thread = Thread(target=run)
-    thread.start()
-    try:
-        yield result
-    finally:
-        thread.join()
-    result()
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(work)
+        yield found.result
+    found.result()

@@ -207,7 +207,7 @@ def test_planted_device_and_launches_come_back(found, name):
 
 
 def test_the_three_fits_agree_on_decodes(found):
-    for key in ("decode of 4", "decode of 16"):
+    for key in ("decode of 1", "decode of 4"):  # of larger batches these streams have none
         assert abs(found["profile"][key] - found["recorder"][key]) < DEVICE
         assert abs(found["profile"][key] - found["streams"][key]) < STREAMS, found["streams"]
 
