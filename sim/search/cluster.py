@@ -48,7 +48,8 @@ def _connected(address: str) -> tuple[Any, Any]:
     except ImportError:
         rule = "needs Dask, which is not installed"
         raise UserError(Problem(PLACE, rule, address, "pip install 'dask[distributed]'")) from None
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is one line here, not 40
+    for name in ("distributed", "distributed.client"):  # which has a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is one line here, not 40
     make: Any = Client  # it has no types
     try:
         return make(address, timeout=CONNECT_S, set_as_default=False), as_completed
