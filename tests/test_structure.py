@@ -19,6 +19,7 @@ import yaml
 from click.testing import CliRunner
 
 from benchmarks.architecture import (
+    FOLDERS,
     PAGE,
     ROOT,
     circles,
@@ -63,6 +64,23 @@ def test_a_docstring_stands_alone() -> None:
         if LEANS_ON_ANOTHER.match(ast.get_docstring(node) or "")
     ]
     assert leaning == []
+
+
+LIMITED = (*FOLDERS, "benchmarks")
+
+
+def test_a_file_is_at_most_300_lines_and_a_function_60() -> None:
+    """What a reader holds in mind at once; longer ones are divided by what they are about, not by their length."""
+    sources = {path: path.read_text(encoding="utf-8") for folder in LIMITED for path in (ROOT / folder).rglob("*.py")}
+    long = [f"{path.relative_to(ROOT)}" for path, text in sources.items() if text.count("\n") > 300]
+    long += [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path, text in sources.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if node.end_lineno is not None and node.end_lineno - node.lineno >= 60
+    ]
+    assert long == []
 
 
 def test_the_picture_of_the_rooms_is_what_the_imports_say() -> None:
