@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import signal
+from asyncio.base_events import BaseEventLoop
+from functools import partialmethod
 
 import pytest
 
@@ -13,7 +16,7 @@ from simbatch.profiler.fit.recorder.moments import read_steps
 from simbatch.profiler.records.lines import RecordedStep
 from simbatch.profiler.server import Tail
 from simbatch.profiler.server.http import Connection, Endpoint, run_loop
-from simbatch.serving.processes import RotatingFile
+from simbatch.serving.processes import RotatingFile, ended_by_signals
 from simbatch.sim.errors import UserError
 
 EVENTS = [{"choices": [{"text": "é"}]}, {"choices": [{"text": ""}]}, {"choices": [], "usage": {"completion_tokens": 2}}]
@@ -179,6 +182,26 @@ def test_a_task_that_the_interruption_met_is_not_printed(caplog):
         run_loop(waits_beside(interrupted))
     gc.collect()
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("moment", ["the loop is built", "the coroutine is to begin"])
+def test_an_interruption_at_the_loop_s_begin_prints_nothing(moment, monkeypatch, capfd):
+    began = []
+
+    async def main():
+        began.append(1)
+
+    def interrupting(self, *arguments, of):
+        signal.raise_signal(signal.SIGINT)
+        return of(self, *arguments)
+
+    place = {"the loop is built": (BaseEventLoop, "__init__"), "the coroutine is to begin": (asyncio.Runner, "run")}
+    monkeypatch.setattr(*place[moment], partialmethod(interrupting, of=getattr(*place[moment])))
+    with ended_by_signals(), pytest.raises(KeyboardInterrupt):  # a job in the background ignores SIGINT from its start
+        run_loop(main())
+    gc.collect()  # what was lost is a warning, and a warning an error
+    assert capfd.readouterr().err == ""
+    assert not began
 
 
 def test_other_tasks_that_failed_are(caplog):
