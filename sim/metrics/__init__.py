@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.sim.beside import beside
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, RunRecord
+from simbatch.sim.interpreter import beside
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.columns import RunFacts, let_in
 from simbatch.sim.metrics.groups import Groups, Tenants, counts, fair_share_ratios, fairness

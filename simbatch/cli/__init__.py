@@ -6,8 +6,6 @@ on stderr and an exit code.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import shlex
 import sys
@@ -20,6 +18,7 @@ import click
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.errors import UserError
 from simbatch.sim.files import issued_as
+from simbatch.sim.interpreter import collect_for_a_command
 
 # Large arrays in ordinary pages: where numpy asks for huge ones, which is its default, the kernel clears 2 MiB at a
 # time for each of them, half a second for the figures of a million requests. numpy reads this when it is imported.
@@ -109,11 +108,6 @@ _COMMANDS = {
 }
 
 
-# Between two looks for circles of objects that nobody needs. A command makes few of those, and hundreds of thousands
-# that stay: with Python's 700 the looks take a tenth of a short command's time.
-YOUNG_OBJECTS = 50_000
-
-
 class LazyGroup(click.Group):
     """A group that imports a subcommand's module only to run it."""
 
@@ -165,8 +159,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 2 for what the user must mend, 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
-    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
-    atexit.register(gc.freeze)  # no last look for circles among all that ever was: 0.2 s of a process that goes anyway
+    collect_for_a_command()
     if "_SIMBATCH_COMPLETE" in os.environ:  # a shell asks for completions
         cli.main(given, prog_name="simbatch")
     sys.exit(exit_code_of(lambda: _invoke(given)))
