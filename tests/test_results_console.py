@@ -92,7 +92,7 @@ def test_the_first_four_lines_are_the_answer():
         "",
     ]
     far = result(profile_source="measured", share_in_range=0.957).text()
-    assert "mixed 4.8 %); 4.30 % of steps outside what it measured." in far
+    assert "mixed 4.8 %); 4.30 % of steps outside what it measured." in " ".join(far.split())
     short, long = result(engine={"max_num_seqs": 2}).text(), result(profile_is_estimate=True, slo=SloLimits()).text()
     assert "What binds: max_num_seqs (all 2 were running)." in short
     assert "no claim" not in short
