@@ -150,6 +150,14 @@ VALUES = [
         "did you mean static?",
     ),
     Wrong("section", GOOD + "engine: 3\n", ":7:9 engine", "must be a mapping", "3", "its keys: max_num_seqs"),
+    Wrong(
+        "length",
+        in_workload("{distribution: fixed, mean: 10}", "512"),
+        ":5:15 workload.prompt_len",
+        "must be a mapping with a distribution",
+        "512",
+        "write {distribution: fixed, mean: 512}",
+    ),
     Wrong("watermark", GOOD + "engine: {watermark: 1}\n", ":7:21 engine.watermark", "must be less than 1", "1"),
     Wrong(
         "block size", GOOD + "engine: {block_size: 4096}\n", ":7:22 engine.block_size", "at most 1024", "4096", "lower"
