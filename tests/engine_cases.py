@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from simbatch.policies.adaptive import Adaptive
 from simbatch.policies.fixed import Fixed
@@ -255,3 +257,14 @@ def itl_ps(record: RunRecord) -> Counter[int]:
         for j in range(row["num_steps"]):
             gaps[int(row["duration_ps"] + j * row["slope_ps"])] += int(row["num_regular"])
     return +gaps
+
+
+def assert_same(expected: RunRecord, found: RunRecord, but: tuple[str, ...] = ()) -> None:
+    """Request by request, in every column that is not in `but`."""
+    for field in fields(expected.requests):
+        one, other = getattr(expected.requests, field.name), getattr(found.requests, field.name)
+        if field.name not in but:
+            assert np.array_equal(one, other) if isinstance(other, np.ndarray) else one == other, field.name
+    for name in ("num_steps", "num_preemptions", "num_recomputed_tokens", "num_truncated", "end_ps", "num_not_sent"):
+        assert getattr(expected, name) == getattr(found, name), name
+    assert itl_ps(found) == itl_ps(expected)

@@ -100,6 +100,21 @@ def test_the_first_four_lines_are_the_answer():
     assert "Trust: rtx4090-llama-3.1-8b-bf16 is an estimate, which nobody measured." in long
 
 
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"profile": "inline", "profile_error": None, "share_in_range": None}, "step times are those of the scenario."),
+        ({"profile": "own", "profile_error": None, "share_in_range": None}, "own states no error."),
+        (
+            {"profile": "mine", "profile_error": "fitted from the streams of 2 results (900 requests); not told: much"},
+            "mine (fitted from the streams of 2 results).",
+        ),
+    ],
+)
+def test_trust_of_profiles_that_name_no_source(known, said):
+    assert f"\nTrust: {said}\n" in result(**known).text()
+
+
 def test_what_follows_says_slo_classes_engine_and_setting():
     text = re.sub(r" +\n", "\n", result().text(verbose=True))
     assert "TTFT <= 150 ms:                          50.00 %\n" in text

@@ -23,7 +23,8 @@ from simbatch.sim.scenario.reading.document import MAX_VALUES, parse_document
 from simbatch.sim.scenario.reading.syntax import parse_plain
 from tests import exit_code
 from tests.test_docs import blocks, checkout
-from tests.wrong_scenarios import ALL, GOOD, Wrong, in_profile
+from tests.wrong_rules import ALL
+from tests.wrong_scenarios import GOOD, Wrong, in_profile
 
 HELPER = "def half(request):\n    return request.num_tokens / 2\n"
 WHERE = {

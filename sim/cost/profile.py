@@ -29,13 +29,14 @@ from simbatch.sim.json_values import Strict
 
 HOST_KEYS = ("host", "front_end", "request_overhead_s", "client_overhead_s")
 OLDER_KEYS = {"request_overhead_s": ("host", "admit.base_s"), "client_overhead_s": ("front_end", "network_s")}
+INLINE = "inline"  # the name of step times that a scenario writes itself
 FLOAT32_BYTES = 4  # a model in float32 (on a CPU) has such a cache, but nobody can ask vLLM for one
 
 
 class Profile(Strict):
     """What every profile answers; `InlineProfile` and `MeasuredProfile` are the two kinds."""
 
-    name: str = Field(default="inline", min_length=1, max_length=200)
+    name: str = Field(default=INLINE, min_length=1, max_length=200)
     step_time: StepTime
     max_model_len: int = Field(default=8192, gt=0, le=2**31, description="default of engine.max_model_len, tokens")
     host: HostSection | None = Field(

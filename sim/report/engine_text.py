@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE
+from simbatch.sim.cost.profile import INLINE
 from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.metrics.steady import AT_ONCE, MIN_SHARE_IN_RANGE, OVERLOADED
@@ -232,8 +233,9 @@ def trust_of(profile: Mapping[str, Any]) -> str:
     """How far a profile can be trusted, in half a line; `profile` as in summary.json."""
     if profile["is_estimate"]:
         return f"{profile['name']} is an estimate, which nobody measured"
-    if not profile["source"]:
-        return "step times are those of the scenario"
+    if not profile["source"] and not profile["error"]:
+        is_inline = profile["name"] == INLINE
+        return "step times are those of the scenario" if is_inline else f"{profile['name']} states no error"
     error = (profile["error"] or "error not stated").partition(";")[0].partition(" (")[0]
     share = profile["share_of_steps_in_range"]
     is_inside = share is None or share >= MIN_SHARE_IN_RANGE

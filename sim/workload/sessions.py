@@ -11,9 +11,9 @@ import math
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from simbatch.sim.json_values import MAX_TOKENS, Count, Mistake, Seconds, Share, Strict, Tokens, refuse
+from simbatch.sim.json_values import MAX_TOKENS, Count, Mistake, Seconds, Share, Strict, Tokens, refuse, rule_error
 from simbatch.sim.workload.arrivals import AllAtOnce, Arrival, ClosedLoop
 from simbatch.sim.workload.trace_model import (
     CHARS_PER_TOKEN,
@@ -165,8 +165,16 @@ class Quantiles(_Clipped):
         return [(percent, tokens) for percent, tokens in given if tokens is not None]
 
 
+def _not_a_number(value: object) -> object:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise rule_error("must be a mapping with a distribution", f"write {{distribution: fixed, mean: {value:g}}}")
+    return value
+
+
 Length = Annotated[
-    FixedLength | Uniform | Lognormal | Geometric | Empirical | Quantiles, Field(discriminator="distribution")
+    FixedLength | Uniform | Lognormal | Geometric | Empirical | Quantiles,
+    Field(discriminator="distribution"),
+    BeforeValidator(_not_a_number),
 ]
 
 
