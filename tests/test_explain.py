@@ -191,7 +191,7 @@ def test_max_model_len_cuts_and_rejects(is_async: bool, host: HostTimes | None) 
         5: "prompt of 300 tokens is not shorter than max_model_len (100)",
     }
     assert warnings_of(record, facts()) == [
-        "2 of 6 requests were rejected; see the reasons.",
+        "2 of 6 requests were rejected: `rejected_reasons` says why.",
         "2 of 6 requests had their output cut, as vLLM does where prompt and output reach max_model_len.",
     ]
 

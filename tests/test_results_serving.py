@@ -126,7 +126,7 @@ def test_every_warning_has_its_reason():
     block = ours(record, share_in_range=0.953, profile_is_estimate=True, profile_caveats=(NO_HOST_TIMES,))
     assert block["warnings"] == [
         "1 of 3 requests never finished: the engine was stuck.",
-        "1 of 3 requests were rejected; see the reasons.",
+        "1 of 3 requests were rejected: `rejected_reasons` says why.",
         "4.7 % of the steps are outside what the profile measured: their times are extrapolated.",
         "The profile is an estimate: nobody measured this model on this GPU.",
         NO_HOST_TIMES,

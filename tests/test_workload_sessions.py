@@ -137,7 +137,7 @@ def test_drawn_sessions_are_written_with_who_waits(tmp_path: Path) -> None:
         ({"arrival": {"process": "all_at_once"}}, "needs one of arrival and concurrency"),
         ({"concurrency": None, "arrival": {"process": "closed_loop"}}, "users are sessions.concurrency"),
         ({"concurrency": None, "arrival": {"process": "poisson"}}, "needs request_rate, sessions per second"),
-        ({"think_time_s": 1, "tool_time_s": 1}, "tool_share is needed beside both"),
+        ({"think_time_s": 1, "tool_time_s": 1}, "tool_share is needed with both"),
         ({"think_time_s": 1, "tool_share": 0.5}, "says nothing without both"),
         ({"think_time_s": {"distribution": "uniform", "min": 3, "max": 2}}, "must be at most max"),
         ({"think_time_s": -1}, "must be at least 0"),

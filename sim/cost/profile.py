@@ -39,7 +39,9 @@ class Profile(Strict):
     name: str = Field(default=INLINE, min_length=1, max_length=200)
     step_time: StepTime
     max_model_len: int = Field(default=8192, gt=0, le=2**31, description="default of engine.max_model_len, tokens")
-    host: HostSection | None = Field(default=None, description="what the engine's thread takes beside the device")
+    host: HostSection | None = Field(
+        default=None, description="what the engine's thread takes, in parallel with the device"
+    )
     front_end: FrontEndSection | None = Field(default=None, description="what the server's processes take around it")
     request_overhead_s: Seconds = Field(default=0.0, description="older word for host.admit.base_s, s")
     client_overhead_s: Seconds = Field(default=0.0, description="older word for front_end.network_s, s")
@@ -206,7 +208,7 @@ class MeasuredProfile(Profile):
     memory: Memory
     link: Link | None = Field(default=None, description="what all-reduce between its GPUs was computed from")
     error: FitError | None
-    real_runs: RealRuns | None = Field(default=None, description="whole runs beside their simulation from this file")
+    real_runs: RealRuns | None = Field(default=None, description="whole runs next to their simulation from this file")
     power: GpuPower | None = Field(default=None, description="what one of its GPUs draws, measured in a server")
     range: MeasuredRange | None
 

@@ -148,7 +148,7 @@ def _around(profile: Profile) -> dict[str, Uncertain]:
     if profile.host is not None:
         found["host"] = ASSUMED_HOST if profile.host.assumed else MEASURED_HOST
         if (growth := profile.host.growth) is not None:
-            source = f"a launch beside {growth.around + REACH:.0f} requests, where {growth.around:.0f} were seen"
+            source = f"a launch with {growth.around + REACH:.0f} requests running, where {growth.around:.0f} were seen"
             found["growth"] = Uncertain(1.0, REACH * growth.error_s / growth.launch_s, source)
     if profile.front_end is not None:
         found["front_end"] = ASSUMED_FRONT_END if profile.front_end.assumed else MEASURED_FRONT_END

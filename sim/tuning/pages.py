@@ -98,7 +98,7 @@ def _plane(tuned: Tuned) -> PageChart:
         elif each.metric.key == up.key:
             traces.append(limit(str(each), [left, most], [bound, bound]))
     is_log = is_wide(left, most) and tuned.knee is None
-    note = "A dot a setting: which one stands beside it when the pointer is on it."
+    note = "A dot is a setting: point at it to read which."
     panel = Panel(_unit(up), traces)
     return PageChart("What was tried", _unit(right), [panel], note, is_log_x=is_log, size="wide")
 

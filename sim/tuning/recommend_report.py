@@ -111,7 +111,7 @@ def _head(found: Recommendation) -> Iterator[str]:
     yield f"{case.name} on {found.profile.name}"
     yield f"traffic: {case.words}"
     gpu = f"{case.usual} {rule}, GPU of {memory / GB:.1f} GB"
-    yield f"table: max_num_seqs {found.prior.max_num_seqs} ({case.low} to {case.high}; {gpu})"
+    yield f"rule of thumb (the table): max_num_seqs {found.prior.max_num_seqs} ({case.low} to {case.high}; {gpu})"
     if load.rate is None or load.share is None or load.peak is None:
         yield f"load: {found.case.num_prompts:,} requests at once, {NUM_SEEDS} seeds" + (f"; {slo}" if slo else "")
         return
@@ -205,11 +205,11 @@ def _confirmed(found: Recommendation) -> Iterator[str]:
         size = (
             f"{factor:,.1f} times"
             if 2 < factor < FAR
-            else "far more"
+            else f"over {FAR:g} times as much"
             if factor >= FAR
             else f"{factor - 1:+.1%} [{low:+.1%}, {high:+.1%}]"
         )
-        yield f"  Under {len(found.fresh_seeds)} fresh seeds against {name}: {size}, {shown}."
+        yield f"  Against {name}, under {len(found.fresh_seeds)} fresh seeds: score {size}, {shown}."
 
 
 def _not_enough(found: Recommendation) -> Iterator[str]:

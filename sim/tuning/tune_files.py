@@ -212,7 +212,7 @@ def _label(axes: Axes, tuned: Tuned, measured: Sequence[TriedSettings], up: Metr
     bounds = [limit.bound for limit in tuned.goal.limits if limit.metric.key == right.key]
     style.label_apart(axes, drawn, fontsize=7, uncrossed=bounds, color=style.INK)
     keys = " / ".join(key.rpartition(".")[2] for key in ranked[0].settings)
-    axes.set_title(f"beside the points: {keys}", fontsize=8, color="#777777")
+    axes.set_title(f"names of the points: {keys}", fontsize=8, color="#777777")
 
 
 def _points(axes: Axes, trials: Sequence[TriedSettings], up: Metric, right: Metric, **style_of: object) -> None:

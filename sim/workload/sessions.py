@@ -213,7 +213,7 @@ Time = Seconds | Annotated[LognormalTime | ExponentialTime | UniformTime, Field(
 
 
 class Branch(Strict):
-    """Turns that fan out: an agent sends sub-requests beside each other, and goes on when all have ended."""
+    """Turns that fan out: an agent sends sub-requests in parallel, and goes on when all have ended."""
 
     share: Share = Field(description="share of the turns that do, of those with a turn behind them")
     width: Length = Field(description="distribution of how many sub-requests there are")
@@ -260,7 +260,7 @@ class Sessions(Strict):
             mistakes.append(Mistake("arrival", "needs request_rate, sessions per second", "add arrival.request_rate"))
         if both and self.tool_share is None:
             mistakes.append(
-                Mistake("tool_share", "tool_share is needed beside both think_time_s and tool_time_s", "add it")
+                Mistake("tool_share", "tool_share is needed with both think_time_s and tool_time_s", "add it")
             )
         if not both and self.tool_share is not None:
             rule = "says nothing without both think_time_s and tool_time_s"

@@ -99,7 +99,7 @@ _COMMANDS = {
     "estimate": ("simbatch.cli.memory:estimate", "Estimate a model on a GPU that nobody measured."),
     "fit": ("simbatch.cli.fit:fit", "Fit a profile from measured steps."),
     "serve": ("simbatch.cli.init:serve", "Serve a profile through real vLLM, without a GPU."),
-    "validate": ("simbatch.cli.validate:validate", "Put a real run beside its simulation."),
+    "validate": ("simbatch.cli.validate:validate", "Compare a real run with its simulation."),
     "scenarios": ("simbatch.cli.init:scenarios", "List and copy the scenarios that ship."),
     "profiles": ("simbatch.cli.profiles:profiles", "List, show and import GPU profiles."),
     "policies": ("simbatch.cli.plugins:policies", "List the batching policies and their parameters."),

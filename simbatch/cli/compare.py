@@ -100,7 +100,7 @@ def compare(
     the upgrade from the first version changes is told: the first step that differs, and what each rule or default does
     alone. The table, its numbers and the pictures are written to DIR, by default results/<name of FILE>-compare, with
     loads results/<name of FILE>-loads. --figure draws the chosen --metrics for a paper, and writes what it shows as a
-    CSV of the same name beside it.
+    CSV of the same name next to it.
     """
     from simbatch.sim.report.compare import OWN_FILES
     from simbatch.sim.scenario.chance import ONE_RUN

@@ -121,7 +121,7 @@ def _name(output: Path | None) -> str | None:
 
 ASYNC = (
     "warning: two steps were in flight (async_scheduling), and samples have one time for host and device; the "
-    "recorder's file beside them tells the two apart: simbatch fit NAME.steps.jsonl -o mine.json"
+    "recorder's file next to them tells the two apart: simbatch fit NAME.steps.jsonl -o mine.json"
 )
 
 

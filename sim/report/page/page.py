@@ -234,7 +234,7 @@ def shared_warnings(summaries: Mapping[str, Summary]) -> Iterator[str]:
 def trust_line(summaries: Mapping[str, Summary]) -> Iterator[tuple[str, str]]:
     """For the answer: how far each profile can be trusted, in half a line."""
     lines = dict.fromkeys(trust_of(summary["simbatch"]["profile"]) for summary in summaries.values())
-    profiles = {line.partition(";")[0]: None for line in lines}  # how much is in range differs from run to run
+    profiles = {line.partition(";")[0]: None for line in lines}  # the share of steps differs from run to run
     yield "Trust", f"{'; '.join(profiles)}."
 
 
