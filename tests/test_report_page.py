@@ -62,9 +62,9 @@ def test_the_answer_stands_above_the_charts(page: str, result: Result) -> None:
     """Word for word the four lines of the console."""
     text = re.sub(r"</?(?:code|span)[^>]*>", "", without_plotly(page))
     console = " ".join(result.text().split())
-    for line in answer(result.summary):
-        assert line in console
-        label, _, sentence = line.partition(": ")
+    for said in answer(result.summary):
+        assert said in console
+        label, _, sentence = said.partition(": ")
         at = text.index(f"<dt>{label}</dt><dd>{sentence}</dd>")
         assert at < text.index("<h2>Charts</h2>")
 
