@@ -45,7 +45,7 @@ class Case:
         return None if self.noise_seed is None else NOISE.draws(self.noise_seed)
 
     def host_noise(self) -> LaunchDraws | None:
-        """The same for launches."""
+        """Draws of launches from their beginning, for one run."""
         return None if self.spread is None else LaunchDraws(self.spread)
 
     def run(self, **options: Any) -> RunRecord:
@@ -129,7 +129,7 @@ def random_case(seed: int) -> Case:
 
 
 def with_windows(cost: LinearCost, rng: random.Random) -> TwoRegimeCost:
-    """The same four terms, and layers with a window that fills in the prompt, while it decodes, or never."""
+    """These four terms, and layers with a window that fills in the prompt, while it decodes, or never."""
     window = WindowCost(rng.choice([1, 8, 17, 60, 200, 10_000]), rng.choice([0, 777, 55_000]), 99_000, 1 << 30)
     tokens = [cost.base_ps + cost.per_prefill_token_ps * n for n in (0, 1000)]
     return TwoRegimeCost(

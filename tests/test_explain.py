@@ -92,7 +92,7 @@ def test_prefix_hits_and_rejections_are_told() -> None:
 
 @pytest.mark.parametrize("request_id", ["104", "109", "150"])
 def test_it_agrees_with_the_run(request_id: str) -> None:
-    """The same first token, end, preemptions and admissions as the (spans') run."""
+    """First token, end, preemptions and admissions are those of a run that leaps."""
     pressure = Scenario.load(ROOT / "scenarios" / "memory_pressure.yaml")
     requests, i = simulate(pressure).requests, int(request_id)
     told = life(pressure, request_id)

@@ -225,7 +225,7 @@ def test_results_of_two_servers_are_refused(contents: list[dict[str, Any]], tmp_
 
 
 def slower(content: dict[str, Any], times: float) -> dict[str, Any]:
-    """The same requests on a server that takes so many times as long."""
+    """These requests on a server that takes so many times as long."""
     return {
         **content,
         **{"start_times": [times * time for time in content["start_times"]]},

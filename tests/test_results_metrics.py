@@ -71,7 +71,7 @@ def test_the_client_sees_its_overhead_in_ttft_e2el_and_the_end():
 
 
 def timed():
-    """The same, but the tokens exist 5 ms after the device's ends, and leave the server 0, 10, 1, 1 and 2 ms later."""
+    """A run whose tokens exist 5 ms after the device's ends, and leave the server 0, 10, 1, 1 and 2 ms later."""
     toys, steps = by_hand()
     late(steps, [5 * MS, 0, 5 * MS, 10 * MS, 5 * MS, 1 * MS, 5 * MS, 1 * MS, 5 * MS, 2 * MS])
     return toys, steps

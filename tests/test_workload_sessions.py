@@ -15,8 +15,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario.chance import has_chance
 from simbatch.sim.scheduler.names import PrefixKeys, as_ranges, cut, num_alike, num_in, one_by_one, past
-from simbatch.sim.search.loads import of_rates
-from simbatch.sim.search.rates import at_rate
+from simbatch.sim.search.loads import at_rate, of_rates
 from simbatch.sim.workload import RequestSource, open_workload
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.model import Workload

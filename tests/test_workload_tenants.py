@@ -11,7 +11,7 @@ import pytest
 from simbatch import Scenario, UserError, simulate
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.search.cells import cells_of
-from simbatch.sim.search.rates import at_rate, rates_of
+from simbatch.sim.search.loads import at_rate, rates_of
 from simbatch.sim.workload import RequestSource, open_workload
 from simbatch.sim.workload.chunk import CHUNK_SIZE
 from simbatch.sim.workload.model import Workload

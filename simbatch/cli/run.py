@@ -85,7 +85,7 @@ def run(
         add_bands(result.summary, drawn)
         further = [*band_lines(result.summary, drawn)]
     elif not (quiet or as_json):
-        from simbatch.sim.search.rates import load_lines
+        from simbatch.sim.search.loads import load_lines
         from simbatch.sim.text import wrapped
 
         further = [*wrapped(load_lines(resolved, result.record))]

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.fit.streams.columns import basis
+from simbatch.profiler.fit.streams.columns import basis, share_at
 from simbatch.profiler.fit.streams.fit import FittedSteps, Parts
 from simbatch.profiler.fit.streams.runs import Means, StreamRun
-from simbatch.profiler.fit.streams.sure import share_at
 from simbatch.profiler.fit.streams.worth import batch_span, bounds
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD

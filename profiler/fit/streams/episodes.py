@@ -17,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
-from simbatch.profiler.fit.streams.columns import BLOCK, StepColumns, basis, joined, knots_of, windows_of
+from simbatch.profiler.fit.streams.columns import BLOCK, StepColumns, basis, covariance_of, joined, knots_of, windows_of
 from simbatch.profiler.fit.streams.priors import Priors
-from simbatch.profiler.fit.streams.sure import covariance_of
 from simbatch.sim.streams import Floats, Ints
 
 RARE = 0.01  # of the steps with prefills: fewer make no knot
