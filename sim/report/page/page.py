@@ -269,7 +269,7 @@ def trust_rows(ours: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def bands_table(
-    bands: Mapping[str, Mapping[str, float]] | None, value_of: Callable[[Metric], float | None]
+    bands: Mapping[str, Mapping[str, float]] | None, value_of: Callable[[Metric], float | None], note: str = ""
 ) -> Iterator[PageTable]:
     """What nine in ten draws of the profile's doubts lie between, where they were drawn, beside the figure itself."""
     known = [(REGISTRY[key], band) for key, band in (bands or {}).items() if key in REGISTRY]
@@ -279,7 +279,7 @@ def bands_table(
         if value_of(metric) is not None
     ]
     if rows:
-        yield PageTable("Bands (5 to 95 %)", ("", "here", "low", "high"), rows)
+        yield PageTable("Bands (5 to 95 %)", ("", "here", "low", "high"), rows, note)
 
 
 def pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
