@@ -18,11 +18,12 @@ import pytest
 import yaml
 
 from simbatch import Scenario
-from simbatch.cli import cli, main
+from simbatch.cli import cli
 from simbatch.sim.engine import leap
 from simbatch.sim.scenario.reading.document import parse_document
 from simbatch.sim.tuning import recommend_cases
 from simbatch.sim.tuning.recommend_cases import USE_CASES
+from tests import run_command
 from tests.test_docs_reference import REFERENCE, ROOT, names, read, walk
 
 README = "README.md"
@@ -159,9 +160,8 @@ def test_commands_do_what_the_page_says(
         fewer = ["--set", "workload.num_prompts=50"] if words[0] in few else []
         fewer += ["--seconds", "10", "--no-bands", "--gpus", "h100"] if words[0] == "plan" else []
         fewer += ["--jobs", "1"] if words[0] == "recommend" else []
-        with pytest.raises(SystemExit) as ended:
-            main([*words, *fewer])
-        assert (ended.value.code, capsys.readouterr().err.startswith("error")) == (0, False), command
+        done = run_command(capsys, *words, *fewer)
+        assert (done.code, done.err.startswith("error")) == (0, False), command
 
 
 @pytest.mark.usefixtures("checkout")
@@ -169,9 +169,7 @@ def test_the_comparison_in_the_readme_is_what_is_printed(capsys: pytest.CaptureF
     [table] = (text for _, text, _ in blocks(README) if "Preemptions" in text)
     [command] = re.findall(r"\$\(BIN\)/(simbatch compare .*)", read("Makefile"))
     assert f"`{command}`" in read(README)
-    with pytest.raises(SystemExit):
-        main(shlex.split(command)[1:])
-    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    printed = [line.strip() for line in run_command(capsys, *shlex.split(command)[1:]).out.splitlines()]
     assert len(table.splitlines()) > 5
     assert [line for line in table.splitlines() if line.strip() not in printed] == []
 

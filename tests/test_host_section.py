@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from simbatch import Scenario, UserError, simulate
-from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile, profile_json, shipped_text
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchDraws, LaunchTimes
 from simbatch.sim.cost.sections import Spread
 from simbatch.sim.scenario import resolve
-from tests import exit_code
+from tests import exit_code, run_command
 from tests.made_samples import FRONT_END, HOST
 
 US = 10**6  # ps
@@ -284,9 +283,7 @@ def test_an_older_key_of_0_beside_a_section_says_nothing() -> None:
 def test_profiles_show_tells_the_figures_and_where_they_were_measured(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        main(["profiles", "show", str(folder / "measured.json")])
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(run_command(capsys, "profiles", "show", folder / "measured.json").out.split())
     assert "host from one H100, 2026-11-27" in shown
     assert "host.launch.piecewise.base_s 0.0163" in shown
     assert "host.spread.none 0.9 to 1.1 times the mean" in shown
