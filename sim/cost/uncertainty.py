@@ -55,7 +55,6 @@ class Uncertain:
         return f"x {low:.2f} to {high:.2f} (nine in ten): {self.source}"
 
 
-CERTAIN = Uncertain(1.0, 0.0, "as written")
 COMPOSED = {  # steps added up from ops or kernels
     "decode": Uncertain(1.02, 0.05, "two sources for one GPU differ by -6 to -3 % (docs/profiles.md)"),
     "mixed": Uncertain(1.04, 0.07, "two sources for one GPU differ by -10 to +4 % (docs/profiles.md)"),
