@@ -132,5 +132,5 @@ def test_samples_of_two_steps_in_flight_are_no_steps(file, tmp_path):
     changed = file.read_text().replace('"async_scheduling": false', '"async_scheduling": true')
     (tmp_path / "async.jsonl").write_text(changed)
     said = CliRunner().invoke(fit, [str(tmp_path / "async.jsonl"), "--json"]).stderr
-    assert said.startswith("warning: two steps were in flight")
+    assert "warning: two steps were in flight" in said  # behind the progress of a slow machine
     assert "fit NAME.steps.jsonl" in said
