@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simbatch.policies.vllm import VLLM
@@ -46,6 +46,7 @@ def test_spans_equal_stepping(seed: int, is_timed: bool) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**9), st.sampled_from(NAMES))
+@example(24130, "prefix_aware")  # a prompt names the answer of a turn that was preempted and still runs
 def test_spans_equal_stepping_in_a_cluster(seed: int, name: str) -> None:
     case = random_cluster(seed)
     case.source = in_sessions(case.source, seed)

@@ -14,7 +14,7 @@ from simbatch import Scenario, sweep
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario.chance import has_chance
-from simbatch.sim.scheduler.names import PrefixKeys, as_ranges, cut, num_alike, num_in, one_by_one, past
+from simbatch.sim.scheduler.names import PrefixKeys, as_ranges, cut, num_alike, num_in, one_by_one
 from simbatch.sim.search.loads import at_rate, of_rates
 from simbatch.sim.workload import RequestSource, open_workload
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
@@ -294,6 +294,5 @@ def test_names_as_ranges(names: list[int], num: int) -> None:
     assert one_by_one(ranges) == names
     assert num_in(ranges) == len(names)
     assert one_by_one(cut(ranges, num)) == names[:num]
-    assert one_by_one(past(ranges, num)) == names[num:]
     other = [*names[:num], 99, *names[num:]]
     assert num_alike(ranges, as_ranges(other)) == min(num, len(names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from simbatch.sim.scheduler.names import FIRST_CONVERSED, MOST_BLOCKS, PrefixKeys, cut, num_alike, num_in, past
+from simbatch.sim.scheduler.names import FIRST_CONVERSED, MOST_BLOCKS, PrefixKeys, cut, num_alike, num_in
 from simbatch.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class Conversations:
             # so many blocks are of the conversation before, but a last token of it, or of the prompt, is to compute
             num_blocks = min(num_alike(before[0], names), (min(before[2], num_prompt) - 1) // self._block_size)
             request.num_known_tokens = num_blocks * self._block_size
-        request.share(cut(names, num_prompt // self._block_size))
-        request.answer_names = past(names, num_prompt // self._block_size)
+        request.share(names, num_prompt // self._block_size)
         if self._num_children[row]:
             self._known[row] = names, num_prompt, num_all, may_follow
 

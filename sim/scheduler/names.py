@@ -36,24 +36,6 @@ def cut(ranges: list[int], num: int) -> list[int]:
     return kept
 
 
-def past(ranges: list[int], num: int) -> list[int]:
-    """All names but the first so many."""
-    kept = []
-    for i in range(0, len(ranges), 2):
-        begin, end = ranges[i], ranges[i + 1]
-        if num < end - begin:
-            kept += [begin + max(num, 0), end]
-        num -= end - begin
-    return kept
-
-
-def joined(some: list[int], others: list[int]) -> list[int]:
-    """Both, one after the other: [3, 7] and [7, 9] are [3, 9], as a run of blocks goes by the name of its first."""
-    if some and others and some[-1] == others[0]:
-        return [*some[:-1], *others[1:]]
-    return [*some, *others]
-
-
 def num_alike(some: list[int], others: list[int]) -> int:
     """How many names both begin with."""
     num, i = 0, 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.kv_cache import KVCache
-from simbatch.sim.scheduler.names import joined, num_known, own_names
+from simbatch.sim.scheduler.names import num_known, own_names
 from simbatch.sim.scheduler.request import NEVER, Request
 
 
@@ -156,11 +156,9 @@ class PrefixKVCache(KVCache):
         """Blocks without a hash go to the front of the free list, cached ones to the back, tail first.
 
         From now on others may find those of its answer, too. A preempted request may have ended before it runs again:
-        the step that was in flight brought its last token.
+        the step that was in flight brought its last token. Runs it again, what it computes anew is found when it is
+        let go again, so that nothing shows of the tokens of a span before its end.
         """
-        if request.answer_names:
-            request.share(joined(request.names, request.answer_names))
-            request.answer_names = []
         runs = self._let_go(request, request.num_registered_tokens // self.block_size)
         num_taken = self.blocks(request.num_computed_tokens)
         num_idle = num_hashless = 0
@@ -183,7 +181,7 @@ class PrefixKVCache(KVCache):
 
     def _let_go(self, request: Request, num_full: int) -> list[BlockRun]:
         """The runs of a request's full blocks, all in the index, its own ones too."""
-        if not request.num_names and not request.num_held:
+        if not request.names and not request.num_held:
             name = own_names(request.index)
             if name not in self._runs:  # the most frequent case, in short
                 request.num_held = num_full

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from simbatch.sim.cost.model import is_decode as is_decode_entry
-from simbatch.sim.scheduler.names import cut, num_in
+from simbatch.sim.scheduler.names import MOST_BLOCKS, cut, num_in
 
 NEVER: Final = -1  # compiled code has it as a number of its own
 
@@ -94,8 +94,7 @@ class Request:
     # As ranges, [begin, end, begin, end, ...]; replaced, never changed. Further blocks have names that follow from
     # `index`, since only the request itself can hit them, after a preemption.
     names: list[int] = []  # noqa: RUF012
-    num_names = 0  # blocks in `names`
-    answer_names: list[int] = []  # noqa: RUF012 - of the blocks behind, which others may find from its first release on
+    num_names = 0  # of these blocks, which others may find as soon as they are computed: those behind when it lets go
     num_held = 0  # its first blocks that the prefix cache has in its index
 
     def __init__(
@@ -130,7 +129,7 @@ class Request:
         other = Request(self.index, self._name, self.arrival_ps, self.num_prompt_tokens, self.max_tokens, self.priority)
         other.tenant, other.predicted_output_tokens = self.tenant, self.predicted_output_tokens
         other.session_id, other.turn, other.has_next_turn = self.session_id, self.turn, self.has_next_turn
-        other.names, other.num_names, other.answer_names = self.names, self.num_names, self.answer_names
+        other.names, other.num_names = self.names, self.num_names
         other.sent_again_ps, other.row = at_ps, self.row
         return other
 
@@ -138,9 +137,9 @@ class Request:
         """Names of the full blocks of its prompt that others may share, as ranges."""
         return cut(self.names, self.num_prompt_tokens // block_size)
 
-    def share(self, names: list[int]) -> None:
-        """Give its first blocks names, as ranges."""
-        self.names, self.num_names = names, num_in(names)
+    def share(self, names: list[int], num_at_once: int = MOST_BLOCKS) -> None:
+        """Give its first blocks names, as ranges; others may find so many at once, the rest when it lets go of them."""
+        self.names, self.num_names = names, min(num_in(names), num_at_once)
 
     def __repr__(self) -> str:
         return f"Request({self.request_id}, {self.num_computed_tokens}/{self.num_tokens})"
