@@ -74,7 +74,7 @@ def classes_defined_twice() -> dict[str, list[str]]:
 
 
 def rooms(graph: Graph) -> Graph:
-    """The same graph between packages; what a room imports of itself is left out."""
+    """What each package imports of other packages; what a room imports of itself is left out."""
     files = modules()
 
     def room(name: str) -> str:

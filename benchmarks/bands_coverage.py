@@ -123,14 +123,14 @@ def recorded_coverage(folder: Path, profile: Profile, runs: Sequence[Run] = (*SE
 
 
 def fitted_coverage(folder: Path) -> None:
-    """The same by a profile that is fitted on p8 alone."""
+    """How many figures of our H100's runs are inside the bands of a profile that is fitted on p8 alone."""
     nearest = load_profile(PROFILE, folder=Path())
     found = fit_seen(_seen(folder, ["p8"]), nearest=nearest, max_num_seqs=256, max_num_batched_tokens=8192)
     recorded_coverage(folder, found.profile)
 
 
 def left_out_coverage(folder: Path) -> None:
-    """The same of each run by a fit on those of the others that had a say, without a nearest profile."""
+    """How many of each run are inside the bands of a fit on the others that had a say, without a nearest profile."""
     for run in SERVED:
         others = [other.name for other in SERVED if other.seen == "measured" and other is not run]
         recorded_coverage(folder, fit_seen(_seen(folder, others), is_judged=False).profile, [run])
@@ -161,7 +161,7 @@ def _bands(run: Run, folder: Path, base: Profile) -> list[BandOverReal]:
 
 
 def bands() -> None:
-    """See above."""
+    """Count what was asked for on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["random", "recorded", "fitted", "left_out"])
     parser.add_argument("--number", type=int, default=200, help="random scenarios")

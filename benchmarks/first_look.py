@@ -162,7 +162,7 @@ def figures(record: RunRecord, chosen: NDArray[np.bool_]) -> dict[str, float]:
 
 
 def real_figures(recorded: Recorded) -> dict[str, float]:
-    """The same of what was recorded."""
+    """Latencies in ms and output tokens per second of all that was recorded."""
     engine = resolve(Scenario.from_dict({"profile": PROFILE, "workload": _NOTHING})).engine
     return figures(recorded.record(0.0, engine), np.full(len(recorded), True))
 

@@ -109,7 +109,7 @@ class RecordedReplica(Replica):
     num_launches = 0
 
     def launch(self, num_requests: int, num_prefills: int, num_tokens: int, work_ps: int) -> tuple[int, int, int]:
-        """See `Replica`."""
+        """When the launch has returned, the device begins, and it is done, as recorded; never, behind its end."""
         k, self.num_launches = self.num_launches, self.num_launches + 1
         moments = cast("RecordedHost", self.host).moments
         if k >= len(moments.end_ps):

@@ -186,7 +186,7 @@ def real_ms(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def simulated_run(run: Run, rows: Sequence[dict[str, Any]], sections: dict[str, Any]) -> RunRecord:
-    """The same requests, simulated: sent when they really were, or in a closed loop."""
+    """A simulation of the run's requests: sent when they really were, or in a closed loop."""
     begin_s = min(row["sent_s"] for row in rows)
     with TemporaryDirectory() as temporary:
         path = Path(temporary) / f"{run.name}.jsonl"
@@ -226,7 +226,7 @@ def real_parts_ms(kept: dict[str, Any]) -> list[float]:
 
 
 def simulated_parts_ms(record: RunRecord) -> list[float]:
-    """The same of a simulation; a delay that holds up nobody is all on the way out there."""
+    """Those three parts of a simulation, whose delays that hold up nobody are all on the way to the client."""
     requests = record.requests
     moments = [requests.arrival_ps, queued_ps(requests), requests.first_token_ps, record.client_first_token_ps]
     return [float((after - before).mean() / PS_PER_MS) for before, after in pairwise(moments)]

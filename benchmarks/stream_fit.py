@@ -139,7 +139,7 @@ def rows_of(name: str, server: Server, folder: Path, streams: Path, *, shows_run
 
 
 def _unjudged(profile: StreamProfile, path: Path) -> tuple[Means, Means]:
-    """The same of a run whose steps cannot be rebuilt: it can still be predicted."""
+    """Real means and their errors for a run whose steps cannot be rebuilt: it can still be predicted."""
     streams = streams_of(read_recorded(path))
     content = profile.profile.model_dump(mode="json", exclude_defaults=True)
     real = real_means(streams)

@@ -52,7 +52,7 @@ def of_stream(recorded: Recorded) -> Steps:
 
 
 def of_simulation(record: RunRecord, network_ms: float) -> Steps:
-    """The same of a simulation that kept its steps, by the client's clock."""
+    """The steps of a simulation that kept them, by the client's clock."""
     prompts, steps = record.requests.num_prompt_tokens, record.steps or []
     update_ms = np.array([step.updated_ps for step in steps]) / PS_PER_MS + network_ms
     new = [[i for i, n, done in step.scheduled if done < prompts[i] <= done + n] for step in steps]

@@ -17,7 +17,7 @@ class EarliestDeadlineFirst(Policy):
 
     The deadline is `target_ttft_ms` after arrival, times `class_factor` for each class below high. Hopeless is a
     request whose prompt, computed at once, would end after its deadline: by the profile, and, unless it would run
-    alone, by what the profile left out for the worst of the last ten (prompts computed beside it, the step in flight).
+    alone, by what the profile left out for the worst of the last ten (prompts in the same steps, the step in flight).
 
     Source: Liu and Layland (JACM 1973) for the order; Gujarati et al., Serving DNNs like Clockwork (OSDI 2020) for
     shedding by predicted times: under overload goodput stays at what the device can do, while without it everybody is

@@ -16,7 +16,7 @@ MAX_SESSIONS = 100_000  # that are remembered; of more the one that was served l
 class ProgramAttainedService(Policy):
     """The turn goes first whose session has been served least so far: short programs before long ones, unforeseen.
 
-    A session's attained service is the time that its turns have run, from seat to last token, those beside each other
+    A session's attained service is the time that its turns have run, from seat to last token, those in parallel
     added up. It sinks by a level when that passes the level's quantum, twice that of the level above. On a level first
     come is first served, and who has waited for `promote_s` goes before all. A request without a session is a program
     of one call. Nobody who runs is stopped for another one's sake.

@@ -13,7 +13,7 @@ ALIKE_BLOCKS, ALIKE_TOKENS = 32, 256  # steps whose contexts differ by less take
 
 
 class Sarathi(Policy):
-    """Let a step have as many prompt tokens beside its decodes as it can with the bound kept, by the profile.
+    """Let a step have as many prompt tokens with its decodes as it can with the bound kept, by the profile.
 
     Everything else is vLLM's own: decodes first, prompts in order of arrival, cut into chunks. Source: Agrawal et al.,
     Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve (OSDI 2024, section 4), which takes one token

@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.beside import beside
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.interpreter import beside
 
 
 @contextmanager

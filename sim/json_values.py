@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -112,6 +113,7 @@ def _skipped(text: str, position: int) -> int:
 
 Kind = TypeVar("Kind", bound=BaseModel)
 MAX_TOLD = 5  # mistakes of one value of others' files: the rest are of the same kind
+_MEASURED = dict.fromkeys(("raise it", "lower it"), "nobody measures this: leave that request out, or run it again")
 _UNION_TAGS = frozenset({"linear", "two_regime"})
 _RULES = {
     "missing": ("required key is missing", "add it"),
@@ -164,7 +166,9 @@ def checked(
     except ValidationError as error:
         known = sorted(set(model.model_fields if keys is None else keys))
         found = [_broken_rule(details, place, known, joint) for details in error.errors(include_url=False)]
-        raise UserError(*found[: MAX_TOLD if issubclass(model, Lenient) else None]) from None
+        if issubclass(model, Lenient):
+            found = [replace(one, mend=_MEASURED.get(one.mend, one.mend)) for one in found[:MAX_TOLD]]
+        raise UserError(*found) from None
 
 
 def _broken_rule(details: Any, place: str, keys: list[str], joint: str) -> Problem:

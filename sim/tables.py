@@ -1,6 +1,7 @@
-"""Tables within the page's width: `table`, whose figures are never cut and whose columns are never left out.
+"""Tables on a page, in a file, in a notebook.
 
-What is too wide gives way in this order, and no more than it must:
+On a page they stay within its width: `table`, whose figures are never cut and whose columns are never left out. What
+is too wide gives way in this order, and no more than it must:
 1. titles are broken between their words, names and texts between theirs;
 2. the columns stand in parts of which each fits: below each other, the names repeated, or, of a list longer than
    a screen, on further lines of each row;
@@ -9,11 +10,19 @@ What is too wide gives way in this order, and no more than it must:
 
 from __future__ import annotations
 
+import csv
+import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.text import width
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 GAP = 2  # spaces between two columns
 INDENT = 2  # of a row's further lines
@@ -181,3 +190,47 @@ def _cells(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Numbers to their last digit, nothing where there is none, mappings and lists as JSON."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([[_cell_text(value) for value in row] for row in rows])
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A Parquet file, each column of the narrowest type that holds all its values."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({name: _typed([row[i] for row in rows]) for i, name in enumerate(columns)}), path)
+
+
+def _typed(values: list[Any]) -> pa.Array[Any]:
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds <= {bool}:
+        return pa.array(values, pa.bool_() if kinds else pa.float64())
+    if kinds <= {int, float}:
+        return pa.array(values, pa.int64() if kinds == {int} else pa.float64())
+    return pa.array([None if value is None else _cell_text(value) for value in values], pa.string())
+
+
+def _cell_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def data_frame(table: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame:
+    """Rows, or columns by name, as a DataFrame; ImportError that says what to do where pandas is missing."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ImportError("to_pandas() needs pandas, which is not installed: pip install pandas") from None
+    return pd.DataFrame(table)

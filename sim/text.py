@@ -50,7 +50,9 @@ def plus_minus(mean: float, low: float, high: float, decimals: int, scale: float
 
 
 def duration_words(seconds: float) -> str:
-    """`8 s`, `3.2 min`, `11 h`."""
+    """`under 1 s`, `8 s`, `3.2 min`, `11 h`."""
+    if 0 < seconds < 1:
+        return "under 1 s"
     units = ((99.5, 1, "s"), (99.5 * 60, 60, "min"), (float("inf"), 3600, "h"))
     divisor, unit = next((divisor, unit) for below, divisor, unit in units if seconds < below)
     return f"{seconds / divisor:.{0 if seconds >= 10 * divisor or divisor == 1 else 1}f} {unit}"

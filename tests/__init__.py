@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from typing import NamedTuple
 
 import pytest
 
@@ -21,3 +22,22 @@ def exit_code(*arguments: object) -> int:
     with pytest.raises(SystemExit) as ended:
         main([*map(str, arguments)])
     return int(ended.value.code or 0)
+
+
+class Done(NamedTuple):
+    """A command of `simbatch` that has ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """On both."""
+        return self.out + self.err
+
+
+def run_command(capsys: pytest.CaptureFixture[str], *arguments: object) -> Done:
+    """Run a command of `simbatch` in this process."""
+    code = exit_code(*arguments)
+    return Done(code, *capsys.readouterr())

@@ -17,6 +17,7 @@ import pytest
 from simbatch import Scenario, simulate
 from simbatch.sim.engine.record import StepRow
 from simbatch.sim.report.result import Result
+from tests import Done, run_command
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 STEP_TIME = {"base_s": 0.01, "per_prefill_token_s": 2e-5, "per_decode_seq_s": 1e-4, "per_context_token_s": 1e-8}
@@ -213,3 +214,24 @@ def save(path: Path, content: Any, *, lines: bool = False) -> Path:
     text = "\n".join(map(json.dumps, content)) if lines else json.dumps(content)
     path.write_text(text)
     return path
+
+
+def write_inline(folder: Path, workload: dict[str, Any] | None = None) -> Path:
+    """A scenario on these step times."""
+    return save(folder / "inline.yaml", scenario(workload or OPEN))
+
+
+def arguments(folder: Path, file: Path, *flags: str, scenario: Path | None = None) -> list[object]:
+    """Of the command that puts a recorded file beside the simulation of a scenario, x.yaml in the folder."""
+    return ["validate", scenario or folder / "x.yaml", "--recorded", file, "-o", folder / "out", *flags]
+
+
+def validated(folder: Path, capsys: Any, file: Path, *flags: str, scenario: Path | None = None) -> tuple[Any, Done]:
+    """What it answers as JSON, None where it refuses, and the command as it ended."""
+    done = run_command(capsys, *arguments(folder, file, *flags, "--json", scenario=scenario))
+    return json.loads(done.out) if done.out else None, done
+
+
+def by_key(content: dict[str, Any], clock: str = "client") -> dict[str, Any]:
+    """The figures of that answer."""
+    return {figure["key"]: figure for figure in content["figures"] if figure["clock"] == clock}

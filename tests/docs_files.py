@@ -70,7 +70,7 @@ def _streams(load: int, path: Path) -> None:
 
 def _steps(path: Path) -> None:
     given = server(0)
-    write_recorded(path, served(given, 4, 6, 120)[0], given, has_device=True)
+    write_recorded(path, served(given, 4, 6, 120), given, has_device=True)
 
 
 def _result(path: Path) -> None:

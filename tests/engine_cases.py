@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from simbatch.policies.adaptive import Adaptive
 from simbatch.policies.fixed import Fixed
@@ -43,7 +45,7 @@ class Case:
         return None if self.noise_seed is None else NOISE.draws(self.noise_seed)
 
     def host_noise(self) -> LaunchDraws | None:
-        """The same for launches."""
+        """Draws of launches from their beginning, for one run."""
         return None if self.spread is None else LaunchDraws(self.spread)
 
     def run(self, **options: Any) -> RunRecord:
@@ -127,7 +129,7 @@ def random_case(seed: int) -> Case:
 
 
 def with_windows(cost: LinearCost, rng: random.Random) -> TwoRegimeCost:
-    """The same four terms, and layers with a window that fills in the prompt, while it decodes, or never."""
+    """These four terms, and layers with a window that fills in the prompt, while it decodes, or never."""
     window = WindowCost(rng.choice([1, 8, 17, 60, 200, 10_000]), rng.choice([0, 777, 55_000]), 99_000, 1 << 30)
     tokens = [cost.base_ps + cost.per_prefill_token_ps * n for n in (0, 1000)]
     return TwoRegimeCost(
@@ -255,3 +257,14 @@ def itl_ps(record: RunRecord) -> Counter[int]:
         for j in range(row["num_steps"]):
             gaps[int(row["duration_ps"] + j * row["slope_ps"])] += int(row["num_regular"])
     return +gaps
+
+
+def assert_same(expected: RunRecord, found: RunRecord, but: tuple[str, ...] = ()) -> None:
+    """Request by request, in every column that is not in `but`."""
+    for field in fields(expected.requests):
+        one, other = getattr(expected.requests, field.name), getattr(found.requests, field.name)
+        if field.name not in but:
+            assert np.array_equal(one, other) if isinstance(other, np.ndarray) else one == other, field.name
+    for name in ("num_steps", "num_preemptions", "num_recomputed_tokens", "num_truncated", "end_ps", "num_not_sent"):
+        assert getattr(expected, name) == getattr(found, name), name
+    assert itl_ps(found) == itl_ps(expected)

@@ -147,6 +147,8 @@ def test_the_page_reads_on_a_phone(name: str, browser: webdriver.Chrome, page_of
     assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE[0]
     assert all(chart["width"] <= PHONE[0] for chart in charts(browser))
     assert browser.execute_script("return document.querySelector('.chart').layout.dragmode") is False
+    shades = "return [...document.querySelectorAll('.scroll')].map(box => getComputedStyle(box).backgroundAttachment)"
+    assert set(browser.execute_script(shades)) == {"local, local, scroll, scroll"}  # where columns are out of sight
     heights = (
         "return [...document.querySelectorAll('.chart .nsewdrag')].map(panel => panel.getBoundingClientRect().height)"
     )

@@ -6,6 +6,7 @@ Model configurations for tests: a small one, and those of published models where
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,3 +138,21 @@ def published(name):
     if not folder.is_dir():
         pytest.skip(f"no configuration of {name} beside the project")
     return read_model_config(folder)
+
+
+HOST: dict[str, Any] = {
+    "source": "one H100, 2026-11-27",
+    "launch": {
+        "graph": {"base_s": 0.0067, "per_seq_s": 1e-6},
+        "piecewise": {"base_s": 0.0163, "per_seq_s": 3e-5, "per_prefill_s": 0.001, "per_token_s": 1e-6},
+        "none": {"base_s": 0.0243},
+    },
+    "update": {"base_s": 0.0005, "per_seq_s": 2e-6},
+    "admit": {"base_s": 0.0003, "per_prompt_token_s": 1e-6},
+    "lag_s": 0.0034,
+    "tail_s": 0.0001,
+    "spread": {"piecewise": {"share": [0, 1], "ratio": [0.5, 1.5]}, "none": {"share": [0, 1], "ratio": [0.9, 1.1]}},
+}
+
+
+FRONT_END = {"per_request_s": 0.003, "per_prompt_token_s": 2e-6, "per_chunk_s": 6e-5, "network_s": 0.002}

@@ -21,7 +21,7 @@ from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search.bands import NUM_DRAWS, Bands, all_settings, bands_from, drawn_settings, turns
-from simbatch.sim.search.rates import load_lines, load_share
+from simbatch.sim.search.loads import load_lines, load_share
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning.finalists import DrawnGain, finalists_of
 from simbatch.sim.tuning.goal import Goal, Limit
@@ -170,7 +170,7 @@ def test_finalists_are_compared_draw_by_draw() -> None:
     assert band.low < 9 < band.high
     assert finalists_of(asked, {}, goal, asked.seed, runner).gain is None
     assert not DrawnGain.of([1.0, 2.0], [1.0, 1.0]).is_shown
-    assert DrawnGain.of([1.0, 0.0], [0.0, 0.0]).text() == "far more"
+    assert DrawnGain.of([1.0, 0.0], [0.0, 0.0]).text() == "over 20 times as much"
 
 
 def test_a_high_load_is_said_without_them() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from simbatch.cli import cli, exit_code_of, main
-from tests import exit_code
+from simbatch.cli import cli, exit_code_of
+from tests import exit_code, run_command
 from tests.made_samples import LLAMA_8B, SHARED
 
 RUN = ["--gpu", "rtx4090", "--max-num-seqs", "128", "--max-num-batched-tokens", "2048"]
@@ -25,9 +25,7 @@ def llama(tmp_path):
 @pytest.fixture
 def run(capsys):
     def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            main(["memory", *map(str, words)])
-        return ended.value.code, *capsys.readouterr()
+        return run_command(capsys, "memory", *words)
 
     return call
 

@@ -116,8 +116,8 @@ def test_another_mode_s_results_stay(capsys: pytest.CaptureFixture[str]) -> None
     summary = Path("out/summary.json").read_bytes()
     assert run("compare", "small.yaml", *TWO, "-o", "out") == 0
     said = capsys.readouterr().err
-    assert said.startswith("beside the results of 20")
-    assert said.endswith("(simbatch run small.yaml -o out --quiet) in out: those stay, only run.json is replaced\n")
+    assert said.startswith("the results of 20")
+    assert said.endswith("(simbatch run small.yaml -o out --quiet) in out stay; only run.json is replaced\n")
     assert Path("out/summary.json").read_bytes() == summary
 
 

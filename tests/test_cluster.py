@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,16 +19,13 @@ from simbatch.routers import ReplicaView, RequestView, Router
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import ClusterRun, Member, Switch, run_cluster
 from simbatch.sim.engine.gateway import Gateway, GatewayReplica, GatewayRequest
-from simbatch.sim.engine.record import FINISHED, UNFINISHED, RunRecord
+from simbatch.sim.engine.record import FINISHED, UNFINISHED
 from simbatch.sim.metrics.curves import totals
 from simbatch.sim.plugins.router import ROUTERS
 from simbatch.sim.plugins.testing.cases import MS, ClusterCase, ListSource, random_cluster
-from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
-from simbatch.sim.search import explain_request, run_resolved
-from tests.engine_cases import Case, itl_ps, random_case, timed_case
-from tests.test_cluster_results import BASE
+from tests.engine_cases import Case, assert_same, random_case, timed_case
 
 
 class Wild(Router):
@@ -53,16 +50,6 @@ def router(name: str) -> Router:
 
 
 NAMES = [*ROUTERS.shipped, "wild"]
-
-
-def assert_same(expected: RunRecord, found: RunRecord, but: tuple[str, ...] = ()) -> None:
-    for field in fields(expected.requests):
-        one, other = getattr(expected.requests, field.name), getattr(found.requests, field.name)
-        if field.name not in but:
-            assert np.array_equal(one, other) if isinstance(other, np.ndarray) else one == other, field.name
-    for name in ("num_steps", "num_preemptions", "num_recomputed_tokens", "num_truncated", "end_ps"):
-        assert getattr(expected, name) == getattr(found, name), name
-    assert itl_ps(found) == itl_ps(expected)
 
 
 def member_of(case: Case) -> Member:
@@ -274,40 +261,6 @@ def test_a_drained_replica_ends_what_it_has() -> None:
     assert where is not None
     assert (where[arrival_ps < 300 * MS] == 1).any()
     assert not (where[(arrival_ps > 300 * MS) & (arrival_ps < S)] == 1).any()
-
-
-def test_a_scenario_says_so_and_explain_tells() -> None:
-    cluster = {"replicas": 2, "router": {"name": "least_requests"}, "events": [{"at": 2, "replica": 0, "down_s": 3}]}
-    resolved = resolve(Scenario.from_dict(BASE | {"cluster": cluster}))
-    result = run_resolved(resolved)
-    ours = result.summary["simbatch"]["cluster"]
-    assert ours["num_sent_again"] > 0 < ours["num_lost_tokens"]
-    assert "Replica 0 is down at 2 s for 3 s" in result.text()
-    requests = result.requests
-    moved = (requests["replica"] == 1) & (requests["arrival_s"] < 2) & (requests["finish_s"] > 2.1)
-    texts = [
-        [event.what for event in explain_request(resolve(resolved.scenario), str(i))]
-        for i in np.flatnonzero(moved)[-6:]
-    ]
-    sent = [[what for what in one if what.startswith("sent to replica")] for one in texts]
-    assert all(one[-1].startswith("sent to replica 1 by LeastRequests: requests in flight:") for one in sent)
-    assert any(len(one) == 2 and one[0].startswith("sent to replica 0") for one in sent)
-
-
-def test_all_turns_of_a_session_go_to_one_replica() -> None:
-    chosen_by = router("session")
-    sizes = {"group": 0, "profile": "p", "block_size": 16, "num_gpu_blocks": 9, "max_num_seqs": 9}
-    views = [GatewayReplica(i, None, **sizes) for i in range(5)]  # it looks at nothing that they publish
-    chosen_by.start(views, lambda: 0.0)
-    to: dict[str, set[int]] = {}
-    for i in range(60):
-        request = Request(i, f"r{i}", 0, 10, 10)
-        request.session_id, request.tenant = f"s{i % 20}", f"t{i % 3}"
-        to.setdefault(request.session_id, set()).add(chosen_by.route(GatewayRequest(request, 16), views).index)
-        request.session_id = None
-        to.setdefault(request.tenant, set()).add(chosen_by.route(GatewayRequest(request, 16), views).index)
-    assert all(len(replicas) == 1 for replicas in to.values())
-    assert len(set.union(*to.values())) == 5
 
 
 def test_the_gateway_compares_books_as_the_router_would() -> None:

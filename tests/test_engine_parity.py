@@ -184,7 +184,7 @@ WAY_IN_S, WORK_S, TOKEN_S, WAY_OUT_S, CHUNK_S = 0.002, 0.001, 2e-6, 0.001, 1e-4
 
 
 def seen(log, num_at_once):
-    """The same log with what clients saw: every way in and out is a constant, and work in two turns."""
+    """A log with what clients saw: every way in and out is a constant, and work in two turns."""
     adds, steps = ([line for line in log if key in line] for key in ("add", "s0"))
     renamed = {add["add"]: f"cmpl-s1r{i}-0-12345678" for i, add in enumerate(adds)}
     rows = []

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from simbatch import Scenario, UserError, simulate
@@ -17,10 +18,11 @@ from simbatch.sim.engine.record import FINISHED, REJECTED, UNFINISHED, RunRecord
 from simbatch.sim.metrics.steady import warnings_of
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.search import explain_request
+from simbatch.sim.search import explain_request, run_resolved
 from tests import exit_code
 from tests.engine_cases import random_case
 from tests.results_records import facts
+from tests.test_cluster_results import BASE
 
 ROOT = Path(__file__).parents[1]
 STEP = {"base_s": 0.01, "per_prefill_token_s": 0, "per_decode_seq_s": 0, "per_context_token_s": 0}
@@ -90,7 +92,7 @@ def test_prefix_hits_and_rejections_are_told() -> None:
 
 @pytest.mark.parametrize("request_id", ["104", "109", "150"])
 def test_it_agrees_with_the_run(request_id: str) -> None:
-    """The same first token, end, preemptions and admissions as the (spans') run."""
+    """First token, end, preemptions and admissions are those of a run that leaps."""
     pressure = Scenario.load(ROOT / "scenarios" / "memory_pressure.yaml")
     requests, i = simulate(pressure).requests, int(request_id)
     told = life(pressure, request_id)
@@ -189,6 +191,24 @@ def test_max_model_len_cuts_and_rejects(is_async: bool, host: HostTimes | None) 
         5: "prompt of 300 tokens is not shorter than max_model_len (100)",
     }
     assert warnings_of(record, facts()) == [
-        "2 of 6 requests were rejected; see the reasons.",
+        "2 of 6 requests were rejected: `rejected_reasons` says why.",
         "2 of 6 requests had their output cut, as vLLM does where prompt and output reach max_model_len.",
     ]
+
+
+def test_a_scenario_says_so_and_explain_tells() -> None:
+    cluster = {"replicas": 2, "router": {"name": "least_requests"}, "events": [{"at": 2, "replica": 0, "down_s": 3}]}
+    resolved = resolve(Scenario.from_dict(BASE | {"cluster": cluster}))
+    result = run_resolved(resolved)
+    ours = result.summary["simbatch"]["cluster"]
+    assert ours["num_sent_again"] > 0 < ours["num_lost_tokens"]
+    assert "Replica 0 is down at 2 s for 3 s" in result.text()
+    requests = result.requests
+    moved = (requests["replica"] == 1) & (requests["arrival_s"] < 2) & (requests["finish_s"] > 2.1)
+    texts = [
+        [event.what for event in explain_request(resolve(resolved.scenario), str(i))]
+        for i in np.flatnonzero(moved)[-6:]
+    ]
+    sent = [[what for what in one if what.startswith("sent to replica")] for one in texts]
+    assert all(one[-1].startswith("sent to replica 1 by LeastRequests: requests in flight:") for one in sent)
+    assert any(len(one) == 2 and one[0].startswith("sent to replica 0") for one in sent)

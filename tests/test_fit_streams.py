@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from benchmarks.stream_fit import SHARED, chosen, errors, write_runs
 from benchmarks.stream_planted import Planted, differences, given_back, planted, streams_of
 from simbatch import Scenario, simulate
-from simbatch.cli import main
 from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
 from simbatch.profiler.fit.streams.columns import Lone, StepColumns, columns_of
@@ -31,6 +30,7 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.streams import Streams, rebuild_steps
 from simbatch.sim.streams.batches import batches_of, infer_budget
 from simbatch.sim.streams.judge import judge
+from tests import run_command
 
 STREAMS = SHARED / "streams"
 
@@ -203,12 +203,10 @@ def test_bad_files_are_refused_in_a_sentence(
 
 
 def refused(files: list[Path], capsys: pytest.CaptureFixture[str], rule: str) -> bool:
-    with pytest.raises(SystemExit) as ended:
-        main(["fit", *map(str, files)])
-    said = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert "Traceback" not in said
-    assert rule in said, said
+    done = run_command(capsys, "fit", *files)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert rule in done.err, done.err
     return True
 
 
@@ -225,7 +223,7 @@ def test_results_of_two_servers_are_refused(contents: list[dict[str, Any]], tmp_
 
 
 def slower(content: dict[str, Any], times: float) -> dict[str, Any]:
-    """The same requests on a server that takes so many times as long."""
+    """These requests on a server that takes so many times as long."""
     return {
         **content,
         **{"start_times": [times * time for time in content["start_times"]]},

@@ -11,28 +11,14 @@ import numpy as np
 import pytest
 
 from simbatch import Scenario, UserError, simulate
-from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile, profile_json, shipped_text
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchDraws, LaunchTimes
 from simbatch.sim.cost.sections import Spread
 from simbatch.sim.scenario import resolve
-from tests import exit_code
+from tests import exit_code, run_command
+from tests.made_samples import FRONT_END, HOST
 
 US = 10**6  # ps
-HOST: dict[str, Any] = {
-    "source": "one H100, 2026-11-27",
-    "launch": {
-        "graph": {"base_s": 0.0067, "per_seq_s": 1e-6},
-        "piecewise": {"base_s": 0.0163, "per_seq_s": 3e-5, "per_prefill_s": 0.001, "per_token_s": 1e-6},
-        "none": {"base_s": 0.0243},
-    },
-    "update": {"base_s": 0.0005, "per_seq_s": 2e-6},
-    "admit": {"base_s": 0.0003, "per_prompt_token_s": 1e-6},
-    "lag_s": 0.0034,
-    "tail_s": 0.0001,
-    "spread": {"piecewise": {"share": [0, 1], "ratio": [0.5, 1.5]}, "none": {"share": [0, 1], "ratio": [0.9, 1.1]}},
-}
-FRONT_END = {"per_request_s": 0.003, "per_prompt_token_s": 2e-6, "per_chunk_s": 6e-5, "network_s": 0.002}
 INLINE = {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}}
 WORKLOAD = {
     "num_prompts": 5,
@@ -297,9 +283,7 @@ def test_an_older_key_of_0_beside_a_section_says_nothing() -> None:
 def test_profiles_show_tells_the_figures_and_where_they_were_measured(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        main(["profiles", "show", str(folder / "measured.json")])
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(run_command(capsys, "profiles", "show", folder / "measured.json").out.split())
     assert "host from one H100, 2026-11-27" in shown
     assert "host.launch.piecewise.base_s 0.0163" in shown
     assert "host.spread.none 0.9 to 1.1 times the mean" in shown

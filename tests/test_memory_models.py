@@ -5,11 +5,11 @@ import json
 import pytest
 
 from simbatch import UserError, plan_memory
-from simbatch.cli import main
 from simbatch.profiler.model.config import model_config_of, read_model_config
 from simbatch.profiler.model.kv_layout import kv_layout
 from simbatch.profiler.model.published import find_model, published_models
 from simbatch.profiler.model.weights import weights_of
+from tests import run_command
 from tests.made_samples import LLAMA_8B, llama
 
 GIB = 2**30
@@ -50,9 +50,7 @@ def config_of(name):
 
 
 def out_of(capsys, *words):
-    with pytest.raises(SystemExit) as ended:
-        main(["memory", *map(str, words)])
-    return ended.value.code, *capsys.readouterr()
+    return run_command(capsys, "memory", *words)
 
 
 @pytest.mark.parametrize(("name", "billions"), PARAMETERS.items())

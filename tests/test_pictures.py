@@ -224,31 +224,32 @@ def test_every_event_is_one_of_the_format(events: list[dict[str, Any]]) -> None:
             assert event["args"]["name"]
         else:
             assert event["ts"] >= 0
+            assert isinstance(event["ts"], int)
         if event["ph"] == "X":
             assert event["dur"] > 0
-            assert event["tid"] > 0
+            assert isinstance(event["dur"], int)
+            assert event["tid"] > 4  # processes: a viewer takes the thread of a process's number for its main one
         if event["ph"] == "C":
-            assert isinstance(event["args"]["value"], (int, float))
+            assert set(event["args"]) in ({"running", "waiting"}, {"%"})
 
 
-def test_slices_of_a_thread_lie_beside_or_within_one_another(events: list[dict[str, Any]]) -> None:
-    """The format's rule for complete events of one thread: a viewer draws nothing sensible where they cross."""
+def test_slices_of_a_thread_follow_or_hold_one_another(events: list[dict[str, Any]]) -> None:
+    """The format's rule for complete events of one thread: Perfetto drops a slice that crosses another by 1 ns."""
     threads = defaultdict(list)
     for event in events:
         if event["ph"] == "X":
-            begin_ns = round(1000 * event["ts"])
-            threads[event["pid"], event["tid"]].append((begin_ns, -round(1000 * (event["ts"] + event["dur"]))))
+            threads[event["pid"], event["tid"]].append((event["ts"], -(event["ts"] + event["dur"])))
     for slices in threads.values():
         around: list[int] = []
         for begin, negative_end in sorted(slices):
-            while around and around[-1] <= begin + 1:
+            while around and around[-1] <= begin:
                 around.pop()
-            assert not around or -negative_end <= around[-1] + 1
+            assert not around or -negative_end <= around[-1]
             around.append(-negative_end)
 
 
 def test_it_says_what_the_run_says(result: Result, events: list[dict[str, Any]]) -> None:
-    steps = [event for event in events if event.get("tid") == 2 and "step" in event.get("args", {})]
+    steps = [event for event in events if event.get("tid") == 6 and "step" in event.get("args", {})]
     assert len(steps) == result.record.num_steps
     assert {event["name"] for event in steps} == {"prefill", "mixed", "decode"}
     requests = [event for event in events if "num_prompt_tokens" in event.get("args", {})]
@@ -256,12 +257,12 @@ def test_it_says_what_the_run_says(result: Result, events: list[dict[str, Any]])
     tokens = sum(event["args"]["num_output_tokens"] for event in requests)
     assert tokens == result.summary["total_output_tokens"]
     first, *_ = sorted(requests, key=lambda event: event["ts"])
-    assert first["ts"] == pytest.approx(1e6 * min(result.requests["arrival_s"]))
+    assert first["ts"] == pytest.approx(1e6 * min(result.requests["arrival_s"]), abs=1)
     assert {event["args"]["name"] for event in events if event["name"] == "process_name"} == {
         *("replica 0", "replica 1"),
         *("requests of replica 0", "requests of replica 1"),
     }
-    used = [event["args"]["value"] for event in events if event["name"].startswith("KV")]
+    used = [event["args"]["%"] for event in events if event["name"].startswith("KV")]
     assert min(used) == 0 < max(used) <= 100
 
 

@@ -14,7 +14,6 @@ from click.testing import CliRunner
 
 from benchmarks.shipped_profiles import remake, with_real_runs
 from simbatch import Scenario, UserError, simulate
-from simbatch.cli import main
 from simbatch.cli.profiles import profiles
 from simbatch.profiler.profile.predicted import roofline_of_profile
 from simbatch.profiler.records import Steps
@@ -25,6 +24,7 @@ from simbatch.sim.scenario import resolve
 from simbatch.sim.search.sweep import sweep
 from simbatch.sim.tuning.space import Space, axes_of
 from simbatch.sim.tuning.vllm_flags import vllm_serve
+from tests import run_command
 from tests.test_profile_import import with_measurements
 
 SAMPLE = (
@@ -257,7 +257,5 @@ def test_a_comparison_says_it(
     Path("s.yaml").write_text(
         yaml.safe_dump({"profile": FP8, "engine": {"kv_cache_dtype": "fp8"}, "workload": WORKLOAD})
     )
-    with pytest.raises(SystemExit):
-        main(["compare", "s.yaml", "--policy", "vllm", "--policy", "fixed"])
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(run_command(capsys, "compare", "s.yaml", "--policy", "vllm", "--policy", "fixed").out.split())
     assert f"NOTE: fixed runs on profile {FP8_KV} in place of {FP8}, for kv_cache_dtype fp8." in said

@@ -8,29 +8,22 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from simbatch import simulate
-from simbatch.cli import main
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
+from tests import Done, run_command
 from tests.bench_files import shared
 from tests.test_cli import run
 
 
-def run_case(capsys: Any, *arguments: object) -> SimpleNamespace:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return SimpleNamespace(code=ended.value.code, **capsys.readouterr()._asdict())
-
-
-def validated(case: Path, capsys: Any, out: Path, *flags: str) -> tuple[SimpleNamespace, dict[str, Any]]:
+def validated(case: Path, capsys: Any, out: Path, *flags: str) -> tuple[Done, dict[str, Any]]:
     command = ("validate", case / "scenario.yaml", "--recorded", case / "result.json", "-o", out, "--json", *flags)
-    done = run_case(capsys, *command)
+    done = run_command(capsys, *command)
     return done, json.loads(done.out)
 
 
@@ -44,25 +37,25 @@ def test_07_a_result_without_start_times_takes_its_load_for_the_arrivals(tmp_pat
     keys = {figure["key"] for figure in content["figures"]}
     assert {"mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms"} <= keys
     assert "request_throughput" not in keys  # its duration of 4 s is not that of its latencies
-    text = run_case(capsys, "trace", "describe", case / "result.json").out
+    text = run_command(capsys, "trace", "describe", case / "result.json").out
     assert "does not say when requests were sent" in text
     assert re.search(r"^prompt +250 ", text, re.MULTILINE)
 
 
 def test_09_infinity_in_a_key_that_nobody_reads(capsys: Any) -> None:
-    done = run_case(capsys, "trace", "describe", shared("cases/public/09-*") / "result.jsonl")
+    done = run_command(capsys, "trace", "describe", shared("cases/public/09-*") / "result.jsonl")
     assert done.code == 0
     assert "Requests:                       4" in done.out
 
 
 def test_10_a_guidellm_report_is_read(tmp_path: Path, capsys: Any) -> None:
     file = shared("cases/public/10-*") / "guidellm.json"
-    done = run_case(capsys, "trace", "describe", file)
+    done = run_command(capsys, "trace", "describe", file)
     assert done.code == 0
     assert "Format:                         guidellm" in done.out
     llmperf = {f"results_ttft_s_{i}": 0.1 for i in range(300)} | {"mean_input_tokens": 5}
     (tmp_path / "llmperf.json").write_text(json.dumps(llmperf, indent=1))
-    refused = run_case(capsys, "trace", "describe", tmp_path / "llmperf.json")
+    refused = run_command(capsys, "trace", "describe", tmp_path / "llmperf.json")
     assert refused.code == 2
     assert refused.err.count("error:") == 1
     assert len(refused.err) < 500 + len(str(tmp_path))
@@ -70,7 +63,7 @@ def test_10_a_guidellm_report_is_read(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_16_a_host_that_is_assumed_is_said(tmp_path: Path, capsys: Any) -> None:
-    done = run_case(capsys, "run", shared("cases/public/16-*") / "scenario.yaml", "-o", tmp_path, "--json")
+    done = run_command(capsys, "run", shared("cases/public/16-*") / "scenario.yaml", "-o", tmp_path, "--json")
     warnings = " ".join(json.loads(done.out)["simbatch"]["warnings"])
     assert "Host and front end are assumed, not measured on this server" in warnings
 
@@ -88,7 +81,7 @@ def test_18_a_closed_loop_on_a_slower_profile_is_slower(tmp_path: Path, capsys: 
 
 def described(capsys: Any, case: str, *flags: str) -> dict[str, Any]:
     file = next(path for path in shared(f"cases/public/{case}-*").iterdir() if path.suffix in (".csv", ".jsonl"))
-    done = run_case(capsys, "trace", "describe", file, "--json", *flags)
+    done = run_command(capsys, "trace", "describe", file, "--json", *flags)
     assert done.code == 0, done.err
     facts: dict[str, Any] = json.loads(done.out)
     return facts
@@ -117,12 +110,12 @@ def test_03_04_turns_wait_for_the_ones_before_them(tmp_path: Path, capsys: Any) 
         assert (found["num_sessions"], found["delay_s"]["max"]) == (2, 2)
         trace = next(shared(f"cases/public/{case}-*").glob("*.jsonl"))
         (tmp_path / "s.yaml").write_text(f"{{profile: h100-llama-3.1-8b-bf16, workload: {{trace: {{path: {trace}}}}}}}")
-        done = run_case(capsys, "run", tmp_path / "s.yaml", "-o", tmp_path / "out", "--json")
+        done = run_command(capsys, "run", tmp_path / "s.yaml", "-o", tmp_path / "out", "--json")
         assert json.loads(done.out)["duration"] > 2.3, case
 
 
 def test_08_lengths_alone_run(tmp_path: Path, capsys: Any) -> None:
-    done = run_case(capsys, "run", shared("cases/public/08-*") / "scenario.yaml", "-o", tmp_path, "--json")
+    done = run_command(capsys, "run", shared("cases/public/08-*") / "scenario.yaml", "-o", tmp_path, "--json")
     assert "num_decode_tokens" in " ".join(json.loads(done.out)["simbatch"]["warnings"])
 
 

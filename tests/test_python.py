@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import re
 import subprocess
@@ -230,3 +231,31 @@ def _shown(cell: Any) -> list[str]:
     """What a cell prints and shows as text."""
     texts = [output.get("text") or output["data"]["text/plain"] for output in _outputs(cell)]
     return ["".join(text) for text in texts]
+
+
+class Looks(Policy):
+    """Looks how often Python collects while a run is under way."""
+
+    seen: tuple[int, int, int] | None = None
+
+    def seats(self, engine: Any) -> int:
+        type(self).seen = gc.get_threshold()
+        return 4
+
+
+class Greedy(Policy):
+    """Breaks a rule."""
+
+    def seats(self, engine: Any) -> int:
+        raise ValueError("no seats")
+
+
+def test_collections_are_rare_in_a_run_and_as_before_behind_it() -> None:
+    before = gc.get_threshold()
+    simulate(SCENARIO, Looks())
+    assert Looks.seen is not None
+    assert Looks.seen[0] > before[0]
+    assert gc.get_threshold() == before
+    with pytest.raises(Exception, match="no seats"):
+        simulate(SCENARIO, Greedy())
+    assert gc.get_threshold() == before

@@ -14,6 +14,7 @@ import pytest
 
 from simbatch import Result, Scenario, simulate
 from simbatch.sim.files import write_yaml
+from simbatch.sim.report.engine_text import answer
 from simbatch.sim.report.page import run as run_page_module
 from simbatch.sim.report.page.charts import beside, line
 from simbatch.sim.report.page.page import PageTable, ReportPage, rendered
@@ -60,8 +61,10 @@ def without_plotly(page: str) -> str:
 def test_the_answer_stands_above_the_charts(page: str, result: Result) -> None:
     """Word for word the four lines of the console."""
     text = re.sub(r"</?(?:code|span)[^>]*>", "", without_plotly(page))
-    for answer in result.text().splitlines()[:4]:
-        label, _, sentence = answer.partition(": ")
+    console = " ".join(result.text().split())
+    for said in answer(result.summary):
+        assert said in console
+        label, _, sentence = said.partition(": ")
         at = text.index(f"<dt>{label}</dt><dd>{sentence}</dd>")
         assert at < text.index("<h2>Charts</h2>")
 

@@ -88,14 +88,31 @@ def test_the_first_four_lines_are_the_answer():
         "SLO: 50.00 % of 2 requests keep it; TTFT breaks it most (50.00 % are within 150 ms).",
         "What binds: nothing but the time that steps take.",
         "Load: the queue does not keep growing (0.65 wait on average); room: simbatch tune --capacity.",
-        "Trust: rtx4090-llama-3.1-8b-bf16 (decode 1.9 %, mixed 4.8 % off); 99.99 % in range.",
+        "Trust: rtx4090-llama-3.1-8b-bf16 (step times off by decode 1.9 %, mixed 4.8 %).",
         "",
     ]
+    far = result(profile_source="measured", share_in_range=0.957).text()
+    assert "mixed 4.8 %); 4.30 % of steps outside what it measured." in " ".join(far.split())
     short, long = result(engine={"max_num_seqs": 2}).text(), result(profile_is_estimate=True, slo=SloLimits()).text()
     assert "What binds: max_num_seqs (all 2 were running)." in short
     assert "no claim" not in short
     assert long.startswith("SLO: none is set; P99 TTFT 200 ms, TPOT 45 ms, 17.65 output tok/s.")
     assert "Trust: rtx4090-llama-3.1-8b-bf16 is an estimate, which nobody measured." in long
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"profile": "inline", "profile_error": None, "share_in_range": None}, "step times are those of the scenario."),
+        ({"profile": "own", "profile_error": None, "share_in_range": None}, "own states no error."),
+        (
+            {"profile": "mine", "profile_error": "fitted from the streams of 2 results (900 requests); not told: much"},
+            "mine (fitted from the streams of 2 results).",
+        ),
+    ],
+)
+def test_trust_of_profiles_that_name_no_source(known, said):
+    assert f"\nTrust: {said}\n" in result(**known).text()
 
 
 def test_what_follows_says_slo_classes_engine_and_setting():
@@ -126,7 +143,7 @@ def test_lines_stay_narrow():
 def test_warnings_come_last_and_reasons_are_named():
     record = build([Toy(0, [0]), Toy(0, [], 9000, status=REJECTED)], back_to_back([MS]))
     text = Result(record, facts()).text()
-    assert text.endswith("WARNING: 1 of 2 requests were rejected; see the reasons.")
+    assert text.endswith("WARNING: 1 of 2 requests were rejected: `rejected_reasons` says why.")
     assert "Rejected 1: prompt of 9000 tokens\n" in text
     assert "Mean TPOT (ms):                          -" in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +13,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from simbatch import Scenario, simulate
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.columns import SloLimits
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import files
+from simbatch.sim.results.files import write_requests
 from tests.results_records import MS, REFUSED, REJECTED, UNFINISHED, Step, Toy, back_to_back, build, facts
 
 NAMES = {"summary.json", "requests.parquet", "scenario.yaml", "run.json", "latency.png", "timeline.png"}
@@ -217,3 +220,34 @@ def test_pandas_is_asked_for_only_then_and_missed_clearly(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_pandas)
     with pytest.raises(ImportError, match="needs pandas, which is not installed: pip install pandas"):
         result().requests.to_pandas()
+
+
+def test_a_run_s_own_requests_play_the_same_again(tmp_path: Path) -> None:
+    """Sub-requests beside each other, pauses, users, shared system prompts, and memory that is too short for them."""
+    profile = {
+        "num_gpu_blocks": 300,
+        "max_model_len": 4000,
+        "step_time": {"base_s": 0.01, "per_prefill_token_s": 1e-5, "per_decode_seq_s": 0, "per_context_token_s": 0},
+    }
+    short = {"distribution": "uniform", "min": 20, "max": 300}
+    drawn = {
+        **{"num_sessions": 40, "concurrency": 12, "turns": {"distribution": "uniform", "min": 1, "max": 5}},
+        **{"new_tokens": short, "output_len": short, "system_prompt_tokens": 64, "num_system_prompts": 3},
+        **{"think_time_s": {"distribution": "exponential", "mean": 2}, "max_context": 3900},
+        "branch": {"share": 0.4, "width": {"distribution": "uniform", "min": 2, "max": 3}},
+    }
+    scenario = {"profile": profile, "engine": {"max_num_seqs": 64}, "workload": {"sessions": drawn}}
+    first = simulate(Scenario.from_dict(scenario))
+    write_requests(tmp_path / "requests.parquet", first.record)
+    again = simulate(
+        Scenario.from_dict(scenario | {"workload": {"trace": {"path": str(tmp_path / "requests.parquet")}}})
+    )
+    assert first.summary["simbatch"]["num_preemptions"] > 0
+    for name in first.requests:
+        one, other = first.requests[name].tolist(), again.requests[name].tolist()
+        if name == "system_prompt":  # labels of the same thing
+            other = [dict(zip(other, one, strict=True))[label] for label in other]
+        assert str(one) == str(other), name
+    told = first.requests["parent"].tolist()
+    assert max(map(len, told)) > 2
+    assert (first.requests["delay"] > 2).any()

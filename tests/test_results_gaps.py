@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch import Result, Scenario, simulate
-from simbatch.sim.metrics import columns, registry
+from simbatch.sim.metrics import registry
 from simbatch.sim.metrics.curves import first_steps_ps, output_tokens_per_second
 from simbatch.sim.metrics.latencies import PooledGaps
 from simbatch.sim.metrics.registry import REGISTRY, metrics_of, steady_metrics
@@ -146,7 +146,7 @@ def test_the_size_of_the_slices_changes_nothing(simulated, size, monkeypatch, tm
     whole_pictured, whole_tokens = pictured(simulated), output_tokens_per_second(record)
     whole_sketch = PooledGaps.of(record).sketch()
     simulated.save(tmp_path / "whole")
-    monkeypatch.setattr(columns, "ROWS_PER_SLICE", size)
+    monkeypatch.setattr("simbatch.sim.engine.record.ROWS_PER_SLICE", size)
     record = replace(record)  # another one, with nothing kept of what was asked before
     sliced = ResultClass(record, simulated.facts)
     assert json.dumps(sliced.summary) == json.dumps(simulated.summary)

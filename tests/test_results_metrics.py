@@ -71,7 +71,7 @@ def test_the_client_sees_its_overhead_in_ttft_e2el_and_the_end():
 
 
 def timed():
-    """The same, but the tokens exist 5 ms after the device's ends, and leave the server 0, 10, 1, 1 and 2 ms later."""
+    """A run whose tokens exist 5 ms after the device's ends, and leave the server 0, 10, 1, 1 and 2 ms later."""
     toys, steps = by_hand()
     late(steps, [5 * MS, 0, 5 * MS, 10 * MS, 5 * MS, 1 * MS, 5 * MS, 1 * MS, 5 * MS, 2 * MS])
     return toys, steps
@@ -132,7 +132,7 @@ def test_refused_requests_are_failed_with_their_reasons_and_wait_nowhere():
     assert ours["rejected_reasons"] == []
     assert ours["queue"]["max_waiting"] == 1
     assert ours["longest_wait"]["request_id"] == "1"
-    assert ours["warnings"] == ["2 of 4 requests were refused by the front end (503); see the reasons."]
+    assert ours["warnings"] == ["2 of 4 requests got a 503 of the front end: `refused_reasons` says why."]
     assert "Refused 2: max_num_queued_reqs: 4 in the server" in result.text()
     assert result.requests["status"].tolist()[2:] == ["refused", "refused"]
 

@@ -25,7 +25,6 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 
 PROFILE = "h100-llama-3.1-8b-bf16"
-HOSTED = Path(__file__).parents[1] / "benchmarks" / "h100-host.json"
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from simbatch.profiler import server as tail_module
 from simbatch.profiler.fit.recorder.moments import read_steps
 from simbatch.profiler.records.lines import RecordedStep
 from simbatch.profiler.server import Tail
-from simbatch.profiler.server.http import Connection, Endpoint, run_loop
-from simbatch.serving.processes import RotatingFile, ended_by_signals
+from simbatch.profiler.server.http import Connection, Endpoint
+from simbatch.serving.processes import RotatingFile, ended_by_signals, run_loop
 from simbatch.sim.errors import UserError
 
 EVENTS = [{"choices": [{"text": "é"}]}, {"choices": [{"text": ""}]}, {"choices": [], "usage": {"completion_tokens": 2}}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,23 +14,16 @@ from hypothesis import strategies as st
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
+from simbatch.sim.engine.gateway import GatewayReplica, GatewayRequest
 from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
 from simbatch.sim.plugins.testing.cases import MS, ListSource, in_sessions, random_cluster
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.request import Request
 from simbatch.sim.workload.turns import CycleError, Turns, turns_of, whole_prompts
-from tests.engine_cases import Case, itl_ps, random_case, timed_case
+from tests.engine_cases import Case, assert_same, random_case, timed_case
 from tests.test_cluster import NAMES, router
 
 PLAIN = EngineConfig(max_num_seqs=16, max_num_batched_tokens=512, max_model_len=4096, num_gpu_blocks=2000)
-
-
-def assert_same(expected: RunRecord, found: RunRecord) -> None:
-    for field in fields(expected.requests):
-        one, other = getattr(expected.requests, field.name), getattr(found.requests, field.name)
-        assert np.array_equal(one, other) if isinstance(other, np.ndarray) else one == other, field.name
-    for name in ("num_steps", "num_preemptions", "num_recomputed_tokens", "num_truncated", "end_ps", "num_not_sent"):
-        assert getattr(expected, name) == getattr(found, name), name
-    assert itl_ps(found) == itl_ps(expected)
 
 
 def case_of(seed: int, is_timed: bool) -> Case:
@@ -241,3 +234,19 @@ class Cache:
             if name is None:  # it is handed out first
                 self.idle.move_to_end(block, last=False)
         return hits * self.size
+
+
+def test_all_turns_of_a_session_go_to_one_replica() -> None:
+    chosen_by = router("session")
+    sizes = {"group": 0, "profile": "p", "block_size": 16, "num_gpu_blocks": 9, "max_num_seqs": 9}
+    views = [GatewayReplica(i, None, **sizes) for i in range(5)]  # it looks at nothing that they publish
+    chosen_by.start(views, lambda: 0.0)
+    to: dict[str, set[int]] = {}
+    for i in range(60):
+        request = Request(i, f"r{i}", 0, 10, 10)
+        request.session_id, request.tenant = f"s{i % 20}", f"t{i % 3}"
+        to.setdefault(request.session_id, set()).add(chosen_by.route(GatewayRequest(request, 16), views).index)
+        request.session_id = None
+        to.setdefault(request.tenant, set()).add(chosen_by.route(GatewayRequest(request, 16), views).index)
+    assert all(len(replicas) == 1 for replicas in to.values())
+    assert len(set.union(*to.values())) == 5

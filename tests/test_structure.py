@@ -11,6 +11,7 @@ import ast
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,13 +20,13 @@ import yaml
 from click.testing import CliRunner
 
 from benchmarks.architecture import (
+    FOLDERS,
     PAGE,
     ROOT,
     circles,
     classes_defined_twice,
     import_graph,
     longest_chain,
-    modules,
     page_with,
     picture,
     rooms,
@@ -35,7 +36,9 @@ from simbatch.cli import cli
 from simbatch.sim import compiled
 from simbatch.sim.engine import leap
 
-LEANS_ON_ANOTHER = re.compile(r"(The same|See |As `|Like )")
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+LEANS_ON_ANOTHER = re.compile(r"(The same|See |As `\w+`|Like )")
 
 
 def test_no_import_goes_in_a_circle() -> None:
@@ -53,16 +56,31 @@ def test_a_public_class_has_a_name_of_its_own() -> None:
     assert classes_defined_twice() == {}
 
 
+def sources() -> dict[str, str]:
+    """Every file of Python that is written here, by its path; the oracle is kept as it was: it made the recordings."""
+    folders = (*FOLDERS, "benchmarks", "parity", "tests")
+    paths = {path for folder in folders for path in (ROOT / folder).rglob("*.py")} - {ROOT / "parity/vllm_oracle.py"}
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(paths)}
+
+
+def definitions(kinds: tuple[type[Definition], ...]) -> Iterator[tuple[str, Definition]]:
+    """Every definition of these kinds, and where it is."""
+    for path, text in sources().items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, kinds):
+                yield f"{path}:{node.lineno} {node.name}", node
+
+
 def test_a_docstring_stands_alone() -> None:
     """A reader who comes to a function by its name has not read the one above."""
-    leaning = [
-        f"{module}.{node.name}"
-        for module, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef))
-        if LEANS_ON_ANOTHER.match(ast.get_docstring(node) or "")
-    ]
-    assert leaning == []
+    known = definitions((ast.ClassDef, *FUNCTIONS))
+    assert [where for where, node in known if LEANS_ON_ANOTHER.match(ast.get_docstring(node) or "")] == []
+
+
+def test_a_file_is_at_most_300_lines_and_a_function_60() -> None:
+    """What a reader holds in mind at once; longer ones are divided by what they are about, not by their length."""
+    assert [path for path, text in sources().items() if text.count("\n") > 300] == []
+    assert [where for where, node in definitions(FUNCTIONS) if (node.end_lineno or 0) - node.lineno >= 60] == []
 
 
 def test_the_picture_of_the_rooms_is_what_the_imports_say() -> None:

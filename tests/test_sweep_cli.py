@@ -122,7 +122,7 @@ def test_json_has_the_rows(file: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_progress_goes_to_stderr_and_quiet_is_quiet(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("sweep", file, "--jobs", 1) == 0
     said = capsys.readouterr()
-    assert "4 of 4 cells" in said.err
+    assert "4 of 4 simulations" in said.err
     assert "overloaded" in said.out
     assert run("sweep", file, "--jobs", 1, "--quiet") == 0
     assert capsys.readouterr() == ("", "")

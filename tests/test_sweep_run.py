@@ -136,7 +136,7 @@ def test_ctrl_c_keeps_the_finished_cells(file: Path, jobs: int) -> None:
     command = [*SIMBATCH, "sweep", str(file), "-o", "cut", "--jobs", str(jobs)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
-        assert "3 of 30 cells" in process.stderr.readline()
+        assert "3 of 30 simulations" in process.stderr.readline()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
         said = process.stderr.read()
     assert process.returncode == 130

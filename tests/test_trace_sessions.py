@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simbatch import Scenario, simulate
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import UserError
-from simbatch.sim.results.files import write_requests
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.traces.statistics import describe
@@ -217,37 +215,6 @@ BAD: list[tuple[list[Row], str]] = [
 def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path: Path, rows: list[Row], message: str) -> None:
     with pytest.raises(UserError, match=message):
         turns_in(source_of(write_lines(tmp_path / "t.jsonl", rows)))
-
-
-def test_a_run_s_own_requests_play_the_same_again(tmp_path: Path) -> None:
-    """Sub-requests beside each other, pauses, users, shared system prompts, and memory that is too short for them."""
-    profile = {
-        "num_gpu_blocks": 300,
-        "max_model_len": 4000,
-        "step_time": {"base_s": 0.01, "per_prefill_token_s": 1e-5, "per_decode_seq_s": 0, "per_context_token_s": 0},
-    }
-    short = {"distribution": "uniform", "min": 20, "max": 300}
-    drawn = {
-        **{"num_sessions": 40, "concurrency": 12, "turns": {"distribution": "uniform", "min": 1, "max": 5}},
-        **{"new_tokens": short, "output_len": short, "system_prompt_tokens": 64, "num_system_prompts": 3},
-        **{"think_time_s": {"distribution": "exponential", "mean": 2}, "max_context": 3900},
-        "branch": {"share": 0.4, "width": {"distribution": "uniform", "min": 2, "max": 3}},
-    }
-    scenario = {"profile": profile, "engine": {"max_num_seqs": 64}, "workload": {"sessions": drawn}}
-    first = simulate(Scenario.from_dict(scenario))
-    write_requests(tmp_path / "requests.parquet", first.record)
-    again = simulate(
-        Scenario.from_dict(scenario | {"workload": {"trace": {"path": str(tmp_path / "requests.parquet")}}})
-    )
-    assert first.summary["simbatch"]["num_preemptions"] > 0
-    for name in first.requests:
-        one, other = first.requests[name].tolist(), again.requests[name].tolist()
-        if name == "system_prompt":  # labels of the same thing
-            other = [dict(zip(other, one, strict=True))[label] for label in other]
-        assert str(one) == str(other), name
-    told = first.requests["parent"].tolist()
-    assert max(map(len, told)) > 2
-    assert (first.requests["delay"] > 2).any()
 
 
 def test_system_prompts_of_a_file_have_one_length(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from simbatch import Scenario, UserError, simulate
-from simbatch.sim.search.rates import at_rate, rates_of
+from simbatch.sim.search.loads import at_rate, rates_of
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning.capacity import FRESH, Capacity, capacity_limits, find_capacity
 from simbatch.sim.tuning.capacity_report import content, report

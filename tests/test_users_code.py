@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch import simulate
-from simbatch.cli import main
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.reading.document import MAX_VALUES, parse_document
 from simbatch.sim.scenario.reading.syntax import parse_plain
-from tests import exit_code
+from tests import exit_code, run_command
 from tests.test_docs import blocks, checkout
-from tests.wrong_scenarios import ALL, GOOD, Wrong, in_profile
+from tests.wrong_rules import ALL
+from tests.wrong_scenarios import GOOD, Wrong, in_profile
 
 HELPER = "def half(request):\n    return request.num_tokens / 2\n"
 WHERE = {
@@ -124,10 +124,8 @@ def test_the_page_from_idea_to_figure(checkout: Path, capsys: pytest.CaptureFixt
         if language != "sh":
             continue
         for command in script.splitlines():
-            with pytest.raises(SystemExit) as ended:
-                main(shlex.split(command)[1:])
-            printed = capsys.readouterr()
-            assert ended.value.code == 0, printed.err
+            printed = run_command(capsys, *shlex.split(command)[1:])
+            assert printed.code == 0, printed.err
             done.append(command.split()[1])
         if recorded is not None:
             shown = printed.out.splitlines()

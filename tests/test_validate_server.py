@@ -7,12 +7,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from typing import NamedTuple
 
 import pytest
 import yaml
 
-from simbatch.cli import main
+from tests import run_command
 from tests.servers import HANGS, MODEL, STEP_S, StreamingServer
 
 # the keys of vllm/benchmarks/serve.py 0.32 with --save-result --save-detailed, as one run of it wrote them
@@ -54,30 +53,10 @@ def scenario(tmp_path):
     return write
 
 
-class Done(NamedTuple):
-    exit_code: int
-    output: str
-
-
-@pytest.fixture
-def runner(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main(list(arguments))
-        said = capsys.readouterr()
-        return Done(end.value.code, said.out + said.err)
-
-    return run
-
-
-def validate(runner, *arguments):
-    return runner("validate", *arguments)
-
-
-def test_figures_of_a_server_that_does_as_simulated(runner, serving, scenario, tmp_path):
+def test_figures_of_a_server_that_does_as_simulated(capsys, serving, scenario, tmp_path):
     server, out = serving(), tmp_path / "out"
-    done = validate(runner, scenario(), "--server", f"{server.url}/v1", "--repeat", "2", "-o", str(out))
-    assert done.exit_code == 0, done.output
+    done = run_command(capsys, "validate", scenario(), "--server", f"{server.url}/v1", "--repeat", "2", "-o", str(out))
+    assert done.code == 0, done.said
     assert len(server.bodies) == 1 + 2 * 30  # the first asks whether it serves
     content = json.loads((out / "validation.json").read_text())
     figures = {figure["key"]: figure for figure in content["figures"]}
@@ -91,10 +70,10 @@ def test_figures_of_a_server_that_does_as_simulated(runner, serving, scenario, t
     assert (engine["num_gpu_blocks"], engine["max_model_len"], engine["block_size"]) == (600, 600, 16)
 
 
-def test_what_is_sent_is_what_the_scenario_says(runner, serving, scenario, tmp_path):
+def test_what_is_sent_is_what_the_scenario_says(capsys, serving, scenario, tmp_path):
     server, file = serving(), scenario(prefix={"num_prefixes": 2, "prefix_len": 32})
     given = ("--server", server.url, "--repeat", "2", "--temperature", "0.7", "-o", str(tmp_path / "out"))
-    assert validate(runner, file, *given).exit_code == 0
+    assert run_command(capsys, "validate", file, *given).code == 0
     bodies = server.bodies[1:]
     recorded = json.loads((tmp_path / "out" / "run-1" / "result.json").read_text())
     assert [len(body["prompt"]) for body in bodies[:30]] == recorded["input_lens"]
@@ -107,9 +86,9 @@ def test_what_is_sent_is_what_the_scenario_says(runner, serving, scenario, tmp_p
     assert not first.keys() & second.keys()  # the first run's prompts are in the server's cache by then
 
 
-def test_the_detailed_json_is_that_of_vllm_bench_serve(runner, serving, scenario, tmp_path):
+def test_the_detailed_json_is_that_of_vllm_bench_serve(capsys, serving, scenario, tmp_path):
     server, file = serving(), scenario()
-    assert validate(runner, file, "--server", server.url, "-o", str(tmp_path / "out")).exit_code == 0
+    assert run_command(capsys, "validate", file, "--server", server.url, "-o", str(tmp_path / "out")).code == 0
     result = tmp_path / "out" / "run-1" / "result.json"
     content = json.loads(result.read_text())
     assert content.keys() - {"simbatch"} >= BENCH_KEYS
@@ -118,16 +97,16 @@ def test_the_detailed_json_is_that_of_vllm_bench_serve(runner, serving, scenario
     assert [len(itl) + 1 for itl in content["itls"]] == content["output_lens"]
     latency = [ttft + sum(itl) for ttft, itl in zip(content["ttfts"], content["itls"], strict=True)]
     assert latency == pytest.approx(content["latencies"])
-    again = validate(runner, file, "--recorded", str(result), "-o", str(tmp_path / "recorded"))
-    assert again.exit_code == 0, again.output
+    again = run_command(capsys, "validate", file, "--recorded", str(result), "-o", str(tmp_path / "recorded"))
+    assert again.code == 0, again.said
     figures = json.loads((tmp_path / "recorded" / "validation.json").read_text())["figures"]
     assert {f["key"]: f["median"] for f in figures}["mean_ttft_ms"] == pytest.approx(content["mean_ttft_ms"])
 
 
-def test_a_limit_on_concurrency_holds_on_both_sides(runner, serving, scenario, tmp_path):
+def test_a_limit_on_concurrency_holds_on_both_sides(capsys, serving, scenario, tmp_path):
     server, file = serving(), scenario(request_rate=1000)
     given = ("--server", server.url, "--max-concurrency", "4", "-o", str(tmp_path / "out"))
-    assert validate(runner, file, *given).exit_code == 0
+    assert run_command(capsys, "validate", file, *given).code == 0
     assert server.max_at_once == 4
     figures = json.loads((tmp_path / "out" / "validation.json").read_text())["figures"]
     in_flight = next(f for f in figures if f["key"] == "simbatch.mean_concurrent_requests")
@@ -138,40 +117,42 @@ def test_a_limit_on_concurrency_holds_on_both_sides(runner, serving, scenario, t
     assert max(content["queue_times"]) > STEP_S
 
 
-def test_resume_goes_on_with_the_runs_that_are_there(runner, serving, scenario, tmp_path):
+def test_resume_goes_on_with_the_runs_that_are_there(capsys, serving, scenario, tmp_path):
     server, file, out = serving(), scenario(), tmp_path / "out"
     given = ("--server", server.url, "-o", str(out), "--resume")
-    assert validate(runner, file, *given).exit_code == 0
+    assert run_command(capsys, "validate", file, *given).code == 0
     before = (out / "run-1" / "result.json").read_bytes()
-    assert validate(runner, file, *given, "--repeat", "2").exit_code == 0
+    assert run_command(capsys, "validate", file, *given, "--repeat", "2").code == 0
     assert (out / "run-1" / "result.json").read_bytes() == before
     content = json.loads((out / "validation.json").read_text())
     ttft = next(f for f in content["figures"] if f["key"] == "mean_ttft_ms")
     assert ttft["real"][0] == pytest.approx(json.loads(before)["mean_ttft_ms"])
-    other = validate(runner, file, *given, "--temperature", "1")
-    assert other.exit_code == 2
-    assert "the runs in it are of another temperature" in other.output
+    other = run_command(capsys, "validate", file, *given, "--temperature", "1")
+    assert other.code == 2
+    assert "the runs in it are of another temperature" in other.said
 
 
-def test_refused_requests_are_told_and_left_out(runner, serving, scenario, tmp_path):
+def test_refused_requests_are_told_and_left_out(capsys, serving, scenario, tmp_path):
     refuse = lambda number: (503, "queue is full") if number % 10 == 3 else None  # noqa: E731
-    done = validate(runner, scenario(), "--server", serving(answer=refuse).url, "-o", str(tmp_path / "out"))
-    assert done.exit_code == 0
-    assert "3 of 30 requests failed in run 1 (HTTP 503: queue is full)" in done.output
+    done = run_command(
+        capsys, "validate", scenario(), "--server", serving(answer=refuse).url, "-o", str(tmp_path / "out")
+    )
+    assert done.code == 0
+    assert "3 of 30 requests failed in run 1 (HTTP 503: queue is full)" in done.said
     content = json.loads((tmp_path / "out" / "run-1" / "result.json").read_text())
     assert (content["completed"], content["failed"]) == (27, 3)
     assert Counter(content["errors"]) == {"": 27, "HTTP 503: queue is full": 3}
 
 
-def test_each_thing_that_goes_wrong_is_one_sentence(runner, serving, scenario, tmp_path):
+def test_each_thing_that_goes_wrong_is_one_sentence(capsys, serving, scenario, tmp_path):
     file, server = scenario(), serving()
 
     def said(*arguments):
-        done = validate(runner, file, *arguments, "-o", str(tmp_path / "out"))
-        assert done.exit_code == 2, done.output
-        errors = [line for line in done.output.splitlines() if line.startswith("error: ")]
+        done = run_command(capsys, "validate", file, *arguments, "-o", str(tmp_path / "out"))
+        assert done.code == 2, done.said
+        errors = [line for line in done.said.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1
-        assert "Traceback" not in done.output
+        assert "Traceback" not in done.said
         return errors[0]
 
     server.close()
@@ -187,13 +168,13 @@ def test_each_thing_that_goes_wrong_is_one_sentence(runner, serving, scenario, t
     assert "answered none of 30 requests: HTTP 503: full" in said("--server", full.url)
 
 
-def test_a_server_that_dies_leaves_what_it_had_answered(runner, serving, scenario, tmp_path):
+def test_a_server_that_dies_leaves_what_it_had_answered(capsys, serving, scenario, tmp_path):
     server, out = serving(lives=12), tmp_path / "out"
-    done = validate(runner, scenario(), "--server", server.url, "-o", str(out))
-    assert done.exit_code == 2
-    assert "is gone: Connection refused; run 1 was cut off after" in done.output
+    done = run_command(capsys, "validate", scenario(), "--server", server.url, "-o", str(out))
+    assert done.code == 2
+    assert "is gone: Connection refused; run 1 was cut off after" in done.said
     content = json.loads((out / "run-1" / "cut-off.json").read_text())
-    assert f"after {content['completed']} of {len(content['errors'])} requests sent" in done.output
+    assert f"after {content['completed']} of {len(content['errors'])} requests sent" in done.said
     assert 8 <= content["completed"] == Counter(content["errors"])[""] < len(content["errors"])
     assert not (out / "run-1" / "result.json").exists()
 
@@ -216,22 +197,22 @@ def test_ctrl_c_leaves_what_was_answered(serving, scenario, tmp_path):
     assert json.loads((out / "run-1" / "cut-off.json").read_text())["completed"] > 20
 
 
-def test_tokens_that_come_together_are_told(runner, serving, scenario, tmp_path):
-    done = validate(runner, scenario(), "--server", serving(at_once=2).url, "-o", str(tmp_path / "out"))
-    assert done.exit_code == 0, done.output
+def test_tokens_that_come_together_are_told(capsys, serving, scenario, tmp_path):
+    done = run_command(capsys, "validate", scenario(), "--server", serving(at_once=2).url, "-o", str(tmp_path / "out"))
+    assert done.code == 0, done.said
     content = json.loads((tmp_path / "out" / "run-1" / "result.json").read_text())
     assert [len(itl) + 1 for itl in content["itls"]] == [(n + 1) // 2 for n in content["output_lens"]]
     share = 1 - sum((n + 1) // 2 for n in content["output_lens"]) / sum(content["output_lens"])
-    assert f"{share:.0%} of the tokens came together with the one before" in done.output.replace("\n", " ")
+    assert f"{share:.0%} of the tokens came together with the one before" in done.said.replace("\n", " ")
 
 
-def test_a_server_that_hangs_is_given_up(runner, serving, scenario, tmp_path, monkeypatch):
+def test_a_server_that_hangs_is_given_up(capsys, serving, scenario, tmp_path, monkeypatch):
     monkeypatch.setattr("simbatch.profiler.server.client.STALL_S", 1.5)
     monkeypatch.setattr("simbatch.profiler.server.client.LOOK_S", 0.1)
     server = serving(answer=lambda number: HANGS if number > 20 else None)
-    done = validate(runner, scenario(), "--server", server.url, "-o", str(tmp_path / "out"))
-    assert done.exit_code == 2
-    assert "is gone: nothing has come from it for 1.5 s; run 1 was cut off after 20 of 30 requests sent" in done.output
+    done = run_command(capsys, "validate", scenario(), "--server", server.url, "-o", str(tmp_path / "out"))
+    assert done.code == 2
+    assert "is gone: nothing has come from it for 1.5 s; run 1 was cut off after 20 of 30 requests sent" in done.said
     assert json.loads((tmp_path / "out" / "run-1" / "cut-off.json").read_text())["completed"] == 20
 
 
@@ -256,11 +237,11 @@ def sessions(tmp_path):
 
 
 @pytest.mark.parametrize("tells", [True, False])
-def test_turns_are_sent_when_others_have_ended_and_go_on_with_what_was_said(runner, serving, sessions, tmp_path, tells):
+def test_turns_are_sent_when_others_have_ended_and_go_on_with_what_was_said(capsys, serving, sessions, tmp_path, tells):
     server, out = serving(), tmp_path / "out"
     server.tells_token_ids = tells
-    done = validate(runner, sessions, "--server", server.url, "-o", str(out))
-    assert done.exit_code == 0, done.output
+    done = run_command(capsys, "validate", sessions, "--server", server.url, "-o", str(out))
+    assert done.code == 0, done.said
     result = json.loads((out / "run-1" / "result.json").read_text())
     sent = dict(
         zip(result["simbatch"]["rows"], zip(result["start_times"], result["latencies"], strict=True), strict=True)
@@ -273,7 +254,7 @@ def test_turns_are_sent_when_others_have_ended_and_go_on_with_what_was_said(runn
         said = [server.token_id(n, number + 1) for number in range(num_answer)]
         assert (prompts[second][n : n + num_answer] == said) is (tells or not said)
     assert [len(prompts[row]) for row in range(6)] == [40, 70, 90, 33, 60, 62]
-    assert ("does not tell all token ids" in done.output) is not tells
+    assert ("does not tell all token ids" in done.said) is not tells
     found = json.loads((out / "validation.json").read_text())
     figures = {figure["key"]: figure for figure in found["figures"]}
     session = figures["simbatch.sessions.mean_duration_ms"]
@@ -282,23 +263,23 @@ def test_turns_are_sent_when_others_have_ended_and_go_on_with_what_was_said(runn
     assert [each["simulated"] for each in hits] == [0, (32 + 32) / 130, (64 + 48) / 152]
     # what another text than the answer stands before is not found: of 70 tokens behind 40 and 5
     assert [each["real"] for each in hits] == [0, (32 + 32) / 130, (64 + 48) / 152] if tells else hits
-    assert "sessions, turn by turn" in done.output
+    assert "sessions, turn by turn" in done.said
 
 
-def test_a_server_that_tells_no_hits_is_told(runner, serving, sessions, tmp_path):
+def test_a_server_that_tells_no_hits_is_told(capsys, serving, sessions, tmp_path):
     server = serving()
     server.tells_hits = False
-    done = validate(runner, sessions, "--server", server.url, "-o", str(tmp_path / "out"), "--html")
-    assert "hit rates by turn left out" in " ".join(done.output.split())
+    done = run_command(capsys, "validate", sessions, "--server", server.url, "-o", str(tmp_path / "out"), "--html")
+    assert "hit rates by turn left out" in " ".join(done.said.split())
     turns = json.loads((tmp_path / "out" / "validation.json").read_text())["turns"]
     assert [row["cached_tokens_share"]["real"] for row in turns] == [None] * 3
     assert [row["num_requests"] for row in turns] == [2, 2, 2]
     assert "Sessions, turn by turn" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_turn_that_fails_ends_its_session(runner, serving, sessions, tmp_path):
+def test_a_turn_that_fails_ends_its_session(capsys, serving, sessions, tmp_path):
     server = serving(answer=lambda number: (500, "no") if number == 1 else None)
-    done = validate(runner, sessions, "--server", server.url, "-o", str(tmp_path / "out"))
-    assert done.exit_code == 0, done.output
+    done = run_command(capsys, "validate", sessions, "--server", server.url, "-o", str(tmp_path / "out"))
+    assert done.code == 0, done.said
     assert len(server.bodies) == 1 + 1 + 3  # a question, a turn of the first session, three of the other
-    assert "1 of 4 requests failed in run 1" in done.output
+    assert "1 of 4 requests failed in run 1" in done.said

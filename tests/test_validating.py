@@ -1,35 +1,27 @@
-"""Many recorded runs in a table, settings for one engine on both sides, and the engine's clock of a real run."""
+"""Many recorded runs in a table, and settings for one engine on both sides."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from simbatch import Result, Scenario, UserError, simulate
-from simbatch.cli import main
+from simbatch import Scenario, UserError
 from simbatch.profiler.validate import Bounds, ComparedFigure, is_within
 from simbatch.profiler.validate.matching import as_resolved, check_can_run, engine_options
 from simbatch.serving.options import PolicyOptions
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.scenario import resolve
+from tests import Done, exit_code, run_command
 from tests import bench_files as files
-from tests import exit_code
 from tests.made_samples import ENGINE
 
 USERS = (1, 4, 16)
 RESULTS = {users: files.ran(files.closed_loop(users, num_prompts=60, prompt=400)) for users in USERS}
-
-
-def run(capsys: Any, *arguments: object) -> SimpleNamespace:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return SimpleNamespace(code=ended.value.code, **capsys.readouterr()._asdict())
 
 
 @pytest.fixture
@@ -50,8 +42,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def validated(folder: Path, capsys: Any, *flags: object) -> tuple[dict[str, Any], SimpleNamespace]:
-    done = run(capsys, "validate", folder / "x.yaml", "-o", folder / "out", "--json", *flags)
+def validated(folder: Path, capsys: Any, *flags: object) -> tuple[dict[str, Any], Done]:
+    done = run_command(capsys, "validate", folder / "x.yaml", "-o", folder / "out", "--json", *flags)
     return (json.loads(done.out) if done.out else {}), done
 
 
@@ -79,7 +71,7 @@ def _error(each: dict[str, Any], key: str) -> float:
 
 
 def test_the_table_names_each_run_once_and_its_end(folder: Path, capsys: Any) -> None:
-    done = run(capsys, "validate", folder / "x.yaml", "--recorded", folder / "results", "-o", folder / "out")
+    done = run_command(capsys, "validate", folder / "x.yaml", "--recorded", folder / "results", "-o", folder / "out")
     lines = done.out.splitlines()
     row = next(line for line in lines if "server_in400_c4" in line)
     assert "4 in" in row
@@ -121,7 +113,7 @@ def test_bounds_hold_for_every_run(folder: Path, capsys: Any) -> None:
     flags = ("--recorded", folder / "results", "--bounds", "mean_e2el=10")
     content, done = validated(folder, capsys, *flags)
     assert (done.code, content["is_within_bounds"]) == (1, False)
-    shown = run(capsys, "validate", folder / "x.yaml", "-o", folder / "out", *flags)
+    shown = run_command(capsys, "validate", folder / "x.yaml", "-o", folder / "out", *flags)
     assert "OUTSIDE the bounds: 1 of 3 runs: server_in400_c16 (mean_e2el_ms)" in shown.out
     assert validated(folder, capsys, "--recorded", folder / "results", "--bounds", "mean_e2el=60")[1].code == 0
 
@@ -134,7 +126,7 @@ def test_a_run_that_cannot_be_simulated_is_named_and_the_others_go_on(folder: Pa
     assert len(content["runs"]) == 3
     assert any(each["name"] == "odd" and "cannot be drawn again" in each["reason"] for each in content["not_compared"])
     files.save(folder / "odd" / "a.jsonl", [odd, odd], lines=True)
-    done = run(capsys, "validate", folder / "x.yaml", "--recorded", folder / "odd")
+    done = run_command(capsys, "validate", folder / "x.yaml", "--recorded", folder / "odd")
     assert done.code == 2
     assert "cannot be drawn again" in done.err
 
@@ -164,7 +156,7 @@ def test_mistakes(folder: Path, capsys: Any) -> None:
         (("--engine", "x", folder / "results"), "is a folder, not a file"),
         (("--server", "http://127.0.0.1:1", folder / "results"), "unexpected extra arguments"),
     ):
-        done = run(capsys, "validate", folder / "x.yaml", *arguments)
+        done = run_command(capsys, "validate", folder / "x.yaml", *arguments)
         assert done.code == 2
         assert said in done.err
 
@@ -295,65 +287,3 @@ def test_the_real_runs_own_spread_widens_a_bound():
     assert figure.is_within is True  # twice the spread
     assert is_within(0.18, 0.05, None) is False
     assert is_within(None, 0.05, None) is False
-
-
-SHARED = Path(__file__).parents[2] / "shared"
-RUN = SHARED / "gpu" / "llmservingsim" / "rtx4090-llama-3.1-8b" / "run"
-TRACE = SHARED / "traces" / "sharegpt-llama-3.1-8b-300-sps10.timed_trace.jsonl"
-
-pytestmark = pytest.mark.skipif(
-    not (RUN.is_dir() and TRACE.is_file()), reason="../shared (the recorded run and its trace) is not here"
-)
-
-
-@pytest.fixture(scope="module")
-def simulated() -> Result:
-    meta = json.loads((RUN / "meta.json").read_text())
-    settings = {key: meta["engine_kwargs"][key] for key in ("max_num_seqs", "max_num_batched_tokens", "max_model_len")}
-    settings |= {"block_size": meta["kv_cache"]["block_size"]}
-    settings |= {"enable_prefix_caching": meta["kv_cache"]["enable_prefix_caching"]}
-    settings |= {"async_scheduling": meta["resolved_config"]["scheduler_config"]["async_scheduling"]}
-    settings |= {"num_gpu_blocks_override": meta["kv_cache"]["num_gpu_blocks"]}
-    return simulate(
-        Scenario.from_dict(
-            {
-                "profile": "rtx4090-llama-3.1-8b-bf16",
-                "engine": settings,
-                "workload": {"trace": {"path": str(TRACE), "format": "timed_trace"}},
-            }
-        )
-    )
-
-
-@pytest.fixture(scope="module")
-def real() -> dict[str, Any]:
-    """The run's metrics, as `vllm bench serve` defines them; a request is sent when the engine takes it in."""
-    rows = [json.loads(line) for line in (RUN / "requests.jsonl").read_text().splitlines()]
-    sent, first, last = (
-        np.array([row[key] for row in rows]) for key in ("queued_ts", "first_token_ts", "last_token_ts")
-    )
-    num_output = np.array([row["output_toks"] for row in rows])
-    return {
-        "ttft_s": first - sent,
-        "tpot_s": (last - first) / (num_output - 1),
-        "e2el_s": last - sent,
-        "output_throughput": num_output.sum() / (last.max() - sent.min()),
-    }
-
-
-def test_the_workload_is_the_recorded_one(simulated: Result) -> None:
-    rows = [json.loads(line) for line in (RUN / "requests.jsonl").read_text().splitlines()]
-    assert simulated.requests["num_prompt_tokens"].tolist() == [row["input_toks"] for row in rows]
-    assert simulated.requests["num_output_tokens"].tolist() == [row["output_toks"] for row in rows]
-
-
-@pytest.mark.parametrize("name", ["ttft_s", "tpot_s", "e2el_s"])
-@pytest.mark.parametrize("statistic", [np.mean, lambda x: np.percentile(x, 99)], ids=["mean", "p99"])
-def test_latencies_are_within_4_percent(simulated: Result, real: dict[str, Any], name: str, statistic: Any) -> None:
-    assert statistic(simulated.requests[name]) == pytest.approx(statistic(real[name]), rel=0.04)
-
-
-def test_throughput_is_within_4_percent(simulated: Result, real: dict[str, Any]) -> None:
-    first_s = simulated.requests["arrival_s"].min()  # the real run's clock starts with its first request
-    tokens = simulated.summary["total_output_tokens"]
-    assert tokens / (simulated.summary["duration"] - first_s) == pytest.approx(real["output_throughput"], rel=0.04)

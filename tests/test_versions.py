@@ -21,11 +21,11 @@ from parity.recording import CaseLines
 from parity.serve_flags import names_used
 from parity.sources import NotToBeHadError, environment, site_of
 from simbatch import Scenario, UserError
-from simbatch.cli import main
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scheduler.config import ALL, CHANGES, NEWEST, changes_in, parse_version
 from simbatch.sim.search import run_resolved
 from simbatch.sim.search.upgrade import upgrade
+from tests import run_command
 
 PAGE = versions_page.PAGE
 BASE = {
@@ -187,11 +187,10 @@ def test_an_upgrade_names_the_rule_and_the_first_step(tmp_path, monkeypatch, cap
     file = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
     (tmp_path / "tight.yaml").write_text(file)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as done:
-        main(["compare", "tight.yaml", "--vllm-version", "0.18", "--vllm-version", "0.33"])
+    done = run_command(capsys, "compare", "tight.yaml", "--vllm-version", "0.18", "--vllm-version", "0.33")
     content = json.loads((tmp_path / "results/tight-compare/compare.json").read_text())
-    assert not done.value.code
-    assert " ".join(versions_page.OUTPUT.read_text().split()) in " ".join(capsys.readouterr().out.split())
+    assert done.code == 0
+    assert " ".join(versions_page.OUTPUT.read_text().split()) in " ".join(done.out.split())
     (told,) = content["upgrades"]
     by_name = {change["name"]: change for change in told["changes"]}
     assert by_name["scheduler_reserve_full_isl"]["share"]["simbatch.num_preemptions"] == 1

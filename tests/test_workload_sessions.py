@@ -15,8 +15,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario.chance import has_chance
 from simbatch.sim.scheduler.names import PrefixKeys, as_ranges, cut, num_alike, num_in, one_by_one, past
-from simbatch.sim.search.loads import of_rates
-from simbatch.sim.search.rates import at_rate
+from simbatch.sim.search.loads import at_rate, of_rates
 from simbatch.sim.workload import RequestSource, open_workload
 from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.model import Workload
@@ -138,7 +137,7 @@ def test_drawn_sessions_are_written_with_who_waits(tmp_path: Path) -> None:
         ({"arrival": {"process": "all_at_once"}}, "needs one of arrival and concurrency"),
         ({"concurrency": None, "arrival": {"process": "closed_loop"}}, "users are sessions.concurrency"),
         ({"concurrency": None, "arrival": {"process": "poisson"}}, "needs request_rate, sessions per second"),
-        ({"think_time_s": 1, "tool_time_s": 1}, "tool_share is needed beside both"),
+        ({"think_time_s": 1, "tool_time_s": 1}, "tool_share is needed with both"),
         ({"think_time_s": 1, "tool_share": 0.5}, "says nothing without both"),
         ({"think_time_s": {"distribution": "uniform", "min": 3, "max": 2}}, "must be at most max"),
         ({"think_time_s": -1}, "must be at least 0"),

@@ -11,7 +11,7 @@ import pytest
 from simbatch import Scenario, UserError, simulate
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.search.cells import cells_of
-from simbatch.sim.search.rates import at_rate, rates_of
+from simbatch.sim.search.loads import at_rate, rates_of
 from simbatch.sim.workload import RequestSource, open_workload
 from simbatch.sim.workload.chunk import CHUNK_SIZE
 from simbatch.sim.workload.model import Workload
@@ -115,7 +115,7 @@ ERRORS: list[tuple[str, dict[str, Any], tuple[str | int, ...], str]] = [
     ("share", {**BASE, "tenants": {"a": 2}}, ("tenants", "a"), "less than or equal to 1"),
     ("mix and lengths", {"mix": [CHAT], "num_prompts": 3}, ("num_prompts",), "each part of a mix has its own"),
     ("mix and tenants", {"mix": [CHAT], "tenants": {"a": 1.0}}, ("tenants",), "each part of a mix has its own"),
-    ("mix and trace", {"mix": [CHAT], "trace": {"path": "x"}}, ("trace",), "stands beside a mix"),
+    ("mix and trace", {"mix": [CHAT], "trace": {"path": "x"}}, ("trace",), "cannot be given with a mix"),
     ("empty mix", {"mix": []}, ("mix",), "at least 1 item"),
     ("nobody's", {"mix": [{**BASE}]}, ("mix", 0, "tenant"), "Field required"),
     ("no rate", {"mix": [{**CHAT, "request_rate": None}]}, ("mix", 0, "request_rate"), "Field required"),

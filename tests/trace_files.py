@@ -6,20 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from simbatch.sim.workload.trace_model import Trace
 from simbatch.sim.workload.traces import TraceSource, open_trace
+from tests import bench_files
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "traces"
 COLUMNS = ("request_id", "arrival_ps", "num_prompt_tokens", "num_output_tokens", "priority", "tenant", "hash_ids")
 
 
 def shared(name: str) -> Path:
     """A real trace; skips the test where the folder of them is not there."""
-    if not (SHARED / name).exists():
-        pytest.skip(f"needs the real trace {name} in a folder `shared/traces` beside the checkout")
-    return SHARED / name
+    return bench_files.shared(f"traces/{name}")
 
 
 def source_of(path: Path, **settings: Any) -> TraceSource:

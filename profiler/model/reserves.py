@@ -183,7 +183,7 @@ def _libraries(gpu: Gpu, limits: Limits) -> Reserve:
     base = NON_TORCH_BYTES if limits.version >= COUNTS_DRIVER else OLD_NON_TORCH_BYTES
     links = NCCL_BYTES.get(limits.tensor_parallel_size, NCCL_BYTES[4])
     more = links + (4 * GIB if gpu.name.startswith("AMD") else GIB)
-    formula = f"beside PyTorch: {base / GIB:.2f} GiB" + (", and NCCL's buffers between GPUs" if links else "")
+    formula = f"outside PyTorch: {base / GIB:.2f} GiB" + (", and NCCL's buffers between GPUs" if links else "")
     return Reserve("CUDA and NCCL", base + links, int(0.02 * GIB), base + links + more, formula)
 
 
@@ -201,10 +201,10 @@ def _graphs(config: ModelConfig, gpu: Gpu, limits: Limits) -> Reserve:
     if limits.enforce_eager:
         return Reserve(GRAPHS, 0, 0, 0, "none: enforce_eager")
     if limits.version < (0, 20):
-        note = "taken after the KV cache is made, beside the utilisation: vLLM sets them aside since 0.20"
+        note = "taken after the KV cache is made, outside the utilisation: vLLM sets them aside since 0.20"
         return Reserve(GRAPHS, 0, 0, 0, note)
     if has_new_runner(config, limits) and limits.version < NEW_RUNNER_MEASURES_GRAPHS:
-        return Reserve(GRAPHS, 0, 0, 0, "taken beside the utilisation: this model's runner measures none before 0.29")
+        return Reserve(GRAPHS, 0, 0, 0, "taken outside the utilisation: this model's runner measures none before 0.29")
     sizes = num_graph_sizes(config, gpu, limits)
     value = GRAPH_BYTES * config.num_hidden_layers * sizes
     formula = f"{config.num_hidden_layers} layers x {sizes} sizes x {GRAPH_BYTES:,} bytes, measured on an H100"

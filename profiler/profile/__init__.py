@@ -16,8 +16,9 @@ from simbatch.profiler.profile.stopping import Budget
 from simbatch.profiler.records.samples import EngineFacts, Samples
 from simbatch.profiler.server import Tail, look
 from simbatch.profiler.server.client import Driver
-from simbatch.profiler.server.http import Endpoint, run_loop
+from simbatch.profiler.server.http import Endpoint
 from simbatch.profiler.server.start import EngineOptions, check_model, require_vllm, started
+from simbatch.serving.processes import run_loop
 from simbatch.sim.cost.by_name import write_profile
 
 Progress = Callable[[Budget], AbstractContextManager[Callable[[str], None]]]

@@ -98,7 +98,7 @@ class MeasuringSession:
         self._spans.add("warm-up", 0, begin_s)
 
     async def canary(self) -> None:
-        """The same decodes and the same prefill, several times each."""
+        """Decodes of one batch and one prefill, several times each: whether the machine is as fast as before."""
         begin_s, batch = now(), min(CANARY_BATCH, self.limits.largest_batch)
         context = max(1, min(CANARY_CONTEXT, self.limits.longest_prompt - CANARY_REPEATS - 2))
         decodes = [self._send(self._stream(i, context), CANARY_REPEATS + 2) for i in range(batch)]

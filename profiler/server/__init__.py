@@ -184,7 +184,7 @@ class Tail:
         return b"\n".join([self._first, *kept, b""])
 
     async def settled(self) -> list[RecordedStep | RecordedRequest]:
-        """The same, once nothing more comes: what a client has just received is in the file a moment later."""
+        """What is new once nothing more comes: what a client has just received is in the file a moment later."""
         found, last_s = self.new(), time.monotonic()
         while time.monotonic() - last_s < QUIET_S:
             await asyncio.sleep(QUIET_S / 5)

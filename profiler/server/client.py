@@ -10,7 +10,6 @@ thread; how late it was and how busy is told, so that a client that does not kee
 from __future__ import annotations
 
 import asyncio
-import gc
 import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +24,7 @@ from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.sessions import traffic_of
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.interpreter import frozen
 from simbatch.sim.scheduler.request import NEVER, Request
 
 LEAD_S = 0.2  # between the start of the clock and time 0
@@ -91,17 +91,15 @@ class Client:
     async def run(self) -> None:
         """Send everything, and wait for the last token; ServerGoneError when the server dies."""
         self._ended = asyncio.Event()
-        gc.collect()
-        gc.freeze()
-        cpu_s, self._origin_s = time.process_time(), now() + LEAD_S
-        try:
-            await self._loop()
-        finally:
-            gc.unfreeze()
-            self.cpu_share = (time.process_time() - cpu_s) / max(now() - self._origin_s + LEAD_S, 1e-9)
-            for task in self._tasks.values():
-                task.cancel()
-            self._connections.close()
+        with frozen():
+            cpu_s, self._origin_s = time.process_time(), now() + LEAD_S
+            try:
+                await self._loop()
+            finally:
+                self.cpu_share = (time.process_time() - cpu_s) / max(now() - self._origin_s + LEAD_S, 1e-9)
+                for task in self._tasks.values():
+                    task.cancel()
+                self._connections.close()
 
     async def _loop(self) -> None:
         while self._gone is None:

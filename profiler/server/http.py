@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import ssl
-import threading
 import time
-from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from simbatch.sim.errors import Problem, UserError
 
 PORTS = {"http": 80, "https": 443}
 now = time.perf_counter
-Returned = TypeVar("Returned")
 
 
 class Endpoint(NamedTuple):
@@ -269,43 +264,3 @@ class Connections:
         else:
             connection.close()
         return whole
-
-
-def run_loop(main: Coroutine[Any, Any, Returned]) -> Returned:
-    """`asyncio.run` for commands that Ctrl-C may end anywhere: nothing is printed of what the interruption met.
-
-    The signal is raised in whichever task runs; nobody waits for that one any more, and asyncio would print it. It
-    would also print a loop that was half built and a coroutine that never began.
-    """
-    try:
-        with ExitStack() as stack:
-            with _signals_wait():
-                runner = stack.enter_context(asyncio.Runner())
-                runner.get_loop().set_exception_handler(_tell)
-            return runner.run(main)
-    finally:
-        main.close()
-
-
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    """The first signal that comes within it is raised behind it, if a handler of Python's answers it."""
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}  # Python answers signals in the main thread alone
-    came: list[int] = []
-    answered = {each: handler for each, handler in handlers.items() if callable(handler)}
-    for each in answered:
-        signal.signal(each, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        for each, handler in answered.items():
-            signal.signal(each, handler)
-        if came:
-            signal.raise_signal(came[0])
-
-
-def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    if not isinstance(context.get("exception"), KeyboardInterrupt):
-        loop.default_exception_handler(context)

@@ -121,7 +121,7 @@ class Many:
 
     def _parts(self) -> Iterator[str]:
         if self.worst.off < LARGE:
-            yield f"no run is far off: at most {self.worst.off:.1%} of its time"
+            yield f"no run is far off: at most {self.worst.off:.1%} of its mean E2EL"
         elif (parts := self.worst.parts_ms) is not None:
             ttft, decoding = parts
             if ttft * decoding < 0 and abs(ttft + decoding) < 0.5 * max(abs(ttft), abs(decoding)):

@@ -23,19 +23,20 @@ from simbatch.profiler.records.recorded import AnyRecorded, Recorded, of_bench
 from simbatch.profiler.records.samples import EngineFacts
 from simbatch.profiler.server import Server, Tail, look
 from simbatch.profiler.server.client import Driver
-from simbatch.profiler.server.http import Endpoint, run_loop
+from simbatch.profiler.server.http import Endpoint
 from simbatch.profiler.server.result import KeptRuns
 from simbatch.profiler.server.start import EngineOptions, started
 from simbatch.profiler.validate import REAL, Bounds, Validation
 from simbatch.profiler.validate.matching import RECORDED, SCENARIO, as_resolved, matched, requests_of, simulate_requests
 from simbatch.profiler.validate.on_server import ServerOptions, ServerRuns, Told
+from simbatch.serving.processes import run_loop
 from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Resolved, Scenario, resolve
 from simbatch.sim.scenario.reading import Value
 from simbatch.sim.scheduler.config import parse_version
-from simbatch.sim.search.rates import at_rate
+from simbatch.sim.search.loads import at_rate
 from simbatch.sim.streams.described import described_result
 from simbatch.sim.streams.judge import FEW_REQUESTS
 from simbatch.sim.workload.arrivals import ClosedLoop

@@ -21,10 +21,11 @@ from simbatch.profiler.records.lines import stream
 from simbatch.profiler.records.real_run import Lines, RealRun, name_of, simulated_run
 from simbatch.profiler.server import VOCAB_SIZE, Server, Tail, look
 from simbatch.profiler.server.client import Client, ServerGoneError
-from simbatch.profiler.server.http import Endpoint, run_loop
+from simbatch.profiler.server.http import Endpoint
 from simbatch.profiler.server.result import CUT_FILE, RESULT_FILE, STEPS_FILE, KeptRuns, ServedRun
 from simbatch.profiler.validate import Bounds, Validation
 from simbatch.profiler.validate.matching import agreed, requests_of, simulate_requests
+from simbatch.serving.processes import run_loop
 from simbatch.sim.clock import PS_PER_MS, to_s
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import json_object

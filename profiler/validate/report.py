@@ -119,14 +119,13 @@ def turn_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def verdict(validation: Validation) -> str:
     """Whether every bound is kept, else what does not keep to its own."""
     outside = validation.outside
-    rule = "each within its bound"
-    if len(validation.real) > 1:
-        rule += ", or within twice the real runs' own spread where that is larger"
+    has_spread = len(validation.real) > 1
+    wider = "; a bound is at least twice the real runs' own spread" if has_spread else ""
     if validation.is_within_bounds:
-        return f"within the bounds ({rule})"
+        return f"within the bounds (every figure that has one{wider})"
     unchecked = [f"{name} (the real run does not tell it)" for name in validation.unchecked]
     names = ", ".join([*(figure.metric.key for figure in outside), *unchecked])
-    return f"OUTSIDE the bounds: {names} ({rule})"
+    return f"OUTSIDE the bounds: {names}{wider}"
 
 
 HEADERS = {"mean_ttft_ms": "TTFT", "mean_tpot_ms": "TPOT", "mean_e2el_ms": "E2EL", "request_throughput": "req/s"}

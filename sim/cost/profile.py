@@ -29,16 +29,19 @@ from simbatch.sim.json_values import Strict
 
 HOST_KEYS = ("host", "front_end", "request_overhead_s", "client_overhead_s")
 OLDER_KEYS = {"request_overhead_s": ("host", "admit.base_s"), "client_overhead_s": ("front_end", "network_s")}
+INLINE = "inline"  # the name of step times that a scenario writes itself
 FLOAT32_BYTES = 4  # a model in float32 (on a CPU) has such a cache, but nobody can ask vLLM for one
 
 
 class Profile(Strict):
     """What every profile answers; `InlineProfile` and `MeasuredProfile` are the two kinds."""
 
-    name: str = Field(default="inline", min_length=1, max_length=200)
+    name: str = Field(default=INLINE, min_length=1, max_length=200)
     step_time: StepTime
     max_model_len: int = Field(default=8192, gt=0, le=2**31, description="default of engine.max_model_len, tokens")
-    host: HostSection | None = Field(default=None, description="what the engine's thread takes beside the device")
+    host: HostSection | None = Field(
+        default=None, description="what the engine's thread takes, in parallel with the device"
+    )
     front_end: FrontEndSection | None = Field(default=None, description="what the server's processes take around it")
     request_overhead_s: Seconds = Field(default=0.0, description="older word for host.admit.base_s, s")
     client_overhead_s: Seconds = Field(default=0.0, description="older word for front_end.network_s, s")
@@ -205,7 +208,7 @@ class MeasuredProfile(Profile):
     memory: Memory
     link: Link | None = Field(default=None, description="what all-reduce between its GPUs was computed from")
     error: FitError | None
-    real_runs: RealRuns | None = Field(default=None, description="whole runs beside their simulation from this file")
+    real_runs: RealRuns | None = Field(default=None, description="whole runs next to their simulation from this file")
     power: GpuPower | None = Field(default=None, description="what one of its GPUs draws, measured in a server")
     range: MeasuredRange | None
 

@@ -84,8 +84,8 @@ class Spread(Strict):
 class LaunchGrowth(Strict):
     """How well it is known what a launch grows by with each request at once; beside `around` of them it is known."""
 
-    around: float = Field(ge=0, description="requests that ran beside prefills, mean of the runs")
-    launch_s: float = Field(gt=0, description="of a launch beside so many")
+    around: float = Field(ge=0, description="requests that decoded in steps with prefills, mean of the runs")
+    launch_s: float = Field(gt=0, description="of a launch with so many running")
     error_s: float = Field(ge=0, description="standard error of what it grows by with each request")
 
 

@@ -104,7 +104,7 @@ class WindowStepTime(Strict):
 
     size_tokens: int = Field(gt=0, le=2**31, description="of the window")
     decode_per_token_s: Seconds = Field(description="per token inside a decode's window, in a decode-only step, s")
-    mixed_per_token_s: Seconds = Field(description="the same beside a prefill, s")
+    mixed_per_token_s: Seconds = Field(description="the same in a step with a prefill, s")
     per_attention_unit_s: Seconds = Field(
         description="per q * (2h + q) of a prefill of q tokens after h, each looking back at a window, s"
     )

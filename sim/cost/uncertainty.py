@@ -55,7 +55,6 @@ class Uncertain:
         return f"x {low:.2f} to {high:.2f} (nine in ten): {self.source}"
 
 
-CERTAIN = Uncertain(1.0, 0.0, "as written")
 COMPOSED = {  # steps added up from ops or kernels
     "decode": Uncertain(1.02, 0.05, "two sources for one GPU differ by -6 to -3 % (docs/profiles.md)"),
     "mixed": Uncertain(1.04, 0.07, "two sources for one GPU differ by -10 to +4 % (docs/profiles.md)"),
@@ -148,7 +147,7 @@ def _around(profile: Profile) -> dict[str, Uncertain]:
     if profile.host is not None:
         found["host"] = ASSUMED_HOST if profile.host.assumed else MEASURED_HOST
         if (growth := profile.host.growth) is not None:
-            source = f"a launch beside {growth.around + REACH:.0f} requests, where {growth.around:.0f} were seen"
+            source = f"a launch with {growth.around + REACH:.0f} requests running, where {growth.around:.0f} were seen"
             found["growth"] = Uncertain(1.0, REACH * growth.error_s / growth.launch_s, source)
     if profile.front_end is not None:
         found["front_end"] = ASSUMED_FRONT_END if profile.front_end.assumed else MEASURED_FRONT_END

@@ -21,6 +21,7 @@ REFUSED: Final = 3  # by the front end, with 503
 STATUS_NAMES = ("finished", "rejected", "unfinished", "refused")
 
 NEVER_PS = -1
+ROWS_PER_SLICE = 65_536
 
 SEGMENT_FIELDS = (
     "start_ps",  # when the device starts the first step
@@ -272,3 +273,15 @@ def differences(expected: RunRecord, found: RunRecord, what: str) -> Iterator[st
     for row, again in zip(expected.steps or (), found.steps or (), strict=False):
         if row != again:
             yield f"{what}: step {row.step} is {row} and {again}"
+
+
+def bounds(length: int) -> Iterator[slice]:
+    """Slices of at most `ROWS_PER_SLICE` that cover 0 to `length`, in order."""
+    for begin in range(0, length, ROWS_PER_SLICE):
+        yield slice(begin, min(begin + ROWS_PER_SLICE, length))
+
+
+def slices(segments: NDArray[np.void]) -> Iterator[NDArray[np.void]]:
+    """Views of consecutive segments; none of them is empty."""
+    for part in bounds(len(segments)):
+        yield segments[part]

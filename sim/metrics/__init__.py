@@ -7,15 +7,15 @@ figure is an entry of the registry alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from simbatch.sim.beside import beside
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, RunRecord
+from simbatch.sim.interpreter import beside
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.columns import RunFacts, let_in
 from simbatch.sim.metrics.groups import Groups, Tenants, counts, fair_share_ratios, fairness
@@ -214,3 +214,25 @@ def _row(index: int, record: RunRecord, part: RunRecord, duration: int, all_work
         "device_busy_share": ratio(work, duration),
         "share_of_load": float(np.float64(work) / all_work) if all_work else 0.0,
     }
+
+
+_NO_METRICS = (
+    *("scenario", "seed", "policy", "engine", "engine_defaults", "profile"),
+    *("slo", "rejected_reasons", "warnings"),
+)
+
+
+def figures_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """Every figure of a summary, by the names of docs/reference.md: `p99_ttft_ms`, `kv_cache.mean_use`."""
+    ours = {key: value for key, value in summary["simbatch"].items() if key not in _NO_METRICS}
+    share = summary["simbatch"]["profile"]["share_of_steps_in_range"]
+    standard = {key: value for key, value in summary.items() if key != "simbatch"}
+    return dict(_flat(standard | ours)) | {"profile.share_of_steps_in_range": share}
+
+
+def _flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float | None]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        elif key != "refused" and (value is None or isinstance(value, (int, float))):
+            yield f"{above}{key}", value

@@ -5,7 +5,7 @@ What results need to know about a run beside its record (scenario, policy, SLO, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-ROWS_PER_SLICE = 65_536
 T = TypeVar("T")
 
 
@@ -46,18 +45,6 @@ def kept(compute: Callable[[RunRecord], T]) -> Callable[[RunRecord], T]:
         return found
 
     return known
-
-
-def bounds(length: int) -> Iterator[slice]:
-    """Slices of at most `ROWS_PER_SLICE` that cover 0 to `length`, in order."""
-    for begin in range(0, length, ROWS_PER_SLICE):
-        yield slice(begin, min(begin + ROWS_PER_SLICE, length))
-
-
-def slices(segments: NDArray[np.void]) -> Iterator[NDArray[np.void]]:
-    """Views of consecutive segments; none of them is empty."""
-    for part in bounds(len(segments)):
-        yield segments[part]
 
 
 TIME_COLUMNS = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")  # the engine's
@@ -135,6 +122,8 @@ class RequestTable:
 
     def to_pandas(self) -> pd.DataFrame:
         """All columns as a DataFrame, in this order; needs pandas."""
+        from simbatch.sim.tables import data_frame
+
         return data_frame({name: self[name] for name in self})
 
     def __repr__(self) -> str:
@@ -220,15 +209,6 @@ def e2el_ps(record: RunRecord) -> NDArray[np.int64]:
 def decoding_ps(record: RunRecord, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> NDArray[np.int64]:
     """Last token minus first, as the client sees them, of the chosen finished requests."""
     return record.client_finish_ps[chosen] - record.client_first_token_ps[chosen]
-
-
-def data_frame(table: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame:
-    """Rows, or columns by name, as a DataFrame; ImportError that says what to do where pandas is missing."""
-    try:
-        import pandas as pd
-    except ImportError:
-        raise ImportError("to_pandas() needs pandas, which is not installed: pip install pandas") from None
-    return pd.DataFrame(table)
 
 
 PRIORITY_NAMES: Mapping[int, str] = {0: "high", 1: "normal", 2: "low"}

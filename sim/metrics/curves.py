@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.engine.record import FINISHED, RunRecord
-from simbatch.sim.metrics.columns import bounds, kept, let_in, slices
+from simbatch.sim.engine.record import FINISHED, RunRecord, bounds, slices
+from simbatch.sim.metrics.columns import kept, let_in
 from simbatch.sim.metrics.step_function import Curve, Pieces, StepFunction
 
 Ints = NDArray[np.int64]

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS
-from simbatch.sim.engine.record import FINISHED, RunRecord
-from simbatch.sim.metrics.columns import SloLimits, bounds, decoding_ps, e2el_ps, kept, let_in, slices, ttft_ps
+from simbatch.sim.engine.record import FINISHED, RunRecord, bounds, slices
+from simbatch.sim.metrics.columns import SloLimits, decoding_ps, e2el_ps, kept, let_in, ttft_ps
 from simbatch.sim.statistics import between, linear_percentiles, rank_of
 
 Ints = NDArray[np.int64]

@@ -190,7 +190,7 @@ class SessionFigures:
         return np.where(ended < 0, NEVER_PS, begun), ended
 
     def _in_flight_ps(self) -> Ints:
-        """By session, how long it had a finished turn in flight; turns beside each other count once.
+        """By session, how long it had a finished turn in flight; turns in parallel count once.
 
         Of turns from 0 to 5, 2 to 4 and 4 to 9 the second adds nothing and the third 4: what is behind the latest end
         before it. That maximum, session by session, is one over ranks of ends, those of each session above the others.

@@ -48,10 +48,10 @@ def warnings_of(record: RunRecord, facts: RunFacts) -> list[str]:
     if num_unfinished:
         warnings.append(f"{num_unfinished:,} of {len(status):,} requests never finished: the engine was stuck.")
     if num_rejected:
-        warnings.append(f"{num_rejected:,} of {len(status):,} requests were rejected; see the reasons.")
+        warnings.append(f"{num_rejected:,} of {len(status):,} requests were rejected: `rejected_reasons` says why.")
     if num_refused:
         warnings.append(
-            f"{num_refused:,} of {len(status):,} requests were refused by the front end (503); see the reasons."
+            f"{num_refused:,} of {len(status):,} requests got a 503 of the front end: `refused_reasons` says why."
         )
     if _is_thrashing(record):
         warnings.append(_preemption_text(record))
@@ -154,6 +154,7 @@ MIN_SHARE_USED = 0.5
 MIN_REQUESTS = NUM_BATCHES * MIN_BATCH
 MIN_CYCLES = 20
 OVERLOADED = "overloaded"
+AT_ONCE = "nothing arrived over time"
 FIGURES = tuple(f"{statistic}_{name}_ms" for name in ("ttft", "tpot", "e2el") for statistic in ("mean", "p99"))
 Ints = NDArray[np.int64]
 
@@ -181,7 +182,7 @@ def _split(record: RunRecord, facts: RunFacts) -> tuple[int, Ints, int]:
     if (requests.status == UNFINISHED).any():
         raise NoClaim("requests never finished: the engine was stuck")
     if not len(arrivals) or arrivals.min() == arrivals.max():
-        raise NoClaim("nothing arrived over time")
+        raise NoClaim(AT_ONCE)
     if is_overloaded(record):
         raise NoClaim(OVERLOADED)
     done = np.flatnonzero(requests.status == FINISHED)

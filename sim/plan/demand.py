@@ -22,8 +22,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.results.runs import Summary, refusal_of
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.search.loads import own_rate
-from simbatch.sim.search.rates import at_rate, rates_of, rounded
+from simbatch.sim.search.loads import at_rate, own_rate, rates_of, rounded
 from simbatch.sim.tuning.goal import Limit
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.formats import RESULTS

@@ -16,7 +16,7 @@ from typing import Any
 from simbatch.sim.commands.choose import shape_of
 from simbatch.sim.cost.by_name import load_profile, shipped_names
 from simbatch.sim.cost.gpus import find_gpu, known_gpu
-from simbatch.sim.cost.profile import MeasuredProfile, Profile
+from simbatch.sim.cost.profile import INLINE, MeasuredProfile, Profile
 from simbatch.sim.cost.sections import GpuPower
 from simbatch.sim.errors import Problem, UserError
 
@@ -94,7 +94,6 @@ def per_million(cost_per_hour: float | None, tokens_per_s: float | None) -> floa
 
 
 ANY = "any"
-INLINE_GPU = "inline"  # what `--price` calls the GPU of step times that a scenario writes itself
 PLAIN_KV = ("bfloat16", "float16", "auto")
 
 
@@ -109,7 +108,7 @@ class ReplicaKind:
     @property
     def gpu(self) -> str:
         """The short name of its GPUs."""
-        return short_gpu(self.profile.gpu) if isinstance(self.profile, MeasuredProfile) else INLINE_GPU
+        return short_gpu(self.profile.gpu) if isinstance(self.profile, MeasuredProfile) else INLINE
 
     @property
     def tensor_parallel_size(self) -> int:
@@ -167,7 +166,7 @@ def parse_gpus(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise UserError(Problem("--gpus", "names no GPU", text, "for example --gpus h100,l40s"))
-    return [name if name == INLINE_GPU else find_gpu(name, "--gpus").short for name in names]
+    return [name if name == INLINE else find_gpu(name, "--gpus").short for name in names]
 
 
 def parse_sizes(text: str) -> list[int]:
@@ -181,7 +180,7 @@ def parse_sizes(text: str) -> list[int]:
 def kinds_like(reference: str | Mapping[str, Any], own: Profile, wanted: Wanted) -> list[ReplicaKind]:
     """The scenario's own profile, and all that ship of its model with its weights and KV type, or `wanted.weights`."""
     prices = wanted.prices or {}
-    gpu = own.gpu if isinstance(own, MeasuredProfile) else INLINE_GPU
+    gpu = own.gpu if isinstance(own, MeasuredProfile) else INLINE
     kinds = [ReplicaKind(reference, own, price_of(gpu, prices))]
     if isinstance(own, MeasuredProfile):
         weights = (wanted.weights or own.quantisation).lower()

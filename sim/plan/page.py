@@ -137,10 +137,10 @@ def _limits(plan: FleetPlan) -> PageTable:
 def _prices(plan: FleetPlan) -> PageTable:
     kinds = {sizing.kind.gpu: sizing.kind.price for sizing in plan.sizings}
     rows = [
-        (gpu, "-" if price is None else f"{price.per_hour:g}", "" if price is None else price.source)
+        (gpu, "" if price is None else price.source, "-" if price is None else f"{price.per_hour:g}")
         for gpu, price in kinds.items()
     ]
-    return PageTable("Prices of one GPU", ("", "$/h", "source"), rows, "Yours: --price GPU=N.")
+    return PageTable("Prices of one GPU", ("", "source", "$/h"), rows, "Yours: --price GPU=N.", num_left=2)
 
 
 def _trust(plan: FleetPlan) -> Iterator[tuple[str, str]]:

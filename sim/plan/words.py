@@ -31,7 +31,7 @@ def _fleet_sentence(plan: FleetPlan, sizing: Sizing) -> str:
         ", ".join(_figure(limit, verdict, band_of(plan, limit, verdict)) for limit in plan.limits),
     ]
     if plan.one_down is not None:
-        parts.append(f"one down: {_one_down_words(plan, plan.one_down)}")
+        parts.append(f"with one replica down: {_one_down_words(plan, plan.one_down)}")
     if plan.growth is not None and plan.growth.breaks is not None:
         breaks, factor = metric_words(plan.growth.breaks), plan.growth.factor
         parts.append(f"the first to break as traffic grows: {breaks}, above {factor:.3g} times")
@@ -52,14 +52,14 @@ def shape_label(sizing: Sizing) -> str:
 
 
 def _between_words(plan: FleetPlan) -> str:
-    """`(5 to 7 over the band; fp8: 3)`, in replicas."""
+    """`(5 to 7 in nine draws of ten; 3 with fp8 weights)`, in replicas."""
     words = []
     if plan.banded is not None:
         low, high = ("more" if n is None else str(n + plan.rules.spare) for n in (plan.banded.low, plan.banded.high))
-        words.append(f"{low} over the band" if low == high else f"{low} to {high} over the band")
+        words.append(f"{low if low == high else f'{low} to {high}'} in nine draws of ten")
     chosen = plan.chosen
     words += [
-        f"{other.kind.weights}: {other.replicas + plan.rules.spare}"
+        f"{other.replicas + plan.rules.spare} with {other.kind.weights} weights"
         for other in plan.other_weights
         if other.replicas is not None and chosen is not None and other.replicas < (chosen.replicas or 0)
     ]
@@ -164,11 +164,11 @@ def mixed_lines(plan: FleetPlan) -> list[str]:
 
 def _settings_words(sizing: Sizing) -> str:
     shown = [f"{key.removeprefix('engine.')} {value}" for key, value in sizing.option.engine.items()]
-    return ", ".join(shown) or "the engine as it stands"
+    return ", ".join(shown) or "the engine's settings as they stand"
 
 
 def _router_words(sizing: Sizing) -> str:
-    return "" if sizing.replicas == 1 and sizing.beside is None else f", {sizing.option.router}"
+    return "" if sizing.replicas == 1 and sizing.beside is None else f", router {sizing.option.router}"
 
 
 def _cost(plan: FleetPlan, sizing: Sizing) -> str:

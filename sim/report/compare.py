@@ -18,7 +18,7 @@ from simbatch.sim.report.figures import Figures, Open, best_in, headline, left_o
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import Experiment, SideBySide, files
 from simbatch.sim.results.runs import MetricRow, marked, same_as, unread_in
-from simbatch.sim.tables import table
+from simbatch.sim.tables import table, write_csv
 from simbatch.sim.text import wrapped
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Comparison(Figures):
 
     def _write_csv(self, path: Path) -> None:
         rows = [[row.metric.key, row.metric.better, *row.values.values()] for row in self.rows]
-        files.write_csv(path, ["metric", "better", *self.results], rows)
+        write_csv(path, ["metric", "better", *self.results], rows)
 
     def _row(self, metric: Metric) -> MetricRow:
         values = {name: metric.of(result.summary) for name, result in self.results.items()}
@@ -262,7 +262,7 @@ class ReplicatedComparison(Figures, SideBySide):
             known = [difference.as_dict() for difference in differences]
             against = [content[name] for content in known for name in figures]
             rows.append([row.metric.key, row.metric.better, *row.values.values(), *against])
-        files.write_csv(path, columns, rows)
+        write_csv(path, columns, rows)
 
     def _notes(self, all_rows: bool) -> Iterator[str]:
         """What the table means, and what it does not say."""

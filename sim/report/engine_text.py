@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE
+from simbatch.sim.cost.profile import INLINE
 from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.registry import REGISTRY
-from simbatch.sim.metrics.steady import OVERLOADED
+from simbatch.sim.metrics.steady import AT_ONCE, MIN_SHARE_IN_RANGE, OVERLOADED
 from simbatch.sim.metrics.time_share import FULL, KINDS
 from simbatch.sim.tables import table
 from simbatch.sim.text import number, percent, short_name
@@ -223,6 +224,8 @@ def _load(ours: Mapping[str, Any]) -> str:
     if ours["steady_state"]["refused"] == OVERLOADED or any(w.startswith("Overloaded") for w in ours["warnings"]):
         return "above the capacity: the queue kept growing for as long as requests arrived"
     waiting = number(ours["queue"]["mean_waiting"])
+    if ours["steady_state"]["refused"] == AT_ONCE:
+        return f"all requests were sent at the start ({waiting} wait on average)"
     return f"the queue does not keep growing ({waiting} wait on average); room: simbatch tune --capacity"
 
 
@@ -230,9 +233,11 @@ def trust_of(profile: Mapping[str, Any]) -> str:
     """How far a profile can be trusted, in half a line; `profile` as in summary.json."""
     if profile["is_estimate"]:
         return f"{profile['name']} is an estimate, which nobody measured"
-    if not profile["source"]:
-        return "step times are those of the scenario"
+    if not profile["source"] and not profile["error"]:
+        is_inline = profile["name"] == INLINE
+        return "step times are those of the scenario" if is_inline else f"{profile['name']} states no error"
     error = (profile["error"] or "error not stated").partition(";")[0].partition(" (")[0]
     share = profile["share_of_steps_in_range"]
-    inside = "" if share is None else f"; {percent(share)} in range"
-    return f"{profile['name']} ({error}{' off' if error.endswith('%') else ''}){inside}"
+    is_inside = share is None or share >= MIN_SHARE_IN_RANGE
+    outside = "" if is_inside else f"; {percent(1 - share)} of steps outside what it measured"
+    return f"{profile['name']} ({'step times off by ' if error.endswith('%') else ''}{error}){outside}"

@@ -16,7 +16,7 @@ from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figur
 from simbatch.sim.results import ALIKE, OverLoads, Point, SideBySide, files
 from simbatch.sim.results.runs import MARKS
 from simbatch.sim.scenario.chance import ONE_RUN
-from simbatch.sim.tables import table
+from simbatch.sim.tables import table, write_csv
 from simbatch.sim.text import percent
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class LoadComparison(Figures, OverLoads):
     def _write_csv(self, path: Path) -> None:
         """A row per load, metric and candidate, as plotting libraries like it."""
         rows = self.table()
-        files.write_csv(path, [*rows[0]], [[*row.values()] for row in rows])
+        write_csv(path, [*rows[0]], [[*row.values()] for row in rows])
 
     def _notes(self) -> Iterator[str]:
         """What the marks mean, and what the table does not say."""

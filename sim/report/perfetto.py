@@ -1,9 +1,13 @@
 """A run as a timeline that ui.perfetto.dev and chrome://tracing open: `simbatch run FILE --perfetto trace.json.gz`.
 
 The trace-event format of Chromium ("Trace Event Format", JSON object form). Every replica is a process: its host and
-its device are threads whose slices are the steps; queue, batch and KV use are counters. Its requests are a process
-beside it: a slice each, with the time in the queue, in prefill and in decode below it, on the first row that is free
-then, so that there are as many rows as requests were ever there at once. Times are microseconds from the run's begin.
+its device are threads whose slices are the steps; requests and KV use are counters. Its requests are a second process:
+a slice each, with the time in the queue, in prefill and in decode below it, on the first row that is free then, so that
+there are as many rows as requests were ever there at once.
+
+Times are whole microseconds from the run's begin: Perfetto cuts fractions to nanoseconds, begin and duration each for
+itself, and drops a slice that then ends after the next one's begin. It calls the thread that has its process's number
+the main thread, so no thread has one; and it puts a counter's key behind its name.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import IO, Any
 from simbatch.sim.engine.record import NEVER_PS, STATUS_NAMES, UNFINISHED, RunRecord, StepRow
 
 PS_PER_US = 1_000_000
-HOST, DEVICE = 1, 2  # threads of a replica's process
+HOST, DEVICE = 1, 2  # of the threads of a replica's process
 Event = dict[str, Any]
 
 
@@ -39,18 +43,19 @@ def events(record: RunRecord) -> Iterator[Event]:
     steps: list[list[StepRow]] = [[] for _ in range(record.num_replicas)]
     for row in record.steps or []:
         steps[row.replica].append(row)
+    before = 2 * record.num_replicas  # numbers of processes, which threads come after
     for replica, rows in enumerate(steps):
         label = f"replica {replica}" if record.replicas else "engine"
         yield _named("process_name", label, _process(replica))
-        yield _named("thread_name", "host: schedule and launch", _process(replica), HOST)
-        yield _named("thread_name", "device: steps", _process(replica), DEVICE)
-        yield from _steps(rows, replica)
+        yield _named("thread_name", "host: launches", _process(replica), before + HOST)
+        yield _named("thread_name", "device: steps", _process(replica), before + DEVICE)
+        yield from _steps(rows, replica, before)
         yield from _counters(rows, replica, _usable_blocks(record, replica))
         yield _named("process_name", f"requests of {label}", _process(replica) + 1)
-        yield from _requests(record, replica)
+        yield from _requests(record, replica, before)
 
 
-def _steps(rows: Sequence[StepRow], replica: int) -> Iterator[Event]:
+def _steps(rows: Sequence[StepRow], replica: int, before: int) -> Iterator[Event]:
     for row in rows:
         arguments = {
             "step": row.step,
@@ -59,10 +64,9 @@ def _steps(rows: Sequence[StepRow], replica: int) -> Iterator[Event]:
             "preempted": len(row.preempted),
             "finished": len(row.finished),
         }
-        if row.schedule_ps != NEVER_PS and row.launched_ps > row.schedule_ps:
-            yield _slice("launch", row.schedule_ps, row.launched_ps, _process(replica), HOST, arguments)
-        if row.end_ps > row.start_ps:
-            yield _slice(_kind(row), row.start_ps, row.end_ps, _process(replica), DEVICE, arguments)
+        if row.schedule_ps != NEVER_PS:
+            yield from _slice("launch", row.schedule_ps, row.launched_ps, _process(replica), before + HOST, arguments)
+        yield from _slice(_kind(row), row.start_ps, row.end_ps, _process(replica), before + DEVICE, arguments)
 
 
 def _kind(row: StepRow) -> str:
@@ -74,18 +78,22 @@ def _kind(row: StepRow) -> str:
 def _counters(rows: Sequence[StepRow], replica: int, usable_blocks: int) -> Iterator[Event]:
     for row in rows:
         at_ps = row.end_ps if row.updated_ps == NEVER_PS else row.updated_ps
-        yield _counter("waiting requests", row.start_ps, replica, row.num_waiting)
-        yield _counter("running requests", row.start_ps, replica, row.num_running)
-        yield _counter("KV blocks in use (%)", at_ps, replica, round(100 * (1 - row.free_blocks / usable_blocks), 2))
+        yield _counter("requests", row.start_ps, replica, running=row.num_running, waiting=row.num_waiting)
+        used = round(100 * (1 - row.free_blocks / usable_blocks), 2)
+        yield _counter("KV blocks in use,", at_ps, replica, **{"%": used})
 
 
-def _requests(record: RunRecord, replica: int) -> Iterator[Event]:
+def _requests(record: RunRecord, replica: int, before: int) -> Iterator[Event]:
+    process = _process(replica) + 1
     requests = record.requests
     here = [i for i in range(len(requests)) if requests.replica is None or requests.replica[i] == replica]
     there = (i for i in here if _end_ps(record, i) > requests.arrival_ps[i])
     here = sorted(there, key=lambda i: int(requests.arrival_ps[i]))
     spans = [(int(requests.arrival_ps[i]), _end_ps(record, i)) for i in here]
-    for i, row, (begin_ps, end_ps) in zip(here, rows_of(spans), spans, strict=True):
+    rows = [before + row for row in rows_of(spans)]
+    for row in range(before + 1, max(rows, default=before) + 1):
+        yield _named("thread_name", "row", process, row)
+    for i, row, (begin_ps, end_ps) in zip(here, rows, spans, strict=True):
         name = requests.request_id[i] if requests.request_id is not None else f"request {i}"
         arguments = {
             "num_prompt_tokens": int(requests.num_prompt_tokens[i]),
@@ -94,15 +102,13 @@ def _requests(record: RunRecord, replica: int) -> Iterator[Event]:
             "num_preemptions": int(requests.num_preemptions[i]),
             "status": STATUS_NAMES[int(requests.status[i])],
         }
-        where = (_process(replica) + 1, row)
-        yield _slice(name, begin_ps, end_ps, *where, arguments)
+        yield from _slice(name, begin_ps, end_ps, process, row, arguments)
         moments = [begin_ps, int(requests.scheduled_ps[i]), int(requests.first_token_ps[i]), end_ps]
         for part, begin, end in zip(("queue", "prefill", "decode"), moments, moments[1:], strict=False):
             if begin == NEVER_PS:
                 break
             until_ps = end_ps if end == NEVER_PS else min(end, end_ps)
-            if until_ps > begin:
-                yield _slice(part, begin, until_ps, *where, {})
+            yield from _slice(part, begin, until_ps, process, row, {})
 
 
 def rows_of(spans: Iterable[tuple[int, int]]) -> Iterator[int]:
@@ -137,13 +143,16 @@ def _process(replica: int) -> int:
     return 2 * replica + 1
 
 
-def _slice(name: str, begin_ps: int, end_ps: int, process: int, thread: int, arguments: Event) -> Event:
-    times = {"ts": begin_ps / PS_PER_US, "dur": (end_ps - begin_ps) / PS_PER_US}
-    return {"name": name, "ph": "X", **times, "pid": process, "tid": thread, "args": arguments}
+def _slice(name: str, begin_ps: int, end_ps: int, process: int, thread: int, arguments: Event) -> Iterator[Event]:
+    """One slice; none of what is over within its microsecond."""
+    begin_us, end_us = int(begin_ps) // PS_PER_US, int(end_ps) // PS_PER_US
+    if end_us > begin_us:
+        times = {"ts": begin_us, "dur": end_us - begin_us}
+        yield {"name": name, "ph": "X", **times, "pid": process, "tid": thread, "args": arguments}
 
 
-def _counter(name: str, at_ps: int, replica: int, value: float) -> Event:
-    return {"name": name, "ph": "C", "ts": at_ps / PS_PER_US, "pid": _process(replica), "args": {"value": value}}
+def _counter(name: str, at_ps: int, replica: int, **values: float) -> Event:
+    return {"name": name, "ph": "C", "ts": int(at_ps) // PS_PER_US, "pid": _process(replica), "args": values}
 
 
 def _named(kind: str, name: str, process: int, thread: int = 0) -> Event:

@@ -77,8 +77,8 @@ def _mixed(axes: Axes, cost: CostModel, batches: Sequence[int], most: int, kv_to
         context = n * MIXED_CONTEXT
         fits = tokens[tokens + context <= kv_tokens]
         times = [step_ps_alike(cost, n, context, *_chunk(int(q), 0)) for q in fits]
-        _line(axes, fits, times, f"beside {n} decodes" if n else "alone", colour)
-    _finish(axes, f"A chunk beside decodes of context {MIXED_CONTEXT:,}", "tokens in the chunk", most)
+        _line(axes, fits, times, f"with {n} decodes" if n else "alone", colour)
+    _finish(axes, f"A chunk in a step with decodes of context {MIXED_CONTEXT:,}", "tokens in the chunk", most)
 
 
 def _chunk(tokens: int, history: int) -> tuple[int, int, int]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.compiled import is_compiled
-from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow
+from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow, bounds
 from simbatch.sim.files import origin, write_all, write_json
 from simbatch.sim.metrics.columns import (
     COUNT_COLUMNS,
@@ -23,7 +21,6 @@ from simbatch.sim.metrics.columns import (
     TENANT,
     TEXT_COLUMNS,
     TIME_COLUMNS,
-    bounds,
     file_columns,
     named,
     replica_of,
@@ -269,38 +266,3 @@ def _steps_table(steps: list[StepRow], ids: pa.Array[Any]) -> pa.Table:
     for name in ("free_blocks", "num_running", "num_waiting"):
         columns[name] = pa.array(whole(name))
     return pa.table(columns)
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Numbers to their last digit, nothing where there is none, mappings and lists as JSON."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([[_cell_text(value) for value in row] for row in rows])
-
-
-def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A Parquet file, each column of the narrowest type that holds all its values."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table({name: _typed([row[i] for row in rows]) for i, name in enumerate(columns)}), path)
-
-
-def _typed(values: list[Any]) -> pa.Array[Any]:
-    import pyarrow as pa
-
-    kinds = {type(value) for value in values} - {type(None)}
-    if kinds <= {bool}:
-        return pa.array(values, pa.bool_() if kinds else pa.float64())
-    if kinds <= {int, float}:
-        return pa.array(values, pa.int64() if kinds == {int} else pa.float64())
-    return pa.array([None if value is None else _cell_text(value) for value in values], pa.string())
-
-
-def _cell_text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

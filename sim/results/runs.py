@@ -5,7 +5,7 @@ Of one metric of several candidates: who is best, how far two differ over the sa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -153,35 +153,6 @@ def same_as(summaries: Mapping[str, Sequence[Summary]]) -> dict[str, str]:
 def _figures(summary: Summary) -> Summary:
     ours = {key: value for key, value in summary["simbatch"].items() if key not in _LEFT_OUT}
     return {**summary, "simbatch": ours}
-
-
-_NO_METRICS = (
-    "scenario",
-    "seed",
-    "policy",
-    "engine",
-    "engine_defaults",
-    "profile",
-    "slo",
-    "rejected_reasons",
-    "warnings",
-)
-
-
-def figures_of(summary: Summary) -> dict[str, float | None]:
-    """Every figure of a summary, by the names of docs/reference.md: `p99_ttft_ms`, `kv_cache.mean_use`."""
-    ours = {key: value for key, value in summary["simbatch"].items() if key not in _NO_METRICS}
-    share = summary["simbatch"]["profile"]["share_of_steps_in_range"]
-    standard = {key: value for key, value in summary.items() if key != "simbatch"}
-    return dict(_flat(standard | ours)) | {"profile.share_of_steps_in_range": share}
-
-
-def _flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float | None]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        elif key != "refused" and (value is None or isinstance(value, (int, float))):
-            yield f"{above}{key}", value
 
 
 NO_DIFFERENCE = "no difference shown"

@@ -74,7 +74,7 @@ class EngineSettings(Strict):
     enable_prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prefixes")
     enable_chunked_prefill: bool = Field(default=True, description="split long prompts over several steps")
     scheduling_policy: Literal["fcfs", "priority"] = Field(
-        default="fcfs", description="vLLM's order of the queue; beside policy vllm only"
+        default="fcfs", description="vLLM's order of the queue; with policy vllm only"
     )
     long_prefill_token_threshold: Annotated[int, Field(ge=0, le=2**31)] = Field(
         default=0, description="tokens a step that one prompt may take at most while others are there; 0: no limit"

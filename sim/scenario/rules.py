@@ -210,7 +210,7 @@ def _renamed(source: Source, path: KeyPath, key: Key, own: str) -> Source:
         raise UserError(Problem(source.locate((*path, key), True), rule, value, f"write {own}: true or false"))
     was_set = source.overrides.get((*path, key))
     if own in at and was_set is None:
-        rule = f"stands beside {own}: one setting, twice"
+        rule = f"is there as {own} too: one setting, twice"
         raise UserError(Problem(source.locate((*path, key), True), rule, value, "remove one of them"))
     renamed = {(own if one == key else one): (not value if is_off and one == key else at[one]) for one in at}
     if own in at:  # a flag of the command line wins over the file

@@ -19,8 +19,7 @@ from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search import run_resolved
 from simbatch.sim.search.cells import Cell, cells_of
-from simbatch.sim.search.loads import USERS_FLAG, OfferedLoad, asked_users, of_rates
-from simbatch.sim.search.rates import RATE_FLAG, axis_of, parse_rates
+from simbatch.sim.search.loads import RATE_FLAG, USERS_FLAG, OfferedLoad, asked_users, axis_of, of_rates, parse_rates
 from simbatch.sim.search.run import OnResult, Say, Watch, run_cells
 
 Candidate = str | Policy | Scenario

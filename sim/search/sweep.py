@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import UserError
-from simbatch.sim.metrics.columns import data_frame
+from simbatch.sim.metrics import figures_of
 from simbatch.sim.metrics.registry import shown
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.results import Experiment, files
-from simbatch.sim.results.runs import Summary, figures_of
+from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import OF_A_SESSION, Scenario
 from simbatch.sim.search.cells import Cell, CellStore, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
 from simbatch.sim.search.sweep_grid import grid_of
-from simbatch.sim.tables import table
+from simbatch.sim.tables import data_frame, table, write_csv, write_table
 from simbatch.sim.text import duration_words
 
 if TYPE_CHECKING:
@@ -118,11 +118,11 @@ class Sweep:
         from simbatch.sim.search.sweep_page import sweep_page
 
         writers: dict[str, Callable[[Path], None]] = {
-            "summary.csv": lambda path: files.write_csv(path, *_table(self.rows)),
-            "summary.parquet": lambda path: files.write_table(path, *_table(self.rows)),
+            "summary.csv": lambda path: write_csv(path, *_table(self.rows)),
+            "summary.parquet": lambda path: write_table(path, *_table(self.rows)),
         }
         if len(self.rows) > len(self.points):
-            writers["points.csv"] = lambda path: files.write_csv(path, *_table(self.points))
+            writers["points.csv"] = lambda path: write_csv(path, *_table(self.points))
         if (drawing := sweep_plot.choose(self.points, self.keys, self._limits)) is not None:
             writers["sweep.png"] = lambda path: sweep_plot.write(path, self.name, drawing)
         page = partial(sweep_page, self.name, self.keys, self.points, self.cells, self.summaries, self.text())

@@ -28,8 +28,7 @@ from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Means, Runs
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
-from simbatch.sim.search.loads import OfferedLoad, load_of
-from simbatch.sim.search.rates import rounded
+from simbatch.sim.search.loads import OfferedLoad, load_of, rounded
 from simbatch.sim.tuning import Evaluate
 from simbatch.sim.tuning.goal import METRICS, Limit
 from simbatch.sim.tuning.space import Settings

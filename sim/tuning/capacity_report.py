@@ -14,11 +14,12 @@ from simbatch.sim.metrics.registry import REGISTRY, SESSIONS, SESSIONS_WITHIN_SL
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.report import style
-from simbatch.sim.results.files import Writers, write_csv, write_result
+from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
+from simbatch.sim.tables import write_csv
 from simbatch.sim.text import number
 from simbatch.sim.tuning.goal import METRICS
-from simbatch.sim.tuning.tune_files import OWN_FILES, limit_content
+from simbatch.sim.tuning.tune_files import OWN_FILES
 from simbatch.sim.tuning.vllm_flags import set_flags
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def content(found: Capacity, num_runs: int) -> dict[str, Any]:
         "scenario": found.scenario.name,
         "seeds": found.seeds,
         "resample_blocks": num_blocks(found.scenario),
-        "goal": {"capacity": found.load.key, "limits": [limit_content(limit) for limit in found.limits]},
+        "goal": {"capacity": found.load.key, "limits": [limit.content() for limit in found.limits]},
         "num_runs": num_runs,
         "feasible": found.is_feasible,
         "rate": bound

@@ -26,7 +26,7 @@ from simbatch.sim.tuning.space import SEQS, TOKENS, Settings
 from simbatch.sim.workload.model import TrafficShape
 
 Choice = TypeVar("Choice")
-TIMES, FAR = 2.0, 20.0  # above, a change is said as so many times, or as far more
+TIMES, FAR = 2.0, 20.0  # above, a change is said as so many times, or as over so many
 Evaluate = Callable[[Sequence[tuple[dict[str, Any], int]]], list[Summary]]
 
 
@@ -57,9 +57,9 @@ class DrawnGain:
         return self.low > 1
 
     def text(self) -> str:
-        """`+1.2 to +4.0 %`, `3.1 to 5.0 times`, `far more`."""
+        """`+1.2 to +4.0 %`, `3.1 to 5.0 times`, `over 20 times as much`."""
         if self.low > FAR or self.high == inf:
-            return "far more"
+            return f"over {FAR:g} times as much"
         if self.high > TIMES:
             return f"{self.low:.1f} to {self.high:.1f} times"
         low, high = (f"{100 * (ratio - 1):+.1f}".replace("-0.0", "+0.0") for ratio in (self.low, self.high))

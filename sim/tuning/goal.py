@@ -64,6 +64,10 @@ class Limit:
             return small
         return small / large - 1
 
+    def content(self) -> dict[str, str | float]:
+        """As JSON: the metric, and its bound as `at_most` or `at_least`."""
+        return {"metric": self.metric.key, "at_most" if self.metric.aim == LOWER else "at_least": self.bound}
+
     def __str__(self) -> str:
         return f"{self.metric.key} {'<=' if self.metric.aim == LOWER else '>='} {self.bound:g}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO
@@ -15,9 +15,8 @@ from simbatch.sim.scenario import resolve
 from simbatch.sim.tuning import Tuned
 from simbatch.sim.tuning.finalists import TriedSettings, setting_words
 from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
-from simbatch.sim.tuning.recommend_report import all_notes, evidence, scenario_content
+from simbatch.sim.tuning.recommend_report import all_notes, choices, doubts, evidence, not_enough, scenario_content
 from simbatch.sim.tuning.recommend_report import report as recommended_report
-from simbatch.sim.tuning.recommend_report import verdict as recommended_verdict
 from simbatch.sim.tuning.space import POLICY, values_of
 from simbatch.sim.tuning.tune_files import picture_axes
 from simbatch.sim.tuning.tune_report import (
@@ -98,7 +97,7 @@ def _plane(tuned: Tuned) -> PageChart:
         elif each.metric.key == up.key:
             traces.append(limit(str(each), [left, most], [bound, bound]))
     is_log = is_wide(left, most) and tuned.knee is None
-    note = "A dot a setting: which one stands beside it when the pointer is on it."
+    note = "A dot is a setting: point at it to read which."
     panel = Panel(_unit(up), traces)
     return PageChart("What was tried", _unit(right), [panel], note, is_log_x=is_log, size="wide")
 
@@ -206,7 +205,10 @@ def recommend_page(found: Recommendation) -> ReportPage:
         answer=[
             ("Recommended", _words(found.chosen)),
             ("To serve it", command(given)),
-            *_pairs(recommended_verdict(found)),
+            ("Rule of thumb", f"{found.case.thumb(found.profile.memory.total_bytes)}, in what follows the table's."),
+            *_pairs(choices(found)),
+            *_under("How sure", doubts(found)),
+            *_under("SLO", not_enough(found)),
         ],
         warnings=all_notes(found),
         charts=[*_charts(found)],
@@ -233,10 +235,16 @@ def _pairs(lines: list[str]) -> Iterator[tuple[str, str]]:
         yield (label, rest) if colon and not text.startswith(" ") and " " not in label else ("", text.strip())
 
 
+def _under(label: str, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Lines under one label."""
+    yield from ((label if not i else "", text.strip()) for i, text in enumerate(lines))
+
+
 def _recommended_bands(found: Recommendation) -> Iterator[PageTable]:
     if found.bands is not None:
         trial = found.trials[found.chosen]
-        yield from bands_table(found.bands.content(), lambda metric: trial.mean(metric.key))
+        note = f"Here: the mean of {len(trial.at_load.summaries)} seeds; each draw is a run under the first of them."
+        yield from bands_table(found.bands.content(), lambda metric: trial.mean(metric.key), note)
 
 
 def _charts(found: Recommendation) -> Iterator[PageChart]:

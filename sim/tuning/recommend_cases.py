@@ -49,6 +49,15 @@ class UseCase:
             return min(self.high, self.usual * 2)
         return self.usual
 
+    def thumb(self, total_bytes: int) -> str:
+        """That batch in words, and how this memory changes it."""
+        is_small, is_large = total_bytes < SMALL_GB * GB, total_bytes >= LARGE_GB * GB
+        rule = (
+            f"halved under {SMALL_GB} GB" if is_small else f"doubled from {LARGE_GB} GB" if is_large else "as it stands"
+        )
+        gpu = f"{self.usual} {rule}, GPU of {total_bytes / GB:.1f} GB"
+        return f"max_num_seqs {self.prior(total_bytes)} ({self.low} to {self.high}; {gpu})"
+
 
 USE_CASES = {
     case.name: case

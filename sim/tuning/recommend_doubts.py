@@ -27,8 +27,8 @@ def beaten_lines(found: Recommendation) -> Iterator[str]:
     """By how much the choice beats each default that it leaves, over the draws."""
     for stand in found.stands:
         if not stand.is_kept:
-            draws = f"Over {len(stand.gain.ratios)} draws of what the profile is in doubt about"
-            yield f"  {draws} against {_default_words(found, stand)}: {stand.gain.text()}."
+            draws = f"over {len(stand.gain.ratios)} draws of what the profile is in doubt about"
+            yield f"  Against {_default_words(found, stand)}, {draws}: score {stand.gain.text()}."
 
 
 def _default_words(found: Recommendation, stand: Stand[BatchChoice]) -> str:

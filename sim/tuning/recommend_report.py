@@ -22,7 +22,6 @@ from simbatch.sim.tuning.recommend import (
     Recommendation,
     TriedChoice,
 )
-from simbatch.sim.tuning.recommend_cases import GB, LARGE_GB, SMALL_GB
 from simbatch.sim.tuning.recommend_doubts import banded_lines, beaten_lines, kept_words, stands_content
 from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, arguments, command, config_yaml, weight_notes
 from simbatch.sim.workload.sessions import Empirical
@@ -46,6 +45,16 @@ def report(found: Recommendation) -> str:
 
 
 def verdict(found: Recommendation) -> list[str]:
+    """What was kept, what was changed and why, and how sure it is."""
+    return [*choices(found), *doubts(found), *not_enough(found)]
+
+
+def doubts(found: Recommendation) -> list[str]:
+    """How the choice stands under draws of the profile's doubts and under fresh seeds."""
+    return [*beaten_lines(found), *_confirmed(found), *banded_lines(found)]
+
+
+def choices(found: Recommendation) -> list[str]:
     """What was kept, what was changed and why."""
     trials, chosen = found.trials, found.chosen
     lines = []
@@ -69,8 +78,7 @@ def verdict(found: Recommendation) -> list[str]:
     else:
         gain = _gain(found, at_same.score, mine.score)
         words = f"{default:,} is vLLM's default, {chosen.max_num_batched_tokens:,} here: {gain}."
-    lines.append(f"max_num_batched_tokens: {words}")
-    return [*lines, *beaten_lines(found), *_confirmed(found), *banded_lines(found), *_not_enough(found)]
+    return [*lines, f"max_num_batched_tokens: {words}"]
 
 
 def all_notes(found: Recommendation) -> list[str]:
@@ -104,14 +112,10 @@ def error_note(profile: MeasuredProfile) -> str:
 
 def _head(found: Recommendation) -> Iterator[str]:
     case, load = found.case, found.load
-    memory = found.profile.memory.total_bytes
-    size = "under" if memory < SMALL_GB * GB else "from" if memory >= LARGE_GB * GB else None
-    rule = {"under": f"halved under {SMALL_GB} GB", "from": f"doubled from {LARGE_GB} GB", None: "as it stands"}[size]
     slo = ", ".join(f"{k.removesuffix('_ms').upper()} <= {v:g} ms" for k, v in found.slo.items())
     yield f"{case.name} on {found.profile.name}"
     yield f"traffic: {case.words}"
-    gpu = f"{case.usual} {rule}, GPU of {memory / GB:.1f} GB"
-    yield f"table: max_num_seqs {found.prior.max_num_seqs} ({case.low} to {case.high}; {gpu})"
+    yield f"rule of thumb (the table): {case.thumb(found.profile.memory.total_bytes)}"
     if load.rate is None or load.share is None or load.peak is None:
         yield f"load: {found.case.num_prompts:,} requests at once, {NUM_SEEDS} seeds" + (f"; {slo}" if slo else "")
         return
@@ -205,14 +209,15 @@ def _confirmed(found: Recommendation) -> Iterator[str]:
         size = (
             f"{factor:,.1f} times"
             if 2 < factor < FAR
-            else "far more"
+            else f"over {FAR:g} times as much"
             if factor >= FAR
             else f"{factor - 1:+.1%} [{low:+.1%}, {high:+.1%}]"
         )
-        yield f"  Under {len(found.fresh_seeds)} fresh seeds against {name}: {size}, {shown}."
+        yield f"  Against {name}, under {len(found.fresh_seeds)} fresh seeds: score {size}, {shown}."
 
 
-def _not_enough(found: Recommendation) -> Iterator[str]:
+def not_enough(found: Recommendation) -> Iterator[str]:
+    """That the SLO is not kept, where no batch keeps it."""
     if found.load.is_enough:
         return
     shares: dict[str, Any] = {name: found.best.mean(f"{SLO_SHARE}{name}") for name in _limits(found)}

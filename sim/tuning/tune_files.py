@@ -12,12 +12,13 @@ from simbatch.sim.files import write_json
 from simbatch.sim.metrics.registry import THROUGHPUT
 from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
 from simbatch.sim.report import style
-from simbatch.sim.results.files import Writers, write_csv, write_result
+from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import num_blocks
 from simbatch.sim.statistics import Interval
+from simbatch.sim.tables import write_csv
 from simbatch.sim.tuning.finalists import TriedSettings, setting_words
-from simbatch.sim.tuning.goal import METRICS, Goal, Limit
+from simbatch.sim.tuning.goal import METRICS, Goal
 from simbatch.sim.tuning.space import SEQS
 from simbatch.sim.tuning.vllm_flags import own_policy, set_flags, vllm_serve
 
@@ -59,14 +60,14 @@ def content(tuned: Tuned, num_runs: int) -> dict[str, Any]:
         "goal": {
             "maximize": [metric.key for metric in goal.metrics if metric.aim == HIGHER],
             "minimize": [metric.key for metric in goal.metrics if metric.aim == LOWER],
-            "limits": [limit_content(limit) for limit in goal.limits],
+            "limits": [limit.content() for limit in goal.limits],
         },
         "searched": {axis.key: list(axis.values) for axis in space.axes},
         "num_combinations": len(space.points),
         "num_trials": len(tuned.trials),
         "num_runs": num_runs,
         "feasible": tuned.is_feasible,
-        "binds": [limit_content(limit) for limit in tuned.binding()],
+        "binds": [limit.content() for limit in tuned.binding()],
         "best": tuned.recommended and _best(scenario, tuned.recommended),
         "do_arrivals_bind": tuned.do_arrivals_bind,
         "equals": [trial.number for trial in tuned.equals],
@@ -99,11 +100,6 @@ def trial_content(trial: TriedSettings) -> dict[str, Any]:
         "metrics": figures,
         "overloaded_runs": trial.overloaded,
     }
-
-
-def limit_content(limit: Limit) -> dict[str, Any]:
-    """A limit as JSON."""
-    return {"metric": limit.metric.key, "at_most" if limit.metric.aim == LOWER else "at_least": limit.bound}
 
 
 def interval_content(interval: Interval | None) -> Mapping[str, float] | None:
@@ -216,7 +212,7 @@ def _label(axes: Axes, tuned: Tuned, measured: Sequence[TriedSettings], up: Metr
     bounds = [limit.bound for limit in tuned.goal.limits if limit.metric.key == right.key]
     style.label_apart(axes, drawn, fontsize=7, uncrossed=bounds, color=style.INK)
     keys = " / ".join(key.rpartition(".")[2] for key in ranked[0].settings)
-    axes.set_title(f"beside the points: {keys}", fontsize=8, color="#777777")
+    axes.set_title(f"names of the points: {keys}", fontsize=8, color="#777777")
 
 
 def _points(axes: Axes, trials: Sequence[TriedSettings], up: Metric, right: Metric, **style_of: object) -> None:

@@ -21,7 +21,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import Burstiness, Count, Duration, Mistake, Rate, Seconds, Strict, refuse
 from simbatch.sim.workload.chunk import CHUNK_SIZE
 
-_RATE = "requests per second; here or beside `arrival`"
+_RATE = "requests per second; here or next to `arrival`"
 _BURSTINESS = "shape of the gamma gaps: 1 is Poisson, less is burstier (default 1)"
 
 
@@ -105,7 +105,7 @@ class ClosedLoop(Strict):
     """A fixed number of users, each with one request at a time."""
 
     process: Literal["closed_loop"]
-    max_concurrency: Count | None = Field(default=None, description="number of users; here or beside `arrival`")
+    max_concurrency: Count | None = Field(default=None, description="number of users; here or next to `arrival`")
     think_time_s: Seconds = Field(default=0.0, description="a user's pause between an answer and its next request, s")
 
 

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, cast
 
-from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.files import is_dangling, shorten_path, stat_of
 
 _PACKED: dict[bytes, Callable[[Path], object]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zX": lzma.open}
@@ -53,7 +53,8 @@ def check_file(path: Path, place: str) -> None:
     if path.name in _PUBLIC:
         otherwise = f"get it from {_PUBLIC[path.name]} and say where it is: --set workload.trace.path=FILE"
     mend = f"did you mean {near[0]}?" if near else otherwise
-    raise UserError(Problem(shorten_path(place), "there is no such file", str(path), mend))
+    value = NOTHING if place == str(path) else str(path)
+    raise UserError(Problem(shorten_path(place), "there is no such file", value, mend))
 
 
 def _siblings(path: Path) -> list[str]:

@@ -229,7 +229,7 @@ class Workload(TrafficShape):
         if self.mix:
             rule = "each part of a mix has its own"
             given += [key for key in _SHARES if getattr(self, key) is not None]
-            others = [Mistake("trace", "stands beside a mix", "keep one of them")] if self.trace else []
+            others = [Mistake("trace", "cannot be given with a mix", "keep one of them")] if self.trace else []
             return [*(Mistake(key, rule, "move it into the parts, or drop the mix") for key in given), *others]
         mends = {"num_prompts": "use trace.limit", "request_rate": "use trace.rate_scale"}
         rule = "a trace brings its own arrivals and lengths"

@@ -11,9 +11,9 @@ import math
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from simbatch.sim.json_values import MAX_TOKENS, Count, Mistake, Seconds, Share, Strict, Tokens, refuse
+from simbatch.sim.json_values import MAX_TOKENS, Count, Mistake, Seconds, Share, Strict, Tokens, refuse, rule_error
 from simbatch.sim.workload.arrivals import AllAtOnce, Arrival, ClosedLoop
 from simbatch.sim.workload.trace_model import (
     CHARS_PER_TOKEN,
@@ -165,8 +165,16 @@ class Quantiles(_Clipped):
         return [(percent, tokens) for percent, tokens in given if tokens is not None]
 
 
+def _not_a_number(value: object) -> object:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise rule_error("must be a mapping with a distribution", f"write {{distribution: fixed, mean: {value:g}}}")
+    return value
+
+
 Length = Annotated[
-    FixedLength | Uniform | Lognormal | Geometric | Empirical | Quantiles, Field(discriminator="distribution")
+    FixedLength | Uniform | Lognormal | Geometric | Empirical | Quantiles,
+    Field(discriminator="distribution"),
+    BeforeValidator(_not_a_number),
 ]
 
 
@@ -205,7 +213,7 @@ Time = Seconds | Annotated[LognormalTime | ExponentialTime | UniformTime, Field(
 
 
 class Branch(Strict):
-    """Turns that fan out: an agent sends sub-requests beside each other, and goes on when all have ended."""
+    """Turns that fan out: an agent sends sub-requests in parallel, and goes on when all have ended."""
 
     share: Share = Field(description="share of the turns that do, of those with a turn behind them")
     width: Length = Field(description="distribution of how many sub-requests there are")
@@ -252,7 +260,7 @@ class Sessions(Strict):
             mistakes.append(Mistake("arrival", "needs request_rate, sessions per second", "add arrival.request_rate"))
         if both and self.tool_share is None:
             mistakes.append(
-                Mistake("tool_share", "tool_share is needed beside both think_time_s and tool_time_s", "add it")
+                Mistake("tool_share", "tool_share is needed with both think_time_s and tool_time_s", "add it")
             )
         if not both and self.tool_share is not None:
             rule = "says nothing without both think_time_s and tool_time_s"

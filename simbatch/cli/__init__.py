@@ -6,8 +6,6 @@ on stderr and an exit code.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import shlex
 import sys
@@ -20,6 +18,7 @@ import click
 from simbatch.sim.compiled import is_compiled
 from simbatch.sim.errors import UserError
 from simbatch.sim.files import issued_as
+from simbatch.sim.interpreter import collect_for_a_command
 
 # Large arrays in ordinary pages: where numpy asks for huge ones, which is its default, the kernel clears 2 MiB at a
 # time for each of them, half a second for the figures of a million requests. numpy reads this when it is imported.
@@ -100,18 +99,13 @@ _COMMANDS = {
     "estimate": ("simbatch.cli.memory:estimate", "Estimate a model on a GPU that nobody measured."),
     "fit": ("simbatch.cli.fit:fit", "Fit a profile from measured steps."),
     "serve": ("simbatch.cli.init:serve", "Serve a profile through real vLLM, without a GPU."),
-    "validate": ("simbatch.cli.validate:validate", "Put a real run beside its simulation."),
+    "validate": ("simbatch.cli.validate:validate", "Compare a real run with its simulation."),
     "scenarios": ("simbatch.cli.init:scenarios", "List and copy the scenarios that ship."),
     "profiles": ("simbatch.cli.profiles:profiles", "List, show and import GPU profiles."),
     "policies": ("simbatch.cli.plugins:policies", "List the batching policies and their parameters."),
     "routers": ("simbatch.cli.plugins:routers", "List the routers of clusters and their parameters."),
     "schema": ("simbatch.cli.init:schema", "Print the JSON Schema of scenario files."),
 }
-
-
-# Between two looks for circles of objects that nobody needs. A command makes few of those, and hundreds of thousands
-# that stay: with Python's 700 the looks take a tenth of a short command's time.
-YOUNG_OBJECTS = 50_000
 
 
 class LazyGroup(click.Group):
@@ -165,8 +159,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 2 for what the user must mend, 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
-    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
-    atexit.register(gc.freeze)  # no last look for circles among all that ever was: 0.2 s of a process that goes anyway
+    collect_for_a_command()
     if "_SIMBATCH_COMPLETE" in os.environ:  # a shell asks for completions
         cli.main(given, prog_name="simbatch")
     sys.exit(exit_code_of(lambda: _invoke(given)))

@@ -125,7 +125,7 @@ def _earlier(folder: Path, files: Sequence[Path]) -> str | None:
         date = datetime.fromtimestamp(max(path.stat().st_mtime for path in there))
     of = f"{date:%Y-%m-%d %H:%M}{f' ({command})' if command else ''}"
     if not results:
-        return f"beside the results of {of} in {folder}: those stay, only {_RUN_FILE} is replaced"
+        return f"the results of {of} in {folder} stay; only {_RUN_FILE} is replaced"
     return f"replaced the results of {of}"
 
 
@@ -159,9 +159,10 @@ def _log(name: str, total: int | None) -> Callable[[int], None]:
         now_s = time.monotonic()
         if now_s - last_s < LINE_S:
             return
-        last_s, rest = now_s, ""
+        last_s, past_s = now_s, now_s - begin_s
+        rest = f" in {duration_words(past_s)} so far"
         if total is not None and 0 < ended <= total:
-            rest = f" of {total:,}, {duration_words((now_s - begin_s) / ended * (total - ended))} left"
+            rest = f" of {total:,}, {duration_words(past_s / ended * (total - ended))} left"
         print(f"{name}: {ended:,}{rest}", file=sys.stderr, flush=True)
 
     return tell
@@ -173,11 +174,14 @@ def _bar(name: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int
     if quiet or not sys.stderr.isatty():
         yield None
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    clock: tuple[progress.ProgressColumn, ...] = (progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
+    if total is None:
+        clock = (progress.TextColumn("{task.completed:,}"), progress.TimeElapsedColumn())
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), *clock)
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield lambda ended: bar.update(task, completed=ended)
 
@@ -232,8 +236,10 @@ def cells_shown(name: str, total: int, *, quiet: bool) -> Iterator[Callable[...,
             if bar is not None:
                 bar(done)
             elif not quiet and done * NUM_LINES // total > (done - 1) * NUM_LINES // total:
-                left_s = (time.monotonic() - begin_s) / done * (total - done)
-                print(f"{done:,} of {total:,} cells, {duration_words(left_s)} left", file=sys.stderr, flush=True)
+                past_s = time.monotonic() - begin_s
+                left_s = past_s / done * (total - done)
+                rest = f"{duration_words(left_s)} left" if done < total else f"{duration_words(past_s)} in all"
+                print(f"{done:,} of {total:,} simulations, {rest}", file=sys.stderr, flush=True)
 
         yield tell
 

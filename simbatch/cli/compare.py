@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from simbatch.sim.report.figures import Figures
     from simbatch.sim.report.loads import LoadComparison
     from simbatch.sim.report.result import Result
-    from simbatch.sim.scenario import Resolved, Scenario
+    from simbatch.sim.scenario import Resolved
     from simbatch.sim.search.bands import BandedCandidates
     from simbatch.sim.search.run import Watch
     from simbatch.sim.search.upgrade import Upgrade
@@ -98,14 +98,13 @@ def compare(
     each of several loads: the first rate of the scenario is set to it, and all others are changed as many times; with
     --users, so many sessions (or requests) are let in at once; one candidate will do then. With --vllm-version, what
     the upgrade from the first version changes is told: the first step that differs, and what each rule or default does
-    alone. The table, its numbers and the pictures are written to DIR,
-    by default results/<name of FILE>-compare, with loads results/<name of FILE>-loads. --figure draws the chosen
-    --metrics for a paper, and writes what it shows as a CSV of the same name beside it.
+    alone. The table, its numbers and the pictures are written to DIR, by default results/<name of FILE>-compare, with
+    loads results/<name of FILE>-loads. --figure draws the chosen --metrics for a paper, and writes what it shows as a
+    CSV of the same name next to it.
     """
-    from simbatch.sim.report.compare import OWN_FILES, Comparison
-    from simbatch.sim.scenario import resolve
-    from simbatch.sim.scenario.chance import ONE_RUN, seeds_of
-    from simbatch.sim.search.compared import cells_under, loads_from, replicated, summaries_of
+    from simbatch.sim.report.compare import OWN_FILES
+    from simbatch.sim.scenario.chance import ONE_RUN
+    from simbatch.sim.search.compared import loads_from
 
     loads = loads_from(rates, users)
     if bands and (loads or replications > 1):
@@ -113,26 +112,40 @@ def compare(
         raise UserError(Problem("--bands", rule, mend="leave out --rate, --users and --replications, or --bands"))
     named = {"--policy": policies, "--profile": profiles, "--router": routers, "--vllm-version": versions}
     candidates = _candidates(file, assignments, seed, named, least=1 if loads else 2)
-    seeds = seeds_of((resolved.scenario for resolved in candidates.values()), replications)
-    if len(seeds) > 1:
-        candidates = {label: resolve(_resampled(each.scenario)) for label, each in candidates.items()}
+    candidates, seeds = _under_seeds(candidates, replications)
     drawn = _wanted_figure(metrics, figure, width)
     output = Output(folder, f"{file.stem}-{'loads' if loads else 'compare'}", OWN_FILES)
+    show = partial(_show, output=output, drawn=drawn, html=html, as_json=as_json, quiet=quiet)
     if loads:
-        at_loads = _compared_at(candidates, loads, seeds, bonferroni, jobs, quiet, by_users=bool(users))
-        _show(at_loads, output, drawn, html=html, all_rows=True, as_json=as_json, quiet=quiet)
+        show(_compared_at(candidates, loads, seeds, bonferroni, jobs, quiet, by_users=bool(users)), all_rows=True)
         return
+    show(_side_by_side(candidates, seeds, versions, jobs, quiet, bands=bands, bonferroni=bonferroni), all_rows=all_rows)
+    if len(seeds) < replications and not (quiet or as_json):
+        show_page(f"NOTE: {ONE_RUN}; there is no interval.")
+
+
+def _side_by_side(
+    candidates: dict[str, Resolved],
+    seeds: Sequence[int],
+    versions: Sequence[str],
+    jobs: int,
+    quiet: bool,
+    *,
+    bands: bool,
+    bonferroni: bool,
+) -> Comparison | ReplicatedComparison:
+    """At the scenario's own load; under several seeds each is run under the first one here and then under the rest."""
+    from simbatch.sim.report.compare import Comparison
+    from simbatch.sim.search.compared import cells_under, replicated, summaries_of
+
     cells = cells_under(candidates, seeds[1:])
     results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
     upgrades = _upgrades(candidates, results, versions, quiet)
     banded = _banded(candidates, results, jobs, quiet) if bands else None
-    comparison: Comparison | ReplicatedComparison = Comparison(results, upgrades, banded)
-    if len(seeds) > 1:
-        others = summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs)
-        comparison = replicated(Comparison(results), candidates, others, seeds, bonferroni=bonferroni)
-    _show(comparison, output, drawn, html=html, all_rows=all_rows, as_json=as_json, quiet=quiet)
-    if len(seeds) < replications and not (quiet or as_json):
-        show_page(f"NOTE: {ONE_RUN}; there is no interval.")
+    if len(seeds) == 1:
+        return Comparison(results, upgrades, banded)
+    others = summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs)
+    return replicated(Comparison(results), candidates, others, seeds, bonferroni=bonferroni)
 
 
 def _banded(
@@ -228,11 +241,17 @@ def _upgrades(
     return found
 
 
-def _resampled(scenario: Scenario) -> Scenario:
-    """What several seeds run of it."""
-    from simbatch.sim.scenario.chance import resampling
+def _under_seeds(candidates: dict[str, Resolved], replications: int) -> tuple[dict[str, Resolved], list[int]]:
+    """The candidates as they run under several seeds, a trace resampled, and the seeds; as they stand under one."""
+    from simbatch.sim.scenario import resolve
+    from simbatch.sim.scenario.chance import resampling, seeds_of
 
-    return scenario.override(resampling(scenario), origin="--replications")
+    scenarios = {label: resolved.scenario for label, resolved in candidates.items()}
+    seeds = seeds_of(scenarios.values(), replications)
+    if len(seeds) == 1:
+        return candidates, seeds
+    origin = "--replications"
+    return {name: resolve(each.override(resampling(each), origin=origin)) for name, each in scenarios.items()}, seeds
 
 
 def _candidates(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -49,46 +49,23 @@ def fit(
     (`simbatch.vllm_recorder`), a live server's own traffic too. Or one file of samples, the steps that `simbatch
     profile` wrote down.
     """
-    from simbatch.profiler.fit import fit_samples
-    from simbatch.profiler.fit.recorder import fit_recorder
-    from simbatch.profiler.fit.recorder import report_dict as recorder_report
-    from simbatch.profiler.fit.report import plot_fit, report_dict, report_text
-    from simbatch.profiler.fit.streams.from_streams import fit_streams, num_parts
-    from simbatch.profiler.fit.streams.from_streams import report_dict as stream_report
     from simbatch.profiler.records.lines import is_recorded
-    from simbatch.profiler.records.samples import read_samples
     from simbatch.sim.files import check_target
 
     for target in (output, plot):
         if target is not None:
             check_target(target, list(files))
-    name = None if output is None else output.name.removesuffix(".json")
+    limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+    flags = {f"--{name.replace('_', '-')}": value for name, value in limits.items()}
     if all(map(is_recorded, files)):
-        limits = {"--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens}
-        _refuse({**limits, "--plot": plot}, "is not for a recorder's files, which say it themselves")
-        with working("fit of a recorder's files"):
-            recorded = fit_recorder(files, nearest=nearest, name=name)
-        _write(recorded.profile, output)
-        shown = recorder_report(recorded) if as_json else recorded.text()
+        _refuse({**flags, "--plot": plot}, "is not for a recorder's files, which say it themselves")
+        shown = _of_recorder(files, nearest, output, as_json)
     elif _are_samples(files):
-        own = {"--profile": nearest, "--max-num-seqs": max_num_seqs, "--max-num-batched-tokens": max_num_batched_tokens}
-        _refuse(own, "is for results of a server; a file of samples says it itself")
-        with working("fit of samples"):
-            read = read_samples(files[0])
-            samples = fit_samples(read, name=name)
-        if plot is not None:
-            plot_fit(samples, plot)
-        _write(samples.profile, output)
-        if read.engine.async_scheduling:
-            click.echo(ASYNC, err=True)
-        shown = report_dict(samples) if as_json else report_text(samples)
+        _refuse({"--profile": nearest, **flags}, "is for results of a server; a file of samples says it itself")
+        shown = _of_samples(files[0], output, plot, as_json)
     else:
         _refuse({"--plot": plot}, "draws a file of samples, and FILES are results of a server")
-        limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
-        with progress_of("fit", num_parts(len(files)), quiet=False) as progress:
-            streams = fit_streams(files, nearest=nearest, name=name, progress=progress, **limits)
-        _write(streams.profile, output)
-        shown = stream_report(streams) if as_json else streams.text()
+        shown = _of_streams(files, nearest, limits, output, as_json)
     if isinstance(shown, str):
         show_page(shown)
     else:
@@ -98,9 +75,53 @@ def fit(
             click.echo(f"{target}: written", err=True)
 
 
+Shown = str | dict[str, Any]  # a report as text, or as JSON
+
+
+def _of_recorder(files: tuple[Path, ...], nearest: str | None, output: Path | None, as_json: bool) -> Shown:
+    from simbatch.profiler.fit.recorder import fit_recorder, report_dict
+
+    with working("fit of a recorder's files"):
+        found = fit_recorder(files, nearest=nearest, name=_name(output))
+    _write(found.profile, output)
+    return report_dict(found) if as_json else found.text()
+
+
+def _of_samples(file: Path, output: Path | None, plot: Path | None, as_json: bool) -> Shown:
+    from simbatch.profiler.fit import fit_samples
+    from simbatch.profiler.fit.report import plot_fit, report_dict, report_text
+    from simbatch.profiler.records.samples import read_samples
+
+    with working("fit of samples"):
+        samples = read_samples(file)
+        found = fit_samples(samples, name=_name(output))
+    if plot is not None:
+        plot_fit(found, plot)
+    _write(found.profile, output)
+    if samples.engine.async_scheduling:
+        click.echo(ASYNC, err=True)
+    return report_dict(found) if as_json else report_text(found)
+
+
+def _of_streams(
+    files: tuple[Path, ...], nearest: str | None, limits: Mapping[str, int | None], output: Path | None, as_json: bool
+) -> Shown:
+    from simbatch.profiler.fit.streams.from_streams import fit_streams, num_parts, report_dict
+
+    with progress_of("fit", num_parts(len(files)), quiet=False) as progress:
+        found = fit_streams(files, nearest=nearest, name=_name(output), progress=progress, **limits)
+    _write(found.profile, output)
+    return report_dict(found) if as_json else found.text()
+
+
+def _name(output: Path | None) -> str | None:
+    """Of the profile, after its file."""
+    return None if output is None else output.name.removesuffix(".json")
+
+
 ASYNC = (
     "warning: two steps were in flight (async_scheduling), and samples have one time for host and device; the "
-    "recorder's file beside them tells the two apart: simbatch fit NAME.steps.jsonl -o mine.json"
+    "recorder's file next to them tells the two apart: simbatch fit NAME.steps.jsonl -o mine.json"
 )
 
 

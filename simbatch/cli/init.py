@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._options import GroupOfNames
 from simbatch.cli._output import show_page
 from simbatch.cli._trace_options import reading_of, trace_options
 from simbatch.sim.errors import Problem, UserError
@@ -57,7 +58,7 @@ def init(
     from simbatch.sim.scenario.presets import slo_of
 
     if trace is not None and preset is not None:
-        raise UserError(Problem("--preset", "cannot stand beside --trace", preset, "give one of the two"))
+        raise UserError(Problem("--preset", "cannot be given with --trace", preset, "give one of the two"))
     check_target(target, [Path(path) for path in (line, trace) if path is not None and len(path) < 1024])
     made = make(line, Wish(gpu, profile, trace, reading_of(trace), rate, preset, slo_of(limits), facts_of), target)
     write_text(target, made.text)
@@ -82,7 +83,7 @@ def _report(made: Made, target: Path) -> str:
     return "\n".join([*lines, f"run it: simbatch run {target}"])
 
 
-@click.group()
+@click.group(cls=GroupOfNames)
 def scenarios() -> None:
     """List and copy the scenarios that ship; every command that takes a scenario's FILE takes these names too."""
 
@@ -111,7 +112,6 @@ def list_scenarios(as_json: bool) -> None:
 )
 def copy(name: str, target: Path | None) -> None:
     """Write the scenario NAME to a file, to be changed; a file that is there already is left alone."""
-    from simbatch.sim.errors import Problem, UserError
     from simbatch.sim.files import check_target
     from simbatch.sim.scenario.presets import shipped_scenario_text
 

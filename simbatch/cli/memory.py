@@ -39,7 +39,7 @@ _OF_MODELS = (
 @click.command()
 @click.argument("model", required=False)
 @gpu_options
-@click.option("--memory", metavar="24GiB", help="The GPU's memory as CUDA reports it; alone, or beside --gpu.")
+@click.option("--memory", metavar="24GiB", help="The GPU's memory as CUDA reports it; alone, or with --gpu.")
 @click.option("--profile", metavar="NAME", help="Take the memory of this profile instead of MODEL and --gpu.")
 @click.option("--list", "as_list", is_flag=True, help="All known models that fit the GPU, in bf16 and quantised.")
 @click.option("--context", metavar="32k", help="With --list: only what holds a request of so many tokens.")

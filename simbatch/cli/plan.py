@@ -157,7 +157,6 @@ def _wanted(asked: dict[str, Any]) -> Wanted:
 
 
 CASES = ("interactive", "batch", "mixed", "longform")
-ABOUT_RUNS = 300
 
 
 @click.command()
@@ -211,7 +210,7 @@ def recommend(
         case, scenario, profile = _of_case(use_case, reference, preset, traced, limits, seed)
         rate = None
     output = Output(folder, f"recommend-{scenario.name}-{profile.name}", OWN_FILES)
-    with progress_of("recommend", ABOUT_RUNS, quiet=quiet) as progress:
+    with progress_of("recommend, simulations (300 to 400)", None, quiet=quiet) as progress:
         runner = Runner(scenario, jobs=jobs, progress=progress)
         found = search(case, scenario, profile, runner, rate)
     found.num_runs = runner.num_runs
@@ -225,7 +224,7 @@ def _traced(trace: str | None, preset: str | None) -> dict[str, Any] | None:
     """The file whose lengths are taken, and how it is read."""
     read = reading_of(trace)
     if trace is not None and preset is not None:
-        raise UserError(Problem("--preset", "cannot stand beside --trace", preset, "give one of the two"))
+        raise UserError(Problem("--preset", "cannot be given with --trace", preset, "give one of the two"))
     return None if trace is None else {"path": str(Path(trace).absolute()), **read}
 
 
@@ -278,7 +277,7 @@ def _of_scenario(
     scenario = scenario.override({"engine.max_model_len": resolved.engine.max_model_len}, origin="--scenario")
     if not isinstance(profile, MeasuredProfile):
         rule = "names no model and no GPU, so there is nothing to recommend flags for"
-        raise UserError(Problem("--scenario", rule, str(file), "give one that ships beside it: --profile NAME"))
+        raise UserError(Problem("--scenario", rule, str(file), "add one that ships: --profile NAME"))
     return case_of(USE_CASES[use_case or "mixed"], scenario), scenario, profile
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._options import GroupOfNames
 from simbatch.cli._output import progress_of, show_page
 from simbatch.sim.errors import Problem, UserError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from simbatch.sim.scenario import Scenario
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=GroupOfNames, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a page of them in Markdown.")
 @click.pass_context
@@ -32,7 +33,7 @@ def policies(context: click.Context, as_json: bool, as_markdown: bool) -> None:
         _list(POLICIES, as_json=as_json, as_markdown=as_markdown)
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=GroupOfNames, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def routers(context: click.Context, as_json: bool) -> None:

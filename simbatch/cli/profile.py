@@ -64,7 +64,7 @@ def _engine_options(command: Command) -> Command:
     help="Measure no longer than that, vLLM's start apart; it ends sooner when the held-out error stops improving.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the design.")
-@click.option("--resume", is_flag=True, help="Go on with the samples beside FILE.")
+@click.option("--resume", is_flag=True, help="Go on with the samples next to FILE.")
 @click.option(
     "--roofline",
     type=(click.Path(path_type=Path), str),
@@ -87,7 +87,7 @@ def profile(
 ) -> None:
     """Measure MODEL (a folder or a name of Hugging Face) on this machine through vLLM's server and write a profile.
 
-    Give the flags that you serve with. What was measured is kept beside FILE as it comes: after an interruption go on
+    Give the flags that you serve with. What was measured is kept next to FILE as it comes: after an interruption go on
     with --resume.
     """
     from simbatch.sim.files import check_target

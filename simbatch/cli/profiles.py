@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._options import GroupOfNames
 from simbatch.cli._output import show_page
 from simbatch.cli.fit import error_text, estimate, import_profile
 from simbatch.sim.cost.provenance import span
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from simbatch.sim.cost.provenance import ErrorFigures, SeenRun
 
 
-@click.group()
+@click.group(cls=GroupOfNames)
 def profiles() -> None:
     """List, show, import and estimate profiles (what a GPU does with a model)."""
 

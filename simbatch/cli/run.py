@@ -21,6 +21,7 @@ from simbatch.cli._options import (
 )
 from simbatch.cli._output import Output, bands_shown, show_page, simulate_shown
 from simbatch.cli._trace_options import trace_options
+from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.explain import Event
@@ -84,7 +85,7 @@ def run(
         add_bands(result.summary, drawn)
         further = [*band_lines(result.summary, drawn)]
     elif not (quiet or as_json):
-        from simbatch.sim.search.rates import load_lines
+        from simbatch.sim.search.loads import load_lines
         from simbatch.sim.text import wrapped
 
         further = [*wrapped(load_lines(resolved, result.record))]
@@ -103,7 +104,7 @@ LEGEND = (
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--request", "request_id", required=True, metavar="ID", help="Its request_id: see requests.parquet.")
+@click.option("--request", "request_id", metavar="ID", help="Its request_id: see requests.parquet. Needed.")
 @host_option
 @trace_options
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
@@ -114,7 +115,7 @@ LEGEND = (
 @click.option("--json", "as_json", is_flag=True, help="Print the events as JSON lines.")
 def explain(
     file: Path,
-    request_id: str,
+    request_id: str | None,
     assignments: tuple[str, ...],
     policy: str | None,
     vllm_version: str | None,
@@ -131,6 +132,9 @@ def explain(
     from simbatch.sim.scenario import resolve
     from simbatch.sim.search import explain_request
 
+    if request_id is None:
+        mend = "give a request_id of requests.parquet (where the input has none, its row from 0): --request 17"
+        raise UserError(Problem("--request", "is missing: the life of one request is told", mend=mend))
     scenario = load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version)
     events = explain_request(resolve(scenario), request_id)
     if as_json:

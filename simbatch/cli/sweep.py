@@ -27,7 +27,7 @@ from simbatch.sim.errors import Problem, UserError
 @scenario_options
 @version_option
 @router_option
-@click.option("--over", multiple=True, metavar="KEY=V1,V2,...", help="Vary a key, beside or instead of the file's.")
+@click.option("--over", multiple=True, metavar="KEY=V1,V2,...", help="Vary a key, too, or in place of the file's.")
 @click.option("--replications", type=click.IntRange(min=1), default=1, metavar="N", help="Seeds for every setting.")
 @jobs_option
 @click.option("--scheduler", metavar="ADDRESS", help="A Dask cluster instead: tcp://host:8786.")

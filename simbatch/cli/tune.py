@@ -122,7 +122,7 @@ def _tune(
     trials = default_trials(space) if trials is None else trials
     total = trials * replications + 2 * (confirm + num_draws)
     ways: dict[str, Any] = {"trials": trials, "replications": replications, "confirm": confirm, "num_draws": num_draws}
-    with progress_of("tune", total, quiet=quiet) as progress:
+    with progress_of("tune, simulations", total, quiet=quiet) as progress:
         runner = _runner(space.scenario, folder, jobs, resume, progress)
         tuned = tune(space, goal, runner, wants_knee=knee, **ways)
     written = save(tuned, folder, runner.num_runs, page_writer(partial(tune_page, tuned), html=html))
@@ -151,7 +151,7 @@ def _capacity(
         raise UserError(Problem("--replications", rule, replications, "leave it out for 8"))
     limits = capacity_limits(scenario, limits)
     Goal((), limits).check_slo(scenario.slo)
-    with progress_of("capacity", None, quiet=quiet) as progress:
+    with progress_of("capacity, simulations", None, quiet=quiet) as progress:
         runner = _runner(scenario, folder, jobs, resume, progress)
         found = find_capacity(scenario, limits, runner, replications)
     written = save(found, folder, runner.num_runs, page_writer(partial(capacity_page, found), html=html))

@@ -72,7 +72,7 @@ def validate(
     quiet: bool,
     **flags: Any,
 ) -> None:
-    """Simulate the scenario in FILE and put it beside a real run of the same requests.
+    """Simulate the scenario in FILE and compare it with a real run of the same requests.
 
     The real run is made now, in real time on a vLLM server that is started for it (--engine; several FILEs share one
     start) or on a running server of OpenAI's protocol (--server), or was recorded (--recorded: the result of

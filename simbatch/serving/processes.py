@@ -4,6 +4,8 @@ They end with the process that started them, however that one ends. `python -m s
 `vllm serve` in a process of its own; not by `vllm` itself, whose entry point asks for the version of a package called
 vllm: the CPU build is another one.
 
+Signals end a command within it all, also in an event loop that was half built.
+
 A recorder's file in such a process does not grow without end. Full, it becomes FILE.1, FILE.1 becomes FILE.2, and the
 oldest goes. Each part begins with the same line, the server's, so each can be read alone. Lines are handed to the
 operating system one by one: a process that is killed loses none that were written.
@@ -11,6 +13,7 @@ operating system one by one: a process that is killed loses none that were writt
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import os
@@ -19,17 +22,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.files import user_path
 
 PR_SET_PDEATHSIG = 1
 LAUNCH = "simbatch.serving.processes"
+Returned = TypeVar("Returned")
 POLL_S = 0.2
 GRACE_S = 15.0  # vLLM ends within two; then it is killed
 MESSAGE = re.compile(r"(?:\w*(?:Error|Exception)|error): (.+)$", re.MULTILINE)
@@ -145,6 +150,46 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)  # type: ignore[arg-type]
+
+
+def run_loop(main: Coroutine[Any, Any, Returned]) -> Returned:
+    """`asyncio.run` for commands that Ctrl-C may end anywhere: nothing is printed of what the interruption met.
+
+    The signal is raised in whichever task runs; nobody waits for that one any more, and asyncio would print it. It
+    would also print a loop that was half built and a coroutine that never began.
+    """
+    try:
+        with ExitStack() as stack:
+            with _signals_wait():
+                runner = stack.enter_context(asyncio.Runner())
+                runner.get_loop().set_exception_handler(_tell)
+            return runner.run(main)
+    finally:
+        main.close()
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """The first signal that comes within it is raised behind it, if a handler of Python's answers it."""
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}  # Python answers signals in the main thread alone
+    came: list[int] = []
+    answered = {each: handler for each, handler in handlers.items() if callable(handler)}
+    for each in answered:
+        signal.signal(each, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for each, handler in answered.items():
+            signal.signal(each, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), KeyboardInterrupt):
+        loop.default_exception_handler(context)
 
 
 def main(flags: list[str]) -> None:

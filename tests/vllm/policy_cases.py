@@ -191,7 +191,7 @@ def prompt_of(case_request, vocab_size):
 
 
 def simulated(case, policy):
-    """The same in simulation, where a step lasts a second; the steps, and why requests were turned away."""
+    """A case in simulation, where a step lasts a second; the steps, and why requests were turned away."""
     requests = [{**r, "arrival_ns": r["arrival_step"] * 10**9} for r in case["requests"]]
     for request in requests:
         del request["arrival_step"]

@@ -91,7 +91,7 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
         if kind not in mixed.kinds:
             taken[f"launch {key}"] = f"no step with prefills of {what} was seen: in proportion to the other kind"
         elif mixed.sure[f"{key}_s"] > HARDLY_TOLD or shown.get(f"launch {key}", 0.0) < HIDES:
-            taken[f"launch {key}"] = "hidden behind the device: shorter than the steps beside it"
+            taken[f"launch {key}"] = "hidden behind the device: shorter than the steps in parallel"
         elif mixed.sure[f"{key}_s"] > LAUNCH_TOLD:
             taken[f"launch {key}"] = f"too few episodes show it to tell it to {LAUNCH_WITHIN:.0%}"
     if mixed.sure["graph_s"] > HARDLY_TOLD:
@@ -172,7 +172,7 @@ def _slope_told(steps: FittedSteps, nearest: Profile | None) -> str:
     """Where the launch's slope with the batch is from, which these runs do not tell."""
     running = steps.problem.running()
     beside = (
-        f"{min(running):.0f} to {max(running):.0f} requests run beside prefills" if running else "nobody runs there"
+        f"{min(running):.0f} to {max(running):.0f} requests decode with prefills" if running else "nobody runs there"
     )
     if steps.problem.priors.per_seq and nearest is not None:
         return f"{nearest.name}'s, scaled: {beside}, which does not tell it from a run's mood"

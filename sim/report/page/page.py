@@ -234,7 +234,7 @@ def shared_warnings(summaries: Mapping[str, Summary]) -> Iterator[str]:
 def trust_line(summaries: Mapping[str, Summary]) -> Iterator[tuple[str, str]]:
     """For the answer: how far each profile can be trusted, in half a line."""
     lines = dict.fromkeys(trust_of(summary["simbatch"]["profile"]) for summary in summaries.values())
-    profiles = {line.partition(";")[0]: None for line in lines}  # how much is in range differs from run to run
+    profiles = {line.partition(";")[0]: None for line in lines}  # the share of steps differs from run to run
     yield "Trust", f"{'; '.join(profiles)}."
 
 
@@ -269,7 +269,7 @@ def trust_rows(ours: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def bands_table(
-    bands: Mapping[str, Mapping[str, float]] | None, value_of: Callable[[Metric], float | None]
+    bands: Mapping[str, Mapping[str, float]] | None, value_of: Callable[[Metric], float | None], note: str = ""
 ) -> Iterator[PageTable]:
     """What nine in ten draws of the profile's doubts lie between, where they were drawn, beside the figure itself."""
     known = [(REGISTRY[key], band) for key, band in (bands or {}).items() if key in REGISTRY]
@@ -279,7 +279,7 @@ def bands_table(
         if value_of(metric) is not None
     ]
     if rows:
-        yield PageTable("Bands (5 to 95 %)", ("", "here", "low", "high"), rows)
+        yield PageTable("Bands (5 to 95 %)", ("", "here", "low", "high"), rows, note)
 
 
 def pairs(lines: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from simbatch.sim.report.console import LATENCY_HEADERS, report
 from simbatch.sim.report.engine_text import answer
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, distribution, is_wide, limit, line, points
 from simbatch.sim.report.page.page import (
+    PageTable,
     ReportPage,
     bands_table,
     figures_table,
@@ -25,8 +27,8 @@ from simbatch.sim.report.page.page import (
     settings_tables,
     trust_rows,
 )
-from simbatch.sim.report.page.sessions import session_tables, turn_charts
 from simbatch.sim.report.run_pictures import NUM_BINS, Series, arrivals, binned, distributions, edges_ps, end_s
+from simbatch.sim.report.sessions import COLUMNS, slo_rows, turn_cells
 from simbatch.sim.results.runs import MeasuredRun
 from simbatch.sim.text import percent
 
@@ -178,3 +180,31 @@ def _replica_chart(result: MeasuredRun) -> Iterator[PageChart]:
     ]
     note = f"The {MAX_REPLICAS} most loaded of {len(cluster['replicas']):,}." if len(names) == MAX_REPLICAS else ""
     yield PageChart("How even the load is", "", [Panel("over the mean", traces)], note, size="wide")
+
+
+def session_tables(ours: Mapping[str, Any]) -> Iterator[PageTable]:
+    """None where nobody had a session; `ours` as in summary.json."""
+    if (sessions := ours.get("sessions")) is None:
+        return
+    if rows := [*slo_rows(sessions)]:
+        yield PageTable("Sessions within SLO", ("", ""), rows)
+    yield PageTable("Sessions, turn by turn (TTFT in ms)", COLUMNS, [turn_cells(row) for row in sessions["turns"]])
+
+
+def turn_charts(ours: Mapping[str, Any]) -> Iterator[PageChart]:
+    """TTFT and hit rate by turn."""
+    turns = ours.get("sessions", {}).get("turns", ())
+    if len(turns) < 2:
+        return
+    xs = [float(row["turn"]) for row in turns]
+    ttft = [
+        line(
+            statistic, xs, [row[f"{statistic}_ttft_ms"] for row in turns], colour, "%{y:,.1f} ms", mode="lines+markers"
+        )
+        for statistic, colour in (("p99", style.PALETTE[1]), ("mean", style.PALETTE[0]))
+    ]
+    shares = [None if (share := row["cached_tokens_share"]) is None else 100 * share for row in turns]
+    hits = line("from the prefix cache", xs, shares, style.PALETTE[2], "%{y:.1f} %", mode="lines+markers")
+    panels = [Panel("TTFT (ms)", ttft), Panel("of the prompt (%)", [hits], top=101)]
+    note = "Later turns are taken together at the last point." if turns[-1]["last_turn"] > turns[-1]["turn"] else ""
+    yield PageChart("Sessions, turn by turn", "turns of the session before it", panels, note, size="wide")

@@ -81,7 +81,7 @@ _SAYINGS = (
     (
         "expected <block end>",
         "this line does not belong to the block that it stands in",
-        "indent keys of one level alike, and put no keys beside the entries of a list",
+        "indent keys of one level alike, and put no keys among the entries of a list",
     ),
 )
 
