@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.fit.streams.columns import basis, share_at
+from simbatch.profiler.fit.streams.columns import basis
 from simbatch.profiler.fit.streams.fit import FittedSteps, Parts
 from simbatch.profiler.fit.streams.runs import Means, StreamRun
+from simbatch.profiler.fit.streams.sure import share_at
 from simbatch.profiler.fit.streams.worth import batch_span, bounds
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
@@ -68,7 +69,8 @@ def growth_of(steps: FittedSteps) -> dict[str, float] | None:
 
 HIDES = 0.4  # the share of a time that shows
 WITHIN = 0.03  # of a prefill's time: what is called told lies that near, in 19 of 20 cases
-TOLD = WITHIN / 1.96  # as a standard error
+LAUNCH_WITHIN = 0.1  # and of a launch's
+TOLD, LAUNCH_TOLD = WITHIN / 1.96, LAUNCH_WITHIN / 1.96  # as standard errors
 PLACES = 400  # numbers of tokens that are looked at
 
 
@@ -90,8 +92,12 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
             taken[f"launch {key}"] = f"no step with prefills of {what} was seen: in proportion to the other kind"
         elif mixed.sure[f"{key}_s"] > HARDLY_TOLD or shown.get(f"launch {key}", 0.0) < HIDES:
             taken[f"launch {key}"] = "hidden behind the device: shorter than the steps in parallel"
+        elif mixed.sure[f"{key}_s"] > LAUNCH_TOLD:
+            taken[f"launch {key}"] = f"too few episodes show it to tell it to {LAUNCH_WITHIN:.0%}"
     if mixed.sure["graph_s"] > HARDLY_TOLD:
         taken["launch graph"] = "hidden behind the device: shorter than a decode's step"
+    elif mixed.sure["graph_s"] > LAUNCH_TOLD:
+        taken["launch graph"] = f"too few episodes show it to tell it to {LAUNCH_WITHIN:.0%}"
     if mixed.sure["per_seq_s"] > HARDLY_TOLD:
         taken["launch per request"] = _slope_told(steps, nearest)
     if mixed.sure["per_prefill_s"] > HARDLY_TOLD:
@@ -138,7 +144,7 @@ def is_told(steps: FittedSteps, tokens: Floats) -> NDArray[np.bool_]:
     unsure = np.array([mixed.sure[f"tokens_{knot}"] > TOLD for knot in mixed.knots])
     if shown:
         unsure |= np.array([min(shown[f"tokens_{knot}"], shown["prefill"]) < HIDES for knot in mixed.knots])
-    told = share_at(tokens, mixed.knots, mixed.time_s, mixed.covariance) <= TOLD
+    told = share_at(tokens, mixed.knots, mixed.time_s, mixed.scatter) <= TOLD
     return np.asarray(told & ~(basis(tokens, mixed.knots) != 0)[:, unsure].any(axis=1))  # nor either of its knots
 
 

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
-from simbatch.profiler.fit.streams.columns import BLOCK, StepColumns, basis, covariance_of, joined, knots_of, windows_of
+from simbatch.profiler.fit.streams.columns import BLOCK, StepColumns, basis, joined, knots_of, windows_of
 from simbatch.profiler.fit.streams.priors import Priors
+from simbatch.profiler.fit.streams.sure import Scatter, scatter_of
 from simbatch.sim.streams import Floats, Ints
 
 RARE = 0.01  # of the steps with prefills: fewer make no knot
@@ -60,7 +61,7 @@ class FittedEpisodes(NamedTuple):
     token_s: float  # mean slope
     host: dict[str, float]
     sure: dict[str, float]  # standard error over value, by name
-    covariance: Floats  # of the knots' times first, s^2
+    scatter: Scatter  # of the knots' times first
 
 
 class EpisodesProblem:
@@ -225,10 +226,10 @@ class EpisodesProblem:
         elif seen == (1,):
             host[2] = host[1] / PIECES
         named = dict(zip(HOST, host.tolist(), strict=True))
-        covariance = covariance_of(best, self.is_step, len(self.all.lone.step), len(self.knots))
-        sure, token_s = self._sure(covariance, time_s, host), self.token_s(time_s)
+        scatter = scatter_of(best, self.is_step, len(self.all.lone.step), len(self.knots))
+        sure, token_s = self._sure(scatter, time_s, host), self.token_s(time_s)
         cost = float(best.cost)
-        return FittedEpisodes(cost, self.is_async, seen, self.knots, time_s, token_s, named, sure, covariance)
+        return FittedEpisodes(cost, self.is_async, seen, self.knots, time_s, token_s, named, sure, scatter)
 
     def _starts(self, hidden: Floats) -> list[Floats]:
         """Launches hidden; as long as the gap that they would fill, before their step or its own; only prefills' so."""
@@ -256,9 +257,10 @@ class EpisodesProblem:
             return float(max(1e-7, (self.all.lone.ttft_s - first_s).sum() / max(1.0, self.all.lone.prompt.sum())))
         return float(max(1e-7, (gaps[chosen] - first_s).sum() / self.all.tokens[chosen].sum()))
 
-    def _sure(self, covariance: Floats, time_s: Floats, host: Floats) -> dict[str, float]:
+    def _sure(self, scatter: Scatter, time_s: Floats, host: Floats) -> dict[str, float]:
         """Standard errors over values, by name."""
-        errors, values = np.sqrt(np.maximum(0.0, np.diag(covariance))), np.maximum(np.concatenate([time_s, host]), 1e-9)
+        values = np.maximum(np.concatenate([time_s, host]), 1e-9)
+        errors = scatter.errors(np.eye(len(values)))
         names = [f"tokens_{knot}" for knot in self.knots] + list(HOST)
         slope = names.index("per_seq_s")
         errors[slope] = np.hypot(errors[slope], MOOD * float(values[names.index("none_s")]) / self._apart())

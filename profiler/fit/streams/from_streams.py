@@ -97,7 +97,8 @@ def fit_seen(
             progress(next(done))
         return part
 
-    shape = of_name(next((each.model for each in seen if each.model), None)) if nearest is None else of_profile(nearest)
+    model = next((each.model for each in seen if each.model), None)
+    shape = of_name(model, max_num_seqs) if nearest is None else of_profile(nearest, max_num_seqs)
     default = None if nearest is None else nearest.default_max_num_batched_tokens
     budget, unsure = budget_of(seen, max_num_batched_tokens, default)
     runs = tell(runs_of(seen, budget))
