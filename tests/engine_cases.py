@@ -17,13 +17,17 @@ from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes, NoiseDraws, WindowCost
 from simbatch.sim.cost.model import CostModel, LinearCost, PiecewiseLinear, TwoRegimeCost
 from simbatch.sim.cost.step_time import Ratios, StepNoise
-from simbatch.sim.engine import run
+from simbatch.sim.engine import run, stepwise
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.plugins.policy import POLICIES, EngineView, Policy, RequestView
 from simbatch.sim.plugins.testing.cases import MS, ListSource, Row, random_config, random_cost, random_source
 from simbatch.sim.scheduler.config import EngineConfig
 
 __all__ = ["MS", "Case", "ListSource", "Row", "itl_ps", "random_case"]
+
+# Of two requests of one priority and one moment of arrival vLLM preempts the longer running one: with memory for one of
+# them they take each other's blocks for ever. The engine gives up after a million steps, here after fewer.
+stepwise.MAX_FRUITLESS_STEPS = 5_000
 
 NOISE = StepNoise(
     decode=Ratios(share=(0, 0.5, 0.9, 0.99, 1), ratio=(0.92, 0.95, 1.05, 1.5, 2.05)),
