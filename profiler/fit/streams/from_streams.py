@@ -119,6 +119,9 @@ def fit_seen(
     taken = taken_of(parts, steps, runs, nearest)
     if unsure is not None:
         taken["max_num_batched_tokens"] = f"{unsure}; {budget:,} is {'the nearest profile' if nearest else 'vLLM'}'s"
+    if max_num_seqs is None and max(steps.mixed.kinds, default=0) > 0:
+        size = f"CUDA graphs end at {shape.max_capture:,} tokens (with {shape.max_capture // 2:,} seats or more)"
+        taken["max_num_seqs"] = f"not said by --max-num-seqs: {size}, which says what kind a launch is"
     fit = StreamFit(
         runs=tuple(
             SeenRun.model_validate(seen_run(run, ours, theirs))
