@@ -232,6 +232,15 @@ def slower(content: dict[str, Any], times: float) -> dict[str, Any]:
     }
 
 
+def test_graphs_end_where_the_engine_s_do(files: list[Path]) -> None:
+    """At twice the seats; with 512 a launch of 200 tokens was taken for one in pieces, and 96 % off."""
+    known, unknown = fit_streams(files, max_num_seqs=48), fit_streams(files)
+    assert [each.parts.priors.max_capture for each in (known, unknown)] == [96, 512]
+    for each, is_said in ((known, True), (unknown, False)):
+        assert each.profile.streams is not None
+        assert ("max_num_seqs" in each.profile.streams.taken) != is_said
+
+
 def test_a_budget_that_the_steps_contradict_is_refused(files: list[Path]) -> None:
     with pytest.raises(UserError, match=r"do not fit into their steps under this budget .*the steps say 8,192"):
         fit_streams(files, max_num_batched_tokens=1024)

@@ -8,17 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from simbatch.profiler.fit.streams.priors import of_name
 from simbatch.profiler.fit.streams.sure import Scatter, scatter_of
-
-
-@pytest.mark.parametrize(
-    ("model", "max_num_seqs", "largest"),
-    [(None, None, 512), (None, 32, 64), (None, 1024, 512), ("gpt-oss-120b", 32, 1024)],
-)
-def test_graphs_end_at_twice_the_seats(model: str | None, max_num_seqs: int | None, largest: int) -> None:
-    """As vLLM captures them; with 512 a launch of 200 tokens was taken for one in pieces, and 96 % off."""
-    assert of_name(model, max_num_seqs).max_capture == largest
 
 
 def solved(columns: np.ndarray[Any, Any], seen: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], Scatter]:

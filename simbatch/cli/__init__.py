@@ -108,7 +108,35 @@ _COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class HintingGroup(click.Group):
+    """A group that says what may have been meant where it has no command of a name, unless click does."""
+
+    def hint(self, ctx: click.Context, name: str) -> str | None:
+        """A sentence about this name; None for none."""
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Click's, with the hint behind its message."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if "did you mean" not in error.message.lower() and (hint := self.hint(ctx, args[0])):
+                raise click.UsageError(f"{error.message} {hint}", ctx) from None
+            raise
+
+
+class GroupOfNames(HintingGroup):
+    """A group about things that have names: who gives one without `show` is told of it."""
+
+    def hint(self, ctx: click.Context, name: str) -> str | None:
+        """What to type for the thing of this name."""
+        verb = next(verb for verb in ("show", "copy") if verb in self.commands)
+        return f"One by its name: {ctx.command_path} {verb} {name}"
+
+
+class LazyGroup(HintingGroup):
     """A group that imports a subcommand's module only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -125,19 +153,12 @@ class LazyGroup(click.Group):
             raise TypeError(f"{module}:{attribute} is not a command")
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Name the nearest command when there is none of this name."""
+    def hint(self, ctx: click.Context, name: str) -> str | None:
+        """The nearest command."""
         from difflib import get_close_matches
 
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            near = get_close_matches(args[0], _COMMANDS, n=1)
-            if near and "did you mean" not in error.message.lower():
-                raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from None
-            raise
+        near = get_close_matches(name, _COMMANDS, n=1)
+        return f"Did you mean {near[0]!r}?" if near else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list, from the table."""

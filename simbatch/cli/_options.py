@@ -23,22 +23,6 @@ Command = Callable[..., Any]
 HOST = "simbatch.host"  # among what a command's context keeps
 
 
-class GroupOfNames(click.Group):
-    """A group about things that have names: who gives one without `show` is told of it."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Click's, and its message with what to type."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            verb = next(name for name in ("show", "copy") if name in self.commands)
-            raise click.UsageError(
-                f"{error.message} One by its name: {ctx.command_path} {verb} {args[0]}", ctx
-            ) from None
-
-
 def gpu_options(command: Command) -> Command:
     """--gpu and --gpu-spec, for `gpus.gpu_of`."""
     spec = "Your own datasheet, or what differs from G's: memory=24GiB,bandwidth=936GB/s,bf16_flops=71T,link=32GB/s."

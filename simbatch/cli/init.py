@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import GroupOfNames
+from simbatch.cli import GroupOfNames
 from simbatch.cli._output import show_page
 from simbatch.cli._trace_options import reading_of, trace_options
 from simbatch.sim.errors import Problem, UserError

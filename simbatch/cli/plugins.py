@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import GroupOfNames
+from simbatch.cli import GroupOfNames
 from simbatch.cli._output import progress_of, show_page
 from simbatch.sim.errors import Problem, UserError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import GroupOfNames
+from simbatch.cli import GroupOfNames
 from simbatch.cli._output import show_page
 from simbatch.cli.fit import error_text, estimate, import_profile
 from simbatch.sim.cost.provenance import span

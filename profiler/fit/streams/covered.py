@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from simbatch.profiler.fit.streams.columns import basis
 from simbatch.profiler.fit.streams.fit import FittedSteps, Parts
 from simbatch.profiler.fit.streams.runs import Means, StreamRun
-from simbatch.profiler.fit.streams.sure import share_at
+from simbatch.profiler.fit.streams.sure import NORMAL, share_at
 from simbatch.profiler.fit.streams.worth import batch_span, bounds
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
@@ -70,7 +70,7 @@ def growth_of(steps: FittedSteps) -> dict[str, float] | None:
 HIDES = 0.4  # the share of a time that shows
 WITHIN = 0.03  # of a prefill's time: what is called told lies that near, in 19 of 20 cases
 LAUNCH_WITHIN = 0.1  # and of a launch's
-TOLD, LAUNCH_TOLD = WITHIN / 1.96, LAUNCH_WITHIN / 1.96  # as standard errors
+TOLD, LAUNCH_TOLD = WITHIN / NORMAL, LAUNCH_WITHIN / NORMAL  # as standard errors
 PLACES = 400  # numbers of tokens that are looked at
 
 

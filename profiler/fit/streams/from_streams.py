@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from simbatch.profiler.fit.streams.covered import growth_of, range_of, seen_run, sure_of, taken_of
 from simbatch.profiler.fit.streams.fit import FittedSteps, Parts, content_of, fit_parts
-from simbatch.profiler.fit.streams.priors import of_name, of_profile
+from simbatch.profiler.fit.streams.priors import ModelShape, of_name, of_profile
 from simbatch.profiler.fit.streams.runs import Seen, StreamRun, budget_of, read_results, runs_of
 from simbatch.profiler.fit.streams.worth import (
     different_servers,
@@ -23,9 +23,12 @@ from simbatch.profiler.fit.streams.worth import (
     warnings_of,
 )
 from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.cost.gpus import capture_size_of_model
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
 from simbatch.sim.cost.provenance import MeanErrors, MeasuredRange, SeenRun, StreamFit
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.engine import EngineSettings
+from simbatch.sim.scenario.rules import capture_sizes
 from simbatch.sim.tables import table
 
 NO_END = 2**30  # KV blocks where the cache was never full
@@ -97,10 +100,9 @@ def fit_seen(
             progress(next(done))
         return part
 
-    model = next((each.model for each in seen if each.model), None)
-    shape = of_name(model, max_num_seqs) if nearest is None else of_profile(nearest, max_num_seqs)
     default = None if nearest is None else nearest.default_max_num_batched_tokens
     budget, unsure = budget_of(seen, max_num_batched_tokens, default)
+    shape, assumed = _shape(seen, nearest, max_num_seqs, budget)
     runs = tell(runs_of(seen, budget))
     if (why := different_servers(runs)) is not None:
         raise UserError(Problem("FILES", f"are of different servers: {why}", mend="fit them apart"))
@@ -119,9 +121,8 @@ def fit_seen(
     taken = taken_of(parts, steps, runs, nearest)
     if unsure is not None:
         taken["max_num_batched_tokens"] = f"{unsure}; {budget:,} is {'the nearest profile' if nearest else 'vLLM'}'s"
-    if max_num_seqs is None and max(steps.mixed.kinds, default=0) > 0:
-        size = f"CUDA graphs end at {shape.max_capture:,} tokens (with {shape.max_capture // 2:,} seats or more)"
-        taken["max_num_seqs"] = f"not said by --max-num-seqs: {size}, which says what kind a launch is"
+    if assumed is not None and any(steps.mixed.kinds):
+        taken["max_num_seqs"] = assumed
     fit = StreamFit(
         runs=tuple(
             SeenRun.model_validate(seen_run(run, ours, theirs))
@@ -139,6 +140,24 @@ def fit_seen(
     )
     profile = _profile(parts, fit, growth_of(steps), seen, nearest, name)
     return StreamProfile(profile, parts, steps, tuple(runs), next_run(runs, steps))
+
+
+def _shape(
+    seen: Sequence[Seen], nearest: Profile | None, max_num_seqs: int | None, budget: int
+) -> tuple[ModelShape, str | None]:
+    """What the nearest profile or the model's name says, and what is assumed of the seats, by which graphs end.
+
+    Seats that were reached do not say how many there are: memory may have ended there.
+    """
+    model = next((each.model for each in seen if each.model), None)
+    shape = of_name(model) if nearest is None else of_profile(nearest)
+    of_model = capture_size_of_model(model or "") if nearest is None else nearest.capture_size_of_model
+    sizes = capture_sizes(EngineSettings(), max_num_seqs or SEATS, budget, shape.max_capture, of_model=of_model)
+    shape = shape._replace(max_capture=max(sizes, default=0))
+    if max_num_seqs is not None or of_model is not None or not sizes:
+        return shape, None
+    graphs = f"CUDA graphs end at {shape.max_capture:,} tokens, as with {-(-shape.max_capture // 2):,} seats or more"
+    return shape, f"not said by --max-num-seqs: {graphs}; which kind a launch is hangs on it"
 
 
 def _profile(

@@ -63,27 +63,23 @@ class ModelShape(NamedTuple):
         )
 
 
-def of_name(model: str | None, max_num_seqs: int | None = None) -> ModelShape:
-    """Of a model by the size in its name; `max_num_seqs` is the server's, where it was said."""
+def of_name(model: str | None) -> ModelShape:
+    """Of a model by the size in its name."""
     found = SIZE.search((model or "").replace("-", " ").replace("_", " "))
     size = max(1.0, float(found[1])) if found else UNKNOWN_B
     return ModelShape(
         CONTEXT * (size / 8) ** CONTEXT_POWER,
         BESIDE,
         ATTENTION * (size / 8) ** ATTENTION_POWER,
-        max_capture=_max_capture(capture_size_of_model(model or ""), MAX_CAPTURE, max_num_seqs),
+        max_capture=capture_size_of_model(model or "") or MAX_CAPTURE,
     )
 
 
-def _max_capture(of_model: int | None, default: int, max_num_seqs: int | None) -> int:
-    """As vLLM does where nobody says it: no more than twice the seats (see `sim.scenario.rules.capture_sizes`)."""
-    return of_model or (default if max_num_seqs is None else min(default, 2 * max_num_seqs))
-
-
-def of_profile(profile: Profile, max_num_seqs: int | None = None) -> ModelShape:
-    """Of the nearest profile; `max_num_seqs` is the server's, where it was said."""
-    of_model, default = profile.capture_size_of_model, profile.default_max_capture_size
-    own = _launches(profile.host_times()) | {"max_capture": _max_capture(of_model, default, max_num_seqs)}
+def of_profile(profile: Profile) -> ModelShape:
+    """Of the nearest profile."""
+    own = _launches(profile.host_times()) | {
+        "max_capture": profile.capture_size_of_model or profile.default_max_capture_size
+    }
     step_time = profile.step_time
     if isinstance(step_time, LinearStepTime):
         token_s = step_time.per_prefill_token_s

@@ -21,7 +21,7 @@ from simbatch.sim.streams import Floats, Ints
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
 
-NORMAL, CONFIDENCE = 1.96, 0.975
+NORMAL, CONFIDENCE = 1.96, 0.975  # so many standard errors on both sides are 19 of 20
 OWN = 1e-8  # of an episode's directions: what it alone tells cannot be told without it
 
 
