@@ -239,6 +239,7 @@ def test_graphs_end_where_the_engine_s_do(files: list[Path]) -> None:
     for each, is_said in ((known, True), (unknown, False)):
         assert each.profile.streams is not None
         assert ("max_num_seqs" in each.profile.streams.taken) != is_said
+        assert is_said or "launch piecewise" in each.profile.streams.taken  # at most 16 ran
 
 
 def test_a_budget_that_the_steps_contradict_is_refused(files: list[Path]) -> None:

@@ -74,8 +74,10 @@ TOLD, LAUNCH_TOLD = WITHIN / NORMAL, LAUNCH_WITHIN / NORMAL  # as standard error
 PLACES = 400  # numbers of tokens that are looked at
 
 
-def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], nearest: Profile | None) -> dict[str, str]:
-    """What the streams do not tell, and what stands there instead."""
+def taken_of(
+    parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], nearest: Profile | None, assumed: str | None
+) -> dict[str, str]:
+    """What the streams do not tell, and what stands there instead; `assumed` of the seats, where nobody said them."""
     origin = "of no profile: what transformers usually have" if nearest is None else f"{nearest.name}'s, scaled"
     taken = {"KV capacity": "never reached: simulations have no end of it" if nearest is None else f"{nearest.name}'s"}
     taken["attention"] = origin
@@ -105,6 +107,10 @@ def taken_of(parts: Parts, steps: FittedSteps, runs: Sequence[StreamRun], neares
     if not parts.way_in.num_requests:
         taken["front end, work a request"] = "no request came to a busy engine: usual figures"
     low, high = batch_span(runs)
+    if assumed is not None and any(mixed.kinds):
+        taken["max_num_seqs"] = assumed
+        if 2 * high < parts.priors.max_capture:  # graphs may end anywhere between
+            taken.setdefault("launch piecewise", f"graphs of steps above {2 * high:.0f} tokens hang on max_num_seqs")
     taken["decodes outside"] = f"batches below {low:.0f} and above {high:.0f}: along the line of those seen"
     return taken
 

@@ -118,11 +118,9 @@ def fit_seen(
     if (why := met_by_none(runs, fitted)) is not None:
         raise UserError(Problem("FILES", why, mend="fit results of one server and one way to start it"))
     others = [tell(predicted(run, runs, shape, settings)) if is_judged else None for run in runs]
-    taken = taken_of(parts, steps, runs, nearest)
+    taken = taken_of(parts, steps, runs, nearest, assumed)
     if unsure is not None:
         taken["max_num_batched_tokens"] = f"{unsure}; {budget:,} is {'the nearest profile' if nearest else 'vLLM'}'s"
-    if assumed is not None and any(steps.mixed.kinds):
-        taken["max_num_seqs"] = assumed
     fit = StreamFit(
         runs=tuple(
             SeenRun.model_validate(seen_run(run, ours, theirs))
