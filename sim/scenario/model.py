@@ -122,6 +122,9 @@ class Scenario(Strict):
     profile: Annotated[str | dict[str, Any], BeforeValidator(_profile)] = Field(
         description="a shipped profile's name, a path, or step times inline"
     )
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="the checkpoint, as `vllm serve` lines are to name it; no figure hangs on it"
+    )
     host: Annotated[HostChoice, BeforeValidator(_mapping_with_from)] | None = Field(
         default=None, description="from: the profile whose `host` and `front_end` are taken, not those of `profile`"
     )
