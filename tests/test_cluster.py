@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from simbatch import UserError
 from simbatch.policies.vllm import VLLM
 from simbatch.routers import ReplicaView, RequestView, Router
+from simbatch.routers.testing import ClusterCase, random_cluster
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import ClusterRun, Member, Switch, run_cluster
 from simbatch.sim.engine.gateway import Gateway, GatewayReplica, GatewayRequest
 from simbatch.sim.engine.record import FINISHED, UNFINISHED
 from simbatch.sim.metrics.curves import totals
 from simbatch.sim.plugins.router import ROUTERS
-from simbatch.sim.plugins.testing.cases import MS, ClusterCase, ListSource, random_cluster
+from simbatch.sim.plugins.testing import MS, ListSource
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 from tests.engine_cases import Case, assert_same, random_case, timed_case

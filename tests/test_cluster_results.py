@@ -23,7 +23,7 @@ from simbatch.sim.engine import run as simulate_engine
 from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
 from simbatch.sim.metrics.registry import REGISTRY, SESSIONS, metrics_of
 from simbatch.sim.metrics.sessions import SessionFigures
-from simbatch.sim.plugins.testing.cases import MS, ListSource, in_sessions
+from simbatch.sim.plugins.testing import MS, ListSource, in_sessions
 from simbatch.sim.report.result import Result
 from simbatch.sim.results.files import requests_table
 from simbatch.sim.scenario import Scenario, resolve

@@ -15,7 +15,7 @@ from importlib import import_module
 
 import click
 
-from simbatch.sim.compiled import is_compiled
+from simbatch.sim import is_compiled
 from simbatch.sim.errors import UserError
 from simbatch.sim.files import issued_as
 from simbatch.sim.interpreter import collect_for_a_command
@@ -98,8 +98,8 @@ _COMMANDS = {
     "init": ("simbatch.cli.init:init", "Write a scenario from a `vllm serve` command."),
     "run": ("simbatch.cli.run:run", "Simulate a scenario and show what its users feel."),
     "compare": ("simbatch.cli.compare:compare", "Put policies, profiles or routers side by side on the same arrivals."),
-    "rank": ("simbatch.cli.sweep:rank", "Say which policy is best in which scenario."),
-    "sweep": ("simbatch.cli.sweep:sweep", "Simulate a grid of settings, on all cores or a cluster."),
+    "rank": ("simbatch.cli.run:rank", "Say which policy is best in which scenario."),
+    "sweep": ("simbatch.cli.run:sweep", "Simulate a grid of settings, on all cores or a cluster."),
     "tune": ("simbatch.cli.tune:tune", "Search for the best settings under a goal and limits."),
     "recommend": ("simbatch.cli.plan:recommend", "Recommend settings for a use case, checked by simulation."),
     "plan": ("simbatch.cli.plan:plan", "Say how many GPUs of which type keep the limits, and at what cost."),
