@@ -32,7 +32,7 @@ TRACE = "simbatch.trace"  # among what a command's context keeps
 
 
 class FormatName(click.types.StringParamType):
-    """A format of traces; their list is a folder, which is looked into when a name is given."""
+    """A format of traces; their list is looked into when a name is given."""
 
     name = "format"
 
