@@ -17,7 +17,7 @@ from simbatch.sim.tuning import Tuned, trade_off
 from simbatch.sim.tuning.finalists import CLOSE, DECIDES, TriedSettings, setting_words
 from simbatch.sim.tuning.goal import Goal
 from simbatch.sim.tuning.space import POLICY, values_of
-from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, set_flags, vllm_serve, weight_notes
+from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, simbatch_run, vllm_serve, weight_notes
 
 NUM_SHOWN = 8
 
@@ -195,7 +195,7 @@ def _advice(tuned: Tuned) -> Iterator[str]:
     yield from (f"WARNING (*): {warning}" for warning in others)
     yield ""
     yield f"{advice_label(tuned)}:"
-    yield f"  simbatch run FILE {set_flags(settings)}" if settings else "  the scenario as it stands"
+    yield f"  {simbatch_run(tuned.scenario, settings)}" if settings else "  the scenario as it stands"
     yield f"  {vllm_serve(tuned.scenario, settings)}"
     if policy := own_policy(tuned.scenario, settings):
         refusal = policy_refusal(tuned.scenario, settings)
