@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Unit = Literal["s", "ms", "us", "ns", "iso"]
+FileKind = Literal["csv", "jsonl", "parquet", ""]  # "": none is written
 REQUIRED = ("arrival", "prompt", "output")
 Row = Mapping[str, object]
 Said = Mapping[str, tuple[str, Unit | None]]  # by what it means: a column's name and its unit
@@ -46,7 +47,7 @@ class Format:
     columns: Columns
     unit: Unit | None = None
     hash_block_tokens: int = 0
-    written_as: Literal["csv", "jsonl", "parquet", ""] = "csv"
+    written_as: FileKind = "csv"
     fits: Callable[[Row], bool] = lambda _: True
 
 
@@ -84,7 +85,7 @@ OWN = Columns(
     **{name: name for name in ("system_prompt", "num_system_tokens")},
 )
 RESULT = Columns("start_times", "input_lens", "output_lens")  # of benchmarks' clients (bench), which are read whole
-OURS = ("jsonl", "csv", "parquet")  # a file of another's usual names is read as one of these
+OURS: tuple[FileKind, ...] = ("jsonl", "csv", "parquet")  # a file of another's usual names is read as one of these
 
 FORMATS = {
     form.name: form
