@@ -12,20 +12,19 @@ from simbatch.sim.workload.files import check_file
 from simbatch.sim.workload.formats import OURS, OWN, REQUIRED, RESULTS, Columns, Format, Said
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.trace_model import Trace, settings_mistakes
-from simbatch.sim.workload.traces.columnar import ParquetReader
 from simbatch.sim.workload.traces.columns import Chosen, choose_columns
 from simbatch.sim.workload.traces.detect import detect, has_prompt, is_strange, unknown
 from simbatch.sim.workload.traces.lines import BenchReader, LinesReader, mentions
 from simbatch.sim.workload.traces.rows import Head, Reader, Reading
 from simbatch.sim.workload.traces.source import TraceSource
-from simbatch.sim.workload.traces.tables import TableReader
+from simbatch.sim.workload.traces.tables import CsvReader, ParquetReader
 from simbatch.sim.workload.traces.texts import COUNT_THEM, TEXT_HASH_TOKENS, Texts, has_texts
 from simbatch.sim.workload.traces.times import PS_PER_UNIT, Clock
 
 __all__ = ["TraceSource", "foretells", "open_trace"]
 
 _READERS: dict[str, Callable[[Path, Reading], Reader]] = {
-    "csv": TableReader,
+    "csv": CsvReader,
     "jsonl": LinesReader,
     "list": LinesReader,
     "parquet": ParquetReader,
