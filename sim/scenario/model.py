@@ -12,12 +12,12 @@ from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import Strict
+from simbatch.sim.scenario.document import KeyPath, parse_document
 from simbatch.sim.scenario.engine import ClusterSettings, EngineSettings
 from simbatch.sim.scenario.policy import SweepSection
 from simbatch.sim.scenario.presets import open_scenario
 from simbatch.sim.scenario.problems import Hints, problems_of
 from simbatch.sim.scenario.reading import Source, Value, plain_data
-from simbatch.sim.scenario.reading.document import KeyPath, parse_document
 from simbatch.sim.scenario.rules import with_own_names
 from simbatch.sim.workload.model import Workload
 
