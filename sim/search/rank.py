@@ -15,8 +15,7 @@ from functools import cached_property
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import user_path
 from simbatch.sim.metrics import registry
-from simbatch.sim.metrics.registry import REGISTRY, THROUGHPUT
-from simbatch.sim.metrics.run_figures import HIGHER, Metric
+from simbatch.sim.metrics.registry import HIGHER, REGISTRY, THROUGHPUT, Metric
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import NO_DIFFERENCE, Difference, Runs, Summary, Values

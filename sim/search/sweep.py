@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from simbatch.sim.errors import UserError
 from simbatch.sim.files import data_frame, write_csv, write_table
 from simbatch.sim.metrics import figures_of
-from simbatch.sim.metrics.registry import shown
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import Metric, shown
 from simbatch.sim.results import Experiment, files
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve

@@ -24,8 +24,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO
-from simbatch.sim.metrics.run_figures import Metric, value_at
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO, Metric, value_at
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Runs, Summary
 from simbatch.sim.scenario import Scenario
