@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.sim.json_values import MAX_TOKENS
 from simbatch.sim.workload.formats import Columns, Row
 from simbatch.sim.workload.traces import values
 from simbatch.sim.workload.traces.texts import Texts
@@ -155,14 +156,14 @@ def assemble(
     kind = values.TOKENS if reading.head.delimiter == ";" else values.GROUPED_TOKENS
 
     def optional(name: str | None, kind: Kind[T]) -> list[T] | None:
-        return None if name not in found else kind.parse(found[name], lambda i: place(lines[i], name))
+        return None if name is None or name not in found else kind.parse(found[name], lambda i: place(lines[i], name))
 
     def tokens(name: str | None) -> Ints:
-        if name not in found:
+        if name is None or name not in found:
             return np.ones(len(lines), dtype=np.int64)
         counts = found[name]
         if isinstance(counts, np.ndarray):
-            if counts.min() >= 0 and counts.max() <= values.MAX_TOKENS:
+            if counts.min() >= 0 and counts.max() <= MAX_TOKENS:
                 return counts
             counts = counts.tolist()
         return np.array(kind.parse(counts, lambda i: place(lines[i], name)), dtype=np.int64)

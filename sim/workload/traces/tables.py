@@ -288,7 +288,7 @@ def _array(column: Any) -> NDArray[Any]:
     import pyarrow as pa
 
     kind = np.float64 if column.type == pa.float64() else np.int64
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    chunks: Any = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     parts = (np.frombuffer(part.buffers()[1], kind, len(part), 8 * part.offset) for part in chunks)
     return np.concatenate([*parts])
 
