@@ -14,7 +14,7 @@ from simbatch.sim.report.compare import OWN_FILES
 from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figures, Open, same_notes, taken_notes
 from simbatch.sim.results import ALIKE, OverLoads, Point, SideBySide, files
 from simbatch.sim.results.runs import MARKS
-from simbatch.sim.scenario.chance import ONE_RUN
+from simbatch.sim.scenario import ONE_RUN
 from simbatch.sim.text import percent, table
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from simbatch.sim.metrics import figures_of
 from simbatch.sim.metrics.registry import Metric, shown
 from simbatch.sim.results import Experiment, files
 from simbatch.sim.results.runs import Summary
-from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
+from simbatch.sim.scenario import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import OF_A_SESSION, Scenario
 from simbatch.sim.search.cells import Cell, CellStore, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
