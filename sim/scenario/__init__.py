@@ -19,8 +19,8 @@ from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.cost.sections import Settled
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import Policy
-from simbatch.sim.scenario.engine import EngineSettings
-from simbatch.sim.scenario.model import PolicyChoice, Scenario, SloSection
+from simbatch.sim.scenario.engine import EngineSettings, PolicyChoice
+from simbatch.sim.scenario.model import Scenario, SloSection
 from simbatch.sim.scenario.policy import ERROR, asks, is_own, prediction_problems
 from simbatch.sim.scenario.reading import parse_overrides
 from simbatch.sim.scenario.resolved import Fleet, Resolved, ResolvedGroup, collect, file_anywhere, load_profiles

@@ -60,7 +60,7 @@ class Preset:
         while room is not None and sum(longest) + taken > room and min(longest) > LEAST_TOKENS:
             longest = [tokens // 2 for tokens in longest]
         lengths = {
-            key: {"distribution": "lognormal", "mean": min(mean, limit), "cv": cv, "max": limit}
+            key: _lognormal(min(mean, limit), cv, limit)
             for key, (mean, cv, _), limit in zip(
                 ("prompt_len", "output_len"), (self.prompt, self.output), longest, strict=True
             )
