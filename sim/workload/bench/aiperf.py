@@ -196,5 +196,5 @@ def read_summary(document: JsonValue) -> BenchTotals:
         if (number := number_at(value, metric, "avg")) is not None:
             totals[key] = number
     keys = ("request_count", "input_sequence_length", "output_sequence_length")
-    count, *lengths = (number_at(value, key, "avg") for key in keys)
-    return BenchTotals(AIPERF, document.place, _load(value), totals, int(count) if count else None, *lengths)
+    count, prompt, output = (number_at(value, key, "avg") for key in keys)
+    return BenchTotals(AIPERF, document.place, _load(value), totals, int(count) if count else None, prompt, output)
