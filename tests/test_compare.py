@@ -14,7 +14,7 @@ from PIL import Image
 from simbatch import Scenario, simulate
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.columns import SloLimits
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.report import style
 from simbatch.sim.report.compare import Comparison

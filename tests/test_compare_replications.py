@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
 from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import Experiment

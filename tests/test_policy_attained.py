@@ -203,6 +203,6 @@ def share(sessions: SessionFigures) -> float:
 
 
 def mean(sessions: SessionFigures, name: str) -> float:
-    found = sessions.latencies(name)["mean"]
+    found = sessions.latencies[name]["mean"]
     assert found is not None
     return found

@@ -10,7 +10,7 @@ import pytest
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.curves import batch_size, used_blocks
-from simbatch.sim.metrics.time_share import shares_per_bin
+from simbatch.sim.metrics.run_figures import shares_per_bin
 from simbatch.sim.report.result import Result
 from tests.engine_cases import timed_case
 from tests.results_records import MS, Step, Toy, build, facts

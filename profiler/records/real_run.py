@@ -20,7 +20,7 @@ from simbatch.sim.cost.host import WindowCost
 from simbatch.sim.cost.model import Features, sums_of
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RequestColumns, RunRecord
 from simbatch.sim.metrics.columns import RunFacts
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.turns import Turns
 

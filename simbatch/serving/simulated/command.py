@@ -140,7 +140,7 @@ def _values(rest: list[str], name: str) -> Iterator[str]:
 
 def _number(text: str) -> Any:
     """A value as YAML would say it, or vLLM's 16k and 8K."""
-    from simbatch.sim.scenario.reading.syntax import parse_plain
+    from simbatch.sim.scenario.document import parse_plain
 
     if found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG])", text):
         return int(float(found[1]) * MAGNITUDES[found[2]])
