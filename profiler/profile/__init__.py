@@ -9,14 +9,12 @@ from pathlib import Path
 
 from simbatch.profiler.fit.report import plot_fit
 from simbatch.profiler.profile.batches import plot_memory, plot_throughput
-from simbatch.profiler.profile.measure import Measurement, check_not_begun, open_samples
+from simbatch.profiler.profile.measure import Budget, Measurement, check_not_begun, open_samples
 from simbatch.profiler.profile.sections import FittedSections, fit_measured
 from simbatch.profiler.profile.session import MeasuringSession, MeasuringTraffic, Spans
-from simbatch.profiler.profile.stopping import Budget
 from simbatch.profiler.records.samples import EngineFacts, Samples
-from simbatch.profiler.server import Tail, look
+from simbatch.profiler.server import attached
 from simbatch.profiler.server.client import Driver
-from simbatch.profiler.server.http import Endpoint
 from simbatch.profiler.server.start import EngineOptions, check_model, require_vllm, started
 from simbatch.serving.processes import run_loop
 from simbatch.sim.cost.by_name import write_profile
@@ -153,9 +151,7 @@ async def _measure(
     command: str,
     progress: Progress,
 ) -> tuple[Measurement, str]:
-    tail = Tail(running.steps, from_end=True)
-    server = await look(Endpoint.of(running.url), running.model)  # whose first step tells the workers' memory
-    await tail.settled()
+    server, tail = await attached(running.url, running.steps, running.model)
     facts = engine_of(tail.facts, target, command, seed)
     kept = open_samples(files.samples, facts, resume=resume)
     driver, spans = Driver(server.endpoint, server.model), Spans()

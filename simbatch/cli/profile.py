@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.profiler.profile import Files, MeasuredFit
+    from simbatch.profiler.profile.measure import Budget
 
 Command = Callable[..., Any]
 _OF_ESTIMATES = {"quantization", "kv_cache_dtype", "tensor_parallel_size"}
@@ -134,8 +137,7 @@ def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume
     import time
 
     from simbatch.profiler.profile import Running, check_start, measure_profile
-    from simbatch.profiler.profile.measure import check_not_begun
-    from simbatch.profiler.profile.stopping import Budget, progress
+    from simbatch.profiler.profile.measure import Budget, check_not_begun
 
     if isinstance(target, Running):
         check_not_begun(files.samples, resume=resume)
@@ -154,13 +156,75 @@ def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume
             resume=resume,
             seed=seed,
             command=command,
-            progress=progress,
+            progress=_progress,
             say=lambda line: click.echo(line, err=True),
         )
     except (KeyboardInterrupt, UserError):
         if files.samples.exists():
             click.echo(f"what was measured is kept in {files.samples}; go on with --resume", err=True)
         raise
+
+
+LINE_S = 15.0  # between two lines in a file
+SOONER = "the time left is at most what is shown: it ends sooner when the held-out error stops improving"
+
+
+def left_text(seconds: float) -> str:
+    """An upper bound, for the budget ends it."""
+    return f"at most {_minutes(seconds)} left"
+
+
+def _plan_text(seconds: float) -> str:
+    """What the time is for."""
+    from simbatch.profiler.profile.measure import MAX_TABLE, TRAFFIC
+
+    return (
+        f"plan for {_minutes(seconds)}: on a CPU a warm-up; the batch table, {_minutes(MAX_TABLE * seconds)} at most; "
+        f"traffic at four loads, {_minutes(TRAFFIC * seconds)}; waves of decodes and prompts until the end; the fit"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def _progress(budget: Budget) -> Iterator[Callable[[str], None]]:
+    """What to call with the present activity."""
+    print(_plan_text(budget.seconds), file=sys.stderr)
+    print(SOONER, file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        yield from _bar(budget)
+    else:
+        yield from _lines(budget)
+
+
+def _bar(budget: Budget) -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=budget.seconds)
+
+        def tell(what: str) -> None:
+            bar.update(task, completed=budget.elapsed_s, description=f"{left_text(budget.left_s)}: {what}")
+
+        yield tell
+
+
+def _lines(budget: Budget) -> Iterator[Callable[[str], None]]:
+    last, last_s = "", float("-inf")
+
+    def tell(what: str) -> None:
+        nonlocal last, last_s
+        activity = what.split(":")[0].split(" ")[0]
+        if activity != last or budget.elapsed_s - last_s > LINE_S:
+            last, last_s = activity, budget.elapsed_s
+            print(f"{left_text(budget.left_s)}: {what}", file=sys.stderr, flush=True)
+
+    yield tell
 
 
 def _command_line(options: Any, budget_minutes: float) -> str:
@@ -191,7 +255,7 @@ def _extra(assignments: tuple[str, ...]) -> dict[str, Any]:
 
 def _show(measured: MeasuredFit, files: Files) -> None:
     from simbatch.profiler.profile.batches import batch_notes, batch_table
-    from simbatch.profiler.profile.memory import memory_table, planned_memory, utilisation
+    from simbatch.profiler.profile.predicted import memory_table, planned_memory, utilisation
 
     facts, rows = measured.samples.engine, measured.samples.batches
     shares, no_roofline = utilisation(facts, rows)
