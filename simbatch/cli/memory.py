@@ -18,7 +18,7 @@ from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.profiler.model.roofline import Roofline
-    from simbatch.sim.cost.profile import MeasuredProfile
+    from simbatch.sim.cost.profile import MeasuredProfile, Profile
 
 
 _OF_MODELS = (
@@ -178,7 +178,7 @@ def estimate(model: str | None, output: Path | None, as_json: bool, base: str | 
     else:
         _show(estimated, limits)
     if output is not None:
-        write(estimated, output)
+        write(estimated, output, f"{estimated.name}, an estimate")
 
 
 def _limits(model: str, flags: dict[str, Any]) -> Roofline:
@@ -262,13 +262,14 @@ def check_output(output: Path, *read: Path | None) -> None:
         check_folder(output.parent, str(output))
 
 
-def write(estimated: MeasuredProfile, output: Path) -> None:
-    """Write the profile, and say where."""
+def write(profile: Profile, output: Path, said: str | None = None) -> None:
+    """Write the profile, and say where, with what is `said` of it."""
     from simbatch.sim.cost.by_name import write_profile
 
     with replacing(output):
-        write_profile(estimated, output)
-    click.echo(f"{output}: {estimated.name}, an estimate", err=True)
+        write_profile(profile, output)
+    if said is not None:
+        click.echo(f"{output}: {said}", err=True)
 
 
 def _show(estimated: MeasuredProfile, limits: Roofline | None) -> None:

@@ -101,8 +101,7 @@ def profile(
     given = {key: value for key, value in flags.items() if value is not None}
     _check_server(url, steps, served_model, [*given, *(["engine_arg"] if engine_args else [])])
     if roofline is not None:
-        with replacing(output):
-            _estimate(*roofline, given, output)
+        _estimate(*roofline, given, output)
         return
     from simbatch.profiler.profile import Files, Running
     from simbatch.profiler.server.start import EngineOptions
@@ -290,4 +289,4 @@ def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> No
         f"{estimated.name}: {memory.num_gpu_blocks:,} KV blocks of {memory.block_size} tokens, "
         f"weights of {memory.weights_bytes / 2**30:.1f} GiB; {estimated.notes[0]}"
     )
-    write(estimated, output)
+    write(estimated, output, f"{estimated.name}, an estimate")
