@@ -47,7 +47,7 @@ def test_flags_are_sorted():
         **{"enforce_eager": True, "cudagraph_capture_sizes": [1, 2, 4]},
         **{"scheduling_policy": "priority", "watermark": 0.01},
     }
-    assert flags.others == ["--api-key", "secret", "-q", "bf16", "--disable-log-stats"]
+    assert [one.words for one in flags.others] == [("--api-key", "secret"), ("-q", "bf16"), ("--disable-log-stats",)]
     assert flags.named == {"api_key": "secret", "quantization": "bf16", "disable_log_stats": ""}
 
 

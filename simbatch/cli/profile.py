@@ -6,11 +6,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._options import flags_of
 from simbatch.cli._output import replacing, show_page
 from simbatch.sim.errors import Problem, UserError
 
@@ -18,41 +20,25 @@ if TYPE_CHECKING:
     from simbatch.profiler.profile import Files, MeasuredFit
     from simbatch.profiler.profile.measure import Budget
 
-Command = Callable[..., Any]
 _OF_ESTIMATES = {"quantization", "kv_cache_dtype", "tensor_parallel_size"}
 NOT_QUIET = 1.2  # slowest over fastest canary
 
 
-def _engine_options(command: Command) -> Command:
-    options = (
-        click.option(
-            "--quantization", metavar="NAME", help="awq, gptq, fp8 ...; default: what the model's config says."
-        ),
-        click.option("--kv-cache-dtype", metavar="NAME", help="auto, fp8 ...: the type of the KV cache."),
-        click.option("--tensor-parallel-size", type=click.IntRange(1), metavar="N", help="GPUs that share the model."),
-        click.option("--max-num-seqs", type=click.IntRange(1), metavar="N", help="Requests that run at once, at most."),
-        click.option(
-            "--max-num-batched-tokens", type=click.IntRange(1), metavar="N", help="Tokens of a step, at most."
-        ),
-        click.option("--max-model-len", type=click.IntRange(1), metavar="N", help="Tokens of a request, at most."),
-        click.option(
-            "--gpu-memory-utilization",
-            type=click.FloatRange(0, 1, min_open=True),
-            metavar="F",
-            help="Share of the memory that vLLM takes.",
-        ),
-        click.option(
-            "--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE", help="Any other vLLM argument."
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @click.command()
 @click.argument("model", required=False)
-@_engine_options
+@click.option("--quantization", metavar="NAME", help="awq, gptq, fp8 ...; default: what the model's config says.")
+@click.option("--kv-cache-dtype", metavar="NAME", help="auto, fp8 ...: the type of the KV cache.")
+@click.option("--tensor-parallel-size", type=click.IntRange(1), metavar="N", help="GPUs that share the model.")
+@click.option("--max-num-seqs", type=click.IntRange(1), metavar="N", help="Requests that run at once, at most.")
+@click.option("--max-num-batched-tokens", type=click.IntRange(1), metavar="N", help="Tokens of a step, at most.")
+@click.option("--max-model-len", type=click.IntRange(1), metavar="N", help="Tokens of a request, at most.")
+@click.option(
+    "--gpu-memory-utilization",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="F",
+    help="Share of the memory that vLLM takes.",
+)
+@click.option("--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE", help="Any other vLLM argument.")
 @click.option("--server", "url", metavar="URL", help="Measure this running server instead of one of our own.")
 @click.option(
     "--steps", type=click.Path(path_type=Path), metavar="FILE", help="With --server: where its recorder writes."
@@ -128,14 +114,17 @@ def _check_server(url: str | None, steps: Path | None, served_model: str | None,
         mend = "name the file that its recorder writes (docs/recorder.md), or that of `simbatch serve --steps`"
         raise UserError(Problem("--server", "does not tell its steps to a client", mend=f"--steps FILE: {mend}"))
     if others:
-        flag = f"--{others[0].replace('_', '-')}"
-        raise UserError(Problem(flag, "is said when a server is started, and --server is running", mend="leave it out"))
+        raise UserError(
+            Problem(
+                flags_of(others[:1]), "is said when a server is started, and --server is running", mend="leave it out"
+            )
+        )
 
 
 def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume: bool) -> MeasuredFit:
     import time
 
-    from simbatch.profiler.profile import Running, check_start, measure_profile
+    from simbatch.profiler.profile import Measuring, Running, check_start
     from simbatch.profiler.profile.measure import Budget, check_not_begun
 
     if isinstance(target, Running):
@@ -147,17 +136,9 @@ def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume
         click.echo(f"starting vLLM's server with {target.model} (its messages go to {files.log})", err=True)
         for warning in target.warnings:
             click.echo(f"note: {warning}", err=True)
+    budget, say = partial(Budget, 60 * budget_minutes, time.monotonic), partial(click.echo, err=True)
     try:
-        return measure_profile(
-            target,
-            files,
-            budget=lambda: Budget(60 * budget_minutes, time.monotonic),
-            resume=resume,
-            seed=seed,
-            command=command,
-            progress=_progress,
-            say=lambda line: click.echo(line, err=True),
-        )
+        return Measuring(target, files, budget, resume, seed, command, _progress, say).run()
     except (KeyboardInterrupt, UserError):
         if files.samples.exists():
             click.echo(f"what was measured is kept in {files.samples}; go on with --resume", err=True)
@@ -278,12 +259,11 @@ def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> No
     from simbatch.cli.memory import roofline, write
 
     if flags.keys() - _OF_ESTIMATES:
-        names = ", ".join(f"--{key.replace('_', '-')}" for key in sorted(flags.keys() - _OF_ESTIMATES))
         raise click.UsageError(
-            f"{names}: a roofline estimate takes --quantization, --kv-cache-dtype and "
-            "--tensor-parallel-size alone; the scenario's engine section has the rest"
+            f"{flags_of(sorted(flags.keys() - _OF_ESTIMATES))}: a roofline estimate takes --quantization, "
+            "--kv-cache-dtype and --tensor-parallel-size alone; the scenario's engine section has the rest"
         )
-    estimated = roofline(str(config), output, {**flags, "gpu": gpu}, place="--roofline GPU")
+    estimated, _ = roofline(str(config), output, {**flags, "gpu": gpu}, place="--roofline GPU")
     memory = estimated.memory
     show_page(
         f"{estimated.name}: {memory.num_gpu_blocks:,} KV blocks of {memory.block_size} tokens, "
