@@ -104,7 +104,7 @@ def test_the_processes_read_the_same_scenario(tmp_path, monkeypatch):
     ("given", "said"),
     [
         ({"flags": ("--max-num-seqs", "x")}, "--max-num-seqs engine.max_num_seqs: must be a whole number (got 'x')"),
-        ({"flags": ("--max-num-seqs",)}, "--max-num-seqs: needs a value"),
+        ({"flags": ("--max-num-seqs",)}, "--max-num-seqs: a value must follow"),
         ({"flags": ("--num-gpu-blocks-override", "9")}, "8 usable blocks of 16 hold 128 tokens (got 131072)"),
         ({"flags": ("--speculative-config", "{}")}, "--speculative-config: does not go with a simulated server"),
         (
