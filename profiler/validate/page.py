@@ -18,7 +18,6 @@ from simbatch.profiler.validate.report import (
     figure_headers,
     step_cells,
     text_of,
-    text_of_many,
     turn_cells,
     verdict,
 )
@@ -172,7 +171,7 @@ def _many_page(found: Many) -> ReportPage:
         trust=[*trust_rows(ours)],
         scenario=facts.scenario,
         seeds=[facts.seed],
-        text=text_of_many(found),
+        text=text_of(found),
     )
 
 

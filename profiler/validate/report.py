@@ -18,9 +18,9 @@ SECTIONS = {
 }
 
 
-def text_of(validation: Validation) -> str:
+def text_of(found: Validation | Many) -> str:
     """The whole report."""
-    return "\n".join(wrapped(_parts(validation)))
+    return "\n".join(wrapped(_parts_of_many(found) if isinstance(found, Many) else _parts(found)))
 
 
 def _parts(validation: Validation) -> Iterator[str]:
@@ -136,11 +136,6 @@ HEADERS = {"mean_ttft_ms": "TTFT", "mean_tpot_ms": "TPOT", "mean_e2el_ms": "E2EL
 MAX_NAME = 34  # characters of a run in the table
 MAX_OUTSIDE = 5  # runs that are named
 MAX_NOTES = 12  # sentences that hold for some of the runs
-
-
-def text_of_many(many: Many) -> str:
-    """The whole report."""
-    return "\n".join(wrapped(_parts_of_many(many)))
 
 
 def _parts_of_many(many: Many) -> Iterator[str]:

@@ -5,7 +5,6 @@ And `simbatch profiles import` and `estimate`: profiles from the measurements of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._options import flags_of
-from simbatch.cli._output import progress_of, show_page, working
+from simbatch.cli._output import progress_of, show_either, working
 from simbatch.cli.memory import check_output, write
 
 if TYPE_CHECKING:
@@ -71,10 +70,7 @@ def fit(
         profile, content, text = _of_streams(files, nearest, name, limits)
     if output is not None:
         write(profile, output)
-    if as_json:
-        click.echo(json.dumps(content(), indent=2, ensure_ascii=False))
-    else:
-        show_page(text())
+    show_either(as_json, content, text, ascii_only=False)
     for target in (output, plot):
         if target is not None:
             click.echo(f"{target}: written", err=True)

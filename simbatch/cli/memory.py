@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._options import Asked, Count, columns_option, flags_of, gpu_options, json_option, with_asked
-from simbatch.cli._output import check_folder, replacing, show_page
+from simbatch.cli._output import check_folder, replacing, show_either, show_page
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -107,10 +107,7 @@ def memory(
     if batches is not None or plot is not None:
         table = _by_batch(model, flags, batches, plot)
         content["batches"], text = table.content(), f"{text}\n\n{table.text()}"
-    if asked.as_json:
-        click.echo(json.dumps(content, indent=2))
-    else:
-        show_page(text)
+    show_either(asked.as_json, lambda: content, lambda: text)
 
 
 def _by_batch(model: str | None, flags: dict[str, Any], batches: str | None, plot: Path | None) -> Any:
@@ -130,10 +127,7 @@ def _print_list(model: str | None, profile: str | None, flags: dict[str, Any], a
     if model is not None or profile is not None:
         raise click.UsageError("--list takes a GPU alone: it goes through all models")
     rows = fitting(flags)
-    if as_json:
-        click.echo(json.dumps([row._asdict() for row in rows], indent=2))
-        return
-    show_page(table_of(rows, flags))
+    show_either(as_json, lambda: [row._asdict() for row in rows], lambda: table_of(rows, flags))
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)
