@@ -50,7 +50,7 @@ from benchmarks.first_look import (
 )
 from benchmarks.stream_fit import BandOverReal, band_line
 from simbatch import Scenario
-from simbatch.profiler.fit.streams.from_streams import fit_seen
+from simbatch.profiler.fit.streams import fit_seen
 from simbatch.profiler.fit.streams.runs import Seen, read_results
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import Profile

@@ -25,8 +25,8 @@ from benchmarks.gpu_power import fitted_power
 from benchmarks.replay_fit import LONG, REPLAYS, long_steps, over, read_replay
 from simbatch.profiler.fit import fit_samples
 from simbatch.profiler.fit.facts import of_engine
+from simbatch.profiler.fit.streams import StreamProfile, fit_streams
 from simbatch.profiler.fit.streams.fit import Parts, content_of, parts_of, refined
-from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_streams
 from simbatch.profiler.fit.streams.worth import errors_of
 from simbatch.profiler.model.config import model_config_of
 from simbatch.profiler.model.reserves import peak_of

@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks.first_look import MEASURED, PROFILE, RECORDED, Run, real_figures, recorded_run, require, simulated_run
 from benchmarks.first_look import figures as figures_of
+from simbatch.profiler.fit.recorder.host import errors_of, gaps_of
 from simbatch.profiler.fit.recorder.moments import Moments, kinds
-from simbatch.profiler.fit.recorder.replay import errors_of, gaps_of
 from simbatch.profiler.fit.streams.columns import Lone, StepColumns
 from simbatch.profiler.fit.streams.fit import HELD, Parts, fit_steps, spread_of
 from simbatch.profiler.fit.streams.priors import of_profile

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simbatch.profiler.fit.streams import StreamProfile, fit_streams
 from simbatch.profiler.fit.streams.covered import is_told
-from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_streams
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import Profile
 

@@ -25,11 +25,10 @@ import numpy as np
 
 from benchmarks.first_look import SERVED, Run, recorded_run
 from benchmarks.first_look import errors as look_errors
-from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_seen, fit_streams
+from simbatch.profiler.fit.streams import StreamProfile, fit_seen, fit_streams
 from simbatch.profiler.fit.streams.runs import METRICS, Means, read_results, real_means, simulated_means, streams_of
 from simbatch.profiler.records.recorded import Recorded, read_recorded
 from simbatch.sim.cost.profile import Profile
-from simbatch.sim.cost.provenance import StreamFit
 from simbatch.sim.cost.uncertainty import deviations, factors, scaled
 from simbatch.sim.errors import UserError
 from simbatch.sim.search.bands import NUM_DRAWS
@@ -213,7 +212,7 @@ def left_out_rows(folder: Path, recorded: Path) -> Iterator[str]:
         cells = [_figures(together, *own)]
         if name in seen:
             found = fit_seen([each for other, each in seen.items() if other != name], is_judged=False)
-            slope = "not told" if "launch per request" in _fit(found).taken else "told"
+            slope = "not told" if "launch per request" in found.fit.taken else "told"
             cells += [_figures(found, *own), slope]
         yield f"| {name} | {' | '.join(cells)} |"
 
@@ -223,12 +222,6 @@ def _figures(profile: StreamProfile, run: Run, recorded: Recorded) -> str:
     content = profile.profile.model_dump(mode="json", exclude_defaults=True)
     found = look_errors(run, recorded, content, SEEDS)
     return ", ".join(f"{100 * found[key]:+.1f}" for key in ("mean TTFT", "p99 TTFT", "mean TPOT", "mean E2EL"))
-
-
-def _fit(profile: StreamProfile) -> StreamFit:
-    fit = profile.profile.streams
-    assert fit is not None, "a fit from streams says so"
-    return fit
 
 
 def refusals(streams: Path, folder: Path) -> Iterator[str]:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.profiler.fit.streams import StreamProfile, fit_seen
 from simbatch.profiler.fit.streams.covered import is_told
-from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_seen
 from simbatch.profiler.fit.streams.runs import Seen, requests_of
 from simbatch.sim import engine
 from simbatch.sim.clock import PS_PER_S
@@ -166,16 +166,12 @@ def differences(given: Planted, found: StreamProfile) -> Iterator[tuple[str, flo
         )
     host, problem = given.profile["host"]["launch"], found.steps.problem
     for kind, key in ((1, "piecewise"), (2, "none")):
-        if f"launch {key}" not in _fit(found).taken and _fit(found).sure[f"launch {key}"] <= HARDLY_TOLD:
+        if f"launch {key}" not in found.fit.taken and found.fit.sure[f"launch {key}"] <= HARDLY_TOLD:
             section = getattr(found.profile.host.launch, key)  # type: ignore[union-attr]
             seen = problem.used & (problem.kind == kind)  # the mean launch of these, whatever it grows by
             n, prefills = (float(column[seen].mean()) for column in (problem.all.num_decodes, problem.all.num_prefills))
             ours = section.base_s + section.per_seq_s * n + section.per_prefill_s * prefills
             yield f"launch {key}", _less_one(ours, host[key]["base_s"])
-
-
-def _fit(found: StreamProfile) -> Any:
-    return found.profile.streams
 
 
 def _less_one(ours: float, real: float) -> float:

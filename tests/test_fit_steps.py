@@ -15,8 +15,8 @@ from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
 from simbatch.cli.run import run as run_command
 from simbatch.profiler.fit.recorder import fit_recorder
+from simbatch.profiler.fit.recorder.host import errors_of, gaps_of
 from simbatch.profiler.fit.recorder.moments import moments_of, read_steps
-from simbatch.profiler.fit.recorder.replay import errors_of, gaps_of
 from simbatch.profiler.fit.two_regime import (
     REGIMES,
     StepLimits,

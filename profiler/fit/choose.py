@@ -15,15 +15,16 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from simbatch.profiler.fit.forms import Form, Parts
-from simbatch.profiler.fit.two_regime import figures
+from simbatch.profiler.fit.two_regime import bands, figures
 from simbatch.profiler.records import Floats, Ints, MeasuredSteps, predict_s
 from simbatch.profiler.records.samples import StepSample
-from simbatch.sim.cost.provenance import ErrorFigures
+from simbatch.sim.cost.provenance import ErrorFigures, FitError
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
 
@@ -101,6 +102,18 @@ def errors_by_regime(data: MeasuredSteps, predicted_s: Floats) -> dict[str, Erro
     """Error of predictions, regime by regime."""
     rows = {name: data.regime(name) for name in REGIMES}
     return {name: figures(predicted_s[inside], data.time_s[inside]) for name, inside in rows.items()}
+
+
+def fit_error(design: str, data: MeasuredSteps, held_out_s: Floats, choice: FormChoice, **more: Any) -> FitError:
+    """What a profile says of its error: of these steps by regime and by batch, of every form by regime."""
+    is_decode = data.regime("decode")
+    return FitError(
+        design=design,
+        decode_bands=bands(data.steps.select(is_decode), held_out_s[is_decode], data.time_s[is_decode]),
+        forms={name: {regime: error.mape for regime, error in each.items()} for name, each in choice.errors.items()},
+        **errors_by_regime(data, held_out_s),
+        **more,
+    )
 
 
 def step_time_of(parts: Parts) -> TwoRegimeStepTime:

@@ -36,15 +36,21 @@ def profile_of(
     if all(facts.get(key) is not None for key in NEEDED):
         own: dict[str, Any] = {"name": f"{_name(facts)}-measured", **_of_facts(facts), "source": source}
     elif isinstance(nearest, MeasuredProfile):
-        kept = nearest.model_dump(exclude={"noise", "real_runs", "request_overhead_s", "client_overhead_s", "streams"})
-        notes = (f"fitted from a recorder's files; model, weights, memory and KV blocks: of {nearest.name}",)
-        own = {**kept, "source": source, "command": COMMAND, "estimate": False, "notes": notes}
+        own = beside(nearest, source, "a recorder's files")
     else:
         blocks, length = facts.get("num_gpu_blocks", NO_END), facts.get("max_model_len", MAX_MODEL_LEN)
         inline = {"num_gpu_blocks": blocks, "max_model_len": length, "block_size": facts.get("block_size", 16)}
         return checked(InlineProfile, {"name": name or "recorded", **inline, **content}, PLACE)
     own |= {**content, "error": None, "range": None}
     return checked(MeasuredProfile, own | ({"name": name} if name else {}), PLACE)
+
+
+def beside(nearest: MeasuredProfile, source: str, fitted_from: str) -> dict[str, Any]:
+    """What a fit takes from the nearest profile: all keys but those of measurements of its own."""
+    own = {"noise", "real_runs", "request_overhead_s", "client_overhead_s", "streams"}
+    notes = (f"fitted from {fitted_from}; model, weights, memory and KV blocks: of {nearest.name}",)
+    said = {"source": source, "command": COMMAND, "estimate": False, "notes": notes, "error": None, "range": None}
+    return {**nearest.model_dump(exclude=own), **said}
 
 
 def _name(facts: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ class OpTables:
     def step_time_s(self, steps: Steps) -> Floats:
         """What each step lasts, s."""
         per_step = np.interp(steps.num_tokens, *self._by_tokens)
-        per_step += np.interp(steps.num_prefills + steps.num_decodes, *self._by_sequences)
+        per_step += np.interp(steps.num_seqs, *self._by_sequences)
         total_s = (per_step + self.config.num_hidden_layers * self.attention.time_us(steps)) * US
         if self._all_reduce is not None:
             calls = 2 * self.config.num_hidden_layers

@@ -106,7 +106,7 @@ def _of_samples(file: Path, output: Path | None, plot: Path | None, as_json: boo
 def _of_streams(
     files: tuple[Path, ...], nearest: str | None, limits: Mapping[str, int | None], output: Path | None, as_json: bool
 ) -> Shown:
-    from simbatch.profiler.fit.streams.from_streams import fit_streams, num_parts, report_dict
+    from simbatch.profiler.fit.streams import fit_streams, num_parts, report_dict
 
     with progress_of("fit", num_parts(len(files)), quiet=False) as progress:
         found = fit_streams(files, nearest=nearest, name=_name(output), progress=progress, **limits)
