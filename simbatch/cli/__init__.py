@@ -15,7 +15,7 @@ from importlib import import_module
 
 import click
 
-from simbatch.sim.compiled import is_compiled
+from simbatch.sim import is_compiled
 from simbatch.sim.errors import UserError
 from simbatch.sim.files import issued_as
 from simbatch.sim.interpreter import collect_for_a_command
@@ -48,7 +48,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except click.exceptions.Exit as end:  # after --help and --version
         return end.exit_code
     except click.ClickException as error:
-        error.show()
+        _about_gpus(error).show()
         return USER_ERROR
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted: files that stand already are whole, nothing else was written")
@@ -64,6 +64,17 @@ def exit_code_of(command: Callable[[], object]) -> int:
         _say("error: not enough memory for this run; simulate fewer requests, or leave out --steps")
         return USER_ERROR
     return OK
+
+
+def _about_gpus(error: click.ClickException) -> click.ClickException:
+    """--gpu where a profile says the GPU: what does; click would guess at any option of like letters."""
+    if not isinstance(error, click.NoSuchOption) or error.option_name != "--gpu" or error.ctx is None:
+        return error
+    known = {name for parameter in error.ctx.command.params for name in parameter.opts}
+    words = {"--gpus": "", "--profile": "--profile NAME", "--set": "--set profile=NAME"}
+    said = next((word for flag, word in words.items() if flag in known), "")
+    hint = f"A GPU comes with its profile: {said} (`simbatch profiles list --gpu G` has their names)."
+    return click.UsageError(f"{error.message} {hint}", error.ctx) if said else error
 
 
 def _of_file(error: OSError) -> str:

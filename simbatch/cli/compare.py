@@ -265,17 +265,16 @@ def _candidates(
         if twice is not None:
             raise UserError(Problem(flag, "is named twice", twice, "name each candidate once"))
     each: list[list[str | None]] = [[*names] or [None] for names in named.values()]
-    chosen = list(product(*each))
-    if len(chosen) < least:
-        mend = "for example: --policy fixed --policy adaptive; or one at several loads: --rate 1,2,4, --users 50,100"
-        given = " ".join(name for name in chosen[0] if name)
-        rule = "needs at least two policies, profiles, routers or versions of vLLM"
-        raise UserError(Problem("compare", rule, given or NOTHING, mend))
     found = {}
-    for policy, profile, router, version in chosen:
+    for policy, profile, router, version in product(*each):
         given_by = {"router": router, "vllm_version": version}
         resolved = resolve(load_scenario(file, assignments, seed, policy, profile, **given_by))
         engine = " behind ".join(filter(None, (" on ".join(filter(None, (policy, profile))), router)))
         words = (engine, f"vLLM {version}" if version else "")
         found[", ".join(filter(None, words)) or resolved.policy_name] = resolved
+    if len(found) < least:
+        mend = "for example: --policy fixed --policy adaptive; or one at several loads: --rate 1,2,4, --users 50,100"
+        given = " ".join(name for names in named.values() for name in names)
+        rule = "needs at least two policies, profiles, routers or versions of vLLM"
+        raise UserError(Problem("compare", rule, given or NOTHING, mend))
     return found

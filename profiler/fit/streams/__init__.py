@@ -30,7 +30,7 @@ from simbatch.sim.cost.provenance import MeanErrors, MeasuredRange, SeenRun, Str
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.rules import capture_sizes
-from simbatch.sim.tables import table
+from simbatch.sim.text import table
 
 SEATS = 1024  # while fitting, where no limit is known: more than any result had at once
 
