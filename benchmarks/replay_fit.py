@@ -23,11 +23,11 @@ import numpy as np
 
 from benchmarks.first_look import MEASURED, PROFILE, RECORDED, Run, real_figures, recorded_run, require, simulated_run
 from benchmarks.first_look import figures as figures_of
+from simbatch.profiler.fit.facts import of_profile
 from simbatch.profiler.fit.recorder.host import errors_of, gaps_of
 from simbatch.profiler.fit.recorder.moments import Moments, kinds
 from simbatch.profiler.fit.streams.columns import Lone, StepColumns
 from simbatch.profiler.fit.streams.fit import HELD, Parts, fit_steps, spread_of
-from simbatch.profiler.fit.streams.priors import of_profile
 from simbatch.profiler.fit.streams.way_in import WayIn
 from simbatch.profiler.records import Steps, predict_s
 from simbatch.sim.cost.by_name import load_profile

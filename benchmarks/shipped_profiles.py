@@ -25,10 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import run_one_of
-from simbatch.profiler.fit.two_regime import StepLimits, sample_steps
 from simbatch.profiler.importers import import_profile
 from simbatch.profiler.importers.core_package import SYSTEMS
-from simbatch.profiler.importers.source import ImportRequest
+from simbatch.profiler.importers.source import ImportRequest, StepLimits, sample_steps
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.roofline import roofline_of
 from simbatch.profiler.records import predict_s
