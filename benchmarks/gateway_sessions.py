@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import aiohttp
 import numpy as np
 
+from benchmarks import parser_of
+
 WORDS = ("server", "request", "batch", "place", "other", "takes", "waits", "leaves", "some", "until", "and", "the")
 METRICS = ("request_success_total", "prefix_cache_hits_total", "prefix_cache_queries_total")
 
@@ -178,7 +180,7 @@ async def _chunk_times(response: aiohttp.ClientResponse) -> Any:
 
 def main() -> None:
     """Talk, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("gateway", help="URL of the gateway")
     parser.add_argument("servers", nargs="*", help="URLs of the servers behind it")
     parser.add_argument("--model", required=True)

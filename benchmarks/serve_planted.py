@@ -8,7 +8,6 @@ planted. It needs vLLM, and a machine that does nothing else: what is waited for
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import socket
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import parser_of
 from simbatch.profiler.fit.streams import StreamProfile, fit_streams
 from simbatch.profiler.fit.streams.covered import is_told
 from simbatch.sim.cost.by_name import load_profile
@@ -156,7 +156,7 @@ def command(*words: object) -> list[str]:
 
 def main() -> None:
     """Print the differences of each profile and the largest of each kind."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--number", type=int, default=5, help="random profiles")
     parser.add_argument("--first", type=int, default=0, help="the first one's number")
     parser.add_argument("--minutes", type=float, default=0.7, help="of each measurement")

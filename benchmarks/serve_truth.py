@@ -10,7 +10,6 @@ client saw and each step of the engine in FOLDER; it wants a machine that does n
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import parser_of
 from benchmarks.serve_constants import constants, first_updates, requests_taken_in
 from benchmarks.serve_decisions import differences
 from simbatch import Scenario, simulate
@@ -244,7 +244,7 @@ def _statistic(values: np.ndarray[Any, Any], name: str) -> float:
 
 def main() -> None:
     """Run or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("what", choices=["run", "compare"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("runs", nargs="*", help="default: all")

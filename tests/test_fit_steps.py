@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.recorder_planted import differences, given_back, served, server, write_recorded
+from benchmarks.planted import recorder_back as given_back
+from benchmarks.planted import recorder_differences as differences
+from benchmarks.planted import served, server, write_recorded
 from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
 from simbatch.cli.run import run as run_command

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.planted import Planted, planted, streams_of
+from benchmarks.planted import stream_differences as differences
+from benchmarks.planted import streams_back as given_back
 from benchmarks.stream_fit import SHARED, chosen, errors, write_runs
-from benchmarks.stream_planted import Planted, differences, given_back, planted, streams_of
 from simbatch import Scenario, simulate
 from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
