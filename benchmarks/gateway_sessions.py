@@ -10,8 +10,13 @@ import argparse
 import asyncio
 import random
 import re
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -90,6 +95,31 @@ def _show(felt: list[tuple[float, float, str]]) -> None:
 
 
 TIMEOUT_S = 600.0
+WAIT_S = 300  # for a server's end
+LOWEST_TOKEN, VOCAB_SIZE = 1000, 120_000
+
+
+@contextmanager
+def served(profile: object, *options: object, flags: Sequence[object] = ()) -> Iterator[str]:
+    """The address of `simbatch serve PROFILE OPTIONS -- FLAGS` on a free port; RuntimeError where it does not start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = map(str, ("serve", profile, "--port", port, *options, "--", *flags))
+    server = subprocess.Popen([sys.executable, "-m", "simbatch", *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if line.startswith("ready"):
+                break
+        else:
+            raise RuntimeError(f"it did not start: {''.join(said)}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(WAIT_S)
 
 
 class Sent(NamedTuple):
@@ -189,9 +219,6 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=300, help="of what a user says each time")
     parser.add_argument("--seed", type=int, default=1)
     asyncio.run(run(parser.parse_args()))
-
-
-LOWEST_TOKEN, VOCAB_SIZE = 1000, 120_000
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from simbatch.profiler.fit.streams.runs import Seen
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.model import CostModel
-from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import UserError
@@ -66,11 +65,9 @@ def planted(seed: int) -> Planted:
             "per_attention_unit_s": 8e-6 * token,
         },
     }
-    ratios = {"share": [0, 0.1, 0.5, 0.9, 1], "ratio": [0.6, 0.7, 0.95, 1.3, 2.2]}
-    mean = float(
-        np.sum(np.diff(ratios["share"]) * (np.array(ratios["ratio"])[1:] + np.array(ratios["ratio"])[:-1]) / 2)
-    )
-    spread = {"share": ratios["share"], "ratio": [ratio / mean for ratio in ratios["ratio"]]}
+    share, ratio = np.array([0, 0.1, 0.5, 0.9, 1]), np.array([0.6, 0.7, 0.95, 1.3, 2.2])
+    mean = float(np.sum(np.diff(share) * (ratio[1:] + ratio[:-1]) / 2))
+    spread = {"share": share.tolist(), "ratio": (ratio / mean).tolist()}
     host = {
         "launch": {
             "graph": {"base_s": 0.3 * base},
@@ -136,7 +133,8 @@ def streams_back(seed: int, number: int = 400) -> tuple[Planted, StreamProfile]:
 
 def stream_differences(given: Planted, found: StreamProfile) -> Iterator[tuple[str, float]]:
     """What was given back over what was planted, less 1: at both loads, and where the fit says that it knows."""
-    costs, budget, n = _costs(given, found.profile), given.settings["max_num_batched_tokens"], given.loads[1]
+    costs = load_profile(given.profile, folder=Path()).cost_model(), found.profile.cost_model()
+    budget, n = given.settings["max_num_batched_tokens"], given.loads[1]
     yield from _decodes(given, *costs)
     for tokens in (budget // 4, budget // 2, budget - n):
         if is_told(found.steps, np.array([tokens + n]))[0]:
@@ -146,13 +144,9 @@ def stream_differences(given: Planted, found: StreamProfile) -> Iterator[tuple[s
         if f"launch {key}" not in found.fit.taken and found.fit.sure[f"launch {key}"] <= HARDLY_TOLD:
             section = getattr(found.profile.host.launch, key)  # type: ignore[union-attr]
             seen = problem.used & (problem.kind == kind)  # the mean launch of these, whatever it grows by
-            n, prefills = (float(column[seen].mean()) for column in (problem.all.num_decodes, problem.all.num_prefills))
-            ours = section.base_s + section.per_seq_s * n + section.per_prefill_s * prefills
+            seqs, prefills = (float(each[seen].mean()) for each in (problem.all.num_decodes, problem.all.num_prefills))
+            ours = section.base_s + section.per_seq_s * seqs + section.per_prefill_s * prefills
             yield f"launch {key}", float(ours / host[key]["base_s"] - 1)
-
-
-def _costs(given: Planted, found: Profile) -> tuple[CostModel, CostModel]:
-    return load_profile(given.profile, folder=Path()).cost_model(), found.cost_model()
 
 
 def _decodes(given: Planted, real: CostModel, ours: CostModel) -> Iterator[tuple[str, float]]:
@@ -213,11 +207,10 @@ def server(seed: int, *, is_async: bool = True) -> Planted:
 def recorded_lines(record: RunRecord, given: Planted, *, has_device: bool) -> Iterator[dict[str, Any]]:
     """What a recorder would have written of it."""
     settings = given.settings
-    facts = {"max_num_batched_tokens": settings["max_num_batched_tokens"], "max_num_seqs": settings["max_num_seqs"]}
-    yield {"recorder": 1, **facts, "async_scheduling": settings["async_scheduling"], "num_gpu_blocks": 2**20}
-    requests = record.requests
+    facts = {key: settings[key] for key in ("max_num_batched_tokens", "max_num_seqs", "async_scheduling")}
+    yield {"recorder": 1, **facts, "num_gpu_blocks": 2**20}
+    requests, admit = record.requests, HOST["admit"]
     prompts = requests.num_prompt_tokens
-    admit = HOST["admit"]
     for i, prompt in enumerate(prompts.tolist()):
         end_s = requests.queued_ps[i] / PS_PER_S
         begin_s = end_s - admit["base_s"] - admit["per_prompt_token_s"] * prompt
@@ -272,7 +265,8 @@ def recorder_back(
 
 def recorder_differences(given: Planted, found: RecorderProfile) -> Iterator[tuple[str, float]]:
     """What was given back over what was planted, less 1, where it shows."""
-    costs, budget = _costs(given, found.profile), given.settings["max_num_batched_tokens"]
+    costs = load_profile(given.profile, folder=Path()).cost_model(), found.profile.cost_model()
+    budget = given.settings["max_num_batched_tokens"]
     yield from _decodes(given, *costs)
     fit, n = found.sections.fit, float(np.mean(given.loads))
     if "prefills on the device" not in fit.taken:
