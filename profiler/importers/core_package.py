@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fit.two_regime import StepLimits
 from simbatch.profiler.importers.source import (
     MIXED_NOTE,
     RANDOM_NOTE,
     ImportRequest,
     LinkAllReduce,
+    StepLimits,
     TableSource,
     fit_tables,
 )

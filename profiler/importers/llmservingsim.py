@@ -20,9 +20,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simbatch.profiler.fit.two_regime import StepLimits
 from simbatch.profiler.importers.llmservingsim_tables import AttentionTable, Floats, read_columns
-from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, LinkAllReduce, TableSource, fit_tables
+from simbatch.profiler.importers.source import (
+    KV_DTYPES,
+    ImportRequest,
+    LinkAllReduce,
+    StepLimits,
+    TableSource,
+    fit_tables,
+)
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.records import Steps
 from simbatch.sim.cost.gpus import GPUS, known_gpu

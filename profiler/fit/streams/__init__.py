@@ -8,10 +8,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simbatch.profiler.fit.facts import MAX_MODEL_LEN, NO_END, beside
+from simbatch.profiler.fit.facts import MAX_MODEL_LEN, NO_END, ModelShape, beside, of_name, of_profile
 from simbatch.profiler.fit.streams.covered import growth_of, range_of, seen_run, sure_of, taken_of
 from simbatch.profiler.fit.streams.fit import FittedSteps, Parts, content_of, fit_parts
-from simbatch.profiler.fit.streams.priors import ModelShape, of_name, of_profile
 from simbatch.profiler.fit.streams.runs import Seen, StreamRun, budget_of, read_results, runs_of
 from simbatch.profiler.fit.streams.worth import (
     different_servers,
