@@ -136,12 +136,14 @@ def bands(steps: Steps, predicted_s: Floats, measured_s: Floats) -> dict[str, Er
 
 def fit_error(design: str, data: MeasuredSteps, held_out_s: Floats, choice: FormChoice, **more: Any) -> FitError:
     """What a profile says of its error: of these steps by regime and by batch, of every form by regime."""
-    is_decode = data.regime("decode")
+    is_decode, regimes = data.regime("decode"), errors_by_regime(data, held_out_s)
     return FitError(
         design=design,
         decode_bands=bands(data.steps.select(is_decode), held_out_s[is_decode], data.time_s[is_decode]),
         forms={name: {regime: error.mape for regime, error in each.items()} for name, each in choice.errors.items()},
-        **errors_by_regime(data, held_out_s),
+        decode=regimes["decode"],
+        prefill=regimes["prefill"],
+        mixed=regimes["mixed"],
         **more,
     )
 

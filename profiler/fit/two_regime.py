@@ -84,8 +84,8 @@ def fit_two_regime(
         parts = {"decode": fit_decode(*decode, seq_knots), "mixed": fit_mixed(*mixed, token_knots)}
         return TwoRegimeStepTime.model_validate({"form": "two_regime", **parts})
     alone = fit_decode(*decode, seq_knots, inside=_inside(decode[0], window))
-    more = {"inside": _inside(mixed[0], window), "units": _window_units(mixed[0], window)}
-    beside = fit_mixed(*mixed, token_knots, **more)
+    inside, units = _inside(mixed[0], window), _window_units(mixed[0], window)
+    beside = fit_mixed(*mixed, token_knots, inside=inside, units=units)
     layers = {
         "decode_per_token_s": alone.pop("inside"),
         "mixed_per_token_s": beside.pop("inside"),
