@@ -10,12 +10,19 @@ import argparse
 import asyncio
 import random
 import re
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import aiohttp
 import numpy as np
+
+from benchmarks import parser_of
 
 WORDS = ("server", "request", "batch", "place", "other", "takes", "waits", "leaves", "some", "until", "and", "the")
 METRICS = ("request_success_total", "prefix_cache_hits_total", "prefix_cache_queries_total")
@@ -88,6 +95,31 @@ def _show(felt: list[tuple[float, float, str]]) -> None:
 
 
 TIMEOUT_S = 600.0
+WAIT_S = 300  # for a server's end
+LOWEST_TOKEN, VOCAB_SIZE = 1000, 120_000
+
+
+@contextmanager
+def served(profile: object, *options: object, flags: Sequence[object] = ()) -> Iterator[str]:
+    """The address of `simbatch serve PROFILE OPTIONS -- FLAGS` on a free port; RuntimeError where it does not start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = map(str, ("serve", profile, "--port", port, *options, "--", *flags))
+    server = subprocess.Popen([sys.executable, "-m", "simbatch", *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if line.startswith("ready"):
+                break
+        else:
+            raise RuntimeError(f"it did not start: {''.join(said)}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(WAIT_S)
 
 
 class Sent(NamedTuple):
@@ -178,7 +210,7 @@ async def _chunk_times(response: aiohttp.ClientResponse) -> Any:
 
 def main() -> None:
     """Talk, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("gateway", help="URL of the gateway")
     parser.add_argument("servers", nargs="*", help="URLs of the servers behind it")
     parser.add_argument("--model", required=True)
@@ -187,9 +219,6 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=300, help="of what a user says each time")
     parser.add_argument("--seed", type=int, default=1)
     asyncio.run(run(parser.parse_args()))
-
-
-LOWEST_TOKEN, VOCAB_SIZE = 1000, 120_000
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from simbatch.cli import cli
-from simbatch.profiler.fit.two_regime import StepLimits, sample_steps
 from simbatch.profiler.importers import import_profile
-from simbatch.profiler.importers.source import ImportRequest
+from simbatch.profiler.importers.source import ImportRequest, StepLimits, sample_steps
 from simbatch.profiler.model.config import model_config_of, read_model_config
 from simbatch.profiler.model.weights import weights_of
 from simbatch.profiler.records import predict_s
