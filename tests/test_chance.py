@@ -29,16 +29,11 @@ from simbatch.sim.tuning.goal import Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, Axis, Space
 from simbatch.sim.tuning.tune_files import content
 from simbatch.sim.tuning.tune_report import report
+from tests import traffic
 
-FIXED = {"distribution": "fixed", "mean": 20}
 STILL: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.002}},
-    "workload": {
-        "num_prompts": 60,
-        "arrival": {"process": "constant", "request_rate": 4},
-        "prompt_len": FIXED,
-        "output_len": FIXED,
-    },
+    "workload": traffic(60, 20, 20, arrival={"process": "constant", "request_rate": 4}),
     "seed": 3,
 }
 
@@ -142,12 +137,7 @@ def scenario(seed=0, *, noise=NOISE, step_noise=True, **engine):
         {
             "profile": profile | ({"noise": noise} if noise else {}),
             "engine": {"max_num_seqs": 16, "step_noise": step_noise} | engine,
-            "workload": {
-                "num_prompts": 400,
-                "request_rate": 4,
-                "prompt_len": {"distribution": "fixed", "mean": 64},
-                "output_len": {"distribution": "fixed", "mean": 40},
-            },
+            "workload": traffic(400, 64, 40, request_rate=4),
             "seed": seed,
         }
     )

@@ -49,9 +49,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     (tmp_path / "mine.py").write_text(OWN_POLICY)
-    for file, text in re.findall(
-        r"Put this into `([\w.]+)`:\n\n```\w+\n(.*?)^```$", read(README), re.DOTALL | re.MULTILINE
-    ):
+    for file, text in OWN_FILE.findall(read(README)):
         (tmp_path / file).write_text(text)
     requests = "".join(f"2024-05-10 00:00:{i:02}.000000+00:00,{100 + i},{10 + i}\n" for i in range(20))
     (tmp_path / "MODEL").mkdir()

@@ -257,9 +257,6 @@ def test_steps_of_which_no_form_makes_a_step_time_are_refused_in_one_sentence():
 
     samples = made_samples()
     data, forms = measured(samples), forms_for(samples.engine)
-    assert choose(data, {"none": nothing, "table": forms["table"]}).chosen == {
-        "decode": "table",
-        "mixed": "table",
-    }
+    assert choose(data, {"none": nothing, "table": forms["table"]}).chosen == {"decode": "table", "mixed": "table"}
     with pytest.raises(UserError, match="gives a step that takes no time"):
         choose(data, {"none": nothing})
