@@ -5,8 +5,6 @@ python/sglang/benchmark/serving.py @ 00f9ec47; vllm-project/guidellm v0.3.1 and 
 its examples/artifacts/run1 @ 7c31f579; kubernetes-sigs/inference-perf v0.2.0 and @ 7de5ef2e.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

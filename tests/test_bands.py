@@ -1,7 +1,5 @@
 """Bands round a run's figures: draws of what its profile is in doubt about, and what they say."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -176,11 +174,8 @@ def test_what_a_fit_was_not_told_is_in_more_doubt() -> None:
     }
     other = measured.model_copy(update=changed)
     told, less = uncertainty_of(measured), uncertainty_of(other)
-    assert (
-        told["mixed"].spread
-        < less["mixed"].spread
-        == uncertainty_of(load_profile(NAMES[0], folder=Path()))["mixed"].spread
-    )
+    composed = uncertainty_of(load_profile(NAMES[0], folder=Path()))
+    assert told["mixed"].spread < less["mixed"].spread == composed["mixed"].spread
     assert less["growth"].spread == pytest.approx(64 * 1e-4 / 0.016)
     launch, turned = (scaled(other, {"growth": factor})["host"]["launch"]["none"] for factor in (1.0, 1.4))
     beside = [[each["base_s"] + n * each["per_seq_s"] for n in (10, 74)] for each in (launch, turned)]

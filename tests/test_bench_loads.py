@@ -1,7 +1,5 @@
 """How a benchmark's client sent its requests: read off its result, made again, and simulated."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from typing import Any

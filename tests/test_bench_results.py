@@ -1,7 +1,5 @@
 """What is read of each benchmark client's result: the requests as they were, and what the file does not tell."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

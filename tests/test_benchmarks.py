@@ -2,8 +2,6 @@
 (docs/one-step.md), and logs of `simbatch serve`, replayed.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import random

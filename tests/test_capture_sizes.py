@@ -3,8 +3,6 @@
 A `vllm serve --config` file pasted under `engine`: read as vLLM reads it, or answered flag by flag.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

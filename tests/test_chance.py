@@ -3,8 +3,6 @@
 Noise of step times: seeded, exact, on average nothing, and visible in the tails.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -102,9 +100,8 @@ def test_tune_checks_its_answer_on_the_trace_resampled(traced: Scenario) -> None
     found = tuned(traced.override({"workload.trace.rate_scale": 5.0}), confirm=4)
     assert "one run each: the seed changes nothing here, so one run says it all" in report(found)
     assert found.confirmation.difference.low < found.confirmation.difference.high
-    assert "Under 4 resamplings of the trace in 20 blocks of time (seeds 4 to 7) the recommended settings" in report(
-        found
-    )
+    checked = "Under 4 resamplings of the trace in 20 blocks of time (seeds 4 to 7) the recommended settings"
+    assert checked in report(found)
     answer = content(found, 0)
     assert (answer["resample_blocks"], answer["confirmation"]["resample_blocks"]) == (None, 20)
     several = tuned(traced.override({"workload.trace.rate_scale": 5.0}), replications=3, confirm=0)

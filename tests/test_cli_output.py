@@ -1,7 +1,5 @@
 """Results are not lost: a folder a mode, what was replaced is said, and targets are checked before the work."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading

@@ -1,7 +1,5 @@
 """Several replicas behind a router: what a lone engine says, stepping and leaping, what theory says, and failures."""
 
-from __future__ import annotations
-
 import copy
 import random
 from dataclasses import replace

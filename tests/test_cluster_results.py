@@ -3,8 +3,6 @@
 What sessions felt: times to finish, with and without thinking, turn by turn, and what was computed again.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

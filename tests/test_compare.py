@@ -1,7 +1,5 @@
 """Candidates side by side: the table, its rows, who is the same as whom; differences over seeds and their verdicts."""
 
-from __future__ import annotations
-
 import csv
 import json
 import pickle

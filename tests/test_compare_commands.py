@@ -1,7 +1,5 @@
 """`simbatch compare --replications` and `--rate`: paired differences over seeds and loads, refusals, files, figures."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

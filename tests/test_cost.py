@@ -162,9 +162,8 @@ def test_blocks_are_the_ones_that_vllm_resolved_and_follow_the_settings(rtx4090)
     assert 2588 - blocks == -(-less_bytes // (16 * 131072)) or 2588 - blocks == less_bytes // (16 * 131072)
     assert rtx4090.num_gpu_blocks_for(0.9, "auto", 16, of_run._replace(max_num_seqs=1024)) < 2588
     assert rtx4090.memory.weights_bytes == 2 * 8_030_261_248
-    assert (
-        rtx4090.memory.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
-    )  # keys and values, layers, KV heads, head dim, bf16
+    # keys and values, layers, KV heads, head dim, bf16
+    assert rtx4090.memory.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
 
 
 @pytest.mark.parametrize(

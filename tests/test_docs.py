@@ -1,7 +1,5 @@
 """README and docs say what the code does: snippets, commands, recorded outputs, and the names of what there is."""
 
-from __future__ import annotations
-
 import io
 import re
 import shlex
@@ -30,6 +28,7 @@ README = "README.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 OWN_FILE = re.compile(r"Put this into `([\w.]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir())
+TEXTS = [README, *(page for page in PAGES if page.endswith(".md"))]
 OWN_POLICY = "from simbatch import Policy\n\n\nclass MyPolicy(Policy):\n    pass\n"
 
 
@@ -77,9 +76,7 @@ def commands(page: str) -> list[str]:
 
 
 def test_the_readme_links_every_page() -> None:
-    pages = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")
-    }
+    pages = {page for page in PAGES if page.endswith((".md", ".ipynb"))}
     assert pages - set(re.findall(r"\]\((docs/[\w.-]+)", read(README))) == set()
 
 
@@ -99,7 +96,7 @@ def test_the_engine_page_has_the_table_and_every_invariant_its_test() -> None:
     assert files == {path.name for path in (ROOT / "sim" / "engine").glob("*.py")} - {"shown.py", "step.py"}
 
 
-@pytest.mark.parametrize("page", [README, *(page for page in PAGES if page.endswith(".md"))])
+@pytest.mark.parametrize("page", TEXTS)
 def test_links_lead_to_a_page_and_its_heading(page: str) -> None:
     for target, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", read(page)):
         there = (ROOT / page).parent / target if target else ROOT / page
@@ -191,7 +188,7 @@ def test_contributing_lists_every_room_of_the_simulator() -> None:
     assert rooms - names(read("CONTRIBUTING.md")) == set()
 
 
-@pytest.mark.parametrize("page", [README, *(page for page in PAGES if page.endswith(".md"))])
+@pytest.mark.parametrize("page", TEXTS)
 def test_commands_on_a_page_are_there_with_their_flags(page: str) -> None:
     """Those of blocks and those in a sentence, run or not."""
     flags = {

@@ -3,8 +3,6 @@
 Every run ends.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

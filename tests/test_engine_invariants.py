@@ -1,7 +1,5 @@
 """What holds in every run, with times on host and front end or without; docs/engine.md numbers and explains it."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace

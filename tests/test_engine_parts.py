@@ -3,8 +3,6 @@
 The front end's turns: cohorts come through together, chunks hold requests up, and a fit knows the same rules.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

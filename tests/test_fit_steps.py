@@ -1,7 +1,5 @@
 """Fits of steps: what was planted in two-regime times and in a recorder's file is given back."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -105,10 +103,9 @@ def test_the_command_writes_a_profile_that_runs(tmp_path: Path, capsys: pytest.C
 
 def test_a_file_without_facts_takes_the_nearest_profiles_memory(tmp_path: Path) -> None:
     path = written(tmp_path / "steps.jsonl")
-    found = fit_recorder([path], nearest="h100-llama-3.1-8b-bf16")
-    assert (
-        found.profile.num_gpu_blocks_for() == load_profile("h100-llama-3.1-8b-bf16", folder=Path()).num_gpu_blocks_for()
-    )
+    nearest = "h100-llama-3.1-8b-bf16"
+    found = fit_recorder([path], nearest=nearest).profile
+    assert found.num_gpu_blocks_for() == load_profile(nearest, folder=Path()).num_gpu_blocks_for()
 
 
 def test_a_device_that_is_done_before_its_launch_returns_has_no_tail(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 How sure such a fit is: few episodes claim little.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +142,7 @@ def test_the_command_writes_a_profile_that_runs(
         assert text in shown
     profile = load_profile(str(target), folder=tmp_path)
     assert profile.streams.runs[0].requests == 150
+    assert profile.streams.taken.keys() >= {"max_num_seqs", "launch piecewise"}  # not said, and at most 16 ran
     assert profile.default_max_num_batched_tokens == 8192
     workload = traffic(20, 50, 50, request_rate=2)
     summary = simulate(Scenario.from_dict({"profile": str(target), "workload": workload})).summary
@@ -214,11 +213,9 @@ def slower(content: dict[str, Any], times: float) -> dict[str, Any]:
 
 def test_graphs_end_where_the_engine_s_do(files: list[Path]) -> None:
     """At twice the seats; with 512 a launch of 200 tokens was taken for one in pieces, and 96 % off."""
-    known, unknown = fit_streams(files, max_num_seqs=48), fit_streams(files)
-    assert [each.parts.priors.max_capture for each in (known, unknown)] == [96, 512]
-    for each, is_said in ((known, True), (unknown, False)):
-        assert ("max_num_seqs" in each.profile.streams.taken) != is_said
-        assert is_said or "launch piecewise" in each.profile.streams.taken  # at most 16 ran
+    known = fit_streams(files, max_num_seqs=48)
+    assert known.parts.priors.max_capture == 96
+    assert "max_num_seqs" not in known.profile.streams.taken
 
 
 def test_a_budget_that_the_steps_contradict_is_refused(files: list[Path]) -> None:

@@ -1,7 +1,5 @@
 """Wrong inputs as a newcomer or an attacker types them: one line that helps, exit code 2, and nothing written."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -80,9 +80,8 @@ def test_the_way_of_a_batch_by_hand():
     more = [recorded(1.5, 2.0, 0, [(0, 20)] * 4), recorded(2.0, 3.0, 4), recorded(3.0, 4.0, 4)]
     assert way_of(twice, more, requests, 20).chunk_s == pytest.approx(0.02)
     assert way_of(flights, more, requests, 20) is None  # chunks were merged
-    assert joined_ways([way, way_of(twice, more, requests, 20)]) == pytest.approx(
-        {"network_s": 0.21, "per_chunk_s": 0.02}
-    )
+    joined = joined_ways([way, way_of(twice, more, requests, 20)])
+    assert joined == pytest.approx({"network_s": 0.21, "per_chunk_s": 0.02})
     assert joined_ways([]) == {}
 
 

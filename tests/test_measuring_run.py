@@ -3,8 +3,6 @@
 The steps of that server last as planted; tests/vllm has real ones.
 """
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -3,8 +3,6 @@
 How many requests a KV cache holds: against brute force, and against the simulated engine.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
