@@ -14,7 +14,7 @@ import pytest
 from parity import check
 from parity.check import first_difference, load, main, recordings
 from parity.recording import CaseLines
-from simbatch import Scenario, simulate
+from simbatch import Result, Scenario, simulate
 from simbatch.policies.vllm import VLLM
 from simbatch.sim import is_compiled
 from simbatch.sim.cost.host import HostTimes
@@ -170,12 +170,16 @@ def test_prefix_hits_and_rejections_are_told() -> None:
     assert life(short, "0")[1].what.startswith("rejected: prompt of")
 
 
+@pytest.fixture(scope="module")
+def pressure() -> Result:
+    return simulate(Scenario.load(ROOT / "scenarios" / "memory_pressure.yaml"))
+
+
 @pytest.mark.parametrize("request_id", ["104", "109", "150"])
-def test_it_agrees_with_the_run(request_id: str) -> None:
+def test_it_agrees_with_the_run(request_id: str, pressure: Result) -> None:
     """First token, end, preemptions and admissions are those of a run that leaps."""
-    pressure = Scenario.load(ROOT / "scenarios" / "memory_pressure.yaml")
-    requests, i = simulate(pressure).requests, int(request_id)
-    told = life(pressure, request_id)
+    requests, i = pressure.requests, int(request_id)
+    told = life(Scenario.load(ROOT / "scenarios" / "memory_pressure.yaml"), request_id)
     assert sum(event.what.startswith("preempted") for event in told) == requests["num_preemptions"][i]
     assert sum(event.what.startswith("admitted") for event in told) == requests["num_preemptions"][i] + 1
     assert told[-1].time_s == requests["finish_s"][i]
