@@ -36,7 +36,6 @@ FEWER = {  # the last of an option given twice counts; all of it in this process
     r"^simbatch plan ": "--seconds 10 --no-bands --gpus h100",
     r"^simbatch policies check ": "--cases 10",
 }
-OWN_POLICY = "from simbatch import Policy\n\n\nclass MyPolicy(Policy):\n    pass\n"
 
 
 def blocks(page: str) -> Iterator[tuple[str, str, str | None]]:
@@ -54,13 +53,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "scenarios", tmp_path / "scenarios")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    (tmp_path / "mine.py").write_text(OWN_POLICY)
     for file, text in OWN_FILE.findall(read(README)):
         (tmp_path / file).write_text(text)
-    requests = "".join(f"2024-05-10 00:00:{i:02}.000000+00:00,{100 + i},{10 + i}\n" for i in range(20))
-    (tmp_path / "MODEL").mkdir()
-    shutil.copy(ROOT / "parity" / "model" / "config.json", tmp_path / "MODEL")
-    (tmp_path / "TRACE.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + requests)
     return tmp_path
 
 
