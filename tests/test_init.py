@@ -1,7 +1,5 @@
 """`simbatch init`: a `vllm serve` command becomes a scenario that runs, or one clear sentence."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

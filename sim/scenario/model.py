@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from simbatch.sim.plugins.router import Router
 
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
+
+
+@cache
+def _hints_of(kind: type[Scenario]) -> Hints:
+    """What a scenario may say; made once, since its schema takes some 50 ms."""
+    return Hints(kind.model_json_schema())
 
 
 def _profile(value: object) -> object:
@@ -188,7 +195,7 @@ class Scenario(Strict):
         try:
             scenario = cls.model_validate(source.data)
         except ValidationError as error:
-            hints = Hints(cls.model_json_schema())
+            hints = _hints_of(cls)
             problems = problems_of(error, source, hints) + inline_profile_problems(source)
             raise UserError(*source.in_order(problems)) from None
         problems = inline_profile_problems(source)
