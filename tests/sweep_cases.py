@@ -101,18 +101,20 @@ CONVERSATIONS = {"prompt_len": lognormal(1730, 0.9, 8000), "output_len": lognorm
 
 
 def serving(
-    profile: str, num_prompts: int, rate: float | None, *, seed: int = 0, engine: Any = None, **workload: Any
+    profile: Any,
+    num_prompts: int,
+    rate: float | None,
+    *,
+    seed: int = 0,
+    engine: Any = None,
+    slo: Any = None,
+    **more: Any,
 ) -> Scenario:
-    """`num_prompts` requests at `rate` a second, or all at once without one."""
+    """`num_prompts` requests at `rate` a second, or all at once without one; what is `more` is of the workload."""
     arrival = {"arrival": {"process": "all_at_once"}} if rate is None else {"request_rate": rate}
-    return Scenario.from_dict(
-        {
-            "profile": profile,
-            "engine": engine or {},
-            "workload": {"num_prompts": num_prompts, **arrival, **workload},
-            "seed": seed,
-        }
-    )
+    workload = {"num_prompts": num_prompts, **arrival, **more}
+    sections = {"engine": engine or {}, "workload": workload, "slo": slo or {}, "seed": seed}
+    return Scenario.from_dict({"profile": profile, **sections})
 
 
 def under(scenario: Scenario, policy: str, **parameters: Any) -> Result:
