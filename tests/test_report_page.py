@@ -28,7 +28,7 @@ from simbatch.sim.tables import table
 from simbatch.sim.text import wrapped
 from tests import exit_code
 from tests.bench_files import closed_loop, ran, scenario, vllm
-from tests.sweep_cases import fixed, serving, uniform
+from tests.made_scenarios import fixed, serving, uniform
 
 LENGTHS = {"prompt_len": fixed(300), "output_len": uniform(1, 60)}
 SLO = {"ttft_ms": 100, "tpot_ms": 20}

@@ -162,7 +162,6 @@ def test_leaps_and_steps_say_the_same_and_intervals_side_by_side_too(seed: int) 
         return
     begun = requests.scheduled_ps >= 0
     entered = requests.scheduled_ps if known.policy_holds else requests.queued_ps
-    assert entered is not None
     left = np.where(requests.finish_ps < 0, walked.end_ps, requests.finish_ps)
     inside_ps = union_ps(list(zip(entered[begun].tolist(), left[begun].tolist(), strict=True)))
     busy_ps = int(walked.segments["duration_ps"].sum())

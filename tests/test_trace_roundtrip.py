@@ -153,7 +153,6 @@ def test_generated_prefixes_are_shared_by_the_same_requests_when_read_back(tmp_p
     source = open_workload(Workload.model_validate({**data, "prefix": prefix}), seed=1, folder=Path())
     write_trace(source, tmp_path / "t.jsonl", "jsonl", hash_block_tokens=16, regroup=True)
     found, drawn = read(tmp_path / "t.jsonl"), next(iter(source.chunks()))
-    assert drawn.hash_ids is not None
     assert shared_tokens(found["hash_ids"], found["num_prompt_tokens"], 16, 16) == [
         [prompt_a // 16 if i == j else 4 if a and a == b else 0 for j, b in enumerate(drawn.hash_ids)]
         for i, (a, prompt_a) in enumerate(zip(drawn.hash_ids, drawn.num_prompt_tokens, strict=True))

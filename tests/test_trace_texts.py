@@ -42,7 +42,6 @@ def test_a_turn_is_all_before_an_answer(tmp_path: Path) -> None:
     assert chunk.num_prompt_tokens == [120, 160, 101]
     assert chunk.num_output_tokens == [30, 30, 1]
     turns = turns_in(source)
-    assert turns is not None
     assert awaited_of(turns) == [[], [0], []]
     first, second, other = chunk.hash_ids or []
     assert (len(first), len(second), len(other)) == (7, 10, 6)

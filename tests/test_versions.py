@@ -163,7 +163,6 @@ def test_a_planted_change_of_a_rule_shows_at_a_step(rule, name, where):
     case, recorded = json.loads(pair[0].read_text()), load(pair[1])
     assert first_difference(case, recorded) is None
     difference = first_difference(case | {"planted": [rule]}, recorded)
-    assert difference is not None
     assert difference.where.startswith(where)
 
 
