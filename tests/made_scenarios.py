@@ -13,7 +13,7 @@ from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.plugins.policy import POLICIES
-from simbatch.sim.plugins.testing.cases import MS, ListSource, Row
+from simbatch.sim.plugins.testing import MS, ListSource, Row
 from simbatch.sim.scheduler.config import EngineConfig
 
 WORKLOAD: dict[str, Any] = {

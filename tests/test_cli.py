@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from simbatch.cli import BROKEN_PIPE
-from simbatch.sim.compiled import is_compiled
+from simbatch.sim import is_compiled
 from tests import exit_code as run
 
 ROOT = Path(__file__).parents[1]

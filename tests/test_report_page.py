@@ -24,8 +24,7 @@ from simbatch.sim.report.page import run as run_page_module
 from simbatch.sim.report.page.charts import beside, line
 from simbatch.sim.report.page.page import PageTable, ReportPage, rendered
 from simbatch.sim.report.page.run import run_page
-from simbatch.sim.tables import table
-from simbatch.sim.text import wrapped
+from simbatch.sim.text import table, wrapped
 from tests import exit_code
 from tests.bench_files import closed_loop, ran, scenario, vllm
 from tests.made_scenarios import fixed, serving, uniform

@@ -24,8 +24,7 @@ from simbatch.sim.plan.words import (
 )
 from simbatch.sim.report import style
 from simbatch.sim.results.files import Writers, write_result
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, width, wrapped
+from simbatch.sim.text import number, table, width, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

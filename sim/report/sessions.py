@@ -12,8 +12,7 @@ from simbatch.sim.metrics.sessions import SessionFigures
 from simbatch.sim.report import style
 from simbatch.sim.report.engine_text import header, row_of
 from simbatch.sim.results.runs import MeasuredRun
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, percent
+from simbatch.sim.text import number, percent, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

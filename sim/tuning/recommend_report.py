@@ -11,8 +11,7 @@ from simbatch.sim.cost.uncertainty import NO_REAL_RUN, caveats
 from simbatch.sim.files import write_json, write_yaml
 from simbatch.sim.metrics.registry import SLO_SHARE, WITHIN_SLO, shown
 from simbatch.sim.results.files import Writers, write_result
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, percent
+from simbatch.sim.text import number, percent, table
 from simbatch.sim.tuning.recommend import (
     CLOSE,
     ENOUGH,

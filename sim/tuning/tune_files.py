@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.files import write_json
+from simbatch.sim.files import write_csv, write_json
 from simbatch.sim.metrics.registry import THROUGHPUT
 from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
 from simbatch.sim.report import style
@@ -16,7 +16,6 @@ from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import num_blocks
 from simbatch.sim.statistics import Interval
-from simbatch.sim.tables import write_csv
 from simbatch.sim.tuning.finalists import TriedSettings, setting_words
 from simbatch.sim.tuning.goal import METRICS, Goal
 from simbatch.sim.tuning.space import SEQS

@@ -11,8 +11,7 @@ from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
 from simbatch.sim.statistics import RULE
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, wrapped
+from simbatch.sim.text import number, table, wrapped
 from simbatch.sim.tuning import Tuned, trade_off
 from simbatch.sim.tuning.finalists import CLOSE, DECIDES, TriedSettings, setting_words
 from simbatch.sim.tuning.goal import Goal

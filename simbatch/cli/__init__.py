@@ -15,7 +15,7 @@ from importlib import import_module
 
 import click
 
-from simbatch.sim.compiled import is_compiled
+from simbatch.sim import is_compiled
 from simbatch.sim.errors import UserError
 from simbatch.sim.files import issued_as
 from simbatch.sim.interpreter import collect_for_a_command
