@@ -14,9 +14,9 @@ from simbatch import Result, Scenario
 from simbatch.policies.fair import Fair
 from simbatch.policies.memory_aware import MemoryAware
 from simbatch.policies.vllm import VLLM
+from tests.bench_files import write_lines
 from tests.engine_cases import MS, Row
 from tests.made_scenarios import in_order, serve, serving, under, uniform
-from tests.trace_files import write_lines
 
 Arrival = tuple[str, int, int]  # tenant, time (ms), output tokens
 

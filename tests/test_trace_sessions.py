@@ -18,7 +18,7 @@ from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.traces.statistics import describe
 from simbatch.sim.workload.traces.write import Losses, write_trace
 from simbatch.sim.workload.turns import Turns, awaited_of, turns_in
-from tests.trace_files import read, source_of, write_lines
+from tests.bench_files import read, source_of, write_lines
 
 Row = dict[str, Any]
 AGENT: list[Row] = [  # two sub-requests beside each other, and a turn that waits for both

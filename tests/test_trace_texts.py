@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from simbatch import Scenario, UserError, simulate
 from simbatch.sim.workload.traces.texts import Texts
 from simbatch.sim.workload.turns import awaited_of, turns_in
-from tests.trace_files import read, source_of, write_lines
+from tests.bench_files import read, source_of, write_lines
 
 
 def said(*texts: object, system: str = "") -> list[dict[str, object]]:

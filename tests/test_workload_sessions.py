@@ -21,7 +21,7 @@ from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.traces.write import write_trace
 from simbatch.sim.workload.turns import Turns, awaited_of, rate_of, turns_in, turns_of
-from tests.trace_files import source_of
+from tests.bench_files import source_of
 
 UNIFORM = {"distribution": "uniform", "min": 1, "max": 5}
 FIXED = {"distribution": "fixed", "mean": 10}
