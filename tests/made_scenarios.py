@@ -86,6 +86,7 @@ def runs(folder: Path) -> int:
     return len((folder / "runs").read_text().splitlines())
 
 
+INLINE = {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}}
 Lengths = dict[str, Any]
 
 

@@ -18,16 +18,13 @@ from simbatch.sim.tuning.goal import Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Space, axes_of, default_axes, seat_counts
 from simbatch.sim.tuning.tune_files import content, picture_axes
 from simbatch.sim.tuning.vllm_flags import policy_refusal, set_flags, simbatch_run, vllm_serve
+from tests.made_scenarios import fixed, uniform
 
+AT_ONCE = {"process": "all_at_once"}
 SCENARIO: dict[str, Any] = {
     # every decode costs, so that seats buy throughput with latency: 10 ms and 1 ms for each
     "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},
-    "workload": {
-        "num_prompts": 80,
-        "arrival": {"process": "all_at_once"},
-        "prompt_len": {"distribution": "uniform", "min": 20, "max": 60},
-        "output_len": {"distribution": "fixed", "mean": 20},
-    },
+    "workload": {"num_prompts": 80, "arrival": AT_ONCE, "prompt_len": uniform(20, 60), "output_len": fixed(20)},
     "slo": {"tpot_ms": 30},
     "seed": 3,
 }

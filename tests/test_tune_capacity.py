@@ -17,24 +17,17 @@ from simbatch.sim.tuning.capacity_report import content, report
 from simbatch.sim.tuning.goal import Limit
 from simbatch.sim.tuning.space import SEQS
 from tests import exit_code
+from tests.made_scenarios import fixed
 
 SERVICE_S = 0.01
 
 
 def one_server(rate: float = 20.0, num_prompts: int = 2500, **workload: Any) -> Scenario:
     """M/D/1: Poisson arrivals, one seat, and each request is one step of 10 ms."""
-    data: dict[str, Any] = {
-        "profile": {"num_gpu_blocks": 1000, "max_model_len": 64, "step_time": {"base_s": SERVICE_S}},
-        "engine": {"max_num_seqs": 1},
-        "workload": {
-            "num_prompts": num_prompts,
-            "arrival": {"process": "poisson", "request_rate": rate},
-            "prompt_len": {"distribution": "fixed", "mean": 10},
-            "output_len": {"distribution": "fixed", "mean": 1},
-            **workload,
-        },
-    }
-    return Scenario.from_dict(data)
+    profile = {"num_gpu_blocks": 1000, "max_model_len": 64, "step_time": {"base_s": SERVICE_S}}
+    drawn = {"arrival": {"process": "poisson", "request_rate": rate}, "prompt_len": fixed(10), "output_len": fixed(1)}
+    data = {"num_prompts": num_prompts, **drawn, **workload}
+    return Scenario.from_dict({"profile": profile, "engine": {"max_num_seqs": 1}, "workload": data})
 
 
 def capacity(scenario: Scenario, *limits: str, replications: int = 8) -> Capacity:

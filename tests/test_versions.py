@@ -26,21 +26,14 @@ from simbatch.sim.scheduler.config import ALL, CHANGES, NEWEST, changes_in, pars
 from simbatch.sim.search import run_resolved
 from simbatch.sim.search.upgrade import upgrade
 from tests import run_command
+from tests.made_scenarios import fixed, serving
 
 PAGE = versions_page.PAGE
-BASE = {
-    "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01, "per_prefill_token_s": 1e-5}},
-    "workload": {
-        "num_prompts": 30,
-        "request_rate": 5,
-        "prompt_len": {"distribution": "fixed", "mean": 300},
-        "output_len": {"distribution": "fixed", "mean": 20},
-    },
-}
+INLINE = {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01, "per_prefill_token_s": 1e-5}}
 
 
 def scenario(**engine):
-    return Scenario.from_dict({**BASE, "engine": engine})
+    return serving(INLINE, 30, 5, engine=engine, prompt_len=fixed(300), output_len=fixed(20))
 
 
 @pytest.mark.parametrize(
