@@ -240,7 +240,6 @@ def test_published_traffic_takes_the_place_of_a_use_cases():
     scenario = scenario_of(case, loaded, profile, rag.slo, 0, rag)
     workload = scenario.workload
     assert workload.num_prompts == case.num_prompts
-    assert workload.prefix is not None
     assert workload.prefix.prefix_len == 2560
     assert scenario.slo.ttft_ms == rag.slo["ttft_ms"]
     assert scenario.engine.max_model_len == 2560 + 2048 + 1000

@@ -17,7 +17,7 @@ from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.traces.columns import arrival_of, length_of
 from simbatch.sim.workload.traces.times import exact_ps
 from simbatch.sim.workload.traces.write import write_trace
-from tests.trace_files import read, source_of, write_lines
+from tests.bench_files import read, source_of, write_lines
 
 TIMES_S = (0.0, 0.25, 7.5)
 PROMPTS, OUTPUTS = [2105, 900, 1200], [650, 300, 7]

@@ -19,16 +19,13 @@ from simbatch.sim.tuning.goal import Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Space, axes_of, default_axes, seat_counts
 from simbatch.sim.tuning.tune_files import content, picture_axes
 from simbatch.sim.tuning.vllm_flags import policy_refusal, set_flags, simbatch_run, vllm_serve, weight_notes
+from tests.made_scenarios import fixed, uniform
 
+AT_ONCE = {"process": "all_at_once"}
 SCENARIO: dict[str, Any] = {
     # every decode costs, so that seats buy throughput with latency: 10 ms and 1 ms for each
     "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},
-    "workload": {
-        "num_prompts": 80,
-        "arrival": {"process": "all_at_once"},
-        "prompt_len": {"distribution": "uniform", "min": 20, "max": 60},
-        "output_len": {"distribution": "fixed", "mean": 20},
-    },
+    "workload": {"num_prompts": 80, "arrival": AT_ONCE, "prompt_len": uniform(20, 60), "output_len": fixed(20)},
     "slo": {"tpot_ms": 30},
     "seed": 3,
 }
@@ -83,7 +80,6 @@ def test_the_pareto_set_of_a_trade_off_is_every_setting_and_has_a_knee() -> None
     goal = Goal((metric_of("throughput", "x"), metric_of("p99_tpot_ms", "x")))
     tuned = tune(seats(), goal, Runner(scenario(), jobs=1), wants_knee=True)
     assert {trial.settings.get(SEQS, 256) for trial in tuned.front} >= set(SEATS)
-    assert tuned.knee is not None
     assert tuned.best is tuned.front[tuned.knee.index]
     assert tuned.best.settings[SEQS] in (4, 8, 16, 32)
 
@@ -150,9 +146,7 @@ def test_nothing_is_simulated_twice_and_replications_share_seeds() -> None:
 
 def test_the_winner_meets_fresh_seeds() -> None:
     tuned = search(seats(), "p99_tpot_ms=20", confirm=4)
-    assert tuned.confirmation is not None
     assert tuned.confirmation.seeds == [4, 5, 6, 7]
-    assert tuned.confirmation.difference is not None
     assert tuned.confirmation.difference.high < 0  # the limit costs throughput, against the scenario without it
 
 

@@ -18,8 +18,8 @@ from simbatch.sim.tuning.space import Settings
 if TYPE_CHECKING:
     from simbatch.sim.tuning.recommend import Recommendation
 
-# What 16-bit weights are turned into as they are loaded. A checkpoint that is quantised says itself how; with `awq` or `gptq`
-# beside it vLLM up to 0.22 leaves its Marlin kernels for ones several times slower.
+# What 16-bit weights are turned into as they are loaded. A checkpoint that is quantised says itself how; with `awq` or
+# `gptq` beside it vLLM up to 0.22 leaves its Marlin kernels for ones several times slower.
 QUANTIZATION_FLAGS = ("fp8",)
 
 
