@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 MODULES = {
     "cost": ["host", "model"],
     "engine": [
-        "cluster", "conversations", "decode_group", "door", "front_end", "gateway", "gathered", "leap", "pace",
+        "cluster", "decode_group", "door", "front_end", "gateway", "gathered", "leap", "pace",
         "recorder", "replica", "resources", "sessions", "stepwise", "timed", "traffic", "untimed",
     ],
     "scheduler": ["kv_cache", "names", "planned", "prefix_cache", "request", "scheduler", "views", "waiting"],

@@ -12,16 +12,43 @@ from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from simbatch.sim.engine.conversations import Conversations, Rows
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.traffic import FAR, PROGRESS_INTERVAL, Traffic
-from simbatch.sim.scheduler.names import PrefixKeys
+from simbatch.sim.scheduler.names import Conversations, PrefixKeys
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.workload.turns import turns_in
 
 if TYPE_CHECKING:
-    from simbatch.sim.workload.chunk import RequestSource
+    from simbatch.sim.workload.chunk import RequestChunk, RequestSource
     from simbatch.sim.workload.turns import Turns
+
+
+class Rows:
+    """All rows of a source: a turn may stand anywhere behind the one that it waits for."""
+
+    def __init__(self) -> None:
+        self.arrival_ps, self.num_prompt_tokens, self.num_output_tokens = array("q"), array("q"), array("q")
+        self.priority = array("q")
+        self.predicted_output_tokens = array("d")
+        self.request_id: list[str] = []
+        self.tenant: list[str | None] = []  # may be shorter
+        self.hash_ids: list[tuple[int, ...]] = []  # may be shorter
+
+    def add(self, chunk: RequestChunk) -> None:
+        """The next rows."""
+        known = len(self.arrival_ps)
+        self.arrival_ps.extend(chunk.arrival_ps)
+        self.num_prompt_tokens.extend(chunk.num_prompt_tokens)
+        self.num_output_tokens.extend(chunk.num_output_tokens)
+        self.priority.extend(chunk.priority or [0] * len(chunk.arrival_ps))
+        self.predicted_output_tokens.extend(chunk.predicted_output_tokens or ())
+        self.request_id += chunk.request_id or ()
+        if chunk.tenant:  # the first one may stand far down in a file
+            self.tenant += [None] * (known - len(self.tenant))
+            self.tenant += chunk.tenant
+        if chunk.hash_ids:
+            self.hash_ids += [()] * (known - len(self.hash_ids))
+            self.hash_ids += chunk.hash_ids
 
 
 class SessionTraffic(Traffic):
@@ -89,7 +116,7 @@ class SessionTraffic(Traffic):
         self._recorder.row = array("q")
         self._conversations = None
         if self._keys is not None:
-            self._conversations = Conversations(turns, rows, self._keys)
+            self._conversations = Conversations(turns, rows.num_prompt_tokens, rows.hash_ids, self._keys)
             self._recorder.num_known_tokens = array("q")
         self._look()
 
@@ -190,7 +217,9 @@ class SessionTraffic(Traffic):
             request.predicted_output_tokens = rows.predicted_output_tokens[row]
         self.num_sent += 1
         if self._conversations is not None:
-            self._conversations.name_blocks(request, row)
+            # those with tokens of its answer others find when it has ended
+            names, request.num_known_tokens = self._conversations.of(row, num_prompt, num_prompt + num_output)
+            request.share(names, num_prompt // self._conversations.block_size)
         recorder.expect_one(request)
         return request
 
