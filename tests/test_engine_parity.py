@@ -25,7 +25,7 @@ from simbatch.sim.engine.resources import Host
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.names import FIRST_OWN
-from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
+from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.request import Request
 
 FOLDERS = check.RECORDINGS, check.TIMING, check.SESSIONS, check.OTHERS
@@ -45,13 +45,13 @@ def test_a_recording_has_a_block_of_its_own_twice(monkeypatch: pytest.MonkeyPatc
     """
     found = []
 
-    def enter(cache: PrefixKVCache, request: Request, name: int, end: int) -> None:
+    def enter(cache: KVCache, request: Request, name: int, end: int) -> None:
         if name >= FIRST_OWN and name in cache._runs:
             found.append(request.request_id)
         original(cache, request, name, end)
 
-    original = PrefixKVCache._enter
-    monkeypatch.setattr(PrefixKVCache, "_enter", enter)
+    original = KVCache._enter
+    monkeypatch.setattr(KVCache, "_enter", enter)
     case = check.RECORDINGS / "e11_prio_duplicate.json"
     CaseLines(json.loads(case.read_text())).play()
     assert found == ["b7_0"]
