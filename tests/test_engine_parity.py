@@ -24,8 +24,8 @@ from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import Host
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.names import FIRST_OWN
 from simbatch.sim.scheduler.kv_cache import KVCache
+from simbatch.sim.scheduler.names import FIRST_OWN
 from simbatch.sim.scheduler.request import Request
 
 FOLDERS = check.RECORDINGS, check.TIMING, check.SESSIONS, check.OTHERS

@@ -181,7 +181,8 @@ class SessionTraffic(Traffic):
         own_ps = self.rows.arrival_ps[self._starts[self._num_begun]]
         return own_ps if self._users is None else max(own_ps, self._users[0])
 
-    def _pop(self, arrival_ps: int) -> Request:
+    def _pop(self) -> Request:
+        arrival_ps = self.next_ps
         if self._ready and self._ready[0][0] == arrival_ps:
             row = heapq.heappop(self._ready)[1]
             session = self._turns.session[row]
