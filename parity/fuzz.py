@@ -8,7 +8,7 @@ kept with vLLM's recording in `parity/failures`, where `make parity CASES=parity
 
 Sessions are sent by a client as `vllm_oracle.py` says. The real scheduler gets token ids: a prompt is the conversation
 so far with the answers as they were sampled. The engine gets lengths and who goes on with whom, as from a file
-(`case_traffic.py`). Where both have the same prefix hits in every step, what it makes of lengths is what tokens say.
+(`case.py`). Where both have the same prefix hits in every step, what it makes of lengths is what tokens say.
 """
 
 from __future__ import annotations

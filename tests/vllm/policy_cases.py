@@ -3,9 +3,9 @@
 import random
 from collections import deque
 
-from parity.case_traffic import prompt_parts
+from parity.case import prompt_parts
+from parity.check import CaseLines
 from parity.fuzz import random_case
-from parity.recording import CaseLines
 from simbatch.profiler.server.start import installed_version
 from simbatch.sim.clock import PS_PER_S
 

@@ -1,4 +1,4 @@
-"""Who sends a recorded case's requests to an engine: each at its time or step, or turns when others have ended."""
+"""A recorded case as an engine takes it: settings, host, and requests at their times or steps, or after others."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.engine.door import Inbox
 from simbatch.sim.engine.members import prefix_keys
 from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.engine.resources import Host
 from simbatch.sim.engine.sessions import traffic_of
 from simbatch.sim.engine.traffic import FAR
-from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.config import EngineConfig, changes_in, default_of, lacks
 from simbatch.sim.scheduler.names import as_ranges
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.workload.chunk import RequestChunk
@@ -20,6 +22,41 @@ from simbatch.sim.workload.turns import NO_ROW, Turns, turns_of
 
 PS_PER_NS = 1000
 Line = dict[str, Any]
+
+
+def engine_config(case: dict[str, Any]) -> EngineConfig:
+    """The case's settings under its version of vLLM; `policy` is the recordings' word for `scheduling_policy`.
+
+    Settings that the version lacks are left out, as the oracle does. `planted` are changes that are switched, to see
+    whether anybody notices.
+    """
+    version = str(case.get("vllm_version", "0.32"))
+    changes = changes_in(version) ^ set(case.get("planted", ()))
+    settings = {key: value for key, value in case["config"].items() if not lacks(key, changes)}
+    settings.setdefault("scheduler_reserve_full_isl", default_of("scheduler_reserve_full_isl", changes))
+    settings["scheduling_policy"] = settings.pop("policy", "fcfs")
+    settings.setdefault("enable_prefix_caching", False)
+    return EngineConfig(**settings, vllm_version=version, changes=changes)
+
+
+def host_of(timing: dict[str, Any]) -> Host:
+    """A timing recording's host: `small_tokens` stands for the graph's size, and decodes are always of kind graph."""
+    ps = {name: value * PS_PER_NS for name, value in timing["host"].items() if name != "small_tokens"}
+    of_tokens = ps["per_seq"], ps["per_prefill"], ps["per_token"]
+    times = HostTimes(
+        graph=LaunchTimes(ps["decode"], ps["per_seq"]),
+        piecewise=LaunchTimes(ps["small"], *of_tokens),
+        none=LaunchTimes(ps["large"], *of_tokens),
+        update_base_ps=timing["update"]["base"] * PS_PER_NS,
+        update_per_seq_ps=timing["update"]["per_seq"] * PS_PER_NS,
+        admit_base_ps=timing["admit"]["base"] * PS_PER_NS,
+        admit_per_prompt_token_ps=timing["admit"]["per_prompt_token"] * PS_PER_NS,
+        lag_ps=timing["lag"] * PS_PER_NS,
+        tail_ps=timing["tail"] * PS_PER_NS,
+    )
+    host = Host(times, timing["host"]["small_tokens"])
+    host.max_graph_requests = 1 << 60
+    return host
 
 
 class ContentKeys:
