@@ -1,8 +1,8 @@
 """A leap's steps where host and front end take time (`leap` has those where only the device does).
 
 A step is launched, then the one before it is taken in: the tokens of the newest step are written down when the next
-one has been launched. Many decode-only steps are one event as far as one of device and host sets the pace (`resources`);
-where neither does they are done one by one.
+one has been launched. Many decode-only steps are one event as far as one of device and host sets the pace
+(`resources`); where neither does they are done one by one.
 """
 
 from __future__ import annotations
