@@ -113,8 +113,8 @@ class CaseTraffic:
 
     def __init__(self, case: dict[str, Any], config: EngineConfig, step_number: Callable[[], int]) -> None:
         self.by_step = any("arrival_step" in r for r in case["requests"])
-        self._when = "arrival_step" if self.by_step else "arrival_ns"
-        self._pending = sorted(case["requests"], key=lambda r: r[self._when])  # stable
+        self.when = "arrival_step" if self.by_step else "arrival_ns"
+        self._pending = sorted(case["requests"], key=lambda r: r[self.when])  # stable
         self._keys = ContentKeys(case, config.block_size) if config.enable_prefix_caching else None
         self._max_model_len = config.max_model_len
         self._step_number = step_number
@@ -127,7 +127,7 @@ class CaseTraffic:
             return FAR
         if self.by_step:
             return 0 if self.next_step <= self._step_number() else FAR - 1
-        return int(self._pending[0][self._when]) * PS_PER_NS
+        return int(self._pending[0][self.when]) * PS_PER_NS
 
     @property
     def inbox(self) -> Inbox:
@@ -137,24 +137,16 @@ class CaseTraffic:
     def left(self, request: Request, at_ps: int) -> None:
         """Nobody waits for it."""
 
-    def known_ns(self, case_request: Line) -> int:
-        """When the case says that a request is sent, which may be a step."""
-        return int(case_request[self._when])
-
-    def sent_ns(self) -> Iterator[tuple[str, int]]:
-        """Nobody whose time of sending the case does not say."""
-        yield from ()
-
     @property
     def next_step(self) -> int | None:
         """The step before which the next request arrives."""
-        return int(self._pending[0][self._when]) if self._pending else None
+        return int(self._pending[0][self.when]) if self._pending else None
 
     def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
         """Hand over whoever has arrived."""
         while self.next_ps <= now_ps:
             case_request = self._pending.pop(0)
-            arrival = case_request.get("arrival_time", case_request[self._when])
+            arrival = case_request.get("arrival_time", case_request[self.when])
             request = Request(
                 self._num_taken,
                 case_request["id"],
@@ -175,12 +167,12 @@ class CaseTraffic:
 class CaseTurns:
     """The case's sessions by the engine's own client; of tokens it knows how many there are."""
 
-    by_step = False
+    by_step, when = False, "arrival_ns"
 
     def __init__(self, case: dict[str, Any], config: EngineConfig, recorder: Recorder) -> None:
-        self._source, self._recorder = source_of(case), recorder
-        keys = prefix_keys([config], self._source)
-        self._traffic = traffic_of(self._source, recorder, config.max_model_len, keys, None)
+        source = source_of(case)
+        keys = prefix_keys([config], source)
+        self._traffic = traffic_of(source, recorder, config.max_model_len, keys, None)
         self.left = self._traffic.left
 
     @property
@@ -192,14 +184,6 @@ class CaseTurns:
     def next_step(self) -> int | None:
         """None where nobody will be sent before somebody else has ended."""
         return None if self._traffic.next_ps >= FAR else 0
-
-    def known_ns(self, case_request: Line) -> None:
-        """Nothing: it is sent when others have ended, if it is."""
-
-    def sent_ns(self) -> Iterator[tuple[str, int]]:
-        """When each turn was sent."""
-        for row, arrival_ps in zip(self._recorder.row or (), self._recorder.arrival_ps, strict=True):
-            yield self._source.requests[row]["id"], arrival_ps // PS_PER_NS
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ class CaseLines(Listener):
         host = host_of(case["timing"]) if self.is_timed else None
         recorder = Recorder(is_timed=self.is_timed)
         self.traffic: CaseTraffic | CaseTurns
-        if any("session" in r for r in case["requests"]):
+        self._has_sessions = any("session" in r for r in case["requests"])
+        if self._has_sessions:
             self.traffic = CaseTurns(case, config, recorder)
         else:
             self.traffic, none = CaseTraffic(case, config, lambda: self.step_number), [0] * len(case["requests"])
@@ -62,8 +63,8 @@ class CaseLines(Listener):
         self.lines: list[Line] = []
         self.requests: dict[str, Line] = {
             r["id"]: {
-                "req": r["id"], "arr": self.traffic.known_ns(r), "fs": None, "ft": None, "end": None, "npre": 0,
-                "nout": 0, "hit": None, "st": "unfinished",
+                "req": r["id"], "arr": None if self._has_sessions else r[self.traffic.when], "fs": None, "ft": None,
+                "end": None, "npre": 0, "nout": 0, "hit": None, "st": "unfinished",
             } for r in case["requests"]
         }  # fmt: skip
         self.replica = Replica(
@@ -77,10 +78,13 @@ class CaseLines(Listener):
         env.process(stepwise.run())
         env.run()
         is_stalled = self.is_stuck or self.replica.has_work
-        for name, arrival_ns in self.traffic.sent_ns():
-            self.requests[name]["arr"] = arrival_ns
         end = {"steps": self.step_number, "clock": self.replica.now_ps // PS_PER_NS, "stalled": is_stalled}
         return [*self.lines, *self.requests.values(), {"end": end}]
+
+    def arrived(self, request: Request, now_ps: int) -> None:
+        """Note when a turn was sent; of others the case says it."""
+        if self._has_sessions:
+            self.requests[request.request_id]["arr"] = request.arrival_ps // PS_PER_NS
 
     def turned_away(self, request: Request, reason: str, now_ps: int) -> None:
         """Note who is too long."""
