@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 MODULES = {
     "cost": ["host", "model"],
     "engine": [
-        "cluster", "decode_group", "door", "front_end", "gateway", "gathered", "leap", "pace",
+        "cluster", "decode_group", "door", "front_end", "gateway", "gathered", "leap",
         "recorder", "replica", "resources", "sessions", "stepwise", "timed", "traffic", "untimed",
     ],
     "scheduler": ["kv_cache", "names", "planned", "request", "scheduler", "views", "waiting"],

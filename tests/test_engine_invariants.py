@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes
 from simbatch.sim.engine import Run
-from simbatch.sim.engine.pace import HostPart, Pace, device_paced, host_paced, synchronous
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord, StepRow
 from simbatch.sim.engine.replica import Replica
+from simbatch.sim.engine.resources import HostPart, Pace, device_paced, host_paced, synchronous
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import itl_ps, random_case, timed_case
 

@@ -13,9 +13,8 @@ import simpy
 from benchmarks.serve_constants import constants
 from benchmarks.serve_decisions import Lines, NoColumns, differences
 from parity import check
-from parity.case_traffic import CaseTraffic
-from parity.check import first_difference, load, main, recordings
-from parity.recording import CaseLines
+from parity.case import CaseTraffic
+from parity.check import CaseLines, first_difference, load, main, recordings
 from simbatch.policies.vllm import VLLM
 from simbatch.sim import is_compiled
 from simbatch.sim.cost.host import HostTimes, LaunchTimes

@@ -17,9 +17,8 @@ from simbatch import Scenario
 from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.engine import Run, run, stepwise
 from simbatch.sim.engine.decode_group import DecodeGroup
-from simbatch.sim.engine.pace import span_ps, steps_until
 from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
-from simbatch.sim.engine.resources import Host
+from simbatch.sim.engine.resources import Host, span_ps, steps_until
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scheduler.request import Request
 from tests.engine_cases import itl_ps, random_case

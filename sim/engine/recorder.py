@@ -151,24 +151,12 @@ class Recorder:
         self.reason[request.index] = reason
 
     def finished(self, request: Request) -> None:
-        """A request has all its tokens; what is as it was expected need not be written."""
-        i = request.index
-        self.status[i] = FINISHED
-        self.scheduled_ps[i] = request.scheduled_ps
-        self.first_token_ps[i] = request.first_token_ps
-        self.finish_ps[i] = request.finish_ps
-        self.num_output_tokens[i] = request.max_tokens
-        if self.is_timed:
-            self.queued_ps[i] = request.queued_ps
-            self.first_sent_ps[i] = request.first_sent_ps
-            self.finish_sent_ps[i] = request.finish_sent_ps
-        if request.num_cached_tokens:
-            self.num_cached_tokens[i] = request.num_cached_tokens
-        if request.num_preemptions:
-            self.num_preemptions[i] = request.num_preemptions
+        """A request has all its tokens."""
+        self.status[request.index] = FINISHED
+        self.left(request)
 
     def left(self, request: Request) -> None:
-        """Write down how far an unfinished request came."""
+        """Write down how far a request came."""
         i = request.index
         self.scheduled_ps[i] = request.scheduled_ps
         self.first_token_ps[i] = request.first_token_ps
