@@ -30,7 +30,7 @@ from benchmarks.one_step import main as draw_step
 from benchmarks.serve_constants import constants
 from benchmarks.serve_decisions import Lines, NoColumns, differences
 from benchmarks.stream_steps import correlation, gaps_ms, launches, of_stream, slope
-from parity.case_traffic import CaseTraffic
+from parity.case import CaseTraffic
 from simbatch import Scenario
 from simbatch.policies.vllm import VLLM
 from simbatch.profiler.records.recorded import Recorded

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from parity import check
-from parity.check import first_difference, load, main, recordings
-from parity.recording import CaseLines
+from parity.check import CaseLines, first_difference, load, main, recordings
 from simbatch import Result, Scenario, simulate
 from simbatch.policies.vllm import VLLM
 from simbatch.sim import is_compiled
@@ -23,8 +22,8 @@ from simbatch.sim.engine.record import FINISHED, REJECTED, UNFINISHED, RunRecord
 from simbatch.sim.metrics.steady import warnings_of
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.names import FIRST_OWN
-from simbatch.sim.scheduler.prefix_cache import PrefixKVCache
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.search import explain_request, run_resolved
 from tests import exit_code
@@ -49,13 +48,13 @@ def test_a_recording_has_a_block_of_its_own_twice(monkeypatch: pytest.MonkeyPatc
     """
     found = []
 
-    def enter(cache: PrefixKVCache, request: Request, name: int, end: int) -> None:
+    def enter(cache: KVCache, request: Request, name: int, end: int) -> None:
         if name >= FIRST_OWN and name in cache._runs:
             found.append(request.request_id)
         original(cache, request, name, end)
 
-    original = PrefixKVCache._enter
-    monkeypatch.setattr(PrefixKVCache, "_enter", enter)
+    original = KVCache._enter
+    monkeypatch.setattr(KVCache, "_enter", enter)
     case = check.RECORDINGS / "e11_prio_duplicate.json"
     CaseLines(json.loads(case.read_text())).play()
     assert found == ["b7_0"]

@@ -15,9 +15,17 @@ from simbatch.profiler.records import Requests
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchTimes
 from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.front_end import FrontEnd
-from simbatch.sim.engine.pace import HostPart, Pace, device_paced, host_paced, span_ps, steps_until, synchronous
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.resources import Host
+from simbatch.sim.engine.resources import (
+    Host,
+    HostPart,
+    Pace,
+    device_paced,
+    host_paced,
+    span_ps,
+    steps_until,
+    synchronous,
+)
 from simbatch.sim.engine.traffic import Traffic
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.workload.chunk import RequestChunk

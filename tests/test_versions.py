@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from parity import sources, versions_page
-from parity.check import RECORDINGS, first_difference, load, recordings
+from parity.check import RECORDINGS, CaseLines, first_difference, load, recordings
 from parity.conform import by_turns, is_conform
 from parity.fuzz import random_case
-from parity.recording import CaseLines
 from parity.serve_flags import names_used
 from parity.sources import NotToBeHadError, environment, site_of
 from simbatch import Scenario, UserError
