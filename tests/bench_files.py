@@ -1,4 +1,4 @@
-"""Benchmarks' results for tests: a simulation as each client would write it down.
+"""Benchmarks' results for tests: a simulation as each client would write it down; and traces, written and read back.
 
 The forms are those of the clients' sources: vllm/benchmarks/serve.py 0.32; sgl-project/sglang
 python/sglang/benchmark/serving.py @ 00f9ec47; vllm-project/guidellm v0.3.1 and v0.5.4; ai-dynamo/aiperf @ db4f6397 and
@@ -16,12 +16,17 @@ from simbatch import Scenario, simulate
 from simbatch.sim.engine.record import StepRow
 from simbatch.sim.report.result import Result
 from simbatch.sim.streams import Streams
+from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.traces import TraceSource, open_trace
 from tests import Done, lengths, run_command, traffic
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 STEP_TIME = {"base_s": 0.01, "per_prefill_token_s": 2e-5, "per_decode_seq_s": 1e-4, "per_context_token_s": 1e-8}
 OPEN = traffic(3, 9, 9, request_rate=1.0)
 START = 1_759_522_419.0  # s, of a wall's clock
+
+
+COLUMNS = ("request_id", "arrival_ps", "num_prompt_tokens", "num_output_tokens", "priority", "tenant", "hash_ids")
 
 
 def shared(name: str) -> Path:
@@ -218,6 +223,26 @@ def save(path: Path, content: Any, *, lines: bool = False) -> Path:
     text = "\n".join(map(json.dumps, content)) if lines else json.dumps(content)
     path.write_text(text)
     return path
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    """Rows as JSON lines."""
+    return save(path, rows, lines=True)
+
+
+def source_of(path: Path, **settings: Any) -> TraceSource:
+    """The trace in `path`."""
+    return open_trace(Trace(path=str(path), **settings))
+
+
+def read(path: Path, **settings: Any) -> dict[str, Any]:
+    """All requests of a trace, as columns; None where the file has no such column."""
+    columns: dict[str, Any] = {}
+    for chunk in source_of(path, **settings).chunks():
+        for name in COLUMNS:
+            values = getattr(chunk, name)
+            columns[name] = None if values is None else (columns.get(name) or []) + values
+    return columns
 
 
 def write_inline(folder: Path, workload: dict[str, Any] | None = None) -> Path:

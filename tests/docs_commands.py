@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.recorder_planted import served, server, write_recorded
-from benchmarks.stream_planted import planted, streams_of
+from benchmarks.planted import planted, served, server, streams_of, write_recorded
 from tests.bench_files import closed_loop, ran, vllm, vllm_of_streams
 from tests.made_samples import LLAMA_8B, made_samples, write_samples
 from tests.test_docs import BLOCK

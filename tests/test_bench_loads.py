@@ -9,7 +9,8 @@ import pytest
 
 from simbatch.sim.errors import UserError
 from simbatch.sim.json_values import JsonValue
-from simbatch.sim.workload.bench import CLOSED, BenchRun, sending_of, vllm
+from simbatch.sim.workload.bench import CLOSED, BenchRun, sending_of
+from simbatch.sim.workload.bench.run import read_vllm
 from tests import bench_files as files
 from tests import run_command, traffic
 from tests.bench_files import arguments, by_key, validated, write_inline
@@ -51,7 +52,7 @@ def poisson(tmp_path: Any, seed: int = 0, *, limit: int | None = None, **how: An
 
 def run_of(bench: dict[str, Any], *, is_timed: bool = True) -> BenchRun:
     content = {key: value for key, value in bench.items() if is_timed or key != "start_times"}
-    run = vllm.read(JsonValue("r.json", content))
+    run = read_vllm(JsonValue("r.json", content))
     assert isinstance(run, BenchRun)
     return run
 

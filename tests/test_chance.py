@@ -17,8 +17,7 @@ from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.host import BLOCK, RATIO_SHIFT
 from simbatch.sim.cost.step_time import Ratios, StepNoise
 from simbatch.sim.errors import UserError
-from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.chance import RESAMPLE, has_chance, resampling, runs_words, seeds_of
+from simbatch.sim.scenario import RESAMPLE, has_chance, resampling, resolve, runs_words, seeds_of
 from simbatch.sim.search import explain_request
 from simbatch.sim.search.run import Runner
 from simbatch.sim.search.sweep import sweep

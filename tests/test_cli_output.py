@@ -163,6 +163,22 @@ def test_a_folder_at_a_file_s_name_is_seen_before_the_work(
     assert "out/summary.csv: is a folder, and a file of the results has its name" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["profile --roofline config.json h100", "estimate config.json --gpu h100"])
+def test_an_estimate_that_was_replaced_is_said_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_hidden_layers": 2}
+    model = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 1000,
+        "max_position_embeddings": 2048,
+        **shape,
+    }
+    Path("config.json").write_text(json.dumps(model))
+    for times_replaced in (0, 1):
+        assert run(*command.split(), "-o", "new.json") == 0
+        assert capsys.readouterr().err.count("replaced new.json of ") == times_replaced
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that nobody can write to, not even root")
 @pytest.mark.parametrize(
     "command",

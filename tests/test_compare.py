@@ -14,7 +14,7 @@ from scipy import stats
 from simbatch import Scenario, simulate
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.columns import SloLimits
-from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.report import style
 from simbatch.sim.report.compare import Comparison, ReplicatedComparison

@@ -20,8 +20,8 @@ import yaml
 from simbatch import Scenario
 from simbatch.cli import cli
 from simbatch.sim.engine import leap
+from simbatch.sim.scenario.document import parse_document
 from simbatch.sim.scenario.problems import Hints
-from simbatch.sim.scenario.reading.document import parse_document
 from simbatch.sim.tuning import recommend_cases
 from simbatch.sim.tuning.recommend_cases import USE_CASES
 from tests import run_command

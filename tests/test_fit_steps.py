@@ -7,20 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.recorder_planted import differences, given_back, served, server, write_recorded
+from benchmarks.planted import recorder_back as given_back
+from benchmarks.planted import recorder_differences as differences
+from benchmarks.planted import served, server, write_recorded
+from simbatch.profiler.fit.choose import REGIMES, figures, judge, judge_bands
 from simbatch.profiler.fit.recorder import fit_recorder
+from simbatch.profiler.fit.recorder.host import errors_of, gaps_of
 from simbatch.profiler.fit.recorder.moments import moments_of, read_steps
-from simbatch.profiler.fit.recorder.replay import errors_of, gaps_of
-from simbatch.profiler.fit.two_regime import (
-    REGIMES,
-    StepLimits,
-    figures,
-    fit_two_regime,
-    judge,
-    judge_bands,
-    sample_steps,
-    solve,
-)
+from simbatch.profiler.fit.two_regime import fit_two_regime, solve
+from simbatch.profiler.importers.source import StepLimits, sample_steps
 from simbatch.profiler.records import concatenate, predict_s
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.step_time import TwoRegimeStepTime

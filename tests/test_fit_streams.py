@@ -12,15 +12,17 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from benchmarks.planted import Planted, planted, streams_of
+from benchmarks.planted import stream_differences as differences
+from benchmarks.planted import streams_back as given_back
 from benchmarks.stream_fit import SHARED, chosen, errors, write_runs
-from benchmarks.stream_planted import Planted, differences, given_back, planted, streams_of
 from simbatch import Scenario, simulate
+from simbatch.profiler.fit.facts import of_name
+from simbatch.profiler.fit.streams import fit_streams, num_parts
 from simbatch.profiler.fit.streams.columns import Lone, StepColumns, columns_of
 from simbatch.profiler.fit.streams.decodes import Price, cells_of, context_price, fit_decodes
 from simbatch.profiler.fit.streams.episodes import Decode, FittedEpisodes
 from simbatch.profiler.fit.streams.fit import Parts, fit_steps
-from simbatch.profiler.fit.streams.from_streams import fit_streams, num_parts
-from simbatch.profiler.fit.streams.priors import of_name
 from simbatch.profiler.fit.streams.runs import MAX_BYTES, read_results
 from simbatch.profiler.fit.streams.sure import scatter_of
 from simbatch.profiler.fit.streams.way_in import WayIn

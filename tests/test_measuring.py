@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from simbatch.cli.profile import left_text
 from simbatch.profiler.profile import Files
 from simbatch.profiler.profile.batches import BatchShape, Lived, batch_sizes, knee, row_of
-from simbatch.profiler.profile.measure import check_not_begun, open_samples
-from simbatch.profiler.profile.memory import memory_table, planned_memory, utilisation
+from simbatch.profiler.profile.measure import Budget, check_not_begun, open_samples
+from simbatch.profiler.profile.predicted import memory_table, planned_memory, utilisation
 from simbatch.profiler.profile.sections import joined_ways, way_of
-from simbatch.profiler.profile.stopping import Budget, left_text
 from simbatch.profiler.records.lines import STEP_TIMES, RecordedRequest, RecordedStep, durations_s, entries_of
 from simbatch.profiler.records.samples import Admission, BatchEntry, StepSample, read_samples
 from simbatch.profiler.server.client import Flight

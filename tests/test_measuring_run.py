@@ -11,7 +11,7 @@ import pytest
 
 from simbatch.profiler.fit import HeldOut
 from simbatch.profiler.profile.design import DENSE, WaveLimits, counts, draw, stream_tokens
-from simbatch.profiler.profile.stopping import MIN_WAVES, PATIENCE, SURE, Stopping
+from simbatch.profiler.profile.measure import MIN_WAVES, PATIENCE, SURE, Stopping
 from simbatch.profiler.records.samples import read_samples
 from simbatch.profiler.server.start import EngineOptions, check_model, check_version
 from simbatch.sim.cost.by_name import load_profile

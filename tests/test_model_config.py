@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simbatch.profiler.fit.two_regime import StepLimits, sample_steps
 from simbatch.profiler.importers import import_profile
-from simbatch.profiler.importers.source import ImportRequest
+from simbatch.profiler.importers.source import ImportRequest, StepLimits, sample_steps
 from simbatch.profiler.model.config import model_config_of, read_model_config
 from simbatch.profiler.model.weights import weights_of
 from simbatch.profiler.records import predict_s

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from simbatch import Scenario, sweep
-from simbatch.sim.scenario.reading.document import parse_document
+from simbatch.sim.scenario.document import parse_document
 from simbatch.sim.search import sweep_plot
 from simbatch.sim.search.sweep import planned
 from simbatch.sim.statistics import mean_interval
 from tests import exit_code as run
-from tests.sweep_cases import WORKLOAD, YAML, toy
+from tests.made_scenarios import WORKLOAD, YAML, toy
 
 ROOT = Path(__file__).parents[1]
 SEATS, RATE, POLICY = "engine.max_num_seqs", "workload.request_rate", "policy.name"
@@ -161,7 +161,6 @@ def test_the_picture_fits_what_is_varied(
 ) -> None:
     result = sweep(toy(), over, jobs=1)
     drawing = sweep_plot.choose(result.points, result.keys)
-    assert drawing is not None
     assert (drawing.x, drawing.y, drawing.others) == (x, y, others)
     sweep_plot.write(tmp_path / "a.png", "toy", drawing)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -18,7 +18,7 @@ from simbatch.sim.search.cells import Cell, CellStore, cells_of, evaluate
 from simbatch.sim.search.run import run_cells
 from simbatch.sim.search.sweep import Sweep, planned, write_summary
 from tests import exit_code
-from tests.sweep_cases import SEATS, YAML, runs, toy, watched
+from tests.made_scenarios import SEATS, YAML, runs, toy, watched
 
 SIMBATCH = [sys.executable, "-m", "simbatch"]
 LOOPBACK = "127.0.0.1"
@@ -135,7 +135,6 @@ def test_ctrl_c_keeps_the_finished_cells(file: Path, jobs: int) -> None:
     file.write_text(file.read_text().replace("num_prompts: 30", "num_prompts: 3000"))
     command = [*SIMBATCH, "sweep", str(file), "-o", "cut", "--jobs", str(jobs)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stderr is not None
         assert "3 of 30 simulations" in process.stderr.readline()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
         said = process.stderr.read()
@@ -177,7 +176,6 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]
 
 
 def line_with(stream: IO[str] | None, pattern: str) -> str:
-    assert stream is not None
     found = next(match for line in stream if (match := re.search(pattern, line)))
     return found[1]
 

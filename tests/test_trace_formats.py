@@ -13,7 +13,7 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import CHUNK_SIZE
 from simbatch.sim.workload.model import Workload
-from tests.trace_files import read, shared, source_of, write_lines
+from tests.bench_files import read, shared, source_of, write_lines
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 OURS = "request_id,arrival_s,num_prompt_tokens,num_output_tokens"
@@ -27,7 +27,7 @@ OURS = "request_id,arrival_s,num_prompt_tokens,num_output_tokens"
     ],
 )
 def test_the_real_azure_traces_are_read_whole(name: str, count: int, prompts: int, outputs: int, last_ps: int) -> None:
-    found = read(shared(name))
+    found = read(shared(f"traces/{name}"))
     assert len(found["arrival_ps"]) == count
     assert (sum(found["num_prompt_tokens"]), sum(found["num_output_tokens"])) == (prompts, outputs)
     assert (found["arrival_ps"][0], found["arrival_ps"][-1]) == (0, last_ps)
@@ -51,16 +51,16 @@ def test_the_real_azure_traces_are_read_whole(name: str, count: int, prompts: in
 def test_real_traces_with_hashes(
     name: str, trace_format: str, count: int, first: tuple[int, int, int], num_hashes: int
 ) -> None:
-    source = source_of(shared(name))
+    source = source_of(shared(f"traces/{name}"))
     assert (source.format, source.hash_block_tokens) == (trace_format, 512 if trace_format == "mooncake" else 16)
-    found = read(shared(name))
+    found = read(shared(f"traces/{name}"))
     assert len(found["arrival_ps"]) == count
     assert tuple(found[key][0] for key in ("arrival_ps", "num_prompt_tokens", "num_output_tokens")) == first
     assert sum(map(len, found["hash_ids"])) == num_hashes
 
 
 def test_mooncakes_milliseconds() -> None:
-    assert read(shared("mooncake/conversation_trace.jsonl"))["arrival_ps"][-1] == 3_536_999 * 10**9
+    assert read(shared("traces/mooncake/conversation_trace.jsonl"))["arrival_ps"][-1] == 3_536_999 * 10**9
 
 
 def test_azure_2024(tmp_path: Path) -> None:
