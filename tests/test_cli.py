@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from simbatch.cli import BROKEN_PIPE
+from simbatch.cli import BROKEN_PIPE, cli, exit_code_of
 from simbatch.sim import is_compiled
 from tests import exit_code as run
 
@@ -221,42 +221,78 @@ def test_a_checkout_that_hides_the_installed_package_says_so() -> None:
     )
 
 
-def test_schema_in_the_repository_is_the_one_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """But for policies that are newer than it: a policy is one file and its test; `make docs` is for releases."""
-    assert run("schema") == 0
-    printed, kept = json.loads(capsys.readouterr().out), json.loads((ROOT / "scenarios" / "schema.json").read_text())
-    known, there = (content["properties"]["policy"].pop("anyOf") for content in (kept, printed))
-    assert kept == printed, "make docs"
-    assert [policy for policy in known if policy not in there] == [], "make docs"
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("numpy", "pydantic", "matplotlib", "pyarrow", "scipy", "simpy", "rich", "yaml", "pandas")
+    code = (
+        "import sys\nfrom simbatch.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert all(name in done.stdout for name in ("run", "compare", "trace", "profiles", "policies", "schema"))
 
 
-def test_the_page_of_policies_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("policies", "--markdown") == 0
-    printed = capsys.readouterr().out.split("\n## ")
-    kept = (ROOT / "docs" / "policies.md").read_text().split("\n## ")
-    assert [section for section in kept if section.strip() not in map(str.strip, printed)] == [], "make docs"
-    assert len(kept) > 14
+def test_every_command_has_its_help_line_and_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli.list_commands(None):  # type: ignore[arg-type]
+        assert run(name, "--help") == 0
+        assert f"Usage: simbatch {name}" in capsys.readouterr().out
 
 
-def test_schema_knows_every_key_of_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
-    from simbatch.sim.scenario.problems import Hints
+def test_without_a_command_help_and_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    assert "Commands" in capsys.readouterr().err
 
-    assert run("schema") == 0
-    hints = Hints(json.loads(capsys.readouterr().out))
-    checked = 0
 
-    def check(path: tuple[str | int, ...], value: object, data: object) -> None:
-        nonlocal checked
-        if isinstance(value, dict):
-            known = hints.known_keys(path, data)
-            if path[-1:] in (("priorities",), ("sweep",)):
-                return
-            for key, child in value.items():
-                assert key in known, (path, key)
-                checked += 1
-                check((*path, key), child, data)
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "results/x"), 2, "error: results/x: No space left on device"),
+        (MemoryError(), 2, "error: not enough memory"),
+    ],
+    ids=["interrupt", "disk", "memory"],
+)
+def test_other_ends(raised: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise raised
 
-    for file in (ROOT / "scenarios").glob("*.yaml"):
-        data = yaml.safe_load(file.read_text())
-        check((), data, data)
-    assert checked > 50
+    assert exit_code_of(command) == code
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_bug_of_ours_keeps_its_traceback() -> None:
+    def command() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        exit_code_of(command)
+
+
+def test_policies_are_listed_with_their_source_and_told_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("policies") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    first = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert first == sorted(first)
+    assert {"fixed", "vllm"} <= {*first}
+    assert "(FastServe)" in " ".join(lines)
+    assert run("policies", "show", "nobody") == 2
+    assert run("routers", "show", "random") == run("policies", "show", "fixed") == 0
+    out = capsys.readouterr().out
+    assert "fixed  (continuous and static batching)" in out
+    assert "batch_size: whole number from 1, default 32" in out
+    assert run("policies", "--json") == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    for name, policy in listed.items():
+        assert "Source:" in policy["description"], name
+        assert all(parameter["description"] for parameter in policy["parameters"].values()), name
+    assert {"adaptive", "fixed", "priority", "vllm"} <= listed.keys()
+    assert listed["adaptive"]["parameters"]["max_batch_size"]["default"] == 64
+
+
+def test_profiles_are_listed_by_gpu_and_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profiles", "list", "--gpu", "NVIDIA H100 80GB HBM3", "--model", "Llama-3.1-70b", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {facts["gpu"] for facts in found} == {"h100"}
+    assert {facts["model"].rsplit("/", 1)[-1] for facts in found} == {"Llama-3.1-70B"}

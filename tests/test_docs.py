@@ -1,6 +1,7 @@
-"""README and docs say what the code does: snippets, commands, recorded outputs, and the names of what there is."""
+"""README, docs and schema say what the code does: snippets, commands, recorded outputs, names of what there is."""
 
 import io
+import json
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -19,6 +21,7 @@ from simbatch import Scenario
 from simbatch.cli import cli
 from simbatch.sim.engine import leap
 from simbatch.sim.scenario.document import parse_document
+from simbatch.sim.scenario.problems import Hints
 from simbatch.sim.tuning import recommend_cases
 from simbatch.sim.tuning.recommend_cases import USE_CASES
 from tests import run_command
@@ -202,3 +205,49 @@ def test_commands_on_a_page_are_there_with_their_flags(page: str) -> None:
         assert path is not None or words[0] in cli.list_commands(click.Context(cli)) or words[0][0] == "-", line
         shown = set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", command))
         assert path is None or shown <= flags[path] | {"--help"}, line
+
+
+@pytest.fixture
+def schema(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What `simbatch schema` prints."""
+    printed: dict[str, Any] = json.loads(run_command(capsys, "schema").out)
+    return printed
+
+
+def test_the_schema_in_the_repository_is_the_one_printed(schema: dict[str, Any]) -> None:
+    """But for policies that are newer than it: a policy is one file and its test; `make docs` is for releases."""
+    kept = json.loads(read("scenarios/schema.json"))
+    known, there = (content["properties"]["policy"].pop("anyOf") for content in (kept, schema))
+    assert kept == schema, "make docs"
+    assert [policy for policy in known if policy not in there] == [], "make docs"
+
+
+def test_the_schema_describes_every_engine_setting(schema: dict[str, Any]) -> None:
+    settings, workload = (schema["$defs"][name]["properties"] for name in ("EngineSettings", "Workload"))
+    assert {"max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "batching"} <= settings.keys()
+    assert all(setting.get("description") for setting in (*settings.values(), *workload.values()))
+
+
+def test_the_schema_knows_every_key_of_the_scenarios(schema: dict[str, Any]) -> None:
+    hints, checked = Hints(schema), 0
+
+    def check(path: tuple[str | int, ...], value: object, data: object) -> None:
+        nonlocal checked
+        if isinstance(value, dict) and path[-1:] not in (("priorities",), ("sweep",)):
+            known = hints.known_keys(path, data)
+            for key, child in value.items():
+                assert key in known, (path, key)
+                checked += 1
+                check((*path, key), child, data)
+
+    for file in (ROOT / "scenarios").glob("*.yaml"):
+        data = yaml.safe_load(file.read_text())
+        check((), data, data)
+    assert checked > 50
+
+
+def test_the_page_of_policies_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run_command(capsys, "policies", "--markdown").out.split("\n## ")
+    kept = read("docs/policies.md").split("\n## ")
+    assert [section for section in kept if section.strip() not in map(str.strip, printed)] == [], "make docs"
+    assert len(kept) > 14

@@ -1,13 +1,10 @@
-"""`simbatch memory`: every figure with its formula, from files alone; and the help of all commands."""
+"""`simbatch memory`: every figure with its formula, from files alone; and what a profile's batches would see."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from simbatch.cli import cli, exit_code_of
 from tests import exit_code, run_command
 from tests.made_samples import LLAMA_8B
 
@@ -161,85 +158,6 @@ def test_mistakes_say_what_to_do(words, message, llama, run):
     assert message in err
 
 
-def test_help_imports_nothing_heavy() -> None:
-    heavy = ("numpy", "pydantic", "matplotlib", "pyarrow", "scipy", "simpy", "rich", "yaml", "pandas")
-    code = (
-        "import sys\nfrom simbatch.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
-    assert all(name in done.stdout for name in ("run", "compare", "trace", "profiles", "policies", "schema"))
-
-
-def test_every_command_has_its_help_line_and_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in cli.list_commands(None):  # type: ignore[arg-type]
-        assert exit_code(name, "--help") == 0
-        assert f"Usage: simbatch {name}" in capsys.readouterr().out
-
-
-def test_without_a_command_help_and_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code() == 2
-    assert "Commands" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("raised", "code", "message"),
-    [
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (OSError(28, "No space left on device", "results/x"), 2, "error: results/x: No space left on device"),
-        (MemoryError(), 2, "error: not enough memory"),
-    ],
-    ids=["interrupt", "disk", "memory"],
-)
-def test_other_ends(raised: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def command() -> None:
-        raise raised
-
-    assert exit_code_of(command) == code
-    assert capsys.readouterr().err.startswith(message)
-
-
-def test_a_bug_of_ours_keeps_its_traceback() -> None:
-    def command() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        exit_code_of(command)
-
-
-def test_schema_describes_every_engine_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code("schema") == 0
-    schema = json.loads(capsys.readouterr().out)
-    settings = schema["$defs"]["EngineSettings"]["properties"]
-    assert {"max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "batching"} <= settings.keys()
-    assert all(setting.get("description") for setting in settings.values())
-    assert all(setting.get("description") for setting in schema["$defs"]["Workload"]["properties"].values())
-
-
-def test_policies_are_listed_with_their_source_and_told_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code("policies") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 100
-    first = [line.split()[0] for line in lines if not line.startswith(" ")]
-    assert first == sorted(first)
-    assert {"fixed", "vllm"} <= {*first}
-    assert "(FastServe)" in " ".join(lines)
-    assert exit_code("policies", "show", "nobody") == 2
-    assert exit_code("routers", "show", "random") == exit_code("policies", "show", "fixed") == 0
-    out = capsys.readouterr().out
-    assert "fixed  (continuous and static batching)" in out
-    assert "batch_size: whole number from 1, default 32" in out
-    assert exit_code("policies", "--json") == 0
-    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-    for name, policy in listed.items():
-        assert "Source:" in policy["description"], name
-        assert all(parameter["description"] for parameter in policy["parameters"].values()), name
-    assert {"adaptive", "fixed", "priority", "vllm"} <= listed.keys()
-    assert listed["adaptive"]["parameters"]["max_batch_size"]["default"] == 64
-
-
 def test_a_profile_tells_what_each_batch_size_would_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "batches.png"
     lengths = ["--prompt-len", "256", "--output-len", "16"]
@@ -255,10 +173,3 @@ def test_a_profile_tells_what_each_batch_size_would_see(tmp_path: Path, capsys: 
     assert picture.stat().st_size > 10_000
     assert exit_code(*arguments) == 0
     assert "KV full: the batch needs more blocks" in capsys.readouterr().out
-
-
-def test_profiles_are_listed_by_gpu_and_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code("profiles", "list", "--gpu", "NVIDIA H100 80GB HBM3", "--model", "Llama-3.1-70b", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {facts["gpu"] for facts in found} == {"h100"}
-    assert {facts["model"].rsplit("/", 1)[-1] for facts in found} == {"Llama-3.1-70B"}
