@@ -16,8 +16,7 @@ from simbatch import Result, simulate
 from simbatch.sim.metrics import registry
 from simbatch.sim.metrics.curves import first_steps_ps, output_tokens_per_second
 from simbatch.sim.metrics.latencies import PooledGaps
-from simbatch.sim.metrics.registry import REGISTRY, metrics_of, steady_metrics
-from simbatch.sim.metrics.run_figures import LOWER, Metric
+from simbatch.sim.metrics.registry import LOWER, REGISTRY, Metric, metrics_of, steady_metrics
 from simbatch.sim.metrics.step_function import Curve, Pieces
 from simbatch.sim.report import run_pictures
 from simbatch.sim.report.compare import Comparison

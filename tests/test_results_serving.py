@@ -11,8 +11,8 @@ import pytest
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.metrics.columns import RunFacts, SloLimits
 from simbatch.sim.metrics.curves import batch_size, used_blocks, waiting_with_preempted
+from simbatch.sim.metrics.run_figures import shares_per_bin
 from simbatch.sim.metrics.steady import is_overloaded
-from simbatch.sim.metrics.time_share import shares_per_bin
 from simbatch.sim.report.result import Result
 from tests.engine_cases import timed_case
 from tests.results_records import MS, REJECTED, S, Step, Toy, back_to_back, build, facts, ours

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from simbatch import simulate
 from simbatch.cli import cli
-from simbatch.profiler.fit.two_regime import StepLimits, sample_steps
+from simbatch.profiler.importers.source import StepLimits, sample_steps
 from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_profile
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.roofline import roofline_of

@@ -48,7 +48,7 @@ def test_flags_are_sorted():
         **{"enforce_eager": True, "cudagraph_capture_sizes": [1, 2, 4]},
         **{"scheduling_policy": "priority", "watermark": 0.01},
     }
-    assert flags.others == ["--api-key", "secret", "-q", "bf16", "--disable-log-stats"]
+    assert [one.words for one in flags.others] == [("--api-key", "secret"), ("-q", "bf16"), ("--disable-log-stats",)]
     assert flags.named == {"api_key": "secret", "quantization": "bf16", "disable_log_stats": ""}
 
 
@@ -91,7 +91,7 @@ def test_the_processes_read_the_same_scenario(tmp_path, monkeypatch):
     ("given", "said"),
     [
         ({"flags": ("--max-num-seqs", "x")}, "--max-num-seqs engine.max_num_seqs: must be a whole number (got 'x')"),
-        ({"flags": ("--max-num-seqs",)}, "--max-num-seqs: needs a value"),
+        ({"flags": ("--max-num-seqs",)}, "--max-num-seqs: a value must follow"),
         ({"flags": ("--num-gpu-blocks-override", "9")}, "8 usable blocks of 16 hold 128 tokens (got 131072)"),
         ({"flags": ("--speculative-config", "{}")}, "--speculative-config: does not go with a simulated server"),
         (

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simbatch import Scenario, sweep
-from simbatch.sim.scenario.reading.document import parse_document
+from simbatch.sim.scenario.document import parse_document
 from simbatch.sim.search import sweep_plot
 from simbatch.sim.search.sweep import planned
 from simbatch.sim.statistics import mean_interval

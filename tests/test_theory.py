@@ -21,10 +21,9 @@ from simbatch.sim.clock import PS_PER_S, to_ps
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.record import RunRecord
-from simbatch.sim.metrics.registry import REGISTRY, bounds_of, metrics_of, possible, possible_difference, steady_metrics
-from simbatch.sim.metrics.run_figures import HIGHER, Metric
+from simbatch.sim.metrics.registry import HIGHER, REGISTRY, Metric, metrics_of, steady_metrics
 from simbatch.sim.results import Experiment
-from simbatch.sim.results.runs import Difference, Runs
+from simbatch.sim.results.runs import Difference, Runs, bounds_of, possible, possible_difference
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.statistics import Interval, mean_interval, paired_difference, paired_ratio
 from simbatch.sim.text import plus_minus

@@ -14,8 +14,9 @@ import pytest
 
 from simbatch.sim.errors import UserError
 from simbatch.sim.workload import open_workload
-from simbatch.sim.workload.formats import FORMATS, OURS, TABLES, arrival_of, length_of
+from simbatch.sim.workload.formats import FORMATS, OURS, TABLES
 from simbatch.sim.workload.model import Workload
+from simbatch.sim.workload.traces.columns import arrival_of, length_of
 from simbatch.sim.workload.traces.times import exact_ps
 from simbatch.sim.workload.traces.write import write_trace
 from tests.bench_files import read, source_of, write_lines

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simbatch import Scenario, sweep
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import UserError
-from simbatch.sim.scenario.chance import has_chance
+from simbatch.sim.scenario import has_chance
 from simbatch.sim.scheduler.names import PrefixKeys, as_ranges, cut, num_alike, num_in, one_by_one
 from simbatch.sim.search.loads import at_rate, of_rates
 from simbatch.sim.workload import RequestSource, open_workload

@@ -13,8 +13,7 @@ from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.loads import LoadComparison
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Summary
-from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
+from simbatch.sim.scenario import has_chance, is_resampled, resampling, resolve, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search import run_resolved

@@ -106,7 +106,7 @@ def compare(
     CSV of the same name next to it.
     """
     from simbatch.sim.report.compare import OWN_FILES
-    from simbatch.sim.scenario.chance import ONE_RUN
+    from simbatch.sim.scenario import ONE_RUN
     from simbatch.sim.search.compared import loads_from
 
     loads = loads_from(rates, users)
@@ -237,8 +237,7 @@ def _upgrades(
 
 def _under_seeds(candidates: dict[str, Resolved], replications: int) -> tuple[dict[str, Resolved], list[int]]:
     """The candidates as they run under several seeds, a trace resampled, and the seeds; as they stand under one."""
-    from simbatch.sim.scenario import resolve
-    from simbatch.sim.scenario.chance import resampling, seeds_of
+    from simbatch.sim.scenario import resampling, resolve, seeds_of
 
     scenarios = {label: resolved.scenario for label, resolved in candidates.items()}
     seeds = seeds_of(scenarios.values(), replications)
