@@ -66,11 +66,20 @@ def brute_force(
     return min(costs, default=None)
 
 
-def test_two_gpus_as_by_brute_force() -> None:
-    asked = demand(24.0)
-    kinds = kinds_of("Llama-3.1-8B", Wanted(gpus=["h100", "l40s"]))
-    found = planned(asked, kinds)
-    assert found.cost_per_hour(found.chosen) == brute_force(asked, kinds, [Option({}, "least_requests")], 8)
+@pytest.mark.parametrize(
+    ("rate", "profile", "wanted", "most", "spare"),
+    [
+        (24.0, "h100-llama-3.1-8b-bf16", Wanted(gpus=["h100", "l40s"]), 8, 0),
+        (20.0, "rtxpro6000-llama-3.1-8b-bf16", Wanted(gpus=["rtxpro6000"], sizes=[1, 2]), 4, 1),
+    ],
+    ids=["two GPUs", "tensor parallelism and a spare"],
+)
+def test_as_by_brute_force(rate: float, profile: str, wanted: Wanted, most: int, spare: int) -> None:
+    asked, kinds = demand(rate, profile=profile), kinds_of("Llama-3.1-8B", wanted)
+    assert [kind.tensor_parallel_size for kind in kinds] == [*(wanted.sizes or (1, 1))]
+    found = planned(asked, kinds, spare=spare)
+    options = [Option({}, "least_requests")]
+    assert found.cost_per_hour(found.chosen) == brute_force(asked, kinds, options, most, spare)
 
 
 def test_settings_and_routers_as_by_brute_force() -> None:
@@ -81,14 +90,6 @@ def test_settings_and_routers_as_by_brute_force() -> None:
     engines = [{}, *({TOKENS: n} for n in (1024, 4096)), {SEQS: 64}, {TOKENS: 1024, SEQS: 64}]
     options = [Option(engine, router) for engine in engines for router in routers]
     assert found.cost_per_hour(found.chosen) == brute_force(asked, kinds, options, 3)
-
-
-def test_tensor_parallelism_and_a_spare_as_by_brute_force() -> None:
-    asked = demand(20.0, profile="rtxpro6000-llama-3.1-8b-bf16")
-    kinds = kinds_of("Llama-3.1-8B", Wanted(gpus=["rtxpro6000"], sizes=[1, 2]))
-    assert [kind.tensor_parallel_size for kind in kinds] == [1, 2]
-    found = planned(asked, kinds, spare=1)
-    assert found.cost_per_hour(found.chosen) == brute_force(asked, kinds, [Option({}, "least_requests")], 4, spare=1)
 
 
 def test_replicas_at_random_have_the_capacity_of_one_each() -> None:
@@ -171,7 +172,9 @@ def test_what_cannot_be_kept_is_answered_with_the_limit_and_by_how_much(tmp_path
 
 
 def test_without_a_price_the_number_of_gpus_decides(tmp_path: Path) -> None:
-    text = f"{COMMAND} --limit p99_ttft_ms=400 --json".replace("h100,l40s", "rtx4090").replace("Llama", "LLAMA")
+    text = f"{COMMAND} --limit p99_ttft_ms=400 --no-bands --json".replace("h100,l40s", "rtx4090").replace(
+        "Llama", "LLAMA"
+    )
     content = json.loads(run(tmp_path, text))
     assert content["cost_per_hour"] == content["num_gpus"] * 0.74
     scenario = tmp_path / "inline.yaml"
@@ -180,7 +183,7 @@ def test_without_a_price_the_number_of_gpus_decides(tmp_path: Path) -> None:
         "workload: {num_prompts: 500, request_rate: 30, prompt_len: {distribution: fixed, mean: 30},\n"
         "  output_len: {distribution: fixed, mean: 20}}\nslo: {tpot_ms: 40}\n"
     )
-    content = json.loads(run(tmp_path / "plan", f"plan {scenario} --seconds 10 --jobs 1 --json"))
+    content = json.loads(run(tmp_path / "plan", f"plan {scenario} --seconds 10 --no-bands --jobs 1 --json"))
     assert content["feasible"]
     assert content["cost_per_hour"] is None
     assert content["num_gpus"] == content["groups"][0]["replicas"]

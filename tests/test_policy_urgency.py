@@ -245,7 +245,7 @@ def test_more_is_found_in_a_cache_that_cannot_hold_all(seed: int) -> None:
     source = conversations(100, [8], gap_s=0.6, think_s=4, seed=seed)
     vllm, warm = figures(engine, VLLM(), source), figures(engine, WarmFirst(), source)
     assert warm.later_cached_tokens_share() > 2 * vllm.later_cached_tokens_share()
-    assert warm.latencies("without_thinking")["mean"] < 0.7 * vllm.latencies("without_thinking")["mean"]
+    assert warm.latencies["without_thinking"]["mean"] < 0.7 * vllm.latencies["without_thinking"]["mean"]
     roomy = replace(engine, num_gpu_blocks=20_000)
     hits = [figures(roomy, policy, source).later_cached_tokens_share() for policy in (VLLM(), WarmFirst())]
     assert hits[1] == pytest.approx(hits[0], rel=0.02)
