@@ -278,3 +278,23 @@ def test_a_trace_that_does_not_run_is_said_at_once(rows: str, capsys: pytest.Cap
     assert run("init", f"vllm serve {LLAMA}", "--gpu", "h100", "--trace", "empty.csv", "-o", "made.yaml") == 2
     assert "empty.csv" in capsys.readouterr().err
     assert not Path("made.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("tag", "quantization", "status"),
+    [
+        ("v0.16.0", "awq", "not_simulated"),  # `forcing awq` in its awq_marlin.py
+        ("v0.11.0", "gptq", "not_simulated"),
+        ("v0.22.1", "gptq", "used"),
+        ("v0.25.1", "awq", "used"),
+        ("latest", "awq", "used"),
+    ],
+)
+def test_a_quantisation_that_keeps_old_versions_from_fast_kernels_is_said(
+    tag: str, quantization: str, status: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"docker run vllm/vllm-openai:{tag} --model Llama-3.1-8B --quantization {quantization}"
+    found = init(capsys, line, "--profile", "rtx4090-llama-3.1-8b-awq")
+    (flag,) = (flag for flag in found["flags"] if flag["flag"] == "--quantization")
+    assert flag["status"] == status
+    assert ("leave it out" in flag["reason"]) == (status == "not_simulated")

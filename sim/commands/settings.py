@@ -11,12 +11,14 @@ from simbatch.sim.commands.shell import Command
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.flags import Given, entries, number, parse, whole_number
-from simbatch.sim.scheduler.config import NEWEST, parse_version
+from simbatch.sim.scheduler.config import NEWEST, parse_version, short
 
 VOCAB_TOLERANCE = 0.02  # tokens that somebody added; more is another model
 FITS = "the longest that fits the KV cache"
 _IMAGE_VERSION = re.compile(r":v?(\d+\.\d+)(?:\.\d+)?")
 _QUIET = re.compile(r"(VLLM_)?(HF_|HUGGING|NCCL_|CUDA_|NVIDIA_|TRANSFORMERS_|LOG|.*LOGGING|.*API_KEY|.*CACHE|.*TOKEN)")
+# The last versions that --quantization of these keeps from the Marlin kernels which the checkpoint alone would get.
+_FAST_ALONE = {"awq": (0, 22), "gptq": (0, 20)}
 _FULL = ("full_and_piecewise",)  # the mode of CUDA graphs that is vLLM's own
 _POOLING = ("runner", "convert", "task", "pooler_config", "override_pooler_config")
 
@@ -44,6 +46,7 @@ class Served:
     given: list[Given]
     engine: dict[str, Any] = field(default_factory=dict)
     quantization: str = ""
+    version: tuple[int, ...] | None = None  # of its image, where that says one
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     tensor_parallel_size: int = 1
@@ -105,6 +108,7 @@ def _surroundings(command: Command, served: Served) -> list[Given]:
 
 def _of_image(image: str, version: str, served: Served) -> Given:
     one = Given("image", image, None)
+    served.version = tuple(map(int, version.split(".")))
     try:
         parse_version(version)
     except UserError:
@@ -150,6 +154,15 @@ def _to_profile(name: str) -> Callable[[Served, Given], list[Given]]:
         return [one.answered("used", one.reason, "profile")]
 
     return apply
+
+
+def _quantization(served: Served, one: Given) -> list[Given]:
+    served.quantization = one.text
+    last = _FAST_ALONE.get(one.text.lower())
+    if last is None or served.version is None or served.version > last:
+        return [one.answered("used", one.reason, "profile")]
+    slow = f"vLLM {short(served.version)} takes kernels several times slower for it than those of the profile"
+    return [one.answered("not_simulated", f"{slow}; leave it out: the checkpoint says how it is quantised")]
 
 
 def _max_model_len(served: Served, one: Given) -> list[Given]:
@@ -216,7 +229,7 @@ _SPECIAL: dict[str, Callable[[Served, Given], list[Given]]] = {
     "model": _as_it_is,
     "config": _as_it_is,
     "dtype": _to_profile("dtype"),
-    "quantization": _to_profile("quantization"),
+    "quantization": _quantization,
     "kv_cache_dtype": _to_profile("kv_cache_dtype"),
     "tensor_parallel_size": _to_profile("tensor_parallel_size"),
     "max_model_len": _max_model_len,
