@@ -21,13 +21,13 @@ from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traf
 from simbatch.sim.plan.fleet import FleetPlan, Rules
 from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of, left_out, parse_prices, per_million
 from simbatch.sim.plan.report import report, save
-from simbatch.sim.plan.search import SEQS, TOKENS, KindSearch, Option, together
+from simbatch.sim.plan.search import KindSearch, Option, together
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search import run as search_run
 from simbatch.sim.search.cells import Cell
 from simbatch.sim.search.run import Runner, run_cells
-from simbatch.sim.tuning.goal import Limit
+from simbatch.sim.tuning.goal import SEQS, TOKENS, Limit
 
 SECONDS = 20.0
 LIMITS = (Limit.parse("p99_ttft_ms=900"), Limit.parse("p99_tpot_ms=45"))

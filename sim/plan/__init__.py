@@ -13,9 +13,10 @@ from typing import Any
 from simbatch.sim.plan.demand import Demand, Verdict
 from simbatch.sim.plan.fleet import FleetBands, FleetPlan, Growth, Rules
 from simbatch.sim.plan.kinds import ReplicaKind
-from simbatch.sim.plan.search import Asking, Evaluate, FleetPart, KindSearch, Sizing, resolved_with, together
+from simbatch.sim.plan.search import Asking, FleetPart, KindSearch, Sizing, resolved_with, together
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.search.bands import NUM_DRAWS, all_settings, bands_from
+from simbatch.sim.search.cells import Evaluate
 from simbatch.sim.tuning.goal import Limit
 
 GROWTH_PRECISION, MAX_GROWTH = 1.05, 8.0

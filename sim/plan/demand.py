@@ -22,6 +22,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.results.runs import Summary, refusal_of
 from simbatch.sim.scenario import Scenario
+from simbatch.sim.search.cells import Settings
 from simbatch.sim.search.loads import at_rate, own_rate, rates_of, rounded
 from simbatch.sim.tuning.goal import Limit
 from simbatch.sim.workload import open_workload
@@ -83,7 +84,6 @@ MIN_SECONDS, MAX_SECONDS = 120.0, 300.0  # of steady arrivals: a queue that grow
 MIN_REQUESTS, MAX_REQUESTS = 500, 40_000  # of one simulation
 PROMPT_CV, OUTPUT_CV, LONGEST = 1.0, 0.8, 8  # of lengths of which the mean alone is known; the longest over the mean
 STEADY = ("gamma", "poisson", "constant")
-Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)

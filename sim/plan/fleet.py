@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from simbatch.sim.cost.sections import kwh_per_million
-from simbatch.sim.plan.demand import Demand, Settings, Verdict
+from simbatch.sim.plan.demand import Demand, Verdict
 from simbatch.sim.plan.kinds import ReplicaKind, per_million
 from simbatch.sim.plan.search import FleetPart, KindSearch, Sizing, settings_of_kind
 from simbatch.sim.search.bands import Bands
+from simbatch.sim.search.cells import Settings
 from simbatch.sim.tuning.goal import Limit
 
 

@@ -7,7 +7,7 @@ steady state are made beside them, and refused for a candidate as soon as one of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -33,6 +33,16 @@ class Experiment(Generic[C]):
     def __init__(self, *, is_resampled: bool = False) -> None:
         self.is_resampled = is_resampled
         self._summaries: dict[tuple[C, float | None], dict[int, Summary]] = {}
+
+    @classmethod
+    def of(
+        cls, places: Iterable[tuple[C, float | None, int]], summaries: Iterable[Summary], *, is_resampled: bool = False
+    ) -> Experiment[C]:
+        """Of a summary for each of `places`: candidate, load and seed."""
+        experiment = cls(is_resampled=is_resampled)
+        for (candidate, load, seed), summary in zip(places, summaries, strict=True):
+            experiment.add(candidate, seed, summary, load)
+        return experiment
 
     def add(self, candidate: C, seed: int, summary: Summary, load: float | None = None) -> None:
         """One run; another of the same candidate, load and seed takes its place."""

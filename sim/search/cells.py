@@ -128,7 +128,8 @@ class CellStore:
             raise UserError(Problem(str(self.folder), rule, mend=mend)) from error
 
 
-Settings = Mapping[str, Any]  # dotted keys of a scenario to values
+Settings = dict[str, Any]  # dotted keys of a scenario to values
+Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]  # settings and a seed each; their summaries
 KEY_LENGTH = 20  # hexadecimal digits: no two of a million cells are alike by chance
 MAX_PROBLEMS = 20
 _POLICY, _ROUTER = "policy.name", "cluster.router.name"

@@ -13,7 +13,7 @@ from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, li
 from simbatch.sim.report.page.page import PageTable, ReportPage, bands_table, settings_tables, trust_rows
 from simbatch.sim.scenario import resolve
 from simbatch.sim.tuning import Tuned
-from simbatch.sim.tuning.finalists import TriedSettings, setting_words
+from simbatch.sim.tuning.goal import TriedSettings, setting_words
 from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
 from simbatch.sim.tuning.recommend_report import all_notes, choices, doubts, evidence, not_enough, scenario_content
 from simbatch.sim.tuning.recommend_report import report as recommended_report

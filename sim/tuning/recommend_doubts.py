@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.metrics.registry import REGISTRY
-from simbatch.sim.search.bands import HEADLINES
-from simbatch.sim.tuning.finalists import Stand
+from simbatch.sim.search.bands import HEADLINES, Stand
 
 if TYPE_CHECKING:
     from simbatch.sim.tuning.recommend import BatchChoice, Recommendation

@@ -12,7 +12,7 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.engine import OURS
 from simbatch.sim.scenario.flags import serve_line
-from simbatch.sim.tuning.space import Settings
+from simbatch.sim.search.cells import Settings
 
 if TYPE_CHECKING:
     from simbatch.sim.tuning.recommend import Recommendation

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from simbatch.sim.report.loads import LoadComparison
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved
-    from simbatch.sim.search.bands import BandedCandidates
+    from simbatch.sim.search.compared import BandedCandidates
     from simbatch.sim.search.run import Watch
     from simbatch.sim.search.upgrade import Upgrade
 
@@ -152,7 +152,8 @@ def _banded(
     candidates: Mapping[str, Resolved], results: Mapping[str, Result], jobs: int, quiet: bool
 ) -> BandedCandidates:
     """Draw by draw, what each profile is in doubt about; the bands go into the summaries too."""
-    from simbatch.sim.search.bands import BandedCandidates, add_bands
+    from simbatch.sim.search.bands import add_bands
+    from simbatch.sim.search.compared import BandedCandidates
 
     drawn = {label: bands_shown(resolved, jobs=jobs, quiet=quiet) for label, resolved in candidates.items()}
     for label, each in drawn.items():
