@@ -22,9 +22,8 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.plan.demand import Demand, Verdict
 from simbatch.sim.plan.kinds import ReplicaKind
 from simbatch.sim.results import Experiment
-from simbatch.sim.results.runs import Summary
+from simbatch.sim.results.runs import Evaluate, Settings, Summary
 from simbatch.sim.scenario import Resolved, resolve
-from simbatch.sim.search.cells import Evaluate, Settings
 from simbatch.sim.tuning.goal import SEQS, TOKENS, Limit
 
 Found = TypeVar("Found")

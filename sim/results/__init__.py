@@ -21,6 +21,7 @@ from simbatch.sim.statistics import CONFIDENCE, mean_interval
 ALIKE = "Nothing to tell apart: every request fared alike under all candidates, in every run."
 
 C = TypeVar("C", bound=Hashable)  # how candidates are named: labels, settings, numbers of trials
+Place = tuple[C, float | None, int]  # candidate, load, seed
 
 
 class Experiment(Generic[C]):
@@ -35,12 +36,10 @@ class Experiment(Generic[C]):
         self._summaries: dict[tuple[C, float | None], dict[int, Summary]] = {}
 
     @classmethod
-    def of(
-        cls, places: Iterable[tuple[C, float | None, int]], summaries: Iterable[Summary], *, is_resampled: bool = False
-    ) -> Experiment[C]:
-        """Of a summary for each of `places`: candidate, load and seed."""
+    def of(cls, places: Iterable[Place[C]], found: Iterable[Summary], *, is_resampled: bool = False) -> Experiment[C]:
+        """A table of one summary for each of `places`."""
         experiment = cls(is_resampled=is_resampled)
-        for (candidate, load, seed), summary in zip(places, summaries, strict=True):
+        for (candidate, load, seed), summary in zip(places, found, strict=True):
             experiment.add(candidate, seed, summary, load)
         return experiment
 
@@ -105,9 +104,7 @@ class Experiment(Generic[C]):
 def _interval_of(name: str, values: Sequence[float | None], is_resampled: bool) -> dict[str, float | None]:
     """`name`, `name.low`, `name.high`."""
     known = [value for value in values if value is not None]
-    mean = low = high = None
-    if len(known) == len(values):
-        mean = known[0]
+    mean, low, high = known[0] if len(known) == len(values) else None, None, None
     if mean is not None and len(known) > 1:
         interval = mean_interval(known, is_resampled=is_resampled).within(*bounds_of(name))
         mean, low, high = interval.estimate, interval.low, interval.high

@@ -15,16 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, log
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from simbatch.sim.cost.uncertainty import PARTS, WORDS, deviations, factors, scaled, uncertainty_of
 from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE
 from simbatch.sim.metrics.run_figures import Metric
-from simbatch.sim.results.runs import Summary
+from simbatch.sim.results.runs import Evaluate, Settings, Summary
 from simbatch.sim.scenario import Resolved, Scenario, resolve
-
-if TYPE_CHECKING:
-    from simbatch.sim.search.cells import Evaluate, Settings
 
 NUM_DRAWS = 19
 NINE_IN_TEN = 1.645  # standard deviations to each side

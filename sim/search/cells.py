@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import json_text, write_text
 from simbatch.sim.plugins.policy import Policy
-from simbatch.sim.results.runs import Summary
+from simbatch.sim.results.runs import Settings, Summary
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
@@ -128,8 +128,6 @@ class CellStore:
             raise UserError(Problem(str(self.folder), rule, mend=mend)) from error
 
 
-Settings = dict[str, Any]  # dotted keys of a scenario to values
-Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]  # settings and a seed each; their summaries
 KEY_LENGTH = 20  # hexadecimal digits: no two of a million cells are alike by chance
 MAX_PROBLEMS = 20
 _POLICY, _ROUTER = "policy.name", "cluster.router.name"

@@ -17,9 +17,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, closing, contextmanager
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.runs import Summary, unread_in
+from simbatch.sim.results.runs import Settings, Summary, unread_in
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.search.cells import Cell, CellStore, Outcome, Settings, attempt, cells_of, failed_cell
+from simbatch.sim.search.cells import Cell, CellStore, Outcome, attempt, cells_of, failed_cell
 
 MAX_DEATHS = 3  # that a cell was suspected of, before it is run alone
 MAX_DEATHS_IN_A_ROW = 10

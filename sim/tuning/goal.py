@@ -25,12 +25,11 @@ from simbatch.sim.metrics.registry import (
     searchable,
 )
 from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
-from simbatch.sim.results.runs import Means, Runs
-from simbatch.sim.search.cells import Settings
 from simbatch.sim.statistics import paired_difference
 from simbatch.sim.workload.model import TrafficShape
 
 if TYPE_CHECKING:
+    from simbatch.sim.results.runs import Means, Runs, Settings
     from simbatch.sim.scenario.model import Scenario, SloSection
 
 METRICS = searchable()

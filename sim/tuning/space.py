@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import POLICIES
+from simbatch.sim.results.runs import Settings
 from simbatch.sim.scenario import Resolved, Scenario, resolve
 from simbatch.sim.scenario.policy import Range
-from simbatch.sim.search.cells import Settings
 from simbatch.sim.tuning.goal import SEQS, TOKENS, Limit
 
 Point = tuple[int, ...]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from simbatch.serving.options import policy_arguments, refuse_undoable
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import UserError
+from simbatch.sim.results.runs import Settings
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.engine import OURS
 from simbatch.sim.scenario.flags import serve_line
-from simbatch.sim.search.cells import Settings
 
 if TYPE_CHECKING:
     from simbatch.sim.tuning.recommend import Recommendation

@@ -92,8 +92,7 @@ def plan(
     requests per second. Without --limit, 99 % of the requests must keep FILE's SLO. Results go to DIR, by default
     results/<name of FILE>-plan.
     """
-    from simbatch.sim.plan.ask import checked
-    from simbatch.sim.plan.report import OWN_FILES
+    from simbatch.sim.plan.ask import OWN_FILES, checked
 
     if scheduler is not None and jobs != -1:
         raise UserError(Problem("--jobs", "says nothing to a cluster: its workers do", jobs, "leave it out"))
