@@ -16,6 +16,7 @@ from simbatch.cli import cli
 from simbatch.sim.cost.sections import GpuPower, kwh_per_million
 from simbatch.sim.errors import UserError
 from simbatch.sim.plan import FleetPlan, Rules, make_plan
+from simbatch.sim.plan.ask import FleetAnswer
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
 from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of, left_out, parse_prices, per_million
 from simbatch.sim.plan.report import content, report, serve_lines

@@ -27,7 +27,7 @@ from simbatch.sim.plan.search import ROUTERS
 from simbatch.sim.plan.words import sentence
 from simbatch.sim.report import style
 from simbatch.sim.report.page.page import page_writer
-from simbatch.sim.results.files import write_result
+from simbatch.sim.results.files import text_writer, write_result
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import seeds_of
 from simbatch.sim.scenario.presets import preset_of
@@ -196,9 +196,8 @@ class FleetAnswer:
             **page_writer(partial(page.plan_page, found), html=html),
         }
         if chosen is not None:
-            lines = "\n".join(report.serve_lines(found)) + "\n"
             writers["scenario.yaml"] = lambda path: write_yaml(path, report.scenario_content(found, chosen))
-            writers["serve.sh"] = lambda path: path.write_text(lines, encoding="utf-8") and None
+            writers["serve.sh"] = text_writer(lambda: "\n".join(report.serve_lines(found)) + "\n")
         if any(found.cost_per_hour(sizing) is not None for sizing in found.sizings):
             writers["plan.png"] = lambda path: page.write(path, found)
         versions = [found.demand.scenario.engine.simulated_version]

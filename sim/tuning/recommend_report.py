@@ -10,7 +10,7 @@ from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.uncertainty import NO_REAL_RUN, caveats
 from simbatch.sim.files import write_json, write_yaml
 from simbatch.sim.metrics.registry import SLO_SHARE, WITHIN_SLO, shown
-from simbatch.sim.results.files import Writers, write_result
+from simbatch.sim.results.files import Writers, text_writer, write_result
 from simbatch.sim.tables import table
 from simbatch.sim.text import number, percent
 from simbatch.sim.tuning.recommend import (
@@ -241,7 +241,7 @@ def save(found: Recommendation, folder: Path, more: Writers | None = None) -> li
     comment = f"{found.case.name} on {found.profile.name}, by simbatch recommend; for vllm serve --config {CONFIG_FILE}"
     writers = {
         "recommend.json": lambda path: write_json(path, content(found)),
-        CONFIG_FILE: lambda path: path.write_text(config_yaml(arguments(found), comment), encoding="utf-8") and None,
+        CONFIG_FILE: text_writer(lambda: config_yaml(arguments(found), comment)),
         "scenario.yaml": lambda path: write_yaml(path, scenario_content(found)),
         **(more or {}),
     }
