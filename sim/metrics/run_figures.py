@@ -244,6 +244,16 @@ class Metric:
         return self.kind == "share"
 
     @property
+    def scale(self) -> int:
+        """Times which it is drawn: shares as percents."""
+        return 100 if self.is_share else 1
+
+    @property
+    def unit(self) -> str:
+        """What an axis of it is called, for `scale` times the figure."""
+        return f"{self.title} (%)" if self.is_share else self.label
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """What values it can have: shares and Jain's index 0 to 1; times, counts and rates are not below 0."""
         return 0.0, 1.0 if self.kind in ("share", "index") else inf
@@ -257,7 +267,7 @@ class Metric:
         text = self.text(mean, decimals)
         if mean is None or low is None or high is None:
             return text
-        return f"{text} {plus_minus(mean, low, high, max(self.decimals, decimals), 100 if self.is_share else 1)}"
+        return f"{text} {plus_minus(mean, low, high, max(self.decimals, decimals), self.scale)}"
 
     def named(self) -> dict[str, str | None]:
         """What compare.json says of it."""

@@ -69,7 +69,7 @@ def _answer(plan: FleetPlan) -> Iterator[tuple[str, str]]:
 def _cost_chart(plan: FleetPlan, each: Limit) -> PageChart:
     """Cost of every shape against one figure that is limited; without prices its GPUs."""
     has_prices = any(plan.cost_per_hour(sizing) is not None for sizing in plan.sizings)
-    traces, scale = [], 100 if each.metric.is_share else 1
+    traces, scale = [], each.metric.scale
     for i, sizing in enumerate(plan.ranked):
         cost = plan.cost_per_hour(sizing) if has_prices else plan.rules.paid_gpus(sizing)
         value = None if sizing.verdict is None else sizing.verdict.values[each.metric.key]
@@ -80,13 +80,12 @@ def _cost_chart(plan: FleetPlan, each: Limit) -> PageChart:
         name = fleet_label(plan, sizing)
         hover = "%{x:,.2f}, %{y:,.4~g}"
         traces.append(points(name, [cost], [scale * value], colour, hover, marker=look))
-    unit = f"{each.metric.title} (%)" if each.metric.is_share else each.metric.label
     x = "cost of the fleet ($/h)" if has_prices else "GPUs of the fleet"
     note = "A star is what is recommended." if traces else "No shape keeps the limits."
     (_, most), (_, high) = span(traces, "x"), span(traces, "y")
     traces.append(limit(str(each), [0, most], [scale * each.bound] * 2))
     is_log = is_wide(min(high, scale * each.bound), max(high, scale * each.bound))
-    return PageChart(f"{each.metric.title} and cost", x, [Panel(unit, traces, is_log=is_log)], note)
+    return PageChart(f"{each.metric.title} and cost", x, [Panel(each.metric.unit, traces, is_log=is_log)], note)
 
 
 def _cost_bars(plan: FleetPlan) -> Iterator[PageChart]:

@@ -84,7 +84,8 @@ def write_sessions(path: Path, result: MeasuredRun) -> None:
         for statistic, colour in (("p99", style.PALETTE[1]), ("mean", style.PALETTE[0])):
             values = [row[f"{statistic}_ttft_ms"] for row in enough]
             _line(ttft, turns, values, color=colour, label=statistic)
-        _ms_axis(ttft)
+        ttft.set_ylim(bottom=0)
+        style.say_values(ttft.yaxis)
         ttft.set_title("TTFT of the turn")
         ttft.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0)
         _line(hits, turns, [row["cached_tokens_share"] for row in enough], scale=100, color=style.PALETTE[2])
@@ -99,11 +100,3 @@ def write_sessions(path: Path, result: MeasuredRun) -> None:
 def _line(axes: Axes, turns: list[int], values: list[float | None], *, scale: float = 1, **look: Any) -> None:
     points = np.array([np.nan if value is None else value * scale for value in values], dtype=np.float64)
     axes.plot(turns, points, marker="o", markersize=3.5, linewidth=1.4, **look)
-
-
-def _ms_axis(axes: Axes) -> None:
-    """Times from 0 on, as a person says them."""
-    from matplotlib.ticker import FuncFormatter
-
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.duration_text(value)))
