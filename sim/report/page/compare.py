@@ -275,10 +275,10 @@ def _load_chart(over: OverLoads, metric: Metric) -> PageChart:
     """A curve a candidate, with its intervals, and the SLO's line."""
     colours, traces, drawn = style.colours(over.labels), [], []
     for label, found in over.points(metric).items():
-        columns = [
-            [None if value is None else metric.scale * value for value in (p.mean, p.low, p.high)] for p in found
-        ]
-        mean, low, high = ([column[i] for column in columns] for i in range(3))
+        mean, low, high = (
+            [None if (value := getattr(point, end)) is None else metric.scale * value for point in found]
+            for end in ("mean", "low", "high")
+        )
         whiskers = around(mean, low, high)
         others = {"mode": "lines+markers", **({"error_y": whiskers} if whiskers else {})}
         traces.append(line(label, over.rates, mean, colours[label], "%{y:,.4~g} at %{x:g}", **others))
