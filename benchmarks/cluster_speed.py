@@ -38,13 +38,12 @@ from benchmarks.engine_speed import AZURE, HOST, Repeated, azure_scenario, devic
 from simbatch.policies import EngineView, Plan, Policy, RequestView
 from simbatch.policies.priority import Priority
 from simbatch.policies.vllm import VLLM
-from simbatch.sim import engine
+from simbatch.routers.testing import random_cluster
+from simbatch.sim import engine, is_compiled
 from simbatch.sim.clock import PS_PER_MS, to_ps
-from simbatch.sim.compiled import is_compiled
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import Member, run_cluster
 from simbatch.sim.plugins.router import ROUTERS
-from simbatch.sim.plugins.testing.cases import random_cluster
 from simbatch.sim.report.result import Result
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.resolved import Resolved

@@ -27,9 +27,8 @@ from typing import Any
 
 import simpy
 
-from simbatch.sim import engine
+from simbatch.sim import engine, is_compiled
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.compiled import is_compiled
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.resolved import Resolved

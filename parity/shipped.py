@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from simbatch import Scenario, simulate
-from simbatch.sim.compiled import is_compiled
+from simbatch.sim import is_compiled
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scenario.presets import shipped_scenarios
 

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -15,12 +17,50 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.engine.record import FINISHED, REJECTED
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.engine import run
+from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
 from simbatch.sim.plugins.policy import POLICIES, Policy
-from simbatch.sim.plugins.testing import BrokenRuleError, Checked, Rule, TriedCase, check, determinism, spans
-from simbatch.sim.plugins.testing.cases import EngineCase, random_engine
+from simbatch.sim.plugins.testing import (
+    BrokenRuleError,
+    Checked,
+    ListSource,
+    Rule,
+    TriedCase,
+    check,
+    determinism,
+    in_sessions,
+    random_config,
+    random_cost,
+    random_source,
+    spans,
+)
+from simbatch.sim.scheduler.config import EngineConfig
 
 TOLERANCE_S = 1e-9  # seconds are floats
+
+
+@dataclass(frozen=True)
+class EngineCase:
+    """An engine and its requests."""
+
+    config: EngineConfig
+    cost: CostModel
+    source: ListSource
+
+    def run(self, policy: Policy, *, spans: bool = True) -> RunRecord:
+        """Simulate it, every step kept."""
+        return run(self.config, self.cost, policy, self.source, steps=True, spans=spans)
+
+
+def random_engine(policy: Policy, seed: int) -> EngineCase:
+    """Any engine that the policy may meet."""
+    rng = random.Random(seed)
+    config, cost = random_config(rng, policy), random_cost(rng)
+    source = random_source(rng, config.max_model_len)
+    return EngineCase(config, cost, in_sessions(source, seed) if seed % 4 == 3 else source)
+
+
 Trial = TriedCase[EngineCase]
 
 

@@ -5,23 +5,28 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.interpreter import beside
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 
 @contextmanager
@@ -93,6 +98,50 @@ def yaml_text(content: Mapping[str, Any]) -> str:
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """The text of `yaml_text`, for a writer of `write_all`."""
     path.write_text(yaml_text(content), encoding="utf-8")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Numbers to their last digit, nothing where there is none, mappings and lists as JSON."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([[_cell_text(value) for value in row] for row in rows])
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A Parquet file, each column of the narrowest type that holds all its values."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({name: _typed([row[i] for row in rows]) for i, name in enumerate(columns)}), path)
+
+
+def _typed(values: list[Any]) -> pa.Array[Any]:
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds <= {bool}:
+        return pa.array(values, pa.bool_() if kinds else pa.float64())
+    if kinds <= {int, float}:
+        return pa.array(values, pa.int64() if kinds == {int} else pa.float64())
+    return pa.array([None if value is None else _cell_text(value) for value in values], pa.string())
+
+
+def _cell_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def data_frame(table: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame:
+    """Rows, or columns by name, as a DataFrame; ImportError that says what to do where pandas is missing."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ImportError("to_pandas() needs pandas, which is not installed: pip install pandas") from None
+    return pd.DataFrame(table)
 
 
 def plain(value: Any) -> Any:

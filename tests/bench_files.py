@@ -17,6 +17,7 @@ import pytest
 from simbatch import Scenario, simulate
 from simbatch.sim.engine.record import StepRow
 from simbatch.sim.report.result import Result
+from simbatch.sim.streams import Streams
 from tests import Done, run_command
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -102,6 +103,20 @@ def vllm(result: Result, **changes: Any) -> dict[str, Any]:
         "errors": [""] * len(requests),
     }
     return {key: value for key, value in (bench | changes).items() if value is not None or key not in changes}
+
+
+def vllm_of_streams(streams: Streams, model: str = "org/planted-8B") -> dict[str, Any]:
+    """As `vllm bench serve --save-detailed` writes requests down whose streams are known."""
+    parts = [streams.time_s[a:b] for a, b in zip(streams.first[:-1], streams.first[1:], strict=True)]
+    return {
+        "model_id": model,
+        "max_concurrency": streams.max_concurrency,
+        "start_times": streams.sent_s.tolist(),
+        "ttfts": [float(part[0] - sent) for part, sent in zip(parts, streams.sent_s, strict=True)],
+        "itls": [np.diff(part).tolist() for part in parts],
+        "input_lens": streams.num_prompt_tokens.tolist(),
+        "output_lens": streams.num_output_tokens.tolist(),
+    }
 
 
 def sglang(result: Result, **changes: Any) -> dict[str, Any]:

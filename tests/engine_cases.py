@@ -20,7 +20,7 @@ from simbatch.sim.cost.step_time import Ratios, StepNoise
 from simbatch.sim.engine import run, stepwise
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.plugins.policy import POLICIES, EngineView, Policy, RequestView
-from simbatch.sim.plugins.testing.cases import MS, ListSource, Row, random_config, random_cost, random_source
+from simbatch.sim.plugins.testing import MS, ListSource, Row, random_config, random_cost, random_source
 from simbatch.sim.scheduler.config import EngineConfig
 
 __all__ = ["MS", "Case", "ListSource", "Row", "itl_ps", "random_case"]

@@ -88,6 +88,10 @@ def lognormal(mean: float, cv: float, longest: int) -> Lengths:
     return {"distribution": "lognormal", "mean": mean, "cv": cv, "max": longest}
 
 
+def fixed(mean: int) -> Lengths:
+    return {"distribution": "fixed", "mean": mean}
+
+
 def uniform(low: int, high: int) -> Lengths:
     return {"distribution": "uniform", "min": low, "max": high}
 

@@ -257,8 +257,6 @@ def test_a_setting_in_two_spellings_is_one_too_many() -> None:
 def test_groups_of_a_cluster_are_read_alike() -> None:
     cluster = {"groups": [{"replicas": 2, "engine": {"no-async-scheduling": True}}]}
     read = scenario_with_keys({}, cluster=cluster).cluster
-    assert read is not None
-    assert read.groups is not None
     assert read.groups[0].engine.async_scheduling is False
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from simbatch.cli import BROKEN_PIPE
-from simbatch.sim.compiled import is_compiled
+from simbatch.sim import is_compiled
 from tests import exit_code as run
 
 ROOT = Path(__file__).parents[1]
@@ -199,6 +199,7 @@ def test_compare_profiles() -> None:
             ["compare", "small.yaml"],
             "compare: needs at least two policies, profiles, routers or versions of vLLM",
         ),
+        (["compare", "small.yaml", "--policy", "fixt"], "--policy: no such policy (got 'fixt'); did you mean fixed?"),
         (["compare", "small.yaml", "--policy", "fixed"], "for example: --policy fixed --policy adaptive"),
         (["compare", "small.yaml", "--policy", "fixed", "--policy", "fixed"], "error: --policy: is named twice"),
         (["compare", "small.yaml", "--profile", "a.json", "--profile", "b"], "error: "),

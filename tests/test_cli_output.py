@@ -189,7 +189,6 @@ def test_progress_is_lines_where_there_is_no_terminal(
     seconds = iter([0.0, 5.0, 12.0, 24.0])
     monkeypatch.setattr("simbatch.cli._output.time", SimpleNamespace(monotonic=lambda: next(seconds)))
     with progress_of("tune", 100, quiet=False) as tell:
-        assert tell is not None
         for ended in (10, 20, 60):
             tell(ended)
     assert capsys.readouterr().err == "tune: 20 of 100, 48 s left\ntune: 60 of 100, 16 s left\n"

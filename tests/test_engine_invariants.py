@@ -104,7 +104,6 @@ def test_tokens_leave_in_order(seed: int) -> None:
         assert sent_ps >= step.updated_ps
     leapt = timed_case(seed).run()
     rows = leapt.tokens
-    assert rows is not None
     ends = rows["start_ps"] + rows["num_steps"] * rows["duration_ps"]
     ends += rows["slope_ps"] * (rows["num_steps"] * (rows["num_steps"] - 1) // 2)
     assert np.array_equal(ends[:-1], rows["start_ps"][1:])

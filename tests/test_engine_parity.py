@@ -17,7 +17,7 @@ from parity.case_traffic import CaseTraffic
 from parity.check import first_difference, load, main, recordings
 from parity.recording import CaseLines
 from simbatch.policies.vllm import VLLM
-from simbatch.sim.compiled import is_compiled
+from simbatch.sim import is_compiled
 from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine.replica import Replica

@@ -124,11 +124,9 @@ def test_the_steps_of_a_life_have_their_times_on_host_and_device(tmp_path: Path)
     host = {"launch": {"graph": {"base_s": 0.002}, "piecewise": {"base_s": 0.004}}, "update": {"base_s": 0.001}}
     timed = plain.override({"profile.host": host})
     rows = simulate(timed, steps=True).record.steps
-    assert rows is not None
     told = [event for event in life(timed, "1") if event.schedule_s is not None]
     assert [event.what for event in told[:2]] == ["admitted: 40 tokens computed", "decodes a token"]
     for event in told:
-        assert event.step is not None
         row = rows[event.step]
         times_ps = row.schedule_ps, row.launched_ps, row.end_ps, row.updated_ps
         assert (event.schedule_s, event.launched_s, event.end_s, event.updated_s) == tuple(t / 1e12 for t in times_ps)

@@ -73,9 +73,7 @@ def test_the_file_of_host_times_serves_any_scenario() -> None:
     content = {"profile": PROFILE, "engine": ENGINE, "workload": WORKLOAD, "host": {"from": str(HOST_FILE)}}
     resolved = resolve(Scenario.from_dict(content))
     assert resolved.host_profile == "h100-host"
-    assert resolved.engine.host is not None
     assert resolved.engine.host.none.base_ps == 24_300_000_000
-    assert resolved.engine.front_end is not None
     assert resolved.engine.front_end.network_ps == 8_000_000_000
     assert resolved.host_noise() is not None
 

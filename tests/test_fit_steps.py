@@ -51,7 +51,6 @@ def test_what_was_planted_is_given_back(seed: int, has_device: bool) -> None:
     assert host["update"]["per_seq_s"] == pytest.approx(1e-5, rel=0.05)
     assert host["admit"]["base_s"] == pytest.approx(3e-4, rel=0.15)
     gaps = found.sections.fit.gaps
-    assert gaps is not None
     assert abs(gaps.total) < 0.01
     assert gaps.error_ms < 0.05 * gaps.mean_ms
     assert found.sections.fit.has_device_times == has_device
@@ -73,7 +72,6 @@ def test_the_true_times_replay_their_own_record(tmp_path: Path) -> None:
     given = server(6)  # without spread
     path = write_recorded(tmp_path / "steps.jsonl", served(given, 3, 6, 60), given, has_device=True)
     run, true = moments_of(read_steps(path)), load_profile(given.profile, folder=Path())
-    assert true.host is not None
     errors = errors_of([gaps_of(run, true.cost_model(), true.host)])
     assert errors.error_ms < 0.01 * errors.mean_ms  # admissions are not in the replay
     assert abs(errors.total) < 1e-3
@@ -222,7 +220,6 @@ def test_layers_with_a_window_are_told_from_those_that_see_all():
     truth = TwoRegimeStepTime.model_validate({**TRUTH.model_dump(), "window": layers})
     measured = [(steps, predict_s(truth.cost_model(), steps)) for steps in samples(seed=1)]
     found = fit_two_regime(*measured, [1, 64, 256], [16, 256, 272, 2048], 1024)
-    assert found.window is not None
     for key, value in layers.items():
         assert getattr(found.window, key) == pytest.approx(value, rel=1e-2), key
     assert found.decode.per_context_token_s == pytest.approx(1.5e-7, rel=1e-2)

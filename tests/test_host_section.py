@@ -72,11 +72,9 @@ def test_front_end_false_takes_it_away() -> None:
 def test_kernel_tables_have_both_assumed() -> None:
     for name, graph_ps in (("h100-llama-3.1-8b-bf16", 2_700_000_000), ("h100-llama-2-70b-bf16-tp8", 3_800_000_000)):
         resolved = resolve(scenario(name))
-        assert resolved.engine.host is not None
         assert resolved.engine.host.graph.base_ps == graph_ps  # the floor grows with the GPUs
         assert resolved.engine.front_end is not None
         assert resolved.engine.max_capture_size == 512
-        assert resolved.profile.host is not None
         assert resolved.profile.host.assumed
 
 
@@ -166,9 +164,7 @@ def test_a_wrong_host_is_named(arguments: list[str], answer: str, capsys: pytest
 
 
 def draws(seed: int = 7, replica: int = 0) -> LaunchDraws:
-    found = Spread.model_validate(HOST["spread"]).draws(seed, replica)
-    assert found is not None
-    return found
+    return Spread.model_validate(HOST["spread"]).draws(seed, replica)
 
 
 def test_draws_are_those_that_were_recorded() -> None:
@@ -219,8 +215,6 @@ def test_another_seed_or_replica_draws_otherwise(other: Callable[[], LaunchDraws
 def test_draws_come_with_the_run_unless_switched_off() -> None:
     profile = INLINE | {"host": HOST}
     here, there = (resolve(scenario(profile, seed=7)).host_noise() for _ in range(2))
-    assert here is not None
-    assert there is not None
     assert [here.launch_ps(US, "none") for _ in range(9)] == [there.launch_ps(US, "none") for _ in range(9)]
     assert resolve(scenario(profile, engine={"host_noise": False})).host_noise() is None
     no_spread = {key: value for key, value in HOST.items() if key != "spread"}

@@ -175,7 +175,6 @@ def test_a_file_holds_the_command(text: str, gpu: tuple[str, ...], capsys: pytes
     assert scenario.engine.max_num_seqs == 40
     assert "hf_secret" not in Path("made.yaml").read_text()
     if text == MANIFEST:
-        assert scenario.cluster is not None
         assert scenario.cluster.replicas == 3
     if text == CONFIG:
         assert scenario.engine.enforce_eager
@@ -260,7 +259,6 @@ def test_presets_of_sessions_begin_so_many_that_their_turns_come_at_the_rate(
     assert own_requests_per_s(scenario) == pytest.approx(2, rel=0.25)  # its few sessions' turns, by chance
     assert "Assumed: " in Path("made.yaml").read_text()
     few = scenario.override({"workload.sessions.num_sessions": 4})
-    assert few.workload.sessions is not None
     assert few.workload.sessions.max_context == 32768
     result = simulate(few)
     assert result.summary["failed"] == 0
@@ -272,7 +270,6 @@ def test_a_trace_is_brought_to_the_rate_that_is_asked_for(capsys: pytest.Capture
     Path("mine.csv").write_text("request_id,arrival_s,num_prompt_tokens,num_output_tokens\n" + rows)
     init(capsys, f"vllm serve {LLAMA}", "--gpu", "h100", "--trace", "mine.csv", "--rate", "2")
     trace = Scenario.load("made.yaml").workload.trace
-    assert trace is not None
     assert (trace.path, trace.rate_scale) == ("mine.csv", 0.5)
 
 

@@ -47,7 +47,6 @@ def test_the_knee_is_the_corner() -> None:
     cost = [10, 11, 12, 13, 20, 40, 80]
     gain = [100, 200, 400, 800, 820, 840, 860]
     knee = find_knee(gain, cost)
-    assert knee is not None
     assert (gain[knee.index], knee.distance > 0.5) == (800, True)
 
 
@@ -56,8 +55,6 @@ def test_units_do_not_move_the_knee(milli: float, kilo: float) -> None:
     cost = [10.0, 12.0, 15.0, 30.0, 90.0]
     gain = [1.0, 4.0, 9.0, 11.0, 12.0]
     knee, other = find_knee(gain, cost), find_knee([g * kilo for g in gain], [c * milli for c in cost])
-    assert knee is not None
-    assert other is not None
     assert knee.index == other.index == 2
 
 
@@ -82,7 +79,6 @@ def test_axes_are_linear_for_tune_and_profile_alike() -> None:
     gain = [59.7, 114.2, 223.5, 426.2, 762.4, 1194.8, 1642.2, 1763.4]
     cost = [16.7, 17.9, 18.8, 19.7, 21.4, 27.9, 40.9, 56.0]
     knee = find_knee(gain, cost)
-    assert knee is not None
     assert seats[knee.index] == 32
     scaled = [
         (g - gain[0]) / (gain[-1] - gain[0]) - (c - cost[0]) / (cost[-1] - cost[0])
@@ -98,12 +94,9 @@ def test_axes_are_linear_for_tune_and_profile_alike() -> None:
 
 def test_points_that_another_beats_do_not_count() -> None:
     knee, beaten = find_knee([1, 8, 10], [1, 2, 9]), find_knee([1, 0.5, 8, 7, 10], [1, 3, 2, 9, 9])
-    assert knee is not None
-    assert beaten is not None
     assert (knee.index, beaten.index, knee.distance) == (1, 2, beaten.distance)
 
 
 def test_figures_of_zero_are_taken_as_any_other() -> None:
     knee = find_knee([0, 8, 10], [0, 1, 10])
-    assert knee is not None
     assert knee.index == 1

@@ -167,9 +167,7 @@ def test_it_says_what_it_is_made_of(h100):
         "simbatch profiles import --from aiconfigurator-core --model meta-llama/Meta-Llama-3.1-8B --gpu H100 -o p.json"
     )
     assert (h100.licence, h100.vllm_version) == ("Apache-2.0", "0.24.0")
-    assert h100.error is not None
     assert h100.error.against == "tables"
-    assert h100.host is not None
     assert h100.host.assumed
 
 

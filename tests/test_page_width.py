@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from simbatch.sim.tables import table
-from simbatch.sim.text import wrapped
+from simbatch.sim.text import table, wrapped
 from tests import exit_code
 from tests.test_report_page import with_files
 

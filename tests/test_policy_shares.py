@@ -17,7 +17,7 @@ from simbatch.policies.memory_aware import MemoryAware
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
-from simbatch.sim.plugins.testing.cases import ListSource
+from simbatch.sim.plugins.testing import ListSource
 from simbatch.sim.scheduler.config import EngineConfig
 from tests.engine_cases import MS, Row
 from tests.sweep_cases import serving, under, uniform

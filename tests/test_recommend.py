@@ -223,6 +223,7 @@ def test_the_same_on_one_process_and_on_two(tmp_path, capsys):
         (["--profile", PROFILE, "--jobs", "0"], "--jobs"),
         ([], "--profile: is needed without --scenario"),
         (["--scenario", "steady", "--preset", "chat"], "FILE has its traffic"),
+        (["--gpu", "h100"], "A GPU comes with its profile: --profile NAME (`simbatch profiles list --gpu G` has"),
     ],
 )
 def test_mistakes_are_said_at_once(flags, message, tmp_path, capsys):

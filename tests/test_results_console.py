@@ -12,8 +12,7 @@ from simbatch.sim.metrics.columns import SloLimits
 from simbatch.sim.report import run_pictures
 from simbatch.sim.report.result import Result
 from simbatch.sim.report.style import duration_text
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, percent
+from simbatch.sim.text import number, percent, table
 from tests.results_records import MS, REJECTED, S, Toy, back_to_back, build, facts
 
 BLOCK = """\

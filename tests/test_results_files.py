@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from simbatch import Scenario, simulate
-from simbatch.sim.compiled import is_compiled
+from simbatch.sim import is_compiled
 from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.columns import SloLimits
 from simbatch.sim.report.result import Result

@@ -12,11 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simbatch.policies.vllm import VLLM
+from simbatch.routers.testing import random_cluster
 from simbatch.sim.cost.model import LinearCost
 from simbatch.sim.engine import run
 from simbatch.sim.engine.gateway import GatewayReplica, GatewayRequest
 from simbatch.sim.engine.record import FINISHED, REJECTED, RunRecord
-from simbatch.sim.plugins.testing.cases import MS, ListSource, in_sessions, random_cluster
+from simbatch.sim.plugins.testing import MS, ListSource, in_sessions
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.workload.turns import CycleError, Turns, turns_of, whole_prompts

@@ -31,9 +31,8 @@ from benchmarks.architecture import (
     picture,
     rooms,
 )
-from simbatch import UserError
+from simbatch import UserError, sim
 from simbatch.cli import cli
-from simbatch.sim import compiled
 from simbatch.sim.engine import leap
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -127,15 +126,15 @@ def test_a_source_that_has_changed_since_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     source = tmp_path / "engine" / "leap.py"
     source.write_text("a = 1\n")
-    compiled.check(tmp_path)  # nothing is compiled here
-    (tmp_path / compiled.SOURCES).write_text(json.dumps({"engine/leap.py": sha256(b"a = 1\n").hexdigest()}))
-    compiled.check(tmp_path)
+    sim.check_compiled(tmp_path)  # nothing is compiled here
+    (tmp_path / sim.COMPILED).write_text(json.dumps({"engine/leap.py": sha256(b"a = 1\n").hexdigest()}))
+    sim.check_compiled(tmp_path)
     source.write_text("a = 2\n")
     with pytest.raises(UserError, match=r"leap\.py: has changed since it was compiled.*make fast"):
-        compiled.check(tmp_path)
+        sim.check_compiled(tmp_path)
 
 
 def test_the_version_says_what_runs() -> None:
     shown = CliRunner().invoke(cli, ["--version"]).output
-    assert shown.rstrip().endswith("(compiled)" if compiled.is_compiled() else "(interpreted)")
-    assert compiled.is_compiled() == (not str(leap.__file__).endswith(".py"))
+    assert shown.rstrip().endswith("(compiled)" if sim.is_compiled() else "(interpreted)")
+    assert sim.is_compiled() == (not str(leap.__file__).endswith(".py"))

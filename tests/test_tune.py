@@ -17,7 +17,7 @@ from simbatch.sim.tuning import Tuned, tune, tune_files
 from simbatch.sim.tuning.goal import SEQS, TOKENS, Goal, Limit, metric_of
 from simbatch.sim.tuning.space import Axis, Space, axes_of, default_axes, seat_counts
 from simbatch.sim.tuning.tune_files import content, picture_axes
-from simbatch.sim.tuning.vllm_flags import policy_refusal, set_flags, vllm_serve
+from simbatch.sim.tuning.vllm_flags import policy_refusal, set_flags, simbatch_run, vllm_serve
 
 SCENARIO: dict[str, Any] = {
     # every decode costs, so that seats buy throughput with latency: 10 ms and 1 ms for each
@@ -184,6 +184,11 @@ def test_flags_say_what_is_set() -> None:
         "--scheduler-cls simbatch.vllm_scheduler.PolicyScheduler "
         """--additional-config '{"simbatch": {"policy": {"name": "adaptive", "target_tpot_ms": 40.0}, """
         """"profile": "rtx4090-llama-3.1-8b-bf16"}}'"""
+    )
+    assert simbatch_run(scenario(), settings) == f"simbatch run FILE {set_flags(settings)}"  # of plain data
+    changed = Scenario.load("bursty").with_profile("my h100.json").override({SEQS: 4, "slo": None, "seed": 7})
+    assert simbatch_run(changed, {SEQS: 48}) == (
+        "simbatch run bursty --set 'profile=my h100.json' --set engine.max_num_seqs=48 --set slo=null --set seed=7"
     )
     graphs = {"engine.cudagraph_capture_sizes": [1, 2, 4], "engine.api_server_count": 2, "engine.host_noise": False}
     assert vllm_serve(base, graphs).endswith(" --cudagraph-capture-sizes 1 2 4 --api-server-count 2")

@@ -144,31 +144,6 @@ def test_where_no_seed_changes_anything_there_is_one_run_a_rate() -> None:
     assert "the seed changes nothing here, so one run says it all" in report(found)
 
 
-def test_how_many_users_at_once() -> None:
-    """A turn is a step of 10 ms, and a user thinks for 90 ms: N users wait (10 N - 90) ms each; 14 of them 50 ms."""
-    data: dict[str, Any] = {
-        "profile": {"num_gpu_blocks": 2000, "max_model_len": 1024, "step_time": {"base_s": SERVICE_S}},
-        "engine": {"max_num_seqs": 1},
-        "workload": {
-            "sessions": {
-                "num_sessions": 60,
-                "concurrency": 4,
-                "turns": {"distribution": "fixed", "mean": 30},
-                "new_tokens": {"distribution": "fixed", "mean": 4},
-                "output_len": {"distribution": "fixed", "mean": 1},
-                "think_time_s": 0.09,
-            }
-        },
-    }
-    scenario = Scenario.from_dict(data)
-    found = capacity(scenario, "simbatch.sessions.median_later_ttft_ms=55", replications=1)
-    assert found.bound is not None
-    assert (found.bound.rate, found.load.words) == (14, "users")
-    assert found.settings(14) == {"workload.sessions.concurrency": 14}
-    assert "Capacity: 14 users; with more the limits are broken." in report(found)
-    assert content(found, 1)["set"] == "--set workload.sessions.concurrency=14"
-
-
 FILE = """
 profile: {num_gpu_blocks: 2000, step_time: {base_s: 0.01, per_decode_seq_s: 0.001}}
 workload: {num_prompts: 60, arrival: {process: all_at_once}, prompt_len: {distribution: fixed, mean: 20},

@@ -12,85 +12,58 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simbatch import simulate
+from simbatch.sim.cost.by_name import shipped_text
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.reading.document import MAX_VALUES, parse_document
 from simbatch.sim.scenario.reading.syntax import parse_plain
 from tests import exit_code, run_command
 from tests.test_docs import blocks, checkout
-from tests.wrong_rules import ALL
-from tests.wrong_scenarios import GOOD, Wrong, in_profile
 
+GOOD = """\
+profile: {num_gpu_blocks: 1000, step_time: {base_s: 0.01}}
+workload:
+  num_prompts: 10
+  request_rate: 3
+  prompt_len: {distribution: fixed, mean: 10}
+  output_len: {distribution: lognormal, mean: 10, cv: 1}
+"""
+WRONG: list[dict[str, Any]] = yaml.safe_load(
+    (Path(__file__).parent / "wrong_scenarios.yaml").read_text(encoding="utf-8")
+)
 HELPER = "def half(request):\n    return request.num_tokens / 2\n"
 WHERE = {
-    "a line of its own": (
-        "def order(self, request):\n        return 1 / 0",
-        "p.py:8",
-        "return 1 / 0",
-        "ZeroDivisionError",
-    ),
-    "a view of ours": (
-        "def seats(self, engine):\n        return engine.blocks_freed_by(None)",
-        "p.py:8",
-        "return engine.blocks_freed_by(None)",
-        "AttributeError",
-    ),
-    "an installed package": (
-        "def order(self, request):\n        return np.linalg.inv(np.zeros((2, 2)))",
-        "p.py:8",
-        "return np.linalg.inv(np.zeros((2, 2)))",
-        "LinAlgError",
-    ),
-    "a module beside it": (
-        "def order(self, request):\n        return half(request)",
-        "helper.py:2",
-        "return request.num_tokens",
-        "",
-    ),
-    "before the run": (
-        "def start(self, engine):\n        raise KeyError('k')",
-        "p.py:8",
-        "raise KeyError",
-        "start() failed",
-    ),
-    "when it is made": (
-        "def __post_init__(self):\n        raise KeyError('k')",
-        "p.py:8",
-        "raise KeyError",
-        "the policy cannot be made",
-    ),
-    "when it is read": ("x = 1 / 0", "p.py:7", "x = 1 / 0", "the policy's file cannot be run: ZeroDivisionError"),
-    "no Python": ("def order(self, request:", "p.py:7", "def order(self, request:", "SyntaxError"),
-    "an answer": ("def seats(self, engine):\n        return -1", "p.py:7", "", "seats() must be a whole number from 1"),
+    "a line of its own": ("def order(self, request):\n        return 1 / 0", "ZeroDivisionError"),
+    "a view of ours": ("def seats(self, engine):\n        return engine.blocks_freed_by(None)", "AttributeError"),
+    "an installed package": ("def order(self, r):\n        return np.linalg.inv(np.zeros((2, 2)))", "LinAlgError"),
+    "a module beside it": ("def order(self, request):\n        return half(request)", ""),
+    "before the run": ("def start(self, engine):\n        raise KeyError('k')", "start() failed"),
+    "when it is made": ("def __post_init__(self):\n        raise KeyError('k')", "the policy cannot be made"),
+    "when it is read": ("x = 1 / 0", "the policy's file cannot be run: ZeroDivisionError"),
+    "no Python": ("def order(self, request:", "SyntaxError"),
+    "an answer": ("def seats(self, engine):\n        return -1", "seats() must be a whole number from 1"),
 }
+ELSEWHERE = {"a module beside it": ("helper.py:2", "return request.num_tokens"), "an answer": ("p.py:7", "")}
 
 
-@pytest.mark.parametrize(("body", "place", "line", "words"), WHERE.values(), ids=WHERE)
-def test_the_user_s_line_is_named(
-    body: str, place: str, line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("case", WHERE)
+def test_the_user_s_line_is_named(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the last one of the body but where another is at fault, or the answer of a whole method."""
+    body, words = WHERE[case]
+    *_, last = lines = body.split("\n")
+    place, line = ELSEWHERE.get(case, (f"p.py:{6 + len(lines)}", last.strip()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(__import__("sys").modules, "helper", raising=False)
     Path("helper.py").write_text(HELPER)
     head = "import numpy as np\nfrom helper import half\nfrom simbatch import Policy\n\n\nclass Mine(Policy):\n    "
     Path("p.py").write_text(f"{head}{body}\n")
-    scenario = Scenario.from_dict(
-        {
-            "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}},
-            "policy": {"name": "p.py:Mine"},
-            "workload": {
-                "num_prompts": 5,
-                "request_rate": 1,
-                "prompt_len": {"distribution": "fixed", "mean": 20},
-                "output_len": {"distribution": "fixed", "mean": 20},
-            },
-        }
-    )
+    scenario = Scenario.from_dict(yaml.safe_load(GOOD) | {"policy": {"name": "p.py:Mine"}})
     with pytest.raises(UserError) as raised:
         simulate(scenario)
     [problem] = raised.value.problems
@@ -134,25 +107,29 @@ def test_the_page_from_idea_to_figure(checkout: Path, capsys: pytest.CaptureFixt
     assert (checkout / "results" / "long_prompts-loads" / "loads.pdf").read_bytes().startswith(b"%PDF")
 
 
-PROFILES = Path(__file__).parents[1] / "profiles"
+def text_of(wrong: dict[str, Any]) -> str:
+    """The scenario's file."""
+    if "text" in wrong:
+        return str(wrong["text"])
+    return GOOD.replace(*wrong.get("replace", ("", ""))) + (f"{wrong['add']}\n" if "add" in wrong else "")
 
 
-@pytest.mark.parametrize("wrong", ALL, ids=lambda wrong: wrong.name)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong["name"])
 def test_answer_says_where_what_which_and_how(
-    wrong: Wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wrong: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("wrong.yaml").write_text(wrong.text, encoding="utf-8")
+    Path("wrong.yaml").write_text(text_of(wrong), encoding="utf-8")
     with pytest.raises(UserError) as caught:
         resolve(Scenario.load("wrong.yaml"))
     lines = [str(problem) for problem in caught.value.problems]
-    start = "wrong.yaml" + wrong.place
-    answer = next((line for line in lines if line.startswith(start) and wrong.rule in line), "")
-    assert answer, f"no problem at {start} with {wrong.rule!r} in {lines}"
-    assert wrong.mend in answer
-    if wrong.value:
+    start = "wrong.yaml" + wrong["place"]
+    answer = next((line for line in lines if line.startswith(start) and wrong["rule"] in line), "")
+    assert answer, f"no problem at {start} with {wrong['rule']!r} in {lines}"
+    assert wrong.get("mend", "") in answer
+    if "value" in wrong:
         assert "(got " in answer
-        assert wrong.value in answer
+        assert wrong["value"] in answer
     for jargon in ("pydantic", "Input should", "NoneType", "str_type", "Error", "http"):
         assert jargon not in answer
 
@@ -165,21 +142,16 @@ def test_answer_says_where_what_which_and_how(
 
 
 def test_there_are_at_least_forty() -> None:
-    assert len({wrong.text for wrong in ALL}) >= 40
+    assert len({*map(text_of, WRONG)}) >= 40
 
 
 def test_several_problems_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
-    path.write_text(in_profile("0.01", "-1") + "sede: 1\nslo: {ttft_ms: x}\nengine: {max_num_seqs: 0}\n")
+    path.write_text(GOOD.replace("0.01", "-1") + "sede: 1\nslo: {ttft_ms: x}\nengine: {max_num_seqs: 0}\n")
     with pytest.raises(UserError) as caught:
         Scenario.load(path)
     places = [problem.place.rpartition("wrong.yaml:")[2] for problem in caught.value.problems]
-    assert places == [
-        "1:53 profile.step_time.base_s",
-        "7:1 sede",
-        "8:16 slo.ttft_ms",
-        "9:24 engine.max_num_seqs",
-    ]
+    assert places == ["1:53 profile.step_time.base_s", "7:1 sede", "8:16 slo.ttft_ms", "9:24 engine.max_num_seqs"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +179,7 @@ def test_unreadable_file(
 
 
 def test_a_host_is_taken_from_a_profile_that_has_one(tmp_path: Path) -> None:
-    content = json.loads((PROFILES / "h100-llama-3.1-8b-bf16.json").read_text("utf-8"))
+    content = json.loads(shipped_text("h100-llama-3.1-8b-bf16"))
     lacking = {key: value for key, value in content.items() if key not in ("host", "front_end")}
     (tmp_path / "device.json").write_text(json.dumps(lacking), encoding="utf-8")
     (tmp_path / "wrong.yaml").write_text(GOOD + "host: {from: device.json}\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from simbatch.profiler.fit import FittedProfile
 from simbatch.profiler.fit.choose import REGIMES, errors_by_regime
 from simbatch.sim.cost.provenance import ErrorFigures, FitError
 from simbatch.sim.report.style import INK, colours, duration_text, figure, headline
-from simbatch.sim.tables import table
+from simbatch.sim.text import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

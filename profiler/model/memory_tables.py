@@ -18,8 +18,7 @@ from simbatch.profiler.model.published import find_model, published_models
 from simbatch.profiler.model.roofline import Roofline, roofline_of
 from simbatch.sim.cost.gpus import GIB, Gpu
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.tables import table
-from simbatch.sim.text import wrapped
+from simbatch.sim.text import table, wrapped
 
 TRIED = ("fp8", "awq")  # of models that are published in 16 bits
 PROMPT_LEN, OUTPUT_LEN = 1024, 256  # of the requests of the largest batch

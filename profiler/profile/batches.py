@@ -18,7 +18,7 @@ from simbatch.profiler.records.lines import RecordedStep, durations_s
 from simbatch.profiler.records.samples import EngineFacts
 from simbatch.sim.report.style import INK, LIMIT, PALETTE, duration_text, figure, headline
 from simbatch.sim.statistics import RULE, find_knee
-from simbatch.sim.tables import table
+from simbatch.sim.text import table
 
 PROMPT_LEN, OUTPUT_LEN = 256, 32
 KNEE_FIGURES = "throughput over step latency, without rows that are kv_full"

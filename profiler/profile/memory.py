@@ -15,7 +15,7 @@ from simbatch.profiler.model.weights import weights_of
 from simbatch.profiler.records.samples import BatchEntry, EngineFacts, StepSample, steps_of
 from simbatch.sim.cost.gpus import GPUS
 from simbatch.sim.errors import UserError
-from simbatch.sim.tables import table
+from simbatch.sim.text import table
 
 MIB = 2**20
 

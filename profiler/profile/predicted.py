@@ -11,7 +11,7 @@ from simbatch.sim.cost.gpus import GIB, GPUS
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
 from simbatch.sim.errors import UserError
 from simbatch.sim.statistics import RULE
-from simbatch.sim.tables import table
+from simbatch.sim.text import table
 
 if TYPE_CHECKING:
     from simbatch.profiler.model.roofline import Roofline

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.profiler.validate import CLIENT, ENGINE, REAL, ComparedFigure
 from simbatch.profiler.validate.many import SHOWN, Compared, Many
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, percent, wrapped
+from simbatch.sim.text import number, percent, table, wrapped
 
 if TYPE_CHECKING:
     from simbatch.profiler.validate import Validation

@@ -1,8 +1,8 @@
 """Step times and memory: profiles, and the cost models made from them."""
 
-from simbatch.sim import compiled
+from simbatch.sim import check_compiled
 
-compiled.check()  # before the first module that may be
+check_compiled()  # before the first module that may be
 
 from simbatch.sim.cost.by_name import load_profile  # noqa: E402
 from simbatch.sim.cost.model import CostModel, LinearCost, TwoRegimeCost  # noqa: E402

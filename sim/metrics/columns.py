@@ -122,7 +122,7 @@ class RequestTable:
 
     def to_pandas(self) -> pd.DataFrame:
         """All columns as a DataFrame, in this order; needs pandas."""
-        from simbatch.sim.tables import data_frame
+        from simbatch.sim.files import data_frame
 
         return data_frame({name: self[name] for name in self})
 

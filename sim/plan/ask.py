@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
+<<<<<<< HEAD
 from simbatch.sim.files import write_json, write_yaml
 from simbatch.sim.plan import FleetPlan, Rules, make_plan, report
+=======
+from simbatch.sim.files import data_frame
+from simbatch.sim.plan import make_plan, report
+from simbatch.sim.plan.content import content
+>>>>>>> main
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
 from simbatch.sim.plan.kinds import (
     ReplicaKind,
@@ -34,7 +40,6 @@ from simbatch.sim.scenario.presets import preset_of
 from simbatch.sim.search.bands import NUM_DRAWS
 from simbatch.sim.search.cells import CellStore
 from simbatch.sim.search.run import Runner
-from simbatch.sim.tables import data_frame
 from simbatch.sim.tuning.capacity import capacity_limits
 from simbatch.sim.tuning.goal import Goal, Limit
 

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.files import write_json
+from simbatch.sim.files import write_csv, write_json
 from simbatch.sim.metrics.registry import metrics_of
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report.figures import Figures, Open, best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import Experiment, SideBySide, files
 from simbatch.sim.results.runs import MetricRow, marked, same_as, unread_in
-from simbatch.sim.tables import table, write_csv
-from simbatch.sim.text import wrapped
+from simbatch.sim.text import table, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,8 +19,7 @@ from simbatch.sim.report.engine_text import (
     session_lines,
 )
 from simbatch.sim.results.runs import marked
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, percent, short_name, wrapped
+from simbatch.sim.text import number, percent, short_name, table, wrapped
 
 PRINTED = ("mean", "median", "p90", "p95", "p99")  # of a latency
 LATENCY_HEADERS = {

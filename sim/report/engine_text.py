@@ -14,8 +14,7 @@ from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.metrics.steady import AT_ONCE, MIN_SHARE_IN_RANGE, OVERLOADED
 from simbatch.sim.metrics.time_share import FULL, KINDS
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, percent, short_name
+from simbatch.sim.text import number, percent, short_name, table
 
 WIDTH = 50
 

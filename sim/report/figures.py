@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.files import write_all
+from simbatch.sim.files import data_frame, write_all, write_csv
 from simbatch.sim.metrics.registry import ALIASES, shown
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.console import in_place_of
 from simbatch.sim.results import Point, SideBySide
 from simbatch.sim.results.runs import Difference, MetricRow
-from simbatch.sim.tables import data_frame, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd

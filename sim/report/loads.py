@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.files import write_json
+from simbatch.sim.files import write_csv, write_json
 from simbatch.sim.metrics.registry import shown
 from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.report import style
@@ -16,8 +16,7 @@ from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figur
 from simbatch.sim.results import ALIKE, OverLoads, Point, SideBySide, files
 from simbatch.sim.results.runs import MARKS
 from simbatch.sim.scenario.chance import ONE_RUN
-from simbatch.sim.tables import table, write_csv
-from simbatch.sim.text import percent
+from simbatch.sim.text import percent, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

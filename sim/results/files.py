@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.sim import is_compiled
 from simbatch.sim.clock import PS_PER_S
-from simbatch.sim.compiled import is_compiled
 from simbatch.sim.engine.record import STATUS_NAMES, RunRecord, StepRow, bounds
 from simbatch.sim.files import origin, write_all, write_json
 from simbatch.sim.metrics.columns import (

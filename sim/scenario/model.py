@@ -235,6 +235,16 @@ class Scenario(Strict):
         return self._source.stem
 
     @property
+    def named(self) -> str | None:
+        """What a command line calls it, the path of its file or the name of one that ships; None of plain data."""
+        return self._source.name if self._source.places else None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What flags and `override` set over the file, by dotted key."""
+        return self._source.changes
+
+    @property
     def folder(self) -> Path:
         """Where relative paths start."""
         return self._source.folder

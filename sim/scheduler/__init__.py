@@ -1,5 +1,5 @@
 """vLLM's V1 scheduler: who runs, who waits, who is preempted, on which blocks."""
 
-from simbatch.sim import compiled
+from simbatch.sim import check_compiled
 
-compiled.check()  # before the first module that may be
+check_compiled()  # before the first module that may be

@@ -25,8 +25,7 @@ from simbatch.sim.search.rank import (
     RankingPlan,
     overall,
 )
-from simbatch.sim.tables import table
-from simbatch.sim.text import percent
+from simbatch.sim.text import percent, table
 
 OWN_FILES = ("ranking.md", "ranking.json")
 OTHERS = shown("rank")

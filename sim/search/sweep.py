@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import UserError
+from simbatch.sim.files import data_frame, write_csv, write_table
 from simbatch.sim.metrics import figures_of
 from simbatch.sim.metrics.registry import shown
 from simbatch.sim.metrics.run_figures import Metric
@@ -21,8 +22,7 @@ from simbatch.sim.scenario.model import OF_A_SESSION, Scenario
 from simbatch.sim.search.cells import Cell, CellStore, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells
 from simbatch.sim.search.sweep_grid import grid_of
-from simbatch.sim.tables import data_frame, table, write_csv, write_table
-from simbatch.sim.text import duration_words
+from simbatch.sim.text import duration_words, table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,8 +22,7 @@ from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.scheduler.config import CHANGES, Change, changes_in, short
 from simbatch.sim.search import listen
-from simbatch.sim.tables import table
-from simbatch.sim.text import number
+from simbatch.sim.text import number, table
 
 Summary = Mapping[str, Any]
 METRICS = shown("upgrade")

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simbatch.sim.files import data_frame
 from simbatch.sim.report import style
 from simbatch.sim.report.engine_text import trust_of
 from simbatch.sim.report.page.charts import PageChart, Panel, is_wide, limit, line, points, span
@@ -19,7 +20,6 @@ from simbatch.sim.report.page.page import PageTable, ReportPage, page_writer, se
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search.cells import CellStore
 from simbatch.sim.search.run import Runner
-from simbatch.sim.tables import data_frame
 from simbatch.sim.tuning import capacity_report
 from simbatch.sim.tuning.capacity import REPLICATIONS, Capacity, capacity_limits, find_capacity
 from simbatch.sim.tuning.capacity_report import report

@@ -29,7 +29,7 @@ from simbatch.sim.tuning.tune_report import (
     shown_metrics,
     verdict,
 )
-from simbatch.sim.tuning.vllm_flags import arguments, command, set_flags, vllm_serve
+from simbatch.sim.tuning.vllm_flags import arguments, command, simbatch_run, vllm_serve
 
 TRIED, BROKEN, FRONT, BEST, BASELINE = "#8A8A8A", "#C8C8C8", *style.PALETTE[:1], *style.PALETTE[2:4]
 
@@ -67,7 +67,7 @@ def _answer(tuned: Tuned) -> Iterator[tuple[str, str]]:
         yield "How sure", sure
     if trial is not None:
         yield "To serve it", vllm_serve(tuned.scenario, trial.settings)
-        yield "To run it", f"simbatch run FILE {set_flags(trial.settings)}".rstrip()
+        yield "To run it", simbatch_run(tuned.scenario, trial.settings)
 
 
 def _plane(tuned: Tuned) -> PageChart:

@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from simbatch.sim.files import write_json
+from simbatch.sim.files import write_csv, write_json
 from simbatch.sim.metrics.registry import THROUGHPUT
 from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
 from simbatch.sim.report import style
@@ -16,8 +16,14 @@ from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import num_blocks
 from simbatch.sim.statistics import Interval
+<<<<<<< HEAD
 from simbatch.sim.tables import write_csv
 from simbatch.sim.tuning.goal import METRICS, SEQS, Goal, TriedSettings, setting_words
+=======
+from simbatch.sim.tuning.finalists import TriedSettings, setting_words
+from simbatch.sim.tuning.goal import METRICS, Goal
+from simbatch.sim.tuning.space import SEQS
+>>>>>>> main
 from simbatch.sim.tuning.vllm_flags import own_policy, set_flags, vllm_serve
 
 if TYPE_CHECKING:

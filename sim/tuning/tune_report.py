@@ -11,12 +11,11 @@ from simbatch.sim.metrics.run_figures import Metric
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
 from simbatch.sim.statistics import RULE
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, wrapped
+from simbatch.sim.text import number, table, wrapped
 from simbatch.sim.tuning import Tuned, trade_off
 from simbatch.sim.tuning.goal import CLOSE, DECIDES, Goal, TriedSettings, setting_words
 from simbatch.sim.tuning.space import POLICY, values_of
-from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, set_flags, vllm_serve, weight_notes
+from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, simbatch_run, vllm_serve, weight_notes
 
 NUM_SHOWN = 8
 
@@ -194,7 +193,7 @@ def _advice(tuned: Tuned) -> Iterator[str]:
     yield from (f"WARNING (*): {warning}" for warning in others)
     yield ""
     yield f"{advice_label(tuned)}:"
-    yield f"  simbatch run FILE {set_flags(settings)}" if settings else "  the scenario as it stands"
+    yield f"  {simbatch_run(tuned.scenario, settings)}" if settings else "  the scenario as it stands"
     yield f"  {vllm_serve(tuned.scenario, settings)}"
     if policy := own_policy(tuned.scenario, settings):
         refusal = policy_refusal(tuned.scenario, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,12 @@ QUANTIZATION_FLAGS = ("awq", "gptq", "fp8")  # checkpoints in the other quantisa
 def set_flags(settings: Settings) -> str:
     """`--set engine.max_num_seqs=48 --set 'policy={name: adaptive}'`."""
     return " ".join(f"--set {shlex.quote(f'{key}={_flow(value)}')}" for key, value in settings.items())
+
+
+def simbatch_run(scenario: Scenario, settings: Settings) -> str:
+    """The command that simulates these settings, with what flags had changed before."""
+    file = "FILE" if scenario.named is None else shlex.quote(scenario.named)
+    return f"simbatch run {file} {set_flags(scenario.changes | settings)}".rstrip()
 
 
 def vllm_serve(scenario: Scenario, settings: Settings) -> str:
@@ -93,7 +100,7 @@ def _flow(value: Any) -> str:
 
     if isinstance(value, (dict, list)):
         return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)).strip()
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 CONFIG_FILE = "vllm.yaml"

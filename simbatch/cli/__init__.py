@@ -15,7 +15,7 @@ from importlib import import_module
 
 import click
 
-from simbatch.sim.compiled import is_compiled
+from simbatch.sim import is_compiled
 from simbatch.sim.errors import UserError
 from simbatch.sim.files import issued_as
 from simbatch.sim.interpreter import collect_for_a_command
@@ -48,7 +48,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except click.exceptions.Exit as end:  # after --help and --version
         return end.exit_code
     except click.ClickException as error:
-        error.show()
+        _about_gpus(error).show()
         return USER_ERROR
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted: files that stand already are whole, nothing else was written")
@@ -64,6 +64,17 @@ def exit_code_of(command: Callable[[], object]) -> int:
         _say("error: not enough memory for this run; simulate fewer requests, or leave out --steps")
         return USER_ERROR
     return OK
+
+
+def _about_gpus(error: click.ClickException) -> click.ClickException:
+    """--gpu where a profile says the GPU: what does; click would guess at any option of like letters."""
+    if not isinstance(error, click.NoSuchOption) or error.option_name != "--gpu" or error.ctx is None:
+        return error
+    known = {name for parameter in error.ctx.command.params for name in parameter.opts}
+    words = {"--gpus": "", "--profile": "--profile NAME", "--set": "--set profile=NAME"}
+    said = next((word for flag, word in words.items() if flag in known), "")
+    hint = f"A GPU comes with its profile: {said} (`simbatch profiles list --gpu G` has their names)."
+    return click.UsageError(f"{error.message} {hint}", error.ctx) if said else error
 
 
 def _of_file(error: OSError) -> str:
@@ -87,8 +98,8 @@ _COMMANDS = {
     "init": ("simbatch.cli.init:init", "Write a scenario from a `vllm serve` command."),
     "run": ("simbatch.cli.run:run", "Simulate a scenario and show what its users feel."),
     "compare": ("simbatch.cli.compare:compare", "Put policies, profiles or routers side by side on the same arrivals."),
-    "rank": ("simbatch.cli.sweep:rank", "Say which policy is best in which scenario."),
-    "sweep": ("simbatch.cli.sweep:sweep", "Simulate a grid of settings, on all cores or a cluster."),
+    "rank": ("simbatch.cli.run:rank", "Say which policy is best in which scenario."),
+    "sweep": ("simbatch.cli.run:sweep", "Simulate a grid of settings, on all cores or a cluster."),
     "tune": ("simbatch.cli.tune:tune", "Search for the best settings under a goal and limits."),
     "recommend": ("simbatch.cli.plan:recommend", "Recommend settings for a use case, checked by simulation."),
     "plan": ("simbatch.cli.plan:plan", "Say how many GPUs of which type keep the limits, and at what cost."),

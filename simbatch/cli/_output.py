@@ -21,6 +21,7 @@ from simbatch.sim.files import is_dangling, shorten_path, stat_of, why_not_writa
 from simbatch.sim.text import duration_words, wrapped
 
 if TYPE_CHECKING:
+    from simbatch.cli._options import Asked
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved
     from simbatch.sim.search.bands import Bands
@@ -34,44 +35,43 @@ FIRST_S = 3.0  # before the first line of work that cannot be counted
 
 
 class Output:
-    """`given` (-o), else `results/<name>`: each mode of each command has a name of its own.
+    """What was `asked` for (-o), else `results/<name>`: each mode of each command has a name of its own.
 
     `own` are the files that results of this kind consist of. Raises UserError when they cannot be written there.
     """
 
-    def __init__(self, given: Path | None, name: str, own: Sequence[str]) -> None:
-        self.folder = given or Path("results", name)
+    def __init__(self, asked: Asked, name: str, own: Sequence[str]) -> None:
+        self._asked, self.folder = asked, asked.folder or Path("results", name)
         files = [self.folder / name for name in (*own, _RUN_FILE)]
         _check(self.folder, files)
         self._earlier = _earlier(self.folder, files)
 
-    def say_replaced(self, *, quiet: bool) -> None:
+    def say_replaced(self) -> None:
         """A line on stderr about the results that stood there before, if any."""
-        if self._earlier is not None and not quiet:
-            click.echo(self._earlier, err=True)
+        if self._earlier is not None:
+            self._asked.say(self._earlier)
 
     def show(
         self,
         written: Sequence[Path],
         text: Callable[[], str],
-        json_file: str | None,
+        json_file: str,
         *,
-        quiet: bool,
         cells: int | None = None,
         last: str | None = None,
         unread: Sequence[str] = (),
     ) -> None:
-        """What every command ends with: the JSON file that was asked for, or the text and how many files there are.
+        """What every command ends with: the JSON file if that is asked for, else the text and how many files there are.
 
         `unread`: how traces were read, where the text does not say it.
         """
-        self.say_replaced(quiet=quiet)
-        lines = [] if quiet else [*wrapped(f"NOTE: {line}" for line in unread)]
-        if json_file is not None:
+        self.say_replaced()
+        lines = [*wrapped(f"NOTE: {line}" for line in unread)]
+        if self._asked.as_json:
             for line in lines:
-                click.echo(line, err=True)
+                self._asked.say(line)
             click.echo((self.folder / json_file).read_text(encoding="utf-8"), nl=False)
-        elif not quiet:
+        elif not self._asked.quiet:
             show_page("\n".join([text(), *lines]))
             kept = "" if cells is None else f" and {cells:,} cells"
             show_page(last or f"{len(written)} files{kept} in {self.folder}")
@@ -244,31 +244,21 @@ def cells_shown(name: str, total: int, *, quiet: bool) -> Iterator[Callable[...,
         yield tell
 
 
-def say_to(*, quiet: bool) -> Callable[[str], None]:
-    """Lines on stderr for whoever looks on."""
-
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr)
-
-    return say
-
-
-def simulate_shown(resolved: Resolved, label: str, *, steps: bool = False, quiet: bool = False) -> Result:
+def simulate_shown(asked: Asked, resolved: Resolved, label: str, *, steps: bool = False) -> Result:
     """Simulate; `label` names the bar on stderr."""
     from simbatch.sim.search import run_resolved
 
-    with progress_of(label, resolved.scenario.workload.num_prompts, quiet=quiet) as progress:
+    with progress_of(label, resolved.scenario.workload.num_prompts, quiet=asked.quiet) as progress:
         return run_resolved(resolved, steps=steps, progress=progress)
 
 
-def bands_shown(resolved: Resolved, *, jobs: int, quiet: bool) -> Bands:
-    """Simulate the draws of what its profiles are in doubt about, on `jobs` processes."""
+def bands_shown(asked: Asked, resolved: Resolved) -> Bands:
+    """Simulate the draws of what its profiles are in doubt about."""
     from simbatch.sim.search.bands import all_settings, bands_from
     from simbatch.sim.search.cells import cells_of
     from simbatch.sim.search.run import run_cells
 
     cells = cells_of(resolved.scenario, all_settings(resolved), [resolved.scenario.seed])
-    with cells_shown("bands", len({cell.key for cell in cells}), quiet=quiet) as tell:
-        found = run_cells(cells, jobs=jobs, on_result=tell, say=say_to(quiet=quiet))
+    with cells_shown("bands", len({cell.key for cell in cells}), quiet=asked.quiet) as tell:
+        found = run_cells(cells, jobs=asked.jobs, on_result=tell, say=asked.say)
     return bands_from(resolved, [found[cell.key] for cell in cells])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.tables import table
+from simbatch.sim.text import table
 
 if TYPE_CHECKING:
     from simbatch.sim.streams.described import Described

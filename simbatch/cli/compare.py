@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simbatch.cli._options import bands_option, html_option, jobs_option, load_scenario, scenario_options
-from simbatch.cli._output import Output, bands_shown, cells_shown, say_to, show_page, simulate_shown
+from simbatch.cli._options import (
+    Asked,
+    bands_option,
+    html_option,
+    jobs_option,
+    json_option,
+    quiet_option,
+    scenario_options,
+    with_asked,
+)
+from simbatch.cli._output import Output, bands_shown, cells_shown, show_page, simulate_shown
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
@@ -66,13 +75,11 @@ if TYPE_CHECKING:
 @click.option("--width", metavar="W", help="Of the figure: 3.35in (one column of a paper), 85mm. Default: 7.16in.")
 @html_option
 @click.option("--all", "all_rows", is_flag=True, help="Show every figure, not the headline rows alone.")
-@click.option("--json", "as_json", is_flag=True, help="Print compare.json instead of the table.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@json_option("compare.json instead of the table")
+@quiet_option
+@with_asked
 def compare(
-    file: Path,
-    folder: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
+    asked: Asked,
     policies: tuple[str, ...],
     profiles: tuple[str, ...],
     versions: tuple[str, ...],
@@ -82,14 +89,10 @@ def compare(
     replications: int,
     bonferroni: bool,
     bands: bool,
-    jobs: int,
     metrics: str | None,
     figure: Path | None,
     width: str | None,
-    html: bool,
     all_rows: bool,
-    as_json: bool,
-    quiet: bool,
 ) -> None:
     """Simulate the scenario in FILE once for each policy, profile, router or vLLM and put the results side by side.
 
@@ -111,25 +114,25 @@ def compare(
         rule = "are drawn for one load and one seed"
         raise UserError(Problem("--bands", rule, mend="leave out --rate, --users and --replications, or --bands"))
     named = {"--policy": policies, "--profile": profiles, "--router": routers, "--vllm-version": versions}
-    candidates = _candidates(file, assignments, seed, named, least=1 if loads else 2)
+    candidates = _candidates(asked, named, least=1 if loads else 2)
     candidates, seeds = _under_seeds(candidates, replications)
     drawn = _wanted_figure(metrics, figure, width)
-    output = Output(folder, f"{file.stem}-{'loads' if loads else 'compare'}", OWN_FILES)
-    show = partial(_show, output=output, drawn=drawn, html=html, as_json=as_json, quiet=quiet)
+    output = Output(asked, f"{asked.file.stem}-{'loads' if loads else 'compare'}", OWN_FILES)
+    compared: Comparison | ReplicatedComparison | LoadComparison
     if loads:
-        show(_compared_at(candidates, loads, seeds, bonferroni, jobs, quiet, by_users=bool(users)), all_rows=True)
-        return
-    show(_side_by_side(candidates, seeds, versions, jobs, quiet, bands=bands, bonferroni=bonferroni), all_rows=all_rows)
-    if len(seeds) < replications and not (quiet or as_json):
+        compared = _compared_at(asked, candidates, loads, seeds, bonferroni=bonferroni, by_users=bool(users))
+    else:
+        compared = _side_by_side(asked, candidates, seeds, versions, bands=bands, bonferroni=bonferroni)
+    _show(asked, compared, output, drawn, all_rows=all_rows or bool(loads))
+    if not loads and len(seeds) < replications and not (asked.quiet or asked.as_json):
         show_page(f"NOTE: {ONE_RUN}; there is no interval.")
 
 
 def _side_by_side(
+    asked: Asked,
     candidates: dict[str, Resolved],
     seeds: Sequence[int],
     versions: Sequence[str],
-    jobs: int,
-    quiet: bool,
     *,
     bands: bool,
     bonferroni: bool,
@@ -139,36 +142,33 @@ def _side_by_side(
     from simbatch.sim.search.compared import cells_under, replicated, summaries_of
 
     cells = cells_under(candidates, seeds[1:])
-    results = {label: simulate_shown(resolved, label, quiet=quiet) for label, resolved in candidates.items()}
-    upgrades = _upgrades(candidates, results, versions, quiet)
-    banded = _banded(candidates, results, jobs, quiet) if bands else None
+    results = {label: simulate_shown(asked, resolved, label) for label, resolved in candidates.items()}
+    upgrades = _upgrades(asked, candidates, results, versions)
+    banded = _banded(asked, candidates, results) if bands else None
     if len(seeds) == 1:
         return Comparison(results, upgrades, banded)
-    others = summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs)
+    others = summaries_of(cells, _watch(asked), asked.say, jobs=asked.jobs)
     return replicated(Comparison(results), candidates, others, seeds, bonferroni=bonferroni)
 
 
-def _banded(
-    candidates: Mapping[str, Resolved], results: Mapping[str, Result], jobs: int, quiet: bool
-) -> BandedCandidates:
+def _banded(asked: Asked, candidates: Mapping[str, Resolved], results: Mapping[str, Result]) -> BandedCandidates:
     """Draw by draw, what each profile is in doubt about; the bands go into the summaries too."""
     from simbatch.sim.search.bands import add_bands
     from simbatch.sim.search.compared import BandedCandidates
 
-    drawn = {label: bands_shown(resolved, jobs=jobs, quiet=quiet) for label, resolved in candidates.items()}
+    drawn = {label: bands_shown(asked, resolved) for label, resolved in candidates.items()}
     for label, each in drawn.items():
         add_bands(results[label].summary, each)
     return BandedCandidates({label: result.summary for label, result in results.items()}, drawn)
 
 
 def _compared_at(
+    asked: Asked,
     candidates: dict[str, Resolved],
     values: list[float],
     seeds: Sequence[int],
-    bonferroni: bool,
-    jobs: int,
-    quiet: bool,
     *,
+    bonferroni: bool,
     by_users: bool,
 ) -> LoadComparison:
     """At several loads."""
@@ -176,30 +176,27 @@ def _compared_at(
 
     load = load_asked(next(iter(candidates.values())).scenario, by_users=by_users)
     cells = cells_at(candidates, load, values, seeds)
-    found = summaries_of(cells, _watch(quiet), say_to(quiet=quiet), jobs=jobs)
+    found = summaries_of(cells, _watch(asked), asked.say, jobs=asked.jobs)
     return compared_at(candidates, load, found, values, seeds, bonferroni=bonferroni)
 
 
 def _show(
+    asked: Asked,
     compared: Comparison | ReplicatedComparison | LoadComparison,
     output: Output,
     drawn: Callable[[Figures], list[Path]] | None,
     *,
-    html: bool,
     all_rows: bool,
-    as_json: bool,
-    quiet: bool,
 ) -> None:
     """Write the files and the figure that was asked for, and print the table."""
     from simbatch.sim.report.compare import Comparison
 
     figure = [] if drawn is None else drawn(compared)
-    written = compared.save(output.folder, html=html)
-    text = partial(compared.text, all_rows=all_rows)
-    is_said = isinstance(compared, Comparison) and not as_json  # among the warnings of its text
+    written = compared.save(output.folder, html=asked.html)
+    is_said = isinstance(compared, Comparison) and not asked.as_json  # among the warnings of its text
     unread = [] if is_said else compared.sides[0].unread
-    output.show(written, text, "compare.json" if as_json else None, quiet=quiet, unread=unread)
-    if figure and not (quiet or as_json):
+    output.show(written, partial(compared.text, all_rows=all_rows), "compare.json", unread=unread)
+    if figure and not (asked.quiet or asked.as_json):
         click.echo(f"figure: {' and '.join(map(str, figure))}")
 
 
@@ -221,20 +218,17 @@ def _wanted_figure(
     return lambda compared: compared.save_figure(figure, names, width=inches)
 
 
-def _watch(quiet: bool) -> Watch:
-    return partial(cells_shown, "replications", quiet=quiet)
+def _watch(asked: Asked) -> Watch:
+    return partial(cells_shown, "replications", quiet=asked.quiet)
 
 
 def _upgrades(
-    candidates: dict[str, Resolved], results: dict[str, Result], versions: Sequence[str], quiet: bool
+    asked: Asked, candidates: dict[str, Resolved], results: dict[str, Result], versions: Sequence[str]
 ) -> list[Upgrade]:
     """From the first version to each other one, for each policy and profile; the labels are in the versions' order."""
     from simbatch.sim.search.upgrade import upgrade
 
-    def run(resolved: Resolved, label: str) -> Result:
-        return simulate_shown(resolved, label, quiet=quiet)
-
-    found, labels = [], list(candidates)
+    run, found, labels = partial(simulate_shown, asked), [], list(candidates)
     for begin in range(0, len(labels), len(versions)) if len(versions) > 1 else ():
         first, *others = labels[begin : begin + len(versions)]
         name = first.rpartition(", vLLM ")[0]
@@ -255,9 +249,7 @@ def _under_seeds(candidates: dict[str, Resolved], replications: int) -> tuple[di
     return {name: resolve(each.override(resampling(each), origin=origin)) for name, each in scenarios.items()}, seeds
 
 
-def _candidates(
-    file: Path, assignments: tuple[str, ...], seed: int | None, named: Mapping[str, Sequence[str]], least: int
-) -> dict[str, Resolved]:
+def _candidates(asked: Asked, named: Mapping[str, Sequence[str]], least: int) -> dict[str, Resolved]:
     """Everything to be compared, looked up and checked before anything runs; `named`: what each flag names."""
     from simbatch.sim.scenario import resolve
 
@@ -266,17 +258,15 @@ def _candidates(
         if twice is not None:
             raise UserError(Problem(flag, "is named twice", twice, "name each candidate once"))
     each: list[list[str | None]] = [[*names] or [None] for names in named.values()]
-    chosen = list(product(*each))
-    if len(chosen) < least:
-        mend = "for example: --policy fixed --policy adaptive; or one at several loads: --rate 1,2,4, --users 50,100"
-        given = " ".join(name for name in chosen[0] if name)
-        rule = "needs at least two policies, profiles, routers or versions of vLLM"
-        raise UserError(Problem("compare", rule, given or NOTHING, mend))
     found = {}
-    for policy, profile, router, version in chosen:
-        given_by = {"router": router, "vllm_version": version}
-        resolved = resolve(load_scenario(file, assignments, seed, policy, profile, **given_by))
+    for policy, profile, router, version in product(*each):
+        resolved = resolve(asked.load(policy=policy, profile=profile, router=router, vllm_version=version))
         engine = " behind ".join(filter(None, (" on ".join(filter(None, (policy, profile))), router)))
         words = (engine, f"vLLM {version}" if version else "")
         found[", ".join(filter(None, words)) or resolved.policy_name] = resolved
+    if len(found) < least:
+        mend = "for example: --policy fixed --policy adaptive; or one at several loads: --rate 1,2,4, --users 50,100"
+        given = " ".join(name for names in named.values() for name in names)
+        rule = "needs at least two policies, profiles, routers or versions of vLLM"
+        raise UserError(Problem("compare", rule, given or NOTHING, mend))
     return found

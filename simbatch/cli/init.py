@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli import GroupOfNames
+from simbatch.cli._options import Asked, json_option, trace_options, with_asked
 from simbatch.cli._output import show_page
-from simbatch.cli._trace_options import reading_of, trace_options
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -32,9 +32,11 @@ KINDS = (("used", "simulated"), ("no_effect", "no effect on scheduling"), ("not_
 )
 @click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Requests a second.")
 @click.option("--slo", "limits", multiple=True, metavar="KEY=MS", help="--slo ttft_ms=1000 --slo tpot_ms=50.")
-@click.option("--json", "as_json", is_flag=True, help="Print what became of each flag as JSON.")
+@json_option("what became of each flag as JSON")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), required=True, metavar="FILE")
+@with_asked
 def init(
+    asked: Asked,
     line: str,
     gpu: str | None,
     profile: str | None,
@@ -42,7 +44,6 @@ def init(
     preset: str | None,
     rate: float | None,
     limits: tuple[str, ...],
-    as_json: bool,
     target: Path,
 ) -> None:
     """Write a scenario from a `vllm serve` command, and say what became of every flag.
@@ -50,8 +51,6 @@ def init(
     LINE is the command in quotes, with `docker run`, environment and all; a `vllm bench serve` behind it is its
     traffic. FILE holds one: a script, a Kubernetes or Compose manifest, or a YAML of vLLM's --config.
     """
-    import json
-
     from simbatch.profiler.model.published import facts_of
     from simbatch.sim.commands import Wish, make
     from simbatch.sim.files import check_target, write_text
@@ -60,9 +59,10 @@ def init(
     if trace is not None and preset is not None:
         raise UserError(Problem("--preset", "cannot be given with --trace", preset, "give one of the two"))
     check_target(target, [Path(path) for path in (line, trace) if path is not None and len(path) < 1024])
-    made = make(line, Wish(gpu, profile, trace, reading_of(trace), rate, preset, slo_of(limits), facts_of), target)
+    wish = Wish(gpu, profile, trace, asked.reading_of(trace), rate, preset, slo_of(limits), facts_of)
+    made = make(line, wish, target)
     write_text(target, made.text)
-    if as_json:
+    if asked.as_json:
         click.echo(json.dumps(made.as_json(), indent=2))
     else:
         show_page(_report(made, target))

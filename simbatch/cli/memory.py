@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import gpu_options
+from simbatch.cli._options import Asked, Count, columns_option, gpu_options, json_option, with_asked
 from simbatch.cli._output import check_folder, replacing, show_page
-from simbatch.cli._trace_options import columns_option
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from simbatch.sim.cost.profile import MeasuredProfile
 
 
-Count = click.IntRange(min=1)
 _OF_MODELS = (
     "gpu",
     "gpu_spec",
@@ -74,9 +72,17 @@ _OF_MODELS = (
 @columns_option
 @click.option("--batches", metavar="1,8,64", help="A table of the memory that so many of these requests take.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="The same as a picture.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option("JSON")
+@with_asked
 def memory(
-    model: str | None, profile: str | None, as_list: bool, batches: str | None, plot: Path | None, **flags: Any
+    asked: Asked,
+    /,
+    model: str | None,
+    profile: str | None,
+    as_list: bool,
+    batches: str | None,
+    plot: Path | None,
+    **flags: Any,
 ) -> None:
     """Say how large a batch fits, with the formula of every figure.
 
@@ -85,9 +91,9 @@ def memory(
     """
     from simbatch.profiler.model import answer_of_model, answer_of_profile
 
-    as_json = flags.pop("as_json")
+    flags["columns"] = asked.reading.get("columns")
     if as_list:
-        _print_list(model, profile, flags, as_json)
+        _print_list(model, profile, flags, asked.as_json)
         return
     if (model is None) == (profile is None):
         raise click.UsageError("name either a MODEL with --gpu, or --profile NAME, or --gpu G --list")
@@ -102,7 +108,7 @@ def memory(
     if batches is not None or plot is not None:
         table = _by_batch(model, flags, batches, plot)
         content["batches"], text = table.content(), f"{text}\n\n{table.text()}"
-    if as_json:
+    if asked.as_json:
         click.echo(json.dumps(content, indent=2))
     else:
         show_page(text)

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,34 +13,40 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._options import (
+    A_FILE,
+    Asked,
+    Count,
+    folder_option,
     html_option,
     jobs_option,
+    json_option,
+    quiet_option,
+    seed_option,
+    set_option,
     trace_changes,
-    trace_origins,
+    trace_options,
     version_option,
-    with_trace_flags,
+    with_asked,
 )
-from simbatch.cli._output import Output, progress_of, say_to
-from simbatch.cli._trace_options import reading_of, trace_options
+from simbatch.cli._output import Output, progress_of
 from simbatch.sim.errors import NOTHING, Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.cost.profile import MeasuredProfile
+    from simbatch.sim.cost.profile import MeasuredProfile, Profile
     from simbatch.sim.plan.ask import FleetQuestion
     from simbatch.sim.plan.kinds import Wanted
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.tuning.recommend_cases import UseCase
 
 
-Count = click.IntRange(min=1)
 TokenCount = click.IntRange(min=1, max=2**20)
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("file", type=A_FILE, required=False)
 @version_option
 @trace_options
-@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
+@folder_option
 @click.option("--model", metavar="M", help="Without FILE: the model, as Qwen/Qwen3-32B.")
 @click.option(
     "--preset",
@@ -52,7 +56,7 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.option("--prompt-len", type=TokenCount, metavar="N", help="Without FILE: mean tokens of a prompt.")
 @click.option("--output-len", type=TokenCount, metavar="N", help="Without FILE: mean tokens of an output.")
 @click.option("--prefix-len", type=TokenCount, metavar="N", help="Tokens that all prompts begin with, in front.")
-@click.option("--trace", type=click.Path(path_type=Path), metavar="F", help="The traffic of a trace's file.")
+@click.option("--trace", type=A_FILE, metavar="F", help="The traffic of a trace's file.")
 @click.option("--rate", type=float, metavar="R", help="Requests per second in all; without it FILE's own.")
 @click.option("--growth", type=float, default=1.0, metavar="G", help="Plan for G times that traffic.")
 @click.option("--limit", "limits", multiple=True, metavar="METRIC=N", help="--limit p99_ttft_ms=1000. Can be repeated.")
@@ -67,25 +71,16 @@ TokenCount = click.IntRange(min=1, max=2**20)
 @click.option("--seconds", type=float, metavar="S", help="Seconds of traffic in one simulation (120 to 300).")
 @click.option("--replications", type=Count, default=1, metavar="N", help="Seeds under which the limits must hold.")
 @click.option("--no-bands", is_flag=True, help="Leave out the 19 draws of what the profile is in doubt about.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
-@click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
+@set_option()
+@seed_option
 @jobs_option
 @html_option
 @click.option("--scheduler", metavar="ADDRESS", help="A Dask cluster instead: tcp://host:8786.")
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier plan has run.")
-@click.option("--json", "as_json", is_flag=True, help="Print plan.json instead of the report.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def plan(
-    file: Path | None,
-    folder: Path | None,
-    jobs: int,
-    html: bool,
-    scheduler: str | None,
-    resume: bool,
-    as_json: bool,
-    quiet: bool,
-    **asked: Any,
-) -> None:
+@json_option("plan.json instead of the report")
+@quiet_option
+@with_asked
+def plan(asked: Asked, /, file: Path | None, scheduler: str | None, resume: bool, **flags: Any) -> None:
     """Find the cheapest fleet that keeps the limits: GPU type, tensor parallelism, replicas, engine settings, router.
 
     The traffic is that of the scenario in FILE, of --trace, or of --model with --prompt-len and --output-len, at --rate
@@ -94,64 +89,57 @@ def plan(
     """
     from simbatch.sim.plan.ask import OWN_FILES, checked
 
-    if scheduler is not None and jobs != -1:
-        raise UserError(Problem("--jobs", "says nothing to a cluster: its workers do", jobs, "leave it out"))
-    question = checked(_question(file, asked))
-    output = Output(folder, f"{file.stem}-plan" if file is not None else "plan", OWN_FILES)
-    where: dict[str, Any] = {"jobs": jobs, "scheduler": scheduler, "resume": resume}
-    with progress_of("plan, simulations", None, quiet=quiet) as progress, _kept(output.folder, quiet=quiet):
-        found = question.answer(output.folder, progress=progress, **where)
-    written = found.save(output.folder, html=html)
-    output.show(written, found.text, "plan.json" if as_json else None, quiet=quiet, unread=found.unread)
-
-
-@contextmanager
-def _kept(folder: Path, *, quiet: bool) -> Iterator[None]:
-    """Say how to go on when it is interrupted."""
+    asked.refuse_jobs_beside(scheduler)
+    question = checked(_question(asked, file, flags))
+    output = Output(asked, f"{file.stem}-plan" if file is not None else "plan", OWN_FILES)
+    where: dict[str, Any] = {"jobs": asked.jobs, "scheduler": scheduler, "resume": resume}
     try:
-        yield
+        with progress_of("plan, simulations", None, quiet=asked.quiet) as progress:
+            found = question.answer(output.folder, progress=progress, **where)
     except KeyboardInterrupt:
-        say_to(quiet=quiet)(f"the simulations so far are in {folder / 'cells'}; go on with --resume")
+        asked.say(f"the simulations so far are in {output.folder / 'cells'}; go on with --resume")
         raise
+    output.show(found.save(output.folder, html=asked.html), found.text, "plan.json", unread=found.unread)
 
 
-def _question(file: Path | None, asked: dict[str, Any]) -> FleetQuestion:
+def _question(asked: Asked, file: Path | None, flags: dict[str, Any]) -> FleetQuestion:
     """What the flags say."""
     from simbatch.sim.plan.ask import FleetQuestion
     from simbatch.sim.scenario import Scenario, parse_overrides
     from simbatch.sim.tuning.goal import Limit
 
-    version, seed = asked["vllm_version"], asked["seed"]
-    scenario = None if file is None else Scenario.load(file)
-    if scenario is not None and asked["trace"] is None:
-        (scenario,) = with_trace_flags([scenario])
-    read = {} if file and asked["trace"] is None else trace_changes(reading_of(asked["trace"]))
+    scenario, read = None if file is None else Scenario.load(file), {}
+    if scenario is not None and flags["trace"] is None:
+        (scenario,) = asked.with_trace_flags([scenario])
+    else:
+        read = asked.reading_of(flags["trace"])
+    version, seed = asked.vllm_version, asked.seed
     changes: list[tuple[dict[str, Any], str | dict[str, str]]] = [
-        (read, trace_origins(read)),
+        trace_changes(read),
         ({} if version is None else {"engine.vllm_version": version}, "--vllm-version"),
-        (parse_overrides(asked["assignments"]), "--set"),
+        (parse_overrides(asked.assignments), "--set"),
         ({} if seed is None else {"seed": seed}, "--seed"),
     ]
     same = ("model", "preset", "prompt_len", "output_len", "prefix_len", "trace", "rate", "growth", "routers", "spare")
     return FleetQuestion(
         scenario,
-        tuple(map(Limit.parse, asked["limits"])),
-        _wanted(asked),
+        tuple(map(Limit.parse, flags["limits"])),
+        _wanted(flags),
         changes=[(values, origin) for values, origin in changes if values],
-        bands=not asked["no_bands"],
-        **{name: asked[name] for name in (*same, "max_gpus", "seconds", "replications")},
+        bands=not flags["no_bands"],
+        **{name: flags[name] for name in (*same, "max_gpus", "seconds", "replications")},
     )
 
 
-def _wanted(asked: dict[str, Any]) -> Wanted:
+def _wanted(flags: dict[str, Any]) -> Wanted:
     from simbatch.sim.plan.kinds import Wanted, parse_gpus, parse_prices, parse_sizes
 
     return Wanted(
-        gpus=None if asked["gpus"] is None else parse_gpus(asked["gpus"]),
-        sizes=None if asked["sizes"] is None else parse_sizes(asked["sizes"]),
-        weights=asked["weights"],
-        prices=parse_prices(asked["prices"]),
-        gpus_per_node=asked["gpus_per_node"],
+        gpus=None if flags["gpus"] is None else parse_gpus(flags["gpus"]),
+        sizes=None if flags["sizes"] is None else parse_sizes(flags["sizes"]),
+        weights=flags["weights"],
+        prices=parse_prices(flags["prices"]),
+        gpus_per_node=flags["gpus_per_node"],
     )
 
 
@@ -161,7 +149,7 @@ CASES = ("interactive", "batch", "mixed", "longform")
 @click.command()
 @click.option("--use-case", type=click.Choice(CASES), help="What the model is to serve.")
 @click.option("--profile", "reference", metavar="P", help="A profile that ships, or a path.")
-@click.option("--scenario", "file", type=click.Path(path_type=Path), metavar="FILE", help="Your traffic, SLO, profile.")
+@click.option("--scenario", "file", type=A_FILE, metavar="FILE", help="Your traffic, SLO, profile.")
 @click.option("--preset", metavar="NAME", help="Other traffic for the use case: chat, code, rag, summarize.")
 @click.option("--trace", metavar="F", help="Take the lengths of this file; arrivals are the use case's.")
 @trace_options
@@ -169,10 +157,12 @@ CASES = ("interactive", "batch", "mixed", "longform")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the traffic.")
 @jobs_option
 @html_option
-@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Results go here.")
-@click.option("--json", "as_json", is_flag=True, help="Print recommend.json instead of the report.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@folder_option
+@json_option("recommend.json instead of the report")
+@quiet_option
+@with_asked
 def recommend(
+    asked: Asked,
     use_case: str | None,
     reference: str | None,
     file: Path | None,
@@ -180,11 +170,6 @@ def recommend(
     trace: str | None,
     limits: tuple[str, ...],
     seed: int,
-    jobs: int,
-    html: bool,
-    folder: Path | None,
-    as_json: bool,
-    quiet: bool,
 ) -> None:
     """Recommend max_num_seqs and max_num_batched_tokens for a use case, as flags and a config file of vLLM.
 
@@ -198,7 +183,7 @@ def recommend(
     from simbatch.sim.tuning.recommend import recommend as search
     from simbatch.sim.tuning.recommend_report import OWN_FILES, report, save
 
-    traced = _traced(trace, preset)
+    traced = _traced(asked, trace, preset)
     if file is not None:
         if given := preset or trace:
             flag = "--preset" if preset is not None else "--trace"
@@ -208,20 +193,19 @@ def recommend(
     else:
         case, scenario, profile = _of_case(use_case, reference, preset, traced, limits, seed)
         rate = None
-    output = Output(folder, f"recommend-{scenario.name}-{profile.name}", OWN_FILES)
-    with progress_of("recommend, simulations (300 to 400)", None, quiet=quiet) as progress:
-        runner = Runner(scenario, jobs=jobs, progress=progress)
+    output = Output(asked, f"recommend-{scenario.name}-{profile.name}", OWN_FILES)
+    with progress_of("recommend, simulations (300 to 400)", None, quiet=asked.quiet) as progress:
+        runner = Runner(scenario, jobs=asked.jobs, progress=progress)
         found = search(case, scenario, profile, runner, rate)
     found.num_runs = runner.num_runs
-    written = save(found, output.folder, page_writer(partial(recommend_page, found), html=html))
+    written = save(found, output.folder, page_writer(partial(recommend_page, found), html=asked.html))
     last = f"{found.num_runs} simulations; {', '.join(path.name for path in written)} in {output.folder}"
-    json_file = "recommend.json" if as_json else None
-    output.show(written, lambda: f"{report(found)}\n", json_file, quiet=quiet, last=last, unread=runner.unread)
+    output.show(written, lambda: f"{report(found)}\n", "recommend.json", last=last, unread=runner.unread)
 
 
-def _traced(trace: str | None, preset: str | None) -> dict[str, Any] | None:
+def _traced(asked: Asked, trace: str | None, preset: str | None) -> dict[str, Any] | None:
     """The file whose lengths are taken, and how it is read."""
-    read = reading_of(trace)
+    read = asked.reading_of(trace)
     if trace is not None and preset is not None:
         raise UserError(Problem("--preset", "cannot be given with --trace", preset, "give one of the two"))
     return None if trace is None else {"path": str(Path(trace).absolute()), **read}
@@ -236,6 +220,7 @@ def _of_case(
     seed: int,
 ) -> tuple[UseCase, Scenario, MeasuredProfile]:
     """The use case's own traffic, a preset's, or with the lengths of a trace."""
+    from simbatch.sim.cost.by_name import load_profile
     from simbatch.sim.scenario.presets import SessionPreset, preset_of, slo_of
     from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
 
@@ -243,7 +228,8 @@ def _of_case(
         missing = "--use-case" if use_case is None else "--profile"
         mend = f"for example {missing} {'interactive' if use_case is None else 'rtx4090-llama-3.1-8b-bf16'}"
         raise UserError(Problem(missing, "is needed without --scenario", NOTHING, mend))
-    case, profile = USE_CASES[use_case], _profile(reference)
+    case, known = USE_CASES[use_case], load_profile(reference, folder=Path())
+    profile = _of_a_model(known, "--profile", reference, "take one that ships: `simbatch profiles list`")
     traffic = None if preset is None else preset_of(preset)
     if isinstance(traffic, SessionPreset):
         rule = "loads a server with all requests at once, and turns of sessions wait for answers"
@@ -261,7 +247,6 @@ def _of_scenario(
     file: Path, use_case: str | None, reference: str | None, limits: tuple[str, ...]
 ) -> tuple[UseCase, Scenario, MeasuredProfile]:
     """A scenario's traffic, SLO and profile, under vLLM's own policy; the use case is `mixed` where none is said."""
-    from simbatch.sim.cost.profile import MeasuredProfile
     from simbatch.sim.scenario import Scenario, resolve
     from simbatch.sim.scenario.presets import slo_of
     from simbatch.sim.tuning.recommend_cases import USE_CASES, case_of
@@ -272,20 +257,15 @@ def _of_scenario(
     if slo := slo_of(limits):
         scenario = scenario.override({"slo": slo}, origin="--slo")
     resolved = resolve(scenario).lead
-    profile = resolved.profile
     scenario = scenario.override({"engine.max_model_len": resolved.engine.max_model_len}, origin="--scenario")
-    if not isinstance(profile, MeasuredProfile):
-        rule = "names no model and no GPU, so there is nothing to recommend flags for"
-        raise UserError(Problem("--scenario", rule, str(file), "add one that ships: --profile NAME"))
+    profile = _of_a_model(resolved.profile, "--scenario", str(file), "add one that ships: --profile NAME")
     return case_of(USE_CASES[use_case or "mixed"], scenario), scenario, profile
 
 
-def _profile(reference: str) -> MeasuredProfile:
-    from simbatch.sim.cost.by_name import load_profile
+def _of_a_model(profile: Profile, flag: str, given: str, mend: str) -> MeasuredProfile:
     from simbatch.sim.cost.profile import MeasuredProfile
 
-    profile = load_profile(reference, folder=Path())
     if not isinstance(profile, MeasuredProfile):
         rule = "names no model and no GPU, so there is nothing to recommend flags for"
-        raise UserError(Problem("--profile", rule, reference, "take one that ships: `simbatch profiles list`"))
+        raise UserError(Problem(flag, rule, given, mend))
     return profile

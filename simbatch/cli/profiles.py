@@ -13,7 +13,7 @@ from simbatch.cli import GroupOfNames
 from simbatch.cli._output import show_page
 from simbatch.cli.fit import error_text, estimate, import_profile
 from simbatch.sim.cost.provenance import span
-from simbatch.sim.tables import table
+from simbatch.sim.text import table
 
 if TYPE_CHECKING:
     from simbatch.sim.cost.profile import Profile

@@ -1,26 +1,36 @@
-"""`simbatch run` and `simbatch explain`: one simulation, and the life of one of its requests."""
+"""One scenario, or a few as they stand: `simbatch run`, `explain` (one of its requests), `sweep` and `rank`."""
 
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from simbatch.cli._options import (
+    A_FILE,
+    Asked,
     bands_option,
+    file_argument,
+    folder_option,
     host_option,
     html_option,
     jobs_option,
-    load_scenario,
+    json_option,
     policy_option,
+    quiet_option,
     router_option,
     scenario_options,
+    seed_option,
+    set_option,
+    trace_options,
     version_option,
+    with_asked,
 )
-from simbatch.cli._output import Output, bands_shown, show_page, simulate_shown
-from simbatch.cli._trace_options import trace_options
+from simbatch.cli._output import Output, bands_shown, cells_shown, show_page, simulate_shown
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -43,25 +53,10 @@ if TYPE_CHECKING:
     help="Write host, device, requests, queue and KV use over time for ui.perfetto.dev (.json[.gz]); implies --steps.",
 )
 @click.option("--verbose", is_flag=True, help="Every resolved setting, and why nothing is said of the steady state.")
-@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the report.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def run(
-    file: Path,
-    folder: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    policy: str | None,
-    router: str | None,
-    vllm_version: str | None,
-    bands: bool,
-    jobs: int,
-    html: bool,
-    steps: bool,
-    perfetto: Path | None,
-    verbose: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@json_option("summary.json instead of the report")
+@quiet_option
+@with_asked
+def run(asked: Asked, bands: bool, steps: bool, perfetto: Path | None, verbose: bool) -> None:
     """Simulate the scenario in FILE (YAML) and show what its users feel.
 
     Results are written to DIR, by default results/<name of FILE>.
@@ -70,30 +65,29 @@ def run(
     from simbatch.sim.results.files import OWN_FILES
     from simbatch.sim.scenario import resolve
 
-    resolved = resolve(load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version))
-    if resolved.scenario.sweep is not None and not quiet:
-        click.echo(f"the settings outside `sweep` are run; its cells: simbatch sweep {file}", err=True)
-    output = Output(folder, file.stem, OWN_FILES)
+    resolved = resolve(asked.load())
+    if resolved.scenario.sweep is not None:
+        asked.say(f"the settings outside `sweep` are run; its cells: simbatch sweep {asked.file}")
+    output = Output(asked, asked.file.stem, OWN_FILES)
     if perfetto is not None:
-        check_target(perfetto, [file])
-    result = simulate_shown(resolved, resolved.scenario.name, steps=steps or perfetto is not None, quiet=quiet)
+        check_target(perfetto, [asked.file])
+    result = simulate_shown(asked, resolved, resolved.scenario.name, steps=steps or perfetto is not None)
     further: list[str] = []
     if bands:
         from simbatch.sim.search.bands import add_bands, band_lines
 
-        drawn = bands_shown(resolved, jobs=jobs, quiet=quiet)
+        drawn = bands_shown(asked, resolved)
         add_bands(result.summary, drawn)
         further = [*band_lines(result.summary, drawn)]
-    elif not (quiet or as_json):
+    elif not (asked.quiet or asked.as_json):
         from simbatch.sim.search.loads import load_lines
         from simbatch.sim.text import wrapped
 
         further = [*wrapped(load_lines(resolved, result.record))]
-    written = result.save(output.folder, html=html)
+    written = result.save(output.folder, html=asked.html)
     if perfetto is not None:
         result.write_perfetto(perfetto)
-    text = "\n".join([result.text(verbose=verbose), *further])
-    output.show(written, lambda: text, "summary.json" if as_json else None, quiet=quiet)
+    output.show(written, lambda: "\n".join([result.text(verbose=verbose), *further]), "summary.json")
 
 
 LEGEND = (
@@ -103,26 +97,18 @@ LEGEND = (
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@file_argument
 @click.option("--request", "request_id", metavar="ID", help="Its request_id: see requests.parquet. Needed.")
 @host_option
 @trace_options
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
+@set_option()
 @policy_option
 @version_option
 @router_option
-@click.option("--seed", type=int, metavar="N", help="Set the scenario's seed.")
-@click.option("--json", "as_json", is_flag=True, help="Print the events as JSON lines.")
-def explain(
-    file: Path,
-    request_id: str | None,
-    assignments: tuple[str, ...],
-    policy: str | None,
-    vllm_version: str | None,
-    router: str | None,
-    seed: int | None,
-    as_json: bool,
-) -> None:
+@seed_option
+@json_option("the events as JSON lines")
+@with_asked
+def explain(asked: Asked, request_id: str | None) -> None:
     """Tell the life of one request of the scenario in FILE.
 
     Why it waited in each step (seats, blocks, budget, watermark, a preemption), who preempted it, what it hit in the
@@ -135,9 +121,8 @@ def explain(
     if request_id is None:
         mend = "give a request_id of requests.parquet (where the input has none, its row from 0): --request 17"
         raise UserError(Problem("--request", "is missing: the life of one request is told", mend=mend))
-    scenario = load_scenario(file, assignments, seed, policy, router=router, vllm_version=vllm_version)
-    events = explain_request(resolve(scenario), request_id)
-    if as_json:
+    events = explain_request(resolve(asked.load()), request_id)
+    if asked.as_json:
         for event in events:
             click.echo(json.dumps(event._asdict()))
         return
@@ -160,3 +145,127 @@ def _step_line(event: Event) -> str | None:
         return None
     after = (f"{name} +{1e3 * (time_s - begin_s):.1f}" for name, time_s in zip("LDU", others, strict=True) if time_s)
     return f"S {begin_s:.3f} s, {', '.join(after)} ms"
+
+
+@click.command()
+@scenario_options
+@version_option
+@router_option
+@click.option("--over", multiple=True, metavar="KEY=V1,V2,...", help="Vary a key, too, or in place of the file's.")
+@click.option("--replications", type=click.IntRange(min=1), default=1, metavar="N", help="Seeds for every setting.")
+@jobs_option
+@click.option("--scheduler", metavar="ADDRESS", help="A Dask cluster instead: tcp://host:8786.")
+@click.option("--shard", metavar="I/N", help="Only every N-th cell from the I-th on, for array jobs.")
+@click.option("--resume", is_flag=True, help="Keep the cells that are there already.")
+@click.option("--dry-run", "is_dry", is_flag=True, help="List the cells and estimate the time; write nothing.")
+@html_option
+@json_option("the rows as JSON instead of the table")
+@quiet_option
+@with_asked
+def sweep(
+    asked: Asked,
+    over: tuple[str, ...],
+    replications: int,
+    scheduler: str | None,
+    shard: str | None,
+    resume: bool,
+    is_dry: bool,
+) -> None:
+    """Simulate every combination of the settings in the `sweep` section of FILE (YAML), and of --over.
+
+    Each cell is kept as soon as it is finished: --resume goes on where an earlier run stopped. Tables and a picture
+    are written to DIR, by default results/<name of FILE>-sweep.
+    """
+    from simbatch.sim.results.runs import unread_in
+    from simbatch.sim.search.cells import CellStore
+    from simbatch.sim.search.run import run_kept
+    from simbatch.sim.search.sweep import OWN_FILES, dry_run, planned, write_summary
+    from simbatch.sim.search.sweep_grid import parse_over
+
+    asked.refuse_jobs_beside(scheduler)
+    part = _part(shard)
+    plan = planned(asked.load(), parse_over(over), replications=replications, origin="--over")
+    output = Output(asked, f"{asked.file.stem}-sweep", OWN_FILES)
+    mine, store = plan.cells[part], CellStore(output.folder / "cells")
+    if is_dry:
+        content, text = dry_run(mine, store, asked.jobs)
+        if asked.as_json:
+            click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        else:
+            show_page(text)
+        return
+    watch = partial(cells_shown, plan.name, quiet=asked.quiet)
+    try:
+        run_kept(mine, store, watch, asked.say, jobs=asked.jobs, scheduler=scheduler, resume=resume)
+    except UserError:
+        write_summary(plan, store, output.folder, html=asked.html)
+        raise
+    done, written = write_summary(plan, store, output.folder, html=asked.html)  # cells of other shards are among them
+    if shard is None:  # shards write one result together
+        output.say_replaced()
+    if asked.as_json:
+        content = {"scenario": plan.name, "num_cells": len(plan.cells), "missing": done.num_missing, "rows": done.rows}
+        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    elif not asked.quiet:
+        lines = [f"NOTE: {line}" for line in unread_in(done.summaries.values())]
+        show_page("\n".join([done.text(), *lines]))
+        click.echo(f"{len(written)} files and {len(done.rows):,} cells in {output.folder}")
+
+
+def _part(shard: str | None) -> slice:
+    """`2/8` as every eighth cell from the second on: neighbours, which last alike, go to different shards."""
+    if shard is None:
+        return slice(None)
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(Problem("--shard", "must be I/N with I from 1 to N", shard, "for example --shard 1/8"))
+    return slice(int(found[1]) - 1, None, int(found[2]))
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=A_FILE, metavar="FILE...")
+@folder_option
+@trace_options
+@click.option("--policy", "policies", multiple=True, metavar="P", help="Rank these alone. Can be repeated.")
+@click.option("--replications", type=click.IntRange(min=2), metavar="N", help="Seeds for every policy (10; a trace 1).")
+@jobs_option
+@click.option("--resume", is_flag=True, help="Take finished simulations from DIR.")
+@json_option("ranking.json instead of the tables")
+@quiet_option
+@with_asked
+def rank(
+    asked: Asked, files: tuple[Path, ...], policies: tuple[str, ...], replications: int | None, resume: bool
+) -> None:
+    """Simulate every policy in the scenarios of FILE... and say which is best, and which are not told apart from it.
+
+    All policies by name take part unless --policy chooses; each has its defaults, except where the scenario names it.
+    Tables are written to DIR, by default results/rank: ranking.md is a page to keep.
+    """
+    from simbatch.sim.results.runs import unread_in
+    from simbatch.sim.scenario import Scenario
+    from simbatch.sim.search.cells import CellStore
+    from simbatch.sim.search.rank import plan_ranking
+    from simbatch.sim.search.rank_report import OWN_FILES, Ranking
+    from simbatch.sim.search.run import run_kept
+
+    _check_ranked(files, policies)
+    scenarios = asked.with_trace_flags([Scenario.load(file) for file in files])
+    plan = plan_ranking(scenarios, policies, replications)
+    output = Output(asked, "rank", OWN_FILES)
+    for name, reason in plan.left_out.items():
+        asked.say(f"left out: {name} ({reason})")
+    watch, store = partial(cells_shown, "simulations", quiet=asked.quiet), CellStore(output.folder / "cells")
+    summaries = run_kept(plan.cells, store, watch, asked.say, jobs=asked.jobs, resume=resume)
+    ranking = Ranking(plan, summaries)
+    written, unread = ranking.save(output.folder), unread_in(summaries.values())
+    output.show(written, ranking.text, "ranking.json", cells=len(summaries), unread=unread)
+
+
+def _check_ranked(files: tuple[Path, ...], policies: tuple[str, ...]) -> None:
+    if not files:
+        raise UserError(Problem("rank", "needs at least one scenario", mend="for example: simbatch rank steady bursty"))
+    twice = next((name for name in policies if policies.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(Problem("--policy", "is named twice", twice, "name each policy once"))
+    if len(policies) == 1:
+        raise UserError(Problem("--policy", "one policy has nobody to be ranked with", policies[0], "name another one"))

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._output import show_page
-from simbatch.cli._trace_options import reading_options, trace_settings, writing_options
+from simbatch.cli._options import (
+    A_FILE,
+    Asked,
+    flags_of,
+    json_option,
+    kept,
+    read_option,
+    set_option,
+    together,
+    trace_options,
+    with_asked,
+)
+from simbatch.cli._output import progress_of, replacing, show_page
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import check_target, user_path
 
@@ -24,7 +35,43 @@ _BOUNDS = {
     "less_than_equal": ("at most", "le", "lower it"),
 }
 _DISTRIBUTIONS = ("fixed", "lognormal")  # what the length flags can say
-A_FILE = click.Path(path_type=Path)
+
+
+class FormatName(click.types.StringParamType):
+    """A format of traces; their list is a folder, which is looked into when a name is given."""
+
+    name = "format"
+
+    def __init__(self, *, written: bool) -> None:
+        self._written = written
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name; a usage error that lists the names for another."""
+        from simbatch.sim.workload.formats import FORMATS, TABLES
+
+        names = TABLES if self._written else FORMATS
+        if value not in names:
+            self.fail(f"{value!r} is not one of {', '.join(names)}.", param, ctx)
+        return str(value)
+
+
+reading_options = together(
+    read_option("format", type=FormatName(written=False), help="Its format. Default: detected."),
+    read_option("limit", type=int, metavar="N", help="Take the first N requests only."),
+    trace_options,
+    read_option("rate_scale", type=float, metavar="X", help="Multiply the arrival rate by X."),
+    read_option("time_unit", type=click.Choice(["s", "ms", "us", "ns"]), help="Unit of the file's plain times."),
+    read_option("hash_block_tokens", type=int, metavar="N", help="Tokens that one entry of hash_ids stands for."),
+)
+writing_options = together(
+    click.option("--to", type=FormatName(written=True), help="Format to write. Default: by OUT's ending."),
+    click.option(
+        "--out-hash-block-tokens",
+        type=click.IntRange(1, 2**20),
+        metavar="N",
+        help="Tokens that one hash stands for in OUT. Default: mooncake 512, others 16.",
+    ),
+)
 
 
 @click.group()
@@ -35,7 +82,7 @@ def trace() -> None:
 @trace.command()
 @click.argument("file", type=A_FILE)
 @reading_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option("JSON")
 @click.option(
     "-o",
     "--output",
@@ -45,7 +92,8 @@ def trace() -> None:
     metavar="PICTURE.png",
     help="Draw arrivals and lengths; of a benchmark's detailed result, its steps over time.",
 )
-def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -> None:
+@with_asked
+def describe(asked: Asked, file: Path, picture: Path | None) -> None:
     """Say what the trace in FILE is like: size, rate, burstiness, lengths, shared prefixes.
 
     Of a benchmark's detailed result also what its streams say of the server: steps, batch, time in prefills, whether
@@ -55,8 +103,8 @@ def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -
 
     if picture is not None:
         _check_picture(picture)
-    told = describe_all(file, lambda run: _open(file, settings, run), picture)
-    if as_json:
+    told = describe_all(file, lambda run: _open(file, asked.reading, run), picture)
+    if asked.as_json:
         click.echo(json.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
         return
     parts = [[description(facts), *(stream_lines(facts["stream"]) if facts.get("stream") else [])] for facts in told]
@@ -68,9 +116,10 @@ def describe(file: Path, as_json: bool, picture: Path | None, **settings: Any) -
 @click.argument("output", metavar="OUT", type=A_FILE)
 @writing_options
 @reading_options
-def convert(file: Path, output: Path, to: str | None, out_hash_block_tokens: int | None, **settings: Any) -> None:
+@with_asked
+def convert(asked: Asked, file: Path, output: Path, to: str | None, out_hash_block_tokens: int | None) -> None:
     """Write the trace in IN as OUT; what OUT's format cannot hold is named on stderr."""
-    source = _open(file, settings)
+    source = _open(file, asked.reading)
     if source.max_concurrency is not None:
         rule = f"is a closed loop ({source.max_concurrency:,} in flight) without times of sending, which a trace has"
         raise UserError(Problem(str(file), rule, mend="simulate it, and convert the result's requests.parquet"))
@@ -87,8 +136,8 @@ def convert(file: Path, output: Path, to: str | None, out_hash_block_tokens: int
 @click.argument("output", metavar="OUT", type=A_FILE)
 @writing_options
 @click.option("--scenario", type=A_FILE, metavar="FILE", help="Take the workload and seed of this scenario (YAML).")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set a key of the scenario.")
-@click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed. Default: the scenario's, or 0.")
+@set_option()
+@kept("seed", "--seed", type=click.IntRange(0), metavar="N", help="Seed. Default: the scenario's, or 0.")
 @click.option("--num-prompts", type=int, metavar="N", help="How many requests.")
 @click.option("--request-rate", type=float, metavar="X", help="Requests per second.")
 @click.option("--burstiness", type=float, metavar="X", help="Shape of the gamma gaps: 1 is Poisson, less is burstier.")
@@ -98,13 +147,14 @@ def convert(file: Path, output: Path, to: str | None, out_hash_block_tokens: int
 @click.option("--output-len-mean", type=float, metavar="X", help="Mean output length, tokens.")
 @click.option("--output-len-cv", type=float, metavar="X", help="Its standard deviation / mean (lognormal). Default: 0.")
 @click.option("--output-len-max", type=int, metavar="N", help="Longer draws are set to it.")
+@with_asked
 def generate(
+    asked: Asked,
+    /,
     output: Path,
     to: str | None,
     out_hash_block_tokens: int | None,
     scenario: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
     **options: Any,
 ) -> None:
     """Write synthetic requests to OUT: those of a scenario, or drawn as the options say."""
@@ -113,11 +163,15 @@ def generate(
     target = _target(output, to)
     given = {key: value for key, value in options.items() if value is not None}
     if scenario is not None:
-        workload, seed, folder = _of_scenario(scenario, assignments, seed, given)
+        if given:
+            mend = "leave them out, or use --set workload.request_rate=3"
+            raise UserError(Problem(flags_of(given), "a scenario brings its own workload", mend=mend))
+        loaded = asked.load(file=scenario)
+        workload, seed, folder = loaded.workload, loaded.seed, loaded.folder
     else:
-        if assignments:
-            raise UserError(Problem("--set", "needs a scenario", ", ".join(assignments), "add --scenario FILE"))
-        workload, seed, folder = _of_options(given), seed or 0, Path()
+        if asked.assignments:
+            raise UserError(Problem("--set", "needs a scenario", ", ".join(asked.assignments), "add --scenario FILE"))
+        workload, seed, folder = _of_options(given), asked.seed or 0, Path()
     inputs = [user_path(folder, workload.trace.path)] if workload.trace else []
     check_target(output, [*inputs, scenario] if scenario else inputs)
     source = open_workload(workload, seed=seed, folder=folder)
@@ -129,14 +183,11 @@ def generate(
     click.echo(f"{count} requests to {output} ({target}), seed {seed}")
 
 
-def _open(file: Path, settings: dict[str, Any], run: int | None = None) -> TraceSource:
+def _open(file: Path, reading: dict[str, Any], run: int | None = None) -> TraceSource:
     from simbatch.sim.workload.trace_model import Trace
     from simbatch.sim.workload.traces import open_trace
 
-    given = trace_settings(settings)
-    if "trace_format" in given:
-        given["format"] = given.pop("trace_format")
-    read: Trace = _validated(Trace, {"path": str(file), **given})
+    read: Trace = _validated(Trace, {"path": str(file), **reading})
     return open_trace(read, place="", run=run)
 
 
@@ -189,7 +240,6 @@ def _default_hash_block_tokens(target: str) -> int:
 
 
 def _write(source: RequestSource, output: Path, to: str, size: int, regroup: bool) -> int:
-    from simbatch.cli._output import progress_of, replacing
     from simbatch.sim.workload.traces.write import HOLDS_HASHES, write_trace
 
     with replacing(output), progress_of(f"writing {output.name}", source.num_requests, quiet=False) as progress:
@@ -204,19 +254,6 @@ def _write(source: RequestSource, output: Path, to: str, size: int, regroup: boo
         if size != _default_hash_block_tokens(to):
             _warn(f"{output} does not say that a hash stands for {size} tokens: read it with hash_block_tokens: {size}")
     return count
-
-
-def _of_scenario(
-    file: Path, assignments: tuple[str, ...], seed: int | None, given: dict[str, Any]
-) -> tuple[Workload, int, Path]:
-    from simbatch.cli._options import load_scenario
-
-    if given:
-        flags = ", ".join(f"--{key.replace('_', '-')}" for key in given)
-        mend = "leave them out, or use --set workload.request_rate=3"
-        raise UserError(Problem(flags, "a scenario brings its own workload", mend=mend))
-    scenario = load_scenario(file, assignments, seed)
-    return scenario.workload, scenario.seed, scenario.folder
 
 
 def _of_options(given: dict[str, Any]) -> Workload:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import html_option, jobs_option, load_scenario, scenario_options, version_option
+from simbatch.cli._options import (
+    Asked,
+    Count,
+    html_option,
+    jobs_option,
+    json_option,
+    quiet_option,
+    scenario_options,
+    version_option,
+    with_asked,
+)
 from simbatch.cli._output import Output, progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.sim.metrics.run_figures import Metric
     from simbatch.sim.scenario import Scenario
+    from simbatch.sim.search.cells import CellStore
     from simbatch.sim.search.run import Runner
     from simbatch.sim.tuning.goal import Goal, Limit
     from simbatch.sim.tuning.space import Space
 
-Count = click.IntRange(min=1)
+    RunnerOf = Callable[[str, int | None], AbstractContextManager[Runner]]
 
 
 @click.command()
@@ -52,14 +64,11 @@ Count = click.IntRange(min=1)
 @jobs_option
 @html_option
 @click.option("--resume", is_flag=True, help="Take simulations from DIR that an earlier search has run.")
-@click.option("--json", "as_json", is_flag=True, help="Print tune.json instead of the report.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@json_option("tune.json instead of the report")
+@quiet_option
+@with_asked
 def tune(
-    file: Path,
-    folder: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    vllm_version: str | None,
+    asked: Asked,
     maximize: str | None,
     limits: tuple[str, ...],
     pareto: str | None,
@@ -70,11 +79,7 @@ def tune(
     replications: int | None,
     confirm: int,
     no_bands: bool,
-    jobs: int,
-    html: bool,
     resume: bool,
-    as_json: bool,
-    quiet: bool,
 ) -> None:
     """Search the settings of the scenario in FILE for the best ones, and say how they compare with those it has.
 
@@ -83,33 +88,43 @@ def tune(
     (-pareto, -knee or -capacity with these flags).
     """
     from simbatch.sim.search.bands import NUM_DRAWS
+    from simbatch.sim.search.cells import CellStore
     from simbatch.sim.tuning.goal import Limit
     from simbatch.sim.tuning.tune_files import OWN_FILES
 
     _check_flags(maximize, pareto, knee, capacity, over, trials)
-    scenario = load_scenario(file, assignments, seed, vllm_version=vllm_version)
+    scenario = asked.load()
     kept = tuple(map(Limit.parse, limits))
-    output = Output(folder, f"{file.stem}-{_mode(pareto, knee, capacity)}", OWN_FILES)
+    output = Output(asked, f"{asked.file.stem}-{_mode(pareto, knee, capacity)}", OWN_FILES)
+    runner_of = partial(_runner, asked, scenario, CellStore(output.folder / "cells"), resume)
     if capacity:
-        text, written, unread = _capacity(scenario, kept, output.folder, replications, jobs, html, resume, quiet)
+        text, written, unread = _capacity(asked, scenario, kept, output.folder, replications, runner_of)
     else:
         goal = _goal(maximize or _default_goal(scenario), pareto, knee, kept)
         space = _space(scenario, goal, over, knee)
         sizes = (trials, replications or 1, confirm, 0 if no_bands else NUM_DRAWS)
-        text, written, unread = _tune(space, goal, output.folder, sizes, knee, jobs, html, resume, quiet)
-    output.show(written, lambda: text, "tune.json" if as_json else None, quiet=quiet, unread=unread)
+        text, written, unread = _tune(asked, space, goal, output.folder, sizes, knee, runner_of)
+    output.show(written, lambda: text, "tune.json", unread=unread)
+
+
+@contextmanager
+def _runner(
+    asked: Asked, scenario: Scenario, store: CellStore, resume: bool, name: str, total: int | None
+) -> Iterator[Runner]:
+    from simbatch.sim.search.run import Runner
+
+    with progress_of(f"{name}, simulations", total, quiet=asked.quiet) as progress:
+        yield Runner(scenario, store, jobs=asked.jobs, resume=resume, progress=progress)
 
 
 def _tune(
+    asked: Asked,
     space: Space,
     goal: Goal,
     folder: Path,
     sizes: tuple[int | None, int, int, int],
     knee: bool,
-    jobs: int,
-    html: bool,
-    resume: bool,
-    quiet: bool,
+    runner_of: RunnerOf,
 ) -> tuple[str, list[Path], list[str]]:
     from simbatch.sim.report.page.page import page_writer
     from simbatch.sim.tuning import default_trials, tune
@@ -120,29 +135,23 @@ def _tune(
     trials, replications, confirm, num_draws = sizes
     goal.check_slo(space.scenario.slo)
     trials = default_trials(space) if trials is None else trials
-    total = trials * replications + 2 * (confirm + num_draws)
     ways: dict[str, Any] = {"trials": trials, "replications": replications, "confirm": confirm, "num_draws": num_draws}
-    with progress_of("tune, simulations", total, quiet=quiet) as progress:
-        runner = _runner(space.scenario, folder, jobs, resume, progress)
+    with runner_of("tune", trials * replications + 2 * (confirm + num_draws)) as runner:
         tuned = tune(space, goal, runner, wants_knee=knee, **ways)
-    written = save(tuned, folder, runner.num_runs, page_writer(partial(tune_page, tuned), html=html))
+    written = save(tuned, folder, runner.num_runs, page_writer(partial(tune_page, tuned), html=asked.html))
     return report(tuned), written, runner.unread
 
 
 def _capacity(
+    asked: Asked,
     scenario: Scenario,
     limits: tuple[Limit, ...],
     folder: Path,
     replications: int | None,
-    jobs: int,
-    html: bool,
-    resume: bool,
-    quiet: bool,
+    runner_of: RunnerOf,
 ) -> tuple[str, list[Path], list[str]]:
-    from simbatch.sim.report.page.page import page_writer
-    from simbatch.sim.tuning.ask_capacity import capacity_page
+    from simbatch.sim.tuning.ask_capacity import CapacityAnswer
     from simbatch.sim.tuning.capacity import REPLICATIONS, capacity_limits, find_capacity
-    from simbatch.sim.tuning.capacity_report import report, save
     from simbatch.sim.tuning.goal import Goal
 
     replications = replications or REPLICATIONS
@@ -151,18 +160,9 @@ def _capacity(
         raise UserError(Problem("--replications", rule, replications, "leave it out for 8"))
     limits = capacity_limits(scenario, limits)
     Goal((), limits).check_slo(scenario.slo)
-    with progress_of("capacity, simulations", None, quiet=quiet) as progress:
-        runner = _runner(scenario, folder, jobs, resume, progress)
-        found = find_capacity(scenario, limits, runner, replications)
-    written = save(found, folder, runner.num_runs, page_writer(partial(capacity_page, found), html=html))
-    return report(found), written, runner.unread
-
-
-def _runner(scenario: Scenario, folder: Path, jobs: int, resume: bool, progress: Any) -> Runner:
-    from simbatch.sim.search.cells import CellStore
-    from simbatch.sim.search.run import Runner
-
-    return Runner(scenario, CellStore(folder / "cells"), jobs=jobs, resume=resume, progress=progress)
+    with runner_of("capacity", None) as runner:
+        answer = CapacityAnswer(find_capacity(scenario, limits, runner, replications), runner.num_runs)
+    return answer.text(), answer.save(folder, html=asked.html), runner.unread
 
 
 def _mode(pareto: str | None, knee: bool, capacity: bool) -> str:

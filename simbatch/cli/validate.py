@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,23 +11,39 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli._options import (
-    ServerFlags,
+    A_FILE,
+    Asked,
+    flags_of,
     html_option,
-    load_scenario,
+    json_option,
     policy_option,
+    quiet_option,
     scenario_options,
-    server_options,
     version_option,
+    with_asked,
 )
-from simbatch.cli._output import Output, show_page
+from simbatch.cli._output import Output, progress_of, working
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.profiler.validate import Bounds, Validation
     from simbatch.profiler.validate.many import Many
+    from simbatch.profiler.validate.on_server import ServerOptions, Told
     from simbatch.sim.scenario import Scenario
 
 OUTSIDE = 1  # exit code
+# what an option goes with, where it is not every kind of validation
+GOES_WITH = {
+    "served_model": "--server alone",
+    "max_concurrency": "--server or --engine",
+    "temperature": "--server or --engine",
+    "requests": "--recorded alone",
+    "quantization": "--engine alone",
+    "tensor_parallel_size": "--engine alone",
+    "engine_arg": "--engine alone",
+    "repeat": "--engine or --server",
+    "resume": "--engine or --server",
+}
 
 
 @click.command()
@@ -35,41 +51,31 @@ OUTSIDE = 1  # exit code
 @policy_option
 @version_option
 @click.option("--engine", "model", metavar="MODEL", help="Start vLLM's server with this model: a folder or name.")
-@server_options
-@click.option(
-    "--recorded",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="RESULT...",
-    help="Compare with recorded runs.",
-)
-@click.argument("more", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
-@click.option("--requests", "source", type=click.Choice(["scenario", "recorded"]), help="Whose requests to simulate.")
+@click.option("--server", "url", metavar="URL", help="Send the requests to this server, in real time.")
+@click.option("--served-model", metavar="NAME", help="With --server: its name there; default: the only one.")
+@click.option("--max-concurrency", type=click.IntRange(1), metavar="N", help="With --server or --engine: most at once.")
+@click.option("--temperature", type=click.FloatRange(0), metavar="T", help="Of sampling; default 0, greedy.")
+@click.option("--recorded", type=A_FILE, multiple=True, metavar="RESULT...", help="Compare with recorded runs.")
+@click.argument("more", nargs=-1, type=A_FILE, metavar="[FILE...]")
+@click.option("--requests", type=click.Choice(["scenario", "recorded"]), help="Whose requests to simulate.")
 @click.option("--quantization", metavar="NAME", help="awq, gptq, fp8 ...; default: what the model's config says.")
 @click.option("--tensor-parallel-size", type=click.IntRange(1), metavar="N", help="GPUs that share the model.")
-@click.option("--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE", help="Any other vLLM argument.")
+@click.option("--engine-arg", multiple=True, metavar="KEY=VALUE", help="Any other vLLM argument.")
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Real runs.")
 @click.option("--resume", is_flag=True, help="Go on with the real runs that are in DIR.")
 @click.option("--bounds", metavar="NAME=PERCENT,...", help="Exit with 1 when a figure is off by more.")
 @html_option
-@click.option("--json", "as_json", is_flag=True, help="Print validation.json instead of the table.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@json_option("validation.json instead of the table")
+@quiet_option
+@with_asked
 def validate(
-    file: Path,
-    folder: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    policy: str | None,
-    vllm_version: str | None,
+    asked: Asked,
+    /,
     model: str | None,
-    server: ServerFlags,
+    url: str | None,
     recorded: tuple[Path, ...],
     more: tuple[Path, ...],
-    source: str | None,
     bounds: str | None,
-    html: bool,
-    as_json: bool,
-    quiet: bool,
     **flags: Any,
 ) -> None:
     """Simulate the scenario in FILE and compare it with a real run of the same requests.
@@ -83,94 +89,104 @@ def validate(
     """
     from simbatch.profiler.validate import Bounds
 
-    if [model is None, not recorded, not server].count(False) != 1:
+    if [model is None, not recorded, url is None].count(False) != 1:
         raise click.UsageError("name either a model with --engine, a server with --server, or a file with --recorded")
-    if more and server:
+    if more and url is not None:
         raise click.UsageError(f"got unexpected extra arguments ({' '.join(map(str, more))})")
-    server.refuse_without(has_server=model is not None)
-    _refuse_flags(not recorded, source, flags, server)
+    mode = "--engine" if model is not None else "--server" if url is not None else "--recorded"
+    _refuse_flags(mode, flags)
     limits = None if bounds is None else Bounds.parse(bounds)
-    show = Show(html=html, as_json=as_json, quiet=quiet)
-
-    def load(path: Path) -> Scenario:
-        given = (*assignments, *server.assignments)
-        scenario = load_scenario(path, given, seed, policy, vllm_version=vllm_version)
-        scenario.refuse_cluster("simbatch validate")
-        return scenario
-
+    if flags["max_concurrency"] is not None:  # a limit holds on both sides
+        asked.assignments += (f"workload.max_concurrency={flags['max_concurrency']}",)
     if model is not None:
-        is_within = _engine((file, *more), load, model, folder, server, limits, flags, show)
+        is_within = _engine(asked, (asked.file, *more), model, limits, flags)
     else:
-        scenario, output = load(file), _output(folder, file, "-recorded" if recorded else "-server", flags)
-        validation = (
-            _recorded(scenario, (*recorded, *more), source, limits, quiet)
-            if recorded
-            else server.validate(scenario, output.folder, limits, flags, quiet=quiet)
-        )
-        is_within = show(validation, output)
+        scenario, output = _loaded(asked), _output(asked, "-recorded" if recorded else "-server", flags)
+        validation: Validation | Many
+        if url is None:
+            validation = _recorded(asked, scenario, (*recorded, *more), flags["requests"], limits)
+        else:
+            validation = _server(asked, scenario, _how(url, flags), output.folder, limits)
+        is_within = _show(asked, validation, output)
     if not is_within:
         raise click.exceptions.Exit(OUTSIDE)
 
 
-def _output(folder: Path | None, file: Path, mode: str, flags: dict[str, Any]) -> Output:
+def _loaded(asked: Asked, *checks: Callable[[Scenario], object]) -> Scenario:
+    """The scenario, whose mistakes are told before any time is spent."""
+    from simbatch.sim.scenario import resolve
+
+    scenario = asked.load()
+    scenario.refuse_cluster("simbatch validate")
+    for check in (*checks, resolve):
+        check(scenario)
+    return scenario
+
+
+def _output(asked: Asked, mode: str, flags: dict[str, Any]) -> Output:
     from simbatch.profiler.validate.pictures import OWN_FILES
 
     of_runs = () if mode == "-recorded" or flags["resume"] else ("run-1/result.json",)
-    return Output(folder, f"validate-{file.stem}{mode}", (*OWN_FILES, *of_runs))
+    return Output(asked, f"validate-{asked.file.stem}{mode}", (*OWN_FILES, *of_runs))
+
+
+def _how(url: str, flags: dict[str, Any]) -> ServerOptions:
+    """How the real runs are made."""
+    from simbatch.profiler.validate.on_server import ServerOptions
+
+    temperature = flags["temperature"] or 0.0
+    return ServerOptions(url, flags["served_model"], temperature, flags["repeat"], resume=flags["resume"])
+
+
+def _told(asked: Asked) -> Told:
+    """Who is told how the runs go on."""
+    from simbatch.profiler.validate.on_server import Told, progress
+
+    return Told(asked.say, partial(progress, quiet=asked.quiet))
+
+
+def _server(asked: Asked, scenario: Scenario, how: ServerOptions, folder: Path, bounds: Bounds | None) -> Validation:
+    from simbatch.profiler.validate.on_server import validate_server
+
+    return validate_server(scenario, how, folder, bounds=bounds, told=_told(asked))
 
 
 def _recorded(
-    scenario: Scenario, paths: tuple[Path, ...], source: str | None, bounds: Bounds | None, quiet: bool
+    asked: Asked, scenario: Scenario, paths: tuple[Path, ...], source: str | None, bounds: Bounds | None
 ) -> Validation | Many:
-    from simbatch.cli._output import progress_of, working
     from simbatch.profiler.records.recorded import gather
     from simbatch.profiler.validate.many import compare_recorded
-    from simbatch.sim.scenario import resolve
 
-    resolve(scenario)  # its mistakes, before any time is spent
-    with working("reading", quiet=quiet):
+    with working("reading", quiet=asked.quiet):
         gathered = gather(paths)
     if (number := len(gathered.runs)) == 1:
-        with working("simulating", quiet=quiet):
+        with working("simulating", quiet=asked.quiet):
             return compare_recorded(scenario, gathered, source, bounds)
-    with progress_of("simulating", number, quiet=quiet) as progress:
+    with progress_of("simulating", number, quiet=asked.quiet) as progress:
         return compare_recorded(scenario, gathered, source, bounds, progress)
 
 
-def _engine(
-    files: tuple[Path, ...],
-    load: Callable[[Path], Scenario],
-    model: str,
-    given: Path | None,
-    server: ServerFlags,
-    bounds: Bounds | None,
-    flags: dict[str, Any],
-    show: Show,
-) -> bool:
+def _engine(asked: Asked, files: tuple[Path, ...], model: str, bounds: Bounds | None, flags: dict[str, Any]) -> bool:
     """Scenarios on one start of a server; whether all keep to their bounds."""
     from simbatch.cli.profile import _extra as engine_args_of
     from simbatch.profiler.server.start import check_model, require_vllm
     from simbatch.profiler.validate.matching import check_can_run, engine_options
     from simbatch.profiler.validate.on_recorded import Job, validate_engine
-    from simbatch.profiler.validate.on_server import ServerOptions
-    from simbatch.sim.scenario import resolve
 
-    wanted, jobs, outputs = [], [], []
+    given, wanted, jobs, outputs = asked.folder, [], [], []
     for file in files:
-        scenario = load(file)
-        check_can_run(scenario)
-        resolve(scenario)  # its mistakes, before any time is spent
+        own = replace(asked, file=file, folder=given / file.stem if given and len(files) > 1 else given)
+        scenario = _loaded(own, check_can_run)
         wanted.append(
             engine_options(
                 scenario,
                 model,
                 quantization=flags["quantization"],
                 tensor_parallel_size=flags["tensor_parallel_size"],
-                extra=engine_args_of(flags["engine_args"]),
+                extra=engine_args_of(flags["engine_arg"]),
             )
         )
-        folder = given / file.stem if given is not None and len(files) > 1 else given
-        outputs.append(_output(folder, file, "", flags))
+        outputs.append(_output(own, "", flags))
         jobs.append(Job(scenario, outputs[-1].folder))
     for file, options in zip(files, wanted, strict=True):
         if options != wanted[0]:
@@ -178,14 +194,12 @@ def _engine(
             raise UserError(Problem(str(file), rule, mend="validate it apart, or write the same engine and policy"))
     require_vllm()
     check_model(wanted[0])
-    how = ServerOptions("", None, server.temperature or 0.0, flags["repeat"], resume=flags["resume"])
     log_folder = jobs[0].folder if len(jobs) == 1 else given or Path("results")
-    told = server.told(quiet=show.quiet)
     is_within = True
     try:
-        found = validate_engine(jobs, wanted[0], how, log_folder, bounds=bounds, told=told)
+        found = validate_engine(jobs, wanted[0], _how("", flags), log_folder, bounds=bounds, told=_told(asked))
         for output, validation in zip(outputs, found, strict=True):
-            is_within = show(validation, output) and is_within
+            is_within = _show(asked, validation, output) and is_within
         return is_within
     except KeyboardInterrupt:
         if any(any(job.folder.glob("run-*/result.json")) for job in jobs):
@@ -193,40 +207,25 @@ def _engine(
         raise
 
 
-def _refuse_flags(is_run_now: bool, source: str | None, flags: dict[str, Any], server: ServerFlags) -> None:
+def _refuse_flags(mode: str, flags: dict[str, Any]) -> None:
     """What belongs to another kind of validation."""
-    if is_run_now and source is not None:
-        raise UserError(Problem("--requests", "goes with --recorded alone", source))
-    defaults: dict[str, Any] = {"repeat": 1}
-    allowed = flags.keys() if is_run_now and not server else {"repeat", "resume"} if server else set()
-    for name, value in flags.items():
-        if name not in allowed and value != defaults.get(name) and value not in (None, (), False):
-            also = " or --server" if name in ("repeat", "resume") else " alone"
-            raise UserError(Problem(f"--{name.rstrip('s').replace('_', '-')}", f"goes with --engine{also}"))
+    for name, goes_with in GOES_WITH.items():
+        is_given = flags[name] not in (None, (), False) and (name, flags[name]) != ("repeat", 1)
+        if is_given and mode not in goes_with:
+            given = (flags[name],) if name == "requests" else ()
+            raise UserError(Problem(flags_of([name]), f"goes with {goes_with}", *given))
 
 
-@dataclass(frozen=True)
-class Show:
-    """How a validation is shown, once its files are written."""
+def _show(asked: Asked, validation: Validation | Many, output: Output) -> bool:
+    """Write and show it; whether it keeps to its bounds."""
+    from simbatch.profiler.validate.many import Many
+    from simbatch.profiler.validate.page import validation_page
+    from simbatch.profiler.validate.pictures import save
+    from simbatch.profiler.validate.report import text_of, text_of_many
+    from simbatch.sim.report.page.page import page_writer
 
-    html: bool
-    as_json: bool
-    quiet: bool
-
-    def __call__(self, validation: Validation | Many, output: Output) -> bool:
-        """Write and show it; whether it keeps to its bounds."""
-        from simbatch.profiler.validate.many import Many
-        from simbatch.profiler.validate.page import validation_page
-        from simbatch.profiler.validate.pictures import save
-        from simbatch.profiler.validate.report import text_of, text_of_many
-        from simbatch.sim.report.page.page import page_writer
-
-        page = page_writer(partial(validation_page, validation), html=self.html)
-        written = save(validation, output.folder, page)
-        output.say_replaced(quiet=self.quiet)
-        if self.as_json:
-            click.echo((output.folder / "validation.json").read_text(encoding="utf-8"), nl=False)
-        elif not self.quiet:
-            show_page(text_of_many(validation) if isinstance(validation, Many) else text_of(validation))
-            click.echo(f"{len(written)} files in {output.folder}")
-        return validation.is_within_bounds
+    page = page_writer(partial(validation_page, validation), html=asked.html)
+    written = save(validation, output.folder, page)
+    text = partial(text_of_many, validation) if isinstance(validation, Many) else partial(text_of, validation)
+    output.show(written, text, "validation.json")
+    return validation.is_within_bounds

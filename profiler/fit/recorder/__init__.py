@@ -24,7 +24,7 @@ from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.provenance import GapFigures, MeasuredRange, RecorderFit
 from simbatch.sim.cost.sections import HostSection
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.tables import table
+from simbatch.sim.text import table
 
 SAME = ("model", "tensor_parallel_size", "async_scheduling", "kv_cache_dtype", "vllm_version")
 FOLDS = 4

@@ -29,7 +29,7 @@ from simbatch.sim.cost.provenance import MeanErrors, MeasuredRange, SeenRun, Str
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.rules import capture_sizes
-from simbatch.sim.tables import table
+from simbatch.sim.text import table
 
 NO_END = 2**30  # KV blocks where the cache was never full
 MAX_MODEL_LEN = 131_072

@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,7 @@ class Source:
         data, overrides = copy.deepcopy(self.data), dict(self.overrides)
         for name, value in values.items():
             origin = origins if isinstance(origins, str) else origins[name]
-            path: KeyPath = tuple(int(part) if part.isdecimal() else part for part in name.split("."))
+            path = keys_of(name)
             if len(path) > MAX_DEPTH:
                 rule = f"keys are nested more than {MAX_DEPTH} deep"
                 raise UserError(Problem(f"{origin} {shorten(name)}", rule, mend="name a key of the scenario"))
@@ -102,6 +104,11 @@ class Source:
             overrides = {other: where for other, where in overrides.items() if other[: len(new)] != new}
             overrides[new] = (origin, name)
         return replace(self, data=data, overrides=overrides)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What was set over the file, by dotted key."""
+        return {name: reduce(getitem, keys_of(name), self.data) for _, name in self.overrides.values()}
 
     def with_absolute_paths(self, data: dict[str, Any]) -> dict[str, Any]:
         """`data` with relative paths of files taken from the scenario's folder."""
@@ -117,6 +124,11 @@ class Source:
 
 
 SECTIONS = ("profile", "host", "engine", "policy", "cluster", "workload", "slo", "seed", "tune")
+
+
+def keys_of(name: str) -> KeyPath:
+    """A dotted name as keys: `workload.phases.0.rate` names an entry of a list by its number."""
+    return tuple(int(part) if part.isdecimal() else part for part in name.split("."))
 
 
 def _set(data: Any, path: KeyPath, value: Any, place: str) -> KeyPath:
