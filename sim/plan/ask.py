@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
-<<<<<<< HEAD
-from simbatch.sim.files import write_json, write_yaml
+from simbatch.sim.files import data_frame, write_json, write_yaml
 from simbatch.sim.plan import FleetPlan, Rules, make_plan, report
-=======
-from simbatch.sim.files import data_frame
-from simbatch.sim.plan import make_plan, report
-from simbatch.sim.plan.content import content
->>>>>>> main
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
 from simbatch.sim.plan.kinds import (
     ReplicaKind,

@@ -21,17 +21,10 @@ from simbatch.sim.plan.words import (
     sentence,
     shape_label,
 )
-<<<<<<< HEAD
 from simbatch.sim.plugins.router import Router
 from simbatch.sim.scenario import resolve
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, width, wrapped
-from simbatch.sim.tuning.vllm_flags import vllm_serve
-=======
-from simbatch.sim.report import style
-from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.text import number, table, width, wrapped
->>>>>>> main
+from simbatch.sim.tuning.vllm_flags import vllm_serve
 
 SHOWN = ("max_num_seqs", "max_num_batched_tokens", "max_model_len")
 

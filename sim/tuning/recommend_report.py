@@ -10,14 +10,8 @@ from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.uncertainty import NO_REAL_RUN, caveats
 from simbatch.sim.files import write_json, write_yaml
 from simbatch.sim.metrics.registry import SLO_SHARE, WITHIN_SLO, shown
-<<<<<<< HEAD
 from simbatch.sim.results.files import Writers, text_writer, write_result
-from simbatch.sim.tables import table
-from simbatch.sim.text import number, percent
-=======
-from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.text import number, percent, table
->>>>>>> main
 from simbatch.sim.tuning.recommend import (
     CLOSE,
     ENOUGH,

@@ -16,14 +16,7 @@ from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.chance import num_blocks
 from simbatch.sim.statistics import Interval
-<<<<<<< HEAD
-from simbatch.sim.tables import write_csv
 from simbatch.sim.tuning.goal import METRICS, SEQS, Goal, TriedSettings, setting_words
-=======
-from simbatch.sim.tuning.finalists import TriedSettings, setting_words
-from simbatch.sim.tuning.goal import METRICS, Goal
-from simbatch.sim.tuning.space import SEQS
->>>>>>> main
 from simbatch.sim.tuning.vllm_flags import own_policy, set_flags, vllm_serve
 
 if TYPE_CHECKING:
