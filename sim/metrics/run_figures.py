@@ -196,8 +196,7 @@ class RunFigures:
 
     @cached_property
     def _latencies(self) -> dict[str, dict[str, Number]]:
-        found = {name: describe(values) for name, values in self._spans.items()}
-        return {**found, "itl": self._gaps()}
+        return {name: describe(values) for name, values in self._spans.items()} | {"itl": self._gaps()}
 
     @cached_property
     def _wait_ps(self) -> NDArray[np.int64]:
@@ -210,8 +209,7 @@ class RunFigures:
         return describe(self._wait_ps / PS_PER_MS)
 
 
-LOWER, HIGHER = "lower", "higher"
-STEADY = "simbatch.steady_state"
+LOWER, HIGHER, STEADY = "lower", "higher", "simbatch.steady_state"
 
 
 @dataclass(frozen=True)
