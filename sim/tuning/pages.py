@@ -15,7 +15,7 @@ from simbatch.sim.scenario import resolve
 from simbatch.sim.tuning import Tuned
 from simbatch.sim.tuning.goal import TriedSettings, setting_words
 from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
-from simbatch.sim.tuning.recommend_report import all_notes, choices, doubts, evidence, not_enough, scenario_content
+from simbatch.sim.tuning.recommend_report import choices, doubts, evidence, not_enough, scenario_content
 from simbatch.sim.tuning.recommend_report import report as recommended_report
 from simbatch.sim.tuning.space import POLICY, values_of
 from simbatch.sim.tuning.tune_files import picture_axes
@@ -29,7 +29,7 @@ from simbatch.sim.tuning.tune_report import (
     shown_metrics,
     verdict,
 )
-from simbatch.sim.tuning.vllm_flags import arguments, command, simbatch_run, vllm_serve
+from simbatch.sim.tuning.vllm_flags import all_notes, arguments, command, simbatch_run, vllm_serve
 
 TRIED, BROKEN, FRONT, BEST, BASELINE = "#8A8A8A", "#C8C8C8", *style.PALETTE[:1], *style.PALETTE[2:4]
 
