@@ -188,9 +188,8 @@ def not_enough(found: Recommendation) -> Iterator[str]:
     """That the SLO is not kept, where no batch keeps it."""
     if found.load.is_enough:
         return
-    shares: dict[str, Any] = {
-        name: found.best.mean(f"{SLO_SHARE}{name}") for name in (key.removesuffix("_ms") for key in found.slo)
-    }
+    limits = [key.removesuffix("_ms") for key in found.slo]
+    shares: dict[str, Any] = {name: found.best.mean(f"{SLO_SHARE}{name}") for name in limits}
     worst = min(shares, key=lambda name: shares[name])
     yield (
         f"The SLO is not kept: even at {found.load.share:.0%} of what the GPU can do, no batch has {ENOUGH:.0%} of the "
