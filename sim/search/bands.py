@@ -18,8 +18,7 @@ from math import ceil, inf, log
 from typing import Any, Generic, TypeVar
 
 from simbatch.sim.cost.uncertainty import PARTS, WORDS, deviations, factors, scaled, uncertainty_of
-from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE, Metric
 from simbatch.sim.results.runs import Evaluate, Settings, Summary
 from simbatch.sim.scenario import Resolved, Scenario, resolve
 

@@ -25,8 +25,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import REGISTRY, SESSION_SLO, SESSIONS_WITHIN_SLO, SLO_SHARE, WITHIN_SLO
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.results.runs import Evaluate, Means, Runs, Settings
-from simbatch.sim.scenario import Scenario
-from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
+from simbatch.sim.scenario import RESAMPLE, Scenario, is_resampled, resampling, seeds_of
 from simbatch.sim.search.loads import OfferedLoad, load_of, rounded
 from simbatch.sim.tuning.goal import METRICS, Limit
 

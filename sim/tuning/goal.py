@@ -18,13 +18,15 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import (
     ALIASES,
     GOODPUT,
+    HIGHER,
+    LOWER,
     SESSION_GOODPUT,
     SESSION_SLO,
     SLO_SHARE,
     WITHIN_SLO,
+    Metric,
     searchable,
 )
-from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
 from simbatch.sim.statistics import paired_difference
 from simbatch.sim.workload.model import TrafficShape
 

@@ -33,9 +33,9 @@ def report(found: Recommendation) -> str:
     given = arguments(found)
     sections = [
         [*_head(found)],
+        ["recommended:", command(given), f"or: vllm serve --config {CONFIG_FILE}"],
         [*_evidence(found)],
         [*verdict(found)],
-        [command(given), f"or: vllm serve --config {CONFIG_FILE}"],
         [f"- {note}" for note in all_notes(found)],
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
