@@ -51,8 +51,8 @@ from simbatch.sim.search import simulate
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning import Tuned, default_trials, tune
 from simbatch.sim.tuning.capacity import find_capacity
-from simbatch.sim.tuning.goal import Goal, Limit, metric_of
-from simbatch.sim.tuning.space import SEQS, TOKENS, Space, default_axes
+from simbatch.sim.tuning.goal import SEQS, TOKENS, Goal, Limit, metric_of
+from simbatch.sim.tuning.space import Space, default_axes
 
 ROOT = Path(__file__).parents[1]
 LARGEST_SHARE = 1 / 5

@@ -15,10 +15,11 @@ from simbatch.sim.cost.uncertainty import PARTS, deviations, factors, scaled, un
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.search.bands import NUM_DRAWS, Bands, all_settings, bands_from, drawn_settings, turns
+from simbatch.sim.search.bands import NUM_DRAWS, Bands, DrawnGain, all_settings, bands_from, drawn_settings
+from simbatch.sim.search.compared import turns
 from simbatch.sim.search.loads import load_lines, load_share
 from simbatch.sim.search.run import Runner
-from simbatch.sim.tuning.finalists import DrawnGain, finalists_of
+from simbatch.sim.tuning import finalists_of
 from simbatch.sim.tuning.goal import Goal, Limit
 from tests import run_command, traffic
 

@@ -22,8 +22,8 @@ from simbatch.sim.search import explain_request
 from simbatch.sim.search.run import Runner
 from simbatch.sim.search.sweep import sweep
 from simbatch.sim.tuning import Tuned, tune
-from simbatch.sim.tuning.goal import Goal, Limit, metric_of
-from simbatch.sim.tuning.space import SEQS, Axis, Space
+from simbatch.sim.tuning.goal import SEQS, Goal, Limit, metric_of
+from simbatch.sim.tuning.space import Axis, Space
 from simbatch.sim.tuning.tune_files import content
 from simbatch.sim.tuning.tune_report import report
 from tests import traffic

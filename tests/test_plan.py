@@ -15,19 +15,18 @@ from simbatch import simulate
 from simbatch.cli import cli
 from simbatch.sim.cost.sections import GpuPower, kwh_per_million
 from simbatch.sim.errors import UserError
-from simbatch.sim.plan import make_plan
-from simbatch.sim.plan.content import content, serve_lines
+from simbatch.sim.plan import FleetPlan, Rules, make_plan
+from simbatch.sim.plan.ask import FleetAnswer
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
-from simbatch.sim.plan.fleet import FleetPlan, Rules
 from simbatch.sim.plan.kinds import ReplicaKind, Wanted, kinds_like, kinds_of, left_out, parse_prices, per_million
-from simbatch.sim.plan.report import report, save
-from simbatch.sim.plan.search import SEQS, TOKENS, KindSearch, Option, together
+from simbatch.sim.plan.report import content, report, serve_lines
+from simbatch.sim.plan.search import KindSearch, Option, together
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search import run as search_run
 from simbatch.sim.search.cells import Cell
 from simbatch.sim.search.run import Runner, run_cells
-from simbatch.sim.tuning.goal import Limit
+from simbatch.sim.tuning.goal import SEQS, TOKENS, Limit
 
 SECONDS = 20.0
 LIMITS = (Limit.parse("p99_ttft_ms=900"), Limit.parse("p99_tpot_ms=45"))
@@ -230,7 +229,7 @@ def test_a_mixed_group_is_taken_where_it_is_cheaper_and_keeps_the_limits(tmp_pat
     assert "1 x H100 TP1 + 1 x L40S TP1" in report(found)
     assert found.banded is not None  # both kinds are drawn, and both stand in the command lines
     assert [line.split()[0] for line in serve_lines(found)][:4] == ["#", "vllm", "#", "vllm"]
-    save(found, tmp_path, 1)
+    FleetAnswer(found, 1).save(tmp_path)
     run(tmp_path / "run", f"run {tmp_path / 'scenario.yaml'} --quiet")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {key: summary[key] for key in found.chosen.verdict.values} == found.chosen.verdict.values

@@ -17,7 +17,7 @@ from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.provenance import span
 from simbatch.sim.cost.uncertainty import HOST_IS_ASSUMED, NO_HOST_TIMES, error_line, lacks_host_times
 from simbatch.sim.errors import UserError
-from simbatch.sim.tuning.recommend_report import error_note
+from simbatch.sim.tuning.vllm_flags import error_note
 from tests.made_samples import made_samples
 from tests.made_scenarios import fixed
 from tests.test_cli import run

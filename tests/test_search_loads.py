@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from simbatch import Scenario, UserError, compare, simulate
-from simbatch.sim.report.sessions import session_lines
+from simbatch.sim.report.engine_text import session_lines
 from simbatch.sim.search.loads import OfferedLoad, asked_users, load_of
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning.capacity import Capacity, capacity_limits, find_capacity

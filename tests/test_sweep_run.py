@@ -218,7 +218,7 @@ def test_a_scheduler_that_dies_is_told_and_keeps_what_is_finished(
 )
 def test_a_scheduler_that_is_not_there(address: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr("simbatch.sim.search.cluster.CONNECT_S", 1)
+    monkeypatch.setattr("simbatch.sim.search.run.CONNECT_S", 1)
     with pytest.raises(UserError, match=rule):
         run_cells(cells_of(toy(), SEATS[:1], [0]), scheduler=address)
 

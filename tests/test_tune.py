@@ -15,8 +15,8 @@ from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning import Tuned, tune, tune_files
-from simbatch.sim.tuning.goal import Goal, Limit, metric_of
-from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Space, axes_of, default_axes, seat_counts
+from simbatch.sim.tuning.goal import SEQS, TOKENS, Goal, Limit, metric_of
+from simbatch.sim.tuning.space import Axis, Space, axes_of, default_axes, seat_counts
 from simbatch.sim.tuning.tune_files import content, picture_axes
 from simbatch.sim.tuning.vllm_flags import policy_refusal, set_flags, simbatch_run, vllm_serve, weight_notes
 from tests.made_scenarios import fixed, uniform

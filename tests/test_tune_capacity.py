@@ -14,8 +14,7 @@ from simbatch.sim.search.loads import at_rate, rates_of
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning.capacity import FRESH, Capacity, capacity_limits, find_capacity
 from simbatch.sim.tuning.capacity_report import content, report
-from simbatch.sim.tuning.goal import Limit
-from simbatch.sim.tuning.space import SEQS
+from simbatch.sim.tuning.goal import SEQS, Limit
 from tests import exit_code
 from tests.made_scenarios import fixed
 

@@ -14,11 +14,11 @@ import pytest
 from simbatch import Scenario
 from simbatch.sim.metrics.registry import SLO_SHARE
 from simbatch.sim.results.runs import Means, Runs
+from simbatch.sim.search.bands import DrawnGain
 from simbatch.sim.search.run import Runner
-from simbatch.sim.tuning import Tuned, tune
-from simbatch.sim.tuning.finalists import DrawnGain, Finalists, TriedSettings, equals, order
-from simbatch.sim.tuning.goal import METRICS, Goal, Limit, metric_of
-from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Point, Space
+from simbatch.sim.tuning import Finalists, Tuned, tune
+from simbatch.sim.tuning.goal import METRICS, SEQS, TOKENS, Goal, Limit, TriedSettings, equals, metric_of, order
+from simbatch.sim.tuning.space import Axis, Point, Space
 from simbatch.sim.tuning.study import Search, _places, _surface, by_worth
 from simbatch.sim.tuning.tune_files import content
 from simbatch.sim.tuning.tune_report import report

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.commands.choose import Facts, choose, longest_of, weights_of
-from simbatch.sim.commands.files import config_words, read_commands
+from simbatch.sim.commands.found import Command, read_commands
 from simbatch.sim.commands.settings import Served, read_server
-from simbatch.sim.commands.shell import Command
 from simbatch.sim.commands.written import Offered, of_bench, of_preset, of_trace, scenario_text
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import gpu_of
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.scenario.flags import Given, parse
+from simbatch.sim.scenario.flags import Given, config_words, parse
 from simbatch.sim.workload import open_workload
 
 SECRET = ("key", "token", "secret", "password")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_args
 
-from simbatch.sim.commands.shell import Command
+from simbatch.sim.commands.found import Command
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.flags import Given, entries, number, parse, whole_number

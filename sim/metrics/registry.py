@@ -85,6 +85,16 @@ class Metric:
         """Shown in percent."""
         return self.kind == "share"
 
+    @property
+    def scale(self) -> int:
+        """Times which it is drawn: shares as percents."""
+        return 100 if self.is_share else 1
+
+    @property
+    def unit(self) -> str:
+        """What an axis of it is called, for `scale` times the figure."""
+        return f"{self.title} (%)" if self.is_share else self.label
+
     def text(self, value: float | None, decimals: int = 0) -> str:
         """As people read it, with so many decimals at least: `97.35 %`, `1,204.5`, `-` for what was not measured."""
         return percent(value) if self.is_share else number(value, max(self.decimals, decimals))
@@ -94,7 +104,7 @@ class Metric:
         text = self.text(mean, decimals)
         if mean is None or low is None or high is None:
             return text
-        return f"{text} {plus_minus(mean, low, high, max(self.decimals, decimals), 100 if self.is_share else 1)}"
+        return f"{text} {plus_minus(mean, low, high, max(self.decimals, decimals), self.scale)}"
 
     def named(self) -> dict[str, str | None]:
         """What compare.json says of it."""

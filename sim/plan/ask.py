@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.files import data_frame
-from simbatch.sim.plan import make_plan, report
-from simbatch.sim.plan.content import content
+from simbatch.sim.files import data_frame, write_json, write_yaml
+from simbatch.sim.plan import FleetPlan, Rules, make_plan, report
 from simbatch.sim.plan.demand import Demand, demand_of, traffic_of_lengths, traffic_of_trace
-from simbatch.sim.plan.fleet import FleetPlan, Rules
 from simbatch.sim.plan.kinds import (
     ReplicaKind,
     Wanted,
@@ -29,6 +27,7 @@ from simbatch.sim.plan.search import ROUTERS
 from simbatch.sim.plan.words import sentence
 from simbatch.sim.report import style
 from simbatch.sim.report.page.page import page_writer
+from simbatch.sim.results.files import text_writer, write_result
 from simbatch.sim.scenario import Scenario, resolve, seeds_of
 from simbatch.sim.scenario.presets import preset_of
 from simbatch.sim.search.bands import NUM_DRAWS
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+OWN_FILES = ("plan.json", "scenario.yaml", "serve.sh", "plan.png", "report.html")
 MIN_RATE = 1e-9  # what a rate of 0 is until it is refused by name
 
 
@@ -179,17 +179,27 @@ class FleetAnswer:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of plan.json."""
-        return content(self.found)
+        return report.content(self.found)
 
     def save(self, folder: Path | str, *, html: bool = False) -> list[Path]:
         """Write plan.json, the picture, the fleet's scenario and command lines, and with `html` report.html.
 
         Returns their paths.
         """
-        from simbatch.sim.plan.page import plan_page
+        from simbatch.sim.plan import page
 
-        more = page_writer(partial(plan_page, self.found), html=html)
-        return report.save(self.found, Path(folder), self.num_runs, more)
+        found, chosen = self.found, self.found.chosen
+        writers: dict[str, Callable[[Path], None]] = {
+            "plan.json": lambda path: write_json(path, self.as_dict()),
+            **page_writer(partial(page.plan_page, found), html=html),
+        }
+        if chosen is not None:
+            writers["scenario.yaml"] = lambda path: write_yaml(path, report.scenario_content(found, chosen))
+            writers["serve.sh"] = text_writer(lambda: "\n".join(report.serve_lines(found)) + "\n")
+        if any(found.cost_per_hour(sizing) is not None for sizing in found.sizings):
+            writers["plan.png"] = lambda path: page.write(path, found)
+        versions = [found.demand.scenario.engine.simulated_version]
+        return write_result(Path(folder), writers, OWN_FILES, versions, {"simulations": self.num_runs})
 
     def table(self) -> list[dict[str, Any]]:
         """A row per shape, the cheapest first; the metrics that are limited as columns."""
@@ -202,8 +212,10 @@ class FleetAnswer:
 
     def plot(self) -> Figure:
         """A matplotlib Figure: the cost of each shape against the latency that is limited."""
-        with style.inline(*report.SIZE) as drawing:
-            report.draw(drawing, self.found)
+        from simbatch.sim.plan import page
+
+        with style.inline(*page.SIZE) as drawing:
+            page.draw(drawing, self.found)
         return drawing
 
     def __repr__(self) -> str:

@@ -20,7 +20,8 @@ import numpy as np
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.steady import OVERLOADED
-from simbatch.sim.results.runs import Summary, refusal_of
+from simbatch.sim.plugins.router import Router
+from simbatch.sim.results.runs import Settings, Summary, refusal_of
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.loads import at_rate, own_rate, rates_of, rounded
 from simbatch.sim.tuning.goal import Limit
@@ -83,7 +84,6 @@ MIN_SECONDS, MAX_SECONDS = 120.0, 300.0  # of steady arrivals: a queue that grow
 MIN_REQUESTS, MAX_REQUESTS = 500, 40_000  # of one simulation
 PROMPT_CV, OUTPUT_CV, LONGEST = 1.0, 0.8, 8  # of lengths of which the mean alone is known; the longest over the mean
 STEADY = ("gamma", "poisson", "constant")
-Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class Demand:
         first, *_ = rates = rates_of(self.scenario)
         value = rates[first] * rate / self.own
         return {**at_rate(self.scenario, rounded(value)), **self._lengths(rate / self.own)}
+
+    def router(self, name: str) -> Router:
+        """The one of this name; UserError where there is none."""
+        settings = {"cluster": {"replicas": 2, "router": {"name": name}}}
+        return self.scenario.override(settings, origin="--router").build_router()
 
     def _lengths(self, factor: float) -> Settings:
         """As many requests as come in that time; a trace has those that it has."""

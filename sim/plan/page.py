@@ -1,14 +1,18 @@
-"""The page of a plan: the fleet to rent, every shape's cost beside what its users feel, and how sure the number is."""
+"""The page of a plan: the fleet to rent, every shape's cost beside what its users feel, and how sure the number is.
+
+The picture, plan.png, shows what each fleet costs an hour, against the latency (or share) that is limited.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.cost.uncertainty import caveats, error_line
-from simbatch.sim.plan.content import scenario_content, serve_lines
-from simbatch.sim.plan.fleet import FleetPlan
-from simbatch.sim.plan.report import report, shapes
+from simbatch.sim.plan import FleetPlan
+from simbatch.sim.plan.report import report, scenario_content, serve_lines, shapes
 from simbatch.sim.plan.words import fleet_label, limited_by, sentence, shape_label
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, bars, is_wide, limit, points, span
@@ -16,8 +20,12 @@ from simbatch.sim.report.page.page import PageTable, ReportPage, bands_table
 from simbatch.sim.scenario import resolve
 from simbatch.sim.tuning.goal import Limit
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 CHOSEN, OTHER = style.PALETTE[2], style.PALETTE[0]
 HOURS_A_MONTH = 730
+SIZE = (7.2, 4.4)  # inches of the picture
 
 
 def plan_page(plan: FleetPlan) -> ReportPage:
@@ -61,7 +69,7 @@ def _answer(plan: FleetPlan) -> Iterator[tuple[str, str]]:
 def _cost_chart(plan: FleetPlan, each: Limit) -> PageChart:
     """Cost of every shape against one figure that is limited; without prices its GPUs."""
     has_prices = any(plan.cost_per_hour(sizing) is not None for sizing in plan.sizings)
-    traces, scale = [], 100 if each.metric.is_share else 1
+    traces, scale = [], each.metric.scale
     for i, sizing in enumerate(plan.ranked):
         cost = plan.cost_per_hour(sizing) if has_prices else plan.rules.paid_gpus(sizing)
         value = None if sizing.verdict is None else sizing.verdict.values[each.metric.key]
@@ -72,13 +80,12 @@ def _cost_chart(plan: FleetPlan, each: Limit) -> PageChart:
         name = fleet_label(plan, sizing)
         hover = "%{x:,.2f}, %{y:,.4~g}"
         traces.append(points(name, [cost], [scale * value], colour, hover, marker=look))
-    unit = f"{each.metric.title} (%)" if each.metric.is_share else each.metric.label
     x = "cost of the fleet ($/h)" if has_prices else "GPUs of the fleet"
     note = "A star is what is recommended." if traces else "No shape keeps the limits."
     (_, most), (_, high) = span(traces, "x"), span(traces, "y")
     traces.append(limit(str(each), [0, most], [scale * each.bound] * 2))
     is_log = is_wide(min(high, scale * each.bound), max(high, scale * each.bound))
-    return PageChart(f"{each.metric.title} and cost", x, [Panel(unit, traces, is_log=is_log)], note)
+    return PageChart(f"{each.metric.title} and cost", x, [Panel(each.metric.unit, traces, is_log=is_log)], note)
 
 
 def _cost_bars(plan: FleetPlan) -> Iterator[PageChart]:
@@ -152,3 +159,42 @@ def _trust(plan: FleetPlan) -> Iterator[tuple[str, str]]:
         yield "Source", getattr(profile, "source", None) or "step times as the scenario has them"
         yield "Error", error_line(profile) or "not stated"
         yield from (("Caveat", text) for text in caveats(profile))
+
+
+def write(path: Path, plan: FleetPlan) -> None:
+    """The picture as a PNG."""
+    with style.figure(path, *SIZE) as drawing:
+        draw(drawing, plan)
+
+
+def draw(drawing: Figure, plan: FleetPlan) -> None:
+    """A point a shape that keeps the limits, the chosen one among them; the first limit as a line."""
+    limit, down = plan.limits[0], plan.limits[0].metric.aim == "lower"
+    points = [
+        (cost, value, fleet_label(plan, sizing))
+        for sizing in plan.ranked
+        if (cost := plan.cost_per_hour(sizing)) is not None
+        and sizing.verdict is not None
+        and (value := sizing.verdict.values[limit.metric.key]) is not None
+    ]
+    style.headline(drawing, f"Fleets that keep the limits at {plan.demand.rate:g} req/s")
+    axes = drawing.add_subplot()
+    axes.set_xlabel("cost of the fleet ($/h)")
+    axes.set_ylabel(limit.metric.title)
+    costs, values = [cost for cost, _, _ in points] or [1.0], [value for _, value, _ in points]
+    style.value_axis(axes, "x", [0.0, 1.12 * max(costs)], is_time=False, from_zero=True)
+    shown = [*values, limit.bound]
+    style.value_axis(axes, "y", shown, is_time=limit.metric.kind == "ms", from_zero=min(shown) < max(shown) / 4)
+    axes.axhline(limit.bound, color=style.LIMIT, linewidth=1.1, linestyle="--")
+    bound = style.duration_text(limit.bound) if limit.metric.kind == "ms" else limit.metric.text(limit.bound)
+    at: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": style.LIMIT, "fontsize": 8, "ha": "right"}
+    axes.text(0.995, limit.bound, f"limit {bound}", va="bottom" if down else "top", **at)
+    for i, (cost, value, _) in enumerate(points):
+        look: dict[str, Any] = (
+            {"color": style.PALETTE[0], "marker": "o", "s": 36} if i else {"color": style.PALETTE[2], "s": 140}
+        )
+        axes.scatter([cost], [value], zorder=3, **({"marker": "*"} | look))
+    style.label_apart(axes, points)
+    if points:
+        axes.scatter([], [], marker="*", s=90, color=style.PALETTE[2], label="the cheapest")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)

@@ -1,78 +1,32 @@
-"""A plan as people read it: the answer, the table of fleets, what makes it real; and its files.
+"""A plan as people read it (the answer, the table of fleets), what makes it real, and its files.
 
-The picture, plan.png, shows what each fleet costs an hour, against the latency (or share) that is limited.
+To make it real there are `vllm serve` lines, the router's settings, and a scenario that gives it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from simbatch.sim.files import write_json, write_yaml
-from simbatch.sim.plan.fleet import FleetPlan
-from simbatch.sim.plan.search import Sizing
+from simbatch.sim.plan import FleetPlan, engines_of, fleet_settings
+from simbatch.sim.plan.search import FleetPart, Sizing, resolved_with
 from simbatch.sim.plan.words import (
-    fleet_label,
+    band_of,
     limited_by,
     metric_words,
     mixed_lines,
+    nearest,
     other_weights_lines,
     sentence,
     shape_label,
 )
-from simbatch.sim.report import style
-from simbatch.sim.results.files import Writers, write_result
+from simbatch.sim.plugins.router import Router
+from simbatch.sim.scenario import resolve
 from simbatch.sim.text import number, table, width, wrapped
+from simbatch.sim.tuning.vllm_flags import vllm_serve
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-SIZE = (7.2, 4.4)  # inches
-
-
-def write(path: Path, plan: FleetPlan) -> None:
-    """The picture as a PNG."""
-    with style.figure(path, *SIZE) as drawing:
-        draw(drawing, plan)
-
-
-def draw(drawing: Figure, plan: FleetPlan) -> None:
-    """A point a shape that keeps the limits, the chosen one among them; the first limit as a line."""
-    limit, down = plan.limits[0], plan.limits[0].metric.aim == "lower"
-    points = [
-        (cost, value, fleet_label(plan, sizing))
-        for sizing in plan.ranked
-        if (cost := plan.cost_per_hour(sizing)) is not None
-        and sizing.verdict is not None
-        and (value := sizing.verdict.values[limit.metric.key]) is not None
-    ]
-    style.headline(drawing, f"Fleets that keep the limits at {plan.demand.rate:g} req/s")
-    axes = drawing.add_subplot()
-    axes.set_xlabel("cost of the fleet ($/h)")
-    axes.set_ylabel(limit.metric.title)
-    costs, values = [cost for cost, _, _ in points] or [1.0], [value for _, value, _ in points]
-    style.value_axis(axes, "x", [0.0, 1.12 * max(costs)], is_time=False, from_zero=True)
-    shown = [*values, limit.bound]
-    style.value_axis(axes, "y", shown, is_time=limit.metric.kind == "ms", from_zero=min(shown) < max(shown) / 4)
-    axes.axhline(limit.bound, color=style.LIMIT, linewidth=1.1, linestyle="--")
-    bound = style.duration_text(limit.bound) if limit.metric.kind == "ms" else limit.metric.text(limit.bound)
-    at: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": style.LIMIT, "fontsize": 8, "ha": "right"}
-    axes.text(0.995, limit.bound, f"limit {bound}", va="bottom" if down else "top", **at)
-    for i, (cost, value, _) in enumerate(points):
-        look: dict[str, Any] = (
-            {"color": style.PALETTE[0], "marker": "o", "s": 36} if i else {"color": style.PALETTE[2], "s": 140}
-        )
-        axes.scatter([cost], [value], zorder=3, **({"marker": "*"} | look))
-    style.label_apart(axes, points)
-    if points:
-        axes.scatter([], [], marker="*", s=90, color=style.PALETTE[2], label="the cheapest")
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
-
-
-OWN_FILES = ("plan.json", "scenario.yaml", "serve.sh", "plan.png", "report.html")
+SHOWN = ("max_num_seqs", "max_num_batched_tokens", "max_model_len")
 
 
 def report(plan: FleetPlan) -> str:
@@ -80,26 +34,7 @@ def report(plan: FleetPlan) -> str:
     return "\n".join(_lines(plan))
 
 
-def save(plan: FleetPlan, folder: Path, num_runs: int, more: Writers | None = None) -> list[Path]:
-    """plan.json and the picture, and what `more` writes (a page); of a fleet its scenario and command lines too."""
-    from simbatch.sim.plan.content import content, scenario_content, serve_lines
-
-    writers = {"plan.json": lambda path: write_json(path, content(plan)), **(more or {})}
-    if plan.chosen is not None:
-        chosen = plan.chosen
-        writers["scenario.yaml"] = lambda path: write_yaml(path, scenario_content(plan, chosen))
-        writers["serve.sh"] = lambda path: (
-            path.write_text("\n".join(serve_lines(plan)) + "\n", encoding="utf-8") and None
-        )
-    if any(plan.cost_per_hour(sizing) is not None for sizing in plan.sizings):
-        writers["plan.png"] = lambda path: write(path, plan)
-    versions = [plan.demand.scenario.engine.simulated_version]
-    return write_result(folder, writers, OWN_FILES, versions, {"simulations": num_runs})
-
-
 def _lines(plan: FleetPlan) -> Iterator[str]:
-    from simbatch.sim.plan.content import serve_lines
-
     yield from wrapped([sentence(plan)])
     yield ""
     yield from table(*shapes(plan))
@@ -123,8 +58,6 @@ def _lines(plan: FleetPlan) -> Iterator[str]:
 
 
 def _doubts(plan: FleetPlan) -> Iterator[str]:
-    from simbatch.sim.plan.content import limited_keys
-
     if plan.banded is not None and (advice := plan.banded.bands.narrow(limited_keys(plan))) is not None:
         yield ""
         yield f"What to measure to narrow the band most: {advice}."
@@ -176,3 +109,149 @@ def _sources(plan: FleetPlan) -> Iterator[str]:
             f"Energy of {label}'s GPUs is an estimate, within {power.error:.0%} on runs that it had not seen, without "
             f"host and cooling ({power.source})."
         )
+
+
+def serve_lines(plan: FleetPlan) -> list[str]:
+    """`vllm serve` for each kind of replica, and what the router before them is set to."""
+    return list(_serve_lines(plan))
+
+
+def _serve_lines(plan: FleetPlan) -> Iterator[str]:
+    sizing = plan.chosen
+    if sizing is None:
+        return
+    engines = engines_of(plan, sizing)
+    count = sum(part.replicas for part, _ in engines)
+    for part, settings in engines:
+        if count > 1:
+            yield f"# {part.replicas} x {part.kind.label}, each:"
+        yield vllm_serve(plan.demand.scenario, settings)
+    if count > 1:
+        name = sizing.option.router
+        router = plan.demand.router(name)
+        shown = "".join(f", {key} {value}" for key, value in router.parameters().items() if value is not None)
+        yield f"# router before all {count}: {name}{shown}"
+        if source := _source_of(router):
+            yield f"#   {source}"
+
+
+def _source_of(router: Router) -> str:
+    """Which gateways do alike, as its docstring says it."""
+    _, found, source = " ".join((type(router).__doc__ or "").split()).partition("Source")
+    return f"{found}{source}"
+
+
+def scenario_content(plan: FleetPlan, sizing: Sizing) -> dict[str, Any]:
+    """The scenario that gives the figures of the answer again: the replicas that serve, without the spare ones."""
+    assert sizing.replicas is not None
+    scenario = plan.demand.scenario.override(fleet_settings(plan, sizing, sizing.replicas), origin="plan")
+    return resolve(scenario).dump() | {"seed": plan.seeds[0]}
+
+
+def content(plan: FleetPlan) -> dict[str, Any]:
+    """The content of plan.json."""
+    chosen = plan.chosen
+    return {
+        "feasible": chosen is not None,
+        "answer": sentence(plan),
+        "num_gpus": chosen and plan.rules.paid_gpus(chosen),
+        "num_gpus_low": gpus_between(plan)[0],
+        "num_gpus_high": gpus_between(plan)[1],
+        "groups": _groups(plan, chosen),
+        "router": chosen and chosen.option.router,
+        "cost_per_hour": chosen and plan.cost_per_hour(chosen),
+        "gpu_hours_per_hour": chosen and plan.rules.paid_gpus(chosen),
+        "cost_per_million_output_tokens": chosen and plan.cost_per_million(chosen),
+        "cost_per_million_input_tokens": chosen and plan.cost_per_million(chosen, "input"),
+        "kwh_per_million_output_tokens": chosen and plan.kwh_per_million(chosen),
+        "metrics": _metrics(plan, chosen or nearest(plan)),
+        "in_doubt": None if plan.banded is None else plan.banded.bands.narrow(limited_keys(plan)),
+        "rate_per_s": plan.demand.rate,
+        "limits": [{"metric": limit.metric.key, "bound": limit.bound} for limit in plan.limits],
+        "spare": plan.rules.spare,
+        "growth": plan.growth and {"factor": plan.growth.factor, "breaks": plan.growth.breaks},
+        "one_down": plan.one_down and {"kept": plan.one_down.is_kept, "metrics": dict(plan.one_down.values)},
+        "seeds": plan.seeds,
+        "seconds": plan.demand.seconds,
+        "peak": plan.demand.peak and vars(plan.demand.peak),
+        "shapes": [_shape(plan, sizing) for sizing in plan.ranked],
+        "other_weights": [_shape(plan, sizing) for sizing in plan.other_weights],
+        "mixed_tried": [_shape(plan, sizing) for sizing in plan.mixes],
+        "vllm_serve": serve_lines(plan),
+        "notes": plan.notes,
+    }
+
+
+def _groups(plan: FleetPlan, sizing: Sizing | None) -> list[dict[str, Any]]:
+    """Each kind of replica: how many, and what they run with, vLLM's defaults of what decides among it."""
+    if sizing is None:
+        return []
+    return [
+        {
+            "profile": part.kind.profile.name,
+            "gpu": part.kind.gpu,
+            "tensor_parallel_size": part.kind.tensor_parallel_size,
+            "replicas": part.replicas,
+            "engine": {key: engine[key] for key in SHOWN},
+        }
+        for part, settings in engines_of(plan, sizing)
+        for engine in [resolved_with(plan.demand, settings).engine_settings()]
+    ]
+
+
+def gpus_between(plan: FleetPlan) -> tuple[int | None, int | None]:
+    """The fewest and the most GPUs over the draws; both as chosen without them, None where some draw has no number."""
+    chosen = plan.chosen
+    if chosen is None:
+        return None, None
+    if plan.banded is None:
+        return plan.rules.paid_gpus(chosen), plan.rules.paid_gpus(chosen)
+    low, high = plan.banded.low, plan.banded.high
+    return tuple(None if n is None else plan.rules.gpus_with(chosen, n) for n in (low, high))  # type: ignore[return-value]
+
+
+def _metrics(plan: FleetPlan, sizing: Sizing | None) -> dict[str, Any]:
+    if sizing is None or sizing.verdict is None:
+        return {}
+    found = {}
+    for limit in plan.limits:
+        value, band = sizing.verdict.values[limit.metric.key], band_of(plan, limit, sizing.verdict)
+        low, high = (value, value) if band is None else (band.low, band.high)
+        found[limit.metric.key] = {"value": value, "low": low, "high": high}
+    return found
+
+
+def _shape(plan: FleetPlan, sizing: Sizing) -> dict[str, Any]:
+    kind = sizing.kind
+    return {
+        "profile": kind.profile.name,
+        "gpu": kind.gpu,
+        "tensor_parallel_size": kind.tensor_parallel_size,
+        "weights": kind.weights,
+        "beside": _beside(sizing.beside),
+        "feasible": sizing.verdict is not None and sizing.verdict.is_kept,
+        "replicas": None if sizing.replicas is None else sizing.replicas + plan.rules.spare,
+        "num_gpus": plan.rules.paid_gpus(sizing),
+        "engine": {key.removeprefix("engine."): value for key, value in sizing.option.engine.items()},
+        "router": sizing.option.router,
+        "capacity_per_replica": sizing.capacity,
+        "price_per_gpu_hour": kind.price and kind.price.per_hour,
+        "price_source": kind.price and kind.price.source,
+        "cost_per_hour": plan.cost_per_hour(sizing),
+        "cost_per_million_output_tokens": plan.cost_per_million(sizing),
+        "cost_per_million_input_tokens": plan.cost_per_million(sizing, "input"),
+        "kwh_per_million_output_tokens": plan.kwh_per_million(sizing),
+        "metrics": {} if sizing.verdict is None else dict(sizing.verdict.values),
+        "limited_by": limited_by(plan, sizing),
+    }
+
+
+def _beside(part: FleetPart | None) -> dict[str, Any] | None:
+    if part is None:
+        return None
+    return {"profile": part.kind.profile.name, "gpu": part.kind.gpu, "replicas": part.replicas}
+
+
+def limited_keys(plan: FleetPlan) -> list[str]:
+    """The figures that have a limit."""
+    return [limit.metric.key for limit in plan.limits]

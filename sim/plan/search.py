@@ -12,28 +12,28 @@ side by side, and what they ask in one round is simulated in parallel (`together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import ceil, inf
 from typing import Any, TypeVar
 
 from simbatch.sim.errors import UserError
-from simbatch.sim.plan.demand import Demand, Settings, Verdict
+from simbatch.sim.plan.demand import Demand, Verdict
 from simbatch.sim.plan.kinds import ReplicaKind
-from simbatch.sim.results.runs import Summary
+from simbatch.sim.results import Experiment
+from simbatch.sim.results.runs import Evaluate, Settings, Summary
 from simbatch.sim.scenario import Resolved, resolve
-from simbatch.sim.tuning.goal import Limit
+from simbatch.sim.tuning.goal import SEQS, TOKENS, Limit
 
 Found = TypeVar("Found")
 Key = TypeVar("Key", bound=Hashable)
 Asked = list[tuple[Settings, int]]
 Asking = Generator[Asked, list[Summary], Found]
-Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]
 
 PRECISION = 1.05  # of one replica's capacity
 BETTER = 1.08  # by which settings must raise it
 ALONE = 0.05  # with so few requests in the system on average, a lower rate changes nothing
-SEQS, TOKENS = "engine.max_num_seqs", "engine.max_num_batched_tokens"
 SEQS_TRIED, TOKENS_TRIED = (32, 64, 128, 256, 512), (1024, 2048, 4096, 8192, 16384)
 ROUTERS = ("least_requests", "prefix_aware", "round_robin")
 
@@ -147,8 +147,8 @@ class KindSearch:
     def judge(self, fleets: Sequence[Settings]) -> Asking[list[Verdict]]:
         """Each under every seed."""
         summaries = yield [(settings, seed) for settings in fleets for seed in self.seeds]
-        n = len(self.seeds)
-        return [Verdict.of(summaries[i * n : (i + 1) * n], self.limits) for i in range(len(fleets))]
+        table = Experiment.of(product(range(len(fleets)), [None], self.seeds), summaries)
+        return [Verdict.of(runs.summaries, self.limits) for _, _, runs in table]
 
     def capacity(self, engine: Mapping[str, Any]) -> Asking[tuple[float | None, Verdict]]:
         """One replica's highest rate, and what the lowest one that was tried says where none holds."""

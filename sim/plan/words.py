@@ -14,7 +14,7 @@ from simbatch.sim.text import number
 from simbatch.sim.tuning.goal import Limit
 
 if TYPE_CHECKING:
-    from simbatch.sim.plan.fleet import FleetPlan
+    from simbatch.sim.plan import FleetPlan
 
 
 def sentence(plan: FleetPlan) -> str:

@@ -57,10 +57,8 @@ class Comparison(Figures):
     @cached_property
     def sides(self) -> Sequence[SideBySide]:
         """All of it: there is one load, and one seed."""
-        experiment: Experiment[str] = Experiment()
-        for label, result in self.results.items():
-            experiment.add(label, result.facts.seed, result.summary)
-        return [SideBySide(experiment)]
+        places = [(label, None, result.facts.seed) for label, result in self.results.items()]
+        return [SideBySide(Experiment.of(places, (result.summary for result in self.results.values())))]
 
     @property
     def limits(self) -> Mapping[str, float]:

@@ -16,6 +16,7 @@ from simbatch.sim.report.engine_text import (
     router_line,
     row_of,
     sentences,
+    session_lines,
 )
 from simbatch.sim.results.runs import marked
 from simbatch.sim.text import number, percent, short_name, table, wrapped
@@ -37,8 +38,6 @@ def report(summary: Mapping[str, Any], facts: RunFacts, *, verbose: bool = False
 
     `verbose`: every resolved setting of the engine too, and why nothing is said of the steady state.
     """
-    from simbatch.sim.report.sessions import session_lines
-
     ours = summary["simbatch"]
     lines = [
         *answer(summary),

@@ -1,4 +1,4 @@
-"""What the console says of a run: its answer in four lines, then KV cache, queue, whom the device waited for, replicas.
+"""What the console says of a run: its answer in four lines; sessions; KV cache, queue, waits of the device; replicas.
 
 The four lines: is the SLO kept, what binds, is there room, how far can it be trusted.
 """
@@ -22,6 +22,9 @@ WIDTH = 50
 MIN_SHARE = 0.1  # of the time, from which on it is worth a sentence
 MOST_SHARE = 0.3  # and from which on less of it is worth more than a GPU 1.4 times as fast
 MAX_ROWS = 16  # of more replicas the most and the least loaded are shown
+MAX_TURNS = 6  # on the console: the first ones and the last
+LABELS = {"duration": "Time to finish", "without_thinking": "Without thinking"}  # of a session
+COLUMNS = ("turn", "requests", "TTFT mean", "TTFT median", "TTFT p99", "prompt tokens", "cached")
 HEADER = ("replica", "requests", "tokens", "load", "hits", "KV mean", "KV peak", "waiting", "max", "busy")
 
 
@@ -170,6 +173,52 @@ def row_of(label: str, value: float | str | None) -> str:
     """A figure of that block."""
     text = "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
     return f"{label:<40} {text:<10}"
+
+
+def session_lines(sessions: Mapping[str, Any] | None) -> Iterator[str]:
+    """How long sessions took, and what their turns felt; `sessions` as in summary.json, None: there are none."""
+    if sessions is None:
+        return
+    yield header("Sessions (times in ms)", "-")
+    yield row_of("Completed / ended early:", f"{sessions['completed']:,} / {sessions['ended_early']:,}")
+    if sessions["num_turns_not_sent"]:
+        yield row_of("Turns not sent since theirs had ended:", f"{sessions['num_turns_not_sent']:,}")
+    yield row_of("Sessions at once, max:", f"{sessions['max_concurrent']:,}")
+    for label, text in slo_rows(sessions):
+        yield row_of(f"{label}:", text)
+    for name, label in LABELS.items():
+        figures = " / ".join(number(sessions[f"{statistic}_{name}_ms"], 1) for statistic in ("mean", "p99"))
+        yield row_of(f"{label}, mean / P99:", figures)
+    if sessions["num_recomputed_tokens"]:
+        share = percent(sessions["recomputed_tokens_share"])
+        yield row_of("Conversation computed again (tokens):", f"{sessions['num_recomputed_tokens']:,} ({share})")
+    rows = sessions["turns"]
+    shown = rows if len(rows) <= MAX_TURNS else [*rows[: MAX_TURNS - 1], rows[-1]]
+    yield from table(COLUMNS, [turn_cells(row) for row in shown])
+    if len(rows) > len(shown):
+        yield f"(turns {shown[-2]['turn'] + 1} to {shown[-1]['turn'] - 1} in summary.json)"
+
+
+def slo_rows(sessions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How many sessions kept each limit that is set, and all of them; `sessions` as in summary.json."""
+    if not (shares := sessions["slo_share"]):
+        return
+    for key, limit in sessions["slo"].items():
+        name = key.removesuffix("_ms")
+        yield f"{LABELS[name]} <= {limit:g} ms", percent(shares[name])
+    yield "Sessions within SLO", percent(shares["all"])
+    yield "Session goodput (sessions/s)", number(sessions["goodput"], 3)
+
+
+def turn_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a turn has below `COLUMNS`."""
+    return (
+        str(row["turn"]) if row["turn"] == row["last_turn"] else f"{row['turn']}-{row['last_turn']}",
+        f"{row['num_requests']:,}",
+        *(number(row[f"{statistic}_ttft_ms"], 1) for statistic in ("mean", "median", "p99")),
+        number(row["mean_prompt_tokens"], 0),
+        percent(row["cached_tokens_share"]),
+    )
 
 
 FULL_CACHE = 0.99  # of the KV cache

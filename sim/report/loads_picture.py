@@ -63,7 +63,7 @@ def _foot(compared: OverLoads) -> str:
 
 def _panel(axes: Axes, compared: OverLoads, metric: Metric, looks: Mapping[str, dict[str, Any]]) -> None:
     x = compared.times * np.array(compared.rates, dtype=float)
-    scale = 100.0 if metric.is_share else 1.0
+    scale = metric.scale
     ends: dict[str, tuple[float, float]] = {}
     shown: list[float] = []
     means: list[float] = []
@@ -108,7 +108,7 @@ def _curves(points: Sequence[Point]) -> tuple[NDArray[np.float64], ...]:
 
 
 def _x_axis(axes: Axes, x: NDArray[np.float64]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
     if x[0] > 0 and x[-1] / x[0] > style.LOG_FROM:
         axes.set_xscale("log")
@@ -119,22 +119,16 @@ def _x_axis(axes: Axes, x: NDArray[np.float64]) -> None:
         axes.set_xlim(x[0] - margin, x[-1] + margin)
     if len(x) <= 8:
         axes.set_xticks(x)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    style.say_values(axes.xaxis, "{:g}".format)
 
 
 def _y_axis(axes: Axes, metric: Metric, shown: Sequence[float], means: Sequence[float]) -> None:
     """For `shown`, the ends of the intervals; the `means` decide whether it is logarithmic."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-
     is_time = metric.kind == "ms"
     low, high = min(shown, default=0.0), max(shown, default=1.0)
     lowest, highest = min(means, default=0.0), max(means, default=1.0)
     if is_time and lowest > 0 and highest / lowest > style.LOG_FROM:
-        axes.set_yscale("log")
-        subs = (1.0, 3.0) if highest / lowest < 1000 else (1.0,)
-        axes.yaxis.set_major_locator(LogLocator(subs=subs))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        style.log_scale(axes, "y", (1.0, 3.0) if highest / lowest < 1000 else (1.0,))
         axes.set_ylim(max(low, lowest / 2) / 1.25, high * 1.25)  # an interval may go down to 0
     elif metric.kind == "index":
         axes.set_ylim(max(0.0, min(low, 0.98) - 0.02), 1.005)
@@ -144,10 +138,8 @@ def _y_axis(axes: Axes, metric: Metric, shown: Sequence[float], means: Sequence[
         axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= 100])
     else:
         axes.set_ylim(0, high * 1.06 or 1)
-    if is_time:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.duration_text(value)))
-    elif metric.is_share:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    if is_time or metric.is_share:
+        style.say_values(axes.yaxis, style.duration_text if is_time else "{:g} %".format)
     better = {HIGHER: "↑ better", LOWER: "↓ better"}.get(metric.better or "", "")
     axes.set_title(better, loc="right", fontsize=6.5, color="#777777")
 
@@ -232,9 +224,9 @@ def draw_points(
 
 
 def _points_panel(axes: Axes, side: SideBySide, metric: Metric, limit: float | None) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
-    scale = 100.0 if metric.is_share else 1.0
+    scale = metric.scale
     colours = style.colours(side.labels)
     shown: list[float] = []
     for i, label in enumerate(side.labels):
@@ -257,9 +249,7 @@ def _points_panel(axes: Axes, side: SideBySide, metric: Metric, limit: float | N
     axes.set_xlim(0, 1.06 * max([*shown, 1e-9]))
     axes.set_ylim(len(side.labels) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    if metric.kind == "ms":
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.duration_text(value)))
-    elif metric.is_share:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    if metric.kind == "ms" or metric.is_share:
+        style.say_values(axes.xaxis, "{:g} %".format if metric.is_share else style.duration_text)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")

@@ -26,7 +26,7 @@ class Result(MeasuredRun):
 
         `html`: report.html too, for whoever has no simbatch; UserError without plotly, which draws its charts.
         """
-        from simbatch.sim.report import run_pictures, sessions
+        from simbatch.sim.report import run_pictures
         from simbatch.sim.report.page.page import page_writer
         from simbatch.sim.report.page.run import run_page
 
@@ -38,7 +38,7 @@ class Result(MeasuredRun):
             "timeline.png": lambda path: run_pictures.write_timeline(path, self),
         }
         if self.record.turns is not None:
-            writers["sessions.png"] = lambda path: sessions.write_sessions(path, self)
+            writers["sessions.png"] = lambda path: run_pictures.write_sessions(path, self)
         if self.record.replicas:
             writers["replicas.png"] = lambda path: run_pictures.write_replicas(path, self)
         if self.record.steps is not None:

@@ -1,4 +1,4 @@
-"""Pictures of one run: latency.png (distributions), timeline.png (queue, batch, KV) and replicas.png (a cluster)."""
+"""Pictures of one run: latency.png (distributions), timeline.png (queue, batch, KV), replicas.png and sessions.png."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.latencies import PooledGaps, duration_ps, latencies_ms
 from simbatch.sim.metrics.run_figures import shares_per_bin
+from simbatch.sim.metrics.sessions import SessionFigures
 from simbatch.sim.metrics.step_function import StepFunction
 from simbatch.sim.report import style
 from simbatch.sim.report.console import LATENCY_HEADERS
@@ -255,3 +256,38 @@ def _shares(axes: Axes, result: MeasuredRun) -> None:
     if len(rows) <= 32:
         axes.set_xticks(places)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, fontsize=8)
+
+
+MAX_DRAWN = 200  # turns
+MIN_REQUESTS = 5  # of a turn that is drawn, unless no turn has as many
+
+
+def write_sessions(path: Path, result: MeasuredRun) -> None:
+    """TTFT and hit rate by turn, and of how many requests."""
+    figures = SessionFigures.of(result.record)
+    assert figures is not None
+    rows = [figures.row(turn, turn) for turn in range(min(figures.num_turns, MAX_DRAWN))]
+    enough = [row for row in rows if row["num_requests"] >= MIN_REQUESTS] or rows
+    turns = [row["turn"] for row in enough]
+    with style.figure(path, 10.5, 7.0) as drawing:
+        style.title(drawing, "Sessions, turn by turn", result.facts)
+        ttft, hits, requests = drawing.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
+        for statistic, colour in (("p99", style.PALETTE[1]), ("mean", style.PALETTE[0])):
+            values = [row[f"{statistic}_ttft_ms"] for row in enough]
+            _turn_line(ttft, turns, values, color=colour, label=statistic)
+        ttft.set_ylim(bottom=0)
+        style.say_values(ttft.yaxis)
+        ttft.set_title("TTFT of the turn")
+        ttft.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0)
+        _turn_line(hits, turns, [row["cached_tokens_share"] for row in enough], scale=100, color=style.PALETTE[2])
+        hits.set(title="prompt tokens from the prefix cache", ylabel="%", ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
+        requests.bar(turns, [row["num_requests"] for row in enough], color=style.PALETTE[4])
+        style.count_axis(requests, max((row["num_requests"] for row in enough), default=0))
+        requests.set(title="requests", xlabel="turns of the session before it")
+        requests.xaxis.get_major_locator().set_params(integer=True)
+        drawing.align_ylabels()
+
+
+def _turn_line(axes: Axes, turns: list[int], values: list[float | None], *, scale: float = 1, **look: Any) -> None:
+    points = np.array([np.nan if value is None else value * scale for value in values], dtype=np.float64)
+    axes.plot(turns, points, marker="o", markersize=3.5, linewidth=1.4, **look)

@@ -95,8 +95,6 @@ def _line(axes: Axes, counts: NDArray[np.int64], times_ps: Sequence[int], label:
 
 
 def _finish(axes: Axes, name: str, counted: str, most: int) -> None:
-    from matplotlib.ticker import FuncFormatter
-
     axes.set_title(name)
     axes.set_xlabel(counted)
     axes.set_ylabel("step time (ms)")
@@ -104,8 +102,8 @@ def _finish(axes: Axes, name: str, counted: str, most: int) -> None:
     axes.set_yscale("log")
     axes.set_xlim(1, most)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: _plain(value) if f"{value:e}"[0] in "235" else ""))
+        style.say_values(axis, _plain)
+    axes.yaxis.set_minor_formatter(lambda value, _: _plain(value) if f"{value:e}"[0] in "235" else "")
     axes.legend(fontsize=8)
 
 
@@ -145,21 +143,17 @@ def _arrivals(axes: Axes, statistics: TraceStatistics) -> None:
 
 
 def _lengths(axes: Axes, lengths: LengthCounts, name: str, colour: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     values = np.array(sorted(lengths.counts))
     weights = np.array([lengths.counts[int(value)] for value in values])
     low, high = int(values[0]), int(values[-1])
     if high > WIDE * low:
         edges: Any = np.unique(np.round(np.geomspace(low, high + 1, 50)) - 0.5)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        style.log_scale(axes, "x", (1.0, 3.0), has_minor=True)
     else:
         step = max(1, -(-(high - low + 1) // 50))
         edges = np.arange(low, high + step + 1, step) - 0.5
     axes.hist(values, bins=list(edges), weights=weights, color=colour, edgecolor="white", linewidth=0.3)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    style.say_values(axes.xaxis, style.six_digits)
     facts = lengths.summary()
     for statistic, line in (("mean", "--"), ("p50", "-"), ("p99", ":")):
         text = "median" if statistic == "p50" else statistic

@@ -5,7 +5,7 @@ Colours: Okabe and Ito, https://jfly.uni-koeln.de/color/, but for yellow, which 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from simbatch.sim.metrics.columns import RunFacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#332288", "#777777")
@@ -168,20 +169,17 @@ def _evenly(length: int) -> NDArray[np.int64]:
 
 def latency_axis(axes: Axes, low: float, high: float, max_labels: int = 8) -> None:
     """An x axis in ms for values from `low` to `high`, logarithmic when they are far apart; y: shares in percent."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import MaxNLocator
 
     if low > 0 and high / low > LOG_FROM:
-        axes.set_xscale("log")
         is_crowded = 2 * np.log10(high / low) + 1 > max_labels
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if is_crowded else (1.0, 3.0)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        log_scale(axes, "x", (1.0,) if is_crowded else (1.0, 3.0))
         axes.set_xlim(low / 1.15, high * 1.15)
     else:
         margin = max(0.04 * (high - low), (0.1 * high - (high - low)) / 2, 1e-6)  # one value is a line in the middle
         axes.set_xlim(max(0.0, low - margin), high + margin)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration_text(value)))
+    say_values(axes.xaxis)
     axes.set_ylim(0, 103)
     axes.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
 
@@ -260,19 +258,34 @@ def _holds(area: tuple[float, float, float, float], place: NDArray[np.float64]) 
 
 def value_axis(axes: Axes, name: str, values: Sequence[float], *, is_time: bool, from_zero: bool = False) -> None:
     """Scale the axis `name` (x or y) for these values: logarithmic where they are far apart, times with their unit."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-
-    axis = getattr(axes, f"{name}axis")
     low, high = min(values), max(values)
     if low > 0 and high / low > LOG_FROM and not from_zero:
-        getattr(axes, f"set_{name}scale")("log")
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0, 3.0)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_minor_formatter(NullFormatter())
+        log_scale(axes, name, (1.0, 2.0, 5.0) if high / low < 300 else (1.0, 3.0))
         margin = (high / low) ** 0.06
         getattr(axes, f"set_{name}lim")(low / margin, high * margin)
     else:
         room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
         getattr(axes, f"set_{name}lim")(0 if from_zero else max(0.0, low - room), high + room)
-    text = (lambda value, _: duration_text(value)) if is_time else (lambda value, _: f"{value:,.6g}")
-    axis.set_major_formatter(FuncFormatter(text))
+    say_values(getattr(axes, f"{name}axis"), duration_text if is_time else six_digits)
+
+
+def six_digits(value: float) -> str:
+    """`0.5`, `12,345.6`."""
+    return f"{value:,.6g}"
+
+
+def log_scale(axes: Axes, name: str, subs: Sequence[float], *, has_minor: bool = False) -> None:
+    """Make the axis `name` (x or y) logarithmic, with figures at `subs` of a decade; `has_minor`: other marks too."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+    axis = getattr(axes, f"{name}axis")
+    getattr(axes, f"set_{name}scale")("log")
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_minor_formatter(NullFormatter())
+    if not has_minor:
+        axis.set_minor_locator(NullLocator())
+
+
+def say_values(axis: Axis, text: Callable[[float], str] = duration_text) -> None:
+    """Its figures as a person says them; without `text` they are times in ms."""
+    axis.set_major_formatter(lambda value, _: text(value))

@@ -7,7 +7,7 @@ steady state are made beside them, and refused for a candidate as soon as one of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -20,6 +20,7 @@ from simbatch.sim.statistics import CONFIDENCE, mean_interval
 ALIKE = "Nothing to tell apart: every request fared alike under all candidates, in every run."
 
 C = TypeVar("C", bound=Hashable)  # how candidates are named: labels, settings, numbers of trials
+Place = tuple[C, float | None, int]  # candidate, load, seed
 
 
 class Experiment(Generic[C]):
@@ -32,6 +33,14 @@ class Experiment(Generic[C]):
     def __init__(self, *, is_resampled: bool = False) -> None:
         self.is_resampled = is_resampled
         self._summaries: dict[tuple[C, float | None], dict[int, Summary]] = {}
+
+    @classmethod
+    def of(cls, places: Iterable[Place[C]], found: Iterable[Summary], *, is_resampled: bool = False) -> Experiment[C]:
+        """A table of one summary for each of `places`."""
+        experiment = cls(is_resampled=is_resampled)
+        for (candidate, load, seed), summary in zip(places, found, strict=True):
+            experiment.add(candidate, seed, summary, load)
+        return experiment
 
     def add(self, candidate: C, seed: int, summary: Summary, load: float | None = None) -> None:
         """One run; another of the same candidate, load and seed takes its place."""
@@ -94,9 +103,7 @@ class Experiment(Generic[C]):
 def _interval_of(name: str, values: Sequence[float | None], is_resampled: bool) -> dict[str, float | None]:
     """`name`, `name.low`, `name.high`."""
     known = [value for value in values if value is not None]
-    mean = low = high = None
-    if len(known) == len(values):
-        mean = known[0]
+    mean, low, high = known[0] if len(known) == len(values) else None, None, None
     if mean is not None and len(known) > 1:
         interval = mean_interval(known, is_resampled=is_resampled).within(*bounds_of(name))
         mean, low, high = interval.estimate, interval.low, interval.high

@@ -66,6 +66,15 @@ def write_result(
     return write_all(folder, {**writers, RUN_FILE: lambda path: write_json(path, content)}, own, aside)
 
 
+def text_writer(make: Callable[[], str]) -> Callable[[Path], None]:
+    """For `write_result`: a file of the text that `make` gives."""
+
+    def write(path: Path) -> None:
+        path.write_text(make(), encoding="utf-8")
+
+    return write
+
+
 def write_requests(path: Path, record: RunRecord) -> None:
     """The columns of CONTRACT's requests.parquet, in groups; times in float seconds, null where never."""
     import pyarrow.parquet as pq

@@ -5,7 +5,7 @@ Of one metric of several candidates: who is best, how far two differ over the sa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -28,6 +28,8 @@ from simbatch.sim.statistics import CONFIDENCE, Interval, mean_interval, paired_
 from simbatch.sim.text import number
 
 Summary = Mapping[str, Any]
+Settings = dict[str, Any]  # dotted keys of a scenario to values
+Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]  # settings and a seed each; their summaries
 Means = Mapping[str, float | None]  # by the metric's key
 Values = Sequence[float | None]  # one a seed, None where the run has no such figure
 

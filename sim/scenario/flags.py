@@ -273,3 +273,23 @@ def flag_words(settings: Mapping[str, Any]) -> Iterator[str]:
 def serve_line(model: str, settings: Mapping[str, Any]) -> str:
     """`vllm serve MODEL --flag value ...`, to be pasted into a shell."""
     return shlex.join(["vllm", "serve", model, *flag_words(settings)])
+
+
+def config_words(data: Mapping[Any, Any]) -> list[str]:
+    """A `--config` file's keys as words of a command line, as vLLM makes them; `false` is marked, for it is dropped."""
+    words: list[str] = []
+    for key, value in data.items():
+        flag = f"--{str(key).replace('_', '-')}"
+        if key in ("model", "model_tag"):
+            words[:0] = [str(value)]
+        elif value is True:
+            words.append(flag)
+        elif value is False:
+            words.append(f"{flag}={PASSED_OVER}")
+        elif isinstance(value, dict):
+            words.append(f"{flag}={json.dumps(value)}")
+        elif isinstance(value, list):
+            words += [flag, *map(str, value)]
+        else:
+            words.append(f"{flag}={value}")
+    return words

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.clock import to_ps
@@ -52,20 +53,32 @@ def run_resolved(resolved: Resolved, *, steps: bool = False, progress: Callable[
 
     from simbatch.sim.report.result import Result
 
-    scenario = resolved.scenario
-    try:
+    with _relocated(resolved.scenario):
         source = _requests(resolved)
         begin_s = time.perf_counter()
         with few_collections():
             record = _record(resolved, source, steps, progress)
+    wall_s = time.perf_counter() - begin_s
+    return Result(record, run_facts(resolved, record, source), wall_s)
+
+
+@contextmanager
+def _relocated(scenario: Scenario) -> Iterator[None]:
+    """What is wrong with a scenario is told at its places."""
+    try:
+        yield
     except UserError as error:
         raise scenario.relocated(error) from error.__cause__
     except (OverflowError, struct.error):  # the engine's clock, or a column of its record
         rule = "the simulated time exceeds 106 days, which is all that the clock holds"
         mend = "simulate fewer requests, or take shorter step times"
         raise scenario.relocated(UserError(Problem("workload", rule, mend=mend))) from None
-    wall_s = time.perf_counter() - begin_s
-    return Result(record, run_facts(resolved, record, source), wall_s)
+
+
+def _lone(resolved: Resolved, source: RequestSource) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
+    """What a run of one engine takes, its requests among it."""
+    draws = {"noise": resolved.noise(), "host_noise": resolved.host_noise()}
+    return (resolved.engine, resolved.cost_model(), resolved.policy, source), draws
 
 
 def _record(
@@ -75,24 +88,10 @@ def _record(
     from simbatch.sim import engine
 
     if resolved.fleet is None:
-        return engine.run(
-            resolved.engine,
-            resolved.cost_model(),
-            resolved.policy,
-            source,
-            steps=steps,
-            progress=progress,
-            noise=resolved.noise(),
-            host_noise=resolved.host_noise(),
-        )
-    return engine.run_cluster(
-        members_of(resolved.fleet),
-        resolved.fleet.router,
-        source,
-        steps=steps,
-        progress=progress,
-        **cluster_options(resolved),
-    )
+        parts, draws = _lone(resolved, source)
+        return engine.run(*parts, steps=steps, progress=progress, **draws)
+    fleet, options = resolved.fleet, cluster_options(resolved)
+    return engine.run_cluster(members_of(fleet), fleet.router, source, steps=steps, progress=progress, **options)
 
 
 def cluster_options(resolved: Resolved) -> dict[str, Any]:
@@ -195,28 +194,15 @@ def listen(resolved: Resolved, listener: Listener) -> None:
     """Do every step of a scenario, of which `listener` is told; it may end the run."""
     from simbatch.sim.engine import Run
 
-    noise, host_noise = resolved.noise(), resolved.host_noise()
-    try:
-        source = _requests(resolved)
-        run = Run(
-            *(resolved.engine, resolved.cost_model(), resolved.policy, source),
-            noise=noise,
-            host_noise=host_noise,
-            listener=listener,
-        )
-        run.env.run()
-    except UserError as error:
-        raise resolved.scenario.relocated(error) from error.__cause__
+    with _relocated(resolved.scenario):
+        parts, draws = _lone(resolved, _requests(resolved))
+        Run(*parts, **draws, listener=listener).env.run()
 
 
 def explain_request(resolved: Resolved, request_id: str) -> list[Event]:
     """The life of one request of a scenario, event by event; UserError where there is none of that name."""
-    scenario = resolved.scenario
-    try:
-        source = _requests(resolved)
-        events = _explained(resolved, source, request_id)
-    except UserError as error:
-        raise scenario.relocated(error) from error.__cause__
+    with _relocated(resolved.scenario):
+        events = _explained(resolved, _requests(resolved), request_id)
     if not events:
         rule = "no request of this name is ever sent"
         mend = "requests.parquet of `simbatch run` lists request_id; where the input has none it is the row, from 0"
@@ -228,15 +214,8 @@ def _explained(resolved: Resolved, source: RequestSource, request_id: str) -> li
     from simbatch.sim import engine
 
     if resolved.fleet is None:
-        return engine.explain(
-            resolved.engine,
-            resolved.cost_model(),
-            resolved.policy,
-            source,
-            request_id,
-            noise=resolved.noise(),
-            host_noise=resolved.host_noise(),
-        )
+        parts, draws = _lone(resolved, source)
+        return engine.explain(*parts, request_id, **draws)
     return engine.explain_cluster(
         members_of(resolved.fleet), resolved.fleet.router, source, request_id, **cluster_options(resolved)
     )

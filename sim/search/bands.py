@@ -5,27 +5,28 @@ nine in ten. All draws get the same requests, and the deviations of draw i are t
 random numbers), so candidates can be compared draw by draw. Which part of the profile makes a band as wide as it is, is
 told by runs in which that part alone is off, to both ends of nine in ten: figures bend (a launch hides behind a device
 that is slower), so that no line through the draws would tell.
+
+A gain of one choice over another is told draw by draw too: its band is the lowest and the highest of 19 ratios, and one
+that some draw does not show is inside the band.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, log
-from typing import TYPE_CHECKING, Any
+from math import ceil, inf, log
+from typing import Any, Generic, TypeVar
 
 from simbatch.sim.cost.uncertainty import PARTS, WORDS, deviations, factors, scaled, uncertainty_of
-from simbatch.sim.metrics.registry import LOWER, REGISTRY, SLO_SHARE, Metric
-from simbatch.sim.results.runs import Summary
-from simbatch.sim.scenario import Resolved
-
-if TYPE_CHECKING:
-    from simbatch.sim.search.cells import Settings
+from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE, Metric
+from simbatch.sim.results.runs import Evaluate, Settings, Summary
+from simbatch.sim.scenario import Resolved, Scenario, resolve
 
 NUM_DRAWS = 19
 NINE_IN_TEN = 1.645  # standard deviations to each side
 SMALLEST = 1e-9  # of a width that is no more than rounding
 BANDED = {key: metric for key, metric in REGISTRY.items() if "." not in key or key == f"{SLO_SHARE}all"}
+TIMES, FAR = 2.0, 20.0  # above, a change is said as so many times, or as over so many
 HEADLINES = ("p99_ttft_ms", "p99_tpot_ms", "mean_ttft_ms", "mean_tpot_ms")
 
 
@@ -125,16 +126,6 @@ def doubtful(resolved: Resolved) -> list[str]:
     return [part for part in PARTS if part in found]
 
 
-def turns(metric: Metric, first: Bands, other: Bands) -> float | None:
-    """In which share of the draws the other is ahead of the first; None where a draw has no such figure."""
-    pairs = [(metric.of(a), metric.of(b)) for a, b in zip(first.draws, other.draws, strict=True)]
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    if len(known) < len(pairs):
-        return None
-    sign = -1 if metric.aim == LOWER else 1
-    return sum(sign * (b - a) > 0 for a, b in known) / len(known)
-
-
 def _of_engine(resolved: Resolved, place: str, off: Mapping[str, float]) -> dict[str, Any]:
     by = factors(resolved.profile, off)
     if not by:
@@ -172,49 +163,82 @@ def band_lines(summary: Summary, bands: Bands) -> Iterator[str]:
         yield f"What to measure to narrow this most: {advice}."
 
 
+def draws_of(
+    scenario: Scenario, settings: Sequence[Settings], seed: int, evaluate: Evaluate, num_draws: int = NUM_DRAWS
+) -> list[list[Summary]]:
+    """Of each of the settings the summaries of its draws, in their order; all asked for at once."""
+    asked = [
+        ({**each, **drawn_settings(resolved, draw)}, seed)
+        for each in settings
+        for resolved in [resolve(scenario.override(dict(each)))]
+        for draw in range(num_draws)
+    ]
+    summaries = evaluate(asked)
+    return [summaries[i * num_draws : (i + 1) * num_draws] for i in range(len(settings))]
+
+
+def bands_of(
+    scenario: Scenario, settings: Settings, seed: int, evaluate: Evaluate, num_draws: int = NUM_DRAWS
+) -> Bands:
+    """The bands of one of them, with what each part of the profile makes of their width."""
+    resolved = resolve(scenario.override(dict(settings)))
+    drawn = all_settings(resolved, num_draws)
+    return bands_from(resolved, evaluate([({**settings, **each}, seed) for each in drawn]))
+
+
 @dataclass(frozen=True)
-class BandedCandidates:
-    """The bands of several candidates, and whose order could turn; the summaries are of the profiles as they stand."""
+class DrawnGain:
+    """How many times another's figure one has, in each draw; infinite where the other has nothing."""
 
-    summaries: Mapping[str, Summary]
-    bands: Mapping[str, Bands]
+    ratios: Sequence[float]
 
-    def lines(self) -> Iterator[str]:
-        """Each headline figure of each candidate with its band; then who may as well be ahead."""
-        first = next(iter(self.bands.values()))
-        yield f"Nine in ten ({len(first.draws)} draws of what the profiles are in doubt about, the same for all):"
-        for key in HEADLINES:
-            metric = REGISTRY[key]
-            cells = [f"{label} {metric.text(b.low)} to {metric.text(b.high)}" for label, b in self._known(metric)]
-            if cells:
-                yield f"  {metric.label}: {', '.join(cells)}"
-        yield from self._turning()
+    @classmethod
+    def of(cls, mine: Sequence[float], others: Sequence[float]) -> DrawnGain:
+        """Of two choices' figures, draw by draw."""
+        pairs = zip(mine, others, strict=True)
+        return cls([own / its if its else inf if own else 1.0 for own, its in pairs])
 
-    def as_dict(self) -> dict[str, Any]:
-        """By candidate: `{metric: {low, high}}`; and in which share of the draws each is better than the first."""
-        first, *others = self.bands
-        better = {
-            other: {key: turns(REGISTRY[key], self.bands[first], self.bands[other]) for key in HEADLINES}
-            for other in others
-        }
-        return {"bands": {label: bands.content() for label, bands in self.bands.items()}, "better_in": better}
+    @property
+    def low(self) -> float:
+        """The least."""
+        return min(self.ratios)
 
-    def _known(self, metric: Metric) -> list[tuple[str, Band]]:
-        found = [(label, bands.of(metric)) for label, bands in self.bands.items()]
-        return [(label, band) for label, band in found if band is not None]
+    @property
+    def high(self) -> float:
+        """The most."""
+        return max(self.ratios)
 
-    def _turning(self) -> Iterator[str]:
-        """An order that some of the draws turn is no order."""
-        first, *others = self.bands
-        for other in others:
-            for key in HEADLINES:
-                metric = REGISTRY[key]
-                share = turns(metric, self.bands[first], self.bands[other])
-                a, b = (metric.of(self.summaries[label]) for label in (first, other))
-                if share is None or a is None or b is None or a == b:
-                    continue
-                ahead = (b < a) == (metric.aim == LOWER)
-                against = 1 - share if ahead else share
-                if against:
-                    winner, loser = (other, first) if ahead else (first, other)
-                    yield f"  {metric.title}: {winner} is ahead of {loser}; in {against:.0%} of the draws it is not."
+    @property
+    def is_shown(self) -> bool:
+        """Whether every draw shows it."""
+        return self.low > 1
+
+    def text(self) -> str:
+        """`+1.2 to +4.0 %`, `3.1 to 5.0 times`, `over 20 times as much`."""
+        if self.low > FAR or self.high == inf:
+            return f"over {FAR:g} times as much"
+        if self.high > TIMES:
+            return f"{self.low:.1f} to {self.high:.1f} times"
+        low, high = (f"{100 * (ratio - 1):+.1f}".replace("-0.0", "+0.0") for ratio in (self.low, self.high))
+        return f"{low} to {high} %"
+
+    def as_dict(self) -> dict[str, float | None]:
+        """For a results' file; an infinite ratio is null."""
+        return {"low": self.low, "high": None if self.high == inf else self.high}
+
+
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True)
+class Stand(Generic[Choice]):
+    """A default that what the search found would have to beat in every draw, and by how much it does."""
+
+    searched: Choice
+    default: Choice
+    gain: DrawnGain
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the default stays."""
+        return not self.gain.is_shown

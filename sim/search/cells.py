@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import json_text, write_text
 from simbatch.sim.plugins.policy import Policy
-from simbatch.sim.results.runs import Summary
+from simbatch.sim.results.runs import Settings, Summary
 from simbatch.sim.scenario import resampling, resolve, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.reading import plain_value
@@ -127,7 +127,6 @@ class CellStore:
             raise UserError(Problem(str(self.folder), rule, mend=mend)) from error
 
 
-Settings = Mapping[str, Any]  # dotted keys of a scenario to values
 KEY_LENGTH = 20  # hexadecimal digits: no two of a million cells are alike by chance
 MAX_PROBLEMS = 20
 _POLICY, _ROUTER = "policy.name", "cluster.router.name"

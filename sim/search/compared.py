@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import product
+from dataclasses import dataclass
+from itertools import chain, product
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.metrics.registry import LOWER, REGISTRY, Metric
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.loads import LoadComparison
@@ -18,6 +20,7 @@ from simbatch.sim.scenario import has_chance, is_resampled, resampling, resolve,
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search import run_resolved
+from simbatch.sim.search.bands import HEADLINES, Band, Bands
 from simbatch.sim.search.cells import Cell, cells_of
 from simbatch.sim.search.loads import RATE_FLAG, USERS_FLAG, OfferedLoad, asked_users, axis_of, of_rates, parse_rates
 from simbatch.sim.search.run import OnResult, Say, Watch, run_cells
@@ -187,10 +190,8 @@ def replicated(
 ) -> ReplicatedComparison:
     """The first seed's results and the summaries of `cells_under` the other seeds."""
     of_trace = any(is_resampled(each.scenario) for each in candidates.values())
-    experiment: Experiment[str] = Experiment(is_resampled=of_trace)
-    for label, result in first.results.items():
-        for seed, each in zip(seeds, [result.summary, *others[label]], strict=True):
-            experiment.add(label, seed, each)
+    found = (each for label, result in first.results.items() for each in (result.summary, *others[label]))
+    experiment = Experiment.of(product(first.results, [None], seeds), found, is_resampled=of_trace)
     return ReplicatedComparison(experiment, bonferroni=bonferroni, first=first)
 
 
@@ -205,10 +206,8 @@ def compared_at(
 ) -> LoadComparison:
     """The table of the summaries of `cells_at`."""
     of_trace = any(is_resampled(each.scenario) for each in candidates.values())
-    experiment: Experiment[str] = Experiment(is_resampled=of_trace and len(seeds) > 1)
-    for label, summaries in found.items():
-        for (value, seed), summary in zip(product(values, seeds), summaries, strict=True):
-            experiment.add(label, seed, summary, value)
+    every = chain.from_iterable(found.values())
+    experiment = Experiment.of(product(found, values, seeds), every, is_resampled=of_trace and len(seeds) > 1)
     first = next(iter(candidates.values()))
     scenario = first.scenario
     limits = {name.removesuffix("_ms"): limit for name, limit in scenario.slo.of_requests().items()}
@@ -216,3 +215,61 @@ def compared_at(
     axis = load.axis if load.is_users else axis_of(scenario)
     told: tuple[Any, ...] = (axis, experiment, limits, bonferroni, may_vary, first.dump(), load.times)
     return LoadComparison(scenario.name, load.key, *told)
+
+
+@dataclass(frozen=True)
+class BandedCandidates:
+    """The bands of several candidates, and whose order could turn; the summaries are of the profiles as they stand."""
+
+    summaries: Mapping[str, Summary]
+    bands: Mapping[str, Bands]
+
+    def lines(self) -> Iterator[str]:
+        """Each headline figure of each candidate with its band; then who may as well be ahead."""
+        first = next(iter(self.bands.values()))
+        yield f"Nine in ten ({len(first.draws)} draws of what the profiles are in doubt about, the same for all):"
+        for key in HEADLINES:
+            metric = REGISTRY[key]
+            cells = [f"{label} {metric.text(b.low)} to {metric.text(b.high)}" for label, b in self._known(metric)]
+            if cells:
+                yield f"  {metric.label}: {', '.join(cells)}"
+        yield from self._turning()
+
+    def as_dict(self) -> dict[str, Any]:
+        """By candidate: `{metric: {low, high}}`; and in which share of the draws each is better than the first."""
+        first, *others = self.bands
+        better = {
+            other: {key: turns(REGISTRY[key], self.bands[first], self.bands[other]) for key in HEADLINES}
+            for other in others
+        }
+        return {"bands": {label: bands.content() for label, bands in self.bands.items()}, "better_in": better}
+
+    def _known(self, metric: Metric) -> list[tuple[str, Band]]:
+        found = [(label, bands.of(metric)) for label, bands in self.bands.items()]
+        return [(label, band) for label, band in found if band is not None]
+
+    def _turning(self) -> Iterator[str]:
+        """An order that some of the draws turn is no order."""
+        first, *others = self.bands
+        for other in others:
+            for key in HEADLINES:
+                metric = REGISTRY[key]
+                share = turns(metric, self.bands[first], self.bands[other])
+                a, b = (metric.of(self.summaries[label]) for label in (first, other))
+                if share is None or a is None or b is None or a == b:
+                    continue
+                ahead = (b < a) == (metric.aim == LOWER)
+                against = 1 - share if ahead else share
+                if against:
+                    winner, loser = (other, first) if ahead else (first, other)
+                    yield f"  {metric.title}: {winner} is ahead of {loser}; in {against:.0%} of the draws it is not."
+
+
+def turns(metric: Metric, first: Bands, other: Bands) -> float | None:
+    """In which share of the draws the other is ahead of the first; None where a draw has no such figure."""
+    pairs = [(metric.of(a), metric.of(b)) for a, b in zip(first.draws, other.draws, strict=True)]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if len(known) < len(pairs):
+        return None
+    sign = -1 if metric.aim == LOWER else 1
+    return sum(sign * (b - a) > 0 for a, b in known) / len(known)

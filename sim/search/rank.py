@@ -103,10 +103,10 @@ class Judged:
         Without an SLO nothing says that a request may be turned away: who does, while others serve it, is left out.
         It would win: its throughput and its latencies are of the requests that it chose.
         """
-        experiment: Experiment[str] = Experiment(is_resampled=entry.is_resampled)
-        for policy, cells in entry.cells.items():
-            for cell in cells:
-                experiment.add(policy, cell.seed, summaries[cell.key])
+        cells = [(policy, cell) for policy, each in entry.cells.items() for cell in each]
+        places = [(policy, None, cell.seed) for policy, cell in cells]
+        found = (summaries[cell.key] for _, cell in cells)
+        experiment = Experiment.of(places, found, is_resampled=entry.is_resampled)
         if entry.judge in (WITHIN_SLO, SESSIONS_WITHIN_SLO):
             return cls(entry, experiment, entry.left_out)
         rejected = {policy: runs.rejected_share for policy, _, runs in experiment}

@@ -111,7 +111,7 @@ class Ranking:
     def save(self, folder: Path | str) -> list[Path]:
         """Write ranking.md and ranking.json; returns their paths."""
         writers: dict[str, Callable[[Path], None]] = {
-            "ranking.md": lambda path: _write(path, self.markdown()),
+            "ranking.md": files.text_writer(self.markdown),
             "ranking.json": lambda path: write_json(path, self.as_dict()),
         }
         scenarios = [judged.entry.scenario for judged in self.judged]
@@ -213,7 +213,3 @@ def _as_dict(judged: Judged, standing: PolicyStanding) -> dict[str, Any]:
         "runs": standing.values,
         "others": {metric.key: runs.values(metric) for metric in OTHERS},
     }
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

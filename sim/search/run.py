@@ -3,28 +3,40 @@
 Each cell is a task of its own, and here a finished one is written down by the process that ran it: whatever dies or is
 interrupted, only cells under way are lost. A worker that dies (killed, out of memory) is replaced and its cell run
 again; when that happens time after time and no cell gets finished, it is said and left to the user.
+
+A cluster is asked through `distributed` itself. joblib's Dask backend is not used: it never hears of a task whose
+worker died for good (joblib 1.6, `_collect`), and waits for ever. A worker's death is the scheduler's to mend: it gives
+the task to another one, three times over.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, closing, contextmanager
+from importlib.metadata import version
+from typing import Any
 
-from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.results.runs import Summary, unread_in
+from simbatch.sim.errors import NOTHING, Problem, UserError
+from simbatch.sim.results.runs import Settings, Summary, unread_in
 from simbatch.sim.scenario import Scenario
-from simbatch.sim.search.cells import Cell, CellStore, Outcome, Settings, attempt, cells_of, failed_cell
+from simbatch.sim.search.cells import Cell, CellStore, Outcome, attempt, cells_of, failed_cell
 
 MAX_DEATHS = 3  # that a cell was suspected of, before it is run alone
 MAX_DEATHS_IN_A_ROW = 10
 AHEAD = 3  # cells handed out per process, so that none waits for its next
 MAX_PROBLEMS = 20
+SCHEDULER_FLAG = "--scheduler"
+CONNECT_S = 10
+_ADDRESS = re.compile(r"(\w+://)?[^/\s]+:[0-9]{1,5}")
 OnResult = Callable[[Cell, Summary], None]
 Watch = Callable[[int], AbstractContextManager[OnResult]]  # of so many cells: what is told of each that is finished
 Say = Callable[[str], None]
@@ -50,7 +62,9 @@ def run_cells(
     todo = {cell.key: cell for cell in cells}
     found: dict[str, Summary] = {}
     problems: list[Problem] = []
-    with closing(_outcomes(todo, store, jobs, scheduler, say or _silent)) as outcomes:
+    what = (todo, store, say or (lambda _: None))
+    is_away = scheduler is not None and bool(todo)
+    with closing(_on_cluster(str(scheduler), *what) if is_away else _on_this_machine(jobs, *what)) as outcomes:
         for outcome in outcomes:
             problems += outcome.problems
             if outcome.summary is not None:
@@ -92,29 +106,12 @@ def run_kept(
         raise
 
 
-def _outcomes(
-    todo: dict[str, Cell], store: CellStore | None, jobs: int, scheduler: str | None, say: Say
-) -> Generator[Outcome, None, None]:
-    if scheduler is None or not todo:
-        return _on_this_machine(todo, store, jobs, say)
-    from simbatch.sim.search.cluster import on_cluster
-
-    return _kept(on_cluster(scheduler, todo.values(), say), store)
-
-
-def _kept(outcomes: Generator[Outcome, None, None], store: CellStore | None) -> Generator[Outcome, None, None]:
-    """Put into `store` here, since a cluster's workers may not see our disk."""
-    with closing(outcomes):
-        for outcome in outcomes:
-            if store is not None and outcome.summary is not None:
-                store.put(outcome.key, outcome.summary)
-            yield outcome
-
-
 def _on_this_machine(
-    todo: dict[str, Cell], store: CellStore | None, jobs: int, say: Say
+    jobs: int, todo: dict[str, Cell], store: CellStore | None, say: Say
 ) -> Generator[Outcome, None, None]:
     """A death speaks against whatever was handed out; who stood there thrice is run alone, and then it is certain."""
+    from joblib import effective_n_jobs
+
     remaining, in_a_row = dict(todo), 0
     deaths: Counter[str] = Counter()
     while remaining:
@@ -132,20 +129,13 @@ def _on_this_machine(
                 mend = f"take fewer processes or smaller scenarios; {len(remaining):,} cells are not finished"
                 raise UserError(Problem("--jobs", rule, jobs, mend)) from None
             if trusted:
-                handed_out = [cell.key for cell in trusted if cell.key in remaining][: _num_ahead(jobs)]
+                handed_out = [cell.key for cell in trusted if cell.key in remaining][: AHEAD * effective_n_jobs(jobs)]
                 deaths.update(handed_out)
                 say(f"a worker process died; {len(remaining):,} cells go on in new ones")
             else:
                 rule = f"the process that ran it died {MAX_DEATHS + 1} times (out of memory?)"
                 del remaining[order[0].key]
                 yield failed_cell(order[0], rule, "make it smaller, or leave it out")
-
-
-def _num_ahead(jobs: int) -> int:
-    """How many cells are handed out before the first is finished."""
-    from joblib import effective_n_jobs
-
-    return AHEAD * int(effective_n_jobs(jobs))
 
 
 def _on_processes(cells: Iterable[Cell], store: CellStore | None, jobs: int) -> Generator[Outcome, None, None]:
@@ -188,8 +178,73 @@ def _attempt_here(cell: Cell, store: CellStore | None, parent: int) -> Outcome:
     return outcome
 
 
-def _silent(line: str) -> None:
-    """Nobody listens."""
+def _on_cluster(
+    address: str, todo: dict[str, Cell], store: CellStore | None, say: Say
+) -> Generator[Outcome, None, None]:
+    """Outcomes as they come, put into `store` here, since the workers may not see our disk.
+
+    Traces, profiles and policies in files must be readable for the workers under the same paths. Raises UserError when
+    there is no such scheduler, no `distributed`, or another simbatch on a worker.
+    """
+    client, as_completed = _connected(address)
+    try:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            say(f"{address} has no workers yet; waiting for the first")
+            client.wait_for_workers(1)
+        _check_versions(client)
+        futures = {client.submit(attempt, cell, pure=False): cell for cell in todo.values()}
+        for future in as_completed(list(futures), loop=client.loop):
+            outcome = _of_cluster(future, futures.pop(future), address)
+            if store is not None and outcome.summary is not None:
+                store.put(outcome.key, outcome.summary)
+            yield outcome
+    finally:
+        client.close()  # what has not begun is dropped with its future
+
+
+def _connected(address: str) -> tuple[Any, Any]:
+    mend = "start one with `dask scheduler`, and name it as tcp://host:8786"
+    if not _ADDRESS.fullmatch(address):
+        raise UserError(Problem(SCHEDULER_FLAG, "must be an address with a port", address, mend))
+    try:
+        from distributed import Client, as_completed
+    except ImportError:
+        rule = "needs Dask, which is not installed"
+        raise UserError(Problem(SCHEDULER_FLAG, rule, address, "pip install 'dask[distributed]'")) from None
+    for name in ("distributed", "distributed.client"):  # which has a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is one line here, not 40
+    make: Any = Client  # it has no types
+    try:
+        return make(address, timeout=CONNECT_S, set_as_default=False), as_completed
+    except (OSError, ValueError) as error:
+        rule = f"no Dask scheduler answers there ({type(error).__name__})"
+        raise UserError(Problem(SCHEDULER_FLAG, rule, address, mend)) from None
+
+
+def _check_versions(client: Any) -> None:
+    ours = version("simbatch")
+    theirs = client.run(version, "simbatch", on_error="return")
+    for worker, found in sorted(theirs.items()):
+        if found != ours:
+            rule = f"the worker {worker} has another simbatch than this one, which is {ours}"
+            value = found if isinstance(found, str) else NOTHING
+            raise UserError(Problem(SCHEDULER_FLAG, rule, value, f"pip install simbatch=={ours} there"))
+
+
+def _of_cluster(future: Any, cell: Cell, address: str) -> Outcome:
+    """What came of the cell; UserError when the scheduler itself is gone."""
+    from distributed.comm.core import CommClosedError
+    from distributed.scheduler import KilledWorker
+
+    try:
+        outcome: Outcome = future.result()
+    except KilledWorker as error:
+        rule = f"the workers that ran it died, the last one at {error.last_worker.address} (out of memory?)"
+        return failed_cell(cell, rule, "give the workers more memory")
+    except (CancelledError, CommClosedError):
+        rule = "the scheduler went away, and with it the cells that were not finished"
+        raise UserError(Problem(SCHEDULER_FLAG, rule, address, "start it again, and go on with --resume")) from None
+    return outcome
 
 
 class Runner:

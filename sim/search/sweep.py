@@ -53,14 +53,13 @@ class Sweep:
     @cached_property
     def points(self) -> list[Row]:
         """A row per setting: the mean of each metric over the seeds, and its 95 % interval (`.low`, `.high`)."""
-        experiment: Experiment[str] = Experiment(is_resampled=self.is_resampled)
-        settings = {}
-        for cell in self.cells:
-            if (summary := self.summaries.get(cell.key)) is not None:
-                chosen = {key: cell.settings.get(key) for key in self.keys}
-                settings[json.dumps(chosen)] = chosen
-                experiment.add(json.dumps(chosen), cell.seed, summary)
-        return [chosen | point for chosen, point in zip(settings.values(), experiment.points(), strict=True)]
+        there = [cell for cell in self.cells if cell.key in self.summaries]
+        chosen = [{key: cell.settings.get(key) for key in self.keys} for cell in there]
+        places = [(json.dumps(each), None, cell.seed) for each, cell in zip(chosen, there, strict=True)]
+        found = (self.summaries[cell.key] for cell in there)
+        experiment = Experiment.of(places, found, is_resampled=self.is_resampled)
+        settings = {name: each for (name, _, _), each in zip(places, chosen, strict=True)}
+        return [each | point for each, point in zip(settings.values(), experiment.points(), strict=True)]
 
     @property
     def _limits(self) -> Mapping[str, float]:

@@ -128,12 +128,12 @@ def _curves(drawing: Drawing, metric: Metric, bound: float | None) -> PageChart:
         if point.get(metric.key) is not None:
             groups.setdefault(label_of(point, drawing.others) or metric.title, []).append(point)
     is_number = all(isinstance(point[drawing.x], (int, float)) for point in drawing.points)
-    scale, colours = (100 if metric.is_share else 1), style.colours([*groups])
+    colours = style.colours([*groups])
     traces: list[Trace] = []
     for label, group in groups.items():
         group.sort(key=lambda point: point[drawing.x] if is_number else 0)
         mean, low, high = (
-            [None if (value := point.get(f"{metric.key}{end}")) is None else scale * value for point in group]
+            [None if (value := point.get(f"{metric.key}{end}")) is None else metric.scale * value for point in group]
             for end in ("", ".low", ".high")
         )
         xs: Any = [point[drawing.x] if is_number else label_of(point, [drawing.x]) for point in group]

@@ -109,7 +109,7 @@ def _curves(axes: Axes, drawing: Drawing, metric: Metric) -> None:
 
 
 def _x_axis(axes: Axes, xs: dict[str, float], is_number: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
     places = list(xs.values())
     if not is_number:
@@ -120,21 +120,17 @@ def _x_axis(axes: Axes, xs: dict[str, float], is_number: bool) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(places if len(places) <= 10 else places[:: -(-len(places) // 10)])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    style.say_values(axes.xaxis, "{:g}".format)
 
 
 def _y_axis(axes: Axes, shown: Sequence[float], metric: Metric) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     if metric.better != HIGHER and shown and min(shown) > 0 and max(shown) / min(shown) > style.LOG_FROM:
-        axes.set_yscale("log")
+        style.log_scale(axes, "y", (1.0, 3.0), has_minor=True)
         axes.set_ylim(min(shown) / 1.5, max(shown) * 1.5)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
     if metric.better != HIGHER:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.duration_text(value)))
+        style.say_values(axes.yaxis)
 
 
 def _heat_map(figure: Figure, axes: Axes, drawing: Drawing, y: str, metric: Metric) -> None:

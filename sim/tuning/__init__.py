@@ -5,29 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 
 from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
 from simbatch.sim.results import Experiment
-from simbatch.sim.results.runs import Summary
+from simbatch.sim.results.runs import Evaluate, Settings
 from simbatch.sim.scenario import Scenario, has_chance, is_resampled, resampling, resolve, seeds_of
+from simbatch.sim.search.bands import NUM_DRAWS, Bands, DrawnGain, bands_of, draws_of
 from simbatch.sim.statistics import Interval, Knee, find_knee
-from simbatch.sim.tuning.finalists import (
-    Finalists,
-    TriedSettings,
-    equals,
-    finalists_of,
-    has_open_arrivals,
-    order,
-    preference,
-)
-from simbatch.sim.tuning.goal import Goal, Limit
-from simbatch.sim.tuning.space import Point, Settings, Space, values_of
+from simbatch.sim.tuning.goal import Goal, Limit, TriedSettings, equals, has_open_arrivals, order, preference
+from simbatch.sim.tuning.space import Point, Space, values_of
 from simbatch.sim.tuning.study import ROUND, Search, front_of
 
 MIN_TRIALS, MAX_TRIALS, GRID_SHARE = 20, 60, 5  # by default a fifth of the combinations, within these
 TRIALS_A_ROUND = 10  # for each setting that is asked for at once: of few trials each should know of those before it
 
-Evaluate = Callable[[Sequence[tuple[Settings, int]]], list[Summary]]  # settings and a seed; their summary
 Run = Callable[[Sequence[Settings]], "list[TriedSettings]"]
 
 
@@ -39,6 +31,15 @@ class Confirmation:
     difference: Interval | None  # of the first metric; None when something was not measured
     base_mean: float | None
     within_limits: int  # in how many runs
+
+
+@dataclass(frozen=True)
+class Finalists:
+    """What a search recommends and the scenario as it stands, over the draws; `gain` is of the goal's figure."""
+
+    bands: Bands  # of what is recommended
+    gain: DrawnGain | None  # None where the scenario as it stands is recommended, and where a draw has no such figure
+    within_limits: int  # draws
 
 
 @dataclass
@@ -186,11 +187,9 @@ def tune(
 def _under(seeds: Sequence[int], batch: Sequence[Settings], evaluate: Evaluate, scenario: Scenario) -> Experiment[int]:
     """Each of the settings, by its place, under each of the seeds, asked for at once; a trace is then drawn anew."""
     more = resampling(scenario) if len(seeds) > 1 else {}
-    table: Experiment[int] = Experiment(is_resampled=len(seeds) > 1 and is_resampled(scenario))
-    asked = [(i, settings, seed) for i, settings in enumerate(batch) for seed in seeds]
-    for (i, _, seed), summary in zip(asked, evaluate([(more | each, seed) for _, each, seed in asked]), strict=True):
-        table.add(i, seed, summary)
-    return table
+    asked = [*product(range(len(batch)), [None], seeds)]
+    summaries = evaluate([(more | batch[i], seed) for i, _, seed in asked])
+    return Experiment.of(asked, summaries, is_resampled=len(seeds) > 1 and is_resampled(scenario))
 
 
 def _point_of(space: Space) -> Point | None:
@@ -254,6 +253,23 @@ def _confirm(tuned: Tuned, evaluate: Evaluate, count: int) -> Confirmation | Non
     table = _under(seeds, both, evaluate, scenario)
     found, within = table.difference(metric, 0, 1), sum(goal.is_met(run.means) for run in table.runs(1).each)
     return Confirmation(seeds, found.interval, table.runs(0).means[metric.key], within)
+
+
+def finalists_of(
+    scenario: Scenario, best: Settings, goal: Goal, seed: int, evaluate: Evaluate, num_draws: int = NUM_DRAWS
+) -> Finalists:
+    """Draw both of them."""
+    (metric,) = goal.metrics
+    bands = bands_of(scenario, best, seed, evaluate, num_draws)
+    keys = {each.key: each for each in (metric, *(limit.metric for limit in goal.limits))}
+    within = sum(goal.is_met({key: each.of(draw) for key, each in keys.items()}) for draw in bands.draws)
+    if not best:
+        return Finalists(bands, None, within)
+    (base,) = draws_of(scenario, [{}], seed, evaluate, num_draws)
+    mine, others = ([metric.of(draw) for draw in draws] for draws in (bands.draws, base))
+    known = [value for value in (*mine, *others) if value is not None]
+    gain = DrawnGain.of(known[: len(mine)], known[len(mine) :]) if len(known) == len(mine) + len(others) else None
+    return Finalists(bands, gain, within)
 
 
 def _figure_rank(goal: Goal, trial: TriedSettings) -> float:

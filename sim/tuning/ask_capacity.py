@@ -63,7 +63,7 @@ def _pairs(lines: list[str]) -> Iterator[tuple[str, str]]:
 def _by_rate(found: Capacity, bound: Limit, own_rate: float) -> PageChart:
     """The limited figure over the rate."""
     metric, per_s = bound.metric, found.load.times
-    scale = 100 if metric.is_share else 1
+    scale = metric.scale
     traces = []
     for is_met, name, colour in ((True, "holds", HOLDS), (False, "fails", FAILS)):
         runs = [run for run in found.tried if run.is_met == is_met and run.means[metric.key] is not None]
@@ -79,8 +79,7 @@ def _by_rate(found: Capacity, bound: Limit, own_rate: float) -> PageChart:
         name, at = f"capacity, kept in {found.bound.kept} of {len(found.bound.seeds)}", found.bound.rate * per_s
         traces.append(line(name, [at, at], ends, BOUND, name))
     traces.append(line("as it stands", [own_rate * per_s] * 2, ends, OWN, "as it stands", line={"dash": "dot"}))
-    unit = f"{metric.title} (%)" if metric.is_share else metric.label
-    panel = Panel(unit, traces)
+    panel = Panel(metric.unit, traces)
     return PageChart(metric.title, found.load.axis, [panel], is_log_x=is_wide(left, right), size="wide")
 
 

@@ -24,13 +24,10 @@ from statistics import median
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import REGISTRY, SESSION_SLO, SESSIONS_WITHIN_SLO, SLO_SHARE, WITHIN_SLO
 from simbatch.sim.metrics.steady import OVERLOADED
-from simbatch.sim.results import Experiment
-from simbatch.sim.results.runs import Means, Runs
+from simbatch.sim.results.runs import Evaluate, Means, Runs, Settings
 from simbatch.sim.scenario import RESAMPLE, Scenario, is_resampled, resampling, seeds_of
 from simbatch.sim.search.loads import OfferedLoad, load_of, rounded
-from simbatch.sim.tuning import Evaluate
 from simbatch.sim.tuning.goal import METRICS, Limit
-from simbatch.sim.tuning.space import Settings
 
 IN_FLIGHT = REGISTRY["simbatch.mean_concurrent_requests"]
 STEPS = 128  # to a doubling
@@ -167,7 +164,6 @@ class _Runs:
         self._scenario, self._limits, self._evaluate = scenario, limits, evaluate
         self._more = resampling(scenario) if more is None else more
         self._load = load
-        self.table: Experiment[int] = Experiment()  # each seed is searched by itself
         self.tried: list[Tried] = []
 
     def at(self, asked: Sequence[tuple[int, int]]) -> list[Tried]:
@@ -175,10 +171,10 @@ class _Runs:
         rates = [self._rate(step) for _, step in asked]
         settings = [self._load.at(self._scenario, rate) | self._more for rate in rates]
         summaries = self._evaluate([(each, seed) for each, (seed, _) in zip(settings, asked, strict=True)])
-        runs = []
-        for (seed, step), rate, summary in zip(asked, rates, summaries, strict=True):
-            self.table.add(seed, seed, summary, rate)
-            runs.append(_tried(step, seed, rate, self.table.runs(seed, rate), self._limits))
+        runs = [
+            _tried(step, seed, rate, Runs([summary]), self._limits)  # each seed is searched by itself
+            for (seed, step), rate, summary in zip(asked, rates, summaries, strict=True)
+        ]
         self.tried += [run for run in runs if run not in self.tried]
         return runs
 

@@ -103,20 +103,15 @@ def _draw_runs(axes: Axes, found: Capacity, metric: Metric) -> list[float]:
 
 def _value_axis(axes: Axes, metric: Metric, shown: list[float]) -> None:
     """Times are logarithmic, however near: just below the capacity they double within a few per cent of the rate."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-
     if metric.kind != "ms" or min(shown) <= 0:
         style.value_axis(axes, "y", shown, is_time=metric.kind == "ms")
         if metric.is_share:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+            style.say_values(axes.yaxis, lambda value: f"{100 * value:g} %")
         return
     ratio = max(shown) / min(shown)
-    axes.set_yscale("log")
     subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if ratio < 10 else (1.0, 2.0, 5.0) if ratio < 300 else (1.0, 3.0)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.duration_text(value)))
+    style.log_scale(axes, "y", subs)
+    style.say_values(axes.yaxis)
     axes.set_ylim(min(shown) / ratio**0.08, max(shown) * ratio**0.08)
 
 

@@ -12,9 +12,9 @@ from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, li
 from simbatch.sim.report.page.page import PageTable, ReportPage, bands_table, settings_tables, trust_rows
 from simbatch.sim.scenario import resolve
 from simbatch.sim.tuning import Tuned
-from simbatch.sim.tuning.finalists import TriedSettings, setting_words
+from simbatch.sim.tuning.goal import TriedSettings, setting_words
 from simbatch.sim.tuning.recommend import BatchChoice, Recommendation
-from simbatch.sim.tuning.recommend_report import all_notes, choices, doubts, evidence, not_enough, scenario_content
+from simbatch.sim.tuning.recommend_report import choices, doubts, evidence, not_enough, scenario_content
 from simbatch.sim.tuning.recommend_report import report as recommended_report
 from simbatch.sim.tuning.space import POLICY, values_of
 from simbatch.sim.tuning.tune_files import picture_axes
@@ -28,7 +28,7 @@ from simbatch.sim.tuning.tune_report import (
     shown_metrics,
     verdict,
 )
-from simbatch.sim.tuning.vllm_flags import arguments, command, simbatch_run, vllm_serve
+from simbatch.sim.tuning.vllm_flags import all_notes, arguments, command, simbatch_run, vllm_serve
 
 TRIED, BROKEN, FRONT, BEST, BASELINE = "#8A8A8A", "#C8C8C8", *style.PALETTE[:1], *style.PALETTE[2:4]
 
@@ -90,15 +90,15 @@ def _plane(tuned: Tuned) -> PageChart:
         traces += _dots(name, [tuned.recommended], up, right, BEST, symbol="star", size=17)
     (left, most), (low, high) = span(traces, "x"), span(traces, "y")
     for each in tuned.goal.limits if traces else ():
-        bound = 100 * each.bound if each.metric.is_share else each.bound
+        bound = each.metric.scale * each.bound
         if each.metric.key == right.key:
             traces.append(limit(str(each), [bound, bound], [min(0.0, low), high]))
         elif each.metric.key == up.key:
             traces.append(limit(str(each), [left, most], [bound, bound]))
     is_log = is_wide(left, most) and tuned.knee is None
     note = "A dot is a setting: point at it to read which."
-    panel = Panel(_unit(up), traces)
-    return PageChart("What was tried", _unit(right), [panel], note, is_log_x=is_log, size="wide")
+    panel = Panel(up.unit, traces)
+    return PageChart("What was tried", right.unit, [panel], note, is_log_x=is_log, size="wide")
 
 
 def _bands(tuned: Tuned) -> Iterator[PageTable]:
@@ -121,11 +121,7 @@ def _dots(
 
 def _value(trial: TriedSettings, metric: Metric) -> float | None:
     value = trial.means[metric.key]
-    return None if value is None else 100 * value if metric.is_share else value
-
-
-def _unit(metric: Metric) -> str:
-    return f"{metric.title} (%)" if metric.is_share else metric.label
+    return None if value is None else metric.scale * value
 
 
 def _by_key(tuned: Tuned) -> Iterator[PageChart]:
@@ -150,7 +146,7 @@ def _by_key(tuned: Tuned) -> Iterator[PageChart]:
             yield PageChart(
                 f"By {'policy' if axis.key == POLICY else axis.key.rpartition('.')[2]}",
                 axis.key,
-                [Panel(_unit(metric), traces)],
+                [Panel(metric.unit, traces)],
                 size="third",
                 x_axis=ticks,
             )
@@ -251,12 +247,10 @@ def _charts(found: Recommendation) -> Iterator[PageChart]:
     yield _chart(found, "Score", found.unit, {choice: trial.score for choice, trial in found.trials.items()})
     metrics = [REGISTRY[key] for key in (*MARKED, *([WITHIN_SLO] if found.slo else []))]
     for metric in metrics:
-        scale = 100 if metric.is_share else 1
         values = {choice: trial.mean(metric.key) for choice, trial in found.trials.items()}
-        scaled = {choice: scale * value for choice, value in values.items() if value is not None}
+        scaled = {choice: metric.scale * value for choice, value in values.items() if value is not None}
         if scaled:
-            unit = f"{metric.title} (%)" if metric.is_share else metric.label
-            yield _chart(found, metric.title, unit, scaled, metric)
+            yield _chart(found, metric.title, metric.unit, scaled, metric)
 
 
 def _chart(

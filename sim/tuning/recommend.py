@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import log2
@@ -26,14 +26,11 @@ from typing import Any, NamedTuple
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO, Metric, value_at
 from simbatch.sim.results import Experiment
-from simbatch.sim.results.runs import Runs, Summary
+from simbatch.sim.results.runs import Evaluate, Runs
 from simbatch.sim.scenario import Scenario, seeds_of
-from simbatch.sim.search.bands import Bands
+from simbatch.sim.search.bands import Bands, DrawnGain, Stand, bands_of, draws_of
 from simbatch.sim.statistics import Interval, paired_ratio
-from simbatch.sim.tuning.finalists import DrawnGain, Stand, bands_of, draws_of
 from simbatch.sim.tuning.recommend_cases import UseCase
-
-Evaluate = Callable[[Sequence[tuple[dict[str, Any], int]]], list[Summary]]  # settings and seed each
 
 LOADS, PEAK = (0.7, 0.5, 0.35, 0.25), 1.25
 ENOUGH = 0.9  # of the requests within the SLO
@@ -266,11 +263,8 @@ class _Search:
 
     def _trials(self, choices: Sequence[BatchChoice], seeds: Sequence[int]) -> dict[BatchChoice, TriedChoice]:
         rates = [self.load.rate] if self.load.rate is None else [self.load.rate, self.load.peak]
-        asked = [(self._at_rate(choice, rate), seed) for choice in choices for rate in rates for seed in seeds]
-        table: Experiment[BatchChoice] = Experiment()
-        cells = product(choices, rates, seeds)
-        for (choice, rate, seed), summary in zip(cells, self._evaluate(asked), strict=True):
-            table.add(choice, seed, summary, rate)
+        cells = [*product(choices, rates, seeds)]
+        table = Experiment.of(cells, self._evaluate([(self._at_rate(each, rate), seed) for each, rate, seed in cells]))
         return {
             each: TriedChoice(each, table.runs(each, rates[0]), table.runs(each, rates[-1]), self.goal)
             for each in choices

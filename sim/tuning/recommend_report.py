@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.cost.uncertainty import NO_REAL_RUN, caveats
 from simbatch.sim.files import write_json, write_yaml
-from simbatch.sim.metrics.registry import SLO_SHARE, WITHIN_SLO, shown
-from simbatch.sim.results.files import Writers, write_result
+from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE, WITHIN_SLO, shown
+from simbatch.sim.results.files import Writers, text_writer, write_result
+from simbatch.sim.search.bands import HEADLINES, Stand
 from simbatch.sim.text import number, percent, table
 from simbatch.sim.tuning.recommend import (
     CLOSE,
@@ -21,12 +20,11 @@ from simbatch.sim.tuning.recommend import (
     Recommendation,
     TriedChoice,
 )
-from simbatch.sim.tuning.recommend_doubts import banded_lines, beaten_lines, kept_words, stands_content
-from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, arguments, command, config_yaml, weight_notes
-from simbatch.sim.workload.sessions import Empirical
+from simbatch.sim.tuning.vllm_flags import CONFIG_FILE, all_notes, arguments, command, config_yaml
 
 FIGURES = shown("recommend")  # of a trial, beside its score
 FAR = 20  # times
+OWN_FILES = ("recommend.json", CONFIG_FILE, "scenario.yaml", "report.html")
 NAMES = {"ttft": "time to first token", "tpot": "time per output token", "e2el": "end-to-end latency"}
 
 
@@ -50,7 +48,7 @@ def verdict(found: Recommendation) -> list[str]:
 
 def doubts(found: Recommendation) -> list[str]:
     """How the choice stands under draws of the profile's doubts and under fresh seeds."""
-    return [*beaten_lines(found), *_confirmed(found), *banded_lines(found)]
+    return [*_beaten_lines(found), *_confirmed(found), *_banded_lines(found)]
 
 
 def choices(found: Recommendation) -> list[str]:
@@ -61,7 +59,7 @@ def choices(found: Recommendation) -> list[str]:
     at_same = trials.get(BatchChoice(chosen.max_num_seqs, found.prior.max_num_batched_tokens), mine)
     if found.is_prior_kept:
         lines.append(
-            f"max_num_seqs: the table's {chosen.max_num_seqs} stands; {kept_words(found, 'max_num_seqs', CLOSE)}."
+            f"max_num_seqs: the table's {chosen.max_num_seqs} stands; {_kept_words(found, 'max_num_seqs', CLOSE)}."
         )
     else:
         change = f"max_num_seqs: {prior.choice.max_num_seqs} in the table, {chosen.max_num_seqs} here: "
@@ -70,43 +68,14 @@ def choices(found: Recommendation) -> list[str]:
         if not case.low <= chosen.max_num_seqs <= case.high:
             lines.append(f"  This is outside the table's range of {case.low} to {case.high}.")
         if chosen.max_num_seqs == found.default.max_num_seqs:
-            lines.append(f"  It is vLLM's default; {kept_words(found, 'max_num_seqs', CLOSE)}.")
+            lines.append(f"  It is vLLM's default; {_kept_words(found, 'max_num_seqs', CLOSE)}.")
     default = found.prior.max_num_batched_tokens
     if chosen.max_num_batched_tokens == default:
-        words = f"vLLM's default of {default:,} stands; {kept_words(found, 'max_num_batched_tokens', TOKENS_GAIN)}."
+        words = f"vLLM's default of {default:,} stands; {_kept_words(found, 'max_num_batched_tokens', TOKENS_GAIN)}."
     else:
         gain = _gain(found, at_same.score, mine.score)
         words = f"{default:,} is vLLM's default, {chosen.max_num_batched_tokens:,} here: {gain}."
     return [*lines, f"max_num_batched_tokens: {words}"]
-
-
-def all_notes(found: Recommendation) -> list[str]:
-    """What the figures rest on."""
-    profile = found.profile
-    lines = weight_notes(found.scenario, profile)
-    if profile.is_estimate:
-        lines.append(f"The profile {profile.name} is an estimate: nobody measured this model on this GPU.")
-    elif profile.error is not None:
-        lines.append(error_note(profile))
-    lines += caveats(profile)
-    inside = found.trials[found.chosen].mean("simbatch.profile.share_of_steps_in_range")
-    if inside is not None and inside < 0.99:
-        lines.append(f"Only {percent(inside)} of the steps are inside what the profile measured.")
-    assumed = "Arrivals are" if isinstance(found.scenario.workload.prompt_len, Empirical) else "The traffic is"
-    lines.append(f"{assumed} an assumption: put yours into scenario.yaml and run `simbatch tune` on it.")
-    return lines
-
-
-def error_note(profile: MeasuredProfile) -> str:
-    """How far step times are off, from what, and what real runs say."""
-    error = profile.error
-    assert error is not None
-    named = ((error.decode, "decode"), (error.mixed, "mixed"))
-    shares = " and ".join(f"{percent(part.mape)} ({name})" for part, name in named if part.num_steps)
-    if error.against == "steps":
-        return f"The profile's step times are off by {shares} on average."
-    end = profile.real_runs.summary() if profile.real_runs else NO_REAL_RUN
-    return f"The profile's fit is off by {shares} on average from steps composed of tables; {end}."
 
 
 def _head(found: Recommendation) -> Iterator[str]:
@@ -219,7 +188,8 @@ def not_enough(found: Recommendation) -> Iterator[str]:
     """That the SLO is not kept, where no batch keeps it."""
     if found.load.is_enough:
         return
-    shares: dict[str, Any] = {name: found.best.mean(f"{SLO_SHARE}{name}") for name in _limits(found)}
+    limits = [key.removesuffix("_ms") for key in found.slo]
+    shares: dict[str, Any] = {name: found.best.mean(f"{SLO_SHARE}{name}") for name in limits}
     worst = min(shares, key=lambda name: shares[name])
     yield (
         f"The SLO is not kept: even at {found.load.share:.0%} of what the GPU can do, no batch has {ENOUGH:.0%} of the "
@@ -228,11 +198,43 @@ def not_enough(found: Recommendation) -> Iterator[str]:
     )
 
 
-def _limits(found: Recommendation) -> list[str]:
-    return [key.removesuffix("_ms") for key in found.slo]
+def _kept_words(found: Recommendation, key: str, share: float) -> str:
+    """Why the default of this setting stands: what the search found better by no more than the band, or by `share`."""
+    value = getattr(found.chosen, key)
+    for stand in found.stands:
+        searched = getattr(stand.searched, key)
+        if stand.is_kept and getattr(stand.default, key) == value != searched:
+            return f"{searched:,} in its place changes {found.unit} by {stand.gain.text()}, inside the band"
+    return f"nothing is better by {share:.0%} or more"
 
 
-OWN_FILES = ("recommend.json", CONFIG_FILE, "scenario.yaml", "report.html")
+def _beaten_lines(found: Recommendation) -> Iterator[str]:
+    """By how much the choice beats each default that it leaves, over the draws."""
+    for stand in found.stands:
+        if not stand.is_kept:
+            draws = f"over {len(stand.gain.ratios)} draws of what the profile is in doubt about"
+            yield f"  Against {_default_words(found, stand)}, {draws}: score {stand.gain.text()}."
+
+
+def _default_words(found: Recommendation, stand: Stand[BatchChoice]) -> str:
+    """`the table's batch of 4`."""
+    if stand.searched.max_num_batched_tokens != stand.default.max_num_batched_tokens:
+        return f"vLLM's default of {stand.default.max_num_batched_tokens:,} tokens"
+    seqs = stand.default.max_num_seqs
+    whose = "the table's" if seqs == found.prior.max_num_seqs else "vLLM's"
+    return f"{whose} batch of {seqs:,}"
+
+
+def _banded_lines(found: Recommendation) -> Iterator[str]:
+    """The bands of the choice's figures at the load, and what to measure to narrow them."""
+    bands = found.bands
+    if bands is None or not bands.alone:
+        return
+    known = [(REGISTRY[key], band) for key in HEADLINES if (band := bands.of(REGISTRY[key])) is not None]
+    shown = [f"{metric.title} {metric.text(band.low)} to {metric.text(band.high)} ms" for metric, band in known]
+    yield f"Nine in ten ({len(bands.draws)} draws of what the profile is in doubt about): {', '.join(shown)}."
+    if (advice := bands.narrow()) is not None:
+        yield f"What to measure to narrow this most: {advice}."
 
 
 def save(found: Recommendation, folder: Path, more: Writers | None = None) -> list[Path]:
@@ -240,7 +242,7 @@ def save(found: Recommendation, folder: Path, more: Writers | None = None) -> li
     comment = f"{found.case.name} on {found.profile.name}, by simbatch recommend; for vllm serve --config {CONFIG_FILE}"
     writers = {
         "recommend.json": lambda path: write_json(path, content(found)),
-        CONFIG_FILE: lambda path: path.write_text(config_yaml(arguments(found), comment), encoding="utf-8") and None,
+        CONFIG_FILE: text_writer(lambda: config_yaml(arguments(found), comment)),
         "scenario.yaml": lambda path: write_yaml(path, scenario_content(found)),
         **(more or {}),
     }
@@ -262,7 +264,15 @@ def content(found: Recommendation) -> dict[str, Any]:
         "is_table_kept": found.is_prior_kept,
         "verdict": verdict(found),
         "evidence": [_trial(found, trial) for _, trial in sorted(found.trials.items())],
-        "stands": stands_content(found),
+        "stands": [
+            {
+                "searched": stand.searched._asdict(),
+                "default": stand.default._asdict(),
+                "gain": stand.gain.as_dict(),
+                "is_kept": stand.is_kept,
+            }
+            for stand in found.stands
+        ],
         "bands": found.bands and found.bands.content(),
         "fresh_ratios": [
             {

@@ -16,14 +16,14 @@ from pydantic import ValidationError
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import POLICIES
+from simbatch.sim.results.runs import Settings
 from simbatch.sim.scenario import Resolved, Scenario, resolve
 from simbatch.sim.scenario.policy import Range
-from simbatch.sim.tuning.goal import Limit
+from simbatch.sim.tuning.goal import SEQS, TOKENS, Limit
 
 Point = tuple[int, ...]
-Settings = dict[str, Any]  # by dotted key, as `Scenario.override` takes them
 
-SEQS, TOKENS, POLICY = "engine.max_num_seqs", "engine.max_num_batched_tokens", "policy.name"
+POLICY = "policy.name"
 CAPS = ("batch_size", "max_batch_size")  # a policy's own bound on what runs
 MAX_POINTS = 100_000
 

@@ -14,9 +14,7 @@ from simbatch.sim.report import style
 from simbatch.sim.results.files import Writers, write_result
 from simbatch.sim.scenario import Scenario, num_blocks, resolve
 from simbatch.sim.statistics import Interval
-from simbatch.sim.tuning.finalists import TriedSettings, setting_words
-from simbatch.sim.tuning.goal import METRICS, Goal
-from simbatch.sim.tuning.space import SEQS
+from simbatch.sim.tuning.goal import METRICS, SEQS, Goal, TriedSettings, setting_words
 from simbatch.sim.tuning.vllm_flags import own_policy, set_flags, vllm_serve
 
 if TYPE_CHECKING:
@@ -284,12 +282,7 @@ def _around(values: Sequence[float], *, is_log: bool) -> tuple[float, float]:
 
 
 def _scale(axes: Axes, name: str, values: Sequence[float], *, is_log: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis = getattr(axes, f"{name}axis")
     if is_log:
-        getattr(axes, f"set_{name}scale")("log")
         ratio = max(values) / min(values)
-        axis.set_major_locator(LogLocator(subs=next(subs for most, subs in TICKS if ratio <= most)))
-        axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        style.log_scale(axes, name, next(subs for most, subs in TICKS if ratio <= most), has_minor=True)
+    style.say_values(getattr(axes, f"{name}axis"), style.six_digits)

@@ -11,8 +11,7 @@ from simbatch.sim.scenario import ONE_RUN, has_chance, is_resampled, resolve, ru
 from simbatch.sim.statistics import RULE
 from simbatch.sim.text import number, table, wrapped
 from simbatch.sim.tuning import Tuned, trade_off
-from simbatch.sim.tuning.finalists import CLOSE, DECIDES, TriedSettings, setting_words
-from simbatch.sim.tuning.goal import Goal
+from simbatch.sim.tuning.goal import CLOSE, DECIDES, Goal, TriedSettings, setting_words
 from simbatch.sim.tuning.space import POLICY, values_of
 from simbatch.sim.tuning.vllm_flags import own_policy, policy_refusal, simbatch_run, vllm_serve, weight_notes
 

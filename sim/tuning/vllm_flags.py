@@ -1,4 +1,4 @@
-"""Settings as flags to paste: of `simbatch`, of `vllm serve`, and a file for its --config."""
+"""Settings as flags to paste: of `simbatch`, of `vllm serve`, a file for its --config; and what they rest on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from simbatch.serving.options import policy_arguments, refuse_undoable
 from simbatch.sim.cost.profile import MeasuredProfile
+from simbatch.sim.cost.uncertainty import NO_REAL_RUN, caveats
 from simbatch.sim.errors import UserError
+from simbatch.sim.results.runs import Settings
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.engine import OURS
 from simbatch.sim.scenario.flags import serve_line
-from simbatch.sim.tuning.space import Settings
+from simbatch.sim.text import percent
+from simbatch.sim.workload.sessions import Empirical
 
 if TYPE_CHECKING:
     from simbatch.sim.tuning.recommend import Recommendation
@@ -113,6 +116,35 @@ def _flow(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)).strip()
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def all_notes(found: Recommendation) -> list[str]:
+    """What the figures rest on."""
+    profile = found.profile
+    lines = weight_notes(found.scenario, profile)
+    if profile.is_estimate:
+        lines.append(f"The profile {profile.name} is an estimate: nobody measured this model on this GPU.")
+    elif profile.error is not None:
+        lines.append(error_note(profile))
+    lines += caveats(profile)
+    inside = found.trials[found.chosen].mean("simbatch.profile.share_of_steps_in_range")
+    if inside is not None and inside < 0.99:
+        lines.append(f"Only {percent(inside)} of the steps are inside what the profile measured.")
+    assumed = "Arrivals are" if isinstance(found.scenario.workload.prompt_len, Empirical) else "The traffic is"
+    lines.append(f"{assumed} an assumption: put yours into scenario.yaml and run `simbatch tune` on it.")
+    return lines
+
+
+def error_note(profile: MeasuredProfile) -> str:
+    """How far step times are off, from what, and what real runs say."""
+    error = profile.error
+    assert error is not None
+    named = ((error.decode, "decode"), (error.mixed, "mixed"))
+    shares = " and ".join(f"{percent(part.mape)} ({name})" for part, name in named if part.num_steps)
+    if error.against == "steps":
+        return f"The profile's step times are off by {shares} on average."
+    end = profile.real_runs.summary() if profile.real_runs else NO_REAL_RUN
+    return f"The profile's fit is off by {shares} on average from steps composed of tables; {end}."
 
 
 CONFIG_FILE = "vllm.yaml"

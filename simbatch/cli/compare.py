@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from simbatch.sim.report.loads import LoadComparison
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved
-    from simbatch.sim.search.bands import BandedCandidates
+    from simbatch.sim.search.compared import BandedCandidates
     from simbatch.sim.search.upgrade import Upgrade
 
 
@@ -129,7 +129,8 @@ def compare(
 
 def _banded(asked: Asked, candidates: Mapping[str, Resolved], results: Mapping[str, Result]) -> BandedCandidates:
     """Draw by draw, what each profile is in doubt about; the bands go into the summaries too."""
-    from simbatch.sim.search.bands import BandedCandidates, add_bands
+    from simbatch.sim.search.bands import add_bands
+    from simbatch.sim.search.compared import BandedCandidates
 
     drawn = {label: bands_shown(asked, resolved) for label, resolved in candidates.items()}
     for label, each in drawn.items():

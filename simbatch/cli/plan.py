@@ -87,8 +87,7 @@ def plan(asked: Asked, /, file: Path | None, scheduler: str | None, resume: bool
     requests per second. Without --limit, 99 % of the requests must keep FILE's SLO. Results go to DIR, by default
     results/<name of FILE>-plan.
     """
-    from simbatch.sim.plan.ask import checked
-    from simbatch.sim.plan.report import OWN_FILES
+    from simbatch.sim.plan.ask import OWN_FILES, checked
 
     asked.refuse_jobs_beside(scheduler)
     question = checked(_question(asked, file, flags))

@@ -123,7 +123,7 @@ def _bar_charts(rows: Sequence[MetricRow], compared: SideBySide | None = None) -
         known = [None if compared is None else compared.point(row.metric, label) for label in labels]
         low, high = ([None if point is None else getattr(point, end) for point in known] for end in ("low", "high"))
         whiskers = around([*row.values.values()], low, high)
-        scale = 100 if row.metric.is_share else 1
+        scale = row.metric.scale
         values = [None if value is None else scale * value for value in row.values.values()]
         is_ms = row.metric.kind == "ms"
         texts = [style.duration_text(v) if is_ms else row.text(label) for label, v in row.values.items()]
@@ -272,12 +272,12 @@ def _by_load(over: OverLoads, shown: Sequence[Metric]) -> Iterator[tuple[str, st
 
 def _load_chart(over: OverLoads, metric: Metric) -> PageChart:
     """A curve a candidate, with its intervals, and the SLO's line."""
-    scale = 100 if metric.is_share else 1
-    unit = f"{metric.title} (%)" if metric.is_share else metric.label
     colours, traces, drawn = style.colours(over.labels), [], []
     for label, found in over.points(metric).items():
-        columns = [[None if value is None else scale * value for value in (p.mean, p.low, p.high)] for p in found]
-        mean, low, high = ([column[i] for column in columns] for i in range(3))
+        mean, low, high = (
+            [None if (value := getattr(point, end)) is None else metric.scale * value for point in found]
+            for end in ("mean", "low", "high")
+        )
         whiskers = around(mean, low, high)
         others = {"mode": "lines+markers", **({"error_y": whiskers} if whiskers else {})}
         traces.append(line(label, over.rates, mean, colours[label], "%{y:,.4~g} at %{x:g}", **others))
@@ -286,7 +286,7 @@ def _load_chart(over: OverLoads, metric: Metric) -> PageChart:
     if (bound := over.limits.get(metric.key.removeprefix("p99_").removesuffix("_ms"))) is not None:
         traces.append(limit(f"SLO {bound:g} ms", [over.rates[0], over.rates[-1]], [bound, bound]))
     is_log = metric.kind == "ms" and bool(drawn) and is_wide(min(drawn), max(drawn))
-    return PageChart(metric.title, over.axis, [Panel(unit, traces, is_log=is_log)])
+    return PageChart(metric.title, over.axis, [Panel(metric.unit, traces, is_log=is_log)])
 
 
 def _load_table(over: OverLoads, metric: Metric) -> PageTable:

@@ -23,6 +23,7 @@ from simbatch.sim.metrics.registry import LATENCIES, REGISTRY, STATISTIC_LABELS,
 from simbatch.sim.report.console import GROUP_HEADER, PRINTED, group_cells, setting_text
 from simbatch.sim.report.engine_text import trust_of
 from simbatch.sim.report.page.charts import PageChart, drawn
+from simbatch.sim.results.files import text_writer
 from simbatch.sim.text import number, percent, short_name
 
 REPORT_FILE = "report.html"
@@ -71,11 +72,7 @@ def require_plotly() -> None:
 
 def page_writer(make: Callable[[], ReportPage], *, html: bool) -> dict[str, Callable[[Path], None]]:
     """For `write_result`: report.html of the page that `make` gives, or nothing without `html`."""
-
-    def write(path: Path) -> None:
-        path.write_text(rendered(make()), encoding="utf-8")
-
-    return {REPORT_FILE: write} if html else {}
+    return {REPORT_FILE: text_writer(lambda: rendered(make()))} if html else {}
 
 
 def rendered(page: ReportPage) -> str:

@@ -14,7 +14,7 @@ from simbatch.sim.metrics.registry import LATENCIES
 from simbatch.sim.metrics.run_figures import shares_per_bin
 from simbatch.sim.report import style
 from simbatch.sim.report.console import LATENCY_HEADERS, report
-from simbatch.sim.report.engine_text import answer
+from simbatch.sim.report.engine_text import COLUMNS, answer, slo_rows, turn_cells
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, distribution, is_wide, limit, line, points
 from simbatch.sim.report.page.page import (
     PageTable,
@@ -28,7 +28,6 @@ from simbatch.sim.report.page.page import (
     trust_rows,
 )
 from simbatch.sim.report.run_pictures import NUM_BINS, Series, arrivals, binned, distributions, edges_ps, end_s
-from simbatch.sim.report.sessions import COLUMNS, slo_rows, turn_cells
 from simbatch.sim.results.runs import MeasuredRun
 from simbatch.sim.text import percent
 
