@@ -13,6 +13,7 @@ class Nothing(Enum):
 
 
 NOTHING = Nothing.NOTHING
+MAX_SHOWN = 80  # characters of a value
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class UserError(Exception):
         return "\n".join(map(str, self.problems))
 
 
-def shorten(value: object, limit: int = 80) -> str:
-    """`repr(value)`, cut in the middle when it is longer than `limit` characters; true, false and null as in a file."""
+def shorten(value: object) -> str:
+    """`repr(value)`, cut in the middle when it is longer than 80 characters; true, false and null as in a file."""
     text = {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else repr(value)
-    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 4 :]}"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]} ... {text[-MAX_SHOWN // 4 :]}"

@@ -173,9 +173,9 @@ def stat_of(path: Path) -> os.stat_result | None:
         return None
 
 
-def shorten_path(text: str, limit: int = 200) -> str:
+def shorten_path(text: str) -> str:
     """A path as it is shown: its end, when it is very long."""
-    return text if len(text) <= limit else f"...{text[-limit:]}"
+    return text if len(text) <= MAX_PATH else f"...{text[-MAX_PATH:]}"
 
 
 def is_dangling(path: Path) -> bool:
@@ -233,6 +233,7 @@ def check_target(path: Path, inputs: Iterable[Path] = ()) -> None:
 
 PACKAGES = ("simbatch", "simpy", "numpy", "pyarrow", "matplotlib", "pydantic")
 
+MAX_PATH = 200  # characters of a path that is shown
 GIT_S = 5.0  # that a repository may take to answer
 
 _command: ContextVar[str | None] = ContextVar("command", default=None)

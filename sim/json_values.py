@@ -69,12 +69,11 @@ def json_value(text: str, place: object, *, line: int | None = None, mend: str =
         raise UserError(_problem(error, text, str(place), line, mend)) from None
 
 
-def json_object(text: str, place: object, *, line: int | None = None, mend: str = MEND, what: str = "") -> Any:
+def json_object(text: str, place: object, *, mend: str = MEND, what: str = "") -> Any:
     """The object that a text is; UserError, which says `what` should be there, where it is anything else."""
-    value = json_value(text, place, line=line, mend=mend)
+    value = json_value(text, place, mend=mend)
     if not isinstance(value, dict):
-        where = str(place) if line is None else f"{place}:{line}"
-        raise UserError(Problem(where, f"{what} must be an object with keys".lstrip(), value, "start it with {"))
+        raise UserError(Problem(str(place), f"{what} must be an object with keys".lstrip(), value, "start it with {"))
     return value
 
 

@@ -199,7 +199,7 @@ GROWTH_CONFIDENCE = 0.98  # two-sided: one queue in a hundred that is steady see
 TREND_CONFIDENCE = 0.999
 
 
-def keeps_growing(levels: ArrayLike, confidence: float = GROWTH_CONFIDENCE) -> bool:
+def keeps_growing(levels: ArrayLike) -> bool:
     """Whether a level (how many wait), given by its means over equal periods, grows all the time.
 
     A t test on its growth from one period to the next. A steady queue ends about where it began, so that what it grows
@@ -208,10 +208,10 @@ def keeps_growing(levels: ArrayLike, confidence: float = GROWTH_CONFIDENCE) -> b
     """
     growth = np.diff(np.asarray(levels, dtype=np.float64))
     mean, error = float(growth.mean()), float(growth.std(ddof=1)) / len(growth) ** 0.5
-    return bool(mean > student_t(len(growth) - 1, confidence) * error)
+    return bool(mean > student_t(len(growth) - 1, GROWTH_CONFIDENCE) * error)
 
 
-def is_trending(means: NDArray[np.float64], confidence: float = TREND_CONFIDENCE) -> bool:
+def is_trending(means: NDArray[np.float64]) -> bool:
     """Whether the means of consecutive batches go up or down as a whole: a t test on their slope.
 
     Widened for neighbours that are alike, since a steady queue wanders.
@@ -224,7 +224,7 @@ def is_trending(means: NDArray[np.float64], confidence: float = TREND_CONFIDENCE
     line = float((place * deviation).sum() / (place**2).sum()) * place
     rest = deviation - line
     unexplained = float((rest**2).sum()) * widening(rest)
-    return float((line**2).sum()) * (n - 2) > student_t(n - 2, confidence) ** 2 * unexplained
+    return float((line**2).sum()) * (n - 2) > student_t(n - 2, TREND_CONFIDENCE) ** 2 * unexplained
 
 
 def widening(deviation: NDArray[np.float64]) -> float:

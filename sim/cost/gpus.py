@@ -236,9 +236,9 @@ def _assignments(spec: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def memory_bytes(text: str, place: str = "--memory") -> int:
+def memory_bytes(text: str) -> int:
     """`24GiB` or `24GB` in bytes; UserError for anything else."""
-    return int(_quantity(place, text))
+    return int(_quantity("--memory", text))
 
 
 def _quantity(place: str, text: str) -> float:

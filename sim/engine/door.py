@@ -10,8 +10,6 @@ from simbatch.sim.engine.decode_group import DecodeGroup
 from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.resources import Host
-from simbatch.sim.scheduler.config import EngineConfig
-from simbatch.sim.scheduler.decisions import Decisions
 from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.request import Request, decoding, is_decoding
 from simbatch.sim.scheduler.scheduler import Scheduler
@@ -36,15 +34,13 @@ class Door:
 
     def __init__(
         self,
-        config: EngineConfig,
-        decisions: Decisions,
         scheduler: Scheduler,
         recorder: Recorder,
         left: Callable[[Request, int], None],
         listener: Listener | None,
         host: Host,
-        is_timed: bool,
     ) -> None:
+        config, decisions = scheduler.config, scheduler.decisions
         self._decisions = decisions
         self._scheduler = scheduler
         self._recorder = recorder
@@ -53,11 +49,11 @@ class Door:
         self._may_refuse, self._predicts = decisions.rejects, decisions.predicts
         self._max_model_len: int = config.max_model_len
         self._host = host
-        self._is_timed = is_timed
+        self._is_timed = recorder.is_timed
         self._waiting = scheduler.waiting
         self.held_until_ps = 0  # what the policy has promised, while nobody runs
         self.is_static = config.batching == "static"
-        self.backlog: WaitingQueue[Request] | None = decisions.new_queue() if config.batching == "static" else None
+        self.backlog: WaitingQueue[Request] | None = decisions.new_queue() if self.is_static else None
 
     def add(self, request: Request, now_ps: int) -> int:
         """Queue an arriving request, unless it is turned away; returns what that takes on the host (ps)."""

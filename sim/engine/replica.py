@@ -76,8 +76,7 @@ class Replica(ShownEngine):
         self.host = host or Host(config.host or HostTimes(), config.max_capture_size, host_noise)
         # whether a step has times on the host or at the front end, so that its tokens come after the device's end
         self.is_timed: bool = recorder.is_timed
-        parts = config, self.decisions, self.scheduler, recorder, left, listener
-        self.door = Door(*parts, self.host, self.is_timed)
+        self.door = Door(self.scheduler, recorder, left, listener, self.host)
         self.count_waiting = self.scheduler.waiting.count if self.door.backlog is None else self._count_with_backlog
         self.device = Device(cost, noise)
         self.group = DecodeGroup(config.block_size, cost.windows.size if cost.windows is not None else 0)

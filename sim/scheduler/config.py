@@ -26,6 +26,7 @@ CERTIFIED = (
     *("0.22.1", "0.23.0", "0.24.0", "0.25.1", "0.26.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0"),
     "0.33.0",
 )
+PLACE = "engine.vllm_version"
 LAST_PATCH = 1_000_000  # of a version that names none
 RULE, DEFAULT, SETTING = "rule", "default", "setting"
 
@@ -76,15 +77,15 @@ CHANGES: dict[str, Change] = {
 ALL: Changes = frozenset(CHANGES)
 
 
-def parse_version(text: str, place: str = "engine.vllm_version") -> Version:
+def parse_version(text: str) -> Version:
     """`0.33.0`, `0.33` or `v0.33.1rc2` as (0, 33); UserError where it is none, or older than what is simulated."""
     found = re.match(r"v?(\d+)\.(\d+)(?![\d])", text)
     if found is None:
-        raise UserError(Problem(place, "must be a version of vLLM", text, f"for example {NEWEST}"))
+        raise UserError(Problem(PLACE, "must be a version of vLLM", text, f"for example {NEWEST}"))
     version = int(found[1]), int(found[2])
     if version < OLDEST:
         rule = f"vLLM is simulated from {short(OLDEST)} on"
-        raise UserError(Problem(place, rule, text, f"take {short(OLDEST)}, or leave it out for {NEWEST}"))
+        raise UserError(Problem(PLACE, rule, text, f"take {short(OLDEST)}, or leave it out for {NEWEST}"))
     return version
 
 
