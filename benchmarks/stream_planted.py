@@ -26,7 +26,7 @@ from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.streams import Streams, rebuild_steps
-from simbatch.sim.streams.judge import judge
+from simbatch.sim.streams.steps import judge
 
 NOTHING = {
     **{"num_prompts": 1, "request_rate": 1},

@@ -277,7 +277,7 @@ def _drawn_again(run: BenchRun, load: Load, missing: str, mend: str) -> Sending:
 def _in_step(run: BenchRun, sent_s: Floats) -> float:
     """The share of the requests whose tokens come with those of the others: hardly any under wrong times of sending."""
     from simbatch.sim.streams import Streams, rebuild_steps
-    from simbatch.sim.streams.judge import judge
+    from simbatch.sim.streams.steps import judge
 
     if run.gaps_s is None or run.ttft_s is None:
         return 0.0
