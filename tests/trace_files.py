@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.formats import Trace
 from simbatch.sim.workload.traces import TraceSource, open_trace
 from tests import bench_files
 

@@ -19,9 +19,9 @@ from simbatch.sim.clock import to_ps
 from simbatch.sim.json_values import MAX_TOKENS, priority_of
 from simbatch.sim.workload.arrivals import ClosedLoop, arrival_times
 from simbatch.sim.workload.chunk import CHUNK_SIZE, Purpose, RequestChunk, draw_shares, stream
+from simbatch.sim.workload.formats import Trace
 from simbatch.sim.workload.model import Part, Prefix, TrafficShape, Workload
 from simbatch.sim.workload.sessions import Empirical, FixedLength, Geometric, Length, Lognormal, Quantiles, Uniform
-from simbatch.sim.workload.trace_model import Trace
 
 Ints = npt.NDArray[np.int64]
 Draw = Callable[[np.random.Generator, int], Ints]

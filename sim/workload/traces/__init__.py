@@ -9,9 +9,8 @@ from pathlib import Path
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import user_path
 from simbatch.sim.workload.files import check_file
-from simbatch.sim.workload.formats import OURS, OWN, REQUIRED, RESULTS, Columns, Format, Said
+from simbatch.sim.workload.formats import OURS, OWN, REQUIRED, RESULTS, Columns, Format, Said, Trace, settings_mistakes
 from simbatch.sim.workload.model import Workload
-from simbatch.sim.workload.trace_model import Trace, settings_mistakes
 from simbatch.sim.workload.traces.columns import Chosen, choose_columns
 from simbatch.sim.workload.traces.detect import detect, has_prompt, is_strange, unknown
 from simbatch.sim.workload.traces.lines import BenchReader, LinesReader, mentions

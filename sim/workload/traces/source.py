@@ -14,7 +14,7 @@ from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.text import cut_short
 from simbatch.sim.workload.chunk import CHUNK_SIZE, Purpose, RequestChunk, draw_shares, stream
 from simbatch.sim.workload.files import BadValueError
-from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.formats import Trace
 from simbatch.sim.workload.traces.columns import words_of
 from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch
 from simbatch.sim.workload.traces.sessions import TurnRows, conversations_of
