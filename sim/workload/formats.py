@@ -162,20 +162,12 @@ class TraceColumns(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        timed = ("arrival", "delay")
-        refuse(
-            self,
-            [
-                Mistake(kind, "only arrival and delay are times and have a unit", "write the name alone")
-                for kind, column in self
-                if kind not in timed and isinstance(column, NamedColumn) and column.unit is not None
-            ]
-            + [
-                Mistake("delay", "is a time that passes, and no timestamp", "take s, ms, us or ns")
-                for column in (self.delay,)
-                if isinstance(column, NamedColumn) and column.unit == "iso"
-            ],
-        )
+        units = {kind: column.unit for kind, column in self if isinstance(column, NamedColumn) and column.unit}
+        rule, mend = "only arrival and delay are times and have a unit", "write the name alone"
+        mistakes = [Mistake(kind, rule, mend) for kind in units if kind not in ("arrival", "delay")]
+        if units.get("delay") == "iso":
+            mistakes.append(Mistake("delay", "is a time that passes, and no timestamp", "take s, ms, us or ns"))
+        refuse(self, mistakes)
         return self
 
     def said(self) -> Said:
