@@ -214,6 +214,16 @@ class Trace(Strict):
         description="draw the trace anew, in so many circular blocks of equal time that the seed draws (searches: 20)",
     )
 
+    @property
+    def said(self) -> Said:
+        """Names and units of the columns that are given, by what they mean."""
+        return self.columns.said() if self.columns else {}
+
+    @property
+    def counts_texts(self) -> bool:
+        """Whether the file has texts, whose tokens are to be counted."""
+        return self.chars_per_token is not None or self.tokenizer is not None
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.chars_per_token is not None and self.tokenizer is not None:
