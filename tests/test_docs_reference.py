@@ -1,7 +1,5 @@
 """docs/reference.md names every key, column, command and flag, and no other."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from itertools import product

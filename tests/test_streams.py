@@ -17,7 +17,7 @@ from simbatch.sim.streams import Streams, rebuild_steps, without_standstills
 from simbatch.sim.streams.described import Described
 from simbatch.sim.streams.steps import judge
 from tests import bench_files as files
-from tests.trace_files import read
+from tests.bench_files import read
 
 
 def of(*requests: tuple[float, list[float]], prompt: int = 100) -> Streams:

@@ -78,6 +78,12 @@ class Given:
     status: Status = "not_simulated"
     key: str = ""
     reason: str = ""
+    words: tuple[str, ...] = ()  # as they stood in the line
+
+    @property
+    def name(self) -> str:
+        """As vLLM calls the argument."""
+        return self.flag.lstrip("-").replace("-", "_") if self.row is None else self.row.flag
 
     def answered(self, status: Status, reason: str, key: str = "") -> Given:
         """A copy of the flag with another answer."""
@@ -121,7 +127,9 @@ def parse(words: Sequence[str]) -> tuple[list[Given], list[str]]:
             alone.append(word)
             continue
         name, equals, value = _normal(word).partition("=")
-        given.append(_one(name, value if equals else None, rest))
+        begin = len(words) - len(rest) - 1
+        one = _one(name, value if equals else None, rest)
+        given.append(replace(one, words=tuple(words[begin : len(words) - len(rest)])))
     return _last_of_each(given), alone
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from simbatch.sim.plugins.router import Router
 
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
+
+
+@cache
+def _hints_of(kind: type[Scenario]) -> Hints:
+    """What a scenario may say; made once, since its schema takes some 50 ms."""
+    return Hints(kind.model_json_schema())
 
 
 def _profile(value: object) -> object:
@@ -86,6 +93,9 @@ class Scenario(Strict):
 
     profile: Annotated[str | dict[str, Any], BeforeValidator(_profile)] = Field(
         description="a shipped profile's name, a path, or step times inline"
+    )
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="the checkpoint, as `vllm serve` lines are to name it; no figure hangs on it"
     )
     host: Annotated[HostChoice, by_key("host", "from", "PROFILE", "that names a profile")] | None = Field(
         default=None, description="from: the profile whose `host` and `front_end` are taken, not those of `profile`"
@@ -184,7 +194,7 @@ class Scenario(Strict):
         try:
             scenario = cls.model_validate(source.data)
         except ValidationError as error:
-            hints = Hints(cls.model_json_schema())
+            hints = _hints_of(cls)
             problems = problems_of(error, source, hints) + inline_profile_problems(source)
             raise UserError(*source.in_order(problems)) from None
         problems = inline_profile_problems(source)

@@ -200,7 +200,7 @@ def _advice(tuned: Tuned) -> Iterator[str]:
         yield f"  (policy {policy} {said}: docs/vllm-policies.md)"
     profile = resolve(tuned.scenario.override(settings)).profile
     if isinstance(profile, MeasuredProfile):
-        yield from (f"  ({note})" for note in weight_notes(profile))
+        yield from (f"  ({note})" for note in weight_notes(tuned.scenario, profile))
 
 
 def advice_label(tuned: Tuned) -> str:
