@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,7 +242,7 @@ def duration_ps(record: RunRecord) -> int:
 
 def latencies_ms(record: RunRecord, chosen: Bools | Ints) -> dict[str, NDArray[np.float64]]:
     """`ttft`, `tpot` and `e2el` of the chosen finished requests, in their order; TPOT of those with several tokens."""
-    indices = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen
+    indices: NDArray[Any] = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen
     several = indices[record.requests.num_output_tokens[indices] > 1]
     return {
         "ttft": ttft_ps(record)[chosen] / PS_PER_MS,
