@@ -32,7 +32,7 @@ from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import UserError
 from simbatch.sim.streams import Streams, rebuild_steps
-from simbatch.sim.streams.judge import judge
+from simbatch.sim.streams.steps import judge
 
 MEAN_CONTEXT = 900
 

@@ -16,7 +16,7 @@ from simbatch import Scenario, simulate
 from simbatch.sim.engine.record import StepRow
 from simbatch.sim.report.result import Result
 from simbatch.sim.streams import Streams
-from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.formats import Trace
 from simbatch.sim.workload.traces import TraceSource, open_trace
 from tests import Done, lengths, run_command, traffic
 

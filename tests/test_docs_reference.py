@@ -19,8 +19,8 @@ from simbatch.sim.results.files import run_facts
 from simbatch.sim.scenario.document import parse_plain
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.workload.formats import TRACE_FORMATS, Trace
 from simbatch.sim.workload.model import Prefix, Workload
-from simbatch.sim.workload.trace_model import TRACE_FORMATS, Trace
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = "docs/reference.md"

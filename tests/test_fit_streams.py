@@ -30,8 +30,7 @@ from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
 from simbatch.sim.streams import Streams, rebuild_steps
-from simbatch.sim.streams.batches import batches_of, infer_budget
-from simbatch.sim.streams.judge import judge
+from simbatch.sim.streams.steps import batches_of, infer_budget, judge
 from tests import run_command, traffic
 from tests.bench_files import vllm_of_streams
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from simbatch.cli.trace import trace
 from simbatch.sim.errors import UserError
 from simbatch.sim.report.result import Result
-from simbatch.sim.streams import Streams, rebuild_steps
+from simbatch.sim.streams import Streams, rebuild_steps, without_standstills
 from simbatch.sim.streams.described import Described
-from simbatch.sim.streams.judge import judge, without_standstills
+from simbatch.sim.streams.steps import judge
 from tests import bench_files as files
 from tests.bench_files import read
 

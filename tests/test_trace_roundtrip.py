@@ -16,8 +16,8 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.scheduler.names import PrefixKeys, one_by_one
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import RequestChunk
+from simbatch.sim.workload.formats import TRACE_FORMATS, TraceFormat
 from simbatch.sim.workload.model import Workload
-from simbatch.sim.workload.trace_model import TRACE_FORMATS, TraceFormat
 from simbatch.sim.workload.traces.statistics import describe
 from simbatch.sim.workload.traces.write import Losses, Rehash, write_trace
 from tests.bench_files import COLUMNS, read, shared, source_of

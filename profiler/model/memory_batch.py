@@ -175,7 +175,7 @@ def lengths_of_flags(flags: Mapping[str, Any]) -> RequestLengths | None:
 
 def lengths_of_trace(path: Path, trace_format: str | None, columns: object = None) -> RequestLengths:
     """Those of a trace, row by row; rows without output are left out. UserError when it cannot be read."""
-    from simbatch.sim.workload.trace_model import Trace
+    from simbatch.sim.workload.formats import Trace
     from simbatch.sim.workload.traces import open_trace
 
     trace = Trace.model_validate({"path": str(path), "format": trace_format, "columns": columns, "on_empty": "skip"})

@@ -37,7 +37,7 @@ from simbatch.sim.scenario.reading import Value
 from simbatch.sim.scheduler.config import parse_version
 from simbatch.sim.search.loads import at_rate
 from simbatch.sim.streams.described import described_result
-from simbatch.sim.streams.judge import FEW_REQUESTS
+from simbatch.sim.streams.steps import FEW_REQUESTS
 from simbatch.sim.workload.arrivals import ClosedLoop
 from simbatch.sim.workload.bench import BenchRun, BenchTotals
 

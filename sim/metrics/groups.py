@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, STATUS_NAMES, RunRecord
 from simbatch.sim.metrics.columns import RunFacts, e2el_ps, kept, let_in, request_ids
-from simbatch.sim.metrics.latencies import Bools, describe, duration_ps, keyed, latencies_ms, ratio, within_slo
+from simbatch.sim.metrics.latencies import Bools, describe, duration_ps, latencies_ms, ratio, within_slo
 
 MAX_TENANTS = 20
 NOBODY = "(none)"  # whose a request without a tenant is, where others have one
@@ -120,7 +120,7 @@ class Groups:
             "mean_normalised_latency_ms": mean_or_none(normalised_latencies_ms(record)[chosen[finished]]),
         }
         for name, values in latencies_ms(record, done).items():
-            block |= keyed(name, describe(values))
+            block |= {f"{statistic}_{name}_ms": value for statistic, value in describe(values).items()}
         return block
 
     def slo_share(self, chosen: Bools) -> dict[str, float | None]:

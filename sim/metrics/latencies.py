@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -239,9 +240,10 @@ def duration_ps(record: RunRecord) -> int:
     return max(int(times.max(initial=0)) for times in ends_ps)
 
 
-def latencies_ms(record: RunRecord, chosen: Bools) -> dict[str, NDArray[np.float64]]:
-    """`ttft`, `tpot` and `e2el` of the chosen finished requests; TPOT only of those with several tokens."""
-    several = chosen & (record.requests.num_output_tokens > 1)
+def latencies_ms(record: RunRecord, chosen: Bools | Ints) -> dict[str, NDArray[np.float64]]:
+    """`ttft`, `tpot` and `e2el` of the chosen finished requests, in their order; TPOT of those with several tokens."""
+    indices: NDArray[Any] = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen
+    several = indices[record.requests.num_output_tokens[indices] > 1]
     return {
         "ttft": ttft_ps(record)[chosen] / PS_PER_MS,
         "tpot": decoding_ps(record, several) / (record.requests.num_output_tokens[several] - 1) / PS_PER_MS,
@@ -278,11 +280,6 @@ def describe_gaps(gaps: PooledGaps) -> dict[str, Number]:
     median, *percentiles = gaps.percentiles_ps(PERCENTS)
     figures = (gaps.mean_ps, median, gaps.std_ps(), *percentiles)
     return {name: figure / PS_PER_MS for name, figure in zip(STATISTICS, figures, strict=True)}
-
-
-def keyed(name: str, statistics: dict[str, Number]) -> dict[str, Number]:
-    """With the keys of vLLM: `mean_ttft_ms`, `p99_ttft_ms`, ..."""
-    return {f"{statistic}_{name}_ms": value for statistic, value in statistics.items()}
 
 
 def ratio(numerator: float, denominator: float) -> float | None:

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.sim.clock import PS_PER_MS, PS_PER_S
+from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import FINISHED, REFUSED, REJECTED, UNFINISHED, RunRecord
-from simbatch.sim.metrics.columns import RunFacts, decoding_ps, e2el_ps, let_in, ttft_ps
+from simbatch.sim.metrics.columns import RunFacts, e2el_ps, let_in
 from simbatch.sim.metrics.curves import totals, used_blocks, waiting
-from simbatch.sim.metrics.latencies import duration_ps
+from simbatch.sim.metrics.latencies import duration_ps, latencies_ms
 from simbatch.sim.metrics.step_function import Curve
 from simbatch.sim.statistics import MIN_BATCH, NUM_BATCHES, NUM_PERIODS, BatchMeans, Interval, NoClaim, keeps_growing
 
@@ -166,7 +166,7 @@ def steady_state(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
     except NoClaim as refusal:
         nothing = {key: _figure() for key in FIGURES}
         return {"refused": str(refusal), "left_out_first": None, "left_out_last": None, "num_batches": None, **nothing}
-    series = _series(record, used)
+    series = latencies_ms(record, used)
     figures = {key: figure for name, values in series.items() for key, figure in _figures_of(name, values).items()}
     for part in ("ttft", "tpot"):  # its slow swings hide in the spread of the whole, which is that of the lengths
         reason, whole = figures[f"mean_{part}_ms"]["refused"], figures["mean_e2el_ms"]
@@ -220,17 +220,6 @@ def _check_process(process: Mapping[str, Any], used_s: float) -> None:
     if used_s < MIN_CYCLES * period_s:
         times = f"{used_s / period_s:.1f}"
         raise NoClaim(f"too short: the arrivals go up and down {times} times after warm-up, {MIN_CYCLES} are needed")
-
-
-def _series(record: RunRecord, used: Ints) -> dict[str, NDArray[np.float64]]:
-    """TTFT, TPOT and E2EL (ms) of these requests, in this order."""
-    requests = record.requests
-    several = used[requests.num_output_tokens[used] > 1]
-    return {
-        "ttft": ttft_ps(record)[used] / PS_PER_MS,
-        "tpot": decoding_ps(record, several) / (requests.num_output_tokens[several] - 1) / PS_PER_MS,
-        "e2el": e2el_ps(record)[used] / PS_PER_MS,
-    }
 
 
 def _figures_of(name: str, series: NDArray[np.float64]) -> dict[str, Any]:

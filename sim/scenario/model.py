@@ -145,8 +145,7 @@ class Scenario(Strict):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, folder: str | Path = ".", name: str = "scenario") -> Self:
         """A scenario from plain data; relative paths start at `folder`."""
-        source = Source(name, Path(folder), name, {}, {})
-        return cls._from_source(source.with_data(plain_data(data, name)))
+        return cls._from_source(Source(name, Path(folder), name, plain_data(data, name), {}))
 
     def override(self, values: Mapping[str, Value], *, origin: str | Mapping[str, str] = "override") -> Self:
         """A changed copy: dotted keys to values (`{"engine.max_num_seqs": 64}`).

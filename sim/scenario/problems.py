@@ -144,6 +144,14 @@ _RULES = {
     "union_tag_invalid": "must be one of {expected_tags}",
     "invalid_key": "a key must be a name",
 }
+_MENDS = {
+    "string_too_short": "give it a value",
+    "literal_error": "write one of these",
+    "string_type": "put it in quotes if it is meant as text",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "write true or false without quotes"),
+    **dict.fromkeys(("greater_than", "greater_than_equal"), "raise it"),
+    **dict.fromkeys(("less_than", "less_than_equal"), "lower it"),
+}
 _TYPE_ERRORS = frozenset(kind for kind, rule in _RULES.items() if kind.endswith("_type") or "parsing" in kind)
 _EXACT = 1e15  # floats below it are whole numbers to the last digit
 _NUMBERS = ("int_type", "int_parsing", "int_from_float", "float_type", "float_parsing")
@@ -235,18 +243,8 @@ class _Found:
             return "give it a value" + ("" if is_needed else ", or leave the line out for its default")
         if self.kind in _NUMBERS:
             return _mend_number(self.value, str(self.path[-1]) if self.path else "")
-        if self.kind == "string_too_short":
-            return "give it a value"
-        if self.kind == "literal_error":
-            return "write one of these"
-        if self.kind.startswith("bool"):
-            return "write true or false without quotes"
-        if self.kind == "string_type":
-            return "put it in quotes if it is meant as text"
-        if self.kind in ("greater_than", "greater_than_equal"):
-            return "raise it"
-        if self.kind in ("less_than", "less_than_equal"):
-            return "lower it"
+        if self.kind in _MENDS:
+            return _MENDS[self.kind]
         if "mapping" in self._rule():
             known = self._hints.known_keys(self.path, self._data)
             return f"its keys: {', '.join(known)}" if known else ""

@@ -43,10 +43,6 @@ class Source:
     places: dict[KeyPath, Places]
     overrides: dict[KeyPath, tuple[str, str]] = field(default_factory=dict)
 
-    def with_data(self, data: dict[Key, Any]) -> Source:
-        """A copy that holds other data."""
-        return replace(self, data=data)
-
     def locate(self, path: KeyPath, of_key: bool) -> str:
         """`file:line:column key`, the value's place or the key's; `--set key` where that set it."""
         for length in range(len(path), 0, -1):

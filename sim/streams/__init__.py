@@ -253,3 +253,39 @@ class _Laid:
 
 def _sums(steps: Ints, values: Ints, number: int) -> Ints:
     return np.bincount(steps, weights=values, minlength=number).round().astype(np.int64)
+
+
+STANDS_S, STANDS = 0.5, 5.0  # and that many times what steps with as many prompt tokens take
+ALIKE, ALIKE_STEPS = 0.7, 5  # of its prompt tokens, or more; so many such steps
+TAKEN_OUT = "standstills of {0:.1f} s or more: {1} of them, {2:.1f} of its {3:.0f} s, are taken out of its clock"
+
+
+def without_standstills(steps: RebuiltSteps) -> tuple[Streams, str | None]:
+    """A run by a clock that stood when the server did (kernels compiled at a first visit), and a sentence on that.
+
+    No other run repeats them, and in a mean they are most of it: 12 s of 28 on a server of a mixture of experts.
+    """
+    stands = _standstills(steps)
+    if not len(stands):
+        return steps.streams, None
+    gaps_s = np.diff(steps.mean_s)
+    begins, ends = steps.end_s[stands], steps.begin_s[stands + 1]
+    lost_s = np.maximum(0.0, ends - begins - np.median(gaps_s))
+    moments = np.column_stack([begins, ends]).ravel()
+    lost = np.column_stack([np.cumsum(lost_s) - lost_s, np.cumsum(lost_s)]).ravel()
+    streams = steps.streams.at(lambda time_s: time_s - np.interp(time_s, moments, lost))
+    said = TAKEN_OUT.format(gaps_s[stands].min(), len(stands), lost_s.sum(), steps.mean_s[-1] - steps.mean_s[0])
+    return streams, said
+
+
+def _standstills(steps: RebuiltSteps) -> Ints:
+    """Steps before the gaps in which somebody waited far longer than in others with as many prompt tokens, or more."""
+    gaps_s, is_busy = np.diff(steps.mean_s), steps.num_decodes[1:] > 0
+    tokens = steps.prompt_tokens[1:]  # of the step that came late, or of the next one, whose launch it waited for
+    tokens = np.maximum(tokens, np.append(tokens[1:], 0))
+    found = []
+    for step in np.flatnonzero(is_busy & (gaps_s > STANDS_S)).tolist():
+        alike = gaps_s[is_busy & (tokens >= max(1.0, ALIKE * tokens[step]))]
+        if len(alike) >= ALIKE_STEPS and gaps_s[step] > STANDS * np.median(alike):
+            found.append(step)
+    return np.array(found, dtype=np.int64)

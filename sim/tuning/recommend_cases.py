@@ -15,7 +15,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.scenario.presets import Preset
-from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.formats import Trace
 
 SMALL_GB, LARGE_GB = 24, 80
 GB = 10**9  # so that what CUDA reports of a card of 80 GB (79.1 GiB) counts as 80 GB

@@ -11,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from simbatch.sim.json_values import Burstiness, Count, Mistake, Rate, Share, Strict, priority_of, refuse, rule_error
 from simbatch.sim.workload.arrivals import Arrival, ClosedLoop, Gamma
+from simbatch.sim.workload.formats import Trace
 from simbatch.sim.workload.sessions import Length, Sessions
-from simbatch.sim.workload.trace_model import Trace
 
 MAX_NAME = 100
 MAX_HASHES = 4096  # of one prefix

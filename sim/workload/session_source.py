@@ -67,14 +67,10 @@ class SessionSource:
         self._priorities, self._tenants = workload.priority_shares(), workload.tenant_shares()
         notes: list[str] = []
         settings = self._settings
-        self._turns = length_draw(settings.turns, folder=folder, of="num_output_tokens", notes=notes)
-        self._new = length_draw(settings.new_tokens, folder=folder, of="num_prompt_tokens", notes=notes)
-        self._output = length_draw(settings.output_len, folder=folder, of="num_output_tokens", notes=notes)
-        self._width = (
-            None
-            if settings.branch is None
-            else length_draw(settings.branch.width, folder=folder, of="num_output_tokens", notes=notes)
-        )
+        draw = partial(length_draw, folder=folder, of="num_output_tokens", notes=notes)
+        self._turns, self._output = draw(settings.turns), draw(settings.output_len)
+        self._new = draw(settings.new_tokens, of="num_prompt_tokens")
+        self._width = None if settings.branch is None else draw(settings.branch.width)
         self._notes = tuple(notes)
         self.max_concurrency: int | None = None  # of requests; users are in the turns
         self._prompts, self._outputs, self._arrivals, self.turns = self._draw()
@@ -116,12 +112,10 @@ class SessionSource:
         prompts[~rows.is_main] = mains.prompt[subs] + mains.output[subs] + self._new(new_rng, len(subs))
         outputs[~rows.is_main] = self._output(output_rng, len(subs))
         if settings.max_context is not None:
-            prompts = np.where(
-                rows.is_main, prompts, np.minimum(prompts, np.maximum(settings.max_context - outputs, 1))
-            )
-        begins = np.concatenate(
-            list(arrival_times(settings.begins(), settings.num_sessions, partial(self._stream, Purpose.ARRIVALS)))
-        )
+            room = np.maximum(settings.max_context - outputs, 1)
+            prompts = np.where(rows.is_main, prompts, np.minimum(prompts, room))
+        new_stream = partial(self._stream, Purpose.ARRIVALS)
+        begins = np.concatenate([*arrival_times(settings.begins(), settings.num_sessions, new_stream)])
         is_first = rows.is_main & (mains.number[rows.main_of] == 0)
         arrivals = np.where(is_first, begins[mains.session[rows.main_of]], 0)
         delays = np.where(rows.is_main, delay_ps[rows.main_of], 0)

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from simbatch.sim.json_values import MAX_TOKENS, Count, Mistake, Seconds, Share, Strict, Tokens, refuse, rule_error
 from simbatch.sim.workload.arrivals import AllAtOnce, Arrival, ClosedLoop
-from simbatch.sim.workload.trace_model import (
+from simbatch.sim.workload.formats import (
     CHARS_PER_TOKEN,
     TOKENIZER,
     Between,

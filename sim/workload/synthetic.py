@@ -19,9 +19,9 @@ from simbatch.sim.clock import to_ps
 from simbatch.sim.json_values import MAX_TOKENS, priority_of
 from simbatch.sim.workload.arrivals import ClosedLoop, arrival_times
 from simbatch.sim.workload.chunk import CHUNK_SIZE, Purpose, RequestChunk, draw_shares, stream
+from simbatch.sim.workload.formats import Trace
 from simbatch.sim.workload.model import Part, Prefix, TrafficShape, Workload
 from simbatch.sim.workload.sessions import Empirical, FixedLength, Geometric, Length, Lognormal, Quantiles, Uniform
-from simbatch.sim.workload.trace_model import Trace
 
 Ints = npt.NDArray[np.int64]
 Draw = Callable[[np.random.Generator, int], Ints]
@@ -61,16 +61,11 @@ class SyntheticSource:
 
     def chunks(self) -> Iterator[RequestChunk]:
         """Draw the requests, always the same ones."""
-        prompts, outputs, priorities, prefixes, tenants = (
-            self._stream(purpose)
-            for purpose in (
-                Purpose.PROMPT_LEN,
-                Purpose.OUTPUT_LEN,
-                Purpose.PRIORITIES,
-                Purpose.PREFIX,
-                Purpose.TENANTS,
-            )
+        lengths, shares = (
+            (Purpose.PROMPT_LEN, Purpose.OUTPUT_LEN),
+            (Purpose.PRIORITIES, Purpose.PREFIX, Purpose.TENANTS),
         )
+        prompts, outputs, priorities, prefixes, tenants = map(self._stream, (*lengths, *shares))
         new_stream = partial(self._stream, Purpose.ARRIVALS)
         for arrival_ps in arrival_times(self._arrival, self.num_requests or 0, new_stream):
             n = len(arrival_ps)
@@ -215,9 +210,7 @@ def _empirical(length: Empirical, folder: Path, of: LengthOf, notes: list[str]) 
         counts.update(getattr(chunk, of))
     notes += [note for note in source.unread() if note not in notes]
     values = np.array(sorted(counts), dtype=np.int64)
-    ends = np.cumsum(
-        [counts[int(value)] for value in values]
-    )  # value i is rows ends[i-1]..ends[i]-1 of the sorted trace
+    ends = np.cumsum([counts[int(value)] for value in values])  # value i is rows ends[i-1]..ends[i]-1, sorted
     low, high = length.min or 1, length.max or MAX_TOKENS
 
     def draw(rng: np.random.Generator, n: int) -> Ints:

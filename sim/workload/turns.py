@@ -194,17 +194,11 @@ def whole_prompts(turns: Turns, num_new_tokens: Sequence[int], num_output_tokens
 
     Of 100 new tokens and 20 of answer, then 50 and 20: prompts of 100 and 170.
     """
-    lengths, awaited = [0] * len(turns), turns.num_awaited.tolist()
-    ready = [row for row, count in enumerate(awaited) if not count]
-    while ready:
-        row = ready.pop()
+    lengths = [0] * len(turns)
+    for row in np.argsort(np.asarray(turns.turn), kind="stable").tolist():  # a parent is a turn before
         parent = turns.parent[row]
         before = 0 if parent < 0 else lengths[parent] + num_output_tokens[parent]
         lengths[row] = before + num_new_tokens[row]
-        for follower in turns.waiting[turns.first[row] : turns.first[row + 1]]:
-            awaited[follower] -= 1
-            if not awaited[follower]:
-                ready.append(follower)
     return lengths
 
 

@@ -224,10 +224,10 @@ def _draw_run(described: Described | str, statistics: TraceStatistics, facts: di
     if isinstance(described, str) or described.judgement.refusals:
         _draw(statistics, facts, picture)
         return
-    from simbatch.sim.streams.described import write_steps
+    from simbatch.sim.report.step_times import plot_run_steps
 
     name = Path(facts["path"]).name
-    write_steps(
+    plot_run_steps(
         picture, f"{name}: {len(described.steps):,} steps rebuilt from the streams ({facts['load']})", described
     )
     click.echo(f"picture: {picture} (its steps)", err=True)

@@ -181,7 +181,7 @@ def generate(
 
 
 def _open(file: Path, reading: dict[str, Any], run: int | None = None) -> TraceSource:
-    from simbatch.sim.workload.trace_model import Trace
+    from simbatch.sim.workload.formats import Trace
     from simbatch.sim.workload.traces import open_trace
 
     read: Trace = _validated(Trace, {"path": str(file), **reading})

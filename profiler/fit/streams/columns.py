@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.streams import Floats, Ints, RebuiltSteps
-from simbatch.sim.streams.batches import StepBatches
+from simbatch.sim.streams.steps import StepBatches
 
 
 @dataclass(frozen=True)

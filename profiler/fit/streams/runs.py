@@ -18,9 +18,8 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.resolved import Resolved
-from simbatch.sim.streams import RebuiltSteps, Streams, rebuild_steps
-from simbatch.sim.streams.batches import StepBatches, batches_of, infer_budget
-from simbatch.sim.streams.judge import Judgement, judge, without_standstills
+from simbatch.sim.streams import RebuiltSteps, Streams, rebuild_steps, without_standstills
+from simbatch.sim.streams.steps import Judgement, StepBatches, batches_of, infer_budget, judge
 from simbatch.sim.workload.chunk import RequestChunk
 
 if TYPE_CHECKING:

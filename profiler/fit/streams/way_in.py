@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simbatch.sim.streams import Floats, Ints, RebuiltSteps
-from simbatch.sim.streams.batches import StepBatches
+from simbatch.sim.streams.steps import StepBatches
 
 PER_REQUEST_S = (0.0, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.0045, 0.0065, 0.009)
 PER_TOKEN_S = (0.0, 5e-7, 1e-6, 2e-6, 3e-6, 5e-6)

@@ -45,12 +45,13 @@ RESULT_TOOLS = (
 )
 Results = list[BenchRun | BenchTotals]
 
-_READERS: tuple[tuple[Callable[[Any], bool], Callable[[JsonValue], Any]], ...] = (
-    (guidellm.is_report, guidellm.read),
-    (inference_perf.is_stage, inference_perf.read_stage),
-    (inference_perf.are_requests, inference_perf.read_requests),
-    (aiperf.is_summary, aiperf.read_summary),
-    (is_vllm, read_vllm),  # last: others have keys of its names
+# by the format's name: whether a value is such a client's, and what reads it
+_READERS: tuple[tuple[str, Callable[[Any], bool], Callable[[JsonValue], Any]], ...] = (
+    ("guidellm", guidellm.is_report, guidellm.read),
+    ("inference_perf", inference_perf.is_stage, inference_perf.read_stage),
+    ("inference_perf", inference_perf.are_requests, inference_perf.read_requests),
+    ("aiperf", aiperf.is_summary, aiperf.read_summary),
+    ("vllm_bench", is_vllm, read_vllm),  # last: others have keys of its names
 )
 
 
@@ -68,7 +69,7 @@ def results_of(path: Path, read: Sequence[JsonValue]) -> Results:
     found: Results = []
     for document in read:
         for part in _parts(document):
-            reader = next((reader for fits, reader in _READERS if fits(part.value)), None)
+            reader = next((reader for _, fits, reader in _READERS if fits(part.value)), None)
             if reader is None:
                 raise UserError(unknown(part))
             runs = reader(part)
@@ -76,10 +77,11 @@ def results_of(path: Path, read: Sequence[JsonValue]) -> Results:
     return found
 
 
-def is_result(read: Sequence[JsonValue]) -> bool:
-    """Whether a known client wrote the first of these values."""
-    first = read[0]
-    return aiperf.is_record(first.value) or any(fits(part.value) for part in _parts(first) for fits, _ in _READERS)
+def client_of(read: Sequence[JsonValue]) -> str | None:
+    """The format's name of the client that wrote the first of these values; None where no known one did."""
+    if aiperf.is_record(read[0].value):
+        return "aiperf"
+    return next((name for part in _parts(read[0]) for name, fits, _ in _READERS if fits(part.value)), None)
 
 
 def unknown(document: JsonValue) -> Problem:
@@ -277,7 +279,7 @@ def _drawn_again(run: BenchRun, load: Load, missing: str, mend: str) -> Sending:
 def _in_step(run: BenchRun, sent_s: Floats) -> float:
     """The share of the requests whose tokens come with those of the others: hardly any under wrong times of sending."""
     from simbatch.sim.streams import Streams, rebuild_steps
-    from simbatch.sim.streams.judge import judge
+    from simbatch.sim.streams.steps import judge
 
     if run.gaps_s is None or run.ttft_s is None:
         return 0.0

@@ -9,9 +9,8 @@ from pathlib import Path
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import user_path
 from simbatch.sim.workload.files import check_file
-from simbatch.sim.workload.formats import OURS, OWN, REQUIRED, RESULTS, Columns, Format, Said
+from simbatch.sim.workload.formats import OURS, OWN, REQUIRED, RESULTS, Columns, Format, Said, Trace, settings_mistakes
 from simbatch.sim.workload.model import Workload
-from simbatch.sim.workload.trace_model import Trace, settings_mistakes
 from simbatch.sim.workload.traces.columns import Chosen, choose_columns
 from simbatch.sim.workload.traces.detect import detect, has_prompt, is_strange, unknown
 from simbatch.sim.workload.traces.lines import BenchReader, LinesReader, mentions
@@ -51,9 +50,8 @@ def open_trace(
     """
     path = user_path(folder, trace.path)
     check_file(path, f"{place}.path" if place else str(path))
-    said = trace.columns.said() if trace.columns else {}
     texts = _texts_of(trace, folder, place)
-    form, head = detect(path, trace.format, said, texts)
+    form, head = detect(path, trace.format, trace.said, texts)
     mistakes = settings_mistakes(trace, form.name)
     if mistakes:
         raise UserError(*(Problem(_named(place, key), rule, getattr(trace, key), mend) for key, rule, mend in mistakes))
@@ -73,9 +71,7 @@ def open_trace(
         form.name,
         reader,
         trace,
-        max_concurrency=(workload.max_concurrency if workload else None) or getattr(reader, "max_concurrency", None),
-        priorities=workload.priority_shares() if workload else None,
-        tenants=workload.tenant_shares() if workload else None,
+        workload,
         seed=seed,
         notes=notes,
         has_order="arrival" in wanted,
@@ -87,7 +83,7 @@ def _rows_of(
     path: Path, head: Head, form: Format, trace: Trace, place: str, wanted: tuple[str, ...], texts: Texts | None
 ) -> tuple[Reader, tuple[str, ...], bool]:
     """What reads a file that has rows, notes on how, and whether its rows are turns of sessions."""
-    said = trace.columns.said() if trace.columns else {}
+    said = trace.said
     _check_said(head, said, form, place)
     if texts is None and "prompt" in wanted and "prompt" not in said and has_texts(head.row) and not has_prompt(head):
         raise UserError(Problem(head.place, "the prompts are texts, whose tokens are not counted", mend=COUNT_THEM))
@@ -111,9 +107,7 @@ def foretells(trace: Trace, folder: Path) -> bool:
     """Whether the file says what was predicted of the output lengths; its first row is read, and no more."""
     path = user_path(folder, trace.path)
     check_file(path, "workload.trace.path")
-    said = trace.columns.said() if trace.columns else {}
-    has_counts = trace.chars_per_token is None and trace.tokenizer is None
-    if not has_counts or detect(path, trace.format, said)[0].name in RESULTS:
+    if trace.counts_texts or detect(path, trace.format, trace.said)[0].name in RESULTS:
         return False  # they have none, and would be loaded whole
     return open_trace(trace, folder=folder).foretells
 
@@ -138,7 +132,7 @@ def _of_turns(columns: Columns, head: Head, form: Format, *, has_turns: bool) ->
 
 def _texts_of(trace: Trace, folder: Path, place: str) -> Texts | None:
     """What counts the texts of the file, where the settings say that it has some."""
-    if trace.chars_per_token is None and trace.tokenizer is None:
+    if not trace.counts_texts:
         return None
     tokenizer = None if trace.tokenizer is None else user_path(folder, trace.tokenizer)
     if tokenizer is not None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, json_value, json_values
 from simbatch.sim.text import cut_short
-from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf, is_result
+from simbatch.sim.workload.bench import client_of
 from simbatch.sim.workload.bench.run import keys_of, read_text
 from simbatch.sim.workload.files import open_text, text_errors
-from simbatch.sim.workload.formats import FORMATS, OURS, REQUIRED, RESULTS, TABLES, Format, Said
+from simbatch.sim.workload.formats import FORMATS, OURS, REQUIRED, RESULT, RESULTS, TABLES, Format, Said
 from simbatch.sim.workload.traces.columns import length_of
 from simbatch.sim.workload.traces.lines import flattened, head_of_lines, listed_in, rows_of
 from simbatch.sim.workload.traces.rows import Head
@@ -21,7 +21,6 @@ from simbatch.sim.workload.traces.tables import head_of_parquet, head_of_table
 from simbatch.sim.workload.traces.texts import TEXT_KEYS, Texts
 
 _HEAD = 1 << 16  # characters of a first line that is longer than any row, as a JSON document's may be
-_LISTS = ("start_times", "input_lens", "output_lens")
 _MOST_ROWS = 10_000  # that are looked at where the first ones fit several formats
 
 
@@ -50,8 +49,7 @@ def _head(path: Path, kind: str | None) -> Head | Format:
     if kind == "parquet" or (kind is None and _magic(path) == b"PAR1"):
         return head_of_parquet(path)
     if kind is None:
-        with text_errors(path), open_text(path) as file:
-            first = next((line for line in iter(lambda: file.readline(_HEAD), "") if line.strip()), "").strip()
+        first = _first_line(path)
         if first.startswith("{"):
             found = _of_object(path, first)
             if isinstance(found, Format):
@@ -71,8 +69,7 @@ def _head(path: Path, kind: str | None) -> Head | Format:
 
 
 def _head_of_texts(path: Path, texts: Texts) -> Head:
-    with text_errors(path), open_text(path) as file:
-        first = next((line for line in iter(lambda: file.readline(_HEAD), "") if line.strip()), "").strip()
+    first = _first_line(path)
     if first and first[0] not in "[{":
         mend = "name a file of JSON, or leave out chars_per_token and tokenizer"
         raise UserError(Problem(str(path), "texts are read from JSON alone", first[:40], mend))
@@ -80,6 +77,12 @@ def _head_of_texts(path: Path, texts: Texts) -> Head:
     if head is None:
         raise UserError(Problem(str(path), "the trace has no requests", mend="name another file"))
     return head
+
+
+def _first_line(path: Path) -> str:
+    """That is not blank, or how it begins where it is longer than any row."""
+    with text_errors(path), open_text(path) as file:
+        return next((line for line in iter(lambda: file.readline(_HEAD), "") if line.strip()), "").strip()
 
 
 def _magic(path: Path) -> bytes:
@@ -109,22 +112,20 @@ def _of_document(path: Path) -> Format | None:
     found = _of_values(read)
     if found is not None or not read:
         return found
-    if len(read) == 1 and (_has_rows(read[0].value) or _is_list(read[0].value)):
+    value = read[0].value
+    is_list = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    if len(read) == 1 and (is_list or _has_rows(value)):
         return None
-    if isinstance(read[0].value, dict) and read[0].value.get("filetype") == "generate_conversations":
+    if isinstance(value, dict) and value.get("filetype") == "generate_conversations":
         mend = "write workload.sessions: docs/sessions.md says what its figures are called there"
         raise _unknown(path, "the settings of vLLM's multi-turn benchmark, and no requests", mend)
     if all(isinstance(document.value, dict) and _has_lengths(document.value) for document in read):
         raise _unknown(path, "rows of JSON that spread over several lines", "write one JSON object a line (jq -c .)")
-    raise _unknown(path, f"no known format has {keys_of(read[0].value)}")
+    raise _unknown(path, f"no known format has {keys_of(value)}")
 
 
 def _has_lengths(row: dict[str, object]) -> bool:
     return {"prompt", "output"} <= {length_of(name) for name in flattened(row)}
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _has_rows(value: object) -> bool:
@@ -134,16 +135,12 @@ def _has_rows(value: object) -> bool:
 
 
 def _of_values(read: Sequence[JsonValue]) -> Format | None:
-    first = read[0].value if read else None
-    if guidellm.is_report(first):
-        return FORMATS["guidellm"]
-    if aiperf.is_record(first) or aiperf.is_summary(first):
-        return FORMATS["aiperf"]
-    if inference_perf.is_stage(first) or inference_perf.are_requests(first):
-        return FORMATS["inference_perf"]
-    is_bench = bool(read) and is_result(read)
-    is_bench = is_bench or (isinstance(first, dict) and any(isinstance(first.get(name), list) for name in _LISTS))
-    return FORMATS["vllm_bench"] if is_bench else None
+    if not read:
+        return None
+    name, first = client_of(read), read[0].value
+    if name is None and isinstance(first, dict) and any(isinstance(first.get(key), list) for key in RESULT[:3]):
+        name = "vllm_bench"  # a malformed one, which its reader explains by column
+    return None if name is None else FORMATS[name]
 
 
 def _of_columns(path: Path, head: Head, said: Said) -> Format:

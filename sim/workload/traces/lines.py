@@ -20,7 +20,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, json_value, json_values
 from simbatch.sim.text import cut_short
-from simbatch.sim.workload.bench import is_result, results_of, sending_of
+from simbatch.sim.workload.bench import client_of, results_of, sending_of
 from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, read_text
 from simbatch.sim.workload.files import open_binary, open_text, text_errors
 from simbatch.sim.workload.formats import Columns
@@ -207,7 +207,7 @@ class BenchReader:
         value = document.value
         if not isinstance(value, dict):
             return False
-        if self.columns.arrival not in value and is_result([document]):
+        if self.columns.arrival not in value and client_of([document]):
             return False
         missing = [name for name in self.columns[:3] if name not in value]
         if missing:

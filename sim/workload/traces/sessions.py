@@ -19,8 +19,7 @@ import numpy as np
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.text import MAX_NAMES
-from simbatch.sim.workload.formats import Columns
-from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.formats import Columns, Trace
 from simbatch.sim.workload.traces.rows import RowBatch
 from simbatch.sim.workload.traces.times import MAX_PS, too_late
 from simbatch.sim.workload.turns import CycleError, Turns, short_prompts, turns_of, whole_prompts, with_systems

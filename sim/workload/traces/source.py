@@ -14,7 +14,8 @@ from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.text import cut_short
 from simbatch.sim.workload.chunk import CHUNK_SIZE, Purpose, RequestChunk, draw_shares, stream
 from simbatch.sim.workload.files import BadValueError
-from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.formats import Trace
+from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.traces.columns import words_of
 from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch
 from simbatch.sim.workload.traces.sessions import TurnRows, conversations_of
@@ -41,24 +42,25 @@ class TraceSource:
         trace_format: str,
         reader: Reader,
         settings: Trace,
+        workload: Workload | None,
         *,
-        max_concurrency: int | None = None,
-        priorities: list[tuple[int, float]] | None = None,
-        tenants: list[tuple[str | None, float]] | None = None,
-        seed: int = 0,
-        notes: tuple[str, ...] = (),
-        has_order: bool = True,
-        has_turns: bool = False,
+        seed: int,
+        notes: tuple[str, ...],
+        has_order: bool,
+        has_turns: bool,
     ) -> None:
         self.path, self.format = path, trace_format
         self.hash_block_tokens = reader.hash_block_tokens
         self.has_times: bool = getattr(reader, "has_times", True)  # False: sent as soon as a place is free
-        self.max_concurrency = None if has_turns else max_concurrency
+        own = getattr(reader, "max_concurrency", None)  # of a run whose times of sending nobody wrote
+        limit = own if workload is None else workload.max_concurrency or own
+        self.max_concurrency: int | None = None if has_turns else limit
         self.skipped = 0
         self._notes = notes
         self._reader, self._settings, self._has_order = reader, settings, has_order
-        self._has_turns, self._users = has_turns, max_concurrency if has_turns else None
-        self._priorities, self._tenants, self._seed = priorities or [], tenants or [], seed
+        self._has_turns, self._users, self._seed = has_turns, limit if has_turns else None, seed
+        self._priorities = [] if workload is None else workload.priority_shares()
+        self._tenants = [] if workload is None else workload.tenant_shares()
         self._taken: int | None = None  # rows, when all is read
         self._first = 0  # when the first of them came, ps since the file's first row
         self._has_ids: bool | None = None  # by the first batch

@@ -6,17 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from simbatch.sim.clock import PS_PER_S, to_s
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
 from simbatch.sim.workload.turns import Turns, turns_in
-
-if TYPE_CHECKING:
-    pass
-
 
 WINDOWS_S = (1, 10, 60)
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -146,7 +142,7 @@ class TraceStatistics:
 
     def rates(self, window_s: int) -> Any:
         """Requests per second in each window after the first arrival, as an array; the last one may be cut short."""
-        counts = np.zeros(to_whole_s(self.last_ps - self.first_ps) // window_s + 1)
+        counts = np.zeros((self.last_ps - self.first_ps) // PS_PER_S // window_s + 1)
         for second, n in self.per_second.items():
             counts[second // window_s] += n
         return counts / window_s
@@ -155,7 +151,8 @@ class TraceStatistics:
         """Plain numbers; times in seconds, None where a figure has no meaning."""
         duration_s = to_s(self.last_ps - self.first_ps)
         mean_rate = (self.num_arrivals - 1) / duration_s if duration_s else None
-        peaks = {f"{w}s": _peak_to_mean(self.rates(w), mean_rate) for w in WINDOWS_S if duration_s >= 2 * w}
+        lasting = [window for window in WINDOWS_S if duration_s >= 2 * window]
+        peaks = {f"{w}s": float(self.rates(w).max()) / mean_rate for w in lasting if mean_rate is not None}
         facts: dict[str, Any] = {
             "num_requests": self.num_requests,
             "first_arrival_s": to_s(self.first_ps),
@@ -177,15 +174,6 @@ class TraceStatistics:
         if self.tenants:
             facts["num_tenants"] = len(self.tenants)
         return facts
-
-
-def to_whole_s(ps: int) -> int:
-    """Picoseconds to seconds, rounded down."""
-    return ps // PS_PER_S
-
-
-def _peak_to_mean(rates: Any, mean_rate: float | None) -> float | None:
-    return float(rates.max()) / mean_rate if mean_rate else None
 
 
 def describe(source: RequestSource, progress: Callable[[int], None] | None = None) -> TraceStatistics:

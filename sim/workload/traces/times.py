@@ -23,7 +23,7 @@ from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import NOTHING, Nothing, Problem, UserError
 from simbatch.sim.workload.files import BadValueError
 from simbatch.sim.workload.formats import Unit
-from simbatch.sim.workload.traces.values import number_of
+from simbatch.sim.workload.traces.values import number_of, numbers_of
 
 Times = NDArray[Any]  # int64, or Python's integers where those do not fit
 MAX_PS = 2**63 - 1
@@ -64,7 +64,7 @@ class Clock:
         if not len(values):
             return np.zeros(0, dtype=np.int64)
         unit = self.tell_unit(values[0])
-        numbers = None if unit == "iso" or self.decimal_comma else _numbers(values)
+        numbers = None if unit == "iso" or self.decimal_comma else numbers_of(values)
         found = None if numbers is None else self.from_numbers(numbers)
         if found is not None:
             return found
@@ -160,22 +160,6 @@ def _unit_of(value: object) -> tuple[Unit, bool]:
     low, high = _UNIX_S
     found = next((unit for i, unit in enumerate(units) if low <= number / 1000**i < high), None)
     return (found or "s", found is None)
-
-
-def _numbers(values: Sequence[object]) -> NDArray[Any] | None:
-    """A column of plain numbers as an array; None when one is something else."""
-    kinds = set(map(type, values))
-    try:
-        if kinds == {int}:
-            return np.array(values, dtype=np.int64)
-        if kinds == {str}:
-            joined = "".join(values)  # type: ignore[arg-type]  # all are str
-            if joined.isascii() and joined.isdigit():
-                return np.array(list(map(int, values)), dtype=np.int64)  # type: ignore[arg-type]
-            return None if "_" in joined else np.array(list(map(float, values)))  # type: ignore[arg-type]
-        return np.array(values, dtype=np.float64) if kinds <= {int, float} else None
-    except (ValueError, OverflowError):
-        return None
 
 
 _FORM = re.compile(

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.json_values import MAX_TOKENS, priority_of
@@ -52,21 +55,28 @@ _NOT_NUMBERS = {"nan", "inf", "infinity"}
 _NOTHING = {"", "-", "null", "none", "nan", "n/a", "na", "\\n"}  # as databases, gateways and pandas write it
 
 
-def _tokens_fast(values: Sequence[object]) -> list[int] | None:
+def numbers_of(values: Sequence[object]) -> NDArray[Any] | None:
+    """A column of plain numbers, or of their texts, as int64 or float64; None when one is something else."""
     kinds = set(map(type, values))
-    if kinds == {str}:
-        joined = "".join(values)  # type: ignore[arg-type]  # all are str
-        if not (joined.isascii() and joined.isdigit()):
-            return None
-        try:
-            numbers = [int(text) for text in values if isinstance(text, str)]
-        except ValueError:  # an empty one, or thousands of digits
-            return None
-    elif kinds == {int}:
-        numbers = list(values)  # type: ignore[arg-type]  # all are int
-    else:
+    try:
+        if kinds == {int}:
+            return np.array(values, dtype=np.int64)
+        if kinds == {str}:
+            joined = "".join(values)  # type: ignore[arg-type]  # all are str
+            if joined.isascii() and joined.isdigit():
+                return np.array(list(map(int, values)), dtype=np.int64)  # type: ignore[arg-type]
+            return None if "_" in joined else np.array(list(map(float, values)))  # type: ignore[arg-type]
+        return np.array(values, dtype=np.float64) if kinds <= {int, float} else None
+    except (ValueError, OverflowError):
         return None
-    return numbers if min(numbers) >= 0 and max(numbers) <= MAX_TOKENS else None
+
+
+def _tokens_fast(values: Sequence[object]) -> list[int] | None:
+    numbers = numbers_of(values)
+    if numbers is None or numbers.dtype != np.int64 or numbers.min() < 0 or numbers.max() > MAX_TOKENS:
+        return None
+    counts: list[int] = numbers.tolist()
+    return counts
 
 
 def is_nothing(value: object) -> bool:

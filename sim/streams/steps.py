@@ -1,9 +1,9 @@
-"""What each rebuilt step computed: decodes and their context, and the chunks of prompts that the token budget allows.
+"""What rebuilt steps say: whether they can be believed, what is odd about the streams, and what each step computed.
 
-The step that ends a prompt is known. What does not fit into it was computed in the step before (running requests come
-first, then prompts in the order in which they end), and where nobody decoded then, in steps that cannot be seen. A
-prompt that is begun fills what is left of its step's budget, as vLLM does; so did one that had come in time for the
-step before, and is longer than the room that was left there.
+Decodes and their context are known, and which step ends a prompt. What of a prompt does not fit into that step's token
+budget was computed in the step before (running requests come first, then prompts in the order in which they end), and
+where nobody decoded then, in steps that cannot be seen. A prompt that is begun fills what is left of its step's budget,
+as vLLM does; so did one that had come in time for the step before, and is longer than the room that was left there.
 """
 
 from __future__ import annotations
@@ -13,13 +13,124 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simbatch.sim.streams import Ints, RebuiltSteps
+from simbatch.sim.streams import Ints, RebuiltSteps, rebuild_steps
 
+FEW_REQUESTS = 8
+REGULAR = 0.8  # of the requests that have all their chunks: as many must keep step with the others
+WHOLE = 0.25  # of the requests must have all their chunks, so that every step is told by somebody
+MISSING_WARN, MISSING_REFUSE = 0.005, 0.02  # of the tokens: a client that reads two at once, or odd characters
+SPECULATES = 1.1  # tokens a chunk: several come out of one step
+BLURRED = 0.3  # of a gap: what the client takes to read one step's chunks
+FAILED = 0.02
 BUDGETS = tuple(2**k for k in range(8, 19))
 SUMS = ("num_prefills", "prefill_tokens", "prefill_context", "prefill_attention")
 QUICK = 0.1  # of the requests
 CONTRADICTS, FULL = 0.001, 0.05  # shares of all prompt tokens
 NEARLY, FULL_STEPS = 0.95, 20
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Figures of streams, and what follows: `refusals` is empty where their steps can be believed."""
+
+    num_requests: int
+    num_failed: int
+    num_steps: int
+    tokens_per_chunk: float
+    share_missing: float  # of the chunks, where fewer than tokens
+    share_whole: float  # of the requests: as many chunks as tokens
+    share_regular: float  # of these: they keep step with the others
+    chunk_s: float  # between two chunks of one step, at the client
+    share_of_gap: float  # what a step's chunks take of the time between two steps
+    num_engines: int  # 2: those that do not keep step with the others do so among themselves
+    refusals: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def judge(steps: RebuiltSteps, num_failed: int = 0) -> Judgement:
+    """Look at a run's streams; requests that failed are not among them."""
+    streams = steps.streams
+    num_tokens, num_chunks = int(streams.num_output_tokens.sum()), len(streams.time_s)
+    is_whole = streams.number == streams.num_output_tokens
+    gaps_s = streams.gaps_s
+    chunk_s = _chunk_s(steps)
+    median_s = float(np.median(gaps_s)) if len(gaps_s) else 0.0
+    share_regular = float(steps.is_regular[is_whole].mean()) if is_whole.any() else 0.0
+    found = Judgement(
+        num_requests=len(streams),
+        num_failed=num_failed,
+        num_steps=len(steps),
+        tokens_per_chunk=num_tokens / max(1, num_chunks),
+        share_missing=max(0.0, 1 - num_chunks / max(1, num_tokens)),
+        share_whole=float(is_whole.mean()) if len(streams) else 0.0,
+        share_regular=share_regular,
+        chunk_s=chunk_s,
+        share_of_gap=chunk_s * float(np.median(steps.num_seen)) / median_s if median_s else 0.0,
+        num_engines=2 if share_regular < REGULAR and _is_second_engine(steps, is_whole) else 1,
+    )
+    return Judgement(**{**vars(found), "refusals": tuple(_refusals(found)), "warnings": tuple(_warnings(found))})
+
+
+def _chunk_s(steps: RebuiltSteps) -> float:
+    several = steps.num_seen > 1
+    if not several.any():
+        return 0.0
+    return float(np.median((steps.end_s - steps.begin_s)[several] / (steps.num_seen[several] - 1)))
+
+
+def _is_second_engine(steps: RebuiltSteps, is_whole: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> bool:
+    others = is_whole & ~steps.is_regular
+    if others.sum() < FEW_REQUESTS:
+        return False
+    return float(rebuild_steps(steps.streams.take(others)).is_regular.mean()) >= REGULAR
+
+
+def _refusals(found: Judgement) -> list[str]:
+    if found.num_requests < FEW_REQUESTS:
+        return [f"{found.num_requests} requests with tokens are too few: {FEW_REQUESTS} at least"]
+    all_requests = found.num_requests + found.num_failed
+    reasons = []
+    if found.num_failed > FAILED * all_requests:
+        reasons.append(f"{found.num_failed} of {all_requests} requests failed: what they took of the server is unknown")
+    if found.tokens_per_chunk > SPECULATES:
+        reasons.append(
+            f"a chunk has {found.tokens_per_chunk:.2f} tokens on average, so that one step gives several "
+            "(speculative decoding, or several steps a schedule): a chunk is no step's"
+        )
+    elif found.share_missing > MISSING_REFUSE:
+        reasons.append(
+            f"{found.share_missing:.1%} of the tokens have no chunk of their own: server or client fell behind and put "
+            "several into one; give them more cores, or less concurrency"
+        )
+    elif found.share_whole < WHOLE:
+        reasons.append(
+            f"only {found.share_whole:.0%} of the requests have a chunk for each token: the client read several at "
+            "once because it fell behind; run it on a faster machine, or with less concurrency"
+        )
+    elif found.share_regular < REGULAR:
+        kept = f"only {found.share_regular:.0%} of the requests get a token in every step of the others"
+        if found.num_engines > 1:
+            reasons.append(f"{kept}, and the rest keep step among themselves: several engines behind one port")
+        else:
+            reasons.append(
+                f"{kept}: several engines behind one port, chunks that were split or collected on their way, several "
+                "steps a schedule, or preemptions"
+            )
+    return reasons
+
+
+def _warnings(found: Judgement) -> list[str]:
+    told = []
+    if found.num_failed:
+        told.append(f"{found.num_failed} requests failed, and are left out")
+    if MISSING_WARN < found.share_missing <= MISSING_REFUSE:
+        told.append(f"{found.share_missing:.1%} of the tokens have no chunk of their own")
+    if found.share_of_gap > BLURRED:
+        told.append(
+            f"sending and reading a step's chunks ({1e6 * found.chunk_s:.0f} µs each) takes {found.share_of_gap:.0%} "
+            "of the time between two steps: the streams, not the engine, may set the pace"
+        )
+    return told
 
 
 @dataclass(frozen=True)
