@@ -48,8 +48,8 @@ def compare(
     """
     chosen = _candidates(scenario, candidates, least=1 if rates or users else 2)
     objects = {label: each for label, each in chosen.items() if isinstance(each, Policy)}
-    resolved = {label: _resolved(scenario, each) for label, each in chosen.items()}
-    resolved, seeds = under_seeds(resolved, replications, "replications", objects)
+    stated = {label: _resolved(scenario, each) for label, each in chosen.items()}
+    resolved, seeds = under_seeds(stated, replications, "replications", objects)
     loads = loads_from(map(_written, rates or ()), map(_written, users or ()), ("rates", "users"))
 
     def run(candidate: Resolved, _label: str) -> Result:
