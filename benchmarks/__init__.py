@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
+
+
+def parser_of(text: str | None) -> ArgumentParser:
+    """A parser for a script's options; its docstring is the help."""
+    return ArgumentParser(description=text, formatter_class=RawDescriptionHelpFormatter)
 
 
 def run_one_of(first: Callable[[], object], **others: Callable[[], object]) -> None:

@@ -22,8 +22,6 @@ divided by sqrt(8), which would be right if resamplings were independent traces.
 
 from __future__ import annotations
 
-import argparse
-import gzip
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,24 +31,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import run_one_of
+from benchmarks import parser_of, run_one_of
 from benchmarks.first_look import (
     FIGURES,
     MEASURED,
     PROFILE,
-    RECORDED,
     REPLAYED,
     SERVED,
     Run,
     figures,
+    parser_of_recorded,
     real_figures,
     recorded_run,
     require,
     simulated_run,
+    unpacked,
 )
 from benchmarks.stream_fit import BandOverReal, band_line
 from simbatch import Scenario
-from simbatch.profiler.fit.streams.from_streams import fit_seen
+from simbatch.profiler.fit.streams import fit_seen
 from simbatch.profiler.fit.streams.runs import Seen, read_results
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import Profile
@@ -139,10 +138,7 @@ def left_out_coverage(folder: Path) -> None:
 def _seen(folder: Path, names: Sequence[str]) -> list[Seen]:
     """Results of our H100."""
     with TemporaryDirectory() as temporary:
-        paths = [Path(temporary) / f"{name}.json" for name in names]
-        for path in paths:
-            path.write_bytes(gzip.decompress((folder / "serve" / f"{path.name}.gz").read_bytes()))
-        return read_results(paths)
+        return read_results(unpacked(names, folder, Path(temporary)))
 
 
 def _bands(run: Run, folder: Path, base: Profile) -> list[BandOverReal]:
@@ -162,11 +158,10 @@ def _bands(run: Run, folder: Path, base: Profile) -> list[BandOverReal]:
 
 def bands() -> None:
     """Count what was asked for on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of_recorded(__doc__)
     parser.add_argument("what", choices=["random", "recorded", "fitted", "left_out"])
     parser.add_argument("--number", type=int, default=200, help="random scenarios")
     parser.add_argument("--jobs", type=int, default=-1)
-    parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
     parser.add_argument("--profile", default=PROFILE, help=f"for the recorded runs; {MEASURED} is the fitted one")
     options = parser.parse_args()
     if options.what == "random":
@@ -211,7 +206,7 @@ def waits_of(times_s: Floats, service_s: Floats) -> Floats:
 
 
 def resampled_traces() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--traces", type=int, default=200)
     parser.add_argument("--blocks", default="5,10,20,50,200")
     options = parser.parse_args()

@@ -7,7 +7,6 @@ whose hits are the same.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections import OrderedDict
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from benchmarks import parser_of
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search import run_resolved
@@ -143,7 +143,7 @@ def interval(values: list[float]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--trace", type=Path, default=TRACE)
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=5)

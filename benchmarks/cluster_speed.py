@@ -18,7 +18,6 @@ Synthetic requests, no file needed.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
@@ -33,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import run_one_of
+from benchmarks import parser_of, run_one_of
 from benchmarks.engine_speed import AZURE, HOST, Repeated, azure_scenario, device_alone
 from simbatch.policies import EngineView, Plan, Policy, RequestView
 from simbatch.policies.priority import Priority
@@ -125,7 +124,7 @@ def soak(first: int, num_cases: int) -> None:
 
 def speed() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--azure", type=Path, default=AZURE)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--million", action="store_true")

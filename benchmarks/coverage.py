@@ -12,7 +12,6 @@ instead, `--tails` ways to an interval of the P99.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
+from benchmarks import parser_of
 from simbatch import Scenario, simulate
 from simbatch.sim.clock import to_ps
 from simbatch.sim.engine.record import FINISHED, SEGMENT_DTYPE, RequestColumns, RunRecord
@@ -88,7 +88,7 @@ LONG, SHORT = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--repetitions", type=int, default=500)
     parser.add_argument("--first", type=int, default=0, help="the first repetition: others draw other seeds")
     parser.add_argument("--jobs", type=int, default=1)

@@ -14,7 +14,6 @@ and sched-sim (PyPI), installed beside that Python. Both have an event a step an
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
@@ -27,6 +26,7 @@ from typing import Any
 
 import simpy
 
+from benchmarks import parser_of
 from simbatch.sim import engine, is_compiled
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.plugins.policy import POLICIES
@@ -249,7 +249,7 @@ def peers(azure: Path, python: Path) -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--azure", type=Path, default=AZURE)
     parser.add_argument("--mooncake", type=Path, default=MOONCAKE)
     parser.add_argument("--repeat", type=int, default=3)

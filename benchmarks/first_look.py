@@ -5,30 +5,38 @@ vLLM 0.32 on one H100: five runs of `vllm bench serve` and three replays within 
 are sent as recorded, or in a closed loop as large as the recorded one. The profiles are the shipped kernel tables
 without host and front end, as they ship (both assumed), and the measured one, which c1, p8, p16 and p22 had a say in.
 docs/accuracy.md has the table. Nothing is written.
+
+`... power`: what the GPU drew, a line through three runs of the server, two others predicted (docs/plan.md). Watts are
+read twice a second (gpu-state.csv.gz) and averaged over the middle of each run, from a fifth to four fifths of it;
+tokens are those of the requests sent then, in and out; how long the device is busy is simulated by the measured
+profile. c1, p8 and p22 are fitted on, c16 and p16 are not.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import sys
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import parser_of, run_one_of
 from simbatch import Scenario, simulate
+from simbatch.profiler.fit.streams.runs import engine_of
 from simbatch.profiler.records.recorded import Recorded, read_recorded
 from simbatch.sim.cost.by_name import shipped_text
+from simbatch.sim.cost.sections import GpuPower
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.latencies import PooledGaps, describe, describe_gaps, latencies_ms
-from simbatch.sim.scenario import resolve
 
 RECORDED = Path(__file__).parents[2] / "shared" / "gpu" / "h100-vllm-0.32"
 HOST_FILE = Path(__file__).with_name("h100-host.json")
@@ -72,14 +80,27 @@ def require(folder: Path) -> Path:
     return folder
 
 
+def parser_of_recorded(text: str | None) -> ArgumentParser:
+    """A script's parser with --recorded."""
+    parser = parser_of(text)
+    parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
+    return parser
+
+
 def recorded_run(run: Run, folder: Path) -> Recorded:
     """What the file of a run says of its requests."""
     if run.is_replay:
         return _replayed(folder / "replays" / run.name / "requests.parquet")
     with TemporaryDirectory() as temporary:
-        path = Path(temporary) / f"{run.name}.json"
-        path.write_bytes(gzip.decompress((folder / "serve" / f"{run.name}.json.gz").read_bytes()))
-        return read_recorded(path)
+        return read_recorded(*unpacked([run.name], folder, Path(temporary)))
+
+
+def unpacked(names: Iterable[str], folder: Path, target: Path) -> list[Path]:
+    """Results of the server as files of its client's."""
+    paths = [target / f"{name}.json" for name in names]
+    for path in paths:
+        path.write_bytes(gzip.decompress((folder / "serve" / f"{path.name}.gz").read_bytes()))
+    return paths
 
 
 def _replayed(path: Path) -> Recorded:
@@ -163,14 +184,7 @@ def figures(record: RunRecord, chosen: NDArray[np.bool_]) -> dict[str, float]:
 
 def real_figures(recorded: Recorded) -> dict[str, float]:
     """Latencies in ms and output tokens per second of all that was recorded."""
-    engine = resolve(Scenario.from_dict({"profile": PROFILE, "workload": _NOTHING})).engine
-    return figures(recorded.record(0.0, engine), np.full(len(recorded), True))
-
-
-_NOTHING = {
-    **{"num_prompts": 1, "request_rate": 1},
-    **{f"{name}_len": {"distribution": "fixed", "mean": 1} for name in ("prompt", "output")},
-}
+    return figures(recorded.record(0.0, engine_of(PROFILE, {}).engine), np.full(len(recorded), True))
 
 
 def errors(run: Run, recorded: Recorded, profile: str | dict[str, Any], seeds: int = SEEDS) -> dict[str, float]:
@@ -189,8 +203,7 @@ def _compared() -> Iterator[tuple[str, str | dict[str, Any]]]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
+    parser = parser_of_recorded(__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of the host's noise")
     options = parser.parse_args()
     folder = require(options.recorded)
@@ -204,5 +217,79 @@ def main() -> None:
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
+FITTED_POWER = ("c1", "p8", "p22")
+MIDDLE = (0.2, 0.8)
+LOADED_MHZ = 1980.0  # the clock with a model loaded: below it stands before the server's start
+SOURCE = "power.draw of one H100 80GB HBM3 serving Llama-3.1-8B with vLLM 0.32, runs c1, p8 and p22 of 2026-11-27; ours"
+
+
+class Drawn(NamedTuple):
+    """A run's middle: how busy the device was, tokens per second in and out, and watts."""
+
+    busy_share: float
+    tokens_per_s: float
+    watts: float
+
+
+def drawn(run: Run, folder: Path, profile: str | dict[str, Any]) -> Drawn:
+    """Of one run of the server, simulated by that profile."""
+    result = json.loads(gzip.decompress((folder / "serve" / f"{run.name}.json.gz").read_bytes()))
+    end_s, duration_s = datetime.strptime(result["date"], "%Y%m%d-%H%M%S").timestamp(), result["duration"]
+    times, _, watts = states(folder)
+    begin, end = (end_s - (1 - share) * duration_s for share in MIDDLE)
+    recorded = recorded_run(run, folder)
+    tokens = recorded.num_prompt_tokens + recorded.num_output_tokens
+    low, high = (share * recorded.sent_s.max() for share in MIDDLE)
+    sent = tokens[(recorded.sent_s >= low) & (recorded.sent_s <= high)].sum() / (high - low)
+    with TemporaryDirectory() as temporary:
+        workload = written_trace(run, recorded, Path(temporary))
+        content = {"profile": profile, "engine": ENGINE, "workload": workload}
+        summary = simulate(Scenario.from_dict(content)).summary
+    fill_s = FILL_S if run.num_known else 0.0
+    busy = min(1.0, summary["simbatch"]["device_busy_share"] * summary["duration"] / (summary["duration"] - fill_s))
+    return Drawn(busy, float(sent), float(watts[(times >= begin) & (times <= end)].mean()))
+
+
+def states(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times, clocks in MHz and watts of the GPU's readings."""
+    lines = gzip.decompress((folder / "serve" / "gpu-state.csv.gz").read_bytes()).decode().splitlines()
+    rows = [line.split(", ") for line in lines]
+    times = [datetime.strptime(row[0], "%Y/%m/%d %H:%M:%S.%f").timestamp() for row in rows]
+    return np.array(times), *np.array([[float(row[column]) for row in rows] for column in (1, 2)])
+
+
+def idle_watts(folder: Path) -> float:
+    """The median of the readings between runs, the model loaded: those below 150 W at the full clock."""
+    _, mhz, watts = states(folder)
+    return float(np.median(watts[(mhz == LOADED_MHZ) & (watts < 150)]))
+
+
+def fitted_power(folder: Path, profile: str | dict[str, Any] = MEASURED) -> GpuPower:
+    """Least squares, relative to what was drawn; the error is the largest of the runs that had no say."""
+    idle_w = idle_watts(folder)
+    found = {run.name: drawn(run, folder, profile) for run in SERVED}
+    known = [found[name] for name in FITTED_POWER]
+    columns = np.array([[each.busy_share / each.watts, each.tokens_per_s / each.watts] for each in known])
+    busy_w, per_token_j = np.linalg.lstsq(columns, np.array([1 - idle_w / each.watts for each in known]), rcond=None)[0]
+    line = GpuPower(
+        idle_w=round(idle_w, 1),
+        busy_w=round(float(busy_w), 1),
+        per_token_j=round(float(per_token_j), 5),
+        error=0,
+        source=SOURCE,
+    )
+    errors = {name: line.watts(each.busy_share, each.tokens_per_s) / each.watts - 1 for name, each in found.items()}
+    for name, error in errors.items():
+        said = " (fitted on)" if name in FITTED_POWER else ""
+        print(f"{name}: {found[name].watts:.0f} W, predicted {100 * error:+.1f} %{said}")
+    largest = max(abs(error) for name, error in errors.items() if name not in FITTED_POWER)
+    return line.model_copy(update={"error": round(largest, 3)})
+
+
+def power() -> None:
+    """Print the line and its errors."""
+    print(fitted_power(require(parser_of_recorded(__doc__).parse_args().recorded)).model_dump_json(indent=2))
+
+
 if __name__ == "__main__":
-    main()
+    run_one_of(main, power=power)

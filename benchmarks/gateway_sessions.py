@@ -10,12 +10,21 @@ import argparse
 import asyncio
 import random
 import re
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import aiohttp
 import numpy as np
+
+from benchmarks import parser_of
+
+if TYPE_CHECKING:
+    import aiohttp
 
 WORDS = ("server", "request", "batch", "place", "other", "takes", "waits", "leaves", "some", "until", "and", "the")
 METRICS = ("request_success_total", "prefix_cache_hits_total", "prefix_cache_queries_total")
@@ -25,6 +34,8 @@ async def conversation(
     session: aiohttp.ClientSession, url: str, model: str, name: int, turns: int, words: int
 ) -> list[tuple[float, float, str]]:
     """Of each turn: s to the first token, s to the last, and how it ended."""
+    import aiohttp
+
     rng, messages, felt = random.Random(name), list[dict[str, str]](), []
     await asyncio.sleep(rng.random() * 3)
     for _ in range(turns):
@@ -53,6 +64,8 @@ async def conversation(
 
 async def metrics(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
     """Counters of a server, from its /metrics."""
+    import aiohttp
+
     try:
         async with session.get(f"{url}/metrics") as response:
             text = await response.text()
@@ -63,6 +76,8 @@ async def metrics(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
 
 async def run(options: argparse.Namespace) -> None:
     """All conversations, then the figures."""
+    import aiohttp
+
     timeout = aiohttp.ClientTimeout(total=300)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         before = [await metrics(session, url) for url in options.servers]
@@ -88,6 +103,31 @@ def _show(felt: list[tuple[float, float, str]]) -> None:
 
 
 TIMEOUT_S = 600.0
+WAIT_S = 300  # for a server's end
+LOWEST_TOKEN, VOCAB_SIZE = 1000, 120_000
+
+
+@contextmanager
+def served(profile: object, *options: object, flags: Sequence[object] = ()) -> Iterator[str]:
+    """The address of `simbatch serve PROFILE OPTIONS -- FLAGS` on a free port; RuntimeError where it does not start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = map(str, ("serve", profile, "--port", port, *options, "--", *flags))
+    server = subprocess.Popen([sys.executable, "-m", "simbatch", *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if line.startswith("ready"):
+                break
+        else:
+            raise RuntimeError(f"it did not start: {''.join(said)}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(WAIT_S)
 
 
 class Sent(NamedTuple):
@@ -141,6 +181,8 @@ async def _stream(
     seed: int,
     more: dict[str, Any],
 ) -> list[Streamed]:
+    import aiohttp
+
     places = asyncio.Semaphore(concurrency or len(requests))
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
@@ -178,7 +220,7 @@ async def _chunk_times(response: aiohttp.ClientResponse) -> Any:
 
 def main() -> None:
     """Talk, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("gateway", help="URL of the gateway")
     parser.add_argument("servers", nargs="*", help="URLs of the servers behind it")
     parser.add_argument("--model", required=True)
@@ -187,9 +229,6 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=300, help="of what a user says each time")
     parser.add_argument("--seed", type=int, default=1)
     asyncio.run(run(parser.parse_args()))
-
-
-LOWEST_TOKEN, VOCAB_SIZE = 1000, 120_000
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ after `make fast`, an hour without. It judges both dense servers, and the other 
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import parser_of
 from benchmarks.stream_fit import SHARED, require, write_runs
 from simbatch.profiler.fit.streams.runs import real_means, simulated_means, streams_of
 from simbatch.profiler.importers import import_profile
@@ -171,7 +171,7 @@ def leave_one_out(shared: Path) -> Iterator[str]:
 
 def main() -> None:
     """Print the table: median |error| and bias, in per cent."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--shared", type=Path, default=SHARED, help="the folder of streams")
     parser.add_argument("--leave-one-out", action="store_true", help="constants from all but the judged server")
     options = parser.parse_args()

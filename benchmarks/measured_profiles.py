@@ -4,12 +4,11 @@
 its memory, beside long steps as those of the replays show them (`benchmarks.replay_fit`); c16 had no say, nor had the
 rest of the replays. `h100-llama-3.1-8b-awq`: the same, decodes quicker by what calls of two synchronous engines differ
 by, as far as its 855 samples reach. The files lie in ../shared/gpu/h100-vllm-0.32 (--recorded) and are no part of the
-project; they are ours, and free to use. `benchmarks.gpu_power` adds what the GPU drew.
+project; they are ours, and free to use. `benchmarks.first_look` adds what the GPU drew.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import sys
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.first_look import RECORDED, require
-from benchmarks.gpu_power import fitted_power
+from benchmarks.first_look import fitted_power, parser_of_recorded, require, unpacked
 from benchmarks.replay_fit import LONG, REPLAYS, long_steps, over, read_replay
 from simbatch.profiler.fit import fit_samples
 from simbatch.profiler.fit.facts import of_engine
+from simbatch.profiler.fit.streams import StreamProfile, fit_streams
 from simbatch.profiler.fit.streams.fit import Parts, content_of, parts_of, refined
-from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_streams
 from simbatch.profiler.fit.streams.worth import errors_of
 from simbatch.profiler.model.config import model_config_of
 from simbatch.profiler.model.reserves import peak_of
@@ -103,10 +101,7 @@ class WithOthers(Parts):
 def bf16(folder: Path) -> MeasuredProfile:
     """From the server's streams, and long steps from the replays."""
     with TemporaryDirectory() as temporary:
-        paths = []
-        for name in FITTED:
-            paths.append(Path(temporary) / f"{name}.json")
-            paths[-1].write_bytes(gzip.decompress((folder / "serve" / f"{name}.json.gz").read_bytes()))
+        paths = unpacked(FITTED, folder, Path(temporary))
         fitted = fit_streams(paths, nearest=NEAREST, name=BF16, **SETTINGS)
     profile = fitted.profile
     assert isinstance(profile, MeasuredProfile)
@@ -221,8 +216,7 @@ def _named(profile: MeasuredProfile, name: str, engine: EngineFacts, content: di
 
 def profiles() -> None:
     """Compare with what ships; exit code 1 when one differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
+    parser = parser_of_recorded(__doc__)
     parser.add_argument("--write", action="store_true", help="replace the files that differ")
     options = parser.parse_args()
     folder = require(options.recorded)

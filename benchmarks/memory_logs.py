@@ -8,13 +8,13 @@ where the log says it; of a GPU that is not named, the memory of its class.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import parser_of
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.model.memory_plan import MemoryPlan, plan_memory
 from simbatch.profiler.model.reserves import memory_version
@@ -66,7 +66,7 @@ class Row(NamedTuple):
 
 def main() -> None:
     """Print the table, and how many are how far off."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--logs", type=Path, default=Path("../shared/cases/kv-logs.jsonl"))
     parser.add_argument("--models", type=Path, default=Path("../shared/models/more"))
     arguments = parser.parse_args()

@@ -8,7 +8,6 @@ shapes and storage hang on are kept; names of layers become patterns where all l
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections import defaultdict
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import parser_of
 from simbatch.profiler.model.checkpoint import bare
 from simbatch.profiler.model.config import ModelConfig, model_config_of
 from simbatch.profiler.model.weights import weights_of
@@ -140,7 +140,7 @@ SAME_SHAPE = {  # published under more than one name
 
 def main() -> None:
     """Compare with what ships, or write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shared", type=Path, default=Path("../shared/models"))
     parser.add_argument("--write", action="store_true")

@@ -13,7 +13,6 @@ docs/accuracy.md has the tables.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -21,13 +20,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.first_look import MEASURED, PROFILE, RECORDED, Run, real_figures, recorded_run, require, simulated_run
+from benchmarks.first_look import (
+    MEASURED,
+    PROFILE,
+    Run,
+    parser_of_recorded,
+    real_figures,
+    recorded_run,
+    require,
+    simulated_run,
+)
 from benchmarks.first_look import figures as figures_of
+from simbatch.profiler.fit.facts import of_profile
+from simbatch.profiler.fit.recorder.host import errors_of, gaps_of
 from simbatch.profiler.fit.recorder.moments import Moments, kinds
-from simbatch.profiler.fit.recorder.replay import errors_of, gaps_of
 from simbatch.profiler.fit.streams.columns import Lone, StepColumns
 from simbatch.profiler.fit.streams.fit import HELD, Parts, fit_steps, spread_of
-from simbatch.profiler.fit.streams.priors import of_profile
 from simbatch.profiler.fit.streams.way_in import WayIn
 from simbatch.profiler.records import Steps, predict_s
 from simbatch.sim.cost.by_name import load_profile
@@ -180,8 +188,7 @@ def print_long_steps(replays: Iterable[Replay]) -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
+    parser = parser_of_recorded(__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the launches' draws")
     options = parser.parse_args()
     folder = require(options.recorded)

@@ -34,7 +34,6 @@ second. Every repetition has 8 seeds of its own, 2,500 requests each; at its bou
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -45,7 +44,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from benchmarks import run_one_of
+from benchmarks import parser_of, run_one_of
 from simbatch.sim.results.runs import Means, Runs, Summary
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search import simulate
@@ -95,7 +94,7 @@ CASES = (
 
 
 def tune_against_grid() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=10, help="searches for each scenario")
     parser.add_argument("--jobs", type=int, default=-1, help="processes for the grid")
     parser.add_argument("--only", default="", metavar="SCENARIO", help="that one alone")
@@ -161,7 +160,7 @@ def seconds(folder: Path, jobs: int, replications: int, num_prompts: int) -> flo
 
 
 def sweep_efficiency() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cells", type=int, default=1000)
     parser.add_argument("--requests", type=int, default=1000)
@@ -203,7 +202,7 @@ SERVICE_S, REPLICATIONS, NUM_PROMPTS, NUM_OTHERS = 0.01, 8, 2500, 100
 
 
 def capacity_coverage() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--repetitions", type=int, default=50)
     parser.add_argument("--busy", type=float, default=0.7, help="share of the service rate at the capacity")
     options = parser.parse_args()

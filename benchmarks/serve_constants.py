@@ -5,16 +5,27 @@ has returned) to the next schedule(), so that it has the loop's own time too; th
 was idle. The front end: what requests that are sent at once wait for each other is its work; what a request that is
 alone takes beyond that, in and out, is delay that holds up nobody (`network_s`). Medians, and values
 that are far off are left out: a shared machine stalls.
+
+`python -m benchmarks.serve_constants`: what recording a step costs the engine's thread, beside a thread that writes.
+Without vLLM and without a device. The two events of a step on a CUDA device come on top, some us more.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from simbatch.serving.processes import RotatingFile
+from simbatch.serving.recording import IN_FLIGHT, StepRecorder
 
 Step = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -166,3 +177,57 @@ def _least(terms: Floats, values: Floats) -> list[float]:
         off = np.abs(values - terms @ found)
         kept = off <= FAR * np.median(off) + 1e-6
     return [float(value) for value in found]
+
+
+BATCHES = (1, 64, 256, 1024)
+STEPS, STEP_S = 400, 0.005
+
+
+def output(names, before):
+    cached = SimpleNamespace(req_ids=names, num_computed_tokens=[before] * len(names))
+    tokens = dict.fromkeys(names, 1)
+    return SimpleNamespace(
+        scheduled_new_reqs=[], scheduled_cached_reqs=cached, num_scheduled_tokens=tokens, finished_req_ids=set(),
+        total_num_scheduled_tokens=len(names), preempted_req_ids=set(),
+    )  # fmt: skip
+
+
+def cost(recorder, batch):
+    """Seconds that each step's calls took; the rest of a step is slept, as an engine waits for its device."""
+    names, took_s = [f"cmpl-{i:016x}-0" for i in range(batch)], []
+    for name in names:
+        recorder.added(SimpleNamespace(request_id=name, num_prompt_tokens=100, arrival_time=0.0), 0.0, 0.0)
+    for i in range(STEPS):
+        planned = output(names, 100 + i)
+        begin_s = time.perf_counter()
+        recorder.planned(planned, time.monotonic(), time.monotonic(), (batch, 0, 0))
+        step = IN_FLIGHT[id(planned)]
+        step.begins(), step.launched(), step.samples(), step.sampled()
+        recorder.updated(planned, time.monotonic(), time.monotonic())
+        took_s.append(time.perf_counter() - begin_s)
+        time.sleep(STEP_S)
+    return np.array(took_s)
+
+
+def thread_cost():
+    """Print it by the size of the batch."""
+    for batch in BATCHES:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "steps.jsonl"
+            recorder = StepRecorder(RotatingFile(path, {}), None, print)
+            cpu_s = time.process_time()
+            took_s = cost(recorder, batch)
+            cpu_us = 1e6 * (time.process_time() - cpu_s) / STEPS
+            recorder.close()
+            lines = path.read_text().splitlines()
+            size = sum(map(len, lines[-STEPS:])) / STEPS
+            assert json.loads(lines[-1])["nd"] == batch
+        median, high = 1e6 * np.percentile(took_s, (50, 99))
+        print(
+            f"{batch:5} decodes: {median:5.1f} us a step on the engine's thread (p99 {high:.1f}), "
+            f"{cpu_us:.0f} us of CPU in all, {size:.0f} bytes"
+        )
+
+
+if __name__ == "__main__":
+    thread_cost()

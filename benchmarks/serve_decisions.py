@@ -7,12 +7,14 @@ scheduler and its KV cache must come to the same batches.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import simpy
 
 from simbatch.policies.vllm import VLLM
+from simbatch.profiler.fit.streams.runs import engine_of
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.cost.host import HostTimes
 from simbatch.sim.cost.model import LinearCost
@@ -23,11 +25,11 @@ from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.resources import Host, Step
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.engine.traffic import FAR
-from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.request import Request
 
 Line = dict[str, Any]
+PROFILE = "h100-llama-3.1-8b-bf16"
 MOMENTS = ("s0", "s1", "x0", "x1", "m0", "m1", "d0", "d1", "u0", "u1")
 
 
@@ -53,8 +55,6 @@ class Moments:
     @staticmethod
     def _next(schedules: list[int], at_ps: int, updates: list[tuple[int, int]]) -> int:
         """The next schedule(), unless an update comes before it: then `at_ps`."""
-        from bisect import bisect_left
-
         k = bisect_left(schedules, at_ps)
         schedule_ps = schedules[k] if k < len(schedules) else FAR - 1
         j = bisect_left(updates, (at_ps, 0))
@@ -67,8 +67,6 @@ class RecordedAdds:
     is_limited = False
 
     def __init__(self, adds: list[Line], moments: Moments, max_model_len: int) -> None:
-        from bisect import bisect_left
-
         self._pending = list[Request]()
         schedules = sorted(moments.schedule_ps)
         for i, add in enumerate(sorted(adds, key=lambda line: line["t"])):
@@ -151,10 +149,10 @@ class NoColumns(Recorder):
 
 
 def differences(log: list[Line], engine: dict[str, int]) -> Differences:
-    """Replay a log's admissions and moments, and compare the batches."""
+    """Replay a log's admissions and moments, and compare the batches; `engine` are the server's settings."""
     recorded = [line for line in log if "s0" in line]
     adds = [line for line in log if "add" in line]
-    ours = replayed(recorded, adds, config_of(engine))
+    ours = replayed(recorded, adds, engine_of(PROFILE, engine).engine)
     keys = ("batch", "preempted", "run", "wait", "free")
     theirs = [{**line, "batch": sorted(line["batch"])} for line in recorded]
     equal = [all(a[key] == b[key] for key in keys) for a, b in zip(ours, theirs, strict=False)]
@@ -167,15 +165,6 @@ def differences(log: list[Line], engine: dict[str, int]) -> Differences:
         f"{key} {sides[0].get(key)} here {sides[1].get(key)}" for key in keys if sides[0].get(key) != sides[1].get(key)
     )
     return Differences(sum(equal), num_steps, f"step {k}: {shown}"[:600])
-
-
-def config_of(engine: dict[str, int]) -> EngineConfig:
-    """The server's settings, resolved."""
-    from benchmarks.serve_truth import PROFILE
-
-    fixed = {f"{name}_len": {"distribution": "fixed", "mean": 1} for name in ("prompt", "output")}
-    workload = {"num_prompts": 1, "request_rate": 1, **fixed}
-    return resolve(Scenario.from_dict({"profile": PROFILE, "engine": engine, "workload": workload})).engine
 
 
 def replayed(recorded: list[Line], adds: list[Line], config: EngineConfig) -> list[Line]:

@@ -8,29 +8,26 @@ planted. It needs vLLM, and a machine that does nothing else: what is waited for
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import parser_of
+from benchmarks.gateway_sessions import served
+from simbatch.profiler.fit.streams import StreamProfile, fit_streams
 from simbatch.profiler.fit.streams.covered import is_told
-from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_streams
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import Profile
 
 SEATS, BUDGET, LENGTH = 32, 2048, 4096
 FLAGS = ("--max-num-seqs", SEATS, "--max-num-batched-tokens", BUDGET, "--max-model-len", LENGTH, "--async-scheduling")
 BLOCKS, CONTEXT = 6000, 300
-WAIT_S = 300
 KINDS = {"graph": (8, 0, 8), "piecewise": (8, 1, 200), "none": (8, 1, 1200)}  # requests, prefills, tokens
 LOADS = ("light", "heavy")
 
@@ -72,29 +69,6 @@ def planted(seed: int) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def serving(profile: Path, steps: Path) -> Iterator[str]:
-    """The address of a server of it, whose steps go to a file."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["serve", profile, "--port", port, "--host", "profile", "--steps", steps, "--", *FLAGS]
-    server = subprocess.Popen(command(*words), stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        said = []
-        for line in server.stdout:
-            said.append(line)
-            if line.startswith("ready"):
-                break
-        else:
-            raise RuntimeError(f"it did not start: {''.join(said)}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(WAIT_S)
-
-
 class Found(NamedTuple):
     """What profile, recorder or streams say; `streams`: the fit of streams, which knows what they do not tell."""
 
@@ -106,7 +80,7 @@ def measured(seed: int, folder: Path, minutes: float) -> tuple[Profile, dict[str
     """What was planted, and what is found, by who says so."""
     given, steps, target = folder / f"planted-{seed}.json", folder / "steps.jsonl", folder / "profile.json"
     given.write_text(json.dumps(planted(seed)), encoding="utf-8")
-    with serving(given, steps) as url:
+    with served(given, "--host", "profile", "--steps", steps, flags=FLAGS) as url:
         limits = ("--budget-minutes", minutes, "-o", target)
         subprocess.run(command("profile", "--server", url, "--steps", steps, *limits), check=True)
     streams = [folder / f"profile.traffic-{name}.json" for name in LOADS]
@@ -156,7 +130,7 @@ def command(*words: object) -> list[str]:
 
 def main() -> None:
     """Print the differences of each profile and the largest of each kind."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--number", type=int, default=5, help="random profiles")
     parser.add_argument("--first", type=int, default=0, help="the first one's number")
     parser.add_argument("--minutes", type=float, default=0.7, help="of each measurement")

@@ -10,16 +10,11 @@ client saw and each step of the engine in FOLDER; it wants a machine that does n
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import parser_of
 from benchmarks.serve_constants import constants, first_updates, requests_taken_in
-from benchmarks.serve_decisions import differences
+from benchmarks.serve_decisions import PROFILE, differences
 from simbatch import Scenario, simulate
 from simbatch.sim.clock import PS_PER_MS
 from simbatch.sim.cost.by_name import shipped_text
@@ -38,9 +34,8 @@ from simbatch.sim.json_values import json_object
 from simbatch.sim.metrics.columns import queued_ps
 from simbatch.sim.metrics.latencies import latencies_ms
 
-PROFILE = "h100-llama-3.1-8b-bf16"
 FITTED = ("c1", "bursts")
-START_S, PAUSE_S = 90, 1.5  # the log of steps is written once a second
+PAUSE_S = 1.5  # the log of steps is written once a second
 
 
 @dataclass(frozen=True)
@@ -88,25 +83,6 @@ def engine_of(run: Run) -> dict[str, int]:
     return TIGHT if run.is_tight else ENGINE
 
 
-@contextmanager
-def server(engine: dict[str, int], steps: Path) -> Iterator[str]:
-    """`simbatch serve` on a free port; its URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = [word for key, value in engine.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "simbatch", "serve", PROFILE, "--port", str(port), "--steps", str(steps)]
-    process = subprocess.Popen([*command, "--", *flags], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        if not any(line.startswith("ready") for line in iter(process.stdout.readline, "")):
-            sys.exit("the server did not start")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def busy_s() -> float:
     """Seconds of all cores in which anything ran, since the machine was started."""
     user, nice, system = Path("/proc/stat").read_text(encoding="utf-8").split()[1:4]
@@ -115,12 +91,13 @@ def busy_s() -> float:
 
 def measure(runs: Sequence[Run], folder: Path) -> None:
     """All runs of one server, one after the other; each into a file of its own."""
-    from benchmarks.gateway_sessions import Sent, stream
+    from benchmarks.gateway_sessions import Sent, served, stream
 
     folder.mkdir(parents=True, exist_ok=True)
     steps = folder / f"steps-{runs[0].name}.jsonl"
     steps.unlink(missing_ok=True)
-    with server(engine_of(runs[0]), steps) as url:
+    flags = [word for key, value in engine_of(runs[0]).items() for word in (f"--{key.replace('_', '-')}", value)]
+    with served(PROFILE, "--steps", steps, flags=flags) as url:
         stream(url, PROFILE, [Sent(None, 500, 20)] * 30, concurrency=4, seed=1)  # first requests find cold code
         time.sleep(PAUSE_S)
         for run in runs:
@@ -244,7 +221,7 @@ def _statistic(values: np.ndarray[Any, Any], name: str) -> float:
 
 def main() -> None:
     """Run or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("what", choices=["run", "compare"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("runs", nargs="*", help="default: all")

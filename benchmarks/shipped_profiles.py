@@ -13,7 +13,6 @@ the table.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -24,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import run_one_of
-from simbatch.profiler.fit.two_regime import StepLimits, sample_steps
+from benchmarks import parser_of, run_one_of
 from simbatch.profiler.importers import import_profile
 from simbatch.profiler.importers.core_package import SYSTEMS
-from simbatch.profiler.importers.source import ImportRequest
+from simbatch.profiler.importers.source import ImportRequest, StepLimits, sample_steps
 from simbatch.profiler.model.published import find_model
 from simbatch.profiler.model.roofline import roofline_of
 from simbatch.profiler.records import predict_s
@@ -73,7 +71,7 @@ def with_real_runs(name: str, made: Path) -> str:
 
 def remake_all() -> None:
     """Compare all, or those named; exit code 1 when one differs."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("names", nargs="*", help="profiles; all that ship if none is named")
     parser.add_argument("--write", action="store_true", help="replace the files that differ")
     options = parser.parse_args()

@@ -10,7 +10,6 @@ stand in docs/accuracy.md.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import re
@@ -23,13 +22,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.first_look import SERVED, Run, recorded_run
+from benchmarks import parser_of
+from benchmarks.first_look import SERVED, Run, recorded_run, unpacked
 from benchmarks.first_look import errors as look_errors
-from simbatch.profiler.fit.streams.from_streams import StreamProfile, fit_seen, fit_streams
+from simbatch.profiler.fit.streams import StreamProfile, fit_seen, fit_streams
 from simbatch.profiler.fit.streams.runs import METRICS, Means, read_results, real_means, simulated_means, streams_of
 from simbatch.profiler.records.recorded import Recorded, read_recorded
 from simbatch.sim.cost.profile import Profile
-from simbatch.sim.cost.provenance import StreamFit
 from simbatch.sim.cost.uncertainty import deviations, factors, scaled
 from simbatch.sim.errors import UserError
 from simbatch.sim.search.bands import NUM_DRAWS
@@ -107,12 +106,15 @@ def chosen(paths: Sequence[Path], pattern: str) -> list[Path]:
 
 
 def errors(profile: StreamProfile, path: Path) -> tuple[Means, Means]:
-    """What was recorded, and simulated over recorded means less 1."""
-    (seen,) = read_results([path])
-    settings = {"enable_prefix_caching": False}
+    """What was recorded, and simulated over recorded means less 1; steps that cannot be rebuilt can be predicted."""
+    try:
+        (seen,) = read_results([path])
+        streams = seen.streams
+    except UserError:
+        streams = streams_of(read_recorded(path))
     content = profile.profile.model_dump(mode="json", exclude_defaults=True)
-    real = real_means(seen.streams)
-    return real, simulated_means(content, settings, seen.streams).errors(real)
+    real = real_means(streams)
+    return real, simulated_means(content, {"enable_prefix_caching": False}, streams).errors(real)
 
 
 def rows_of(name: str, server: Server, folder: Path, streams: Path, *, shows_runs: bool) -> Iterator[str]:
@@ -124,11 +126,7 @@ def rows_of(name: str, server: Server, folder: Path, streams: Path, *, shows_run
     for path in chosen(paths, server.others):
         if path in fitted:
             continue
-        try:
-            real, error = errors(profile, path)
-        except UserError as refused:
-            real, error = _unjudged(profile, path)
-            del refused
+        real, error = errors(profile, path)
         found.append(error)
         if shows_runs:
             shares = " ".join(f"{100 * share:+7.1f}" for share in error)
@@ -136,14 +134,6 @@ def rows_of(name: str, server: Server, folder: Path, streams: Path, *, shows_run
     table = np.abs(np.array(found))
     cells = [f"{100 * np.median(column):.1f} ({100 * column.max():.0f})" for column in table.T]
     yield f"| {name} | {len(fitted)} | {len(found)} | {cells[2]} | {cells[1]} | {cells[0]} |"
-
-
-def _unjudged(profile: StreamProfile, path: Path) -> tuple[Means, Means]:
-    """Real means and their errors for a run whose steps cannot be rebuilt: it can still be predicted."""
-    streams = streams_of(read_recorded(path))
-    content = profile.profile.model_dump(mode="json", exclude_defaults=True)
-    real = real_means(streams)
-    return real, simulated_means(content, {"enable_prefix_caching": False}, streams).errors(real)
 
 
 class BandOverReal(NamedTuple):
@@ -204,16 +194,14 @@ def left_out_rows(folder: Path, recorded: Path) -> Iterator[str]:
     runs = {run.name: (run, recorded_run(run, recorded)) for run in SERVED}
     seen = {}
     for run in SERVED:
-        path = folder / f"{run.name}.json"
-        path.write_bytes(gzip.decompress((recorded / "serve" / f"{run.name}.json.gz").read_bytes()))
         if run.seen == "measured":
-            (seen[run.name],) = read_results([path])
+            (seen[run.name],) = read_results(unpacked([run.name], recorded, folder))
     together = fit_seen([*seen.values()], is_judged=False)
     for name, own in runs.items():
         cells = [_figures(together, *own)]
         if name in seen:
             found = fit_seen([each for other, each in seen.items() if other != name], is_judged=False)
-            slope = "not told" if "launch per request" in _fit(found).taken else "told"
+            slope = "not told" if "launch per request" in found.fit.taken else "told"
             cells += [_figures(found, *own), slope]
         yield f"| {name} | {' | '.join(cells)} |"
 
@@ -223,12 +211,6 @@ def _figures(profile: StreamProfile, run: Run, recorded: Recorded) -> str:
     content = profile.profile.model_dump(mode="json", exclude_defaults=True)
     found = look_errors(run, recorded, content, SEEDS)
     return ", ".join(f"{100 * found[key]:+.1f}" for key in ("mean TTFT", "p99 TTFT", "mean TPOT", "mean E2EL"))
-
-
-def _fit(profile: StreamProfile) -> StreamFit:
-    fit = profile.profile.streams
-    assert fit is not None, "a fit from streams says so"
-    return fit
 
 
 def refusals(streams: Path, folder: Path) -> Iterator[str]:
@@ -244,7 +226,7 @@ def refusals(streams: Path, folder: Path) -> Iterator[str]:
 
 def main() -> None:
     """Print the tables, or write the client's files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--streams", type=Path, default=SHARED / "streams", help="the folder of the streams")
     parser.add_argument("--recorded", type=Path, default=SHARED / "gpu" / "h100-vllm-0.32", help="the H100's runs")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write every run as the client's JSON, and end")

@@ -8,7 +8,6 @@ holds (more than 512 tokens): their slope per running request, and how much succ
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.first_look import ENGINE, MEASURED, RECORDED, SERVED, Run, recorded_run, require, simulated_run
+from benchmarks.first_look import (
+    ENGINE,
+    MEASURED,
+    SERVED,
+    Run,
+    parser_of_recorded,
+    recorded_run,
+    require,
+    simulated_run,
+)
 from simbatch.profiler.fit.streams.runs import streams_of
 from simbatch.profiler.records.recorded import Recorded
 from simbatch.sim.clock import PS_PER_MS
@@ -124,9 +132,7 @@ def _simulated(run: Run, recorded: Recorded) -> Steps:
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recorded", type=Path, default=RECORDED, help="the folder of the recorded runs")
-    folder = require(parser.parse_args().recorded)
+    folder = require(parser_of_recorded(__doc__).parse_args().recorded)
     runs = {run.name: recorded_run(run, folder) for run in SERVED if run.name in NAMES}
     real = {name: of_stream(recorded) for name, recorded in runs.items()}
     simulated = {run.name: _simulated(run, runs[run.name]) for run in SERVED if run.name in NAMES}

@@ -1,7 +1,5 @@
 """Results are not lost: a folder a mode, what was replaced is said, and targets are checked before the work."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading
@@ -20,11 +18,11 @@ from simbatch.cli.tune import _mode
 from simbatch.sim.scheduler.config import NEWEST
 from simbatch.sim.search import sweep as sweep_module
 from tests import exit_code as run
+from tests import traffic
 
-LEN = {"distribution": "fixed", "mean": 20}
 SCENARIO: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}},
-    "workload": {"num_prompts": 20, "request_rate": 8, "prompt_len": LEN, "output_len": LEN},
+    "workload": traffic(20, 20, 20, request_rate=8),
     "slo": {"ttft_ms": 200},
     "seed": 3,
 }

@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from simbatch.cli.profiles import profiles
-from simbatch.profiler.fit.two_regime import REGIMES, judge, judge_bands, sample_steps
+from simbatch.profiler.fit.choose import REGIMES, judge, judge_bands
 from simbatch.profiler.importers import context_tokens, import_profile
 from simbatch.profiler.importers.llmservingsim import OpTables
-from simbatch.profiler.importers.source import HELD_OUT_SEED, ImportRequest, LinkAllReduce
+from simbatch.profiler.importers.source import HELD_OUT_SEED, ImportRequest, LinkAllReduce, sample_steps
 from simbatch.profiler.model.config import read_model_config
 from simbatch.profiler.records import Steps
 from simbatch.sim.cost import load_profile

@@ -16,13 +16,13 @@ from simbatch.profiler.fit.choose import (
     choose,
     drift_of,
     errors_by_regime,
+    fit_error,
     held_out_predictions,
     noise_floor,
     step_time_of,
 )
 from simbatch.profiler.fit.facts import of_engine, own_name
 from simbatch.profiler.fit.forms import forms_for
-from simbatch.profiler.fit.two_regime import bands
 from simbatch.profiler.records import Floats, MeasuredSteps, noise_of, predict_s, range_of
 from simbatch.profiler.records.samples import Admission, Samples, steps_of
 from simbatch.sim.cost.profile import MeasuredProfile
@@ -171,22 +171,12 @@ def _check_enough(data: MeasuredSteps) -> None:
 
 
 def _error(samples: Samples, data: MeasuredSteps, choice: FormChoice) -> FitError:
-    regimes = errors_by_regime(data, choice.held_out_s)
-    is_decode = data.regime("decode")
-    num_episodes = len(np.unique(data.episodes))
-    floor = {regime: round(share, FLOOR_DIGITS) for regime, share in noise_floor(samples.steps).items()}
-    return FitError(
-        design=f"{len(data)} measured steps of {num_episodes} random episodes; each predicted by a fit on the other "
-        f"episodes ({NUM_FOLDS} parts in turn)",
-        decode_bands=bands(data.steps.select(is_decode), choice.held_out_s[is_decode], data.time_s[is_decode]),
-        noise_floor=floor,
-        forms={
-            form: {regime: error.mape for regime, error in errors.items()} for form, errors in choice.errors.items()
-        },
-        decode=regimes["decode"],
-        prefill=regimes["prefill"],
-        mixed=regimes["mixed"],
+    design = (
+        f"{len(data)} measured steps of {len(np.unique(data.episodes))} random episodes; each predicted by a fit on "
+        f"the other episodes ({NUM_FOLDS} parts in turn)"
     )
+    floor = {regime: round(share, FLOOR_DIGITS) for regime, share in noise_floor(samples.steps).items()}
+    return fit_error(design, data, choice.held_out_s, choice, noise_floor=floor)
 
 
 def _notes(samples: Samples, choice: FormChoice, *, is_whole: bool) -> list[str]:

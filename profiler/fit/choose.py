@@ -15,15 +15,16 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from simbatch.profiler.fit.forms import Form, Parts
-from simbatch.profiler.fit.two_regime import figures
-from simbatch.profiler.records import Floats, Ints, MeasuredSteps, predict_s
+from simbatch.profiler.records import Floats, Ints, MeasuredSteps, Steps, predict_s
 from simbatch.profiler.records.samples import StepSample
-from simbatch.sim.cost.provenance import ErrorFigures
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.provenance import ErrorFigures, FitError
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import Problem, UserError
 
@@ -31,6 +32,7 @@ NUM_FOLDS = 5
 CLOSE = 1.02
 FOLD_SEED = 5
 REGIMES = ("decode", "prefill", "mixed")
+DECODE_BANDS = ((1, 8), (9, 32), (33, 64), (65, 128), (129, 256), (257, 1024))
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,49 @@ def errors_by_regime(data: MeasuredSteps, predicted_s: Floats) -> dict[str, Erro
     """Error of predictions, regime by regime."""
     rows = {name: data.regime(name) for name in REGIMES}
     return {name: figures(predicted_s[inside], data.time_s[inside]) for name, inside in rows.items()}
+
+
+def figures(predicted_s: Floats, measured_s: Floats) -> ErrorFigures:
+    """Error of predictions against measurements, as shares, rounded to 1e-5."""
+    if len(measured_s) == 0:
+        return ErrorFigures(num_steps=0, mape=0.0, p95=0.0, bias=0.0)
+    errors = np.abs(predicted_s / measured_s - 1)
+    return ErrorFigures(
+        num_steps=len(measured_s),
+        mape=round(float(errors.mean()), 5),
+        p95=round(float(np.quantile(errors, 0.95)), 5),
+        bias=round(float(predicted_s.sum() / measured_s.sum() - 1), 5),
+    )
+
+
+def judge(cost: CostModel, steps: Steps, measured_s: Floats) -> ErrorFigures:
+    """Error of a cost model on measured steps."""
+    return figures(predict_s(cost, steps), measured_s)
+
+
+def judge_bands(cost: CostModel, steps: Steps, measured_s: Floats) -> dict[str, ErrorFigures]:
+    """Error by bands of the number of decodes; bands without steps are left out."""
+    return bands(steps, predict_s(cost, steps), measured_s)
+
+
+def bands(steps: Steps, predicted_s: Floats, measured_s: Floats) -> dict[str, ErrorFigures]:
+    """Error of predictions by bands of the number of decodes; bands without steps are left out."""
+    rows = {f"{low}-{high}": (steps.num_decodes >= low) & (steps.num_decodes <= high) for low, high in DECODE_BANDS}
+    return {band: figures(predicted_s[inside], measured_s[inside]) for band, inside in rows.items() if inside.any()}
+
+
+def fit_error(design: str, data: MeasuredSteps, held_out_s: Floats, choice: FormChoice, **more: Any) -> FitError:
+    """What a profile says of its error: of these steps by regime and by batch, of every form by regime."""
+    is_decode, regimes = data.regime("decode"), errors_by_regime(data, held_out_s)
+    return FitError(
+        design=design,
+        decode_bands=bands(data.steps.select(is_decode), held_out_s[is_decode], data.time_s[is_decode]),
+        forms={name: {regime: error.mape for regime, error in each.items()} for name, each in choice.errors.items()},
+        decode=regimes["decode"],
+        prefill=regimes["prefill"],
+        mixed=regimes["mixed"],
+        **more,
+    )
 
 
 def step_time_of(parts: Parts) -> TwoRegimeStepTime:

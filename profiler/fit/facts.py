@@ -1,14 +1,25 @@
-"""What a profile says of the engine that was measured or recorded: by its facts, the nearest profile's, or hardly."""
+"""What a fit takes from elsewhere: the engine's facts, the nearest profile, what transformers in general have.
+
+As a profile's own keys (of the engine that was measured or recorded), and as what is assumed where streams do not tell.
+A token of context costs a decode what reading its keys and values takes, a token of a prompt what multiplying it takes:
+their ratio falls as models grow (of the profiles that ship: 1.7e-3 for 8B, 4.3e-4 for 70B in 16 bits, as
+size^-0.65), and so does that of attention (1.5e-5 and 6e-6). Where no size is known, 30B is assumed.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from simbatch.profiler.records.samples import EngineFacts
-from simbatch.sim.cost.gpus import profile_name
+from simbatch.sim.cost.gpus import capture_size_of_model, default_max_capture_size, profile_name
+from simbatch.sim.cost.host import HostTimes
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile, Profile
+from simbatch.sim.cost.step_time import LinearStepTime
 from simbatch.sim.json_values import checked
 
 NO_END = 2**30  # KV blocks where nobody says how many there are
@@ -36,15 +47,21 @@ def profile_of(
     if all(facts.get(key) is not None for key in NEEDED):
         own: dict[str, Any] = {"name": f"{_name(facts)}-measured", **_of_facts(facts), "source": source}
     elif isinstance(nearest, MeasuredProfile):
-        kept = nearest.model_dump(exclude={"noise", "real_runs", "request_overhead_s", "client_overhead_s", "streams"})
-        notes = (f"fitted from a recorder's files; model, weights, memory and KV blocks: of {nearest.name}",)
-        own = {**kept, "source": source, "command": COMMAND, "estimate": False, "notes": notes}
+        own = beside(nearest, source, "a recorder's files")
     else:
         blocks, length = facts.get("num_gpu_blocks", NO_END), facts.get("max_model_len", MAX_MODEL_LEN)
         inline = {"num_gpu_blocks": blocks, "max_model_len": length, "block_size": facts.get("block_size", 16)}
         return checked(InlineProfile, {"name": name or "recorded", **inline, **content}, PLACE)
     own |= {**content, "error": None, "range": None}
     return checked(MeasuredProfile, own | ({"name": name} if name else {}), PLACE)
+
+
+def beside(nearest: MeasuredProfile, source: str, fitted_from: str) -> dict[str, Any]:
+    """What a fit takes from the nearest profile: all keys but those of measurements of its own."""
+    own = {"noise", "real_runs", "request_overhead_s", "client_overhead_s", "streams"}
+    notes = (f"fitted from {fitted_from}; model, weights, memory and KV blocks: of {nearest.name}",)
+    said = {"source": source, "command": COMMAND, "estimate": False, "notes": notes, "error": None, "range": None}
+    return {**nearest.model_dump(exclude=own), **said}
 
 
 def _name(facts: Mapping[str, Any]) -> str:
@@ -93,4 +110,97 @@ def _memory(facts: Mapping[str, Any]) -> dict[str, Any]:
         "block_size": size,
         "num_gpu_blocks": facts["num_gpu_blocks"],
         "num_gpu_blocks_from": "vllm",
+    }
+
+
+SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[bB](?![a-zA-Z])")
+UNKNOWN_B = 30.0
+CONTEXT, CONTEXT_POWER = 1.7e-3, -0.65  # of 8B
+ATTENTION, ATTENTION_POWER = 1.5e-5, -0.42
+BESIDE = 1.5  # between profiles of two attention kernels (1) and of one (2.2)
+MAX_CAPTURE = default_max_capture_size("h100")  # where the GPU is not known
+GRAPH, LAUNCH = 0.3, 0.5  # of a decode's step: launches that nobody sees
+
+
+class Priors(NamedTuple):
+    """What the traffic hardly tells; `EpisodesProblem.launch_s` has the launches' forms."""
+
+    context: float  # a decode's context over a prefill token
+    mixed_context: float  # a decode's context beside prefills over that without
+    attention: float  # per q * (2h + q), over a prefill token
+    graph_s: float
+    launch_s: float
+    per_seq: float = 0.0  # what a launch grows by with each running request, over the launch; 0: not known
+    max_capture: int = MAX_CAPTURE  # tokens of the largest CUDA graph
+
+
+class ModelShape(NamedTuple):
+    """Ratios, and launches where a host is known, s."""
+
+    context: float
+    mixed_context: float
+    attention: float
+    graph_s: float | None = None
+    launch_s: float | None = None
+    per_seq: float = 0.0
+    max_capture: int = MAX_CAPTURE
+
+    def priors(self, decode_s: float) -> Priors:
+        """With launches, if these are not known, as parts of the shortest decode."""
+        graph = GRAPH * decode_s if self.graph_s is None else self.graph_s
+        return Priors(
+            self.context,
+            self.mixed_context,
+            self.attention,
+            graph,
+            LAUNCH * decode_s if self.launch_s is None else self.launch_s,
+            self.per_seq,
+            self.max_capture,
+        )
+
+
+def of_name(model: str | None) -> ModelShape:
+    """Of a model by the size in its name."""
+    found = SIZE.search((model or "").replace("-", " ").replace("_", " "))
+    size = max(1.0, float(found[1])) if found else UNKNOWN_B
+    return ModelShape(
+        CONTEXT * (size / 8) ** CONTEXT_POWER,
+        BESIDE,
+        ATTENTION * (size / 8) ** ATTENTION_POWER,
+        max_capture=capture_size_of_model(model or "") or MAX_CAPTURE,
+    )
+
+
+def of_profile(profile: Profile) -> ModelShape:
+    """Of the nearest profile."""
+    own = _launches(profile.host_times()) | {
+        "max_capture": profile.capture_size_of_model or profile.default_max_capture_size
+    }
+    step_time = profile.step_time
+    if isinstance(step_time, LinearStepTime):
+        token_s = step_time.per_prefill_token_s
+        if token_s <= 0:
+            return of_name(None)._replace(**own)
+        return ModelShape(step_time.per_context_token_s / token_s, 1.0, 0.0, **own)
+    mixed, decode = step_time.mixed, step_time.decode
+    counts, times_s = np.array(mixed.tokens.count), np.array(mixed.tokens.time_s)
+    token_s = float((times_s[-1] - times_s[0]) / max(1, counts[-1] - counts[0])) + mixed.per_prefill_context_token_s
+    if token_s <= 0 or decode.per_context_token_s <= 0:
+        return of_name(None)._replace(**own)
+    return ModelShape(
+        decode.per_context_token_s / token_s,
+        mixed.per_context_token_s / decode.per_context_token_s,
+        mixed.per_attention_unit_s / token_s,
+        **own,
+    )
+
+
+def _launches(host: HostTimes | None) -> dict[str, Any]:
+    if host is None or not host.none.base_ps:
+        return {}
+    none = host.none
+    return {
+        "graph_s": max(1e-4, host.graph.base_ps * 1e-12),
+        "launch_s": none.base_ps * 1e-12,
+        "per_seq": none.per_seq_ps / (none.base_ps + none.per_prefill_ps),
     }

@@ -18,30 +18,30 @@ decode's context have lowest values. Elsewhere the peak rates are just part of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fit.two_regime import fit_decode, fit_mixed, mixed_terms, short, solve_robust
+from simbatch.profiler.fit.two_regime import Part, fit_decode, fit_mixed, mixed_terms, short, solve_robust
 from simbatch.profiler.records import Floats, Ints, MeasuredSteps
 from simbatch.profiler.records.samples import EngineFacts
 from simbatch.sim.cost.gpus import GPUS
 
-if TYPE_CHECKING:
-    from simbatch.profiler.records import MeasuredSteps
-
+Parts = dict[str, Part]  # `decode` and `mixed` of a two-regime step time
+Form = Callable[[MeasuredSteps], Parts]
 NUM_RIDGES = 24  # values of T* that are tried
 PRODUCT, DECODE_CONTEXT, MIXED_CONTEXT = 2, 5, 8  # columns of g, and of what a token of context costs
 
 
-def fit_roofline(engine: EngineFacts) -> Callable[[MeasuredSteps, MeasuredSteps], Parts]:
+def fit_roofline(engine: EngineFacts) -> Form:
     """The fit for this engine."""
     bandwidth = GPUS[engine.gpu].bandwidth_bytes_per_s if engine.gpu in GPUS else np.inf
     read_weights_s = (engine.weights_bytes or 0) / bandwidth
     read_token_s = engine.kv_bytes_per_token / bandwidth
 
-    def fit(decode: MeasuredSteps, mixed: MeasuredSteps) -> Parts:
+    def fit(data: MeasuredSteps) -> Parts:
+        decode, mixed = _by_part(data)
         most = int(max(decode.steps.num_tokens.max(), mixed.steps.num_tokens.max()))
         ridges = np.unique(np.geomspace(1, most, NUM_RIDGES).astype(np.int64))
         tried = [_at_ridge(int(ridge), decode, mixed, read_weights_s, read_token_s) for ridge in ridges]
@@ -107,16 +107,15 @@ SEQ_HINGES = (0.25, 0.5)  # of max_num_seqs
 TOKEN_HINGES = (0.125,)  # of max_num_batched_tokens
 DRAWS_PER_KNOT = {"table (coarse)": 25, "table": 10, "table (fine)": 4}
 MOST_KNOTS = {"table (coarse)": 10, "table": 24, "table (fine)": 64}
-Parts = dict[str, dict[str, Any]]  # `decode` and `mixed` of a two-regime step time
-Form = Callable[[MeasuredSteps], Parts]
 
 
 def forms_for(engine: EngineFacts) -> dict[str, Form]:
     """The forms that can be tried on this engine, the simplest first."""
-    roofline = fit_roofline(engine)
+    seq_knots = [round(share * engine.max_num_seqs) for share in SEQ_HINGES]
+    token_knots = [round(share * engine.max_num_batched_tokens) for share in TOKEN_HINGES]
     few_terms: dict[str, Form] = {
-        "hinges": lambda data: _fit_hinges(data, engine),
-        "roofline": lambda data: roofline(*_by_part(data)),
+        "hinges": lambda data: _fit_at(*_by_part(data), seq_knots, token_knots),
+        "roofline": fit_roofline(engine),
     }
     return few_terms | table_forms()
 
@@ -126,27 +125,20 @@ def table_forms() -> dict[str, Form]:
     return {name: _table(name) for name in DRAWS_PER_KNOT}
 
 
-def _fit_hinges(data: MeasuredSteps, engine: EngineFacts) -> Parts:
-    decode, mixed = _by_part(data)
-    seq_knots = [round(share * engine.max_num_seqs) for share in SEQ_HINGES]
-    token_knots = [round(share * engine.max_num_batched_tokens) for share in TOKEN_HINGES]
-    return {
-        "decode": fit_decode(decode.steps, decode.time_s, seq_knots, solve_robust),
-        "mixed": fit_mixed(mixed.steps, mixed.time_s, token_knots, solve_robust),
-    }
-
-
 def _table(name: str) -> Form:
     def fit(data: MeasuredSteps) -> Parts:
         decode, mixed = _by_part(data)
         seq_knots = _dense_knots(name, decode.episodes, decode.steps.num_decodes)
-        token_knots = _dense_knots(name, mixed.episodes, mixed.steps.num_tokens)
-        return {
-            "decode": fit_decode(decode.steps, decode.time_s, seq_knots, solve_robust),
-            "mixed": fit_mixed(mixed.steps, mixed.time_s, token_knots, solve_robust),
-        }
+        return _fit_at(decode, mixed, seq_knots, _dense_knots(name, mixed.episodes, mixed.steps.num_tokens))
 
     return fit
+
+
+def _fit_at(decode: MeasuredSteps, mixed: MeasuredSteps, seq_knots: Sequence[int], token_knots: Sequence[int]) -> Parts:
+    return {
+        "decode": fit_decode(decode.steps, decode.time_s, seq_knots, solve_robust),
+        "mixed": fit_mixed(mixed.steps, mixed.time_s, token_knots, solve_robust),
+    }
 
 
 def _dense_knots(name: str, episodes: Ints, counts: Ints) -> list[int]:

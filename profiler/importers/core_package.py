@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fit.two_regime import StepLimits
 from simbatch.profiler.importers.source import (
     MIXED_NOTE,
     RANDOM_NOTE,
     ImportRequest,
     LinkAllReduce,
+    StepLimits,
     TableSource,
     fit_tables,
 )
@@ -96,8 +96,7 @@ class CoreTables:
     def step_time_s(self, steps: Steps) -> Floats:
         """What each step lasts, s; prefills of one step are taken to be alike."""
         times = np.array([self._step_ms(steps, i) for i in range(len(steps.num_decodes))])
-        seqs = steps.num_prefills + steps.num_decodes
-        return np.asarray(times * MS + SAMPLER_S + (SAMPLER_SEQ_S + self.sample_s) * seqs)
+        return np.asarray(times * MS + SAMPLER_S + (SAMPLER_SEQ_S + self.sample_s) * steps.num_seqs)
 
     def limits(self, kv_tokens: int) -> StepLimits:
         """What the tables of its kernels reach to, as far as vLLM's defaults go."""

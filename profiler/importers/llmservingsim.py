@@ -20,9 +20,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simbatch.profiler.fit.two_regime import StepLimits
 from simbatch.profiler.importers.llmservingsim_tables import AttentionTable, Floats, read_columns
-from simbatch.profiler.importers.source import KV_DTYPES, ImportRequest, LinkAllReduce, TableSource, fit_tables
+from simbatch.profiler.importers.source import (
+    KV_DTYPES,
+    ImportRequest,
+    LinkAllReduce,
+    StepLimits,
+    TableSource,
+    fit_tables,
+)
 from simbatch.profiler.model.config import ModelConfig
 from simbatch.profiler.records import Steps
 from simbatch.sim.cost.gpus import GPUS, known_gpu
@@ -71,7 +77,7 @@ class OpTables:
     def step_time_s(self, steps: Steps) -> Floats:
         """What each step lasts, s."""
         per_step = np.interp(steps.num_tokens, *self._by_tokens)
-        per_step += np.interp(steps.num_prefills + steps.num_decodes, *self._by_sequences)
+        per_step += np.interp(steps.num_seqs, *self._by_sequences)
         total_s = (per_step + self.config.num_hidden_layers * self.attention.time_us(steps)) * US
         if self._all_reduce is not None:
             calls = 2 * self.config.num_hidden_layers

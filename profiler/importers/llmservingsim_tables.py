@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.fit.two_regime import StepLimits
+from simbatch.profiler.importers.source import StepLimits
 from simbatch.profiler.records import Steps
 from simbatch.sim.errors import Problem, UserError
 

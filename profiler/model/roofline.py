@@ -186,7 +186,7 @@ class Roofline:
 
     def work(self, steps: Steps) -> Work:
         """FLOPs and bytes of measured steps: weights that are met once a step, keys and values of every context."""
-        seqs, tokens = steps.num_decodes + steps.num_prefills, np.asarray(steps.num_tokens, dtype=np.float64)
+        seqs, tokens = steps.num_seqs, np.asarray(steps.num_tokens, dtype=np.float64)
         flops = seqs * self.head.flops_per_token + 0.0
         moved = self.head.bytes(SHORT_DTYPES[self.config.dtype]) + 0.0 * tokens
         for layer, count, matrices in self.kinds:

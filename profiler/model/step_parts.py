@@ -163,7 +163,7 @@ class AttentionCost:
 
     def work(self, steps: Steps) -> tuple[Floats, Floats]:
         """FLOPs and bytes of measured steps: keys and values of every context, states."""
-        seqs, tokens = steps.num_decodes + steps.num_prefills, np.asarray(steps.num_tokens, dtype=np.float64)
+        seqs, tokens = steps.num_seqs, np.asarray(steps.num_tokens, dtype=np.float64)
         pairs = steps.prefill_attention + 2 * steps.decode_context
         flops, moved = pairs * self.flops_per_unit(), 0.0 * tokens
         if (size := self.window_size) is not None:

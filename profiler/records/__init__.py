@@ -50,6 +50,11 @@ class Steps:
         return self.prefill_tokens + self.num_decodes
 
     @property
+    def num_seqs(self) -> Ints:
+        """Requests in the step."""
+        return self.num_prefills + self.num_decodes
+
+    @property
     def mean_context(self) -> Floats:
         """Mean k, 0 without decodes."""
         return self.decode_context / np.maximum(1, self.num_decodes)

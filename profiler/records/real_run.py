@@ -22,7 +22,7 @@ from simbatch.sim.cost.host import WindowCost
 from simbatch.sim.cost.model import CostModel, Features, step_ps, sums_of
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RequestColumns, RunRecord
 from simbatch.sim.metrics.columns import RunFacts
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.metrics.sessions import SessionFigures
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.turns import Turns

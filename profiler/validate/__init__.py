@@ -17,8 +17,7 @@ from typing import Any
 from simbatch.profiler.records.real_run import AnyRun, RealRun, step_figures, turn_figures
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import REGISTRY, SESSIONS
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import REGISTRY, SESSIONS, Metric
 
 STATISTICS = ("mean", "median", "p90", "p99")
 LATENCIES = ("ttft", "tpot", "e2el")

@@ -33,7 +33,7 @@ BENCH_KEYS = {  # flags of `vllm bench serve` that say what is sent, and where i
     "model": "profile",
 }
 _INTEGER = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)")
-_FACTORS = {
+FACTORS = {
     "": 1,
     **{unit: 1000**i for i, unit in enumerate("kmgt", 1)},
     **{u: 1024**i for i, u in enumerate("KMGT", 1)},
@@ -229,7 +229,7 @@ def whole_number(given: Given) -> int:
     match = _INTEGER.fullmatch(given.text.strip())
     if match is None:
         raise UserError(Problem(given.flag, "must be a whole number", given.text, "write it as 32768, 32k or 32K"))
-    return int(float(match[1]) * _FACTORS[match[2]])
+    return int(float(match[1]) * FACTORS[match[2]])
 
 
 def number(given: Given) -> float:

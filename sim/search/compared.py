@@ -14,8 +14,7 @@ from simbatch.sim.report.loads import LoadComparison
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Summary
-from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
+from simbatch.sim.scenario import has_chance, is_resampled, resampling, resolve, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search import run_resolved
@@ -48,8 +47,8 @@ def compare(
     """
     chosen = _candidates(scenario, candidates, least=1 if rates or users else 2)
     objects = {label: each for label, each in chosen.items() if isinstance(each, Policy)}
-    stated = {label: _resolved(scenario, each) for label, each in chosen.items()}
-    resolved, seeds = under_seeds(stated, replications, "replications", objects)
+    as_given = {label: _resolved(scenario, each) for label, each in chosen.items()}
+    resolved, seeds = under_seeds(as_given, replications, "replications", objects)
     loads = loads_from(map(_written, rates or ()), map(_written, users or ()), ("rates", "users"))
 
     def run(candidate: Resolved, _label: str) -> Result:

@@ -105,7 +105,7 @@ def compare(
     CSV of the same name next to it.
     """
     from simbatch.sim.report.compare import OWN_FILES, Comparison
-    from simbatch.sim.scenario.chance import ONE_RUN
+    from simbatch.sim.scenario import ONE_RUN
     from simbatch.sim.search.compared import compared_under, loads_from, under_seeds
 
     loads = loads_from(rates, users)

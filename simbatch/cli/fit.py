@@ -105,7 +105,7 @@ def _of_samples(file: Path, name: str | None, plot: Path | None) -> Fitted:
 def _of_streams(
     files: tuple[Path, ...], nearest: str | None, name: str | None, limits: Mapping[str, int | None]
 ) -> Fitted:
-    from simbatch.profiler.fit.streams.from_streams import fit_streams, num_parts, report_dict
+    from simbatch.profiler.fit.streams import fit_streams, num_parts, report_dict
 
     with progress_of("fit", num_parts(len(files)), quiet=False) as progress:
         found = fit_streams(files, nearest=nearest, name=name, progress=progress, **limits)

@@ -37,7 +37,7 @@ _DISTRIBUTIONS = ("fixed", "lognormal")  # what the length flags can say
 
 
 class FormatName(click.types.StringParamType):
-    """A format of traces; their list is a folder, which is looked into when a name is given."""
+    """A format of traces; their list is looked into when a name is given."""
 
     name = "format"
 

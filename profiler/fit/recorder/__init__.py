@@ -13,11 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from simbatch.profiler.fit.choose import REGIMES
 from simbatch.profiler.fit.facts import profile_of
 from simbatch.profiler.fit.recorder.device import EPISODE_STEPS, FittedDevice, fit_device
-from simbatch.profiler.fit.recorder.host import FittedHost, fit_host, fit_recorded_way_in
+from simbatch.profiler.fit.recorder.host import (
+    FittedHost,
+    UpdateGaps,
+    errors_of,
+    fit_host,
+    fit_recorded_way_in,
+    gaps_of,
+)
 from simbatch.profiler.fit.recorder.moments import Moments, RecordedSteps, moments_of, read_steps
-from simbatch.profiler.fit.recorder.replay import UpdateGaps, errors_of, gaps_of
 from simbatch.profiler.records import MeasuredSteps, concatenate, range_of
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import Profile
@@ -177,9 +184,6 @@ def _range(moments: list[Moments], device: FittedDevice) -> MeasuredRange:
     return MeasuredRange.model_validate(
         range_of(MeasuredSteps(steps, device.took_s, np.zeros(len(steps), dtype=np.int64)))
     )
-
-
-REGIMES = ("decode", "prefill", "mixed")
 
 
 def report_text(fitted: RecorderProfile) -> str:

@@ -9,14 +9,12 @@ is less; predictions and these are found in turns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fit.choose import NUM_FOLDS, choose, errors_by_regime, step_time_of
+from simbatch.profiler.fit.choose import NUM_FOLDS, choose, fit_error, step_time_of
 from simbatch.profiler.fit.forms import table_forms
 from simbatch.profiler.fit.recorder.moments import Flags, Moments
-from simbatch.profiler.fit.two_regime import bands
 from simbatch.profiler.records import Floats, Ints, MeasuredSteps, Steps, concatenate, predict_s
 from simbatch.sim.cost.provenance import FitError
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
@@ -27,7 +25,7 @@ EPISODE_STEPS = 40  # neighbours are held out together
 TIGHT_S = 0.5e-3  # a step that ends within that of its launch may have been done before
 LEAST_S = IDLE_S = 1e-5
 SPIKE = 50  # times the usual: the machine stood still
-ENOUGH = {"steps of decodes alone": 12, "steps with prefills": 12}
+ENOUGH = 12  # steps of decodes alone, and with prefills
 FEW = 8  # exact ones of a regime: below that, the most that steps can have taken has to do
 LAG_STEPS = 30
 
@@ -84,15 +82,17 @@ def _fit_with(runs: list[Moments], steps: Steps, is_decode: Flags, lag_s: float)
     held_out = np.full(len(steps), np.nan)
     held_out[kept] = choice.held_out_s
     tail_s = _tail(runs, predict_s(choice.step_time.cost_model(), steps), most, exact)
-    return FittedDevice(
-        choice.step_time, lag_s, tail_s, took_s, exact, _error(data.select(exact), held_out[exact], choice)
+    design = (
+        f"{exact.sum()} recorded steps whose time on the device shows; each predicted by a fit on the others "
+        f"({NUM_FOLDS} parts in turn, {EPISODE_STEPS} neighbours held out together)"
     )
+    error = fit_error(design, data.select(exact), held_out[exact], choice)
+    return FittedDevice(choice.step_time, lag_s, tail_s, took_s, exact, error)
 
 
 def _check_enough(is_decode: Flags) -> None:
-    numbers = dict(zip(ENOUGH, (int(is_decode.sum()), int((~is_decode).sum())), strict=True))
-    missing = [f"{name}: {numbers[name]}, at least {least} are needed" for name, least in ENOUGH.items()]
-    missing = [text for text, (name, least) in zip(missing, ENOUGH.items(), strict=True) if numbers[name] < least]
+    numbers = {"steps of decodes alone": is_decode.sum(), "steps with prefills": (~is_decode).sum()}
+    missing = [f"{name}: {number}, at least {ENOUGH} are needed" for name, number in numbers.items() if number < ENOUGH]
     if missing:
         mend = "record for longer, under load"
         raise UserError(*(Problem("too few steps to fit", rule, mend=mend) for rule in missing))
@@ -180,17 +180,3 @@ def _tail(runs: list[Moments], predicted: Floats, most: Floats, exact: Flags) ->
     after = np.concatenate([run.done_s - run.launched_s for run in runs])
     chosen = ~exact & (predicted < 0.7 * most) & (np.abs(after) < TIGHT_S)
     return max(0.0, float(np.median(after[chosen]))) if chosen.sum() >= FEW else 0.0
-
-
-def _error(data: MeasuredSteps, held_out_s: Floats, choice: Any) -> FitError:
-    regimes = errors_by_regime(data, held_out_s)
-    is_decode = data.regime("decode")
-    return FitError(
-        design=f"{len(data)} recorded steps whose time on the device shows; each predicted by a fit on the others "
-        f"({NUM_FOLDS} parts in turn, {EPISODE_STEPS} neighbours held out together)",
-        decode_bands=bands(data.steps.select(is_decode), held_out_s[is_decode], data.time_s[is_decode]),
-        forms={name: {regime: error.mape for regime, error in each.items()} for name, each in choice.errors.items()},
-        decode=regimes["decode"],
-        prefill=regimes["prefill"],
-        mixed=regimes["mixed"],
-    )

@@ -6,27 +6,35 @@ requests cost that were taken in there. Means are kept: slow ones are winsorised
 How long requests take from the API server's stamp to the engine's queue is told by bounds: the engine's thread looks
 into its queue before every schedule(). So a request came between the look before and the one that took it in; where the
 thread waited for requests, it came just then.
+
+What was fitted is judged by the recorded batches played again, by the engine's rule and fitted times: how far each gap
+between updates is off (`gaps_of`). A stretch begins where the thread had nothing to do, at the recorded schedule(), and
+goes on by itself from there. Launches are drawn from their spread, and a gap's prediction is the mean over the draws:
+the longer of two noisy times is longer than the longer of their means. What no model can beat is how far gaps lie from
+the mean of those alike: the same kinds of step here and next, decodes and tokens within a tenth.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from simbatch.profiler.fit.recorder.moments import GRAPH, NONE, PIECEWISE, Moments
 from simbatch.profiler.fit.streams.way_in import WaitBounds, WayIn, fit_bounds
 from simbatch.profiler.fit.two_regime import short, solve_robust
-from simbatch.profiler.records import Floats, Ints, noise_quantiles
+from simbatch.profiler.records import Floats, Ints, Steps, concatenate, noise_quantiles, predict_s
 from simbatch.profiler.records.lines import RecordedRequest
+from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.cost.host import RATIO_SHIFT, HostTimes, LaunchTimes
+from simbatch.sim.cost.model import CostModel
+from simbatch.sim.cost.sections import HostSection
 
 FEW = 10  # launches of a kind, to speak of it; slopes want more
 SLOPE_STEPS = 60
 SPREAD_STEPS, SPREAD_LEAST = 50, 0.1  # of the mean, as a standard deviation
-SHOWS_LEAST = (
-    0.02  # of the decodes: a launch that is seldom longer than its step needs no draws, which make runs slower
-)
+SHOWS_LEAST = 0.02  # of the decodes: a launch that is seldom longer than its step needs no draws (they are slow)
 KINDS = {"graph": GRAPH, "piecewise": PIECEWISE, "none": NONE}
 FORMS = {"graph": ("base_s", "per_seq_s"), "piecewise": ("base_s", "per_seq_s", "per_prefill_s", "per_token_s")}
 FORMS["none"] = FORMS["piecewise"]
@@ -103,11 +111,8 @@ def _launches(run: Moments, loop_s: float) -> Floats:
 
 
 def _columns(runs: list[Moments]) -> Any:
-    steps = [run.steps for run in runs]
-    seqs = np.concatenate([each.num_decodes + each.num_prefills for each in steps])
-    prefills = np.concatenate([each.num_prefills for each in steps])
-    tokens = np.concatenate([each.num_tokens for each in steps])
-    return np.column_stack([np.ones(len(seqs)), seqs, prefills, tokens])
+    steps = concatenate([run.steps for run in runs])
+    return np.column_stack([np.ones(len(steps)), steps.num_seqs, steps.num_prefills, steps.num_tokens])
 
 
 def _fitted(columns: Any, took: Floats) -> tuple[Floats, Floats]:
@@ -118,7 +123,7 @@ def _fitted(columns: Any, took: Floats) -> tuple[Floats, Floats]:
 def _updates(runs: list[Moments]) -> dict[str, float]:
     """From when a step could be taken in (its tokens there, the thread free) to the end of that."""
     took = np.concatenate([run.updated_s - np.fmax(run.done_s, run.ready_s) for run in runs])
-    seqs: Ints = np.concatenate([run.steps.num_decodes + run.steps.num_prefills for run in runs])
+    seqs: Ints = np.concatenate([run.steps.num_seqs for run in runs])
     rows = np.isfinite(took) & (took > 0)
     if rows.sum() < FEW:
         return {}
@@ -153,5 +158,118 @@ def _bounds(run: Moments, requests: list[RecordedRequest]) -> WaitBounds | None:
     high = begin_s[inside] - sent_s[inside]
     looked = run.schedule_s[k - 1] - sent_s[inside]
     low = np.where(run.is_idle[k], high, np.minimum(looked, high))
-    num_chunks = run.steps.num_decodes + run.steps.num_prefills
-    return WaitBounds(sent_s, prompt, run.updated_s, num_chunks.astype(np.float64), inside, low, high)
+    return WaitBounds(sent_s, prompt, run.updated_s, run.steps.num_seqs.astype(np.float64), inside, low, high)
+
+
+DRAWS = 16
+ALIKE = 0.1  # of decodes and tokens, in logarithms
+LEAST_ALIKE = 5
+
+
+class UpdateGaps(NamedTuple):
+    """Real and predicted gaps between the updates of one run, s; only those inside a stretch."""
+
+    real_s: Floats
+    predicted_s: Floats
+    like: Ints  # the same number: steps alike
+
+
+class GapErrors(NamedTuple):
+    """Of gaps, ms, and of their sum, as a share."""
+
+    number: int
+    mean_ms: float
+    error_ms: float  # mean |error|
+    noise_ms: float  # what no model can beat
+    total: float
+
+
+def gaps_of(run: Moments, cost: CostModel, host: HostSection, seed: int = 0) -> UpdateGaps:
+    """Predict the gaps of a run along its batches."""
+    device_s = predict_s(cost, run.steps)
+    launch_s = launches_s(run, host, seed)
+    update_s = np.asarray(host.update.base_s + host.update.per_seq_s * run.steps.num_seqs)
+    updates = _replayed_s(run, device_s, launch_s, update_s, host.lag_s, host.tail_s)
+    inside = ~run.is_idle
+    inside[1:] &= np.diff(run.updated_s) > 0
+    inside[0] = False
+    real = np.diff(run.updated_s, prepend=run.updated_s[0])
+    predicted = np.diff(updates, axis=0, prepend=updates[:1]).mean(axis=1)
+    return UpdateGaps(real[inside], predicted[inside], _alike(run)[inside])
+
+
+def errors_of(gaps: list[UpdateGaps]) -> GapErrors:
+    """Of all runs together."""
+    real, ours = (np.concatenate([getattr(each, name) for each in gaps]) for name in ("real_s", "predicted_s"))
+    error, total = np.abs(ours - real).mean(), ours.sum() / real.sum() - 1
+    noise = _noise([(each.real_s, each.like) for each in gaps])
+    return GapErrors(len(real), 1e3 * float(real.mean()), 1e3 * float(error), 1e3 * noise, float(total))
+
+
+def launches_s(run: Moments, host: HostSection, seed: int) -> Floats:
+    """How long launches take, s: [step, draw]."""
+    times, number = host.times() or HostTimes(), len(run)
+    mean = np.zeros(number)
+    rng, ratios = np.random.default_rng(seed), np.ones((number, DRAWS))
+    for name, kind in KINDS.items():
+        rows = run.kind == kind
+        mean[rows] = _launch_s(getattr(times, name), run.steps)[rows]
+        spread = getattr(host.spread, name)
+        if spread is not None:
+            table = np.array(spread.table()) / 2.0**RATIO_SHIFT
+            ratios[rows] = rng.choice(table, (int(rows.sum()), DRAWS))
+    return np.asarray(mean[:, None] * ratios)
+
+
+def _launch_s(launch: LaunchTimes, steps: Steps) -> Floats:
+    picoseconds = launch.base_ps + launch.per_seq_ps * steps.num_seqs
+    return (
+        picoseconds + launch.per_prefill_ps * steps.num_prefills + launch.per_token_ps * steps.num_tokens
+    ) / PS_PER_S
+
+
+def _replayed_s(
+    run: Moments, device_s: Floats, launch_s: Floats, update_s: Floats, lag_s: float, tail_s: float
+) -> Floats:
+    """U of every step, [step, draw]."""
+    found = np.empty_like(launch_s)
+    follows = np.append(run.in_flight[1:] > 0, False)  # whether the next one is launched first
+    nobody = np.full(launch_s.shape[1], -np.inf)
+    older = before = launched = done = nobody  # U of the last two steps, L and D of the last one
+    for k in range(len(run)):
+        if run.is_idle[k]:
+            begin, done = np.full(launch_s.shape[1], run.schedule_s[k]), nobody
+        else:
+            begin = np.maximum(older, launched) if run.in_flight[k] else before
+        launched = begin + launch_s[k]
+        if k and follows[k - 1]:
+            found[k - 1] = np.maximum(done, launched) + update_s[k - 1]
+        done = np.maximum(np.maximum(done, begin + lag_s) + device_s[k], launched + tail_s)
+        found[k] = np.maximum(done, launched) + update_s[k]  # where nothing follows
+        older, before = (found[k - 1] if k else nobody), found[k]
+    return found
+
+
+def _alike(run: Moments) -> Ints:
+    """A number for steps of the same kinds, decodes and tokens, here and next, within a tenth."""
+    steps = run.steps
+    of_step = [run.kind, _band(steps.num_decodes), _band(steps.prefill_tokens)]
+    following = [np.append(column[1:], 0) for column in of_step]
+    _, like = np.unique(np.stack([*of_step, *following]), axis=1, return_inverse=True)
+    return np.asarray(like, dtype=np.int64).ravel()
+
+
+def _band(counts: Ints) -> Ints:
+    return np.round(np.log1p(counts) / ALIKE).astype(np.int64)
+
+
+def _noise(parts: list[tuple[Floats, Any]]) -> float:
+    """Mean |gap - mean of its like|, s, made good for the smallness of groups."""
+    deviations = []
+    for real, like in parts:
+        for number in np.unique(like):
+            times = real[like == number]
+            if len(times) >= LEAST_ALIKE:
+                scale = np.sqrt(len(times) / (len(times) - 1))
+                deviations.append(scale * np.abs(times - times.mean()))
+    return float(np.concatenate(deviations).mean()) if deviations else float("nan")

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
+from simbatch.profiler.fit.facts import Priors
 from simbatch.profiler.fit.streams.columns import BLOCK, StepColumns, basis, joined, knots_of, windows_of
-from simbatch.profiler.fit.streams.priors import Priors
 from simbatch.profiler.fit.streams.sure import Scatter, scatter_of
 from simbatch.sim.streams import Floats, Ints
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simbatch.profiler.fit.facts import ModelShape, Priors
 from simbatch.profiler.fit.streams.columns import StepColumns
 from simbatch.profiler.fit.streams.decodes import Price, cells_of, context_price, fit_decodes
 from simbatch.profiler.fit.streams.episodes import SLOPE_HELD_S, Decode, EpisodesProblem, FittedEpisodes
-from simbatch.profiler.fit.streams.priors import ModelShape, Priors
 from simbatch.profiler.fit.streams.runs import Means, StreamRun, chunk_of, real_means, simulated
 from simbatch.profiler.fit.streams.way_in import WayIn, fit_way_in
 from simbatch.profiler.records import noise_quantiles

@@ -17,6 +17,7 @@ from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.latencies import latencies_ms
 from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.streams import RebuiltSteps, Streams, rebuild_steps
 from simbatch.sim.streams.batches import StepBatches, batches_of, infer_budget
 from simbatch.sim.streams.judge import Judgement, judge, without_standstills
@@ -204,22 +205,30 @@ def simulated(profile: dict[str, Any], settings: dict[str, Any], streams: Stream
     return means, int(segments["num_steps"][segments["prefill_tokens"] > 0].sum())
 
 
-def served(profile: dict[str, Any], settings: dict[str, Any], streams: Streams, seed: int = 0) -> RunRecord:
+def served(
+    profile: dict[str, Any], settings: dict[str, Any], streams: Streams, seed: int = 0, *, steps: bool = False
+) -> RunRecord:
     """The run, in the engine."""
     from simbatch.sim import engine
 
-    workload = {"num_prompts": 1, "request_rate": 1}
-    lengths = {f"{name}_len": {"distribution": "fixed", "mean": 1} for name in ("prompt", "output")}
-    content = {"profile": profile, "engine": settings, "workload": {**workload, **lengths}, "seed": seed}
-    resolved = resolve(Scenario.from_dict(content))
+    resolved = engine_of(profile, settings, seed)
     return engine.run(
         resolved.engine,
         resolved.cost_model(),
         resolved.policy,
         requests_of(streams),
+        steps=steps,
         noise=resolved.noise(),
         host_noise=resolved.host_noise(),
     )
+
+
+def engine_of(profile: str | dict[str, Any], settings: dict[str, Any], seed: int = 0) -> Resolved:
+    """An engine of such a profile under these settings; its workload is nothing."""
+    workload = {"num_prompts": 1, "request_rate": 1}
+    lengths = {f"{name}_len": {"distribution": "fixed", "mean": 1} for name in ("prompt", "output")}
+    content = {"profile": profile, "engine": settings, "workload": {**workload, **lengths}, "seed": seed}
+    return resolve(Scenario.from_dict(content))
 
 
 def requests_of(streams: Streams) -> Requests:

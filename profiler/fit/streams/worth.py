@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from simbatch.profiler.fit.facts import ModelShape
 from simbatch.profiler.fit.streams.columns import StepColumns
 from simbatch.profiler.fit.streams.episodes import EpisodesProblem
 from simbatch.profiler.fit.streams.fit import MOST_REQUESTS, FittedSteps, content_of, fit_parts, fit_steps
-from simbatch.profiler.fit.streams.priors import ModelShape
 from simbatch.profiler.fit.streams.runs import Means, StreamRun, real_means, simulated_means
 from simbatch.sim.errors import UserError
 from simbatch.sim.streams import Floats

@@ -114,7 +114,7 @@ def flag_of(key: str) -> str:
 
 def _number(value: str | bool) -> Any:
     """A value as YAML would say it, or vLLM's 16k and 8K."""
-    from simbatch.sim.scenario.reading.syntax import parse_plain
+    from simbatch.sim.scenario.document import parse_plain
 
     if isinstance(value, bool):
         return value
