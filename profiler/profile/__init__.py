@@ -88,13 +88,6 @@ class MeasuredFit:
         return 1.0 if drift is None else float(drift.slowness.max() / drift.slowness.min())
 
 
-def check_start(options: EngineOptions, files: Files, *, resume: bool) -> None:
-    """UserError for what can be known before vLLM is started."""
-    require_vllm()
-    check_model(options)
-    check_not_begun(files.samples, resume=resume)
-
-
 @dataclass(frozen=True)
 class Measuring:
     """One measurement: of vLLM with these options, or of a server that is there; `budget` starts after vLLM's start."""
@@ -107,6 +100,13 @@ class Measuring:
     command: str
     progress: Progress
     say: Callable[[str], None]
+
+    def check(self) -> None:
+        """UserError for what can be known before anything is started or replaced."""
+        if isinstance(self.target, EngineOptions):
+            require_vllm()
+            check_model(self.target)
+        check_not_begun(self.files.samples, resume=self.resume)
 
     def run(self) -> MeasuredFit:
         """Measure until it is enough, fit, write; the samples stay whatever happens."""
@@ -134,7 +134,8 @@ class Measuring:
         if not self.resume:
             for path in (*before, *traffic.parent.glob(traffic.name)):
                 path.unlink()
-        with started(self.target, self.files.steps(1 + len(before) * self.resume), self.files.log) as server:
+        steps = self.files.steps(1 + len(before) * self.resume)
+        with started(self.target, steps, self.files.log, self.say) as server:
             yield Running(server.url, server.steps)
 
     async def _measure(self, running: Running) -> tuple[Measurement, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -183,10 +183,14 @@ class Started(NamedTuple):
 
 
 @contextmanager
-def started(options: EngineOptions, steps: Path, log: Path) -> Iterator[Started]:
-    """Start it, wait until it is ready, end it; UserError when it does not start."""
+def started(options: EngineOptions, steps: Path, log: Path, say: Callable[[str], None]) -> Iterator[Started]:
+    """Start it, wait until it is ready, end it; UserError when it does not start. `say` is told what is started."""
     require_vllm()
     check_model(options)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    say(f"starting vLLM's server with {options.model} (its messages go to {log})")
+    for warning in options.warnings:
+        say(f"note: {warning}")
     words, port = _flags(options), _free_port()
     surroundings = environment(options) | {VARIABLE: str(steps.absolute())}
     words += ["--scheduler-cls", RECORDER, "--host", ADDRESS, "--port", str(port)]

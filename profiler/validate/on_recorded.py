@@ -221,14 +221,9 @@ def validate_engine(
 
     The server's log and steps go to `folder`; `how` has no address yet.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / LOG_FILE
-    told.say(f"starting vLLM's server with {options.model} (its messages go to {log})")
-    for warning in options.warnings:
-        told.say(f"note: {warning}")
     wanted = options.with_extra(enable_prompt_tokens_details=True)  # prefix-cache hits of each request
     with ExitStack() as stack:
-        running = stack.enter_context(started(wanted, folder / STEPS_FILE, log))
+        running = stack.enter_context(started(wanted, folder / STEPS_FILE, folder / LOG_FILE, told.say))
         server, tail = run_loop(attached(running.url, running.steps))
         stack.callback(tail.close)
         how = replace(how, url=running.url)

@@ -124,21 +124,17 @@ def _check_server(url: str | None, steps: Path | None, served_model: str | None,
 def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume: bool) -> MeasuredFit:
     import time
 
-    from simbatch.profiler.profile import Measuring, Running, check_start
-    from simbatch.profiler.profile.measure import Budget, check_not_begun
+    from simbatch.profiler.profile import Measuring, Running
+    from simbatch.profiler.profile.measure import Budget
 
-    if isinstance(target, Running):
-        check_not_begun(files.samples, resume=resume)
-        command = f"simbatch profile --server URL --seed {seed} --budget-minutes {budget_minutes:g}"
-    else:
-        check_start(target, files, resume=resume)
+    command = f"simbatch profile --server URL --seed {seed} --budget-minutes {budget_minutes:g}"
+    if not isinstance(target, Running):
         command = _command_line(target, budget_minutes)
-        click.echo(f"starting vLLM's server with {target.model} (its messages go to {files.log})", err=True)
-        for warning in target.warnings:
-            click.echo(f"note: {warning}", err=True)
     budget, say = partial(Budget, 60 * budget_minutes, time.monotonic), partial(click.echo, err=True)
+    measuring = Measuring(target, files, budget, resume, seed, command, _progress, say)
+    measuring.check()
     try:
-        return Measuring(target, files, budget, resume, seed, command, _progress, say).run()
+        return measuring.run()
     except (KeyboardInterrupt, UserError):
         if files.samples.exists():
             click.echo(f"what was measured is kept in {files.samples}; go on with --resume", err=True)

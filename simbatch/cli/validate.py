@@ -88,6 +88,7 @@ def validate(
     -recorded or -server after it; those of several FILEs to DIR/<name of FILE>.
     """
     from simbatch.profiler.validate import Bounds
+    from simbatch.profiler.validate.on_server import validate_server
 
     if [model is None, not recorded, url is None].count(False) != 1:
         raise click.UsageError("name either a model with --engine, a server with --server, or a file with --recorded")
@@ -106,7 +107,8 @@ def validate(
         if url is None:
             validation = _recorded(asked, scenario, (*recorded, *more), flags["requests"], limits)
         else:
-            validation = _server(asked, scenario, _how(url, flags), output.folder, limits)
+            how = _how(url, flags)
+            validation = validate_server(scenario, how, output.folder, bounds=limits, told=_told(asked))
         is_within = _show(asked, validation, output)
     if not is_within:
         raise click.exceptions.Exit(OUTSIDE)
@@ -145,12 +147,6 @@ def _told(asked: Asked) -> Told:
     return Told(asked.say, partial(progress, quiet=asked.quiet))
 
 
-def _server(asked: Asked, scenario: Scenario, how: ServerOptions, folder: Path, bounds: Bounds | None) -> Validation:
-    from simbatch.profiler.validate.on_server import validate_server
-
-    return validate_server(scenario, how, folder, bounds=bounds, told=_told(asked))
-
-
 def _recorded(
     asked: Asked, scenario: Scenario, paths: tuple[Path, ...], source: str | None, bounds: Bounds | None
 ) -> Validation | Many:
@@ -169,7 +165,6 @@ def _recorded(
 def _engine(asked: Asked, files: tuple[Path, ...], model: str, bounds: Bounds | None, flags: dict[str, Any]) -> bool:
     """Scenarios on one start of a server; whether all keep to their bounds."""
     from simbatch.cli.profile import _extra as engine_args_of
-    from simbatch.profiler.server.start import check_model, require_vllm
     from simbatch.profiler.validate.matching import check_can_run, engine_options
     from simbatch.profiler.validate.on_recorded import Job, validate_engine
 
@@ -192,8 +187,6 @@ def _engine(asked: Asked, files: tuple[Path, ...], model: str, bounds: Bounds | 
         if options != wanted[0]:
             rule = f"needs another engine than {files[0]}, and scenarios share one start"
             raise UserError(Problem(str(file), rule, mend="validate it apart, or write the same engine and policy"))
-    require_vllm()
-    check_model(wanted[0])
     log_folder = jobs[0].folder if len(jobs) == 1 else given or Path("results")
     is_within = True
     try:
