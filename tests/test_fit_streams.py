@@ -24,13 +24,20 @@ from simbatch.cli.fit import fit
 from simbatch.cli.profiles import show
 from simbatch.profiler.fit.facts import of_name
 from simbatch.profiler.fit.streams import fit_streams, num_parts
-from simbatch.profiler.fit.streams.columns import Lone, StepColumns, columns_of
-from simbatch.profiler.fit.streams.decodes import Price, cells_of, context_price, fit_decodes
 from simbatch.profiler.fit.streams.episodes import Decode, FittedEpisodes
 from simbatch.profiler.fit.streams.fit import Parts, fit_steps
 from simbatch.profiler.fit.streams.runs import MAX_BYTES, read_results
-from simbatch.profiler.fit.streams.sure import scatter_of
+from simbatch.profiler.fit.streams.steps import (
+    Lone,
+    Price,
+    StepColumns,
+    cells_of,
+    columns_of,
+    context_price,
+    fit_decodes,
+)
 from simbatch.profiler.fit.streams.way_in import WayIn
+from simbatch.profiler.fit.streams.windows import scatter_of
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
