@@ -170,6 +170,11 @@ def kv_bytes_per_token(config: ModelConfig, kv_cache_dtype: str = "auto", tensor
     return layout.bytes_per_token(config.max_position_embeddings)
 
 
+def num_blocks(kv_cache_bytes: int, kv_bytes_per_token: int, block_size: int) -> int:
+    """Blocks that the bytes make where all layers keep all tokens: whole ones, none below zero."""
+    return max(0, kv_cache_bytes // (kv_bytes_per_token * block_size))
+
+
 def plan_memory(
     model: ModelConfig | str | Path,
     gpu: Gpu | str,

@@ -190,7 +190,7 @@ def _slope_told(steps: FittedSteps, nearest: Profile | None) -> str:
 def range_of(runs: Sequence[StreamRun]) -> dict[str, Any]:
     """What was seen, as every profile says it."""
     seen, _ = joined([run.columns for run in runs])
-    counts = (seen.num_prefills, seen.tokens, seen.tokens, seen.attention, seen.num_decodes, seen.context)
-    columns, nothing = [column.astype(np.int64) for column in counts], np.zeros(len(seen), dtype=np.int64)
-    steps = MeasuredSteps(Steps(*columns, nothing, nothing), nothing.astype(np.float64), nothing)
+    nothing = np.zeros(len(seen))
+    counts = (seen.num_prefills, seen.tokens, nothing, seen.attention, seen.num_decodes, seen.context, nothing, nothing)
+    steps = MeasuredSteps(Steps(*(column.astype(np.int64) for column in counts)), nothing, nothing.astype(np.int64))
     return range_of_steps(steps.select(steps.steps.num_tokens > 0))
